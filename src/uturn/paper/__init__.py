@@ -1,7 +1,7 @@
-"""The figures of arXiv:2402.16991 and what goes beyond them: measurement, analysis with verdicts, drawing.
+"""The figures of arXiv:2402.16991 and further ones: measurement, analysis with verdicts, drawing.
 
 Each figure is a module of this folder with the members of `registry.Figure`, and a line in `registry.FIGURES`. A module measures
-with the tools of a `Workshop`, which keeps what is finished; it judges with the rules of `verdicts`; `reproduce` does the rest.
+with the tools of a `Workshop`, which stores results; it judges with the rules of `verdicts`; `reproduce` does the rest.
 A module whose figure rests on a Bayesian channel names it in `channels`: the law of its noise and the calibration of its
 posterior draws are verdicts of the figure too.
 """

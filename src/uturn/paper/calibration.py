@@ -1,4 +1,4 @@
-"""Does a sampler draw from the posterior? Clones answer without ground truth; they also show when a class is decided."""
+"""Does a sampler draw from the posterior? Clones test it without ground truth, and show when a class is decided."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ from uturn.paper.decision_times import (
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Scale, Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
-    "Two reconstructions of one noisy datum reveal most errors of a sampler, without knowing the truth; one that ignores the "
+    "Two reconstructions of one noisy datum reveal most errors of a sampler without ground truth; a sampler that ignores the "
     "datum passes."
 )
 CAPTION = (
-    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings and "
-    "of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; full "
-    "marks: p by Holm <= .001, at the right. Below the second line: a sampler that only joint readings show, and one that the "
-    "test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial error of "
-    "all tests (.001). (c) The embedded model of Fashion-MNIST, with (DDPM) and without (DDIM) noise in its reverse steps. "
-    "(d) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for "
+    "Gap E f(x0, x̂) - E f(x̂, x̂') between an original and its clones, 0 for draws from the posterior. (a) Samplers of strings "
+    "and of a Gaussian mixture, 200 originals each, at the reading and noise with the smallest p-value; bars: 95 % intervals; "
+    "full marks: p by Holm (at the right) <= .001. Below the second line: a sampler that only joint readings detect, and one "
+    "that the test cannot detect. (b) Share of 200 experiments with exact inference whose p-value is at most a; band: binomial "
+    "error of all tests (.001). (c) The embedded model of Fashion-MNIST, with (DDPM) and without (DDIM) noise in its reverse "
+    "steps. (d) Probability that two clones have the same class, for mixtures of two Gaussians (points; lines: formula) and for "
     "Fashion-MNIST, against the distance from the speciation time t_S = log(Lambda)/2. (e) Probability that two clones are the "
     "same training datum, for the exact posterior of n Gaussian data in d dimensions, against the collapse time."
 )
@@ -94,9 +94,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     worst = [_worst(tests) for tests in tried.values()]
     of_samplers = xr.Dataset(
         {
-            "gap": (("sampler", "estimate"), [[float(one[name]) for name in ("gap", "low", "high")] for one in worst]),
+            "gap": (("sampler", "estimate"), [[float(test[name]) for name in ("gap", "low", "high")] for test in worst]),
             "p_holm": ("sampler", [float(tests.p_holm.min()) for tests in tried.values()]),
-            "visible": ("sampler", [float(one.visible) for one in worst]),
+            "visible": ("sampler", [float(test.visible) for test in worst]),
         },
         {"sampler": list(tried), "kind": ("sampler", list(kinds.values())), "estimate": BOUNDS},
     )
@@ -118,7 +118,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _worst(tests: xr.Dataset) -> xr.Dataset:
-    """The test with the smallest p-value, and among equal ones the one with the gap that stands out most."""
+    """The test with the smallest p-value; if several have it, the one with the largest gap relative to its detectable size."""
     stacked = tests.stack(test=("noise", "reading"))
     ratio = np.where(np.isfinite(stacked.visible), np.abs(stacked.gap) / stacked.visible, 0)
     return stacked.isel(test=int(np.lexsort((-ratio, stacked.p.values))[0]))
@@ -130,7 +130,7 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
     )
     smallest = {label: float(tests.p_holm.min()) for label, tests in tried.items()}
 
-    def words(chosen: dict[str, xr.Dataset]) -> str:
+    def gaps_of(chosen: dict[str, xr.Dataset]) -> str:
         lines = []
         for label, tests in chosen.items():
             worst = _worst(tests)
@@ -145,13 +145,13 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
     return [
         verdict(
             f"calibration of exact samplers, {ITEMS} originals each",
-            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {words(exact)}",
+            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {gaps_of(exact)}",
             "0: original and clones are exchangeable",
             above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
         ),
         verdict(
             f"calibration of wrong samplers, {ITEMS} originals each",
-            words(wrong),
+            gaps_of(wrong),
             "not 0",
             below([smallest[label] for label in wrong], LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
@@ -164,7 +164,7 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
         ),
         verdict(
             "draws that ignore the noisy datum",
-            words(blind),
+            gaps_of(blind),
             "no gap: consistent, though nothing of the original is kept (the test does not measure sharpness)",
             above([smallest[label] for label in blind], LEVEL, f"no p by Holm <= {LEVEL:g}"),
         ),
@@ -175,11 +175,11 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
 
 
 def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
-    """Shares of experiments with p <= a, for every test (channel, noise, tree level): `share` (test, a); each grammar is one."""
+    """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel, noise and tree level."""
     p = []
     for ds in repetitions:
-        one = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
-        f, r = one.parsed.values, one.clone_parsed.values
+        draws = ds.isel(trajectory=0).transpose("item", "clone", "noise", "tree_level")
+        f, r = draws.parsed.values, draws.clone_parsed.values
         groups = [np.flatnonzero(ds.grammar.values == g) for g in range(GROUPS)]
         p.append([calibrate(f[items], r[items], relabellings=5000, seed=g).p_value.ravel() for g, items in enumerate(groups)])
     values = np.concatenate(p, axis=1)
@@ -226,7 +226,7 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
     def values(gaps: xr.DataArray) -> str:
         return ", ".join(f"{float(x):+.3f}" for x in gaps.sel(estimate="value"))
 
-    def words(scheduler: str) -> str:
+    def gaps_of(scheduler: str) -> str:
         parts = []
         for number in data.steps.values:
             gaps = data.image_gap.sel(scheduler=scheduler, steps=number)
@@ -237,11 +237,11 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
     noise = ", ".join(f"{x:g}" for x in data.image_noise.values)
     block = data.image_gap.sel(shown="first block")
     few, many, ode = block.sel(scheduler="ddpm")[0], block.sel(scheduler="ddpm")[-1], block.sel(scheduler="ddim")[-1]
-    first, last, without = (f"{int(one.steps)} steps: {values(one)}" for one in (few, many, ode))
+    first, last, without = (f"{int(gaps.steps)} steps: {values(gaps)}" for gaps in (few, many, ode))
     return [
         verdict(
             f"model of Fashion-MNIST with DDIM: gaps at t/T = {noise}",
-            words("ddim"),
+            gaps_of("ddim"),
             "below 0: without noise all clones are equal",
             below(
                 [p for label, p in smallest.items() if "ddim" in label], LEVEL, f"p by Holm < {LEVEL:g} for every number of steps"
@@ -257,7 +257,7 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
         ),
         shows(
             f"model of Fashion-MNIST with DDPM: gaps of all readings at t/T = {noise}",
-            words("ddpm"),
+            gaps_of("ddpm"),
             "0 for an exact sampler of a right model; class and logits need not come nearer with more steps",
         ),
     ]
@@ -273,9 +273,10 @@ def draw(data: xr.Dataset) -> Any:
         left, right = top.subplots(1, 2, width_ratios=[2.1, 1])
         _draw_samplers(left, data)
         _draw_rates(right, data)
-        panels = bottom.subplots(1, 3)
-        for panel, drawn in zip(panels, (_draw_images, draw_speciation, draw_collapse), strict=True):
-            drawn(panel, data)
+        images, speciated, collapsed = bottom.subplots(1, 3)
+        _draw_images(images, data)
+        draw_speciation(speciated, data)
+        draw_collapse(collapsed, data)
     return figure
 
 
@@ -286,11 +287,8 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
     kinds = data.kind.values
     order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
     for row, k in enumerate(order):
-        value, low, high = data.gap[k].values
         p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
-        full = p <= LEVEL
-        axes.plot([low, high], [row, row], color=color, lw=2)
-        axes.plot([value], [row], "o", ms=7, color=color, mfc=color if full else "white", mec=color, zorder=3)
+        row_interval(axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white")
         axes.text(1.01, row, f"{p:.2g}", transform=axes.get_yaxis_transform(), color=color, va="center", fontsize=9.5)
     count = [int((kinds == kind).sum()) for kind in _LOOKS]
     for edge in np.cumsum(count)[:2]:
@@ -327,9 +325,9 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     for k, scheduler in enumerate(SCHEDULERS):
         color = (ACCENT, CLASS)[k]
         for j, name in enumerate(data.shown.values):
-            one = {"scheduler": scheduler, "shown": name, "image_noise": noise}
+            tests = data[["image_gap", "image_p"]].sel(scheduler=scheduler, shown=name, image_noise=noise)
             aside = 1 + 0.06 * (j - 1) + 0.02 * k
-            draw_gap(axes, steps * aside, data.image_gap.sel(one), data.image_p.sel(one) <= LEVEL, color, None, marks[str(name)])
+            draw_gap(axes, steps * aside, tests.image_gap, tests.image_p <= LEVEL, color, None, marks[str(name)])
         axes.plot([], [], color=color, lw=2, label=("DDPM, with noise", "DDIM, without")[k])
     for name, mark in marks.items():
         axes.plot([], [], ls="", marker=mark, color=MUTED, ms=5.5, label=name)

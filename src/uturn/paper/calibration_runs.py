@@ -34,10 +34,10 @@ Kind = Literal["exact", "wrong", "blind", "sites"]
 
 
 class Sampler(NamedTuple):
-    """A sampler on trial: its experiment, and what it is.
+    """A sampler on trial: its experiment and its kind.
 
     "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it draws every site from
-    its own marginal, which only joint readings show. "blind": it ignores the noisy datum, which the test cannot detect.
+    its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test cannot detect.
     """
 
     experiment: Experiment
@@ -127,7 +127,7 @@ def mixture_experiment(separation: float, scale: Scale) -> Experiment:
 
 
 def recall(scale: Scale) -> xr.Dataset:
-    """How often the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
+    """Probability that the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
     relative = np.linspace(0.4, 2, 17)
     observations = 1000 if scale == "smoke" else 4000
     rows, times = [], []

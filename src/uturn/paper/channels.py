@@ -37,7 +37,7 @@ WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 
 
 class ChannelSpec(NamedTuple):
-    """A channel of a figure: its label, and an experiment that observes by it and draws from the exact posterior."""
+    """A channel of a figure: its label, and an experiment with this channel and exact posterior draws."""
 
     label: str
     experiment: Experiment
@@ -72,31 +72,31 @@ def verdicts(channels: Sequence[ChannelSpec], workshop: Workshop) -> list[Verdic
     Channels that figures share are measured once; the measurements of a verdict have the same names in all of these figures.
     """
     measured = {}
-    for one in channels:
-        settings = {"experiment": one.experiment.identity()}
-        measured[one.label] = workshop.keep(f"channel-{one.experiment.hash[:12]}", settings, partial(measure, one))
-    bayesian = [one for one in channels if one.is_bayesian]
-    strings = [one for one in bayesian if "belief" in measured[one.label]]
+    for channel in channels:
+        settings = {"experiment": channel.experiment.identity()}
+        measured[channel.label] = workshop.keep(f"channel-{channel.experiment.hash[:12]}", settings, partial(measure, channel))
+    bayesian = [channel for channel in channels if channel.is_bayesian]
+    strings = [channel for channel in bayesian if "belief" in measured[channel.label]]
     checks = [("law", bayesian, law_verdict), ("calibration", bayesian, calibration_verdict)]
     checks += [("marginals", strings, marginals_verdict)]
-    checks += [("calibration", [one], calibration_verdict) for one in channels if not one.is_bayesian]
+    checks += [("calibration", [channel], calibration_verdict) for channel in channels if not channel.is_bayesian]
     return [
         replace(
-            judge(of, [measured[one.label] for one in of]),
-            measurements=tuple(f"{check} {one.experiment.hash[:12]}" for one in of),
+            judge(of, [measured[channel.label] for channel in of]),
+            measurements=tuple(f"{check} {channel.experiment.hash[:12]}" for channel in of),
         )
         for check, of, judge in checks
         if of
     ]
 
 
-def measure(one: ChannelSpec) -> xr.Dataset:
+def measure(channel: ChannelSpec) -> xr.Dataset:
     """The data of the verdicts: agreement of originals and clones, marginals at the originals, and the noise that was drawn.
 
     `with_original`, `with_clones` (noise, item, clone, reading): the arguments of `calibrate`. `belief` (noise, item, reading).
     """
-    ds = run(one.experiment).isel(trajectory=0)
-    if hasattr(one.experiment.parts.source, "depth"):
+    ds = run(channel.experiment).isel(trajectory=0)
+    if hasattr(channel.experiment.parts.source, "depth"):
         readings = [f"level {k}" for k in ds.tree_level.values]
         names = {"parsed": "with_original", "clone_parsed": "with_clones", "tree_level": "reading"}
         read = ds[["parsed", "clone_parsed", "belief"]].rename(names).assign_coords(reading=readings)
@@ -106,14 +106,14 @@ def measure(one: ChannelSpec) -> xr.Dataset:
         columns = [xr.concat([ds[a], ds[b].drop_vars("scale").rename(scale="reading")], "reading") for a, b in pairs]
         read = xr.Dataset(dict(zip(("with_original", "with_clones"), columns, strict=True))).assign_coords(reading=readings)
     read = read.astype(float).reset_coords(drop=True).drop_attrs()
-    return xr.merge([read, drawn_noise(one.experiment)]) if one.is_bayesian else read
+    return xr.merge([read, drawn_noise(channel.experiment)]) if channel.is_bayesian else read
 
 
 # -- the law of the noise ------------------------------------------------------------------------------------------------
 
 
 def drawn_noise(experiment: Experiment) -> xr.Dataset:
-    """The noise that the channel of an experiment drew for each original, in numbers whose law is known.
+    """Statistics of known law of the noise that the channel of an experiment drew for each original.
 
     Returns
     -------
@@ -201,11 +201,11 @@ def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset])
     p = np.concatenate([values.ravel() for values in p_values])
     adjusted = holm(p).min()
     farthest = []
-    for one, data, values in zip(channels, measured, p_values, strict=True):
+    for channel, data, values in zip(channels, measured, p_values, strict=True):
         k, quantity = np.unravel_index(values[: data.sizes["noise"]].argmin(), data["mean"].shape)
         worst = data[["mean", "expected"]].isel(noise=k, quantity=quantity)
         numbers = f"{float(worst['mean']):.4f} for {float(worst.expected):.4f}"
-        farthest.append(f"{one.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
+        farthest.append(f"{channel.label} {float(worst.noise):g}: {worst.quantity.item()} {numbers}")
     rule = f"mean, spread between originals, independence of the noise levels: no p by Holm <= {LAW_LEVEL:g}"
     return verdict(
         f"law of the noise that was drawn: {_listed(channels)}",
@@ -221,11 +221,12 @@ def law_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset])
 
 def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
     """Originals against clones, in one test for all channels of a figure."""
-    tests = [len(one.readings) * len(one.experiment.noise) for one in channels]
+    tests = [len(channel.readings) * len(channel.experiment.noise) for channel in channels]
     relabellings = math.ceil(100 * sum(tests) / LEVEL)
     rows = []
-    for one, data, count in zip(channels, measured, tests, strict=True):
-        joint = data[["with_original", "with_clones"]].sel(reading=one.readings).transpose("item", "clone", "noise", "reading")
+    for channel, data, count in zip(channels, measured, tests, strict=True):
+        joint = data[["with_original", "with_clones"]].sel(reading=channel.readings)
+        joint = joint.transpose("item", "clone", "noise", "reading")
         share = LEVEL * count / sum(tests)
         rows.append(calibrate(joint.with_original.values, joint.with_clones.values, share, relabellings))
     p, gap, low, high, visible = (
@@ -233,11 +234,14 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
     )
     seen = np.isfinite(visible)  # elsewhere readings differ in too few items
     names = [
-        f"{one.label} {noise:g}, {reading}" for one in channels for noise in one.experiment.noise for reading in one.readings
+        f"{channel.label} {noise:g}, {reading}"
+        for channel in channels
+        for noise in channel.experiment.noise
+        for reading in channel.readings
     ]
     adjusted = holm(p)
     least = int(p.argmin())
-    strings = [one for one in channels if hasattr(one.experiment.parts.source, "depth")]
+    strings = [channel for channel in channels if hasattr(channel.experiment.parts.source, "depth")]
     what = "share of equal parsed nodes per tree level" if strings else "same class, cosine per scale"
     if 0 < len(strings) < len(channels):
         what += "; vectors: same class, cosine per scale"
@@ -262,15 +266,15 @@ def calibration_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.D
 def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dataset]) -> Verdict:
     """A draw keeps a symbol with its marginal probability: two measurements of one number. For strings only."""
     tests = []
-    for one, data in zip(channels, measured, strict=True):
+    for channel, data in zip(channels, measured, strict=True):
         # Originals are independent, so the sum over noise levels has a t distribution.
-        gap = (data.with_original.mean("clone") - data.belief).sum("noise").sel(reading=one.readings)
+        gap = (data.with_original.mean("clone") - data.belief).sum("noise").sel(reading=channel.readings)
         tests.append(ttest_1samp(gap.transpose("item", "reading").values, 0))
     adjusted = holm([test.pvalue for test in tests]).min()
-    words = [", ".join(f"{t:+.1f}" for t in test.statistic) for test in tests]
+    statistics = [", ".join(f"{t:+.1f}" for t in test.statistic) for test in tests]
     return verdict(
         f"marginals at the originals against {CLONES} draws each, summed over noise levels: t statistics of the tree levels",
-        "; ".join(f"{one.label} {text}" for one, text in zip(channels, words, strict=True))
+        "; ".join(f"{channel.label} {text}" for channel, text in zip(channels, statistics, strict=True))
         + f"; smallest p by Holm {adjusted:.2g}",
         "0, standard deviation 1: a draw keeps a symbol with its marginal probability",
         above(adjusted, LAW_LEVEL, f"no p by Holm <= {LAW_LEVEL:g}"),
@@ -278,5 +282,5 @@ def marginals_verdict(channels: Sequence[ChannelSpec], measured: Sequence[xr.Dat
 
 
 def _listed(channels: Sequence[ChannelSpec]) -> str:
-    """The channels and their noise levels in words."""
-    return "; ".join(f"{one.label} {', '.join(f'{x:g}' for x in one.experiment.noise)}" for one in channels)
+    """The channels and their noise levels as text."""
+    return "; ".join(f"{channel.label} {', '.join(f'{x:g}' for x in channel.experiment.noise)}" for channel in channels)

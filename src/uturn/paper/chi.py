@@ -44,20 +44,20 @@ from uturn.paper.verdicts import (
     within,
 )  # fmt: skip
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style
 
 TITLE = "Susceptibility: how many sites change together"
-CLAIM = "Near the critical noise of a grammar many sites change together, and the more the deeper its tree."
+CLAIM = "Near the critical noise of a grammar many sites change together, and more of them in deeper trees."
 CAPTION = (
     "Susceptibility chi = sum_ij C_ij / sum_i C_ii of the changes in U-turns of one original, averaged over originals: the "
     "number of sites that change together. Points: U-turns; bars: 95 % intervals, over grammars or over items; lines: the exact "
-    "chi of the same strings, from the moments of their posterior, without draws. First: the ε-process at (16, 4, 2); dashed: "
-    "mean field; chi peaks below ε* at finite depth. The averages over grammars lie a few per cent above the annealed average. "
-    "Second: the channels that draw their noise, at (32, 8, 2), against the noise as a share of the threshold of deep trees "
-    "(figure thresholds): the peak grows with depth there as well, and at L = 9 lies 7 to 10 % above that threshold. Third: laws "
-    "without a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T and stays there, at the value of the "
-    "law (bars at the right edge), while a grammar of one level has a peak. Fourth: Fashion-MNIST, embedded model; share of the "
-    "patches that change together."
+    "chi of the same strings, computed from the moments of their posterior. Top left: the ε-process at (16, 4, 2); dashed: mean "
+    "field. At finite depth chi peaks below ε*; averages over grammars lie a few per cent above the annealed average. Top right: "
+    "the channels that draw their noise, at (32, 8, 2), against the noise divided by the threshold of deep trees (figure "
+    "thresholds). Here too the peak grows with depth; at L = 9 it lies 7 to 10 % above the threshold. Bottom left: data without "
+    "a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T, where it reaches the exact value (bars at the "
+    "right edge); a grammar with one level has a peak. Bottom right: Fashion-MNIST, embedded model; share of the patches that "
+    "change together."
 )
 DEPTHS = (5, 7, 10)
 CHANNELS = ("gaussian", "masking", "uniform")
@@ -114,15 +114,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = data.assign_coords(depth=list(DEPTHS), fine=fine).assign_attrs(critical_noise=theory.critical_noise)
     return data, [
         *_epsilon(data, runs, theory),
-        *(one for channel in CHANNELS for one in _channel(runs, channel)),
+        *(judged for channel in CHANNELS for judged in _channel(runs, channel)),
         *_controls(data, runs),
         *(_images(runs["images"], name) for name in PATCHES),
     ]
 
 
 def peak(noise: np.ndarray, around: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Statistic of `chi_parts`: position and height of the peak, by a parabola through log chi at five noise levels, those around
-    the largest value of another curve."""
+    """Statistic of `chi_parts`: position and height of the peak of a parabola through log chi at the five noise levels around the
+    maximum of the curve `around`."""
     top = int(np.clip(around.argmax(), 2, len(noise) - 3))
     chosen = slice(top - 2, top + 3)
 
@@ -155,7 +155,7 @@ class Compared(NamedTuple):
 
 
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
-    """Intervals of log ratios and displacements are at the false-alarm rate `ALARM` for so many comparisons together."""
+    """Log ratios and displacements have intervals with the false-alarm rate `ALARM` for all `comparisons` together."""
     both, noise, level = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values, ALARM / comparisons
     means = replicates(both).mean
     measured, known = (means[:, k, 0] / means[:, k, 1] for k in (0, 1))
@@ -181,7 +181,7 @@ def _log_ratio(c: np.ndarray) -> np.ndarray:
 def shift(noise: np.ndarray, c: np.ndarray) -> float:
     """How far measured log chi is displaced along the noise: least squares of the log ratio on the slope of the exact curve.
 
-    All noise levels count, and those on the flanks of a peak most. Where a peak is broad, its place is much less certain.
+    All noise levels contribute, most of all those on the flanks. The position of a broad peak is much less certain.
     """
     slope = -np.gradient(np.log(c[:, 1, 0] / c[:, 1, 1]), noise)
     slope -= slope.mean()
@@ -190,20 +190,20 @@ def shift(noise: np.ndarray, c: np.ndarray) -> float:
 
 def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: float) -> Verdict:
     """The relative difference of chi from that of the same strings."""
-    levels = [level for one in runs for level in one.levels]
-    ratios = [f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in (one.ratio for one in runs)]
+    levels = [level for run in runs for level in run.levels]
+    ratios = [f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in (run.ratio for run in runs)]
     return verdict(
         f"chi against the exact chi of the same strings, {name}: relative difference",
         "; ".join(ratios) + f"; at one noise level up to {100 * max(abs(level.value) for level in levels):.1f} %",
         expected,
         holds(
-            [one.ratio for one in runs],
+            [run.ratio for run in runs],
             0.0,
             width,
             f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
         ),
         holds(levels, 0.0, np.inf, "so do those of every noise level"),
-        within([one.drawn for one in runs], 1e-5, ""),
+        within([run.drawn for run in runs], 1e-5, ""),
     )
 
 
@@ -220,20 +220,20 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
         _against_exact(of_depth, f"ε-process {STEEP}, L = {depths}", "0: covariances of the exact posterior", EPSILON_WIDTH),
         verdict(
             f"ε at which chi peaks, ε-process {STEEP}, L = {depths}",
-            f"{'; '.join(str(one.position) for one in of_depth)}; curves displaced by "
-            f"{'; '.join(str(one.moved) for one in of_depth)}",
-            ", ".join(f"{one.exact:.4f}" for one in of_depth)
+            f"{'; '.join(str(run.position) for run in of_depth)}; curves displaced by "
+            f"{'; '.join(str(run.moved) for run in of_depth)}",
+            ", ".join(f"{run.exact:.4f}" for run in of_depth)
             + f" (exact chi, same parabola), below ε* = {critical:.3f}; displaced by 0",
-            *(holds(one.moved, 0.0, HALF_WIDTH[L] / 4, "") for one, L in zip(of_depth, DEPTHS, strict=True)),
+            *(holds(run.moved, 0.0, HALF_WIDTH[L] / 4, "") for run, L in zip(of_depth, DEPTHS, strict=True)),
             Rule(True, "displacements: intervals hold 0, and are narrower than 1/4 of the half-width of the peak"),
-            below([one.position.high for one in of_depth], critical, "intervals below ε*"),
-            increasing([one.position for one in of_depth]),
+            below([run.position.high for run in of_depth], critical, "intervals below ε*"),
+            increasing([run.position for run in of_depth]),
         ),
         shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative difference of chi",
             ", ".join(f"{x:.4f}" for x in annealed)
             + "; "
-            + "; ".join(f"{one.mean():+.1f} %, {one[np.abs(one).argmax()]:+.1f} %" for one in heights),
+            + "; ".join(f"{percent.mean():+.1f} %, {percent[np.abs(percent).argmax()]:+.1f} %" for percent in heights),
             "equal for the annealed average; one grammar at a time lies some per cent above it",
         ),
     ]
@@ -252,7 +252,7 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
         verdict(
             f"peak of chi, {name}",
             f"at {deepest.position}, L = {depths[-1]}; the curve displaced by {moved} of the threshold; height "
-            f"{'; '.join(str(one.height) for one in of_depth)}",
+            f"{'; '.join(str(run.height) for run in of_depth)}",
             f"at {deepest.exact:.4g} (exact chi, same parabola), displaced by 0; height grows with depth",
             holds(moved, 0.0, CHANNEL_MOVED, f"displacement: the interval holds 0 and is narrower than {CHANNEL_MOVED}"),
             apart(of_depth[0].height, deepest.height, "intervals of the heights at the smallest and the largest depth apart"),
@@ -267,15 +267,15 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
 
 def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
     verdicts = []
-    for label, words in (("field", "Gaussian random field"), ("mixture", "mixture of two Gaussians")):
+    for label, law_name in (("field", "Gaussian random field"), ("mixture", "mixture of two Gaussians")):
         chi = listed(data[f"chi_{label}"])
-        highest = int(np.argmax([one.value for one in chi]))
+        highest = int(np.argmax([interval.value for interval in chi]))
         known = float(data[f"chi_exact-{label}"][0, 0])
         both = beside_exact(chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"]))
         (ratio,) = estimates(both, _log_ratio, 1 - ALARM)
         verdicts.append(
             verdict(
-                f"chi against time, {words}",
+                f"chi against time, {law_name}",
                 f"{chi[0]} at t = {TIMES[0]}, {chi[-1]} at t = T, highest at t = {data[f'noise_{label}'].values[highest]:g}; "
                 f"logarithm of measured over exact at t = T: {ratio} (99.9 % interval)",
                 f"grows up to {known:.2f} at t = T (closed formula: reconstruction independent of the original); no peak",
@@ -285,7 +285,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
             )
         )
     one_level = listed(data["chi_one-level"])
-    top, deep = (max(curve, key=lambda one: one.value) for curve in (one_level, listed(data["chi_gaussian-depth9"])))
+    top, deep = (max(curve, key=lambda interval: interval.value) for curve in (one_level, listed(data["chi_gaussian-depth9"])))
     verdicts.append(
         verdict(
             "largest chi of a grammar of one level, and of the grammar (32, 8, 2), L = 9, Gaussian",
@@ -299,7 +299,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
 
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
-    words, sites = PATCHES[name]
+    sites_name, sites = PATCHES[name]
     early, late = (int(np.argmin(np.abs(run.noise.values - t))) for t in (0.2, 0.6))
 
     def chi(means: np.ndarray) -> np.ndarray:
@@ -310,7 +310,7 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
     # The same originals at both noise levels: their differences drop out of the ratio.
     growth = estimate(parts, lambda c: float(np.diff(np.log(chi(c)))[0]), 0.99)
     return verdict(
-        f"chi of Fashion-MNIST, {words} ({sites} sites), at t/T = 0.2 and 0.6",
+        f"chi of Fashion-MNIST, {sites_name} ({sites} sites), at t/T = 0.2 and 0.6",
         f"{first}; {second}; logarithm of the ratio {growth} (99 % interval)",
         "more sites change together at 0.6",
         above(growth.low, 0, "interval of the logarithm above 0"),
@@ -338,19 +338,18 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
         axes.plot(data.fine, data.theory.sel(depth=L), color=color, lw=1, ls="--", alpha=0.7)
         _beside_exact(axes, data, f"epsilon-depth{L}", 1.0, f"$L={L}$", lw=1.6, color=color)
     critical = data.attrs["critical_noise"]
-    axes.axvline(critical, color=MUTED, ls=":", lw=1.2)
-    axes.text(critical + 0.004, axes.get_ylim()[1], rf"$\epsilon^*={critical:.2f}$", color=MUTED, va="top")
+    mark_noise(axes, critical, rf"$\epsilon^*={critical:.2f}$", MUTED, aside=0.004, height=axes.get_ylim()[1])
     axes.plot([], [], color=MUTED, lw=1.6, label="exact, same strings")
     axes.plot([], [], color=MUTED, lw=1, ls="--", label="mean field")
     axes.set(xlabel=r"$\epsilon$", xlim=(0.53, 0.92), title=r"$\epsilon$-process, (16, 4, 2)")
     axes.legend(loc="upper left")
 
 
-def _beside_exact(axes: Any, data: xr.Dataset, label: str, scale: float, words: str | None, lw: float, **look: Any) -> None:
+def _beside_exact(axes: Any, data: xr.Dataset, label: str, scale: float, legend: str | None, lw: float, **look: Any) -> None:
     """Points of a run against its noise / scale, on the line of their exact values."""
     noise = data[f"noise_{label}"].values / scale
     axes.plot(noise, data[f"chi_exact-{label}"].isel(bound=0), lw=lw, **look)
-    bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=words, **look)
+    bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=legend, **look)
 
 
 def _draw_channels(axes: Any, data: xr.Dataset) -> None:
@@ -359,8 +358,8 @@ def _draw_channels(axes: Any, data: xr.Dataset) -> None:
         depths = sorted(int(str(k).partition("-depth")[2]) for k in data if str(k).startswith(f"chi_{channel}-depth"))
         for k, depth in enumerate(depths):
             deepest = depth == depths[-1]
-            words, alpha = (f"{look.label}, $L={depth}$", 1.0) if deepest else (None, 0.25 + 0.25 * k)
-            _beside_exact(axes, data, f"{channel}-depth{depth}", THRESHOLD[channel], words, lw=1.4, color=look.color, alpha=alpha)
+            name, alpha = (f"{look.label}, $L={depth}$", 1.0) if deepest else (None, 0.25 + 0.25 * k)
+            _beside_exact(axes, data, f"{channel}-depth{depth}", THRESHOLD[channel], name, lw=1.4, color=look.color, alpha=alpha)
     axes.axvline(1, color=MUTED, ls=":", lw=1.2)
     axes.plot([], [], "o-", ms=4.5, lw=1, color=MUTED, alpha=0.5, label="pale: shallower trees, from $L=5$")
     axes.set(xlabel="noise / threshold of deep trees", title="noise that is drawn, (32, 8, 2)")
@@ -373,10 +372,10 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
         "field": ("Gaussian field, 256 sites", "#009e73"),
         "one-level": ("grammar of one level, 8 sites", CLASS),
     }
-    for label, (words, color) in looks.items():
+    for label, (law_name, color) in looks.items():
         chi, noise = data[f"chi_{label}"].values, data[f"noise_{label}"].values
         at = np.where(np.isinf(noise), 6.0, noise)
-        bars(axes, at, chi, lw=1, fmt="o-", ms=4.5, color=color, label=words)
+        bars(axes, at, chi, lw=1, fmt="o-", ms=4.5, color=color, label=law_name)
         if f"chi_exact-{label}" in data:
             axes.plot([4.5, 8], [data[f"chi_exact-{label}"][0, 0]] * 2, color=color, lw=3, alpha=0.4)
     axes.axhline(1, color=MUTED, lw=0.8, ls="--")
@@ -389,10 +388,10 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_images(axes: Any, data: xr.Dataset) -> None:
-    for (name, (words, sites)), color in zip(PATCHES.items(), (THEORY, CLASS), strict=True):
+    for (name, (sites_name, sites)), color in zip(PATCHES.items(), (THEORY, CLASS), strict=True):
         curves = data[f"chi_images-{name}" if name else "chi_images"]
         aside = 0.006 if name else -0.006  # the bars would cover each other
-        x, look = data.noise_images.values + aside, {"fmt": "o-", "ms": 5, "color": color, "label": f"{words}: {sites} sites"}
-        bars(axes, x, curves / sites, lw=1, **look)
+        look = {"fmt": "o-", "ms": 5, "color": color, "label": f"{sites_name}: {sites} sites"}
+        bars(axes, data.noise_images.values + aside, curves / sites, lw=1, **look)
     axes.set(xlabel="$t/T$", ylabel=r"share of the sites, $\chi/N$", ylim=(0, None), title="Fashion-MNIST")
     axes.legend(loc="upper left")

@@ -15,17 +15,17 @@ from uturn.measures.statistics import replicates
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import BOUNDS, Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, style
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, row_interval, style
 
 TITLE = "Finite-size collapse: the exponent of the correlation length"
 CLAIM = "Trees of all sizes follow one curve once the noise is scaled with their size, with the exponent of the theory."
 CAPTION = (
-    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), "
-    "trees of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field "
-    "(lines). Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the "
-    "measured curves, and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 "
-    "(dashed); bar: 99.9 % interval. chi itself does not collapse: it grows only as N^(2/ν - 1) = N^.06 at ε*, below a part "
-    "that does not depend on N."
+    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), trees "
+    "of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field (lines). "
+    "Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the measured curves, "
+    "and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed); bar: 99.9 "
+    "% interval. chi itself does not collapse: at ε* it grows only as N^(2/ν - 1) = N^.06, and a part that does not depend on N "
+    "is larger."
 )
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
@@ -49,7 +49,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
-    """The same of the mean field, of one item."""
+    """Mean-field curves in the form of `collapse_curves`, with a single item."""
     curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
     return xr.DataArray(curves[:, None], dims=("noise", "item", "size", "part"), coords={"noise": noise})
 
@@ -59,7 +59,7 @@ def fitted(curves: xr.DataArray, sizes: Sequence[int], theory: MeanField) -> Col
 
 
 def start_of(theory: MeanField) -> tuple[float, float]:
-    """Where the searches begin."""
+    """Starting point of the search: ν and critical ε."""
     return 0.9 * (theory.correlation_exponent or np.nan), 1.02 * (theory.critical_noise or np.nan)
 
 
@@ -84,7 +84,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "correlation": (("noise", "depth"), ratio(repeated.mean)),
             "error": (("noise", "depth"), repeated.error(ratio)),
             "theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
-            "exponent": (("fit", "bound"), [one.exponent for one in (measured, expected, *deeper)]),
+            "exponent": (("fit", "bound"), [fit.exponent for fit in (measured, expected, *deeper)]),
         },
         coords={
             "noise": noise,
@@ -107,7 +107,7 @@ def _verdicts(
     measured: Collapse, expected: Collapse, deeper: Sequence[Collapse], theory: MeanField, sizes: Sequence[int]
 ) -> list[Verdict]:
     limit, critical = theory.correlation_exponent or np.nan, theory.critical_noise or np.nan
-    distances = [abs(one.exponent.value - limit) for one in (expected, *deeper)]
+    distances = [abs(fit.exponent.value - limit) for fit in (expected, *deeper)]
     nu, at = measured.exponent, measured.critical_noise
     return [
         verdict(
@@ -132,7 +132,7 @@ def _verdicts(
         ),
         verdict(
             "ν by collapse of the mean field: L = " + ", ".join(f"{m[0]} .. {m[-1]}" for m in (sizes, *DEEPER)),
-            ", ".join(f"{one.exponent.value:.3f}" for one in (expected, *deeper)),
+            ", ".join(f"{fit.exponent.value:.3f}" for fit in (expected, *deeper)),
             f"approaches log s / log F'(p*) = {limit:.3f}",
             below(distances[-1], 0.02, "within 0.02 at the largest depths"),
             below(distances[-1], distances[0], "closer than at the measured depths"),
@@ -169,10 +169,8 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_exponents(axes: Any, data: xr.Dataset) -> None:
     ranges = [f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)]
-    for row, (value, low, high) in enumerate(data.exponent.values):
-        color = THEORY if row else CLASS
-        axes.plot([low, high], [row, row], color=color, lw=2.2)  # the theory has no interval
-        axes.plot([value], [row], "o", ms=7, color=color)
+    for row, bounds in enumerate(data.exponent.values):  # the theory has no interval
+        row_interval(axes, row, bounds, THEORY if row else CLASS, ms=7)
     axes.axvline(data.attrs["infinite"], color=MUTED, ls="--", lw=1.2)
     axes.set_yticks(range(data.sizes["fit"]), ["measured", *ranges])
     axes.set_ylim(data.sizes["fit"] - 0.5, -0.5)

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     """
 
     label: str
-    words: str
+    title: str
     kind: str
     source: dict[str, Any]
     channel: str = "gaussian"

@@ -16,29 +16,29 @@ from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cas
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style, ticks
+from uturn.studies.plotting.curves import draw_curve
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
-    "Sparse grammars keep the class better than details with little noise and worse with much. Flat data can do so too; changes "
-    "that are correlated at several levels tell them apart."
+    "Sparse grammars keep the class better than details at small noise, and worse at large noise. Flat data can do the same; "
+    "correlated changes at several levels tell the two apart."
 )
 CAPTION = (
-    "U-turns with the exact posterior, in Gaussian diffusion unless said otherwise. Top: what is kept of the class and of the "
-    "low level (leaves; all components of a mixture; finest octave of a field), rescaled to 1 without noise and 0 for "
-    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, "
-    "without context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy "
-    "starts above the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals "
-    "against the isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, "
-    "s), as many classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a"
-    " hierarchy whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have "
-    "variance .05 and half 1000, have a larger index than any grammar here: half of the details are lost before the class and "
-    "half after it. The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be "
-    "distinguished, and its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: "
-    "nested correlations D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives "
-    "(shading: 95 % intervals); a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with "
-    "parameters on which it was not chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: "
-    "95 % intervals."
+    "U-turns with the exact posterior, in Gaussian diffusion unless stated otherwise. Top: share of the class and of the low "
+    "level (leaves; all components of a mixture; finest octave of a field) that is kept, rescaled to 1 without noise and 0 for "
+    "independent data, against diffusion time; shading: 95 % intervals; dashed: a low-level feature denoised on its own, without "
+    "context. Bottom left and middle: the class against the isolated and the reconstructed low level; a hierarchy starts above "
+    "the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals against the "
+    "isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, s), as many "
+    "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
+    "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
+    "and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after it. "
+    "The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be distinguished, and "
+    "its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: nested correlations "
+    "D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 % intervals); "
+    "a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on which it was not "
+    "chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
@@ -51,19 +51,16 @@ def channels(scale: Scale) -> list[ChannelSpec]:
     for case in cases(scale):
         if case.judged and case.channel != "epsilon":
             noise = times[case.source["type"]] if case.channel == "gaussian" else None
-            made.append(channel_spec(_plain(case.words), case.source, case.channel, scale, noise))
+            made.append(channel_spec(_plain(case.title), case.source, case.channel, scale, noise))
     return made
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     runs = workshop.runs("controls", experiments(workshop.scale))
     # Runs of other figures, at the paper's grammar and on images.
-    for label, figure, name, module in (
-        ("paper", "fig5", "depth10", fig5),
-        ("paper-epsilon", "fig7", "epsilon", fig7),
-        ("images", "fig2", "stochastic", fig2),
-    ):
-        runs[label] = workshop.runs(figure, {name: module.experiments(workshop.scale)[name]})[name]
+    runs["paper"] = workshop.run("fig5-depth10", fig5.experiments(workshop.scale)["depth10"])
+    runs["paper-epsilon"] = workshop.run("fig7-epsilon", fig7.experiments(workshop.scale)["epsilon"])
+    runs["images"] = workshop.run("fig2-stochastic", fig2.experiments(workshop.scale)["stochastic"])
     items = 600 if workshop.scale == "smoke" else 2000
     runs["two-scales"] = workshop.keep("controls-two-scales", {"items": items, "version": 1}, lambda: two_scales(items))
     runs["nesting"], runs["classifier"] = nesting.measured(workshop), fig2.classified(workshop)
@@ -80,7 +77,7 @@ class Levels(NamedTuple):
 
 
 def levels(run: xr.Dataset) -> Levels:
-    """What is compared in a run; isolated leaves keep a share 1 - effective ε (Eq. 63), rescaled."""
+    """The levels of a run that are compared; isolated leaves keep a share 1 - effective ε (Eq. 63), rescaled."""
     if "high" in run:
         return Levels(run.high, run.low, run.isolated, (0.5, 0.0))
     if "belief" in run:
@@ -107,7 +104,7 @@ def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, flo
 
 def image_levels(run: xr.Dataset, classifier: xr.Dataset) -> Levels:
     """Kind of garment and first block of the classifier, Fashion-MNIST."""
-    values, (same, chance) = fig2.kept(run, classifier.predicted.values)
+    values, (same, chance) = fig2.labels_retained(run, classifier.predicted.values)
     # Random pairs are of one class as often as two independent images are.
     alike, different = classifier.random_pairs.values[:, 0]
     floors = float(chance), float(same * alike + (1 - same) * different)
@@ -123,46 +120,44 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     if required - set(runs):
         raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
     order = ["hierarchy", "control", "flat", "other"]
-    listed = sorted(
-        (c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs), key=lambda case: order.index(case.kind)
-    )
+    listed = [c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs]
+    listed.sort(key=lambda case: order.index(case.kind))
     compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
     if "images" in runs:
         compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
-    index = {label: _indices(one) for label, one in compared.items()}
-    missing = (np.nan,) * 3
+    index = {label: _indices(high_and_low) for label, high_and_low in compared.items()}
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
     data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
-    values = [[index[case.label].get(name, missing) for name in COMPARISONS] for case in listed]
-    data["index"] = (("case", "comparison", "bound"), np.array(values))
+    values = [[index[case.label].get(name, (np.nan,) * 3) for name in COMPARISONS] for case in listed]
+    data["index"] = ("case", "comparison", "bound"), np.array(values)
     data = data.assign_coords(
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),
         bound=BOUNDS,
-        words=("case", [case.words for case in listed]),
+        words=("case", [case.title for case in listed]),
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
     )
     flat = [case for case in listed if case.kind == "flat" and not case.judged]
     return data.merge(runs["nesting"]), [
-        *(one for name in COMPARISONS for one in _hierarchies_and_controls(listed, index, name)),
+        *(judged for name in COMPARISONS for judged in _hierarchies_and_controls(listed, index, name)),
         _mean_field(listed, index, runs),
         *(_depth(index, name) for name in COMPARISONS),
         _two_scales(listed, index, runs["two-scales"]),
         shows(
             "hierarchy index of other data without a hierarchy, isolated and reconstructed low level",
-            "; ".join(f"{_plain(c.words)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
+            "; ".join(f"{_plain(c.title)}: {', '.join(str(index[c.label][name]) for name in COMPARISONS)}" for c in flat),
             "may be above 0: a class that is lost abruptly gives an inversion without a hierarchy",
         ),
         *nesting.verdicts(runs["nesting"]),
     ]
 
 
-def _indices(one: Levels) -> dict[str, Estimate]:
-    index = {"reconstructed": hierarchy_index(one.high, one.low, one.floors)}
-    if one.isolated is not None:
-        floors = None if one.floors is None else (one.floors[0], 0.0)
-        index["isolated"] = hierarchy_index(one.high, one.isolated, floors)
+def _indices(compared: Levels) -> dict[str, Estimate]:
+    index = {"reconstructed": hierarchy_index(compared.high, compared.low, compared.floors)}
+    if compared.isolated is not None:
+        floors = None if compared.floors is None else (compared.floors[0], 0.0)
+        index["isolated"] = hierarchy_index(compared.high, compared.isolated, floors)
     return index
 
 
@@ -171,7 +166,7 @@ def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> 
 
     def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
-        return "; ".join(f"{_plain(c.words)}: {index[c.label][name]}" for c in chosen)
+        return "; ".join(f"{_plain(c.title)}: {index[c.label][name]}" for c in chosen)
 
     positive, zero = (
         [index[case.label][name] for case in listed if case.kind == kind and name in case.judged]
@@ -199,7 +194,7 @@ def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> 
 
 
 def _uncovered(text: str) -> str:
-    """What a verdict does not cover, in the words of its expectation."""
+    """A note on the cases that a verdict does not cover."""
     return f"; not covered, because no theory here says what to expect: {text}" if text else ""
 
 
@@ -208,14 +203,14 @@ def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
     high, low = (xr.DataArray(curve, dims="noise").expand_dims(item=2) for curve in two_scales_curves(run.noise.values))
     floor = (0.0, 0.0)
     known = hierarchy_index(high.assign_coords(noise=run.noise), low.assign_coords(noise=run.noise), floor).value
-    largest = max(one.value for case in listed if case.kind == "hierarchy" for one in index[case.label].values())
+    largest = max(interval.value for case in listed if case.kind == "hierarchy" for interval in index[case.label].values())
     indices = index[TWO_SCALES.label]
     return verdict(
         "hierarchy index of 2 modes, 8 s.d. apart, beside independent details of variance .05 and 1000: isolated, reconstructed",
         "; ".join(str(indices[name]) for name in COMPARISONS),
         f"{known:.3f} (exact curves), although there is no hierarchy; largest index of a grammar here: {largest:.3f}",
         holds(list(indices.values()), known, 0.15, "intervals hold it, and are narrower than 0.15"),
-        above([one.low for one in indices.values()], LIMIT),
+        above([interval.low for interval in indices.values()], LIMIT),
     )
 
 
@@ -225,14 +220,14 @@ def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset])
     measured = [index[case.label]["isolated"].value for case in pinned]
     return verdict(
         "hierarchy index in the ε-process, class against the isolated leaves",
-        "; ".join(f"{_plain(case.words)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
+        "; ".join(f"{_plain(case.title)}: {value:.3f}" for case, value in zip(pinned, measured, strict=True)),
         ", ".join(f"{value:.3f}" for value in theory) + " (mean field)",
         within(np.subtract(measured, theory), 4 * SHIFT, f"within {4 * SHIFT}: a shift of {SHIFT} in ε"),
     )
 
 
 def _depth(index: Indices, name: str) -> Verdict:
-    of_depth = {int(label.removeprefix("sparse-depth")): one[name] for label, one in index.items() if "sparse-depth" in label}
+    of_depth = {int(label.removeprefix("sparse-depth")): index[label][name] for label in index if "sparse-depth" in label}
     shallowest = min(of_depth)
     of_depth[7] = index["sparse"][name]
     return verdict(
@@ -243,25 +238,25 @@ def _depth(index: Indices, name: str) -> Verdict:
     )
 
 
-def _plain(words: str) -> str:
-    """Words of the figure as text."""
+def _plain(text: str) -> str:
+    """A title without TeX."""
     for symbol, letter in ((r"\epsilon", "ε"), ("$", ""), ("=", " = "), (">", " > "), ("sf", "s f")):
-        words = words.replace(symbol, letter)
-    return words
+        text = text.replace(symbol, letter)
+    return text
 
 
-def _curves(one: Levels) -> xr.DataArray:
+def _curves(compared: Levels) -> xr.DataArray:
     """Rescaled curves and their intervals: dims noise, level, bound."""
     pieces = []
-    for values, floor in zip((one.high, one.low), one.floors or (None, None), strict=True):
+    for values, floor in zip((compared.high, compared.low), compared.floors or (None, None), strict=True):
         pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
-    assert one.isolated is not None  # only images have none, and no panel
-    pieces.append(np.repeat(rescaled(one.isolated)[:, None], 3, axis=1))
+    assert compared.isolated is not None  # only images have none, and no panel
+    pieces.append(np.repeat(rescaled(compared.isolated)[:, None], 3, axis=1))
     return xr.DataArray(
         np.stack(pieces, axis=1),
         dims=("noise", "level", "bound"),
         coords={
-            "noise": one.high.noise.values,
+            "noise": compared.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
             "bound": BOUNDS,
         },
@@ -283,13 +278,13 @@ PANEL_COLORS = {
 def draw(data: xr.Dataset) -> Any:
     labels = data.case.values.tolist()
     panels = [label for label in labels if f"r_{label}" in data and label != TWO_SCALES.label]
-    words = dict(zip(labels, data.words.values.tolist(), strict=True))
+    titles = dict(zip(labels, data.words.values.tolist(), strict=True))
     with style() as plt:
         figure = plt.figure(figsize=(13.5, 13.8), layout="constrained")
         top, bottom, below = figure.subfigures(3, 1, height_ratios=[1.1, 1, 0.8])
         grid = top.subplots(2, 3, sharey=True)
         for axes, label in zip(grid.flat, panels, strict=True):
-            _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), words[label])
+            _draw_case(axes, data[f"r_{label}"].rename({f"time_{label}": "time"}), titles[label])
         for axes in grid[1]:
             axes.set_xlabel("diffusion time $t$")
         for axes in grid[:, 0]:
@@ -297,7 +292,7 @@ def draw(data: xr.Dataset) -> Any:
         grid[0, 0].legend(loc="upper right")
         left, middle, right = bottom.subplots(1, 3, width_ratios=[1, 1, 1.25])
         for axes, name, title in ((left, "isolated", "isolated low level"), (middle, "reconstructed", "low level")):
-            _draw_plane(axes, data, {label: words[label] for label in [*panels, TWO_SCALES.label]}, name)
+            _draw_plane(axes, data, {label: titles[label] for label in [*panels, TWO_SCALES.label]}, name)
             axes.set_title(f"class against {title}")
         _draw_index(right, data)
         for axes, corner in ((left, "left"), (right, "right")):
@@ -310,20 +305,17 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
     """Class and low level of one case against time."""
     finite = np.isfinite(curves.time.values)
     time = curves.time.values[finite]
-    for k, (color, name, dashes) in enumerate(
-        ((CLASS, "class", "-"), (ACCENT, "low level", "-"), (MUTED, "low level, isolated", "--"))
-    ):
-        mean, low, high = (curves.isel(level=k, bound=b).values[finite] for b in range(3))
-        axes.plot(time, mean, color=color, label=name, ls=dashes, lw=1.2 if k == 2 else 1.9)
-        axes.fill_between(time, low, high, color=color, alpha=0.2, lw=0)
+    looks = ((CLASS, "class", "-", 1.9), (ACCENT, "low level", "-", 1.9), (MUTED, "low level, isolated", "--", 1.2))
+    for k, (color, name, dashes, width) in enumerate(looks):
+        draw_curve(axes, time, curves.isel(level=k).values[finite], color, 0.2, label=name, ls=dashes, lw=width)
     axes.set(xscale="log", xlim=(time[0], time[-1]), ylim=(-0.06, 1.04), title=title)
     axes.axhline(0, color=MUTED, lw=0.6)
     ticks(axes, [t for t in (0.02, 0.05, 0.1, 0.3, 1, 3) if time[0] <= t <= time[-1]])
 
 
-def _draw_plane(axes: Any, data: xr.Dataset, words: dict[str, str], name: str) -> None:
+def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) -> None:
     """The class of several cases against their low level, in one comparison."""
-    for label, text in words.items():
+    for label, text in titles.items():
         curves = data[f"r_{label}"].isel(bound=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
         main = label == "sparse"
@@ -339,12 +331,9 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
     colors = {"hierarchy": CLASS, "control": ACCENT, "flat": FLAT, "other": MUTED}
     for row, kind in enumerate(data.kind.values.tolist()):
         for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):
-            value, low, high = data["index"].isel(case=row, comparison=k).values
-            pale = 1 if data.judged.values[row, k] else 0.35
-            look = {"ms": 5.5, "color": colors[kind], "mfc": "white" if k else colors[kind], "mew": 1.5, "zorder": 3}
-            axes.plot([low, high], [row + offset] * 2, color=colors[kind], lw=2, zorder=2, alpha=pale)
-            look["alpha"] = pale
-            axes.plot([value], [row + offset], marker, **look)
+            bounds, alpha = data["index"][row, k].values, 1 if data.judged[row, k] else 0.35
+            look: dict[str, Any] = {"ms": 5.5, "mew": 1.5, "mfc": "white" if k else colors[kind], "alpha": alpha}
+            row_interval(axes, row + offset, bounds, colors[kind], marker, **look)
     axes.set_yticks(range(data.sizes["case"]), data.words.values.tolist(), fontsize=9)
     axes.invert_yaxis()
     axes.axvline(0, color=MUTED, lw=0.8)

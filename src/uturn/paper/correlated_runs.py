@@ -23,7 +23,7 @@ MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 128, "num_mo
 ONE_LEVEL = rhm(4, 512, 8, 1)
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, np.inf)
 PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of block 4", 14 * 14)}
-"""Changes of images: name of the probe, its words, and the number of sites."""
+"""Probes of the changes of images: {name: (description of the sites, number of sites)}."""
 
 
 def grammar(
@@ -52,7 +52,7 @@ def controls(scale: Scale) -> dict[str, Experiment]:
 
 
 SITES = {"field": Grid((FIELD["size"],) * 2, periodic=True), "mixture": Grid((MIXTURE["dimension"],))}
-"""Distances of the sites of the controls."""
+"""Sites of the controls with their distances."""
 
 
 def exact_of(workshop: Workshop, figure: str, label: str, experiment: Experiment, draws: int = 1) -> xr.Dataset:
@@ -117,7 +117,7 @@ def _described(source: dict[str, Any], channel: str, noise: Sequence[float], ite
 
 
 def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
-    """Readings of a run (noise, item, x) and the exact ones, item by item: (noise, item, of, x)."""
+    """Readings of a run and their exact values, (noise, item, x) each, in one array (noise, item, of, x)."""
     _, _, x = dims = readings.transpose("noise", "item", ...).dims
     values = np.stack([values.transpose(*dims).values for values in (readings, exact)], axis=2)
     along = {name: values for name, values in readings.coords.items() if values.dims == ("item",)}

@@ -15,19 +15,19 @@ from uturn.paper import chi, collapse
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
 from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, estimates, holds, listed, shows, verdict
 from uturn.paper.workshop import Workshop
+from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
 
 TITLE = "Correlations of changes against distance"
 CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
 CAPTION = (
-    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. First: ε-process, (32, 8, 2), "
-    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), the exact covariances of the same "
-    "strings (lines) and mean field (dashed); r = 2^k for a common ancestor at level k; dotted: the power law r^-(2 - 2/ν) of "
-    "ε*. Second: correlation length ξ of a fit with a cut-off, A r^-(2 - 2/ν) exp(-r/ξ), on both sides of ε*, likewise; it "
-    "grows towards ε* until it exceeds the tree. Third: a flat mixture has a large chi, but its C(r) does not fall with r; a "
-    "Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is independent of the "
-    "original. Fourth: Fashion-MNIST, embedded model, against the distance of "
-    "the patches in pixels."
+    "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. Top left: ε-process, (32, 8, 2), "
+    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), exact covariances of the same "
+    "strings (lines) and mean field (dashed); r = 2^k if the common ancestor is at level k; dotted: the power law r^-(2 - 2/ν) "
+    "at ε*. Top right: correlation length ξ from a fit of A r^-(2 - 2/ν) exp(-r/ξ) on both sides of ε*, with the same symbols; "
+    "it grows towards ε* until it exceeds the tree. Bottom left: the C(r) of a flat mixture does not fall with r, although its "
+    "chi is large; a Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is "
+    "independent of the original. Bottom right: Fashion-MNIST, embedded model, against the distance of the patches in pixels."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)
@@ -37,8 +37,6 @@ ALARM = 1e-3  # false-alarm rate of a verdict
 WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
 EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent at ε*, of log ξ, and of its slope
 GAUSSIAN = "gaussian-depth9"
-
-
 channels = chi.channels
 
 
@@ -46,9 +44,9 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     shared = {**controls(workshop.scale), **images(workshop.scale)}
     deepest, experiment = list(collapse.experiments(workshop.scale).items())[-1]
     return {
-        "epsilon": workshop.runs("collapse", {deepest: experiment})[deepest],
+        "epsilon": workshop.run(f"collapse-{deepest}", experiment),
         "exact-epsilon": exact_of(workshop, "collapse", deepest, experiment),
-        **workshop.runs("chi", {GAUSSIAN: chi.experiments(workshop.scale)[GAUSSIAN]}),
+        GAUSSIAN: workshop.run(f"chi-{GAUSSIAN}", chi.experiments(workshop.scale)[GAUSSIAN]),
         **workshop.runs("correlated", shared),
         **{f"exact-{label}": independent_changes(label, shared[label]) for label in SITES},
     }
@@ -76,8 +74,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         },
         attrs={"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent},
     )
-    for label, one, at, name in _shown(runs):
-        curve = curves_at(one, at, name)
+    for label, shown_run, at, name in _shown(runs):
+        curve = curves_at(shown_run, at, name)
         data[label] = (f"r_{label}", "bound"), bounds_of(curve)
         data = data.assign_coords({f"r_{label}": curve.distance.values})
     for label in SITES:
@@ -150,8 +148,9 @@ def _power_law(both: xr.DataArray, run: xr.Dataset, theory: MeanField, exact: np
             y = np.log(means[chosen])
         return -float(np.polyfit(r, y, 1)[0]) if np.isfinite(y).all() else np.nan
 
-    one = both.isel(noise=[at])
-    measured, gap = estimate(one, lambda c: slope(c[0, 0])), estimate(one, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
+    curves = both.isel(noise=[at])
+    measured = estimate(curves, lambda c: slope(c[0, 0]))
+    gap = estimate(curves, lambda c: slope(c[0, 0]) - slope(c[0, 1]), 1 - ALARM)
     return verdict(
         f"exponent a of C(r) ~ r^-a at ε = {run.noise.values[at]:g}, r = {np.exp(r[0]):.0f} .. {np.exp(r[-1]):.0f}",
         f"{measured}; minus that of the exact covariances: {gap} (99.9 % interval)",
@@ -290,12 +289,12 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
 def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     away = data.noise.values - data.attrs["critical_noise"]
     size = float(data.distance[-1])
-    for sign, color, words in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
+    for sign, color, side_name in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
         side = (np.sign(away) == sign) & np.isfinite(data.length_length.values) & (data.length_length.values < 4 * size)
         part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
         x = np.abs(part.noise - data.attrs["critical_noise"])
         bounds = np.stack([part[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
-        bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=words)
+        bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=side_name)
         axes.plot(x, part.length_exact, color=color, lw=1.4)
         axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])
@@ -312,44 +311,34 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_controls(axes: Any, data: xr.Dataset) -> None:
     looks = {
-        "mixture": ("mixture of 2 Gaussians", ACCENT, "o-"),
-        "field": ("Gaussian field", "#009e73", "o-"),
-        "strings": ("grammar (32, 8, 2), Gaussian noise", CLASS, "o-"),
+        "mixture": ("mixture of 2 Gaussians", ACCENT),
+        "field": ("Gaussian field", "#009e73"),
+        "strings": ("grammar (32, 8, 2), Gaussian noise", CLASS),
     }
-    for label, (words, color, marker) in looks.items():
-        curve, r = data[label].values[1:], data[f"r_{label}"].values[1:]
+    for label, (law_name, color) in looks.items():
+        r, curve = data[f"r_{label}"].values[1:], data[label].values[1:]
+        exact = data.get(f"{label}_exact", data[f"r_{label}"] * np.nan).values[1:]
         if label == "mixture":  # its distances have few pairs each
-            r, curve = _by_octaves(r, curve)
-        axes.plot(r, curve[:, 0], marker, ms=4.5, color=color, label=words, lw=1.4)
-        if f"{label}_exact" in data:
-            exact = data[f"{label}_exact"].values[1:, None]
-            axes.plot(
-                *(_by_octaves(data[f"r_{label}"].values[1:], exact) if label == "mixture" else (r, exact)), "--", color=MUTED
-            )
-        axes.fill_between(r, curve[:, 1], curve[:, 2], color=color, alpha=0.2, lw=0)
+            group = np.floor(2 * np.log2(r) + 1e-9)  # half octaves
+            r, curve, exact = (np.array([x[group == g].mean(axis=0) for g in np.unique(group)]) for x in (r, curve, exact))
+        draw_curve(axes, r, curve, color, 0.2, marker="o", ms=4.5, label=law_name, lw=1.4)
+        axes.plot(r, exact, "--", color=MUTED)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xscale="log", xlabel="distance $r$", ylabel="$C(r)/C(0)$", title="with and without a hierarchy", ylim=(-0.03, 0.75))
     ticks(axes, [1, 2, 5, 10, 20, 50, 100, 500])
     axes.legend(loc="upper right")
 
 
-def _by_octaves(r: np.ndarray, curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over half octaves of r."""
-    group = np.floor(2 * np.log2(r) + 1e-9)
-    return tuple(np.array([one[group == g].mean(axis=0) for g in np.unique(group)]) for one in (r, curve))  # type: ignore[return-value]
-
-
 def _draw_images(axes: Any, data: xr.Dataset) -> None:
-    for name, dashes in (("", "o-"), ("feature", "s--")):
-        for color, t in zip(level_colors(len(IMAGE_TIMES)), IMAGE_TIMES, strict=True):
-            label = f"images_{name or 'pixels'}_{t:g}"
-            curve, r = data[label].values, data[f"r_{label}"].values * PIXELS[name]
-            axes.plot(r[1:], curve[1:, 0], dashes, ms=4, lw=1.3, color=color)
-            axes.fill_between(r[1:], curve[1:, 1], curve[1:, 2], color=color, alpha=0.12, lw=0)
-    for color, t in zip(level_colors(len(IMAGE_TIMES)), IMAGE_TIMES, strict=True):
+    colors = dict(zip(IMAGE_TIMES, level_colors(len(IMAGE_TIMES)), strict=True))
+    for t, color in colors.items():
         axes.plot([], [], color=color, label=f"$t/T={t:g}$")
-    for name, dashes in (("", "o-"), ("feature", "s--")):
-        axes.plot([], [], dashes, ms=4, lw=1.3, color=MUTED, label=PATCHES[name][0])
+    for name, look in (("", {"marker": "o", "ls": "-"}), ("feature", {"marker": "s", "ls": "--"})):
+        axes.plot([], [], ms=4, lw=1.3, color=MUTED, label=PATCHES[name][0], **look)
+        for t, color in colors.items():
+            label = f"images_{name or 'pixels'}_{t:g}"
+            distance = data[f"r_{label}"].values[1:] * PIXELS[name]
+            draw_curve(axes, distance, data[label].values[1:], color, 0.12, ms=4, lw=1.3, **look)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xlabel="distance in pixels", ylabel="$C(r)/C(0)$", title="Fashion-MNIST", ylim=(-0.15, 1))
     axes.legend(loc="upper right")

@@ -26,7 +26,7 @@ from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_ex
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, listed, verdict, within
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
-from uturn.studies.plotting.style import MUTED, THEORY, bars, level_colors
+from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise
 
 LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model
@@ -88,14 +88,14 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
 
 
 def speciation_verdict(falls: list[Fall]) -> Verdict:
-    ends = np.array([[one.half.low, one.half.high] for one in falls])
-    expected = np.array([one.formula for one in falls])
-    after = np.array([one.half.value - one.speciation for one in falls])
+    ends = np.array([[fall.half.low, fall.half.high] for fall in falls])
+    expected = np.array([fall.formula for fall in falls])
+    after = np.array([fall.half.value - fall.speciation for fall in falls])
     return verdict(
         "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
         "; ".join(
-            f"|m1 - m2|^2 = {one.squared_distance:g}: {one.half}, t_S + {late:.3f}"
-            for one, late in zip(falls, after, strict=True)
+            f"|m1 - m2|^2 = {fall.squared_distance:g}: {fall.half}, t_S + {late:.3f}"
+            for fall, late in zip(falls, after, strict=True)
         ),
         "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
         above(expected, ends[:, 0], "within the 99.9 % intervals"),
@@ -152,7 +152,7 @@ def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
 def fashion_verdict(data: xr.Dataset) -> Verdict:
     phi, attrs = data.fashion_phi, data.attrs
     (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
-    texts = [f"{x:g}: {one}" for x, one in zip(phi.image_noise.values, listed(phi), strict=True)]
+    texts = [f"{x:g}: {interval}" for x, interval in zip(phi.image_noise.values, listed(phi), strict=True)]
     return verdict(
         "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
         f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
@@ -172,18 +172,15 @@ def draw_speciation(axes: Any, data: xr.Dataset) -> None:
         axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")
     look = {"fmt": "s--", "ms": 5, "lw": 1, "color": MUTED, "label": "Fashion-MNIST, DDPM"}
     bars(axes, data.fashion_since_speciation, data.fashion_phi, **look)
-    axes.axvline(0, color=THEORY, lw=1, ls=":")
-    axes.text(0.05, 1.0, "$t_S$", va="top")
-    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04))
-    axes.set_title("(d) speciation")
+    mark_noise(axes, 0, "$t_S$", aside=0.05)
+    axes.set(xlabel="$t-t_S$", ylabel=r"same class of two clones, $\varphi$", ylim=(0, 1.04), title="(d) speciation")
     axes.legend(loc="lower left", fontsize=8.5)
 
 
 def draw_collapse(axes: Any, data: xr.Dataset) -> None:
     for (d, n), curve, color in zip(CODES, data.recalled.values, level_colors(len(CODES)), strict=True):
         axes.plot(data.recall_noise, curve, "o-", ms=4, lw=1.4, color=color, label=f"$d={d}$, $n={n}$")
-    axes.axvline(1, color=THEORY, lw=1, ls=":")
-    axes.text(1.02, 1.0, "$t_C$", va="top")
+    mark_noise(axes, 1, "$t_C$", aside=0.02)
     axes.set(xlabel="$t/t_C$", ylabel="same training datum of two clones", ylim=(0, 1.04))
     axes.set_title("(e) collapse onto training data")
     axes.legend(loc="lower left", fontsize=8.5)

@@ -12,7 +12,7 @@ from uturn.corruption.unmasking import Decoder, unmask
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 
-_AT_ONCE = 512  # strings whose beliefs are kept
+_AT_ONCE = 512  # strings whose beliefs are in memory together
 
 
 def divergence(rhm: RandomHierarchyModel, values: np.ndarray, law: Mapping[tuple[int, ...], float]) -> float:
@@ -27,7 +27,7 @@ def divergence(rhm: RandomHierarchyModel, values: np.ndarray, law: Mapping[tuple
 
 
 class _Recorder:
-    """A denoiser that keeps what it was asked and what it answered."""
+    """A denoiser that records its inputs and outputs."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -57,8 +57,8 @@ def log_ratios(
     - entropy, probability and left to right: o follows from x, so q(o | x) = r(o | x) = 1 and the mean is KL(q ‖ p) itself.
     - random, and random in blocks: r is the law by which the decoder draws o, which cancels. The mean is the divergence of a
       decoder whose order is fixed beforehand, averaged over orders; 0 for exact conditionals and one token a step.
-    - confidence: q contains the probability that all draws that were not kept had a smaller probability, see `_confident`. In a
-      step, r(S | x) is q(S, x_S) divided by its sum over all sets S of as many masked positions.
+    - confidence: q contains the probability that all rejected draws had a smaller probability, see `_confident`. In a step,
+      r(S | x) is q(S, x_S) divided by its sum over all sets S of as many masked positions.
 
     Returns
     -------

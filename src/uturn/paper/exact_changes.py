@@ -5,8 +5,8 @@ follow from those of its children, rule by rule, and with the marginals of the n
 subtree. The variance of n is the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of level k
 give all pairs whose lowest common ancestor is at level k or below.
 
-A channel that draws its noise adds the variance of `E n` between noisy strings of one original. It is estimated from noise of its
-own, independent of that of the run.
+A channel that draws its noise adds the variance of `E n` between noisy strings of one original. It is estimated from further
+noisy strings, which are independent of those of the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uturn.core.random import Streams
 from uturn.core.threads import over_blocks
 from uturn.measures.covariances import Tree
 
-_FIRST = 2**20  # number of the first trajectory: none of a run
+_FIRST = 2**20  # number of the first trajectory; runs have fewer
 
 
 def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
@@ -63,13 +63,12 @@ def _within_subtrees(originals: Any, noisy: Any) -> np.ndarray:
     rhm, items = originals.rhm, len(originals.items)
     beliefs, covariances = noisy.beliefs("marginals"), []
     truth = np.repeat(originals.data, len(noisy.values) // items, axis=0)
+    moments = _of_leaves(noisy.log_evidence, truth)
     for k in range(rhm.depth + 1):
-        if k == 0:
-            moments = _of_leaves(noisy.log_evidence, truth)
-        else:
+        if k > 0:
             weight = np.broadcast_to(rhm.rule_probabilities[k], rhm.rules[k].shape[:2]).astype(float)
             moments = _above(moments, np.ascontiguousarray(rhm.rules[k]), weight)
-        mean, square = (one.reshape(items, -1, one.shape[1]) for one in _averaged(moments, beliefs[k]))
+        mean, square = (moment.reshape(items, -1, moment.shape[1]) for moment in _averaged(moments, beliefs[k]))
         within = (square - mean**2).mean(axis=1)
         if mean.shape[1] > 1:
             within += mean.var(axis=1, ddof=1)  # between noisy strings
@@ -86,14 +85,14 @@ def _of_leaves(log_evidence: Any, truth: Any) -> Any:
         for i in range(leaves):
             top = log_evidence[b, i].max()
             for x in range(symbols):
-                one = np.exp(log_evidence[b, i, x] - top)
-                moments[b, i, x, 0] = one
-                moments[b, i, x, 1] = moments[b, i, x, 2] = one * (x != truth[b, i])
+                likelihood = np.exp(log_evidence[b, i, x] - top)
+                moments[b, i, x, 0] = likelihood
+                moments[b, i, x, 1] = moments[b, i, x, 2] = likelihood * (x != truth[b, i])
     return moments
 
 
 def _above(children: np.ndarray, rules: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same of the nodes above, (batch, nodes, symbols, 3), from that of their children."""
+    """The same for the parents, (batch, nodes, symbols, 3), from their children."""
     batch, nodes = children.shape[:2]
     _, count, s = rules.shape
     above = np.empty((batch, nodes // s, len(rules), 3))

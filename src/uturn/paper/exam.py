@@ -1,4 +1,4 @@
-"""Which decoders of masked strings draw from the posterior, and what each costs.
+"""Which decoders of masked strings draw from the posterior, and their cost in calls of the network.
 
 Beyond the paper. The divergence of a decoder from the posterior is computed by enumeration on a small grammar, and from draws on
 a larger one, with the exact denoiser and with a trained network. Clones test the same decoders without a reference.
@@ -22,19 +22,19 @@ from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict
 from uturn.paper.workshop import Scale
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
 CAPTION = (
     "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained network (hollow marks, dashed). "
-    "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against calls of the network for a "
-    "reconstruction. Orders that are chosen before the token is drawn are exact with one token a step: 0 up to rounding. "
-    "Temperature, top-k and top-p, all from left to right, are shifted aside. (b) The same for long strings, from draws and "
+    "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against the calls of the network for a "
+    "reconstruction. Orders that do not depend on the drawn token are exact with one token a step: 0 up to rounding. Marks of "
+    "temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for long strings, from draws and "
     "belief propagation; upper bounds for random orders and for the confidence of drawn tokens; 95 % intervals over strings. (c) "
     "Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: the "
-    "divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap "
-    "E f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
+    "divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
+    "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
     "circle: not detected); the share of (c)."
 )
 RELABELLINGS = 100_000
@@ -52,7 +52,7 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     small, dense, sparse = ({kind: runs[f"{name}-{kind}"] for kind in DENOISERS} for name in ("enumerated", "dense", "sparse"))
     impossible = {kind: np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS}
-    more = {kind: one - one.sel(decoder=PLAIN, drop=True) for kind, one in impossible.items()}
+    more = {kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()}
     gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
     dims = ("denoiser", "decoder")
     data = xr.Dataset(
@@ -84,7 +84,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
-    """Largest KL(decoder ‖ posterior) in nats of an exact decoder that can come from float32 beliefs, for so many tokens.
+    """Upper bound of KL(decoder ‖ posterior) in nats for an exact decoder of `tokens` tokens with float32 beliefs.
 
     All terms of belief propagation are positive: sums do not amplify relative errors, and products add them. A belief depends on
     every node once upward and once downward. A message is a sum of at most v m products of s factors, divided by a sum of v
@@ -144,9 +144,9 @@ def draw(data: xr.Dataset) -> Any:
     return figure
 
 
-def _look(denoiser: str, color: Any, line: bool = True) -> dict[str, Any]:
-    full = denoiser == "exact"
-    return {"color": color, "mfc": color if full else "white", "ls": ("-" if full else "--") if line else "", "lw": 1.5, "ms": 6}
+def _face(denoiser: str, color: Any) -> Any:
+    """Marks of the exact denoiser are full, those of the trained network hollow."""
+    return color if denoiser == "exact" else "white"
 
 
 def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str, rounding: float) -> None:
@@ -160,25 +160,26 @@ def _draw_divergence(axes: Any, kl: xr.DataArray, calls: xr.DataArray, dim: str,
 
 
 def _floor(values: xr.DataArray, rounding: float) -> float:
-    """Where zeros are drawn on a logarithmic axis."""
+    """The height at which zeros are drawn on a logarithmic axis."""
     return float(values.where(values > 100 * rounding).min()) / 4
 
 
 def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: str, floor: float) -> None:
-    """Readings (denoiser, decoder) or (.., estimate) against calls, none below `floor`; there stars for the exact orders."""
+    """Readings (denoiser, decoder) or (.., estimate) against calls, clipped at `floor`; stars there: the exact orders."""
     values = readings.sel(estimate="value") if "estimate" in readings.dims else readings
     for denoiser in values.denoiser.values:
         for label, color in _COLORS.items():
             at = {dim: curve(calls, label, dim)}
             x, y = calls.sel(at).values, values.sel({**at, "denoiser": denoiser}).values
-            axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, **_look(str(denoiser), color))
+            look = {"mfc": _face(denoiser, color), "ls": "-" if denoiser == "exact" else "--", "lw": 1.5, "ms": 6}
+            axes.plot(x, np.maximum(y, floor), marker="o", zorder=3, color=color, **look)
             if values is not readings:
                 ends = readings.sel({**at, "denoiser": denoiser}).isel({dim: np.flatnonzero(y > floor)}).clip(floor)
                 axes.vlines(x[y > floor], ends.sel(estimate="low"), ends.sel(estimate="high"), color=color, lw=1.2, zorder=2)
         for k, (label, mark) in enumerate(_MARKS.items()):
             aside, height = 1.16 ** (k + 1), float(values.sel({dim: label, "denoiser": denoiser}))
-            look = _look(str(denoiser), _OTHER, line=False)
-            axes.plot([float(calls.sel({dim: label})) * aside], [height], marker=mark, zorder=3, clip_on=False, **look)
+            look = {"color": _OTHER, "mfc": _face(denoiser, _OTHER), "ms": 6, "zorder": 3, "clip_on": False}
+            axes.plot([float(calls.sel({dim: label})) * aside], [height], mark, **look)
     exact = calls.sel({dim: list(EXACT)}).values
     axes.plot(exact, np.full(len(exact), floor), "*", ms=15, color=THEORY, zorder=4, clip_on=False)
     axes.set(xscale="log", xlabel="calls of the network")
@@ -195,29 +196,22 @@ def _legend(figure: Any) -> None:
     figure.legend(handles=[*lines, *kinds, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
 
 
-def _rows() -> list[tuple[str, Any]]:
-    """Decoders of the lower row with their colours."""
-    several = [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
-    others = [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
-    return [*((label, THEORY) for label in EXACT), *others, *several]
-
-
 def _draw_table(panels: Any, data: xr.Dataset) -> None:
     """(d, e, f) Divergence, gap and share of impossible strings of every decoder."""
     kl, gap, broken = panels
-    rows = _rows()
+    rows = [(label, THEORY) for label in EXACT] + [(label, CLASS if label in ORDERS else _OTHER) for label in OTHERS]
+    rows += [(in_steps(label, number), color) for label, color in _COLORS.items() for number in _SHOWN]
     floor = _floor(data.kl.sel(estimate="value"), data.attrs["large_rounding"])
     for row, (label, color) in enumerate(rows):
         for denoiser in data.denoiser.values:
-            one = data.sel(decoder=label, denoiser=denoiser)
+            readings = data.sel(decoder=label, denoiser=denoiser)
             aside = row + (-0.16 if denoiser == "exact" else 0.16)
-            seen = detected(one.p) <= LEVEL
-            for axes, values, low in ((kl, one.kl.values, floor), (gap, one.gap.values, -np.inf), (broken, one.broken.values, 0)):
-                value, first, last = np.maximum(values, low)
-                mark = ("s" if seen else "o") if axes is gap else "o"
-                if value > low:
-                    axes.plot([first, last], [aside, aside], color=color, lw=1.6, zorder=2)
-                axes.plot([value], [aside], marker=mark, zorder=3, clip_on=False, **_look(str(denoiser), color, line=False))
+            seen = detected(readings.p) <= LEVEL
+            for axes, name, low in ((kl, "kl", floor), (gap, "gap", -np.inf), (broken, "broken", 0)):
+                value, first, last = np.maximum(readings[name].values, low)
+                ends = (first, last) if value > low else (value, value)
+                mark = "s" if axes is gap and seen else "o"
+                row_interval(axes, aside, (value, *ends), color, mark, 1.6, mfc=_face(denoiser, color), ms=6, clip_on=False)
     for axes in panels:
         for edge in (len(EXACT), len(EXACT) + len(OTHERS)):
             axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")

@@ -48,7 +48,7 @@ GRAMMARS: dict[str, dict[str, Any]] = {
 """Two grammars that give every string a probability above 0, so that no divergence is infinite; in "sparse", rules are equally
 probable and most strings are impossible."""
 DENOISERS = ("exact", "trained")
-# `masked`: numbers of masked leaves, one observation each. `shares`: of masked leaves, in turn over the items.
+# `masked`: number of masked leaves of each observation. `shares` of masked leaves, cyclic over the items.
 _TRAINING = dict(width=32, batch_size=64, learning_rate=5e-3, every=100, held_out=512)
 SETTINGS: dict[Scale, dict[str, dict[str, Any]]] = {
     "smoke": {
@@ -82,16 +82,16 @@ def decoders(steps: list[int]) -> dict[str, Decoder]:
 
 
 def in_steps(label: str, number: int) -> str:
-    """Label of a decoder in so many steps."""
+    """Label of a decoder with a number of steps."""
     return f"{label}, {number} step{'s' if number > 1 else ''}"
 
 
 def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
-    """What the measurement of a grammar with a denoiser depends on."""
+    """The settings of the measurement of a grammar with a denoiser."""
     table = dict(SETTINGS[scale]["enumerated" if grammar == "enumerated" else "drawn"])
     depth = {"depth": table.pop("depth")} if "depth" in table else {}
     items = {"items": table["items"][denoiser]} if "items" in table else {}
-    tried = {label: repr(one) for label, one in decoders(table["steps"]).items()}
+    tried = {label: repr(decoder) for label, decoder in decoders(table["steps"]).items()}
     return {**table, **items, "grammar": {**GRAMMARS[grammar], **depth}, "denoiser": denoiser, "decoders": tried}
 
 
@@ -103,7 +103,7 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each grammar and denoiser, "grammar-denoiser"; networks are trained where they are not yet."""
+    """One dataset for each grammar and denoiser, "grammar-denoiser"; missing networks are trained."""
     jobs = {}
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:
@@ -162,7 +162,7 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
 
 
 def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:
-    """Strings of the grammar with so many masked leaves, int64 (strings, num_leaves)."""
+    """Strings of the grammar with these numbers of masked leaves, int64 (strings, num_leaves)."""
     leaves = rhm.sample(len(numbers), seed=_keys(_STRINGS, range(len(numbers)))).leaves
     place = uniforms(_keys(_NOISE, range(len(numbers))), rhm.num_leaves).argsort(axis=1).argsort(axis=1)
     return np.where(place < np.array(numbers)[:, None], -1, leaves)

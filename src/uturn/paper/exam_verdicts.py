@@ -79,16 +79,16 @@ def _list(values: xr.DataArray) -> str:
 
 
 def _draws_against_enumeration(small: Mapping[str, xr.Dataset]) -> Verdict:
-    """The estimator of long strings, on the strings of which all laws are known."""
+    """The estimator for long strings, applied to short ones whose laws are known."""
     tried = decoders(json.loads(small["exact"].attrs["settings"])["steps"])
     p, z, precision, slack = [], [], [], []
     for kind in DENOISERS:
         for label, decoder in tried.items():
             if kind == "exact" and label in EXACT:
                 continue  # both are rounding
-            one = small[kind].sel(decoder=label)
-            error = float(np.sqrt((one.error**2).mean() / one.sizes["observation"]))
-            truth, drawn = float(one.divergence.mean()), float(one.estimate.mean())
+            draws = small[kind].sel(decoder=label)
+            error = float(np.sqrt((draws.error**2).mean() / draws.sizes["observation"]))
+            truth, drawn = float(draws.divergence.mean()), float(draws.estimate.mean())
             if is_bound(decoder):
                 p.append(norm.cdf((drawn - truth) / error))
                 slack.append(drawn / truth)
@@ -112,13 +112,13 @@ def _estimates(values: xr.DataArray, labels: list[str]) -> list[Estimate]:
 
 
 def _intervals(values: xr.DataArray, labels: list[str]) -> str:
-    return "; ".join(f"{label} {one}" for label, one in zip(labels, _estimates(values, labels), strict=True))
+    return "; ".join(f"{label} {interval}" for label, interval in zip(labels, _estimates(values, labels), strict=True))
 
 
 def _by_draws(data: xr.Dataset) -> list[Verdict]:
     kl, rounding = data.kl.sel(denoiser="exact"), data.large_rounding
     tried = decoders(_steps(data))
-    sure = [label for label, one in tried.items() if label not in EXACT and not is_bound(one)]
+    sure = [label for label, decoder in tried.items() if label not in EXACT and not is_bound(decoder)]
     where = f"KL(decoder ‖ posterior) from draws, exact denoiser, {data.large_leaves} leaves, nats"
     ends = kl.sel(decoder=list(EXACT), estimate=["low", "high"])
     return [
@@ -150,8 +150,8 @@ def _steps(data: xr.Dataset) -> list[int]:
 def _clones(data: xr.Dataset) -> list[Verdict]:
     p = data.p.sel(denoiser="exact")
     adjusted = holm(p.sel(decoder=list(EXACT)).values)
-    several = {label: one for label, one in decoders(_steps(data)).items() if one.steps}
-    rest = [label for label, one in several.items() if one.steps and one.steps > SOME]
+    several = {label: decoder for label, decoder in decoders(_steps(data)).items() if decoder.steps}
+    rest = [label for label, decoder in several.items() if decoder.steps and decoder.steps > SOME]
     wrong = [*OTHERS, *(label for label in several if label not in rest)]
     smallest = {label: float(detected(p.sel(decoder=label))) for label in [*wrong, *rest]}
     where = "calibration E f(x0, x̂) - E f(x̂, x̂'), f: share of equal parsed nodes per tree level, two grammars, exact denoiser"

@@ -90,7 +90,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     belief = mean_estimate(data.mean_belief.values)
     shift = mean_estimate((data.mean_belief.values - float(data.mean_field)) / slope)
     return data, [
-        vanishes(quantity, error, words="largest difference "),
+        vanishes(quantity, error, prefix="largest difference "),
         verdict(
             f"rules with one wrong symbol, mean over true pairs and {len(numbers)} grammars",
             mean_estimate(numbers),
@@ -106,57 +106,64 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
+_SHADES = (1.0, 0.62, 0.3)  # by the number of wrong symbols
+
+
 def draw(data: xr.Dataset) -> Any:
-    rules, wrong = data.rules.values, data.wrong_symbols.values
-    v, noise = data.sizes["parent"], data.attrs["noise"]
-    parent = data.attrs["true_parent"]
-    truth = rules[parent, data.attrs["true_rule"]]
-    shades = {0: 1.0, 1: 0.62, 2: 0.3}
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), width_ratios=[1, 1.35], layout="constrained")
-        left.set(xlim=(-0.6, v - 0.4), ylim=(-0.6, v - 0.4), aspect="equal", xlabel="left child $a$", ylabel="right child $b$")
-        left.set_title("the rules of a level, as pairs of children")
-        left.add_patch(Rectangle((truth[0] - 0.5, -0.5), 1, v, fc="#f3ecd2", lw=0, zorder=0))
-        left.add_patch(Rectangle((-0.5, truth[1] - 0.5), v, 1, fc="#f3ecd2", lw=0, zorder=0))
-        for y in range(v):
-            for (a, b), k in zip(rules[y], wrong[y], strict=True):
-                side, color, shade = (0.92, CLASS, 1) if y == parent else (0.8, ACCENT, shades[k])
-                corner = (a - side / 2, b - side / 2)
-                left.add_patch(Rectangle(corner, side, side, fc=color, alpha=shade, lw=0, zorder=2))
-        left.add_patch(Rectangle((truth[0] - 0.75, truth[1] - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
-        ticks = [*range(0, v, v // 4), v - 1]
-        left.set_xticks(ticks, [str(k + 1) for k in ticks])
-        left.set_yticks(ticks, [str(k + 1) for k in ticks])
-        others = [y for y in range(v) if y != parent]
-        order = [parent, *sorted(others, key=lambda y: -float(data.upward[y]))]
-        exact, field = float(data.upward[parent]), float(data.mean_field)
-        # The wrong symbols once more, enlarged.
-        lens = right.inset_axes((0.2, 0.2, 0.78, 0.42))
-        bottom = np.zeros(v)
-        for k, words in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
-            heights = data.contribution.sel(distance=k).values[order]
-            for axes, first in ((right, 0), (lens, 1)):
-                colors = [CLASS if x == 0 else ACCENT for x in range(first, v)]
-                axes.bar(np.arange(first, v), heights[first:], 0.8, bottom=bottom[first:], color=colors, alpha=shades[k], lw=0)
-            lens.bar(1, 0, color="#555555", alpha=shades[k], label=words)
-            bottom += heights
-        right.axhline(field, color=THEORY, lw=1.3, ls="--")
-        right.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")
-        right.text(0.75, exact + 0.01, f"right symbol: {exact:.2f}", color=CLASS, va="bottom")
-        right.set(xlabel="parent symbol (the right one first, then by message)", xlim=(-0.7, v - 0.3), xticks=[])
-        right.set(ylabel="upward message to the parent", ylim=(0, 1.15 * max(exact, field)))
-        right.set_title(rf"the message they make, $\epsilon={noise:g}$")
-        lens.set_title(f"enlarged: the {v - 1} wrong symbols share {1 - exact:.2f}", color=ACCENT, size=11, weight="normal")
-        lens.set(xticks=[], xlim=(0.3, v - 0.3))
-        lens.axhline((1 - field) / (v - 1), color=THEORY, lw=1.3, ls="--")
-        lens.text(v - 0.5, (1 - field) / (v - 1) + 0.001, "mean field, wrong symbol", ha="right", va="bottom", size=9.5)
-        lens.legend(title="rules with", loc="upper right", alignment="left")
-        patches = [
-            Rectangle((0, 0), 1, 1, fc="white", ec=THEORY, lw=1.8, label="the true pair"),
-            Rectangle((0, 0), 1, 1, fc=CLASS, label="right symbol"),
-            Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
-            Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
-        ]
-        place = {"loc": "upper center", "bbox_to_anchor": (0.48, -0.12), "ncols": 4, "columnspacing": 1.2}
-        left.legend(handles=patches, handlelength=1, handleheight=1, **place)
+        _draw_rules(left, data)
+        _draw_message(right, data)
     return figure
+
+
+def _draw_rules(axes: Any, data: xr.Dataset) -> None:
+    """The rules as squares at their pairs of children, darker the fewer of their symbols are wrong."""
+    rules, parent, v = data.rules.values, data.attrs["true_parent"], data.sizes["parent"]
+    a, b = rules[parent, data.attrs["true_rule"]]
+    axes.set(xlim=(-0.6, v - 0.4), ylim=(-0.6, v - 0.4), aspect="equal", xlabel="left child $a$", ylabel="right child $b$")
+    axes.set_title("the rules of a level, as pairs of children")
+    axes.add_patch(Rectangle((a - 0.5, -0.5), 1, v, fc="#f3ecd2", lw=0, zorder=0))
+    axes.add_patch(Rectangle((-0.5, b - 0.5), v, 1, fc="#f3ecd2", lw=0, zorder=0))
+    axes.add_patch(Rectangle((a - 0.75, b - 0.75), 1.5, 1.5, fc="none", ec=THEORY, lw=1.8, zorder=4))
+    for y in range(v):
+        for pair, wrong in zip(rules[y], data.wrong_symbols.values[y], strict=True):
+            side, color, shade = (0.92, CLASS, 1) if y == parent else (0.8, ACCENT, _SHADES[wrong])
+            axes.add_patch(Rectangle(pair - side / 2, side, side, fc=color, alpha=shade, lw=0, zorder=2))
+    ticks = [*range(0, v, v // 4), v - 1]
+    names = [str(k + 1) for k in ticks]
+    axes.set(xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)
+    patches = [
+        Rectangle((0, 0), 1, 1, fc="white", ec=THEORY, lw=1.8, label="the true pair"),
+        Rectangle((0, 0), 1, 1, fc=CLASS, label="right symbol"),
+        Rectangle((0, 0), 1, 1, fc=ACCENT, label="wrong symbols"),
+        Rectangle((0, 0), 1, 1, fc="#f3ecd2", label="shares a child"),
+    ]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.48, -0.12), "ncols": 4, "columnspacing": 1.2}
+    axes.legend(handles=patches, handlelength=1, handleheight=1, **place)
+
+
+def _draw_message(axes: Any, data: xr.Dataset) -> None:
+    """The message by symbol, split by the number of wrong symbols in the rules; the wrong symbols once more, enlarged."""
+    v, parent = data.sizes["parent"], data.attrs["true_parent"]
+    order = sorted(range(v), key=lambda y: (y != parent, -float(data.upward[y])))
+    exact, field = float(data.upward[parent]), float(data.mean_field)
+    lens = axes.inset_axes((0.2, 0.2, 0.78, 0.42))
+    heights, bottom, colors = data.contribution.values[:, order], np.zeros(v), [CLASS, *[ACCENT] * (v - 1)]
+    for k, rules_name in enumerate(("the true rule", "one wrong symbol", "two wrong symbols")):
+        for panel, first in ((axes, 0), (lens, 1)):
+            look = {"bottom": bottom[first:], "color": colors[first:], "alpha": _SHADES[k], "lw": 0}
+            panel.bar(np.arange(first, v), heights[k, first:], 0.8, **look)
+        lens.bar(1, 0, color="#555555", alpha=_SHADES[k], label=rules_name)
+        bottom += heights[k]
+    axes.axhline(field, color=THEORY, lw=1.3, ls="--")
+    axes.text(v - 0.5, field + 0.012, f"mean field, right symbol: {field:.2f}", ha="right")
+    axes.text(0.75, exact + 0.01, f"right symbol: {exact:.2f}", color=CLASS, va="bottom")
+    axes.set(xlabel="parent symbol (the right one first, then by message)", xlim=(-0.7, v - 0.3), xticks=[])
+    axes.set(ylabel="upward message to the parent", ylim=(0, 1.15 * max(exact, field)))
+    axes.set_title(rf"the message they make, $\epsilon={data.attrs['noise']:g}$")
+    lens.set_title(f"enlarged: the {v - 1} wrong symbols share {1 - exact:.2f}", color=ACCENT, size=11, weight="normal")
+    lens.set(xticks=[], xlim=(0.3, v - 0.3))
+    lens.axhline((1 - field) / (v - 1), color=THEORY, lw=1.3, ls="--")
+    lens.text(v - 0.5, (1 - field) / (v - 1) + 0.001, "mean field, wrong symbol", ha="right", va="bottom", size=9.5)
+    lens.legend(title="rules with", loc="upper right", alignment="left")

@@ -21,10 +21,9 @@ from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
 TITLE = "Every message at the bottom of the tree"
 CLAIM = "Single nodes differ in how well they are known, but their average follows the theory."
 CAPTION = (
-    "Upward messages of one string for every node and every symbol of the five lowest levels, in a grammar of depth 10 at "
-    "one ε. Coloured: the true symbol of each node; grey: all others. Lines: mean-field values for the true and for a wrong "
-    "symbol; triangles: mean over the nodes. Rules make the messages of nodes differ, their mean follows the "
-    "theory."
+    "Upward messages of one string for every node and every symbol of the five lowest levels, in a grammar of depth 10 at one ε. "
+    "Coloured: the true symbol of each node; grey: all others. Lines: mean-field values for the true and for a wrong symbol; "
+    "triangles: mean over the nodes. Rules make the messages of nodes differ, their mean follows the theory."
 )
 DEPTH, LEVELS, NOISE = 10, 5, 0.4
 
@@ -112,19 +111,16 @@ def draw(data: xr.Dataset) -> Any:
         for level, axes in enumerate(panels):
             right, messages = _true(data, level), by_level(data.upward)[level]
             nodes = len(right)
-            wrong = np.ones(messages.shape, bool)
-            wrong[np.arange(nodes), by_level(data.true_symbol)[level]] = False
+            wrong = np.arange(v) != by_level(data.true_symbol)[level][:, None]
             place = np.broadcast_to(np.arange(1, nodes + 1)[:, None], messages.shape)
-            size = 2 if nodes > 300 else 3
+            size, true_size = (2, 2.4) if nodes > 300 else (3, 3.6)
             axes.plot(place[wrong], messages[wrong], ".", color="#b5b5b5", ms=size, mew=0, rasterized=True, zorder=1)
-            true_size = 2.4 if nodes > 300 else 3.6
             axes.plot(place[:, 0], right, "o", color=colors[level], ms=true_size, mew=0, alpha=0.8, rasterized=True, zorder=2)
             p = float(data.mean_field[level])
             for value in (p, (1 - p) / (v - 1)):
                 axes.axhline(value, color=THEORY, lw=1.5, zorder=3)
-            axes.plot(
-                [1.02], [right.mean()], "<", color=colors[level], ms=9, mew=0, transform=axes.get_yaxis_transform(), clip_on=False
-            )
+            at_the_edge = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+            axes.plot([1.02], [right.mean()], "<", color=colors[level], ms=9, mew=0, **at_the_edge)
             axes.set(xlim=(0, nodes + 1), ylim=(-0.01, 1.02), xlabel="node")
             axes.set_xticks([1, nodes // 2])
             axes.set_title(f"level {level}" + (", leaves" if level == 0 else ""))

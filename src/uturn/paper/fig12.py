@@ -16,12 +16,12 @@ from uturn.studies.plotting.levels import draw_levels
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
-CLAIM = "Going up the tree, what the leaves say about a node turns into a step at the critical noise."
+CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."
 CAPTION = (
     "What the leaves below a node say about its true symbol (upward message, mean over nodes), against the noise ε on the "
     "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: the "
-    "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how "
-    "far along ε each level is displaced from the mean field."
+    "mean-field map, iterated from the leaves. Up the tree the fall becomes a step at ε*, where all curves meet. Right: how far "
+    "along ε each level is displaced from the mean field."
 )
 
 

@@ -24,11 +24,11 @@ GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
 CLAIM = "What the rest of the tree says about a node is never certain, since several rules fit the same surroundings."
 CAPTION = (
-    "What all other leaves say about the true symbol of a node (downward message, mean over nodes), against the noise ε on "
-    "the leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Even "
-    "without noise a context does not determine a symbol: several rules may fit it, so the messages stay below 1 and "
-    "fluctuate. The annealed mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at "
-    "random (lines) leaves no such gap."
+    "What all other leaves say about the true symbol of a node (downward message, mean over nodes), against the noise ε on the "
+    "leaves. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Even without noise "
+    "a context does not determine a symbol: several rules may fit it, so the messages stay below 1 and fluctuate. The annealed "
+    "mean field (dashed) counts those rules on average and lies too low at small ε; drawing them at random (lines) leaves no "
+    "such gap."
 )
 
 
@@ -151,7 +151,7 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
 
 
 def _competitors() -> Verdict:
-    """The number of competing rules in the mean-field map (Eq. 53): what is left of it without noise, in one step from the class.
+    """The number of competing rules in the mean-field map (Eq. 53), from one step of the map without noise.
 
     A parent known for certain is a class without an alternative, n = 1, and an unknown one is one of n = v classes. The
     belief of its child is then 1 / (1 + K), with the mean number K of rules that compete.

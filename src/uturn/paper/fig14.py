@@ -11,16 +11,16 @@ from uturn.paper.fig7 import PARAMETERS, compare, measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
-from uturn.studies.plotting.style import MUTED, THEORY, level_colors, style
+from uturn.studies.plotting.style import MUTED, level_colors, mark_noise, style
 
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."
 CAPTION = (
-    "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every "
-    "level. Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field "
-    "theory (Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
+    "Posterior probability of the true symbol (mean over nodes), against the noise ε on the leaves, a panel for every level. "
+    "Points: exact belief propagation, mean over grammars, bars: standard deviation between grammars. Lines: mean-field theory "
+    "(Eq. 62). Dotted: ε*. Last panel: how far along ε each level is displaced from the mean field."
 )
 
 
@@ -49,21 +49,13 @@ def draw(data: xr.Dataset) -> Any:
         figure, grid = plt.subplots(2, columns, figsize=(14, 5.6), layout="constrained")
         for level, axes in zip(range(depth + 1), grid.flat, strict=False):
             draw_level(axes, data, level, colors[level], bold=False)
-            axes.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+            mark_noise(axes, data.attrs["critical_noise"])
             axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--", zorder=1)
             axes.set(xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
             axes.set_xticklabels(["0", "0.5", "1"])
-            axes.set_title(
-                {0: "level 0, leaves", depth: f"level {depth}, class"}.get(level, f"level {level}"), color=colors[level]
-            )
-            if level % columns == 0:
-                axes.set_ylabel("P(true symbol)")
-            else:
-                axes.set_yticklabels([])
-            if level >= columns:
-                axes.set_xlabel(r"noise $\epsilon$")
-            else:
-                axes.set_xticklabels([])
+            axes.set_title(f"level {level}" + {0: ", leaves", depth: ", class"}.get(level, ""), color=colors[level])
+            axes.set(xlabel=r"noise $\epsilon$", ylabel="P(true symbol)")
+            axes.label_outer()
         for axes in grid.flat[depth + 2 :]:
             axes.axis("off")
         last = grid.flat[depth + 1]

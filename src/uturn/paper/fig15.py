@@ -1,4 +1,4 @@
-"""Fig. 15: effective ε against diffusion time, and where it makes one curve of all channels and where it does not."""
+"""Fig. 15: effective ε against diffusion time: the shape of the class curve is the same in all channels, the threshold is not."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CAPTION = (
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "
     "of the ε-process (lines). The class curves have the shape of the ε-process but are displaced: fluctuations between leaves "
     "make the class harder to recover than their mean belief suggests. Leaves stay above the belief that each has by itself "
-    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: "
-    "95 % intervals)."
+    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: 95 "
+    "% intervals)."
 )
 PARAMETERS = fig7.PARAMETERS
 CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}
 MARKERS = {"gaussian": "o", "masking": "s", "uniform": "^"}
 EXPECTED = {"gaussian": (0.37, 0.49), "masking": (0.25, 0.30), "uniform": (0.27, 0.36)}
 """Effective ε where half of the class is lost, exact belief propagation at L = 9, 10 of (32, 8, 2)."""
-REACH = 0.6  # of the displacements looked at
+REACH = 0.6  # largest displacement that is considered
 EVEN = np.linspace(0.02, 0.98, 65)
 """Effective ε at which curves are compared: an even grid, so that dense regions of the runs do not weigh more."""
 
@@ -51,34 +51,28 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 
 def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(one.label, rhm(**PARAMETERS), name, scale) for name, one in CHANNELS.items()]
+    return [channel_spec(channel.label, rhm(**PARAMETERS), name, scale) for name, channel in CHANNELS.items()]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     deep = f"depth{PARAMETERS['depth']}"
     return {
         **workshop.runs("fig7", fig7.experiments(workshop.scale)),
-        "gaussian": workshop.runs("fig5", {deep: fig5.experiments(workshop.scale)[deep]})[deep],
+        "gaussian": workshop.run(f"fig5-{deep}", fig5.experiments(workshop.scale)[deep]),
         **workshop.runs("fig15", experiments(workshop.scale)),
     }
 
 
 class Findings(NamedTuple):
-    """What is read from the run of one channel; lists have an entry for each tree level."""
+    """Results of one channel; lists have an entry for each tree level."""
 
-    shifts: list[Estimate]
-    """Displacement along effective ε from the mean field of the ε-process."""
-    before: list[float]
-    after: list[float]
-    """Root mean square distance from the mean field before and after the displacement."""
-    half: Estimate
-    """Effective ε where half of the class is lost."""
-    swap: Estimate
-    """Effective ε where class and leaves swap order."""
-    apart: float
-    """Largest distance of the leaves from the mean field."""
-    surplus: float
-    """Smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items."""
+    shifts: list[Estimate]  # displacement along effective ε from the mean field of the ε-process
+    before: list[float]  # root mean square distance from the mean field
+    after: list[float]  # the same, after the displacement
+    half: Estimate  # effective ε where half of the class is lost
+    swap: Estimate  # effective ε where class and leaves swap order
+    apart: float  # largest distance of the leaves from the mean field
+    surplus: float  # smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items
 
 
 def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
@@ -121,10 +115,10 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     read = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
     data = xr.Dataset(
         {
-            "shift": (("channel", "tree_level", "bound"), np.array([one.shifts for one in read])),
-            "residual_before": (("channel", "tree_level"), [one.before for one in read]),
-            "residual_after": (("channel", "tree_level"), [one.after for one in read]),
-            "half_lost": (("channel", "bound"), np.array([one.half for one in read])),
+            "shift": (("channel", "tree_level", "bound"), np.array([of_channel.shifts for of_channel in read])),
+            "residual_before": (("channel", "tree_level"), [of_channel.before for of_channel in read]),
+            "residual_after": (("channel", "tree_level"), [of_channel.after for of_channel in read]),
+            "half_lost": (("channel", "bound"), np.array([of_channel.half for of_channel in read])),
         },
         coords={"channel": list(CHANNELS), "bound": BOUNDS, "tree_level": np.arange(L + 1)},
         attrs={**PARAMETERS, "critical_noise": critical},
@@ -141,23 +135,23 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
     L = PARAMETERS["depth"]
     names = ", ".join(channel.label for channel in CHANNELS.values())
-    before, after = [one.before[L] for one in read], [one.after[L] for one in read]
-    displacements, swaps, surplus = [one.shifts[L] for one in read], [one.swap for one in read], [one.surplus for one in read]
+    shifts, before_all, after_all, halves, swaps, apart, surplus = zip(*read, strict=True)
+    displacements, before, after = ([levels[L] for levels in values] for values in (shifts, before_all, after_all))
     return [
         *(
             verdict(
                 f"effective ε where half of the class is lost, {CHANNELS[name].label}",
-                one.half,
+                half,
                 f"{low} to {high} (ε* = {critical:.3f})",
-                meets(one.half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
+                meets(half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
             )
-            for (name, (low, high)), one in zip(EXPECTED.items(), read, strict=True)
+            for (name, (low, high)), half in zip(EXPECTED.items(), halves, strict=True)
         ),
         verdict(
             f"displacement of the class curve from the ε-process: {names}",
             ", ".join(map(str, displacements)),
             "negative: the threshold is not mapped",
-            below([one.high for one in displacements], 0, "95 % intervals below 0"),
+            below([interval.high for interval in displacements], 0, "95 % intervals below 0"),
         ),
         verdict(
             f"class curve, root mean square distance from the ε-process before and after the displacement: {names}",
@@ -169,7 +163,7 @@ def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
             f"leaves: smallest gain over the belief of a leaf by itself, in standard errors: {names}",
             ", ".join(f"{z:+.1f}" for z in surplus)
             + "; largest distance from the ε-process "
-            + ", ".join(f"{one.apart:.2f}" for one in read),
+            + ", ".join(f"{distance:.2f}" for distance in apart),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
             above(surplus, -3.5, "above -3.5 at every noise level"),
         ),

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.statistics import estimate, inversion, replicates, transition
+from uturn.measures.statistics import estimate, inversion, transition
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, estimates, inside, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, curves_with_bounds, estimates, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
-from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, mark_noise, style
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
-CLAIM = "Turned back from noise, an image keeps its class up to a critical noise, while its details fade from the start."
+CLAIM = "A U-turn keeps the class of an image up to a critical noise, while its details fade from the start."
 CAPTION = (
-    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and what they become "
-    "when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of original and "
-    "reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the right: "
-    "random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of garment "
-    "is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the "
-    "predicted class, and the kind of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in "
-    "both: the same U-turns with a deterministic scheduler."
+    "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and their "
+    "reconstructions when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of "
+    "original and reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the "
+    "right: random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of "
+    "garment is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the predicted class, and the kind "
+    "of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in both: the same U-turns with a "
+    "deterministic scheduler."
 )
 
 LAYERS = NetworkLayers(classifier="fashion_mnist")
 LABEL_SETS = ["class", "kind"]
 _SHOWN = (0, 1, 3, 5, 7, 8, 9)  # items of the picture: T-shirt, trousers, dress, sandal, sneaker, bag, boot
+_PAIR_MARKS: list[dict[str, Any]] = [{"marker": "^", "ms": 5}, {"marker": "_", "ms": 7, "mew": 2}]  # of the same class, of others
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -55,7 +56,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def classified(workshop: Workshop, count: int = 500) -> xr.Dataset:
     """The classifier on all images: `predicted` and `label`; `random_pairs`, its mean similarity, per layer, of random pairs of
-    different images of the same and of different classes. Also of the figure `controls`."""
+    different images of the same and of different classes. The figure `controls` uses it too."""
     experiment = experiments("smoke")["stochastic"]
 
     def compute() -> xr.Dataset:
@@ -78,71 +79,42 @@ def classified(workshop: Workshop, count: int = 500) -> xr.Dataset:
     return workshop.keep("fig2-classifier", {"models": experiment.models(), "pairs": count}, compute)
 
 
-class Kept(NamedTuple):
-    """What is kept of the predicted class and of the kind of garment, and what two independent images have in common.
+def labels_retained(run: xr.Dataset, predicted: np.ndarray) -> tuple[xr.DataArray, np.ndarray]:
+    """Whether a reconstruction has the class and the kind of garment of its original, 0 or 1, with the dim label_set last.
 
-    `values`: 1 where a reconstruction has the label of the original, dims .., label_set. `chance`: probability that two images of
-    the source agree, (label_set,).
+    `predicted`: classes of all images of the source. Second result: probability that two of these images agree, (label_set,).
     """
-
-    values: xr.DataArray
-    chance: np.ndarray
-
-
-def kept(run: xr.Dataset, predicted: np.ndarray) -> Kept:
-    """Class and kind after the U-turns of a run; `predicted`: classes of all images of the source."""
     kinds, after = COARSE_CLASS[predicted], run.predicted_class.astype(int)
     original = xr.DataArray(kinds[: run.sizes["item"]], dims="item")
     same_kind = (xr.DataArray(COARSE_CLASS[after.values], dims=after.dims) == original).astype(float)
-    values = xr.concat([run.same_class, same_kind], dim=xr.Variable("label_set", LABEL_SETS)).transpose(..., "label_set")
-    return Kept(values, np.array([np.sum((np.bincount(x) / len(x)) ** 2) for x in (predicted, kinds)]))
+    same = xr.concat([run.same_class, same_kind], dim=xr.Variable("label_set", LABEL_SETS)).transpose(..., "label_set")
+    return same, np.array([np.sum((np.bincount(x) / len(x)) ** 2) for x in (predicted, kinds)])
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     stochastic, deterministic, classifier = (runs[label].load() for label in ("stochastic", "deterministic", "classifier"))
     # The schedulers reach the same noise levels in different numbers of steps.
     deterministic = deterministic.drop_vars("step", errors="ignore")
-    predicted, similarity, noise = classifier.predicted.values, stochastic.similarity, np.r_[0, stochastic.noise.values]
-    ours, ode = (kept(run, predicted) for run in (stochastic, deterministic))
+    noise, similarity, predicted = stochastic.noise.values, stochastic.similarity, classifier.predicted.values
+    (same, chance), (same_ode, _) = (labels_retained(run, predicted) for run in (stochastic, deterministic))
 
-    def fall(curve: np.ndarray, bottom: float) -> Any:  # U-turns of length zero are the identity
-        return transition(noise, np.r_[1, curve], 1.0, bottom)
-
-    def places(c: np.ndarray) -> list[float]:
+    def half_lost(c: np.ndarray) -> list[float]:
         """t/T at which half of class and of kind is lost, and how much later the kind is."""
-        class_, kind = (fall(c[:, k], ours.chance[k]).location for k in (0, 1))
-        return [class_, kind, kind - class_]
+        of_class, of_kind = (_fall(noise, c[:, k], chance[k]).location for k in (0, 1))
+        return [of_class, of_kind, of_kind - of_class]
 
-    def widths(c: np.ndarray) -> list[float]:
-        kind, logits, block = (fall(c[:, k], bottom).width for k, bottom in enumerate(bottoms))
-        return [kind, logits, block, block - kind, block - logits]
-
-    half_class, star, later = estimates(ours.values, places)
-    star_ode = estimate(ode.values, lambda c: fall(c[:, 1], ode.chance[1]).location)
-    swap = estimate(similarity, lambda c: inversion(noise, np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
-    # Kind, logits and first block of the same U-turns; each falls to its own floor.
-    layers = (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
-    together = xr.concat([ours.values.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
-    floor = classifier.random_pairs.values[1]
-    bottoms = [ours.chance[1], float(floor[-1]), float(floor[0])]
-    *each, narrower, narrower_logits = estimates(together, widths)
-    late = int(np.argmin(np.abs(stochastic.noise.values - 0.8)))
-    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
-    end = estimates(ours.values, lambda c: c[-1])
-    error = 4 * np.sqrt(ours.chance * (1 - ours.chance) / ours.values.isel(noise=0, label_set=0).size)
+    half_class, star, later = estimates(same, half_lost)
+    _, star_ode, _ = estimates(same_ode, half_lost)
+    swap = estimate(similarity, lambda c: inversion(np.r_[0, noise], np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
     agreement = float((classifier.predicted == classifier.label).mean())
-    _, low, high = replicates(similarity).interval(lambda c: c)
     over = ("item", "trajectory")
-    curves = similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {
-            "similarity": curves,
-            "similarity_low": (curves.dims, low),
-            "similarity_high": (curves.dims, high),
+            **curves_with_bounds(similarity),
             "similarity_deterministic": deterministic.similarity.mean(over, dtype=float),
-            "kept": ours.values.mean(over, dtype=float),
-            "kept_deterministic": ode.values.mean(over, dtype=float),
-            "chance": ("label_set", ours.chance),
+            "kept": same.mean(over, dtype=float),
+            "kept_deterministic": same_ode.mean(over, dtype=float),
+            "chance": ("label_set", chance),
             "random_pairs": classifier.random_pairs,
             "original": (("item", "row", "column"), FashionMNISTSource().all_images()[0][: stochastic.sizes["item"], 0]),
             "image": stochastic.image.isel(trajectory=0, channel=0),
@@ -152,18 +124,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     return data, [
         verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
-        verdict(
-            "width of the fall (a quarter to three quarters) of kind, logits, first block",
-            f"{'; '.join(map(str, each))}. First block minus kind, minus logits: {narrower}; {narrower_logits}",
-            "abrupt for kind and logits, smooth for the first block",
-            above([narrower.low, narrower_logits.low], 0, "intervals of the differences above 0"),
-        ),
-        verdict(
-            "logits - first block at the shortest U-turn, and at t/T = 0.8",
-            f"{early_gap}; {late_gap}",
-            "positive, then negative: the order of the layers inverts",
-            above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
-        ),
+        _widths(same, similarity, (chance[1], *classifier.random_pairs.values[1, [-1, 0]].tolist())),
+        _order(similarity),
         verdict(
             "t/T at which logits and first block swap order",
             swap,
@@ -176,12 +138,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "the lower of the two levels is lost first",
             above(later.low, 0, "interval of the difference above 0"),
         ),
-        verdict(
-            "same class, same kind after a full chain",
-            f"{end[0]}; {end[1]}",
-            f"{ours.chance[0]:.3f}; {ours.chance[1]:.3f}, independent draws",
-            within([e.value for e in end] - ours.chance, error, f"within 4 standard errors ({error[0]:.3f}; {error[1]:.3f})"),
-        ),
+        _after_full_chain(same, chance),
         verdict(
             "label agreement of the classifier on the real images", f"{agreement:.3f}", "at least 0.91", at_least(agreement, 0.91)
         ),
@@ -192,6 +149,51 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             within(star_ode.value - star.value, 0.1),
         ),
     ]
+
+
+def _fall(noise: np.ndarray, curve: np.ndarray, floor: float) -> Any:
+    """Transition of a curve that starts at 1: U-turns of length zero are the identity."""
+    return transition(np.r_[0, noise], np.r_[1, curve], 1.0, floor)
+
+
+def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, ...]) -> Verdict:
+    """Widths of the falls of kind, logits and first block in the same U-turns; each falls to its own floor."""
+    noise, layers = similarity.noise.values, (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
+    curves = xr.concat([same.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
+
+    def widths(c: np.ndarray) -> list[float]:
+        kind, logits, block = (_fall(noise, c[:, k], floor).width for k, floor in enumerate(floors))
+        return [kind, logits, block, block - kind, block - logits]
+
+    *each, minus_kind, minus_logits = estimates(curves, widths)
+    return verdict(
+        "width of the fall (a quarter to three quarters) of kind, logits, first block",
+        f"{'; '.join(map(str, each))}. First block minus kind, minus logits: {minus_kind}; {minus_logits}",
+        "abrupt for kind and logits, smooth for the first block",
+        above([minus_kind.low, minus_logits.low], 0, "intervals of the differences above 0"),
+    )
+
+
+def _order(similarity: xr.DataArray) -> Verdict:
+    late = int(np.argmin(np.abs(similarity.noise.values - 0.8)))
+    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
+    return verdict(
+        "logits - first block at the shortest U-turn, and at t/T = 0.8",
+        f"{early_gap}; {late_gap}",
+        "positive, then negative: the order of the layers inverts",
+        above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
+    )
+
+
+def _after_full_chain(same: xr.DataArray, chance: np.ndarray) -> Verdict:
+    shares = estimates(same, lambda c: c[-1])
+    error = 4 * np.sqrt(chance * (1 - chance) / same.isel(noise=0, label_set=0).size)
+    return verdict(
+        "same class, same kind after a full chain",
+        f"{shares[0]}; {shares[1]}",
+        f"{chance[0]:.3f}; {chance[1]:.3f}, independent draws",
+        within([share.value for share in shares] - chance, error, f"within 4 standard errors ({error[0]:.3f}; {error[1]:.3f})"),
+    )
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -206,7 +208,7 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_images(axes: Any, data: xr.Dataset) -> None:
-    """Originals, and what they become at every tenth of the chain; one item of most classes."""
+    """Originals and their reconstructions from every tenth of the chain; one item of most classes."""
     noise = data.noise.values
     columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
     rows = [
@@ -227,23 +229,20 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     """Similarity of every layer; first block and logits with intervals, and with the deterministic scheduler."""
     attrs, noise = data.attrs, np.r_[0, data.noise.values]
-    names = [f"similarity{ending}" for ending in ("", "_low", "_high", "_deterministic")]
-    curves, low, high, ode = (np.insert(data[name].transpose("noise", "network_layer").values, 0, 1, axis=0) for name in names)
-    colors = draw_similarities(axes, noise, curves, low, high, [str(name) for name in data.network_layer.values])
+    ode = data.similarity_deterministic.transpose("noise", "network_layer").values
+    colors = draw_similarities(axes, noise, np.insert(similarity_bounds(data), 0, 1, axis=0), data.network_layer.values)
     for k in (0, -1):
-        axes.plot(noise, ode[:, k], color=colors[k], lw=1.1, ls="--", zorder=2)
-    for k in range(len(colors)):
-        for pair, marker in ((0, "^"), (1, "_")):
-            height = float(data.random_pairs.isel(pair=pair, network_layer=k))
-            axes.plot([1.045], [height], marker, color=colors[k], ms=7 if pair else 5, mew=2 if pair else 1, clip_on=False)
+        axes.plot(noise, np.r_[1, ode[:, k]], color=colors[k], lw=1.1, ls="--", zorder=2)
+    for k, color in enumerate(colors):
+        for height, look in zip(data.random_pairs.values[:, k], _PAIR_MARKS, strict=True):
+            axes.plot([1.045], [height], color=color, clip_on=False, **look)
     axes.axvspan(attrs["transition_low"], attrs["transition_high"], color=CLASS, alpha=0.12, lw=0)
-    axes.axvline(attrs["transition"], color=CLASS, lw=1, ls=":")
-    axes.text(attrs["transition"] + 0.015, 1.0, f"$t^*={attrs['transition']:.2f}\\,T$", color=CLASS, va="top")
+    mark_noise(axes, attrs["transition"], f"$t^*={attrs['transition']:.2f}\\,T$", CLASS, aside=0.015)
     axes.set(xlabel="inversion time $t/T$", ylabel="cosine similarity", xlim=(0, 1.03), ylim=(None, 1.03))
     axes.set_title("layers of the classifier")
     axes.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")
-    axes.plot([], [], "^", color=MUTED, ms=5, label="random pairs, same class")
-    axes.plot([], [], "_", color=MUTED, ms=7, mew=2, label="random pairs, different classes")
+    for label, look in zip(("same class", "different classes"), _PAIR_MARKS, strict=True):
+        axes.plot([], [], ls="", color=MUTED, label=f"random pairs, {label}", **look)
     axes.legend(fontsize=8.5, loc="lower left")
 
 

@@ -21,11 +21,11 @@ from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 TITLE = "A string, its tree and its grammar"
 CLAIM = "A string of the solvable model grows from a tree of rules, and a U-turn changes whole branches of that tree."
 CAPTION = (
-    "Left: a string of a small Random Hierarchy Model (6 symbols, 2 rules each, 2 children, depth 3) and the tree behind "
-    "it; its class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made "
-    "of. Right: a U-turn. Half of the leaves, on average, were hidden, and a string drawn from the exact posterior: red "
-    "marks what changed. Below a changed latent at least one child has changed too, down to a hidden leaf, as two symbols "
-    "share no rule. Hidden leaves elsewhere can come back, as their context determines them."
+    "Left: a string of a small Random Hierarchy Model (6 symbols, 2 rules each, 2 children, depth 3) and the tree behind it; its "
+    "class is the symbol on top. Middle: all rules of the grammar, level by level; framed: those the tree is made of. Right: a "
+    "U-turn. Half of the leaves, on average, were hidden, and a string drawn from the exact posterior: red marks what changed. "
+    "Below a changed latent at least one child has changed too, down to a hidden leaf, as two symbols share no rule. Hidden "
+    "leaves elsewhere can come back, as their context determines them."
 )
 NOISE = 0.5
 
@@ -65,7 +65,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     measured = {name: float(rhm.log_likelihood(tree[0][None])[0]) for name, tree in trees.items()}
     grammatical = count_grammatical(rhm)
     seen = data.observed.values >= 0
-    kept = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
+    unchanged = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
     return data, [
         verdict(
             "nodes whose symbol a parser recovers from the leaves, both trees",
@@ -87,9 +87,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         ),
         verdict(
             "leaves that were seen and are unchanged: original, reconstruction",
-            f"{kept['original']} and {kept['reconstruction']} of {int(seen.sum())}",
+            f"{unchanged['original']} and {unchanged['reconstruction']} of {int(seen.sum())}",
             "all",
-            equal(list(kept.values()), int(seen.sum())),
+            equal(list(unchanged.values()), int(seen.sum())),
         ),
     ]
 
@@ -106,7 +106,7 @@ def count_grammatical(rhm: RandomHierarchyModel) -> int:
 
 
 def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[tuple[int, int, int]]:
-    """Rules that a tree is made of: {(tree_level, parent symbol, rule)}."""
+    """Rules used in a tree: {(tree_level, parent symbol, rule)}."""
     parse = rhm.parse(latents[0][None])
     return {
         (level, int(y), int(k))
@@ -127,40 +127,33 @@ def draw(data: xr.Dataset) -> Any:
         figure, axes = plt.subplots(figsize=(14, 5.4), layout="constrained")
         drawing.canvas(axes, (-2.4, right + d - 0.4), (-1.5, heights[L] + 1.2))
         for level in range(L + 1):
-            words = {0: "leaves", L: "class"}.get(level, f"level {level}")
-            axes.text(-0.75, heights[level], words, ha="right", va="center", color=MUTED, size=10)
+            axes.text(-0.75, heights[level], drawing.level_name(level, L), ha="right", va="center", color=MUTED, size=10)
             axes.plot([-0.6, right + d - 0.6], [heights[level]] * 2, color="#eeeeee", lw=1, zorder=0)
         titles = ("A string and its tree", "The rules, two for every symbol", "After a U-turn")
-        for x, words in zip((3.5, middle + 3.4, right + 3.5), titles, strict=True):
-            axes.text(x, heights[L] + 0.95, words, ha="center", va="center", size=13, weight="bold")
+        for x, title in zip((3.5, middle + 3.4, right + 3.5), titles, strict=True):
+            axes.text(x, heights[L] + 0.95, title, ha="center", va="center", size=13, weight="bold")
         drawing.draw_tree(axes, before, centres, heights)
         drawing.draw_tree(axes, after, {level: x + right for level, x in centres.items()}, heights, changed)
-        used = {CLASS: rule_used(rhm, after), ACCENT: rule_used(rhm, before)}
         for level in range(1, L + 1):
             frames: dict[tuple[int, int], list[Any]] = {}
-            for color, rules in reversed(used.items()):
-                for at, parent, k in rules:
+            for color, tree in ((ACCENT, before), (CLASS, after)):
+                for at, parent, k in rule_used(rhm, tree):
                     if at == level:
                         frames.setdefault((parent, k), []).append(color)
             drawing.rule_table(axes, middle, heights[level] - 0.52, rhm.rules[level], level, L, frames)
-        for x, words in ((0.0, "seen through\nthe noise"), (right, "")):
+        for x, row_name in ((0.0, "seen through\nthe noise"), (right, "")):
             for leaf, symbol in enumerate(data.observed.values):
                 place = x + leaf
                 axes.plot([place, place], [-0.4, -0.85], color="#bbbbbb", lw=1, ls=":", zorder=1)
                 color = "#e4e4e4" if symbol < 0 else drawing.SYMBOL_COLORS[symbol]
-                axes.add_patch(
-                    FancyBboxPatch((place - 0.2, -1.35), 0.4, 0.4, boxstyle="round,pad=0.04", fc=color, ec="white", zorder=3)
-                )
-                name = "?" if symbol < 0 else drawing.symbol_name(int(symbol), 0, L)
-                axes.text(
-                    place, -1.16, name, color=MUTED if symbol < 0 else "white", weight="bold", ha="center", va="center", zorder=4
-                )
-            axes.text(-0.75, -1.15, words, ha="right", va="center", color=MUTED, size=10)
+                look: dict[str, Any] = {"boxstyle": "round,pad=0.04", "fc": color, "ec": "white", "zorder": 3}
+                axes.add_patch(FancyBboxPatch((place - 0.2, -1.35), 0.4, 0.4, **look))
+                name, color = ("?", MUTED) if symbol < 0 else (drawing.symbol_name(int(symbol), 0, L), "white")
+                axes.text(place, -1.16, name, color=color, weight="bold", ha="center", va="center", zorder=4)
+            axes.text(-0.75, -1.15, row_name, ha="right", va="center", color=MUTED, size=10)
         key = ((ACCENT, "used in the original"), (CLASS, "used after the U-turn"))
-        for k, (color, words) in enumerate(key):
-            left = middle - 0.7 + 4.2 * k
-            axes.add_patch(
-                FancyBboxPatch((left, -1.33), 0.5, 0.36, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=color, lw=1.7)
-            )
-            axes.text(left + 0.65, -1.15, words, va="center", size=9.5)
+        for k, (color, meaning) in enumerate(key):
+            left, corners = middle - 0.7 + 4.2 * k, "round,pad=0,rounding_size=0.1"
+            axes.add_patch(FancyBboxPatch((left, -1.33), 0.5, 0.36, boxstyle=corners, fc="none", ec=color, lw=1.7))
+            axes.text(left + 0.65, -1.15, meaning, va="center", size=9.5)
     return figure

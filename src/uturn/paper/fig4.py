@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.patches import Circle, Rectangle, Wedge
+from matplotlib.patches import Circle, Wedge
 
 from uturn.corruption import Gaussian
 from uturn.exact.inference import infer
@@ -21,11 +21,11 @@ from uturn.studies.plotting.style import MUTED, style
 TITLE = "The factor graph and its messages"
 CLAIM = "Messages from the noisy leaves, and back from the class, give the exact probability of every symbol in the tree."
 CAPTION = (
-    "The string of fig. 3 seen through Gaussian diffusion. Discs: variables, with their true symbols; squares: factors, one "
-    "for every rule used in the tree. Bars: the exact messages of belief propagation, a bar a symbol, marks under the true "
-    "one. Blue, going up: what the leaves below a node say about it, starting from the evidence of the noisy leaves. Red, "
-    "going down: what all other leaves say, starting from the uniform prior of the class. Rings: the posterior "
-    "probabilities, proportional to their product."
+    "The string of fig. 3 seen through Gaussian diffusion. Discs: variables, with their true symbols; squares: factors, one for "
+    "every rule used in the tree. Bars: the exact messages of belief propagation, a bar a symbol, marks under the true one. "
+    "Blue, going up: what the leaves below a node say about it, starting from the evidence of the noisy leaves. Red, going down: "
+    "what all other leaves say, starting from the uniform prior of the class. Rings: the posterior probabilities, proportional "
+    "to their product."
 )
 TIME = 0.14  # diffusion time: half of the leaves are misread on their own, and most of them corrected by their context
 OUTPUTS = ("upward", "downward", "marginals")
@@ -64,12 +64,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["instance"]
     rhm = small.grammar_of(data)
     exact = enumerated(rhm, data.log_evidence.values)
-    words = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
+    names = {"upward": "upward messages", "downward": "downward messages", "marginals": "posterior probabilities"}
     verdicts, strings = [], rhm.num_classes * len(expansions(rhm, rhm.depth)[0])
     for name in OUTPUTS:
         written_out = np.concatenate([exact[name][level] for level in range(rhm.depth + 1)])
         error = float(np.abs(written_out - data[name].values).max())
-        quantity = f"{words[name]} of all {data.sizes['node']} nodes, largest difference to enumeration"
+        quantity = f"{names[name]} of all {data.sizes['node']} nodes, largest difference to enumeration"
         verdicts.append(vanishes(quantity, error, f"0 (sums over all {strings} strings written out)"))
     product = data.upward * data.downward
     error = float(abs(product / product.sum("symbol") - data.marginals).max())
@@ -129,17 +129,16 @@ def expansions(rhm: RandomHierarchyModel, tree_level: int) -> np.ndarray:
 def draw(data: xr.Dataset) -> Any:
     rhm = small.grammar_of(data)
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
-    L, s, d, v = rhm.depth, rhm.branching, rhm.num_leaves, rhm.vocab_size
+    L, s, d = rhm.depth, rhm.branching, rhm.num_leaves
     spacing, gap, wide, high, aside = 3.15, 2.9, 0.86, 0.9, 1.06
     centres, heights = drawing.leaf_centres(s, L, spacing), gap * np.arange(L + 1)
     with style() as plt:
         figure, axes = plt.subplots(figsize=(14, 6.8), layout="constrained")
         drawing.canvas(axes, (-4.4, spacing * (d - 1) + 1.6), (-3.1, heights[L] + 0.9))
         for level in range(L + 1):
-            words = {0: "leaves", L: "class"}.get(level, f"level {level}")
-            axes.text(-1.75, heights[level], words, ha="right", va="center", color=MUTED, size=11)
-            for node, symbol in enumerate(true[level]):
-                x, y = centres[level][node], heights[level]
+            axes.text(-1.75, heights[level], drawing.level_name(level, L), ha="right", va="center", color=MUTED, size=11)
+            for node, true_symbol in enumerate(true[level]):
+                x, y, symbol = centres[level][node], heights[level], int(true_symbol)
                 if level:
                     square = y - 0.52 * gap
                     axes.plot([x, x], [y, square], color="#999999", lw=1.6, zorder=1)
@@ -147,31 +146,27 @@ def draw(data: xr.Dataset) -> Any:
                         axes.plot([x, below], [square, heights[level - 1]], color="#999999", lw=1.6, zorder=1)
                     drawing.square(axes, x, square, 0.42)
                 drawing.donut(axes, x, y, posterior[level][node], 0.58, 0.16)
-                drawing.token(axes, x, y, int(symbol), drawing.symbol_name(int(symbol), level, L), radius=0.38, size=12)
-                for at, message, color, arrow in (
-                    (x - aside, up[level][node], drawing.UP, "up"),
-                    (x + aside, down[level][node], drawing.DOWN, "down"),
-                ):
-                    drawing.message_bars(axes, at, y - high / 2, message, wide, high, color, int(symbol), arrow)
-        largest = float(np.abs(data.noisy.values).max())
-        for leaf, values in enumerate(data.noisy.values):
-            x, foot = centres[0][leaf], -1.85
-            axes.plot([x, x], [-0.6, foot + 0.78], color="#999999", lw=1.4, ls=":", zorder=1)
-            step = 1.5 / v
-            for symbol, value in enumerate(values):
-                axes.add_patch(
-                    Rectangle(
-                        (x - 0.75 + (symbol + 0.1) * step, foot), 0.8 * step, 0.72 * value / largest,
-                        fc=drawing.SYMBOL_COLORS[symbol], lw=0, zorder=3,
-                    )
-                )  # fmt: skip
-            axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
+                drawing.token(axes, x, y, symbol, drawing.symbol_name(symbol, level, L), radius=0.38, size=12)
+                foot = y - high / 2
+                drawing.message_bars(axes, x - aside, foot, up[level][node], wide, high, drawing.UP, symbol, "up")
+                drawing.message_bars(axes, x + aside, foot, down[level][node], wide, high, drawing.DOWN, symbol, "down")
+        _draw_noisy(axes, data.noisy.values, centres[0], -1.85)
         axes.text(-1.75, -1.85, "noisy leaves $x_t$\n" + rf"$t={data.attrs['time']:g}$", ha="right", va="center", color=MUTED)
         alone, together = (int((table[0].argmax(axis=1) != true[0]).sum()) for table in (up, posterior))
-        words = f"most probable symbol wrong: {alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
-        axes.text(spacing * (d - 1) / 2, -2.85, words, ha="center", va="center", size=11)
+        errors = f"{alone} of {d} leaves from their own evidence, {together} of {d} from the posterior"
+        axes.text(spacing * (d - 1) / 2, -2.85, f"most probable symbol wrong: {errors}", ha="center", va="center", size=11)
         _key(axes, spacing * (d - 1) - 6.2, heights[L] + 0.4)
     return figure
+
+
+def _draw_noisy(axes: Any, noisy: np.ndarray, centres: np.ndarray, foot: float) -> None:
+    """The components of every noisy leaf as bars in the colours of the symbols."""
+    step, scale = 1.5 / noisy.shape[1], 0.72 / float(np.abs(noisy).max())
+    for x, values in zip(centres, noisy, strict=True):
+        axes.plot([x, x], [-0.6, foot + 0.78], color="#999999", lw=1.4, ls=":", zorder=1)
+        left = x - 0.75 + (np.arange(len(values)) + 0.1) * step
+        axes.bar(left, scale * values, 0.8 * step, foot, align="edge", color=drawing.SYMBOL_COLORS[: len(values)], lw=0, zorder=3)
+        axes.plot([x - 0.8, x + 0.8], [foot, foot], color=MUTED, lw=1)
 
 
 def _key(axes: Any, x: float, y: float) -> None:
@@ -181,7 +176,7 @@ def _key(axes: Any, x: float, y: float) -> None:
         (None, "ring: posterior, disc: true symbol"),
         ("#333333", "factor: the rules of a level"),
     )
-    for k, (color, words) in enumerate(lines):
+    for k, (color, meaning) in enumerate(lines):
         at = y - 0.62 * k
         if k < 2:
             axes.plot([x], [at], "^" if k == 0 else "v", color=color, ms=9, mew=0)
@@ -190,4 +185,4 @@ def _key(axes: Any, x: float, y: float) -> None:
             axes.add_patch(Wedge((x, at), 0.24, 0, 360, width=0.07, fc="#bbbbbb", lw=0))
         else:
             drawing.square(axes, x, at, 0.36, str(color))
-        axes.text(x + 0.5, at, words, va="center", size=11)
+        axes.text(x + 0.5, at, meaning, va="center", size=11)

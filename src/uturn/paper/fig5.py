@@ -8,12 +8,12 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.measures.statistics import estimate, grammar_means, inversion, transition
+from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
 from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import BOUNDS, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, style, ticks
+from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, mark_noise, style, ticks
 
 TITLE = "Reconstruction of every level in Gaussian diffusion"
 CLAIM = "The class of a string is kept for long and lost abruptly at one diffusion time, while its leaves fade from the start."
@@ -78,8 +78,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "effective_epsilon": epsilon,
         },
     )
-    place = np.nan_to_num(swap.value, nan=time[0])  # no swap: not a number to interpolate at
-    before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     return data, [
         verdict(
             f"t*: half of the class is lost, L = {L}",
@@ -99,48 +97,56 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "grows with depth",
             increasing(sharpness),
         ),
-        verdict(
-            "t at which class and leaves swap order",
-            swap,
-            "near t*",
-            within(swap.value / location.value - 1, 0.2, "within 20 % of t*"),
-            above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
-        ),
+        _swap_verdict(swap, location.value, deepest.belief.mean("item")),
     ]
 
 
+def _swap_verdict(swap: Estimate, star: float, curves: xr.DataArray) -> Verdict:
+    place = np.nan_to_num(swap.value, nan=float(curves.noise[0]))  # without a swap there is nothing to interpolate at
+    before, after = (curves.interp(noise=place * f).values for f in (0.7, 1.4))
+    return verdict(
+        "t at which class and leaves swap order",
+        swap,
+        "near t*",
+        within(swap.value / star - 1, 0.2, "within 20 % of t*"),
+        above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
+    )
+
+
 def draw(data: xr.Dataset) -> Any:
-    L = data.sizes["tree_level"] - 1
-    colors = level_colors(L + 1)
+    time, chance = data.noise.values, 1 / data.attrs["vocab_size"]
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=[1.25, 1], sharey=True, layout="constrained")
-        time = data.noise.values
-        for level in range(L + 1):
-            curve = data.belief.isel(tree_level=level)
-            mean = curve.mean("grammar")
-            left.plot(time, mean, color=colors[level], lw=2.4 if level in (0, L) else 1.2, zorder=3)
-            if level in (0, L):
-                spread = curve.std("grammar")
-                left.fill_between(time, mean - spread, mean + spread, color=colors[level], alpha=0.18, lw=0)
-        left.axvline(data.attrs["transition"], color=MUTED, lw=1, ls=":")
-        left.text(data.attrs["transition"] * 1.04, 1.0, rf"$t^*={data.attrs['transition']:.3f}$", va="top")
-        left.set(
-            xscale="log", xlabel="diffusion time $t$", ylabel="P(symbol unchanged)", ylim=(0, 1.03), xlim=(time[0], time[-1])
-        )
-        left.set_title(f"all levels, $L={L}$")
-        level_bar(plt, left, L + 1, "tree level (0 = leaves)")
-        depths = data.depth.values
-        for k, depth in enumerate(depths):
-            shade = 0.35 + 0.65 * k / max(len(depths) - 1, 1)
-            curve = data.class_belief.sel(depth=depth)
-            mean, spread = curve.mean("grammar"), curve.std("grammar")
-            marker = ("o", "s", "^", "D")[k % 4]
-            right.plot(time, mean, color=CLASS, alpha=shade, label=f"$L={depth}$", marker=marker, ms=3.5)
-            right.fill_between(time, mean - spread, mean + spread, color=CLASS, alpha=0.09, lw=0)
-        right.set(xscale="log", xlabel="diffusion time $t$", title="class, growing depth", xlim=(time[0], time[-1]))
-        right.legend()
+        _draw_levels(left, data)
+        level_bar(plt, left, data.sizes["tree_level"], "tree level (0 = leaves)")
+        _draw_depths(right, data)
         for axes in (left, right):
-            axes.axhline(1 / data.attrs["vocab_size"], color=MUTED, lw=0.8, ls="--")
+            axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(time[0], time[-1]))
+            axes.axhline(chance, color=MUTED, lw=0.8, ls="--")
             ticks(axes, [0.02, 0.05, 0.1, 0.2, 0.5, 1])
-        right.text(time[0] * 1.05, 1 / data.attrs["vocab_size"] + 0.01, "chance", color=MUTED, fontsize=9)
+        right.text(time[0] * 1.05, chance + 0.01, "chance", color=MUTED, fontsize=9)
     return figure
+
+
+def _draw_levels(axes: Any, data: xr.Dataset) -> None:
+    """All levels of the deepest trees; leaves and class with the standard deviation between grammars."""
+    L, star = data.sizes["tree_level"] - 1, data.attrs["transition"]
+    for level, color in enumerate(level_colors(L + 1)):
+        curve, edge = data.belief.isel(tree_level=level), level in (0, L)
+        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        axes.plot(data.noise, mean, color=color, lw=2.4 if edge else 1.2, zorder=3)
+        if edge:
+            axes.fill_between(data.noise, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
+    mark_noise(axes, star, f"$t^*={star:.3f}$", aside=0.04 * star)
+    axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"all levels, $L={L}$")
+
+
+def _draw_depths(axes: Any, data: xr.Dataset) -> None:
+    """The class in trees of growing depth, with the standard deviation between grammars."""
+    for k, depth in enumerate(data.depth.values):
+        shade, curve = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1), data.class_belief.sel(depth=depth)
+        mean, spread = curve.mean("grammar"), curve.std("grammar")
+        axes.plot(data.noise, mean, color=CLASS, alpha=shade, label=f"$L={depth}$", marker="os^D"[k % 4], ms=3.5)
+        axes.fill_between(data.noise, mean - spread, mean + spread, color=CLASS, alpha=0.09, lw=0)
+    axes.set(title="class, growing depth")
+    axes.legend()

@@ -122,7 +122,7 @@ def _lost(m: int, gain: xr.DataArray) -> Verdict:
 
 
 def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:
-    """The map F itself, of which ε* is a fixed point: beliefs one level above the leaves, and F(p*) - p*."""
+    """The map F, whose fixed point gives ε*: beliefs one level above the leaves, and F(p*) - p*."""
     v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
     fine = np.linspace(0, 1, 2001)
     shifts, residuals = [], [0.0]
@@ -160,10 +160,9 @@ def draw(data: xr.Dataset) -> Any:
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")
-        axes.set(xlabel=r"$s f = s\, m / v^{s-1}$", ylabel=r"noise $\epsilon$", xlim=(0, float(x.max())), ylim=(0, 1))
-        axes.set_xlim(0, 1.5)
+        axes.set(xlabel=r"$s f = s\, m / v^{s-1}$", ylabel=r"noise $\epsilon$", xlim=(0, 1.5), ylim=(0, 1))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        axes.text(0.22, 0.12, "recoverable", color=ACCENT, fontsize=13, bbox={"fc": "white", "ec": "none", "pad": 2}, zorder=6)
-        axes.text(1.12, 0.62, "lost", color=CLASS, fontsize=13, bbox={"fc": "white", "ec": "none", "pad": 2}, zorder=6)
+        for place, name, color in (((0.22, 0.12), "recoverable", ACCENT), ((1.12, 0.62), "lost", CLASS)):
+            axes.text(*place, name, color=color, fontsize=13, bbox={"fc": "white", "ec": "none", "pad": 2}, zorder=6)
         axes.set_title(f"can the class be recovered?  ($v={v}$, $s={s}$, $L={data.attrs['depth']}$)")
     return figure

@@ -16,7 +16,7 @@ from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import BOUNDS, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.levels import draw_level
-from uturn.studies.plotting.style import MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.style import MUTED, level_bar, level_colors, mark_noise, style
 
 TITLE = "Reconstruction of every level in the ε-process"
 CLAIM = "Exact computation and theory agree on where each level of the tree is lost: the class abruptly, the leaves smoothly."
@@ -63,12 +63,12 @@ def compare(
         coords={"bound": BOUNDS, "shifted_level": list(levels), "theory_noise": theory_noise},
         attrs={"tolerance": TOLERANCE, "critical_noise": mean_field(PARAMETERS).critical_noise, **PARAMETERS},
     )
-    worst = int(np.argmax([abs(one.value) for one in shifts]))
+    worst = int(np.argmax([abs(interval.value) for interval in shifts]))
     return data, verdict(
         f"{what}, levels {levels[0]} .. {levels[-1]}",
-        ", ".join(f"{one.value:+.4f}" for one in shifts) + f"; largest {shifts[worst]} (level {levels[worst]})",
+        ", ".join(f"{interval.value:+.4f}" for interval in shifts) + f"; largest {shifts[worst]} (level {levels[worst]})",
         "0",
-        within([one.value for one in shifts], TOLERANCE, f"all within {TOLERANCE}"),
+        within([interval.value for interval in shifts], TOLERANCE, f"all within {TOLERANCE}"),
     )
 
 
@@ -119,10 +119,8 @@ def draw(data: xr.Dataset) -> Any:
         for axes, levels in ((left, (0, depth)), (right, range(depth + 1))):
             for level in levels:
                 draw_level(axes, data, level, colors[level], bold=level in (0, depth))
-            axes.axvline(critical, color=THEORY, lw=1, ls=":", zorder=1)
+            mark_noise(axes, critical, rf"$\epsilon^*={critical:.3f}$" if axes is left else "", aside=0.01)
             axes.set(xlabel=r"noise $\epsilon$", xlim=(0, 1), ylim=(0, 1.03))
-        words = {"xytext": (5, 0), "textcoords": "offset points", "va": "top"}
-        left.annotate(rf"$\epsilon^*={critical:.3f}$", (critical, 1.0), **words)
         left.text(0.83, 0.42, "leaves", color=colors[0])
         left.text(0.70, 0.42, "class", color=colors[depth], ha="right")
         left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (belief propagation)")

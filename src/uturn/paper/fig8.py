@@ -10,26 +10,25 @@ import numpy as np
 import xarray as xr
 from scipy.stats import mannwhitneyu
 
-from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, replicates, transition
+from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
 from uturn.paper import string_classifier
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.string_classifier import SEED
-from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, curves_with_bounds, estimates, mean_estimate, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
+from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, mark_noise, style
 
 TITLE = "Layers of a network that learned the grammar"
 CLAIM = "In a network that learned the grammar, the last layer changes abruptly near the critical noise, the first smoothly."
 CAPTION = (
-    "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact "
-    "posterior in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, "
-    "layer by layer (bars: 95 % intervals of the first block and of the logits); triangles: independent strings; "
-    "open circles: share of reconstructions in which the network sees the same class, scaled to 0 by chance. Right: "
-    "probability that a latent of each tree level keeps its symbol, exact (points) and in mean-field theory (lines). "
-    "Dashed: where mean-field theory has class and leaves swap order at this depth; dotted: ε*; red: where logits and first "
-    "block swap."
+    "A convolutional network with one block a tree level is trained to classify strings; U-turns draw from the exact posterior "
+    "in the ε-process. Left: cosine similarity of standardised post-activations of original and reconstruction, layer by layer "
+    "(bars: 95 % intervals of the first block and of the logits); triangles: independent strings; open circles: share of "
+    "reconstructions in which the network sees the same class, scaled to 0 by chance. Right: probability that a latent of each "
+    "tree level keeps its symbol, exact (points) and in mean-field theory (lines). Dashed: where mean-field theory has class and "
+    "leaves swap order at this depth; dotted: ε*; red: where logits and first block swap."
 )
 
 
@@ -51,46 +50,37 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 class Places(NamedTuple):
     """Where mean-field theory puts the transition of a grammar."""
 
-    crossing: float
-    """ε at which class and leaves swap order at the depth of the grammar."""
-    star: float
-    """ε*, the threshold of infinitely deep trees."""
+    crossing: float  # ε at which class and leaves swap order at the depth of the grammar
+    star: float  # ε*, the threshold of infinitely deep trees
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
     source = json.loads(run.attrs["spec"])["source"]
-    v, m, s, L = (source[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
-    theory = mean_field(source)
+    v, L, theory = source["vocab_size"], source["depth"], mean_field(source)
     crossing, star = theory.class_crossing(L), theory.critical_noise
     if crossing is None or star is None:
-        raise ValueError(f"vocab_size = {v}, multiplicity = {m}, depth = {L}: class and leaves do not swap; take a deeper tree")
+        raise ValueError(f"depth = {L}: class and leaves do not swap; take a deeper tree")
     places = Places(crossing, star)
-    # What the network says, scaled like the similarities: 1 for no change, 0 for chance.
-    said = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
-    swaps = _swaps(run, said, places)
+    # Agreement of the predicted class, scaled like the similarities: 1 for no change, 0 for chance.
+    predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
+    swaps = _swaps(run, predicted, places)
     each_grammar = grammar_means(many.belief).transpose("grammar", ...).values
     grammar_swaps = np.array([_swap(many.noise.values, curves, -1, 0, places) for curves in each_grammar])
     over = ("item", "trajectory")
-    _, low, high = replicates(run.similarity).interval(lambda c: c)
-    curves = run.similarity.mean(over, dtype=float)
     data = xr.Dataset(
         {
-            "similarity": curves,
-            "similarity_low": (curves.dims, low),
-            "similarity_high": (curves.dims, high),
+            **curves_with_bounds(run.similarity),
             "distance": run.distance.mean(over, dtype=float),
             "same_class": run.same_class.mean(over, dtype=float),
-            "verdict": said.mean(over, dtype=float),
+            "verdict": predicted.mean(over, dtype=float),
             "belief": run.belief.mean("item", dtype=float),
             "mean_field": (("noise", "tree_level"), theory.curves(run.noise.values, L).marginals),
             "random_pairs": network.random_pairs,
             "grammar_crossing": ("grammar", grammar_swaps),
         },
         attrs={
-            "vocab_size": v,
-            "multiplicity": m,
-            "branching": s,
+            **{name: source[name] for name in ("vocab_size", "multiplicity", "branching")},
             "critical_noise": star,
             "class_crossing": crossing,
             "inversion": swaps.layers.value,
@@ -101,19 +91,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "training_steps": network.attrs["training_steps"],
         },
     )
-    right, count, allowed = float(network.accuracy), network.attrs["test_strings"], 3 * float(grammar_swaps.std(ddof=1))
+    allowed = 3 * float(grammar_swaps.std(ddof=1))
     return data, [
-        verdict(
-            f"accuracy of the network on {count} new strings",
-            f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
-            "at least 0.99",
-            at_least(right, 0.99),
-        ),
+        _accuracy(network),
         verdict(
             "ε at which the predicted class and the first block swap order",
-            f"{swaps.said}; class and leaves of the same U-turns: {swaps.exact}",
+            f"{swaps.predicted}; class and leaves of the same U-turns: {swaps.exact}",
             f"{crossing:.4f} (mean field, class and leaves, L = {L})",
-            within(swaps.said.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+            within(swaps.predicted.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
         ),
         _layer_swap(swaps, places, run, network),
         _order(run.similarity, places),
@@ -124,30 +109,38 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
+def _accuracy(network: xr.Dataset) -> Verdict:
+    right, count = float(network.accuracy), network.attrs["test_strings"]
+    return verdict(
+        f"accuracy of the network on {count} new strings",
+        f"{right:.4f} ± {1.96 * np.sqrt(right * (1 - right) / count):.4f} after {network.attrs['training_steps']} steps",
+        "at least 0.99",
+        at_least(right, 0.99),
+    )
+
+
 def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Places) -> float:
-    """ε at which two curves (noise, curve) swap order, looked for around the transition: with less noise all curves are 1, with
-    more they are at their floors, and their order is chance."""
+    """ε at which two curves (noise, curve) swap order near the transition.
+
+    With less noise all curves are 1, with more they are at their floors: their order there is random.
+    """
     window = (noise >= places.crossing / 2) & (noise <= (1 + places.star) / 2)
     return inversion(noise[window], curves[window, high], curves[window, low])
 
 
 class Swaps(NamedTuple):
-    """ε at which the order inverts."""
+    """ε at which two curves swap order."""
 
-    said: Estimate
-    """What the network says, and its first block."""
-    layers: Estimate
-    """Logits and first block."""
-    later: Estimate
-    """How much later than the former."""
-    exact: Estimate
-    """Class and leaves of the same U-turns, by belief propagation."""
+    predicted: Estimate  # predicted class and first block
+    layers: Estimate  # logits and first block
+    later: Estimate  # `layers` minus `predicted`
+    exact: Estimate  # class and leaves of the same U-turns, by belief propagation
 
 
-def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
+def _swaps(run: xr.Dataset, predicted: xr.DataArray, places: Places) -> Swaps:
     swap = partial(_swap, run.noise.values, places=places)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    curves = xr.concat([first, logits, said], dim="curve").transpose(*run.similarity.dims[:3], "curve")
+    curves = xr.concat([first, logits, predicted], dim="curve").transpose(*run.similarity.dims[:3], "curve")
 
     def of_network(c: np.ndarray) -> list[float]:
         both = swap(c, high=2, low=0), swap(c, high=1, low=0)
@@ -158,7 +151,7 @@ def _swaps(run: xr.Dataset, said: xr.DataArray, places: Places) -> Swaps:
 
 
 def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """Logits remember more than the class, so they swap later."""
+    """Logits carry more than the class, so they swap later."""
     nearest = int(np.argmin(np.abs(run.noise.values - swaps.layers.value)))
     logits, same = run.similarity.isel(network_layer=-1, noise=nearest), run.same_class.isel(noise=nearest)
     floor = network.random_pairs.sel(pair="independent").values[-1]
@@ -250,7 +243,7 @@ def _same_class(run: xr.Dataset) -> Verdict:
 
 
 def _distances(run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """By ranks: some units are nearly always silent, so that a few pairs are a hundred times as far apart as the others."""
+    """A test by ranks: some units are nearly always silent, so a few pairs are a hundred times as far apart as the others."""
     ends = run.distance.sel(noise=1.0).isel(trajectory=0), network.random_distances
     p = mannwhitneyu(*(values.transpose(..., "network_layer").values for values in ends)).pvalue
     return verdict(
@@ -269,9 +262,8 @@ def draw(data: xr.Dataset) -> Any:
         _draw_levels(plt, right, data)
         for axes in (left, right):
             axes.axvline(attrs["class_crossing"], color=THEORY, lw=1, ls="--", zorder=1)
-            axes.axvline(attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
+            mark_noise(axes, attrs["critical_noise"], r"$\epsilon^*$", aside=0.008)
             axes.set(xlabel=r"noise $\epsilon$", xlim=(0.4, 1))
-            axes.text(attrs["critical_noise"] + 0.008, 1.0, r"$\epsilon^*$", va="top")
         right.plot([], [], color=THEORY, lw=1, ls="--", label="class and leaves swap (mean field)")
         right.legend(loc="lower left", fontsize=8.5, frameon=True, facecolor="white", edgecolor="none", framealpha=1)
     return figure
@@ -279,9 +271,8 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     noise, depth = data.noise.values, data.sizes["network_layer"] - 1
-    names = (f"similarity{end}" for end in ("", "_low", "_high"))
-    curves, low, high = (data[name].transpose("noise", "network_layer").values for name in names)
-    colors = draw_similarities(axes, noise, curves, low, high, [f"block {k}" for k in range(1, depth + 1)] + ["logits"])
+    names = [f"block {k}" for k in range(1, depth + 1)] + ["logits"]
+    colors = draw_similarities(axes, noise, similarity_bounds(data), names)
     for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
     axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)

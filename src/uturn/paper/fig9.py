@@ -18,11 +18,10 @@ from uturn.studies.plotting.style import MUTED, style
 TITLE = "The messages on one factor"
 CLAIM = "A message is a sum over the rules of the grammar that fit what is known."
 CAPTION = (
-    "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children "
-    "say about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a "
-    "rule contributes what the parent says about y times what the right child says about b; the sum over the rules with "
-    "left symbol a is the message. Tiles: the rules, in the colour of their parent; filled part: their contribution, "
-    "largest = full."
+    "One factor of fig. 4 and its rules. Upward (Eq. 7): a rule y → (a, b) contributes the product of what the two children say "
+    "about a and b; the sum over the rules of y is the message to the parent. Downward (Eq. 8), to the left child: a rule "
+    "contributes what the parent says about y times what the right child says about b; the sum over the rules with left symbol a "
+    "is the message. Tiles: the rules, in the colour of their parent; filled part: their contribution, largest = full."
 )
 LEVEL, NODE = 2, 1  # the parent
 STEP = 0.92  # from tile to tile
@@ -63,15 +62,15 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         contribution_right=(("parent", "rule"), to_right),
     )
     sums = {"upward, to the parent (Eq. 7)": (upward.sum(axis=1), data.upward_parent.values)}
-    for child, (words, shares) in enumerate((("left", to_left), ("right", to_right))):
+    for child, (side, shares) in enumerate((("left", to_left), ("right", to_right))):
         total = np.zeros(v)
         np.add.at(total, rules[..., child].ravel(), shares.ravel())
-        sums[f"downward, to the {words} child (Eq. 8)"] = (total, data.downward_children.values[child])
+        sums[f"downward, to the {side} child (Eq. 8)"] = (total, data.downward_children.values[child])
     verdicts = []
-    for words, (total, message) in sums.items():
+    for message_name, (total, message) in sums.items():
         error = float(np.abs(total / total.sum() - message).max())
-        quantity = f"contributions of the rules, summed, against the message {words}"
-        verdicts.append(vanishes(quantity, error, words="largest difference "))
+        quantity = f"contributions of the rules, summed, against the message {message_name}"
+        verdicts.append(vanishes(quantity, error, prefix="largest difference "))
     distinct = len(np.unique(rules.reshape(-1, 2), axis=0))
     count = rules[..., 0].size
     verdicts.append(verdict("distinct pairs among the rules", distinct, f"v m = {count}", equal(distinct, count)))
@@ -87,8 +86,8 @@ def draw(data: xr.Dataset) -> Any:
         figure, axes = plt.subplots(figsize=(14, 5.6), layout="constrained")
         drawing.canvas(axes, (-1.8, 25.7), (-2.9, 8.6))
         titles = ((1.8, "Messages on a factor"), (11.3, "Upward: sums over colours"), (21.3, "Downward, left: sums over columns"))
-        for x, words in titles:
-            axes.text(x, 8.1, words, size=13, weight="bold", ha="center")
+        for x, title in titles:
+            axes.text(x, 8.1, title, size=13, weight="bold", ha="center")
         # Left: the factor with its variables.
         top, foot, at = 5.6, 0.0, (-0.1, 3.7)
         axes.plot([1.8, 1.8], [top, 2.8], color="#999999", lw=1.8, zorder=1)
@@ -104,21 +103,18 @@ def draw(data: xr.Dataset) -> Any:
             drawing.message_bars(axes, x - 0.78, foot - 2.1, up[child], 1.25, 1.1, drawing.UP, true, "up")
             drawing.message_bars(axes, x + 0.78, foot - 2.1, down_children[child], 1.25, 1.1, drawing.DOWN, true, "down")
         # Middle and right: the rules as tiles at (a, b), with the messages they are multiplied with on the sides.
-        for x0, shares, wide in ((8.3, data.contribution_up.values, True), (18.4, data.contribution_left.values, False)):
+        for x0, shares, color, top_message, top_text, summed_child, sums_text in (
+            (8.3, data.contribution_up.values, drawing.UP, up[0], "left child says", None, "to the\nparent"),
+            (18.4, data.contribution_left.values, drawing.DOWN, down_parent, "parent says (by colour)", 0, "to the\nleft child"),
+        ):
             _tiles(axes, x0, data.rules.values, shares, level, depth)
-            side = x0 + v * STEP + 0.15
-            _profile(axes, side, 0, up[1], upright=False)
-            axes.text(side + 0.1, v * STEP + 0.15, "right child says", color=drawing.UP, size=9.5, va="bottom")
-            if wide:
-                _profile(axes, x0, v * STEP + 0.15, up[0], upright=True)
-                axes.text(x0, v * STEP + 1.6, "left child says", color=drawing.UP, size=9.5, va="bottom")
-                _sums(axes, x0, -1.1, shares, data.rules.values, None, level, depth)
-                axes.text(x0 - 0.25, -1.5, "to the\nparent", color=drawing.UP, size=9.5, ha="right", va="center")
-            else:
-                _profile(axes, x0, v * STEP + 0.15, down_parent, upright=True)
-                axes.text(x0, v * STEP + 1.6, "parent says (by colour)", color=drawing.DOWN, size=9.5, va="bottom")
-                _sums(axes, x0, -1.1, shares, data.rules.values, 0, level, depth)
-                axes.text(x0 - 0.25, -1.5, "to the\nleft child", color=drawing.DOWN, size=9.5, ha="right", va="center")
+            edge = v * STEP + 0.15
+            _profile(axes, x0 + edge, 0, up[1], upright=False)
+            axes.text(x0 + edge + 0.1, edge, "right child says", color=drawing.UP, size=9.5, va="bottom")
+            _profile(axes, x0, edge, top_message, upright=True)
+            axes.text(x0, v * STEP + 1.6, top_text, color=color, size=9.5, va="bottom")
+            _sums(axes, x0, -1.1, shares, data.rules.values, summed_child, level, depth)
+            axes.text(x0 - 0.25, -1.5, sums_text, color=color, size=9.5, ha="right", va="center")
     return figure
 
 
@@ -142,15 +138,14 @@ def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: in
 
 def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
     """A message along a side of the tiles."""
-    length = 1.3
-    for k, p in enumerate(message / message.max()):
-        color = drawing.SYMBOL_COLORS[k]
-        if upright:
-            axes.add_patch(Rectangle((x + (k + 0.15) * STEP, y), 0.7 * STEP, length * p, fc=color, lw=0))
-        else:
-            axes.add_patch(Rectangle((x, y + (k + 0.15) * STEP), length * p, 0.7 * STEP, fc=color, lw=0))
-    ends = ([x, x + len(message) * STEP], [y, y]) if upright else ([x, x], [y, y + len(message) * STEP])
-    axes.plot(*ends, color=MUTED, lw=0.9)
+    lengths, steps = 1.3 * message / message.max(), (np.arange(len(message)) + 0.5) * STEP
+    look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
+    if upright:
+        axes.bar(x + steps, lengths, 0.7 * STEP, y, **look)
+        axes.plot([x, x + len(message) * STEP], [y, y], color=MUTED, lw=0.9)
+    else:
+        axes.barh(y + steps, lengths, 0.7 * STEP, x, **look)
+        axes.plot([x, x], [y, y + len(message) * STEP], color=MUTED, lw=0.9)
 
 
 def _sums(

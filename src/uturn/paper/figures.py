@@ -1,4 +1,4 @@
-"""Make figures: measure, analyse, draw, and write what comes out."""
+"""Make figures: measure, analyse, draw, and write the files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def reproduce(
     announce: Callable[[str], None] = lambda text: None,
     cluster: Mapping[str, Any] | None = None,
 ) -> list[Result]:
-    """Measure, analyse and draw figures of the paper; what a previous call finished is not computed again.
+    """Measure, analyse and draw figures of the paper; results of earlier calls are reused.
 
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
     runs under `out/<scale>/`, and, while it runs and at its end, the page `out/index.html`. `out` is a folder or a URL of object

@@ -13,6 +13,7 @@ from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, g
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, decreasing, listed, verdict, within
 from uturn.paper.workshop import Workshop, file_name
+from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors
 
 LEAST = 0.95  # area under the curve of each comparison
@@ -21,7 +22,7 @@ BIAS = 0.1  # the annealed mean field is off by some 6 %: it keeps .78 of the le
 DIAL = {"vocab_size": 24, "multiplicity": 6, "branching": 2, "depth": 4, "grammars": 10}
 THEORY = {"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 16}
 EPSILON = np.linspace(0, 1, 31)[1:]
-# Nested correlations level by level: words, kind and parameters.
+# Data of the first panel by label: kind and parameters; the first two are those of the third panel.
 SHOWN = {
     "grammar (24, 6, 2), L = 4": None,
     "the same, above k = 2 removed": None,
@@ -38,7 +39,7 @@ def measured(workshop: Workshop) -> xr.Dataset:
     drawn = {"draws": draws, "noise": NOISE.tolist(), "version": 1}
     jobs: dict[str, Any] = {
         f"controls-{file_name(kind)}": (
-            {"held out": [repr(one) for one in every], **drawn},
+            {"held out": [repr(parameters) for parameters in every], **drawn},
             partial(_indices, kind, every, draws),
         )
         for kind, every in HELD_OUT.items()
@@ -47,38 +48,39 @@ def measured(workshop: Workshop) -> xr.Dataset:
     settings = {
         "dial": {**DIAL, "items": items},
         "theory": {**THEORY, "items": items, "epsilon": EPSILON.tolist()},
-        "shown": {words: repr(one) for words, one in SHOWN.items()},
+        "shown": {label: repr(case) for label, case in SHOWN.items()},
         "noise": NOISE.tolist(),
         "version": 1,
     }
-
-    def compute() -> xr.Dataset:
-        # Strings whose tree above level k is replaced by independent draws.
-        filtered = {
-            k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
-        }
-        dial = [nesting_index(changed, DIAL["branching"]) for changed in filtered.values()]
-        pinned = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
-        first, second, *_ = SHOWN
-        shown = {first: (filtered[DIAL["depth"]], 2), second: (filtered[2], 2)}
-        shown |= {words: changes(one[0], one[1], 0) for words, one in SHOWN.items() if one}
-        return xr.Dataset(
-            {
-                "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
-                "nested": (("data", "tree_level", "bound"), [_levels(*one) for one in shown.values()]),
-                "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
-            },
-            coords={
-                "filtered_above": list(filtered),
-                "bound": BOUNDS,
-                "data": list(shown),
-                "tree_level": np.arange(1, LEVELS + 1),
-            },
-        )
-
-    kept = workshop.keep("controls-nesting", settings, compute)
+    measurements = workshop.keep("controls-nesting", settings, partial(_filtered_and_shown, items))
     index = xr.concat(of_kinds, xr.DataArray(list(HELD_OUT), dims="data_kind", name="data_kind"))
-    return kept.assign(nesting_index=index)
+    return measurements.assign(nesting_index=index)
+
+
+def _filtered_and_shown(items: int) -> xr.Dataset:
+    """Index against the level above which a tree is filtered; nested correlations of `SHOWN`; index in the ε-process."""
+    # Strings whose tree above level k is replaced by independent draws.
+    filtered = {
+        k: grammar_changes({"type": "filtered_rhm", **DIAL, "filtered_above": k}, 0, items) for k in range(DIAL["depth"] + 1)
+    }
+    dial = [nesting_index(changed, DIAL["branching"]) for changed in filtered.values()]
+    pinned = experiment_of({"type": "rhm", **THEORY}, "epsilon", EPSILON, "tree_levels", items=items, trajectories=8)
+    first, second, *_ = SHOWN
+    shown = {first: (filtered[DIAL["depth"]], 2), second: (filtered[2], 2)}
+    shown |= {label: changes(case[0], case[1], 0) for label, case in SHOWN.items() if case}
+    return xr.Dataset(
+        {
+            "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
+            "nested": (("data", "tree_level", "bound"), [_levels(*changed) for changed in shown.values()]),
+            "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
+        },
+        coords={
+            "filtered_above": list(filtered),
+            "bound": BOUNDS,
+            "data": list(shown),
+            "tree_level": np.arange(1, LEVELS + 1),
+        },
+    )
 
 
 def _indices(kind: str, parameters: list[Any], draws: int) -> xr.Dataset:
@@ -115,9 +117,9 @@ def verdicts(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             "nesting index, tree above level k replaced by independent draws",
-            "; ".join(f"k = {k}: {one}" for k, one in dial.items()),
+            "; ".join(f"k = {k}: {index}" for k, index in dial.items()),
             "falls at every level that is removed",
-            decreasing([one for k, one in dial.items() if k >= last], "falls at every step; first and last intervals apart"),
+            decreasing([index for k, index in dial.items() if k >= last], "falls at every step; first and last intervals apart"),
         ),
         verdict(
             "nesting index without shared changes above the first level",
@@ -138,10 +140,8 @@ def draw(figure: Any, data: xr.Dataset) -> None:
     """Three panels: levels, draws, dial."""
     levels, draws, dial = figure.subplots(1, 3, width_ratios=[1, 1.3, 1])
     colors = [CLASS, "#e69f00", ACCENT, "#56b4e9", "#009e73"]
-    for color, marker, words in zip(colors, "osDv^", data.data.values.tolist(), strict=True):
-        value, low, high = data.nested.sel(data=words).values.T
-        levels.plot(data.tree_level, value, marker + "-", color=color, ms=5, label=words)
-        levels.fill_between(data.tree_level, low, high, color=color, alpha=0.2, lw=0)
+    for color, marker, label in zip(colors, "osDv^", data.data.values.tolist(), strict=True):
+        draw_curve(levels, data.tree_level, data.nested.sel(data=label).values, color, 0.2, marker=marker, ms=5, label=label)
     levels.axhline(0, color=MUTED, lw=0.8)
     levels.set(xlabel="level $k$ of the block", ylabel="nested correlation $D_k$", title="nested correlations")
     levels.legend(fontsize=8.5)
@@ -151,8 +151,8 @@ def draw(figure: Any, data: xr.Dataset) -> None:
         spread = np.linspace(-0.25, 0.25, len(values))
         color = CLASS if kind == "grammars" else ACCENT
         draws.plot(values, row + spread, "o", ms=4.5, color=color, mfc="white" if row else color, clip_on=False)
-    words = [kind if kind != "grammars" else "grammars,\n$L \\geq 3$, $sf \\leq 3/4$" for kind in kinds]
-    draws.set_yticks(range(len(kinds)), words, fontsize=9.5)
+    labels = [kind if kind != "grammars" else "grammars,\n$L \\geq 3$, $sf \\leq 3/4$" for kind in kinds]
+    draws.set_yticks(range(len(kinds)), labels, fontsize=9.5)
     draws.invert_yaxis()
     draws.axvline(0, color=MUTED, lw=0.8)
     draws.set(xlabel="nesting index", title="every draw of all data", xlim=(-0.01, None))

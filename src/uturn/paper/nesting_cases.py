@@ -98,8 +98,8 @@ def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: 
         (v, m, s), count = parameters
         return _code(("grammar", v, m, s), seed, items, count, channel), 3 if s == 9 else 2
     if kind == "unrelated features":
-        features = [_code(one, seed + 1000 * k, items) for k, one in enumerate(parameters)]
-        return xr.concat([one.drop_vars("grammar", errors="ignore") for one in features], dim="site"), 2
+        features = [_code(feature, seed + 1000 * k, items) for k, feature in enumerate(parameters)]
+        return xr.concat([feature.drop_vars("grammar", errors="ignore") for feature in features], dim="site"), 2
     if kind == "fields":
         size, exponent = parameters
         law = GaussianMixture(np.zeros((1, size**2)), variance=power_law((size, size), exponent), grid=(size, size))
@@ -133,7 +133,7 @@ def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.Da
 def nested_bursts(
     items: int = ITEMS, trajectories: int = TRAJECTORIES, levels: int = 4, seed: int = 0
 ) -> dict[str, xr.DataArray]:
-    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: what is hidden, and what changes.
+    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: hidden sites and changed sites.
 
     At noise x each block of each level is hidden with a probability such that a site is hidden with probability x. Hidden bits
     are redrawn, which is the exact posterior.
@@ -151,7 +151,7 @@ def nested_bursts(
     coins = uniforms(keys(seed, Purpose.RECONSTRUCTION, np.arange(len(streams))), sites).reshape(hidden.shape) < 0.5
     dims = ("noise", "item", "trajectory", "site")
     made = {"noise": hidden, "changes": hidden & coins}
-    return {name: xr.DataArray(one.astype(float), dims=dims, coords={"noise": SHARES}) for name, one in made.items()}
+    return {name: xr.DataArray(values.astype(float), dims=dims, coords={"noise": SHARES}) for name, values in made.items()}
 
 
 def nested_order(size: int) -> np.ndarray:
@@ -161,12 +161,12 @@ def nested_order(size: int) -> np.ndarray:
     return halves.transpose(np.arange(2 * bits).reshape(2, bits).T.ravel()).ravel()
 
 
-def _code(one: Sites, seed: int, items: int, count: int = 1, channel: str = "gaussian") -> xr.DataArray:
+def _code(code: Sites, seed: int, items: int, count: int = 1, channel: str = "gaussian") -> xr.DataArray:
     """Changes of the sites of a code; `count` independent strings of it side by side."""
-    if one[0] == "mixture":
-        modes, distance, sites = one[1:]
+    if code[0] == "mixture":
+        modes, distance, sites = code[1:]
         return _mixture(modes, distance, sites, seed, items)
-    v, m, s = one[1:]
+    v, m, s = code[1:]
     single = grammar_changes({"vocab_size": v, "multiplicity": m, "branching": s, "depth": 1}, seed, items * count, channel)
     strings = single.values.reshape(-1, items, count, TRAJECTORIES, s).swapaxes(2, 3)
     return xr.DataArray(strings.reshape(-1, items, TRAJECTORIES, count * s), dims=single.dims, coords={"noise": single.noise})
@@ -198,7 +198,7 @@ def indices(
     channel: str = "gaussian",
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Nesting index of so many draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
+    """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
     index: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
         index[kind] = []

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from uturn.paper.verdicts import Verdict
     from uturn.paper.workshop import Scale, Workshop
 
-# In the order of the page; the numbers are rough times in seconds at smoke scale on two cores.
+# Order of the page; numbers: approximate seconds at smoke scale on two cores.
 FIGURES = {
     "fig2": 60,
     "fig3": 6,
     "fig4": 3,
     "fig5": 6,
     "fig6": 5,
-    "fig7": 0,  # first, as figs. 12 to 14 share its runs
+    "fig7": 0,  # first, because figs. 12 to 14 use its runs
     "fig8": 16,
     "fig9": 1,
     "fig10": 2,
@@ -52,7 +52,7 @@ class Figure(Protocol):
     CAPTION: str
 
     def measure(self, workshop: Workshop) -> dict[str, xr.Dataset]:
-        """The data of the figure by label: runs of experiments, or anything else that is computed."""
+        """The data of the figure by label: results of experiments or of other computations."""
 
     def analyse(self, runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         """The labelled data of the plot, and the verdicts."""
@@ -63,8 +63,8 @@ class Figure(Protocol):
     def channels(self, scale: Scale) -> list[ChannelSpec]:
         """The Bayesian channels that the figure rests on, and negative controls: their verdicts are verdicts of the figure.
 
-        A module without this function has none. The ε-process is no Bayesian channel, as it pins its beliefs on the original, and
-        a trained network has no exact posterior to be judged by.
+        A module without this function has none. The ε-process is not a Bayesian channel, because it pins its beliefs on the
+        original; a trained network has no exact posterior to compare with.
         """
 
 

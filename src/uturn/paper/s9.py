@@ -33,17 +33,17 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, style, ticks
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style, ticks
 
 TITLE = "Control without a hierarchy: a mixture of two Gaussians"
 CLAIM = "Data without a hierarchy can lose their class abruptly too, but then the last layers never fall below the first one."
 CAPTION = (
     "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
     "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "
-    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral "
-    "(line); dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 "
-    "for independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but "
-    "neither it nor the logits ever fall below the first block."
+    "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral (line); "
+    "dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 for "
+    "independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but neither it "
+    "nor the logits ever fall below the first block."
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
 SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
@@ -91,7 +91,7 @@ def trained_classifier(workshop: Workshop) -> Path:
 
 
 def reference() -> np.ndarray:
-    """Vectors that say what mean and variance a unit has."""
+    """Vectors from which mean and variance of every unit are measured."""
     return SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
 
 
@@ -110,7 +110,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
-    # On vectors without a part in the training: the held-out ones decided when it ended.
+    # On fresh vectors: the held-out ones decided when the training stopped.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
     return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
 
@@ -188,7 +188,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "hierarchy index, class and logits against the first block",
             f"{index[0]}; {index[1]}",
             "0",
-            below([one.high for one in index], 0.05, "intervals below 0.05"),
+            below([interval.high for interval in index], 0.05, "intervals below 0.05"),
         ),
         _by_definition(run, runs["written out"]),
     ]
@@ -254,8 +254,7 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
-        layer_curves, low, high = np.moveaxis(curves[:, 1:], 2, 0)
-        draw_similarities(left, time, layer_curves, low, high, names)
+        draw_similarities(left, time, curves[:, 1:], names)
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)
@@ -265,12 +264,11 @@ def draw(data: xr.Dataset) -> Any:
         middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
         middle.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
         middle.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
-        for axes in (left, middle):
-            axes.axvline(star, color=CLASS, lw=1, ls=":")
+        for axes, name in ((left, ""), (middle, f"$t^*={star:.2f}$")):
+            mark_noise(axes, star, name, CLASS, aside=0.08 * star)
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
             ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
         left.set_ylim(-0.05, 1.03)
-        middle.text(star * 1.08, 1.0, f"$t^*={star:.2f}$", va="top", color=CLASS)
         _draw_plane(right, data)
     return figure
 

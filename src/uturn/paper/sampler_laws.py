@@ -1,4 +1,4 @@
-"""The law of reconstructed strings, sampler by sampler, on a grammar small enough to write out all strings.
+"""The law of reconstructed strings of each sampler, on a grammar whose strings can be enumerated.
 
 The measurement of the figure `schedulers`.
 """
@@ -54,7 +54,7 @@ class Sampler(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much is drawn: numbers of steps, observations, sheets, and strings a sheet."""
+    """Numbers of steps, of observations, of sheets, and of strings in a sheet."""
 
     steps: tuple[int, ...]
     observations: int
@@ -127,7 +127,7 @@ def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, st
     from uturn.corruption.schedulers import AncestralScheduler
 
     class Watched(ScoreModel):
-        """Keeps the first input since `asked` was set to None: noisy strings and their timestep."""
+        """Records the first input after `asked` was set to None: noisy strings and their timestep."""
 
         asked: tuple[Any, Any] | None = None
 
@@ -166,7 +166,7 @@ def _all_strings() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counts(strings: np.ndarray) -> np.ndarray:
-    """How often each grammatical string occurs, and in the last place all others together: (.., strings, d) -> (.., S + 1)."""
+    """Counts of each grammatical string and, last, of all others together: (.., strings, d) -> (.., S + 1)."""
     known, _ = _all_strings()
     v, d = PARAMETERS["vocab_size"], strings.shape[-1]
     place = np.full(v**d, len(known))
@@ -176,7 +176,7 @@ def _counts(strings: np.ndarray) -> np.ndarray:
 
 
 def _posteriors(corruption: Any, observation: Noisy) -> np.ndarray:
-    """Probability of every grammatical string given observations, by writing all of them out, and 0 for all others."""
+    """Posterior of every grammatical string by enumeration, and 0 for all others."""
     known, log_p = _all_strings()
     evidence = corruption.log_evidence(observation, np.float64)
     log_p = log_p + evidence[:, np.arange(known.shape[1]), known].sum(-1)
@@ -196,13 +196,13 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
     noises = keys(0, *_SAMPLING, 1, np.arange(few + many))
-    given, law, laws, pairs, first = [], [], [], [], []
+    posterior_counts, law, laws, pairs, first = [], [], [], [], []
     fresh = rhm.sample(strings, keys(0, *_SAMPLING, 3, np.arange(strings))).leaves
     for number in steps:
-        one = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
+        observed = observe(fresh, keys(0, *_SAMPLING, 4, number, np.arange(strings)), number)
         if model is not None:
             model(number).asked = None
-        clones = [rebuild(one, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
+        clones = [rebuild(observed, keys(0, *_SAMPLING, 5, number, k, np.arange(strings)), number) for k in range(2)]
         pairs.append(parsed_agreement(rhm, np.stack([fresh, *clones], axis=1)))
         if model is not None:
             first.append(_asked_first(model(number), fresh))
@@ -217,24 +217,18 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         rows = np.r_[np.repeat(np.arange(few), drawn * strings), np.arange(few, few + many)]
         rebuilt = rebuild(rows_of(rows), keys(0, *_SAMPLING, 2, number, np.arange(len(rows))), number)
         counts = _counts(rebuilt.reshape(-1, strings, d))
-        given.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
+        posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
     data_law = np.append(np.exp(_all_strings()[1]), 0.0)
-    noises_asked: dict[str, Any] = {}
-    if first:
-        standardised, natural, expected, excess = (np.array(values) for values in zip(*first, strict=True))
-        by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
-        noises_asked = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
-        noises_asked["standardised"] = ("steps", "item", "quantity"), standardised
     return xr.Dataset(
         {
-            "given_counts": (("steps", "observation", "sheet", "string"), np.array(given, np.uint16)),
+            "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
             "data_law": (("string",), data_law),
             "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
             "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
-            **noises_asked,
+            **(_laws_of_first_inputs(first) if first else {}),
         },
         coords={"steps": list(steps)},
         attrs={"strings": strings},
@@ -254,6 +248,14 @@ def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np
     pairs = [paired(latents[level].reshape(*strings.shape[:2], -1), same) for level in sorted(latents)]
     first, rows = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
     return first, rows
+
+
+def _laws_of_first_inputs(laws: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The results of `_asked_first` for all numbers of steps as variables of a dataset."""
+    standardised, natural, expected, excess = (np.array(values) for values in zip(*laws, strict=True))
+    by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
+    variables: dict[str, Any] = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
+    return variables | {"standardised": (("steps", "item", "quantity"), standardised)}
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:

@@ -33,16 +33,18 @@ from uturn.paper.sampler_laws import (
 )  # fmt: skip
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, verdict
 from uturn.paper.workshop import Scale, Workshop, file_name
+from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
 TITLE = "Reverse diffusion with the exact score: posterior or data law only"
-CLAIM = "Schedulers that add their full noise draw one of the possible originals; the others keep the law of the data alone."
+CLAIM = "Schedulers that add their full noise draw from the posterior; the others only preserve the law of the data."
 CAPTION = (
     "Distance between the law q of reconstructed strings and the exact law p, (sum over strings of (q - p)^2)^(1/2), unbiased, "
     "against the number of reverse steps. Left: given a noisy observation (mean over observations), for schedulers of diffusers "
     "driven by the exact score. Those with the full noise of the reverse process converge to the posterior; those with none, or "
-    "half of it, do not, however many steps. Middle: the law of U-turned strings, which all of them keep. Right: discrete "
-    "channels with exact leaf marginals. Hollow: not significantly different from 0 (p > 0.01). Grey: chance alone (99 %)."
+    "half of it, do not, for any number of steps. Middle: the law of U-turned strings, which all schedulers preserve. Right: "
+    "discrete channels with exact leaf marginals. Bars: 95 % intervals; hollow: not significantly different from 0 (p > 0.01); "
+    "grey: 99 % of the distances between equal laws."
 )
 _SIZES = {"smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
@@ -55,8 +57,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
     drawn = {"parameters": PARAMETERS, "noise": NOISE, **size._asdict(), "clones": 2}
     jobs: dict[str, Any] = {
-        label: ({**drawn, "sampler": one, "timesteps": TIMESTEPS}, partial(measured, size, partial(scheduler_sampler, one)))
-        for label, one in SAMPLERS.items()
+        label: ({**drawn, "sampler": spec, "timesteps": TIMESTEPS}, partial(measured, size, partial(scheduler_sampler, spec)))
+        for label, spec in SAMPLERS.items()
     }
     jobs |= {label: ({**drawn, "channel": label}, partial(measured, size, partial(channel_sampler, label))) for label in CHANNELS}
     jobs[REFERENCE] = {**drawn, "steps": (0,)}, partial(measured, size._replace(steps=(0,)), exact_sampler)
@@ -74,9 +76,9 @@ def channels(scale: Scale) -> list[ChannelSpec]:
 
 def deviations(run: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """q - p of every sheet: given observations (steps, observations, sheets, S), and of the data law (steps, 1, sheets, S)."""
-    given = run.given_counts.values / run.attrs["strings"] - run.posterior.values[:, :, None]
+    posterior = run.given_counts.values / run.attrs["strings"] - run.posterior.values[:, :, None]
     law = run.law_counts.values / run.attrs["strings"] - run.data_law.values
-    return given, law[:, None]
+    return posterior, law[:, None]
 
 
 def squared_distance(deviation: np.ndarray) -> np.ndarray:
@@ -94,11 +96,11 @@ def jackknife(deviation: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> 
 
 
 def by_chance(deviation: np.ndarray) -> np.ndarray:
-    """Squared distances that chance alone gives, for one number of steps: signs of sheets flipped at random, 2,000 times."""
+    """Squared distances of equal laws for one number of steps: the signs of sheets are flipped at random, 2,000 times."""
     sheets = deviation.shape[-2]
     total = np.zeros(_FLIPS)
-    for one, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
-        gram = one @ one.T
+    for of_observation, signs in zip(deviation, _signs(deviation.shape[:-1]), strict=True):
+        gram = of_observation @ of_observation.T
         total += ((signs @ gram) * signs).sum(-1) - np.trace(gram)
     return total / (len(deviation) * sheets * (sheets - 1))
 
@@ -111,21 +113,21 @@ def _signs(shape: tuple[int, int]) -> np.ndarray:
 
 
 def p_value(deviation: np.ndarray) -> float:
-    """Probability that chance gives such a distance between equal laws."""
+    """Probability of such a distance, or a larger one, between equal laws."""
     chance = by_chance(deviation)
     return float((1 + (chance >= squared_distance(deviation) * (1 - 1e-12)).sum()) / (1 + len(chance)))
 
 
 def extrapolated(deviation: np.ndarray) -> np.ndarray:
-    """To infinitely many steps, from the last two numbers of steps K and 2K: an error proportional to 1/K drops out."""
+    """Extrapolation from the last two numbers of steps, K and 2K: an error proportional to 1/K cancels."""
     return 2 * deviation[-1] - deviation[-2]
 
 
 def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
-    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points tell.
+    """Order of convergence, -d log(distance)/d log(steps), with its 95 % interval; NaN if fewer than 2 points can be used.
 
-    Weighted least squares over the numbers of steps >= 4 whose squared distance is at least 3 times what chance alone exceeds
-    in 5 %.
+    Weighted least squares over the numbers of steps >= 4 whose squared distance is more than 3 times the 95 % quantile of equal
+    laws.
     """
     chance = np.array([np.quantile(by_chance(d), 0.95) for d in deviation])
     value, error = jackknife(deviation, squared_distance)
@@ -149,7 +151,7 @@ def distance(deviation: np.ndarray) -> np.ndarray:
 
 
 def resolution(deviation: np.ndarray) -> float:
-    """Distance that chance alone exceeds in 1 % between equal laws."""
+    """The 99 % quantile of the distance between equal laws."""
     return float(np.sqrt(max(np.quantile(by_chance(deviation), 0.99), 0)))
 
 
@@ -166,27 +168,27 @@ Deviations = dict[str, np.ndarray]
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     labels, steps = [*SAMPLERS, *CHANNELS], runs[next(iter(SAMPLERS))].steps.values
     both = {label: deviations(runs[label]) for label in [*labels, REFERENCE]}
-    given, law = ({label: one[k] for label, one in both.items()} for k in (0, 1))
+    posterior, law = ({label: laws[k] for label, laws in both.items()} for k in (0, 1))
     data = xr.Dataset(
         coords={"quantity": BOUNDS, "sampler": labels, "steps": steps},
         attrs={
             **PARAMETERS,
-            "posterior_resolution": resolution(given[REFERENCE][0]),
+            "posterior_resolution": resolution(posterior[REFERENCE][0]),
             "law_resolution": resolution(law[REFERENCE][0]),
-            "discrete_resolution": max(resolution(given[label][-1]) for label in CHANNELS),
+            "discrete_resolution": max(resolution(posterior[label][-1]) for label in CHANNELS),
         },
     )
-    for name, values in (("posterior", given), ("law", law)):
+    for name, values in (("posterior", posterior), ("law", law)):
         distances = np.stack([distance(values[label]) for label in labels], axis=1)
         data[f"{name}_distance"] = (("quantity", "sampler", "steps"), distances)
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
-    limits, last = {label: p_value(extrapolated(given[label])) for label in labels}, int(steps[-1])
+    limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
     return data, [
-        *_full_noise(given, limits, steps),
-        _less_noise(given, limits, last),
+        *_full_noise(posterior, limits, steps),
+        _less_noise(posterior, limits, last),
         _data_law(law),
-        *_discrete(given, limits, steps),
+        *_discrete(posterior, limits, steps),
         _start(runs),
         _clones(runs, last),
     ]
@@ -196,10 +198,10 @@ def _of_kind(*kinds: str) -> list[str]:
     return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
 
 
-def _full_noise(given: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+def _full_noise(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
     full = _of_kind("full")
-    slopes = {label: order(given[label], steps) for label in full}
-    distances = (f"{label} {distance_text(extrapolated(given[label]))}, p = {limits[label]:.2g}" for label in full)
+    slopes = {label: order(posterior[label], steps) for label in full}
+    distances = (f"{label} {distance_text(extrapolated(posterior[label]))}, p = {limits[label]:.2g}" for label in full)
     return [
         verdict(
             "order at which schedulers with the full noise approach the posterior",
@@ -216,14 +218,14 @@ def _full_noise(given: Deviations, limits: dict[str, float], steps: np.ndarray) 
     ]
 
 
-def _less_noise(given: Deviations, limits: dict[str, float], last: int) -> Verdict:
+def _less_noise(posterior: Deviations, limits: dict[str, float], last: int) -> Verdict:
     less = _of_kind("half", "none")
-    worst = max(distance(given[label][-1])[2] for label in _of_kind("full"))
+    worst = max(distance(posterior[label][-1])[2] for label in _of_kind("full"))
     return verdict(
         f"distance to the posterior after {last} steps without noise, or with half of it",
-        "; ".join(f"{label} {distance_text(given[label][-1])}" for label in less),
+        "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
         f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-        above([distance(given[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+        above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
         below([limits[label] for label in less], RARE, f"extrapolated distance significantly different from 0 (p < {RARE:g})"),
     )
 
@@ -239,9 +241,9 @@ def _data_law(law: Deviations) -> Verdict:
     )
 
 
-def _discrete(given: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
-    two, one_by_one = (given["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
-    slope, p = order(given["uniform"], steps), limits["uniform"]
+def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+    two, one_by_one = (posterior["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
+    slope, p = order(posterior["uniform"], steps), limits["uniform"]
     return [
         verdict(
             "masking: distance to the posterior in 2 steps, and with one leaf at a time",
@@ -252,7 +254,7 @@ def _discrete(given: Deviations, limits: dict[str, float], steps: np.ndarray) ->
         ),
         verdict(
             "uniform replacement: order of convergence; distance extrapolated to infinitely many steps",
-            f"uniform {slope:.2f}; {distance_text(extrapolated(given['uniform']))}, p = {p:.2g}",
+            f"uniform {slope:.2f}; {distance_text(extrapolated(posterior['uniform']))}, p = {p:.2g}",
             "1; 0",
             above(slope.low, LEAST_ORDER, f"interval above {LEAST_ORDER}"),
             above(p, RARE, f"p > {RARE:g}"),
@@ -261,7 +263,7 @@ def _discrete(given: Deviations, limits: dict[str, float], steps: np.ndarray) ->
 
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
-    """The noise that a chain starts from is that of its first timestep."""
+    """A chain starts from the noise of its first timestep."""
     p = np.stack([law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
@@ -285,16 +287,16 @@ def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
         run = runs[label].isel(steps=-1)
         pair = [run[name].transpose("item", "clone", "tree_level").values for name in ("with_original", "with_clones")]
         tests[label] = calibrate(pair[0], pair[1], level=0.01, relabellings=40_000)
-    p = {label: float(one.adjusted.min()) for label, one in tests.items()}
+    p = {label: float(test.adjusted.min()) for label, test in tests.items()}
 
-    def words(label: str) -> str:
-        one, k = tests[label], int(tests[label].p_value.argmin())
-        return f"{label} {Estimate(one.gap[k], one.low[k], one.high[k]):+.3f}"
+    def worst_gap(label: str) -> str:
+        test, k = tests[label], int(tests[label].p_value.argmin())
+        return f"{label} {Estimate(test.gap[k], test.low[k], test.high[k]):+.3f}"
 
     least = min(p[label] for label in drawn)
     return verdict(
         f"calibration, E f(x0, x̂) - E f(x̂, x̂'), two draws of one observation in {last} steps; f: share of equal parsed nodes",
-        "; ".join(map(words, drawn)) + f": smallest p = {least:.2g}. Less noise: " + "; ".join(map(words, fixed)),
+        "; ".join(map(worst_gap, drawn)) + f": smallest p = {least:.2g}. Less noise: " + "; ".join(map(worst_gap, fixed)),
         "0 with the full noise; below 0 without it, where the draws resemble each other too much",
         above(least * len(drawn), 0.01, "exact randomisation test: no p by Holm <= 0.01"),
         below([p[label] for label in fixed], RARE, f"p < {RARE:g} each"),
@@ -316,7 +318,8 @@ def draw(data: xr.Dataset) -> Any:
             axes.axhspan(bottom / 2, attrs[resolution], color="#e4e4e4", lw=0, zorder=0)
             for label in labels:
                 curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
-                _draw_sampler(axes, steps, curve.values, p.values < 0.01, bottom, label)
+                color, mark, line = _LOOKS[label]
+                draw_gap(axes, steps, np.maximum(curve, bottom).T, p < 0.01, color, label, mark, line)
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
             ticks(axes, steps)
@@ -327,11 +330,10 @@ def draw(data: xr.Dataset) -> Any:
         left.set_ylabel("distance to the exact law")
         for color, text, at in _KINDS.values():
             left.text(steps[-1], at, text, color=color, fontsize=10.5, ha="right", va="bottom", weight="bold")
-        handles, names = panels[0].get_legend_handles_labels()
-        more = panels[2].get_legend_handles_labels()[0]
+        handles, names = left.get_legend_handles_labels()
         names += ["masking: random order", "uniform replacement"]
-        place = {"loc": "outside lower center", "ncols": 5, "columnspacing": 1.6, "handletextpad": 0.2}
-        figure.legend(handles + more, names, **place)
+        place = {"loc": "outside lower center", "ncols": 5, "columnspacing": 1.6}
+        figure.legend(handles + panels[2].get_legend_handles_labels()[0], names, **place)
     return figure
 
 
@@ -342,14 +344,3 @@ _LOOKS = {"masking": (THEORY, "o", "-"), "uniform": ("#009e73", "s", "-")} | {
     for label, mark in zip(_of_kind(kind), "os^DvPX", strict=False)
 }
 """Colour, mark and line of every sampler."""
-
-
-def _draw_sampler(axes: Any, steps: np.ndarray, curve: np.ndarray, seen: np.ndarray, bottom: float, label: str) -> None:
-    """A distance (value, low, high) against the number of steps; hollow where it is not significantly different from 0."""
-    color, mark, line = _LOOKS[label]
-    value, low, high = curve
-    at = np.maximum(value, bottom)
-    axes.plot(steps, at, color=color, ls=line, lw=1.3, alpha=0.75, zorder=2)
-    axes.vlines(steps[seen], np.maximum(low, bottom)[seen], high[seen], color=color, lw=1.1, zorder=2)
-    axes.plot(steps[seen], at[seen], ls="", marker=mark, ms=5.5, color=color, label=label, zorder=3)
-    axes.plot(steps[~seen], at[~seen], ls="", marker=mark, ms=5.5, mfc="white", mec=color, zorder=3)

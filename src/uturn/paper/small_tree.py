@@ -1,4 +1,4 @@
-"""The small grammar and the string that all teaching pictures share (figs. 3, 4, 9), as labelled data and back."""
+"""The small grammar and the string of figs. 3, 4 and 9, and their conversion to labelled data and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE = {"type": "rhm", **{name: value for name, value in GRAMMAR.items() if na
 
 
 def small_grammar() -> RandomHierarchyModel:
-    """Six symbols, two rules each, a tree of depth 3: 768 strings in all, few enough to write them out."""
+    """Six symbols, two rules each, a tree of depth 3: 768 strings, few enough to enumerate."""
     return RandomHierarchyModel(**GRAMMAR)
 
 
@@ -58,6 +58,6 @@ def nodes(values: dict[int, Any]) -> np.ndarray:
 
 
 def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
-    """The way back from `nodes`: {tree_level: (nodes, ...)}."""
+    """The inverse of `nodes`: {tree_level: (nodes, ...)}."""
     levels = values.tree_level.values
     return {int(level): values.values[levels == level] for level in np.unique(levels)}

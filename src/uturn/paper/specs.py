@@ -1,4 +1,4 @@
-"""The experiments of figures, and the grammar of the paper, in one form."""
+"""Short forms for the experiments of the figures, and the grammar of the paper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 
 Part = str | Mapping[str, Any]
-"""A part of a spec; one without options is named by its type alone."""
+"""A part of a spec; the name of its type is enough if it has no options."""
 PAPER = {"vocab_size": 32, "multiplicity": 8, "branching": 2}
 """The grammar of the paper, of any depth."""
 
@@ -23,7 +23,7 @@ def rhm(vocab_size: int, multiplicity: int, branching: int, depth: int, **option
 
 
 def mean_field(sizes: Mapping[str, Any]) -> MeanField:
-    """The theory of a grammar with these sizes, among other things."""
+    """Mean-field theory of a grammar with these sizes; other keys are ignored."""
     return MeanField(*(sizes[name] for name in PAPER))
 
 

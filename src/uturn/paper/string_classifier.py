@@ -64,9 +64,8 @@ def strings(source: RHMSource, part: int, count: int) -> tuple[np.ndarray, np.nd
 def trained_classifier(workshop: Workshop) -> Path:
     """File of the trained network."""
     chosen = setup(workshop.scale)
-    recipe = {**chosen._asdict(), "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
-    for unrelated in ("items", "noise"):
-        del recipe[unrelated]
+    network = {name: value for name, value in chosen._asdict().items() if name not in ("items", "noise")}
+    recipe = {**network, "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
 
     def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
         leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
@@ -74,9 +73,9 @@ def trained_classifier(workshop: Workshop) -> Path:
         network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
 
         def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-            chosen_rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
-            batch = torch.from_numpy(leaves[chosen_rows].astype(np.int64))
-            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[chosen_rows]))
+            rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
+            batch = torch.from_numpy(leaves[rows].astype(np.int64))
+            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[rows]))
 
         history = train(
             network,
@@ -108,7 +107,7 @@ def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
 
 
 def reference(source: RHMSource) -> np.ndarray:
-    """Strings that say what mean and variance a unit has."""
+    """Strings from which mean and variance of every unit are measured."""
     return strings(source, _REFERENCE, 4000)[0]
 
 
@@ -129,7 +128,7 @@ def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Datas
         return xr.Dataset(
             {
                 "accuracy": accuracy(network, leaves, classes),
-                "random_pairs": (("pair", "network_layer"), np.stack([one.similarity.mean(axis=0) for one in compared])),
+                "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
                 "random_distances": (("number", "network_layer"), compared[1].distance),
             },
             coords={"pair": list(pairs), "network_layer": list(probe.layers)},

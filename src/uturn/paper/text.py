@@ -1,4 +1,4 @@
-"""U-turns of texts by the embedded masked model of characters: what is kept, what changes together, and which decoders are alike.
+"""U-turns of texts with the embedded masked model of characters: shares kept, correlated changes, and decoders.
 
 Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
 """
@@ -25,16 +25,15 @@ from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, style
 from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
-CLAIM = "The characters of a text change in groups, which are larger at noise in between than at its smallest and largest levels."
+CLAIM = "The characters of a text change in groups, which are largest at intermediate noise."
 CAPTION = (
-    "U-turns of passages of a novel by the embedded masked model of characters, which was trained on other novels; a share of "
-    "the characters is masked, and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
+    "U-turns of passages of a novel with the embedded masked model of characters, which was trained on other novels; a share of "
+    "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
     "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
-    "Susceptibility, the number of characters that change together, with its peak t* and the range in which it may lie, and the "
-    "correlation of changes against "
-    "distance, order random. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of the "
-    "text; it is not 0 for a model that is not exact, and larger for decoders that draw from another law. Bottom: two passages "
-    "and their reconstructions; shaded: masked, and the same again; red: another character."
+    "Susceptibility, the number of characters that change together, with the interval of its peak t*, and the correlation of "
+    "changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of "
+    "the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: two passages and "
+    "their reconstructions; shaded: masked, with the same result; red: another character."
 )
 DECODERS: dict[str, dict[str, Any]] = {
     "random": {},
@@ -64,9 +63,9 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         sizes = {"items": size[0], "trajectories": size[1], "clones": clones, "chunk": 4}
         return experiment_of(source, "masking", noise, *probes, backward=backward, **sizes)
 
-    kept = {"type": "kept_tokens", "spans": [1, SPAN]}
-    made = {CURVES: described(curves, _LEVELS[scale], "random", kept, "changes", {"type": "tokens", "first": 3})}
-    return made | {label: described(compared, COMPARED, label, kept, clones=2) for label in DECODERS}
+    agreement = {"type": "kept_tokens", "spans": [1, SPAN]}
+    made = {CURVES: described(curves, _LEVELS[scale], "random", agreement, "changes", {"type": "tokens", "first": 3})}
+    return made | {label: described(compared, COMPARED, label, agreement, clones=2) for label in DECODERS}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -78,16 +77,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     curves = runs[CURVES].sortby("noise")
     whole = study(curves).isel(changes=0)
     data = whole[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
-    for name, of in (("kept", _kept), ("clone_gap", _gap)):
+    for name, of in (("kept", lambda *at: _mean(_at(*at))), ("clone_gap", _gap)):
         rows = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
         data[name] = ("decoder", "span", "compared", "estimate"), np.array(rows)
     data = data.assign_coords(decoder=list(DECODERS), span=[1, SPAN], compared=list(COMPARED))
+    random, entropy = runs["random"], runs["entropy"]
     return data, [
         _identity(curves),
         _falls(curves),
         shows(
             f"share kept, order entropy minus order random, characters and runs of {SPAN}, {_WHERE}",
-            _texts([_difference(runs["entropy"], runs["random"], noise, span) for noise in COMPARED for span in (1, SPAN)]),
+            _texts([_mean(_at(entropy, noise, span) - _at(random, noise, span)) for noise in COMPARED for span in (1, SPAN)]),
             "0 for a consistent model, since both orders draw from its posterior; no theory says how near a trained one comes",
         ),
         _cold(runs),
@@ -107,22 +107,13 @@ def _mean(values: xr.DataArray) -> Estimate:
     return estimate(values, lambda c: float(c[0]))
 
 
-def _kept(run: xr.Dataset, noise: float, span: int) -> Estimate:
-    return _mean(_at(run, noise, span))
-
-
 def _gap(run: xr.Dataset, noise: float, span: int) -> Estimate:
     """E f(x0, x̂) - E f(x̂, x̂')."""
     return _mean(_at(run, noise, span) - _at(run, noise, span, "clone_kept"))
 
 
-def _difference(a: xr.Dataset, b: xr.Dataset, noise: float, span: int, name: str = "kept") -> Estimate:
-    """Mean difference of two runs with the same masked texts."""
-    return _mean(_at(a, noise, span, name) - _at(b, noise, span, name))
-
-
 def _texts(numbers: list[Estimate]) -> str:
-    return "; ".join(f"{one:.3f}" for one in numbers)
+    return "; ".join(f"{number:.3f}" for number in numbers)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------
@@ -131,7 +122,7 @@ def _texts(numbers: list[Estimate]) -> str:
 def _identity(run: xr.Dataset) -> Verdict:
     """Nothing changes without noise, and a little of it changes no more than it masks."""
     least = float(run.noise[1])
-    changed = 1 - _kept(run, least, 1).value
+    changed = 1 - _mean(_at(run, least, 1)).value
     return verdict(
         "share of characters kept at zero noise; share changed at the smallest noise",
         f"{float(run.kept.sel(noise=0).min()):g}; {changed:.4f} at {least:g}",
@@ -142,8 +133,8 @@ def _identity(run: xr.Dataset) -> Verdict:
 
 
 def _falls(run: xr.Dataset) -> Verdict:
-    single, runs = ([_kept(run, noise, span) for noise in run.noise.values] for span in (1, SPAN))
-    both = [_kept(run, COMPARED[1], span) for span in (1, SPAN)]
+    single, runs = ([_mean(_at(run, noise, span)) for noise in run.noise.values] for span in (1, SPAN))
+    both = [_mean(_at(run, COMPARED[1], span)) for span in (1, SPAN)]
     return verdict(
         f"share kept against noise, single characters and runs of {SPAN}",
         f"{single[-1].value:.3f} and {runs[-1].value:.4f} at noise 1; {_texts(both)} at {COMPARED[1]:g}",
@@ -155,16 +146,16 @@ def _falls(run: xr.Dataset) -> Verdict:
 
 
 def _cold(runs: dict[str, xr.Dataset]) -> Verdict:
-    both = [
-        [_difference(runs["temperature .5"], runs["random"], noise, 1, name) for noise in COMPARED]
-        for name in ("kept", "clone_kept")
-    ]
+    cold, random = runs["temperature .5"], runs["random"]
+    shares, agreement = (
+        [_mean(_at(cold, noise, 1, name) - _at(random, noise, 1, name)) for noise in COMPARED] for name in ("kept", "clone_kept")
+    )
     return verdict(
         f"temperature .5 minus order random: share of characters kept; share that two draws have in common; {_WHERE}",
-        "; ".join(map(_texts, both)),
+        f"{_texts(shares)}; {_texts(agreement)}",
         "above 0: the most probable characters are drawn more often",
-        above(both[0][0].low, 0, f"interval of the share kept above 0 at {COMPARED[0]:g}"),
-        above([one.low for one in both[1]], 0, "intervals of what draws have in common above 0"),
+        above(shares[0].low, 0, f"interval of the share kept above 0 at {COMPARED[0]:g}"),
+        above([interval.low for interval in agreement], 0, "intervals of what draws have in common above 0"),
     )
 
 
@@ -199,10 +190,10 @@ def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
     others = [gaps[label] for label in ("confidence", "temperature .5")]
     return verdict(
         f"gap E f(x0, x̂) - E f(x̂, x̂') of characters at noise {COMPARED[1]:g}",
-        "; ".join(f"{label} {_texts([one])}" for label, one in gaps.items()),
+        "; ".join(f"{label} {_texts([interval])}" for label, interval in gaps.items()),
         "0 for draws from the posterior of the text; below 0, and below order random, where draws resemble each other too much",
-        below([one.high for one in others], 0, "confidence and temperature: intervals below 0"),
-        below([one.high for one in others], gaps["random"].low, "and below the interval of order random"),
+        below([interval.high for interval in others], 0, "confidence and temperature: intervals below 0"),
+        below([interval.high for interval in others], gaps["random"].low, "and below the interval of order random"),
     )
 
 
@@ -213,11 +204,11 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(13, 10.4), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(7.6, 2.4))
-        (kept, chi), (far, gaps) = above.subplots(2, 2)
-        _draw_decoders(kept, data, "kept", joined=False)
+        (shares, chi), (far, gaps) = above.subplots(2, 2)
+        _draw_decoders(shares, data, "kept", joined=False)
         for reading, dash in (("kept, span = 1", "-"), (f"kept, span = {SPAN}", "--")):
-            kept.plot(data.noise, data.curve.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
-        kept.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
+            shares.plot(data.noise, data.curve.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
+        shares.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
         draw_susceptibility(chi, data)
         draw_correlations(far, data)
         gaps.axhline(0, color=THEORY, lw=1, zorder=1)
@@ -226,7 +217,7 @@ def draw(data: xr.Dataset) -> Any:
             ylabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$",
             title=f"calibration: characters, and runs of {SPAN} (squares, dashed)",
         )
-        kept.legend(fontsize=9)
+        shares.legend(fontsize=9)
         for k, item in enumerate((0, 2)):
             axis = below.add_axes((0.5 * k, 0, 0.5, 1))
             draw_texts(axis, data.isel(shown_item=[item]), width=6.5, height=2.4)

@@ -1,4 +1,4 @@
-"""Thresholds of every channel: population dynamics of deep trees, beside exact belief propagation at growing depth."""
+"""Thresholds of all channels: population dynamics of deep trees, and exact belief propagation at increasing depth."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
 TITLE = "Where the class is lost, for every channel"
-CLAIM = "Every kind of noise has its own critical strength; as information per leaf, the strengths of three kinds nearly agree."
+CLAIM = "Every kind of noise has its own critical strength; in information per leaf, three of the four nearly agree."
 CAPTION = (
     "Top: mean belief in the class against the noise of each channel. Points: exact belief propagation on trees of growing depth "
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "
     "trees, with the standard deviation between its replicates (grammar and pool). Bottom: noise at which half of the class is "
-    "lost, as a share of the threshold, against depth; and the thresholds on two axes that all channels share, for one grammar "
-    "and for rules drawn afresh at every node (bars: standard deviation between replicates). The effective ε of Eq. 63 does not "
-    "make them one number; the information per leaf nearly does, for the three channels that draw their noise. (The ε-process "
-    "pins its beliefs on the truth: its information is nominal.)"
+    "lost, relative to the threshold, against depth; and the thresholds in two units that all channels share, for one grammar "
+    "and for fresh rules at every node (bars: standard deviation between replicates). The thresholds differ in the effective ε "
+    "of Eq. 63; in information per leaf they nearly agree for the three channels that draw their noise. (The ε-process pins its "
+    "beliefs on the truth: its information is nominal.)"
 )
 
 
@@ -83,7 +83,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     source = rhm(**PAPER, depth=10)
-    return [channel_spec(one.label, source, name, scale) for name, one in CHANNELS.items() if name != "epsilon"]
+    return [channel_spec(channel.label, source, name, scale) for name, channel in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -93,8 +93,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         f"thresholds-{name}": ({**settings, "reach": channel.reach}, partial(population, name, size))
         for name, channel in CHANNELS.items()
     }
-    kept = workshop.keep_all("population dynamics", jobs)
-    populations = xr.concat(kept.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
+    of_channels = workshop.keep_all("population dynamics", jobs)
+    populations = xr.concat(of_channels.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
     return {**workshop.runs("thresholds", experiments(workshop.scale)), "population": populations}
 
 
@@ -113,7 +113,7 @@ def population(name: str, size: Size) -> xr.Dataset:
     return xr.Dataset(
         {
             "threshold": (("ensemble", "replicate"), thresholds),
-            "belief": (("grammar", "point", "tree_level"), np.array([of_grammar(grammar=one).beliefs for one in grammars])),
+            "belief": (("grammar", "point", "tree_level"), np.array([of_grammar(grammar=number).beliefs for number in grammars])),
             "noise": ("point", noise),
         },
         coords={"ensemble": ["one grammar", "fresh rules"]},
@@ -155,21 +155,21 @@ def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
 
 def _against_theory(data: xr.Dataset) -> list[Verdict]:
     critical = mean_field(PAPER).critical_noise or np.nan
-    one, fresh = (
+    quenched, fresh = (
         {name: _interval(data.threshold.sel(channel=name, ensemble=ensemble)) for name in CHANNELS}
         for ensemble in ("one grammar", "fresh rules")
     )
-    quenched = data.threshold.sel(channel="epsilon", ensemble="one grammar")
-    spread, grammars = float(quenched.std("replicate", ddof=1)), int(quenched.notnull().sum())
+    each = data.threshold.sel(channel="epsilon", ensemble="one grammar")
+    spread, grammars = float(each.std("replicate", ddof=1)), int(each.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
     low, high = critical - allowed, QUENCHED + allowed
     return [
         verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
-            f"{one['epsilon']:.4f}, standard deviation {spread:.4f}",
+            f"{quenched['epsilon']:.4f}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
             within(
-                one["epsilon"].value - (low + high) / 2,
+                quenched["epsilon"].value - (low + high) / 2,
                 (high - low) / 2,
                 f"within {allowed:.4f} of that range: 3 standard errors of the expected spread, and the resolution",
             ),
@@ -183,9 +183,9 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
         *(
             verdict(
                 f"threshold, {channel.label} ({channel.axis.replace('$', '')}), one grammar",
-                f"{one[name]:.4f}; fresh rules {fresh[name]:.4f}",
+                f"{quenched[name]:.4f}; fresh rules {fresh[name]:.4f}",
                 f"{channel.expected[0]} to {channel.expected[1]} (exact BP at L = 9, 10)",
-                meets(one[name], *channel.expected, "95 % interval meets the range and is narrower"),
+                meets(quenched[name], *channel.expected, "95 % interval meets the range and is narrower"),
             )
             for name, channel in CHANNELS.items()
             if name != "epsilon"
@@ -211,9 +211,9 @@ def _effective_epsilon(data: xr.Dataset) -> Verdict:
 
 
 def _shift(data: xr.Dataset) -> Verdict:
-    """The area between two curves over their height is the displacement of one against the other along the noise.
+    """The displacement of two curves along the noise is the area between them, divided by their height.
 
-    It gives one number a grammar, with the same grammar on both sides, so that its error holds items and pools.
+    Both curves of a grammar have the same rules, so the spread between grammars contains only the errors of items and pools.
     """
     deepest = int(data.depth[-1])
     shifts = []
@@ -260,8 +260,8 @@ def draw(data: xr.Dataset) -> Any:
             _draw_channel(axes, quenched.sel(channel=name), channel, 1 / data.attrs["vocab_size"])
         panels[0].set_ylabel("belief in the class")
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 0.04), handletextpad=0.3)
-        words = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
-        panels[-1].text(0.97, 0.93, "band: threshold\n± standard\ndeviation", transform=panels[-1].transAxes, **words)
+        look = {"ha": "right", "va": "top", "fontsize": 9.5, "color": "#a36f00"}
+        panels[-1].text(0.97, 0.93, "band: threshold\n± standard\ndeviation", transform=panels[-1].transAxes, **look)
         left, middle, right = bottom.subplots(1, 3, width_ratios=[1.15, 1, 1])
         _draw_depths(left, quenched)
         _draw_thresholds(middle, right, data)
@@ -285,7 +285,7 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 
 
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
-    """Where half of the class is lost, as a share of the threshold, against depth."""
+    """Noise at which half of the class is lost, relative to the threshold, against depth."""
     for name, channel in CHANNELS.items():
         part = quenched.sel(channel=name)
         center = float(part.threshold.mean())
@@ -302,13 +302,10 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
-            for offset, ensemble, marker, fill in (
-                (-0.13, "one grammar", "o", channel.color),
-                (0.13, "fresh rules", "s", "white"),
-            ):
-                values = data[key].sel(channel=name, ensemble=ensemble)
+            for aside, ensemble, marker in ((-0.13, "one grammar", "o"), (0.13, "fresh rules", "s")):
+                values, fill = data[key].sel(channel=name, ensemble=ensemble), channel.color if marker == "o" else "white"
                 look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
-                axes.errorbar(float(values.mean()), row + offset, xerr=float(values.std(ddof=1)), **look)
+                axes.errorbar(float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look)
             axes.axhline(row, color=MUTED, lw=0.4, zorder=0)
         axes.set_yticks(range(len(CHANNELS)), [channel.label for channel in CHANNELS.values()] if axes is middle else [])
         axes.set_ylim(len(CHANNELS) - 0.5, -0.5)

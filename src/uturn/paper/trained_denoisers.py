@@ -68,7 +68,7 @@ def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
-    """Names, "channel-size-seed", of all networks, and what their training depends on; largest first."""
+    """All networks by name, "channel-size-seed", with the settings of their training; largest first."""
     plan = SETTINGS[scale]
     seeds = plan["seeds"]
     wanted = [(channel, plan["other_size"], seeds[0]) for channel in OTHERS]
@@ -119,9 +119,9 @@ def network_readings(models: list[Any], job: Mapping[str, Any], reading: Mapping
     states = []
     for learned in denoisers:
         judged = (tests.leaves, noise, _keys(_LOSS_NOISE, range(reading["items"])))
-        one = compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
-        one["weight"] = "learned_level", level_weights(learned, rhm, *judged)
-        states.append(one.assign(_generated(learned, rhm, job["size"], reading)) if "generated" in reading else one)
+        readings = compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
+        readings["weight"] = "learned_level", level_weights(learned, rhm, *judged)
+        states.append(readings.assign(_generated(learned, rhm, job["size"], reading)) if "generated" in reading else readings)
     both = xr.concat(states, xr.DataArray(["best", "last"], dims="state", name="state"))
     both = both.assign_coords(learned_level=range(1, rhm.depth + 1))
     return both.assign(unchanged=u_turns(denoisers[0], rhm, job["channel"], reading)) if "generated" in reading else both

@@ -1,7 +1,7 @@
-"""Verdicts: a number of a figure, with its interval, against what theory or the paper expects of it, and the rules that decide.
+"""Verdicts: a number of a figure with its interval, the expectation of theory or of the paper, and the rules that compare them.
 
-A rule compares numbers and says in words what it compares; `verdict` joins the rules that a quantity has to pass. NaN passes no
-rule, and neither does an empty list of numbers. A number that no theory predicts sharply enough to judge it is shown (`shows`).
+A rule compares numbers and describes the comparison; `verdict` joins the rules that a quantity has to pass. NaN and empty lists
+of numbers pass no rule. A number that no theory predicts precisely is shown without judgement (`shows`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ def estimates(values: xr.DataArray, statistic: Callable[[np.ndarray], Any], conf
     return listed(replicates(values).interval(statistic, confidence).T)
 
 
+def curves_with_bounds(similarity: xr.DataArray) -> dict[str, Any]:
+    """Mean over items and trajectories, and the ends of its interval: `similarity`, `similarity_low`, `similarity_high`."""
+    _, low, high = replicates(similarity).interval(lambda c: c)
+    mean = similarity.mean(("item", "trajectory"), dtype=float)
+    return {"similarity": mean, "similarity_low": (mean.dims, low), "similarity_high": (mean.dims, high)}
+
+
 def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Mean of independent numbers with its interval of Student's t."""
     from scipy.special import stdtrit
@@ -44,11 +51,11 @@ def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One number of a figure against what theory or the paper expects of it.
+    """One number of a figure and the expectation of theory or of the paper.
 
     `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
-    None for a number that is shown and not judged. `measurements` names those that other figures judge in the same way, so that
-    repeats can be told apart.
+    None for a number that is shown and not judged. `measurements`: their names, which are the same in all figures that use them,
+    so that repeats are not counted twice.
     """
 
     quantity: str
@@ -64,38 +71,38 @@ class Verdict:
 
 
 class Rule(NamedTuple):
-    """The outcome of a comparison, and the comparison in words."""
+    """The outcome of a comparison, and its description."""
 
     passed: bool
-    words: str
+    text: str
 
 
 def verdict(quantity: str, measured: Any, expected: str, *rules: Rule) -> Verdict:
     """A verdict that passes if all of its rules pass; `measured` is turned into text."""
-    words = "; ".join(rule.words for rule in rules if rule.words)
-    return Verdict(quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), words)
+    text = "; ".join(rule.text for rule in rules if rule.text)
+    return Verdict(quantity, str(measured), expected, bool(rules) and all(rule.passed for rule in rules), text)
 
 
 def shows(quantity: str, measured: Any, expected: str) -> Verdict:
-    """A number beside what it is compared with, which is shown and not judged: it neither passes nor fails."""
+    """A number beside its expectation that is shown but not judged: it neither passes nor fails."""
     return Verdict(quantity, str(measured), expected, None, "shown, not judged")
 
 
-def vanishes(quantity: str, differences: Any, expected: str = "0", single: bool = False, words: str = "") -> Verdict:
+def vanishes(quantity: str, differences: Any, expected: str = "0", single: bool = False, prefix: str = "") -> Verdict:
     """A verdict on differences that are 0 up to the rounding of double or single precision."""
-    measured = words + "; ".join(f"{difference:.1e}" for difference in np.atleast_1d(differences))
+    measured = prefix + "; ".join(f"{difference:.1e}" for difference in np.atleast_1d(differences))
     limit, rule = (1e-5, "below 1e-5 (single precision)") if single else (1e-12, "below 1e-12 (double precision)")
     return verdict(quantity, measured, expected, below(differences, limit, rule))
 
 
-def below(values: Any, limit: Any, words: str | None = None) -> Rule:
-    """Every value is below the limit: one number, or one for each value, which then needs words."""
-    return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if words is None else words)
+def below(values: Any, limit: Any, text: str | None = None) -> Rule:
+    """Every value is below the limit: one number, or one for each value, which then needs a text."""
+    return Rule(_all(np.asarray(values, float) < limit), f"below {limit:g}" if text is None else text)
 
 
-def above(values: Any, limit: Any, words: str | None = None) -> Rule:
+def above(values: Any, limit: Any, text: str | None = None) -> Rule:
     """Every value is above the limit (one number, or one for each value)."""
-    return Rule(_all(np.asarray(values, float) > limit), f"above {limit:g}" if words is None else words)
+    return Rule(_all(np.asarray(values, float) > limit), f"above {limit:g}" if text is None else text)
 
 
 def at_least(value: float, limit: float) -> Rule:
@@ -103,47 +110,47 @@ def at_least(value: float, limit: float) -> Rule:
     return Rule(_all(value >= limit), f">= {limit:g}")
 
 
-def within(deviations: Any, tolerance: Any, words: str | None = None) -> Rule:
+def within(deviations: Any, tolerance: Any, text: str | None = None) -> Rule:
     """Every deviation is smaller in size than the tolerance (one number, or one for each deviation)."""
-    return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if words is None else words)
+    return Rule(_all(np.abs(np.asarray(deviations, float)) < tolerance), f"within {tolerance:g}" if text is None else text)
 
 
-def equal(values: Any, wanted: Any, words: str = "equal") -> Rule:
+def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
     """Every value is the wanted one."""
-    return Rule(_all(np.asarray(values) == wanted), words)
+    return Rule(_all(np.asarray(values) == wanted), text)
 
 
-def inside(interval: Estimate, low: float, high: float, words: str | None = None) -> Rule:
+def inside(interval: Estimate, low: float, high: float, text: str | None = None) -> Rule:
     """A whole interval lies in a range."""
-    return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if words is None else words)
+    return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if text is None else text)
 
 
-def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, words: str) -> Rule:
-    """Every interval holds its value and is narrower than `width`: a wide interval is no agreement."""
+def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, text: str) -> Rule:
+    """Every interval contains its value and is narrower than `width`; a wide interval would agree with anything."""
     bounds = np.array([intervals] if isinstance(intervals, Estimate) else list(intervals), float).reshape(-1, 3)
     held = (bounds[:, 1] <= values) & (bounds[:, 2] >= values) & (bounds[:, 2] - bounds[:, 1] < width)
-    return Rule(_all(held), words)
+    return Rule(_all(held), text)
 
 
-def meets(interval: Estimate, low: float, high: float, words: str) -> Rule:
-    """An interval overlaps a range and is narrower: a wide interval is no agreement."""
-    return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, words)
+def meets(interval: Estimate, low: float, high: float, text: str) -> Rule:
+    """An interval overlaps a range and is narrower than it; a wide interval would agree with anything."""
+    return Rule(interval.high >= low and interval.low <= high and interval.high - interval.low < high - low, text)
 
 
-def apart(lower: Estimate, higher: Estimate, words: str) -> Rule:
+def apart(lower: Estimate, higher: Estimate, text: str) -> Rule:
     """Two intervals do not overlap, and their order is the expected one."""
-    return Rule(lower.high < higher.low, words)
+    return Rule(lower.high < higher.low, text)
 
 
-def increasing(estimates: Sequence[Estimate], words: str = "increasing; first and last intervals apart") -> Rule:
+def increasing(estimates: Sequence[Estimate], text: str = "increasing; first and last intervals apart") -> Rule:
     """Each number is larger than the one before, and the first and the last interval do not overlap."""
     rises = all(a.value < b.value for a, b in pairwise(estimates))
-    return Rule(rises and apart(estimates[0], estimates[-1], "").passed, words)
+    return Rule(rises and apart(estimates[0], estimates[-1], "").passed, text)
 
 
-def decreasing(estimates: Sequence[Estimate], words: str = "decreasing; first and last intervals apart") -> Rule:
+def decreasing(estimates: Sequence[Estimate], text: str = "decreasing; first and last intervals apart") -> Rule:
     """Each number is smaller than the one before, and the first and the last interval do not overlap."""
-    return increasing(estimates[::-1], words)
+    return increasing(estimates[::-1], text)
 
 
 def _all(comparison: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Where and how a figure does its work: runs, computations and trained networks, each done once and kept in a folder."""
+"""Runs, computations and trained networks of the figures, each computed once and stored in a folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Scale = Literal["smoke", "paper"]
 
 @dataclass(frozen=True)
 class Workshop:
-    """The scale of a figure, and the folder that keeps what is finished; the next call finds it there."""
+    """The scale of a figure, and the folder that stores its results; later calls reuse them."""
 
     scale: Scale
     folder: Path | OutputFolder
@@ -44,14 +44,14 @@ class Workshop:
     cluster: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `uturn.run`
 
     def run(self, label: str, experiment: Experiment) -> xr.Dataset:
-        """The results of an experiment; what is missing in `folder/label.zarr` is run."""
+        """The results of an experiment; items that are missing in `folder/label.zarr` are computed."""
         path = self._kept.place(f"{label}.zarr")
         return run(experiment, path, workers=self.workers, progress=self.progress, **self.cluster)
 
     def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure.
 
-        `apart`: each of the experiments in one process, for small ones with networks, whose processes take long to start.
+        `apart`: run each experiment in a single process. Small experiments with networks need it: their processes start slowly.
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and not self.cluster:
@@ -60,10 +60,10 @@ class Workshop:
         return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """What `compute()` returns, kept in `folder/label.zarr` with its settings (plain data) and computed once for them."""
-        kept = self._found(label, settings)
-        if kept is not None:
-            return kept
+        """The dataset `compute()`, stored in `folder/label.zarr` and computed again only if its settings (plain data) change."""
+        data = self._stored(label, settings)
+        if data is not None:
+            return data
         data = compute()
         data = data.assign_attrs(settings=_identity(settings), digest=_digest(data))
         write_dataset(data, self._kept.path / f"{label}.zarr")
@@ -71,25 +71,25 @@ class Workshop:
         return data
 
     def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
-        """`keep` of independent computations by label, in several processes as far as they are missing."""
-        missing = [(label, *job) for label, job in jobs.items() if self._found(label, job[0]) is None]
+        """`keep` for independent computations by label; missing ones run in several processes."""
+        missing = [(label, *job) for label, job in jobs.items() if self._stored(label, job[0]) is None]
         self.each(what, _keep_alone, missing, threads=0)
         return {label: self.keep(label, *job) for label, job in jobs.items()}
 
-    def _found(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
-        """What is kept under a label, if it is whole and has these settings."""
+    def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
+        """The stored dataset of a label, if it is complete and has these settings."""
         path = self._kept.fetch(f"{label}.zarr")
         if path.exists():
             try:
-                kept = xr.open_zarr(path, zarr_format=3).load()
-                if kept.attrs.get("settings") == _identity(settings) and kept.attrs.get("digest") == _digest(kept):
-                    return kept
+                data = xr.open_zarr(path, zarr_format=3).load()
+                if data.attrs.get("settings") == _identity(settings) and data.attrs.get("digest") == _digest(data):
+                    return data
             except (OSError, ValueError, KeyError, RuntimeError):
-                pass  # damaged: computed again
+                pass  # damaged: it is computed again
         return None
 
     def trained(self, names: Sequence[str], recipe: Mapping[str, Any]) -> list[Any]:
-        """The networks in `folder/name.safetensors`; none if one of them is missing, damaged, or made by another recipe."""
+        """The networks in `folder/name.safetensors`; an empty list if one is missing, damaged, or has another recipe."""
         from uturn.networks.files import load_network
 
         try:
@@ -97,14 +97,14 @@ class Workshop:
         except ValueError:
             return []
         wanted = json.dumps(recipe, sort_keys=True)
-        same = (json.dumps(one.facts.get("recipe"), sort_keys=True) == wanted for one in networks)
-        return networks if all(same) and all(isinstance(one.facts.get("steps"), int) for one in networks) else []
+        same = (json.dumps(network.facts.get("recipe"), sort_keys=True) == wanted for network in networks)
+        return networks if all(same) and all(isinstance(network.facts.get("steps"), int) for network in networks) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
-        """The files of networks that are trained once for their recipe (plain data).
+        """The files of networks, which are trained unless files of the same recipe (plain data) exist.
 
-        `train(checkpoint)` gives the networks, one for each name, and the history of their training, which it takes up from the
-        file `checkpoint` if that exists.
+        `train(checkpoint)` returns one network for each name, and the history of their training; it resumes from the file
+        `checkpoint` if that exists.
         """
         from uturn.networks.files import save_network
 
@@ -112,7 +112,7 @@ class Workshop:
         if self.trained(names, recipe):
             return paths
         self._kept.path.mkdir(parents=True, exist_ok=True)
-        # Each recipe has a checkpoint of its own: what another one left behind does not matter.
+        # The name contains the recipe, so that a checkpoint of another recipe is not resumed.
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         checkpoint = self._kept.path.resolve() / f"{names[0]}-{digest[:8]}.checkpoint"
         resumed = checkpoint.exists()
@@ -152,9 +152,9 @@ class Workshop:
     def each(
         self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
     ) -> dict[str, Any]:
-        """The labelled results `work(*task, workshop)` of all tasks, in several processes of so many threads (0: what there is).
+        """The results of `work(*task, workshop)` for all tasks by label; several processes with `threads` threads each (0: all).
 
-        Threads do not speed up small networks and small arrays.
+        The default is 1, because threads do not speed up small networks and small arrays.
         """
         workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
         jobs, results = [(*task, quiet) for task in tasks], {}
@@ -178,7 +178,7 @@ class Workshop:
                 probe.load_statistics(path)
                 return path
             except ValueError:
-                pass  # damaged, or of another network: measured again
+                pass  # damaged, or of another network: it is measured again
         probe.fit(reference()).save_statistics(path)
         self._kept.push(path.name)
         return path
@@ -193,7 +193,7 @@ class Workshop:
 
 
 def file_name(label: str) -> str:
-    """A label of a figure as a part of a file's name."""
+    """A label as a file name: lower case, without characters other than letters, digits, "-" and "."."""
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
 
 
@@ -212,7 +212,7 @@ def _identity(settings: Mapping[str, Any]) -> str:
 
 
 def _digest(data: xr.Dataset) -> str:
-    """SHA-256 of all values and labels: a lost chunk would be read as missing values."""
+    """SHA-256 of all values and labels. It detects lost chunks, which zarr reads as missing values."""
     digest = hashlib.sha256()
     for name in sorted(map(str, data.variables)):
         values = data[name].values

@@ -69,14 +69,16 @@ def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None
         axis.axvline(star[0], color=color, lw=1.2, ls=":")
 
 
-def draw_gap(axes: Any, x: Any, gap: Any, detected: Any, color: Any, label: str | None = None, marker: str = "o") -> None:
+def draw_gap(
+    axes: Any, x: Any, gap: Any, detected: Any, color: Any, label: str | None = None, marker: str = "o", line: str = "-"
+) -> None:
     """A gap with its 95 % interval, arrays gap (points, 3) and detected (points,); hollow marks where the test detects none."""
     x, gap, seen = np.asarray(x, float), np.asarray(gap, float), np.asarray(detected, bool)
     value, low, high = gap.T
-    axes.plot(x, value, color=color, lw=1.2, zorder=2)
+    axes.plot(x, value, color=color, lw=1.2, ls=line, zorder=2)
     axes.vlines(x, low, high, color=color, lw=1.1, zorder=2)
     axes.plot(x[seen], value[seen], ls="", marker=marker, ms=5.5, color=color, zorder=3)
-    axes.plot([], [], color=color, lw=1.2, marker=marker, ms=5.5, label=label)
+    axes.plot([], [], color=color, lw=1.2, ls=line, marker=marker, ms=5.5, label=label)
     axes.plot(x[~seen], value[~seen], ls="", marker=marker, ms=5.5, mfc="white", mec=color, zorder=3)
 
 

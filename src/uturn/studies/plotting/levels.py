@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, level_bar, level_colors, style
+from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, level_bar, level_colors, mark_noise, row_interval, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,11 +31,11 @@ def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:
                 line = data.mean_field.isel(tree_level=level)
                 left.plot(data.theory_noise, line, color=colors[level], lw=1.3, ls=(0, (4, 2)), zorder=1)
             left.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label=f"mean field,\nlevels {some[0]}, {some[1]}, {some[2]}")
-        left.axvline(data.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1)
-        left.text(data.attrs["critical_noise"] + 0.012, 0.96, rf"$\epsilon^*={data.attrs['critical_noise']:.3f}$", va="center")
+        critical = data.attrs["critical_noise"]
+        mark_noise(left, critical, rf"$\epsilon^*={critical:.3f}$", aside=0.012, height=0.98)
         left.plot([], [], "o", color=MUTED, ms=4.5, label="exact (BP)")
         left.plot([], [], color=MUTED, lw=1.4, label=theory_name)
-        left.legend(loc="upper left", bbox_to_anchor=(data.attrs["critical_noise"] + 0.005, 0.92), fontsize=9, handlelength=1.5)
+        left.legend(loc="upper left", bbox_to_anchor=(critical + 0.005, 0.92), fontsize=9, handlelength=1.5)
         left.set(xlabel=r"noise $\epsilon$", ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.03))
         left.set_title("all levels")
         level_bar(plt, left, depth + 1, "tree level (0 = leaves)")
@@ -56,13 +56,12 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     """The shift in ε of each level with its interval, and the tolerance of the verdict as a band."""
     levels = data.shifted_level.values
     tolerance = data.attrs["tolerance"]
-    value, low, high = (data["shift"].sel(bound=bound).values for bound in ("value", "low", "high"))
+    bounds = data["shift"].sel(bound=["value", "low", "high"]).transpose("shifted_level", "bound").values
     axes.axvspan(-tolerance, tolerance, color=ACCENT, alpha=0.1, lw=0)
     axes.axvline(0, color=THEORY, lw=1)
-    for k, level in enumerate(levels):
-        axes.plot([low[k], high[k]], [level, level], color=colors[level], lw=2)
-        axes.plot(value[k], level, "o", color=colors[level], ms=6)
-    reach = 1.15 * max(1.6 * tolerance, float(np.abs([low, high]).max()))
+    for level, interval in zip(levels, bounds, strict=True):
+        row_interval(axes, level, interval, colors[level], ms=6)
+    reach = 1.15 * max(1.6 * tolerance, float(np.abs(bounds[:, 1:]).max()))
     axes.set(xlim=(-reach, reach), yticks=levels, xlabel=r"shift in $\epsilon$ (exact minus theory)", ylabel="tree level")
     ticks = [-tolerance, 0, tolerance]
     axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
@@ -70,13 +69,18 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
 
 
-def draw_similarities(axes: Any, x: Any, curves: Any, low: Any, high: Any, labels: Sequence[str]) -> list[Any]:
-    """Draw curves (x, layer) of the layers of a network, the first and the last with intervals; returns the colours."""
+def similarity_bounds(data: xr.Dataset) -> np.ndarray:
+    """The variables similarity, similarity_low and similarity_high in one array (noise, network_layer, 3)."""
+    names = [f"similarity{end}" for end in ("", "_low", "_high")]
+    return np.stack([data[name].transpose("noise", "network_layer").values for name in names], axis=2)
+
+
+def draw_similarities(axes: Any, x: Any, bounds: np.ndarray, labels: Sequence[str]) -> list[Any]:
+    """Draw the layers of a network, `bounds` (x, layer, 3), the first and the last with intervals; returns the colours."""
     colors = level_colors(len(labels))
     for k, (color, label) in enumerate(zip(colors, labels, strict=True)):
         edge = k in (0, len(labels) - 1)
-        y = curves[:, k]
-        axes.plot(x, y, color=color, lw=2.4 if edge else 1.2, label=label, zorder=3 if edge else 2)
+        axes.plot(x, bounds[:, k, 0], color=color, lw=2.4 if edge else 1.2, label=label, zorder=3 if edge else 2)
         if edge:
-            bars(axes, x, np.stack([y, low[:, k], high[:, k]], axis=1), fmt="o", ms=3.5, lw=1, color=color, zorder=4)
+            bars(axes, x, bounds[:, k], fmt="o", ms=3.5, lw=1, color=color, zorder=4)
     return colors

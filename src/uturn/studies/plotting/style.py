@@ -90,6 +90,21 @@ def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
     axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can put an end on the wrong side
 
 
+def row_interval(
+    axes: Any, y: float, bounds: Any, color: Any, marker: str = "o", lw: float = 2, alpha: float = 1, **look: Any
+) -> None:
+    """A number with its interval, `bounds` (value, low, high), as a horizontal line at height y with a marker."""
+    value, low, high = bounds
+    axes.plot([low, high], [y, y], color=color, lw=lw, alpha=alpha, zorder=2)
+    axes.plot([value], [y], marker, color=color, alpha=alpha, zorder=3, **look)
+
+
+def mark_noise(axes: Any, x: float, text: str = "", color: Any = THEORY, aside: float = 0.0, height: float = 1.0) -> None:
+    """A dotted vertical line at a noise level, with its name at (x + aside, height) in the units of the axes."""
+    axes.axvline(x, color=color, lw=1, ls=":", zorder=1)
+    axes.text(x + aside, height, text, color=color, va="top")
+
+
 def ticks(axes: Any, x: Any) -> None:
     """These ticks of a logarithmic axis, and none between them."""
     axes.set_xticks(x, [f"{at:g}" for at in x])

@@ -24,6 +24,11 @@ def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
     return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
 
 
+def level_name(tree_level: int, depth: int) -> str:
+    """Name of a tree level in a drawing."""
+    return {0: "leaves", depth: "class"}.get(tree_level, f"level {tree_level}")
+
+
 def canvas(axes: Any, width: tuple[float, float], height: tuple[float, float]) -> None:
     """Set axes to equal aspect and remove their frame."""
     axes.set(xlim=width, ylim=height, aspect="equal")
@@ -85,13 +90,10 @@ def message_bars(
     from matplotlib.patches import Rectangle
 
     v = len(message)
-    step = width / v
-    left = x - width / 2
+    step, left = width / v, x - width / 2
     axes.add_patch(Rectangle((left, y), width, height, fc="white", ec="#dddddd", lw=0.7, zorder=2))
-    for symbol, p in enumerate(message):
-        axes.add_patch(
-            Rectangle((left + (symbol + 0.1) * step, y), 0.8 * step, height * float(p), fc=SYMBOL_COLORS[symbol], lw=0, zorder=3)
-        )
+    places = left + (np.arange(v) + 0.5) * step
+    axes.bar(places, height * np.asarray(message), 0.8 * step, y, color=SYMBOL_COLORS[:v], lw=0, zorder=3)
     axes.plot([left, left + width], [y, y], color=color, lw=1.6, solid_capstyle="butt", zorder=4)
     axes.plot([left + (true_symbol + 0.5) * step], [y - 0.14 * height], "o", color=color, ms=4, mew=0, zorder=4)
     axes.plot([x], [y + 1.2 * height], "^" if arrow == "up" else "v", color=color, ms=7, mew=0, zorder=4)
