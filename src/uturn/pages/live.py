@@ -66,9 +66,9 @@ class LivePage:
         self._parts: Any = None
         self._began, self._lock = time.time(), threading.Lock()
 
-    def says(self, words: str, *parts: Any) -> None:
+    def says(self, activity: str, *parts: Any) -> None:
         """Set the activity shown on the next page; `parts`: number of finished parts, of all parts, and their name."""
-        self._words, self._parts = words, parts or None
+        self._words, self._parts = activity, parts or None
 
     def write(self, stopped: bool = False) -> None:
         """Write the page as it is now."""
