@@ -409,7 +409,7 @@ MUTATIONS = (
     Mutation(
         "a network's ratio of the token that is there is believed",
         "uturn.networks.texts.language:LanguageModel._from_ratios",
-        "s = log_ratios.double().exp().masked_fill(own, 1.0)",
+        "s = log_ratios.double().exp().masked_fill(is_current, 1.0)",
         "s = log_ratios.double().exp()",
         tests=(("test_language::test_uniform_replacement_reads_ratios_as_the_posterior", {}),),
     ),
