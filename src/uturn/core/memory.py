@@ -25,9 +25,7 @@ class _Recycled:
         self.memory = memory
         self.__array_interface__ = memory.__array_interface__
 
-    def __del__(
-        self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque
-    ) -> None:  # defaults, since globals may be deleted at exit
+    def __del__(self, free: dict[int, deque[np.ndarray]] = _free, new: type = deque) -> None:  # globals may be gone at exit
         size, limit = self.memory.nbytes, 2**26
         if size <= limit:
             if sum(n * len(blocks) for n, blocks in list(free.items())) + size > limit:
