@@ -148,9 +148,7 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
     from diffusers import LMSDiscreteScheduler
 
     name, order = type(scheduler).__name__, scheduler.order
-    if isinstance(
-        scheduler, LMSDiscreteScheduler
-    ):  # its order depends on the position in the chain, not on the steps already done
+    if isinstance(scheduler, LMSDiscreteScheduler):  # its order depends on the position in the chain, not on the steps done
         raise ValueError(f"{name} integrates wrongly unless it begins at the first timestep; use 'dpm_solver' or 'unipc'")
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
