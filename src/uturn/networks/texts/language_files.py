@@ -257,7 +257,7 @@ def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"
         return "causal"
     raise ValueError(
         f"{where}: {', '.join(names) or 'no architecture'} in its config.json; expected a model ..ForCausalLM or ..ForMaskedLM, "
-        f"or likelihood = 'causal' or 'masked' for a model with code of its own"
+        f"or likelihood = 'causal' or 'masked' for a model with its own code"
     )
 
 
