@@ -254,14 +254,14 @@ MUTATIONS = (
     Mutation(
         "a p-value of zero hits is 0",
         "uturn.measures.relabelling:p_values",
-        "found[active] = (1 + hits) / (done + 1)",
+        "p[active] = (1 + hits) / (done + 1)",
         "found[active] = hits / (done + 1)",
         tests=(("test_calibration::test_wrong_evidence_has_the_smallest_p_value", {}),),
     ),
     Mutation(
         "gaps with the original among the others",
         "uturn.measures.calibration:exchanged_gaps",
-        "(total - K * own) / (K * (K - 1) / 2)",
+        "(total - K * with_others) / (K * (K - 1) / 2)",
         "total / (K * (K + 1) / 2)",
         tests=(("test_calibration::test_a_run_is_read_as_it_is_defined", {}),),
     ),
@@ -409,7 +409,7 @@ MUTATIONS = (
     Mutation(
         "a network's ratio of the token that is there is believed",
         "uturn.networks.texts.language:LanguageModel._from_ratios",
-        "s = log_ratios.double().exp().masked_fill(own, 1.0)",
+        "s = log_ratios.double().exp().masked_fill(is_current, 1.0)",
         "s = log_ratios.double().exp()",
         tests=(("test_language::test_uniform_replacement_reads_ratios_as_the_posterior", {}),),
     ),
@@ -503,8 +503,8 @@ MUTATIONS = (
     Mutation(
         "a test that ended early has the p-value of one that did not",
         "uturn.measures.relabelling:p_values",
-        "found[active] = (1 + hits) / (done + 1)",
-        "found[active] = (1 + hits) / (relabellings + 1)",
+        "p[active] = (1 + hits) / (done + 1)",
+        "p[active] = (1 + hits) / (relabellings + 1)",
         tests=(("test_calibration::test_the_test_is_the_enumeration_of_all_relabellings", {}),),
     ),
     Mutation(
@@ -547,14 +547,14 @@ MUTATIONS = (
     Mutation(
         "similarity of padding counts",
         "uturn.probes.text_states:TextStates._similarities",
-        "standardised(states[layer], self.mean[layer], factor) * here[..., None]",
+        "standardised(states[layer], self.mean[layer], factor) * present[..., None]",
         "standardised(states[layer], self.mean[layer], factor)",
         tests=(("test_text_probes::test_token_similarity_does_not_see_padding", {}),),
     ),
     Mutation(
         "padding in mean and variance of a layer",
         "uturn.probes.text_states:TextStates._fit",
-        "float64_copy(values[here])",
+        "float64_copy(values[present])",
         "float64_copy(values.flatten(0, 1))",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),
     ),

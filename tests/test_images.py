@@ -231,7 +231,7 @@ def remarks(run):
 def test_remarks_name_missing_numbers():
     kept = of(ut.study(forged(noise=NOISE[:6])))
     assert np.isnan(kept.half_life).all()
-    assert "half of the change is not done up to noise = 0.3, where it is 1" in kept.remark.item()
+    assert "less than half of the change occurs up to noise = 0.3, where it is 1" in kept.remark.item()
     single = ut.study(forged(noise=[0.5]))
     assert np.isnan(single.half_life).all()
     assert "fewer than two finite noise levels" in single.attrs["remark"]
@@ -239,7 +239,7 @@ def test_remarks_name_missing_numbers():
     assert np.isnan(alone.half_life.sel(estimate=["low", "high"])).all()
     assert np.isfinite(alone.half_life.sel(estimate="value", reading=alone.variable == "similarity")).all()
     assert "single original: no intervals" in alone.attrs["remark"]
-    assert "independent data agree as much as equal ones: no half-life" in of(ut.study(forged(classes=1))).remark.item()
+    assert "chance equals the value without noise: no half-life" in of(ut.study(forged(classes=1))).remark.item()
     assert "series" not in ut.study(forged().isel(network_layer=[0])).dims
     assert "swap order" in remarks(forged().isel(network_layer=[-1, 0]))
     unknown = ut.study(forged().drop_vars("original_class"))

@@ -82,7 +82,7 @@ WRONG = {
     "made for t in [0, 1]": ({"inputs": lambda x, t: (x, 1000 * t)}, "v", "if the timestep is divided by 1000"),
     "made for 1000 t": ({"inputs": lambda x, t: (x, t / 1000)}, "v", "if the timestep is multiplied by 1000"),
     "reversed t": ({"inputs": lambda x, t: (x, 999 - t)}, "v", "if time runs backwards, T - t"),
-    "constant t": ({"inputs": lambda x, t: (x, 0 * t + 500)}, "v", "does not depend on the time that it is told"),
+    "constant t": ({"inputs": lambda x, t: (x, 0 * t + 500)}, "v", "does not depend on its time input"),
     "flipped sign": ({"output": lambda y: -y}, "v", "if the sign of its output is changed"),
     "input doubled": ({"inputs": lambda x, t: (2 * x, t)}, "v", "if its input is halved"),
     "input halved": ({"inputs": lambda x, t: (x / 2, t)}, "v", "if its input is doubled"),
@@ -183,7 +183,7 @@ CALLS = {
     "batch": ({"output": lambda y: y - 0.1 * y.mean(0, keepdim=True)}, "mixes the data of a batch"),
     "first time": ({"inputs": lambda x, t: (x, t[:1].expand(len(t)))}, "mixes the data of a batch"),
     "size": ({"output": lambda y: y * (1 + 0.1 / len(y))}, "depends on the batch size"),
-    "writes": ({"inputs": written}, "writes into its input"),
+    "writes": ({"inputs": written}, "modifies its input"),
 }
 
 
@@ -248,7 +248,7 @@ class Tokens:
         ("random", "is random"),
         ("batch", "mixes the data of a batch"),
         ("size", "depends on the batch size"),
-        ("writes", "writes into its input"),
+        ("writes", "modifies its input"),
     ],
 )
 def test_how_a_language_model_computes_is_tried(mistake, words):
@@ -281,7 +281,7 @@ class Judge(nn.Module):
 
 @pytest.mark.parametrize(
     ("mistake", "words"),
-    [("", None), ("random", "is random"), ("batch", "mixes the data of a batch"), ("writes", "writes into its input")],
+    [("", None), ("random", "is random"), ("batch", "mixes the data of a batch"), ("writes", "modifies its input")],
 )
 def test_how_a_classifier_computes_is_tried(mistake, words):
     torch.manual_seed(0)

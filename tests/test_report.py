@@ -77,7 +77,7 @@ def test_a_page_says_t_star_its_interval_and_the_claim(tmp_path):
     summary = page[page.index('id="summary"') : page.index("</header>")]
     assert "0.57" in summary
     assert "95 % interval 0.53 to 0.61" in summary
-    assert "Half of the class is lost there." in summary
+    assert "Half of the class is lost at this noise." in summary
     assert "all passed" in summary
 
 
@@ -379,7 +379,7 @@ def test_a_page_says_that_there_is_no_t_star(tmp_path):
     run["kept_class"] = ("noise", "item"), np.ones((3, 12)), {"long_name": "class is kept", "reading": json.dumps(reading)}
     write_study(run, tmp_path)
     (section,) = collect([tmp_path]).sections
-    assert section["words"].startswith("No t*: kept_class, half of the change is not done up to")
+    assert section["words"].startswith("No t*: kept_class, less than half of the change occurs up to")
     assert "t*" not in [one["label"] for one in section["headlines"]]
     assert next(chart for chart in section["charts"] if chart["title"] == "Class is kept")["shown"]
 

@@ -166,13 +166,13 @@ def test_equal_start_and_chance_have_no_half_life():
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1, chance="same:label"))}, label=("item", np.zeros(12)))
     found = ut.study(run)
     assert np.isnan(found.place).all()
-    assert "independent data agree as much as equal ones" in str(found.remark.item())
+    assert "chance equals the value without noise" in str(found.remark.item())
 
 
 @pytest.mark.parametrize(
     ("end", "noise", "words"),
     [
-        (0.9, NOISE[:3], "half of the change is not done up to noise = 0.4"),
+        (0.9, NOISE[:3], "less than half of the change occurs up to noise = 0.4"),
         (0.1, np.array([0.5, 0.8, 1.0]), "half of the change is done below the smallest measured noise, 0.5"),
     ],
 )

@@ -568,7 +568,7 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}))
     (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
     for probe in (TextLayers(model=str(tmp_path)), TextLikelihood(model=str(tmp_path))):
-        with pytest.raises(ValueError, match=r"code of its own; trust_remote_code \(--trust-remote-code\) runs it"):
+        with pytest.raises(ValueError, match=r"its own code; trust_remote_code \(--trust-remote-code\) runs this code"):
             probe.loaded()
 
 

@@ -26,10 +26,10 @@ class StringDenoiser(Spec, Backward):
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
     evaluations of the denoiser, >= 1. For masking, `order`, `block`, `temperature`, `top_k` and `top_p` choose how leaves are
-    unmasked (`uturn.corruption.unmasking.Decoder`); those that draw from no posterior are named in the description.
+    unmasked (`uturn.corruption.unmasking.Decoder`); the description names options that do not sample the posterior.
 
     Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
-    a node is not grammatical.
+    a node is ungrammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -47,7 +47,7 @@ class StringDenoiser(Spec, Backward):
 
     @property
     def decoder(self) -> Decoder | None:
-        """How masked leaves are revealed; None for the reverse process of the channel."""
+        """The decoder of masked leaves; None for the reverse process of the channel."""
         options = {name: getattr(self, name) for name in _DECODER}
         return None if options == _DECODER else Decoder(steps=self.steps, **options)
 

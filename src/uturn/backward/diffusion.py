@@ -1,4 +1,4 @@
-"""Diffusion models of images as backwards, for one batch at a time or through a queue that keeps the network's batches full."""
+"""Diffusion models of images as backwards, batch by batch or through a queue that keeps the network's batches full."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return _ModelForward(self, source)
 
     def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
-        """The true class of each reconstruction, or the number of its prompt; None for models that are told neither."""
+        """The true class of each reconstruction, or the number of its prompt; None for models that take neither."""
         if reverse.num_classes is None:
             return None
         if reverse.prompts is not None:
@@ -75,28 +75,28 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return np.repeat(labels, clones)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Sentences on what is wrong with the model, found on some originals (`uturn.networks.model_check`)."""
+        """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
         import torch
 
         from uturn.networks.model_check import check_denoiser, is_checked
 
         reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
         # The range of an array was checked when it was read.
-        words = "" if isinstance(source, ArraySource) else doubtful_range(images)
-        of_images = [f"the source {source!r} gives {words}"] if words else []
+        doubt = "" if isinstance(source, ArraySource) else doubtful_range(images)
+        of_images = [f"the source {source!r} gives {doubt}"] if doubt else []
         if not is_checked(reverse.model, reverse.device):
             return of_images
         items = np.concatenate([block.items for block in originals])
         labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
         noisy = NoisyImages(images, np.zeros(len(images)), labels=labels)
-        told = self._labels(noisy, reverse, Streams(0, items, 0.0, range(1)), 1)
+        labels_of_rows = self._labels(noisy, reverse, Streams(0, items, 0.0, range(1)), 1)
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
-            classes = None if told is None else torch.from_numpy(told).to(reverse.device)
+            classes = None if labels_of_rows is None else torch.from_numpy(labels_of_rows).to(reverse.device)
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
             findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [*(f"the model {self.model!r} {words}" for words in findings), *of_images]
+        return [*(f"the model {self.model!r} {doubt}" for doubt in findings), *of_images]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)
@@ -107,7 +107,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
-        with begun(0):  # its calls are no progress of a task
+        with begun(0):  # its calls do not count as progress of a task
             return _reverse_diffusion(self).generate(keys, labels)
 
     def generated_shape(self) -> tuple[int, int, int]:
@@ -118,12 +118,12 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return reverse.image_shape
 
     def num_labels(self) -> int | None:
-        """Number of classes of the labels that the model is told; None without them."""
+        """Number of classes of the model's label input; None for models without labels."""
         reverse = _reverse_diffusion(self)
         return None if reverse.prompts is not None else reverse.num_classes
 
     def generated_labels(self, items: np.ndarray) -> np.ndarray | None:
-        """What the model is told for originals that it draws: classes in turn, or the number of a prompt, in turn too."""
+        """The conditions of drawn originals: classes, or numbers of prompts, in turn."""
         reverse = _reverse_diffusion(self)
         if reverse.num_classes is None:
             return None
@@ -132,7 +132,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
 
     def generating_calls(self) -> tuple[int, int]:
-        """Calls of the network that make an image, and how many images go into a call."""
+        """Number of network calls that make an image, and number of images in a call."""
         reverse = _reverse_diffusion(self)
         return reverse.forward.calls_of(1.0), reverse.batch_size
 

@@ -1,4 +1,4 @@
-"""Masked language models as backwards: tokens are revealed one at a time, or a few, in batches that stay full."""
+"""Masked language models as backwards: tokens are revealed one or a few at a time, in batches that stay full."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     """A language model that denoises tokens: a masked model, or a discrete diffusion model.
 
     `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
-    ModernBERT, ESM, ..), a model that comes with code of its own (MDLM, LLaDA, Dream; with `trust_remote_code`), or
-    "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: another one than that of the model. `split`: a regular
+    ModernBERT, ESM, ..), a model with its own code (MDLM, LLaDA, Dream; with `trust_remote_code`), or
+    "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: replaces the tokenizer of the model. `split`: a regular
     expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `shift`, `time`, `output`, `mask_id`,
-    `corruption` ("masking" or "uniform"): how the network is read, where the model does not say it.
+    `corruption` ("masking" or "uniform"): form of the network's output, if the model does not state it.
 
     Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
-    `temperature`, `top_k`, `top_p`: how (`uturn.corruption.unmasking.Decoder`). Those that draw from no posterior are named in
-    the description. For uniform replacement `steps` (default 64) are those of the reverse process of the channel.
+    `temperature`, `top_k`, `top_p`: options of the decoder (`uturn.corruption.unmasking.Decoder`). The description names options
+    that do not sample the posterior. For uniform replacement, `steps` (default 64) is the number of steps of the channel's
+    reverse process.
 
     Strings of a grammar can be denoised too: their symbols are the ids.
 
@@ -53,7 +54,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     @property
     def decoder(self) -> Decoder:
-        """How masked tokens are revealed."""
+        """The decoder of masked tokens."""
         return Decoder(self.order, self.steps, self.block, self.temperature, self.top_k, self.top_p)
 
     def language(self) -> LanguageModel:
@@ -128,7 +129,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         return corruption
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Sentences on what is wrong with the model, found on some noisy originals (`uturn.networks.model_check`)."""
+        """Faults of the model, found on some noisy originals (`uturn.networks.model_check`), as sentences."""
         import torch
 
         from uturn.networks.model_check import WRITES, check_calls, is_checked, writes_into

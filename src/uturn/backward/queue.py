@@ -1,7 +1,7 @@
 """A queue that keeps the batches of a network full: one call serves data at different steps, of different blocks.
 
-When a datum is done, the next one takes its place. `Queued` is the backward of such a network: the rows of blocks go through
-`run_queue` and are put together again.
+When a datum is done, the next one takes its place. `Queued` is the backward of such a network: it passes the rows of blocks
+through `run_queue` and reassembles the blocks.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from uturn.core.random import Streams
 
 
 class Process(Protocol):
-    """What the queue needs of a model. Each datum has a `name`, which is returned with its result and appears in errors."""
+    """The members of a model used by the queue. Each datum has a `name`, returned with its result and used in errors."""
 
     @property
     def places(self) -> int:
         """Largest number of data in the queue."""
 
     def calls(self, work: Any) -> int:
-        """Number of calls of the network that a datum takes."""
+        """Number of network calls for a datum."""
 
     def unchanged(self, work: Any) -> np.ndarray:
-        """The result for a datum that takes no call."""
+        """The result for a datum without network calls."""
 
     def admitted(self, work: list[Any]) -> list[Any]:
-        """New data in cohorts that advance together: their `names`, the `calls` that they take, the calls made (`step`)."""
+        """New data in cohorts that advance together, with their `names`, number of `calls`, and calls made so far (`step`)."""
 
     def advance(self, cohorts: list[Any]) -> None:
         """One step of all cohorts."""
@@ -64,7 +64,7 @@ def run_queue(process: Process, work: Iterable[Any]) -> Iterator[tuple[Any, np.n
 
 
 class Queued(Backward, Protocol):
-    """A backward whose network has data of many blocks in one batch."""
+    """A backward whose network processes data of many blocks in one batch."""
 
     shares_batches: ClassVar[bool] = True
     blocks_ahead: ClassVar[int | None] = None
@@ -115,13 +115,13 @@ class _Place(NamedTuple):
     def __str__(self) -> str:
         item, draw = divmod(self.row, self.streams.count * self.clones)
         trajectory, clone = divmod(draw, self.clones)
-        words = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
-        return f"({words}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
+        text = f"item {self.streams.items[item]}, trajectory {self.streams.trajectories[trajectory]}"
+        return f"({text}{f', clone {clone}' if self.clones > 1 else ''}, noise {self.streams.noise:g})"
 
 
 @dataclass
 class _Block:
-    """A block with reconstructions that are not done yet."""
+    """A block with unfinished reconstructions."""
 
     key: Any
     noisy: Any

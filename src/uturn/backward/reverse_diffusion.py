@@ -1,7 +1,7 @@
 """U-turns of images with any denoiser and any scheduler of diffusers.
 
 The scheduler's `set_timesteps`, `add_noise`, `scale_model_input` and `step` are the sampler. This module chooses the timestep to
-noise to and the first one to denoise at, assigns a random stream to each image, and checks arguments.
+which images are noised and the first timestep of denoising, assigns a random stream to each image, and checks arguments.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ReverseDiffusion:
     num_steps
         Number of reverse steps N of the whole chain, 1 .. timesteps of the training schedule.
     timestep_spacing
-        How the N timesteps are spread. By default "linspace" (both ends included; solvers of diffusers that step down to the
+        Spacing of the N timesteps. By default "linspace" (both ends included; solvers of diffusers that step down to the
         clean image, such as DPM-Solver++ and UniPC, leave out the last one), and "trailing" for the DDIM schedulers, whose
         step has the fixed length T // N and would not land on linspace's timesteps.
     eta
@@ -75,7 +75,7 @@ class ReverseDiffusion:
     latent_shape
         (channels, height, width) of the latents; only `generate` needs it.
     timesteps : PipelineTimesteps, optional
-        How the timesteps are set, for models of pipelines; by default by their number alone.
+        A pipeline's own rule for timesteps; by default only their number is set.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class ReverseDiffusion:
     description : str
         One line about the model; empty unless it was loaded by `from_pretrained`.
     prompts : Prompts or None
-        The prompts of a text-conditioned model; labels are then the numbers of its texts.
+        The prompts of a text-conditioned model; labels are then numbers of prompts.
 
     Raises
     ------
@@ -172,11 +172,10 @@ class ReverseDiffusion:
         Parameters
         ----------
         path
-            Folder that `DiffusionPipeline.save_pretrained` wrote, the name of one on a hub, a guided-diffusion checkpoint, or
-            "module:function".
+            Folder written by `DiffusionPipeline.save_pretrained`, a hub id, a guided-diffusion checkpoint, or "module:function".
         scheduler
-            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the one stored with the model. The
-            noise schedule and the prediction type always come from the stored one.
+            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the scheduler stored with the model.
+            The noise schedule and the prediction type always come from the stored one.
         num_steps, **options
             As in the class, and the fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
         """
@@ -217,8 +216,8 @@ class ReverseDiffusion:
         step
             Number of reverse steps k, 0 .. num_steps.
         keys
-            uint64 (batch,), one random stream for each image (`uturn.random.keys`). The noise of an image depends on its key
-            only, not on its batch.
+            uint64 (batch,), one random stream for each image (`uturn.random.keys`). The noise of an image depends only on its
+            key, not on its batch.
         labels
             int64 (batch,), true classes, for class-conditional models.
 
@@ -318,7 +317,7 @@ class ReverseDiffusion:
         return digest.hexdigest()
 
     def _draws_noise(self) -> bool:
-        """Whether reverse steps draw noise: compares one step (not the last one, which draws none) of two random streams."""
+        """Whether reverse steps draw noise: compares one step (not the last, which draws none) with two random streams."""
         import torch
 
         def one_step(seed: int, global_seed: int) -> torch.Tensor:

@@ -29,8 +29,8 @@ class StringDiffusion(Spec, Backward):
 
     Noise levels are fractions t/T of the chain. The noise schedule is the linear one of DDPM (T = 1000, beta from 1e-4 to 0.02);
     flow matching uses straight paths (`flow_match`, or `flow_match_ancestral` with the ancestral step). `scheduler`, `steps`,
-    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of beliefs read the exact ones given x_t. Reconstructions:
-    {tree_level: int64 (items, draws, nodes)}, -1 where not grammatical.
+    `eta`, `timestep_spacing` are as in `DiffusionModel`. Probes of beliefs read the exact beliefs given x_t. Reconstructions:
+    {tree_level: int64 (items, draws, nodes)}, -1 where ungrammatical.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -93,7 +93,7 @@ class _DiffusedStrings(Corruption):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _NoisyScored(NoisyStrings):
-    """Noisy strings, and the same as images (batch, vocab_size, 1, num_leaves) in the units of the scheduler."""
+    """Noisy strings with their image form (batch, vocab_size, 1, num_leaves) in the units of the scheduler."""
 
     images: Any = None
 

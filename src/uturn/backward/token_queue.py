@@ -18,7 +18,7 @@ from uturn.sources.tokens import PAD
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
 
-_CALLS = 4  # calls of the network in one step of the whole queue
+_CALLS = 4  # network calls in one step of the whole queue
 
 
 class TokenWork(NamedTuple):
@@ -32,7 +32,7 @@ class TokenWork(NamedTuple):
 
 @dataclass
 class _Text:
-    """A text in the queue: its masked tokens at the start, and how many calls reveal them."""
+    """A text in the queue, with its initially masked tokens and the number of calls that reveal them."""
 
     work: TokenWork
     values: np.ndarray
@@ -61,7 +61,7 @@ class _Text:
 
 
 class _TokenQueue:
-    """A language model as a process of `run_queue`: in each step all texts have some tokens more, after a few calls."""
+    """A language model as a process of `run_queue`: each step makes a few calls and reveals some tokens of every text."""
 
     def __init__(self, model: LanguageModel, decoder: Decoder, pieces: Any) -> None:
         self.model, self.decoder, self.pieces = model, decoder, pieces
@@ -85,7 +85,7 @@ class _TokenQueue:
         ]
 
     def advance(self, cohorts: list[_Text]) -> None:
-        cohorts.sort(key=lambda text: -text.length)  # so that little of a call is padding
+        cohorts.sort(key=lambda text: -text.length)  # to reduce padding
         size = self.pieces.batch_size
         for start in range(0, len(cohorts), size):
             self._call(cohorts[start : start + size])

@@ -1,4 +1,4 @@
-"""The command line: `app` holds the commands, which stand in modules by what they are for, and `main` runs them."""
+"""The command line: `app` registers the commands, and `main` runs them."""
 
 from uturn.cli import figures, studies, experiments, solvable, models, pages  # noqa: I001 - registered in the order of the help
 from uturn.cli.app import app

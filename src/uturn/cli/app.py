@@ -17,7 +17,7 @@ SOLVABLE, MODELS, PAGES = "The solvable world", "Files of models", "Pages of res
 
 
 class _Command(TyperCommand):
-    """A command whose help lists each flag once, without its form `--no-FLAG`, which leaves room for descriptions."""
+    """A command whose help omits the form `--no-FLAG` of flags, to leave room for descriptions."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _shorten_flags(self.get_params(ctx))

@@ -19,22 +19,22 @@ from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
 from uturn.core.checks import TasksFailed, visible
 
-_LEAST_COLUMNS = 20  # below this width nothing can be read
+_LEAST_COLUMNS = 20  # narrower help is not legible
 
 
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
     _open_streams()
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:  # 0 where a program gives no terminal
+    if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:  # some programs set 0 when they have no terminal
         del os.environ["COLUMNS"]
     signal.signal(signal.SIGTERM, on_sigterm)
     log = logging.StreamHandler()
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
-    sys.path.append("")  # user-defined parts are imported from the working directory, where no file can replace a library
-    for library in ("DIFFUSERS", "HF_HUB"):  # their errors come back as exceptions
+    sys.path.append("")  # user-defined parts are imported from the working directory; last, so that no file shadows a library
+    for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = _warning
     try:
@@ -49,7 +49,7 @@ def main() -> None:
         _say_error(str(error))
         sys.exit(1)
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # of exceptions of typer for mistakes in options
+        usage = getattr(error, "format_message", None)  # typer's exceptions for wrong options have it
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
         if usage is None and not isinstance(error, ValueError | OSError | MemoryError | RecursionError | BrokenExecutor):
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def program() -> None:
-    """The program `uturn`: `main`, and an end without the shutdown of the interpreter if the client of object storage was used.
+    """Run `main`; if the object-storage client was used, exit without shutting down the interpreter.
 
-    Threads of this client may ask for the interpreter while it shuts down, which would abort the process.
+    Threads of this client may call the interpreter during shutdown, which would abort the process.
     """
     try:
         main()
@@ -75,19 +75,19 @@ def program() -> None:
         if "obstore" in sys.modules and isinstance(end.code, int):
             atexit._run_exitfuncs()
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # closed, or cannot be written to
+                with suppress(OSError, ValueError):  # the stream is closed or not writable
                     stream.flush()
             os._exit(end.code)
         raise
 
 
 def _warning(message: Any, *_: Any, **__: Any) -> str:
-    """A line on stderr; those of the check of a model begin with its name."""
+    """Print a warning on stderr; warnings of the model check keep their own prefix."""
     return visible(f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n")
 
 
 def _say_error(text: str) -> None:
-    with suppress(OSError):  # stderr cannot be written to
+    with suppress(OSError):  # stderr is not writable
         typer.echo(visible(f"uturn: error: {text}"), err=True)
 
 
@@ -97,9 +97,9 @@ class _Formatter(logging.Formatter):
 
 
 def _open_streams() -> None:
-    """Open the null device in place of standard streams that are closed, here and in processes that this one starts.
+    """Replace closed standard streams by the null device, here and in child processes.
 
-    Otherwise the next file that is opened would get the number of the stream, and what libraries print.
+    Otherwise the next file opened would get the stream's number and receive the output of libraries.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -30,10 +30,10 @@ def run(
     *,
     running: Running,
 ) -> None:
-    """Run an experiment from a file into a store. Readings that are in the store already are not measured again.
+    """Run an experiment from a file into a store. Stored readings are not measured again.
 
     Measures what U-turns change at each noise level: the share of unchanged latents at each tree level, the similarity in each
-    layer of a network, and what other probes read. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
+    layer of a network, and the readings of other probes. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
     experiment with fewer items, noise levels, trajectories or clones, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
@@ -75,7 +75,7 @@ def check(spec: Spec) -> None:
     """Try a spec before its run: build its parts, and run two items through all of them.
 
     Measures the two items at the first and the last noise level, together and one by one. Reports parts that lack a member or
-    return values of a wrong type, and readings that depend on the batch or differ when they are repeated.
+    return values of a wrong type, and readings that depend on the batch or differ when repeated.
 
     Example:
 
@@ -99,17 +99,18 @@ def plan(
     spec: Spec,
     store: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="Folder of the store to fill; tasks that it holds already are not counted."),
+        typer.Option(metavar="STORE", help="Folder of the store to fill; tasks already in it are not counted."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Largest number of processes to give the time for; by default 8.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Largest number of processes for which the time is estimated; by default 8."),
     ] = None,
 ) -> None:
-    """Say what a run will take: tasks, calls of networks, memory, disk, time. Writes nothing.
+    """Estimate the cost of a run: tasks, network calls, memory, disk space, time. Writes nothing.
 
-    Counts the tasks and their calls exactly, and times a few U-turns on this machine for some seconds. The calls of `uturn check`
-    and of the check of networks before a run are not counted. Times for more processes than this machine has cores are those of
-    a cluster of such machines.
+    Counts tasks and calls exactly, and times a few U-turns on this machine for some seconds. Calls made by `uturn check` and by
+    the check of networks before a run are not counted. Times for more processes than this machine has cores assume a cluster of
+    such machines.
 
     Example:
 
@@ -132,7 +133,7 @@ def plan(
 def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]) -> None:
     """Print how many tasks of a run are done, missing and damaged, and the spec. Measures and changes nothing.
 
-    Reads all stored readings, so that it finds damaged files.
+    Reads all stored readings to find damaged files.
 
     Example:
 

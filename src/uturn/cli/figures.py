@@ -43,12 +43,12 @@ def reproduce(
     out: Out = "results",
     machines: Machines,
 ) -> None:
-    """Reproduce the figures of arXiv:2402.16991 and further ones, with a verdict for each of their claims.
+    """Reproduce the figures of arXiv:2402.16991 and further figures, with a verdict for each claim.
 
     Measures the noise at which the class of a datum is lost when diffusion is reversed: in the exactly solvable hierarchical
     model, in images (fig2), in networks trained on the model (fig8, learning), and in data without a hierarchy (s9, controls).
-    The folder gets PNG, PDF and data (zarr) of each figure, and the page `index.html`. The exit code is 1 if a verdict fails. The
-    command can be stopped at any time; the same command continues.
+    Writes each figure as PNG, PDF and data (zarr), and the page `index.html`. The exit code is 1 if a verdict fails. The command
+    can be stopped at any time; running it again resumes.
 
     Example:
 

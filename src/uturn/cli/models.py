@@ -22,7 +22,7 @@ def schedule(
         typer.Argument(
             metavar="MODEL",
             help="Folder or hub id of a diffusers model (only its configuration is read), a scheduler_config.json, a "
-            "guided-diffusion checkpoint, or fashion_mnist; several are drawn together.",
+            "guided-diffusion checkpoint, or fashion_mnist; several models share one figure.",
             autocompletion=lambda: ["fashion_mnist"],
         ),
     ],
@@ -31,12 +31,12 @@ def schedule(
     timestep_spacing: Annotated[
         str | None,
         typer.Option(
-            help="How the timesteps are spread: linspace (as in uturn images), leading or trailing; by default as stored, like "
-            "pipelines.",
+            help="Spacing of the timesteps: linspace (as in uturn images), leading or trailing; by default as stored, "
+            "as in the pipelines.",
             autocompletion=lambda: ["linspace", "leading", "trailing"],
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Pixels of the images, for schedules that are shifted by resolution.")] = 1024,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels, for schedules that depend on resolution.")] = 1024,
     preset: _Preset = None,
     plot: Plot = None,
     csv: Annotated[
@@ -46,11 +46,11 @@ def schedule(
         ),
     ] = None,
 ) -> None:
-    """Print the noise level that a number of steps, or the `strength` of an image-to-image pipeline, stands for.
+    """Print the noise level of each number of reverse steps, and of each `strength` of an image-to-image pipeline.
 
-    Gives for each number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the strength that makes k
-    steps in diffusers' image-to-image pipelines, the signal power abar, log-SNR (nats), and sigma, noise over signal. No weights
-    are read. docs/schedules.md says what strength means in other tools.
+    For each number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the strength that makes k steps in
+    diffusers' image-to-image pipelines, the signal power abar, log-SNR (nats), and sigma, noise over signal. No weights are read.
+    docs/schedules.md explains strength in other tools.
 
     Example:
 
@@ -97,8 +97,8 @@ def convert(
 ) -> None:
     """Write a checkpoint of OpenAI's guided-diffusion (ADM) as a folder in diffusers' layout: UNet2DModel and DDPMScheduler.
 
-    Measures nothing; the network computes the same as before. Checkpoints can also be used without conversion, with their preset.
-    Those with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) cannot be converted.
+    Measures nothing; the network's output does not change. Checkpoints can also be used without conversion, with their preset.
+    Checkpoints with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) cannot be converted.
 
     Example:
 

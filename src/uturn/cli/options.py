@@ -1,6 +1,7 @@
-"""Options that several commands share, and options made from the fields of a study.
+"""Options shared by several commands, and options made from the fields of a preset.
 
-A command takes them as one parameter: `running: Running`, `chosen: ImageOptions`. `expanded` gives it an option for each field.
+A command takes a group of options as one parameter: `running: Running`, `chosen: ImageOptions`. `expanded` turns each field
+of the group into an option.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Finished = Annotated[
     typer.Option(
         "--run",
         metavar="STORE",
-        help="Measure nothing: study this finished store, or the one in this folder of results.",
+        help="Measure nothing: study this finished store, or the store in this folder of results.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -42,14 +43,14 @@ AcceptChanges = Annotated[
 
 @dataclass(frozen=True)
 class Machines:
-    """Where experiments are measured."""
+    """The processes or the cluster that measure an experiment."""
 
     workers: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             min=1,
-            help="Number of processes; results do not depend on it. By default it is chosen for each experiment.",
+            help="Number of processes; results do not depend on it. By default chosen for each experiment.",
             rich_help_panel=RUN,
         ),
     ] = None
@@ -57,8 +58,8 @@ class Machines:
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster that runs here, and "
-            "ray://host:port or host:port joins that one. Needs uturn[cluster].",
+            help="Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
+            "and ray://host:port or host:port joins a cluster by address. Needs uturn[cluster].",
             rich_help_panel=CLUSTER,
             autocompletion=lambda: ["local", "auto"],
         ),
@@ -80,20 +81,20 @@ class Machines:
 
 @dataclass(frozen=True)
 class Running(Machines):
-    """How an experiment is run into a store."""
+    """Options of a run into a store."""
 
     shard: Annotated[
         str,
         typer.Option(
             metavar="I/N",
-            help="Run the I-th of N shares of the tasks. Other GPUs or hosts run the other shares into the same store.",
+            help="Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
             rich_help_panel=RUN,
         ),
     ] = "1/1"
     resume: Annotated[
         bool,
         typer.Option(
-            help="Continue or extend the store if it exists; --no-resume refuses a store that exists.",
+            help="Continue or extend an existing store; --no-resume refuses it.",
             show_default=False,
             rich_help_panel=RUN,
         ),
@@ -101,7 +102,7 @@ class Running(Machines):
     accept_changes: AcceptChanges = False
 
     def share(self) -> tuple[int, int]:
-        """ "2/8" as numbers; `uturn.run` checks them."""
+        """The two numbers of a share such as "2/8"; `uturn.run` checks them."""
         number, slash, shares = self.shard.partition("/")
         if not (slash and number.isdecimal() and shares.isdecimal()):
             raise ValueError(f"shard = {self.shard!r}: expected i/n, such as 2/8")
@@ -109,7 +110,7 @@ class Running(Machines):
 
 
 def option_of(study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any) -> Any:
-    """The option of the command line for a field of a study, with the description of the field."""
+    """The command-line option for a field, with the description of the field."""
     field = study.model_fields[name]
     flag = study.flags.get(name, f"--{name.replace('_', '-')}")
     is_list = field.annotation == list[str]
@@ -123,7 +124,7 @@ def option_of(study: type[PresetOptions], name: str, panel: str | None = None, *
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of the parameters that are `Machines`, `Running` or options of a study."""
+    """A command with an option for each field of its parameters of type `Machines`, `Running` or `PresetOptions`."""
     parameters = inspect.signature(function, eval_str=True).parameters
     groups = {
         name: parameter.annotation
@@ -162,7 +163,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
         for name in names:
             field, option = group.model_fields[name], option_of(group, name, panel)
             types = set(get_args(field.annotation)) - {NoneType}
-            # Fields of several types are given as text, which the study reads.
+            # Fields of several types are passed as text, which the preset parses.
             mixed = len(types) > 1 and not all(isinstance(choice, str) for choice in types)
             kind, default = (str, field.default and str(field.default)) if mixed else (field.annotation, field.default)
             options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
@@ -175,7 +176,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
 
 
 def _check_unused(context: typer.Context) -> None:
-    """ValueError for options on the command line that a study of a finished run does not read."""
+    """Raise ValueError for command-line options that the study of a finished run does not use."""
     unused = [
         "/".join([*option.opts, *option.secondary_opts])
         for option in context.command.params

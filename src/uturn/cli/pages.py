@@ -22,15 +22,15 @@ def study(
 ) -> None:
     """Study finished runs: the curve of each reading, the noise at which it changes, correlated changes, calibration.
 
-    For each reading the study gives, with 95 % intervals and on all noise axes of the run, where it has gone a quarter, half and
-    three quarters of the way from its value without noise to chance. For ordered readings, such as the layers of a network, it
-    gives where the last falls below the first; for changes of sites, the susceptibility and the correlation length; with clones,
-    whether reconstructions are draws from the posterior. Strings, vectors, images, texts and your own data are all studied in
-    the same way, because stored readings say how they are read. Several stores are drawn in one chart for each reading, and named
-    by what differs in their specs.
+    For each reading, the study locates the noise at which the reading has gone a quarter, half and three quarters of the way from
+    its value without noise to chance, with 95 % intervals and on all noise axes of the run. For ordered readings, such as the
+    layers of a network, it locates the noise at which the last falls below the first. For changes of sites, it computes the
+    susceptibility and the correlation length. With clones, it tests whether reconstructions are draws from the posterior.
+    Strings, vectors, images, texts and your own data are studied in the same way: reading instructions are stored with the
+    readings. Several stores share one chart for each reading; the names of the curves are the spec fields that differ.
 
-    With --out, the folder gets `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr`. Measures
-    nothing.
+    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` to the folder.
+    Measures nothing.
 
     Example:
 
@@ -76,7 +76,7 @@ def report(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="File to write; by default DIR/index.html, or report.html here for a store or several places.",
+            help="File to write; by default DIR/index.html, or ./report.html for a store or several places.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def report(
     """Write one page for results of `reproduce`, `images`, `text`, `atlas` and `run`. Measures nothing.
 
     The page is one HTML file that opens without a network. It shows t\\* with its interval, verdicts with a filter, and curves,
-    images and texts at the noise that a slider selects. Files that cannot be read are named, and the rest is shown.
+    images and texts at the noise selected by a slider. Unreadable files are named; the rest is shown.
 
     Example:
 

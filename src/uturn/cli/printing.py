@@ -1,4 +1,4 @@
-"""What commands print: text, tables, and, in the last line, what to open or to run next."""
+"""Output of commands: text, tables, and a last line with the file to open or the command to run next."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-_UNFOLDED = 10_000  # columns of a file or a pipe, where every row of a table stays on one line
+_UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal. What is printed may come from files: its control characters are escaped."""
+    """Standard output, as wide as the terminal. Control characters are escaped, because printed text may come from files."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
-    out = Console(width=width, highlight=False, markup=False)  # names may hold brackets
+    out = Console(width=width, highlight=False, markup=False)  # names may contain brackets, rich's markup
     out.push_render_hook(_Visible())  # type: ignore[arg-type] # of the class that rich imports slowly
     return out
 
 
 class _Visible:
-    """Hook of a console, and what it prints in place of an object: the same with control characters escaped."""
+    """Hook of a console, and the object printed in place of another: its text with control characters escaped."""
 
     def __init__(self, renderable: RenderableType = "") -> None:
         self.renderable = renderable
@@ -48,7 +48,7 @@ def show(table: Table | str) -> None:
 
     out = console()
     if not isinstance(table, str):
-        if table.title:  # which the table itself would fold to its own width
+        if table.title:  # rich would fold a title to the width of the table
             out.print(table.title, style="bold")
         table.title, table.box, table.padding, table.pad_edge = None, None, (0, 2, 0, 0), False
         for column in table.columns:
@@ -88,8 +88,8 @@ def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> No
     from uturn.store.objects import is_url
 
     if open is None:
-        words = Text(shlex.join(("uturn", *run)), "bold")
+        advice = Text(shlex.join(("uturn", *run)), "bold")
     else:
-        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # which terminals open on a click
-        words = Text.assemble("open ", (str(open), f"bold{place}"))
-    console().print(Text.assemble("next: ", words), soft_wrap=True)
+        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
+        advice = Text.assemble("open ", (str(open), f"bold{place}"))
+    console().print(Text.assemble("next: ", advice), soft_wrap=True)

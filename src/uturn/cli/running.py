@@ -1,4 +1,4 @@
-"""Runs of experiments from the command line: what they will take, and how they are continued after a stop."""
+"""Runs of experiments from the command line: the estimate of their cost, and advice on resuming after a stop."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run that is stopped says how to continue.
+    """The dataset of an experiment, run into a store; a run that is stopped tells how to resume it.
 
-    A run of more than a minute on this machine begins with what it will take, on stderr.
+    A run of more than a minute on this machine first prints its estimated cost on stderr.
     """
     from uturn.engine.plan import plan
     from uturn.engine.run import run
@@ -28,7 +28,7 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
     share, on_cluster = running.share(), running.on_cluster()
     with resumable(f"what is done is in {store}; run the same command again to resume"):
         if share == (1, 1) and running.cluster is None:
-            with suppress(ValueError):  # the run itself reports it
+            with suppress(ValueError):  # the run reports the same error
                 run_plan = plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
                 for line in run_plan.lines() if run_plan is not None else []:
                     typer.echo(visible(f"uturn: {line}"), err=True)
@@ -54,7 +54,7 @@ def opened(place: str) -> Any:
 
 @contextmanager
 def resumable(advice: str) -> Iterator[None]:
-    """A stop by a signal ends the command, with advice how to continue."""
+    """On a stop by a signal, print how to resume and exit."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -67,10 +67,12 @@ class Terminated(KeyboardInterrupt):
 
 
 def on_sigterm(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to a job's script, which passes it on, and to its processes
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # Slurm may send it twice: to the job's script, which forwards it, and to the processes
     raise Terminated
 
 
 def exit_code(stop: BaseException | None) -> int:
-    """128 plus the number of the signal that stopped a command, as shells have it."""
+    """128 plus the number of the signal that stopped a command, as in shells."""
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

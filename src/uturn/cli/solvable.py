@@ -18,7 +18,14 @@ def theory(
     multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
     branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
     depth: Annotated[
-        int, typer.Option("--depth", "-L", metavar="N", min=1, help="Levels of the tree, for the number that depends on it.")
+        int,
+        typer.Option(
+            "--depth",
+            "-L",
+            metavar="N",
+            min=1,
+            help="Levels of the tree; only the ε at which class and leaves cross depends on it.",
+        ),
     ] = 10,
     plot: Plot = None,
 ) -> None:
@@ -70,8 +77,8 @@ def explore(
 ) -> None:
     """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
 
-    For the grammar and the noise that you choose in the page, it computes the exact belief in every symbol of the tree, and what
-    U-turns change at each tree level, beside mean-field theory. It also shows U-turns of images that were computed beforehand.
+    For the grammar and the noise chosen on the page, it computes the exact belief in every symbol of the tree and the changes
+    made by U-turns at each tree level, beside mean-field theory. It also shows precomputed U-turns of images.
 
     Example:
 

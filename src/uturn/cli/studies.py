@@ -35,14 +35,15 @@ def images(
     """Measure where U-turns of images lose their class, in the layers of classifiers: Figs. 1, 2 and 16 for your own model.
 
     Images are noised to a fraction t/T of a diffusion chain and denoised back. At each t/T the command measures the share of
-    reconstructions that keep the predicted class, and their cosine similarity to the original in each layer of the classifier.
+    reconstructions that keep the predicted class, and the cosine similarity of reconstruction and original in each layer of the
+    classifier.
     The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior.
 
-    The folder gets the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv` and the run itself,
-    `run.zarr`. The command can be stopped at any time; the same command continues. Larger numbers of items, levels, trajectories
-    or clones extend the run. Without options, it runs the Fashion-MNIST model of the package in a few minutes.
+    Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The
+    command can be stopped at any time; running it again resumes. Larger numbers of items, levels, trajectories or clones extend
+    the run. Without options, the command runs the package's Fashion-MNIST model, in a few minutes.
 
     Example:
 
@@ -64,18 +65,19 @@ def text(
     chosen: TextOptions,
     running: Running,
 ) -> None:
-    """Measure what U-turns of texts keep, and how many tokens change together, for a masked language model of your own.
+    """Measure the share of tokens that U-turns of texts keep and how many tokens change together, for your masked language model.
 
     A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
     the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
-    length xi. Options add what is kept of regions and segments, and what other models see (--layers, --encoder, --likelihood).
-    With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
+    length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
+    --likelihood). With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95
+    % intervals.
 
-    The folder gets the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with
-    changes marked), `study.json`, `curves.csv`, `numbers.csv` and the run itself, `run.zarr`. The command can be stopped at any
-    time; the same command continues. Larger numbers of items, levels, trajectories or clones extend the run. Without options,
-    it runs the model of characters of the package in a few minutes.
+    Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
+    `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The command can be stopped at any time; running it again
+    resumes. Larger numbers of items, levels, trajectories or clones extend the run. Without options, the command runs the
+    package's character model, in a few minutes.
 
     Example:
 
@@ -95,7 +97,7 @@ def text(
 def atlas(
     file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
     out: OptionalOut = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run this row only. Can be given several times.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row. Can be given several times.")] = None,
     listing: Annotated[
         bool, typer.Option("--list", rich_help_panel=OUTPUT, help="Print the rows and the facts about them; run nothing.")
     ] = False,
@@ -106,12 +108,12 @@ def atlas(
     """Measure where many models of images lose their class, on one axis: log-SNR.
 
     Each row of the file is a run of `uturn images`, with the same options, in a store of its own, NAME.zarr. The atlas gives for
-    each row: t\\* and its width in each classifier; the half-life of each layer, and where the logits fall below the first layer;
-    with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi); with 2 or more
-    clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
+    each row: t\\* and its width in each classifier; the half-life of each layer, and the log-SNR at which the logits fall below
+    the first layer; with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi);
+    with 2 or more clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
 
-    The folder gets `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; the same command continues,
-    and measures nothing again. A row that fails is reported, the others go on, and the exit code is 1.
+    Writes `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; running it again resumes without
+    repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.
 
     Example:
 
@@ -164,7 +166,7 @@ def _study(
 ) -> None:
     """Run an experiment into OUT/run.zarr, or open a finished store, and study it.
 
-    The page in the folder follows the run. While other shares have tasks left, nothing is studied.
+    The page in the folder is updated during the run. Nothing is studied while other shares have unfinished tasks.
     """
     from uturn.pages import live_page, write_page
     from uturn.pages.results import check_folder, write_study, written

@@ -30,7 +30,7 @@ _COS = tuple(map(np.float32, (0.04166664555668831, -0.001388736767694354, 2.4438
 _ONE, _HALF, _UNIT = np.float32(1), np.float32(0.5), np.float32(2.0**-32)
 _LOG2, _TURN = np.float32(np.log(2)), np.float32(2 * np.pi * 2.0**-32)
 _SQRT_HALF = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
-_EIGHTH = np.uint32(2**29)  # of a turn
+_EIGHTH = np.uint32(2**29)  # an eighth of a turn
 
 
 @intrinsic
@@ -91,7 +91,7 @@ def normal_pair(a, b):
     """
     radius = np.sqrt(np.float32(-2) * _log((np.float32(a) + _ONE) * _UNIT))
     quarter = np.int32(np.uint32(b + _EIGHTH) >> np.uint32(30))  # the nearest multiple of a quarter turn
-    x = np.float32(np.int32(b - (np.uint32(quarter) << np.uint32(30)))) * _TURN  # the rest, exact before the product
+    x = np.float32(np.int32(b - (np.uint32(quarter) << np.uint32(30)))) * _TURN  # the remainder, exact before the product
     square = x * x
     sine = _fma(_fma(_fma(_SIN[2], square, _SIN[1]), square, _SIN[0]) * square, x, x)
     cosine = _fma(_fma(_fma(_COS[2], square, _COS[1]), square, _COS[0]), square * square, _fma(-_HALF, square, _ONE))

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share. Their errors name the argument, its value, and what was expected."""
+"""Shared checks of arguments. Errors name the argument, its value, and the expected values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checked_depth(value: Any, instead: str = "lower it") -> int:
 
 
 def check_tuples(vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level") -> None:
-    """ValueError if vocab_size**branching, the number of tuples, leaves the range of float64, or is below that of the rules."""
+    """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the number of rules."""
     if branching * math.log2(vocab_size) > 1000:
         raise ValueError(
             f"vocab_size = {shown(vocab_size)}, branching = {shown(branching)}: vocab_size**branching has more than 300 digits; "
@@ -81,7 +81,7 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 
 
 def checked_numbers(name: str, value: Any) -> np.ndarray:
-    """`value` as float64 numbers whose squares and sums are far from the largest one, or a ValueError."""
+    """`value` as float64 numbers whose squares and sums do not overflow, or a ValueError."""
     numbers = checked_array(name, value)
     if numbers.dtype.kind not in "biuf":
         raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {numbers.dtype}")
@@ -106,7 +106,7 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
 
 
 def plain(value: Any) -> Any:
-    """Tables and lists with numpy arrays and numbers replaced by Python's own types, as JSON needs."""
+    """Tables and lists with numpy arrays and numbers replaced by Python types, for JSON."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, dict):
@@ -124,7 +124,7 @@ def shown(value: Any) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Text for a terminal: control characters, marks of direction and lone surrogates are written as Python writes them.
+    r"""Text for a terminal: control characters, direction marks and lone surrogates are written as Python escapes.
 
     Text from files could otherwise move the cursor, or look like other text. New lines and tabs are kept.
 
@@ -142,18 +142,18 @@ def visible(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
     text = ""
-    with suppress(Exception):  # errors of user-defined code may fail while they are told
-        is_pydantic = type(error).__module__.startswith("pydantic_core")  # which is not imported for this
+    with suppress(Exception):  # the text of a user-defined error may itself fail
+        is_pydantic = type(error).__module__.startswith("pydantic_core")  # recognised without an import
         text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:160]
     return text or type(error).__name__
 
 
 class TasksFailed(RuntimeError):
-    """Some tasks of a run failed again and again; all others are done."""
+    """Some tasks of a run failed repeatedly; all others are done."""
 
 
 class StoreError(ValueError):
-    """A store cannot be read or written at the moment; nothing is wrong with the readings."""
+    """A store cannot be read or written at the moment; its readings are not damaged."""
 
 
 class OwnCodeError(ValueError):
@@ -165,7 +165,7 @@ def errors_named(label: str, code: Any) -> Iterator[None]:
     """Turn an error of user-defined code into an `OwnCodeError` of one line: label, error, and line of the user's file."""
     try:
         yield
-    except OwnCodeError:  # of other user-defined code that this code called
+    except OwnCodeError:  # already named: raised by other user-defined code called from here
         raise
     except (Exception, SystemExit) as error:
         text = one_line(error)

@@ -18,7 +18,7 @@ from uturn.core.reading import Instructions
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
-    """The blocks of a source, read-only, which must hold the items asked for, each once and in order; else a ValueError."""
+    """The blocks of a source, read-only; ValueError unless they hold the requested items, each once and in order."""
     where = f"{name_of(source, 'source')}.blocks"
     if not isinstance(blocks, Iterable):
         raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
@@ -42,9 +42,10 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
 
 
 def read_only(value: Any) -> Any:
-    """A block or noisy data whose numpy arrays are views that cannot be written to, so that no part changes them for another.
+    """A block or noisy data whose numpy arrays are read-only views, so that no part can change the data of another.
 
-    Arrays are found in the attributes of an object, also in a table or a dataclass there. The arrays of the source stay writable.
+    The arrays are attributes of the object, or entries of tables and dataclasses in its attributes. The source's arrays stay
+    writable.
     """
     if isinstance(value, np.ndarray):
         value = value.view()
@@ -58,17 +59,17 @@ def read_only(value: Any) -> Any:
         members = {name: x for name, x in attributes(value).items() if isinstance(x, np.ndarray | dict) or is_dataclass(x)}
         value = copy(value) if members else value
         for name, member in members.items():
-            object.__setattr__(value, name, read_only(member))  # also of a frozen dataclass
+            object.__setattr__(value, name, read_only(member))  # works for frozen dataclasses, too
     return value
 
 
 def undoes(backward: Any, corruption: Any) -> bool:
-    """Whether a backward undoes the process of a corruption; parts that declare none go with all."""
+    """Whether a backward undoes the process of a corruption; parts that declare no process fit all."""
     return not backward.undoes or not corruption.process or corruption.process in backward.undoes
 
 
 def checked_reconstructions(backward: Any, reconstructions: Any, items: int, draws: int) -> Any:
-    """Reconstructions of a backward, `draws` of each of the items, read-only, so that no probe changes them."""
+    """Reconstructions of a backward, `draws` for each item, read-only."""
     where = f"{name_of(backward, 'backward')}.reconstruct"
     arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
     for array in arrays or [None]:
@@ -80,7 +81,7 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
 
 
 def check_first_clones(backward: Any, several: Mapping[Any, Any], alone: Mapping[Any, Any], clones: int) -> None:
-    """ValueError if over a twentieth of the values of clone 0, `several`, differ from the result with fewer clones, `alone`."""
+    """ValueError if over 5 % of the values of clone 0, `several`, differ from the result with fewer clones, `alone`."""
     for name, values in several.items():
         same = np.isclose(values, alone[name], rtol=1e-3, atol=1e-4, equal_nan=True)
         if values.size and same.mean() < 0.95:
@@ -160,8 +161,8 @@ class Declared(NamedTuple):
 def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
     """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name.
 
-    A dim of a built-in probe that is called like a variable, as "distance" of `changes` beside `network_layers`, is named after
-    its probe, "changes_distance". Alone it keeps its name, so that stores keep theirs.
+    If a dim of a built-in probe has the name of a variable, as "distance" of `changes` beside `network_layers`, it is prefixed
+    with its probe: "changes_distance". Otherwise it keeps its name.
     """
     declarations: list[Declared] = []
     for i, probe in enumerate(probes):
@@ -183,7 +184,7 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
 
 
 def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]) -> Declared:
-    """A declaration whose dims do not have the names of variables, if the probe has a type."""
+    """A declaration whose dims are renamed if they have names of variables and the probe has a type."""
     names: dict[str | None, str] = {dim: f"{kind}_{dim}" for dim in declared.dims if kind and dim in measured}
     variables = {
         name: replace(
@@ -197,7 +198,7 @@ def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
-    """Coordinates together with those of another part; ValueError if they have different values under the same name."""
+    """Coordinates merged with those of another part; ValueError for different values under the same name."""
     for name, (dims, values, _) in more.items():
         if name in coordinates and not (coordinates[name][0] == dims and np.array_equal(coordinates[name][1], values)):
             raise ValueError(f"{label}: the coordinate {name!r} exists already with other values; choose another name")
@@ -228,7 +229,7 @@ def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
 
 
 def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Further coordinates of the noise axis from a corruption, each with `count` values; else a ValueError."""
+    """Further coordinates of the noise axis from a corruption; ValueError unless each has `count` values."""
     where = f"{name_of(corruption, 'corruption')}.axes"
     if not isinstance(axes, Mapping):
         raise ValueError(f"{where} gave {shown(axes)}; expected a dict {{name: (values, attributes)}}, perhaps empty")
@@ -253,7 +254,7 @@ def checked_text(where: str, value: Any) -> str:
 
 
 def checked_coordinates(where: str, coordinates: Any, count: int | None) -> dict[str, np.ndarray]:
-    """Coordinates {name: values along one axis}, which must be numbers or text, `count` of them if it is given."""
+    """Coordinates {name: values along one axis}; ValueError unless they are numbers or text, `count` of them if given."""
     if not isinstance(coordinates, Mapping):
         raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict of names and values, perhaps empty")
     checked = {}
@@ -274,7 +275,7 @@ def _array(where: str, values: Any) -> np.ndarray:
         raise ValueError(f"{where} is a masked array; expected a plain one, with NaN where there is no value")
     try:
         return np.asarray(values)
-    except Exception as error:  # user-defined values can fail in any way
+    except Exception as error:  # user-defined values can raise any exception
         raise ValueError(f"{where} is no array ({type(error).__name__}: {one_line(error)})") from None
 
 

@@ -1,4 +1,4 @@
-"""Pieces of HTML for notebooks: tables in the colours of the notebook, light or dark, without scripts. All words are escaped."""
+"""Pieces of HTML for notebooks, without scripts, in the notebook's colours (light or dark). All text is escaped."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, NamedTuple
 
 _LINE = "border-bottom: 1px solid rgba(128, 128, 128, 0.35)"
 _CELL = f"text-align: left; padding: 0.2em 1em 0.2em 0; background: none; {_LINE}"
-_COLOR = "#3b8fd0"  # seen on white and on black
+_COLOR = "#3b8fd0"  # visible on white and on black
 
 
 class Html(NamedTuple):
-    """Text that is HTML and is not escaped again."""
+    """HTML text that is not escaped again."""
 
     text: str
 
 
 def html(value: Any) -> str:
-    """A value as HTML: text and numbers escaped, `Html` as it is."""
+    """A value as HTML: text and numbers are escaped, `Html` is unchanged."""
     return value.text if isinstance(value, Html) else escape(str(value))
 
 
 def bar(share: float, label: str) -> Html:
-    """A bar of a share 0 .. 1 of its full width, and words beside it."""
+    """A bar filled to a share 0 .. 1, with text beside it."""
     full = "display: inline-block; width: 6em; height: 0.6em; margin-right: 0.6em; background: rgba(128, 128, 128, 0.25)"
     filled = f"display: block; width: {100 * min(max(share, 0.0), 1.0):.0f}%; height: 100%; background: {_COLOR}"
     return Html(f'<span style="{full}"><span style="{filled}"></span></span>{escape(label)}')
@@ -43,7 +43,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
 
 
 def page(title: Any, *parts: Any, note: Any = "") -> str:
-    """What a notebook shows of an object: a title, tables or drawings, and a note below them."""
+    """The notebook view of an object: a title, tables or drawings, and a note below them."""
     below = f'<div style="opacity: 0.7; font-size: 90%">{html(note)}</div>' if note else ""
     return f"<div><div><b>{html(title)}</b></div>{''.join(map(html, parts))}{below}</div>"
 

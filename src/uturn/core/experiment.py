@@ -1,6 +1,6 @@
 """An experiment repeats U-turns for many originals and noise levels.
 
-It is one sentence: source, corruption, backward, probes, noise levels, items, trajectories, clones, a seed.
+It is described by source, corruption, backward, probes, noise levels, items, trajectories, clones and a seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHECKED = 10  # originals on which networks are checked
 
 
 class Parts(NamedTuple):
-    """The parts of an experiment, which fit together."""
+    """The mutually compatible parts of an experiment."""
 
     source: Any
     corruption: Any
@@ -44,21 +44,21 @@ class Experiment(BaseModel):
     Attributes
     ----------
     source, corruption, backward : table with a `type`, and its options
-        `corruption` holds the grid `noise` too. A type is a built-in name, or "module:Class" for any class with the methods of
-        the protocols in `uturn.protocols`; the other keys of its table are its arguments.
+        `corruption` also holds the grid `noise`. A type is a built-in name, or "module:Class" for any class with the methods of
+        a protocol in `uturn.protocols`; the other keys of the table are the arguments of the class.
     probes : sequence of such tables, at least one
     items : int
         Number of originals x0.
     trajectories : int
-        Noisy data of each original at each noise level, drawn independently. The ε-process draws nothing: its trajectories are
-        draws from one posterior.
+        Independent noisy data of each original at each noise level. The ε-process is deterministic: its trajectories are draws
+        from one posterior.
     clones : int
         Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
         clone with the others.
     chunk : int
-        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process; with exact inference
-        in one process, the neighbouring tasks that are measured together, up to 16 MB of noisy data; with a diffusion model, all
-        tasks with images in the network.
+        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process; for exact inference
+        in one process, the adjacent tasks measured together, up to 16 MB of noisy data; for a diffusion model, all tasks with
+        images in the network.
     seed : int
         All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
@@ -122,7 +122,7 @@ class Experiment(BaseModel):
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
-        """Check a description, and leave out options that equal their defaults; a ValueError names the field that is wrong."""
+        """Check a description and drop options that equal their defaults; a ValueError names the wrong field."""
         if not isinstance(spec, Mapping):
             raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
         try:
@@ -157,7 +157,7 @@ class Experiment(BaseModel):
     __str__ = __repr__
 
     def _sizes(self) -> str:
-        """Numbers of items, noise levels, trajectories and clones in words."""
+        """Numbers of items, noise levels, trajectories and clones as text."""
         numbers = {"items": self.items, "noise levels": len(self.noise), "trajectories": self.trajectories, "clones": self.clones}
         return ", ".join(f"{name} {number}" for name, number in numbers.items()) + f", seed {self.seed}"
 
@@ -167,8 +167,8 @@ class Experiment(BaseModel):
         parts |= {("probe" if len(self.probes) == 1 else f"probe {k}"): probe for k, probe in enumerate(self.probes)}
 
         def options(part: Mapping[str, Any]) -> str:
-            given = {key: value for key, value in part.items() if key not in ("type", "noise") and value is not None}
-            return ", ".join(f"{key} = {shown(value)}" for key, value in given.items())
+            shown_options = {key: value for key, value in part.items() if key not in ("type", "noise") and value is not None}
+            return ", ".join(f"{key} = {shown(value)}" for key, value in shown_options.items())
 
         rows = [(idea, part.get("type"), options(part)) for idea, part in parts.items()]
         lowest, highest = min(self.noise), max(self.noise)
@@ -178,7 +178,7 @@ class Experiment(BaseModel):
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
     def to_dict(self) -> dict[str, Any]:
-        """The description. Options of built-in parts are left out where they equal the default."""
+        """The description, without options of built-in parts that equal their defaults."""
         return self.model_dump(mode="python") | {"probes": list(self.probes)}
 
     def identity(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Experiment(BaseModel):
         This builds the parts and checks that they fit together.
         """
         source, _, backward, probes = self.parts
-        corruption = build("corruption", self.corruption_options)  # `Backward.undone` may have given another one
+        corruption = build("corruption", self.corruption_options)  # `Backward.undone` may return another corruption
 
         def reduced(idea: str, part: Any, table: dict[str, Any]) -> dict[str, Any]:
             return {"type": table["type"], **changed_options(part)} if table["type"] in PARTS[idea] else table
@@ -254,7 +254,7 @@ class Experiment(BaseModel):
         return declared_by(self.parts.probes, self.parts.source, self.clones)
 
     def variables(self) -> dict[str, Variable]:
-        """What the run measures: {name: Variable}."""
+        """The measured variables: {name: Variable}."""
         return {name: variable for declared in self.declared for name, variable in declared.variables.items()}
 
     def coordinates(self) -> Coordinates:
@@ -301,7 +301,7 @@ class Experiment(BaseModel):
         return {name: code for name, code in own.items() if code is not None}
 
     def model_check(self) -> list[str]:
-        """Sentences on networks and images that seem wrong, found on the first originals; empty if there is nothing to say.
+        """Suspected faults of networks and images, found on the first originals, as sentences; empty if there are none.
 
         Each begins with "model check:". Random numbers of the experiment do not depend on the check.
         """
@@ -319,6 +319,6 @@ class Experiment(BaseModel):
 
     @property
     def adds_trajectories(self) -> bool:
-        """Whether further trajectories can be measured alone: the backward allows it, and no variable pools trajectories."""
+        """Whether further trajectories can be measured separately: the backward allows it, and no variable pools trajectories."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled

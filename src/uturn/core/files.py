@@ -23,14 +23,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNFINISHED = ".unfinished"
 _MOST_NESTED = 100  # levels of tables and lists in a file, since readers recurse
-_clear: list[Callable[[], None]] = []  # what empties the caches of `cached_while_unchanged`
+_clear: list[Callable[[], None]] = []  # functions that empty the caches of `cached_while_unchanged`
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file to write to, which replaces `path` at the end and is removed after an error. Its folder must exist.
+    """A new file that replaces `path` at the end, or is removed after an error. Its folder must exist.
 
-    A ValueError gives the reason if it cannot be written.
+    A ValueError gives the reason if the file cannot be written.
     """
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
@@ -45,11 +45,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path` to write to, which replaces `path` in one step at the end.
+    """An empty folder beside `path` that replaces `path` in one step at the end.
 
     Other processes see the old folder or the new one, never an unfinished one. After an error the new folder is removed. If
-    `path` is a link to a folder, the folder that it points to is replaced. Parent folders are made if they do not exist. A
-    ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False.
+    `path` is a link to a folder, the target is replaced. Missing parent folders are created. A ValueError gives the reason if the
+    folder cannot be written, or if it has content and `replace` is False.
     """
     place = Path(path).resolve()
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
@@ -58,7 +58,7 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
             unfinished.mkdir(parents=True)
             yield unfinished
             with suppress(OSError):
-                place.rmdir()  # an empty folder that was made in advance
+                place.rmdir()  # an existing empty folder is always replaced
             try:
                 unfinished.rename(place)
             except OSError:
@@ -87,12 +87,12 @@ def read_table(path: str | os.PathLike[str]) -> Any:
 
 
 def read_array(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a .npy file, read without unpickling; a ValueError names a file that holds none.
+    """The array in a .npy file, read without unpickling; ValueError if there is none.
 
-    The file is mapped before it is copied, so a header that promises more than the file holds is an error at once.
+    The file is mapped before it is copied, so a header with a size beyond the end of the file is an immediate error.
     """
     try:
-        with np.errstate(over="ignore"):  # the size in such a header may overflow
+        with np.errstate(over="ignore"):  # the size in a damaged header may overflow
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(mapped, np.ndarray):
             raise ValueError("an archive")
@@ -102,7 +102,7 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
-    """ValueError if a path is neither a file nor a folder of files and folders: links, pipes and devices lead elsewhere."""
+    """ValueError if a path is, or contains, a link, a pipe or a device, which could lead elsewhere."""
     mode = os.lstat(path).st_mode
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:
@@ -113,7 +113,7 @@ def check_plain(path: str | os.PathLike[str]) -> None:
 
 
 def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:
-    """Remove the unfinished folders of processes that were killed in `whole_folder(path)`; no process may be in it now."""
+    """Remove unfinished folders of processes killed in `whole_folder(path)`; no process may be writing now."""
     place = Path(path).resolve()
     unfinished = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
     with suppress(OSError):  # no permission to list the folder
@@ -137,7 +137,7 @@ def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[st
 
 @contextmanager
 def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an error of writing, such as a full disk, into a ValueError that names the file or folder."""
+    """Turn a write error, such as a full disk, into a ValueError that names the file or folder."""
     try:
         yield
     except OSError as error:
@@ -148,7 +148,7 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a folder: other processes that lock it wait. The lock ends with the process at the latest."""
+    """Lock a folder: other processes that lock it wait. The lock is released at the latest when the process ends."""
     folder = None
     if os.name == "posix":
         import fcntl
@@ -166,9 +166,9 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def cached_while_unchanged(
     files: Callable[_P, Iterable[str | os.PathLike[str] | None]], maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: a `functools.lru_cache` whose results are computed again when the time or size of an input file has changed.
+    """Decorator: a `functools.lru_cache` whose results are recomputed when the time or size of an input file changes.
 
-    `files`: function of the same arguments that gives the paths of the input files; None and paths without a file are ignored.
+    `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored.
 
     >>> @cached_while_unchanged(files=lambda path: [path])
     ... def size(path):
@@ -192,7 +192,7 @@ def cached_while_unchanged(
 
 
 def clear_caches() -> None:
-    """Forget all results of `cached_while_unchanged`: models and data, which then take no memory."""
+    """Empty all caches of `cached_while_unchanged`, to free the memory of models and data."""
     for clear in _clear:
         clear()
 

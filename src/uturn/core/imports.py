@@ -1,4 +1,4 @@
-"""Objects that users name by their import path, "module:name"."""
+"""Objects given by their import path, "module:name"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def is_import_path(text: str) -> bool:
-    """Whether a text is an import path "module:name", and no file of that name is there."""
+    """Whether a text is an import path "module:name" and not the name of an existing file."""
     return bool(_PATH.fullmatch(text)) and not Path(text).exists()
 
 
@@ -29,13 +29,13 @@ def import_object(path: str, where: str, expected: str) -> Any:
         for word in name.split("."):
             value = getattr(value, word)
         return value
-    except (Exception, SystemExit) as error:  # the code of a module can fail in any way
+    except (Exception, SystemExit) as error:  # the code of a module can raise any exception
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{where} cannot be imported ({reason}); expected {expected}") from error
 
 
 def import_function(path: str, where: str, expected: str) -> Callable[[], Any]:
-    """The user's function with an import path "module:function"; errors as those of `import_object`."""
+    """The user's function with an import path "module:function"; errors as in `import_object`."""
     function = import_object(path, where, expected)
     if not callable(function):
         raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that importing the package costs nothing."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package (`__name__`) whose public names are in other modules.
+    """The functions `__getattr__` and `__dir__` for a package (`__name__`) whose public names are in other modules.
 
-    `homes`: {public name: module, without "uturn."}. With "." at the end the name stands for the module itself.
+    `homes`: {public name: module, without "uturn."}. An entry with "." at the end refers to the module itself.
     """
 
     def get(name: str) -> Any:

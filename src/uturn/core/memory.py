@@ -1,4 +1,4 @@
-"""Arrays on aligned and on used memory."""
+"""Arrays on aligned and on recycled memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
-    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
+    """np.empty aligned to a cache line, so that whole lines can be written without reading them into the cache."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
     shift = -raw.ctypes.data % boundary
@@ -19,7 +19,7 @@ _free: dict[int, deque[np.ndarray]] = {}
 
 
 class _Recycled:
-    """Owner of the memory of arrays, which returns it to `_free` when the last of them is deleted."""
+    """Owner of the memory of arrays; it returns the memory to `_free` when the last array is deleted."""
 
     def __init__(self, memory: np.ndarray) -> None:
         self.memory = memory
@@ -34,15 +34,15 @@ class _Recycled:
 
 
 def recycled(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`aligned` on the memory of deleted results, if available; at most 64 MB are kept.
+    """`aligned` on the memory of deleted results, if available; at most 64 MB are retained.
 
-    New memory pages cost as much time as computing the messages on them.
+    Allocating new memory pages takes as long as computing the messages stored on them.
     """
     size = int(np.prod(shape)) * dtype.itemsize
-    if size < 2**17:  # malloc recycles these itself
+    if size < 2**17:  # malloc recycles small blocks itself
         return aligned(shape, dtype)
     try:
-        memory = _free[size].pop()  # one operation each: no lock is needed, and none could be taken in __del__
+        memory = _free[size].pop()  # atomic, since __del__ cannot take a lock
     except (KeyError, IndexError):
         memory = aligned((size,), np.dtype(np.uint8))
     return np.asarray(_Recycled(memory)).view(dtype).reshape(shape)

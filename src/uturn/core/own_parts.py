@@ -1,7 +1,7 @@
 """User-defined parts: defaults of their protocol, errors that name them, and a digest of their code.
 
-A spec names the class of a user-defined part by its import path, "module:Class", or by the name that an installed package gives
-it. The part is an instance of a subclass of this class, made by `own_class`.
+A spec names the class of a user-defined part by its import path, "module:Class", or by the name registered by an installed
+package. The part is an instance of a subclass of this class, made by `own_class`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from uturn.core.checks import OwnCodeError, errors_named, one_line, place
 
 DOCS = "docs/own-parts.md"
 SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
-"""Errors that Python raises for a mistake in code; parts themselves raise ValueError."""
+"""Errors that Python raises for a mistake in code; parts raise ValueError for wrong arguments."""
 
 
 @cache
 def own_class(cls: type, protocol: type, label: str = "") -> type:
-    """A subclass of a user's class, with the defaults of a protocol for the members that the class lacks.
+    """A subclass of a user's class with a protocol's defaults for missing members.
 
     With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part
-    and the member, `repr` is the label, and a part equals itself alone, so that caches can hold it.
+    and the member, `repr` is the label, and a part is equal only to itself, so it can be a key in caches.
     """
     space: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     if label:
@@ -46,7 +46,7 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
         elif isinstance(default, property):
             member = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
         if member is not None:
-            # The members are no part of the namespace, where a pydantic model would take them for fields.
+            # Set after the class is made: a pydantic model would treat members of the namespace as fields.
             setattr(made, name, member)
             if isinstance(member, cached_property):
                 member.__set_name__(made, name)
@@ -54,7 +54,7 @@ def own_class(cls: type, protocol: type, label: str = "") -> type:
 
 
 def _reduced(part: Any, version: int, cls: type, protocol: type, label: str) -> Any:
-    """How a part is pickled: by the user's class, since a subclass that is made at run time has no path."""
+    """Pickle a part by the user's class, since a subclass made at run time has no import path."""
     made, arguments, *state = super(type(part), part).__reduce_ex__(version)
     if made is copyreg.__newobj__:  # type: ignore[attr-defined]
         return _new, (cls, protocol, label, *arguments[1:]), *state
@@ -66,7 +66,7 @@ def _new(cls: type, protocol: type, label: str, *arguments: Any) -> Any:
 
 
 def _named(label: str, member: Any) -> Any:
-    """A member of a class with named errors; None for a value, which has none."""
+    """A member of a class with named errors; None for a value, which raises no errors."""
     if isinstance(member, staticmethod | classmethod):
         return type(member)(_with_named_errors(label, member.__func__))
     if isinstance(member, property):
@@ -77,7 +77,7 @@ def _named(label: str, member: Any) -> Any:
 
 
 def _with_named_errors(label: str, function: Any) -> Callable[..., Any]:
-    """A function whose errors, also those of a generator that it returns, begin with a label."""
+    """A function whose errors, including those of a returned generator, begin with a label."""
 
     @wraps(function)
     def named(*args: Any, **kwargs: Any) -> Any:
@@ -98,14 +98,14 @@ def is_own(part: Any) -> bool:
 
 
 def name_of(part: Any, otherwise: str) -> str:
-    """The name of a part in messages: the label of a user-defined one, else the given name."""
+    """The name of a part in messages: the label of a user-defined part, else the given name."""
     return repr(part) if is_own(part) else otherwise
 
 
 def completed(value: Any, protocol: type) -> Any:
     """A user-defined object other than a part, such as a block of originals, with the defaults of a protocol.
 
-    It is `value` itself if its class inherits from the protocol, else a copy.
+    Returns `value` itself if its class inherits from the protocol, else a copy.
     """
     cls: Any = type(value)
     if protocol in cls.__mro__:
@@ -127,29 +127,29 @@ def attributes(value: Any) -> dict[str, Any]:
 def misfits_named(
     label: str, part: Any, others: Iterable[Any], errors: tuple[type[Exception], ...] = (*SLIPS, ValueError, RuntimeError)
 ) -> Iterator[None]:
-    """Turn an error of a built-in part, given user-defined parts or what they made, into a ValueError that names all of them.
+    """Turn an error of a built-in part on data of user-defined parts into a ValueError that names these parts.
 
-    `label` says what fails. An error of the user's own code has been named by `own_class`.
+    `label` names the failing member. Errors in user code are already named by `own_class`.
     """
     try:
         yield
     except errors as error:
-        own = [other for other in others if is_own(other)]
-        if not own or isinstance(error, OwnCodeError) or (is_own(part) and not isinstance(error, SLIPS)):
+        users = [other for other in others if is_own(other)]
+        if not users or isinstance(error, OwnCodeError) or (is_own(part) and not isinstance(error, SLIPS)):
             raise
-        if isinstance(error, AttributeError) and any(error.obj is other for other in own):
+        if isinstance(error, AttributeError) and any(error.obj is other for other in users):
             raise ValueError(f"{error.obj!r} has no {error.name!r}; {label} needs it (see {DOCS})") from error
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        where = next(filter(None, (place(error, type(other)) for other in own)), "")
-        givers = f"{' and '.join(map(repr, own))} {'give' if len(own) > 1 else 'gives'}"
+        where = next(filter(None, (place(error, type(other)) for other in users)), "")
+        givers = f"{' and '.join(map(repr, users))} {'give' if len(users) > 1 else 'gives'}"
         raise ValueError(f"{label} fails on what {givers}: {kind}{one_line(error)}{where}") from error
 
 
 def code_digest(code: Any) -> str:
-    """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty for code without a text.
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty if there is no source text.
 
-    It covers the file of the module or, if there is none, as in a notebook, the source text of the function, or of the methods of
-    the class and of its bases there, with plain values of class attributes. Modules that this code imports are not covered.
+    The digest covers the file of the module. Without a file, as in a notebook, it covers the source text of the function, or of
+    the methods and plain class attributes of the class and its bases in the notebook. Imported modules are not covered.
     """
     if not inspect.isfunction(code):
         code = type(code).__bases__[0] if is_own(code) else type(code)
@@ -165,7 +165,7 @@ def code_digest(code: Any) -> str:
 
 
 def _members(cls: type) -> dict[str, Any]:
-    """Members of a class and of its bases in the same module; those of classes of other modules have files of their own."""
+    """Members of a class and of its bases in the same module."""
     bases = [base for base in cls.__mro__ if base.__module__ == cls.__module__]
     members = {f"{base.__name__}.{name}": member for base in bases for name, member in vars(base).items()}
     return {

@@ -1,4 +1,4 @@
-"""Splits batches into pieces that fit into the memory of a device."""
+"""Calls on batches in pieces that fit into the memory of a device."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Pieces:
         self._limits: dict[str, int] = {}
 
     def limit(self, function: Callable[..., torch.Tensor]) -> int:
-        """Largest number of rows that a function is called with."""
+        """Largest number of rows in a call of a function."""
         return self._limits.get(function.__name__, self.batch_size)
 
     def restrict(self, function: Callable[..., torch.Tensor], rows: int) -> None:
-        """Call a function with at most so many rows."""
+        """Limit the calls of a function to `rows` rows."""
         self._limits[function.__name__] = rows
 
     def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """`function(*tensors)` of a function whose rows do not depend on each other."""
+        """`function(*tensors)`, for a function with independent rows."""
         import torch
 
         def called(rows: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ class Pieces:
                 if not is_out_of_memory(error):
                     raise
                 message = (str(error) or type(error).__name__).splitlines()[0][:200]
-            # This is outside the handler, because the error keeps the tensors in memory.
+            # Outside the handler, since the error keeps the tensors in memory.
             gc.collect()
             if self.device.type in ("cuda", "mps"):
                 getattr(torch, self.device.type).empty_cache()
@@ -62,15 +62,15 @@ class Pieces:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch means that the device has no memory left."""
     text = str(error).lower()
-    words = (
+    phrases = (
         *("out of memory", "allocate memory", "not enough memory", "alloc_failed"),
         "unable to find a valid cudnn algorithm",
     )
-    return isinstance(error, MemoryError) or any(word in text for word in words)
+    return isinstance(error, MemoryError) or any(word in text for word in phrases)
 
 
 def half_precision_words(dtype: Any) -> str:
-    """The way out for a network that gives NaN in half precision, the end of an error; "" for other dtypes and None."""
+    """Advice in an error about NaN in half precision; "" for other dtypes and None."""
     import torch
 
     if dtype not in (torch.float16, torch.bfloat16):

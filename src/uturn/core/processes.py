@@ -26,8 +26,8 @@ def _check_script(workers: int) -> None:
     main = sys.modules["__main__"]
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
-        return  # a notebook, python -c, or the __main__ of a package, which processes do not import
-    advice = 'put what runs under `if __name__ == "__main__":` in a file, or take workers=1'
+        return  # a notebook, python -c, or the __main__ of a package is not imported by new processes
+    advice = 'put the calls under `if __name__ == "__main__":` in a file, or take workers=1'
     try:
         guarded = b"__name__" in Path(path).read_bytes()
     except OSError:
@@ -75,7 +75,7 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
 
 
 def _begin(progress: Any, begun: Any) -> None:
-    """Initialise a new process: it ignores Ctrl-C, which the parent handles, ends when the parent does, writes its progress."""
+    """Initialise a new process: it ignores Ctrl-C (the parent handles it), ends with the parent, and writes its progress."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

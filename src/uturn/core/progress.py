@@ -1,7 +1,7 @@
-"""Progress of long computations: a bar on terminals and in notebooks, lines in logs; all move inside a task too.
+"""Progress of long computations, also within a task: a bar on terminals and in notebooks, lines in logs.
 
-Work is counted in tasks. Code that computes a task says so by `begun`. Loops inside it report by `steps`, `part` or `add`, which
-move on within the work that the thread is doing and do nothing if there is none. `in_progress` adds up what is unfinished.
+Work is counted in tasks. Code that computes a task opens the context `begun`. Loops inside it report by `steps`, `part` or `add`,
+which advance the current work of the thread and do nothing if there is none. `in_progress` sums the unfinished work.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from uturn.core.display import bar
 
 T = TypeVar("T")
 
-# Logs get a line after each tenth of the tasks, but at most one in ten seconds; and one after each minute without a line.
+# Logs get a line after each tenth of the tasks, at most every ten seconds, and after each minute without a line.
 _TENTHS = 10
 _SECONDS = 10.0
 _MINUTE = 60.0
-_LOOK = {True: 0.2, False: 1.0}  # seconds between two looks at unfinished work, for bars and in logs
+_LOOK = {True: 0.2, False: 1.0}  # seconds between updates, for bars and for logs
 
 
 # -- reports from inside a task ----------------------------------------------------------------------------------------------
 class Unfinished:
-    """Unfinished work: `done` of it, `end` of the part that is being done, and the `unit` of `add`, all in tasks."""
+    """Unfinished work in tasks: `done`, the `end` of the current part, and the `unit` of `add`."""
 
     def __init__(self, done: float, end: float, unit: float = 0.0) -> None:
         self.done, self.end, self.unit = done, end, unit
 
     def finished(self, tasks: float) -> None:
-        """So many tasks are finished, and no longer part of this work."""
+        """Remove finished tasks from this work."""
         self.done, self.end = max(0.0, self.done - tasks), max(0.0, self.end - tasks)
         _publish()
 
 
 class _Here(threading.local):
-    """The work that this thread is doing."""
+    """The current work of this thread."""
 
-    work: Unfinished = Unfinished(0.0, 0.0)  # not counted anywhere
+    work: Unfinished = Unfinished(0.0, 0.0)  # a placeholder that is not counted
 
 
 _here = _Here()
-_all: list[Callable[[], float]] = []  # how much is done of the unfinished work of each thread, and of other processes
-_counts: list[_Count] = []  # of the progress bars that are shown
+_all: list[Callable[[], float]] = []  # functions: progress of the unfinished work of each thread and of other processes
+_counts: list[_Count] = []  # counts of the visible progress bars
 _put: Callable[[float], None] | None = None  # see `publish_to`
 
 
 def in_progress() -> float:
-    """How many tasks' worth of work is done in this process, and in those that it listens to, on tasks that are unfinished.
+    """Work done on unfinished tasks, in tasks, in this process and in the processes that it listens to.
 
-    It can be asked from any thread.
+    It can be called from any thread.
     """
     return math.fsum(done() for done in list(_all))
 
 
 @contextmanager
 def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfinished]:
-    """Context in which this thread works on so many tasks, `done` of which were done before.
+    """Context in which this thread works on `tasks` tasks, `done` of which were done before.
 
-    Its end takes the work from `in_progress`; what is finished is then counted by the function of `progress_bar`. `unit`: how
-    many tasks one unit of `add` is.
+    At its end the work leaves `in_progress`; finished tasks are then counted by the function of `progress_bar`. `unit`: size in
+    tasks of one unit of `add`.
     """
     outer, work = _here.work, Unfinished(done, tasks, unit)
     _here.work = work
@@ -78,7 +78,7 @@ def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfini
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
-    """Context for a part of the work after which so many tasks are done."""
+    """Context for a part of the work that ends when `end` tasks are done."""
     work = _here.work
     outer, work.end = work.end, end
     try:
@@ -90,19 +90,19 @@ def _until(end: float) -> Iterator[None]:
 
 
 def part(share: float) -> AbstractContextManager[None]:
-    """Context for a part of the work: what it does counts as this share of what the enclosing part still has to do."""
+    """Context for a part of the work that counts as this share of the remaining work of the enclosing part."""
     work = _here.work
     return _until(work.done + share * max(0.0, work.end - work.done))
 
 
 def portion(count: float) -> AbstractContextManager[None]:
-    """Context for a part of the work that counts as so many units of `add`."""
+    """Context for a part of the work that counts as a number of units of `add`."""
     work = _here.work
     return _until(work.done + count * work.unit)
 
 
 def steps(items: Collection[T]) -> Iterator[T]:
-    """The items, each of them an equal part of the work that the enclosing part still has to do."""
+    """Iterate over items; each counts as an equal part of the remaining work of the enclosing part."""
     work = _here.work
     begin, outer = work.done, work.end
     width = max(0.0, outer - begin) / max(1, len(items))
@@ -118,7 +118,7 @@ def steps(items: Collection[T]) -> Iterator[T]:
 
 @contextmanager
 def units(count: float) -> Iterator[None]:
-    """Context for a part of the work that is reported by `add`, in so many units, and by nothing else."""
+    """Context for a part of the work that is reported only by `add`, in `count` units."""
     work = _here.work
     end, unit = work.end, work.unit
     work.unit, work.end = max(0.0, end - work.done) / max(count, 1), work.done
@@ -129,7 +129,7 @@ def units(count: float) -> Iterator[None]:
 
 
 def add(number: float = 1.0) -> None:
-    """So many units of the work are done."""
+    """Report that units of the work are done."""
     work = _here.work
     work.done += number * work.unit
     _publish()
@@ -139,8 +139,8 @@ def add(number: float = 1.0) -> None:
 def listening(ask: Callable[[], float]) -> Iterator[None]:
     """Context in which `in_progress` includes the work of other processes.
 
-    `ask()` returns how many tasks' worth of their unfinished work is done. It must no longer contain a task when that is counted
-    as finished.
+    `ask()` returns the work done on their unfinished tasks, in tasks. It must exclude a task as soon as that is counted as
+    finished.
     """
     _all.append(ask)
     try:
@@ -150,7 +150,7 @@ def listening(ask: Callable[[], float]) -> Iterator[None]:
 
 
 def publish_to(put: Callable[[float], None]) -> None:
-    """Call `put(in_progress())` whenever work goes on in this process, for another process to read."""
+    """Call `put(in_progress())` whenever work advances in this process, for another process to read."""
     global _put
     _put = put
 
@@ -160,12 +160,12 @@ def _publish() -> None:
         _put(in_progress())
 
 
-# -- what users see ------------------------------------------------------------------------------------------------------------
+# -- display -------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
-    """Context whose value is a function to call after each task; if `wanted`, it shows the progress, on stderr or in a notebook.
+    """Context whose value is a function to call after each task; if `wanted`, progress is shown on stderr or in a notebook.
 
-    Between two tasks it moves by the work that was begun inside this context. `note()` gives words that follow the title.
+    Between two tasks, the bar follows the work begun inside this context. `note()` returns a text that follows the title.
     """
     if not wanted or sys.stderr is None:
         yield lambda: None
@@ -177,7 +177,7 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
 
         def look() -> None:
             while not ended.wait(_LOOK[draw is not _lines]):
-                with contextlib.suppress(OSError, ValueError):  # stderr is gone
+                with contextlib.suppress(OSError, ValueError):  # stderr was closed
                     count.tell()
 
         watcher = threading.Thread(target=look, daemon=True)
@@ -191,26 +191,26 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
 
 
 def current() -> tuple[float, int] | None:
-    """Tasks that are done, and all tasks, of the progress bar that was opened last and is still shown; None if there is none."""
+    """Finished tasks and all tasks of the last opened visible progress bar; None if there is none."""
     count = next(reversed(_counts), None)
     return None if count is None else (count.shown, count.total)
 
 
 class _Count:
-    """Tasks that are done, and what `show(done, finished)` shows of them."""
+    """The count of finished tasks, displayed by `show(done, finished)`."""
 
     def __init__(self, total: int, finished: int, show: Callable[[float, int], None]) -> None:
         self.total, self.finished, self._show = total, finished, show
         self.shown, self._outside, self._lock = float(finished), list(_all), threading.Lock()
 
     def advance(self) -> None:
-        """One more task is finished."""
+        """Count one more finished task."""
         with self._lock:
             self.finished += 1
         self.tell()
 
     def tell(self) -> None:
-        """Show what is done; it never runs backwards, nor past the end."""
+        """Show the progress; it never decreases or exceeds the total."""
         with self._lock:
             inside = math.fsum(done() for done in list(_all) if done not in self._outside)
             self.shown = max(self.shown, min(self.finished + inside, self.total))
@@ -236,7 +236,7 @@ def _in_notebook() -> bool:
 
 @contextmanager
 def _cell(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
-    """A bar below the cell of a notebook, which is drawn again in its place, and stays."""
+    """A bar below the cell of a notebook, redrawn in place and left there at the end."""
     from IPython.display import display
 
     start, drawn = time.monotonic(), -math.inf
@@ -262,14 +262,14 @@ def _cell(title: str, total: int, done: int, note: Callable[[], str]) -> Iterato
 @contextmanager
 def _lines(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
     start = last = time.monotonic()
-    told = _TENTHS * done // total if total else 0
+    last_tenths = _TENTHS * done // total if total else 0
 
     def show(now: float, finished: int) -> None:
-        nonlocal last, told
+        nonlocal last, last_tenths
         clock, tenths = time.monotonic(), math.floor(_TENTHS * now / max(total, 1))
         quiet = clock - last
-        if (tenths > told and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
-            last, told = clock, tenths
+        if (tenths > last_tenths and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
+            last, last_tenths = clock, tenths
             count, rate = f"{finished}" if now == finished else f"{now:.2f}", _rate(now - done, total - now, clock - start)
             print(f"{title}{note()}: {count} of {total}{rate}", file=sys.stderr, flush=True)
 
@@ -277,7 +277,7 @@ def _lines(title: str, total: int, done: int, note: Callable[[], str]) -> Iterat
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
-    """Rate and time left, in words that follow the number of tasks."""
+    """Rate and remaining time, as text that follows the number of tasks."""
     if not left:
         return ""
     if done <= 0:
@@ -288,7 +288,7 @@ def _rate(done: float, left: float, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words.
+    """A time as text.
 
     >>> [duration(t) for t in (0.23, 42, 90, 200, 4000, 400_000)]
     ['0.23 s', '42 s', '90 s', '3.3 min', '67 min', '4.6 days']

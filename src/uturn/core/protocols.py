@@ -1,8 +1,9 @@
 """Protocols of the four kinds of parts, Source, Corruption, Backward and Probe, and the data that pass between them.
 
 A part is any object with the members of its protocol. Methods marked `abstractmethod` are required, as are the values `unit` and
-`max_noise` of a corruption; all other members have defaults. A class that inherits from the protocol has these defaults, and so
-has every user-defined part of an experiment, whether its class inherits or not.
+`max_noise` of a corruption; all other members have defaults. Classes that inherit from the protocol have these defaults;
+user-defined parts
+    of an experiment get them even if their class does not inherit.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from uturn.core.reading import Instructions
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 """Coordinates of the noise axis: {name: (values, attributes)}."""
 Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
-"""Coordinates of results, {name: (dims, values, attributes)}; the one with the name of a dim determines its length."""
+"""Coordinates of results, {name: (dims, values, attributes)}; a coordinate with the name of a dim determines its length."""
 
 
 @dataclass(frozen=True)
 class Variable:
     """Dims, meaning and reading instructions of a variable that a probe measures.
 
-    The reading instructions are stored with the readings, so that `uturn.study` needs the store alone.
+    The reading instructions are stored with the readings, so `uturn.study` needs only the store.
 
     Attributes
     ----------
     dims : tuple of str
-        They begin with ("noise", "item"). A variable with the dim "trajectory" has one reading for every reconstruction; an
-        experiment with several clones gives it the dim "clone" after "trajectory".
+        The first dims are ("noise", "item"). A variable with the dim "trajectory" has one reading for every reconstruction; in an
+        experiment with several clones it also has the dim "clone", after "trajectory".
     long_name : str
         Description with unit, stored with the readings.
     start : number or str, optional
-        Value where nothing has changed, at noise 0. A name stands for the values of a variable or coordinate without noise, which
-        may differ by item or level; "same:NAME" for the probability that two originals agree in NAME; "same:A=B" for the share of
-        the originals whose A is B. Without a start no place is located on the curve.
+        Value without changes, at noise 0: a number; the name of a variable or coordinate without noise, whose values may differ
+        by item or level; "same:NAME", the probability that two originals agree in NAME; or "same:A=B", the share of originals
+        whose A equals B. Without a start, no place is located on the curve.
     chance : number or str, optional
         Value for independent data, as `start`; by default the value at the largest noise. Start and chance give the direction: a
         distance rises from 0.
     bounds : (low, high)
-        Smallest and largest possible value, None if there is none. Intervals are clipped to them; means of readings in [0, 1]
+        Smallest and largest possible value, None for no bound. Intervals are clipped to the bounds; means of readings in [0, 1]
         have the interval of a proportion.
     group : str
         Readings of one group are drawn in one panel; by default the name of the probe.
@@ -66,10 +67,10 @@ class Variable:
         several clones the probe then also reads `clone_<name>`: clone k compared by f with the other clones of the same noisy
         datum, averaged over them.
     pooled : bool
-        Whether the reading of an item depends on all its trajectories, as a mean over them does. Such readings are measured again
-        when trajectories are added. Used only for variables without the dim "trajectory".
+        Whether the reading of an item depends on all its trajectories, as a mean does. Such readings are measured again when
+        trajectories are added. Used only for variables without the dim "trajectory".
     probe, model : str
-        Name of the probe, and of the network by which it reads; an experiment fills them in.
+        Names of the probe and of its network; filled in by the experiment.
     """
 
     dims: tuple[str, ...]
@@ -89,7 +90,7 @@ class Variable:
     model: str = ""
 
     def instructions(self) -> dict[str, Any]:
-        """The reading instructions that are no defaults, as plain data."""
+        """The reading instructions that differ from the defaults, as plain data."""
         return {
             field.name: plain(value)
             for field in fields(self)
@@ -107,7 +108,7 @@ class Noisy:
     Attributes
     ----------
     values : array (batch, num_leaves), or (batch, num_leaves, vocab_size) for Gaussian diffusion
-        For strings. Masked leaves are -1; the ε-process keeps the true leaves. Other kinds of data have other shapes.
+        Shapes for strings; masked leaves are -1, and the ε-process keeps the true leaves. Other kinds of data have other shapes.
     noise : float64 array (batch,)
         Noise level of each sample, in the unit of the corruption.
     vocab_size : int
@@ -145,10 +146,10 @@ class UTurns:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
 
     def _repr_html_(self) -> str:
-        """What was turned, and the shapes of the reconstructions."""
-        found = self.reconstructions if isinstance(self.reconstructions, Mapping) else {"": self.reconstructions}
+        """The originals, the noisy data, and the shapes of the reconstructions."""
+        by_level = self.reconstructions if isinstance(self.reconstructions, Mapping) else {"": self.reconstructions}
         rows = [("originals", "", repr(self.originals)), ("noisy", "", repr(self.noisy))]
-        rows += [("reconstructions", f"tree level {key}" if key != "" else "", np.shape(value)) for key, value in found.items()]
+        rows += [("reconstructions", f"tree level {k}" if k != "" else "", np.shape(values)) for k, values in by_level.items()]
         return page("U-turns", table(("", "", "(items, trajectories * clones, ..)"), rows), note=f"Clones: {self.clones}.")
 
 
@@ -160,14 +161,14 @@ class Originals(Protocol):
     items : int64 array (batch,)
         Numbers of the items.
     data : array (batch, ...)
-        The originals in the form that networks read.
+        The originals in the form read by networks.
     distance : Distance of `uturn.measures.covariances`, or None
-        Distances between the sites of an original; by default the differences of their numbers.
+        Distances between the sites of an original; by default the differences of their indices.
     """
 
     items: np.ndarray
     distance: Any = None
-    if TYPE_CHECKING:  # a field or a property
+    if TYPE_CHECKING:  # may be a field or a property
 
         @property
         def data(self) -> np.ndarray: ...
@@ -176,7 +177,7 @@ class Originals(Protocol):
         return f"{type(self).__name__}({len(self.items)} items)"
 
     def data_of(self, reconstructions: Any) -> Any:
-        """Reconstructions in the form that networks read, (batch, draws, ...)."""
+        """Reconstructions in the form read by networks, (batch, draws, ...)."""
         return reconstructions
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> Any:
@@ -192,11 +193,11 @@ class Part(Protocol):
     kinds: ClassVar[tuple[str, ...]] = ()
     """Kinds of data that a corruption, backward or probe accepts; empty: any."""
     execution: ClassVar[frozenset[str]] = frozenset()
-    """Names of execution-only options, such as the device. They are no part of the identity of an experiment, so a store can be
+    """Names of execution-only options, such as the device. They are not part of the identity of an experiment, so a store can be
     resumed with other values."""
 
     batch_invariant: ClassVar[bool] = False
-    """Whether the rest of a batch changes no bit of what the part gives for an item."""
+    """Whether the output for an item is bit-identical for any other content of its batch."""
 
     def fingerprint(self) -> str:
         """Identity of weights or data files, recorded with the results; empty if there are none."""
@@ -211,7 +212,7 @@ class Source(Part, Protocol):
     """A source of originals."""
 
     site_name: ClassVar[str] = "sites"
-    """What the sites of an original are called, in the plural."""
+    """Name of the sites of an original, in the plural."""
 
     @property
     def num_symbols(self) -> int:
@@ -235,11 +236,11 @@ class Source(Part, Protocol):
         return self
 
     def blank(self) -> Any:
-        """A source of similar originals for a timing of U-turns: itself, unless the originals take long to make."""
+        """A source of similar originals for timing U-turns: itself, unless the originals take long to make."""
         return self
 
     def network_calls(self, num_items: int, chunk: int, probes: Sequence[Any]) -> tuple[int, int]:
-        """Calls of the network of the backward that make the originals, and data in all of them; (0, 0) without it."""
+        """Calls of the backward's network that make the originals, and data in all these calls; (0, 0) without calls."""
         return 0, 0
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
@@ -271,12 +272,12 @@ class Corruption(Part, Protocol):
     """A process that turns an original into a noisy datum."""
 
     process: ClassVar[str] = ""
-    """What a backward undoes: "channel" if the log-evidence about the original is known, "diffusion" for the forward process of
-    a diffusion model."""
+    """The process: "channel" if the log-evidence about the original is known, "diffusion" for the forward process of a diffusion
+    model."""
     purpose: int = Purpose.CORRUPTION
-    """Purpose of its random streams."""
+    """Purpose of the random streams of the corruption."""
     unit: ClassVar[str]
-    """Quantity and unit of `noise`, in words."""
+    """Quantity and unit of `noise` as text."""
     max_noise: ClassVar[float]
     """Largest noise level; the smallest is 0."""
     is_bayesian: ClassVar[bool] = True
@@ -338,7 +339,7 @@ class Channel(Corruption, Protocol):
     clean_noise: ClassVar[float] = 0.0
     """Largest noise at which float64 evidence determines every leaf."""
     misread: ClassVar[float] = -np.inf
-    """Log-probability per symbol that an observed leaf has another symbol; see `ExactDenoiser`."""
+    """For each symbol, the log-probability that an observed leaf has another symbol; see `ExactDenoiser`."""
 
     @abstractmethod
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
@@ -359,7 +360,7 @@ class Channel(Corruption, Protocol):
         raise ValueError(f"{self!r} has no reverse steps")
 
     def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
-        """How many times `reverse` evaluates its denoiser."""
+        """Number of evaluations of the denoiser in `reverse`."""
         return 0 if noise <= self.clean_noise else steps
 
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
@@ -371,7 +372,7 @@ class Channel(Corruption, Protocol):
         return noisy.values
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
-        """`Noisy.values` if this channel can have made them, else a ValueError."""
+        """`Noisy.values`; ValueError if they are impossible for this channel."""
         return values
 
 
@@ -381,14 +382,14 @@ class Backward(Part, Protocol):
     undoes: ClassVar[tuple[str, ...]] = ()
     """The processes (`Corruption.process`) that it undoes; empty: any."""
     asks: ClassVar[tuple[str, ...]] = ()
-    """Members that a user-defined corruption of strings needs besides the required ones."""
+    """Further members that a user-defined corruption of strings needs."""
     adds_trajectories: ClassVar[bool] = False
-    """Whether some trajectories can be reconstructed without the others and give the same numbers."""
+    """Whether trajectories can be reconstructed separately with the same results."""
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
-    """How many blocks `reconstruct_stream` may read before it answers one of them; None for those that read only what they have
-    room for. After so many, at least 1, the stream ends; a backward answers all it has read, and is then called again."""
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may read before its first answer; the stream then ends, the
+    backward answers all blocks, and is called again. None for backwards that read only as many blocks as they have room for."""
 
     @property
     def wants_processes(self) -> bool:
@@ -423,14 +424,14 @@ class Backward(Part, Protocol):
         return ""
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        """How many calls of its network reconstruct a noisy datum, and how many data go into a call; (0, 1) without a network.
+        """Number of network calls for reconstructing a noisy datum, and data in a call; (0, 1) without a network.
 
         `uturn plan` counts calls with it.
         """
         return 0, 1
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        """A backward and a noise level that need about so many calls, each of the same cost as those at `noise`."""
+        """A backward and a noise level that need about `calls` calls, each of the same cost as those at `noise`."""
         return self, noise
 
 
@@ -440,7 +441,7 @@ class Probe(Part, Protocol):
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
     reads_in_parts: ClassVar[bool] = False
-    """Whether `accumulate` and `readings` take the trajectories of a block part after part, so that they need not be in memory
+    """Whether `accumulate` and `readings` process the trajectories of a block in parts, so that they need not be in memory
     together. All variables then pool the trajectories."""
 
     @abstractmethod
@@ -459,15 +460,15 @@ class Probe(Part, Protocol):
         """
 
     def accumulate(self, kept: Any, u_turns: UTurns, source: Any) -> Any:
-        """What is kept of the U-turns of a block, given what was kept of its earlier trajectories, None at first."""
+        """The running state of a block after more of its U-turns, given the state after earlier trajectories (None at first)."""
         return self.read(u_turns, source)
 
     def readings(self, kept: Any, source: Any) -> Mapping[str, np.ndarray]:
-        """The readings of a block, as `read` gives them, from what `accumulate` kept of all its trajectories."""
+        """The readings of a block, in the form of `read`, from the state of `accumulate` after all its trajectories."""
         return kept
 
     def taken_from(self, source: Any) -> str:
-        """Identity of what the probe takes from the source besides its data, recorded with the results; empty if nothing."""
+        """Identity of further data that the probe takes from the source, recorded with the results; empty if there are none."""
         return ""
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:

@@ -19,7 +19,7 @@ from uturn.core.threads import announce_compiling, over_blocks
 
 announce_compiling()  # every module with kernels imports this one
 
-VERSION = 2  # of the numbers that a key gives; a store of another version is not resumed, since it would mix two of them
+VERSION = 2  # version of the numbers made from a key; stores of another version cannot be resumed, to avoid mixing versions
 _UNIFORM, _FOLD = np.uint64(0), np.uint64(1)  # upper half of the 128-bit counter: keeps the two uses apart
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -181,8 +181,8 @@ class Purpose(IntEnum):
     CALIBRATION = 12
 
 
-# Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. They are far
-# from the numbers of posterior draws, which `sample_posterior` folds into the same keys.
+# Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers
+# are far from those of posterior draws, which `sample_posterior` folds into the same keys.
 STRINGS, NOISE = 2**63 + 1, 2**63 + 2
 
 
@@ -216,9 +216,9 @@ class Streams:
         The keys of clone 0 are those of `clones=1`. `purpose`: a `Purpose`, or a number above 99.
         """
         level = np.float64(self.noise).view(np.uint64)
-        own = keys(self.seed, purpose, np.asarray(self.items)[:, None], np.asarray(self.trajectories), level).reshape(-1)
-        others = [_fold_all(own, np.full(len(own), clone, np.uint64)) for clone in range(1, clones)]
-        return np.stack([own, *others], axis=1).reshape(-1)
+        first = keys(self.seed, purpose, np.asarray(self.items)[:, None], np.asarray(self.trajectories), level).reshape(-1)
+        others = [_fold_all(first, np.full(len(first), clone, np.uint64)) for clone in range(1, clones)]
+        return np.stack([first, *others], axis=1).reshape(-1)
 
     def first(self) -> Streams:
         """The streams of trajectory 0 only."""
@@ -228,19 +228,19 @@ class Streams:
 def streams(seed: Any, count: int, purpose: Any = None) -> np.ndarray:
     """One key for each sample, uint64 (count,): `keys(seed, range(count))`, or `seed` itself if it is already an array of keys.
 
-    Given keys make the numbers of a sample independent of its batch. Different purposes, an integer or one for each sample, give
-    independent streams from one seed.
+    Explicit keys make the numbers of a sample independent of its batch. Different purposes (an integer, or one for each sample)
+    give independent streams from one seed.
     """
     if not (isinstance(seed, np.ndarray) and seed.ndim):
-        own = keys(seed, np.arange(count, dtype=np.uint64))
+        stream_keys = keys(seed, np.arange(count, dtype=np.uint64))
     elif seed.dtype == np.uint64 and seed.shape == (count,):
-        own = seed
+        stream_keys = seed
     else:
         raise ValueError(
             f"seed: got an array of shape {seed.shape} and dtype {seed.dtype}; expected an integer, or one uint64 key "
             f"per sample, shape ({count},), as uturn.random.keys makes them"
         )
-    return own if purpose is None else _fold_all(own, np.full(count, purpose, np.uint64))
+    return stream_keys if purpose is None else _fold_all(stream_keys, np.full(count, purpose, np.uint64))
 
 
 def uniforms(keys: np.ndarray, n: int) -> np.ndarray:

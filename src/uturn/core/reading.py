@@ -1,6 +1,6 @@
-"""Reading instructions: what a stored variable is, where its curve starts and ends, and how it is drawn.
+"""Reading instructions: the role of a stored variable, the start and end of its curve, and its place in figures.
 
-They are plain JSON in the attribute `reading` of an array.
+They are stored as plain JSON in the attribute `reading` of an array.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr
 
 from uturn.core.checks import LARGEST, shown
 
-_SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all others are own dims of a variable
+_SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
 
-_Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None  # strict: True is no number
+_Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None  # strict, so that True is not a number
 
 
 class Instructions(BaseModel):
@@ -36,7 +36,7 @@ class Instructions(BaseModel):
     model: StrictStr = ""
 
     def check(self, dims: Sequence[str]) -> None:
-        """ValueError for bounds that are not increasing, a start or chance beyond them, and an `order` that is no own dim."""
+        """ValueError for bounds that are not increasing, a start or chance beyond them, and an unknown dim in `order`."""
         low, high = self.bounds
         if low is not None and high is not None and not low < high:
             raise ValueError(f"bounds = {self.bounds}: expected a smaller and a larger number, or None")
@@ -47,9 +47,9 @@ class Instructions(BaseModel):
                 raise ValueError(f"{name} = {level:g}: expected a number in its bounds {self.bounds}")
             if abs(level) >= LARGEST:
                 raise ValueError(f"{name} = {level:g}: expected a number below {LARGEST:g}")
-        own = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
-        if self.order is not None and self.order not in own:
-            raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own}")
+        own_dims = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
+        if self.order is not None and self.order not in own_dims:
+            raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own_dims}")
 
     @property
     def is_share(self) -> bool:

@@ -1,6 +1,6 @@
-"""Names of parts in specs, and where their classes are.
+"""Names of parts in specs, with the import paths of their classes.
 
-Built-in parts are listed here by import path, so that the core imports none of them. Installed packages register theirs by the
+Built-in parts are listed by import path, so that the core imports none of them. Installed packages register their parts in the
 entry point group `uturn.parts`: the name of an entry point is the `type` in a spec, its value is the class.
 """
 
@@ -70,7 +70,7 @@ def installed_parts() -> list[str]:
 
 
 def installed_part(kind: Any) -> str | None:
-    """The import path of a type that an installed package registers, else None; a ValueError names two packages with one type."""
+    """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
     if len(packages) > 1:
         as_what = " and by ".join(f"{package} as {path!r}" for path, package in packages.items())

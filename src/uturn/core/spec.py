@@ -1,7 +1,8 @@
 """Builds the parts that the tables of a spec describe, checks that they fit together, and compares specs.
 
-Built-in parts and those of installed packages are named in a registry, user-defined ones by their import path, "module:Class".
-Importing them runs their code, so a spec read from a store may not name one; only a spec given by the user may (`trusted`).
+Parts are named by a registry (built-in parts and parts of installed packages) or, if user-defined, by their import path,
+"module:Class". Importing user-defined parts runs their code, so only a spec given by the user may name them (`trusted`), not a
+spec read from a store.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SIZES = ("items", "trajectories", "clones")
 def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     """The part that a table of a spec describes; `name`: "source", "corruption", "backward" or "probes[i]".
 
-    A ValueError says that there is no such part, that it lacks a member, or that it rejects its arguments, the other keys of the
-    table. `trusted`: whether the table may name user-defined parts, whose code is then run.
+    Raises ValueError if there is no such part, if it lacks a member, or if it rejects its arguments (the other keys of the
+    table). `trusted`: whether the table may name user-defined parts, whose code is then run.
     """
     idea = name.partition("[")[0]
     kind = table.get("type")
@@ -54,16 +55,16 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
     if missing or not is_class:
         what = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
-        wanted = ", ".join(required)
-        raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {wanted} (see {DOCS})")
-    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # its evidence is known
+        members = ", ".join(required)
+        raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {members} (see {DOCS})")
+    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
     with errors_named(label, cls):
         part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
     if idea == "corruption":
-        for member, kind_of_value, words in (("unit", str, "string"), ("max_noise", Real, "number")):
+        for member, kind_of_value, description in (("unit", str, "string"), ("max_noise", Real, "number")):
             value = getattr(part, member, None)
             if not isinstance(value, kind_of_value) or isinstance(value, bool) or value != value:
-                raise ValueError(f"{label}.{member} = {shown(value)}: expected a {words} (see {DOCS})")
+                raise ValueError(f"{label}.{member} = {shown(value)}: expected a {description} (see {DOCS})")
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
         if isinstance(names, str) or not isinstance(names, Collection):
@@ -109,9 +110,9 @@ def changed_options(part: Any) -> dict[str, Any]:
 
 
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec, or identity, with the defaults that it leaves out: those of built-in parts, and one clone.
+    """A stored spec, or identity, completed by the defaults of built-in parts and one clone.
 
-    Tables of user-defined parts stay as they are. Stores of versions 3 and 4 hold all or most defaults.
+    Tables of user-defined parts are unchanged. Stores of versions 3 and 4 contain all or most defaults.
     """
 
     def full(idea: str, table: Any) -> Any:
@@ -131,12 +132,12 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored one, in words; empty if none."""
+    """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored spec, as text; empty if none."""
     try:
         old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
         if any(mine[key] < stored[key] for key in SIZES) or not set(old_noise) <= set(noise):
             return []
-    except (KeyError, TypeError):  # the stored text is not the spec of an experiment
+    except (KeyError, TypeError):  # the stored text is not the spec of an experiment; it has no sizes to compare
         return []
     additions = [f"{key} {stored[key]} -> {mine[key]}" for key in SIZES if mine[key] > stored[key]]
     new = [f"{x:g}" for x in noise if x not in old_noise]
@@ -146,7 +147,7 @@ def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 
 def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger one."""
+    """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger spec."""
     sizes = {key: mine[key] for key in (*SIZES, "chunk")}
     enlarged = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
     before, source = stored["source"], mine["source"]

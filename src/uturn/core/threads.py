@@ -1,7 +1,7 @@
-"""What compiled kernels share: one pool of threads, and a message to the user while numba compiles them.
+"""One pool of threads for all compiled kernels, and a message to the user while numba compiles them.
 
-Numba's own threads are not used: its workqueue is not reentrant, OpenMP threads do not survive a fork, and threads of two pools
-take the cores from each other.
+Numba's own threads are not used: its workqueue is not reentrant, OpenMP threads do not survive a fork, and two pools would
+compete for the cores.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numba
 from numba.core import event
 
 num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
-_SMALLEST = 2**15  # numbers in a block: waking a thread takes about 50 microseconds
+_SMALLEST = 2**15  # least numbers in a block, since waking a thread takes about 50 microseconds
 
 
 def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _SMALLEST) -> None:
-    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads, this one included.
+    """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads including this one.
 
-    Each thread takes several blocks, one by one, because cores are rarely equally free and threads start late. `numbers`: how
-    many numbers, of about 2 ns each, an entry computes; few of them are not worth a thread.
+    Each thread takes several blocks, one after the other, because cores are rarely equally free and threads start late.
+    `numbers`: numbers computed for each entry, at about 2 ns each; small ranges are not distributed.
     """
     blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)
     if min(num_threads, blocks) <= 1:
@@ -38,7 +38,7 @@ def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _S
     def work() -> None:
         while True:
             try:
-                first, last = todo.popleft()  # one operation: no lock is needed
+                first, last = todo.popleft()  # atomic, so no lock is needed
             except IndexError:
                 return
             block(first, last)
@@ -54,7 +54,7 @@ def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _S
 
 
 def _wait_for(helpers: list[Future[None]]) -> None:
-    """Wait for their last blocks, also if the user interrupts: the memory to which they write is freed afterwards."""
+    """Wait for the helpers' last blocks, even after an interrupt, since their memory is freed afterwards."""
     interrupted = None
     for helper in helpers:
         while not helper.done():
@@ -72,21 +72,21 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def _pool() -> ThreadPoolExecutor:
-    key = (os.getpid(), num_threads)  # a forked process has none of its parent's threads
+    key = (os.getpid(), num_threads)  # by process, since a fork does not inherit threads
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="uturn")
     return _pools[key]
 
 
 class _Announcement(event.Listener):
-    """Prints one line, on terminals and in notebooks, when a kernel of this package is missing in numba's cache on disk."""
+    """Prints one line, on terminals and in notebooks, when numba's cache on disk lacks a kernel of this package."""
 
-    said = False
+    printed = False
 
     def on_start(self, event: Any) -> None:
         ours = event.data["dispatcher"].py_func.__module__.startswith("uturn.")
-        if ours and not self.said and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules):
-            self.said = True
+        if ours and not self.printed and ((sys.stderr and sys.stderr.isatty()) or "ipykernel" in sys.modules):
+            self.printed = True
             print("uturn: compiling kernels for this machine, once (10 to 30 s)", file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:

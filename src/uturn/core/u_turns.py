@@ -29,19 +29,19 @@ def u_turns(
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
     A backward that reconstructs the data of several blocks together, such as a queue that keeps the batches of a network full,
-    takes the next block when it has room for it. Blocks are read lazily, so the U-turns of a large run need not fit into memory.
+    takes the next block as soon as it has room. Blocks are read lazily, so the U-turns of a large run need not fit into memory.
 
     Parameters
     ----------
     blocks : iterable of (key, originals, noise, streams)
-        `key`: any hashable value that no other block has while it is under way. `originals`, `noise`, `streams`: as in `u_turn`.
+        `key`: a hashable value, unique among the blocks under way. `originals`, `noise`, `streams`: as in `u_turn`.
     corruption : Corruption
     backward : Backward
         It must undo the process of the corruption.
     clones : int >= 1
         Reconstructions of each noisy datum.
     source : Source, optional
-        Where the blocks are from. A user-defined one is named in errors of parts that cannot read them.
+        The source of the blocks. If it is user-defined, errors of parts that cannot read its blocks name it.
 
     Yields
     ------
@@ -51,7 +51,7 @@ def u_turns(
     Raises
     ------
     ValueError
-        As in `u_turn`; and if the backward gives an unknown key, a key twice, reconstructions of a wrong shape, or ends early.
+        As in `u_turn`; and if the backward returns an unknown or repeated key, reconstructions of a wrong shape, or ends early.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def _stream(
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
     waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
     failures: list[Exception] = []  # errors of source or corruption, which pass through the backward
-    number_read = 0  # blocks that the present call of the backward has read
+    number_read = 0  # blocks read in the current call of the backward
 
     def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
         nonlocal number_read
@@ -147,7 +147,7 @@ def _stream(
                 with misfits_named("corruption.observe", corruption, (source, corruption)):
                     waiting[key] = originals, read_only(corruption.observe(originals, noise, streams)), streams
                 number_read += 1
-                del block, originals  # so that they are not held while the backward computes
+                del block, originals  # release them while the backward computes
                 yield key, waiting[key][1], streams
                 if most is not None and len(waiting) >= most:
                     return
@@ -156,7 +156,7 @@ def _stream(
             raise
 
     def answers(some: Iterator[Any]) -> Iterator[Any]:
-        """What the backward answers; errors of the source and of the corruption come as they were."""
+        """The answers of the backward; errors of source and corruption are re-raised unchanged."""
         try:
             with misfits_named("backward.reconstruct", backward, (source, corruption)):
                 stream = reconstruct(noisy(some), clones)
@@ -167,12 +167,12 @@ def _stream(
             if failures and error is not failures[0]:
                 raise failures[0] from None
             raise
-        if failures:  # the backward took the error for the end of its input
+        if failures:  # the backward treated the error as the end of its input
             raise failures[0]
 
     blocks = iter(blocks)
     for first in blocks:
-        # A backward that reads all it is given before it answers gets `most` blocks, then is called again for the next.
+        # A backward that reads all its input before it answers gets `most` blocks, and is called again for the next.
         some, number_read = chain([first], blocks), 0
         del first
         for answer in answers(some):
@@ -189,7 +189,7 @@ def _stream(
 
 
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
-    """A block with its `Streams`; a ValueError names what is wrong."""
+    """A block with its `Streams`; ValueError if the block is malformed."""
     if not (isinstance(block, tuple) and len(block) == 4):
         raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
     key, originals, noise, streams = block

@@ -1,4 +1,4 @@
-"""Corruptions: how noisy data are made, and what they say about the original.
+"""Corruptions: the making of noisy data, and their evidence about the original.
 
 A channel of strings has two methods. `corrupt` draws a noisy datum; `log_evidence` is the log-likelihood of each noisy leaf as
 a function of its true symbol, up to a constant at each leaf. `Gaussian`, `Masking` and `UniformReplacement` are Bayesian: their

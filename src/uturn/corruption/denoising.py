@@ -21,7 +21,7 @@ from uturn.core.random import streams
 if TYPE_CHECKING:
     from uturn.exact.rhm import RandomHierarchyModel
 
-_AT_ONCE = 2**23  # numbers (sample, leaf, symbol) held at a time
+_AT_ONCE = 2**23  # largest number of values (sample, leaf, symbol) in memory
 # Sub-streams of a sample for the order of unmasking and the last draw; the sub-streams 0, 1, .. are those of the steps.
 ORDER, LAST = 2**62, 2**62 + 1
 
@@ -53,7 +53,7 @@ class ExactDenoiser:
     ----------
     rhm : RandomHierarchyModel
     corruption : Channel
-        It must have reverse steps; else a ValueError.
+        A channel with reverse steps; otherwise ValueError.
 
     Notes
     -----
@@ -106,12 +106,12 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     keys : uint64 (batch,)
         One random stream for each sample (`uturn.random.keys`). The string of a sample depends on no other stream.
     reverse : optional
-        A reverse process in the place of that of the channel, `reverse(denoiser, noisy, keys)`.
+        A reverse process that replaces the channel's, `reverse(denoiser, noisy, keys)`.
 
     Returns
     -------
     int64 (batch, num_leaves)
-        Samples with at most the noise `clean_noise` of the channel are read as they are.
+        Samples with noise at most `clean_noise` of the channel are returned unchanged.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
 
 
 def strings_at_once(num_leaves: int, vocab_size: int) -> int:
-    """Number of strings of which a denoiser is evaluated at a time."""
+    """Number of strings in one evaluation of a denoiser."""
     return max(1, _AT_ONCE // (num_leaves * vocab_size))
 
 

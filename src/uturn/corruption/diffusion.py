@@ -20,7 +20,7 @@ from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check
 if TYPE_CHECKING:
     import torch
 
-_MOST_BYTES = 2**28  # of latents that are kept
+_MOST_BYTES = 2**28  # bytes of cached latents
 
 
 class Diffusion(Corruption):
@@ -36,13 +36,13 @@ class Diffusion(Corruption):
     num_steps : int
         Number N of reverse steps of the whole chain.
     timestep_spacing : str, optional
-        How the N timesteps are spread; see `ReverseDiffusion`.
+        Spacing of the N timesteps; see `ReverseDiffusion`.
     pure_noise : bool
         Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
     codec : optional
         For latent models: an object with `encode(images)`. Noise is added to the latents.
     timesteps : PipelineTimesteps, optional
-        How the timesteps are set, for models of pipelines; by default by their number alone.
+        A pipeline's own rule for timesteps; by default only their number is set.
     pieces : Pieces, optional
         Device and batch size of the encoder; by default the CPU and all images at once.
     """
@@ -51,7 +51,7 @@ class Diffusion(Corruption):
     process: ClassVar[str] = "diffusion"
     unit: ClassVar[str] = "inversion time t/T"
     max_noise: ClassVar[float] = 1.0
-    # Keys are those of the reconstruction; numbers are others: Philox here, torch's generator in the reverse steps.
+    # The keys equal those of the reconstruction, but the numbers differ: Philox here, torch's generator in the reverse steps.
     purpose: int = Purpose.RECONSTRUCTION
 
     def __init__(
@@ -103,7 +103,7 @@ class Diffusion(Corruption):
         return self._in_pieces(images, noisy)
 
     def clean(self, images: np.ndarray) -> np.ndarray:
-        """What noise is added to, float32 (batch, channels, height, width): images in [-1, 1], or their latents."""
+        """The data before noise is added, float32 (batch, channels, height, width): images in [-1, 1], or their latents."""
         return self._in_pieces(images, lambda clean, rows: clean)
 
     def _in_pieces(self, images: np.ndarray, function: Callable[[torch.Tensor, slice], torch.Tensor]) -> np.ndarray:
@@ -182,7 +182,7 @@ class Diffusion(Corruption):
         levels, steps = checked_noise(list(noise), 1), self.num_steps
         step = self.checked_steps(levels)
         table = self.noise_levels
-        words = {
+        long_names = {
             "timestep": "timestep of the schedule",
             "abar": "signal power abar",
             "log_snr": "log signal-to-noise ratio",
@@ -191,7 +191,7 @@ class Diffusion(Corruption):
         return {
             "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
             "step": (step, {"long_name": "reverse steps", "clean": 0.0}),
-            **{name: (table[name][step], {"long_name": text}) for name, text in words.items()},
+            **{name: (table[name][step], {"long_name": text}) for name, text in long_names.items()},
         }
 
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
@@ -212,7 +212,7 @@ class Diffusion(Corruption):
 
 
 class Latents:
-    """Encodes images by `codec.encode`; the latents of the last 256 MB are kept, since an original has many noisy versions."""
+    """Encodes images by `codec.encode` and caches the last 256 MB of latents, since an original has many noisy versions."""
 
     def __init__(self, codec: Any) -> None:
         self.codec = codec
@@ -241,7 +241,7 @@ class Latents:
 
 
 def check_marker(corruption: Any) -> None:
-    """ValueError if a corruption is another one than `Diffusion()`, for which a backward puts its own forward process."""
+    """ValueError for a corruption other than `Diffusion()`, which a backward replaces by its own forward process."""
     if type(corruption) is not Diffusion or corruption.num_steps:
         raise ValueError(
             f"corruption = {corruption!r}: the backward undoes the forward process of its own scheduler; expected Diffusion(), "

@@ -1,4 +1,4 @@
-"""Noisy images of a scheduler of diffusers, the share of image and noise in them, and both from a prediction."""
+"""Noisy images of a scheduler of diffusers, their amplitudes of image and noise, and image and noise from a prediction."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def amplitudes(scheduler: Any, timesteps: torch.Tensor) -> tuple[np.ndarray, np.
     import torch
 
     scheduler = copy.deepcopy(scheduler)
-    one = torch.ones(len(timesteps), 1, 1, 1, dtype=torch.float64)
-    signal = add_noise(scheduler, one, 0 * one, timesteps).flatten().numpy()
-    noise = add_noise(scheduler, 0 * one, one, timesteps).flatten().numpy()
+    ones = torch.ones(len(timesteps), 1, 1, 1, dtype=torch.float64)
+    signal = add_noise(scheduler, ones, 0 * ones, timesteps).flatten().numpy()
+    noise = add_noise(scheduler, 0 * ones, ones, timesteps).flatten().numpy()
     return signal, noise
 
 
 def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
-    """x_0 and n of x = a x_0 + s n, from what a network predicts: "noise", "x0", "v", "flow", "score" or "edm"."""
+    """x_0 and n of x = a x_0 + s n, from a prediction of type "noise", "x0", "v", "flow", "score" or "edm"."""
     if predicts in ("x0", "edm"):
         return output, (x - a * output) / s
     if predicts == "flow":  # n - x_0

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 SCHEDULERS: Mapping[str, str] = {
-    "ancestral": "AncestralScheduler",  # below, for all noise schedules; the others are classes of diffusers
+    "ancestral": "AncestralScheduler",  # the class below, for all noise schedules; the others are classes of diffusers
     "ddpm": "DDPMScheduler",
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "dpm_solver": "DPMSolverMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
-    "sde_dpm_solver": "DPMSolverMultistepScheduler",  # with noise: SDE-DPM-Solver++
+    "sde_dpm_solver": "DPMSolverMultistepScheduler",  # SDE-DPM-Solver++, which adds noise
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names of schedulers; any other class of diffusers can be given by its own name."""
@@ -41,10 +41,10 @@ EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
 
 
 class PipelineTimesteps(NamedTuple):
-    """The timesteps of a pipeline of diffusers: what it passes to `set_timesteps`.
+    """The timesteps of a pipeline of diffusers: its arguments of `set_timesteps`.
 
-    `pipeline`: its class, "" for any that passes the number of steps only. `tokens`: patches of two by two pixels of the latents,
-    by whose number some schedules are shifted.
+    `pipeline`: its class, "" for pipelines that pass only the number of steps. `tokens`: number of patches of two by two latent
+    pixels, which determines the shift of some schedules.
     """
 
     pipeline: str = ""
@@ -148,7 +148,7 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
     from diffusers import LMSDiscreteScheduler
 
     name, order = type(scheduler).__name__, scheduler.order
-    if isinstance(scheduler, LMSDiscreteScheduler):  # its order follows the position in the chain, not the steps already done
+    if isinstance(scheduler, LMSDiscreteScheduler):  # its order depends on the position in the chain, not on the steps done
         raise ValueError(f"{name} integrates wrongly unless it begins at the first timestep; use 'dpm_solver' or 'unipc'")
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
@@ -253,7 +253,7 @@ class AncestralScheduler:
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if not hasattr(self.base, "scale_model_input"):
             return sample
-        return copy.copy(self.base).scale_model_input(sample, timestep)  # a copy, since some schedulers count the calls
+        return copy.copy(self.base).scale_model_input(sample, timestep)  # a copy, since some schedulers count calls
 
     def step(self, output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, generator: Any = None) -> SimpleNamespace:
         """The draw x_t' as `prev_sample`, and x̂_0 as `pred_original_sample`."""
@@ -287,7 +287,7 @@ class AncestralScheduler:
 
 
 def _plain(scheduler: Any) -> Any:
-    """The scheduler with one timestep for each step and the same noise schedule, where there is one; else a copy."""
+    """A scheduler with the same noise schedule and one timestep for each step if it exists; otherwise a copy."""
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
     config = scheduler.config

@@ -1,4 +1,4 @@
-"""What channels of strings share: checks, two-valued beliefs, draws of symbols."""
+"""Shared functions of channels of strings: checks, two-valued beliefs, draws of symbols."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def symbol_evidence(channel: Any, noisy: Noisy, this: np.ndarray, other: np.ndar
 
 def log_evidence_of(channel: Any, noisy: Noisy) -> Callable[[np.ndarray], np.ndarray]:
     """The function that gives the log-evidence of some samples, float32."""
-    # It keeps the arrays, not `noisy`, which keeps the function: memory of such a circle is not freed at once.
+    # It refers to the arrays, not to `noisy`, which refers to the function: a reference cycle would delay freeing memory.
     values, noise, v = noisy.values, noisy.noise, noisy.vocab_size
     return lambda samples: channel.log_evidence(Noisy(values[samples], noise[samples], v), np.float32)
 

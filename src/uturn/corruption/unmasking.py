@@ -1,7 +1,7 @@
-"""Decoders of masked strings: the order in which tokens are revealed, and how each is drawn.
+"""Decoders of masked strings: the order in which tokens are revealed, and the law of each token.
 
 If the conditionals p(x_i | kept tokens) of a denoiser are those of one joint law, then revealing one token at a time draws
-exactly from the posterior, for every order that is chosen before the token is drawn. Orders that look at the drawn token,
+exactly from the posterior, for every order that is chosen before the token is drawn. Orders that depend on the drawn token,
 temperatures other than 1, truncated laws and several tokens a step draw from other laws.
 """
 
@@ -29,7 +29,7 @@ _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 
 @dataclass(frozen=True)
 class Decoder:
-    """How masked tokens are revealed.
+    """The rule by which masked tokens are revealed.
 
     Parameters
     ----------
@@ -74,18 +74,18 @@ class Decoder:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it draws from the posterior if the denoiser's conditionals are those of one joint law."""
+        """Whether the decoder draws from the posterior, given a denoiser whose conditionals belong to one joint law."""
         truncated = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
         return self.order != "confidence" and self.steps is None and self.temperature == 1 and not truncated
 
     @property
     def description(self) -> str:
-        """The decoder in words."""
-        words = [f"order {self.order}" + (f" of {self.block}" if self.order == "blocks" else "")]
-        words += [] if self.steps is None else [f"{self.steps} steps"]
-        words += [] if self.temperature == 1 else [f"temperature {self.temperature:g}"]
-        words += [f"{name} {value:g}" for name, value in (("top-k", self.top_k), ("top-p", self.top_p)) if value is not None]
-        return ", ".join(words)
+        """The decoder as text."""
+        phrases = [f"order {self.order}" + (f" of {self.block}" if self.order == "blocks" else "")]
+        phrases += [] if self.steps is None else [f"{self.steps} steps"]
+        phrases += [] if self.temperature == 1 else [f"temperature {self.temperature:g}"]
+        phrases += [f"{name} {value:g}" for name, value in (("top-k", self.top_k), ("top-p", self.top_p)) if value is not None]
+        return ", ".join(phrases)
 
     def weights(self, belief: np.ndarray) -> np.ndarray:
         """Weights with which symbols are drawn, float64, not normalised, of beliefs (.., v)."""
@@ -93,12 +93,12 @@ class Decoder:
         if self.top_k is not None or self.top_p is not None:
             order = np.argsort(-weights, axis=-1, kind="stable")
             ordered = np.take_along_axis(weights, order, -1)
-            kept = np.ones(ordered.shape, bool)
+            allowed = np.ones(ordered.shape, bool)
             if self.top_k is not None:
-                kept[..., self.top_k :] = False
+                allowed[..., self.top_k :] = False
             if self.top_p is not None:
-                kept &= np.cumsum(ordered, axis=-1) - ordered < self.top_p * ordered.sum(-1, keepdims=True)
-            np.put_along_axis(weights, order, np.where(kept, ordered, 0), -1)
+                allowed &= np.cumsum(ordered, axis=-1) - ordered < self.top_p * ordered.sum(-1, keepdims=True)
+            np.put_along_axis(weights, order, np.where(allowed, ordered, 0), -1)
         if self.temperature == 1:
             return weights
         with np.errstate(divide="ignore"):
@@ -116,23 +116,23 @@ class Decoder:
         return self.fixed_ranks(belief.shape[:-1])
 
     def fixed_ranks(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Those of an order that looks at no belief: the number of the block, or 0."""
+        """Ranks for an order that does not depend on beliefs: the number of the block, or 0."""
         blocks = np.arange(shape[-1]) // (self.block if self.order == "blocks" else shape[-1])
         return np.broadcast_to(blocks, shape).astype(float)
 
     def numbers(self, masked: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Evaluations for so many masked tokens, and the function that gives how many are revealed before evaluation k."""
+        """Number of evaluations for `masked` tokens, and a function that gives the number revealed before evaluation k."""
         groups = masked if self.steps is None else np.minimum(masked, self.steps)
         return groups, lambda rows, k: masked[rows] * k // groups[rows]
 
 
 class NetworkBeliefs(Protocol):
-    """What a network believes about the masked positions of some sequences."""
+    """A network's beliefs about the masked positions of some sequences."""
 
     vocab_size: int
 
     def ranks(self, decoder: Decoder) -> np.ndarray:
-        """Numbers (rows, positions) by which a decoder that looks at beliefs reveals masked positions, the smallest first."""
+        """Numbers (rows, positions) by which a belief-dependent decoder reveals masked positions, the smallest first."""
         ...
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def reveal(
 
 
 def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Which positions have the `count` smallest ranks; equal ranks by chance, or from left to right."""
+    """Mask of the positions with the `count` smallest ranks; equal ranks in random order, or from left to right."""
     second = np.zeros(ranks.shape) if chance is None else chance
     order = np.lexsort((second, np.where(among, ranks, np.inf), ~among), axis=-1)
     place = order.argsort(axis=-1)
@@ -233,7 +233,7 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tup
     Raises
     ------
     ValueError
-        If there are more to enumerate.
+        If a step reaches more partial strings.
     """
     values = np.asarray(values)
     noisy = checked_observation(denoiser, Noisy(values[None], np.array([(values < 0).mean()]), denoiser.vocab_size))
@@ -272,7 +272,7 @@ def _next(
         np.put_along_axis(after, masked[rows][:, chosen], symbols[which], axis=1)
         reached.append(after)
         shares.append(share[rows, which])
-    # Equal strings, which are reached in several ways, add up.
+    # Add the probabilities of equal strings reached in several ways.
     states = np.concatenate(reached)
     order = np.lexsort(states.T)
     states = states[order]

@@ -1,1 +1,1 @@
-"""The engine: `run` and what measures, plans and distributes the tasks of an experiment."""
+"""The engine: `run`, and the measurement, planning and distribution of the tasks of an experiment."""

@@ -1,4 +1,4 @@
-"""Counts of what the tasks of an experiment need: U-turns, and calls of networks."""
+"""Counts of the U-turns and network calls of the tasks of an experiment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Group(NamedTuple):
 
 
 def groups_of(experiment: Experiment, missing: Mapping[Task, int]) -> list[Group]:
-    """The missing tasks {task: first missing trajectory} as groups, those with much noise first, as `run` takes them."""
+    """The missing tasks {task: first missing trajectory} as groups, largest noise first, in the order of `run`."""
     blocks = blocks_of(experiment)
     alike = Counter((task.noise_index, blocks[task.item_block], first) for task, first in missing.items())
     return sorted((Group(*kind, tasks) for kind, tasks in alike.items()), key=lambda group: -experiment.noise[group.noise_index])
@@ -49,7 +49,7 @@ def blocks_of(experiment: Experiment) -> list[tuple[int, ...]]:
 def calls_of(experiment: Experiment, groups: Sequence[Group], together: bool) -> dict[str, int]:
     """Calls of the networks of the backward and of each probe, {part: calls}, for groups of tasks.
 
-    `together`: one process, in which all tasks share the batches of the backward's network.
+    `together`: whether all tasks are in one process and share the batches of the backward's network.
     """
     source, corruption, backward, probes = experiment.parts
     of_backward, of_probes = 0, [0] * len(probes)
@@ -72,7 +72,7 @@ def calls_of(experiment: Experiment, groups: Sequence[Group], together: bool) ->
 
 
 def _parts(experiment: Experiment, trajectories: int) -> Counter[int]:
-    """Numbers of trajectories that are in memory together, and how often."""
+    """Numbers of trajectories in memory together, with their frequencies."""
     size = trajectories
     if all(probe.reads_in_parts for probe in experiment.parts.probes):
         first = next(iter(experiment.parts.source.blocks(np.arange(1), experiment.seed, experiment.items)))

@@ -1,6 +1,6 @@
 """Measures the tasks of an experiment: the stream of their U-turns, read by all probes.
 
-Tasks that are joined for speed are joined before the stream; trajectories that are read in parts are put together after it.
+Tasks are joined for speed before the stream; trajectories read in parts are combined after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
 
-_JOINED_BYTES = 2**24  # noisy data of tasks that are measured together
+_JOINED_BYTES = 2**24  # bytes of noisy data of tasks measured together
 _READING = 0.25  # assumed ratio of the time of the probes to that of the reconstruction, for progress
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
@@ -68,13 +68,13 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
 
 @dataclass
 class _Block:
-    """A block of originals whose trajectories come in several parts, one after the other, and what the probes read of it."""
+    """A block of originals whose trajectories arrive in several parts, and the running readings of the probes."""
 
     experiment: Experiment
     trajectories: int
     parts: int
     left: int
-    states: list[Any] = field(default_factory=list)  # what the probes have of the parts read so far
+    states: list[Any] = field(default_factory=list)  # state of the probes after the parts read so far
     readings: dict[str, np.ndarray] | None = None
 
     def read(self, turned: UTurns) -> None:
@@ -113,7 +113,7 @@ class _Group:
 
 
 def tasks_together(experiment: Experiment) -> int:
-    """How many neighbouring tasks of one noise level are measured together in a process."""
+    """Number of neighbouring tasks of one noise level that are measured together in a process."""
     source, draws = experiment.parts.source, experiment.trajectories * experiment.clones
     task_bytes = source.item_bytes * draws * min(experiment.chunk, experiment.items)
     invariant = all(part.batch_invariant and not is_own(part) for _, part in experiment.labelled())
@@ -121,19 +121,19 @@ def tasks_together(experiment: Experiment) -> int:
 
 
 def trajectories_together(experiment: Experiment, originals: Any) -> int:
-    """How many trajectories of each original are in memory together: all, unless all probes read them in parts."""
+    """Number of trajectories of each original in memory together: all, unless all probes read them in parts."""
     source, _, backward, probes = experiment.parts
     in_parts = backward.adds_trajectories and not backward.shares_batches and not is_own(backward)
     if in_parts and all(probe.reads_in_parts for probe in probes):
-        # The same for every chunk, since other parts would change the rounding.
+        # Independent of the chunk, since the size of the parts affects rounding.
         return max(1, _PART // (np.size(originals.data[0]) * max(source.num_symbols, 1) * experiment.clones))
     return experiment.trajectories
 
 
 def _joined(experiment: Experiment, tasks: Iterable[_Task]) -> Iterator[tuple[tuple[tuple[Any, int], ...], int, np.ndarray]]:
-    """Neighbouring tasks of one noise level, joined where that changes no bit: `(((name, count), ..), noise_index, items)`.
+    """Neighbouring tasks of one noise level, joined if results are bit-identical: `(((name, count), ..), noise_index, items)`.
 
-    Many small tasks are faster together. They are joined up to 16 MB of noisy data, each counted once for every clone.
+    Small tasks are faster together. They are joined up to 16 MB of noisy data, each datum counted once for every clone.
     """
     size = tasks_together(experiment)
     for noise_index, group in groupby(tasks, key=lambda task: task[1]):

@@ -1,4 +1,4 @@
-"""What a run will take: tasks, calls of networks, memory, disk and time, from counts and a short timing of its parts."""
+"""The cost of a run (tasks, network calls, memory, disk, time), from counts and a short timing of its parts."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from uturn.engine.timing import Timing, limited_threads
 from uturn.store.places import place_of
 from uturn.store.resume import trajectories_done
 
-_MOST = 20_000  # tasks whose distribution over workers is computed one by one
+_MOST = 20_000  # largest number of tasks that are distributed one by one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The estimated cost of a run.
 
     Attributes
     ----------
     tasks, done, u_turns : int
-        Tasks of the experiment, those that the store holds, and U-turns of those that are left.
+        Tasks of the experiment, stored tasks, and U-turns of the remaining tasks.
     calls : {part: int}
-        Calls of its network for the tasks that are left, for each part that has one.
+        Network calls of the remaining tasks, for each part with a network.
     memory : float
         Peak of a process, bytes.
     disk, files : float, int
         Bytes and number of the files of the complete store.
     start : float
-        Seconds until a process measures: modules are imported, models loaded, kernels compiled.
-    workers : int
-        Processes on this machine that were timed, sharing its cores.
-    seconds : {workers: float}
-        Time of the tasks that are left with so many such processes, without the start. Processes beyond `workers` have cores of
-        their own.
+        Seconds before a process measures, for importing modules, loading models and compiling kernels.
+            workers : int
+        Number of processes on this machine, sharing its cores.
+            seconds : {workers: float}
+        Time of the remaining tasks by number of processes, without the start. Processes beyond `workers` are assumed to have
+        separate cores.
     """
 
     tasks: int
@@ -56,7 +56,7 @@ class Plan:
     seconds: dict[int, float]
 
     def lines(self) -> list[str]:
-        """The plan in words."""
+        """The plan as lines of text."""
         left = self.tasks - self.done
         lines = [f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,} U-turns"]
         if not left:
@@ -86,26 +86,26 @@ def plan(
     least: float = 0.0,
     since: float | None = None,
 ) -> Plan | None:
-    """What the run of an experiment into a store will take. Nothing is written.
+    """Estimate the cost of running an experiment into a store. Nothing is written.
 
     Parameters
     ----------
     experiment, store
-        As for `run`. Only tasks that the store does not hold are counted.
-    workers
-        Number of processes. Those that have no core on this machine count as processes on cores of their own, in a cluster.
-        None: as `run` chooses them, and up to 8 in the table of times.
-    budget
-        Seconds of timing, roughly, besides loading of models and compilation.
-    least
-        If the time left is shorter than so many seconds, the result is None.
-    since
-        Value of `time.perf_counter()` from which on the start is timed, by default that of the call.
+        As in `run`. Only tasks missing in the store are counted.
+            workers
+        Number of processes. Processes beyond the cores of this machine are assumed to have separate cores, in a cluster. None:
+        the choice of `run`, and up to 8 in the table of times.
+            budget
+        Approximate seconds of timing, in addition to loading models and compilation.
+            least
+        If the remaining time is shorter than this number of seconds, the result is None.
+            since
+        Value of `time.perf_counter()` at the beginning of the start, by default at the call.
 
     Raises
     ------
     ValueError
-        As for `run`, if a part or the store does not fit.
+        As in `run`, if a part or the store does not fit.
     """
     since = time.perf_counter() if since is None else since
     if not isinstance(experiment, Experiment):
@@ -128,9 +128,9 @@ def plan(
     with limited_threads(max(1, cores() // workers)):
         if timing.started() < least:
             return None
-    # Several processes start together, after the one that starts them.
+    # Several processes start in parallel, after the process that starts them.
     start = (time.perf_counter() - since) * (1 if together else 2)
-    with limited_threads(max(1, cores() // workers)):  # torch may have been imported in the meantime
+    with limited_threads(max(1, cores() // workers)):  # torch may have been imported by now
         timing.finish()
     source, _, _, probes = experiment.parts
     originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes)
@@ -155,7 +155,7 @@ def plan(
 
 
 def _seconds(times: Sequence[tuple[float, int]], workers: int) -> float:
-    """Time of tasks (seconds, number) with so many processes, each of which takes the next task when it is free."""
+    """Time of tasks (seconds, number) with `workers` processes, each of which takes the next task when it is free."""
     if workers == 1 or sum(number for _, number in times) > _MOST:
         return sum(seconds * number for seconds, number in times) / workers
     ends = [0.0] * workers

@@ -29,8 +29,8 @@ from uturn.store.resume import open_store
 if TYPE_CHECKING:
     import xarray as xr
 
-_BATCH = 256  # images that a network on a GPU has at once, where the spec does not say
-_SEEN_SECONDS = 90.0  # until a host sees what another one has written on a network file system; NFS takes up to 60
+_BATCH = 256  # default number of images in a network on a GPU
+_SEEN_SECONDS = 90.0  # seconds until a host sees the writes of another host on a network file system; up to 60 for NFS
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     cpus_per_worker: float | None = None,
     gpus_per_worker: float | None = None,
 ) -> xr.Dataset:
-    """Measure the tasks of an experiment that its store does not hold yet.
+    """Measure the tasks of an experiment that are missing in its store.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def run(
         text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
-        more items, noise levels, trajectories or clones extends the store. Stored readings are kept, except those of a last block
-        of items that was not full, those that pool trajectories if trajectories are added, and those that compare clones with
-        each other if clones are added: these are measured again.
+        more items, noise levels, trajectories or clones extends the store. Stored readings are kept, with three exceptions that
+        are measured again: a last block of items that was not full; readings that pool trajectories, if trajectories are added;
+        and readings that compare clones with each other, if clones are added.
     workers : int or None
         Number of processes, which share the cores; by default 1. None chooses one process for exact inference, whose kernels
         use all cores, and one for each core for networks on the CPU. Several processes need a store, and a script guarded by
@@ -71,18 +71,19 @@ def run(
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
     cluster : "local", "auto", "ray://host:port" or "host:port", optional
-        Ray cluster that measures the tasks: one started on this machine, the one that runs here, or that at an address. It needs
-        a store that all nodes reach. `workers` is then the largest number of workers, by default as many as there is room for.
+        Ray cluster that measures the tasks: started on this machine ("local"), running on this machine ("auto"), or at an
+        address. It needs a store that all nodes can access. `workers` is then the largest number of workers, by default as many
+        as there is room for.
     cpus_per_worker, gpus_per_worker : float, optional
-        Resources of a worker on a cluster. Networks take a GPU each where there are some; otherwise a worker has one core.
+        Resources of a worker on a cluster. By default one core, and for networks one GPU if the cluster has any.
 
     Returns
     -------
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
         (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
-        on the experiment alone, not on the order of tasks or on interruptions. `chunk` and `workers` change no bit for exact
-        inference, and only float rounding for networks.
+        only on the experiment, not on the order of tasks or on interruptions. `chunk` and `workers` do not change results of
+        exact inference, and affect networks only by floating-point rounding.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def run(
     if cluster is not None and place is None:
         raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
     number, shares = _checked_shard(shard, store)
-    experiment = Experiment.from_dict(experiment.to_dict())  # parts are checked, however it was made
+    experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
     backward = experiment.parts.backward
     opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
@@ -124,7 +125,7 @@ def run(
             pass
         elif cluster is not None:
             states = _on_cluster(work, left, cluster, workers, cpus_per_worker, gpus_per_worker)
-            with closing(states):  # also after Ctrl-C in this loop, the cluster is freed
+            with closing(states):  # close it, so that the cluster is freed even after Ctrl-C
                 for count, alive in states:
                     workers_alive = alive
                     for _ in range(count):
@@ -143,19 +144,19 @@ def run(
             warnings.warn(text, stacklevel=2)
         _noted(opened, doubts + empty)
         ds = ds.assign_attrs(warnings=opened.attributes["warnings"])
-    # The spec is the caller's: figures build parts from it, and the text in a store is not trusted.
+    # Use the caller's spec: figures build parts from it, and the text in a store is not trusted.
     return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 
 def _noted(opened: Store | MemoryStore, texts: list[str]) -> list[str]:
-    """Keep warnings in the attributes of a store."""
+    """Store warnings in the attributes of a store."""
     if texts != warnings_of(opened.attributes):
         opened.update(warnings=json.dumps(texts))
     return texts
 
 
 def _without_values(ds: xr.Dataset) -> list[str]:
-    """Sentences on variables without any number. Readings are read until one is found."""
+    """Sentences on variables whose readings are all NaN. Readings are read until a number is found."""
     parts = [(k, start) for k in range(ds.sizes["noise"]) for start in range(0, ds.sizes["item"], ds.attrs["chunk"])]
 
     def has_values(name: str) -> bool:
@@ -180,7 +181,7 @@ def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
 def _on_cluster(
     work: Tasks, left: Mapping[Task, int], address: str, workers: int | None, cpus: float | None, gpus: float | None
 ) -> Generator[tuple[int, str]]:
-    """Measure tasks on a Ray cluster; yields the number of those that are newly done, and words on the workers."""
+    """Measure tasks on a Ray cluster; yields the number of newly finished tasks, and a text on the workers."""
     from uturn.engine.cluster import on_cluster
 
     experiment, opened = work.experiment, work.store
@@ -190,7 +191,7 @@ def _on_cluster(
             raise ValueError(
                 f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
             )
-    opened.forget(work.wrongly_recorded(left))  # workers look at the records alone
+    opened.forget(work.wrongly_recorded(left))  # workers read only the records
     backward = experiment.parts.backward
     networks = backward.shares_batches or backward.wants_processes
     exact = all(part.batch_invariant for _, part in experiment.labelled())
@@ -209,7 +210,7 @@ def _on_cluster(
         cpus=cpus,
         gpus=gpus,
         wants_gpu=networks,
-        # Enough tasks that the batches of a network are full while the next ones are on their way.
+        # Enough tasks to keep the batches of a network full while the next tasks are sent.
         slots_on_gpu=2 + 2 * (batch if isinstance(batch, int) else _BATCH) // u_turns if backward.shares_batches else 1,
         most_workers=workers,
         own_code=bool(experiment.own_code()),
@@ -231,7 +232,7 @@ def _on_cluster(
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:
-    """What a worker of a cluster measures; it may be on another host."""
+    """The tasks for a worker of a cluster, which may be on another host."""
     try:
         opened = Store.open(store)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Tasks of an experiment in its store: what is left of them, and their measurement, in any process."""
+"""Tasks of an experiment in its store: the remaining tasks, and their measurement in any process."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Tasks:
     Attributes
     ----------
     twice : int
-        Tasks that were measured here, and whose readings another process had stored in the meantime.
+        Number of tasks measured here whose readings another process had stored in the meantime.
     """
 
     def __init__(self, experiment: Experiment, store: Store | MemoryStore) -> None:
         self.experiment, self.store, self.twice = experiment, store, 0
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Those tasks that are not done, with the first trajectory that is to be measured. Reads all their readings."""
+        """The unfinished tasks, with the first trajectory to measure. Reads all their readings."""
         return left_of(self.experiment, self.store.done(tasks))
 
     def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
-        """The same by the records alone, which are quick to read; tasks with damaged readings count as done."""
+        """`left` according to the records alone, which is fast; tasks with damaged readings count as done."""
         assert isinstance(self.store, Store)
         return left_of(self.experiment, self.store.recorded(tasks))
 
     def wrongly_recorded(self, left: Mapping[Task, int]) -> list[Task]:
-        """Those tasks among the ones that `left` returned whose readings are damaged, and are not what their records say."""
+        """The tasks returned by `left` whose readings are damaged although their records count them as done."""
         recorded = self.recorded_left(list(left))
         suspects = [task for task, first in left.items() if recorded.get(task) != first]
         assert isinstance(self.store, Store)
-        # Others may have been measured in the meantime.
+        # Other tasks may have been measured in the meantime.
         still = left_of(self.experiment, {task: count for task, (_, count) in self.store.states(suspects).items()})
         recorded = self.recorded_left(list(still))
         return [task for task, first in still.items() if recorded.get(task) != first]
@@ -60,11 +60,12 @@ class Tasks:
         Parameters
         ----------
         tasks
-            Pairs (task, first trajectory), best sorted by the latter: tasks with different ones are not measured together.
-        check
-            Whether to look for readings that another process has stored in the meantime, before those from here are stored.
-        call
-            Calls the function that stores readings; that of `Store.finishing` does so in the background, if that is of use.
+            Pairs (task, first trajectory), preferably sorted by first trajectory: only tasks with equal values are measured
+            together.
+                check
+            Whether to look for readings stored by another process in the meantime, before storing these.
+                call
+            Calls the function that stores readings; that of `Store.finishing` may do so in the background.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
@@ -76,7 +77,7 @@ class Tasks:
                 yield task
 
     def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-        """Store the readings of a task, joined to those of its first trajectories or clones that the store already holds."""
+        """Store the readings of a task, combined with the stored readings of its first trajectories or clones."""
         store = self.store
         if isinstance(store, Store) and store.clones > 1 and not first:
             measured, readings = readings, store.with_kept_clones(task, readings)

@@ -1,4 +1,4 @@
-"""A short timing of the parts of an experiment, as a process of its run uses them."""
+"""A short timing of the parts of an experiment under the conditions of its run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from uturn.engine.measuring import measure, measurements, tasks_together
 from uturn.store.record import Scratch
 from uturn.store.resume import layout_of
 
-_SHORT, _LONG = 1, 5  # calls of the network in the two U-turns whose difference is timed; more if they are fast
-_REPEATS = 9  # times at most that they are made
-_APART = 0.3  # seconds that the two should differ by
-_LEVELS = 6  # noise levels at most at which whole U-turns are made
-_WEIGHED = 8  # originals at most of these U-turns, for backwards with a network
-_ON_DISK = 2.4  # time of a task's files and records on disk over that of the same arrays in memory, measured
-_GROWTH = 4  # ratio of the sizes that are tried one after the other
+_SHORT, _LONG = 1, 5  # network calls of the two U-turns whose difference is timed; more if they are fast
+_REPEATS = 9  # largest number of repetitions
+_APART = 0.3  # desired difference of their times in seconds
+_LEVELS = 6  # largest number of noise levels with complete U-turns
+_WEIGHED = 8  # largest number of their originals, for backwards with a network
+_ON_DISK = 2.4  # measured ratio of the times to write a task to disk and to memory
+_GROWTH = 4  # ratio of consecutive sizes tried
 
 
 class Trial(NamedTuple):
-    """Some U-turns that were made: their number, the data in all calls of the network, the seconds of all, readings of a task."""
+    """Timed U-turns: their number, the data in all network calls, the total seconds, and the readings of a task."""
 
     u_turns: int
     data: int
@@ -47,9 +47,9 @@ class Timing:
     groups
         The tasks.
     together
-        Whether one process measures all of them.
+        Whether one process measures all tasks.
     budget
-        Seconds for trials, without the start.
+        Seconds for trials, excluding the start.
 
     Attributes
     ----------
@@ -64,8 +64,8 @@ class Timing:
         self.longest = max(groups, key=lambda group: _calls(experiment, group.noise_index))
         source, corruption, backward, _ = experiment.parts
         self.length, self.batch = backward.network_calls(experiment.noise[self.longest.noise_index], corruption, source)
-        self.has_network = self.length > _SHORT  # whether the time of a U-turn is that of its calls
-        self.per_datum = 0.0  # seconds of the backward's network for a datum in a call
+        self.has_network = self.length > _SHORT  # whether network calls determine the time of a U-turn
+        self.per_datum = 0.0  # seconds of a network call for each datum
         self.per_u_turn: dict[float, float] = {}  # seconds of the rest of a U-turn at noise levels
         self.per_task = math.inf  # seconds of writing
         self.sizes: dict[float, float] = {}  # bytes of the files of a full task at noise levels
@@ -84,7 +84,7 @@ class Timing:
         return self.scratch.size + full * sum(_between(self.sizes, noise) for noise in self.experiment.noise)
 
     def started(self) -> float:
-        """Make a U-turn twice; returns the seconds of all tasks if they were as slow, an upper limit."""
+        """Make a U-turn twice; returns the seconds of all tasks at this speed, an upper limit."""
         _forget_peak()
         if self.together:
             import xarray  # noqa: F401  (a run opens its results with it, which takes memory)
@@ -96,16 +96,16 @@ class Timing:
         return sum(each * g.tasks * g.u_turns(self.experiment) * max(1, self.length) for g in self.groups)
 
     def finish(self) -> None:
-        """Make U-turns that fit into the budget."""
+        """Time U-turns within the budget."""
         _forget_peak()
         before, unit = _memory("VmRSS"), self._unit()
         short = self._time_network(unit) if self.has_network else None
         largest = self._time_levels(unit, short)
-        # The memory above that of an idle process grows with the U-turns that are made together.
+        # The memory above that of an idle process grows with the number of simultaneous U-turns.
         self.memory = max(self.memory, before + (_memory("VmHWM") - before) * max(1.0, unit / largest))
 
     def _unit(self) -> int:
-        """U-turns that are in memory together."""
+        """Number of U-turns in memory together."""
         task = max(group.u_turns(self.experiment) for group in self.groups)
         total = sum(group.tasks * group.u_turns(self.experiment) for group in self.groups)
         if self.together and self.experiment.parts.backward.shares_batches:
@@ -130,24 +130,24 @@ class Timing:
         return long
 
     def _time_levels(self, unit: int, short: Trial | None) -> int:
-        """Make whole U-turns at some noise levels; returns the largest number that was made together.
+        """Make complete U-turns at some noise levels; returns the largest number made together.
 
-        They give the time of backwards without a network, and sizes of files. Where one takes too long, its size is that of a
-        short one.
+        They give the time of backwards without a network, and file sizes. If a U-turn takes too long, its file size is estimated
+        by a short one.
         """
         experiment, largest = self.experiment, short.u_turns if short else 1
         largest_of = {group.noise_index: group for group in sorted(self.groups, key=lambda group: group.u_turns(experiment))}
         groups = sorted(largest_of.values(), key=lambda group: experiment.noise[group.noise_index])
         groups = [groups[k] for k in sorted({round(x) for x in np.linspace(0, len(groups) - 1, _LEVELS)})]
         draws, share = experiment.trajectories * experiment.clones, self.budget / len(groups)
-        # Probes that keep the first items only have no readings of the others to weigh.
+        # Probes that store only the first items have no readings of later items.
         firsts = [first for probe in experiment.parts.probes if (first := getattr(probe, "first", None))]
         items = min([_WEIGHED, experiment.items, *firsts])
         for group in groups:
             noise = experiment.noise[group.noise_index]
             if short is None:
                 trial = self._grown(group, unit, None, share / 2)
-                trial = self._tried(group, trial.u_turns, None)  # the first one is slower: its memory is new
+                trial = self._tried(group, trial.u_turns, None)  # repeat, since the first is slower, with newly allocated memory
                 self.per_u_turn[noise] = trial.seconds / trial.u_turns
             else:
                 each = draws * _calls(experiment, group.noise_index) * self.per_datum
@@ -158,7 +158,7 @@ class Timing:
         return largest
 
     def _grown(self, group: Group, most: int, length: int | None, seconds: float) -> Trial:
-        """A trial with as many U-turns as fit into so many seconds, at most `most`."""
+        """A trial with as many U-turns as fit into `seconds`, at most `most`."""
         size, begin = 1, time.perf_counter()
         while True:
             trial = self._tried(group, min(size, most), length)
@@ -168,7 +168,7 @@ class Timing:
             size = max(trial.u_turns, size) * _GROWTH
 
     def _tried(self, group: Group, u_turns: int, length: int | None) -> Trial:
-        """Make about so many U-turns of a group, as the run would, with `length` calls of the network each if it is given."""
+        """Make about `u_turns` U-turns of a group as in the run, with `length` network calls each if given."""
         experiment, noise = self.experiment, self.experiment.noise[group.noise_index]
         trajectories, clones = experiment.trajectories - group.first, experiment.clones
         in_task, of_item = group.u_turns(experiment), trajectories * clones
@@ -203,7 +203,7 @@ class Timing:
         total = float(full.pop(""))
         declared = experiment.variables()
         for name, size in full.items():
-            # The size is that of the codec's header, and a part in proportion to the readings.
+            # A file's size is the codec's header plus a part proportional to the readings.
             of_item = (size - fewer[name]) / (trial.items - half) if trial.items > half else size / trial.items
             wanted = min(experiment.chunk, experiment.items)
             more = experiment.trajectories / trial.trajectories if "trajectory" in declared[name].dims else 1
@@ -212,10 +212,10 @@ class Timing:
         self.sizes[noise] = total
 
     def _kept(self, name: str) -> float:
-        """Share of the items of which a variable is kept."""
-        for one, probe in zip(self.experiment.declared, self.experiment.parts.probes, strict=True):
+        """Share of the items for which a variable is stored."""
+        for declared, probe in zip(self.experiment.declared, self.experiment.parts.probes, strict=True):
             first = getattr(probe, "first", None)
-            if name in one.variables and first is not None:
+            if name in declared.variables and first is not None:
                 return min(1.0, first / self.experiment.items)
         return 1.0
 
@@ -232,7 +232,7 @@ def _calls(experiment: Experiment, noise_index: int) -> int:
 
 
 def _like(experiment: Experiment, noise: float, trajectories: int, length: int | None) -> Experiment:
-    """The experiment with another number of trajectories, at one noise level, or so that its network has so many calls."""
+    """The experiment with another number of trajectories, a single noise level, or another number of network calls."""
     parts = experiment.parts
     if length is not None:
         backward, noise = parts.backward.trial(length, noise)
@@ -247,7 +247,7 @@ def _like(experiment: Experiment, noise: float, trajectories: int, length: int |
 
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
-    """Context in which kernels and torch use at most so many threads."""
+    """Context in which kernels and torch use at most `number` threads."""
     torch: Any = sys.modules.get("torch")
     before = threads.num_threads, torch.get_num_threads() if torch else 0
     threads.num_threads = min(number, before[0])
@@ -275,6 +275,6 @@ def _memory(what: str) -> float:
 
 
 def _forget_peak() -> None:
-    """The peak of the memory counts from now on, on Linux."""
+    """Reset the peak memory of this process, on Linux."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

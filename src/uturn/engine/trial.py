@@ -28,8 +28,8 @@ def check(experiment: Experiment) -> Iterator[str]:
     Raises
     ------
     ValueError
-        If a part lacks a member or returns data of a wrong kind or shape, or if the readings of an item depend on the other items
-        in its batch or on earlier measurements, or if clone 0 depends on the number of clones.
+        If a part lacks a member or returns data of a wrong kind or shape, if the readings of an item depend on its batch or on
+        earlier measurements, or if clone 0 depends on the number of clones.
     """
     experiment = Experiment.from_dict(experiment.to_dict())
     for name, part in sorted(experiment.labelled(), key=lambda entry: _ORDER.index(entry[0].partition("[")[0])):

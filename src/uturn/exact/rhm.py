@@ -439,13 +439,13 @@ class _TupleIndex:
         self.row[prefix] = np.arange(len(flat))
 
     def __call__(self, tuples: np.ndarray) -> np.ndarray:
-        found = (tuples >= 0).all(axis=-1)
+        known = (tuples >= 0).all(axis=-1)
         prefix = np.zeros(tuples.shape[:-1], np.int64)
         for position, codes in enumerate(self.codes):
             code = prefix * self.v + tuples[..., position]
             prefix = np.minimum(np.searchsorted(codes, code), len(codes) - 1)
-            found &= codes[prefix] == code
-        return np.where(found, self.row[prefix], -1)
+            known &= codes[prefix] == code
+        return np.where(known, self.row[prefix], -1)
 
 
 @njit(inline="always", cache=True)

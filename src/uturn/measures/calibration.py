@@ -277,9 +277,9 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
             f"with_original has shape {f.shape}, with_clones {r.shape}; expected both (items, clones, ...), at least two of each"
         )
     K = f.shape[1]
-    own = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # mean of datum j with all others
+    with_others = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # by datum j, over all others
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
-    return own - (total - K * own) / (K * (K - 1) / 2)
+    return with_others - (total - K * with_others) / (K * (K - 1) / 2)
 
 
 def _smallest_log_p(gaps: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Correlated changes: which sites of a datum change together in a U-turn (arXiv:2410.13770).
+"""Correlated changes: sites of a datum that change together in a U-turn (arXiv:2410.13770).
 
 Let x_i be the change of site i in a U-turn of one original, 1 or 0 for symbols, or any real number. Its covariance over the
 U-turns of this original is C_ij = E x_i x_j - E x_i E x_j. It is averaged over originals. It is never computed from U-turns of
@@ -111,8 +111,8 @@ def correlations(
     changed : real or bool array (items, trajectories, sites), or `Covariances`
         As in `susceptibility`.
     distance, branching, shape
-        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). An
-        accumulator has a distance of its own, so that none can be given.
+        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). Not allowed
+        for an accumulator, which has its own distance.
     confidence : float in (0, 1)
 
     Returns
@@ -319,7 +319,7 @@ def by_distance(covariance: xr.DataArray) -> xr.DataArray:
 
 
 def check_complete(readings: xr.DataArray) -> None:
-    """ValueError if readings are missing, since a mean over the others would be one of other originals at every noise level."""
+    """ValueError if readings are missing, since means would then be over different originals at each noise level."""
     if readings.isnull().any():
         raise ValueError(f"{readings.name or 'covariance'} has missing readings; finish the run, or leave out what is missing")
 

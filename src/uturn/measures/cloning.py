@@ -1,4 +1,4 @@
-"""Cloning, speciation and collapse: when a diffusion process decides the class of a datum, and when it recalls a training datum.
+"""Cloning, speciation and collapse: the times at which diffusion decides the class, and recalls a training datum.
 
 Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491). A reverse process that
 starts at full noise first decides the class (speciation, t_S). At smaller noise it decides for one of n training data, if the

@@ -19,7 +19,7 @@ import numpy as np
 
 from uturn.core.checks import LARGEST, checked_array, checked_integer, shown
 
-_BLOCK = 2**22  # float64 numbers that are in memory together: 32 MB
+_BLOCK = 2**22  # float64 numbers in memory at once: 32 MB
 
 
 class Distance(Protocol):
@@ -144,7 +144,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Distances of one's own: symmetric (sites, sites), 0 on the diagonal and positive elsewhere. Equal values form a group."""
+    """User-defined distances: symmetric (sites, sites), 0 on the diagonal and positive elsewhere. Equal values form a group."""
 
     matrix: np.ndarray
 

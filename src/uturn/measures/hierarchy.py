@@ -46,7 +46,7 @@ _DIMS = ("noise", "item", "trajectory", "site")
 
 
 class Nesting(NamedTuple):
-    """Nesting index, and what it is made from.
+    """Nesting index and its components.
 
     `value`: the index, not clipped: negative if correlations are below those of independent losses. `nested`: D_k of every site,
     array (sites, K) for k = 1 .. K. `correlation`: X_k over the mean variance of a site, (sites, K).
@@ -108,7 +108,7 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     """Nesting index from stored covariances that are averaged over the pairs of sites at each distance.
 
     The covariances are those of all sites together, so that unrelated codes of different sizes side by side count as several
-    levels, other than in `nesting_index`.
+    levels, unlike in `nesting_index`.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
 
 
 def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
-    """Nested correlation D_k of every level, averaged over sites, from which the nesting index is made.
+    """Nested correlation D_k of every level, averaged over sites; the nesting index is computed from these.
 
     Parameters
     ----------

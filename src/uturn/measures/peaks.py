@@ -1,4 +1,4 @@
-"""The peak of the susceptibility against noise: where it is, whether it can be told from a plateau, and how high it is."""
+"""The peak of the susceptibility against noise: its place, its height, and a test against a plateau."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def peak_of(parts: xr.DataArray) -> Peak:
 
 
 def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str]:
-    """Sentences on a peak that is not, or may not be, inside the measured range, and on a plateau.
+    """Remarks on a peak that is, or may be, outside the measured range, and on a plateau.
 
     `noise`: the measured levels. `most`: the largest noise there is, beyond which no level can be measured.
     """
@@ -133,7 +133,7 @@ def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str
 
 
 def about_few(number: np.ndarray, noise: np.ndarray) -> Iterator[str]:
-    """A sentence on the noise levels at which fewer than five originals decide chi; `number`: n_eff at the levels."""
+    """A remark on the noise levels at which fewer than five originals decide chi; `number`: n_eff at the levels."""
     few = (number > 0) & (number < FEW)
     if few.any():
         yield (

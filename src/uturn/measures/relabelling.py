@@ -18,7 +18,7 @@ _IMPROBABLE = 0.01  # expected number of hits below which none are counted
 def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     """`(1 + number of |G*| >= |G|) / (number of relabellings + 1)` for every test, float64 (tests,).
 
-    Most of the work is spared, and still P(p <= a) <= a for exact draws:
+    Two shortcuts avoid most of the work while P(p <= a) <= a for exact draws:
 
     - The relabellings of a test end early once 100 of them have reached |G| (looks after 10,000, 100,000, ..), as proposed by
       Besag and Clifford (Biometrika 78, 301, 1991). Any a is either decided at the first look, or only tests that go on can
@@ -38,21 +38,21 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     items = len(gaps)
     least = (np.abs(gaps[:, 0].mean(axis=0)) - MARGIN) * items
     active = np.arange(gaps.shape[2])
-    found, hits, done = np.empty(len(active)), np.zeros(len(active), np.int64), 0
+    p, hits, done = np.empty(len(active)), np.zeros(len(active), np.int64), 0
     while len(active):
         number = min(relabellings, max(_FIRST, _GROWTH * done))
         counted = np.zeros((-(-(number - done) // _BLOCK), len(active)), np.int64)
         _relabel(combined(gaps[:, :, active]), np.uint64(key), done, number, least[active].astype(np.float32), counted)
         hits, done = hits + counted.sum(axis=0), number
-        found[active] = (1 + hits) / (done + 1)
+        p[active] = (1 + hits) / (done + 1)
         going_on = (hits < _ENOUGH) & (done < relabellings)
         if done == _FIRST and going_on.any():
             hopeless = log_bound(gaps[:, :, active], least[active]) + np.log(relabellings) < np.log(_IMPROBABLE)
             hopeless &= going_on & (hits == 0)
-            found[active[hopeless]] = 1 / (relabellings + 1)
+            p[active[hopeless]] = 1 / (relabellings + 1)
             going_on &= ~hopeless
         active, hits = active[going_on], hits[going_on]
-    return found
+    return p
 
 
 def combined(gaps: np.ndarray) -> np.ndarray:

@@ -180,7 +180,7 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
         common = np.linspace(x[:, 0].max(), x[:, -1].min(), 200)
         if common[0] >= common[-1]:
             return np.inf
-        scaled = np.array([np.interp(common, *one) for one in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
+        scaled = np.array([np.interp(common, *curve) for curve in zip(x, y * N[:, None] ** (2 - 2 / nu), strict=True)])
         return float(scaled.var(axis=0).sum() / (scaled.mean(axis=0).var() * len(common)))
 
     def fitted(means: np.ndarray, begin: np.ndarray) -> np.ndarray:

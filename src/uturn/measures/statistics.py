@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
         return format(self, ".4g" if places is None or places > 6 or largest > 1e6 else f".{places}f")
 
     def __format__(self, form: str) -> str:
-        """The number and its interval, all in one form.
+        """The number and the ends of its interval, each with the given format.
 
         >>> f"{Estimate(0.73121, 0.71834, 0.74408):+.2f}"
         '+0.73 [+0.72, +0.74]'

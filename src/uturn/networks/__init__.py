@@ -1,4 +1,4 @@
-"""Neural networks: those that are trained here, those of other libraries, their files and their training."""
+"""Neural networks: the networks of this package with their training, networks of other libraries, and their files."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TreeClassifier(nn.Module):
     width
         Channels of each block.
     seed
-        Of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). With
+        Seed of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). With
         PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
 
     Examples
@@ -115,8 +115,8 @@ class ImageClassifier(nn.Module):
     image_channels, num_classes
         Channels of the images, and number of classes.
     widths, strides
-        Channels and stride of each block. The channels are normalised in groups of eight, or together where eight do not divide
-        them (arXiv:1803.08494).
+        Channels and stride of each block. Channels are normalised in groups of eight, or all together if their number is no
+        multiple of eight (arXiv:1803.08494).
     seed
         Of the initial weights, as in `TreeClassifier`.
 
@@ -159,7 +159,7 @@ class ImageClassifier(nn.Module):
 
 
 def _he_normal(model: nn.Module, seed: int) -> None:
-    if next(model.parameters()).is_meta:  # no values: they are read from a file
+    if next(model.parameters()).is_meta:  # values are read from a file later
         return
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():

@@ -26,7 +26,7 @@ KINDS = {
 """Kinds of networks. Each is a torch module with an attribute `options`, the arguments that made it, as plain data."""
 
 
-_COUNTS = ("depth", "num_layers", "layers", "reach")  # options that are numbers of blocks, or of tables
+_COUNTS = ("depth", "num_layers", "layers", "reach")  # options that count blocks or tables
 
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
@@ -35,7 +35,7 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
     Raises
     ------
     ValueError
-        If it is no network of this package, its weights are not finite, or the file cannot be written.
+        If the network is not of this package, its weights are not finite, or the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -56,13 +56,12 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
 def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     """Read a network, in evaluation mode; the `facts` in the file become its attribute `facts`.
 
-    A header whose sizes exceed the weights in the file is refused before it costs memory or time.
+    A header whose sizes exceed the weights in the file is refused before memory is allocated.
 
     Raises
     ------
     ValueError
-        If the file is missing, damaged, of another format, or of another kind or architecture than its header says, or if its
-        weights are not finite.
+        If the file is missing, damaged or of another format, if its weights do not match its header, or if they are not finite.
     """
     import torch
     from safetensors import safe_open
@@ -91,7 +90,7 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
             if isinstance(value, int) and value > most:
                 raise ValueError(f"its header says {name} = {shown(value)}, but it has {len(weights)} arrays, {total} weights")
         module, _, attribute = KINDS[header["kind"]].partition(":")
-        with torch.device("meta"):  # sizes without memory
+        with torch.device("meta"):  # compute sizes without allocating memory
             model = getattr(importlib.import_module(module), attribute)(**options)
         model.load_state_dict(weights, assign=True)
     model.facts = facts

@@ -13,7 +13,7 @@ from torch import nn
 
 EVERY_BLOCK = "every block"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_WRAPPED = ("_orig_mod", "module", "model")  # torch.compile; DataParallel and its kin; a class of one's own around a network
+_WRAPPED = ("_orig_mod", "module", "model")  # child names in wrappers: torch.compile, DataParallel, user-defined
 
 
 def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -24,10 +24,10 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     model
         The network.
     layers
-        Names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` stays between two
-        dots, so that "features.*" are the direct children of `features`; `**` between dots stands for any number of names, also
-        none. By default the direct children of the model. Names in a wrapper (see `wrapped`) are given without it; patterns may
-        have it.
+        Names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` does not match
+        dots, so "features.*" matches the direct children of `features`; `**` between dots matches any number of names, including
+        none. By default the direct children of the model. Names omit the prefix of a wrapper (see `wrapped`); patterns may
+        include it.
 
     Raises
     ------
@@ -60,12 +60,12 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
 def matches(name: str, pattern: str) -> bool:
     """Whether the name of a module fits a pattern; see `select_layers`."""
 
-    def match(parts: list[str], wanted: list[str]) -> bool:
-        if not wanted:
+    def match(parts: list[str], pattern_parts: list[str]) -> bool:
+        if not pattern_parts:
             return not parts
-        if wanted[0] == "**":
-            return any(match(parts[k:], wanted[1:]) for k in range(len(parts) + 1))
-        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and match(parts[1:], wanted[1:])
+        if pattern_parts[0] == "**":
+            return any(match(parts[k:], pattern_parts[1:]) for k in range(len(parts) + 1))
+        return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern_parts[0]) and match(parts[1:], pattern_parts[1:])
 
     return match(name.split("."), pattern.split("."))
 
@@ -74,7 +74,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def every_block(model: nn.Module) -> tuple[str, ...]:
-    """The blocks that a network is stacked from, and what comes before, between and after them.
+    """The blocks from which a network is stacked, and the modules before, between and after them.
 
     A *stack* holds at least two modules of one class, its *blocks*, which have children themselves. A *layer* is a module with
     weights of two or more axes: a convolution, a linear map. The stacks of a network are given by the first of these rules that
@@ -83,18 +83,19 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     1. a container (`Sequential`, `ModuleList`, `ModuleDict`) of blocks with two layers or more, and containers of simpler blocks
        next to it: ResNet, ConvNeXt, EfficientNet, transformers;
     2. a module of any class, or containers next to each other, with such blocks: Inception, RegNet, stages of a single block;
-    3. a container of blocks of one layer: a convolution with its normalisation, say, in a class of its own;
+    3. a container of blocks with one layer, such as a class that holds a convolution and its normalisation;
     4. a container of chains (`Sequential`).
 
-    A module with a stack inside is opened; any other one is a block, read as a whole if it has parameters. Simple modules next to
-    each other, such as the convolution, normalisation, activation and pooling in front of the stacks, make one block, read at its
-    last. A network without stacks (VGG) is read at every activation function and at its last module with parameters; one whose
-    activation functions are inside of a block, or with fewer than two layers, is refused.
+    A module that contains a stack is searched for blocks; any other module with parameters is one block, read at its output.
+    Adjacent simple modules, such as the convolution, normalisation, activation and pooling before the stacks, form one block,
+    read at the last of them. A network without stacks (VGG) is read at every activation function and at its last module with
+    parameters; it is refused if its activation functions are inside a block, or if it has fewer than two layers.
 
     The network is not run. If some of its blocks do not run (heads of other tasks), the probe names them in an error.
 
-    So: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every block,
-    every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a ViT.
+    Examples: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every
+    block, every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a
+    ViT.
 
     Raises
     ------
@@ -107,9 +108,9 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
 
 
 def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Names of the modules that hold blocks, by the first rule of `every_block` that finds any."""
+    """Names of the modules that hold blocks, by the first matching rule of `every_block`."""
     containers = [name for name, module in modules.items() if isinstance(module, _CONTAINERS)]
-    # The children of every module that have children themselves: chains, and (class, number of layers) of all but containers.
+    # For every module, its children with children: chains, and (class, number of layers) of those that are not containers.
     parents = {name: [child for child in _children(module).values() if _children(child)] for name, module in modules.items()}
     chains = {name: [type(child) for child in inside if isinstance(child, nn.Sequential)] for name, inside in parents.items()}
     sized = {
@@ -124,7 +125,7 @@ def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
     if deep:
         around = {_parent(name) for name in deep}
         return deep + [name for name in containers if _parent(name) in around and _repeated(classes(name, 1))]
-    next_to: dict[str, list[type]] = {}  # classes in the containers that have one parent
+    next_to: dict[str, list[type]] = {}  # classes in the containers with the same parent
     for name in containers:
         next_to.setdefault(_parent(name), []).extend(set(classes(name, 2)))
     loose = [name for name in modules if _repeated(classes(name, 2))]
@@ -137,8 +138,8 @@ def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Names of the blocks in a module, which is opened, in order."""
-    row: list[tuple[str, nn.Module]] = []  # simple modules next to each other
+    """Names of the blocks inside a module, in order."""
+    row: list[tuple[str, nn.Module]] = []  # adjacent simple modules
     for child_name, child in _children(module).items():
         name = f"{prefix}{child_name}"
         opened = any(stack == name or stack.startswith(f"{name}.") for stack in stacks) or not _runs(child)
@@ -155,7 +156,7 @@ def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Itera
 
 
 def _last_of(row: Sequence[tuple[str, nn.Module]]) -> list[str]:
-    """The block that simple modules next to each other make, if any of them has parameters."""
+    """The name of the block formed by adjacent simple modules, if any of them has parameters."""
     return [row[-1][0]] if any(_has_parameters(module) for _, module in row) else []
 
 
@@ -168,10 +169,10 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     if last is not None and last not in names:
         names.append(last)
     if inside or len(names) < 2:
-        words = (
+        finding = (
             f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(names) or 'nothing'}"
         )
-        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {words} in {type(modules['']).__name__}; name the layers")
+        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; name the layers")
     return tuple(names)
 
 
@@ -180,12 +181,12 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 def _runs(module: nn.Module) -> bool:
-    """False for lists and tables of modules, which have no forward pass."""
+    """Whether a module has a forward pass, unlike lists and tables of modules."""
     return type(module).forward is not nn.ModuleList.forward
 
 
 def _is_simple(module: nn.Module) -> bool:
-    """No children, or parameters of its own and none in its children, as timm's normalisation with activation."""
+    """Whether a module has no children, or all its parameters itself, as timm's normalisation with activation."""
     children = _children(module).values()
     return not children or (bool(module._parameters) and not any(_has_parameters(child) for child in children))
 
@@ -206,19 +207,19 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-# -- reading them -----------------------------------------------------------------------------------------------------
+# -- reading layers ---------------------------------------------------------------------------------------------------
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by name, the model itself, without a wrapper, as ""; a module that is shared has all its names."""
+    """All modules by name; the model without its wrapper is "", and a shared module is listed under each of its names."""
     return dict(wrapped(model)[1].named_modules(remove_duplicate=False))
 
 
 def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network inside of wrappers, and the prefix that they give to the names of its modules, such as "module."; else "".
+    """The network inside wrappers, and the prefix of the names of its modules, such as "module." ("" without a wrapper).
 
-    A wrapper has one child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (a class of one's own),
-    and no parameters beside. A model of transformers is none.
+    A wrapper has a single child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (user-defined), and
+    no parameters of its own. Models of transformers are not wrappers.
 
     Examples
     --------
@@ -243,7 +244,7 @@ def checked_model(model: Any) -> nn.Module:
 
 @contextmanager
 def hooks(model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `receive(layer, output)` as soon as a layer has run, in all forward passes within the block."""
+    """Context in which `receive(layer, output)` is called as soon as a layer has run, in every forward pass."""
     modules = named_modules(model)
 
     def hook(layer: str) -> Callable[..., None]:
@@ -258,7 +259,7 @@ def hooks(model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any],
 
 
 def as_tensor(output: Any, where: str) -> torch.Tensor:
-    """The output of a module: a tensor (batch, channels, ...), the first entry of a tuple, or `logits`; else a ValueError."""
+    """The tensor (batch, channels, ...) in a module's output: the output, its first entry, or `logits`; else ValueError."""
     first = output[0] if isinstance(output, tuple | list) and len(output) > 0 else output
     first = getattr(first, "logits", first)
     if not isinstance(first, torch.Tensor) or first.ndim < 2:

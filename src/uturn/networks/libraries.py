@@ -1,4 +1,4 @@
-"""Other libraries: the errors of reading with them, and their progress bars, which would be drawn into those of a run."""
+"""Other libraries: errors while reading with them, and their progress bars, which would interfere with a run's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from uturn.core.checks import one_line
 
 @contextmanager
 def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[None]:
-    """Context of a whole read: any error becomes a ValueError of one line that names the file or option and the way out.
+    """Context for reading a file: any error becomes a ValueError of one line that names the file or option, with advice.
 
     Parameters
     ----------
     what
         The file or option.
     instead
-        The way out.
+        The advice.
     extra
         The extra of this package that installs the library.
     """
@@ -27,20 +27,20 @@ def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[N
         yield
     except ImportError as error:
         raise ValueError(f"{what} needs a package that is missing ({one_line(error)}); pip install 'uturn[{extra}]'") from error
-    except Exception as error:  # libraries raise many kinds for damaged files, none of them documented
+    except Exception as error:  # for damaged files, libraries raise many undocumented kinds of exceptions
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} cannot be read ({kind}{one_line(error)}); {instead}") from error
 
 
 def library(name: str, what: str, extra: str = "text-to-image") -> Any:
-    """A module of a library that not everyone has installed; a ValueError names `what` needs it, and how to install it."""
+    """Import a module of an optional library; ValueError names the option `what` that needs it, and the way to install it."""
     with reading(what, "install it again", extra):
         return importlib.import_module(name)
 
 
 @contextmanager
 def without_bars(*libraries: Any) -> Iterator[None]:
-    """Context in which libraries draw no bars while they load: modules such as `transformers.utils.logging`."""
+    """Context in which libraries (logging modules such as `transformers.utils.logging`) draw no progress bars."""
     drawing = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in drawing:
         library.disable_progress_bar()
@@ -53,7 +53,7 @@ def without_bars(*libraries: Any) -> Iterator[None]:
 
 @contextmanager
 def without_lists(library: Any) -> Iterator[None]:
-    """Context in which `library`, a module such as `transformers.utils.logging`, lists no weights that a model does not have."""
+    """Context in which `library`, a module such as `transformers.utils.logging`, does not list missing or unused weights."""
     verbosity = library.get_verbosity()
     library.set_verbosity_error()
     try:

@@ -1,8 +1,8 @@
-"""A check of networks on a few originals: how they compute, and whether a denoiser is what it is declared to be.
+"""A check of networks on a few originals: reproducible calls, and the declared conventions of a denoiser.
 
-A denoiser with a wrong convention (of its time, its input or its output) gives reconstructions of the usual kind, and nothing in
-the results shows it. Its error at predicting originals does: with x_t = a x_0 + s n at three noise levels, the right convention
-gives a clearly smaller error than the declared one.
+A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions, so the results do not
+reveal the mistake. The error of its predictions does: with x_t = a x_0 + s n at three noise levels, the right convention gives a
+clearly smaller error than the declared one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from uturn.networks.images.own_denoisers import OwnNetwork
 ABAR = (0.95, 0.7, 0.3)
 """Signal power a^2 / (a^2 + s^2) of the noise levels."""
 FITS = 0.8
-"""An alternative whose error is below this part of the declared one, at any level, is named."""
-_JUDGED = 0.8  # of the error of a linear prediction, which trained denoisers fall below
-WRITES = "writes into its input; it is given a copy, so this changes no results"
-_MOST_ON_CPU = 3e8  # parameters; the driver of a cluster, which has no GPU, would need minutes for larger networks
-_ROWS = 8  # data in the calls that are compared
+"""An alternative is reported if, at any level, its error is below this fraction of the declared error."""
+_JUDGED = 0.8  # trained denoisers have errors below this fraction of the linear prediction's
+WRITES = "modifies its input; it is given a copy, so results do not change"
+_MOST_ON_CPU = 3e8  # parameters; a cluster driver without a GPU would need minutes for larger networks
+_ROWS = 8  # rows in the compared calls
 _OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
 _PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -37,28 +37,28 @@ def is_checked(network: Any, device: torch.device) -> bool:
 
 
 def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
-    """Whether a network changes what it is called with."""
+    """Whether a network modifies its inputs."""
     copies = [tensor.clone() for tensor in inputs]
     network(*copies)
     return not all(map(torch.equal, copies, inputs))
 
 
 def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
-    """What is wrong with how a network computes, as ends of sentences, from a few calls on the same data.
+    """Faults in the computation of a network, from a few calls on the same data, as predicates ("is random: ..").
 
     Parameters
     ----------
     call
-        The network, as the run calls it: `call(*inputs)`, one row for each datum.
+        The network as called in the run: `call(*inputs)`, one row for each datum.
     inputs
         Tensors (batch, ..).
     half
-        Whether it computes in half precision, which rounds in another way for another number of rows.
+        Whether it computes in half precision, in which rounding depends on the number of rows.
     """
     count = len(inputs[0])
     every = torch.arange(0, count, -(-count // _ROWS))
     some = every[: (len(every) + 1) // 2]
-    others = some.repeat(2)[: len(every)].flip(0)  # in another order, and with copies in the place of the rest
+    others = some.repeat(2)[: len(every)].flip(0)  # in reverse order, with copies in place of the other data
 
     def called(rows: torch.Tensor) -> torch.Tensor:
         return call(*(tensor[rows.to(tensor.device)] for tensor in inputs)).float()
@@ -69,11 +69,11 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
         known = first[torch.searchsorted(every, rows).to(first.device)]
         return not bool((called(rows) - known).abs().max() <= tolerance * known.abs().max())
 
-    same = 2e-2 if half else 1e-4  # of the largest output, for the same number of rows
+    same = 2e-2 if half else 1e-4  # relative to the largest output, for the same number of rows
     if differs(every, same):
         yield "is random: a second call on the same data gives other values (dropout, randn_like), so results cannot be repeated"
     elif differs(others, same):
-        yield "mixes the data of a batch: what it gives for one of them depends on the others"
+        yield "mixes the data of a batch: its output for one datum depends on the others"
     elif differs(some, 0.1 if half else 1e-2):
         yield "depends on the batch size: it gives other values for fewer data"
 
@@ -81,8 +81,8 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
 class Errors(NamedTuple):
     """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each (levels,).
 
-    `declared`: as declared. `changed`: with one change each, in words. `linear`: of m + k (x_t / a - m), m the mean of the other
-    originals. `depends_on_time`: whether its output does.
+    `declared`: with the declared conventions. `changed`: with one change each, by its description. `linear`: errors of the linear
+    prediction m + k (x_t / a - m), m the mean of the other originals. `depends_on_time`: whether the output depends on time.
     """
 
     declared: torch.Tensor
@@ -92,39 +92,39 @@ class Errors(NamedTuple):
 
     @property
     def is_judged(self) -> bool:
-        """Whether some prediction is better than the linear one."""
+        """Whether any prediction is better than the linear one."""
         return any(bool((error < _JUDGED * self.linear).any()) for error in (self.declared, *self.changed.values()))
 
     @property
     def best(self) -> tuple[str, float, int]:
-        """The change with the smallest error over the declared one, that ratio, and the number of its level."""
+        """The change with the smallest ratio of its error to the declared error, this ratio, and the index of its level."""
         ratios = {
-            words: torch.where(error < _JUDGED * self.linear, error / self.declared, torch.inf)
-            for words, error in self.changed.items()
+            change: torch.where(error < _JUDGED * self.linear, error / self.declared, torch.inf)
+            for change, error in self.changed.items()
         }
-        words = min(ratios, key=lambda words: float(ratios[words].min()))
-        ratio, level = ratios[words].min(0)
-        return words, float(ratio), int(level)
+        change = min(ratios, key=lambda change: float(ratios[change].min()))
+        ratio, level = ratios[change].min(0)
+        return change, float(ratio), int(level)
 
 
 class Probed:
-    """A denoiser with noisy originals, and what it is called with.
+    """A denoiser with noisy originals and the inputs of its calls.
 
     Parameters
     ----------
     model : DenoisingNetwork
-        It is told the labels, without guidance.
-    scheduler
-        Its noise schedule, and what the model predicts.
-    clean : float32 (originals, channels, height, width)
-        What noise is added to, images or latents, on the device of the model.
+        Called with the labels, without guidance.
+            scheduler
+        The noise schedule and the prediction type of the model.
+            clean : float32 (originals, channels, height, width)
+        Clean images or latents, on the device of the model.
     labels : int64 (originals,), optional
     pieces : Pieces
 
     Attributes
     ----------
     is_tried : bool
-        Whether the scheduler has the levels `ABAR`, so that there are `errors`. If not (EDM), x and time are as in sampling.
+        Whether the scheduler has the levels `ABAR`, which `errors` needs. If not (EDM), x and time are as in sampling.
     """
 
     def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
@@ -133,7 +133,7 @@ class Probed:
         count = len(clean)
         if labels is None and model.condition.null_class is not None:
             labels = torch.full((count,), model.condition.null_class, device=clean.device)
-        self.told = () if labels is None else (labels.repeat(len(ABAR)),)
+        self.label_inputs = () if labels is None else (labels.repeat(len(ABAR)),)
         self.x_0 = clean.repeat(len(ABAR), 1, 1, 1)
         noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
         levels = _levels(scheduler)
@@ -152,7 +152,7 @@ class Probed:
         self.x = self.signal * self.x_0 + self.sigma * noise
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the network gives for noisy data, times and, if it is told them, labels; without a learned variance."""
+        """Output of the network for noisy data, times and, if it is class-conditioned, labels; without a learned variance."""
 
         def network(*inputs: torch.Tensor) -> torch.Tensor:
             return self.model.called(*inputs)[:, : self.clean.shape[1]]
@@ -160,16 +160,16 @@ class Probed:
         return self.pieces(network, *inputs)
 
     def errors(self) -> Errors:
-        """The errors as declared and with each change."""
-        output = self.output(self.x, self.time, *self.told)
+        """The errors with the declared conventions and with each change."""
+        output = self.output(self.x, self.time, *self.label_inputs)
         kinds = {kind: words for kind, words in _OUTPUTS.items() if kind != self.predicts}
         changed = {f"its output is read as {words}": self._error(output, kind) for kind, words in kinds.items()}
         changed["the sign of its output is changed"] = self._error(-output)
         depends_on_time = False
         for words, x, time in self._changes():
             try:
-                other = self.output(x, time, *self.told)
-            except Exception as failure:  # not all networks take other times, such as those that are no whole numbers
+                other = self.output(x, time, *self.label_inputs)
+            except Exception as failure:  # some networks reject other times, such as non-integers
                 if is_out_of_memory(failure):
                     raise
                 continue
@@ -193,10 +193,10 @@ class Probed:
         return (predicted - self.x_0).square().reshape(len(ABAR), -1).mean(1)
 
     def _changes(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Other inputs of the network, with one change each: words, noisy data, times."""
+        """Changed inputs of the network, with one change each: its description, noisy data, times."""
         x, time, name = self.x, self.time, "sigma" if self.takes_sigma else "the timestep"
         yield f"{name} is divided by 1000", x, time / 1000
-        # On a GPU, an index out of range ends the process; networks of files take any number.
+        # On a GPU, an index out of range ends the process; networks read from files take any number.
         if self.takes_sigma or self.own is None or x.device.type == "cpu":
             yield f"{name} is multiplied by 1000", x, time * 1000
         if not self.takes_sigma:
@@ -211,13 +211,14 @@ class Probed:
 def check_denoiser(
     model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces, half: bool = False
 ) -> Iterator[str]:
-    """What is wrong with a denoiser of images or latents, as ends of sentences.
+    """Faults of a denoiser of images or latents, as predicates ("does not fit ..").
 
     The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each: timestep / 1000, 1000 timestep,
-    T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction, or with the other sign. A
-    change whose mean squared error is below `FITS` of the declared one at any level is named. If nothing predicts better than a
-    linear function of the noisy data, the network cannot be judged. A network whose output does not depend on its time is named
-    too. Shifts of a few timesteps are not seen. Of schedulers without such levels (EDM), only the calls are tried.
+    T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction type, or with opposite sign.
+    A change is reported if its mean squared error is below `FITS` times the declared one at any level. If no variant predicts
+    better than a linear function of the noisy data, the network cannot be judged. A network whose output does not depend on its
+    time is also reported. Shifts of a few timesteps are not detected. For schedulers without these levels (EDM), only the
+    reproducibility of calls is checked.
 
     Parameters
     ----------
@@ -227,16 +228,16 @@ def check_denoiser(
         Whether the network computes in half precision.
     """
     probed = Probed(model, scheduler, clean, labels, pieces)
-    inputs = (probed.x, probed.time, *probed.told)
+    inputs = (probed.x, probed.time, *probed.label_inputs)
     yield from check_calls(probed.output, *inputs, half=half)
     if probed.own is not None and writes_into(probed.own.network, *(tensor[:2] for tensor in inputs)):
         yield WRITES
     if not probed.is_tried:
         return
     errors = probed.errors()
-    words, ratio, level = errors.best
+    change, ratio, level = errors.best
     if not errors.depends_on_time:
-        yield "does not depend on the time that it is told; expected a network that uses the noise level"
+        yield "does not depend on its time input; expected a network that uses the noise level"
     elif not errors.is_judged:
         yield (
             "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function "
@@ -245,16 +246,16 @@ def check_denoiser(
     elif ratio < FITS:
         yield (
             f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
-            f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {words}"
+            f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
         )
 
 
 def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy data and times as a sampler gives them to the network, at as many timesteps as `ABAR` has levels."""
+    """Noisy data and times in the form used in sampling, at as many timesteps as `ABAR` has levels."""
     chosen = torch.linspace(0, len(scheduler.timesteps) - 1, len(ABAR)).long()
     times, noisy = scheduler.timesteps[chosen.to(scheduler.timesteps.device)], []
     for time, x_0, n in zip(times, clean.chunk(len(ABAR)), noise.chunk(len(ABAR)), strict=True):
-        other = copy.deepcopy(scheduler)  # since schedulers keep the step at which they are
+        other = copy.deepcopy(scheduler)  # a copy, since schedulers store their current step
         noisy.append(other.scale_model_input(add_noise(other, x_0, n, time.expand(len(x_0))), time))
     return torch.cat(noisy), times.to(clean.device).repeat_interleave(len(clean) // len(ABAR))
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries and of users by name, each with its own preprocessing and weights, and without a run of it."""
+"""Networks of other libraries and of users, loaded by name with their preprocessing and weights, without running them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LoadedModule(NamedTuple):
     has_classes : bool
         False for encoders, whose output is an embedding.
     texts : ClipTexts or None
-        What makes classes of texts (CLIP).
+        The text encoder that turns texts into classes (CLIP).
     """
 
     module: nn.Module
@@ -50,9 +50,9 @@ class LoadedModule(NamedTuple):
 class Preprocessing:
     """Transforms of a library, applied to images in [-1, 1].
 
-    Images are mapped to [0, 1] and clipped to it, as when an image is saved. Grey images are repeated to the channels of the
-    network. Then the library's own transforms for evaluation resize (with antialiasing), crop and normalise them. Resizing works
-    on floating point numbers; a library that is given PIL images rounds to 8 bits in between.
+    Images are mapped to [0, 1] and clipped, as when an image is saved. Grey images are repeated for each channel of the network.
+    Then the library's evaluation transforms resize (with antialiasing), crop and normalise them. Images are resized in floating
+    point, without the 8-bit rounding of PIL images.
     """
 
     def __init__(self, transforms: Callable[[torch.Tensor], torch.Tensor], channels: int = 3) -> None:
@@ -71,7 +71,7 @@ class Preprocessing:
 
 
 def network_files(spec: str, weights: str | None = None) -> list[Path]:
-    """Paths of a classifier and its weights, some of which may be names."""
+    """The entries of a classifier and its weights that may be paths; some may be names."""
     kind, _, name = spec.partition(":")
     is_folder = kind == "clip" and name and Path(name).is_dir()
     folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if is_folder else []
@@ -90,14 +90,15 @@ def load_module(spec: str, weights: str | None = None) -> LoadedModule:
     Raises
     ------
     ValueError
-        For unknown names (with close ones), and weights that are missing, damaged, of another network or cannot be downloaded.
+        For unknown names (close names are listed), and weights that are missing, damaged, of another network or cannot be
+        downloaded.
     """
     kind, _, name = spec.partition(":")
     has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
     if has_own and weights is not None:
         raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
     if Path(spec).is_file():
-        return LoadedModule(load_network(spec))  # of strings or vectors: too small for a GPU
+        return LoadedModule(load_network(spec))  # a network of strings or vectors is too small for a GPU
     if spec == "fashion_mnist":
         loaded = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
     elif kind == "torchvision":
@@ -135,11 +136,11 @@ def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
         state = read_state_dict(weights, f"one of {', '.join(names)}, or a file with a state dict")
     options: dict[str, Any] = {}
     if name.startswith(("vgg", "googlenet", "inception")):
-        options["init_weights"] = False  # a slow start that the weights replace
+        options["init_weights"] = False  # slow, and replaced by the weights
     if name.startswith(("googlenet", "inception")):
-        # As torchvision builds them for its own weights, which are of another normalisation than the transforms.
+        # As in torchvision for its own weights, whose input normalisation differs from the transforms.
         options |= {"transform_input": True, "aux_logits": any(key.lower().startswith("aux") for key in state)}
-    if name.startswith("densenet"):  # the published files call the parts of a layer norm.1, here norm1
+    if name.startswith("densenet"):  # published files use names such as norm.1 instead of norm1
         rename_weights(state, lambda key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", key))
     build = functools.partial(models.get_model, name, weights=None, **options)
     module = built_with(build, state, f"{where}, weights = {weights or entry.name!r}")
@@ -161,8 +162,8 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
     if size and not (size.isdecimal() and 1 <= int(size) <= 4096):
         raise ValueError(f"{where}: '@{size}' is no size of images; expected pixels, such as timm:NAME@224")
     build = functools.partial(timm.create_model, name)
-    if size and timm.get_pretrained_cfg(name).fixed_input_size:  # convolutions take every size
-        build = functools.partial(build, dynamic_img_size=True)  # interpolates the embeddings of the positions
+    if size and timm.get_pretrained_cfg(name).fixed_input_size:  # convolutional networks take every size
+        build = functools.partial(build, dynamic_img_size=True)  # interpolates the position embeddings
         with reading(where, f"leave out @{size}, as the model takes images of its own size only"), torch.device("meta"):
             build()
     if weights is None:
@@ -179,9 +180,9 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
 def _timm_has_classes(timm: Any, module: Any) -> bool:
     """Whether the outputs of a model of timm are classes.
 
-    Encoders have `num_classes` 0. Models that were trained with texts, such as CLIP, end with a projection into the space of the
-    texts, and timm gives its dimension as the number of classes. These dimensions are multiples of 128, as no number of classes
-    of published weights is.
+    Encoders have `num_classes` 0. Models trained with texts, such as CLIP, end with a projection into the space of texts, and
+    timm reports its dimension as the number of classes. These dimensions are multiples of 128; no published classifier has such a
+    number of classes.
     """
     names = timm.list_models(module.pretrained_cfg["architecture"], pretrained=True)
     published = {timm.get_pretrained_cfg(name).num_classes for name in names}
@@ -214,7 +215,7 @@ def _imported_module(spec: str, function: Callable[[], Any], weights: str | None
 
 
 def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:
-    """Preprocessing in words that are the same in every process; "" for none."""
+    """A description of the preprocessing that is the same in every process; "" for none."""
     if preprocess is None:
         return ""
     if isinstance(preprocess, Preprocessing | nn.Module):

@@ -1,4 +1,4 @@
-"""State dicts: fingerprints, files of foreign networks read without executing anything in them, and modules filled from them."""
+"""State dicts: fingerprints, reading of untrusted files without executing code, and loading into modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def read_state_dict(path: str, expected: str, option: str = "weights", mapped: bool = False) -> dict[str, torch.Tensor]:
-    """A state dict from a file, the value of an option; nothing in it is executed. `mapped`: tensors may stay in the file."""
+    """A state dict from the file of an option; nothing in it is executed. `mapped`: tensors may be memory-mapped."""
     if not Path(path).is_file():
         raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
     with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
@@ -42,7 +42,7 @@ def read_state_dict(path: str, expected: str, option: str = "weights", mapped: b
             if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
                 state = state[key]
         _check_state(state, Path(path).stat().st_size)
-    if all(name.startswith("module.") for name in state):  # of a model trained on several GPUs
+    if all(name.startswith("module.") for name in state):  # saved by DataParallel
         rename_weights(state, lambda name: name.removeprefix("module."))
     return state
 
@@ -50,20 +50,20 @@ def read_state_dict(path: str, expected: str, option: str = "weights", mapped: b
 def read_plain(path: str, mmap: bool = False) -> Any:
     """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the kind of pickle: it is read or refused
+        with warnings.catch_warnings(action="ignore"):  # warnings about the kind of pickle, which is read or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:  # PyTorch's own words advise to load it regardless
+    except pickle.UnpicklingError:  # replace PyTorch's message, which advises loading the file regardless
         raise ValueError("it is damaged or holds more than weights") from None
 
 
 def _check_state(state: Any, size: int) -> None:
-    """ValueError for what is not a table of plain finite tensors by their names, in a file of `size` bytes."""
+    """ValueError unless `state` is a table of plain finite tensors by name, no larger than the file of `size` bytes."""
     if not isinstance(state, dict) or not state:
         raise ValueError(f"it holds {f'a {type(state).__name__}' if state else 'nothing'}, not tensors by their names")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise ValueError(f"{shown(name)} is a {getattr(tensor, 'layout', type(tensor).__name__)}, not a plain tensor")
-    # A view that repeats its elements makes a small file claim any size; weights that are shared have several names.
+    # Count distinct storages: views that repeat elements can claim any size, and shared weights have several names.
     distinct = {(tensor.data_ptr(), tensor.shape): tensor.numel() * tensor.element_size() for tensor in state.values()}
     if sum(distinct.values()) > size:
         raise ValueError("its weights are larger than the file")
@@ -73,17 +73,17 @@ def _check_state(state: Any, size: int) -> None:
 
 
 def rename_weights(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> None:
-    """In place: a state dict carries the versions of its modules as an attribute, which a copy would lose."""
+    """Rename weights in place, since a copy would lose the attribute with the versions of the modules."""
     for name in list(state):
         state[new_name(name)] = state.pop(name)
 
 
 def built_with(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], where: str) -> nn.Module:
-    """A network with its weights, and with as many classes as they have."""
+    """A network with its weights loaded, built with the number of classes of the weights."""
     module = build()
-    own = module.state_dict()
-    other = [(own[name], state[name]) for name in own if name in state and own[name].shape != state[name].shape]
-    # The last layer alone may be of another size, and only in its number of classes.
+    initial = module.state_dict()
+    other = [(initial[name], state[name]) for name in initial if name in state and initial[name].shape != state[name].shape]
+    # Only the last layer may have another size, and only in its number of classes.
     sizes = {(len(a), len(b)) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:] else None for a, b in other}
     if len(sizes) == 1 and None not in sizes:
         ((_, num_classes),) = sizes  # type: ignore[misc]
@@ -94,7 +94,7 @@ def built_with(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], 
 
 def put_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load weights into a module; a ValueError names weights that are missing, unexpected or of another shape."""
-    if not hasattr(state, "_metadata"):  # safetensors: the version of the network itself is the present one
+    if not hasattr(state, "_metadata"):  # safetensors stores no versions; assume the current ones
         state = OrderedDict(state)
         state._metadata = {"": module.state_dict()._metadata.get("", {})}  # type: ignore[attr-defined]
     with reading(where, "expected weights of this network"):

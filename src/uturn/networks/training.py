@@ -1,4 +1,4 @@
-"""Training of the small networks of this package: one loop, resumable, with progress, that stops when a target is reached."""
+"""Training of the small networks of this package: a resumable loop with a progress bar and an optional target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uturn.networks.state_dicts import read_plain
 
 
 class History(NamedTuple):
-    """Number of optimisation steps, and what was recorded on the way, {quantity: [(step, value), ..]}."""
+    """Number of optimisation steps, and recorded values {quantity: [(step, value), ..]}."""
 
     steps: int
     records: dict[str, list[tuple[int, float]]]
@@ -51,19 +51,20 @@ def train(
         The network, with its initial weights.
     loss
         `loss(model, step)` is a scalar. It must draw its batch from `step` alone (see `uturn.random`), so that a resumed
-        training is the uninterrupted one.
+        training equals an uninterrupted one.
     steps
         Largest number of optimisation steps.
     recipe
-        Plain data that says what is being trained: architecture, data, seed. A checkpoint of another recipe is refused.
-    checkpoint
-        File for the state of the training, written every `every` steps. If it exists, the training is resumed from it; a folder
-        that does not exist is made.
+        Plain data that identify the training: architecture, data, seed. A checkpoint of another recipe is refused.
+            checkpoint
+        File for the state of the training, written every `every` steps. If it exists, training resumes from it; missing folders
+        are created.
     learning_rate, weight_decay, warmup, decay, clip
         Settings of AdamW. The learning rate rises linearly over `warmup` steps and, if `decay`, is multiplied by a cosine that
         falls from 1 to 0 over all steps. `clip`: largest norm of the gradient.
     evaluate
-        `evaluate(model)` gives {quantity: value}, recorded every `every` steps and at the end, model in evaluation mode.
+        `evaluate(model)` returns {quantity: value}, recorded every `every` steps and at the end, with the model in evaluation
+        mode.
     target
         (quantity, value): stop as soon as an evaluation reaches the value.
     average
@@ -74,7 +75,7 @@ def train(
     Raises
     ------
     ValueError
-        If the loss or its gradient is not finite, or the checkpoint belongs to another recipe, cannot be read or be written.
+        If the loss or its gradient is not finite, or the checkpoint belongs to another recipe or cannot be read or written.
     """
     for name, value, least in (("steps", steps, 1), ("every", every, 1), ("warmup", warmup, 0)):
         checked_integer(name, value, least)
@@ -114,7 +115,7 @@ def train(
 
 
 class _Training:
-    """State of a training: the network, the optimizer, the averaged weights and the records, kept in a checkpoint."""
+    """State of a training, stored in a checkpoint: network, optimizer, averaged weights and records."""
 
     def __init__(
         self, model: torch.nn.Module, settings: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint: str | Path | None
@@ -199,7 +200,7 @@ class _Training:
         return History(self.step, self.records)
 
     def _resume(self, path: str) -> None:
-        """Continue from a checkpoint, after checks of everything in it: files can hold anything."""
+        """Continue from a checkpoint after checking all its content."""
         where, instead, mine = f"checkpoint = {path!r}", "move it away to begin anew", json.loads(self.identity)
         with reading(where, instead):
             state = read_plain(path)
@@ -215,7 +216,7 @@ class _Training:
                 for name, pairs in json.loads(state["records"]).items()
             }
             self.model.load_state_dict(state["model"])
-            # Moments only: the settings of the optimizer are those of the recipe.
+            # Only the moments are restored; the settings of the optimizer come from the recipe.
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
             for weights, moments in self.optimizer.state.items():
                 shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
@@ -231,7 +232,7 @@ class _Training:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """How two trainings differ, in words."""
+    """The differences between two recipes as text."""
     there, here = ({**table, **{f"recipe.{key}": value for key, value in table["recipe"].items()}} for table in (there, here))
     keys = [key for key in sorted({*there, *here} - {"recipe"}) if there.get(key) != here.get(key)]
     return [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]

@@ -1,6 +1,7 @@
 """The page of results: one self-contained HTML file for the outputs of `reproduce`, `images`, `text`, `atlas` and `run`.
 
-`collect` reads what is in a folder into sections of plain data, `write_page` makes a page of them. The page needs no network.
+`collect` reads the results in a folder into sections of plain data, and `write_page` makes a page of them. The page needs no
+network.
 """
 
 from uturn.pages.collect import Collected, collect

@@ -1,4 +1,4 @@
-"""Labelled data as charts of plain data: lines with intervals against noise, on all axes that the data have."""
+"""Labelled data as charts of plain data: lines with intervals against noise, on all noise axes of the data."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ AXES = {
     "effective_epsilon": "effective ε",
     "bits_per_leaf": "information per site (bits)",
 }
-"""Coordinates of noise levels that a page can take as the axis of its charts, besides the noise itself: {name: words}."""
-_ENDS = ["value", "low", "high"]  # labels of a dim that holds a number with its interval
+"""Coordinates that a chart can use as its axis instead of the noise itself: {name: label}."""
+_ENDS = ["value", "low", "high"]  # labels of a dim with a number and its interval
 _MOST_LINES, _MOST_POINTS = 24, 400
 _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clone", "shown_noise", "shown_item", "node"}
 
@@ -38,7 +38,7 @@ def numbers(values: Any) -> list[float | None]:
 
 
 def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
-    """A chart for each variable of the data of a figure that is a curve; those against noise come first."""
+    """A chart for each curve in the data of a figure; charts against noise come first."""
     charts = []
     for name in map(str, data.data_vars):
         values = data[name]
@@ -53,13 +53,13 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
             import xarray as xr
 
             values = xr.concat([values, *ends], "bound").assign_coords(bound=_ENDS)
-        words = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
-        charts.append(chart(name, words, values, x, y=str(data[name].attrs.get("units", "")), group=name.replace("_", " ")))
+        title = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
+        charts.append(chart(name, title, values, x, y=str(data[name].attrs.get("units", "")), group=name.replace("_", " ")))
     return sorted(with_curves(charts), key=lambda chart: not chart["slides"])
 
 
 def with_curves(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of some charts that have a curve. Charts with the same title are told apart by their groups."""
+    """The charts that have a curve. Groups are added to equal titles."""
     charts = [chart for chart in charts if chart["lines"]]
     titles = Counter(chart["title"] for chart in charts)
     for chart in charts:
@@ -83,19 +83,19 @@ def chart(
 
     Parameters
     ----------
-    name, title : for the names of files, and for people
+    name, title : name for files, title for readers
     values : array (x, ..), with the dim "bound" if there are intervals
     x : dim of the axis
     marks : places on the axis, made by `mark`
-    y : what the vertical axis shows, with its unit
-    joined : whether points are joined across levels at which a curve has no value, since others were measured there
-    shown : whether the chart is seen before the readings are unfolded
-    group : tells charts with the same title apart
+    y : quantity and unit of the vertical axis
+    joined : whether lines skip levels without a value, where only other curves were measured
+    shown : whether the chart is visible before the readings are unfolded
+    group : distinguishes charts with the same title
 
     Returns
     -------
-    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of lines before that the line lies
-    on; the number of curves `left_out`; and whether the axis is noise (`slides`).
+    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide with
+        the line; the number of curves `left_out`; and whether the axis is noise (`slides`).
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
@@ -123,7 +123,7 @@ def mark(label: str, place: dict[str, Any]) -> dict[str, Any]:
 
 
 def _axis_of(values: xr.DataArray) -> str | None:
-    """The dim that is the axis of a chart: noise, or else the longest dim of increasing numbers; None for no curve."""
+    """The dim for the axis of a chart: noise, or else the longest dim of increasing numbers; None if there is no curve."""
     dims = [str(dim) for dim in values.dims if dim != _bound(values)]
     noises = [dim for dim in dims if _is_noise(dim)]
     if noises:
@@ -141,8 +141,8 @@ def _is_noise(dim: str) -> bool:
 
 
 def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
-    words = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
-    axes = [{"name": "noise" if _is_noise(x) else x, "words": words, "values": numbers(values[x].values)}]
+    label_of_axis = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
+    axes = [{"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}]
     for name, label in AXES.items():
         if name in values.coords and values[name].dims == (x,) and np.isfinite(values[name]).sum() > 1:
             axes.append({"name": name, "words": label, "values": numbers(values[name].values)})
@@ -150,7 +150,7 @@ def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
 
 
 def _bound(values: xr.DataArray) -> Any:
-    """The dim of a number and the ends of its interval; None if there is none."""
+    """The dim that holds a number and the ends of its interval; None if there is none."""
     return next((dim for dim in values.dims if dim in values.coords and values[dim].values.tolist() == _ENDS), None)
 
 
@@ -169,5 +169,5 @@ def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
 
 
 def _label(dim: str, value: Any) -> str:
-    """A coordinate in words: names as they are, numbers with their dim."""
+    """A coordinate as text: a name unchanged, a number with its dim."""
     return value if isinstance(value, str) else f"{dim.replace('_', ' ')} {value:.4g}"

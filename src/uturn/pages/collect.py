@@ -1,4 +1,4 @@
-"""What folders of results hold, as sections of plain data. What is damaged is named, and the rest is shown."""
+"""Folders of results as sections of plain data. Damaged files are named; the rest is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
     folders
         Folders of `reproduce`, `images`, `text` or `atlas`, stores of `run`, or folders that hold such stores.
     detail
-        Below 1, pictures are smaller.
+        Values below 1 make pictures smaller.
     """
     collected, homes = Collected(), list[Path]()
     sections = collected.sections
@@ -31,17 +31,17 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
     names = Counter(section["short"] for section in sections)
     ids = Counter[str]()
     for section, home in zip(sections, homes, strict=True):
-        if names[section["short"]] > 1:  # figures of the same name are told apart by their folders
+        if names[section["short"]] > 1:  # add the folder to figures with the same name
             section["short"], section["title"] = f"{section['short']} ({home})", f"{section['title']} ({home})"
         ids[section["id"]] += 1
-        if ids[section["id"]] > 1:  # ids are unique in a page
+        if ids[section["id"]] > 1:  # ids must be unique in a page
             section["id"] += f"-{ids[section['id']]}"
     return collected
 
 
 def _collect(folder: Path, read: Reader) -> None:
     def add(path: Path, make: Callable[[Path, Reader], dict[str, Any]]) -> bool:
-        """Add the section that is made from a file; whether it could be made."""
+        """Add the section made from a file; return whether it could be made."""
         before = len(read.collected.sections)
         with read.noting(path):
             check_plain(path)
@@ -59,7 +59,7 @@ def _collect(folder: Path, read: Reader) -> None:
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
     several = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
     if (folder / "study.zarr").exists():
-        with read.noting(folder / "study.json"):  # the page links to it, and takes the same numbers from the data
+        with read.noting(folder / "study.json"):  # the page links to this file, but takes its numbers from the data
             check_plain(folder / "study.json")
             json.loads((folder / "study.json").read_bytes())
         if add(folder / "study.zarr", studies.study_section):

@@ -1,4 +1,4 @@
-"""Sections of a page for figures that `uturn reproduce` made: verdicts, curves, pictures, and the runs they come from."""
+"""Sections of a page for figures of `uturn reproduce`: verdicts, curves, pictures, and their runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Verdict(BaseModel):
 
 
 class _Result(BaseModel):
-    """A file `figN.json`; what it has besides belongs to another version and is not shown."""
+    """A file `figN.json`; further entries belong to another version and are not shown."""
 
     model_config = ConfigDict(strict=True)
 
@@ -50,7 +50,7 @@ class _Result(BaseModel):
 
 
 class Tally(NamedTuple):
-    """Numbers of verdicts: `independent` of the judged ones rest on a measurement that no other of them has."""
+    """Counts of verdicts; `independent` is the number of judged verdicts with a measurement of their own."""
 
     judged: int
     failed: int
@@ -59,17 +59,17 @@ class Tally(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Such as "150 of 150 verdicts passed, on 139 independent measurements; shown and not judged: 9"."""
-        said = f"{self.judged - self.failed} of {self.judged} verdicts passed"
+        """The counts as text: "150 of 150 verdicts passed, on 139 independent measurements; shown and not judged: 9"."""
+        text = f"{self.judged - self.failed} of {self.judged} verdicts passed"
         if self.independent < self.judged:
-            said += f", on {self.independent} independent measurements"
-        return said + (f"; shown and not judged: {self.shown}" if self.shown else "")
+            text += f", on {self.independent} independent measurements"
+        return text + (f"; shown and not judged: {self.shown}" if self.shown else "")
 
 
 def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
-    """Count verdicts. Figures that share a check of a channel repeat a verdict: what others have measured counts once."""
+    """Count verdicts. Figures may repeat a verdict on the same measurements, which then count once."""
     judged = [verdict for verdict in verdicts if verdict["passed"] is not None]
-    judged.sort(key=lambda verdict: -len(verdict["measurements"]))  # the widest first: the others may be a part of it
+    judged.sort(key=lambda verdict: -len(verdict["measurements"]))  # largest first: it may contain others
     measured: set[str] = set()
     independent = 0
     for verdict in judged:
@@ -94,7 +94,7 @@ def order(path: Path) -> tuple[bool, int, str]:
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
     result = _Result.model_validate_json(path.read_bytes())
-    # The page reads these files and links to them, so they must be plain names: no script, no other folder.
+    # The page reads and links these files, so only plain names in the same folder are allowed.
     names = [result.scale, *result.files.values()]
     if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise ValueError(
@@ -133,7 +133,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
 
 
 def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
-    """t* as a headline and in the charts, if the data have it; ε* of mean-field theory as a mark."""
+    """Add t*, if the data have it, as a headline and a mark in the charts; mark ε* of mean-field theory."""
     charts = [chart for chart in section["charts"] if chart["slides"]]
     star = [float(data.attrs.get(name, np.nan)) for name in ("transition", "transition_low", "transition_high")]
     marks = []
@@ -141,7 +141,7 @@ def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
         count = tally(section["verdicts"])
         supported = f"{section['words']} {count.judged - count.failed} of {count.judged} verdicts passed"
-        claim = "half of the class is lost there"
+        claim = "half of the class is lost at this noise"
         section["headlines"].append(card("t*", axis, star, claim, supports=supported if section["words"] else ""))
         marks.append(mark("t*", {"noise": star}))
     if "critical_noise" in data.attrs:

@@ -1,7 +1,7 @@
-"""Pages as HTML, by the templates in `assets/`. They escape all words from results; scripts of pages write words as text.
+"""Pages as HTML, by the templates in `assets/`. Templates escape all text from results, and page scripts insert it as text.
 
-The policy in the head of the page of results lets a browser run only the scripts of this package, by their hashes, and load
-nothing from elsewhere.
+The content security policy of the page of results allows only the scripts of this package, by their hashes, and no external
+resources.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Collected
 
 _ASSETS = Path(__file__).parents[1] / "assets"
-_OUTCOMES = (False, True, None)  # of verdicts, as they follow each other in the table
+_OUTCOMES = (False, True, None)  # outcomes of verdicts in the order of the table
 
 
 def asset(name: str) -> str:
@@ -60,7 +60,7 @@ def _environment() -> Environment:
 
 
 def _sentence(words: str) -> str:
-    """Words with a full stop, and a capital letter unless they begin with the name of a reading, which "," or ":" follows.
+    """A text with a full stop, and a capital letter unless it begins with the name of a reading (followed by "," or ":").
 
     >>> _sentence("nothing changes"), _sentence("kept: no curve")
     ('Nothing changes.', 'kept: no curve.')
@@ -70,7 +70,7 @@ def _sentence(words: str) -> str:
 
 
 def results_page(collected: Collected, folder: Path, running: RunningStudy | None = None) -> str:
-    """The page of some sections; links to files are relative to the folder in which it will be."""
+    """The page of the given sections; links to files are relative to `folder`, the folder of the page."""
     sections = collected.sections
     for section in sections:
         files = [path for path in section["files"] if not path.is_symlink()]
@@ -94,7 +94,7 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
         judged=judged,
         verdicts=sorted(verdicts, key=lambda pair: _OUTCOMES.index(pair[0]["passed"])),
         count=tally([verdict for verdict, _ in verdicts]),
-        data=data.replace("<", "\\u003c"),  # a name such as </script> would end the element
+        data=data.replace("<", "\\u003c"),  # a text such as </script> would end the element
         plotly=packed,
         script=script,
     )
@@ -107,7 +107,7 @@ def _link(path: Path, folder: Path) -> str:
 
 @lru_cache(1)
 def _plotly() -> tuple[str, str]:
-    """The script plotly.js of the package plotly, and the same compressed as base64."""
+    """The script plotly.js of the package plotly, and its compressed form in base64."""
     content = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     return content.decode(), _base64(gzip.compress(content, 9, mtime=0))
 
@@ -117,7 +117,7 @@ def _base64(content: bytes) -> str:
 
 
 def token_page(data: xr.Dataset) -> str:
-    """The texts of the records of a run, token by token, as a page without scripts and without other files."""
+    """The stored texts of a run, token by token, as a single file without scripts."""
     items = list(blocks(data))
     names = data.region_name.values if "region_name" in data.coords else []
     return rendered(
@@ -131,14 +131,14 @@ def token_page(data: xr.Dataset) -> str:
 
 
 def _edge(region: int) -> str:
-    """Kind of the line below the tokens of a region; "" for none."""
+    """Style of the line below the tokens of a region; "" for none."""
     return EDGES[region % len(EDGES)][0] if region >= 0 else ""
 
 
 def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Runs of tokens of one region, with its line: the blank before each token, which is not marked, its tag, and its text.
+    """Runs of tokens of one region, with the line of the region; each token as (unmarked blank before it, tag, text).
 
-    The line below a run has no gaps. The blank that begins a text of words is left out.
+    The line below a run has no gaps. The blank at the beginning of a text of words is left out.
     """
     first = True
     for region, run in groupby(tokens, key=lambda token: token.region):

@@ -11,17 +11,23 @@ from uturn.pages.html import asset, rendered
 
 __all__ = ["MODULES", "laboratory", "script", "write_laboratory"]
 
-MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports from those before it
+MODULES = (
+    "random",
+    "grammar",
+    "channels",
+    "propagation",
+    "theory",
+)  # each imports only from earlier ones
 _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 
 
 def script(modules: Sequence[str]) -> str:
-    """The JavaScript of some modules as one: their text without imports, which name functions of the other modules."""
+    """The JavaScript of several modules as one script, without their imports of each other."""
     return "\n".join(re.sub(r"^import [^;]*;\n|^export ", "", asset(f"lab/{name}.js"), flags=re.M) for name in modules)
 
 
 def laboratory() -> str:
-    """The page as HTML. It needs no server and no network, and gives the numbers that this package gives for the same seeds."""
+    """The page as HTML. It needs no server and no network; for equal seeds, its numbers are those of this package."""
     style, images = asset("lab/style.css"), asset("lab/images.json")
     return rendered("lab/index.html", style=style, images=images, script=script(MODULES + _PAGE))
 

@@ -1,4 +1,4 @@
-"""The page of a folder while a study fills it: what is done so far, written again at intervals, and how far the study is."""
+"""The page of a folder while a study fills it: results so far and progress, rewritten at intervals."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from uturn.core.progress import current
 from uturn.pages.page import write_page
 from uturn.store.outputs import OutputFolder
 
-_FIRST, _LEAST = 2.0, 10.0  # seconds until the page is written for the first time, and between two times
-_SHARE = 0.02  # largest share of the time that is spent on the page
+_FIRST, _LEAST = 2.0, 10.0  # seconds until the first page, and least seconds between pages
+_SHARE = 0.02  # largest share of the time spent on pages
 
 
 @dataclass(frozen=True)
 class RunningStudy:
     """A study that is filling the folder of a page, or was stopped.
 
-    `words`: what it is doing. `parts`: finished parts of the study, all of them, and what they are, such as (2, 25, "figures").
-    `tasks`: tasks of this part that are done, and all of them. `began`, `written`: when the study began, and when this page was
-    written, in seconds since 1970. `every`: seconds until the next page. `stopped`: whether it has ended early.
+    `words`: its current activity. `parts`: number of finished parts of the study, number of all parts, and their name, such as
+    (2, 25, "figures"). `tasks`: numbers of finished and of all tasks of the current part. `began`, `written`: times at which the
+    study began and the page was written, in seconds since 1970. `every`: seconds until the next page. `stopped`: whether the
+    study ended early.
     """
 
     study: str
@@ -47,7 +48,7 @@ class RunningStudy:
 
     @property
     def counts(self) -> list[str]:
-        """The finished parts and tasks in words."""
+        """The finished parts and tasks as text."""
         parts = ["{} of {} {}".format(*self.parts)] if self.parts else []
         return parts + ([f"{self.tasks[0]:.0f} of {self.tasks[1]} tasks"] if self.tasks else [])
 
@@ -55,8 +56,8 @@ class RunningStudy:
 class LivePage:
     """The page `index.html` of a folder while a study runs.
 
-    A thread writes it, so that the study goes on meanwhile. What it costs is measured, and the time between two pages is chosen
-    so that pages take at most 2 % of the time of one core.
+    A thread writes the page while the study goes on. The interval between pages follows from their measured cost, so that pages
+    take at most 2 % of the time of one core.
     """
 
     def __init__(self, folder: Path, study: str) -> None:
@@ -65,9 +66,9 @@ class LivePage:
         self._parts: Any = None
         self._began, self._lock = time.time(), threading.Lock()
 
-    def says(self, words: str, *parts: Any) -> None:
-        """What the study is doing, for the next page; `parts`: finished parts, all of them, and their name."""
-        self._words, self._parts = words, parts or None
+    def says(self, activity: str, *parts: Any) -> None:
+        """Set the activity shown on the next page; `parts`: number of finished parts, of all parts, and their name."""
+        self._words, self._parts = activity, parts or None
 
     def write(self, stopped: bool = False) -> None:
         """Write the page as it is now."""
@@ -78,20 +79,20 @@ class LivePage:
             self.every = max(_LEAST, (time.thread_time() - start) / _SHARE)
 
     def follow(self, ended: threading.Event) -> None:
-        """Write the page at intervals until the study ends. A page that cannot be written now is left to the next time."""
+        """Write the page at intervals until the study ends. A failed write is repeated at the next interval."""
         wait = _FIRST
         while not ended.wait(wait):
-            with suppress(Exception):  # a store that is being written may be read in any state
+            with suppress(Exception):  # the store may be read in the middle of a write
                 self.write()
             wait = self.every
 
 
 @contextmanager
 def live_page(folder: OutputFolder, study: str) -> Iterator[LivePage]:
-    """Context in which a study fills a folder, and its page follows. Whoever opens the page sees it refresh itself.
+    """Context in which a study fills a folder and the page is updated. An open page refreshes itself.
 
-    At the end the page says nothing of the study, or, after an error or Ctrl-C, that it was stopped. On object storage pages are
-    written only when the study asks for it.
+    The final page does not mention the study, except that it was stopped, after an error or Ctrl-C. On object storage, pages are
+    written only when the study calls `write`.
     """
     page, ended, finished = LivePage(folder.path, study), threading.Event(), False
     thread = threading.Thread(target=page.follow, args=[ended], daemon=True)
@@ -105,5 +106,5 @@ def live_page(folder: OutputFolder, study: str) -> Iterator[LivePage]:
         if not folder.is_remote:
             thread.join()
         if not finished:
-            with suppress(Exception):  # the error of the study is the one to report
+            with suppress(Exception):  # report the error of the study, not of the page
                 page.write(stopped=True)

@@ -1,4 +1,4 @@
-"""The page of results: what is in folders as one HTML file that opens without a network, at most 5 MB."""
+"""The page of results: folders of results as one HTML file of at most 5 MB that opens without a network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
 
     Returns
     -------
-    The path or URL of the page, and a line for each file that could not be read.
+    The path or URL of the page, and one message for each unreadable file.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
 
 
 def fetch(folder: OutputFolder) -> None:
-    """Bring what a page shows into the working copy of a URL: small files and data of figures, no runs."""
+    """Copy the files that a page shows into the working copy of a URL: small files and data of figures, not runs."""
     if not folder.is_remote:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,9 @@ def _write(folders: list[Path], path: Path, running: RunningStudy | None = None)
     else:
         for section in collected.sections:
             section["pictures"], section["grid"] = [], None
-        words = ": pictures are left out, as the page would be larger than 5 MB"
-        collected.problems.append({"file": str(path), "words": words})
-        problems.append(f"{path}{words}")
+        message = ": pictures are left out, as the page would be larger than 5 MB"
+        collected.problems.append({"file": str(path), "words": message})
+        problems.append(f"{path}{message}")
         page = _encoded(results_page(collected, path.parent, running))
     with whole_file(path) as file:
         file.write(page)
@@ -110,4 +110,4 @@ def _write(folders: list[Path], path: Path, running: RunningStudy | None = None)
 
 
 def _encoded(page: str) -> bytes:
-    return page.encode(errors="backslashreplace")  # names of files may hold bytes that are no UTF-8
+    return page.encode(errors="backslashreplace")  # file names may contain bytes that are not UTF-8

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from PIL.Image import Image
 
-_WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # of a preview; of an image; of all images of a run
+_WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
 
 
 def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
@@ -39,10 +39,10 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     Parameters
     ----------
     levels : noise (levels,)
-    names : of the originals
+    names : names of the originals
     originals : array (items, channel, row, column), in [-1, 1]; NaN if they are unknown
     images : array (levels, items, channel, row, column)
-    kept : array (levels, items), 1 where the class is the same; None if there are no classes
+    kept : array (levels, items), 1 where the class is unchanged; None if there are no classes
     """
     total = images.shape[-1] * images.shape[-2] * (len(images) + 1) * len(originals)
     side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail)
@@ -77,7 +77,7 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
 
 
 def as_picture(image: np.ndarray) -> Image:
-    """An image (channel, row, column) in [-1, 1] as a picture, grey or RGB; what is beyond is clipped."""
+    """An image (channel, row, column) in [-1, 1] as a picture, grey or RGB; values beyond are clipped."""
     from PIL import Image
 
     pixels = np.round((np.clip(image, -1, 1).transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Results of studies in a folder or at a URL: numbers, tables, figures, what was kept to be looked at, and the page."""
+"""Results of studies in a folder or at a URL: numbers, tables, figures, stored images and texts, and the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "tokens")
-_STUDIES = r"study(-\d+)?\.zarr"  # names of datasets
+_STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
     *("index.html", "study.json", "curves.csv", "numbers.csv", "tokens.html"),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
@@ -52,14 +52,14 @@ def write_study(
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
-    `study.png`, `.pdf`, and the page `index.html`. If the run kept images, also `grid.png`, `.pdf` (like Fig. 1 of
-    arXiv:2402.16991), and if it kept tokens, `tokens.html`, `tokens.png`, `.pdf`: originals and reconstructions side by side.
+    `study.png`, `.pdf`, and the page `index.html`. If the run has stored images, also `grid.png`, `.pdf` (like Fig. 1 of
+    arXiv:2402.16991); if it has stored tokens, `tokens.html`, `tokens.png`, `.pdf`: originals and reconstructions side by side.
     Several runs are drawn in one chart for each reading, and their studies are `study-1.zarr`, `study-2.zarr`, ..
 
     Parameters
     ----------
     runs
-        Dataset of `uturn.run`, or several by name (`uturn.studies.named_runs` names them by what differs in their specs).
+        Dataset of `uturn.run`, or several by name (`uturn.studies.named_runs` names them by the differences of their specs).
     out
         Folder or URL of object storage.
     source
@@ -69,7 +69,7 @@ def write_study(
     groups
         Groups of readings that are drawn first.
     save_images
-        Write the kept reconstructions as PNG files into the folder `reconstructions`.
+        Write the stored reconstructions as PNG files into the folder `reconstructions`.
 
     Returns
     -------
@@ -82,19 +82,19 @@ def write_study(
     """
     if not isinstance(runs, Mapping) or not runs:
         raise ValueError(f"runs = {shown(runs)}: expected the dataset that uturn.run gives, or several by name")
-    named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is a mapping, too
+    named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is also a mapping
     run = next(iter(named.values()))
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
-        studies = {name: study(one) for name, one in named.items()}
+        studies = {name: study(dataset) for name, dataset in named.items()}
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
         result: Any
         numbers: dict[str, Any]
         if len(studies) > 1:
-            common_axis(list(studies.values()))  # without one there is no chart of all, and nothing is written
-            result, numbers = studies, {"runs": {label: as_data(one) for label, one in studies.items()}}
-            datasets = {f"study-{k}.zarr": one.assign_attrs(title=label) for k, (label, one) in enumerate(studies.items(), 1)}
+            common_axis(list(studies.values()))  # raise before writing if the studies share no axis
+            result, numbers = studies, {"runs": {label: as_data(dataset) for label, dataset in studies.items()}}
+            datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
             figures["study"] = lambda: draw_studies(studies)
         else:
             (result,), records = studies.values(), records_of(run, source)
@@ -111,12 +111,12 @@ def write_study(
         texts |= {f"{name}.csv": frame.to_csv(index=False) for name, frame in tidy(result)._asdict().items()}
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
-        # of an earlier call with another number of runs, which the page would show too
+        # remove studies of an earlier call with more runs, which the page would show
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
         if "tokens.html" not in texts:
-            (results.path / "tokens.html").unlink(missing_ok=True)  # of an earlier run, which kept tokens
+            (results.path / "tokens.html").unlink(missing_ok=True)  # left by an earlier run with tokens
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
@@ -132,7 +132,7 @@ def write_study(
 
 
 def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:
-    """Draw figures to PNG and PDF files of the given names; those of a figure that is None are removed."""
+    """Draw figures to PNG and PDF files of the given names; for a figure that is None, existing files are removed."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # suppresses warnings about the dates of fonts
     with style():
         for name, draw in figures.items():
@@ -141,7 +141,7 @@ def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Non
                 save_figure(figure, *paths)
                 continue
             for path in paths:
-                path.unlink(missing_ok=True)  # of an earlier run, which had more to draw
+                path.unlink(missing_ok=True)  # left by an earlier run
 
 
 def written(out: str | Path, save_images: bool = False) -> list[str]:
@@ -160,7 +160,7 @@ def check_results(out: OutputFolder) -> None:
 
 
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
-    """ValueError if results cannot be written to a folder; also called before a long run, so that it does not fail at its end."""
+    """ValueError if results cannot be written to a folder; also called before a long run, to fail early."""
     check_results(out)
     for name in filter(re.compile(_STUDIES).fullmatch, out.names("")):
         if not _is_study(out, name):
@@ -176,7 +176,7 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
 
 
 def _is_study(out: OutputFolder, name: str) -> bool:
-    """Whether a folder was written by `write_study`; a store of a run, or what a link points to, is not replaced."""
+    """Whether a folder was written by `write_study`; stores of runs and targets of links are never replaced."""
     if out.is_remote:
         content = Objects.at(out.where).read(f"{name}/zarr.json")
     else:
@@ -192,7 +192,7 @@ def _is_study(out: OutputFolder, name: str) -> bool:
 
 
 def _save_images(run: xr.Dataset, folder: Path) -> None:
-    """Originals and kept reconstructions as PNG; names give item, noise, trajectory and, if there are several, clone."""
+    """Write originals and stored reconstructions as PNG; names give item, noise, trajectory and, if there are several, clone."""
     count = kept_images(run)
     width = len(str(count - 1))
 

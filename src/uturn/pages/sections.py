@@ -1,4 +1,4 @@
-"""Sections of a page as plain data, and the reading of files of which some may be damaged or come from another version."""
+"""Sections of a page as plain data, and a reader for files that may be damaged or written by another version."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from uturn.pages.pictures import preview
 if TYPE_CHECKING:
     import xarray as xr
 
-_MOST_SPEC = 20_000  # characters
+_MOST_SPEC = 20_000  # characters of a spec
 
 
 @dataclass
 class Collected:
-    """Sections of a page, and what could not be read: {"file", "words"}, which follow each other."""
+    """Sections of a page, and problems {"file", "words"}, whose two texts are printed one after the other."""
 
     sections: list[dict[str, Any]] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
@@ -53,14 +53,14 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
 
 
 def card(label: str, axis: str, place: Any, claim: str, supports: str = "", is_range: bool = False) -> dict[str, Any]:
-    """A number of the summary with its interval, or range: what it is, and what it means."""
+    """A number of the summary: label, axis, value with interval (or range), and claim."""
     place = numbers(place)
     return {"label": label, "axis": axis, "place": place, "claim": claim, "supports": supports, "is_range": is_range}
 
 
 @dataclass
 class Reader:
-    """Reading of files into `collected`; `detail` below 1 makes pictures smaller, `alone`: whether only one folder is read."""
+    """Reads files into `collected`. `detail` below 1 makes pictures smaller; `alone`: whether only one folder is read."""
 
     collected: Collected
     detail: float
@@ -68,21 +68,21 @@ class Reader:
 
     @contextmanager
     def noting(self, path: Path) -> Iterator[None]:
-        """Context in which an error is noted with the name of the file, and what follows goes on."""
+        """Context that suppresses an error and notes it with the name of the file."""
         try:
             yield
-        except Exception as error:  # a damaged file can fail in any way
-            words = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
-            self.note(path, f"not valid JSON: {words}" if isinstance(error, json.JSONDecodeError) else words)
+        except Exception as error:  # a damaged file can raise any exception
+            message = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
+            self.note(path, f"not valid JSON: {message}" if isinstance(error, json.JSONDecodeError) else message)
 
-    def note(self, path: Path, words: str) -> None:
-        """Note a problem with a file; its name is not repeated where the words begin with it."""
-        words = " ".join(words.split())
-        rest = re.sub(f"^{re.escape(str(path))}(?=:? )", "", words)
-        self.collected.problems.append({"file": str(path), "words": f": {words}" if rest == words else rest})
+    def note(self, path: Path, message: str) -> None:
+        """Note a problem with a file; a message that begins with the file's name is not given the name again."""
+        message = " ".join(message.split())
+        shortened = re.sub(f"^{re.escape(str(path))}(?=:? )", "", message)
+        self.collected.problems.append({"file": str(path), "words": f": {message}" if shortened == message else shortened})
 
     def dataset(self, path: Path) -> xr.Dataset:
-        """A zarr folder, in memory."""
+        """A zarr folder as a dataset in memory."""
         import xarray as xr
 
         check_plain(path)
@@ -104,10 +104,10 @@ class Reader:
                 section["pictures"].append(preview(path, self.detail, words))
 
     def details(self, name: str, attributes: Mapping[str, Any], path: Path) -> dict[str, Any]:
-        """Spec, its hash, versions and fingerprints from the attributes of a run; notes if another version made it."""
+        """Spec, its hash, versions and fingerprints from the attributes of a run; notes if another version wrote the run."""
         versions = table_in(attributes.get("versions"))
         if versions.get("uturn", uturn.__version__) != uturn.__version__:
-            made = f"made with uturn {versions['uturn']}; this page was written by {uturn.__version__}, which may not know all"
+            made = f"made with uturn {versions['uturn']}; this page was written by {uturn.__version__}, which may not show all"
             self.note(path, made)
         facts = {"spec hash": attributes.get("spec_hash", ""), **versions}
         facts |= {f"fingerprint of {part}": value for part, value in table_in(attributes.get("models")).items()}
@@ -116,7 +116,7 @@ class Reader:
 
 
 def table_in(text: Any) -> dict[str, Any]:
-    """A table stored as JSON, or as it is; an empty one if it is damaged."""
+    """A table, decoded if it is stored as JSON; empty if it is damaged."""
     try:
         table = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from uturn.pages.sections import Reader
 
-_MOST_TOKENS = 200_000  # of all texts and noise levels
+_MOST_TOKENS = 200_000  # tokens of all texts and noise levels
 _CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of distance
     ("chi", "Susceptibility: number of {} that change together", "χ"),
     ("xi", "Correlation length of the changes", "ξ ({})"),
@@ -44,7 +44,7 @@ _FILES = ("study.json", "curves.csv", "numbers.csv", "study.pdf", "grid.pdf", "t
 
 
 def study_section(path: Path, read: Reader) -> dict[str, Any]:
-    """The section of a file `study.zarr`, or of one of several studies in a folder."""
+    """The section of a dataset `study.zarr`, or of one of several studies in a folder."""
     data, folder = read.dataset(path), path.parent
     alone = path.name == "study.zarr"
     label = str(data.attrs.get("title", ""))
@@ -55,7 +55,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         for file in section["files"]:
             if file.suffix == ".pdf":
                 read.add_picture(section, file.with_suffix(".png"), file.stem)
-    else:  # the charts of all studies together are shown
+    else:  # the charts that overlay all studies are shown instead
         section["charts"] = [chart | {"shown": False} for chart in section["charts"]]
         section["headlines"] = section["headlines"][:1]
     if "spec" in data.attrs:
@@ -119,24 +119,24 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
 
 
 def _overlaid(studies: dict[str, xr.Dataset], kind: str, dim: str, label: str, axis: str) -> xr.DataArray:
-    """One curve of each study that has it, (run, axis, estimate); NaN at levels of other studies."""
+    """One curve from each study that has it, (run, axis, estimate); NaN at levels measured only in other studies."""
     import xarray as xr
 
     curves = {
         name: data[kind].sel({dim: label}) for name, data in studies.items() if label in data.get(dim, xr.DataArray([])).values
     }
-    words = next(iter(curves.values()))[axis].attrs
+    attributes = next(iter(curves.values()))[axis].attrs
     plain = []
     for curve in curves.values():
         by_axis = curve if axis == "noise" else curve.swap_dims(noise=axis)
         plain.append(by_axis.drop_vars([key for key in by_axis.coords if key not in (axis, "estimate")]).sortby(axis))
     both = xr.concat(plain, "run", join="outer", combine_attrs="drop").assign_coords(run=list(curves))
-    both[axis].attrs = words
+    both[axis].attrs = attributes
     return both
 
 
 def _union(studies: dict[str, xr.Dataset], dim: str) -> dict[str, xr.Dataset]:
-    """The labels that some studies have along a dim, each with the part, of size 1, of the first study that has it."""
+    """The labels along a dim of any of the studies, each with the selection (of size 1) from the first study that has it."""
     parts: dict[str, xr.Dataset] = {}
     for data in studies.values():
         for k in range(data.sizes.get(dim, 0)):
@@ -152,7 +152,7 @@ def store_section(path: Path, read: Reader) -> dict[str, Any]:
 
 
 def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, Any]:
-    """What a page shows of any study: its numbers, tables, charts and remarks. The charts of the numbers are shown."""
+    """The section of any study: headline numbers, tables, charts and remarks. Only charts with these numbers start unfolded."""
     section = new_section(kind, name, "experiments", title)
     families = tested_families(data)
     section["caption"] = str(data.attrs.get("description", ""))
@@ -181,16 +181,16 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
 
 
 def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], marks: list[Any]) -> Iterator[dict[str, Any]]:
-    """Charts of the readings of a study, of its changes and its calibration; `marks`: that of its first number."""
-    seen = {headline.reading for headline in (first, *others) if headline is not None}  # "" for the peak of chi
+    """Charts of the readings of a study, its changes and its calibration; `marks` contains the mark of the headline."""
+    seen = {headline.reading for headline in (first, *others) if headline is not None}  # "" stands for the peak of chi
     group = [str(data.group.sel(reading=first.reading).item())] if first is not None and first.reading else []
     for k, (title, chosen) in enumerate(panels_of(data, group)):
         labels = data.reading.values[chosen].tolist()
         swaps = [_mark("order inverts", headline.place, data) for headline in others if headline.reading in labels]
-        words, units = (list(dict.fromkeys(data[key].values[chosen].tolist())) for key in ("words", "unit"))
+        long_names, units = (list(dict.fromkeys(data[key].values[chosen].tolist())) for key in ("words", "unit"))
         yield chart(
             f"readings-{k}",
-            words[0] if len(words) == 1 and words[0] else title,
+            long_names[0] if len(long_names) == 1 and long_names[0] else title,
             _plain(data.curve.isel(reading=chosen), names_in_panel(data, chosen)),
             "noise",
             marks + swaps,
@@ -212,7 +212,7 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
 
 
 def _one_shown(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts that have curves, of which at least one is shown."""
+    """Charts that have curves; at least one of them is shown."""
     charts = with_curves(charts)
     if charts and not any(chart["shown"] for chart in charts):
         charts[0]["shown"] = True
@@ -220,27 +220,31 @@ def _one_shown(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _plain(values: xr.DataArray, names: list[str]) -> xr.DataArray:
-    """Curves of readings that have short names instead of all their coordinates."""
+    """Curves of readings, with short names instead of their coordinates."""
     return values.drop_vars([key for key, of in values.coords.items() if "reading" in of.dims]).assign_coords(reading=names)
 
 
 def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headline]:
-    """Numbers of a study besides the first: where ordered levels swap, and where most sites change together."""
+    """Further numbers of a study: the noise at which ordered levels swap, and the noise at which most sites change together."""
     for k in range(data.sizes.get("series", 0)):
         series = data.isel(series=k)
         name = str(series.series.item())
         levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
-        if not len(levels):  # too many to be studied one by one
+        if not len(levels):  # the study has too many levels to list them
             continue
         names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
         low, high = (names.get(level, level) for level in (series["last"].item(), series["first"].item()))
-        claim = "; ".join(filter(None, [f"There the curve of {low} falls below that of {high}", series.series_remark.item()]))
+        claim = "; ".join(
+            filter(None, [f"Beyond this noise, the curve of {low} lies below that of {high}", series.series_remark.item()])
+        )
         label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
         yield Headline(label, reading, series.inversion.values, claim)
     for k in range(data.sizes.get("changes", 0)):
         changes = data.isel(changes=k)
         if first is None or first.reading:
-            claim = f"There most {changes.unit_of_distance.item()} change together: χ = {with_interval(changes.peak.values)}"
+            claim = (
+                f"Most {changes.unit_of_distance.item()} change together at this noise: χ = {with_interval(changes.peak.values)}"
+            )
             yield Headline("χ is largest", "", changes.peak_at.values, claim)
 
 
@@ -275,7 +279,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     places = [row["place"][0] for row in section["rows"] if row["place"][0] is not None]
     if places:
         middle = [np.median(places), min(places), max(places)]
-        claim = f"The median and the range over {len(places)} models of where half of the class is lost."
+        claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
         section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
     return section
 
@@ -285,7 +289,7 @@ def _unit(data: xr.Dataset) -> str:
 
 
 def _tokens(data: xr.Dataset) -> dict[str, Any]:
-    """Texts token by token: the original, and for every noise level the tokens, which were noised, and which changed."""
+    """Texts token by token: the originals, and at every noise level the tokens with marks for noised and changed ones."""
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
     return {
         "noise": numbers(data.shown_noise.values),

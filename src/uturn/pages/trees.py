@@ -1,7 +1,7 @@
-"""Trees of a page: how much of every node is kept, at the noise of the slider.
+"""Trees of a page: the share of U-turns that keep each node, at the noise of the slider.
 
-A store with the probe `tree_nodes` has readings of single nodes. Others have means over the nodes of a level; then all nodes of a
-level have one colour, and the page says so.
+A store with the probe `tree_nodes` has readings of single nodes. Other stores have means over the nodes of a level; then all
+nodes of a level have one colour, and the page says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READINGS = {
 
 
 def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
-    """The tree of a run of strings; None if it read no tree levels, or its source has no grammar."""
+    """The tree of a run of strings; None if the run has no readings of tree levels, or its source has no grammar."""
     try:
         source = json.loads(run.attrs["spec"])["source"]
         branching, depth = int(source["branching"]), int(source["depth"])
@@ -41,7 +41,7 @@ def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
 
 
 def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
-    """The tree of the data of a figure that has means of tree levels against noise; None for others."""
+    """The tree of a figure whose data are means of tree levels against noise; None for other figures."""
     if "branching" not in data.attrs or "tree_level" not in data.dims:
         return None
     readings = []
@@ -56,8 +56,8 @@ def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
 def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[str, Any] | None:
     if not readings or branching < 2 or depth < 1 or len(noise) < 2:
         return None
-    words = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
-    return {"branching": branching, "depth": depth, "words": words, "noise": numbers(np.sort(noise.values)), "readings": readings}
+    label = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
+    return {"branching": branching, "depth": depth, "words": label, "noise": numbers(np.sort(noise.values)), "readings": readings}
 
 
 def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[
 
 
 def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:
-    """Readings of single nodes, original by original: at each noise level those of the nodes from the root down, in per cent."""
+    """Readings of single nodes, original by original: at each noise level, the nodes from the root down, in per cent."""
     if name not in run or set(run[name].dims) - {"noise", "item", "trajectory", "clone", "node"}:
         return []
     few = run[name].isel(item=slice(_MOST_ORIGINALS)).sortby("noise").load()

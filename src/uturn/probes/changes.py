@@ -25,11 +25,11 @@ class Changes(Named):
 
     | data | sites | change of a site | distance |
     |---|---|---|---|
-    | strings | leaves | 1 if the symbol is another, else 0 | s**k, common ancestor at tree level k |
+    | strings | leaves | 1 if the symbol differs, else 0 | s**k, common ancestor at tree level k |
     | images | square patches of `patch` pixels | Euclidean norm of the change of the pixels | on the grid |
     | images, `layer` given | positions of that layer | norm over channels of the change of its output | on the grid |
-    | vectors | components | size of the change | periodic grid of a field; else of the numbers |
-    | others, such as tokens | sites | 1 if an integer is another; size of the change of a number | of the numbers |
+    | vectors | components | size of the change | periodic grid for fields; else difference of indices |
+    | others, such as tokens | sites | 1 if an integer differs; size of the change of a number | difference of indices |
 
     Variables. `change`: mean change, over sites and trajectories. `change_covariance`: mean covariance C(r) of the ordered pairs
     of sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
@@ -39,13 +39,13 @@ class Changes(Named):
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
     network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
-    their number is a square, perhaps after a class token or all tokens that its `num_prefix_tokens` counts (class token and
-    registers in timm), which are left out. `name`: prefix of the variables and of the dim
-    `distance`, so that an experiment can have several of these probes. `batch_size`: images in a forward pass (execution-only).
+    their number is a square, possibly without a class token or the tokens counted by `num_prefix_tokens` (class token and
+    registers in timm). `name`: prefix of the variables and of the dim `distance`, so that an experiment can have several of
+    these probes. `batch_size`: images in a forward pass (execution-only).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    batch_invariant: ClassVar[bool] = True  # the network of a layer, which is not, has images of a backward that is not either
+    batch_invariant: ClassVar[bool] = True  # with `layer` it is not, but then the backward is a network, too
     least_trajectories: ClassVar[int] = 2
     reads_in_parts: ClassVar[bool] = True
     type: Literal["changes"] = "changes"
@@ -83,7 +83,7 @@ class Changes(Named):
         return self.readings(self.accumulate(None, u_turns, source), source)
 
     def accumulate(self, kept: _Kept | None, u_turns: UTurns, source: Any) -> _Kept:
-        """The number of clones, and the covariances of the changes so far, a row for each item and clone."""
+        """The number of clones, and the running covariances of the changes, a row for each item and clone."""
         space, originals = sites_of(self, source), u_turns.originals
         changed = space.changed(originals.data, originals.data_of(u_turns.reconstructions))
         items, clones, sites = len(changed), u_turns.clones, changed.shape[2]
@@ -117,7 +117,7 @@ class Changes(Named):
 
 
 class _Sites:
-    """The sites of a kind of data: their distance, and the change of each of them."""
+    """The sites of a kind of data: their distances, and the function that gives their changes."""
 
     def __init__(self, distance: Distance, components: Callable[[Any], np.ndarray] | None = None) -> None:
         self.distance, self._components = distance, components
@@ -127,14 +127,14 @@ class _Sites:
         if self._components is None and before.dtype.kind in "biu":
             return after != before[:, None]
         parts = self._components or (lambda data: np.asarray(data, float)[..., None])  # (batch, sites, components)
-        # One original at a time, because the output of a layer can be much larger than the image.
+        # One original at a time, since the output of a layer can be much larger than the image.
         pairs = steps(list(zip(before, after, strict=True)))
         return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in pairs])
 
 
 @cached_while_unchanged(files=files_of)
 def sites_of(spec: Changes, source: Any) -> _Sites:
-    """The sites of the data of a source, as the options of the probe say.
+    """The sites of a source's data, according to the options of the probe.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
     grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
     skipped = 0
     if len(grid) == 1:  # the tokens of a transformer
-        others = (0, 1, int(getattr(classifier.module, "num_prefix_tokens", 0)))  # numbers of tokens that may be no patches
+        others = (0, 1, int(getattr(classifier.module, "num_prefix_tokens", 0)))  # counts of tokens that are not patches
         skipped = next((k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0)
         side = math.isqrt(grid[0] - skipped)
         grid = (side, side) if side**2 == grid[0] - skipped else grid

@@ -21,7 +21,7 @@ from uturn.core.checks import checked_integer, one_line
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
 from uturn.probes.layer_statistics import LayerStatistics, Moments, channel_position, read_statistics, write_statistics
 
-_Name = Callable[[int], str]  # name of a row of a batch in messages
+_Name = Callable[[int], str]  # name of a row of a batch, for messages
 
 
 class Predictions(NamedTuple):
@@ -44,8 +44,8 @@ class Readings(NamedTuple):
     `similarity`, `distance`: float64 (items, draws, num_layers), as in `Comparison`, of a reconstruction and its original.
     `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model;
     num_classes is 0 if no logits were read.
-    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), of a clone and the other clones of its noisy datum,
-    averaged over the others; None for a single clone.
+    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), mean over the other clones of the noisy datum of the
+    comparison with each clone; None for a single clone.
     """
 
     similarity: np.ndarray
@@ -59,9 +59,9 @@ class Readings(NamedTuple):
 class HiddenLayers:
     """Outputs of modules of a network, read by forward hooks.
 
-    Activations are processed inside the hook and dropped. Besides the forward pass, `compare` and `read` hold at most two float64
-    copies of the activations of *one* layer for *one* batch. `fit` also holds a mean and a sum of squares for every layer, each
-    of the size of one sample. `activations` yields all layers of one batch at a time.
+    Activations are processed inside the hook and dropped. In addition to the forward pass, `compare` and `read` hold at most two
+    float64 copies of the activations of *one* layer for *one* batch. `fit` also holds a mean and a sum of squares for every
+    layer, each of the size of one sample. `activations` yields all layers of one batch at a time.
 
     Parameters
     ----------
@@ -69,28 +69,28 @@ class HiddenLayers:
         Any `torch.nn.Module` in evaluation mode that takes a batch of samples.
     layers
         Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`. By default the
-        direct children of the model. The output of each must be a tensor (or a tuple that starts with one), produced once in a
-        forward pass. Name the module whose output is the post-activation.
+        direct children of the model. The output of each module must be a tensor (or a tuple that starts with one), produced once
+        in a forward pass. Choose modules whose outputs are post-activations.
     preprocess
-        Applied to each batch, a tensor, before the model: resizing, ImageNet's normalisation, ... Statistics are those of the
-        preprocessed data. Statistics files do not record the preprocessing; pass the same function when they are loaded.
+        Function applied to each batch (a tensor) before the model: resizing, ImageNet's normalisation, ... Statistics refer to
+        the preprocessed data. Statistics files do not record the preprocessing; pass the same function when they are loaded.
     batch_size
         Samples in a forward pass, at least one pair when pairs are compared. The model runs on the device of its parameters.
     channel_axis
         Axis of the channels in activations with three or more axes: a number, or {name or pattern: number} with 1 for all other
         layers. Convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
     legacy
-        Divide by the square root of the second moment E[a^2] instead of the standard deviation, as the code published with
-        the paper does. This reduces the weight of channels with a large mean; use it only to compare with published curves.
+        Divide by the square root of the second moment E[a^2] instead of the standard deviation, as in the code published with
+        the paper. This reduces the weight of channels with a large mean; use it only to compare with published curves.
 
     Attributes
     ----------
     layers : tuple of str
         The probed modules, in the order in which the model registers them.
     mean, variance : {layer: float64 (channels,)}
-        Over samples and positions of the reference set; empty before `fit` or `load_statistics`.
+        Mean and variance over samples and positions of the reference set; empty before `fit` or `load_statistics`.
     spread : {layer: float64 (channels,)}
-        Variance over the samples at a fixed position (divided by their number minus 1), summed over positions.
+        Variance over samples at a fixed position (normalised by count - 1), summed over positions.
     shapes : {layer: tuple}
         Shape of the activations of one reference sample.
     reference_count : int
@@ -118,7 +118,7 @@ class HiddenLayers:
 
     # -- reference statistics ------------------------------------------------------------------------------------------
     def fit(self, samples: Any) -> HiddenLayers:
-        """Compute the mean and variance of every channel over a reference set, replacing earlier ones; returns the probe itself.
+        """Compute the mean and variance of every channel over a reference set, replacing earlier statistics; returns the probe.
 
         The variance is the mean of (a - mean)^2 over samples and positions, accumulated in float64 batch by batch in one pass
         without cancellation.
@@ -156,7 +156,7 @@ class HiddenLayers:
         write_statistics(path, statistics, self.model, self.layers, self._axes)
 
     def load_statistics(self, path: str | os.PathLike[str]) -> HiddenLayers:
-        """Read what `save_statistics` wrote, for the same network and layers; returns the probe itself.
+        """Read a file of `save_statistics` for the same network and layers; returns the probe.
 
         Raises
         ------
@@ -176,8 +176,8 @@ class HiddenLayers:
         Parameters
         ----------
         samples
-            Numpy array or tensor whose first axis counts the samples: float32 images (count, channels, height, width), int64
-            strings (count, num_leaves), float32 vectors (count, d), ... as the model takes them.
+            Numpy array or tensor with samples along the first axis, as the model takes them: float32 images (count, channels,
+            height, width), int64 strings (count, num_leaves), float32 vectors (count, d), ...
         """
         for batch, name in self._batches(_checked_samples(samples)):
             captured: dict[str, torch.Tensor] = {}
@@ -189,7 +189,7 @@ class HiddenLayers:
             yield {layer: captured[layer] for layer in self.layers}
 
     def predict(self, samples: Any) -> Predictions:
-        """Predicted classes and probabilities: the model's own output (batch, num_classes) taken as logits."""
+        """Predicted classes and probabilities, with the model's output (batch, num_classes) as logits."""
         batches = self._batches(_checked_samples(samples))
         of_batches = [_logits(self._forward(batch, None, name), name).softmax(dim=1) for batch, name in batches]
         if not of_batches:
@@ -209,12 +209,12 @@ class HiddenLayers:
         samples is 1, as is its expectation for independent data.
 
         Channels that are constant over the reference set are left out. The distance needs samples of the size of the reference
-        samples; `similarity` takes all sizes that the model takes.
+        samples; `similarity` accepts every size that the model accepts.
 
         Parameters
         ----------
         original, reconstructed
-            Samples as in `activations`, in pairs: row n with row n. Both samples of a pair pass the model in one batch.
+            Samples as in `activations`; row n is compared with row n. Both samples of a pair are in one batch.
 
         Raises
         ------
@@ -233,31 +233,31 @@ class HiddenLayers:
     def read(self, original: Any, reconstructed: Any, clones: int = 1, *, logits: bool = True) -> Readings:
         """Comparison of originals with several reconstructions each, and the logits of all of them.
 
-        An original passes the model in one batch with its reconstructions; if these are more than `batch_size - 1`, it passes
-        again with each further batch of them.
+        An original is in one batch with its reconstructions; if there are more than `batch_size - 1` of them, it is repeated in
+        each further batch.
 
         Parameters
         ----------
         original, reconstructed
             Samples (items, ...) and (items, draws, ...), of types as in `activations`.
         clones
-            Number of reconstructions of one noisy datum; draws = trajectories * clones, with clones next to each other. With
-            more than one, each clone is also compared with the other clones of its noisy datum. The clones of a noisy datum
-            always pass the model in one batch, even if it is then larger than `batch_size`.
-        logits
-            False for encoders, whose output is no logits.
+            Number of reconstructions of one noisy datum; draws = trajectories * clones, with clones adjacent. With several
+            clones, each is also compared with the other clones of its noisy datum. The clones of a noisy datum are always in one
+            batch, even if this exceeds `batch_size`.
+                    logits
+            False for encoders, whose output is not logits.
 
         Raises
         ------
         ValueError
-            As `compare`; also if the model's output is not finite logits (batch, num_classes), if there are no samples, or
-            if the number of draws is no multiple of `clones`.
+            As in `compare`; also if the model's output is not finite logits (batch, num_classes), if there are no samples, or
+            if the number of draws is not a multiple of `clones`.
         """
         first, second = checked_draws(original, reconstructed, clones)
         return self._compare(first, second, clones, distances=True, outputs=logits)
 
     def calls(self, items: int, draws: int, clones: int = 1) -> int:
-        """Forward passes of `read` for so many items with so many reconstructions each."""
+        """Number of forward passes of `read` for `items` items with `draws` reconstructions each."""
         return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
 
     # -- forward passes ------------------------------------------------------------------------------------------------
@@ -266,9 +266,9 @@ class HiddenLayers:
     ) -> Iterator[tuple[slice, slice, Any, _Name]]:
         """Pass originals (items, ...) with their reconstructions (items, draws, ...) through the model, in batches as in `read`.
 
-        `consume(layer, activations, rows, columns)` is called as soon as a layer has run: rows are the items and columns the
-        draws of the batch, whose activations are those of all its originals, then those of the reconstructions. After each batch:
-        rows, columns, the output of the model, and the names of its rows.
+        `consume(layer, activations, rows, columns)` is called as soon as a layer has run. rows are the items and columns the
+        draws of the batch; the activations of all its originals come first, then those of the reconstructions. Yields after each
+        batch: rows, columns, the output of the model, and the names of its rows.
         """
         items, draws = second.shape[:2]
         for rows, columns in progress.steps(list(batch_slices(items, draws, clones, self.batch_size))):
@@ -277,7 +277,7 @@ class HiddenLayers:
             yield rows, columns, self._forward(batch, partial(consume, rows=rows, columns=columns), name), name
 
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
-        """Compare (items, ...) with (items, draws, ...); logits are left empty unless `outputs`."""
+        """Compare (items, ...) with (items, draws, ...); logits are computed only if `outputs`."""
         if not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
         items, draws = second.shape[:2]
@@ -303,13 +303,13 @@ class HiddenLayers:
                 original_logits[rows] = of_batch[:count]
                 logits[rows, columns] = of_batch[count:].reshape(count, -1, of_batch.shape[1])
                 del of_batch
-            del output  # frees its memory before the next batch
+            del output  # free the memory before the next batch
         return Readings(similarity, distance, original_logits, logits, *among_clones)
 
     def _compare_layer(self, layer: str, values: torch.Tensor, items: int, clones: int) -> list[np.ndarray]:
         """Similarity and distance (items, draws) from the activations of a batch: all originals, then their reconstructions.
 
-        With several clones, also the mean similarity and distance to the other clones.
+        With several clones, also the mean similarity and mean distance to the other clones.
         """
         scale = self._scale(layer)
         flat = self._centred(layer, values, scale).flatten(1)
@@ -336,7 +336,7 @@ class HiddenLayers:
         return channel_factors(mean, variance, square)
 
     def axis(self, layer: str, ndim: int) -> int:
-        """Axis of the channels of a layer in activations with so many axes, the batch first."""
+        """Axis of the channels of a layer in activations with `ndim` axes, the batch first."""
         return channel_position(self._axes[layer], layer, ndim)
 
     def _batches(self, samples: torch.Tensor, first: int = 0) -> Iterator[tuple[torch.Tensor, _Name]]:
@@ -359,10 +359,10 @@ class HiddenLayers:
         with hooks(self.model, layers, receive), torch.inference_mode():
             where = "preprocess"
             try:
-                prepared = batch.clone() if self.preprocess is None else self.preprocess(batch.clone())  # it may be written to
+                prepared = batch.clone() if self.preprocess is None else self.preprocess(batch.clone())  # the model may modify it
                 where = type(self.model).__name__
                 output = self.model(prepared)
-            except Exception as error:  # a user's model can fail in any way
+            except Exception as error:  # a user's model can raise any exception
                 raise ValueError(
                     f"{where} does not take samples of dtype {batch.dtype}, shape {tuple(batch.shape)}: {one_line(error)}"
                 ) from error
@@ -389,7 +389,7 @@ class Receiver:
         if self.refusal is None:
             try:
                 self._receive(layer, output)
-            except ValueError as error:  # raised by `check`, since an error here would seem to be one of the model
+            except ValueError as error:  # raised later by `check`; raised here, it would look like an error of the model
                 self.refusal = error
 
     def check(self, layers: Iterable[str]) -> None:
@@ -421,7 +421,7 @@ class Receiver:
 
 
 def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Factors 1 / sqrt(square) of the centred activations of channels (channels,); 0 for constant ones.
+    """Factors 1 / sqrt(square) of the centred activations of channels (channels,); 0 for constant channels.
 
     A channel is constant if its standard deviation is below the rounding of float32 activations.
     """
@@ -430,7 +430,7 @@ def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) 
 
 
 def standardised(values: torch.Tensor, mean: np.ndarray, factor: np.ndarray, axis: int = -1) -> torch.Tensor:
-    """Activations minus `mean`, times `factor`, both of the channels along an axis, as float64."""
+    """(Activations - `mean`) * `factor` as float64, with one mean and factor for each channel along an axis."""
     z = float64_copy(values)
     shape = [1] * z.ndim
     shape[axis] = -1
@@ -439,7 +439,7 @@ def standardised(values: torch.Tensor, mean: np.ndarray, factor: np.ndarray, axi
 
 
 def batch_slices(items: int, draws: int, clones: int, batch_size: int) -> Iterator[tuple[slice, slice]]:
-    """Items and draws of each batch: whole items if they fit, else one item with as many groups of clones as fit."""
+    """Items and draws of each batch: whole items if they fit, otherwise one item with as many groups of clones as fit."""
     at_once = max(1, batch_size // (1 + draws))
     width = clones * max(1, min(draws // clones, (batch_size - 1) // clones))
     for start in range(0, items, at_once):
@@ -463,7 +463,7 @@ def _name_of(rows: slice, columns: slice, draws: int, clones: int) -> _Name:
 
 
 def _among_clones(z: torch.Tensor, norms: np.ndarray, expected: float, clones: int) -> list[np.ndarray]:
-    """Similarity and distance (items, draws) of each clone to the other clones of its noisy datum, averaged over the others.
+    """Mean similarity and distance (items, draws) of each clone to the other clones of its noisy datum.
 
     `z`: standardised activations (items, draws, units); `norms`: their squared norms (items, draws).
     """
@@ -492,7 +492,7 @@ def _cosine(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.n
 
 
 def _relative(distance: np.ndarray, expected: float) -> np.ndarray:
-    """Squared distances over that of independent data, `expected`, which is 0 if no channel varies in the reference set."""
+    """Squared distances divided by `expected`, that of independent data (0 if no channel varies in the reference set)."""
     return distance / expected if expected else np.where(distance > 0, np.inf, 0.0)
 
 

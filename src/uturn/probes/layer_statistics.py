@@ -40,7 +40,7 @@ class Moments:
         self.sum_of_squares: np.ndarray = np.zeros(())
 
     def add(self, values: torch.Tensor) -> None:
-        """Add a batch (count, ...), which is overwritten, by the update of Chan, Golub and LeVeque (1979)."""
+        """Add a batch (count, ...) by the update of Chan, Golub and LeVeque (1979); the batch is overwritten."""
         count, mean = len(values), values.mean(0)
         if self.count and mean.shape != self.mean.shape:
             raise ValueError(
@@ -54,7 +54,7 @@ class Moments:
         self.count = total
 
     def by_channel(self, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per channel: mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
+        """By channel: mean and variance over samples and positions; variance over samples (count - 1), summed over positions."""
         over = tuple(k for k in range(self.mean.ndim) if k != axis - 1)
         mean, squares = self.mean.mean(over), self.sum_of_squares.sum(over)
         variance = (self.sum_of_squares / self.count).mean(over) + self.mean.var(over)
@@ -94,7 +94,7 @@ def write_statistics(
 def read_statistics(
     path: str | os.PathLike[str], model: nn.Module, layers: Sequence[str], axes: Mapping[str, int]
 ) -> LayerStatistics:
-    """Read the statistics that `write_statistics` wrote for the same network, layers and channel axes.
+    """Read a file of `write_statistics` for the same network, layers and channel axes.
 
     Raises
     ------

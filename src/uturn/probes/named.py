@@ -1,4 +1,4 @@
-"""What probes that read with a network share: a name, and the files on which their cached results depend."""
+"""Shared options of probes that read with a network: a name, and the files on which cached results depend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uturn.core.protocols import Probe, Spec
 
 
 class Named(Spec, Probe):
-    """A probe of which an experiment can have several, for different networks: `name` is a prefix of its variables and dims."""
+    """A probe that an experiment can use several times, with different networks; `name` is a prefix of its variables and dims."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
 
@@ -22,12 +22,12 @@ class Named(Spec, Probe):
         return "" if self.name is None else f"{self.name}_"
 
     def prefixed(self, entries: Mapping[str, Any], twins: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Variables or readings by their names in results; `twins`: readings of clones that are compared with each other."""
+        """Variables or readings by their names in results; `twins`: readings that compare clones with each other."""
         named = {f"{self.prefix}{name}": entry for name, entry in entries.items()}
         return named | {f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()}
 
     def files(self) -> list[Path]:
-        """Paths of all that the probe reads, some of which may be names; cached results depend on these files."""
+        """Entries that may be paths of files read by the probe (some may be names); cached results depend on these files."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""The probe of the hidden layers of a network, and of its predicted class if it has classes."""
+"""The probe of the hidden layers of a network, and of its predicted class for networks with classes."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class NetworkLayers(Named):
 
     Options. `classifier`, `weights`: as in `uturn.networks.images.classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
     "clip:FOLDER", "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `class_prompts`: the
-    classes of a "clip:" model as texts, a file with one text a line, or a template with {} for the names of the classes of the
-    source, by default "a photo of a {}"; without a file and without names it is an encoder. `name`: prefix of the variables and
-    of the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several networks. `layers`: names or
+    classes of a "clip:" model as texts: a file with one text on each line, or a template with {} for the source's class names,
+    by default "a photo of a {}"; without a file and without class names, the model is an encoder. `name`: prefix of the variables
+    and of the dim `network_layer`, as in "resnet_similarity", so that an experiment can have several networks. `layers`: names or
     patterns, by default "every block" (see `HiddenLayers`). `statistics`: a file written by `HiddenLayers.save_statistics` for
-    this network; without it, means and variances are those of the first `reference` images of the source. `legacy`: standardise
-    with the second moment, as the code published with the paper does. `labels`: also compare with the true labels, if the source
+    this network; without it, means and variances are taken over the first `reference` images of the source. `legacy`: standardise
+    with the second moment, as in the code published with the paper. `labels`: also compare with the true labels, if the source
     has them. `batch_size`: samples in a forward pass (execution-only).
 
     Variables. `similarity`: cosine, -1 .. 1. `distance`: squared distance, 1 for independent data (`HiddenLayers.compare`).
-    `predicted_class`: class predicted for the reconstruction. `same_class`: whether it is the class predicted for the original.
-    For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the predicted class
-    of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`, `label_top5`: whether
-    the predicted class of the original, or the label, is among the five most probable classes of the reconstruction. An encoder
-    has no classes: only `similarity` and `distance` are measured.
+    `predicted_class`: class predicted for the reconstruction. `same_class`: whether it equals the class predicted for the
+    original. For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the
+    predicted class of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`,
+    `label_top5`: whether the predicted class of the original, or the label, is among the five most probable classes of the
+    reconstruction. An encoder has no classes: only `similarity` and `distance` are measured.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -110,7 +110,7 @@ class NetworkLayers(Named):
         return self.prefixed({name: readings[name] for name in measured}, twins)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Sentences on what is wrong with a classifier of images, found on some originals (`uturn.networks.model_check`)."""
+        """Faults of a classifier of images, found on some originals (`uturn.networks.model_check`), as sentences."""
         import torch
 
         from uturn.networks.layers import as_tensor
@@ -150,7 +150,7 @@ class NetworkLayers(Named):
         return " ".join(digest for digest in digests if digest)
 
     def own_code(self) -> Any:
-        """The user's function that builds the classifier, if `classifier` is an import path; else None."""
+        """The user's function if `classifier` is an import path; otherwise None."""
         from uturn.networks.modules import own_function
 
         return own_function(self.classifier)
@@ -161,7 +161,7 @@ class NetworkLayers(Named):
         return network_files(self.classifier, self.weights) + self._files_read()
 
     def texts(self, source: Any) -> tuple[str, ...] | None:
-        """A text for each class of a "clip:" model; None for other classifiers, and for classes without texts and names."""
+        """A text for each class of a "clip:" model; None for other classifiers, or without texts and class names."""
         if not self.classifier.startswith("clip:"):
             return None
         from uturn.networks.images.clip import class_texts
@@ -169,7 +169,7 @@ class NetworkLayers(Named):
         return class_texts(self.class_prompts, source.class_names())
 
     def _files_read(self) -> list[Path]:
-        """The files of `statistics` and `class_prompts`, of those that are given."""
+        """The files of `statistics` and `class_prompts`, if given."""
         from uturn.networks.images.clip import prompt_file
 
         prompts = prompt_file(self.class_prompts)
@@ -182,12 +182,12 @@ class NetworkLayers(Named):
 
 @cached_while_unchanged(files=files_of)
 def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
-    """The hidden layers of a spec, with the statistics of its file or of images of the source.
+    """The hidden layers of a spec, with statistics from its file or from images of the source.
 
     Raises
     ------
     ValueError
-        If a file is missing or has the statistics of another network, or if there are neither statistics nor images.
+        If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
     from uturn.networks.layers import EVERY_BLOCK
     from uturn.networks.modules import load_module
@@ -261,11 +261,11 @@ def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequ
 
 def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
     """The first `number` images of a source, or all if there are fewer, batch by batch."""
-    number = min(number, source.count() - len(source.skipped(number)))  # files that are no readable images do not count
+    number = min(number, source.count() - len(source.skipped(number)))  # unreadable files do not count
     for start in range(0, number, batch_size):
         yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
 
 
 def _readable(data: Any) -> Any:
-    """Data with float64 converted to float32, as networks take them."""
+    """Data in a form for networks, with float64 converted to float32."""
     return data.astype(np.float32) if isinstance(data, np.ndarray) and data.dtype == np.float64 else data

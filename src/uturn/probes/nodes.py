@@ -9,15 +9,15 @@ from pydantic import Field
 
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 
-MOST_NODES = 64  # of a tree level
+MOST_NODES = 64  # largest number of shown nodes of a tree level
 
 
 class TreeNodes(Spec, Probe):
     """Single nodes of the trees of the `first` originals, for a picture of the tree; NaN for all later originals.
 
     `node_belief`: exact marginal of the original's symbol, averaged over trajectories, 0 .. 1. `node_unchanged`: 1 where a
-    reconstruction has the symbol of the original, else 0. The dim `node` numbers the nodes from the root, 0, level by level, each
-    level from the left: node k has the children s k + 1 .. s k + s. Levels with more than 64 nodes are left out.
+    reconstruction has the symbol of the original, else 0. The dim `node` numbers the nodes level by level from the root (0), and
+    each level from the left: node k has the children s k + 1 .. s k + s. Levels with more than 64 nodes are left out.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)

@@ -29,12 +29,12 @@ class Perceptual(Named):
     """Perceptual distance of images to their reconstructions, LPIPS (arXiv:1801.03924, Eq. 1; `PerceptualDistance`).
 
     Options. `classifier`, `weights`: any network of the probe `network_layers`. `layers`: names or patterns of its modules.
-    `linear`: a file of learned weights of channels of the package lpips; without it all channels have the weight 1, the variant
-    that the paper calls the baseline. `name`: prefix of the variables. `batch_size`: images in a forward pass (execution-only).
+    `linear`: a file of learned channel weights of the package lpips; without it all channels have the weight 1, the paper's
+    baseline. `name`: prefix of the variables. `batch_size`: images in a forward pass (execution-only).
 
-    The networks of LPIPS are "torchvision:vgg16", "torchvision:alexnet" and "torchvision:squeezenet1_1". They read the layers of
-    LPIPS, and images of the size that they have, as the package lpips does, which are normalised and not resized. Every other
-    network has the preprocessing and the layers of the probe `network_layers`.
+    The networks of LPIPS are "torchvision:vgg16", "torchvision:alexnet" and "torchvision:squeezenet1_1". For these, the layers
+    are those of LPIPS, and images are normalised but not resized, as in the package lpips. All other networks use the
+    preprocessing and the layers of the probe `network_layers`.
 
     Variables. `perceptual_distance`: 0 for equal images, without unit.
     """
@@ -50,9 +50,9 @@ class Perceptual(Named):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         distance_of(self, source)  # exposes errors before the run
-        words = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"
+        long_name = f"perceptual distance, {self.classifier}, {'without' if self.linear is None else 'with'} learned weights"
         read_as: dict[str, Any] = {"start": 0, "bounds": (0, None), "group": "perceptual distance", "symmetric": True}
-        return self.prefixed({"perceptual_distance": Variable(("noise", "item", "trajectory"), words, **read_as)})
+        return self.prefixed({"perceptual_distance": Variable(("noise", "item", "trajectory"), long_name, **read_as)})
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         originals = u_turns.originals
@@ -79,7 +79,7 @@ class Perceptual(Named):
 
 @cached_while_unchanged(files=files_of)
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
-    """The perceptual distance of a spec, tried on blank images of the size of the source.
+    """The perceptual distance of a spec, tested on blank images of the source's size.
 
     Raises
     ------

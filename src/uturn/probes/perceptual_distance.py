@@ -15,13 +15,13 @@ from uturn.measures.clones import between_clones
 from uturn.networks.state_dicts import read_state_dict
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
 
-_LEAST_NORM = 1e-10  # of the package lpips: outputs of norm 0 stay 0
+_LEAST_NORM = 1e-10  # as in the package lpips; outputs of norm 0 stay 0
 
 
 class Stages(nn.Module):
-    """The `features` of a network of torchvision up to a layer, "features.29" for example; they keep their names.
+    """The `features` of a network of torchvision up to a layer, such as "features.29", with unchanged names.
 
-    What follows is left out: smaller images pass, and the classifier costs nothing.
+    Without the later modules, smaller images are accepted, and the classifier is not computed.
     """
 
     def __init__(self, network: Any, last: str) -> None:
@@ -38,8 +38,8 @@ class PerceptualDistance:
 
     d(x, x') = sum_l 1/P_l sum_p sum_c w_lc (u_lpc - u'_lpc)^2
 
-    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1, or what
-    LPIPS learned from judgements of people (the square of w in Eq. 1). A layer without positions has P_l = 1. The distance is
+    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1 or
+    learned by LPIPS from human judgements (the square of w in Eq. 1). A layer without positions has P_l = 1. The distance is
     symmetric, 0 for equal images; without weights, a layer adds at most 4, and at most 2 where its outputs are not negative.
 
     Parameters
@@ -60,8 +60,8 @@ class PerceptualDistance:
         Returns
         -------
         list of float64 (items, draws)
-            The distance to the original; with several clones (as in `HiddenLayers.read`) also that of a clone to the other clones
-            of its noisy image, averaged over the others.
+            The distance to the original; with several clones (as in `HiddenLayers.read`), also the mean distance of each clone to
+            the other clones of its noisy image.
         """
         first, second = checked_draws(original, reconstructed, clones)
         distances = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
@@ -70,7 +70,7 @@ class PerceptualDistance:
             count = rows.stop - rows.start
             rebuilt = values[count:].reshape(count, -1, *values.shape[1:])
             difference = partial(self._difference, layer)
-            for k in range(count):  # one original at a time, because the output of a layer can be much larger than the image
+            for k in range(count):  # one original at a time, since the output of a layer can be much larger than the image
                 before, after = self._unit(layer, values[k : k + 1]), self._unit(layer, rebuilt[k])
                 distances[0, rows.start + k, columns] += difference(before, after)
                 if clones > 1:
@@ -87,7 +87,7 @@ class PerceptualDistance:
         return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
 
     def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-        """The term of a layer (batch,)."""
+        """The term of a layer in the distance, (batch,)."""
         square = (first - second).square()
         if layer not in self._weights:
             return square.sum(-1).mean(-1).cpu().numpy()
@@ -100,7 +100,7 @@ class PerceptualDistance:
 def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
     """Learned weights of the channels of layers {layer: (channels,)}, from a file of the package lpips.
 
-    The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) are the weights of the first one.
+    The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) holds the weights of the first layer.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the probes of texts by another model have in common: its options, and texts as its tokens."""
+"""Shared parts of probes that read texts with a second model: its options, and texts as its tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class SecondModel(Named):
-    """A probe that reads texts with a model of its own.
+    """A probe that reads texts with a second model.
 
-    Options. `model`: a folder or the name of a model on a hub that transformers reads. `tokenizer`, `split`: as in the backward
-    `language`, where the model does not come with a tokenizer that fits. `name`: prefix of the variables, so that an experiment
-    can have several models. `dtype`: precision of the network. Execution-only options: `trust_remote_code`, `device` ("cuda" if
-    available), `batch_size` (texts in a call).
+    Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the backward `language`, if the
+    model has no matching tokenizer. `name`: prefix of the variables, so that an experiment can have several models. `dtype`:
+    precision of the network. Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in
+    a call).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
@@ -48,7 +48,7 @@ class SecondModel(Named):
 
     def fingerprint(self) -> str:
         if self.model == "same":
-            return ""  # that of the backward
+            return ""  # the backward's model
         loaded = self.loaded()
         model = getattr(loaded, "model", loaded)
         tokenizer = "" if model.tokenizer is None else model.tokenizer.fingerprint()
@@ -56,7 +56,7 @@ class SecondModel(Named):
         return " ".join(word for word in (model.identity, tokenizer, *read) if word)
 
     def own_code(self) -> Any:
-        """The user's function that gives the model, if its name is an import path; else None."""
+        """The user's function if the model is an import path; otherwise None."""
         from uturn.networks.texts.language_files import own_language
 
         return own_language(self.model)
@@ -74,7 +74,7 @@ class SecondModel(Named):
 
     @property
     def head(self) -> Head:
-        """What is read of the model."""
+        """The head of the model, as in `load_text_model`."""
         return "encoder"
 
     def loading(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class SecondModel(Named):
 
 
 def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different texts among originals (items, length) and reconstructions (items, draws, length), each once.
+    """The distinct texts among originals (items, length) and reconstructions (items, draws, length).
 
-    Their ids, the numbers of the originals among them (items,), and those of the reconstructions (items, draws).
+    Returns the ids of the distinct texts, and the row in them of each original (items,) and reconstruction (items, draws).
     """
     items, draws, length = reconstructed.shape
     texts, numbers = np.unique(np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True)
@@ -96,19 +96,19 @@ def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarra
 class TextsOf:
     """The texts of a source as tokens of another model.
 
-    If both models have one tokenizer, or the second has none, tokens stay what they are. Otherwise the tokenizer of the first
-    makes a text of them, and that of the second cuts the text into tokens again.
+    If both models share a tokenizer, or the second has none, tokens are unchanged. Otherwise they are decoded by the first
+    tokenizer and encoded by the second.
 
     Parameters
     ----------
     source : source of tokens
     model : LanguageModel
     where : str
-        Beginning of errors.
+        Beginning of error messages.
     prompt : str
-        Put before each text.
+        Text added before each text.
     lower : bool
-        Whether texts are written in small letters.
+        Whether texts are converted to lower case.
 
     Attributes
     ----------
@@ -118,8 +118,8 @@ class TextsOf:
     Raises
     ------
     ValueError
-        If there is no tokenizer that makes texts of ids, if a text of the source is longer than the model takes or has no
-        token of it, or if most tokens are unknown.
+        If there is no tokenizer that decodes ids, if a text of the source is too long for the model or has none of its tokens,
+        or if most tokens are unknown.
     """
 
     def __init__(self, source: Any, model: LanguageModel, where: str, prompt: str = "", lower: bool = False) -> None:
@@ -138,7 +138,7 @@ class TextsOf:
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Tokens of the second model, int64 (count, longest), for ids (count, length) of the first; `PAD` beyond the end.
 
-        A text with characters that a tokenizer refuses has no tokens.
+        A text with characters that the tokenizer refuses gets no tokens.
         """
         if self.shares_tokens:
             return ids
@@ -159,12 +159,12 @@ class TextsOf:
         return self.second.encode(text.lower() if self._lower else text)
 
     def texts(self, ids: np.ndarray) -> list[str]:
-        """Texts of ids (count, length)."""
+        """The decoded texts of ids (count, length)."""
         assert self.first is not None
         return [self.first.text(row[row != PAD].tolist()) for row in ids]
 
     def measured(self, ids: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """`function`, (count, ..), of the tokens of the texts that the second model reads; NaN for all others."""
+        """Results (count, ..) of `function` for the texts that the second model can read; NaN for all others."""
         rows = self.rows(ids)
         readable = self.readable(rows)
         values = function(rows[readable])
@@ -173,7 +173,7 @@ class TextsOf:
         return out
 
     def readable(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the second model reads a text, bool (count,): it has tokens, and not too many."""
+        """Whether the second model can read each text, bool (count,): the text has tokens, and not too many."""
         lengths = (rows != PAD).sum(1)
         return (lengths > 0) & (lengths <= (np.inf if self.most_tokens is None else self.most_tokens))
 

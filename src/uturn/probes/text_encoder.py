@@ -22,11 +22,12 @@ class TextEncoder(SecondModel):
 
     Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder, whose hidden states are
     averaged over tokens (`networks/texts/sentence_encoders.py`). `reference`: number of originals for the chance level. All
-    others: `SecondModel`.
+    other options: `SecondModel`.
 
-    Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has more tokens than the model takes,
-    or none. `sentence_chance`: mean similarity of the original with the other ones of the first `reference` originals, NaN if
-    there are none. (similarity - chance) / (1 - chance) is then 1 for equal texts and 0 on average for unrelated ones.
+    Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has no tokens, or
+    too many for the model. `sentence_chance`: mean similarity of an original with the others among the first `reference`
+    originals, NaN if there are none. (similarity - chance) / (1 - chance) is 1 for equal texts and 0 on average for unrelated
+    texts.
     """
 
     type: Literal["text_encoder"] = "text_encoder"
@@ -65,7 +66,7 @@ class TextEncoder(SecondModel):
         return self.prefixed(readings, twins)
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """At most so many calls: texts that occur several times in a block are read once."""
+        """The largest possible number of calls; texts that occur several times in a block are read once."""
         return -(-items * (1 + draws) // self.batch_size)
 
     def loaded(self) -> SentenceEncoder:
@@ -75,7 +76,7 @@ class TextEncoder(SecondModel):
 
 
 class Sentences(NamedTuple):
-    """An encoder, the texts of a source as its tokens, and the embeddings of the reference texts."""
+    """An encoder, the texts of a source in its tokens, and the embeddings of the reference texts."""
 
     encoder: SentenceEncoder
     texts: TextsOf
@@ -83,7 +84,7 @@ class Sentences(NamedTuple):
     reference: np.ndarray
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
-        """Embeddings of norm 1, float64 (count, width), of ids of the first model; NaN for texts that are not read."""
+        """Embeddings of norm 1, float64 (count, width), of ids of the first model; NaN for texts that the encoder cannot read."""
         return self.texts.measured(ids, lambda rows: self.encoder.embed(rows, self.batch_size))
 
     def chance(self, embeddings: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
     Raises
     ------
     ValueError
-        If there is no such model, or if its tokens do not fit the texts.
+        If there is no such model, or if its tokens do not match the texts.
     """
     encoder = spec.loaded()
     texts = TextsOf(source, encoder.model, f"model = {spec.model!r}", encoder.prompt, encoder.lower)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class TextLayers(SecondModel):
     """Similarity of the hidden states of texts in a network, layer by layer (`uturn.probes.text_states.TextStates`).
 
-    Options. `model`: "same", the model of the backward; a folder or the name of a model on a hub, any encoder or causal model
-    that `AutoModel` of transformers reads; "embedded"; or "module:function", which returns a torch module that takes ids.
-    `layers`: names or patterns of modules, by default "every block". `reference`: number of originals over which channels are
-    standardised. All others: `SecondModel`; `name` is also a prefix of the dim `text_layer`.
+    Options. `model`: "same", the model of the backward; a folder or hub id of any encoder or causal model that transformers'
+    `AutoModel` reads; "embedded"; or "module:function", which returns a torch module that takes ids. `layers`: names or patterns
+    of modules, by default "every block". `reference`: number of originals over which channels are standardised. All other
+    options: `SecondModel`; `name` is also a prefix of the dim `text_layer`.
 
     Variables. `text_similarity`: cosine of the standardised states averaged over tokens. `token_similarity`: cosine of the
     states of a token, averaged over tokens; only if both models have the same tokens, since otherwise positions do not
-    correspond. Both are 1 for equal texts, and NaN where a reconstruction has no token of the model, or more than it takes.
+    correspond. Both are 1 for equal texts, and NaN where a reconstruction has no tokens, or too many for the model.
     """
 
     type: Literal["text_layers"] = "text_layers"
@@ -37,12 +37,12 @@ class TextLayers(SecondModel):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims = ("noise", "item", "trajectory", f"{self.prefix}text_layer")
         read_as: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "order": dims[-1], "symmetric": True}
-        words = "cosine similarity of standardised hidden states"
+        long_name = "cosine similarity of standardised hidden states"
         if not text_states_of(self, source).texts.shares_tokens:
-            words += ", averaged over tokens (no token_similarity: the tokens of the models differ)"
-            return self.prefixed({"text_similarity": Variable(dims, words, group="layers", **read_as)})
-        text = Variable(dims, f"{words}, averaged over tokens", group="layers", **read_as)
-        token = Variable(dims, f"{words} of a token, mean over tokens", group="tokens in layers", **read_as)
+            long_name += ", averaged over tokens (no token_similarity: the tokens of the models differ)"
+            return self.prefixed({"text_similarity": Variable(dims, long_name, group="layers", **read_as)})
+        text = Variable(dims, f"{long_name}, averaged over tokens", group="layers", **read_as)
+        token = Variable(dims, f"{long_name} of a token, mean over tokens", group="tokens in layers", **read_as)
         return self.prefixed({"text_similarity": text, "token_similarity": token})
 
     def coordinates(self, source: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     Raises
     ------
     ValueError
-        If there is no such model or layer, or if its tokens do not fit the texts.
+        If there is no such model or layer, or if its tokens do not match the texts.
     """
     from uturn.probes.text_states import TextStates
 

@@ -20,14 +20,14 @@ class TextLikelihood(SecondModel):
     """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.texts.likelihoods`).
 
     Options. `model`: a causal or a masked model of transformers; "same", the masked model of the backward; "embedded"; or
-    "module:function" (for `likelihood` "masked" a `uturn.networks.TokenNetwork`, for "causal" a torch module that gives logits).
-    `likelihood`: "causal", log p(x) = sum_i log p(x_i | tokens before), for which the model reads a text once; "masked", the
-    pseudo-log-likelihood sum_i log p(x_i | all other tokens) of arXiv:1910.14659, for which it reads a text once for each of its
-    tokens; "auto", what config.json says. All others: `SecondModel`.
+    "module:function" (for `likelihood` "masked" a `uturn.networks.TokenNetwork`, for "causal" a torch module that returns
+    logits). `likelihood`: "causal", log p(x) = sum_i log p(x_i | tokens before), one pass for each text; "masked", the
+    pseudo-log-likelihood sum_i log p(x_i | all other tokens) of arXiv:1910.14659, one pass for each token of a text; "auto",
+    determined by config.json. All other options: `SecondModel`.
 
-    Variables. `log_likelihood`: of the reconstruction, over the number of its characters; NaN for texts without tokens, with more
-    than the model takes, or with a token that has no probability. `original_log_likelihood`: that of the original. If originals
-    follow the law of the backward and it draws from the posterior, both have the same mean at every noise level.
+    Variables. `log_likelihood`: log-likelihood of the reconstruction divided by its number of characters; NaN for texts without
+    tokens, with too many for the model, or with a token of probability 0. `original_log_likelihood`: the same for the original.
+    If originals follow the law of the backward and it draws from the posterior, both have the same mean at every noise level.
     """
 
     type: Literal["text_likelihood"] = "text_likelihood"
@@ -35,7 +35,7 @@ class TextLikelihood(SecondModel):
 
     @property
     def head(self) -> Literal["causal", "masked"]:
-        """What `likelihood` stands for."""
+        """The kind of likelihood, "causal" or "masked", with "auto" resolved."""
         from uturn.core.imports import is_import_path
         from uturn.networks.texts.language_files import is_packaged, kind_of
 
@@ -54,15 +54,15 @@ class TextLikelihood(SecondModel):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         law = likelihoods_of(self, source).law
-        words = {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[law]
+        long_name = {"causal": "log-likelihood", "masked": "pseudo-log-likelihood"}[law]
         reconstruction = Variable(
             ("noise", "item", "trajectory"),
-            f"{words} of the reconstruction, nats per character",
+            f"{long_name} of the reconstruction, nats per character",
             start=f"{self.prefix}original_log_likelihood",
             group="likelihood",
             unit="nats per character",
         )
-        original = Variable(("noise", "item"), f"{words} of the original, nats per character", role="record", pooled=False)
+        original = Variable(("noise", "item"), f"{long_name} of the original, nats per character", role="record", pooled=False)
         return self.prefixed({"log_likelihood": reconstruction, "original_log_likelihood": original})
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
@@ -71,7 +71,7 @@ class TextLikelihood(SecondModel):
         return self.prefixed({"log_likelihood": likelihoods[reconstructed], "original_log_likelihood": likelihoods[original]})
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """At most so many calls: texts that occur several times in a block are read once."""
+        """The largest possible number of calls; texts that occur several times in a block are read once."""
         texts = items * (1 + draws)
         if likelihoods_of(self, source).law == "causal":
             return -(-texts // self.batch_size)
@@ -79,7 +79,7 @@ class TextLikelihood(SecondModel):
 
 
 class Likelihoods(NamedTuple):
-    """A causal or masked model, and texts of the source as its ids."""
+    """A causal or masked model, and the texts of the source in its tokens."""
 
     law: Literal["causal", "masked"]
     model: LanguageModel
@@ -87,7 +87,7 @@ class Likelihoods(NamedTuple):
     batch_size: int
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Nats per character, float64 (count,), of ids of the first model; NaN where there is none."""
+        """Log-likelihood in nats per character, float64 (count,), of ids of the first model; NaN where it does not exist."""
         from uturn.networks.texts.likelihoods import causal_log_likelihoods, pseudo_log_likelihoods
 
         log_likelihoods = causal_log_likelihoods if self.law == "causal" else pseudo_log_likelihoods
@@ -98,12 +98,12 @@ class Likelihoods(NamedTuple):
 
 @cached_while_unchanged(files=files_of)
 def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
-    """The model of a spec and what it computes.
+    """The model of a spec with the kind of likelihood that it computes.
 
     Raises
     ------
     ValueError
-        If there is no such model, if its tokens do not fit the texts, or if it denoises replaced tokens.
+        If there is no such model, if its tokens do not match the texts, or if it denoises replaced tokens.
     """
     from uturn.networks.texts.likelihoods import beginning
 
@@ -113,6 +113,6 @@ def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
         raise ValueError(f"{where} denoises replaced tokens; a pseudo-log-likelihood needs a masked model")
     if source.tokenizer is None:
         raise ValueError(f"{where}: the model of the backward has no tokenizer, so that its ids have no characters to count")
-    if law == "causal" and not model.prefix and model.length is not None:  # the token for the beginning is one of those it reads
+    if law == "causal" and not model.prefix and model.length is not None:  # the begin token counts towards the model's maximum
         model = replace(model, length=model.length - len(beginning(model)))
     return Likelihoods(law, model, TextsOf(source, model, where), spec.batch_size)

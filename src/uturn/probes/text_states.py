@@ -38,10 +38,10 @@ class TextStates:
     reference : int64 (count, length)
         Ids of the reference texts.
     layers : str or sequence of str, optional
-        "every block", names or patterns of modules (`uturn.networks.layers.select_layers`). By default that of the model. For
-        models of transformers "every block" are the hidden states that they give themselves: "embeddings", "block 1", .. .
-    batch_size : int
-        Texts in a call; the clones of a noisy text and their original always go together.
+        "every block", names or patterns of modules (`uturn.networks.layers.select_layers`). By default the choice of the model.
+        For models of transformers, "every block" means the hidden states they return: "embeddings", "block 1", .. .
+            batch_size : int
+        Texts in a call; the clones of a noisy text and their original are always in one call.
 
     Attributes
     ----------
@@ -72,26 +72,26 @@ class TextStates:
 
     def _fit(self, rows: np.ndarray) -> None:
         moments = {layer: Moments(layer) for layer in self.layers}
-        for _, here, states in self._states(rows, self.batch_size):
+        for _, present, states in self._states(rows, self.batch_size):
             for layer, values in states.items():
-                moments[layer].add(float64_copy(values[here]))
+                moments[layer].add(float64_copy(values[present]))
         if moments[self.layers[0]].count < 2:
             raise ValueError("reference texts: a single token; a variance needs at least 2, and many to be any good")
         statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
         self.mean, self.variance = ({layer: table[k] for layer, table in statistics.items()} for k in range(2))
 
     def calls(self, items: int, draws: int, clones: int = 1) -> int:
-        """Calls of the network for so many items with so many reconstructions each, if texts of all lengths go together."""
+        """Calls of the network for `items` items with `draws` reconstructions each, if calls may mix text lengths."""
         return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
 
     def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
         """Similarity of originals int64 (items, length) with their reconstructions (items, draws, length).
 
-        `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers); with
-        several clones, then also those of a clone with the other clones of its noisy text.
+        Returns `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws,
+        layers); with several clones, also the similarities of a clone with the other clones of its noisy text.
 
-        An original goes through the network once with its reconstructions, as far as they fit into a batch, and so does every
-        text that occurs several times in it. NaN where a text has no token of the model, or more than it takes.
+        Within a batch, an original and its reconstructions are read together, and each distinct text is read once. NaN where a
+        text has no tokens, or too many for the model.
         """
         items, draws, _ = reconstructed.shape
         names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]
@@ -107,7 +107,7 @@ class TextStates:
         return tables
 
     def _similarities(self, ids: np.ndarray) -> Iterator[tuple[_Similarity, _Similarity]]:
-        """For each layer, the similarities of two texts and of their tokens, functions of numbers of rows of `ids`."""
+        """For each layer, functions of two row numbers of `ids` that give the similarities of the texts and of their tokens."""
         rows = self.texts.rows(ids)
         lengths, readable = (rows != PAD).sum(1), self.texts.readable(rows)
         wanted = np.flatnonzero(readable)
@@ -115,8 +115,8 @@ class TextStates:
         for layer in self.layers:
             z = torch.zeros(len(rows), int(lengths[wanted].max(initial=1)), len(self.mean[layer]), dtype=torch.float64)
             factor = channel_factors(self.mean[layer], self.variance[layer], self.variance[layer])
-            for numbers, here, states in calls:
-                of_call = standardised(states[layer], self.mean[layer], factor) * here[..., None]
+            for numbers, present, states in calls:
+                of_call = standardised(states[layer], self.mean[layer], factor) * present[..., None]
                 z[torch.from_numpy(wanted[numbers]), : of_call.shape[1]] = of_call.cpu()
             mean = z.sum(1, keepdim=True) / torch.from_numpy(np.maximum(lengths, 1))[:, None, None]
             yield _cosine(mean, np.ones(len(rows)), readable), _cosine(z, lengths, readable)
@@ -126,18 +126,18 @@ class TextStates:
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
         """Hidden states of texts, call by call.
 
-        Numbers of the rows of a call; whether there is a token, bool (rows, tokens); states {layer: (rows, tokens, channels)},
-        without the tokens around a text.
+        Yields the row numbers of a call; a mask of tokens, bool (rows, tokens); states {layer: (rows, tokens, channels)}, without
+        the tokens around a text.
         """
         lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
         for numbers, ids, real in self.model.batches(rows, batch_size):
-            here = torch.from_numpy(np.arange(lengths[numbers].max()) < lengths[numbers, None]).to(real.device)
+            present = torch.from_numpy(np.arange(lengths[numbers].max()) < lengths[numbers, None]).to(real.device)
             states = self._framed_states(ids, real)
-            yield numbers, here, {layer: values[:, start : start + here.shape[1]] for layer, values in states.items()}
+            yield numbers, present, {layer: values[:, start : start + present.shape[1]] for layer, values in states.items()}
 
     def _framed_states(self, ids: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Hidden states of a batch, {layer: (rows, tokens, channels)}."""
+        """Hidden states of a batch, including the tokens around a text, {layer: (rows, tokens, channels)}."""
         states: dict[str, torch.Tensor] = {}
 
         def keep(layer: str, values: torch.Tensor) -> None:
@@ -163,7 +163,7 @@ class TextStates:
 
 
 def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> _Similarity:
-    """Mean cosine over positions of vectors (rows, positions, channels), as a function of the numbers of two rows.
+    """A function of two row numbers: the mean over positions of the cosine of vectors (rows, positions, channels).
 
     `lengths`: number of positions of each row; beyond them vectors are 0.
     """

@@ -1,4 +1,4 @@
-"""Probes of tokens: which of them are kept, alone, in runs, in regions and in segments; and the tokens themselves."""
+"""Probes of tokens: shares of unchanged tokens, runs, regions and segments; and the stored tokens themselves."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from uturn.sources.tokens import PAD
 class KeptTokens(Spec, Probe):
     """Share of tokens that are kept, in U-turns of texts.
 
-    Variables. `kept`: share of the runs of `span` = 1, 2, 4, .. neighbouring tokens all of whose tokens are kept;
-    for span = 1 the share of tokens kept. `kept_region`: share of tokens kept in each region of the source (NaN where a text has
-    none). `kept_segments`: share of the segments of the source that are kept whole.
+    Variables. `kept`: share of runs of `span` = 1, 2, 4, .. neighbouring tokens in which all tokens are kept; span 1 gives the
+    share of tokens kept. `kept_region`: share of tokens kept in each region of the source (NaN where a text has no such region).
+    `kept_segments`: share of the source's segments in which all tokens are kept.
 
-    A run depends on several tokens at once, so that calibration can see errors of samplers that draw tokens independently of
-    each other. `spans`: the lengths of runs, by default the powers of two up to 64 that are at most the length of the shortest
-    text.
+    A run depends on several tokens, so calibration can detect errors of samplers that draw tokens independently of each other.
+    `spans`: the lengths of runs, by default the powers of two up to 64 that are at most the length of the shortest text.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -58,10 +57,10 @@ class KeptTokens(Spec, Probe):
         before, after, clones = u_turns.originals.data, u_turns.reconstructions, u_turns.clones
         items, draws, length = after.shape
         rows = np.repeat(np.arange(items), draws)
-        here = before[rows] != PAD
+        present = before[rows] != PAD
         same = before[rows] == after.reshape(-1, length)
         spans = self._spans(source)
-        readings = {"kept": runs_kept(same, here, spans)}
+        readings = {"kept": runs_kept(same, present, spans)}
         if source.regions is not None:
             readings["kept_region"] = _regions_kept(
                 same, source.regions_of(u_turns.originals.items)[rows], len(source.region_names())
@@ -70,18 +69,18 @@ class KeptTokens(Spec, Probe):
             readings["kept_segments"] = _segments_kept(same, source.segments_of(u_turns.originals.items)[rows])
         readings = {name: values.reshape(items, draws, *values.shape[1:]) for name, values in readings.items()}
         if clones > 1:
-            of_noisy = here[::clones]  # a row for each noisy text
+            of_noisy = present[::clones]  # one row for each noisy text
             readings["clone_kept"] = between_clones(after, clones, lambda a, b: runs_kept(a == b, of_noisy, spans))
         return readings
 
 
-def runs_kept(same: np.ndarray, here: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
-    """Share of the runs of each length all of whose tokens are the same, (rows, spans).
+def runs_kept(same: np.ndarray, present: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
+    """Share of the runs of each length in which all tokens are unchanged, (rows, spans).
 
-    `same`, `here`: bool (rows, length), whether a token is the same, and whether there is one.
+    `same`, `present`: bool (rows, length), whether a token is unchanged, and whether the position has a token.
     """
-    broken = np.pad(np.cumsum(here & ~same, axis=1), ((0, 0), (1, 0)))
-    lengths, shares = here.sum(1), []
+    broken = np.pad(np.cumsum(present & ~same, axis=1), ((0, 0), (1, 0)))
+    lengths, shares = present.sum(1), []
     for span in spans:
         whole = broken[:, span:] == broken[:, :-span]
         inside = np.arange(whole.shape[1]) <= lengths[:, None] - span
@@ -90,7 +89,7 @@ def runs_kept(same: np.ndarray, here: np.ndarray, spans: tuple[int, ...]) -> np.
 
 
 def _regions_kept(same: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
-    """Share of tokens kept in each region, (rows, regions), NaN where there are none."""
+    """Share of tokens kept in each region, (rows, regions); NaN for regions without tokens."""
     inside = regions[..., None] == np.arange(count)
     with np.errstate(invalid="ignore"):
         return (inside & same[..., None]).sum(1) / inside.sum(1)
@@ -105,10 +104,10 @@ def _segments_kept(same: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 class KeepTokens(Spec, Probe):
-    """The tokens of reconstructions and of noisy texts; with `first`, those of the first items only.
+    """The tokens of reconstructions and of noisy texts; with `first`, of the first items only.
 
-    Variables. `token` and `noisy_token`: ids; -2 beyond the end of a text, NaN for the items that are not kept, and in
-    `noisy_token` -1 where masked.
+    Variables. `token` and `noisy_token`: ids; -2 beyond the end of a text, NaN for items beyond `first`, and in `noisy_token` -1
+    where masked.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)

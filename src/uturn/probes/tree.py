@@ -10,15 +10,15 @@ from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
 
 AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels", "order": "tree_level"}
-"""How shares and beliefs of tree levels are read."""
+"""Reading instructions of shares and beliefs of tree levels."""
 
 
 class TreeLevels(Spec, Probe):
     """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the original's symbols.
 
-    `unchanged`: share of the nodes with the symbol of the original, 0 .. 1; a node that is not grammatical (-1) equals nothing.
+    `unchanged`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node (-1) counts as changed.
     `belief`: exact marginal of the original's symbols given the noisy datum, averaged over nodes and trajectories, 0 .. 1. For
-    exact posterior draws both have the same expectation, but `belief` has no noise of drawing.
+    exact posterior draws both have the same expectation, but `belief` has no sampling noise.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)
@@ -37,7 +37,7 @@ class TreeLevels(Spec, Probe):
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         before, after = u_turns.originals.draw.latents, u_turns.reconstructions
-        # An original has no node -1, so equality alone decides.
+        # Originals have no node -1, so equality is sufficient.
         unchanged = [(after[level] == before[level][:, None]).mean(axis=2, dtype=np.float64) for level in sorted(before)]
         belief = u_turns.noisy.true_beliefs(before).reshape(len(before[0]), -1, len(before)).mean(axis=1)
         readings = {"unchanged": np.stack(unchanged, axis=-1), "belief": belief}
@@ -52,11 +52,11 @@ def _share_of_equal_nodes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class ParsedLevels(Spec, Probe):
-    """Share of unchanged nodes of each tree level, where the tree of a reconstruction is found by parsing its leaves.
+    """Share of unchanged nodes of each tree level, with the tree of a reconstruction obtained by parsing its leaves.
 
-    `parsed`: share of the nodes with the symbol of the original, 0 .. 1; a node that is not grammatical equals nothing. For exact
-    posterior draws and for denoised strings it equals `unchanged` of `TreeLevels`. A parsed node depends on all leaves below it
-    together, so this reading shows whether a sampler draws leaves jointly, which latents that it drew one by one do not show.
+    `parsed`: share of the nodes with the symbol of the original, 0 .. 1; an ungrammatical node counts as changed. For exact
+    posterior draws and for denoised strings it equals `unchanged` of `TreeLevels`. A parsed node depends jointly on all leaves
+    below it, so this reading tests whether a sampler draws leaves jointly; the sampler's own latents do not.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("strings",)

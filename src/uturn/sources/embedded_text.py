@@ -2,8 +2,8 @@
 
 With these assets experiments on text run without a download, and without `transformers`. The model is a
 `MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
-characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` says where the text is from and how good
-the model is; the training scripts are in `training/text/`.
+characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` documents the origin of the text and the
+    quality of the model; the training scripts are in `training/text/`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def passages_file() -> Path:
 def passages() -> list[str]:
     """400 passages of a novel that the network was not trained on, of 64 characters each.
 
-    Each begins with a sentence and ends with a word. They do not overlap, and their order is random, so that the first ones are
-    from everywhere in the novel.
+    Each passage begins with a sentence and ends with a word. Passages do not overlap, and their order is random, so the first
+    passages come from all parts of the novel.
     """
     return passages_file().read_text(encoding="ascii").splitlines()
 

@@ -19,10 +19,10 @@ from uturn.core.random import Purpose, keys, normals
 from uturn.core.spec import changed_options
 from uturn.sources.images import Images, ImageSource
 
-_MOST_BYTES = 2**30  # of originals that are kept in memory
-_REFERENCE = 256  # images that statistics of activations are computed from
+_MOST_BYTES = 2**30  # bytes of originals in memory
+_REFERENCE = 256  # number of images for statistics of activations
 _NAMED = ("type", "model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise", "dtype")
-"""Options that a fingerprint names even if they equal their default, as in the first version."""
+"""Options that are part of the fingerprint even if they equal their default, as in the first version."""
 _kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of the draws, item): image}, latest last
 
 
@@ -30,12 +30,12 @@ class GeneratedSource(ImageSource):
     """Images that the model of the backward draws from pure noise, with its scheduler and all its steps.
 
     The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). Item i
-    is drawn from a random stream of its own. With a model that is told the true label, item i is drawn with the label
-    i % num_classes; other models give no labels. Statistics of activations are those of the first 256 items, also in a smaller
+    is drawn from a random stream of its own. With a model that takes the true label, item i is drawn with the label
+    i % num_classes; for other models there are no labels. Statistics of activations use the first 256 items, even in a smaller
     run, so that it can be extended.
 
-    `seed`: of the originals; None: that of the experiment. Execution-only option `folder`: where drawn originals are kept, one
-    file each; other processes and later runs read them there. Without it, a process keeps up to 1 GB of them in memory.
+    `seed`: seed of the originals, by default that of the experiment. Execution-only option `folder`: folder of drawn originals,
+    one file each, for other processes and later runs. Without it, a process caches up to 1 GB of originals in memory.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"folder"})
@@ -43,7 +43,7 @@ class GeneratedSource(ImageSource):
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     folder: str | None = None
     _backward: Any = PrivateAttr(None)
-    _seed: int = PrivateAttr(0)  # of the experiment
+    _seed: int = PrivateAttr(0)  # seed of the experiment
     _is_blank: bool = PrivateAttr(False)
     _fingerprint: str = PrivateAttr("")
 
@@ -85,13 +85,13 @@ class GeneratedSource(ImageSource):
 
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
-        if self._fingerprint:  # hashing the weights takes a while
+        if self._fingerprint:  # cached, since hashing the weights is slow
             return self._fingerprint
         table = self._backward.model_dump(mode="json")
         named = {*_NAMED, *changed_options(self._backward)} - self._backward.execution
         options = {name: value for name, value in table.items() if name in named}
-        words = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
-        self._fingerprint = hashlib.sha256(words.encode()).hexdigest()
+        identity = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
+        self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         return self._fingerprint
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
@@ -116,9 +116,9 @@ class GeneratedSource(ImageSource):
         return calls, steps * drawn
 
     def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
-        """Originals that were drawn by a run whose source has this fingerprint; None if some of them are not kept any more.
+        """Originals drawn by a run whose source has this fingerprint; None if some of them are no longer stored.
 
-        The model is not needed, so this can be called for a stored run whose model is code.
+        The model is not loaded, so this is safe for a stored run whose model is user code.
         """
         draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
         images = [image for item in items if (image := draws.get(int(item))) is not None]
@@ -147,7 +147,7 @@ class GeneratedSource(ImageSource):
         return np.stack([images[int(item)] for item in items])
 
     def _ahead(self, missing: list[int], num_items: int) -> range:
-        """Items that are drawn with the missing ones, so that the batches of a network are full where that is faster."""
+        """Further items drawn with the missing items, to fill the batches of a network where that is faster."""
         if self._backward.wants_processes:
             return range(0)
         size = self._backward.generating_calls()[1]
@@ -160,7 +160,7 @@ def _ends(number: int, size: int) -> list[int]:
 
 
 class _Draws:
-    """Originals that are kept, in memory and in a folder."""
+    """Cache of originals, in memory and in a folder."""
 
     def __init__(self, fingerprint: str, seed: int, folder: str | None) -> None:
         self.identity = hashlib.sha256(f"{fingerprint} {seed}".encode()).hexdigest()
@@ -172,7 +172,7 @@ class _Draws:
             return image
         try:
             image = read_array(self._file(item))
-        except ValueError:  # not drawn yet, or damaged: it is drawn again
+        except ValueError:  # missing or damaged: draw it
             return None
         if image.dtype != np.float32 or image.ndim != 3:
             return None
@@ -186,12 +186,12 @@ class _Draws:
         path = self._file(item)
         with named_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-        # Several processes may draw an item at the same time, so each writes to a name of its own.
-        own = path.with_name(f"{path.name}.{os.getpid()}")
-        with whole_file(own) as file:
+        # Several processes may draw an item at the same time, so each writes to a different file.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        with whole_file(temporary) as file:
             np.save(file, image)
         with named_errors(path):
-            os.replace(own, path)
+            os.replace(temporary, path)
 
     def _file(self, item: int) -> Path:
         assert self.folder is not None

@@ -27,10 +27,10 @@ from uturn.core.random import Streams
 if TYPE_CHECKING:
     from PIL import Image
 
-_MOST_BYTES = 8 * 2**30  # of images made in one piece
-_MOST_PIXELS = 89_478_485  # of one image; above it, Pillow warns of decompression bombs
+_MOST_BYTES = 8 * 2**30  # bytes of images read at once
+_MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
 _MOST_FILE_BYTES = 2**29
-# Not all formats of Pillow, because some of them start other programs.
+# Not all formats of Pillow, because some start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 
@@ -82,7 +82,7 @@ class ImageSource(Spec, Source):
 
 
 class _ImagesInMemory(ImageSource):
-    """Images that are all kept in memory, and read again when their files have changed."""
+    """Images held in memory, and read again when their files change."""
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
@@ -364,13 +364,13 @@ class _Folder:
 
 def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
     """Names, relative to the folder, and sizes of all files that are not hidden."""
-    here = os.path.join(path, inside)
+    folder = os.path.join(path, inside)
     try:
-        status = os.stat(here)
+        status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             return  # a link to a folder above it
-        with os.scandir(here) as entries:
+        with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in visible:
             if entry.is_dir():
@@ -378,7 +378,7 @@ def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:
-        raise ValueError(f"{here} cannot be listed ({error.strerror or error}); make it readable, or move it away") from None
+        raise ValueError(f"{folder} cannot be listed ({error.strerror or error}); make it readable, or move it away") from None
 
 
 def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] | None:
@@ -487,13 +487,13 @@ def _check_size(numbers: int, where: str) -> None:
 
 
 def doubtful_range(images: np.ndarray) -> str:
-    """Words on images that are probably not in [-1, 1], but in [0, 1] or rounded to 0 and 1; empty for others."""
+    """A text on images that are probably not in [-1, 1], but in [0, 1] or rounded to 0 and 1; "" for other images."""
     low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
-    words = f"values in [{low:.3g}, {high:.3g}]: nothing lies "
+    text = f"values in [{low:.3g}, {high:.3g}]: nothing lies "
     if low >= 0:
-        return f"{words}below 0, but images are taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8"
+        return f"{text}below 0, but images are taken to be in [-1, 1]; if yours are in [0, 1], store 2 * x - 1, or uint8"
     if -1 < high <= 1 / 127.5 - 1 + 1e-6:
-        return f"{words}above 1 of 255; if they were in [0, 1] before they became uint8, store 255 * x"
+        return f"{text}above 1 of 255; if they were in [0, 1] before they became uint8, store 255 * x"
     return ""
 
 
@@ -501,7 +501,7 @@ def _scaled(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:
-        if words := doubtful_range(array):
-            warnings.warn(f"{where} holds {words}", stacklevel=2)
+        if doubt := doubtful_range(array):
+            warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
     raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")

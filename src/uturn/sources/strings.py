@@ -19,7 +19,7 @@ from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
 
-_MOST_BYTES = 8 * 2**30  # of the evidence of one string, and of the rules
+_MOST_BYTES = 8 * 2**30  # largest bytes of the evidence of a string, and of the rules
 _CLONE_APART = np.uint64(2**32)  # for the ε-process, clone k of trajectory t is posterior draw number t + k 2**32
 
 
@@ -86,8 +86,8 @@ class NoisyStrings(Noisy):
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
 
-        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further ones that will be asked for,
-        which are computed in the same pass.
+        `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further outputs needed later, computed
+        in the same pass.
         """
         from uturn.exact.inference import infer
 
@@ -97,7 +97,7 @@ class NoisyStrings(Noisy):
             for name in wanted:
                 messages = getattr(computed, name)
                 for nodes in messages.values():
-                    nodes.flags.writeable = False  # no probe changes them for the next one
+                    nodes.flags.writeable = False  # read-only, since probes share them
                 self._beliefs[name] = messages
         return self._beliefs[output]
 
@@ -197,9 +197,9 @@ class FilteredRHMSource(RHMSource):
     share no class, so that nothing is left above level k.
 
     This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at the levels above k: v**(s - 1) rules of a
-    symbol, so that a uniform class gives independent, uniform symbols. Hence belief propagation, draws and parsing are exact as
-    they are. A node above level k, and so the class, is a random function of the nodes of level k below it: it is determined by
-    the string, but nothing in the string depends on it. `zipf_exponent` applies up to level k.
+    symbol, so that a uniform class gives independent, uniform symbols. Hence belief propagation, draws and parsing remain exact.
+    A node above level k, and so the class, is a random function of the nodes of level k below it: it is determined by the string,
+    but nothing in the string depends on it. `zipf_exponent` applies up to level k.
     """
 
     type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]
@@ -239,7 +239,7 @@ def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
 
 
 def check_rules(rules: int, branching: int, levels: int, option: str, lower: str) -> None:
-    """ValueError if the rules of so many levels would not fit into memory; it names an option, and what to lower."""
+    """ValueError if the rules of all levels would not fit into memory; it names an option and the value to lower."""
     gigabytes = 8 * rules * branching * levels / 2**30
     if gigabytes > _MOST_BYTES / 2**30:
         raise ValueError(f"{option}: {rules} rules at each of {levels} levels would take {gigabytes:.0f} GB; lower {lower}")

@@ -24,7 +24,7 @@ _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot b
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Originals):
-    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V is the number of tokens of the model."""
+    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model."""
 
     items: np.ndarray
     data: np.ndarray
@@ -33,9 +33,9 @@ class Tokens(Originals):
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data = np.repeat(self.data, streams.count, axis=0)
-        here = data != PAD
-        noisy = corruption.corrupt(np.where(here, data, 0), noise, self.vocab_size, streams.keys(corruption.purpose))
-        return NoisyTokens(np.where(here, noisy.values, PAD), noisy.noise, noisy.vocab_size, corruption)
+        is_token = data != PAD
+        noisy = corruption.corrupt(np.where(is_token, data, 0), noise, self.vocab_size, streams.keys(corruption.purpose))
+        return NoisyTokens(np.where(is_token, noisy.values, PAD), noisy.noise, noisy.vocab_size, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,12 +48,12 @@ class NoisyTokens(Noisy):
 class TokenSource(Spec, Source):
     """Texts from a file or folder, as tokens of the model of the backward.
 
-    `path`: "embedded", the passages that come with the package; a text file; a folder of .txt files, read in the order of their
-    names; or a .npy file of ids, integers (items, length). `windows`: False, every line is an item, and empty lines are left out;
-    True, the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; of lines, the largest
-    number, longer ones are left out. `segments`: texts of the tokens that separate parts of a text, such as "." and ">>",
-    for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path` and a character for each token, which
-    names its region.
+    `path`: "embedded", the passages of the package; a text file; a folder of .txt files, read in the order of their names; or a
+    .npy file of ids, integers (items, length). `windows`: if False, every line is an item, and empty lines are left out; if True,
+    the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; for lines, the largest number of
+    tokens (longer lines are left out). `segments`: texts of the tokens that separate segments of a text, such as "." and ">>",
+    for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path`; each character names the region of a
+    token.
 
     Coordinate of `item`: `length`, the number of its tokens.
     """
@@ -91,7 +91,7 @@ class TokenSource(Spec, Source):
         return self.language().vocab_size
 
     def language(self) -> Any:
-        """The model of the backward: its `vocab_size`, `tokenizer` and `most_tokens`."""
+        """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
         language = getattr(self._backward, "language", None)
         if language is None:
             raise ValueError("source 'tokens' needs a backward with a method `language`, as 'language' has")
@@ -138,7 +138,7 @@ class TokenSource(Spec, Source):
         for text in self.segments:
             try:
                 ids = [] if self.tokenizer is None else self.tokenizer.encode(text)
-            except ValueError:  # a character that no token has
+            except ValueError:  # a character without a token
                 ids = []
             if len(ids) != 1 or ids[0] == self.tokenizer.unknown_id:
                 raise ValueError(f"segments: {text!r} is not one token of the model; expected the texts of single tokens")
@@ -183,7 +183,7 @@ class TokenSource(Spec, Source):
 
 @dataclass(frozen=True)
 class _Texts:
-    """All texts of a source: ids (texts, longest), names of regions of every token, lines that are left out and why."""
+    """All texts of a source: ids (texts, longest), names of regions of every token, omitted lines with reasons."""
 
     ids: np.ndarray
     regions: list[str] = field(default_factory=list)
@@ -257,7 +257,7 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
 
 
 def _content(path: Path, name: str) -> str:
-    """The content of a text file, without the mark of UTF-8 that some editors put before it."""
+    """The content of a text file, without a byte order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -301,7 +301,7 @@ def _lines(
 
 
 def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> None:
-    """ValueError if most tokens of some texts are the unknown one."""
+    """ValueError if most tokens of the texts are the unknown token."""
     total, unknown = sum(map(len, rows)), sum(token == tokenizer.unknown_id for row in rows for token in row)
     if unknown > _MOST_UNKNOWN * total:
         raise ValueError(

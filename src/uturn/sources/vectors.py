@@ -88,7 +88,7 @@ class VectorSource(Spec, Source):
         yield self._vectors(items, seed, keys(seed, Purpose.ORIGINAL, items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        block = 2**24 // len(next(iter(self.scales().values())))  # limits memory: not all vectors at once
+        block = 2**24 // len(next(iter(self.scales().values())))  # in parts, to limit memory
         parts = np.split(np.arange(num_items), np.arange(block, num_items, block))
         return {"label": np.concatenate([next(self.blocks(part, seed, num_items)).labels for part in parts])}
 

@@ -1,1 +1,1 @@
-"""The store: the zarr record of a run, how it is resumed and extended, and where it is kept."""
+"""The store: the zarr record of a run, its resumption and extension, and its place on disk or object storage."""

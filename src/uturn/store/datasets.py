@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be written."""
-    # zarr has no specification for numpy's text of fixed length, and no lone surrogates, which names of files may hold.
+    # zarr does not specify numpy's fixed-length text, nor lone surrogates, which file names may contain.
     valid = np.vectorize(lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object])
     text = {
         key: coord.copy(data=valid(coord.values).astype(np.dtypes.StringDType()))
         for key, coord in data.coords.items()
         if coord.dtype.kind == "U"
     }
-    # An unfinished folder would read as missing values.
+    # Written in one step: an unfinished folder would be read as missing values.
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         data.assign_coords(text).to_zarr(unfinished, mode="w", consolidated=True)

@@ -1,4 +1,4 @@
-"""Requests to object storage: each has a timeout, and is repeated while it fails for a reason that may pass.
+"""Requests to object storage, with timeouts and repetition after transient failures.
 
 `Objects` is a zarr store over obstore (S3, Google Cloud Storage, Azure) or, for other schemes, over fsspec.
 """
@@ -22,16 +22,16 @@ from zarr.storage import WrapperStore
 from uturn.core.checks import StoreError, one_line, shown
 
 UNFINISHED = ".unfinished"
-"""Name of the folder for what is being written, which is no part of a store."""
+"""Name of the folder for unfinished writes, which is not part of a store."""
 AT_ONCE = 16
 """Number of requests at the same time."""
-REQUEST_SECONDS = 60.0  # for a request, and one second more for each megabyte that it sends
-PATIENCE_SECONDS = 120.0  # for a request with all its repetitions
+REQUEST_SECONDS = 60.0  # seconds for a request, plus one second for each megabyte sent
+PATIENCE_SECONDS = 120.0  # seconds for a request with all its repetitions
 INTERRUPTED_SECONDS = 5.0  # the same after an interruption
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0  # seconds between two repetitions, which double
 _TOLD_EVERY = 30.0  # seconds between two messages
 _OBSTORE = {"s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"}
-_METADATA_SERVICE = "169.254.169.254"  # where clouds keep the credentials of a machine: asked if there are no others
+_METADATA_SERVICE = "169.254.169.254"  # servers of machine credentials in clouds, used if there are no other credentials
 _EXTRA = "`pip install 'uturn[cluster]'`"
 
 _log = logging.getLogger("uturn")
@@ -39,11 +39,11 @@ _T = TypeVar("_T")
 
 
 class StorageError(StoreError):
-    """Object storage refuses a request, or does not answer: says nothing about the objects."""
+    """Object storage refuses a request or does not answer; the objects may be intact."""
 
 
 class Tagged(NamedTuple):
-    """The bytes of an object, and what tells this version of it from others (None if the storage has no such thing)."""
+    """The bytes of an object and the tag of this version (None if the storage has no tags)."""
 
     data: bytes
     version: dict[str, str] | None
@@ -75,7 +75,7 @@ def checked_url(name: str, value: str) -> str:
 class Objects(WrapperStore[Any]):
     """The objects under a URL, as a zarr store. Keys are relative to the URL."""
 
-    _told = -_TOLD_EVERY  # when this process has last told of a request that failed
+    _told = -_TOLD_EVERY  # time of this process's last message about a failed request
 
     def __init__(self, store: Any, where: str) -> None:
         super().__init__(store)
@@ -85,7 +85,7 @@ class Objects(WrapperStore[Any]):
 
     @classmethod
     def at(cls, url: str) -> Objects:
-        """The objects under a URL; nothing is asked of the storage yet."""
+        """The objects under a URL; no request is made yet."""
         for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
             endpoint = os.environ.get(variable, "https://")
             if not endpoint.startswith(("http://", "https://")):
@@ -102,7 +102,7 @@ class Objects(WrapperStore[Any]):
             raise ValueError(
                 f"{url} needs a package that is missing ({missing}); {_EXTRA} installs those for s3, gs, az"
             ) from None
-        except Exception as error:  # obstore and the file systems of fsspec raise many kinds
+        except Exception as error:  # obstore and fsspec raise many kinds of exceptions
             raise ValueError(f"{url} cannot be opened ({one_line(error)}); check the URL and the credentials") from None
 
     def _with_store(self, store: Any) -> Objects:
@@ -167,11 +167,11 @@ class Objects(WrapperStore[Any]):
         return None if content is None else content.to_bytes()
 
     def write(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
+        """Write an object."""
         sync(self.set(key, default_buffer_prototype().buffer.from_bytes(data)))
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Delete objects, in one request for many where the storage can."""
+        """Delete objects, many in one request if the storage supports it."""
         keys = sorted(keys)
         if not keys:
             return
@@ -238,19 +238,19 @@ class Objects(WrapperStore[Any]):
         return sync(self._until_done(f"reading {key}", request))
 
     def swap(self, key: str, data: bytes, seen: Tagged | None) -> bool:
-        """Write an object if it is still the version `seen` (None: if there is none); whether it then holds `data`.
+        """Write an object if it is still the version `seen` (None: if it does not exist); returns whether it then holds `data`.
 
-        Where the storage knows no conditions, the object is read before and after.
+        If the storage does not support conditions, the object is read before and after.
         """
         for mode in _modes(seen) if self._upstream is not None else ():
             if sync(self._until_done(f"writing {key}", lambda mode=mode: self._put_if(key, data, mode), len(data))):  # type: ignore[misc]
                 return True
             stored = self.read_tagged(key)
             if stored is not None and stored.data == data:
-                return True  # a repetition met its own first try, whose answer was lost
+                return True  # a repeated request found its own first write, whose answer was lost
             if stored != seen:
                 return False
-            # Nothing has changed, and still the condition did not hold: the storage does not understand it.
+            # The object is unchanged but the condition failed, so the storage does not support conditions.
         if self.read(key) != (None if seen is None else seen.data):
             return False
         self.write(key, data)
@@ -267,7 +267,7 @@ class Objects(WrapperStore[Any]):
         except (AlreadyExistsError, PreconditionError, NotSupportedError):
             return False
         except Exception as error:
-            if _status(error) in (409, 501):  # a conflict with another process, or no such operation
+            if _status(error) in (409, 501):  # a conflict with another process, or an unsupported operation
                 return False
             raise
 
@@ -278,7 +278,7 @@ class Objects(WrapperStore[Any]):
 
     # -- repetition ----------------------------------------------------------------------------------------------------
     async def _until_done(self, doing: str, request: Callable[[], Awaitable[_T]], size: int = 0) -> _T:
-        """The answer to a request; it is repeated after errors that may pass, for two minutes at most."""
+        """The answer to a request, repeated after transient errors for at most two minutes."""
         start, wait, attempt = time.monotonic(), _FIRST_WAIT, 1
         while True:
             try:
@@ -332,17 +332,17 @@ def _modes(seen: Tagged | None) -> list[Any]:
         return ["create"]
     version = seen.version or {}
     plain = {name: value.strip('"') for name, value in version.items()}
-    return [one for one in (version, plain) if one]
+    return [tags for tags in (version, plain) if tags]
 
 
 def _status(error: Exception) -> int | None:
     """The HTTP status in the text of an error."""
-    found = re.search(r"status code: (\d{3})", str(error))
-    return int(found[1]) if found else None
+    status = re.search(r"status code: (\d{3})", str(error))
+    return int(status[1]) if status else None
 
 
 def _words(error: Exception) -> str:
-    """What an error says, without the request, the answer's XML and the debugging output that obstore adds."""
+    """The text of an error, without the request, the XML answer and obstore's debugging output."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     text = str(error).split("\n\nDebug source")[0]
@@ -356,7 +356,7 @@ def _obstore(url: str) -> Any:
     from obstore.store import from_url
     from zarr.storage import ObjectStore
 
-    # Repetitions and time limits are ours, so that they are told. obstore does not read the environment for options of its client
+    # Repetitions and time limits are handled here, to report them. obstore does not read the environment for client options
     # if one of them is given.
     options: Any = {"timeout": "1h", "connect_timeout": "10s"}
     for name in ("allow_http", "allow_invalid_certificates"):

@@ -1,8 +1,8 @@
 """Folders of results, on a mounted file system or on object storage.
 
-Figures and files are made in a folder in any case. For a URL that is a working copy on this machine: what an earlier call has
-made is fetched into it, and what is made is pushed to the URL. Stores of runs do not pass through it; they are at the URL from
-the start.
+Figures and files are always made in a local folder. For a URL this folder is a working copy: results of earlier calls are
+fetched into it, and new results are pushed to the URL. Stores of runs do not pass through it; they are written directly to the
+URL.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from uturn.store.places import ObjectPrefix
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder of results: `where` as it was given, and its files in the folder `path`, the same one or a working copy."""
+    """A folder of results: `where` is the given path or URL, `path` the local folder (the same, or a working copy)."""
 
     where: str
     path: Path
 
     @classmethod
     def of(cls, folder: OutputFolder | str | os.PathLike[str]) -> OutputFolder:
-        """A local folder, or the given one."""
+        """The output folder for a local path; an `OutputFolder` is returned unchanged."""
         return folder if isinstance(folder, OutputFolder) else cls(os.fspath(folder), Path(folder))
 
     @property
@@ -41,15 +41,15 @@ class OutputFolder:
         return is_url(self.where)
 
     def inside(self, name: str) -> OutputFolder:
-        """The folder of this name in it."""
+        """The subfolder of this name."""
         return OutputFolder(self.place(name), self.path / name)
 
     def place(self, name: str) -> str:
-        """The path or URL of what has this name in it."""
+        """The path or URL of the entry of this name."""
         return f"{self.where}/{name}" if self.is_remote else os.path.join(self.where, name)
 
     def fetch(self, name: str) -> Path:
-        """The path of a file or folder, after the working copy has been made equal to what is at the URL."""
+        """The path of a file or folder, after updating the working copy from the URL."""
         path = self.path / name
         if self.is_remote:
             shutil.rmtree(path, ignore_errors=True)
@@ -64,7 +64,7 @@ class OutputFolder:
         return path
 
     def push(self, *names: str) -> None:
-        """Make what is at the URL equal to the working copy: files and folders of these names are written or removed there."""
+        """Update the URL from the working copy: files and folders of these names are written or removed there."""
         if not self.is_remote:
             return
         objects = Objects.at(self.where)
@@ -79,7 +79,7 @@ class OutputFolder:
                 objects.remove([name, *objects.listed(f"{name}/")])
 
     def names(self, name: str) -> list[str]:
-        """Names of the files and folders in a folder of it ("" is the folder itself)."""
+        """Names of the files and folders in a subfolder ("" is the folder itself)."""
         if self.is_remote:
             return sorted(Objects.at(self.where).names(name))
         return sorted(path.name for path in (self.path / name).glob("*"))
@@ -87,9 +87,9 @@ class OutputFolder:
 
 @contextmanager
 def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[OutputFolder]:
-    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless it is to be `kept`.
+    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless `kept`.
 
-    A kept one is in the user's cache, always the same folder for a URL: specs contain the paths of networks that are in it.
+    A kept copy is always the same folder in the user's cache, because specs contain the paths of networks in it.
     """
     if not is_url(value):
         yield OutputFolder.of(checked_path(name, value))

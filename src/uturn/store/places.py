@@ -1,15 +1,14 @@
-"""Where stores are kept: a folder, or a prefix of object storage. A store reads the same for both.
+"""Places of stores: a folder, or a prefix of object storage, with the same interface.
 
 A folder is replaced in one step by a rename. Object storage has no rename, so a prefix is replaced in four steps:
 
 1. The new objects are written beside the old ones, under `.unfinished/<id>/`.
 2. `zarr.json`, which every reader opens first, is replaced by a mark that holds the id. This write succeeds only if `zarr.json`
-   has not changed since step 1 began, so of several processes one wins. From here on nobody can open the old store.
+       has not changed since step 1 began, so only one of several processes succeeds. From now on the old store cannot be opened.
 3. The new objects are copied to their places, and old ones that are not among them are deleted.
 4. The new `zarr.json` replaces the mark, and the objects under `.unfinished/<id>/` are deleted.
 
-A process that dies in step 1 changes nothing. After step 2 any other process can do steps 3 and 4, and the next one that opens
-the store does.
+A process that dies in step 1 changes nothing. After step 2, the next process that opens the store does steps 3 and 4.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from uturn.store.objects import AT_ONCE, INTERRUPTED_SECONDS, UNFINISHED, Object
 
 ROOT = "zarr.json"
 _UNFINISHED, _MARK = f"{UNFINISHED}/", "uturn_replaced_by"
-_WAIT_SECONDS = 10.0  # for another process to finish steps 3 and 4, before this one does them
-_LEFT_SECONDS = 86_400  # age of objects in .unfinished/ that no process needs any more
+_WAIT_SECONDS = 10.0  # seconds to wait for another process to finish steps 3 and 4
+_LEFT_SECONDS = 86_400  # age in seconds at which objects in .unfinished/ are abandoned
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class Place(Protocol):
-    """Where a store is kept."""
+    """The place of a store."""
 
     where: str
 
@@ -51,16 +50,16 @@ class Place(Protocol):
         """Whether a store can be created here."""
 
     def target(self) -> Any:
-        """What zarr and xarray open."""
+        """The argument with which zarr and xarray open the store."""
 
     def whole(self, *, replace: bool = True) -> AbstractContextManager[Path]:
-        """An empty folder to write to, whose content replaces that of this place at the end, completely or not at all."""
+        """An empty folder whose content replaces that of this place at the end, completely or not at all."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Context in which no other process replaces the store, if the place has locks."""
 
     def remove_unfinished(self) -> None:
-        """Remove what processes left that were killed in `whole`."""
+        """Remove files left by processes killed in `whole`."""
 
     def identity(self) -> Any:
         """A value that changes when the store is replaced by a larger one."""
@@ -69,17 +68,17 @@ class Place(Protocol):
         """Change the content of `zarr.json` in one step."""
 
     def at_once(self, function: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
-        """`function` of every value, in several threads where each call waits for a network."""
+        """`function` of every value, in several threads if calls wait for a network."""
 
     def in_background(self) -> AbstractContextManager[Callable[..., None]]:
-        """Context whose value calls a function: at once, or in threads where calls wait for a network.
+        """Context whose value calls a function: immediately, or in threads if calls wait for a network.
 
         An error of a call in a thread is raised by a later call, or at the end, when all calls have ended.
         """
 
 
 def place_of(name: str, value: Any) -> Place:
-    """The place at a path or URL, or the given one; ValueError if it is none of these."""
+    """The place at a path or URL; a `Place` is returned unchanged. ValueError for other values."""
     if isinstance(value, LocalFolder | ObjectPrefix):
         return value
     if not is_url(value):
@@ -164,7 +163,7 @@ class ObjectPrefix:
                 self._write_files(path)
 
     def locked(self) -> AbstractContextManager[None]:
-        return nullcontext()  # there are no locks; of several processes that replace a store, one wins
+        return nullcontext()  # no locks: if several processes replace a store, one succeeds
 
     def remove_unfinished(self) -> None:
         names = {key: key.split("/")[1] for key in self.objects.listed(_UNFINISHED)}
@@ -175,7 +174,7 @@ class ObjectPrefix:
         return None if root is None else json.loads(root).get("attributes", {}).get("identity")
 
     def fetch(self, folder: Path) -> None:
-        """Copy the objects into a folder, which must not exist; there is none afterwards if there are no objects."""
+        """Copy the objects into a new folder, which is not created if there are no objects."""
         self._settled()
         keys = self._keys()
         for key in keys:
@@ -236,19 +235,19 @@ class ObjectPrefix:
         self._finish(name)
 
     def _write_files(self, folder: Path) -> None:
-        """Make the objects those of a folder without `zarr.json`, one after the other."""
+        """Replace the objects by the files of a folder without `zarr.json`, one by one."""
         before, paths = set(self._keys()), {path.relative_to(folder).as_posix(): path for path in _files(folder)}
         self._upload(paths)
         self.objects.remove(before.difference(paths))
 
     def _upload(self, paths: Mapping[str, Path]) -> None:
         make, keys = default_buffer_prototype().buffer.from_bytes, list(paths)
-        for start in range(0, len(keys), AT_ONCE):  # so many files are in memory
+        for start in range(0, len(keys), AT_ONCE):  # in groups, to limit memory
             some = keys[start : start + AT_ONCE]
             self.objects.at_once(self.objects.set(key, make(paths[key].read_bytes())) for key in some)
 
     def _settled(self) -> Tagged | None:
-        """`zarr.json` where it is no mark: waits for a process that replaces the content, and finishes it if it has died."""
+        """The content of `zarr.json`; if it is a mark, waits for the replacing process, and finishes its work if it has died."""
         until = time.monotonic() + _WAIT_SECONDS
         while True:
             seen = self.objects.read_tagged(ROOT)
@@ -261,7 +260,7 @@ class ObjectPrefix:
                 time.sleep(min(1.0, _WAIT_SECONDS))
 
     def _finish(self, name: str) -> None:
-        """Steps 3 and 4: other processes may do the same at the same time."""
+        """Steps 3 and 4; other processes may do them at the same time."""
         objects, source = self.objects, f"{_UNFINISHED}{name}/"
         new = {key.removeprefix(source) for key in objects.listed(source)}
         old = set(self._keys())
@@ -294,7 +293,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _marked(seen: Tagged | None) -> str | None:
-    """The id in a mark; None if `zarr.json` is no mark."""
+    """The id in a mark; None if `zarr.json` is not a mark."""
     if seen is None:
         return None
     try:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT, VERSION = "uturn.store", 5
-_READABLE = (3, 4, VERSION)  # version 3 has no reading instructions; up to version 4 specs hold defaults
+_READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to version 4 contain defaults
 State = Literal["done", "part", "missing", "damaged"]
-_RECORDS = "tasks/records"  # in a separate group, which xarray does not read with the results
+_RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _MOST_TASKS = 2**24
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
-_TOLERANCE = 1e-7  # of coordinates, since another version may compute them with another quadrature
+_TOLERANCE = 1e-7  # tolerance of coordinates, since versions may use different quadratures
 _T = TypeVar("_T")
 
 
@@ -72,7 +72,7 @@ class Blocks:
         return np.arange(start, min(start + self.chunk, self.num_items))
 
     def words(self, task: Task) -> str:
-        """A task in words: its noise level and its items."""
+        """A task as text: its noise level and its items."""
         items = self.items(task)
         return f"noise {self.noise[task.noise_index]:g}, items {items[0]}..{items[-1]}"
 
@@ -101,7 +101,7 @@ class MemoryStore(Blocks):
         return dict.fromkeys(tasks, 0)
 
     def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep the readings of a task, {variable: array (items, ...)}."""
+        """Store the readings of a task, {variable: array (items, ...)}."""
         for name, values in self.values.items():
             values[self._region(task)] = arrays[name][None]
         self.missing.discard(task)
@@ -137,7 +137,7 @@ class Store(Blocks):
         self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
         self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
         self._arrays: dict[str, Any] = {}
-        self._array(_RECORDS)  # opened here, as are the variables, because zarr's settings are not safe in threads
+        self._array(_RECORDS)  # opened here, like the variables, because zarr's settings are not thread-safe
         self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
         self.num_items = int(self._array("item").shape[0])
         self.trajectories = int(self._array("trajectory").shape[0])
@@ -194,7 +194,7 @@ class Store(Blocks):
             ) from None
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
-        """Check the layout against the spec, and write damaged coordinates again from the spec.
+        """Check the layout against the spec, and rewrite damaged coordinates.
 
         Real coordinates may differ by 1e-7 (absolute plus relative). Noise levels must be equal, since the digests of readings
         contain them.
@@ -209,11 +209,11 @@ class Store(Blocks):
                 f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
             )
         for name, (_, values, _) in coordinates.items():
-            wanted, stored = _writable(values), self._stored(name)
-            if stored is None or not _agree(stored, wanted, 0 if name == "noise" else _TOLERANCE):
+            expected, stored = _writable(values), self._stored(name)
+            if stored is None or not _agree(stored, expected, 0 if name == "noise" else _TOLERANCE):
                 warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
                 with named_errors(self.where):
-                    self._array(name)[...] = wanted
+                    self._array(name)[...] = expected
         self.noise = [float(x) for x in coordinates["noise"][1]]
 
     @cached_property
@@ -253,17 +253,17 @@ class Store(Blocks):
 
     def update(self, **attributes: Any) -> None:
         """Write attributes, in one atomic step."""
-        with named_errors(self.where):  # with the consolidated metadata, which zarr's own update drops
+        with named_errors(self.where):  # keep the consolidated metadata, which zarr's own update drops
             self.place.change_root(lambda layout: layout["attributes"].update(attributes))
         self.group.metadata.attributes.update(attributes)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
-        """State of each task, and number of its trajectories that are done.
+        """State of each task, and its number of finished trajectories.
 
-        "done": all trajectories and clones. "part": fewer, because they were added to the run. "missing": no record, or no chunk.
-        "damaged": the record or the values cannot be read, or the values do not match the digests of the record. The number of
-        trajectories is 0 for the last two, and for tasks with fewer clones, whose trajectories are all measured again.
+        "done": all trajectories and clones. "part": fewer than the run, to which some were added. "missing": no record, or no
+        chunk. "damaged": the record or the values cannot be read, or the values do not match the digests in the record. The
+        number of trajectories is 0 for "missing", "damaged", and tasks with fewer clones, which are measured again completely.
 
         Parameters
         ----------
@@ -293,14 +293,14 @@ class Store(Blocks):
         return {task: count for task, (_, count) in self._checked(tasks).items()}
 
     def recorded(self, tasks: Sequence[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task by its record alone; damaged readings are not noticed.
+        """Number of trajectories done of each task according to its record; damaged readings are not detected.
 
         Tasks with damaged records count as missing.
         """
         counts: dict[Task, int] = {}
         for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
             blocks = [task.item_block for task in group]
-            # One read for the whole span: the records of a bundle lie close together.
+            # One read for the whole span, since the records of a bundle are close together.
             records = self._records_in(slice(level, level + 1), slice(min(blocks), max(blocks) + 1))[0]
             for block in blocks:
                 count, clones = self._held(records[block - min(blocks)])
@@ -308,12 +308,12 @@ class Store(Blocks):
         return counts
 
     def forget(self, tasks: Iterable[Task]) -> None:
-        """Clear the records of tasks, whose readings are damaged."""
+        """Clear the records of tasks with damaged readings."""
         for task in tasks:
             self._array(_RECORDS)[task.noise_index, task.item_block] = 0
 
     def _checked(self, tasks: Iterable[Task]) -> dict[Task, tuple[State, int]]:
-        """States of tasks; warns of those that are damaged."""
+        """States of tasks; warns of damaged tasks."""
         states = self.states(tasks)
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
             self._check_still_there()
@@ -326,7 +326,7 @@ class Store(Blocks):
         return states
 
     def _held(self, record: np.ndarray) -> tuple[int, int]:
-        """Numbers of trajectories and clones whose readings a task with this record holds."""
+        """Numbers of trajectories and clones stored for a task with this record."""
         clones, trajectories = divmod(int(record[0]), 2**_CLONES_AT)
         return trajectories, clones or self.clones
 
@@ -346,7 +346,7 @@ class Store(Blocks):
     ) -> None:
         """Store the readings of the first trajectories and clones of a task (by default all), {variable: array (items, ...)}.
 
-        Readings that compare clones with each other are not stored unless all clones are there.
+        Readings that compare clones with each other are stored only if all clones are present.
         """
         count = self.trajectories if trajectories is None else trajectories
         fewer_clones = clones is not None and clones < self.clones
@@ -374,7 +374,7 @@ class Store(Blocks):
             ) from None
 
     def with_kept_clones(self, task: Task, readings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Readings of a task whose clones were added to, with those of its first clones that the store holds in their places."""
+        """Readings of a task to which clones were added, with the stored readings of its first clones put in their places."""
         record = _decoded(self._array(_RECORDS).__getitem__, (task.noise_index, task.item_block))
         joined = dict(readings)
         if record is None:  # damaged
@@ -391,19 +391,19 @@ class Store(Blocks):
     def finishing(self) -> Iterator[Callable[..., None]]:
         """Context that writes the number of missing tasks to the attributes at its end, also after an interruption.
 
-        Its value calls a function that writes, as `Place.in_background` says.
+        Its value calls a function that writes, as in `Place.in_background`.
         """
         try:
             with self.place.in_background() as call:
                 yield call
         except BaseException as error:
-            if not isinstance(error, StorageError):  # storage that does not answer
+            if not isinstance(error, StorageError):  # the storage does not answer
                 self._finish()
             raise
         self._finish()
 
     def _finish(self) -> None:
-        while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write meanwhile
+        while self.attributes.get("missing_tasks") != (missing := self._num_missing(look=False)):  # others may write too
             self.update(complete=missing == 0, missing_tasks=missing)
 
     def _num_missing(self, look: bool) -> int:
@@ -412,8 +412,8 @@ class Store(Blocks):
     def dataset(self, look: bool = True) -> xr.Dataset:
         """The run as a labelled dataset, read lazily.
 
-        The attributes `complete` and `missing_tasks` are computed by reading all readings; if `look` is False, they are those
-        that the last process wrote at its end.
+        The attributes `complete` and `missing_tasks` are computed by reading all readings; if `look` is False, they are the
+        values written by the last process at its end.
         """
         import xarray as xr
 
@@ -435,16 +435,16 @@ class Store(Blocks):
     def extend(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> Store:
-        """Replace this store by that of a larger run, with the readings of this one; returns the new store.
+        """Replace this store by the store of a larger run, with the present readings; returns the new store.
 
-        The larger run has all noise levels, items, trajectories and clones of this one, and more. Its store is filled in another
-        folder and replaces this one in one step, so an interruption leaves the old store or the new one.
+        The larger run contains all noise levels, items, trajectories and clones of this run. Its store is filled in another
+        folder and replaces this store in one step, so an interruption leaves the old store or the new one.
         """
         with self.place.whole() as unfinished:
             _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
             larger = Store.open(unfinished)
             held, tasks = self._held_by(self._checked(self.tasks())), larger.tasks()
-            while some := list(islice(tasks, AT_ONCE)):  # so many are in memory
+            while some := list(islice(tasks, AT_ONCE)):  # in groups, to limit memory
                 stored = self.place.at_once(
                     lambda task: self._readings_of(larger.noise[task.noise_index], larger.items(task), held), some
                 )
@@ -487,7 +487,7 @@ class Store(Blocks):
         return tasks, count, clones
 
     def held_of(self, blocks: Blocks, clones: int) -> dict[Task, int]:
-        """Trajectories that this store holds of the tasks of a run, which may be larger; readings are not looked at."""
+        """Numbers of stored trajectories of the tasks of a run, which may be larger; readings are not checked."""
         held, counts = self._held_by(self.states(look=False)), {}
         for task in blocks.tasks():
             _, count, of_each = self._tasks_with(blocks.noise[task.noise_index], blocks.items(task), held)
@@ -495,7 +495,7 @@ class Store(Blocks):
         return counts
 
     def _held_by(self, states: Mapping[Task, tuple[State, int]]) -> dict[Task, tuple[int, int]]:
-        """Numbers of trajectories and clones of the tasks that can be read."""
+        """Numbers of stored trajectories and clones of the readable tasks."""
         records = self._records()
         sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
         return {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
@@ -517,7 +517,7 @@ class Store(Blocks):
     def _first(self, name: str, values: np.ndarray, trajectories: int, clones: int | None = None) -> np.ndarray:
         """Values (items, ...) of the first trajectories and clones; all values if the variable has no dim "trajectory".
 
-        No values of a variable that compares clones with each other, unless `clones` are all.
+        No values for a variable that compares clones with each other, unless `clones` is the number of all clones.
         """
         dims = self.dims[name]
         if "trajectory" not in dims:
@@ -536,7 +536,7 @@ class Store(Blocks):
         return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
 
     def _records(self) -> np.ndarray:
-        """Records of all tasks; where there is none yet, they are not asked for one by one."""
+        """Records of all tasks; missing records are not requested one by one."""
         if not _keys_under(self.group.store, f"{_RECORDS}/c/"):
             return np.zeros(self._array(_RECORDS).shape, np.uint64)
         return self._records_in(slice(None), slice(None))
@@ -564,7 +564,7 @@ class Store(Blocks):
 
 
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
-    """The sentences in the attribute `warnings` of a run, a JSON list; empty without it, and if it is damaged."""
+    """The sentences in the attribute `warnings` of a run, a JSON list; empty if it is missing or damaged."""
     try:
         texts = json.loads(str(attributes.get("warnings", "[]")))
     except ValueError:
@@ -573,10 +573,10 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def _decoded(read: Callable[..., _T], *args: Any) -> _T | None:
-    """What a function reads; None if zarr cannot decode it, for which it raises many kinds of errors."""
+    """The result of a function that reads; None if zarr cannot decode the data, for which it raises many kinds of errors."""
     try:
         return read(*args)
-    except StorageError:  # nothing is known of the chunks
+    except StorageError:  # the storage failed; the chunks may be intact
         raise
     except Exception:
         return None
@@ -590,7 +590,7 @@ def _keys_under(store: Any, prefix: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a store cannot be opened, in plain words."""
+    """The reason for which a store cannot be opened, as text."""
     if isinstance(error, FileNotFoundError | FileExistsError):
         return "it is no folder with a zarr.json"
     if isinstance(error, json.JSONDecodeError):
@@ -613,7 +613,7 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
         "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
         and len(identity["corruption"]["noise"]) == levels,
-        "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape would fill the memory
+        "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape could exhaust the memory
         _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
     }
     for name in names:
@@ -650,7 +650,7 @@ def _laid_out(
             dtype=str if array.dtype == object else array.dtype,
             dimension_names=dims,
             attributes=attrs,
-            config={"write_empty_chunks": True},  # so that a missing file is noticed
+            config={"write_empty_chunks": True},  # write every chunk, so that a missing file is detected
         )
         if array.size:
             made[...] = array
@@ -719,14 +719,14 @@ def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
 
 
 def _consolidate(where: Any) -> None:
-    """Collect the metadata of all arrays in one file, which readers open first."""
+    """Collect the metadata of all arrays in the file that readers open first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(where)
 
 
 class Scratch:
-    """An empty store in memory, which says how many bytes files would have."""
+    """An empty store in memory, to compute the sizes of files."""
 
     def __init__(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]

@@ -39,7 +39,7 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
             return opened
     elif not resume:
         raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
-    with store.locked():  # one process at a time extends it
+    with store.locked():  # only one process at a time extends the store
         opened = Store.open(store)
         new, changes = _compared(experiment, opened, models, accept_changes)
         store.remove_unfinished()
@@ -58,9 +58,9 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
 
 
 def trajectories_done(experiment: Any, store: Place | None) -> dict[Task, int]:
-    """Trajectories that a store holds of each task of an experiment, if it were run into it. Changes nothing.
+    """Number of trajectories of each task of an experiment that a store already holds. Changes nothing.
 
-    Readings are not looked at, so damaged ones count as done. ValueError if the store holds another experiment.
+    Readings are not checked, so damaged ones count as done. ValueError if the store holds another experiment.
     """
     blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
     if store is None or store.is_empty():
@@ -85,16 +85,16 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
     description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
-    coordinates = experiment.coordinates()  # first, since it says best what does not fit
+    coordinates = experiment.coordinates()  # first, since its error is the clearest
     return experiment.variables(), coordinates, experiment.chunk, attributes
 
 
 def _compared(
     experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
 ) -> tuple[list[str], dict[str, str | None]]:
-    """What the experiment adds to its store, and {name: stored value} of the digests of user-defined code that changed.
+    """The additions of the experiment to its store, and {name: stored value} of changed digests of user-defined code.
 
-    ValueError for any other difference, and for such changes without `accept_changes`.
+    ValueError for any other difference, and for changed code without `accept_changes`.
     """
     store, made = opened.where, opened.attributes.get("random_version", 1)
     if made != random.VERSION:
@@ -105,9 +105,9 @@ def _compared(
     stored, mine = (filled(identity) for identity in (json.loads(opened.attributes["identity"]), experiment.identity()))
     new = added(stored, mine)
     known = json.loads(opened.attributes["models"])
-    own = {name for name, part in experiment.labelled() if is_own(part)}
+    user_defined = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
-    acceptable = sorted(key for key in changed if key.endswith(".code") or key in own)
+    acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
     before, now = ({key: prints[key] for key in changed.difference(acceptable) if key in prints} for prints in (known, models))
     different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(before, now, "models")
     if different:
@@ -115,13 +115,13 @@ def _compared(
         hint = "; none of its tasks is done, so it can be deleted" if empty else ""
         raise ValueError(f"{store} holds another experiment: {'; '.join(different[:4])}; choose another folder{hint}")
     if acceptable and not accept_changes:
-        words = [
+        changes = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
             f"store was made ({shown(known.get(key))} in the store, {shown(models.get(key))} here)"
             for key in acceptable
         ]
         raise ValueError(
-            f"{store}: {'; '.join(words)}; choose another folder, bring the old code back, or resume anyway with "
+            f"{store}: {'; '.join(changes)}; choose another folder, bring the old code back, or resume anyway with "
             f"accept_changes=True (--accept-changes)"
         )
     return new, {key: known.get(key) for key in acceptable}
@@ -150,7 +150,7 @@ def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> 
         known: Any = opened.coordinate(name)
         if not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
-    # All items of a user-defined source are compared. Items of built-in sources depend on nothing else, so a sample is enough.
+    # All items of a user-defined source are compared. For built-in sources, whose items are independent, a sample suffices.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
         data = [_data_of(part, some, experiment.seed, count, store) for part, count in ((before, old), (source, new))]

@@ -1,8 +1,8 @@
 """Studies of runs: curves of all readings, the places on them, tables and figures.
 
-found = ut.study(run)              # or study(xr.open_zarr("run.zarr")): a dataset that prints as its table
-frames = tidy(found)               # pandas: frames.curves, frames.numbers
-figure = draw_study(found)
+results = ut.study(run)            # or study(xr.open_zarr("run.zarr")): a dataset that prints as its table
+frames = tidy(results)             # pandas: frames.curves, frames.numbers
+figure = draw_study(results)
 """
 
 from __future__ import annotations

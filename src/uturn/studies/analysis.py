@@ -1,4 +1,4 @@
-"""The study of a run: curves, places on them, and correlations of changes, from the readings and their instructions alone."""
+"""The study of a run: curves, places on them, and correlations of changes, computed from the stored readings alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
-SHARES = (0.25, 0.5, 0.75)  # of the way from start to chance, labels of the dim `share`
+SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
@@ -29,16 +29,16 @@ _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepte
 
 
 def study(ds: xr.Dataset) -> Study:
-    """Curves of all readings of a run against noise, with the noises at which they change, and how changes correlate.
+    """Curves of all readings of a run against noise, the noise levels at which they change, and the correlation of changes.
 
-    A reading is a variable of the run, or one of its levels. The run says how it is read (`uturn.protocols.Variable`). Let c(x)
-    be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between measured levels c is
-    interpolated linearly.
+    A reading is a variable of the run, or one of its levels. Its reading instructions (`uturn.protocols.Variable`) are stored
+    with the run. Let c(x) be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between
+    measured levels, c is interpolated linearly.
 
     - `curve`: c with its 95 % interval.
     - `place`: smallest noise at which c has gone a share .25, .5 or .75 of the way from its start to chance, on all axes of the
-      run. Where chance is not known, the value at the largest noise is used as the chance level. `half_life` is the place at
-      share .5; t* is that of a class. `width`: distance between the places at .25 and .75.
+      run. If chance is not known, the value at the largest noise is used as the chance level. `half_life` is the place at share
+      .5; t* is the half-life of a class. `width`: distance between the places at .25 and .75.
     - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
     - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
       `uturn.correlations`); `peak`, `peak_at`: largest chi and its noise.
@@ -55,14 +55,15 @@ def study(ds: xr.Dataset) -> Study:
         curve (reading, noise, estimate); place (reading, share, axis, estimate); half_life, width (reading, axis, estimate);
         start, chance (reading); inversion (series, axis, estimate); chi, xi (changes, noise, estimate), peak (changes, estimate),
         peak_at (changes, axis, estimate), correlation (changes, noise, distance, estimate); gap (reading, noise, estimate),
-        gap_p, p-values by Holm, and gap_visible, the smallest gap that would be seen (reading, noise). `estimate`: value, low and
-        high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist, for the
-        reason in `remark`. Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`, `words`.
+        gap_p, p-values by Holm, and gap_visible, the smallest detectable gap (reading, noise). `estimate`: value, low and
+        high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist
+        (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`,
+        `words`.
 
     Raises
     ------
     ValueError
-        If `ds` is no run, is not finished, or has damaged reading instructions.
+        If `ds` is not a run, is not finished, or has damaged reading instructions.
 
     Examples
     --------
@@ -88,7 +89,7 @@ def study(ds: xr.Dataset) -> Study:
 
 
 def study_of(ds: xr.Dataset) -> Study:
-    """As `study`, of a run that may be unfinished: missing readings are left out of the means, and a remark says so."""
+    """`study` for a run that may be unfinished: means leave out missing readings, and a remark reports them."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
     readings = {name: how for name, how in instructions.items() if how.role == "reading"}
@@ -124,10 +125,10 @@ def study_of(ds: xr.Dataset) -> Study:
 
 
 def checked_run(ds: Any) -> xr.Dataset:
-    """A dataset with readings of items at noise levels, or a ValueError."""
+    """The dataset itself if it has readings of items at noise levels; otherwise ValueError."""
     if not isinstance(ds, xr.Dataset) or not {"noise", "item"} <= set(ds.dims) or not ds.sizes["item"] * ds.sizes["noise"]:
-        found = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
-        raise ValueError(f"ds = {found}: expected the dataset that uturn.run gives, with dims noise and item")
+        description = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
+        raise ValueError(f"ds = {description}: expected the dataset that uturn.run gives, with dims noise and item")
     noise = ds.noise.values
     sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
     if not sound or len(np.unique(noise)) < len(noise):
@@ -136,14 +137,14 @@ def checked_run(ds: Any) -> xr.Dataset:
 
 
 def by_noise(run: xr.Dataset) -> xr.Dataset:
-    """The run with increasing noise levels; for images these are k/N of the whole number of steps."""
-    if "t_over_T" in run.coords:  # levels of the spec are rounded to whole steps
+    """The run with increasing noise levels; those of images are the exact k/N of the whole steps."""
+    if "t_over_T" in run.coords:  # the spec's levels are rounded to whole steps
         run = run.assign_coords(noise=("noise", run.t_over_T.values, run.noise.attrs))
     return run.sortby("noise")
 
 
 def _no_reading(run: xr.Dataset, name: str) -> str:
-    """Why a variable has no curve; "" if it has one."""
+    """The reason for which a variable has no curve; "" if it has one."""
     values = run[name]
     if "item" not in values.dims:
         return "it has no dim item"
@@ -160,7 +161,7 @@ def _no_reading(run: xr.Dataset, name: str) -> str:
 
 @dataclass
 class Level:
-    """One reading: a level of a variable, with its curve and the places on it; `texts`: coordinates of the reading."""
+    """A reading: a level of a variable, with its curve and the places on it; `texts` are its coordinates."""
 
     instructions: Instructions
     texts: dict[str, str]
@@ -174,14 +175,14 @@ class Level:
 def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iterator[Level]:
     """The readings of a variable, one for each combination of its own dims."""
     values = run[name]
-    own = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
+    dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
-    stacked, start, chance = (_stacked(array, own, _LEVEL) for array in (values, *references))
+    stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
     outside = _outside(values, *_bounds(how))
-    if outside:  # ends of intervals are then where no bound is
+    if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how)):
-        at = {dim: stacked[dim].values[k] for dim in own}
+        at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
         places, width = _places(of, top, end, axes)
@@ -201,7 +202,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iter
 
 
 def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
-    """An array with some of its dims as one, of another name, which stands last; None of None."""
+    """An array whose dims `dims` are stacked into one last dim; None for None."""
     if array is None:
         return None
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
@@ -213,7 +214,7 @@ def _bounds(how: Instructions) -> tuple[float, float]:
 
 
 def _outside(values: xr.DataArray, low: float, high: float) -> str:
-    """What to say of readings that leave their bounds by more than rounding; "" of others."""
+    """A remark on readings that leave their bounds by more than rounding; "" if none do."""
     numbers = values.values.astype(float)
     least, most = float(np.nanmin(numbers, initial=np.inf)), float(np.nanmax(numbers, initial=-np.inf))
     if least >= low - _ROUNDING * max(1, abs(low)) and most <= high + _ROUNDING * max(1, abs(high)):
@@ -222,7 +223,7 @@ def _outside(values: xr.DataArray, low: float, high: float) -> str:
 
 
 def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
-    """Start or chance of all levels of a variable, by its own dims and perhaps by item; None if it is not known."""
+    """Start or chance of all levels of a variable, with its dims and possibly `item`; None if it is not known."""
     blank = run[name].isel({dim: 0 for dim in ("noise", *WITHIN) if dim in run[name].dims}, drop=True).reset_coords(drop=True)
     if rule is None:
         return None
@@ -246,7 +247,7 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
 
 
 def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
-    """Probability that two originals agree in a coordinate; or the share of those with a label whose two names agree."""
+    """Probability that two originals agree in a coordinate; for "same:a=b", share of the labelled originals with a equal to b."""
     if name not in run or (other is not None and other not in run):
         return float("nan")
     named = [run[key].isel(noise=0).values if "noise" in run[key].dims else run[key].values for key in (name, other or name)]
@@ -264,7 +265,7 @@ def _curves(
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
-    Items without any reading of a level are no part of its mean.
+    Items without readings of a level are left out of its mean.
     """
     if start is not None and "item" in start.dims and len(x) > stacked.sizes["noise"]:
         first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", _LEVEL, "noise")})
@@ -302,7 +303,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
         return np.abs(ends[:, 1] - ends[:, 0])
 
     places = np.stack([axes.at(place(of, reached(share), x)) for share in SHARES])
-    # Each of the two places lies anywhere between its two levels, the second not before the first.
+    # Each place can lie anywhere between its two noise levels; the second is not below the first.
     brackets = axes.convert(np.ravel([levels_around(x, places[k, 0, 0]) for k in (0, -1)]))
     brackets *= np.where(brackets[:, 3:] < brackets[:, :1], -1, 1)
     with np.errstate(invalid="ignore"):
@@ -328,7 +329,7 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
 
 
 def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """Where the last level of each ordered series is left less than the first, (series, axis, estimate)."""
+    """Noise beyond which the last level of each ordered series stays below the first, (series, axis, estimate)."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
     names: list[str] = []
     places: list[np.ndarray] = []
@@ -400,30 +401,30 @@ def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[L
 
 
 def _about(level: Level, axes: Axes) -> Iterator[str]:
-    """Sentences on the numbers of a reading that do not exist or are not sure, with the reasons."""
+    """Remarks on numbers of a reading that do not exist or are uncertain, with the reasons."""
     x = axes.noise[np.isfinite(axes.noise)]
     half, end = level.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
     if np.isnan(level.start) or len(x) < 3:
         return
     if level.chance == level.start:
-        yield "independent data agree as much as equal ones: no half-life"
+        yield "chance equals the value without noise: no half-life"
     elif np.isnan(half[0]) and len(missing := x[np.isnan(level.curve[: len(x), 0])]):
         yield f"no readings at {axes.words['noise']} = {', '.join(f'{x:.3g}' for x in missing[:4])}"
     elif np.isnan(half[0]):
         value = np.interp(x[-1], axes.noise, level.curve[:, 0])
-        yield f"half of the change is not done up to {end}, where it is {value:.3g}"
+        yield f"less than half of the change occurs up to {end}, where it is {value:.3g}"
     elif half[0] < x[1]:
         yield f"half of the change is done below the smallest measured noise, {x[1]:.3g}: measure smaller ones"
     elif half[2] >= x[-1]:
         yield f"the interval of the half-life reaches the largest measured noise, {x[-1]:.3g}"
     elif np.isnan(level.place[2, 0, 0]):
-        yield f"three quarters of the change are not done up to {end}: no width"
+        yield f"less than three quarters of the change occur up to {end}: no width"
 
 
 def _remarks(
     run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
 ) -> Iterator[str]:
-    """Sentences on the whole run."""
+    """Remarks on the whole run."""
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
@@ -439,7 +440,7 @@ def _remarks(
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
-    if np.isfinite(axes.noise).sum() < 3:  # with noise 0
+    if np.isfinite(axes.noise).sum() < 3:  # noise 0 is counted
         yield "fewer than two finite noise levels above 0: no places on the curves"
     if run.sizes["item"] == 1:
         yield "a single original: no intervals"

@@ -1,4 +1,4 @@
-"""The noise axes of a run: the noise levels on all coordinates that they have, and conversion of a noise by interpolation."""
+"""The noise axes of a run: its noise levels on all their coordinates, and conversion between axes by interpolation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _ANGLES = ("abar", "log_snr", "sigma")
-_CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, of stores that do not say them
+_CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, for stores that lack the attribute `clean`
 _NO_AXES = ("t_over_T", "timestep", *_ANGLES)
-_OF_STUDIES = {  # names of what a study has besides axes
+_OF_STUDIES = {  # names in a study that are not axes
     "reading", "share", "axis", "estimate", "series", "changes", "distance", "curve", "place", "half_life", "width",
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
     "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
@@ -26,18 +26,18 @@ class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
     `noise` is the first axis. Coordinates of the noise levels follow; between levels they are interpolated linearly. Their value
-    without noise is the attribute `clean` of the coordinate. A coordinate that is called like a part of a study is renamed to
+    without noise is the attribute `clean` of the coordinate. A coordinate whose name is taken by a part of a study is renamed to
     `<name>_of_noise`. If the run has log-SNR, then abar, log-SNR and sigma are interpolated in the angle with
     tan(angle) = sigma, since log-SNR and sigma are infinite at the ends.
 
     Attributes
     ----------
     noise : array (noise,)
-        Increasing, from 0 on. It may end at infinity.
+        Increasing from 0. The last level may be infinite.
     values : {axis: array (noise,)}
     words : {axis: long name}
     most : float
-        Largest noise that there is.
+        Largest possible noise.
     """
 
     def __init__(self, run: xr.Dataset) -> None:
@@ -48,7 +48,9 @@ class Axes:
         self.values = {"noise": self.noise}
         self.words = {"noise": axis_words(run)}
         self.angle = None
-        for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):  # stores list them in any order
+        for name, coordinate in sorted(
+            run.coords.items(), key=lambda entry: str(entry[0])
+        ):  # the order of coordinates in stores is arbitrary
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
                 continue
             clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
@@ -80,21 +82,23 @@ class Axes:
     def at(self, estimate: np.ndarray) -> np.ndarray:
         """A noise and the ends of its interval (estimate,) on all axes: array (axis, estimate)."""
         rows = self.convert(estimate)
-        rows[:, 1:].sort(axis=1)  # abar and log-SNR fall with noise
+        rows[:, 1:].sort(axis=1)  # abar and log-SNR decrease with noise
         return rows
 
 
 def axis_words(data: xr.Dataset) -> str:
-    """The noise axis of a run or a study in words: its long name."""
+    """The long name of the noise axis of a run or a study."""
     return str(data.noise.attrs.get("long_name", "noise"))
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:
-    """The noise if all studies have one unit of it, or else an axis that they share; ValueError without one."""
+    """`noise` if all studies have the same unit of noise, otherwise a shared axis; ValueError if there is none."""
     units = list(dict.fromkeys(map(axis_words, studies)))
     if len(units) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
     if not shared:
         raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
-    return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))  # known without noise, if any
+    return min(
+        shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies)
+    )  # prefer an axis with a value without noise

@@ -1,4 +1,4 @@
-"""How changes correlate at each noise level: susceptibility with its peak, correlation and correlation length."""
+"""Correlations of changes at each noise level: susceptibility with its peak, correlation function, correlation length."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from uturn.studies.curves import with_ends
 
 
 def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
-    """chi, xi, correlation, peak, peak_at of all changes that a run measured, along the dim `changes`; empty without any."""
+    """chi, xi, correlation, peak, peak_at of all measured changes, along the dim `changes`; empty if there are none."""
     studied = {}
-    for name, one in instructions.items():
-        if one.role == "changes" and (own := _distances(run, name)) and not why_no_changes(run, name):
-            covariance, total = run[name].rename({own[0]: "distance"}), run[f"{name}_sum"]
+    for name, instruction in instructions.items():
+        if instruction.role == "changes" and (distance_dims := _distances(run, name)) and not why_no_changes(run, name):
+            covariance, total = run[name].rename({distance_dims[0]: "distance"}), run[f"{name}_sum"]
             readings = xr.Dataset({"change_covariance": covariance, "change_covariance_sum": total})
             prefix = name.removesuffix("change_covariance").removesuffix("_")
-            studied[prefix or "changes"] = _of_probe(readings, axes).assign_coords(unit_of_distance=one.unit or "sites")
+            studied[prefix or "changes"] = _of_probe(readings, axes).assign_coords(unit_of_distance=instruction.unit or "sites")
     if not studied:
         return xr.Dataset()
     data = xr.concat(list(studied.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
@@ -30,7 +30,7 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
 
 
 def why_no_changes(run: xr.Dataset, name: str) -> str:
-    """Why the covariances of changes of a run are not studied; "" if they are, or if they are none by distance."""
+    """The reason for which covariances of changes are not studied; "" if they are studied or have no distance dim."""
     distances, total = _distances(run, name), f"{name}_sum"
     if not distances:
         return ""
@@ -38,19 +38,19 @@ def why_no_changes(run: xr.Dataset, name: str) -> str:
         return f"{total} is not in the run"
     if not np.isfinite(run[total]).all():
         return f"some of {total} are missing"
-    values = run[distances[0]].values  # numbers from 0 on, if it is no coordinate
+    values = run[distances[0]].values  # 0, 1, .. if the dim has no coordinate
     sound = values.dtype.kind in "biuf" and len(values) and values[0] >= 0 and np.isfinite(values).all()
     return "" if sound and (np.diff(values) >= 0).all() else "its distances are no increasing numbers"
 
 
 def _distances(run: xr.Dataset, name: str) -> list[str]:
-    """The dim of the distances of covariances; empty for sums over all pairs."""
-    own = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
-    return own if len(own) == 1 else []
+    """The distance dim of covariances, in a list; empty for sums over all pairs."""
+    dims = [str(dim) for dim in run[name].dims if dim not in ("noise", "item")]
+    return dims if len(dims) == 1 else []
 
 
 def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
-    # Log-SNR has infinite ends, so that the peak is located on the axis by which it is interpolated.
+    # Log-SNR is infinite at its ends, so the peak is located on the angle by which it is interpolated.
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
@@ -58,7 +58,7 @@ def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
     covariance, present = run["change_covariance"], None
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)
-        # The farther apart two sites are, the fewer pairs there are, and the larger the fluctuations of their mean.
+        # Larger distances have fewer pairs of sites, so their mean fluctuates more.
         number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
         near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)

@@ -1,4 +1,4 @@
-"""Curves of a run against noise, the places found on them, and how they are written: value and 95 % interval."""
+"""Curves of a run against noise, places on them, and numbers as text with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number an
 def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
     """Mean curve (noise, ..) of a variable and its replicates at the noise levels x.
 
-    `start` is the value at noise 0, added if x has one level more than was measured.
+    `start` is the value at noise 0; it is prepended if x has one level more than the variable.
     """
     of = replicates(values)
     if len(of.mean) == len(x):
@@ -35,9 +35,9 @@ def band(of: Replicates, least: float, most: float) -> np.ndarray:
 
 
 def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
-    """The same for readings in [0, 1] (`uturn.statistics.proportion`), from their values.
+    """The mean curve and its intervals for readings in [0, 1] (`uturn.statistics.proportion`).
 
-    At noise 0 nothing changes, so that both ends are the value; `start` is the value if that noise was not measured.
+    At noise 0 nothing changes, so both ends equal the value; `start` is the value if noise 0 was not measured.
     """
     measured = np.moveaxis(proportion(values), 0, -1)
     missing = len(x) - len(measured)

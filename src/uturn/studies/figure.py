@@ -1,4 +1,4 @@
-"""The figure of a study: a panel for each group of readings, for the changes and for the calibration; or of several studies."""
+"""The figure of one or several studies: panels for groups of readings, for changes and for calibration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _Draw = Callable[[Any], None]
 
 
 def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
-    """All curves of a study with their intervals: a panel a group, an ordered series in a panel of its own.
+    """All curves of a study with their intervals: one panel for each group, and one for each ordered series.
 
     None if nothing has a curve. `groups`: names of groups whose panels come first.
     """
@@ -52,15 +52,16 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
         for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         lines = [f"{study.attrs['description']}; bands and bars: 95 % intervals", *remarks(study)]
-        words = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(13.93 * figure.get_figwidth()))]
-        figure.text(0.005, -0.01, "\n".join(words), color=MUTED, fontsize=9, va="top")
+        wrapped = [part for line in lines for part in textwrap.wrap(no_mathematics(line), int(13.93 * figure.get_figwidth()))]
+        figure.text(0.005, -0.01, "\n".join(wrapped), color=MUTED, fontsize=9, va="top")
     return figure
 
 
 def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
-    """Several studies in one figure: a panel for each reading, a colour for each study. Of a series, its first and last level.
+    """Several studies in one figure: a panel for each reading, a colour for each study. A series shows its first and last level.
 
-    The axis is the noise if it has one unit, or else the first axis that all studies have. None if nothing has a curve.
+    The axis is the noise if all studies have the same unit of noise, otherwise an axis that all have. None if nothing has a
+    curve.
     """
     axis_name = common_axis(list(studies.values()))
     headlines = [headline_of(study) for study in studies.values()]
@@ -91,8 +92,8 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
                 axis.set_ylabel(unit)
             axis.set_title("\n".join(textwrap.wrap(no_mathematics(title), 48)[:2]), fontsize=11, pad=8)
             first = next(iter(studies.values()))
-            words = axis_words(first) if axis_name == "noise" else str(first[axis_name].attrs.get("long_name", axis_name))
-            axis.set_xlabel(no_mathematics(words))
+            xlabel = axis_words(first) if axis_name == "noise" else str(first[axis_name].attrs.get("long_name", axis_name))
+            axis.set_xlabel(no_mathematics(xlabel))
             if axis_name == "noise":
                 axis.set_xlim(0, max(end_of(_finite(study.noise.values)) for study in studies.values()))
         handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -102,7 +103,7 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
 
 
 def _grid_of_panels(plt: Any, count: int, height: float) -> tuple[Any, np.ndarray]:
-    """A figure with axes for so many panels, and these axes; `height` of a panel in inches."""
+    """A figure with `count` panels, and their axes; `height` of a panel in inches."""
     columns = min(count, 2 if count in (2, 4) else 3)
     rows = math.ceil(count / columns)
     figure = plt.figure(figsize=(5.6 * columns, height * rows), layout="constrained")
@@ -133,19 +134,19 @@ def _draw_overlaid(axis: Any, study: xr.Dataset, curve: np.ndarray, place: Any, 
 
 
 def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
-    """What is drawn of a study, group by group."""
+    """Functions that draw the panels of a study on an axis, group by group."""
     for title, chosen in panels_of(study, groups):
         yield partial(_draw_readings, study=study, chosen=chosen, title=title)
     for k in range(study.sizes.get("changes", 0)):
-        one = study.isel(changes=k)
-        yield partial(draw_susceptibility, study=one)
-        if np.isfinite(one.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
-            yield partial(draw_correlations, study=one)
-        if np.isfinite(one.xi.isel(estimate=0)).any():
-            yield partial(_draw_length, study=one)
+        changes = study.isel(changes=k)
+        yield partial(draw_susceptibility, study=changes)
+        if np.isfinite(changes.correlation.isel(estimate=0)).any() and study.sizes["distance"] > 1:
+            yield partial(draw_correlations, study=changes)
+        if np.isfinite(changes.xi.isel(estimate=0)).any():
+            yield partial(_draw_length, study=changes)
     for family, tested in tested_families(study).items():
-        words = f"calibration of {family.replace('_', ' ')}"
-        yield partial(_draw_gaps, study=tested, title=words)
+        title_of_family = f"calibration of {family.replace('_', ' ')}"
+        yield partial(_draw_gaps, study=tested, title=title_of_family)
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
@@ -165,7 +166,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
         value, low, high = bands[k].T
         if edge or few:
             axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
-        over = {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # curves below show through the gaps
+        over = {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # dashes leave the curves below visible
         look = {"lw": 2.2, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
         axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
         if np.isfinite(half_lives[k, 0]) and (few or k in named):
@@ -205,15 +206,15 @@ def _tick_above(axis: Any, place: float, color: Any) -> None:
 
 
 def _ylabel(study: xr.Dataset, chosen: np.ndarray) -> str:
-    words = set(study.words.values[chosen].tolist())
+    long_names = set(study.words.values[chosen].tolist())
     units = {unit for unit in study.unit.values[chosen].tolist() if unit}
-    if len(words) == 1:
-        return "\n".join(textwrap.wrap(no_mathematics(str(words.pop())), 40)[:2])
+    if len(long_names) == 1:
+        return "\n".join(textwrap.wrap(no_mathematics(str(long_names.pop())), 40)[:2])
     return ", ".join(sorted(units)) or "share of U-turns"
 
 
 def _limit(axis: Any, study: xr.Dataset, chosen: np.ndarray, curves: np.ndarray) -> None:
-    """Shares and similarities are drawn from 0 to 1; other readings as far as they go."""
+    """Limit the vertical axis to 0 .. 1 for shares and similarities, and to 0 and above for readings that start at 0."""
     low, high = np.nanmin(curves, initial=np.inf), np.nanmax(curves, initial=-np.inf)
     if (study.start.values[chosen] == 1).any() and high <= 1.001:
         axis.set_ylim(min(-0.03, low - 0.03), 1.03)
@@ -227,13 +228,13 @@ def _label_axis(axis: Any, study: xr.Dataset, title: str, ylabel: str) -> None:
     axis.set_title(brief(title, 60), pad=22)
 
 
-def _beside(axis: Any, words: str) -> None:
+def _beside(axis: Any, text: str) -> None:
     """A number under the title of a panel."""
-    axis.text(0, 1.02, words, transform=axis.transAxes, color=CLASS, fontsize=9.5).set_in_layout(False)
+    axis.text(0, 1.02, text, transform=axis.transAxes, color=CLASS, fontsize=9.5).set_in_layout(False)
 
 
 def _finite(noise: np.ndarray) -> np.ndarray:
-    """The noise levels that can be drawn; an infinite one is left out."""
+    """The finite noise levels; an infinite level cannot be drawn."""
     return noise[np.isfinite(noise)]
 
 
@@ -254,7 +255,7 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     axis.legend(fontsize=8.5, loc="upper left")
     star = study.peak_at.values[0]
     draw_transition(axis, star, CLASS, True)
-    highest = float(np.nanmax(value, initial=1))  # of a single original there are no intervals
+    highest = float(np.nanmax(value, initial=1))  # a single original has no intervals
     top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
     _label_axis(axis, study, f"{unit} that change together", r"susceptibility $\chi$")
     axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
@@ -286,7 +287,7 @@ def draw_correlations(axis: Any, study: xr.Dataset) -> None:
 
 
 def _draw_length(axis: Any, study: xr.Dataset) -> None:
-    """Correlation length against noise; lengths beyond the distances of the fit are arrows, ends of intervals reach the top."""
+    """Correlation length against noise; arrows mark lengths beyond the fitted distances; unbounded intervals reach the top."""
     noise, longest, unit = _finite(study.noise.values), float(study.distance[-1]), str(study.unit_of_distance.item())
     lengths = study.xi.values[: len(noise)]
     value, low, high = np.where(estimated(lengths), lengths.T, np.nan)
@@ -302,13 +303,13 @@ def _draw_length(axis: Any, study: xr.Dataset) -> None:
     axis.set_ylim(0, top)
     k = nearest(study, float(study.peak_at.values[0, 0]))
     if k is not None:
-        words = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {with_interval((value[k], low[k], high[k]))}"
+        length = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {with_interval((value[k], low[k], high[k]))}"
         arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
-        _beside(axis, rf"$\xi$ {words} at {noise[k]:.2g}, next to the peak{arrows}")
+        _beside(axis, rf"$\xi$ {length} at {noise[k]:.2g}, next to the peak{arrows}")
 
 
 def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
-    """Gaps of at most four readings of a family, which stand beside each other."""
+    """Gaps of at most four readings of a family, side by side."""
     chosen = evenly_spaced(study.sizes["reading"], 4)
     noise, level = study.noise.values, float(study.gap_level)
     names = names_in_panel(study, np.arange(study.sizes["reading"]))

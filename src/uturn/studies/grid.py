@@ -16,13 +16,13 @@ from uturn.studies.tables import remarks
 if TYPE_CHECKING:
     import xarray as xr
 
-_ROWS = 8  # of the grid
+_ROWS = 8  # largest number of rows
 
 
 def draw_grid(data: xr.Dataset) -> Any | None:
     """Originals, at most eight, and reconstructions at increasing noise, with a frame if the class changed.
 
-    None if no images were kept.
+    None if no images were stored.
     """
     if "image" not in data:
         return None
@@ -38,7 +38,7 @@ def draw_grid(data: xr.Dataset) -> Any | None:
         for item, level in np.argwhere(data.image_same_class.transpose("item", "shown_noise").values == 0):
             corner = (grid.left[level + 1] - 0.5, grid.top[item] - 0.5)
             frame = plt.Rectangle(corner, grid.width, grid.height, fill=False, ec=CLASS, lw=1.6, clip_on=False)
-            axis.add_patch(frame)  # another class
+            axis.add_patch(frame)  # marks a changed class
         name = data.image_same_class.attrs.get("judge")
         judge = data.sel(reading=name) if name else None
         star = [] if judge is None else _draw_transition(axis, data, grid, float(judge.half_life.sel(axis="noise")[0]))
@@ -50,8 +50,8 @@ def draw_grid(data: xr.Dataset) -> Any | None:
             axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
         width, below = max(40, int(13 * figure.get_figwidth())), -8 if judge is None else -30
         lines = [part for line in (data.attrs["description"], *remarks(data)) for part in textwrap.wrap(line, width)]
-        words = no_mathematics("\n".join(lines))
-        axis.annotate(words, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
+        caption = no_mathematics("\n".join(lines))
+        axis.annotate(caption, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
     return figure
 
 
@@ -110,5 +110,7 @@ def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
     pixels = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     if pixels.shape[-1] == 1:
         source = json.loads(data.attrs.get("spec", "{}")).get("source", {})
-        pixels = np.repeat(1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1)  # garments on white
+        pixels = np.repeat(
+            1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1
+        )  # inverted to show garments on white
     return np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)

@@ -1,4 +1,4 @@
-"""The number of a study that is read first: t*, where the class is half lost, or else where most changes."""
+"""The headline of a study: t*, the noise at which half of the class is lost, or else the noise of most change."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Headline(NamedTuple):
     Attributes
     ----------
     label : str
-        "t*", or what the place is.
+        "t*", or the name of the place.
     reading : str
         The reading on whose curve the place lies; "" for the peak of chi.
     place : array (axis, estimate)
     claim : str
-        What the place means, in words.
+        The meaning of the place in words.
     """
 
     label: str
@@ -31,24 +31,24 @@ class Headline(NamedTuple):
 
 
 def headline_of(study: xr.Dataset) -> Headline | None:
-    """The first number of a study; None if it has no place.
+    """The headline of a study; None if no candidate has a place.
 
-    It is the half-life of the first reading of the group "class", or of the root of a tree; without one, the noise where chi is
-    largest; else the half-life of the highest level of the first ordered series, or of the first reading that has one.
+    Candidates in order: the half-life of the first reading of the group "class" or of the root of a tree; the noise of the
+    largest chi; the half-life of the highest level of the first ordered series; the half-life of any reading.
     """
     started = np.flatnonzero(np.isfinite(study.start.values))
     classes = [k for k in started if study.group.values[k] == "class"]
     if classes:
-        claim = "Half of the class is lost there: below, U-turns mostly keep it; above, they mostly lose it"
+        claim = "Half of the class is lost at this noise: below, U-turns mostly keep it; above, they mostly lose it"
         return _of_reading(study, int(classes[0]), "t*", claim)
     nodes = [k for k in started if study.order.values[k] == "tree_level"]
     if nodes:
         root = [k for k in nodes if study.variable.values[k] == study.variable.values[nodes[0]]][-1]
-        return _of_reading(study, int(root), "t*", "Half of the class, the root of the tree, is lost there")
+        return _of_reading(study, int(root), "t*", "Half of the class, the root of the tree, is lost at this noise")
     if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])
-        return Headline("t*", "", study.peak_at.values[k], f"There most {unit} change together: the susceptibility peaks")
+        return Headline("t*", "", study.peak_at.values[k], f"Most {unit} change together at this noise: the susceptibility peaks")
     places = np.flatnonzero(np.isfinite(study.half_life.values[:, 0, 0]))
     if not len(places):
         return None
@@ -56,7 +56,7 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     ordered = bool(study.order.values[places[0]])
     k = int(places[study.variable.values[places] == first][-1] if ordered else places[0])
     label = str(study.reading.values[k])
-    return _of_reading(study, k, "t*" if ordered else "half-life", f"There {label} has done half of its way to chance")
+    return _of_reading(study, k, "t*" if ordered else "half-life", f"At this noise, {label} is halfway from its start to chance")
 
 
 def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:

@@ -1,4 +1,4 @@
-"""The reading instructions of a stored run: those of its arrays, or for stores of version 3 those of built-in probes."""
+"""The reading instructions of a stored run: stored with its arrays, or, for stores of version 3, taken from a table by probe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTRIBUTE = "reading"
 
 
 def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
-    """The instructions of all variables of a run, in the order in which its probes declare them, then those that were added.
+    """The instructions of all variables of a run, in the order in which its probes declare them, followed by added variables.
 
     Raises
     ------
@@ -40,8 +40,8 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
             instructions[name] = Instructions.model_validate(table)
             instructions[name].check([str(dim) for dim in values.dims])
         except (ValueError, TypeError, RecursionError) as error:
-            words = validation_words(error) if isinstance(error, ValidationError) else error
-            raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({words}); copy the store again") from None
+            reason = validation_words(error) if isinstance(error, ValidationError) else error
+            raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({reason}); copy the store again") from None
     return instructions
 
 
@@ -57,7 +57,7 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
             if name == "change_covariance":
                 declared = declared | {"unit": _unit_of_sites(spec["source"], table)}
             instructions[prefix + name] = {**_prefixed(declared, prefix), **names}
-            if declared.get("family") in known:  # a family that is named after a variable is one of this probe
+            if declared.get("family") in known:  # a family named after a variable belongs to this probe alone
                 instructions[prefix + name]["family"] = f"{prefix}{declared['family']}"
             if declared.get("symmetric"):
                 instructions[f"clone_{prefix}{name}"] = {"role": "record", **names}
@@ -65,7 +65,7 @@ def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _unit_of_sites(source: Mapping[str, Any], probe: Mapping[str, Any]) -> str:
-    """What the probe `changes` calls the sites of a built-in source."""
+    """The name of the sites that the probe `changes` reads, by built-in source."""
     images = f"patches of {probe.get('patch', 4)} pixels" if probe.get("layer") is None else "positions"
     units = {"tokens": "tokens", "rhm": "leaves", "filtered_rhm": "leaves"}
     units |= dict.fromkeys(("fashion_mnist", "array", "images", "generated"), images)
@@ -79,8 +79,8 @@ def _prefixed(declared: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         if not isinstance(value, str):
             return value
         same, _, name = value.rpartition(":")
-        first, equal, rest = name.partition("=")
-        return f"{same}{':' if same else ''}{prefix}{first}{equal}{rest}"
+        first, equal, suffix = name.partition("=")
+        return f"{same}{':' if same else ''}{prefix}{first}{equal}{suffix}"
 
     names = ("start", "chance", "order") if declared.get("family") == "text" else ("start", "chance", "order", "family")
     return {key: renamed(value) if key in names else value for key, value in declared.items()}

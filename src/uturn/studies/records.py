@@ -1,4 +1,4 @@
-"""What a run kept to be looked at: images and texts of its first items, beside their originals."""
+"""Stored images and texts of the first items of a run, with their originals, for display."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading import instructions_of
 from uturn.studies.runs import kept_images, kept_texts, originals, stored_spec
 
-MOST_SHOWN = 200  # originals in a page
-_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # originals in the records, and their images in memory
-_MOST_LEVELS = 10  # of the records
+MOST_SHOWN = 200  # largest number of originals in a page
+_LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # least number of originals in the records, largest memory of their images
+_MOST_LEVELS = 10  # largest number of noise levels in the records
 
 
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
-    """The pictures and the texts that a run kept, for the page and the figures; empty if it kept none.
+    """The stored pictures and texts of a run, for the page and the figures; empty if there are none.
 
     Parameters
     ----------
     run : Dataset of `uturn.run`
     source : source of the run, optional
-        For originals of texts; by default it is built from the spec of the run, if that needs no code of others.
+        For originals of texts; by default it is built from the spec of the run, unless that needs user code.
 
     Returns
     -------
@@ -41,17 +41,17 @@ def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
 
 
 def _pictures(run: xr.Dataset) -> xr.Dataset:
-    """Originals and reconstructions of some items: all whose images were kept, or a sample of them.
+    """Originals and reconstructions of the items with stored images, or of a sample of them.
 
-    The class is that of the first reading that compares classes; without one, no class is lost.
+    The class is read from the first reading that compares classes; without such a reading, all classes count as unchanged.
     """
-    kept = kept_images(run)
-    if not kept:
+    num_kept = kept_images(run)
+    if not num_kept:
         return xr.Dataset()
     judges = [name for name, how in instructions_of(run).items() if how.group == "class" and how.symmetric]
     columns = _noisy_levels(run)
     of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
-    items = sample(kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
+    items = sample(num_kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
     some = run.isel(item=items, trajectory=0, clone=0, missing_dims="ignore")
     images = some.image.isel(noise=columns).load()
     before, item_names = originals(run, items)
@@ -63,18 +63,18 @@ def _pictures(run: xr.Dataset) -> xr.Dataset:
             "image_same_class": (("shown_noise", "item"), same, {"judge": judges[0] if judges else ""}),
         },
         coords={"shown_noise": images.noise.values, "item": items, "item_name": ("item", np.array(item_names, str))},
-        attrs={"kept": kept},
+        attrs={"kept": num_kept},
     )
 
 
 def _noisy_levels(run: xr.Dataset) -> np.ndarray:
-    """Numbers of the levels that are shown, evenly spaced among those above noise 0."""
+    """Indices of the levels shown, evenly spaced among the levels above noise 0."""
     noisy = np.flatnonzero(~np.isclose(run.noise.values, 0))
     return noisy[evenly_spaced(len(noisy), _MOST_LEVELS)] if len(noisy) else noisy
 
 
 def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
-    """Numbers of the originals that are shown: all, or `most` of them, drawn without replacement with seed 0."""
+    """Indices of the originals shown: all, or `most` of them, drawn without replacement with seed 0."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
@@ -87,16 +87,16 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     ----------
     run : Dataset of `uturn.run`, with increasing noise
     source : source of the run, optional
-        By default it is built from the spec of the run, if that needs no code of others, and if its files are still the same.
+        By default it is built from the spec of the run, unless that needs user code or its files have changed.
 
     Returns
     -------
     Dataset
         Coordinates `original_piece` (shown_item, position), the text of each token of the originals, "" beyond their end; `piece`
         and `noisy_piece` (shown_noise, shown_item, position) of reconstructions and noisy texts, "" where masked. `changed`,
-        whether a token is another than in the original, and `noised`, whether the corruption removed or replaced it (same dims).
+        whether a token differs from the original, and `noised`, whether the corruption removed or replaced it (same dims).
         `shown_region`, number of the region of a token, and `shown_segment`, whether it separates segments, if the source has
-        them. Empty if no tokens were kept, or if the originals cannot be read.
+        them. Empty if no tokens were stored, or if the originals cannot be read.
     """
     count = kept_texts(run)
     source = (source or _source_of(run)) if count else None
@@ -134,7 +134,7 @@ def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 
 def _source_of(run: xr.Dataset) -> Any:
-    """The source of a run with its tokenizer; None if it needs code of others, cannot be read, or has changed."""
+    """The source of a run with its tokenizer; None if it needs user code, cannot be read, or has changed."""
     spec = stored_spec(run)
     try:
         if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.study", 1
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
-_VISIBLE = "gap that would be seen"
+_VISIBLE = "smallest detectable gap"
 
 
 class Study(xr.Dataset):
-    """The dataset of `uturn.study`. It prints as its table; a part of it that is none of a study prints as a dataset."""
+    """The dataset of `uturn.study`, which prints as its table; a selection that is no longer a study prints as a dataset."""
 
     __slots__ = ()
 
@@ -53,8 +53,8 @@ def _is_whole(data: xr.Dataset) -> bool:
 
 def _check_study(study: Any) -> None:
     if not isinstance(study, xr.Dataset) or not _is_whole(study):
-        found = f"a dataset with dims {tuple(study.dims)}" if isinstance(study, xr.Dataset) else shown(study)
-        raise ValueError(f"study = {found}: expected the dataset that uturn.study gives")
+        description = f"a dataset with dims {tuple(study.dims)}" if isinstance(study, xr.Dataset) else shown(study)
+        raise ValueError(f"study = {description}: expected the dataset that uturn.study gives")
 
 
 class TextTable(NamedTuple):
@@ -68,8 +68,8 @@ class TextTable(NamedTuple):
 def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Any]:
     """A study for a terminal: tables (rich) of half-lives, inversions, changes and calibration, then remarks as lines of text.
 
-    Of a variable with more than `most` levels, so many are shown, evenly spaced. If a table is wider than `width` columns, it
-    lacks the further noise axes, and then other columns; the files of the study have them.
+    Variables with more than `most` levels show `most` evenly spaced levels. A table wider than `width` columns leaves out the
+    further noise axes, and then other columns, all of which are in the files of the study.
     """
     from rich.table import Table
 
@@ -96,10 +96,10 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
     axes, x = [str(axis) for axis in study.axis.values], axis_words(study)
     on_axes, rows = (f"{x} [95 % interval]", *axes[1:]), []
     readings = [study.isel(reading=k) for k in _evenly_chosen(study, most)]
-    for one in readings:
-        cells = [*_place(one.half_life.values, axes), with_interval(one.width.values[0])]
-        at_end = f"{with_interval(one.curve.values[-1])} {one.unit.item()}".rstrip()
-        rows.append((str(one.reading.item()), *(cells if np.isfinite(one.start) else [""] * len(cells)), at_end))
+    for reading in readings:
+        cells = [*_place(reading.half_life.values, axes), with_interval(reading.width.values[0])]
+        at_end = f"{with_interval(reading.curve.values[-1])} {reading.unit.item()}".rstrip()
+        rows.append((str(reading.reading.item()), *(cells if np.isfinite(reading.start) else [""] * len(cells)), at_end))
     if rows:
         headline = headline_of(study)
         star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
@@ -107,28 +107,30 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         yield TextTable(f"half of the way from start to chance{star}", heads, rows)
     if "inversion" in study:
         series = [study.isel(series=k) for k in range(study.sizes["series"])]
-        names = [f"{one.series.item()}: {one['last'].item()} falls below {one['first'].item()}" for one in series]
-        rows = [(name, *_place(one.inversion.values, axes)) for name, one in zip(names, series, strict=True)]
+        names = [f"{entry.series.item()}: {entry['last'].item()} falls below {entry['first'].item()}" for entry in series]
+        rows = [(name, *_place(entry.inversion.values, axes)) for name, entry in zip(names, series, strict=True)]
         yield TextTable("order of levels", ("series", *on_axes), rows)
     if "chi" in study:
         rows = []
-        for one in (study.isel(changes=k) for k in range(study.sizes["changes"])):
-            place = _place(one.peak_at.values, axes)
-            rows.append((f"{one.changes.item()}: chi is largest", *place, f"chi {with_interval(one.peak.values)}"))
-            near = nearest(study, one.peak_at.values[0, 0])
+        for changes in (study.isel(changes=k) for k in range(study.sizes["changes"])):
+            place = _place(changes.peak_at.values, axes)
+            rows.append((f"{changes.changes.item()}: chi is largest", *place, f"chi {with_interval(changes.peak.values)}"))
+            near = nearest(study, changes.peak_at.values[0, 0])
             if near is not None:
-                _, low, high = length = one.xi.values[near]
-                words = f"xi {f'above {low:.3g}' if np.isinf(high) else with_interval(length)} {one.unit_of_distance.item()}"
-                rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), words))
+                _, low, high = length = changes.xi.values[near]
+                length_text = (
+                    f"xi {f'above {low:.3g}' if np.isinf(high) else with_interval(length)} {changes.unit_of_distance.item()}"
+                )
+                rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), length_text))
         yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
     for family, tested in tested_families(study).items():
         rows = []
-        for one in readings:
-            if one.reading.item() in tested.reading:
-                worst = one.isel(noise=int(one.gap_p.argmin("noise", skipna=True)))
+        for reading in readings:
+            if reading.reading.item() in tested.reading:
+                worst = reading.isel(noise=int(reading.gap_p.argmin("noise", skipna=True)))
                 visible = f"{float(worst.gap_visible):.2g}" if np.isfinite(worst.gap_visible) else "none"
                 at, p = f"{float(worst.noise):.3g}", f"{float(worst.gap_p):.2g}"
-                rows.append((str(one.reading.item()), at, with_interval(worst.gap.values), p, visible))
+                rows.append((str(reading.reading.item()), at, with_interval(worst.gap.values), p, visible))
         verdict = calibration_words(tested, float(study.gap_level))
         heads = ("f", f"at {x}", "gap [95 % interval]", "p by Holm", _VISIBLE)
         title = f"calibration of {family}, gap E f(x0, x̂) - E f(x̂, x̂') of the clones where p is smallest; {verdict}"
@@ -136,7 +138,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
 
 
 def _evenly_chosen(study: xr.Dataset, most: int) -> Iterator[int]:
-    """Numbers of the readings that are shown, group by group: at most so many of each variable, evenly spaced."""
+    """Indices of the readings shown, group by group: at most `most` of each variable, evenly spaced."""
     for group in _groups(study):
         for name in dict.fromkeys(study.variable.values[study.group.values == group].tolist()):
             of_variable = np.flatnonzero(study.variable.values == name)
@@ -144,16 +146,16 @@ def _evenly_chosen(study: xr.Dataset, most: int) -> Iterator[int]:
 
 
 def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
-    """Names of the groups of readings: `first`, then that of the headline, then the others in the order of the probes."""
+    """Names of the groups of readings: `first`, then the headline's group, then the others in the order of the probes."""
     headline, known = headline_of(study), study.group.values.tolist()
     of_headline = [] if headline is None else study.group.values[study.reading.values == headline.reading].tolist()
     return [name for name in dict.fromkeys([*first, *of_headline, *known]) if name in known]
 
 
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and readings of each panel of a figure or chart of a page, group by group; `first`, then that of the headline.
+    """Title and readings of each panel of a figure or page, group by group in the order of `_groups`.
 
-    The readings of a group share a panel, except those with several levels, each of which has one of its own.
+    The readings of a group share a panel, except variables with several levels, which have separate panels.
     """
     for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
@@ -168,12 +170,12 @@ def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[st
 
 
 def nearest(study: xr.Dataset, place: float) -> int | None:
-    """Number of the noise level that is closest to a place; None if there is no place."""
+    """Index of the noise level closest to a place; None if there is no place."""
     return None if np.isnan(place) else int(np.abs(study.noise.values - place).argmin())
 
 
 def _place(places: np.ndarray, axes: Sequence[str]) -> list[str]:
-    """A noise (axis, estimate) as cells: with its interval on the first axis, without on the others."""
+    """A noise (axis, estimate) as table cells, with its interval on the first axis only."""
     others = [
         "" if np.isnan(value) else f"{value:.1f}" if axis == "step" else f"{value:.3g}"
         for axis, value in zip(axes[1:], places[1:, 0], strict=True)
@@ -182,7 +184,7 @@ def _place(places: np.ndarray, axes: Sequence[str]) -> list[str]:
 
 
 def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The readings of a study whose calibration was tested, by family; none of a study without clones."""
+    """The readings whose calibration was tested, by family; empty for a study without clones."""
     if "gap" not in study:
         return {}
     tested = study.isel(reading=study.gap_p.notnull().any("noise").values)
@@ -191,7 +193,7 @@ def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
 
 
 def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
-    """Short names of readings that share a panel: levels of one variable, or variables, with their levels if they have some."""
+    """Short names of readings in one panel: the levels of a single variable, or names of variables with their levels if any."""
     several = len(set(study.variable.values[chosen].tolist())) > 1
     names = []
     for label, variable, level in zip(
@@ -206,19 +208,19 @@ def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> lis
 def title_of(study: xr.Dataset, label: str) -> str:
     """The quantity of a reading in words, with its level."""
     k = study.reading.values.tolist().index(label)
-    words = str(study.words.values[k]) or label
-    return f"{words}, {names_in_panel(study, [k])[0]}" if study.level.values[k] else words
+    long_name = str(study.words.values[k]) or label
+    return f"{long_name}, {names_in_panel(study, [k])[0]}" if study.level.values[k] else long_name
 
 
 def calibration_words(tested: xr.Dataset, level: float) -> str:
-    """What the tests of a family say together."""
+    """The joint verdict of the calibration tests of a family."""
     if bool((tested.gap_p <= level).any()):
-        return "no draws from the posterior"
+        return "not draws from the posterior"
     return "no gap is detected" if bool(np.isfinite(tested.gap_visible).any()) else "too few originals to detect a gap"
 
 
 def remarks(study: xr.Dataset) -> list[str]:
-    """The remarks of a study as lines: warnings, those on the run, and those on its readings."""
+    """The remarks of a study as lines: warnings, remarks on the run, and remarks on its readings."""
     return [*warnings_of(study.attrs), *remarks_on_run(study), *remarks_on_readings(study)]
 
 
@@ -228,7 +230,7 @@ def remarks_on_run(study: xr.Dataset) -> list[str]:
 
 
 def remarks_on_readings(study: xr.Dataset) -> list[str]:
-    """The remarks on readings, series and changes, those with the same remark together."""
+    """The remarks on readings, series and changes; equal remarks share a line."""
     lines = []
     about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
     for dim, name in about.items():
@@ -249,9 +251,9 @@ class Tidy(NamedTuple):
     Attributes
     ----------
     curves : DataFrame
-        One row a reading and noise level: value, low, high, with clones also gap and p.
+        One row for each reading and noise level: value, low, high, and, with clones, gap and p.
     numbers : DataFrame
-        One row a number on an axis: places, half-lives, widths, inversions, peaks.
+        One row for each number on each axis: places, half-lives, widths, inversions, peaks.
     """
 
     curves: pandas.DataFrame
@@ -259,11 +261,11 @@ class Tidy(NamedTuple):
 
 
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
-    """A study, or several of them by name, as pandas frames (`Tidy`); of several, the column `run` has the name."""
+    """One study, or several by name, as pandas frames (`Tidy`); for several studies, the column `run` holds the name."""
     import pandas
 
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
-        parts = [tuple(frame.assign(run=name) for frame in tidy(one)) for name, one in study.items()]
+        parts = [tuple(frame.assign(run=name) for frame in tidy(member)) for name, member in study.items()]
         frames = [pandas.concat(some, ignore_index=True) for some in zip(*parts, strict=True)]
         return Tidy(*(frame[["run", *frame.columns.drop("run")]] for frame in frames))
     _check_study(study)
@@ -293,7 +295,7 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
 
 
 def as_data(study: xr.Dataset) -> dict[str, Any]:
-    """The content of `study.json`: all numbers of a study with their intervals; None if one does not exist."""
+    """The content of `study.json`: all numbers of a study with their intervals; None for numbers that do not exist."""
     _check_study(study)
     axes = [str(axis) for axis in study.axis.values]
     labels = {"axis": axes, "estimate": ESTIMATE, "share": [f"{float(share):g}" for share in study.share.values]}
@@ -303,8 +305,8 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
         of_keys = {dim: dim, **{name: name for name in names}, **renamed}
         each = (study.isel({dim: k}) for k in range(study.sizes.get(dim, 0)))
         return [
-            {key: _nested(one[name].values, [labels.get(str(d)) for d in one[name].dims]) for key, name in of_keys.items()}
-            for one in each
+            {key: _nested(data[name].values, [labels.get(str(d)) for d in data[name].dims]) for key, name in of_keys.items()}
+            for data in each
         ]
 
     readings = entries("reading", *TEXTS, "start", "chance", "remark", "curve", "half_life", "width", places="place")
@@ -318,7 +320,7 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
     for k, entry in enumerate(changes):
         entry["plateau"] = bool(entry["plateau"])
         entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()
-        for length, ends in zip(entry["xi"], study.xi.values[k], strict=True):  # infinite where 1/length is not above 0
+        for length, ends in zip(entry["xi"], study.xi.values[k], strict=True):  # infinite where 1/length is not positive
             length |= {key: "infinite" for key, end in zip(ESTIMATE, ends, strict=True) if np.isinf(end)}
     passed = {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in tested_families(study).items()}
     about = {

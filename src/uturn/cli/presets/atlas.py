@@ -50,11 +50,11 @@ class AtlasRow(BaseModel):
     group : str
         Heading in the figure, shared by the rows of a group.
     like : str
-        Name of an earlier row whose options and facts it takes, except those that it gives itself.
+        Name of an earlier row that supplies the options and facts missing from this row.
     patch : int
         Side of the patches of pixels whose changes give chi and xi.
     facts : table of texts or numbers
-        For the table of results, such as licence, parameters, download, gpu_hours. In the figure, `data` gives the colour of a
+        For the table of results, such as licence, parameters, download, gpu_hours. In the figure, `data` sets the colour of a
         row and `kind` its marker.
     options : ImageOptions
         In the file, all other keys of the row.
@@ -76,7 +76,7 @@ class AtlasRow(BaseModel):
         return self.title or self.name
 
     def experiment(self, originals: str | None = None) -> Experiment:
-        """The experiment of `uturn images` with these options; with several trajectories also the probe `changes`."""
+        """The experiment of `uturn images` with these options, plus the probe `changes` if there are several trajectories."""
         from uturn.core.experiment import Experiment
 
         experiment = self.options.experiment(originals)
@@ -119,7 +119,7 @@ def _rows(tables: dict[str, Any], folder: Path) -> list[AtlasRow]:
         raise ValueError(f"defaults = {shown(defaults)}: expected a table of options, without name and like")
     rows: list[AtlasRow] = []
     merged: dict[str, dict[str, Any]] = {}
-    stores = {"atlas": "the table of the results"}  # on some file systems, large and small letters are equal
+    stores = {"atlas": "the table of the results"}  # compared in lower case: some file systems ignore case
     for number, table in enumerate(models, 1):
         name, like = table.get("name"), table.get("like", "")
         try:
@@ -139,7 +139,7 @@ def _rows(tables: dict[str, Any], folder: Path) -> list[AtlasRow]:
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """A table with what it lacks from another one, except its name and title; facts are merged one by one."""
+    """A table completed by the entries of `base`, except name and title; facts are merged one by one."""
     facts: dict[str, Any] = {}
     for some in (base.get("facts", {}), table.get("facts", {})):
         if not isinstance(some, dict):
@@ -149,21 +149,21 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(table: dict[str, Any], folder: Path) -> AtlasRow:
-    own = {key: table[key] for key in table if key in AtlasRow.model_fields and key != "options"}
-    options = {key: value for key, value in table.items() if key not in own}
+    fields = {key: table[key] for key in table if key in AtlasRow.model_fields and key != "options"}
+    options = {key: value for key, value in table.items() if key not in fields}
     for key in options.keys() & set(_PATHS):
         value = options[key]
-        if key != "prompt" or str(value).endswith(".txt"):  # other prompts are texts
+        if key != "prompt" or str(value).endswith(".txt"):  # a prompt without this ending is text
             options[key] = [_placed(path, folder) for path in value] if isinstance(value, list) else _placed(value, folder)
     checked = ImageOptions.from_dict(options)
     try:
-        return AtlasRow.model_validate({**own, "options": checked})
+        return AtlasRow.model_validate({**fields, "options": checked})
     except ValidationError as error:
         raise ValueError(validation_words(error)) from None
 
 
 def _placed(value: Any, folder: Path) -> Any:
-    """The path of what is at a relative path in a folder; other values as they are."""
+    """The absolute path of a value that names a file in the folder; other values are returned unchanged."""
     if not isinstance(value, str) or value in ("", "fashion_mnist", "generated") or "\0" in value:
         return value
     kind = "clip:" if value.startswith("clip:") else ""
@@ -203,19 +203,19 @@ def measure_atlas(
 ) -> xr.Dataset:
     """Run the rows of an atlas, one after the other, each into its own store, and write the table and the figure.
 
-    Row NAME is run into `OUT/NAME.zarr`. What is in the stores is not measured again. A row that fails is reported, and the
+    Row NAME is run into `OUT/NAME.zarr`. Stored readings are not measured again. A row that fails is reported, and the
     others go on. Writes `atlas.zarr`, the returned dataset, `atlas.csv`, and `atlas.png`, `.pdf`.
 
     Parameters
     ----------
     rows
-        Of `read_atlas`.
+        The rows that `read_atlas` returns.
     out
         Folder or URL of object storage.
     announce
         Called with a line of text when a row begins, ends or fails.
     options
-        Of `uturn.run`: workers, progress, cluster, ..
+        Options of `uturn.run`: workers, progress, cluster, ..
 
     Returns
     -------
@@ -240,12 +240,12 @@ def measure_atlas(
                 try:
                     entries += _measured(row, folder, options)
                     announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
-                except Exception as error:  # a foreign model can fail in any way
+                except Exception as error:  # a user's model can raise any exception
                     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     message = kind + " ".join(str(error).split()) or type(error).__name__
                     entries.append(Entry(row, failure=message))
                     announce(f"{row.name}: failed: {message}")
-                clear_caches()  # the next model needs the memory
+                clear_caches()  # free memory for the next model
                 table = table_of(entries)
                 _write_table(table, folder)
         from uturn.studies.plotting.atlas import draw_atlas
@@ -257,7 +257,7 @@ def measure_atlas(
 
 
 def _measured(row: AtlasRow, folder: OutputFolder, options: dict[str, Any]) -> list[Entry]:
-    """The numbers of a row, after what its store lacks has been measured."""
+    """Run a row, except for its stored readings, and return its numbers."""
     from uturn.engine.run import run
 
     experiment = row.experiment(None if folder.is_remote else os.path.abspath(folder.place("originals")))

@@ -43,13 +43,13 @@ NUMBERS = {
     "speciation": "log-SNR of abar = 1/eigenvalue (nats)",
 }
 """Numbers without intervals: {name: long name}."""
-_MOST_IMAGES, _MOST_NUMBERS = 1000, 2**27  # at most, in a covariance
-SHARES = (0.25, 0.75)  # of the fall of the class
+_MOST_IMAGES, _MOST_NUMBERS = 1000, 2**27  # limits of the covariance: images, numbers in all of them
+SHARES = (0.25, 0.75)  # shares of the fall of the class
 
 
 @dataclass
 class Entry:
-    """What one classifier says about a row, or the failure of the row."""
+    """The numbers of a row according to one classifier, or the failure of the row."""
 
     row: AtlasRow
     classifier: str = ""
@@ -63,8 +63,8 @@ class Entry:
 def largest_eigenvalue_of(experiment: Experiment) -> float:
     """Largest eigenvalue of the covariance of at most 1,000 images of the source, in the units of its model (of its latents)."""
     source, forward = experiment.parts.source, experiment.parts.corruption.forward
-    wanted = max(2, min(_MOST_IMAGES, _MOST_NUMBERS // int(np.prod(source.image_shape()))))
-    number = min(wanted, source.count() - len(source.skipped(wanted)))
+    most = max(2, min(_MOST_IMAGES, _MOST_NUMBERS // int(np.prod(source.image_shape()))))
+    number = min(most, source.count() - len(source.skipped(most)))
     return largest_eigenvalue(forward.clean(source.images_at(np.arange(number))[0])) if number > 1 else float("nan")
 
 
@@ -116,7 +116,7 @@ def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[Entry]
 
 
 def _of_changes(row: AtlasRow, run_study: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """Largest chi, its log-SNR, and xi there in pixels; and why they are missing, no peak, or not sure.
+    """Largest chi, its log-SNR, and xi there in pixels; and the reason if they are missing or uncertain.
 
     Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
     """
@@ -136,7 +136,7 @@ def _of_clones(of_class: xr.Dataset) -> tuple[dict[str, Any], str]:
     """The calibration gap of the predicted class where its p-value is smallest; among equal p-values, the largest gap."""
     if "gap" not in of_class or not np.isfinite(of_class.gap_p).any():
         return {}, "a single clone: no calibration gap"
-    k = np.lexsort((-np.abs(of_class.gap.values[:, 0]), of_class.gap_p.values))[0]  # NaN come last
+    k = np.lexsort((-np.abs(of_class.gap.values[:, 0]), of_class.gap_p.values))[0]  # NaN sort last
     return {"gap": of_class.gap.values[k], "gap_at": float(of_class.log_snr[k]), "gap_p": float(of_class.gap_p[k])}, ""
 
 
@@ -151,9 +151,9 @@ def table_of(entries: Sequence[Entry]) -> xr.Dataset:
     Dataset with the dim entry, one for each classifier of each row
         The numbers of `ESTIMATES` (entry, estimate), `estimate`: value, low, high; of `NUMBERS` (entry); `fall` (entry, share,
         estimate), log-SNR at a quarter and three quarters of the fall of the class; `half_life` (entry, network_layer, estimate),
-        log-SNR at which the similarity of a layer has done half of its fall. NaN where a number does not exist, for the reason in
-        `remark`. Coordinates: `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `remark`, `failure`, and
-        `facts` as JSON; `layer` (entry, network_layer), "" beyond the last one.
+        log-SNR at which the similarity of a layer has fallen by half. NaN if a number does not exist; `remark` gives the reason.
+        Coordinates: `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `remark`, `failure`, and `facts` as
+        JSON; `layer` (entry, network_layer), "" beyond the last one.
     """
     import xarray as xr
 

@@ -70,7 +70,8 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     size: int | None = Field(None, description="Resize and crop the images of a folder to this many pixels.")
     channels: int | None = Field(None, description="Channels of the images of a folder: 1 (grey) or 3 (RGB); by default 3.")
     classes: str | None = Field(
-        None, description="Text file with the sub-folders of the data in the order of the classifier's classes, one on each line."
+        None,
+        description="Text file with the sub-folders of the data in the order of the classifier's classes, one on each line.",
     )
     labels: str | None = Field(None, description="Labels of the images of a .npy file: another .npy file, of integers.")
     compare_labels: bool = Field(
@@ -78,7 +79,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     )
 
     def experiment(self, originals: str | None = None) -> Experiment:
-        """The experiment that these options describe. `originals`: folder in which generated originals are kept.
+        """The experiment that these options describe. `originals`: folder in which generated originals are stored.
 
         Raises
         ------
@@ -104,22 +105,22 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     def _source(self, originals: str | None) -> dict[str, Any]:
         """Table of the source: the embedded images, images of the model, a .npy file or a folder."""
         table: dict[str, Any] = {"type": "images", "path": self.data}
-        own: tuple[str, ...] = ("size", "channels", "classes")
+        applicable: tuple[str, ...] = ("size", "channels", "classes")
         if self.data == "fashion_mnist":
-            table, own = {"type": "fashion_mnist"}, ()
+            table, applicable = {"type": "fashion_mnist"}, ()
         elif self.data == "generated":
-            table, own = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
+            table, applicable = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
         elif self.data.endswith(".npy"):
-            table, own = {"type": "array", "path": self.data}, ("labels",)
+            table, applicable = {"type": "array", "path": self.data}, ("labels",)
         chosen = self._set("size", "channels", "classes", "labels")
         for name, value in chosen.items():
-            if name not in own:
+            if name not in applicable:
                 kind = "a .npy file" if name == "labels" else "a folder of images"
                 raise ValueError(f"{name} = {value!r}: goes with {kind}, but data = {self.data!r}; leave it out")
         return table | chosen
 
     def _probes(self) -> list[dict[str, Any]]:
-        """Tables of the probes: the layers of each classifier, the perceptual distance, and the images that are kept."""
+        """Tables of the probes: the layers of each classifier, the perceptual distance, and the stored images."""
         generating = self.model if self.data == "generated" else None
         classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
         if not classifiers:
@@ -129,8 +130,8 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         networks = len(classifiers) + (self.perceptual is not None)
         weights = self.weights or [""] * networks
         if len(weights) != networks:
-            words = "classifiers" if self.perceptual is None else "networks (the perceptual one is the last)"
-            raise ValueError(f"weights: {len(weights)} for {networks} {words}; expected one for each, or none at all")
+            noun = "classifiers" if self.perceptual is None else "networks (the perceptual one is the last)"
+            raise ValueError(f"weights: {len(weights)} for {networks} {noun}; expected one for each, or none at all")
         probes: list[dict[str, Any]] = [
             {
                 "type": "network_layers",

@@ -24,14 +24,14 @@ SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
 class PresetOptions(BaseModel):
     """Options of a study, each with a default and a description.
 
-    `panels`: the names of all options, under the headings of the help. `flags`: those with another name on the command line.
+    `panels`: the names of all options, under the headings of the help. `flags`: options with another name on the command line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     flags: ClassVar[Mapping[str, str]] = {}
 
-    # Two types, so `noise_levels` checks them.
+    # `noise_levels` checks this field, which has two types.
     levels: SkipValidation[int | list[float]] = Field(
         10, description="Number of noise levels, evenly spaced up to 1; or the levels themselves, such as 0.2,0.5,1.0."
     )
@@ -88,10 +88,10 @@ class PresetOptions(BaseModel):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _experiment(self, chunk: int, **parts: Any) -> Experiment:
-        """The experiment of these parts. `chunk`: its default.
+        """The experiment of these parts, with the default of `chunk`.
 
-        A killed run loses its unfinished tasks, and each task is a file for every variable: small runs get small tasks, and large
-        runs fewer files.
+        A killed run loses its unfinished tasks, and each task writes one file a variable: small runs get small tasks, and large
+        runs get large tasks, which make fewer files.
         """
         from uturn.core.experiment import Experiment
 
@@ -100,9 +100,9 @@ class PresetOptions(BaseModel):
 
 
 def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
-    """That many evenly spaced noise levels up to 1, or the given list.
+    """Evenly spaced noise levels up to 1 if `count` is a number, or the list itself.
 
-    `steps`: number of reverse steps, of which levels are whole numbers k/steps.
+    `steps`: number of reverse steps; levels are rounded to k/steps.
 
     >>> noise_levels(4), noise_levels(4, 50)
     ([0.25, 0.5, 0.75, 1.0], [0.26, 0.5, 0.76, 1.0])
@@ -131,9 +131,9 @@ def parsed_levels(text: str) -> int | list[float]:
 
 
 def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
-    """Different names for the probes of several networks, identifiers made from their strings; "" for a single one.
+    """Distinct probe names, identifiers made from the strings that name the networks; "" for a single network.
 
-    `kind`: first word of names that would be no identifiers.
+    `kind`: prefix for names that would not be identifiers.
 
     >>> probe_names(["torchvision:resnet50", "nets/resnet50.safetensors", "timm:vit_tiny.augreg", "clip:openai/clip-vit"])
     ['resnet50', 'resnet50_2', 'vit_tiny_augreg', 'clip_vit']

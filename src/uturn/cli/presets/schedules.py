@@ -1,4 +1,4 @@
-"""The noise levels of a model's scheduler, and the `strength` that stands for each of them in image-to-image pipelines."""
+"""The noise levels of a model's scheduler, and the image-to-image `strength` that gives each of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
-"""How names of pipelines begin that make k = N - int(N - N strength) steps of image-to-image; others make int(N strength)."""
+"""Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
 _WANTED = (
     "expected 'fashion_mnist', a folder in diffusers' layout or a scheduler_config.json, a hub id, or a guided-diffusion file"
 )
-_DIGITS = 4  # of a strength
+_DIGITS = 4  # digits of a strength
 
 
 class Stored(NamedTuple):
@@ -44,16 +44,16 @@ def schedule(
     Parameters
     ----------
     model
-        "fashion_mnist", a folder in diffusers' layout or one with a scheduler_config.json, the name of one on a hub (no weights
-        are fetched), or a guided-diffusion checkpoint with its `preset` (the file is not read).
+        "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or a
+        guided-diffusion checkpoint with its `preset` (the file is not read).
     steps
         Number of steps N of the whole chain (`num_inference_steps`).
     scheduler
-        As in `ReverseDiffusion.from_pretrained`; by default the stored one.
+        As in `ReverseDiffusion.from_pretrained`; by default the stored scheduler.
     timestep_spacing
-        By default the stored one, as in the pipelines; `uturn images` takes "linspace" ("trailing" for DDIM).
+        By default the stored spacing, as in the pipelines; `uturn images` uses "linspace" ("trailing" for DDIM).
     size
-        Height and width of the images in pixels, for schedules that are shifted by resolution (`use_dynamic_shifting`).
+        Height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
 
     Returns
     -------
@@ -65,7 +65,7 @@ def schedule(
     Raises
     ------
     ValueError
-        If the scheduler cannot be read, does not go with the model, or cannot make so many steps.
+        If the scheduler cannot be read, does not match the model, or cannot make this number of steps.
     """
     import torch
 
@@ -86,7 +86,7 @@ def schedule(
         shift = PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
-        firsts = (steps - ks) * made.order  # where the pipelines cut the list
+        firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
         signal, noise = amplitudes(made, times[torch.from_numpy(firsts)])
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
         raise ValueError(
@@ -128,7 +128,7 @@ def steps_of(strength: float, steps: int, counts_down: bool) -> int:
 
 
 def strength_of(k: int, steps: int, counts_down: bool) -> float:
-    """The strength nearest to k/N, of 4 digits, that gives k steps: not k/N where rounding would give another number.
+    """The strength with 4 digits nearest to k/N that gives k steps; k/N itself may be rounded to another number of steps.
 
     >>> strength_of(29, 100, counts_down=False), int(100 * 0.29)
     (0.2901, 28)

@@ -38,13 +38,13 @@ class TextOptions(LanguageOptions, PresetOptions):
     )
     windows: bool = Field(False, description="Cut the text into windows of --length tokens instead of lines.")
     length: int | None = Field(
-        None, ge=1, description="Tokens in a window; by default the most that the model takes. Longer lines are left out."
+        None, ge=1, description="Tokens in a window; by default the model's maximum. Longer lines are left out."
     )
     segments: list[str] = Field(
-        [], description="Token that separates parts of a text, such as '.'; the share of parts kept whole is measured."
+        [], description="Token that separates segments of a text, such as '.'; the share of unchanged segments is measured."
     )
     regions: str | None = Field(
-        None, description="Text file with one line for each text and one character for each token, which names its region."
+        None, description="Text file with one line for each text; each character names the region of a token."
     )
     layers: list[str] = Field(
         [],
@@ -58,12 +58,12 @@ class TextOptions(LanguageOptions, PresetOptions):
         description="Model that gives the likelihood of reconstructions: same, or a folder or hub id of a causal or masked one.",
         examples=["same"],
     )
-    items: int = Field(30, ge=1, description="Number of originals; if not given, all of them if there are fewer.")
+    items: int = Field(30, ge=1, description="Number of originals; without this option, all originals if there are fewer.")
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
 
     def experiment(self) -> Experiment:
-        """The experiment that these options describe. Loads the model, to learn which corruption it undoes.
+        """The experiment that these options describe. Loads the model to find the corruption that it reverses.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class TextOptions(LanguageOptions, PresetOptions):
         return experiment
 
     def _probes(self) -> list[dict[str, Any]]:
-        """Tables of the probes: kept tokens, correlated changes, second models, and the tokens that are shown."""
+        """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
         probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
         if self.trajectories > 1:
             probes.append({"type": "changes"})

@@ -1,8 +1,8 @@
-"""Tasks on a Ray cluster: the driver feeds workers, which are long-lived actors, and notices who dies.
+"""Tasks on a Ray cluster: the driver feeds workers, which are long-lived actors, and replaces workers that die.
 
-`driver.on_cluster` is what a run calls; `workers` starts, feeds and replaces the workers; `bundles` decides which tasks a worker
-gets, and which are to blame; `worker` measures them; `connection` joins or starts Ray. The store is the only record of what is
-done: workers look there before they measure.
+A run calls `driver.on_cluster`; `workers` starts, feeds and replaces the workers; `bundles` chooses the tasks of a worker and
+identifies failing tasks; `worker` measures them; `connection` joins or starts Ray. The store is the only record of finished
+tasks: workers read it before they measure.
 """
 
 from uturn.engine.cluster.connection import connected

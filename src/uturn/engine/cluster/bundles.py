@@ -1,4 +1,4 @@
-"""Tasks of a run on a cluster: which of them a worker gets next, and which of them is to blame when a worker dies."""
+"""Tasks of a run on a cluster: the choice of a worker's next tasks, and the search for tasks that make workers die."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 _log = logging.getLogger("uturn")
-MOST_TRIES = 3  # of a task that raises, or whose worker dies
+MOST_TRIES = 3  # largest number of tries of a task that raises, or whose worker dies
 _GROWTH = 8  # largest ratio of the sizes of two bundles
 _SPREAD = 0.25  # share of the cost by which the order of tasks is random
 
 
 @dataclass(eq=False)
 class Bundle:
-    """Tasks that a worker gets at once.
+    """Tasks given to a worker together.
 
-    `suspect`: a worker died with these tasks, or one of them raised, so they are measured with no others. `alone`: their worker
-    had no other bundle.
+    `suspect`: a worker died with these tasks, or one of them raised, so they are measured separately from others. `alone`: their
+    worker had no other bundle.
     """
 
     tasks: list[Any]
@@ -29,16 +29,16 @@ class Bundle:
 
 
 class Bundles:
-    """The tasks of a run, in bundles that take about as many seconds as wanted.
+    """The tasks of a run, in bundles of about the desired duration.
 
     Parameters
     ----------
     groups
-        Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are measured well together.
-    seconds
-        Time that a bundle should take.
-    label
-        Words for a task in messages.
+        Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are efficiently measured together.
+            seconds
+        Desired duration of a bundle.
+            label
+        Function that describes a task in messages.
     """
 
     def __init__(self, groups: Collection[tuple[float, Sequence[Hashable]]], seconds: float, label: Callable[[Any], str]) -> None:
@@ -51,9 +51,9 @@ class Bundles:
         self.size, self.any_done = 1, False
 
     def next_for(self, busy: Collection[Bundle], slots: int) -> Bundle | None:
-        """The next bundle of a worker that has others already; None if there is none for it.
+        """The next bundle for a worker that already has others; None if there is none for it.
 
-        `slots`: number of bundles that all workers have at the same time.
+        `slots`: number of bundles that all workers together hold at the same time.
         """
         if any(bundle.suspect for bundle in busy):
             return None
@@ -63,13 +63,13 @@ class Bundles:
         return Bundle(tasks) if tasks else None
 
     def _neighbours(self, slots: int) -> list[Any]:
-        """Some neighbours of one group: costly groups first, with some chance, so that runs on other clusters take others."""
+        """Some neighbours of one group: costly groups first, partly at random, so that other clusters take other tasks."""
         self.groups = [(cost, tasks) for cost, tasks in self.groups if tasks]
         if not self.groups:
             return []
         _, tasks = max(self.groups, key=lambda group: (1 - _SPREAD * random.random()) * group[0])
         if self.tries and not self.any_done:
-            _, tasks = random.choice(self.groups)  # perhaps only the costly tasks fail
+            _, tasks = random.choice(self.groups)  # in case only the costly tasks fail
         # The last bundles are smaller, so that all workers end at about the same time.
         size = max(1, min(self.size, sum(len(waiting) for _, waiting in self.groups) // (2 * slots)))
         first = max(0, min(random.randrange(len(tasks)), len(tasks) - size))
@@ -78,7 +78,7 @@ class Bundles:
         return neighbours
 
     def finished(self, bundle: Bundle, measured: int, seconds: float) -> None:
-        """The tasks of a bundle are done; `measured` of them were not done before, and took so many seconds."""
+        """Record that the tasks of a bundle are done; `measured` of them were new, and took `seconds`."""
         self.left.difference_update(bundle.tasks)
         self.any_done = True
         if measured:
@@ -86,7 +86,7 @@ class Bundles:
             self.size = max(1, min(fitting, _GROWTH * len(bundle.tasks), _GROWTH * self.size))
 
     def died(self, bundles: Sequence[Bundle], host: str, reason: str) -> None:
-        """A worker that had these bundles died."""
+        """Record the death of a worker that had these bundles."""
         count = sum(len(bundle.tasks) for bundle in bundles)
         if count != 1:
             _log.warning(f"a worker on {host} died ({reason}); its {count} tasks are handed out again")
@@ -94,9 +94,9 @@ class Bundles:
             self.blame(bundle, f"the worker died ({reason})", f"was alone on {host}")
 
     def blame(self, bundle: Bundle, error: str, what: str) -> None:
-        """Try tasks again after an error or a death: alone if they were with others, else in halves, else again by itself.
+        """Retry tasks after an error or a death: without others if they had company, else in halves, else a single task again.
 
-        ValueError if the first tasks all fail, since the others most likely would too.
+        ValueError if the first tasks all fail, since the others would probably fail, too.
         """
         if bundle.alone and len(bundle.tasks) == 1:
             (task,) = bundle.tasks

@@ -17,14 +17,14 @@ from typing import Any
 from uturn.core.checks import one_line, shown
 
 _log = logging.getLogger("uturn")
-_addresses: list[str] = []  # of the connection that this module has made
+_addresses: list[str] = []  # addresses of the connection made by this module
 _WAIT = 10.0  # seconds for an address to answer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MEMORY = 2**27  # bytes of the object store, through which only small messages go
+_MEMORY = 2**27  # bytes of the object store, which carries only small messages
 
 
 def _checked_address(address: Any) -> str:
-    """The address of a cluster: "local", "auto", "ray://host:port" or "host:port"; ValueError for any other."""
+    """The address of a cluster: "local", "auto", "ray://host:port" or "host:port"; ValueError for other values."""
     pattern = r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}"
     if not isinstance(address, str) or not re.fullmatch(pattern, address):
         raise ValueError(f'cluster = {shown(address)}: expected "local", "auto", "ray://host:port" or "host:port"')
@@ -35,8 +35,8 @@ def _checked_address(address: Any) -> str:
 def connected(address: str) -> Iterator[Any]:
     """Context in which this process is a driver of the cluster at an address; its value is the module ray.
 
-    "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. A connection that
-    exists is used, and kept.
+    "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. An existing
+    connection is used and not closed.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[Any]:
     folder = None
     if address == "local":
         folder = tempfile.mkdtemp(prefix="uturn-ray-", dir=None if len(tempfile.gettempdir()) < 30 else "/tmp")
-        # One node, reached through loopback, with nothing that listens to other hosts.
+        # One node on the loopback interface; nothing listens to other hosts.
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         options |= {"object_store_memory": _MEMORY}
     else:
@@ -82,7 +82,7 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
         with _own_signals():
             ray.init(address, **options)
-    except (Exception, SystemExit) as error:  # Ray ends the process if the cluster does not let it in
+    except (Exception, SystemExit) as error:  # Ray ends the process if the cluster rejects it
         text = " ".join(str(error).split())
         if "ersion" in text:
             raise ValueError(f"cluster = {address!r}: versions differ: {text[:400]}") from None
@@ -95,7 +95,7 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 
 def _check_port(given: str, address: str) -> None:
-    """ValueError if nothing answers at an address; Ray itself would try for minutes, and then end the process."""
+    """ValueError if nothing answers at an address; Ray would try for minutes, and then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_WAIT):
@@ -124,7 +124,7 @@ def _address_here() -> str:
 
 @contextmanager
 def _loopback_allowed() -> Iterator[None]:
-    """Context in which Ray takes 127.0.0.1 for the address of a node, as on macOS, and not for an address to be looked up."""
+    """Context in which Ray accepts 127.0.0.1 as the address of a node, as on macOS, instead of looking up another address."""
     from ray._private import ray_constants
 
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -138,7 +138,7 @@ def _loopback_allowed() -> Iterator[None]:
 def _own_signals() -> Iterator[None]:
     """Context that restores the signal handlers of this process, which Ray replaces when it connects.
 
-    SIGTERM in the meantime, which Ray makes a SystemExit, is then handled as it was before.
+    A SIGTERM in the meantime, which Ray turns into a SystemExit, is then handled by the restored handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -172,5 +172,5 @@ def uninterrupted() -> Iterator[None]:
 
 def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
-        if handler is not None:  # it was set by Python
+        if handler is not None:  # only handlers set by Python can be restored
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The driver of a run on a cluster: checks what is wanted, and says what workers need."""
+"""The driver of a run on a cluster: checks the requested resources, and prepares the arguments of workers."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def on_cluster(
     address
         "local", "auto", "ray://host:port" or "host:port".
     make
-        Function without arguments that returns, in a worker, what measures the tasks (see `worker.Measures`).
-    groups
-        Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are measured well together.
-    label
-        Words for a task in messages.
+        Function without arguments that returns, in a worker, an object that measures the tasks (see `worker.Measures`).
+            groups
+        Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are efficiently measured together.
+            label
+        Function that describes a task in messages.
     cpus, gpus
         Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
     slots, slots_on_gpu
@@ -64,9 +64,9 @@ def on_cluster(
     most_workers
         By default as many as the cluster has room for.
     own_code
-        Whether workers need modules of the user, which are then sent to them.
-    bundle_seconds
-        Time that a bundle of small tasks should take.
+        Whether workers need the user's modules, which are then sent to them.
+            bundle_seconds
+        Desired duration of a bundle of small tasks.
     silent_after
         Seconds after which a worker that does not answer counts as dead.
 
@@ -75,7 +75,7 @@ def on_cluster(
     ValueError
         If the cluster cannot be reached, or no node can measure the tasks.
     TasksFailed
-        After all other tasks are done, if some raised three times, or were alone on three workers that died.
+        After all other tasks are done, if a task raised three times, or was alone on three workers that died.
     """
     cpus, gpus = _checked_share("cpus_per_worker", cpus), _checked_share("gpus_per_worker", gpus)
     with connected(address) as ray:

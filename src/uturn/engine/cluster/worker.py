@@ -19,7 +19,7 @@ from uturn.core.progress import in_progress
 
 
 class Measures(Protocol):
-    """What a worker needs of the tasks it measures; `uturn.engine.tasks.Tasks` has it."""
+    """Members used by a worker to measure tasks; implemented by `uturn.engine.tasks.Tasks`."""
 
     twice: int
 
@@ -30,21 +30,21 @@ class Measures(Protocol):
 @dataclass(eq=False)
 class _Bundle:
     tasks: Sequence[Hashable]
-    ended: Future[tuple[str | None, bool]] = field(default_factory=Future)  # the error, and whether the store is to blame for it
-    left: dict[Any, Any] = field(default_factory=dict)  # its tasks that are not done, with what `recorded_left` says of them
+    ended: Future[tuple[str | None, bool]] = field(default_factory=Future)  # the error, and whether it is an error of the store
+    left: dict[Any, Any] = field(default_factory=dict)  # its unfinished tasks, with their values from `recorded_left`
 
 
 class Worker:
-    """Measures bundles of tasks. A bundle that comes while another is measured joins it, so that a network's batches stay full.
+    """Measures bundles of tasks. A bundle that arrives during a measurement joins it, so that a network's batches stay full.
 
-    The methods are called by Ray in threads of the actor. One more thread measures.
+    Ray calls the methods in threads of the actor. A further thread measures.
     """
 
     def __init__(self, threads: int) -> None:
         # Libraries read these when they are imported, which happens in `start`.
         os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
         self._inbox: queue.SimpleQueue[_Bundle] = queue.SimpleQueue()
-        self._owners: dict[Hashable, _Bundle] = {}  # of the tasks that are being measured
+        self._owners: dict[Hashable, _Bundle] = {}  # bundles of the tasks being measured
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> dict[str, Any]:
         """Build what measures the tasks; returns its `pid`, and an `error` if it cannot measure them.
@@ -54,7 +54,7 @@ class Worker:
         make
             Pickled function without arguments that returns an object with the members of `Measures`.
         folder
-            Working directory of the driver, which is taken here too if it exists.
+            Working directory of the driver, also used here if it exists.
         modules
             User-defined modules of the driver, {relative path: source text}.
         version
@@ -89,10 +89,10 @@ class Worker:
             sys.path.append(str(place))
 
     def measure(self, tasks: Sequence[Hashable]) -> dict[str, Any]:
-        """Measure a bundle of tasks, those that are not done already.
+        """Measure the unfinished tasks of a bundle.
 
-        Returns `error` (None, or one line), `store` (whether the store is to blame for it), `measured`, `seconds`, and `twice`,
-        the number of tasks that this worker ever measured although another process was faster.
+        Returns `error` (None, or one line), `store` (whether it is an error of the store), `measured`, `seconds`, and `twice`,
+        the total number of this worker's tasks that another process had stored first.
         """
         begin, bundle = time.monotonic(), _Bundle(tasks)
         error, store, count = None, False, 0
@@ -108,7 +108,7 @@ class Worker:
         return {"error": error, "store": store, "measured": measured, "seconds": seconds, "twice": self._work.twice}
 
     def pulse(self) -> float:
-        """How many tasks' worth of work is done on bundles that have not ended; that it answers shows that it is alive."""
+        """Work done on unfinished bundles, in tasks; any answer shows that the worker is alive."""
         bundles = set(list(self._owners.values()))
         return in_progress() + sum(len(bundle.tasks) - len(bundle.left) for bundle in bundles)
 
@@ -131,7 +131,7 @@ class Worker:
             self._owners.clear()
 
     def _stream(self, bundle: _Bundle) -> Iterator[tuple[Any, Any]]:
-        """Tasks of a bundle, then of those that are there when it ends; so a network's batches stay full."""
+        """Tasks of a bundle, then of bundles that arrived meanwhile, so that a network's batches stay full."""
         while True:
             self._owners.update(dict.fromkeys(bundle.left, bundle))
             yield from sorted(bundle.left.items(), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""The workers of a run on a cluster: actors that are started where there is room, fed, asked for a pulse, and replaced."""
+"""The workers of a run on a cluster: actors that are started on free nodes, fed, checked for a pulse, and replaced."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from uturn.engine.cluster.worker import Worker
 
 _log = logging.getLogger("uturn")
 _POLL = 0.5  # seconds to wait for answers
-_LOOK = 2.0  # seconds between two looks at the nodes
+_LOOK = 2.0  # seconds between checks of the nodes
 _PULSE = 2.0  # seconds between two pulses of a worker; more with more than 200 workers
 _STORE_WAIT = 5.0  # delay before a worker retries after a failed write
-_NO_WORKER = 30.0  # seconds without a worker after which the user is told
+_NO_WORKER = 30.0  # seconds without a worker before a message to the user
 
 
 class State(NamedTuple):
@@ -31,7 +31,7 @@ class State(NamedTuple):
 
     left: int
     alive: int
-    unfinished: float  # of tasks that are left, as far as workers have told
+    unfinished: float  # work done on unfinished tasks, as reported by workers
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Node:
     host: str
     room: int
     failed_starts: int = 0
-    refused: str | None = None  # why it cannot measure
+    refused: str | None = None  # reason for which the node cannot measure
 
 
 @dataclass(eq=False)
@@ -63,11 +63,11 @@ class _Worker:
     node_id: str
     node: _Node
     rank: int
-    pulse: Any  # the pulse that is waited for, or None
-    pulse_at: float  # when it was asked for, or when the last one came
+    pulse: Any  # the pending pulse, or None
+    pulse_at: float  # time of its request, or of the last answer
     has_room: bool = False
     started: Any = None
-    pid: int | None = None  # of a worker that measures
+    pid: int | None = None  # process id of a started worker
     bundles: dict[Any, Bundle] = field(default_factory=dict)
     unfinished: float = 0.0
     failed_writes: int = 0
@@ -89,7 +89,7 @@ class Workers:
         self.nodes: dict[str, _Node] = {}
         self.workers: list[_Worker] = []
         self.kills: list[Any] = []
-        self.twice = 0  # tasks that were measured here and by another process
+        self.twice = 0  # tasks measured both here and by another process
         self.look_at, self.without_since = 0.0, time.monotonic()
 
     def measured(self) -> Generator[State]:
@@ -106,7 +106,7 @@ class Workers:
             raise ValueError(f"the cluster does not answer ({one_line(error)}); run it again to resume") from None
         finally:
             with uninterrupted(), suppress(Exception):
-                if ray.is_initialized():  # else a call would connect to any Ray that it finds
+                if ray.is_initialized():  # otherwise the next call would connect to any Ray instance
                     for worker in self.workers:
                         ray.kill(worker.actor)
                     if self.kills:
@@ -116,7 +116,7 @@ class Workers:
         return sum(worker.pid is not None for worker in self.workers)
 
     def _place(self) -> None:
-        """Start workers where nodes have room, also on nodes that have just joined."""
+        """Start workers on nodes with room, including nodes that have just joined."""
         now = time.monotonic()
         self.without_since = now if self._alive() else self.without_since
         if now < self.look_at:
@@ -138,7 +138,7 @@ class Workers:
             actor = self._new_actor(name)
             self.workers.append(_Worker(actor, name, self.nodes[name], rank, actor.pulse.remote(), now))
         if now - self.without_since > _NO_WORKER:
-            self.without_since = math.inf  # told once
+            self.without_since = math.inf  # report this only once
             cpus, gpus = self.resources.cpus, self.resources.gpus
             wanted = f"{cpus:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
             held = f"no worker has started yet: no node has {wanted} free, which a worker takes; it starts when they are"
@@ -151,13 +151,13 @@ class Workers:
         return self.ray.remote(Worker).options(**options, scheduling_strategy=_on(node_id)).remote(max(1, int(cpus)))
 
     def _tend(self, worker: _Worker) -> None:
-        """Ask a worker for its pulse, and give it bundles."""
+        """Check the pulse of a worker, and give it bundles."""
         now, alive = time.monotonic(), self._alive()
         if worker.pulse is None and now - worker.pulse_at > max(_PULSE, alive / 100):
             worker.pulse, worker.pulse_at = worker.actor.pulse.remote(), now
         elif worker.pulse is not None and worker.has_room and now - worker.pulse_at > self.silent_after:
             if worker.pid is not None:
-                # Ray 2.40 only asks a process to end; one that is stopped would keep its resources.
+                # Ray 2.40 only asks a process to end; a stopped process would keep its resources.
                 kill = self.ray.remote(_kill).options(num_cpus=0, scheduling_strategy=_on(worker.node_id))
                 self.kills.append(kill.remote(worker.pid))
             self._lost(worker, f"it did not answer for {self.silent_after:.0f} s")
@@ -171,7 +171,7 @@ class Workers:
             bundle.alone = bundle.alone and len(worker.bundles) == 1
 
     def _read_answers(self) -> None:
-        """Wait for answers of workers, and read those that are there."""
+        """Wait for answers of workers, and read those that have arrived."""
         owners = {answer: worker for worker in self.workers for answer in worker.answers()}
         if not owners:
             time.sleep(_POLL)
@@ -209,7 +209,7 @@ class Workers:
             self.tasks.blame(bundle, error, f"raised on {host}")
         else:  # no task is to blame for a full disk
             self.tasks.returned.append(Bundle(bundle.tasks))
-            if time.monotonic() > worker.rests_until:  # the first of its bundles of which this is told
+            if time.monotonic() > worker.rests_until:  # report this for the first of its bundles
                 worker.failed_writes += 1
                 worker.rests_until = time.monotonic() + _STORE_WAIT
                 if worker.failed_writes == MOST_TRIES:
@@ -218,7 +218,7 @@ class Workers:
                     _log.warning(f"on {host}: {error}")
 
     def _lost(self, worker: _Worker, reason: str) -> None:
-        """A worker died, or does not answer."""
+        """Handle a worker that died or does not answer."""
         if worker.pid is not None:
             self._retire(worker)
             self.tasks.died(list(worker.bundles.values()), worker.node.host, reason)
@@ -228,7 +228,7 @@ class Workers:
         self._retire(worker, f"a worker on {worker.node.host} did not start: {reason}" if refused else None)
 
     def _retire(self, worker: _Worker, reason: str | None = None) -> None:
-        """End a worker; with a reason, its node gets no other one."""
+        """End a worker; if a reason is given, its node gets no further worker."""
         self.workers.remove(worker)
         self.look_at = min(self.look_at, time.monotonic() + _LOOK / 2)
         with suppress(Exception):
@@ -251,9 +251,9 @@ def _kill(pid: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Why an actor died, in a few words where Ray's text is known."""
-    words = " ".join(str(error).split())
-    if lacks := re.search(r"No module named '[\w.]+'", words):
+    """The reason for an actor's death, shortened for known messages of Ray."""
+    text = " ".join(str(error).split())
+    if lacks := re.search(r"No module named '[\w.]+'", text):
         return f"{lacks[0]}; install it there"
     for part, reason in (
         ("low on memory", "its node ran out of memory"),
@@ -261,6 +261,6 @@ def _reason(error: BaseException) -> str:
         ("node was terminated", "its node died"),
         ("worker process has died", "its process was killed, or crashed"),
     ):
-        if part in words:
+        if part in text:
             return reason
-    return f"{type(error).__name__}: {words[:160]}"
+    return f"{type(error).__name__}: {text[:160]}"

@@ -60,7 +60,7 @@ def infer(
     Returns
     -------
     Beliefs
-        The rest of the batch does not change the numbers of a sample, with numba in no bit.
+        The numbers of a sample do not depend on the rest of the batch; with numba they are bit-identical.
 
     Raises
     ------

@@ -63,7 +63,7 @@ class PreparedGrammar:
             self.chunk = self.chunk // LANES * LANES
 
     def job(self, low: int, high: int, evidence: Evidence, links: Levels, **settings: int) -> kernels.Job:
-        """What the kernels do in a band, which reads evidence, or the messages about the roots of the band below."""
+        """The job of the kernels in a band, which reads evidence, or messages about the roots of the band below."""
         nothing = dict.fromkeys(("root_out", "root_in", "leaf_out", "downward", "logs", "copies", "start", "moments"), 0)
         s, L = self.tables.branching, self.tables.depth
         subtrees = s ** (L - high)
@@ -119,7 +119,7 @@ def _kernel_rules(t: Tables, dtype: np.dtype) -> kernels.Rules:
 
 
 class Truth(NamedTuple):
-    """The true symbols whose marginals are wanted, {tree_level: int64 (originals, nodes)}, and the samples of each original."""
+    """The true symbols whose marginals are requested, {tree_level: int64 (originals, nodes)}, and samples of each original."""
 
     symbols: Levels
     copies: int
@@ -244,7 +244,7 @@ _local = threading.local()
 
 
 def _workspace(grammar: PreparedGrammar) -> np.ndarray:
-    """The workspace of this thread, kept between calls because new memory pages cost as much time as the computation on them."""
+    """The workspace of this thread, reused because new memory pages take as long as the computation on them."""
     spaces = _local.__dict__.setdefault("spaces", {})
     space = spaces.get(grammar.dtype)
     if space is None or len(space) < grammar.workspace:

@@ -1,4 +1,4 @@
-"""Evidence about the leaves: the forms in which the compiled kernels read it, and its checks."""
+"""Evidence about the leaves: its forms for the compiled kernels, and its checks."""
 
 from __future__ import annotations
 

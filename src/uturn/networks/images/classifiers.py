@@ -1,4 +1,4 @@
-"""Classifiers and encoders of images for probes: their layers, the axes of the channels, and the verdicts of classifiers.
+"""Classifiers and encoders of images for probes: their layers, channel axes and predictions.
 
 Images are float32 (batch, channels, height, width) in [-1, 1], as everywhere in this package.
 """
@@ -26,13 +26,13 @@ class Classifier:
     Attributes
     ----------
     module : torch.nn.Module
-        In evaluation mode, on the GPU if there is one; gives logits (batch, num_classes), or an embedding if it has no classes.
-    preprocess : function or None
-        From images in [-1, 1] to what the module takes; tensors in, tensors out.
+        In evaluation mode, on the GPU if there is one; returns logits (batch, num_classes), or an embedding if it has no classes.
+            preprocess : function or None
+        Maps images in [-1, 1] (a tensor) to the input of the module (a tensor).
     layers : tuple of str
         The probed modules, in the order in which the module registers them.
     channel_axes : {layer: int}
-        Axis of the channels in the output of each; see `channel_axes`.
+        Axis of the channels in the output of each layer; see `channel_axes`.
     num_classes : int
         0 for an encoder.
     class_names : tuple of str, or None where they are not known
@@ -57,37 +57,37 @@ def load_classifier(
     """A classifier or encoder by name; it is run once on two blank images to find its classes and the shapes of its layers.
 
     Encoders have no classes: models of timm without a classification head (DINOv2, SigLIP, MAE, ..), the image towers of CLIP
-    models, whose output is the embedding, and a module of one's own whose attribute `num_classes` is 0.
+    models, whose output is the embedding, and user-defined modules whose attribute `num_classes` is 0.
 
     Parameters
     ----------
     spec
         - "torchvision:NAME": any classification model of torchvision, with the transforms of its weights.
         - "timm:NAME": any model of timm, with the transforms of its data configuration. "timm:NAME@SIZE": with images of SIZE
-          pixels instead of the configured size; the embeddings of the positions of a transformer are interpolated.
+          pixels instead of the configured size; a transformer's position embeddings are interpolated.
         - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub.
-        - "module:function": the function, called without arguments, gives a `torch.nn.Module`, or (module, preprocess). The
-          module is put into evaluation mode; `preprocess` gets batches of images in [-1, 1].
+        - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess). The
+          module is put into evaluation mode; `preprocess` takes batches of images in [-1, 1].
         - "fashion_mnist", or a file written by `uturn.networks.save_network`.
     weights
-        None: the weights that the library publishes as default, downloaded (for "module:function", those the module has). A name
-        of torchvision's enum of weights, such as "IMAGENET1K_V1". Or a file with a state dict, .safetensors or what `torch.save`
-        writes (nothing in it is executed), also inside of a table under "state_dict" or "model"; for a model of a library, it may
-        be of another number of classes.
+        None: the library's default weights, downloaded (for "module:function", the weights of the module). A name of
+        torchvision's enum of weights, such as "IMAGENET1K_V1". Or a file with a state dict, written by safetensors or
+        `torch.save` (nothing in it is executed), possibly under the key "state_dict" or "model"; for a model of a library, its
+        number of classes may differ from the library's.
     layers
-        Names or patterns of modules as in `HiddenLayers`; "every block" by default, without blocks that do not run, or run more
-        than once, when the network is evaluated (auxiliary heads, shared modules).
-    image_shape
-        Channels, height and width of the images to come.
-    texts
-        A text for each class, for "clip:" models, which then are classifiers ("zero-shot", arXiv:2103.00020): the logit of a
-        class is the cosine of the embeddings of image and text, times the scale that the model learned.
+        Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
+        when the network is evaluated (auxiliary heads, shared modules).
+            image_shape
+        Channels, height and width of the images.
+            texts
+        A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020): the logit of a class is
+        the cosine of the embeddings of image and text, times the learned scale.
 
     Raises
     ------
     ValueError
-        For unknown names (with close ones), weights that are missing, damaged, of another network or cannot be downloaded, and
-        networks that do not take such images or do not give logits (batch, classes).
+        For unknown names (close names are listed), weights that are missing, damaged, of another network or cannot be
+        downloaded, and networks that do not take such images or do not return logits (batch, classes).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     return _classifier(spec, weights, names, tuple(image_shape), classes)
@@ -109,7 +109,7 @@ def _classifier(
         loaded = loaded._replace(module=clip.with_classes(loaded.texts.encode(texts)), class_names=texts, has_classes=True)
     module, preprocess, class_names = loaded.module, loaded.preprocess, loaded.class_names
     chosen = select_layers(module, layers or EVERY_BLOCK)
-    if spec == "fashion_mnist":  # known without a run, whatever the images to come
+    if spec == "fashion_mnist":  # known without a run, for any image shape
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
     shapes, output = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
     num_classes = 0
@@ -127,13 +127,13 @@ def _classifier(
         chosen = tuple(layer for layer in chosen if layer in once)
     axes = dict.fromkeys(chosen, 1) | channel_axes(module, once)
     if class_names is not None and len(class_names) != num_classes:
-        class_names = None  # weights of another number of classes than the library's
+        class_names = None  # the file has another number of classes than the library
     return Classifier(module, preprocess, chosen, axes, num_classes, class_names)
 
 
-# -- what a dry run shows ---------------------------------------------------------------------------------------------
+# -- shapes from a dry run --------------------------------------------------------------------------------------------
 
-_BLANKS = 2  # images of a dry run: more than one, so that the axis of the batch can be recognised
+_BLANKS = 2  # images of a dry run; two, so that the batch axis can be recognised
 
 
 def _dry_run(
@@ -143,7 +143,7 @@ def _dry_run(
     image_shape: tuple[int, int, int],
     where: str,
 ) -> tuple[dict[str, list[tuple[int, ...]]], Any]:
-    """Shapes of the outputs of modules, one for each time they ran (() for no tensor), and the output of the network."""
+    """Output shapes of modules, one for each call (() if the output is no tensor), and the output of the network."""
     shapes: dict[str, list[tuple[int, ...]]] = {layer: [] for layer in layers}
 
     def note(layer: str, output: Any) -> None:
@@ -157,7 +157,7 @@ def _dry_run(
     with hooks(module, list(shapes), note), torch.inference_mode():
         try:
             output = module(blank if preprocess is None else preprocess(blank))
-        except Exception as error:  # whatever a foreign model raises
+        except Exception as error:  # a user's model can raise any exception
             raise ValueError(
                 f"{where} does not take images {tuple(image_shape)} (channels, height, width): {one_line(error)}"
             ) from error
@@ -169,9 +169,9 @@ def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
 
     Up to two axes (batch, units): 1. Three axes are tokens (batch, tokens, channels): -1, unless the layer has one-dimensional
     convolutions and no linear maps. Four axes, (batch, channels, height, width) or, as in Swin transformers, (batch, height,
-    width, channels): whichever leaves two equal axes as height and width. Where that is undecided (images that are not square,
-    as many channels as rows), the axis of the nearest decided layer before it is taken, else of the nearest one after it; 1 if
-    no layer decides.
+    width, channels): the choice with equal height and width. If that is ambiguous (images that are not square, as many channels
+    as rows), the axis of the nearest unambiguous layer before is used, else of the nearest one after; 1 if no layer is
+    unambiguous.
 
     Parameters
     ----------
@@ -203,11 +203,11 @@ def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
     return axes
 
 
-# -- verdicts ---------------------------------------------------------------------------------------------------------
+# -- predictions ------------------------------------------------------------------------------------------------------
 
 
 def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Whether a class is among the `count` largest of some logits; of equal ones, the first counts as larger, as in `argmax`.
+    """Whether a class is among the `count` largest logits; among equal logits, the first counts as larger, as in `argmax`.
 
     Parameters
     ----------
@@ -217,6 +217,6 @@ def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
         int (...), 0 .. num_classes - 1.
     """
     at = np.asarray(classes)[..., None]
-    own = np.take_along_axis(logits, at, axis=-1)
-    above = (logits > own) | ((logits == own) & (np.arange(logits.shape[-1]) < at))
+    logit = np.take_along_axis(logits, at, axis=-1)
+    above = (logits > logit) | ((logits == logit) & (np.arange(logits.shape[-1]) < at))
     return above.sum(axis=-1) < count

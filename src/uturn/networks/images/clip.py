@@ -18,9 +18,8 @@ _TEXTS_AT_ONCE = 64
 class ClipImages(nn.Module):
     """The image tower of a CLIP model with its projection.
 
-    Takes preprocessed images. Gives the projected embedding (batch, dim), or with `classes` (num_classes, dim), which `ClipTexts`
-    makes from texts, the logits (batch, num_classes): the cosine of the embeddings of image and text, times the scale that was
-    learned.
+    Takes preprocessed images. Returns the projected embedding (batch, dim). With `classes` (num_classes, dim), embeddings from
+    `ClipTexts`, returns the logits (batch, num_classes): the cosine of the embeddings of image and text, times the learned scale.
     """
 
     classes: torch.Tensor | None
@@ -49,12 +48,12 @@ class ClipTexts(nn.Module):
         self.tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of texts (len(texts), dim), of the length of the scale of the logits.
+        """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm.
 
         Raises
         ------
         ValueError
-            For fewer than two texts, texts that occur twice, and texts that are empty or longer than the model reads.
+            For fewer than two texts, duplicate texts, and texts that are empty or too long for the model.
         """
         most = self.text_model.config.max_position_embeddings
         seen: set[str] = set()
@@ -104,7 +103,7 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
 
 
 def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Resizing, crop and normalisation of the folder's `preprocessor_config.json`; those of OpenAI's models without one."""
+    """Resizing, crop and normalisation from `preprocessor_config.json`, or those of OpenAI's models without this file."""
     from torchvision import transforms
     from transformers import CLIPImageProcessor
 
@@ -134,15 +133,15 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     Parameters
     ----------
     prompts
-        A template, in which {} stands for the name of a class with spaces for underscores, by default `TEMPLATE`; or a file with
-        one text a line.
+        A template, in which {} is replaced by the name of a class, with spaces for underscores; by default `TEMPLATE`. Or a file
+        with one text on each line.
     names
         Names of the classes, if they have any.
 
     Returns
     -------
     tuple of str
-        None without prompts and without two names or more.
+        None if there are neither prompts nor at least two names.
 
     Raises
     ------

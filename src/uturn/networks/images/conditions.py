@@ -1,4 +1,4 @@
-"""How a conditioned model is run: without a condition, told the true class or the prompt of an item, or guided towards it."""
+"""Conditions of a model: none, the true class or the prompt of an item, or guidance towards these."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from uturn.networks.libraries import reading
 
 
 class Conditioned(NamedTuple):
-    """How a model is run.
+    """The condition with which a model is run.
 
-    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes of the true labels,
-    if it is called with them; for text-conditioned models a label is the number of a prompt, and the null class the null prompt.
-    `words`: the condition in a description.
+    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes, if the network is
+    called with the true labels; for text-conditioned models, a label is the number of a prompt, and the null class is the null
+    prompt. `words`: the condition as text.
     """
 
     null_class: int | None = None
@@ -30,9 +30,9 @@ UNCONDITIONAL = Conditioned()
 
 
 def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
-    """How a model is run whose network knows so many classes, with its null class where it declares one.
+    """The condition of a network with `classes` classes (None for no classes) and, if it declares one, a null class.
 
-    ValueError if the model cannot be run in this way.
+    ValueError if the model cannot be run with these options.
     """
     if asked.prompt is not None:
         raise ValueError(f"prompt = {shown(asked.prompt)}: the model {model} takes no text; leave it out")
@@ -64,26 +64,26 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
         return Conditioned(None, None, 1.0, "unconditional")
     if null_class is not None and asked.condition != "label":
         return Conditioned(null_class, None, 1.0, f"null class {null_class}")
-    words = f"conditioned on the true label ({classes} classes)"
+    description = f"conditioned on the true label ({classes} classes)"
     if asked.guidance == 1:
-        return Conditioned(None, classes, 1.0, words)
-    return Conditioned(null_class, classes, float(asked.guidance), f"{words} and guided with {asked.guidance:g}")
+        return Conditioned(None, classes, 1.0, description)
+    return Conditioned(null_class, classes, float(asked.guidance), f"{description} and guided with {asked.guidance:g}")
 
 
-def prompted(asked: DenoiserOptions, model: Any, count: int, words: str, distilled: str, told: bool) -> Conditioned:
-    """How a text-conditioned model is run with so many different prompts.
+def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool) -> Conditioned:
+    """The condition of a text-conditioned model with `count` different prompts.
 
-    `words`: the prompts in a description. `distilled`: "guidance", "step" or "". `told`: whether the network takes the scale
-    of guidance as an input. ValueError if the model cannot be run in this way.
+    `prompts`: the prompts as text. `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of
+    guidance as an input. ValueError if the model cannot be run with these options.
     """
     for name, value in (("condition", asked.condition), ("null_class", asked.null_class)):
         if value is not None:
             raise ValueError(f"{name} = {shown(value)}: the model {model} has prompts, and no classes; leave it out")
-    words = f"with {words}"
+    prompts = f"with {prompts}"
     if distilled:
-        words += f", {distilled}-distilled: it has no unconditional law"
-    if told:
-        words += f", told the guidance {asked.guidance:g}"
+        prompts += f", {distilled}-distilled: it has no unconditional law"
+    if takes_scale:
+        prompts += f", told the guidance {asked.guidance:g}"
     elif asked.guidance != 1:
         if distilled == "step":
             raise ValueError(
@@ -92,8 +92,8 @@ def prompted(asked: DenoiserOptions, model: Any, count: int, words: str, distill
             )
         if not asked.prompt:
             raise ValueError(f"guidance = {asked.guidance:g}: guides towards a prompt, and none is given; give a prompt")
-        return Conditioned(count, count, float(asked.guidance), f"{words} and guided with {asked.guidance:g}")
-    return Conditioned(None, count if count > 1 else None, 1.0, words)
+        return Conditioned(count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}")
+    return Conditioned(None, count if count > 1 else None, 1.0, prompts)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -102,8 +102,8 @@ def prompted(asked: DenoiserOptions, model: Any, count: int, words: str, distill
 class Prompts(NamedTuple):
     """The prompts of a run.
 
-    `texts`: the different ones, in the order of their first item. `rows`: the number of its text for each item, or None if all
-    items have the same. `encoders`: digest of what encodes the texts. `given`: the prompt, or the file, as the user gave it.
+    `texts`: the different prompts, in the order of their first item. `rows`: for each item the number of its text, or None if all
+    items have the same. `encoders`: digest of the text encoders. `given`: the user's option, a prompt or a file.
     """
 
     texts: tuple[str, ...]
@@ -112,7 +112,7 @@ class Prompts(NamedTuple):
     given: str = ""
 
     def rows_of(self, items: Any) -> np.ndarray:
-        """Rows of the texts of items, int64; ValueError if the file has no line for one of them."""
+        """Numbers of the texts of items, int64; ValueError if the file has no line for an item."""
         items = np.asarray(items)
         if self.rows is None:
             return np.zeros(len(items), np.int64)
@@ -125,14 +125,14 @@ class Prompts(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The prompts in a description."""
+        """The prompts as text for a description."""
         if self.rows is not None:
             return f"{len(self.rows)} prompts of {Path(self.given).name}"
         return f"the prompt {shown(self.given)}" if self.given else "the empty prompt"
 
 
 def read_prompts(prompt: str) -> Prompts:
-    """The prompts that the option `prompt` stands for: a text, or a file NAME.txt with the prompt of one item in each line.
+    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item.
 
     >>> read_prompts("a cat").texts
     ('a cat',)

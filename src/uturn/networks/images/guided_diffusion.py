@@ -1,8 +1,8 @@
 """Checkpoints of OpenAI's guided-diffusion (ADM, arXiv:2105.05233) as networks that diffusers' schedulers can drive.
 
-The weights are given to diffusers' `UNet2DModel`, which computes the same function with the right settings. The names and shapes
-of the weights determine the architecture. They do not determine the noise schedule, the number of attention heads, their order
-and the image size: these come from a preset, or from the options with which the original code was called.
+The weights are loaded into diffusers' `UNet2DModel`, which computes the same function with the right settings. The names and
+shapes of the weights determine the architecture. They do not determine the noise schedule, the number and order of the
+attention heads, and the image size: these come from a preset, or from the options of the original code.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 class GuidedDiffusionUNet(nn.Module):
     """A guided-diffusion network, called as the original: `model(noisy, timestep)`, or `model(noisy, timestep, class_labels)`.
 
-    The network inside is diffusers' `UNet2DModel`. Its options cannot express two settings of the original: attention heads fixed
-    in number rather than in width, and a timestep embedding that is not as wide as the first level. They are set on its parts,
-    and `not_in_diffusers` names them.
+    The network inside is diffusers' `UNet2DModel`. Its options cannot express two settings of the original: a fixed number of
+    attention heads, and a timestep embedding that is not as wide as the first level. These settings are made on its modules, and
+    `not_in_diffusers` names them.
 
     Attributes
     ----------
     unet : UNet2DModel
     options : dict
-        The options of the original that describe this network, given or read from the weights, as plain data.
-        `load_guided_diffusion(path, **options)` makes it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
+        The options of the original code for this network, given or read from the weights, as plain data.
+        `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
     num_classes : int or None
-        Number of classes, 0 .. num_classes - 1, if it is conditioned on one; None if it is unconditional.
-    not_in_diffusers : str or None
-        Why a folder in diffusers' layout cannot hold this network; None if it can.
+        Number of classes, 0 .. num_classes - 1, of a class-conditioned network; None if it is unconditional.
+            not_in_diffusers : str or None
+        The reason for which a folder in diffusers' layout cannot hold this network; None if it can.
     """
 
     def __init__(self, unet: Any, options: Mapping[str, Any], not_in_diffusers: str | None) -> None:
@@ -59,7 +59,7 @@ class GuidedDiffusionUNet(nn.Module):
         return self.unet.config
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The predicted noise, followed by the interpolation between the smallest and the largest variance if that is learned.
+        """The predicted noise, followed, if the variance is learned, by its interpolation between smallest and largest variance.
 
         Parameters
         ----------
@@ -67,15 +67,15 @@ class GuidedDiffusionUNet(nn.Module):
             (batch, channels, height, width), floating point; computed in the precision of the weights.
         timestep
             (batch,), of the training schedule: 0 .. diffusion_steps - 1.
-        class_labels
-            int64 (batch,); exactly if the network is conditioned on the class.
+                    class_labels
+            int64 (batch,); required if the network is conditioned on the class, otherwise None.
 
         Returns
         -------
         output
             (batch, channels or 2 x channels, height, width), in the dtype of `noisy`.
         """
-        # Timesteps keep their dtype: in bfloat16, 999 would be 1000.
+        # Timesteps keep their dtype: bfloat16 would round 999 to 1000.
         return self.unet(noisy.to(self.unet.dtype), timestep, class_labels).sample.to(noisy.dtype)
 
 
@@ -89,15 +89,15 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
     path
         State dict of the original's `UNetModel`, `.pt` or `.safetensors`.
     preset
-        A key of `PRESETS`, or flags as the original's scripts take them, such as
-        "--image_size 64 --num_heads 4 --noise_schedule cosine". Without this and options, the preset that the file is named
-        after.
-    **options
-        Those of the original; they override the preset. Needed: image_size, and num_heads or num_head_channels. Optional:
+        A key of `PRESETS`, or flags of the original's scripts, such as
+        "--image_size 64 --num_heads 4 --noise_schedule cosine". Without preset and options, the preset with the name of the
+        file.
+            **options
+        Options of the original, which override the preset. Needed: image_size, and num_heads or num_head_channels. Optional:
         num_heads_upsample, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart, sigma_small, use_fp16 (the
-        network in float16). What the weights determine (num_channels, num_res_blocks, channel_mult, attention_resolutions,
-        use_scale_shift_norm, resblock_updown, learn_sigma, class_cond) may be left out, and is checked if given. Options of
-        training (dropout, use_checkpoint, use_kl, rescale_learned_sigmas) are ignored.
+        network in float16). Options determined by the weights (num_channels, num_res_blocks, channel_mult,
+        attention_resolutions, use_scale_shift_norm, resblock_updown, learn_sigma, class_cond) may be left out, and are checked
+        if given. Training options (dropout, use_checkpoint, use_kl, rescale_learned_sigmas) are ignored.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
     weights = read_state_dict(str(path), expected, "checkpoint", mapped=True)
     with reading(f"checkpoint = {str(path)!r}", f"expected {expected}"):
         architecture = Architecture.read({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    declared = read_options(path, preset, options)  # a file of another kind has no preset, so it is recognised first
+    declared = read_options(path, preset, options)  # check that the file is such a network before looking for a preset
     resolved = _resolved_options(path, architecture, declared)
     unet, not_in_diffusers = empty_unet(resolved, architecture.in_channels, architecture.num_classes)
     with reading(f"checkpoint = {str(path)!r}", f"expected {expected}"):
@@ -123,8 +123,8 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     """The diffusion process of a guided-diffusion network as a scheduler of diffusers.
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
-    spacing is its respacing: the same timesteps for every even number of steps. For some odd ones, a timestep that falls
-    half way between two integers is rounded to the other one (docs/guided-diffusion.md).
+    spacing is its respacing: the same timesteps for every even number of steps. For some odd numbers of steps, a timestep half
+    way between two integers is rounded the other way (docs/guided-diffusion.md).
 
     Parameters
     ----------
@@ -187,16 +187,16 @@ def convert_guided_diffusion(
         try:
             pipeline: Any = DDPMPipeline(model.unet, guided_diffusion_scheduler(**model.options))
             pipeline.save_pretrained(unfinished)
-        except Exception as error:  # safetensors has errors of its own for a full disk
+        except Exception as error:  # safetensors raises its own exceptions, such as for a full disk
             raise OSError(one_line(error)) from None
     return model
 
 
-# --- what the weights say --------------------------------------------------------------------------------------------
+# --- architecture from weights ---------------------------------------------------------------------------------------
 
 
 class Architecture(NamedTuple):
-    """What the names and shapes of the weights say about the network; `options` are the original's."""
+    """The architecture read from the names and shapes of the weights; `options` are those of the original code."""
 
     in_channels: int
     num_classes: int | None
@@ -206,7 +206,7 @@ class Architecture(NamedTuple):
 
     @classmethod
     def read(cls, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-        """Read it, or raise a ValueError if this is no such network. Names and shapes are compared one by one later."""
+        """Read the architecture; ValueError if this is no such network. Single names and shapes are compared later."""
 
         def shape(name: str, dimensions: int) -> tuple[int, ...]:
             if name not in shapes:
@@ -220,7 +220,7 @@ class Architecture(NamedTuple):
         shape("output_blocks.0.0.in_layers.0.weight", 1)
         parts = {match[0] for name in shapes if (match := re.match(r"(in|out)put_blocks\.\d{1,4}\.\d\.[a-z]+", name))}
         num_blocks = 1 + max(int(part.split(".")[1]) for part in parts if part.startswith("output"))
-        # The last block of each level but the finest ends in upsampling, a convolution or a residual block of its own.
+        # The last block of each level except the finest ends in upsampling: a convolution or a further residual block.
         by_convolution, by_block = (
             {int(part.split(".")[1]) for part in parts if re.fullmatch(rf"output_blocks\.\d+\.[12]\.{word}", part)}
             for word in ("conv", "in")
@@ -229,7 +229,7 @@ class Architecture(NamedTuple):
         per_level = ups[0] + 1 if ups else num_blocks
         if per_level < 2 or num_blocks % per_level or ups != list(range(per_level - 1, num_blocks - 1, per_level)):
             raise ValueError(f"{num_blocks} output blocks, with upsampling in {ups[:8]}, are not levels of equal size")
-        firsts = range(1, num_blocks, per_level)  # input block that a level begins with
+        firsts = range(1, num_blocks, per_level)  # first input block of each level
         channels = tuple(shape(f"input_blocks.{i}.0.out_layers.3.weight", 4)[0] for i in firsts)
         out_channels = shape("out.2.weight", 4)[0]
         if in_channels == 6:
@@ -253,7 +253,7 @@ class Architecture(NamedTuple):
 
 
 def _resolved_options(path: Path, architecture: Architecture, declared: GuidedDiffusionOptions) -> dict[str, Any]:
-    """All options of the network, or a ValueError where they are incomplete, contradict the weights, or fit no network."""
+    """All options of the network; ValueError if they are incomplete, contradict the weights, or fit no network."""
     channels, by_weights = architecture.channels, architecture.options
     size, levels = declared.image_size, len(channels)
     if size is None:
@@ -265,8 +265,8 @@ def _resolved_options(path: Path, architecture: Architecture, declared: GuidedDi
     by_weights["attention_resolutions"] = [size >> level for level in range(levels) if architecture.attends[level]]
     stated = declared.model_dump(include=set(by_weights), exclude_none=True)
     if levels == 1:
-        stated.pop("resblock_updown", None)  # nothing to resample
-    if "attention_resolutions" in stated:  # those that no level has are ignored; the original divides without remainder
+        stated.pop("resblock_updown", None)  # with one level, nothing is resampled
+    if "attention_resolutions" in stated:  # resolutions of no level are ignored; the original uses integer division
         factors = {size // resolution for resolution in stated["attention_resolutions"]}
         stated["attention_resolutions"] = [size >> level for level in range(levels) if 2**level in factors]
     if tuple(int(factor * by_weights["num_channels"]) for factor in stated.get("channel_mult", ())) == channels:
@@ -278,7 +278,7 @@ def _resolved_options(path: Path, architecture: Architecture, declared: GuidedDi
                 f"or take the preset or the options of this checkpoint"
             )
     options = {**declared.model_dump(exclude_none=True), **by_weights}
-    if "num_head_channels" in options:  # as in the original, it overrides the number of heads
+    if "num_head_channels" in options:  # overrides the number of heads, as in the original
         options = {name: value for name, value in options.items() if name not in ("num_heads", "num_heads_upsample")}
     for name in ("num_head_channels", "num_heads", "num_heads_upsample"):
         odd = [count for count in _attention_channels(options) if count % options.get(name, 1)]
@@ -302,13 +302,13 @@ def _attends(options: Mapping[str, Any]) -> list[bool]:
 
 
 def _attention_channels(options: Mapping[str, Any]) -> list[int]:
-    """Channels of the attention layers: of each level that has some, and of the middle block."""
+    """Channels of the attention layers in the levels with attention and in the middle block."""
     channels = _channels(options)
     return [count for count, attends in zip(channels, _attends(options), strict=True) if attends] + [channels[-1]]
 
 
 def empty_unet(options: Mapping[str, Any], in_channels: int = 3, num_classes: int | None = None) -> tuple[Any, str | None]:
-    """The network without memory for its weights, and which of its settings UNet2DModel's configuration cannot express."""
+    """The network without memory for its weights, and the settings that UNet2DModel's configuration cannot express."""
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -345,7 +345,7 @@ def empty_unet(options: Mapping[str, Any], in_channels: int = 3, num_classes: in
             num_class_embeds=num_classes,
             time_embedding_dim=None if width == channels[0] else 4 * width,
             freq_shift=0,
-            flip_sin_to_cos=True,  # cosines first
+            flip_sin_to_cos=True,  # cosines before sines
         )
         if len(widths) > 1:
             reasons.append(f"{options['num_heads']} attention heads for any number of channels")
@@ -369,7 +369,7 @@ _ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-"""Layers outside of the blocks, diffusers' names to the original's."""
+"""Layers outside of the blocks: {diffusers' name: original's name}."""
 
 _LAYERS = {
     "norm1": "in_layers.0",
@@ -384,7 +384,7 @@ _LAYERS = {
     "to_v": "qkv",
     "to_out.0": "proj_out",
 }
-"""Layers of residual blocks and of attention, diffusers' names to the original's; `qkv` is three in one."""
+"""Layers of residual blocks and of attention: {diffusers' name: original's name}; `qkv` joins three layers."""
 
 
 def _original_name(name: str, num_res_blocks: int, attends: Sequence[bool]) -> str:
@@ -411,7 +411,7 @@ def _original_name(name: str, num_res_blocks: int, attends: Sequence[bool]) -> s
 
 
 def _renamed(weights: Mapping[str, torch.Tensor], unet: Any, options: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """float32 copies of the weights by diffusers' names; a ValueError names what is missing, unexpected or of another shape."""
+    """float32 copies of the weights by diffusers' names; ValueError for missing or unexpected weights and wrong shapes."""
     attends, new_order = _attends(options), options["use_new_attention_order"]
     renamed: dict[str, torch.Tensor] = {}
     missing, odd, used = {}, {}, set()
@@ -423,7 +423,7 @@ def _renamed(weights: Mapping[str, torch.Tensor], unet: Any, options: Mapping[st
         if module is not None:
             shape = (3 * shape[0], *shape[1:])
         if ".attentions." in ours and len(shape) == 2:
-            shape = (*shape, 1)  # a convolution over the flattened image
+            shape = (*shape, 1)  # the original uses a convolution over the flattened image
         if name not in weights:
             missing[name] = name
             continue
@@ -432,7 +432,7 @@ def _renamed(weights: Mapping[str, torch.Tensor], unet: Any, options: Mapping[st
             odd[name] = f"{name} has shape {tuple(weight.shape)}, expected {shape}, in floating point"
             continue
         if module is not None:
-            # Rows go by (head, which of the three, channel) in the old order, by (which of the three, head, channel) in the new.
+            # The old attention order has rows (head, q/k/v, channel), the new one (q/k/v, head, channel).
             rows = weight.reshape(3 * unet.get_submodule(module).heads, -1, *shape[1:])
             which = "qkv".index(ours[len(module) + len(".to_")])
             weight = rows.chunk(3)[which] if new_order else rows[which::3]

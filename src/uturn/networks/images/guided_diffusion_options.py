@@ -1,4 +1,4 @@
-"""Options of guided-diffusion: those of its published models, and those that a user gives, checked."""
+"""Options of guided-diffusion: those of the published models, and validation of the user's options."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "lsun_horse": _UNCONDITIONAL_256,
     "lsun_horse_nodropout": _UNCONDITIONAL_256,
 }
-"""Options of the published models, named as their files (the README of openai/guided-diffusion)."""
+"""Options of the published models by the names of their files (README of openai/guided-diffusion)."""
 
 
 class GuidedDiffusionOptions(BaseModel):
-    """Options of the original's scripts, None where they are not given; text is read as in its flags."""
+    """Options of the original's scripts, None if not given; text is parsed like its flags."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,10 +71,10 @@ class GuidedDiffusionOptions(BaseModel):
     learn_sigma: bool | None = None
     class_cond: bool | None = None
     noise_schedule: Literal["linear", "cosine"] = "linear"
-    diffusion_steps: int = Field(1000, gt=20, le=100_000)  # with 20, the last beta of the linear schedule would be 1
+    diffusion_steps: int = Field(1000, gt=20, le=100_000)  # 20 steps would make the last beta of the linear schedule 1
     predict_xstart: bool = False
     sigma_small: bool = False
-    # Of neither the network nor its diffusion process:
+    # Options of precision and sampling, not of the network or its diffusion process:
     use_fp16: bool = Field(False, exclude=True)
     rescale_timesteps: bool = Field(False, exclude=True)
     timestep_respacing: str = Field("", exclude=True)
@@ -101,7 +101,7 @@ EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--im
 
 
 def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> GuidedDiffusionOptions:
-    """Options of a preset (by default the one that the file is named after), with those given by name in their place.
+    """Options of a preset (by default the preset with the name of the file), overridden by the given options.
 
     Raises
     ------
@@ -142,6 +142,6 @@ def _preset_options(preset: str | None) -> dict[str, Any]:
     if len(names) != len(values) or not all(name.startswith("--") for name in names):
         raise ValueError(f"preset = {preset!r}: expected pairs `--name value`")
     flags: dict[str, Any] = dict(zip((name[2:] for name in names), values, strict=True))
-    # Flags describe the checkpoint; in which precision it runs is decided where it is used.
+    # Flags describe the checkpoint, not the precision in which it is run.
     flags.pop("use_fp16", None)
     return flags

@@ -10,14 +10,15 @@ from uturn.networks.images.guided_diffusion_options import PRESETS
 
 
 class DenoiserOptions(BaseModel):
-    """How a denoiser is read, and what it is told. An option added here becomes one of specs, loaders and commands.
+    """Options for loading and conditioning a denoiser, shared by specs, loaders and commands.
 
-    `dtype` is what the networks compute in. Timesteps and schedulers keep their own precision, and what is returned is float32;
-    autoencoders that quantise stay in float32, and for "float16" those that ask for it (`force_upcast`). `compile`: calls after
-    the first one are faster. `guidance`: scale of classifier-free guidance (arXiv:2207.12598), with `condition = "label"` and a
-    null class, or with a prompt: prediction without + guidance (prediction with - prediction without). Every number but 1 changes
-    the law of the model, so reconstructions are no draws from a posterior; guidance-distilled models (FLUX-dev) are told the
-    number. `null_class`: those of DiT and of a `DenoiserModel` are known. `execution`: options that do not change results.
+    `dtype` is the precision of the networks. Timesteps and schedulers keep their own precision, and outputs are float32.
+    Autoencoders stay in float32 if they quantise, or, for "float16", if their configuration has `force_upcast`. `compile` makes
+    calls after the first one faster. `guidance`: scale of classifier-free guidance (arXiv:2207.12598) towards the label, with
+    `condition = "label"` and a null class, or towards a prompt: null prediction + guidance (conditioned prediction - null
+    prediction). Values other than 1 change the model's distribution, so reconstructions are not draws from a posterior;
+    guidance-distilled models (FLUX-dev) take the scale as an input. `null_class` is read from DiT and from a `DenoiserModel`.
+    `execution`: options that do not change results.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +32,7 @@ class DenoiserOptions(BaseModel):
     )
     condition: Literal["null", "label"] | None = Field(
         default=None,
-        description="Class that a class-conditioned model is given: null (the null class) or label (the true label). "
+        description="Class label passed to a class-conditioned model: null (the null class) or label (the true label). "
         "By default null, if the model has a null class.",
     )
     guidance: float = Field(
@@ -62,19 +63,19 @@ class DenoiserOptions(BaseModel):
     )
     device: str | None = Field(
         default=None,
-        description="cpu, cuda, cuda:1, mps, ..; by default the fastest device that is available.",
+        description="cpu, cuda, cuda:1, mps, ..; by default the fastest available device.",
         examples=["cpu", "cuda", "mps"],
     )
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")
     offload: bool = Field(
         default=False,
-        description="Keep the weights in main memory and move each layer to the device when it is needed: slower, for models "
-        "that do not fit on the device.",
+        description="Keep the weights in main memory and move each layer to the device when needed; slower, for models that "
+        "do not fit on the device.",
     )
 
 
 class DiffusionOptions(DenoiserOptions):
-    """A denoiser, and how it is sampled."""
+    """Options of a denoiser and its sampler."""
 
     execution: ClassVar[frozenset[str]] = DenoiserOptions.execution | {"batch_size"}
 
@@ -86,17 +87,17 @@ class DiffusionOptions(DenoiserOptions):
     scheduler: str = Field(
         default="ddpm",
         description="Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, ..; stored "
-        "(the one of the model); or the name of a scheduler class of diffusers.",
+        "(the model's own scheduler); or the name of a scheduler class of diffusers.",
         examples=[
             *("stored", "ancestral", "ddpm", "ddim", "euler", "euler_ancestral", "dpm_solver", "heun", "sde_dpm_solver", "unipc"),
-            *("flow_match", "flow_match_stochastic"),  # written out: the module that defines them takes a second to import
+            *("flow_match", "flow_match_stochastic"),  # not imported: the module that defines these names takes a second to load
         ],
     )
     steps: int = Field(default=100, ge=1, description="Number of reverse steps of the whole chain.")
     eta: float | None = Field(default=None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
         default=None,
-        description="How the timesteps are spread: linspace, leading or trailing; by default linspace, and trailing for ddim.",
+        description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim.",
     )
     pure_noise: bool = Field(default=False, description="At t/T = 1, start from pure noise that does not depend on the original.")
     batch_size: int | str = Field(default="auto", description="Images in a call of the model: a number, or auto.")

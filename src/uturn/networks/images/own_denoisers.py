@@ -1,7 +1,7 @@
-"""Denoisers of one's own: a function "module:function" gives a network with its noise schedule, whatever the network predicts.
+"""User-defined denoisers: a function "module:function" returns a network of any prediction type with its noise schedule.
 
-With x_t = a x_0 + s n, every prediction determines the denoised image x_0 and the noise n, and these determine what the scheduler
-expects. `Prediction` is the one place where predictions are converted.
+With x_t = a x_0 + s n, every prediction determines the denoised image x_0 and the noise n, and these determine the input of
+the scheduler. `Prediction` is the only place where predictions are converted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADVICE = (
     "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
     "model (docs/models.md)"
 )
-"""The way out where a model is of no kind that is read from files."""
+"""Advice in errors about models that cannot be read from files."""
 
 PREDICTIONS = ("noise", "x0", "v", "flow", "score", "edm")
 _FORMS = "'module:function', a function without arguments that returns (module, scheduler) or a uturn.networks.DenoiserModel"
@@ -32,7 +32,7 @@ _FORMS = "'module:function', a function without arguments that returns (module, 
 
 @dataclass(frozen=True)
 class DenoiserModel:
-    """A denoising network of one's own with its noise schedule.
+    """A user-defined denoising network with its noise schedule.
 
     Attributes
     ----------
@@ -49,12 +49,13 @@ class DenoiserModel:
         `takes = "sigma"`.
     image_shape : (channels, height, width)
     takes : "timestep" or "sigma", optional
-        "timestep": noisy is x_t in the units of the scheduler, and timestep its own, 0 .. num_train_timesteps, not always whole.
+        "timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
+        always an integer.
         "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
     num_classes : int, optional
-        Number of classes 0 .. num_classes - 1 that the network is conditioned on.
-    null_class : int, optional
-        The label that stands for no class, outside of 0 .. num_classes - 1.
+        Number of classes 0 .. num_classes - 1 of a class-conditioned network.
+            null_class : int, optional
+        The label for no class, outside of 0 .. num_classes - 1.
     """
 
     network: Any
@@ -91,9 +92,9 @@ def denoiser_function(path: str) -> Callable[[], Any]:
 
 
 def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """What the function "module:function" returns, checked, and whether it is the pair (module, scheduler).
+    """The checked result of "module:function", and whether it is a pair (module, scheduler).
 
-    The scheduler of a pair says what its module predicts.
+    The scheduler of a pair declares the prediction type of its module.
     """
     label, function = f"model = {path!r}", denoiser_function(path)
     with errors_named(label, function):
@@ -162,8 +163,8 @@ class Prediction(nn.Module):
     Attributes
     ----------
     scheduler
-        That of the model, configured for what this class returns: the flow for flow matching, the noise for networks that predict
-        it, and v for all others, from which x_0 and n follow without cancellation at both ends of the chain.
+        The model's scheduler, configured for the output of this class: the flow for flow matching, the noise for networks that
+        predict noise, and v for all others, from which x_0 and n follow without cancellation at both ends of the chain.
     """
 
     sigmas: torch.Tensor
@@ -181,7 +182,7 @@ class Prediction(nn.Module):
         kind = {"noise": "epsilon", "v": "v_prediction"}[self.wanted]
         self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
         abar = scheduler.alphas_cumprod.double()
-        # The sigma of every timestep, and no weights of the network.
+        # sigma of every timestep, a buffer that is not part of the weights
         self.register_buffer("sigmas", ((1 - abar) / abar).sqrt().float(), persistent=False)
 
     def levels(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,14 +201,14 @@ class Prediction(nn.Module):
         return a, sigma * a
 
     def inputs(self, noisy: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network is called with, for x_t in the units of the scheduler."""
+        """The inputs of the network, for x_t in the units of the scheduler."""
         if not self.takes_sigma:
             return noisy, timestep
         a, s = self.levels(timestep)
         return noisy / a, (s / a).flatten()
 
     def expected(self, output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """What the scheduler expects, from the output of the network, for x_t in the units of the scheduler."""
+        """The input of the scheduler, from the output of the network, for x_t in the units of the scheduler."""
         if self.predicts == self.wanted:
             return output
         a, s = self.levels(timestep)
@@ -222,9 +223,9 @@ class Prediction(nn.Module):
 
 
 class OwnNetwork(nn.Module):
-    """A user's network or function, whose errors and wrong outputs become a ValueError of one line.
+    """A user's network or function; its errors and wrong outputs become a ValueError of one line.
 
-    In half precision it computes under `torch.autocast`, since it need not be written for that.
+    In half precision it runs under `torch.autocast`, since it may not be written for half precision.
     """
 
     def __init__(self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool) -> None:
@@ -236,7 +237,7 @@ class OwnNetwork(nn.Module):
         code = type(self.network) if isinstance(self.network, nn.Module) else self.network
         try:
             with torch.autocast(noisy.device.type, self.precision, enabled=self.precision is not None):
-                output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))  # it may write into them
+                output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))  # it may modify its inputs
         except Exception as error:
             if is_out_of_memory(error):
                 raise

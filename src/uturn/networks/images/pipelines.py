@@ -31,10 +31,10 @@ TEXT_PARTS = (
     *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
 )
 """Classes of text encoders and tokenizers."""
-_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last: DiT by its former name
-_MOST_TIMESTEPS = 100_000  # of a noise schedule; a thousand is usual
+_DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last is DiT's former class name
+_MOST_TIMESTEPS = 100_000  # limit for a noise schedule; a thousand is usual
 _CODECS = ("AutoencoderKL", "VQModel")
-_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # how names of such parts begin
+_CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # prefixes of such parts
 _UNUSED = ("safety_checker", "feature_extractor")
 _PIPELINES = f"expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, {', '.join(TEXT_DENOISERS)}"
 
@@ -42,7 +42,7 @@ _PIPELINES = f"expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipel
 class Folder(NamedTuple):
     """The folder of a pipeline, its class if it is text-conditioned (else ""), and the class of each of its parts.
 
-    `denoiser`: the name of that part. `left_out`: parts that a U-turn does not need, and those that the pipeline is without.
+    `denoiser`: the name of the denoising part. `left_out`: parts that a U-turn does not need, and parts listed as absent.
     """
 
     path: Path
@@ -55,8 +55,8 @@ class Folder(NamedTuple):
 class Codec(nn.Module):
     """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic.
 
-    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or what the encoder gives before
-    it is quantised (VQModel, which quantises when it decodes). Float32 on both sides.
+    `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or the encoder's output before
+    quantisation (VQModel, which quantises when it decodes). Input and output are float32.
     """
 
     scale: torch.Tensor
@@ -75,8 +75,8 @@ class Codec(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels of the image for one of the latents, in each direction."""
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))  # every block but the last halves the image
+        """Pixels of the image for each latent, along each axis."""
+        return int(2 ** (len(self.network.config.block_out_channels) - 1))  # every block except the last halves the image
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         encoded = self.network.encode(images.to(self.dtype))
@@ -91,7 +91,7 @@ class Codec(nn.Module):
 
 
 def read_folder(path: Path) -> Folder:
-    """The folder of a pipeline, fetched from a hub if need be, with its parts checked."""
+    """The folder of a pipeline, fetched from a hub if necessary, with its parts checked."""
     from diffusers import DiffusionPipeline
 
     name = path.as_posix()
@@ -109,34 +109,34 @@ def read_folder(path: Path) -> Folder:
     check_hub(name)
     with fetching(name):
         index = DiffusionPipeline.load_config(name)
-    folder = _pipeline_folder(path, lambda _: index)  # before gigabytes are fetched
+    folder = _pipeline_folder(path, lambda _: index)  # check before gigabytes are fetched
     with fetching(name):
         return folder._replace(path=Path(DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out))))
 
 
 def check_hub(name: str, file: str = "model_index.json") -> None:
-    """ValueError if there is no such model in the cache, and none on the hub, which is asked once: libraries ask for 25 s."""
+    """ValueError if there is no such model in the cache or on the hub. The hub is asked once; libraries would retry for 25 s."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     with fetching(name):
         try:
             if not isinstance(try_to_load_from_cache(name, file), str):
-                get_hf_file_metadata(hf_hub_url(name, file))  # waits for 10 s, or HF_HUB_ETAG_TIMEOUT
+                get_hf_file_metadata(hf_hub_url(name, file))  # times out after 10 s, or HF_HUB_ETAG_TIMEOUT
         except Exception as error:
-            if not (_status(error) in (408, 429) or _status(error) >= 500):  # a hub that is busy is worth asking again
+            if not (_status(error) in (408, 429) or _status(error) >= 500):  # a busy hub may answer a retry
                 raise
 
 
 @contextmanager
 def fetching(name: str) -> Iterator[None]:
-    """Context in which a model is fetched from a hub: any error becomes a ValueError of one line with the way out."""
+    """Context for fetching a model from a hub: any error becomes a ValueError of one line with advice."""
     try:
         yield
     except Exception as error:
         refused = _status(error) in (401, 403)
-        asked = "accept its licence on the page of the model, and log in (`hf auth login`); " if refused else ""
+        advice = "accept its licence on the page of the model, and log in (`hf auth login`); " if refused else ""
         raise ValueError(
-            f"{name}: no such folder, and no model of this name could be fetched from the hub ({one_line(error)}); {asked}where "
+            f"{name}: no such folder, and no model of this name could be fetched from the hub ({one_line(error)}); {advice}where "
             f"there is a network, `hf download {name} --local-dir FOLDER` fetches it: give that folder"
         ) from error
 
@@ -146,13 +146,13 @@ def _status(error: Exception) -> int:
 
 
 def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
-    """The folder of a pipeline's index; ValueError if the pipeline makes no U-turns."""
+    """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
     with reading(f"{path.as_posix()}/model_index.json", _PIPELINES):
         index = load_index(path.as_posix())
         parts, left_out = {}, []
         for part, entry in index.items():
             if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2):
-                continue  # options of the pipeline
+                continue  # an option of the pipeline, not a part
             if part in _UNUSED or (entry[1] is None and part.startswith(_CONDITIONED)):
                 left_out.append(part)
             elif part.startswith(_CONDITIONED) and entry[0] != "transformers":
@@ -180,47 +180,47 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
 
 
 def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
-    """The codec of a denoiser of so many channels."""
+    """The codec of a denoiser with `channels` channels."""
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
     if latent_channels != channels:
         raise ValueError(f"{folder}: the {part} makes latents of {latent_channels} channels, but the denoiser takes {channels}")
-    # A VQModel without the option is older than it: its latents were not scaled, and the default of the class is wrong.
+    # A VQModel without this option predates it: its latents are not scaled, and the default of the class is wrong.
     unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
     scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
     centre = torch.tensor(config.get("shift_factor") or 0.0)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         centre, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
-    # The nearest code is another one after rounding; and activations of many autoencoders overflow in half precision.
+    # Float32, since rounding changes the nearest code, and activations of many autoencoders overflow in half precision.
     if class_name == "VQModel" or (dtype == torch.float16 and config.get("force_upcast")):
         dtype = torch.float32
     return Codec(in_dtype(network, dtype), dtype, scale.float(), centre.float())
 
 
 def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
-    """A network of a pipeline, whole and finite, in float32; or in a dtype from the start, for large ones."""
+    """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype` loads it in that precision."""
     source, options = "diffusers", {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     if class_name in TEXT_PARTS:
         source, options = "transformers", {"dtype": dtype}
     elif dtype is not None:
-        options = {"torch_dtype": dtype}  # by the libraries' default, without a second copy in memory
-    # Old pipelines keep their only network beside the index.
+        options = {"torch_dtype": dtype}  # loaded directly in this dtype, without a second copy in memory
+    # Old pipelines store their only network in the folder of the index.
     where = folder / part if (folder / part).is_dir() else folder
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
         network, report = getattr(importlib.import_module(source), class_name).from_pretrained(
             str(where),
-            use_safetensors=any(where.glob("*.safetensors*")),  # else .bin, which is read as weights only
+            use_safetensors=any(where.glob("*.safetensors*")),  # otherwise .bin, read as weights only
             **options,
             output_loading_info=True,
             local_files_only=True,
         )
         missing = sorted(report["missing_keys"])
-        if missing:  # the library fills them with random numbers
+        if missing:  # which the library would fill with random numbers
             raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
         if not all(torch.isfinite(weights).all() for weights in network.state_dict().values() if weights.is_floating_point()):
             raise ValueError("some weights are not finite")
-    # Old files of text encoders hold the numbers 0, 1, ..; older versions of diffusers stored more.
+    # Old files may contain position indices 0, 1, .., or further buffers of older versions of diffusers.
     extra = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
     if extra:
         warnings.warn(
@@ -248,11 +248,11 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
 
 
 def in_dtype(network: Any, dtype: torch.dtype) -> Any:
-    """The network in `dtype`, except the parts that embed numbers, which `dtype` would round."""
+    """The network in `dtype`, except modules that embed numbers such as timesteps, which `dtype` would round."""
     config = getattr(network, "config", {})
     precise = set()
     if config.get("time_embedding_type") == "fourier":
-        precise.add("time_proj")  # multiplies timesteps by weights
+        precise.add("time_proj")  # it multiplies timesteps by weights
     if config.get("class_embed_type") == "timestep":
         precise.add("class_embedding")
     for name, part in network.named_children():
@@ -262,10 +262,10 @@ def in_dtype(network: Any, dtype: torch.dtype) -> Any:
 
 
 def for_inference(module: Any, device: torch.device, offload: bool = False) -> Any:
-    """A module on a device, without gradients; with `offload`, each layer comes to the device when it is needed."""
+    """A module on a device, without gradients; with `offload`, each layer is moved to the device when needed."""
     module = module.eval().requires_grad_(False)
     if offload:
-        library("accelerate", "offload = True")  # which diffusers misses only when the module is called
+        library("accelerate", "offload = True")  # otherwise diffusers would fail only at the first call
         from diffusers.hooks import apply_group_offloading
 
         kinds: dict[str, Any] = {"onload_device": device, "offload_device": torch.device("cpu"), "offload_type": "leaf_level"}
@@ -273,12 +273,12 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
         return module
     module = module.to(device)
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        module = module.to(memory_format=torch.channels_last)  # the layout of the fast convolutions there
+        module = module.to(memory_format=torch.channels_last)  # the faster layout for convolutions on GPUs
     return module
 
 
 def shape_of(channels: int, size: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width), where a configuration names a size."""
+    """(channels, height, width) from the size in a configuration; None without a size."""
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,7 +1,7 @@
-"""Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks that a user's function makes.
+"""Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks from a user's function.
 
-Of files, only weights and plain JSON are read, nothing is unpickled, and only the parts that a U-turn needs are loaded.
-`docs/models.md` lists the models that can be read.
+Only weights and plain JSON are read from files, nothing is unpickled, and only the parts needed by a U-turn are loaded.
+`docs/models.md` lists the supported models.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ class Pretrained:
     Attributes
     ----------
     model : DenoisingNetwork
-        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`. With guidance the
-        network has two rows for every image.
+        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`. Guidance doubles
+        the batch of the network.
     scheduler
-        The scheduler stored with the model: its noise schedule, and what the model predicts.
-    codec : Codec or None
-        Between images and latents, for models that denoise latents.
-    image_shape, latent_shape : (channels, height, width) or None
-        Of the images, and of what the model denoises if there is a codec. None if the files do not say.
-    num_classes : int or None
-        Number of classes, if the model is run with the true label; or number of prompts, if they differ or guide.
+        The scheduler stored with the model: noise schedule and prediction type.
+            codec : Codec or None
+        Maps between images and latents, for models that denoise latents.
+            image_shape, latent_shape : (channels, height, width) or None
+        Shapes of the images and, with a codec, of the latents. None if the files do not state them.
+            num_classes : int or None
+        Number of classes, if the model is run with the true label; number of prompts, if there are several or guidance is used.
     description : str
         The model in one line, recorded with results.
     device : torch.device
-        Where the networks compute.
-    prompts : Prompts or None
+        Device of the networks.
+            prompts : Prompts or None
         The prompts of a text-conditioned model; a label is then the number of a prompt.
-    timesteps : PipelineTimesteps or None
-        How the timesteps are set, where a pipeline does so in a way of its own.
+            timesteps : PipelineTimesteps or None
+        The pipeline's own rule for timesteps, if it has one.
     """
 
     model: Any
@@ -77,7 +77,7 @@ class Pretrained:
 
 
 class _Options(DenoiserOptions):
-    """The options of `load_pretrained`, as the readers need them."""
+    """The options of `load_pretrained` in the form used by the readers."""
 
     @cached_property
     def where(self) -> torch.device:
@@ -95,11 +95,11 @@ class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
     Its parameters are those of `network`; `torch.compile` changes neither them nor their names. `prediction` converts between
-    the network and the scheduler if they differ.
+    the network and the scheduler if their prediction types differ.
 
-    Guidance (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label - prediction with the
-    null class); a learned variance is that with the label. All predictions of x_t = a x_0 + s n are linear in x_0 given x_t, so
-    it does not matter which one is guided.
+    A guided prediction (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label -
+    prediction with the null class); a learned variance is taken from the prediction with the label. All types of prediction for
+    x_t = a x_0 + s n are linear in x_0 given x_t, so guidance is the same for each type.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class DenoisingNetwork(nn.Module):
 
     @property
     def rows_of_an_image(self) -> int:
-        """Rows of the network for every image."""
+        """Rows in the batch of the network for every image."""
         return 1 if self.condition.guidance == 1 else 2
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
 
-        timestep: (batch,), of any dtype, not rounded to that of the network. labels: int64 (batch,), if the model is
-        conditioned on them.
+        timestep: (batch,), of any dtype, not rounded to the network's precision. labels: int64 (batch,), if the model is
+        conditioned on labels.
         """
         x, time = (noisy, timestep) if self.prediction is None else self.prediction.inputs(noisy, timestep)
         null = None
@@ -133,14 +133,14 @@ class DenoisingNetwork(nn.Module):
         if labels is None or null is None:
             output = self.called(x, time, null if labels is None else labels)
         else:
-            told, blind = self.called(torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])).chunk(2)
+            conditioned, blind = self.called(torch.cat([x, x]), torch.cat([time, time]), torch.cat([labels, null])).chunk(2)
             channels = noisy.shape[1]
-            told, blind, variance = told[:, :channels], blind[:, :channels], told[:, channels:]
-            output = torch.cat([blind + self.condition.guidance * (told - blind), variance], dim=1)
+            conditioned, blind, variance = conditioned[:, :channels], blind[:, :channels], conditioned[:, channels:]
+            output = torch.cat([blind + self.condition.guidance * (conditioned - blind), variance], dim=1)
         return output if self.prediction is None else self.prediction.expected(output, noisy, timestep)
 
     def called(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The output of the network itself, for its own kind of input, without guidance."""
+        """The unconverted output of the network for its own kind of input, without guidance."""
         output = self.network(noisy.to(self.dtype), timestep, *(() if labels is None else (labels,)))
         return getattr(output, "sample", output).float()
 
@@ -151,8 +151,8 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     Parameters
     ----------
     path
-        A folder that `DiffusionPipeline.save_pretrained` wrote, the name `owner/name` of one on a hub, a checkpoint of
-        guided-diffusion (a file), or "module:function": a function without arguments that returns (module, scheduler) or a
+        A folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
+        file), or "module:function": a function without arguments that returns (module, scheduler) or a
         `uturn.networks.DenoiserModel`.
     **options
         The fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, `guidance`, ..
@@ -165,8 +165,8 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     Raises
     ------
     ValueError
-        If there is nothing at `path`, the files are damaged or incomplete, the model is of a kind that makes no U-turns, or the
-        options do not go with it.
+        If nothing exists at `path`, the files are damaged or incomplete, models of this kind cannot make U-turns, or the options
+        do not apply to the model.
     """
     try:
         asked = _Options.model_validate(options)
@@ -181,7 +181,7 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     model = read(path, asked)
     if asked.compile:
         network = model.model.network if model.prompts is None else model.model.network.network
-        network.compile()  # in place: the names of the weights stay
+        network.compile()  # in place, to keep the names of the weights
     return model
 
 
@@ -213,19 +213,21 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
 
 def _read_own(path: Path, options: _Options) -> Pretrained:
     name = str(path)
-    own, is_pair = denoiser_from_function(name)
-    prediction = None if is_pair else Prediction(own)
-    config = getattr(own.network, "config", None)
-    shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else own.image_shape
-    kind = getattr(own.network, "__name__", type(own.network).__name__)
-    conditioned = conditioned_by(options, name, own.num_classes, own.null_class)
-    network = OwnNetwork(own.network, f"model = {name!r}", options.precision, learned_variance=is_pair)
+    denoiser, is_pair = denoiser_from_function(name)
+    prediction = None if is_pair else Prediction(denoiser)
+    config = getattr(denoiser.network, "config", None)
+    shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else denoiser.image_shape
+    kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
+    conditioned = conditioned_by(options, name, denoiser.num_classes, denoiser.null_class)
+    network = OwnNetwork(denoiser.network, f"model = {name!r}", options.precision, learned_variance=is_pair)
     loaded = Pretrained(
         model=options.placed(DenoisingNetwork(network, torch.float32, conditioned, prediction)),
-        scheduler=own.scheduler if prediction is None else prediction.scheduler,
+        scheduler=denoiser.scheduler if prediction is None else prediction.scheduler,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
         num_classes=conditioned.num_classes,
-        description=", ".join(filter(None, [kind, f"predicts {own.predicts}" if own.predicts else "", conditioned.words])),
+        description=", ".join(
+            filter(None, [kind, f"predicts {denoiser.predicts}" if denoiser.predicts else "", conditioned.words])
+        ),
         device=options.where,
     )
     if loaded.image_shape is not None:
@@ -234,7 +236,7 @@ def _read_own(path: Path, options: _Options) -> Pretrained:
 
 
 def _try(loaded: Pretrained, name: str) -> None:
-    """ValueError if a network cannot be called on two images of noise, or does not give numbers for them."""
+    """ValueError if a call with two images of noise fails or returns numbers that are not finite."""
     generator, device = torch.Generator().manual_seed(0), loaded.device
     noisy = torch.randn(2, *(loaded.image_shape or ()), generator=generator).to(device)
     timestep = torch.full((2,), loaded.scheduler.config.num_train_timesteps // 2, device=device)
@@ -282,10 +284,10 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
 
 
 def _unclip(scheduler: Any) -> None:
-    """Latents are not in [-1, 1]: neither this scheduler nor those that are made from its configuration clip them."""
+    """Turn off clipping to [-1, 1], which is wrong for latents, in this scheduler and in those made from its configuration."""
     if is_flow_match(scheduler):
         return
-    # Options that are named there would have the default of the class again.
+    # Options listed there would be reset to the default of the class.
     defaults = [name for name in scheduler.config.get("_use_default_values", []) if name != "clip_sample"]
     scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
@@ -299,7 +301,7 @@ def _check_channels(path: Path, inputs: int, outputs: int) -> None:
 
 
 def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
-    """A text-conditioned model; the texts are encoded first, so that text encoders and denoiser are not in memory together."""
+    """A text-conditioned model; texts are encoded before the denoiser is loaded, to save memory."""
     from uturn.networks.images.text_to_image import (
         TextDenoiser,
         distillation,
@@ -317,13 +319,13 @@ def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrain
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     inputs = network.config.in_channels
     _check_channels(path, inputs, network.config.out_channels or inputs)
-    distilled, told = distillation(network, scheduler, path), takes_guidance(network)
-    conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, told)
+    distilled, takes_scale = distillation(network, scheduler, path), takes_guidance(network)
+    conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, takes_scale)
     codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, latent_channels(network))
     shape = latents_of(network, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor
-    denoiser = TextDenoiser(in_dtype(network, options.precision), tables, size, options.guidance if told else 1.0)
+    denoiser = TextDenoiser(in_dtype(network, options.precision), tables, size, options.guidance if takes_scale else 1.0)
     kind = folder.pipeline.removesuffix("Pipeline")
     return Pretrained(
         model=options.placed(DenoisingNetwork(denoiser, options.precision, conditioned)),
@@ -340,12 +342,12 @@ def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrain
 
 
 def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
-    """The network, the number of its classes if it has some, and its null class if the files declare one."""
+    """The network, its number of classes (None for no classes), and its null class if the files declare one."""
     network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
-        return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class comes after the others
-    if type(network).__name__ != "UNet2DModel":  # the former class stands for others too
+        return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class is the last embedding
+    if type(network).__name__ != "UNet2DModel":  # the former class name is shared with other models
         raise ValueError(
             f"{folder.path}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel"
         )
@@ -360,12 +362,12 @@ def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
 
 
 def checked_device(device: str | None) -> torch.device:
-    """The device of that name, by default the fastest that is available, or a ValueError."""
+    """The device with this name, by default the fastest available device; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         checked = torch.device(device)
-        torch.ones(1, device=checked).cpu()  # devices without values ("meta") fail here
+        torch.ones(1, device=checked).cpu()  # fails for devices without values ("meta")
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ValueError(
             f"device = {device!r} cannot be used here ({one_line(error)}); expected cpu, cuda, mps or None"

@@ -1,7 +1,7 @@
-"""Text-conditioned pipelines of diffusers: their prompts, and their denoisers as networks that take the number of a prompt.
+"""Text-conditioned pipelines of diffusers: encoded prompts, and denoisers that take the number of a prompt.
 
-Texts are encoded once, before the denoiser is loaded; afterwards a prompt is a row of a table, as a class is a row of a network's
-embedding. So a batch may mix images with different prompts, and guidance works as for models with classes.
+Texts are encoded once, before the denoiser is loaded; then a prompt is a row of a table, as a class is a row of a network's
+embedding. Therefore a batch may mix images with different prompts, and guidance works as for class-conditioned models.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from uturn.networks.libraries import library, reading, without_bars
 from uturn.networks.state_dicts import fingerprint
 
 _ZEROS = "force_zeros_for_empty_prompt"
-_AT_ONCE = 16  # prompts that are encoded together
-_DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # in names of models that make images in a few steps
+_AT_ONCE = 16  # prompts encoded in one batch
+_DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # parts of the names of step-distilled models
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -38,8 +38,8 @@ def encoded(
 
     {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}.
 
-    The empty text is what the pipeline takes for a prompt that is not given: the encoded empty text, or zeros where a Stable
-    Diffusion XL says so (`force_zeros_for_empty_prompt`). The encoders are loaded here, and freed at the end.
+    The empty text is encoded like a missing prompt in the pipeline: as an empty text, or as zeros for a Stable Diffusion XL with
+    `force_zeros_for_empty_prompt`. The encoders are loaded here and freed at the end.
     """
     different = list(dict.fromkeys(text for text in texts if text))
     batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * ("" in texts)
@@ -69,7 +69,7 @@ def encoded(
 
 
 def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The pipeline with its tokenizers and text encoders only."""
+    """The pipeline with only its tokenizers and text encoders."""
     import diffusers
 
     used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}
@@ -79,12 +79,12 @@ def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype)
     )
     denoiser = getattr(diffusers, folder.parts[folder.denoiser])
     config = denoiser.load_config(str(folder.path / folder.denoiser), local_files_only=True)
-    setattr(pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # of which it reads sizes
+    setattr(pipeline, folder.denoiser, SimpleNamespace(config=SimpleNamespace(**config), dtype=dtype))  # read for its sizes
     return pipeline
 
 
 def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str, torch.Tensor]:
-    """{"text", "pooled"} of some texts, or of the null prompt for the one empty text."""
+    """{"text", "pooled"} of texts, or of the null prompt if the only text is empty."""
     kind = type(pipeline).__name__
     options: dict[str, Any] = {"prompt": texts, "device": device, "num_images_per_prompt": 1}
     if kind == "FluxPipeline":
@@ -94,7 +94,7 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
         options |= {"prompt_2": None, "prompt_3": None}
     is_null = texts == [""]
     prompts = pipeline.encode_prompt(do_classifier_free_guidance=is_null, negative_prompt=None, **options)
-    tables = prompts[1::2] if is_null else prompts[::2]  # prompt and null prompt, for each table
+    tables = prompts[1::2] if is_null else prompts[::2]  # the pipeline returns prompt and null prompt in turn
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
@@ -109,11 +109,11 @@ class TextDenoiser(nn.Module):
     network
         UNet2DConditionModel, SD3Transformer2DModel or FluxTransformer2DModel.
     tables
-        Encoded prompts, a row for each: those of `encoded`. They stay in main memory; the rows of a batch go to its device.
-    size
-        Height and width of the images in pixels, which Stable Diffusion XL is told: the original, and the target without crop.
-    guidance
-        The scale that guidance-distilled networks are told (`takes_guidance`).
+        Prompts encoded by `encoded`, one row for each. They stay in main memory; the rows of a batch are copied to its device.
+            size
+        Height and width of the images in pixels, which Stable Diffusion XL takes as original size and as target size.
+            guidance
+        The scale of guidance, an input of guidance-distilled networks (`takes_guidance`).
     """
 
     def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
@@ -140,7 +140,7 @@ class TextDenoiser(nn.Module):
         return self.network(noisy, timestep, text, **options).sample
 
     def _flux(self, noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, pooled: Any) -> torch.Tensor:
-        """Latents as a sequence of blocks of two by two, and back."""
+        """Call FLUX, which takes latents as a sequence of blocks of two by two; returns its output as an image of latents."""
         batch, channels, height, width = noisy.shape
         blocks = noisy.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
         places = torch.zeros(height // 2, width // 2, 3, device=noisy.device, dtype=noisy.dtype)
@@ -160,7 +160,7 @@ class TextDenoiser(nn.Module):
         return blocks.reshape(batch, channels, height, width)
 
     def _guidance_embedding(self, noisy: torch.Tensor) -> torch.Tensor:
-        """The guidance scale as latent consistency models are told it (arXiv:2310.04378): sines and cosines of 1000 (g - 1)."""
+        """Embedding of the guidance scale g in latent consistency models (arXiv:2310.04378): sines, cosines of 1000 (g - 1)."""
         half = self.network.config.time_cond_proj_dim // 2
         rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
         angles = 1000.0 * (self.guidance - 1) * rates
@@ -168,15 +168,15 @@ class TextDenoiser(nn.Module):
 
 
 def takes_guidance(network: Any) -> bool:
-    """Whether the network was distilled from guided predictions, and is told the scale."""
+    """Whether the network was distilled from guided predictions and takes the scale as an input."""
     return bool(network.config.get("guidance_embeds")) or network.config.get("time_cond_proj_dim") is not None
 
 
 def distillation(network: Any, scheduler: Any, path: Path) -> str:
-    """How a model was distilled, "guidance" or "step"; "" if its files do not say that it was.
+    """The kind of distillation of a model, "guidance" or "step"; "" if its files show none.
 
-    Guidance-distilled networks are told a scale. Step-distilled ones are those with the scheduler of consistency models, a FLUX
-    whose schedule is not shifted by resolution (schnell), and models whose folder has such a name.
+    Guidance-distilled networks take a scale. Step-distilled models are recognised by the scheduler of consistency models, by a
+    FLUX schedule that is not shifted by resolution (schnell), or by the name of the folder.
     """
     is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get("use_dynamic_shifting")
     name = path.resolve().name.lower()
@@ -188,18 +188,18 @@ def distillation(network: Any, scheduler: Any, path: Path) -> str:
 
 
 def latent_channels(network: Any) -> int:
-    """Channels of the latents that a denoiser takes; FLUX stacks four places."""
+    """Channels of a denoiser's latents; FLUX stacks four positions into its channels."""
     return network.config.in_channels // (4 if type(network).__name__ == "FluxTransformer2DModel" else 1)
 
 
 def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents for images of `size` pixels, by default that of the model's training.
+    """(channels, height, width) of the latents for images of `size` pixels, by default the model's training size.
 
-    `scale`: pixels of the image for one of the latents. ValueError for sizes that the autoencoder or the denoiser cannot take.
+    `scale`: pixels of the image for each latent. ValueError for sizes that the autoencoder or the denoiser cannot take.
     """
     kind, config = type(network).__name__, network.config
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
-    default = config.get("sample_size") or 128  # the networks of FLUX do not say; their pipelines take 128
+    default = config.get("sample_size") or 128  # FLUX networks do not state it; their pipelines use 128
     if not isinstance(default, int):
         height, width = default
         if height != width:

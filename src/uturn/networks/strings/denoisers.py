@@ -1,8 +1,8 @@
-"""Denoisers of strings that are learned from examples, and their distance from the exact one.
+"""Denoisers of strings learned from examples, and their distance from the exact denoiser.
 
 The network has the shape of the tree. It reads the log-evidence of the leaves, as belief propagation does, and is trained to
-predict the symbols of the original string. The optimal prediction is the exact posterior of every leaf, which belief propagation
-computes, so the distance from the optimum can be measured.
+predict the symbols of the original string. The optimal prediction is the exact posterior of every leaf. Belief propagation
+computes this posterior, so the distance from the optimum can be measured.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 CHANNELS: dict[str, type] = {"gaussian": Gaussian, "masking": Masking, "uniform": UniformReplacement}
 TIMES = (0.03, 3.0)
-"""Gaussian times t in training: below, nearly all leaves can be read without error; above, they are nearly uninformative."""
+"""Gaussian times t in training. Below, nearly all leaves are determined without error; above, they are nearly uninformative."""
 
 # First coordinates of the random streams with the purpose DENOISER.
 _BATCH, _HELD_OUT = 0, 1
-_MOST = 2**28  # weights of a network, and leaves: a gigabyte
+_MOST = 2**28  # limit for the weights of a network (a gigabyte), and for leaves
 _FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 
 
@@ -49,7 +49,7 @@ class TreeDenoiser(nn.Module):
     level. These are the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of a leaf
     is added to its logits, as in Bayes' rule, so that the network has to learn the evidence of the *other* leaves only.
 
-    There is no input for the noise level: the log-evidence contains all information of an observation, for any channel and noise.
+    The noise level is not an input: the log-evidence contains all information in an observation, for any channel and noise.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ class TreeDenoiser(nn.Module):
     width
         Features of a node; the hidden layer of a block has four times as many units.
     channel : "gaussian", "masking" or "uniform"
-        The corruption it is trained for.
-    seed
-        Of the initial weights.
+        The corruption in training.
+            seed
+        Seed of the initial weights.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class LearnedDenoiser:
     ----------
     model : TreeDenoiser
     batch_size
-        Samples the network reads at a time.
+        Samples in a call of the network.
     """
 
     def __init__(self, model: nn.Module, batch_size: int = 2048) -> None:
@@ -200,9 +200,9 @@ def train_denoiser(
     strings : integer array (P, num_leaves)
         The training set.
     width, seed
-        Of the network (its initial weights, batches and noise).
-    steps, batch_size, learning_rate, checkpoint, progress
-        Of the training, see `uturn.networks.training.train`.
+        Width of the network; seed of its initial weights, batches and noise.
+            steps, batch_size, learning_rate, checkpoint, progress
+        As in `uturn.networks.training.train`.
     every
         Steps between evaluations on the held-out strings.
     held_out
@@ -263,7 +263,7 @@ def train_denoiser(
 
 
 class _Remembering(nn.Module):
-    """A network in training, with its best weights so far as a buffer, so that every checkpoint contains them."""
+    """A network in training with its best weights so far as buffers, which every checkpoint contains."""
 
     lowest: torch.Tensor
     weights: torch.Tensor
@@ -303,12 +303,12 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     Parameters
     ----------
     denoiser, exact : Denoiser
-        Of the same channel and length.
+        With the same channel and length.
     leaves : integer array (items, num_leaves)
         Strings of the grammar that were not in the training set.
     noise : array (levels,)
     seed : int, or uint64 array (items,)
-        Of the noise on each string, independent between levels.
+        Seed of the noise on each string, which is independent between levels.
 
     Returns
     -------
@@ -338,8 +338,8 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
         p, q = (checked_posterior(model, noisy).astype(float) for model in (exact, denoiser))
-        own = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
-        log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, own))
+        local = torch.from_numpy(corruption.log_evidence(noisy, np.float64)).softmax(-1).numpy()
+        log_p, log_q, log_own = (np.log(np.maximum(x, 1e-30)) for x in (p, q, local))
         true = np.eye(v)[leaves]
         # Symbols below the floor in both contribute nothing; the divergence is a sum over the support of p.
         distances = {
@@ -384,15 +384,15 @@ def level_weights(
 
     Let p_l be the posterior of a leaf computed with the rules of tree levels 1 .. l alone, hence from the leaves below the same
     node of level l: p_0 is computed from the leaf alone, and p_L is the exact posterior. `D_l = log p_l - log p_{l-1}` is the
-    evidence of level l. Least squares give the weights w and then the scale
+    evidence of level l. Least squares determine the weights w, and then the scale, in
 
         log p_net - log p_0 = sum_l w_l D_l + rest,    scale * (log p_net - log p_0) = sum_l D_l + rest,    scale >= 0
 
     over symbols, leaves, strings and noise levels. Symbols are weighted by p_L and centred: half the square of a difference in
     this metric is the Kullback-Leibler divergence. The result is `scale * w`, the weights after the network's evidence is
-    multiplied by the factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules are not
-    known. Without the factor, an overconfident network would seem to know the rules. Errors that are unrelated to the levels
-    lower all weights by the same factor, so that a network that uses all levels equally has equal weights.
+    multiplied by the factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules the
+    network does not know. Without this factor, an overconfident network would appear to know the rules. Errors unrelated to the
+    levels lower all weights by the same factor, so a network that uses all levels equally has equal weights.
 
     Parameters
     ----------
@@ -420,7 +420,7 @@ def level_weights(
         )
         for top in range(1, L)
     ]
-    moments = np.zeros((L + 1, L + 1))  # of D_1 .. D_L and of the network's evidence
+    moments = np.zeros((L + 1, L + 1))  # second moments of D_1 .. D_L and of the network's evidence
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
         evidence = corruption.log_evidence(noisy, np.float64)

@@ -1,8 +1,8 @@
 """Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
 
-A network says what the clean token of every position may be. Networks differ in small ways: logits that belong to the next
-position, a time as a second argument, ratios of probabilities in the place of logits. `LanguageModel` is the one place where
-these are brought to one form, `log p(x_0^i = a | x_t)` up to a constant, and where texts become the batches of a network.
+A network predicts the clean token of every position. Networks differ in small ways: logits that belong to the next position, a
+time as a second argument, ratios of probabilities instead of logits. Only `LanguageModel` converts these to a common form,
+`log p(x_0^i = a | x_t)` up to a constant, and makes batches of texts.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from uturn.sources.tokens import PAD
 
 CHANNELS: dict[str, Channel] = {"masking": Masking(), "uniform": UniformReplacement()}
 _TOTAL = 1 - 1e-3  # sigma = -log(1 - _TOTAL noise) stays finite, as in the code of MDLM and SEDD
-_NUMBERS = 2**28  # logits in memory together, by default
-_ON_CPU = 2**11  # tokens in a call
-PLAIN = ("dream",)  # kinds whose code reads no `attention_mask` (batch, length), and does not report on weights
+_NUMBERS = 2**28  # default number of logits in memory
+_ON_CPU = 2**11  # tokens in a call on the CPU
+PLAIN = ("dream",)  # kinds whose code takes no `attention_mask` (batch, length), and does not report missing weights
 _TIME_NAMES = ("timesteps", "sigma", "noise", "t")
 
 
@@ -43,20 +43,20 @@ class TokenNetwork(Protocol):
     mask_id : int or None
         Id of the mask token.
     shift : bool
-        Whether the logits of position i are given at position i - 1, as by former causal networks; False by default.
-    time : str
-        "none": the noise is not used, the default; "sigma": it is given as sigma = -log(1 - noise), arXiv:2406.07524.
+        Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default.
+            time : str
+        "none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524.
     output : str
         "logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834.
     corruption : str
         "masking", the default, or "uniform".
     length : int or None
-        Largest number of ids in a call; None, the default, if there is none.
-    takes_padding : bool
-        Whether `logits` takes a third argument, int64 (batch, length), that is 0 where a row has ended. If not, the default, only
-        rows of equal length go into a call.
+        Largest number of ids in a call; None, the default, for no limit.
+            takes_padding : bool
+        Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
+        all rows of a call have the same length.
     tokenizer : Tokenizer or None
-        A `uturn.networks.Vocabulary`, or `uturn.networks.PretrainedTokenizer` with one of transformers; by default data are ids.
+        A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids.
     """
 
     mask_id: int | None
@@ -74,7 +74,7 @@ class TokenNetwork(Protocol):
 
 
 class TransformersNetwork(torch.nn.Module):
-    """A torch module that takes ids, of transformers, of this package or of one's own, as a `TokenNetwork`."""
+    """A torch module that takes ids, from transformers, this package or a user, as a `TokenNetwork`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class TransformersNetwork(torch.nn.Module):
         return next(self.model.parameters()).dtype
 
     def forward(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None, **options: Any) -> Any:
-        """What the module gives; `options` go to it."""
+        """The output of the module, called with `options`."""
         arguments: dict[str, Any] = {self._ids: ids, **options}
         if self.takes_padding and real is not None:
             arguments["attention_mask"] = real
@@ -104,19 +104,19 @@ class TransformersNetwork(torch.nn.Module):
 
 
 def model_type(config: Any) -> str:
-    """The kind of a model of transformers, in small letters; "" without a configuration."""
+    """The kind of a model of transformers in lower case; "" without a configuration."""
     return str(getattr(config, "model_type", "")).lower()
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A network with its tokenizer, and how its output is read.
+    """A network with its tokenizer and the form of its output.
 
     Attributes
     ----------
     network : TokenNetwork
     vocab_size : int
-        Number of symbols V that the network gives probabilities of; 0 if it is not known, as for encoders.
+        Number of symbols V with a probability; 0 if it is not known, as for encoders.
     tokenizer : Tokenizer, optional
         None if the network reads the ids of the data.
     mask_id, shift, time, output, corruption, length
@@ -145,7 +145,7 @@ class LanguageModel:
 
     @property
     def channel(self) -> Channel:
-        """The corruption that it undoes."""
+        """The corruption that the model reverses."""
         return CHANNELS[self.corruption]
 
     @property
@@ -160,7 +160,7 @@ class LanguageModel:
 
     @property
     def most_tokens(self) -> int | None:
-        """Largest number of tokens of a text, without prefix and suffix; None if there is none."""
+        """Largest number of tokens of a text, without prefix and suffix; None for no limit."""
         return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     @property
@@ -170,13 +170,13 @@ class LanguageModel:
 
     @property
     def config(self) -> Any:
-        """The configuration of a model of transformers, which can give its hidden states; None for others."""
+        """The configuration of a model of transformers, which can return hidden states; None for other models."""
         is_theirs = isinstance(self.network, TransformersNetwork) and hasattr(self.module, "base_model")
         return getattr(self.module, "config", None) if is_theirs else None
 
     @property
     def takes_padding(self) -> bool:
-        """Whether texts of different lengths go into a call together."""
+        """Whether a call may contain texts of different lengths."""
         return getattr(self.network, "takes_padding", False)
 
     @property
@@ -185,19 +185,19 @@ class LanguageModel:
         return getattr(self.tokenizer, "pad_id", None) or getattr(self.config, "pad_token_id", None) or 0
 
     def fingerprint(self) -> str:
-        """SHA-256 of weights, tokenizer and the way in which the output is read (hexadecimal)."""
-        words = [self.identity, "" if self.tokenizer is None else self.tokenizer.fingerprint()]
-        words += [str(x) for x in (self.vocab_size, self.mask_id, self.shift, self.time, self.output, self.corruption)]
-        words += [str(x) for x in (self.forbidden, self.prefix, self.suffix)]
-        return hashlib.sha256(" ".join(words).encode()).hexdigest()
+        """SHA-256 of weights, tokenizer and form of the output (hexadecimal)."""
+        identity = [self.identity, "" if self.tokenizer is None else self.tokenizer.fingerprint()]
+        identity += [str(x) for x in (self.vocab_size, self.mask_id, self.shift, self.time, self.output, self.corruption)]
+        identity += [str(x) for x in (self.forbidden, self.prefix, self.suffix)]
+        return hashlib.sha256(" ".join(identity).encode()).hexdigest()
 
     def encoder(self) -> LanguageModel:
-        """The model without the head that makes logits of hidden states, if it is one of transformers.
+        """The model without the head that computes logits from hidden states, for models of transformers.
 
         Raises
         ------
         ValueError
-            If the network is no torch module, so that it has no layers.
+            If the network is not a torch module, so it has no layers.
         """
         if not isinstance(self.network, torch.nn.Module):
             raise ValueError(f"{self.description} is no torch module and has no layers; name another model (model)")
@@ -207,9 +207,9 @@ class LanguageModel:
 
     # -- calls of the network ------------------------------------------------------------------------------------------
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
-        """Calls with at most so many rows.
+        """Calls with at most `batch_size` rows.
 
-        By default with as many as fit into a gigabyte of logits, at most 256, and on the CPU with at most 2,048 tokens.
+        By default as many rows as fit into a gigabyte of logits, at most 256, and on the CPU at most 2,048 tokens.
         """
         most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
         return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
@@ -217,11 +217,11 @@ class LanguageModel:
     def batches(
         self, values: np.ndarray, batch_size: int | None = None, frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """Texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end, as the ids that the network reads.
+        """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end.
 
-        Numbers of the rows of a batch; their ids between prefix and suffix (`frame`, by default those of the tokenizer), int64
-        (rows, length); whether there is one, bool (rows, length). A network that takes no padding has a batch for each length.
-        Texts of similar length go together into batches of `batch_size`; by default all texts are one batch.
+        Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default the tokenizer's), int64 (rows,
+        length); and a mask of the ids that are not padding, bool (rows, length). A network that takes no padding gets one batch
+        for each length. Batches of `batch_size` contain texts of similar length; by default all texts are one batch.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
         begin, every = len(prefix), (values != PAD).sum(1)
@@ -235,29 +235,29 @@ class LanguageModel:
             tokens = values[numbers, :longest]
             ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)
             ids[:, :begin] = prefix
-            here = tokens != PAD
-            ids[:, begin : begin + longest][here] = np.where(tokens == MASKED, self.mask_id or 0, tokens)[here]
+            is_token = tokens != PAD
+            ids[:, begin : begin + longest][is_token] = np.where(tokens == MASKED, self.mask_id or 0, tokens)[is_token]
             for k, token in enumerate(suffix):
                 ids[np.arange(len(ids)), begin + lengths + k] = token
             real = np.arange(ids.shape[1]) < (begin + lengths + len(suffix))[:, None]
             yield numbers, torch.from_numpy(ids).to(self.device), torch.from_numpy(real).to(self.device)
 
     def read(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None, **options: Any) -> Any:
-        """What the network gives for a batch, at noise 0 by default; `options` go to it.
+        """The output of the network for a batch, at noise 0 by default, called with `options`.
 
         Raises
         ------
         ValueError
-            If it fails, in one line.
-        MemoryError
-            If the device has no memory left.
+            If the call fails, in one line.
+                    MemoryError
+            If the device is out of memory.
         """
         call = self.network if isinstance(self.network, TransformersNetwork) else self.network.logits
         time = torch.zeros(len(ids), device=self.device) if time is None else time
         tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
         try:
             with torch.inference_mode():
-                return call(*(tensor.clone() for tensor in tensors), **options)  # it may write into them
+                return call(*(tensor.clone() for tensor in tensors), **options)  # the network may modify its inputs
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size") from None
@@ -265,7 +265,7 @@ class LanguageModel:
                 raise
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        """The logits of the network for a batch, (rows, length, V); a ValueError if it gives another shape."""
+        """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
         out: Any = self.read(ids, real, time)
         out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
         shape = tuple(out.shape) if isinstance(out, torch.Tensor) and out.is_floating_point() else ()
@@ -279,7 +279,7 @@ class LanguageModel:
 
     # -- the clean tokens ----------------------------------------------------------------------------------------------
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
-        """What the network believes about sequences.
+        """The network's beliefs about sequences.
 
         Parameters
         ----------
@@ -293,7 +293,7 @@ class LanguageModel:
         Raises
         ------
         ValueError
-            If the network gives another shape, or NaN.
+            If the network returns another shape, or NaN.
         """
         pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
         time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise
@@ -329,22 +329,22 @@ class LanguageModel:
         if self.corruption == "masking":
             return log_ratios
         V, alpha = self.vocab_size, (1 - noise.double())[:, None, None]
-        own = torch.nn.functional.one_hot(ids, V).bool()
-        s = log_ratios.double().exp().masked_fill(own, 1.0)
+        is_current = torch.nn.functional.one_hot(ids, V).bool()
+        s = log_ratios.double().exp().masked_fill(is_current, 1.0)
         w = ((s - (1 - alpha) / V * s.sum(-1, keepdim=True)) / alpha.clamp(min=1e-12)).clamp(min=0)
-        law = w * torch.where(own, alpha + (1 - alpha) / V, (1 - alpha) / V)
+        law = w * torch.where(is_current, alpha + (1 - alpha) / V, (1 - alpha) / V)
         return law.log()
 
 
 class TokenBeliefs:
-    """Beliefs of a language model, kept as log-probabilities up to a constant on its device (`unmasking.NetworkBeliefs`)."""
+    """Beliefs of a language model, stored on its device as log-probabilities up to a constant (`unmasking.NetworkBeliefs`)."""
 
     def __init__(self, logits: torch.Tensor, width: int, name: str, dtype: Any) -> None:
         self._logits, self._width, self._name, self._dtype = logits, width, name, dtype
         self.vocab_size = logits.shape[-1]
 
     def ranks(self, decoder: Decoder) -> np.ndarray:
-        """float64 (rows, positions): entropies in nats, or minus the largest probabilities."""
+        """Entropies in nats, or minus the largest probabilities, float64 (rows, positions)."""
         out = np.zeros((len(self._logits), self._width))
         size = max(1, _NUMBERS // 8 // max(1, self._logits[0].numel()))
         with torch.inference_mode():
@@ -363,13 +363,13 @@ class TokenBeliefs:
             where = (torch.from_numpy(rows).to(self._logits.device), torch.from_numpy(positions).to(self._logits.device))
             law = self._logits[where].cpu().double().softmax(-1).numpy()
         if np.isnan(law).any():
-            words = half_precision_words(self._dtype) or ": a logit is NaN or infinite, or all of a token are -inf"
-            raise ValueError(f"{self._name} gives NaN{words}")
+            reason = half_precision_words(self._dtype) or ": a logit is NaN or infinite, or all of a token are -inf"
+            raise ValueError(f"{self._name} gives NaN{reason}")
         return law
 
 
 class TokenDenoiser:
-    """A language model as a denoiser of sequences of one length (`uturn.corruption.denoising.Denoiser`)."""
+    """A language model as a denoiser of sequences with equal lengths (`uturn.corruption.denoising.Denoiser`)."""
 
     def __init__(self, model: LanguageModel, num_leaves: int, pieces: Pieces) -> None:
         self.model, self.num_leaves, self._pieces = model, num_leaves, pieces

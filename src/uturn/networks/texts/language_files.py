@@ -1,4 +1,4 @@
-"""Language models and encoders of texts from folders, hubs, files of this package, and functions of one's own."""
+"""Language models and encoders of texts from folders, hubs, files of this package, and user-defined functions."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ FORMS = "'module:function', a function without arguments that returns the networ
 Head = Literal["masked", "encoder", "causal"]
 _CLASSES = {"masked": "AutoModelForMaskedLM", "encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
 _KNOWN = {"time": ("none", "sigma"), "output": ("logits", "ratios"), "corruption": tuple(CHANNELS)}
-# What the configuration of a model does not say about its output, by its `model_type`.
+# Properties of the output that the configuration of a model does not state, by `model_type`.
 _KINDS: dict[str, dict[str, Any]] = {
     "mdlm": {"time": "sigma", "mask_id": "last"},  # arXiv:2406.07524
     "llada": {},  # arXiv:2502.09992
     "dream": {"shift": True},  # arXiv:2508.15487
 }
-_CAUSAL = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that predict the next token
-_OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # their position embeddings begin after the padding token
-_TRUST = "it comes with code of its own; trust_remote_code (--trust-remote-code) runs it, if you trust it"
+_CAUSAL = ("ForCausalLM", "LMHeadModel")  # suffixes of classes that predict the next token
+_OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # kinds whose position embeddings begin after the padding token
+_TRUST = "the model has its own code; trust_remote_code (--trust-remote-code) runs this code, if you trust it"
 
 
 def load_language_model(
@@ -54,21 +54,21 @@ def load_language_model(
     Parameters
     ----------
     model : str
-        "embedded"; a folder, or the name of a model on a hub, that `AutoModelForMaskedLM` reads, or that comes with code of its
-        own (MDLM, LLaDA, Dream); a file of `uturn.networks` with a MaskedTransformer; or "module:function" (`TokenNetwork`).
+        "embedded"; a folder or hub id of a model for `AutoModelForMaskedLM`, or of a model with its own code (MDLM, LLaDA,
+        Dream); a file of `uturn.networks` with a MaskedTransformer; or "module:function" (`TokenNetwork`).
     tokenizer, split
         As in `load_tokenizer`; by default the tokenizer of the model.
     shift, time, output, corruption, mask_id
-        As in `TokenNetwork`; by default what the model or its kind says.
+        As in `TokenNetwork`; by default as stated by the model or known for its kind.
     trust_remote_code : bool
-        Whether code that comes with a model may run.
+        Whether a model's own code may run.
     dtype, device : str
-        Precision of the network, and where it runs; by default "cuda" if available.
+        Precision and device of the network; by default "cuda" if available.
 
     Raises
     ------
     ValueError
-        If the model or its tokenizer cannot be read, do not fit each other, or if the model denoises no tokens.
+        If the model or its tokenizer cannot be read or do not match, or if the model does not denoise tokens.
     """
     where = f"model = {model!r}"
     language, stated = _read(model, "masked", tokenizer, split, trust_remote_code, dtype, device)
@@ -96,7 +96,7 @@ def load_language_model(
 
 
 def text_files(model: str, tokenizer: str | None = None) -> list[Path]:
-    """Paths of the files of a model and its tokenizer, some of which may be names."""
+    """The entries of a model and its tokenizer that may be paths; some may be names."""
     paths: list[Path] = []
     for place in (Path(name) for name in (model, tokenizer) if name is not None):
         paths += [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))] if place.is_dir() else [place]
@@ -114,18 +114,18 @@ def load_text_model(model: str, head: Head = "encoder", **options: Any) -> Langu
     Parameters
     ----------
     model : str
-        As in `load_language_model`. "module:function" gives a torch module that takes ids, with attributes `tokenizer` and
-        `length` if it has them, unless `head` is "masked".
-    head : str
-        "masked": that of `load_language_model`. "encoder": hidden states (`AutoModel`; of a model with encoder and decoder, those
-        of the encoder). "causal": logits of the next token (`AutoModelForCausalLM`).
-    options
-        As in `load_language_model`; those on tokenizer, code, precision and device for all heads.
+        As in `load_language_model`. Unless `head` is "masked", "module:function" returns a torch module that takes ids, with
+        optional attributes `tokenizer` and `length`.
+            head : str
+        "masked": as in `load_language_model`. "encoder": hidden states (`AutoModel`; the encoder of an encoder-decoder model).
+        "causal": logits of the next token (`AutoModelForCausalLM`).
+            options
+        As in `load_language_model`; only options on tokenizer, code, precision and device apply to all heads.
 
     Raises
     ------
     ValueError
-        If the model or its tokenizer cannot be read, or do not fit each other.
+        If the model or its tokenizer cannot be read or do not match.
     """
     if is_packaged(model) and head == "causal":
         raise ValueError(f"model = {model!r} is a masked model; expected likelihood = 'masked'")
@@ -146,7 +146,7 @@ def _read(
     dtype: str = "float32",
     device: str | None = None,
 ) -> tuple[LanguageModel, dict[str, Any]]:
-    """A network on its device with its tokenizer, and what it states about its output."""
+    """A network on its device with its tokenizer, and the stated properties of its output."""
     where, place, config = f"model = {model!r}", checked_device(device), None
     made: Tokenizer | None = None
     if is_packaged(model):
@@ -175,13 +175,13 @@ def _read(
         description=Path(model).name or model,
     )
     if config is not None and head != "masked":
-        with suppress(AttributeError, NotImplementedError, TypeError):  # of code that comes with a model
+        with suppress(AttributeError, NotImplementedError, TypeError):  # raised by a model's own code
             _check_sizes(where, int(language.module.get_input_embeddings().num_embeddings), made)
     return language, stated
 
 
 def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
-    """A network of this package: its characters, if it has any, are the vocabulary."""
+    """A network of this package; its characters, if any, are the vocabulary."""
     from uturn.networks.files import load_network
     from uturn.sources.embedded_text import model_file
 
@@ -191,12 +191,12 @@ def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
 
 
 def own_language(model: str) -> Any:
-    """The user's function that gives a model, if its name is an import path; else None."""
+    """The user's function if the model is an import path; otherwise None."""
     return import_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
 
 
 def _own(model: str, head: Head, where: str) -> tuple[Any, Tokenizer | None]:
-    """The network that the user's function gives, and its tokenizer."""
+    """The network returned by the user's function, and its tokenizer."""
     function = own_language(model)
     try:
         network = function()
@@ -232,7 +232,7 @@ def read_config(model: str, where: str, trusted: bool) -> Any:
 
 
 def check_name(model: str, where: str) -> None:
-    """ValueError if there is no such folder and no such model on a hub, which is asked once."""
+    """ValueError if there is neither such a folder nor such a model on a hub. The hub is asked once."""
     is_folder = bool(model) and Path(model).is_dir()
     if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ValueError(
@@ -248,7 +248,7 @@ def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"
     Raises
     ------
     ValueError
-        If the configuration does not say it, or names another kind of model.
+        If the configuration does not state it, or names another kind of model.
     """
     names = _architectures(read_config(model, where, trusted))
     if any(name.endswith("ForMaskedLM") for name in names):
@@ -257,18 +257,18 @@ def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"
         return "causal"
     raise ValueError(
         f"{where}: {', '.join(names) or 'no architecture'} in its config.json; expected a model ..ForCausalLM or ..ForMaskedLM, "
-        f"or likelihood = 'causal' or 'masked' for a model with code of its own"
+        f"or likelihood = 'causal' or 'masked' for a model with its own code"
     )
 
 
 def _architectures(config: Any) -> list[str]:
-    """Names of the classes that a model of transformers was saved from, as config.json gives them."""
+    """The class names of a model of transformers in its config.json."""
     names = getattr(config, "architectures", None)
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) -> torch.nn.Module:
-    """A model of transformers, or its encoder if that is wanted and it has a decoder too."""
+    """A model of transformers; for head "encoder", only the encoder of an encoder-decoder model."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
@@ -296,7 +296,7 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
-    # The pooler of an encoder and the decoder behind it are not read.
+    # Missing weights of an encoder's pooler or of a decoder are not used.
     missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
     if missing:
         raise ValueError(
@@ -306,12 +306,12 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
 
 
 def _reason(error: Exception, trusted: bool) -> str:
-    """Why a model cannot be read."""
+    """The reason for which a model cannot be read."""
     return _TRUST if not trusted and re.search("trust_remote_code|custom code", str(error)) else one_line(error)
 
 
 def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a model of transformers says about its output, and the largest number of ids in a call."""
+    """Properties of the output stated by a model of transformers, and the largest number of ids in a call."""
     stated = dict(_KINDS.get(model_type(config), {}))
     if stated.get("mask_id") == "last":
         stated["mask_id"] = int(getattr(config, "vocab_size", tokenizer.size)) - 1
@@ -338,7 +338,7 @@ def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
 
 
 def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:
-    """ValueError if the tokens of a tokenizer are not those of the model. Models often have some rows more than tokens."""
+    """ValueError if the numbers of tokens of tokenizer and model do not match. Models often have a few more rows than tokens."""
     if tokenizer is not None and not least * size <= tokenizer.size <= size:
         raise ValueError(
             f"{where} has {size} tokens, but its tokenizer {tokenizer.size}; name the right one (--tokenizer), or split texts "

@@ -13,16 +13,16 @@ from uturn.sources.tokens import PAD
 def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
     """Log-likelihood of texts, ids int64 (count, length), under a causal model, in nats, float64 (count,).
 
-    log p(x) = sum_i log p(x_i | x_1, .., x_{i-1}), in one call for each batch. Before the first token stands what the tokenizer
-    puts there, or else the model's token for the beginning of a text; without either, the first token is not counted.
+    log p(x) = sum_i log p(x_i | x_1, .., x_{i-1}), in one call for each batch. The first token is conditioned on the tokenizer's
+    prefix, or else on the model's begin token; without either, the first token is not counted.
     """
     prefix = beginning(model)
     first = max(1, len(prefix))
     log_likelihoods = np.zeros(len(texts))
     for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
         logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
-        own = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
-        log_likelihoods[numbers] = own.sum(1).cpu().numpy()
+        of_tokens = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
+        log_likelihoods[numbers] = of_tokens.sum(1).cpu().numpy()
     return log_likelihoods
 
 
@@ -39,7 +39,7 @@ def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
     """Pseudo-log-likelihood of texts, ids int64 (count, length), under a masked model, in nats, float64 (count,).
 
     PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in turn: the network reads a text
-    of n tokens n times. It is no log-probability of the text. -inf if the model gives a token no probability.
+    of n tokens n times. PLL is not a log-probability of the text. It is -inf if a token has probability 0.
     """
     log_likelihoods = np.zeros(len(texts))
     for k, text in enumerate(texts):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from uturn.core.checks import checked_integer
 from uturn.core.random import checked_seed
 
-_MOST = 2**28  # weights of a network: a gigabyte
+_MOST = 2**28  # limit for the weights of a network: a gigabyte
 _SLOWEST = 1e4  # wavelength of the slowest rotation of a pair of features, over 2 pi, in tokens
 
 
@@ -24,8 +24,8 @@ class MaskedTransformer(nn.Module):
     The features of a position are the sum of embeddings of the tokens at distances -reach..reach, with a table for each distance.
     Blocks of attention and of a two-layer network with GELU follow, each normalised at its input. Positions enter through the
     rotation of queries and keys (arXiv:2104.09864), so attention depends on distances. The token `vocab_size` stands for a masked
-    token. It has an embedding and no logit, so the probability of the mask token is zero. The noise level is no input: the
-    conditional probability of a token given the tokens that are kept does not depend on it (theorem 1 of arXiv:2406.03736).
+    token. It has an embedding but no logit, so the probability of the mask token is zero. The noise level is not an input: the
+    conditional probability of a token given the unmasked tokens does not depend on it (theorem 1 of arXiv:2406.03736).
 
     Parameters
     ----------
@@ -38,11 +38,11 @@ class MaskedTransformer(nn.Module):
     layers, heads
         Number of blocks, and of attention heads in a block.
     reach
-        Largest distance of the tokens that are embedded together: the first block reads groups of letters, not letters.
+        Largest distance of tokens that are embedded together, so that the first block reads groups of letters.
     characters
         For a model of characters: the character of every token, `vocab_size` of them.
     seed
-        Of the initial weights.
+        Seed of the initial weights.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class MaskedTransformer(nn.Module):
     """
 
     probed = "blocks.*"
-    """The layers that are read by default."""
+    """The layers read by default."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class MaskedTransformer(nn.Module):
             self.readout = nn.Linear(w, v)
             for name, weights in self.named_parameters():
                 if weights.ndim == 2:
-                    added = name.endswith(("out.weight", "down.weight"))  # one of the 2 n terms that blocks add to the features
+                    added = name.endswith(("out.weight", "down.weight"))  # blocks add 2 n such terms to the features
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
     def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
 
-        `attention_mask` (batch, length): 0 where a shorter sequence has ended; its logits are those that it has by itself.
+        `attention_mask` (batch, length): 0 beyond the end of a shorter sequence; padding does not change its logits.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class MaskedTransformer(nn.Module):
         length, reach = ids.shape[1], self.options["reach"]
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         ids = ids.masked_fill(~real, v)
-        padded = functional.pad(ids, (reach, reach), value=v)  # beyond the ends nothing is known, as where tokens are masked
+        padded = functional.pad(ids, (reach, reach), value=v)  # positions beyond the ends count as masked
         features = torch.stack([table(padded[:, k : k + length]) for k, table in enumerate(self.embeddings)]).sum(0)
         rotation = _rotation(length, self.options["width"] // self.options["heads"], ids.device)
         attended = None if bool(real.all()) else real[:, None, None]
@@ -127,7 +127,7 @@ class MaskedTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention between all tokens, then a two-layer network at each; both are added to their input."""
+    """Attention between all tokens, then a two-layer network at each token; both outputs are added to their inputs."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Block(nn.Module):
     def forward(
         self, features: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], attended: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Features (batch, length, width) to features of that shape; `attended`: bool (batch, 1, 1, length), by default all."""
+        """Features (batch, length, width) after the block; `attended`: bool (batch, 1, 1, length), by default all."""
         batch, length, width = features.shape
         joint = self.queries_keys_values(self.norm1(features)).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = joint.permute(2, 0, 3, 1, 4)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class LanguageOptions(BaseModel):
-    """How a language model is read, and how its tokens are drawn."""
+    """Options for loading a language model and drawing its tokens."""
 
     model: str = Field(
         default="embedded",
@@ -25,7 +25,7 @@ class LanguageOptions(BaseModel):
         "vocab.txt, instead of using a tokenizer.",
         examples=["smiles", "characters"],
     )
-    trust_remote_code: bool = Field(default=False, description="Run code that comes with a model or tokenizer.")
+    trust_remote_code: bool = Field(default=False, description="Run the model's or tokenizer's own code.")
     mask_id: int | None = Field(default=None, ge=0, description="Id of the mask token, if the tokenizer has none.")
     shift: bool | None = Field(
         default=None,
@@ -39,8 +39,8 @@ class LanguageOptions(BaseModel):
     )
     corruption: Literal["masking", "uniform"] | None = Field(
         default=None,
-        description="Corruption of the tokens: masking or uniform (replacement); by default the one that the model was trained "
-        "to undo.",
+        description="Corruption of the tokens: masking or uniform (replacement); by default the corruption that the model "
+        "reverses.",
     )
     order: Literal["random", "blocks", "entropy", "probability", "confidence"] = Field(
         default="random",
@@ -52,25 +52,28 @@ class LanguageOptions(BaseModel):
         ge=1,
         description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
     )
-    block: int = Field(default=8, ge=1, description="Tokens in a block, for the order blocks.")
+    block: int = Field(default=8, ge=1, description="Tokens in a block, for --order blocks.")
     temperature: float = Field(
         default=1.0,
         gt=0,
         allow_inf_nan=False,
         description="Temperature of the draws. Values other than 1 do not sample the posterior; results say so.",
     )
-    top_k: int | None = Field(default=None, ge=1, description="Draw from the K most probable tokens only.")
+    top_k: int | None = Field(default=None, ge=1, description="Draw only from the K most probable tokens.")
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Draw from the most probable tokens that together have this probability."
+        default=None,
+        gt=0,
+        le=1,
+        description="Draw only from the most probable tokens whose total probability reaches this value.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the models: float32, bfloat16 or float16."
     )
     device: str | None = Field(
         default=None,
-        description="cpu, cuda, cuda:1, mps, ..; by default cuda if it is available.",
+        description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.",
         examples=["cpu", "cuda", "mps"],
     )
     batch_size: int | None = Field(
-        default=None, ge=1, le=2**16, description="Texts in a call of the model; by default as many as are efficient."
+        default=None, ge=1, le=2**16, description="Texts in a call of the model; by default chosen for efficiency."
     )

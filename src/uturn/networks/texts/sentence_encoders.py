@@ -1,4 +1,4 @@
-"""Sentence encoders: a vector for each text, as packages of sentence-transformers and plain encoders give it."""
+"""Sentence encoders: a vector for each text, from models of sentence-transformers and plain encoders."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class SentenceEncoder:
     ----------
     model : LanguageModel
     pooling : str
-        "mean" over all tokens, those around the text among them; "cls", the first token; "max" over tokens; "lasttoken".
+        "mean" over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens; "lasttoken".
     prompt : str
-        Put before each text.
+        Text added before each text.
     lower : bool
-        Whether texts are written in small letters first.
+        Whether texts are converted to lower case first.
     """
 
     model: LanguageModel
@@ -76,8 +76,8 @@ def load_sentence_encoder(model: str, **options: Any) -> SentenceEncoder:
     Parameters
     ----------
     model : str
-        A folder, or the name on a hub, of a model of sentence-transformers, whose modules.json lists an encoder, a pooling and
-        perhaps a normalisation; or any other model of `load_text_model`, whose hidden states are averaged over tokens.
+        A folder or hub id of a model of sentence-transformers, whose modules.json lists an encoder, a pooling and optionally a
+        normalisation; or any other model of `load_text_model`, whose hidden states are averaged over tokens.
     options
         As in `load_text_model`.
 
@@ -133,7 +133,7 @@ def _json(model: str, name: str, where: str) -> Any:
         path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         return None if path is None else read_table(path)
     except ImportError:
-        return None  # the loader of the model says so
+        return None  # the loader of the model reports the error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{where}: {name} cannot be read ({one_line(error)}); download the model again, give its folder"

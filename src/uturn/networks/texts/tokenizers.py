@@ -1,7 +1,7 @@
-"""Tokenizers: texts as the ids that a language model reads, and back.
+"""Tokenizers: conversion of texts to the ids of a language model, and back.
 
-Tokenizers of transformers are read from a folder or a hub. A vocabulary with a regular expression serves models whose tokenizer
-transformers cannot read: SMILES, sequences of residues, characters.
+Tokenizers of transformers are read from a folder or a hub. For models whose tokenizer transformers cannot read (SMILES, sequences
+of residues, characters), a vocabulary with a regular expression replaces it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MISSING = "pip install 'uturn[text]'"
 
 
 class Tokenizer(Protocol):
-    """What experiments need of a tokenizer."""
+    """The members of a tokenizer that experiments use."""
 
     @property
     def size(self) -> int:
@@ -52,12 +52,12 @@ class Tokenizer(Protocol):
 
     @property
     def special(self) -> frozenset[int]:
-        """Ids that stand for no text, the unknown token not among them."""
+        """Ids that represent no text, except the unknown token."""
         ...
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """Ids before a text, as the model was trained with."""
+        """Ids before a text, as in the model's training."""
         ...
 
     @property
@@ -70,15 +70,15 @@ class Tokenizer(Protocol):
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; joined they are the text."""
+        """The text of each token; joined, they form the whole text."""
         ...
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of some tokens, as another tokenizer reads it."""
+        """The text of the tokens in a form for another tokenizer."""
         ...
 
     def fingerprint(self) -> str:
-        """Identity of the vocabulary and of how texts are split."""
+        """Identity of the vocabulary and of the splitting of texts."""
         ...
 
 
@@ -89,11 +89,11 @@ class Vocabulary:
     Attributes
     ----------
     tokens : sequence of str
-        The id of a token is its place.
+        The id of a token is its index.
     split : str
         "smiles", "characters", or a regular expression.
     framed : bool
-        Whether texts stand between the tokens for begin and end ([CLS], [SEP], ..), where the list has them.
+        Whether texts are enclosed in the begin and end tokens ([CLS], [SEP], ..) of the list, if any.
 
     Examples
     --------
@@ -159,14 +159,14 @@ class Vocabulary:
         return () if place is None else (place,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the matches, without blanks; ValueError for one that is not in a vocabulary without an unknown token."""
+        """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
         matches = [match.group() for match in self._pattern.finditer(text)]
-        words = [word for word in matches if word.strip() or (word == " " and " " in self._places)]
+        matched = [word for word in matches if word.strip() or (word == " " and " " in self._places)]
         unknown = self.unknown_id
-        strange = next((word for word in words if word not in self._places), None)
+        strange = next((word for word in matched if word not in self._places), None)
         if unknown is None and strange is not None:
             raise ValueError(f"the text {shown(text)} has {strange!r}, which is none of the {self.size} tokens of the model")
-        return [self._places.get(word, unknown or 0) for word in words]
+        return [self._places.get(word, unknown or 0) for word in matched]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.tokens[place] for place in ids]
@@ -179,7 +179,7 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: Path, split: str) -> Vocabulary:
-        """The vocabulary of a file `vocab.txt`, one token a line."""
+        """The vocabulary of a file `vocab.txt`, one token on each line."""
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -205,7 +205,7 @@ class PretrainedTokenizer:
         return (), ()
 
     def encode(self, text: str) -> list[int]:
-        # Without `verbose` no warning is printed for texts that are longer than the model: they are cut, or refused by name.
+        # verbose=False prints no warning for texts longer than the model's maximum, which are cut or refused elsewhere.
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -218,7 +218,7 @@ class PretrainedTokenizer:
         return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))).strip()
 
     def _shown(self, token: str) -> str:
-        if self._has_word_pieces:  # words begin with a blank, their continuations with ##
+        if self._has_word_pieces:  # words are separated by blanks, and their continuations begin with ##
             return token[2:] if token.startswith("##") else f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
@@ -230,7 +230,7 @@ class PretrainedTokenizer:
 
     @cached_property
     def _has_blanks(self) -> bool:
-        """Whether blanks are written in tokens, which may then also be parts of a character."""
+        """Whether tokens contain the blanks; such tokens may also be parts of a character."""
         return not self._has_word_pieces and any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
 
     @cached_property
@@ -238,8 +238,8 @@ class PretrainedTokenizer:
         return self._tokenizer.get_vocab()
 
     def fingerprint(self) -> str:
-        words = [sorted(self._vocabulary.items(), key=lambda entry: entry[1]), self.encode("The 2 cats, naïve.")]
-        return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        identity = [sorted(self._vocabulary.items(), key=lambda entry: entry[1]), self.encode("The 2 cats, naïve.")]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
@@ -248,16 +248,16 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     Parameters
     ----------
     name : str
-        Folder, or the name of a model on a hub. With `split`, a folder with a file `vocab.txt`, or such a file.
-    split : str, optional
-        "smiles", "characters" or a regular expression: texts are split by it, and tokens looked up in `vocab.txt`.
-    trust_remote_code : bool
-        Whether code that comes with a tokenizer may run.
+        Folder or hub id of a model. With `split`, a folder with a file `vocab.txt`, or such a file.
+            split : str, optional
+        "smiles", "characters" or a regular expression that splits texts into tokens of `vocab.txt`.
+            trust_remote_code : bool
+        Whether a tokenizer's own code may run.
 
     Raises
     ------
     ValueError
-        Without transformers, and if there is no such tokenizer.
+        If transformers is not installed, or there is no such tokenizer.
     """
     if split is not None:
         path = Path(name)
@@ -271,7 +271,7 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
         raise ValueError(f"tokenizer = {name!r} needs transformers, which is not installed; {MISSING}") from None
     try:
         return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
-    except Exception as error:  # of any kind, also of the code that comes with it
+    except Exception as error:  # the tokenizer's own code can raise any exception
         raise ValueError(
             f"tokenizer = {name!r} cannot be read ({one_line(error)[:300]}); name another one (--tokenizer), or give a regular "
             f"expression that splits texts into the tokens of vocab.txt (--split)"

@@ -12,9 +12,9 @@ from uturn.studies.plotting.style import MUTED, THEORY, fonts_for, level_colors,
 if TYPE_CHECKING:
     import xarray as xr
 
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3294")  # of data sets
-_MARKERS = "osD^vPX*hp"  # of kinds of models
-_TEXTS = ("title", "group", "data", "kind")  # of the file; "$" in them begins no formula
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3294")  # one for each data set
+_MARKERS = "osD^vPX*hp"  # one for each kind of model
+_TEXTS = ("title", "group", "data", "kind")  # texts from the user's file; a "$" in them is literal
 _INCH = 0.56  # height of a row
 _MARGIN = 0.6  # nats beyond the outermost marks
 
@@ -23,8 +23,8 @@ def draw_atlas(atlas: xr.Dataset) -> Any:
     """The table of `uturn.cli.presets.atlas_numbers.table_of` as a figure; noise grows to the right.
 
     Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
-    it at the half-lives of the layers, from the first to the last, a circle where the order of the layers inverts, a star at
-    speciation. Colours are data sets, markers kinds of models. At the right: t* and the width.
+    the bar at the half-lives of the layers, a circle where the order of the layers inverts, and a star at speciation. Colours
+    distinguish data sets, markers distinguish kinds of models. At the right: t* and the width.
     """
     plain = {name: ("entry", [str(text).replace("$", r"\$") for text in atlas[name].values]) for name in _TEXTS}
     atlas = atlas.assign_coords(plain)
@@ -45,8 +45,8 @@ def draw_atlas(atlas: xr.Dataset) -> Any:
         for group, y in headings.items():
             axes.text(high, y, group, fontweight="bold", va="center", fontsize=11)
         firsts = {name: y for name, y in reversed(list(zip(names, places, strict=True)))}
-        words = dict(zip(names, titles, strict=True))
-        axes.set_yticks([firsts[name] for name in words], list(words.values()))
+        title_of = dict(zip(names, titles, strict=True))
+        axes.set_yticks([firsts[name] for name in title_of], list(title_of.values()))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=MUTED, lw=1, ls=":", zorder=0)
@@ -59,7 +59,7 @@ def draw_atlas(atlas: xr.Dataset) -> Any:
 
 
 def _places(names: list[str], groups: list[str]) -> list[float]:
-    """Heights of the entries: one a row, closer for several classifiers of a row, with room for the heading of a group."""
+    """Vertical positions of the entries: classifiers of one row lie close together, and headings of groups get room."""
     pairs = list(pairwise(zip(names, groups, strict=True)))
     steps = [0.6 if name == above else 1.0 if group == group_above else 1.9 for (above, group_above), (name, group) in pairs]
     return [0.0, *np.cumsum(steps).tolist()]
@@ -80,7 +80,7 @@ def _draw_row(axes: Any, entry: xr.Dataset, y: float, color: str, marker: str) -
     if np.isfinite([early, late]).all():
         axes.barh(y, late - early, left=early, height=0.36, color=color, alpha=0.25, lw=0)
     if not np.isnan([low, high]).any():
-        low, high = np.clip([low, high], *sorted(axes.get_xlim()))  # no noise, or noise alone, has an infinite log-SNR
+        low, high = np.clip([low, high], *sorted(axes.get_xlim()))  # log-SNR is infinite without noise and for pure noise
         axes.plot([low, high], [y, y], color=color, lw=2.4, solid_capstyle="butt")
     layers = sum(bool(str(layer)) for layer in entry.layer.values)
     for k, tick in enumerate(level_colors(layers)):
@@ -89,14 +89,14 @@ def _draw_row(axes: Any, entry: xr.Dataset, y: float, color: str, marker: str) -
     axes.plot([entry.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
     if np.isfinite(star):
         axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
-    words = "failed" if entry.failure.item() else "no $t^*$"
+    label = "failed" if entry.failure.item() else "no $t^*$"
     if np.isfinite(star):
-        words = f"$t^*$ {star:.1f}" + (f", width {float(entry.width[0]):.1f}" if np.isfinite(entry.width[0]) else ", no width")
-    axes.annotate(words.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
+        label = f"$t^*$ {star:.1f}" + (f", width {float(entry.width[0]):.1f}" if np.isfinite(entry.width[0]) else ", no width")
+    axes.annotate(label.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
 
 
 def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]) -> None:
-    """Data sets, kinds of models, and what the marks are, in axes of their own."""
+    """A legend of data sets, kinds of models and marks, in separate axes."""
     from matplotlib.legend import Legend
 
     first, *_, last = level_colors(3)

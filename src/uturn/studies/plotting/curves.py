@@ -1,4 +1,4 @@
-"""Parts of figures of curves against noise: transitions, gaps, legends, and texts that are drawn as they stand."""
+"""Parts of figures of curves against noise: transitions, gaps, legends, and literal texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uturn.studies.plotting.style import fonts_for
 if TYPE_CHECKING:
     import xarray as xr
 
-_NEAR = 0.03  # of the height of all curves: those that are nowhere farther apart lie on each other
+_NEAR = 0.03  # curves closer than this share of the height of all curves count as coincident
 
 
 def estimated(values: np.ndarray) -> np.ndarray:
@@ -22,7 +22,7 @@ def estimated(values: np.ndarray) -> np.ndarray:
 
 
 def lying_on(curves: Any) -> list[int]:
-    """For each curve the number of curves before it that it lies on: within 3 % of the height of all wherever both have a value.
+    """For each curve, the number of earlier curves that coincide with it: within 3 % of the height of all, at each common x.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def end_of(noise: np.ndarray) -> float:
 
 
 def brief(name: str, most: int = 22) -> str:
-    """A name of at most `most` characters; of a longer one, the end."""
+    """A name of at most `most` characters; a longer name is cut at its beginning."""
     return no_mathematics(name if len(name) <= most else f"..{name[-most + 2 :]}")
 
 
@@ -103,7 +103,7 @@ def no_mathematics(text: str) -> str:
 
 
 def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
-    """A study whose texts can be drawn, and the fonts for them; characters that no font has are replaced by escapes."""
+    """A copy of a study whose texts can be drawn, and the fonts they need; characters that no font has become escapes."""
     names, attributes = [name for name in coordinates if name in data.coords], ("description", "remark")
     text = "".join([*(str(data.attrs[name]) for name in attributes), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)

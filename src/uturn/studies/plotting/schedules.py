@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _COLORS = (ACCENT, CLASS, "#009e73", "#e69f00", "#7b3294", THEORY, "#56b4e9", "#8c510a")
-_REACH = 9  # of log-SNR
+_REACH = 9  # limit of the log-SNR axis
 
 
 def draw_schedules(schedules: Sequence[xr.Dataset], names: Sequence[str]) -> Any:
-    """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N; the values at 1/2 are written out."""
+    """Left: amplitude of the image in x_t. Right: log-SNR. Both against strength = k/N, with the values at 1/2 as text."""
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
         middles = [float(np.interp(0.5, ds.t_over_T.values[1:], ds.log_snr.values[1:])) for ds in schedules]
-        order = np.argsort(middles)[::-1]  # from the most image to the most noise, as the curves lie
+        order = np.argsort(middles)[::-1]  # from the top curve (most image) to the bottom curve (most noise)
         for rank, place in enumerate(order):
             ds, middle, color = schedules[place], middles[place], _COLORS[rank % len(_COLORS)]
             share = ds.t_over_T.values

@@ -27,10 +27,10 @@ def style(families: Sequence[str] = ()) -> Iterator[Any]:
     import matplotlib
 
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
-        matplotlib.use("Agg")  # no window is opened; notebooks and users choose otherwise
+        matplotlib.use("Agg")  # open no window, unless a notebook or the user chose a backend
     import matplotlib.pyplot as plt
 
-    plt.draw_if_interactive()  # loads the backend; that of notebooks has settings, which would end with this context
+    plt.draw_if_interactive()  # load the backend before the settings: leaving this context would undo those of notebooks
     settings: dict[Any, Any] = {
         "figure.dpi": 100,
         "savefig.dpi": 200,
@@ -77,17 +77,17 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
     missing = {c for c in text if c.isprintable()} - (normal & bold)
     families = []
     for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.name, entry.weight)):
-        found = missing & characters(entry.fname) if missing and "Last Resort" not in entry.name else set()
-        if found:
+        covered = missing & characters(entry.fname) if missing and "Last Resort" not in entry.name else set()
+        if covered:
             families.append(entry.name)
-            missing -= found
+            missing -= covered
     return families, missing | {c for c in text if not c.isprintable()}
 
 
 def bars(axes: Any, x: Any, bounds: Any, **look: Any) -> None:
     """Points with intervals, `bounds` (points, 3): value, low, high."""
     value, low, high = np.asarray(bounds).T
-    axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can put an end on the wrong side
+    axes.errorbar(x, value, np.maximum([value - low, high - value], 0), **look)  # rounding can make these slightly negative
 
 
 def row_interval(
@@ -106,7 +106,7 @@ def mark_noise(axes: Any, x: float, text: str = "", color: Any = THEORY, aside: 
 
 
 def ticks(axes: Any, x: Any) -> None:
-    """These ticks of a logarithmic axis, and none between them."""
+    """Set the ticks of a logarithmic axis, without minor ticks."""
     axes.set_xticks(x, [f"{at:g}" for at in x])
     axes.minorticks_off()
 

@@ -15,7 +15,7 @@ from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, fonts_f
 if TYPE_CHECKING:
     import xarray as xr
 
-NOISED, CHANGED = "#e8e8e8", "#f7cfcb"  # backgrounds of tokens that were noised, and of those that are others now
+NOISED, CHANGED = "#e8e8e8", "#f7cfcb"  # backgrounds of noised tokens and of changed tokens
 _COLUMNS, _MOST_LINES = 96, 60
 EDGES = (("solid", "-"), ("dashed", "--"), ("dotted", ":"), ("double", (0, (6, 1))))
 """Lines below the tokens of regions, in CSS and in figures."""
@@ -25,9 +25,9 @@ _LEFT, _ABOVE, _BETWEEN = 10, 0.9, 0.15  # columns before the texts; lines above
 
 
 class Token(NamedTuple):
-    """A token of a row: its text, whether the corruption removed or replaced it, and whether it is another one.
+    """A token of a row: its text, whether the corruption removed or replaced it, and whether it differs from the original.
 
-    In originals also the number of its region, -1 for none, and whether it separates segments.
+    In originals also the number of its region (-1 for none) and whether it separates segments.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Token(NamedTuple):
 
 
 class ShownText(NamedTuple):
-    """A text of a block: the noise level (None for the original), its tokens, and the noisy text it comes from."""
+    """A text of a block: the noise level (None for the original), its tokens, and the noisy text from which it was made."""
 
     noise: float | None
     tokens: list[Token]
@@ -70,13 +70,13 @@ def blocks(
 
 
 def _noisy_text(piece: str, original: str) -> str:
-    """The text of a noisy token; a masked one as so many dots as the original has characters."""
+    """The text of a noisy token; for a masked token, one dot for each character of the original."""
     blank = " " if len(original) > 1 and original.startswith(" ") else ""
     return readable(piece) if piece else blank + "·" * len(readable(original)[len(blank) :])
 
 
 def readable(text: Any) -> str:
-    """A text in which characters that cannot be seen, or that change the direction of others, are written as escapes."""
+    """A text with escapes for characters that are invisible or change the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
@@ -86,7 +86,7 @@ def cells(text: str) -> int:
 
 
 def lines(tokens: Iterable[Token], columns: int) -> list[list[tuple[int, Token]]]:
-    """Tokens with their columns, in lines of at most so many columns; a blank that begins a line of words is left out."""
+    """Tokens with their columns, wrapped into lines of limited width; a blank at the beginning of a line of words is left out."""
     lines: list[list[tuple[int, Token]]] = [[]]
     at = 0
     for token in tokens:
@@ -101,7 +101,7 @@ def lines(tokens: Iterable[Token], columns: int) -> list[list[tuple[int, Token]]
 
 
 def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> Any | None:
-    """Some originals and their reconstructions at increasing noise. None if no tokens were kept."""
+    """Some originals and their reconstructions at increasing noise. None if no tokens were stored."""
     if "original_piece" not in data.coords:
         return None
     laid = _laid(data, most_items, most_levels, _COLUMNS)
@@ -114,7 +114,7 @@ def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> 
 
 
 def draw_texts(axis: Any, data: xr.Dataset, width: float, height: float) -> None:
-    """The texts of an analysis in an axis of so many inches, with as many noise levels as there is place for."""
+    """Draw the texts of an analysis in an axis of the given size in inches, with as many noise levels as fit."""
     columns = int(width / _CELL) - _LEFT - 1
     for levels in range(data.sizes["shown_noise"], 0, -1):
         laid = _laid(data, data.sizes["shown_item"], levels, columns)
@@ -127,7 +127,7 @@ _Laid = list[tuple[int, ShownText, list[list[tuple[int, Token]]]]]  # item, row,
 
 
 def _laid(data: xr.Dataset, most_items: int, most_levels: int, columns: int) -> _Laid:
-    """Rows in lines; items are left out where there would be too many lines."""
+    """Rows wrapped into lines; items that would exceed the maximum number of lines are left out."""
     laid: _Laid = []
     for item, rows in blocks(data, most_items, most_levels):
         block = [(item, row, lines(row.tokens, columns)) for row in rows]
@@ -148,7 +148,7 @@ def _height(laid: _Laid) -> float:
 
 
 def _draw_blocks(axis: Any, data: xr.Dataset, laid: _Laid, width: float, height: float) -> None:
-    """Draw laid out rows in an axis of so many inches."""
+    """Draw wrapped rows in an axis of the given size in inches."""
     families, missing = fonts_for("".join(token.text for _, _, parts in laid for part in parts for _, token in part))
     boxes = str.maketrans(dict.fromkeys(missing, "□"))
     axis.set(xlim=(-_LEFT, width / _CELL - _LEFT), ylim=(height / _LINE - _top(data) + 0.3, -_top(data)))
@@ -184,7 +184,9 @@ def _draw_line(axis: Any, y: float, line: list[tuple[int, Token]], families: lis
         look |= {"fontsize": _SIZE, "family": ["DejaVu Sans Mono", *families], "va": "center_baseline", "parse_math": False}
         text = "".join(token.text for _, token in parts)
         at = parts[0][0]
-        if text.isascii():  # of fixed width, but for rounding: a few characters together are faster than each alone
+        if (
+            text.isascii()
+        ):  # fixed width: draw eight characters at once, which is faster, and short enough for rounding not to add up
             for k in range(0, len(text), 8):
                 axis.text(at + k, y + 0.55, text[k : k + 8], **look)
             continue
@@ -198,7 +200,7 @@ def _draw_background(axis: Any, x: float, y: float, width: float, color: str) ->
 
 
 def _region_look(region: int) -> dict[str, Any]:
-    """Line below the tokens of a region."""
+    """Appearance of the line below the tokens of a region."""
     return {"color": DISTINCT[region % len(DISTINCT)], "ls": EDGES[region % len(EDGES)][1], "solid_capstyle": "butt"}
 
 
@@ -214,11 +216,11 @@ def _characters(text: str) -> list[str]:
 
 
 def _draw_key(axis: Any, data: xr.Dataset) -> None:
-    """What the marks mean, above the texts."""
+    """Draw the legend of the marks above the texts."""
     y, look = 1.15 - _top(data), {"va": "center_baseline", "fontsize": _SIZE}
     axis.text(-1, y, "noise", ha="right", color=MUTED, **look)
     _draw_background(axis, 0, y - 0.55, 2, NOISED)
-    axis.text(2.8, y, "noised, and the same again", color=THEORY, **look)
+    axis.text(2.8, y, "noised, then restored", color=THEORY, **look)
     _draw_background(axis, 34, y - 0.55, 2, CHANGED)
     axis.text(36.8, y, "another token", color=CLASS, fontweight="bold", **look)
     x, y = 0.0, y + 1.3

@@ -1,6 +1,7 @@
 """Drawings of trees, symbols, rules and messages.
 
-All functions draw in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance of two leaves.
+All functions draw in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance between two
+leaves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LETTERS = ("abcdefgh", "ABCDEFGH", "αβγδεζηθ")
 
 
 def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
-    """Name of a symbol in a drawing: a digit for classes, for other levels a letter of an alphabet that changes by level."""
+    """Name of a symbol in a drawing: a digit for classes, otherwise a letter from the alphabet of the level."""
     return str(symbol + 1) if tree_level == depth else _LETTERS[tree_level % len(_LETTERS)][symbol]
 
 
@@ -85,7 +86,7 @@ def message_bars(
 ) -> None:
     """Draw a message as a bar chart centred at x with its base at y: one bar for each symbol, full height = probability 1.
 
-    `color`: of the base line, of the arrow head ("up" or "down") above the chart, and of the dot under the true symbol.
+    `color`: colour of the base line, of the arrow head ("up" or "down") above the chart, and of the dot under the true symbol.
     """
     from matplotlib.patches import Rectangle
 
