@@ -50,6 +50,12 @@ def planned(*arguments, **options):
     return plan(*arguments, **{"workers": 1, "budget": 0.1, **options})
 
 
+@pytest.fixture(autouse=True)
+def unchecked_models(monkeypatch):
+    """The check of a model before its run is no part of a plan, and takes longer than these runs."""
+    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: [])
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the networks and denoisers that were called, in order."""
