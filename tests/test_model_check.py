@@ -306,7 +306,8 @@ def wrong(embedded, tmp_path_factory):
 
 
 def test_the_line_is_printed_and_kept(wrong, tmp_path):
-    options = ["--model", wrong, "--items", "6", "--levels", "2", "--steps", "2", "--device", "cpu", "--no-compare-labels", "--workers", "1"]
+    options = ["--model", wrong, "--items", "6", "--levels", "2", "--steps", "2", "--device", "cpu"]
+    options += ["--no-compare-labels", "--workers", "1"]
     found = CliRunner().invoke(app, ["images", *options, "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output
     (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
