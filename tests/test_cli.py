@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
+from command_line import uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions, TextOptions
@@ -36,14 +37,15 @@ type = "tree_levels"
 """
 
 
-def uturn(*arguments, cwd=None):
+def process(*arguments, cwd=None):
+    """The program in a process of its own, as `uturn` of `command_line` in this one."""
     return subprocess.run(
         [sys.executable, "-m", "uturn.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
     )
 
 
 def test_help_names_the_commands():
-    done, bare = uturn("--help"), uturn()
+    done, bare = process("--help"), process()
     assert (done.returncode, bare.returncode) == (0, 2)
     assert all(command in done.stdout for command in COMMANDS)
     assert bare.stdout.strip() == done.stdout.strip()
@@ -80,7 +82,7 @@ def test_run_and_resume(tmp_path):
         done = uturn("run", "spec.toml", "--store", "store", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "unchanged (noise 2, item 4, trajectory 1, tree_level 4)" in done.stdout
-    done = uturn("run", "spec.toml", "--store", "store", "--no-resume", cwd=tmp_path)
+    done = process("run", "spec.toml", "--store", "store", "--no-resume", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "exists already" in done.stderr
 
@@ -106,7 +108,6 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
     done = uturn(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
 
 

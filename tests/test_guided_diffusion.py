@@ -2,8 +2,6 @@
 
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -13,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import adm_checkpoints as adm
+from command_line import uturn
 from uturn.cli.models import convert
 from uturn.networks.images import guided_diffusion
 from uturn.networks.images.guided_diffusion import (
@@ -230,8 +229,7 @@ def test_convert_on_the_command_line(folder, tmp_path, capsys):
     convert(path, tmp_path / "model", adm.preset())
     assert "unconditional, images of 16 pixels" in capsys.readouterr().out
     assert (tmp_path / "model" / "model_index.json").is_file()
-    command = [sys.executable, "-m", "uturn.cli", "convert", str(path), "other", "--preset", "256x256"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = uturn("convert", path, "other", "--preset", "256x256", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "256x256_diffusion_uncond" in done.stderr
 

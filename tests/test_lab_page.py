@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 import uturn as ut
 from browser import next_frame, violations
+from command_line import uturn
 from uturn.pages.laboratory import laboratory, write_laboratory
 
 IMAGES = json.loads((Path(ut.__file__).parent / "assets" / "lab" / "images.json").read_text(encoding="utf-8"))
@@ -317,10 +316,9 @@ def test_accessibility(visit, scheme):
 
 
 def test_command_writes_the_page(tmp_path):
-    command = [sys.executable, "-m", "uturn.cli", "explore"]
-    subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=120, check=True)
+    assert uturn("explore", cwd=tmp_path).returncode == 0
     assert (tmp_path / "uturn-laboratory.html").read_text(encoding="utf-8") == laboratory()
-    done = subprocess.run([*command, "--out", "."], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = uturn("explore", "--out", ".", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "uturn: error: out = '.': expected a file that ends in .html\n")
     for wrong, words in (("page.txt", "ends in .html"), ("none/page.html", "No such")):
         with pytest.raises(ValueError, match=words):

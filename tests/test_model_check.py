@@ -306,7 +306,8 @@ def wrong(embedded, tmp_path_factory):
 
 
 def test_the_line_is_printed_and_kept(wrong, tmp_path):
-    options = ["--model", wrong, "--items", "6", "--levels", "2", "--steps", "2", "--device", "cpu", "--no-compare-labels"]
+    options = ["--model", wrong, "--items", "6", "--levels", "2", "--steps", "2", "--device", "cpu"]
+    options += ["--no-compare-labels", "--workers", "1"]
     found = CliRunner().invoke(app, ["images", *options, "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output
     (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
@@ -314,9 +315,10 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     assert json.loads((tmp_path / "out" / "study.json").read_text())["warnings"] == [line]
     assert line in html.unescape((tmp_path / "out" / "index.html").read_text())
     # A complete store says it again, without a new check.
+    (tmp_path / "spec.json").write_text(Store.open(tmp_path / "out" / "run.zarr").attributes["spec"])
     with pytest.warns(UserWarning, match="^model check: ") as said:
-        again = CliRunner().invoke(app, ["images", *options, "--out", str(tmp_path / "out")])
-    assert again.exit_code == 0
+        again = CliRunner().invoke(app, ["run", str(tmp_path / "spec.json"), "--store", str(tmp_path / "out" / "run.zarr")])
+    assert again.exit_code == 0, again.output
     assert line in [str(one.message) for one in said]
     spec = experiment(wrong, items=3)
     assert line in list(check(spec))

@@ -2,13 +2,12 @@
 
 import itertools
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import uturn as ut
+from command_line import uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.engine import timing
@@ -49,6 +48,12 @@ def experiment(name, **changes):
 
 def planned(*arguments, **options):
     return plan(*arguments, **{"workers": 1, "budget": 0.1, **options})
+
+
+@pytest.fixture(autouse=True)
+def unchecked_models(monkeypatch):
+    """The check of a model before its run is no part of a plan, and takes longer than these runs."""
+    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: [])
 
 
 @pytest.fixture
@@ -174,11 +179,6 @@ def test_lines():
         "time: 6.7 min in 2 processes on this machine, and 3 s to start",
         "time in more such processes, on cores of their own: 4: 3.3 min, 8: 2.2 min",
     ]
-
-
-def uturn(*arguments, cwd=None):
-    command = [sys.executable, "-m", "uturn.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
 
 
 SPEC = """

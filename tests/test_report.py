@@ -17,7 +17,7 @@ from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
-from uturn.studies import draw_studies, named_runs, study
+from uturn.studies import named_runs
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
 NOISE = np.linspace(0.1, 1, 10)
@@ -384,7 +384,7 @@ def test_a_page_says_that_there_is_no_t_star(tmp_path):
     assert next(chart for chart in section["charts"] if chart["title"] == "Class is kept")["shown"]
 
 
-def test_several_runs_are_one_chart_for_each_reading(tmp_path):
+def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
     """Six runs of a sweep, one with other noise levels: a line for each, in the page and in the figure, chi included."""
     runs = {}
     for multiplicity in range(2, 8):
@@ -393,6 +393,8 @@ def test_several_runs_are_one_chart_for_each_reading(tmp_path):
         if multiplicity == 7:
             spec["corruption"] = {"type": "masking", "noise": [0.0, 0.4, 0.7, 1.0]}
         runs[f"m{multiplicity}"] = ut.run(ut.Experiment.from_dict(spec))
+    figures = []
+    monkeypatch.setattr("uturn.pages.results.save_figure", lambda figure, *paths: figures.append(figure))
     write_study(runs, tmp_path)
     overlay, *each = collect([tmp_path]).sections
     assert [one["title"] for one in each] == list(runs)
@@ -408,7 +410,7 @@ def test_several_runs_are_one_chart_for_each_reading(tmp_path):
     assert noise == [0, 0.4, 0.5, 0.7, 1]
     assert [value is not None for value in last["value"]] == [True, True, False, True, True]
     assert not any(chart["shown"] for one in each for chart in one["charts"])
-    drawn = draw_studies({name: study(run) for name, run in runs.items()})
+    (drawn,) = figures
     panels = [axis for axis in drawn.axes if axis.axison]
     assert all(len([line for line in axis.lines if line.get_label() in runs]) == 6 for axis in panels)
     assert panels[0].get_title("left") == "share of unchanged nodes, tree level 2"

@@ -7,8 +7,6 @@ import copy
 import importlib.util
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +16,7 @@ import pandas
 import pytest
 import torch
 
+from command_line import uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli.presets.schedules import read_scheduler, schedule, steps_of, strength_of
 from uturn.corruption.noising import add_noise
@@ -172,8 +171,7 @@ def test_shift_of_a_flow_model():
 
 def test_command_line_and_plot(tmp_path):
     table, picture = tmp_path / "levels.csv", tmp_path / "levels.svg"
-    command = [sys.executable, "-m", "uturn.cli", "schedule", "fashion_mnist", "--steps", "8"]
-    done = subprocess.run([*command, "--csv", table, "--plot", picture], capture_output=True, text=True)
+    done = uturn("schedule", "fashion_mnist", "--steps", 8, "--csv", table, "--plot", picture)
     assert done.returncode == 0, done.stderr
     assert "k = int(N strength)" in " ".join(done.stdout.split())
     rows = pandas.read_csv(table, index_col=["model", "step"])

@@ -5,13 +5,15 @@
 
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from command_line import uturn
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 FIGURES = ("trees", "levels", "hidden-bits")
@@ -35,11 +37,6 @@ def run_page(folder):
     A block that begins with `# NAME.py` or `# NAME.toml` is a file.
     """
     names = {"__name__": "tutorial"}
-    commands = folder / "commands"
-    commands.mkdir()
-    (commands / "uturn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uturn.cli "$@"\n')
-    (commands / "uturn").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
     for language, code, line in blocks():
         file = re.match(r"# (\w+\.(py|toml))\n", code)
         if file:
@@ -47,8 +44,11 @@ def run_page(folder):
         elif language == "python":
             exec(compile("\n" * line + code, str(PAGE), "exec"), names)
         elif language == "bash":
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{code}{done.stderr}"
+            for command in code.splitlines():
+                program, *arguments = shlex.split(command)
+                assert program == "uturn"
+                done = uturn(*arguments)
+                assert done.returncode == 0, f"{command}: {done.stderr}"
     return names
 
 
@@ -60,6 +60,7 @@ def page(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
         patch.setenv("MPLBACKEND", "Agg")
+        patch.setattr("uturn.engine.run.cores", lambda: 1)  # no processes, each of which would import torch
         names = run_page(folder)
     sys.modules.pop("hidden_bits", None)
     return {**names, "folder": folder}

@@ -1,0 +1,44 @@
+"""The program `uturn` in the process of the tests, which spares the seconds in which a new one imports its libraries."""
+
+import contextlib
+import io
+import logging
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from uturn.cli.entry import main
+
+
+def uturn(*arguments, cwd="."):
+    """What a shell gets from the program in a folder: its exit code, and the text of both of its streams."""
+    out, error, on_sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["uturn", *map(str, arguments)])
+        # What `main` sets for its process.
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(logging.getLogger("uturn"), "handlers", [])
+        patch.setattr(logging.getLogger("uturn"), "level", logging.NOTSET)
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        patch.setattr(warnings, "showwarning", _on_stderr)  # pytest keeps warnings to itself
+        for library in ("DIFFUSERS", "HF_HUB"):
+            patch.setenv(f"{library}_VERBOSITY", "error")
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(arguments, end.code, out.getvalue(), error.getvalue())
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _on_stderr(message, category, filename, lineno, file=None, line=None):
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
