@@ -1,5 +1,6 @@
 """Tests are shared out among processes, one a core, so each of them computes with one thread."""
 
+import gc
 import os
 
 import pytest
@@ -16,6 +17,11 @@ for name in ("COLUMNS", "LINES"):
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is imported
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+
+
+def pytest_collection_finish():
+    """Garbage collection need not walk the modules, which stay until the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,7 @@ MUTATIONS = (
         "a p-value of zero hits is 0",
         "uturn.measures.relabelling:p_values",
         "p[active] = (1 + hits) / (done + 1)",
-        "found[active] = hits / (done + 1)",
+        "p[active] = hits / (done + 1)",
         tests=(("test_calibration::test_wrong_evidence_has_the_smallest_p_value", {}),),
     ),
     Mutation(
