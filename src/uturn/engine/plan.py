@@ -37,9 +37,9 @@ class Plan:
         Bytes and number of the files of the complete store.
     start : float
         Seconds before a process measures, for importing modules, loading models and compiling kernels.
-            workers : int
+    workers : int
         Number of processes on this machine, sharing its cores.
-            seconds : {workers: float}
+    seconds : {workers: float}
         Time of the remaining tasks by number of processes, without the start. Processes beyond `workers` are assumed to have
         separate cores.
     """
@@ -92,14 +92,14 @@ def plan(
     ----------
     experiment, store
         As in `run`. Only tasks missing in the store are counted.
-            workers
+    workers
         Number of processes. Processes beyond the cores of this machine are assumed to have separate cores, in a cluster. None:
         the choice of `run`, and up to 8 in the table of times.
-            budget
+    budget
         Approximate seconds of timing, in addition to loading models and compilation.
-            least
+    least
         If the remaining time is shorter than this number of seconds, the result is None.
-            since
+    since
         Value of `time.perf_counter()` at the beginning of the start, by default at the call.
 
     Raises

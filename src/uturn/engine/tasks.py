@@ -62,9 +62,9 @@ class Tasks:
         tasks
             Pairs (task, first trajectory), preferably sorted by first trajectory: only tasks with equal values are measured
             together.
-                check
+        check
             Whether to look for readings stored by another process in the meantime, before storing these.
-                call
+        call
             Calls the function that stores readings; that of `Store.finishing` may do so in the background.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):

@@ -114,9 +114,9 @@ class Probed:
     ----------
     model : DenoisingNetwork
         Called with the labels, without guidance.
-            scheduler
+    scheduler
         The noise schedule and the prediction type of the model.
-            clean : float32 (originals, channels, height, width)
+    clean : float32 (originals, channels, height, width)
         Clean images or latents, on the device of the model.
     labels : int64 (originals,), optional
     pieces : Pieces

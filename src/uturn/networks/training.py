@@ -56,7 +56,7 @@ def train(
         Largest number of optimisation steps.
     recipe
         Plain data that identify the training: architecture, data, seed. A checkpoint of another recipe is refused.
-            checkpoint
+    checkpoint
         File for the state of the training, written every `every` steps. If it exists, training resumes from it; missing folders
         are created.
     learning_rate, weight_decay, warmup, decay, clip

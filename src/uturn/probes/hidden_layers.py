@@ -244,7 +244,7 @@ class HiddenLayers:
             Number of reconstructions of one noisy datum; draws = trajectories * clones, with clones adjacent. With several
             clones, each is also compared with the other clones of its noisy datum. The clones of a noisy datum are always in one
             batch, even if this exceeds `batch_size`.
-                    logits
+        logits
             False for encoders, whose output is not logits.
 
         Raises

@@ -40,7 +40,7 @@ class TextStates:
     layers : str or sequence of str, optional
         "every block", names or patterns of modules (`uturn.networks.layers.select_layers`). By default the choice of the model.
         For models of transformers, "every block" means the hidden states they return: "embeddings", "block 1", .. .
-            batch_size : int
+    batch_size : int
         Texts in a call; the clones of a noisy text and their original are always in one call.
 
     Attributes

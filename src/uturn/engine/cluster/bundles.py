@@ -35,9 +35,9 @@ class Bundles:
     ----------
     groups
         Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are efficiently measured together.
-            seconds
+    seconds
         Desired duration of a bundle.
-            label
+    label
         Function that describes a task in messages.
     """
 

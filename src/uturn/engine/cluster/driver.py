@@ -53,9 +53,9 @@ def on_cluster(
         "local", "auto", "ray://host:port" or "host:port".
     make
         Function without arguments that returns, in a worker, an object that measures the tasks (see `worker.Measures`).
-            groups
+    groups
         Pairs (cost, tasks). Costly tasks come first. Tasks of a group are neighbours, which are efficiently measured together.
-            label
+    label
         Function that describes a task in messages.
     cpus, gpus
         Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
@@ -65,7 +65,7 @@ def on_cluster(
         By default as many as the cluster has room for.
     own_code
         Whether workers need the user's modules, which are then sent to them.
-            bundle_seconds
+    bundle_seconds
         Desired duration of a bundle of small tasks.
     silent_after
         Seconds after which a worker that does not answer counts as dead.

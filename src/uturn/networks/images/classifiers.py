@@ -27,7 +27,7 @@ class Classifier:
     ----------
     module : torch.nn.Module
         In evaluation mode, on the GPU if there is one; returns logits (batch, num_classes), or an embedding if it has no classes.
-            preprocess : function or None
+    preprocess : function or None
         Maps images in [-1, 1] (a tensor) to the input of the module (a tensor).
     layers : tuple of str
         The probed modules, in the order in which the module registers them.
@@ -77,9 +77,9 @@ def load_classifier(
     layers
         Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
         when the network is evaluated (auxiliary heads, shared modules).
-            image_shape
+    image_shape
         Channels, height and width of the images.
-            texts
+    texts
         A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020): the logit of a class is
         the cosine of the embeddings of image and text, times the learned scale.
 

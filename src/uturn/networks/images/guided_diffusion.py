@@ -42,7 +42,7 @@ class GuidedDiffusionUNet(nn.Module):
         `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
     num_classes : int or None
         Number of classes, 0 .. num_classes - 1, of a class-conditioned network; None if it is unconditional.
-            not_in_diffusers : str or None
+    not_in_diffusers : str or None
         The reason for which a folder in diffusers' layout cannot hold this network; None if it can.
     """
 
@@ -67,7 +67,7 @@ class GuidedDiffusionUNet(nn.Module):
             (batch, channels, height, width), floating point; computed in the precision of the weights.
         timestep
             (batch,), of the training schedule: 0 .. diffusion_steps - 1.
-                    class_labels
+        class_labels
             int64 (batch,); required if the network is conditioned on the class, otherwise None.
 
         Returns
@@ -92,7 +92,7 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
         A key of `PRESETS`, or flags of the original's scripts, such as
         "--image_size 64 --num_heads 4 --noise_schedule cosine". Without preset and options, the preset with the name of the
         file.
-            **options
+    **options
         Options of the original, which override the preset. Needed: image_size, and num_heads or num_head_channels. Optional:
         num_heads_upsample, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart, sigma_small, use_fp16 (the
         network in float16). Options determined by the weights (num_channels, num_res_blocks, channel_mult,

@@ -54,7 +54,7 @@ class DenoiserModel:
         "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
     num_classes : int, optional
         Number of classes 0 .. num_classes - 1 of a class-conditioned network.
-            null_class : int, optional
+    null_class : int, optional
         The label for no class, outside of 0 .. num_classes - 1.
     """
 

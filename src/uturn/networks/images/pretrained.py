@@ -48,19 +48,19 @@ class Pretrained:
         the batch of the network.
     scheduler
         The scheduler stored with the model: noise schedule and prediction type.
-            codec : Codec or None
+    codec : Codec or None
         Maps between images and latents, for models that denoise latents.
-            image_shape, latent_shape : (channels, height, width) or None
+    image_shape, latent_shape : (channels, height, width) or None
         Shapes of the images and, with a codec, of the latents. None if the files do not state them.
-            num_classes : int or None
+    num_classes : int or None
         Number of classes, if the model is run with the true label; number of prompts, if there are several or guidance is used.
     description : str
         The model in one line, recorded with results.
     device : torch.device
         Device of the networks.
-            prompts : Prompts or None
+    prompts : Prompts or None
         The prompts of a text-conditioned model; a label is then the number of a prompt.
-            timesteps : PipelineTimesteps or None
+    timesteps : PipelineTimesteps or None
         The pipeline's own rule for timesteps, if it has one.
     """
 

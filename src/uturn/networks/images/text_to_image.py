@@ -110,9 +110,9 @@ class TextDenoiser(nn.Module):
         UNet2DConditionModel, SD3Transformer2DModel or FluxTransformer2DModel.
     tables
         Prompts encoded by `encoded`, one row for each. They stay in main memory; the rows of a batch are copied to its device.
-            size
+    size
         Height and width of the images in pixels, which Stable Diffusion XL takes as original size and as target size.
-            guidance
+    guidance
         The scale of guidance, an input of guidance-distilled networks (`takes_guidance`).
     """
 

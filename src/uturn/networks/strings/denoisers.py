@@ -59,7 +59,7 @@ class TreeDenoiser(nn.Module):
         Features of a node; the hidden layer of a block has four times as many units.
     channel : "gaussian", "masking" or "uniform"
         The corruption in training.
-            seed
+    seed
         Seed of the initial weights.
 
     Examples
@@ -201,7 +201,7 @@ def train_denoiser(
         The training set.
     width, seed
         Width of the network; seed of its initial weights, batches and noise.
-            steps, batch_size, learning_rate, checkpoint, progress
+    steps, batch_size, learning_rate, checkpoint, progress
         As in `uturn.networks.training.train`.
     every
         Steps between evaluations on the held-out strings.

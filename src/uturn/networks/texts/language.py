@@ -44,7 +44,7 @@ class TokenNetwork(Protocol):
         Id of the mask token.
     shift : bool
         Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default.
-            time : str
+    time : str
         "none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524.
     output : str
         "logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834.
@@ -52,7 +52,7 @@ class TokenNetwork(Protocol):
         "masking", the default, or "uniform".
     length : int or None
         Largest number of ids in a call; None, the default, for no limit.
-            takes_padding : bool
+    takes_padding : bool
         Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
         all rows of a call have the same length.
     tokenizer : Tokenizer or None
@@ -249,7 +249,7 @@ class LanguageModel:
         ------
         ValueError
             If the call fails, in one line.
-                    MemoryError
+        MemoryError
             If the device is out of memory.
         """
         call = self.network if isinstance(self.network, TransformersNetwork) else self.network.logits

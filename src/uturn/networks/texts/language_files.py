@@ -116,10 +116,10 @@ def load_text_model(model: str, head: Head = "encoder", **options: Any) -> Langu
     model : str
         As in `load_language_model`. Unless `head` is "masked", "module:function" returns a torch module that takes ids, with
         optional attributes `tokenizer` and `length`.
-            head : str
+    head : str
         "masked": as in `load_language_model`. "encoder": hidden states (`AutoModel`; the encoder of an encoder-decoder model).
         "causal": logits of the next token (`AutoModelForCausalLM`).
-            options
+    options
         As in `load_language_model`; only options on tokenizer, code, precision and device apply to all heads.
 
     Raises

@@ -249,9 +249,9 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     ----------
     name : str
         Folder or hub id of a model. With `split`, a folder with a file `vocab.txt`, or such a file.
-            split : str, optional
+    split : str, optional
         "smiles", "characters" or a regular expression that splits texts into tokens of `vocab.txt`.
-            trust_remote_code : bool
+    trust_remote_code : bool
         Whether a tokenizer's own code may run.
 
     Raises
