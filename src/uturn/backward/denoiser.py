@@ -26,7 +26,7 @@ class StringDenoiser(Spec, Backward):
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
     evaluations of the denoiser, >= 1. For masking, `order`, `block`, `temperature`, `top_k` and `top_p` choose how leaves are
-    unmasked (`uturn.corruption.unmasking.Decoder`); the description names options that do not sample the posterior.
+    unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does not draw from the posterior.
 
     Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
     a node is ungrammatical.

@@ -96,7 +96,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
             findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [*(f"the model {self.model!r} {doubt}" for doubt in findings), *of_images]
+        return [*(f"the model {self.model!r} {finding}" for finding in findings), *of_images]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)

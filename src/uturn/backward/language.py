@@ -28,12 +28,12 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     ModernBERT, ESM, ..), a model with its own code (MDLM, LLaDA, Dream; with `trust_remote_code`), or
     "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: replaces the tokenizer of the model. `split`: a regular
     expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `shift`, `time`, `output`, `mask_id`,
-    `corruption` ("masking" or "uniform"): form of the network's output, if the model does not state it.
+    `corruption` ("masking" or "uniform"): how to call the network and read its output, if the model does not state it.
 
     Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
-    `temperature`, `top_k`, `top_p`: options of the decoder (`uturn.corruption.unmasking.Decoder`). The description names options
-    that do not sample the posterior. For uniform replacement, `steps` (default 64) is the number of steps of the channel's
-    reverse process.
+    `temperature`, `top_k`, `top_p`: options of the decoder (`uturn.corruption.unmasking.Decoder`). The description says if
+    the decoder does not draw from the posterior. For uniform replacement, `steps` (default 64) is the number of steps of the
+    channel's reverse process.
 
     Strings of a grammar can be denoised too: their symbols are the ids.
 

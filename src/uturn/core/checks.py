@@ -139,13 +139,19 @@ def visible(text: str) -> str:
     return text.translate({ord(char): char.encode("unicode_escape").decode() for char in hidden})
 
 
-def one_line(error: BaseException) -> str:
-    """The text of an error in one line of at most 160 characters; the name of its type if it has no text."""
+def one_line(error: BaseException, most: int = 160) -> str:
+    """The text of an error in one line of at most `most` characters; the name of its type if it has no text."""
     text = ""
     with suppress(Exception):  # the text of a user-defined error may itself fail
         is_pydantic = type(error).__module__.startswith("pydantic_core")  # recognised without an import
-        text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:160]
+        text = validation_words(error) if is_pydantic else " ".join(str(error).split())[:most]
     return text or type(error).__name__
+
+
+def described(error: BaseException, most: int = 160) -> str:
+    """`one_line`, after the type of the error unless that is ValueError, whose text is written for users."""
+    text, kind = one_line(error, most), type(error).__name__
+    return text if isinstance(error, ValueError) or text == kind else f"{kind}: {text}"
 
 
 class TasksFailed(RuntimeError):
@@ -168,9 +174,7 @@ def errors_named(label: str, code: Any) -> Iterator[None]:
     except OwnCodeError:  # already named: raised by other user-defined code called from here
         raise
     except (Exception, SystemExit) as error:
-        text = one_line(error)
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise OwnCodeError(f"{label}: {kind if text != type(error).__name__ else ''}{text}{place(error, code)}") from error
+        raise OwnCodeError(f"{label}: {described(error)}{place(error, code)}") from error
 
 
 def place(error: BaseException, code: Any) -> str:

@@ -166,7 +166,7 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 def cached_while_unchanged(
     files: Callable[_P, Iterable[str | os.PathLike[str] | None]], maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: a `functools.lru_cache` whose results are recomputed when the time or size of an input file changes.
+    """Decorator: a `functools.lru_cache` that recomputes results when the modification time or size of an input file changes.
 
     `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored.
 

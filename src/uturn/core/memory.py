@@ -8,7 +8,7 @@ import numpy as np
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, boundary: int = 64) -> np.ndarray:
-    """np.empty aligned to a cache line, so that whole lines can be written without reading them into the cache."""
+    """np.empty aligned to a cache line, so that whole lines can be written without passing through the cache."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + boundary, np.uint8)
     shift = -raw.ctypes.data % boundary

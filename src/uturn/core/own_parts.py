@@ -16,7 +16,7 @@ from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import OwnCodeError, errors_named, one_line, place
+from uturn.core.checks import OwnCodeError, described, errors_named, place
 
 DOCS = "docs/own-parts.md"
 SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
@@ -129,7 +129,7 @@ def misfits_named(
 ) -> Iterator[None]:
     """Turn an error of a built-in part on data of user-defined parts into a ValueError that names these parts.
 
-    `label` names the failing member. Errors in user code are already named by `own_class`.
+    `label` says what fails. Errors in user code are already named by `own_class`.
     """
     try:
         yield
@@ -139,10 +139,9 @@ def misfits_named(
             raise
         if isinstance(error, AttributeError) and any(error.obj is other for other in users):
             raise ValueError(f"{error.obj!r} has no {error.name!r}; {label} needs it (see {DOCS})") from error
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         where = next(filter(None, (place(error, type(other)) for other in users)), "")
         givers = f"{' and '.join(map(repr, users))} {'give' if len(users) > 1 else 'gives'}"
-        raise ValueError(f"{label} fails on what {givers}: {kind}{one_line(error)}{where}") from error
+        raise ValueError(f"{label} fails on what {givers}: {described(error)}{where}") from error
 
 
 def code_digest(code: Any) -> str:

@@ -2,8 +2,7 @@
 
 A part is any object with the members of its protocol. Methods marked `abstractmethod` are required, as are the values `unit` and
 `max_noise` of a corruption; all other members have defaults. Classes that inherit from the protocol have these defaults;
-user-defined parts
-    of an experiment get them even if their class does not inherit.
+user-defined parts of an experiment get them even if their class does not inherit.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ class Part(Protocol):
     resumed with other values."""
 
     batch_invariant: ClassVar[bool] = False
-    """Whether the output for an item is bit-identical for any other content of its batch."""
+    """Whether the output for an item is bit-identical, whatever else is in its batch."""
 
     def fingerprint(self) -> str:
         """Identity of weights or data files, recorded with the results; empty if there are none."""
@@ -388,7 +387,7 @@ class Backward(Part, Protocol):
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may read before its first answer; the stream then ends, the
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not answered; the stream then ends, the
     backward answers all blocks, and is called again. None for backwards that read only as many blocks as they have room for."""
 
     @property

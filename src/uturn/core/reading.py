@@ -36,7 +36,7 @@ class Instructions(BaseModel):
     model: StrictStr = ""
 
     def check(self, dims: Sequence[str]) -> None:
-        """ValueError for bounds that are not increasing, a start or chance beyond them, and an unknown dim in `order`."""
+        """ValueError for bounds that are not increasing, a start or chance beyond them, and an `order` that is not an own dim."""
         low, high = self.bounds
         if low is not None and high is not None and not low < high:
             raise ValueError(f"bounds = {self.bounds}: expected a smaller and a larger number, or None")

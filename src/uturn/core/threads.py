@@ -19,14 +19,14 @@ import numba
 from numba.core import event
 
 num_threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # the variable of that name, or the cores
-_SMALLEST = 2**15  # least numbers in a block, since waking a thread takes about 50 microseconds
+_SMALLEST = 2**15  # smallest number of values in a block, since waking a thread takes about 50 microseconds
 
 
 def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _SMALLEST) -> None:
     """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads including this one.
 
     Each thread takes several blocks, one after the other, because cores are rarely equally free and threads start late.
-    `numbers`: numbers computed for each entry, at about 2 ns each; small ranges are not distributed.
+    `numbers`: values computed for each entry, at about 2 ns each; small ranges are not distributed.
     """
     blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)
     if min(num_threads, blocks) <= 1:
@@ -54,7 +54,7 @@ def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _S
 
 
 def _wait_for(helpers: list[Future[None]]) -> None:
-    """Wait for the helpers' last blocks, even after an interrupt, since their memory is freed afterwards."""
+    """Wait for the helpers' last blocks, even after an interrupt, since the memory they write to is freed afterwards."""
     interrupted = None
     for helper in helpers:
         while not helper.done():

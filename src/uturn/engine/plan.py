@@ -124,13 +124,13 @@ def plan(
     if not missing:
         return Plan(len(done), len(done), 0, {}, 0.0, 0.0, 0, 0.0, workers, {workers: 0.0}) if not least else None
     together = workers == 1
-    timing = Timing(experiment, groups, together, budget)
-    with limited_threads(max(1, cores() // workers)):
+    timing, threads = Timing(experiment, groups, together, budget), max(1, cores() // workers)
+    with limited_threads(threads):
         if timing.started() < least:
             return None
     # Several processes start in parallel, after the process that starts them.
     start = (time.perf_counter() - since) * (1 if together else 2)
-    with limited_threads(max(1, cores() // workers)):  # torch may have been imported by now
+    with limited_threads(threads):  # torch may have been imported by now
         timing.finish()
     source, _, _, probes = experiment.parts
     originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes)

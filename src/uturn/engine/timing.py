@@ -23,7 +23,7 @@ _SHORT, _LONG = 1, 5  # network calls of the two U-turns whose difference is tim
 _REPEATS = 9  # largest number of repetitions
 _APART = 0.3  # desired difference of their times in seconds
 _LEVELS = 6  # largest number of noise levels with complete U-turns
-_WEIGHED = 8  # largest number of their originals, for backwards with a network
+_WEIGHED = 8  # largest number of originals at each of them, for backwards with a network
 _ON_DISK = 2.4  # measured ratio of the times to write a task to disk and to memory
 _GROWTH = 4  # ratio of consecutive sizes tried
 
@@ -113,7 +113,7 @@ class Timing:
         return min(total, task * tasks_together(self.experiment)) if self.together else task
 
     def _time_network(self, unit: int) -> Trial:
-        """Time the first U-turns with few calls of the network, in batches as full as those of the run."""
+        """Time a call of the network by U-turns with few calls, in batches as full as in the run; returns the last trial."""
         shares = self.together and self.experiment.parts.backward.shares_batches
         length = min(_LONG, self.length)
         long = self._grown(self.longest, min(unit, self.batch) if shares else unit, length, self.budget / 3)

@@ -363,8 +363,8 @@ def labelled(covariances: Covariances, changed: Any = None) -> tuple[xr.DataArra
 
     grammar = changed.coords.get("grammar") if isinstance(changed, xr.DataArray) else None
     along = {"grammar": ("item", grammar.values)} if grammar is not None and grammar.dims == ("item",) else {}
-    by_distance = {"distance": covariances.distance.values, **along}
-    covariance = xr.DataArray(covariances.covariance[None], by_distance, ("noise", "item", "distance"))
+    coords = {"distance": covariances.distance.values, **along}
+    covariance = xr.DataArray(covariances.covariance[None], coords, ("noise", "item", "distance"))
     return covariance, xr.DataArray(covariances.total[None], along, ("noise", "item"))
 
 

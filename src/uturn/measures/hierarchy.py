@@ -321,7 +321,7 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
     check_dims("changed", changed, _DIMS, ())
     s, K = branching, Tree(changed.sizes["site"], branching).depth
     if changed.sizes["trajectory"] < 2 or K < 1:
-        raise ValueError(f"changed has sizes {dict(changed.sizes)}; expected at least 2 trajectories, and {s} sites")
+        raise ValueError(f"changed has sizes {dict(changed.sizes)}; expected at least 2 trajectories, and at least {s} sites")
     _check_readings("changed", changed.noise.values, changed.values)
     if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
         raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")

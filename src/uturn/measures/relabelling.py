@@ -18,7 +18,7 @@ _IMPROBABLE = 0.01  # expected number of hits below which none are counted
 def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     """`(1 + number of |G*| >= |G|) / (number of relabellings + 1)` for every test, float64 (tests,).
 
-    Two shortcuts avoid most of the work while P(p <= a) <= a for exact draws:
+    Two shortcuts avoid most of the work, and P(p <= a) <= a still holds for exact draws:
 
     - The relabellings of a test end early once 100 of them have reached |G| (looks after 10,000, 100,000, ..), as proposed by
       Besag and Clifford (Biometrika 78, 301, 1991). Any a is either decided at the first look, or only tests that go on can

@@ -388,8 +388,8 @@ def located(
     first one below. The interval is therefore widened to hold both of these levels. Where it is wider than their distance
     already, as on a fine grid, it stays nearly the same.
 
-    The interval misses a curve that stays just above the height up to the next level, and whose sample puts that level below: its
-    place lies in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
+    The interval can miss the place if the curve stays just above the height up to the next level, and the sample puts that level
+    below: the place is then in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
     Parameters
     ----------

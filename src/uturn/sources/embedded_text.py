@@ -2,8 +2,8 @@
 
 With these assets experiments on text run without a download, and without `transformers`. The model is a
 `MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
-characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` documents the origin of the text and the
-    quality of the model; the training scripts are in `training/text/`.
+characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` documents the origin of the text and
+the quality of the model; the training scripts are in `training/text/`.
 """
 
 from __future__ import annotations

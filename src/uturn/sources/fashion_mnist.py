@@ -79,7 +79,8 @@ def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
     """Trained Fashion-MNIST classifier, float32, in evaluation mode.
 
     It maps images (batch, 1, 28, 28) in [-1, 1] to logits (batch, 10). Its direct children `block1` .. `block6` and `logits` are
-    the layers to probe; see `build_classifier`. `path`: another file written by `training/fashion_mnist/train_classifier.py`.
+    the layers to probe; see `build_classifier`. `path`: a file written by `training/fashion_mnist/train_classifier.py`; by
+    default the embedded one.
     """
     from safetensors import safe_open
 

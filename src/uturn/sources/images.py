@@ -346,7 +346,7 @@ class _Folder:
                 most = min(number - len(self.readable), 256)  # small batches, so that a wrong size is reported soon
                 batch = self.files[self._checked : self._checked + most]
                 for file, shape in zip(batch, _in_threads(attempt, batch), strict=True):
-                    if isinstance(shape, str):
+                    if isinstance(shape, str):  # the reason why it has none
                         self.skipped[file.name] = shape
                     else:
                         if not self.readable:

@@ -31,7 +31,7 @@ INTERRUPTED_SECONDS = 5.0  # the same after an interruption
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 15.0  # seconds between two repetitions, which double
 _TOLD_EVERY = 30.0  # seconds between two messages
 _OBSTORE = {"s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"}
-_METADATA_SERVICE = "169.254.169.254"  # servers of machine credentials in clouds, used if there are no other credentials
+_METADATA_SERVICE = "169.254.169.254"  # where clouds give the credentials of a machine, asked if there are no others
 _EXTRA = "`pip install 'uturn[cluster]'`"
 
 _log = logging.getLogger("uturn")

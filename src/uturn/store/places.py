@@ -4,7 +4,7 @@ A folder is replaced in one step by a rename. Object storage has no rename, so a
 
 1. The new objects are written beside the old ones, under `.unfinished/<id>/`.
 2. `zarr.json`, which every reader opens first, is replaced by a mark that holds the id. This write succeeds only if `zarr.json`
-       has not changed since step 1 began, so only one of several processes succeeds. From now on the old store cannot be opened.
+   has not changed since step 1 began, so only one of several processes succeeds. From now on the old store cannot be opened.
 3. The new objects are copied to their places, and old ones that are not among them are deleted.
 4. The new `zarr.json` replaces the mark, and the objects under `.unfinished/<id>/` are deleted.
 

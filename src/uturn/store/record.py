@@ -261,7 +261,7 @@ class Store(Blocks):
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
         """State of each task, and its number of finished trajectories.
 
-        "done": all trajectories and clones. "part": fewer than the run, to which some were added. "missing": no record, or no
+        "done": all trajectories and clones. "part": fewer, since some were added to the run. "missing": no record, or no
         chunk. "damaged": the record or the values cannot be read, or the values do not match the digests in the record. The
         number of trajectories is 0 for "missing", "damaged", and tasks with fewer clones, which are measured again completely.
 
@@ -397,7 +397,7 @@ class Store(Blocks):
             with self.place.in_background() as call:
                 yield call
         except BaseException as error:
-            if not isinstance(error, StorageError):  # the storage does not answer
+            if not isinstance(error, StorageError):  # a storage that does not answer cannot be written to
                 self._finish()
             raise
         self._finish()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from uturn.core.checks import StoreError, one_line
+from uturn.core.checks import StoreError, described, one_line
 from uturn.core.progress import in_progress
 
 
@@ -74,7 +74,7 @@ class Worker:
             self._add_modules(modules)
             self._work: Measures = ray.cloudpickle.loads(make)()
         except (Exception, SystemExit) as raised:
-            return {"pid": pid, "error": _told(raised, " ".join(str(raised).split())[:400])}
+            return {"pid": pid, "error": described(raised, 400)}
         threading.Thread(target=self._measure_forever, daemon=True).start()
         return {"pid": pid, "error": None}
 
@@ -124,7 +124,7 @@ class Worker:
                     if not bundle.left:
                         bundle.ended.set_result((None, False))
             except BaseException as raised:
-                failure = _told(raised, one_line(raised)), isinstance(raised, StoreError)
+                failure = described(raised), isinstance(raised, StoreError)
             for bundle in {first, *self._owners.values()}:
                 if not bundle.ended.done():
                     bundle.ended.set_result(failure)
@@ -139,8 +139,3 @@ class Worker:
                 bundle = self._inbox.get_nowait()
             except queue.Empty:
                 return
-
-
-def _told(error: BaseException, text: str) -> str:
-    """The text of an error, after its type if that is not ValueError."""
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

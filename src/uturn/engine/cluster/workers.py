@@ -99,8 +99,9 @@ class Workers:
             while self.tasks.left:
                 self._place()
                 self._read_answers()
+                alive = self._alive()
                 for worker in list(self.workers):
-                    self._tend(worker)
+                    self._tend(worker, alive)
                 yield State(len(self.tasks.left), self._alive(), sum(worker.unfinished for worker in self.workers))
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise ValueError(f"the cluster does not answer ({one_line(error)}); run it again to resume") from None
@@ -150,9 +151,9 @@ class Workers:
         options = {"num_cpus": cpus, "num_gpus": self.resources.gpus, "max_concurrency": self.resources.slots + 2}
         return self.ray.remote(Worker).options(**options, scheduling_strategy=_on(node_id)).remote(max(1, int(cpus)))
 
-    def _tend(self, worker: _Worker) -> None:
-        """Check the pulse of a worker, and give it bundles."""
-        now, alive = time.monotonic(), self._alive()
+    def _tend(self, worker: _Worker, alive: int) -> None:
+        """Check the pulse of a worker, and give it bundles; `alive`: number of started workers."""
+        now = time.monotonic()
         if worker.pulse is None and now - worker.pulse_at > max(_PULSE, alive / 100):
             worker.pulse, worker.pulse_at = worker.actor.pulse.remote(), now
         elif worker.pulse is not None and worker.has_room and now - worker.pulse_at > self.silent_after:

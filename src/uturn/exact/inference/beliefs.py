@@ -71,7 +71,7 @@ class Beliefs:
         rows = []
         for level in sorted(first, reverse=True):
             _, nodes, symbols = first[level].shape
-            means = [_number(entropy_of(of[level][:some]).mean()) / math.log(2) for of in messages.values()]
+            means = [_number(entropy_of(output[level][:some]).mean()) / math.log(2) for output in messages.values()]
             most = math.log2(symbols) or 1.0
             rows.append((level, nodes, symbols, *(bar(bits / most, f"{bits:.2f} of {math.log2(symbols):.2f}") for bits in means)))
         head = ("tree level", "nodes", "symbols", *(f"entropy of {name} (bits)" for name in messages))

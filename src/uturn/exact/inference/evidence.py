@@ -103,9 +103,9 @@ class ImpossibleEvidenceError(ValueError):
 
 def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
     """The error for samples with impossible evidence."""
-    shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
+    listed = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
     error = ImpossibleEvidenceError(
-        f"log_evidence of sample(s) {shown} ({len(samples)} in all): no string of this grammar has positive probability, so "
+        f"log_evidence of sample(s) {listed} ({len(samples)} in all): no string of this grammar has positive probability, so "
         f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
         f"soften it, for example by replacing -inf by a large negative number"
     )
