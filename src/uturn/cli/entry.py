@@ -82,7 +82,7 @@ def program() -> None:
 
 
 def _warning(message: Any, *_: Any, **__: Any) -> str:
-    """Print a warning on stderr; warnings of the model check keep their own prefix."""
+    """A warning as a line for stderr; warnings of the model check keep their own prefix."""
     return visible(f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n")
 
 
@@ -97,9 +97,9 @@ class _Formatter(logging.Formatter):
 
 
 def _open_streams() -> None:
-    """Replace closed standard streams by the null device, here and in child processes.
+    """Replace closed standard streams by the null device, here and in child processes; let stdout escape what it cannot encode.
 
-    Otherwise the next file opened would get the stream's number and receive the output of libraries.
+    Without the null device, the next file opened would get the stream's number and receive the output of libraries.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -107,4 +107,4 @@ def _open_streams() -> None:
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a pipe or terminal may not know ε
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε

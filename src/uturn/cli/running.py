@@ -67,9 +67,8 @@ class Terminated(KeyboardInterrupt):
 
 
 def on_sigterm(*_: Any) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # Slurm may send it twice: to the job's script, which forwards it, and to the processes
+    # Slurm may send it twice: to the job's script, which forwards it, and to the processes.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 

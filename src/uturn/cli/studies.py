@@ -37,6 +37,7 @@ def images(
     Images are noised to a fraction t/T of a diffusion chain and denoised back. At each t/T the command measures the share of
     reconstructions that keep the predicted class, and the cosine similarity of reconstruction and original in each layer of the
     classifier.
+
     The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior.
@@ -71,8 +72,8 @@ def text(
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
     the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
     length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood). With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95
-    % intervals.
+    --likelihood). With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have
+    95 % intervals.
 
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
     `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The command can be stopped at any time; running it again
@@ -182,11 +183,11 @@ def _study(
         with output_folder("out", out) as folder:
             check_folder(folder, save_images, keep)
             store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
-        experiment = experiment_with(originals)
-        with output_folder("out", out) as folder, live_page(folder, name) as page:
-            if running.shard != "1/1":
-                page.says(f"share {running.shard} of the tasks")
-            ds = run_into(store, experiment, running)
+            experiment = experiment_with(originals)
+            with live_page(folder, name) as page:
+                if running.shard != "1/1":
+                    page.says(f"share {running.shard} of the tasks")
+                ds = run_into(store, experiment, running)
         if missing := missing_tasks(ds):
             if not is_url(out):
                 with suppress(ValueError):  # nothing to show yet

@@ -387,8 +387,8 @@ class Backward(Part, Protocol):
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not answered; the stream then ends, the
-    backward answers all blocks, and is called again. None for backwards that read only as many blocks as they have room for."""
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered; the stream then ends,
+    the backward answers all blocks, and is called again. None for backwards that read only as many as they have room for."""
 
     @property
     def wants_processes(self) -> bool:

@@ -79,7 +79,7 @@ class VectorClassifier(nn.Module):
     width, num_layers
         Units of a block, and number of blocks.
     seed
-        Of the initial weights, as in `TreeClassifier`.
+        Seed of the initial weights, as in `TreeClassifier`.
 
     Examples
     --------
@@ -118,7 +118,7 @@ class ImageClassifier(nn.Module):
         Channels and stride of each block. Channels are normalised in groups of eight, or all together if their number is no
         multiple of eight (arXiv:1803.08494).
     seed
-        Of the initial weights, as in `TreeClassifier`.
+        Seed of the initial weights, as in `TreeClassifier`.
 
     Examples
     --------

@@ -186,7 +186,7 @@ def _runs(module: nn.Module) -> bool:
 
 
 def _is_simple(module: nn.Module) -> bool:
-    """Whether a module has no children, or all its parameters itself, as timm's normalisation with activation."""
+    """Whether a module has no children, or holds all its parameters itself, as timm's normalisation with activation."""
     children = _children(module).values()
     return not children or (bool(module._parameters) and not any(_has_parameters(child) for child in children))
 

@@ -41,22 +41,22 @@ def library(name: str, what: str, extra: str = "text-to-image") -> Any:
 @contextmanager
 def without_bars(*libraries: Any) -> Iterator[None]:
     """Context in which libraries (logging modules such as `transformers.utils.logging`) draw no progress bars."""
-    drawing = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in drawing:
-        library.disable_progress_bar()
+    drawing = [logging for logging in libraries if logging.is_progress_bar_enabled()]
+    for logging in drawing:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        for library in drawing:
-            library.enable_progress_bar()
+        for logging in drawing:
+            logging.enable_progress_bar()
 
 
 @contextmanager
-def without_lists(library: Any) -> Iterator[None]:
-    """Context in which `library`, a module such as `transformers.utils.logging`, does not list missing or unused weights."""
-    verbosity = library.get_verbosity()
-    library.set_verbosity_error()
+def without_lists(logging: Any) -> Iterator[None]:
+    """Context in which a library, by its `logging` (`transformers.utils.logging`), does not list missing or unused weights."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        library.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)

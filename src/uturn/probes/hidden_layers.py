@@ -44,8 +44,8 @@ class Readings(NamedTuple):
     `similarity`, `distance`: float64 (items, draws, num_layers), as in `Comparison`, of a reconstruction and its original.
     `original_logits`: float64 (items, num_classes) and `logits`: float64 (items, draws, num_classes), the output of the model;
     num_classes is 0 if no logits were read.
-    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), mean over the other clones of the noisy datum of the
-    comparison with each clone; None for a single clone.
+    `clone_similarity`, `clone_distance`: float64 (items, draws, num_layers), comparison of a clone with the
+    other clones of its noisy datum, averaged over these; None for a single clone.
     """
 
     similarity: np.ndarray
@@ -359,7 +359,7 @@ class HiddenLayers:
         with hooks(self.model, layers, receive), torch.inference_mode():
             where = "preprocess"
             try:
-                prepared = batch.clone() if self.preprocess is None else self.preprocess(batch.clone())  # the model may modify it
+                prepared = batch.clone() if self.preprocess is None else self.preprocess(batch.clone())  # it may be modified
                 where = type(self.model).__name__
                 output = self.model(prepared)
             except Exception as error:  # a user's model can raise any exception

@@ -137,7 +137,8 @@ def _checked(
             table = arrays[f"{layer}/{name}"]
             is_good = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
             if not is_good or (name != "mean" and (table < 0).any()):
-                raise ValueError(f"{name} of layer {layer!r}: expected {channels} finite float64 numbers, a mean or >= 0")
+                least = "" if name == "mean" else " >= 0"
+                raise ValueError(f"{name} of layer {layer!r}: expected {channels} finite float64 numbers{least}")
             tables[name][layer] = table
     mean, variance, spread = tables.values()
     return LayerStatistics(mean, variance, spread, shapes, count)

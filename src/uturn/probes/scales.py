@@ -13,7 +13,7 @@ from uturn.measures.clones import between_clones
 class Scales(Spec, Probe):
     """Cosine similarity of original and reconstruction, scale by scale, and agreement of their exact classes.
 
-    `scale_similarity`: cosine, -1 .. 1, of the components of one scale, minus the mean of the law. The scales of a
+    `scale_similarity`: cosine, -1 .. 1, of the components of one scale after the mean of the law is subtracted. The scales of a
     field are octaves of the wave number; a mixture has one scale, all components. `same_label`: whether the classes
     (`VectorSource.classify`) are equal.
     """

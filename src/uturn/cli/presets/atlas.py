@@ -93,7 +93,7 @@ class AtlasRow(BaseModel):
 def read_atlas(path: str | Path) -> list[AtlasRow]:
     """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows.
 
-    Paths are relative to the folder of the file. Values that name no file in this folder (hub ids) are passed through unchanged.
+    Paths are relative to the folder of the file. Values that name nothing in this folder (hub ids) are passed through unchanged.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def _row(table: dict[str, Any], folder: Path) -> AtlasRow:
 
 
 def _placed(value: Any, folder: Path) -> Any:
-    """The absolute path of a value that names a file in the folder; other values are returned unchanged."""
+    """The absolute path of a value that names a file or folder in this folder; other values are returned unchanged."""
     if not isinstance(value, str) or value in ("", "fashion_mnist", "generated") or "\0" in value:
         return value
     kind = "clip:" if value.startswith("clip:") else ""

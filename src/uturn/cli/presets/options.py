@@ -44,7 +44,7 @@ class PresetOptions(BaseModel):
     )
     keep: int = Field(16, ge=0, description="Store the reconstructions of the first N originals, and show them.")
     chunk: int | None = Field(
-        None, ge=1, description="Originals in a task; a task is stored when it is complete. By default chosen from items."
+        None, ge=1, description="Originals in a task; a task is stored when it is complete. By default it depends on items."
     )
     seed: int = Field(0, ge=0, description="Seed of all random numbers.")
 
@@ -90,8 +90,8 @@ class PresetOptions(BaseModel):
     def _experiment(self, chunk: int, **parts: Any) -> Experiment:
         """The experiment of these parts, with the default of `chunk`.
 
-        A killed run loses its unfinished tasks, and each task writes one file a variable: small runs get small tasks, and large
-        runs get large tasks, which make fewer files.
+        A killed run loses its unfinished tasks, and each task writes one file for each variable: small runs get small tasks, and
+        large runs get large tasks, which make fewer files.
         """
         from uturn.core.experiment import Experiment
 
@@ -100,7 +100,7 @@ class PresetOptions(BaseModel):
 
 
 def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
-    """Evenly spaced noise levels up to 1 if `count` is a number, or the list itself.
+    """Evenly spaced noise levels up to 1 if `levels` is their number, or the list itself.
 
     `steps`: number of reverse steps; levels are rounded to k/steps.
 

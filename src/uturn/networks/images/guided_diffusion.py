@@ -254,15 +254,15 @@ class Architecture(NamedTuple):
 
 def _resolved_options(path: Path, architecture: Architecture, declared: GuidedDiffusionOptions) -> dict[str, Any]:
     """All options of the network; ValueError if they are incomplete, contradict the weights, or fit no network."""
-    channels, by_weights = architecture.channels, architecture.options
-    size, levels = declared.image_size, len(channels)
+    channels, size, levels = architecture.channels, declared.image_size, len(architecture.channels)
     if size is None:
         raise ValueError(f"{path}: image_size is not given, and the weights do not tell; expected it, or {EXPECTED}")
     if size % 2 ** (levels - 1):
         raise ValueError(f"image_size = {size}: expected a multiple of {2 ** (levels - 1)}, as {path} has {levels} levels")
     if declared.num_heads is None and declared.num_head_channels is None:
         raise ValueError(f"{path}: neither num_heads nor num_head_channels is given; expected one, or {EXPECTED}")
-    by_weights["attention_resolutions"] = [size >> level for level in range(levels) if architecture.attends[level]]
+    resolutions = [size >> level for level in range(levels) if architecture.attends[level]]
+    by_weights = {**architecture.options, "attention_resolutions": resolutions}
     stated = declared.model_dump(include=set(by_weights), exclude_none=True)
     if levels == 1:
         stated.pop("resblock_updown", None)  # with one level, nothing is resampled

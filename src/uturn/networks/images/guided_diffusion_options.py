@@ -74,7 +74,7 @@ class GuidedDiffusionOptions(BaseModel):
     diffusion_steps: int = Field(1000, gt=20, le=100_000)  # 20 steps would make the last beta of the linear schedule 1
     predict_xstart: bool = False
     sigma_small: bool = False
-    # Options of precision and sampling, not of the network or its diffusion process:
+    # Options of precision, sampling and training, which describe neither the network nor its diffusion process:
     use_fp16: bool = Field(False, exclude=True)
     rescale_timesteps: bool = Field(False, exclude=True)
     timestep_respacing: str = Field("", exclude=True)

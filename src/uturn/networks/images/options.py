@@ -63,7 +63,7 @@ class DenoiserOptions(BaseModel):
     )
     device: str | None = Field(
         default=None,
-        description="cpu, cuda, cuda:1, mps, ..; by default the fastest available device.",
+        description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.",
         examples=["cpu", "cuda", "mps"],
     )
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")

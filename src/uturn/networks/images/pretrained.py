@@ -362,7 +362,7 @@ def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
 
 
 def checked_device(device: str | None) -> torch.device:
-    """The device with this name, by default the fastest available device; ValueError if it cannot be used."""
+    """The device with this name, by default "cuda" if available, otherwise "cpu"; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

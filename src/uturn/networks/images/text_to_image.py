@@ -111,7 +111,8 @@ class TextDenoiser(nn.Module):
     tables
         Prompts encoded by `encoded`, one row for each. They stay in main memory; the rows of a batch are copied to its device.
     size
-        Height and width of the images in pixels, which Stable Diffusion XL takes as original size and as target size.
+        Height and width of the images in pixels, which Stable Diffusion XL takes as original size and as target size, without
+        a crop.
     guidance
         The scale of guidance, an input of guidance-distilled networks (`takes_guidance`).
     """
@@ -160,7 +161,7 @@ class TextDenoiser(nn.Module):
         return blocks.reshape(batch, channels, height, width)
 
     def _guidance_embedding(self, noisy: torch.Tensor) -> torch.Tensor:
-        """Embedding of the guidance scale g in latent consistency models (arXiv:2310.04378): sines, cosines of 1000 (g - 1)."""
+        """Embedding of the guidance scale g for latent consistency models (arXiv:2310.04378): sines, cosines of 1000 (g - 1)."""
         half = self.network.config.time_cond_proj_dim // 2
         rates = torch.exp(-torch.arange(half, device=noisy.device) * np.log(10000.0) / (half - 1))
         angles = 1000.0 * (self.guidance - 1) * rates

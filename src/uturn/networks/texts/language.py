@@ -182,7 +182,8 @@ class LanguageModel:
     @property
     def pad_id(self) -> int:
         """The id beyond the end of a text."""
-        return getattr(self.tokenizer, "pad_id", None) or getattr(self.config, "pad_token_id", None) or 0
+        ids = (getattr(self.tokenizer, "pad_id", None), getattr(self.config, "pad_token_id", None))
+        return next((pad_id for pad_id in ids if pad_id is not None), 0)
 
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and form of the output (hexadecimal)."""
@@ -224,14 +225,14 @@ class LanguageModel:
         for each length. Batches of `batch_size` contain texts of similar length; by default all texts are one batch.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
-        begin, every = len(prefix), (values != PAD).sum(1)
-        order = np.arange(len(values)) if batch_size is None else np.argsort(every, kind="stable")
+        begin, num_tokens = len(prefix), (values != PAD).sum(1)
+        order = np.arange(len(values)) if batch_size is None else np.argsort(num_tokens, kind="stable")
         size = batch_size or max(1, len(values))
         groups = [order[start : start + size] for start in range(0, len(values), size)]
         if not self.takes_padding:
-            groups = [group[every[group] == length] for group in groups for length in np.unique(every[group])]
+            groups = [group[num_tokens[group] == length] for group in groups for length in np.unique(num_tokens[group])]
         for numbers in groups:
-            lengths, longest = every[numbers], int(every[numbers].max())
+            lengths, longest = num_tokens[numbers], int(num_tokens[numbers].max())
             tokens = values[numbers, :longest]
             ids = np.full((len(numbers), begin + longest + len(suffix)), self.pad_id, np.int64)
             ids[:, :begin] = prefix

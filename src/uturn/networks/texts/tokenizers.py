@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
 
     @property
     def special(self) -> frozenset[int]:
-        """Ids that represent no text, except the unknown token."""
+        """Ids that represent no text; the unknown token is not one of them."""
         ...
 
     @property
@@ -273,6 +273,6 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
         return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
     except Exception as error:  # the tokenizer's own code can raise any exception
         raise ValueError(
-            f"tokenizer = {name!r} cannot be read ({one_line(error)[:300]}); name another one (--tokenizer), or give a regular "
+            f"tokenizer = {name!r} cannot be read ({one_line(error)}); name another one (--tokenizer), or give a regular "
             f"expression that splits texts into the tokens of vocab.txt (--split)"
         ) from None
