@@ -409,7 +409,7 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
     if level.chance == level.start:
         yield "chance equals the value without noise: no half-life"
     elif np.isnan(half[0]) and len(missing := x[np.isnan(level.curve[: len(x), 0])]):
-        yield f"no readings at {axes.words['noise']} = {', '.join(f'{x:.3g}' for x in missing[:4])}"
+        yield f"no readings at {axes.words['noise']} = {', '.join(f'{noise:.3g}' for noise in missing[:4])}"
     elif np.isnan(half[0]):
         value = np.interp(x[-1], axes.noise, level.curve[:, 0])
         yield f"less than half of the change occurs up to {end}, where it is {value:.3g}"
