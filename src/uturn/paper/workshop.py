@@ -51,7 +51,8 @@ class Workshop:
     def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure.
 
-        `apart`: run each experiment in a single process. Small experiments with networks need it: their processes start slowly.
+        `apart`: run the experiments side by side, each in a single process. This is faster for small experiments with networks,
+        whose processes start slowly.
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and not self.cluster:
@@ -152,9 +153,9 @@ class Workshop:
     def each(
         self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
     ) -> dict[str, Any]:
-        """The results of `work(*task, workshop)` for all tasks by label; several processes with `threads` threads each (0: all).
+        """The results of `work(*task, workshop)` for all tasks by label, in processes of `threads` threads each (0: equal shares).
 
-        The default is 1, because threads do not speed up small networks and small arrays.
+        The default of `threads` is 1, because threads do not speed up small networks and small arrays.
         """
         workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
         jobs, results = [(*task, quiet) for task in tasks], {}
