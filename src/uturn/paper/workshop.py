@@ -153,7 +153,7 @@ class Workshop:
     def each(
         self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
     ) -> dict[str, Any]:
-        """The results of `work(*task, workshop)` for all tasks by label, in processes of `threads` threads each (0: equal shares).
+        """The results of `work(*task, workshop)` for all tasks by label, in processes of `threads` threads (0: equal shares).
 
         The default of `threads` is 1, because threads do not speed up small networks and small arrays.
         """
