@@ -1,4 +1,4 @@
-"""The program `uturn` in the process of the tests, which spares the seconds in which a new one imports its libraries."""
+"""The program `uturn`: in the process of the tests, which saves the seconds of importing libraries, or in a new one."""
 
 import contextlib
 import io
@@ -11,6 +11,24 @@ import warnings
 import pytest
 
 from uturn.cli.entry import main
+
+SPEC = """
+items = 4
+[source]
+type = "rhm"
+vocab_size = 8
+multiplicity = 2
+branching = 2
+depth = 3
+[corruption]
+type = "epsilon"
+noise = [0.0, 0.5]
+[backward]
+type = "exact"
+[[probes]]
+type = "tree_levels"
+"""
+"""A small experiment, as a file."""
 
 
 def uturn(*arguments, cwd="."):
@@ -38,6 +56,12 @@ def uturn(*arguments, cwd="."):
             return subprocess.CompletedProcess(arguments, end.code, out.getvalue(), error.getvalue())
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def process(*arguments, **options):
+    """The same from a new process; `options` of `subprocess.run`."""
+    command = [sys.executable, "-m", "uturn.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
 def _on_stderr(message, category, filename, lineno, file=None, line=None):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from command_line import uturn
+from command_line import SPEC, process, uturn
 from uturn import paper
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions, TextOptions
@@ -19,29 +19,6 @@ from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
 
 COMMANDS = typer.main.get_command(app).commands
-SPEC = """
-items = 4
-[source]
-type = "rhm"
-vocab_size = 8
-multiplicity = 2
-branching = 2
-depth = 3
-[corruption]
-type = "epsilon"
-noise = [0.0, 0.5]
-[backward]
-type = "exact"
-[[probes]]
-type = "tree_levels"
-"""
-
-
-def process(*arguments, cwd=None):
-    """The program in a process of its own, as `uturn` of `command_line` in this one."""
-    return subprocess.run(
-        [sys.executable, "-m", "uturn.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
-    )
 
 
 def test_help_names_the_commands():
@@ -61,11 +38,9 @@ def test_theory_prints_and_plots(tmp_path):
 
 
 def test_output_that_cannot_hold_a_character():
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "uturn.cli", "theory"]
-    done = subprocess.run(command, capture_output=True, env=ascii_only, timeout=300, check=False)
+    done = process("theory", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
-    assert rb"critical noise \u03b5*" in done.stdout
+    assert r"critical noise \u03b5*" in done.stdout
 
 
 def test_files_of_the_working_directory_replace_no_library(tmp_path):

@@ -405,10 +405,8 @@ def chunk_of(store, variable, task):
 
 def test_only_damaged_readings_are_forgotten(tmp_path):
     """Not those that another process stores while this one looks; also not those of a store with fewer trajectories."""
-    spec, path = (
-        {**STRINGS, "probes": [{"type": "parsed_levels"}]},
-        tmp_path / "x",
-    )  # these readings stay when trajectories are added
+    spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}  # these readings stay when trajectories are added
+    path = tmp_path / "x"
     experiment, more = ut.Experiment.from_dict(spec), ut.Experiment.from_dict({**spec, "trajectories": 2})
     ut.run(experiment, path, shard=(1, 2))
     work = Tasks(experiment, Store.open(path))

@@ -27,9 +27,8 @@ def runs():
     layers = run(Experiment.from_dict({**spec, "items": 300, "trajectories": 2, "source": source})).load()
     many = run(Experiment.from_dict({**spec, "items": 24 * 64, "source": {**source, "grammars": 24}})).load()
     L = chosen.depth
-    chance = (
-        layers.belief.sel(noise=1).mean("item").reset_coords(drop=True)
-    )  # 1 / v for the class, more for the leaves, whose symbols differ in number
+    # 1 / v for the class, more for the leaves, whose symbols differ in number.
+    chance = layers.belief.sel(noise=1).mean("item").reset_coords(drop=True)
     scaled = (layers.unchanged - chance) / (1 - chance)
     random = np.random.default_rng(0)
     scaled[..., L] = 0.85 * scaled[..., L] + 0.15 * scaled[..., L - 1]

@@ -216,9 +216,8 @@ def test_similarity_needs_statistics_and_pairs(network, images):
 
 def test_sets_smaller_than_a_batch(network, images):
     small, large = (HiddenLayers(network, LAYERS, batch_size=b).fit(images[:2]) for b in (1, 100))
-    np.testing.assert_allclose(
-        small.compare(images[:3], images[3:6]), large.compare(images[:3], images[3:6]), rtol=1e-5
-    )  # float32
+    both = (probe.compare(images[:3], images[3:6]) for probe in (small, large))
+    np.testing.assert_allclose(*both, rtol=1e-5)  # float32
     assert large.reference_count == 2
 
 

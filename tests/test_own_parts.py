@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, field_validator
 
 import uturn as ut
+from command_line import process
 from uturn.core import protocols
 from uturn.core.contracts import checked_blocks
 from uturn.core.own_parts import code_digest, completed, is_own, own_class
@@ -570,9 +571,7 @@ def test_an_installed_package_registers_a_part(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
     (tmp_path / "spec.json").write_text(json.dumps(QUARTER))
     for words in (["check", "spec.json"], ["run", "spec.json", "--store", "run"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "uturn.cli", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = process(*words, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
         assert words[0] == "run" or "probes[0] ('quarter'): was built" in done.stdout
     ds = ut.store.record.Store.open(tmp_path / "run").dataset()

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import uturn as ut
+from command_line import process
 from uturn.backward import ExactPosterior
 from uturn.cli import app
 from uturn.engine.measuring import measure
@@ -731,17 +732,13 @@ def test_check_from_the_command_line(tmp_path):
 # -- the page "Your own data and model" -------------------------------------------------------------------------------
 
 
-def command(*words, cwd):
-    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def own_folder(tmp_path_factory):
     """A copy of examples/own, with the statistics of its network."""
     folder = tmp_path_factory.mktemp("own")
     for name in ("series.py", "series.toml", "network.py", "rules.py", "rules.toml"):
         (folder / name).write_text((OWN / name).read_text())
-    done = command("network.py", cwd=folder)
+    done = subprocess.run([sys.executable, "network.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -755,8 +752,8 @@ def test_the_page_shows_the_files_that_are_tested():
 
 
 def test_own_series_run(own_folder):
-    assert command("-m", "uturn.cli", "check", "series.toml", cwd=own_folder).returncode == 0
-    done = command("-m", "uturn.cli", "run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
+    assert process("check", "series.toml", cwd=own_folder).returncode == 0
+    done = process("run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "run").dataset()
     assert np.allclose(ds.similarity.sel(noise=0), 1)
@@ -771,7 +768,7 @@ def test_own_series_end_in_a_page(own_folder):
     """Curves and half-lives of one's own readings without a line of analysis code."""
     text = (own_folder / "series.toml").read_text().replace("items = 200", "items = 60")
     (own_folder / "few.toml").write_text(text)
-    done = command("-m", "uturn.cli", "run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
+    done = process("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "results" / "run.zarr").dataset()
     numbers = json.loads((own_folder / "results" / "study.json").read_text())
@@ -802,7 +799,7 @@ def test_own_series_end_in_a_page(own_folder):
 
 def test_own_rules_run(own_folder):
     """The beliefs are those of the inference of the grammar alone, and its strings parse."""
-    done = command("-m", "uturn.cli", "run", "rules.toml", "--store", "rules", cwd=own_folder)
+    done = process("run", "rules.toml", "--store", "rules", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "rules").dataset()
     assert np.allclose(ds.belief.sel(noise=0), 1)
@@ -820,13 +817,13 @@ def test_own_series_in_the_layers_of_a_network(own_folder):
     head = text[: text.index("[[probes]]")].replace("items = 200", "items = 8")
     probe = '[[probes]]\ntype = "network_layers"\nclassifier = "network:network"\n'
     (own_folder / "layers.toml").write_text(head + probe + 'statistics = "statistics.safetensors"\n')
-    done = command("-m", "uturn.cli", "run", "layers.toml", "--store", "layers", cwd=own_folder)
+    done = process("run", "layers.toml", "--store", "layers", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "layers").dataset()
     assert np.allclose(ds.similarity.sel(noise=0), 1, atol=1e-5)
     assert "probes[0].code" in json.loads(ds.attrs["models"])
     (own_folder / "layers.toml").write_text(head + probe)
-    done = command("-m", "uturn.cli", "check", "layers.toml", cwd=own_folder)
+    done = process("check", "layers.toml", cwd=own_folder)
     assert done.returncode == 2
     assert "statistics: missing" in done.stderr
     assert done.stderr.count("\n") == 1

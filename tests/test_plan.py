@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from command_line import uturn
+from command_line import SPEC, uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.engine import timing
@@ -179,24 +179,6 @@ def test_lines():
         "time: 6.7 min in 2 processes on this machine, and 3 s to start",
         "time in more such processes, on cores of their own: 4: 3.3 min, 8: 2.2 min",
     ]
-
-
-SPEC = """
-items = 4
-[source]
-type = "rhm"
-vocab_size = 8
-multiplicity = 2
-branching = 2
-depth = 3
-[corruption]
-type = "epsilon"
-noise = [0.0, 0.5]
-[backward]
-type = "exact"
-[[probes]]
-type = "tree_levels"
-"""
 
 
 def test_the_command_writes_nothing_and_mistakes_are_one_line(tmp_path):

@@ -196,9 +196,8 @@ def test_joined_tasks_are_the_tasks(monkeypatch, tmp_path):
 
 def test_fewer_tasks_with_clones_are_joined(monkeypatch):
     """Draws of all clones are in memory together."""
-    monkeypatch.setattr(
-        "uturn.engine.measuring._JOINED_BYTES", 5 * 4 * 2 * 512
-    )  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    joined = 5 * 4 * 2 * 512  # five tasks of 4 originals, 2 trajectories, 512 bytes
+    monkeypatch.setattr("uturn.engine.measuring._JOINED_BYTES", joined)
     tasks = [(k, 0, np.arange(4 * k, 4 * k + 4)) for k in range(5)]
     for clones, expected in ((1, [5]), (2, [2, 2, 1]), (100, [1] * 5)):
         assert [len(names) for names, _, _ in measuring._joined(experiment(clones=clones), tasks)] == expected

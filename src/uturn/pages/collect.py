@@ -57,7 +57,7 @@ def _collect(folder: Path, read: Reader) -> None:
     for path in of_figures:
         add(path, figures.figure_section)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
-    several = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
+    several = studies.numbered(folder)
     if (folder / "study.zarr").exists():
         with read.noting(folder / "study.json"):  # the page links to this file, but takes its numbers from the data
             check_plain(folder / "study.json")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import TypeAdapter
 
 from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
@@ -23,30 +24,43 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Reader
 
 
-class _Verdict(BaseModel):
-    model_config = ConfigDict(strict=True)
+@dataclass(frozen=True)
+class Verdict:
+    """One number of a figure and the expectation of theory or of the paper.
+
+    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
+    None for a number that is shown and not judged. `measurements`: names of the measurements, which are the same in all figures
+    that use them, so that repeats are not counted twice.
+    """
 
     quantity: str
     measured: str
     expected: str
     passed: bool | None
     rule: str = ""
-    measurements: list[str] = []
+    measurements: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.passed is not None:
+            object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
 
 
-class _Result(BaseModel):
-    """A file `figN.json`; further entries belong to another version and are not shown."""
-
-    model_config = ConfigDict(strict=True)
+@dataclass
+class Result:
+    """A reproduced figure, the content of `figN.json`: its verdicts and the names of its files in the output folder."""
 
     figure: str
     title: str
     caption: str
     scale: str
-    verdicts: list[_Verdict]
+    verdicts: list[Verdict]
     files: dict[str, str]
     seconds: float = 0.0
     claim: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed is not False for verdict in self.verdicts)
 
 
 class Tally(NamedTuple):
@@ -93,7 +107,7 @@ def order(path: Path) -> tuple[bool, int, str]:
 
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
-    result = _Result.model_validate_json(path.read_bytes())
+    result = TypeAdapter(Result).validate_json(path.read_bytes(), strict=True)  # entries of another version are left out
     # The page reads and links these files, so only plain names in the same folder are allowed.
     names = [result.scale, *result.files.values()]
     if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
@@ -106,7 +120,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     title = f"Figure {number[1].upper()}. {result.title}" if number else result.title
     section = new_section("figure", result.figure, "figures", title)
     section |= {"words": result.claim, "caption": result.caption}
-    section["verdicts"] = [verdict.model_dump() for verdict in result.verdicts]
+    section["verdicts"] = [asdict(verdict) for verdict in result.verdicts]
     count = tally(section["verdicts"])
     judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")
     judged += f"; {count.shown} more shown" if count.shown else ""

@@ -11,13 +11,7 @@ from uturn.pages.html import asset, rendered
 
 __all__ = ["MODULES", "laboratory", "script", "write_laboratory"]
 
-MODULES = (
-    "random",
-    "grammar",
-    "channels",
-    "propagation",
-    "theory",
-)  # each imports only from earlier ones
+MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports only from earlier ones
 _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 
 

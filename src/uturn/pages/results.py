@@ -111,7 +111,7 @@ def write_study(
         texts |= {f"{name}.csv": frame.to_csv(index=False) for name, frame in tidy(result)._asdict().items()}
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
-        # remove studies of an earlier call with more runs, which the page would show
+        # Studies of an earlier call with another number of runs are removed below: the page would show them too.
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)

@@ -79,10 +79,14 @@ def _there(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names if (folder / name).exists()]
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The datasets `study-1.zarr`, `study-2.zarr`, .. of several studies in a folder."""
+    return sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
+
+
 def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     """The section of the studies `study-N.zarr` of a folder: a chart for each reading, a line for each study."""
-    paths = sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
-    studies = {str(data.attrs.get("title", path.stem)): data for path in paths for data in [read.dataset(path)]}
+    studies = {str(data.attrs.get("title", path.stem)): data for path in numbered(folder) for data in [read.dataset(path)]}
     section = new_section("overlay", folder.resolve().name, "experiments", f"{len(studies)} runs")
     section["caption"] = "A chart for each reading, with a line for each run."
     section["files"] = _there(folder, _FILES)
@@ -225,7 +229,7 @@ def _plain(values: xr.DataArray, names: list[str]) -> xr.DataArray:
 
 
 def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headline]:
-    """Further numbers of a study: the noise at which ordered levels swap, and the noise at which most sites change together."""
+    """Further numbers of a study: the noise at which ordered levels swap, and the noise at which chi is largest."""
     for k in range(data.sizes.get("series", 0)):
         series = data.isel(series=k)
         name = str(series.series.item())
@@ -242,9 +246,8 @@ def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headlin
     for k in range(data.sizes.get("changes", 0)):
         changes = data.isel(changes=k)
         if first is None or first.reading:
-            claim = (
-                f"Most {changes.unit_of_distance.item()} change together at this noise: χ = {with_interval(changes.peak.values)}"
-            )
+            unit, peak = changes.unit_of_distance.item(), with_interval(changes.peak.values)
+            claim = f"The number of {unit} that change together is largest at this noise: χ = {peak}"
             yield Headline("χ is largest", "", changes.peak_at.values, claim)
 
 

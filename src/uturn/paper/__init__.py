@@ -14,8 +14,8 @@ from uturn.core.lazy import lazy
 from uturn.paper.registry import FIGURES, ORDER, load_figure
 
 if TYPE_CHECKING:
-    from uturn.paper.figures import Result, channel_verdicts, reproduce
-    from uturn.paper.verdicts import Verdict
+    from uturn.pages.figures import Result, Verdict
+    from uturn.paper.figures import channel_verdicts, reproduce
     from uturn.paper.workshop import Scale, Workshop
 
 __all__ = [
@@ -24,9 +24,9 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    **dict.fromkeys(("Result", "channel_verdicts", "reproduce"), "paper.figures"),
+    **dict.fromkeys(("Result", "Verdict"), "pages.figures"),
+    **dict.fromkeys(("channel_verdicts", "reproduce"), "paper.figures"),
     **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
-    "Verdict": "paper.verdicts",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -25,7 +25,7 @@ from uturn.paper.calibration_runs import (
     repeated,
     samplers,
     trained_denoiser,
-)  # fmt: skip
+)
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.decision_times import (
     collapse_verdict,
@@ -36,7 +36,7 @@ from uturn.paper.decision_times import (
     phi_verdict,
     speciation,
     speciation_verdict,
-)  # fmt: skip
+)
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Scale, Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap

@@ -27,7 +27,7 @@ from uturn.paper.correlated_runs import (
     grammar,
     images,
     independent_changes,
-)  # fmt: skip
+)
 from uturn.paper.verdicts import (
     BOUNDS,
     Rule,
@@ -42,7 +42,7 @@ from uturn.paper.verdicts import (
     shows,
     verdict,
     within,
-)  # fmt: skip
+)
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style
 

@@ -20,10 +20,10 @@ from uturn.measures.cloning import (
     largest_eigenvalue,
     mixture_cloning_probability,
     speciation_time,
-)  # fmt: skip
+)
 from uturn.measures.statistics import Estimate, crossing, estimate, transition
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, listed, verdict, within
+from uturn.paper.verdicts import BOUNDS, Verdict, above, below, listed, verdict, within
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise
@@ -50,7 +50,7 @@ def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
         formula = mixture_cloning_probability(time, D)
         source = mixture_experiment(separation, "smoke").parts.source
         t_s = speciation_time(largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
-        (half,) = estimates(same, partial(_halfway, time), confidence=0.999)
+        half = estimate(same, partial(_halfway, time), confidence=0.999)
         rows.append(cloning_probability(same).values)
         formulas.append(formula)
         shifts.append(time - t_s)

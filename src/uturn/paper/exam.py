@@ -29,11 +29,11 @@ CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the su
 CAPTION = (
     "Decoders that fill masked strings, with the exact denoiser (full marks) and with a trained network (hollow marks, dashed). "
     "(a) Divergence KL(decoder ‖ posterior) by enumeration, strings of 8 tokens, against the calls of the network for a "
-    "reconstruction. Orders that do not depend on the drawn token are exact with one token a step: 0 up to rounding. Marks of "
-    "temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for long strings, from draws and "
-    "belief propagation; upper bounds for random orders and for the confidence of drawn tokens; 95 % intervals over strings. (c) "
-    "Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: the "
-    "divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
+    "reconstruction. Orders that are chosen before the token is drawn are exact with one token a step: 0 up to rounding. Marks "
+    "of temperature, top-k and top-p, all from left to right, are shifted sideways. (b) The same for long strings, from draws "
+    "and belief propagation; upper bounds for random orders and for the confidence of drawn tokens; 95 % intervals over strings. "
+    "(c) Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: "
+    "the divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
     "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
     "circle: not detected); the share of (c)."
 )

@@ -119,10 +119,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         vanishes("messages to the class, largest difference to 1/n", error, single=True),
         _without_noise(run.downward_belief, drawn[:, 0, :L], theory),
         shifted,
+        # How many symbols fit a context depends on the grammar.
         verdict(
             f"spread between grammars at ε = 0.1, mean over levels 1 .. {L - 1}: downward, upward",
             f"{down:.2g}, {up:.2g}",
-            "downward larger: a context has several fits",  # whose number depends on the grammar
+            "downward larger: a context has several fits",
             above(down, 2 * up, "more than twice"),
         ),
         _competitors(),

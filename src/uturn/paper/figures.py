@@ -6,37 +6,19 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
+from uturn.pages.figures import Result, Verdict
 from uturn.paper import channels
 from uturn.paper.registry import FIGURES, Figure, load_figure
-from uturn.paper.verdicts import Verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
 from uturn.studies.plotting.style import save_figure
-
-
-@dataclass
-class Result:
-    """A reproduced figure: its verdicts and the names of its files in the output folder."""
-
-    figure: str
-    title: str
-    caption: str
-    scale: str
-    verdicts: list[Verdict]
-    files: dict[str, str]
-    seconds: float = 0.0
-    claim: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return all(verdict.passed is not False for verdict in self.verdicts)
 
 
 def reproduce(

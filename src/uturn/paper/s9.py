@@ -22,7 +22,7 @@ from uturn.measures.statistics import (
     proportion,
     replicates,
     rescaled,
-)  # fmt: skip
+)
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.networks.training import History, train

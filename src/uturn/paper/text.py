@@ -30,8 +30,8 @@ CAPTION = (
     "U-turns of passages of a novel with the embedded masked model of characters, which was trained on other novels; a share of "
     "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
     "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
-    "Susceptibility, the number of characters that change together, with the interval of its peak t*, and the correlation of "
-    "changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of "
+    "Susceptibility, the number of characters that change together, with its peak t* and the interval of t*, and the correlation "
+    "of changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of "
     "the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: two passages and "
     "their reconstructions; shaded: masked, with the same result; red: another character."
 )

@@ -7,13 +7,13 @@ of numbers pass no rule. A number that no theory predicts precisely is shown wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from uturn.measures.statistics import Estimate, replicates
+from uturn.pages.figures import Verdict as Verdict
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,27 +47,6 @@ def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
         half = np.std(values, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.5 + confidence / 2)
     mean = float(np.mean(values))
     return Estimate(mean, mean - float(half), mean + float(half))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One number of a figure and the expectation of theory or of the paper.
-
-    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
-    None for a number that is shown and not judged. `measurements`: their names, which are the same in all figures that use them,
-    so that repeats are not counted twice.
-    """
-
-    quantity: str
-    measured: str
-    expected: str
-    passed: bool | None
-    rule: str = ""
-    measurements: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.passed is not None:
-            object.__setattr__(self, "passed", bool(self.passed))  # numpy's own bool is not JSON
 
 
 class Rule(NamedTuple):

@@ -51,7 +51,8 @@ class Workshop:
     def runs(self, figure: str, experiments: Mapping[str, Experiment], apart: bool = False) -> dict[str, xr.Dataset]:
         """The results of the experiments of a figure; figures that share runs name the same figure.
 
-        `apart`: run each experiment in a single process. Small experiments with networks need it: their processes start slowly.
+        `apart`: run the experiments side by side, each in a single process. This is faster for small experiments with networks,
+        whose processes start slowly.
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and not self.cluster:
@@ -72,9 +73,9 @@ class Workshop:
 
     def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
         """`keep` for independent computations by label; missing ones run in several processes."""
-        missing = [(label, *job) for label, job in jobs.items() if self._stored(label, job[0]) is None]
-        self.each(what, _keep_alone, missing, threads=0)
-        return {label: self.keep(label, *job) for label, job in jobs.items()}
+        stored = {label: self._stored(label, settings) for label, (settings, _) in jobs.items()}
+        self.each(what, _keep_alone, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
+        return {label: self.keep(label, *jobs[label]) if data is None else data for label, data in stored.items()}
 
     def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
         """The stored dataset of a label, if it is complete and has these settings."""
@@ -152,9 +153,9 @@ class Workshop:
     def each(
         self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
     ) -> dict[str, Any]:
-        """The results of `work(*task, workshop)` for all tasks by label; several processes with `threads` threads each (0: all).
+        """The results of `work(*task, workshop)` for all tasks by label, in processes of `threads` threads (0: equal shares).
 
-        The default is 1, because threads do not speed up small networks and small arrays.
+        The default of `threads` is 1, because threads do not speed up small networks and small arrays.
         """
         workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
         jobs, results = [(*task, quiet) for task in tasks], {}

@@ -144,7 +144,7 @@ def by_noise(run: xr.Dataset) -> xr.Dataset:
 
 
 def _no_reading(run: xr.Dataset, name: str) -> str:
-    """The reason for which a variable has no curve; "" if it has one."""
+    """Why a variable has no curve; "" if it has one."""
     values = run[name]
     if "item" not in values.dims:
         return "it has no dim item"
@@ -303,7 +303,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
         return np.abs(ends[:, 1] - ends[:, 0])
 
     places = np.stack([axes.at(place(of, reached(share), x)) for share in SHARES])
-    # Each place can lie anywhere between its two noise levels; the second is not below the first.
+    # Each place can lie anywhere between its two noise levels; the second place is not below the first.
     brackets = axes.convert(np.ravel([levels_around(x, places[k, 0, 0]) for k in (0, -1)]))
     brackets *= np.where(brackets[:, 3:] < brackets[:, :1], -1, 1)
     with np.errstate(invalid="ignore"):
@@ -409,7 +409,7 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
     if level.chance == level.start:
         yield "chance equals the value without noise: no half-life"
     elif np.isnan(half[0]) and len(missing := x[np.isnan(level.curve[: len(x), 0])]):
-        yield f"no readings at {axes.words['noise']} = {', '.join(f'{x:.3g}' for x in missing[:4])}"
+        yield f"no readings at {axes.words['noise']} = {', '.join(f'{noise:.3g}' for noise in missing[:4])}"
     elif np.isnan(half[0]):
         value = np.interp(x[-1], axes.noise, level.curve[:, 0])
         yield f"less than half of the change occurs up to {end}, where it is {value:.3g}"

@@ -48,9 +48,8 @@ class Axes:
         self.values = {"noise": self.noise}
         self.words = {"noise": axis_words(run)}
         self.angle = None
-        for name, coordinate in sorted(
-            run.coords.items(), key=lambda entry: str(entry[0])
-        ):  # the order of coordinates in stores is arbitrary
+        # Stores list coordinates in arbitrary order.
+        for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
                 continue
             clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
@@ -99,6 +98,5 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
     if not shared:
         raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
-    return min(
-        shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies)
-    )  # prefer an axis with a value without noise
+    # An axis that has a value without noise is preferred.
+    return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))

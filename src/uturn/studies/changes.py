@@ -30,7 +30,7 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
 
 
 def why_no_changes(run: xr.Dataset, name: str) -> str:
-    """The reason for which covariances of changes are not studied; "" if they are studied or have no distance dim."""
+    """Why covariances of changes are not studied; "" if they are studied or have no distance dim."""
     distances, total = _distances(run, name), f"{name}_sum"
     if not distances:
         return ""

@@ -110,7 +110,6 @@ def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:
     pixels = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     if pixels.shape[-1] == 1:
         source = json.loads(data.attrs.get("spec", "{}")).get("source", {})
-        pixels = np.repeat(
-            1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1
-        )  # inverted to show garments on white
+        # Garments are shown on white.
+        pixels = np.repeat(1 - pixels if source.get("type") == "fashion_mnist" else pixels, 3, axis=-1)
     return np.concatenate([pixels, np.ones_like(pixels[..., :1])], axis=-1)

@@ -34,7 +34,7 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     """The headline of a study; None if no candidate has a place.
 
     Candidates in order: the half-life of the first reading of the group "class" or of the root of a tree; the noise of the
-    largest chi; the half-life of the highest level of the first ordered series; the half-life of any reading.
+    largest chi; the half-life of the highest level of the first ordered series, or of the first reading that has one.
     """
     started = np.flatnonzero(np.isfinite(study.start.values))
     classes = [k for k in started if study.group.values[k] == "class"]
@@ -48,7 +48,8 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])
-        return Headline("t*", "", study.peak_at.values[k], f"Most {unit} change together at this noise: the susceptibility peaks")
+        claim = f"The number of {unit} that change together is largest at this noise: the susceptibility peaks"
+        return Headline("t*", "", study.peak_at.values[k], claim)
     places = np.flatnonzero(np.isfinite(study.half_life.values[:, 0, 0]))
     if not len(places):
         return None

@@ -95,7 +95,7 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         Coordinates `original_piece` (shown_item, position), the text of each token of the originals, "" beyond their end; `piece`
         and `noisy_piece` (shown_noise, shown_item, position) of reconstructions and noisy texts, "" where masked. `changed`,
         whether a token differs from the original, and `noised`, whether the corruption removed or replaced it (same dims).
-        `shown_region`, number of the region of a token, and `shown_segment`, whether it separates segments, if the source has
+        `shown_region`, number of the region of a token, and `shown_separator`, whether it separates segments, if the source has
         them. Empty if no tokens were stored, or if the originals cannot be read.
     """
     count = kept_texts(run)

@@ -33,7 +33,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the spec fields that differ, such as "multiplicity = 4"; equal names are completed by their stores.
+    """Runs named by the spec fields that differ, such as "multiplicity = 4"; if some are equal, the stores complete all names.
 
     Parameters
     ----------

@@ -117,11 +117,10 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
             rows.append((f"{changes.changes.item()}: chi is largest", *place, f"chi {with_interval(changes.peak.values)}"))
             near = nearest(study, changes.peak_at.values[0, 0])
             if near is not None:
-                _, low, high = length = changes.xi.values[near]
-                length_text = (
-                    f"xi {f'above {low:.3g}' if np.isinf(high) else with_interval(length)} {changes.unit_of_distance.item()}"
-                )
-                rows.append(("correlation length there", f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1), length_text))
+                _, low, high = bounds = changes.xi.values[near]
+                length = f"above {low:.3g}" if np.isinf(high) else with_interval(bounds)
+                place = [f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1)]
+                rows.append(("correlation length there", *place, f"xi {length} {changes.unit_of_distance.item()}"))
         yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
     for family, tested in tested_families(study).items():
         rows = []

@@ -103,7 +103,7 @@ def no_mathematics(text: str) -> str:
 
 
 def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
-    """A copy of a study whose texts can be drawn, and the fonts they need; characters that no font has become escapes."""
+    """A copy of a study whose texts can be drawn, and the fonts they need; characters missing in all fonts become escapes."""
     names, attributes = [name for name in coordinates if name in data.coords], ("description", "remark")
     text = "".join([*(str(data.attrs[name]) for name in attributes), *(str(x) for name in names for x in data[name].values.flat)])
     families, missing = fonts_for(text)

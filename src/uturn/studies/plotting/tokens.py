@@ -87,17 +87,17 @@ def cells(text: str) -> int:
 
 def lines(tokens: Iterable[Token], columns: int) -> list[list[tuple[int, Token]]]:
     """Tokens with their columns, wrapped into lines of limited width; a blank at the beginning of a line of words is left out."""
-    lines: list[list[tuple[int, Token]]] = [[]]
+    wrapped: list[list[tuple[int, Token]]] = [[]]
     at = 0
     for token in tokens:
         if at and at + cells(token.text) > columns:
-            lines.append([])
+            wrapped.append([])
             at = 0
         if at == 0 and len(token.text) > 1:
             token = token._replace(text=token.text.lstrip(" "))
-        lines[-1].append((at, token))
+        wrapped[-1].append((at, token))
         at += cells(token.text)
-    return lines
+    return wrapped
 
 
 def draw_tokens(data: xr.Dataset, most_items: int = 3, most_levels: int = 5) -> Any | None:
@@ -184,9 +184,7 @@ def _draw_line(axis: Any, y: float, line: list[tuple[int, Token]], families: lis
         look |= {"fontsize": _SIZE, "family": ["DejaVu Sans Mono", *families], "va": "center_baseline", "parse_math": False}
         text = "".join(token.text for _, token in parts)
         at = parts[0][0]
-        if (
-            text.isascii()
-        ):  # fixed width: draw eight characters at once, which is faster, and short enough for rounding not to add up
+        if text.isascii():  # of fixed width: eight characters at once are faster, and too few for rounding to add up
             for k in range(0, len(text), 8):
                 axis.text(at + k, y + 0.55, text[k : k + 8], **look)
             continue
