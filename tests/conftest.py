@@ -40,6 +40,20 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture
+def unsaved_figures(monkeypatch):
+    """Figures are composed and saved as empty files, for tests of commands that look at none: drawing one takes a second."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
+def unchecked_models(monkeypatch):
+    """Runs check no models: a check takes a second, and changes no numbers (test_model_check.py)."""
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
+
+
 @pytest.fixture(scope="module")
 def browser():
     """One headless Chromium for the tests of a module, which are skipped without it."""
