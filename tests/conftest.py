@@ -1,4 +1,4 @@
-"""Tests are shared out among processes, one a core, so each of them computes with one thread."""
+"""Tests are shared out among processes, about one a core, so each of them computes with one thread."""
 
 import gc
 import os
@@ -19,9 +19,39 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is im
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 
+LONGEST = ("cluster", "images", "store", "model_check", "queue", "parts", "report_page", "object_storage", "text", "notebooks")
+"""Files of tests that take longest, which are begun first, so that all processes end at about the same time."""
+
+
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: tests of clusters, browsers and stopped runs wait more than they compute."""
+    from uturn.core.processes import cores
+
+    return cores() + 1
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 def pytest_collection_finish():
     """Garbage collection need not walk the modules, which stay until the end."""
     gc.freeze()
+
+
+@pytest.fixture
+def unsaved_figures(monkeypatch):
+    """Figures are composed and saved as empty files, for tests of commands that look at none: drawing one takes a second."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
+def unchecked_models(monkeypatch):
+    """Runs check no models: a check takes a second, and changes no numbers (test_model_check.py)."""
+    monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])
 
 
 @pytest.fixture(scope="module")

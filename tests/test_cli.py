@@ -229,6 +229,7 @@ def test_the_last_line_says_what_is_next(tmp_path, monkeypatch, arguments, last)
     assert done.output.rstrip("\n").split("\n")[-1] == last
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_a_run_with_a_folder_of_results_ends_with_its_study(tmp_path, monkeypatch):
     (tmp_path / "spec.toml").write_text(SPEC)
     monkeypatch.chdir(tmp_path)

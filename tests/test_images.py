@@ -546,6 +546,7 @@ def test_command_writes_everything(results):
     assert kept.item_name.values.tolist() == ["T-shirt/top", "Trouser"]
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
     out, output = results
     assert "calibration" not in output
@@ -590,6 +591,7 @@ def test_png_files_are_the_images(results):
     np.testing.assert_allclose(original / 127.5 - 1, fashion_mnist.load_test_set()[0][1, 0], atol=1e-6)
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_shares_make_the_same_run(results, tmp_path):
     out, _ = results
     first = command("--out", tmp_path, *SMALL, "--shard", "1/2")
@@ -605,6 +607,7 @@ def test_shares_make_the_same_run(results, tmp_path):
     assert not (tmp_path / "reconstructions").exists()
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_results_of_a_finished_store(results, tmp_path):
     out, _ = results
     done = command("--run", out / "run.zarr", "--out", tmp_path)
@@ -626,6 +629,7 @@ def test_missing_originals_leave_empty_places(results, tmp_path):
             assert np.isfinite(found.image).all()
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_results_are_replaced_or_left_alone(results, tmp_path):
     out, _ = results
     run = xr.open_zarr(out / "run.zarr").load()
@@ -682,6 +686,7 @@ def test_a_folder_of_another_experiment_is_refused(results):
     assert "exists already" in str(command("--out", out, *SMALL, "--no-resume").exception)
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_interrupted_runs_resume(tmp_path, monkeypatch):
     measure = measuring.measurements
 
@@ -713,6 +718,7 @@ def colours():
 """
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_a_class_conditional_checkpoint_with_two_classifiers(tmp_path, monkeypatch):
     """A guided-diffusion checkpoint, colour images from files with labels, classifiers of one's own."""
     import sys

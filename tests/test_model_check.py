@@ -305,6 +305,7 @@ def wrong(embedded, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_the_line_is_printed_and_kept(wrong, tmp_path):
     options = ["--model", wrong, "--items", "6", "--levels", "2", "--steps", "2", "--device", "cpu"]
     options += ["--no-compare-labels", "--workers", "1"]

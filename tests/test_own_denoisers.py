@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import uturn as ut
-from command_line import process
+from command_line import uturn
 from uturn.backward import diffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys, normals
@@ -452,7 +452,8 @@ def example(tmp_path_factory):
     (folder / "denoiser.py").write_text((ROOT / "examples/own/denoiser.py").read_text())
     done = subprocess.run([sys.executable, "denoiser.py"], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return folder
+    yield folder
+    sys.modules.pop("denoiser", None)  # imported by the program in this process
 
 
 def test_the_documents_quote_the_example():
@@ -462,10 +463,11 @@ def test_the_documents_quote_the_example():
     assert quoted[0].split("```")[0] in code
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 @pytest.mark.parametrize("data", ["stripes.npy", "generated"])
 def test_the_example_trains_and_runs(example, data):
     out = f"results-{data}"
-    done = process(
+    done = uturn(
         *("images", "--model", "denoiser:denoiser", "--data", data, "--classifier", "denoiser:classifier"),
         *("--no-compare-labels", "--steps", "10", "--levels", "2", "--items", "6", "--workers", "1", "--out", out),
         cwd=example,

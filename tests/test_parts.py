@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import uturn as ut
-from command_line import process
+from command_line import process, uturn
 from uturn.backward import ExactPosterior
 from uturn.cli import app
 from uturn.engine.measuring import measure
@@ -589,6 +589,7 @@ def test_a_spec_must_name_a_class_with_the_methods(idea, kind, tmp_path):
 # -- nothing stored is executed ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     """Its analysis makes the originals again, but only from built-in sources; nothing is imported."""
     spec = {
@@ -740,7 +741,9 @@ def own_folder(tmp_path_factory):
         (folder / name).write_text((OWN / name).read_text())
     done = subprocess.run([sys.executable, "network.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder
+    yield folder
+    for name in ("series", "network", "rules"):  # imported by the program in this process
+        sys.modules.pop(name, None)
 
 
 def test_the_page_shows_the_files_that_are_tested():
@@ -752,7 +755,7 @@ def test_the_page_shows_the_files_that_are_tested():
 
 
 def test_own_series_run(own_folder):
-    assert process("check", "series.toml", cwd=own_folder).returncode == 0
+    assert uturn("check", "series.toml", cwd=own_folder).returncode == 0
     done = process("run", "series.toml", "--store", "run", "--workers", "2", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "run").dataset()
@@ -764,11 +767,12 @@ def test_own_series_run(own_folder):
     assert abs(ds.same_sign.sel(noise=3).mean() - 0.5) < 0.1
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_own_series_end_in_a_page(own_folder):
     """Curves and half-lives of one's own readings without a line of analysis code."""
     text = (own_folder / "series.toml").read_text().replace("items = 200", "items = 60")
     (own_folder / "few.toml").write_text(text)
-    done = process("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
+    done = uturn("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "results" / "run.zarr").dataset()
     numbers = json.loads((own_folder / "results" / "study.json").read_text())
@@ -799,7 +803,7 @@ def test_own_series_end_in_a_page(own_folder):
 
 def test_own_rules_run(own_folder):
     """The beliefs are those of the inference of the grammar alone, and its strings parse."""
-    done = process("run", "rules.toml", "--store", "rules", cwd=own_folder)
+    done = uturn("run", "rules.toml", "--store", "rules", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "rules").dataset()
     assert np.allclose(ds.belief.sel(noise=0), 1)
@@ -817,13 +821,13 @@ def test_own_series_in_the_layers_of_a_network(own_folder):
     head = text[: text.index("[[probes]]")].replace("items = 200", "items = 8")
     probe = '[[probes]]\ntype = "network_layers"\nclassifier = "network:network"\n'
     (own_folder / "layers.toml").write_text(head + probe + 'statistics = "statistics.safetensors"\n')
-    done = process("run", "layers.toml", "--store", "layers", cwd=own_folder)
+    done = uturn("run", "layers.toml", "--store", "layers", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "layers").dataset()
     assert np.allclose(ds.similarity.sel(noise=0), 1, atol=1e-5)
     assert "probes[0].code" in json.loads(ds.attrs["models"])
     (own_folder / "layers.toml").write_text(head + probe)
-    done = process("check", "layers.toml", cwd=own_folder)
+    done = uturn("check", "layers.toml", cwd=own_folder)
     assert done.returncode == 2
     assert "statistics: missing" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -336,6 +336,7 @@ def embedding():
     return network
 
 
+@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
 def test_by_the_command_line(tmp_path):
     """A classifier, an encoder and a perceptual distance together."""
     networks = ["--classifier", f"{HERE}:small", "--classifier", f"{HERE}:embedding", "--perceptual", f"{HERE}:small"]

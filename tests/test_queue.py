@@ -16,6 +16,8 @@ from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 from uturn.store.record import Store, Variable
 
+pytestmark = pytest.mark.usefixtures("unchecked_models")
+
 
 class Network(torch.nn.Module):
     """Treats every image by itself and by its own timestep; counts rows of each call."""
@@ -274,11 +276,13 @@ def test_shares_fill_one_store(tmp_path, whole):
 
 
 def _share(folder, number):
+    ut.Experiment.model_check = lambda self: []  # in its own process, which has no fixtures
     ut.run(experiment(), folder, shard=(number, 2))
 
 
 def test_two_processes_fill_one_store_at_the_same_time(tmp_path, whole):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # new processes that share their imports of libraries
+    context.set_forkserver_preload(["diffusers.pipelines.ddpm.pipeline_ddpm", "uturn"])
     processes = [context.Process(target=_share, args=(tmp_path / "run", number)) for number in (1, 2)]
     for process in processes:
         process.start()

@@ -372,6 +372,7 @@ def test_a_page_of_a_study_shows_every_reading(tmp_path):
     assert places == sorted(places)
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_a_page_says_that_there_is_no_t_star(tmp_path):
     """A class that is never lost: no number, and the reason; its chart is shown all the same."""
     run = ut.run(ut.Experiment.from_dict(STRINGS))
@@ -440,6 +441,7 @@ def test_numbers_that_are_shown_are_not_counted_as_verdicts(tmp_path):
     assert ">FAIL<" not in page
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_own_parts_get_a_page_with_all_their_readings(tmp_path, monkeypatch):
     own = Path(__file__).parents[1] / "examples" / "own"
     monkeypatch.syspath_prepend(str(own))

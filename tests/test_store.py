@@ -525,6 +525,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.usefixtures("unchecked_models")
 def test_image_runs_grow(tmp_path, monkeypatch):
     """Only the new trajectories are measured: no variable of a network is a mean over them."""
     from uturn.backward.reverse_diffusion import ReverseDiffusion

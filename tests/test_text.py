@@ -630,6 +630,7 @@ def test_command_writes_everything(results):
     np.testing.assert_array_equal(kept.curve, ut.study(run).curve)
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, monkeypatch):
     out, _ = results
     whole = xr.open_zarr(out / "run.zarr").load()
@@ -667,6 +668,7 @@ def test_items_levels_and_clones_are_added(results, folder, tmp_path):
     assert "seed is 0 in the store, 1 here" in str(done.exception)
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_results_of_a_finished_store(results, folder, tmp_path):
     out, _ = results
     done = command("--run", out / "run.zarr", "--out", tmp_path)
@@ -676,6 +678,7 @@ def test_results_of_a_finished_store(results, folder, tmp_path):
     assert not (tmp_path / "tokens.html").exists()
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_path):
     spec = options(folder, items=40, levels=5, trajectories=1).experiment().to_dict()
     spec["probes"].append({"type": "letter_chain:Majority"})
@@ -704,6 +707,7 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
     assert "Same majority" in [chart["title"] for chart in section["charts"]]
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_options_from_a_file(folder, tmp_path):
     (tmp_path / "texts.toml").write_text(
         f'model = "letter_chain:chain"\ndata = "{folder / "equal.txt"}"\nitems = 4\nlevels = [0.5, 1.0]\nkeep = 0'
@@ -768,6 +772,7 @@ def sentences(tmp_path_factory):
     return place
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_a_masked_model_of_transformers(models, sentences, tmp_path):
     done = command("--model", models / "bert", "--data", sentences / "good.txt", "--items", 6, "--levels", 2, "--out", tmp_path,
                    "--workers", 1, "--segment", "on")  # fmt: skip

@@ -272,6 +272,7 @@ def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("unsaved_figures")
 def test_from_the_command_line(folders, data, tmp_path, kind):
     out = tmp_path / "out"
     command = ["images", "--model", str(folders[kind]), "--data", str(data), "--classifier", f"{__name__}:classifier"]
