@@ -1,8 +1,9 @@
 """How fast a run on a Ray cluster hands out tasks: the second half of `benchmarks/scaling.py`.
 
-    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50]
+    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50] [--seconds 40]
 
-Prints the tables of docs/cluster.md:
+Every measurement takes about so many seconds with all workers at work, and their start in addition. Prints the tables of
+docs/cluster.md:
 
 - overhead of a task against the local loop: an experiment of many small tasks, by `ut.run` in one process and by one worker;
 - rate with 1, 2 and 4 workers, for tasks that compute and for tasks that sleep;
@@ -94,13 +95,13 @@ def rate(states: Any, total: int, workers: int) -> float:
     return (first.left - last.left) / (t1 - t0)
 
 
-def asynchronous(address: str, workers: int, slots: int) -> None:
+def asynchronous(address: str, workers: int, slots: int, duration: float) -> None:
     import ray.cloudpickle
 
     from uturn.engine.cluster import on_cluster
     from uturn.engine.cluster import workers as of_cluster
 
-    total = 20 * slots
+    total = int(slots * duration / AsynchronousWorker.seconds)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import this file
     options = {"cpus": 0.1, "slots": slots // workers, "most_workers": workers, "bundle_seconds": 0.0}
     of_cluster.Worker, worker = AsynchronousWorker, of_cluster.Worker
@@ -110,10 +111,10 @@ def asynchronous(address: str, workers: int, slots: int) -> None:
     print(f"| {workers} asynchronous workers, {slots} slots, tasks of 1 s | {found:.0f} | {possible:.0f} | |", flush=True)
 
 
-def real(address: str, workers: int, seconds: float) -> None:
+def real(address: str, workers: int, seconds: float, duration: float) -> None:
     from uturn.engine.cluster import on_cluster
 
-    total = int(workers * 40 / seconds)
+    total = int(workers * duration / seconds)
     make = partial(SleepingTasks, seconds)
     options: dict[str, Any] = {"cpus": 0.1, "most_workers": workers, "bundle_seconds": 0.0}
     peak = []
@@ -142,7 +143,7 @@ def memory() -> float:
     return total
 
 
-def computing(address: str) -> None:
+def computing(address: str, duration: float) -> None:
     """Overhead of small tasks, and rates of large ones with more workers."""
     import uturn as ut
     from uturn.engine.run import _on_cluster
@@ -171,24 +172,24 @@ def computing(address: str) -> None:
             begin, end = full[0], next(k for k, (_, count, _) in enumerate(seen) if count >= 0.9 * len(left))
             return (seen[end][1] - seen[begin][1]) / (seen[end][0] - seen[begin][0])
 
-    small = {**SMALL, "items": 4 * 12_000}
+    small = {**SMALL, "items": SMALL["chunk"] * int(300 * duration)}  # tasks of about 4 ms
     tasks = small["items"] // small["chunk"]
     one = local_seconds(small) / tasks
     print("| | ms a task |\n|---|---|")
     print(f"| local loop, one thread, {tasks} tasks of {small['chunk']} items | {1e3 * one:.2f} |")
     print(f"| one worker, bundles of about 10 s | {1e3 / cluster_rate(small, 1):.2f} |\n", flush=True)
-    large = {**LARGE, "items": 256 * 400}
+    large = {**LARGE, "items": LARGE["chunk"] * int(10 * duration)}  # of about 50 ms
     print("| workers | tasks a second |\n|---|---|")
     for workers in (1, 2, 4):
         print(f"| {workers} | {cluster_rate(large, workers):.1f} |", flush=True)
 
 
-def main(asynchronous_workers: int, real_workers: int) -> None:
+def main(asynchronous_workers: int, real_workers: int, duration: float) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with machine(64) as address:
-        computing(address)
+        computing(address, duration)
         print("\n| tasks that sleep | tasks a second | slots allow | memory of a worker |\n|---|---|---|---|")
         for workers in (1, 2, 4):
-            real(address, workers, 0.05)
-        asynchronous(address, asynchronous_workers, 1000)
-        real(address, real_workers, 0.2)
+            real(address, workers, 0.05, duration)
+        asynchronous(address, asynchronous_workers, 1000, duration)
+        real(address, real_workers, 0.2, duration)

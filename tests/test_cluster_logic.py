@@ -47,7 +47,10 @@ class FakeActor:
 
 
 class FakeRay:
-    """Ray with two nodes of one core and a head without cores; `make(node)` makes the workers, by default those that are asked for."""
+    """Ray with two nodes of one core, and a head without cores.
+
+    `make(node)` makes the workers, by default those that are asked for.
+    """
 
     exceptions, cloudpickle = ray.exceptions, ray.cloudpickle
 
