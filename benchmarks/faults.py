@@ -40,11 +40,11 @@ STRINGS = {
     "probes": [{"type": "tree_levels"}],
 }
 IMAGES = {
-    "items": 8,
+    "items": 48,
     "chunk": 1,
     "source": {"type": "fashion_mnist"},
     "corruption": {"type": "diffusion", "noise": [0.2, 0.5, 0.8]},
-    "backward": {"type": "diffusion", "steps": 10},
+    "backward": {"type": "diffusion", "steps": 30},
     "probes": [{"type": "network_layers"}],
 }
 COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that they begin
