@@ -1,7 +1,9 @@
 """What faults cost a run on a cluster: lost results, wrong results, wasted work.
 
-    python benchmarks/faults.py                 # 100 kills, a full disk, a stopped worker, 5 % of S3 requests failing
+    python benchmarks/faults.py                 # 100 kills in runs of strings, 25 in runs of images, and the other faults
     python benchmarks/faults.py --kills 10      # quicker
+
+The others: a full disk, a stopped worker, a killed driver outside of the cluster (ray://), 5 % of S3 requests failing.
 
 A Ray cluster of a head and two nodes runs on this machine. At random times a worker, a node (another takes its place) or the
 driver (it is started again) is killed, until there were as many kills as wanted; run follows run. Every store is compared with
@@ -13,6 +15,7 @@ import argparse
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,11 +40,11 @@ STRINGS = {
     "probes": [{"type": "tree_levels"}],
 }
 IMAGES = {
-    "items": 8,
+    "items": 48,
     "chunk": 1,
     "source": {"type": "fashion_mnist"},
     "corruption": {"type": "diffusion", "noise": [0.2, 0.5, 0.8]},
-    "backward": {"type": "diffusion", "steps": 10},
+    "backward": {"type": "diffusion", "steps": 30},
     "probes": [{"type": "network_layers"}],
 }
 COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that they begin
@@ -63,6 +66,12 @@ def counted_tasks(spec, store):
             yield from super().measure(counted(), check=check)
 
     return Counted(*_reopened(spec, store))
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def drive(spec_file, store, address):
@@ -91,15 +100,18 @@ class Faults:
         self.counts = self.folder / "counts"
         self.counts.mkdir()
         os.environ[COUNTS] = str(self.counts)
-        head = {"num_cpus": 0, "object_store_memory": 2**27}
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # otherwise Ray's client server sometimes does not answer
+        port = free_port()
+        head = {"num_cpus": 0, "object_store_memory": 2**27, "ray_client_server_port": port}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=2**27) for _ in range(2)]
         self.cluster.wait_for_nodes()
+        self.client_address = f"ray://{self.cluster.address.rpartition(':')[0]}:{port}"
 
-    def start(self, spec_file, store):
+    def start(self, spec_file, store, address=None):
         here = [str(Path(__file__).parent), str(TESTS), *filter(None, sys.path)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
-        words = [sys.executable, __file__, "--drive", str(spec_file), str(store), self.cluster.address]
+        words = [sys.executable, __file__, "--drive", str(spec_file), str(store), address or self.cluster.address]
         return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     def strike(self, driver):
@@ -160,18 +172,13 @@ def written(spec, folder, name):
     return path
 
 
-def kills(faults, number, seconds):
-    """Runs of strings and of images, one after the other, until so many kills."""
-    spec_of = {"strings": STRINGS, "images": IMAGES}
-    local = {}
+def kills(faults, name, spec, number, seconds):
+    """Runs of an experiment, one after the other, until so many kills."""
+    local, spec = local_run(spec), written(spec, faults.folder, name)
     total: Counter[str] = Counter()
     rounds = 0
     while sum(total.values()) < number:
-        name = "images" if rounds % 4 == 3 else "strings"
-        if name not in local:
-            local[name] = local_run(spec_of[name])
-        spec = written(spec_of[name], faults.folder, name)
-        store, here, restarts = faults.folder / f"kills-{rounds}", Counter(), 0
+        store, here, restarts = faults.folder / f"{name}-{rounds}", Counter(), 0
         driver = faults.start(spec, store)
         last = time.monotonic()
         while True:
@@ -192,8 +199,7 @@ def kills(faults, number, seconds):
                     raise SystemExit("the run does not end") from None
         rounds += 1
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(here.items())) or "none"
-        compared(f"kills, {name}", store, local[name], faults.begun(), told, 1e-5 if name == "images" else 0.0)
-    print(f"\n{sum(total.values())} kills in all: {dict(total)}\n", flush=True)
+        compared(f"kills, {name}", store, local, faults.begun(), told, 1e-5 if name == "images" else 0.0)
 
 
 def stopped_worker(faults):
@@ -207,6 +213,24 @@ def stopped_worker(faults):
     os.kill(processes("ray::Worker")[0], signal.SIGSTOP)
     driver.communicate(timeout=500)
     compared("a stopped worker", store, local, faults.begun(), "1 SIGSTOP")
+
+
+def killed_client(faults):
+    """A driver outside of the cluster, with ray://, is killed; Ray ends its workers; the run is continued."""
+    from cluster_tasks import processes
+
+    local, spec, store = local_run(STRINGS), written(STRINGS, faults.folder, "strings"), faults.folder / "client"
+    driver = faults.start(spec, store, faults.client_address)
+    while faults_begun(faults) < 50:
+        time.sleep(0.2)
+    driver.kill()
+    killed = time.monotonic()
+    while processes("ray::Worker"):
+        time.sleep(0.2)
+    print(f"(ray://: the workers ended {time.monotonic() - killed:.0f} s after the driver)")
+    driver = faults.start(spec, store, faults.client_address)
+    driver.communicate(timeout=500)
+    compared("a driver with ray:// that is killed", store, local, faults.begun(), "1 kill, run again")
 
 
 def faults_begun(faults):
@@ -291,7 +315,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3.0, help="mean time between two kills")
     parser.add_argument("--rate", type=float, default=0.05, help="share of S3 requests that fail")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["kills", "disk", "stopped", "s3"])
+    parser.add_argument("--only", choices=["kills", "images", "client", "disk", "stopped", "s3"])
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drive:
@@ -302,8 +326,10 @@ def main():
     chosen = {
         "disk": lambda: full_disk(faults),
         "stopped": lambda: stopped_worker(faults),
+        "client": lambda: killed_client(faults),
         "s3": lambda: failing_requests(faults, given.rate, given.seed),
-        "kills": lambda: kills(faults, given.kills, given.seconds),
+        "kills": lambda: kills(faults, "strings", STRINGS, given.kills, given.seconds),
+        "images": lambda: kills(faults, "images", IMAGES, -(-given.kills // 4), given.seconds),
     }
     try:
         for name, measure in chosen.items():

@@ -1,13 +1,14 @@
 """How fast a run on a Ray cluster hands out tasks: the second half of `benchmarks/scaling.py`.
 
-    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50]
+    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50] [--seconds 40]
 
-Prints the tables of docs/cluster.md:
+Every measurement takes about so many seconds with all workers at work, and their start in addition. Prints the tables of
+docs/cluster.md:
 
-- overhead of a task against the local loop: an experiment of many small tasks, by `ut.run` in one process and by one worker;
-- rate with 1, 2 and 4 workers, for tasks that compute and for tasks that sleep;
-- tasks that sleep, on 1,000 slots of eight asynchronous workers, and on 50 real ones, one by one (no bundles): tasks a second
-  through the driver, the share of what the slots could do, and the memory of a worker.
+- processor time of small tasks by `ut.run` in one process, and by one worker and its driver, which hardly depends on what other
+  programs do meanwhile;
+- tasks that sleep, handed out one by one (no bundles) to 1, 2, 4 and 50 workers, and to 1,000 slots of eight asynchronous ones:
+  tasks a second, those that the slots could do, and the memory of a worker.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from uturn.engine.cluster import on_cluster
+from uturn.engine.cluster import workers as of_cluster
+from uturn.engine.run import _on_cluster
+from uturn.engine.tasks import Tasks
+from uturn.store.places import place_of
+from uturn.store.resume import open_store
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cluster_tasks import processes
+
 SMALL = {
     "chunk": 4,
     "source": {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 8},
@@ -29,7 +42,6 @@ SMALL = {
     "backward": {"type": "exact"},
     "probes": [{"type": "tree_levels"}],
 }
-LARGE = {**SMALL, "chunk": 256, "trajectories": 4}
 
 
 class AsynchronousWorker:
@@ -94,13 +106,10 @@ def rate(states: Any, total: int, workers: int) -> float:
     return (first.left - last.left) / (t1 - t0)
 
 
-def asynchronous(address: str, workers: int, slots: int) -> None:
+def asynchronous(address: str, workers: int, slots: int, duration: float) -> None:
     import ray.cloudpickle
 
-    from uturn.engine.cluster import on_cluster
-    from uturn.engine.cluster import workers as of_cluster
-
-    total = 20 * slots
+    total = int(slots * duration / AsynchronousWorker.seconds)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import this file
     options = {"cpus": 0.1, "slots": slots // workers, "most_workers": workers, "bundle_seconds": 0.0}
     of_cluster.Worker, worker = AsynchronousWorker, of_cluster.Worker
@@ -110,85 +119,67 @@ def asynchronous(address: str, workers: int, slots: int) -> None:
     print(f"| {workers} asynchronous workers, {slots} slots, tasks of 1 s | {found:.0f} | {possible:.0f} | |", flush=True)
 
 
-def real(address: str, workers: int, seconds: float) -> None:
-    from uturn.engine.cluster import on_cluster
-
-    total = int(workers * 40 / seconds)
+def real(address: str, workers: int, seconds: float, duration: float) -> None:
+    total = int(workers * duration / seconds)
     make = partial(SleepingTasks, seconds)
     options: dict[str, Any] = {"cpus": 0.1, "most_workers": workers, "bundle_seconds": 0.0}
-    peak = []
+    peak: list[float] = []
 
     def watched() -> Any:
         for state in on_cluster(address, make, [(1.0, range(total))], **options):
-            if state.alive == workers and not peak:
-                peak.append(memory())
+            if state.left <= total // 2 and not peak:  # workers of another run have ended by then
+                peak.extend(memory(pid) for pid in processes("ray::Worker"))
             yield state
 
     found = rate(watched(), total, workers)
     words = f"{workers} real {'worker' if workers == 1 else 'workers'}, tasks of {seconds:g} s"
-    print(f"| {words} | {found:.0f} | {workers / seconds:.0f} | {peak[0] / workers / 2**20:.0f} MB |", flush=True)
+    print(f"| {words} | {found:.0f} | {workers / seconds:.0f} | {np.mean(peak) / 2**20:.0f} MB |", flush=True)
 
 
-def memory() -> float:
-    """Bytes of all workers: what each of them has for itself, and its part of what it shares."""
-    total = 0
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if (place / "cmdline").read_bytes().startswith(b"ray::Worker"):
-                lines = (place / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        except OSError:
-            continue
-    return total
+def processor_seconds(pids: list[int]) -> float:
+    """Processor time of processes, with all their threads."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
 
-def computing(address: str) -> None:
-    """Overhead of small tasks, and rates of large ones with more workers."""
+def memory(pid: int) -> float:
+    """Bytes of a process: what it has for itself, and its part of what it shares."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def overhead(address: str, duration: float) -> None:
+    """Processor time of small tasks, in a local loop and on a cluster, where it is that of the worker and of the driver."""
     import uturn as ut
-    from uturn.engine.run import _on_cluster
-    from uturn.engine.tasks import Tasks
-    from uturn.store.places import place_of
-    from uturn.store.resume import open_store
 
-    def local_seconds(spec: dict[str, Any]) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            ut.run(ut.Experiment.from_dict({**spec, "items": spec["chunk"]}))  # compiled
-            begin = time.monotonic()
-            ut.run(ut.Experiment.from_dict(spec), Path(folder) / "x")
-            return time.monotonic() - begin
-
-    def cluster_rate(spec: dict[str, Any], workers: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            experiment = ut.Experiment.from_dict(spec)
-            opened = open_store(experiment, place_of("store", Path(folder) / "x"), True, False)
-            work = Tasks(experiment, opened)
-            left = work.left(opened.tasks())
-            seen, done = [], 0
-            for count, words in _on_cluster(work, left, address, workers, 1.0, None):
-                done += count
-                seen.append((time.monotonic(), done, words))
-            full = [k for k, (_, count, words) in enumerate(seen) if words.startswith(f", {workers} ") and count > 0]
-            begin, end = full[0], next(k for k, (_, count, _) in enumerate(seen) if count >= 0.9 * len(left))
-            return (seen[end][1] - seen[begin][1]) / (seen[end][0] - seen[begin][0])
-
-    small = {**SMALL, "items": 4 * 12_000}
-    tasks = small["items"] // small["chunk"]
-    one = local_seconds(small) / tasks
-    print("| | ms a task |\n|---|---|")
-    print(f"| local loop, one thread, {tasks} tasks of {small['chunk']} items | {1e3 * one:.2f} |")
-    print(f"| one worker, bundles of about 10 s | {1e3 / cluster_rate(small, 1):.2f} |\n", flush=True)
-    large = {**LARGE, "items": 256 * 400}
-    print("| workers | tasks a second |\n|---|---|")
-    for workers in (1, 2, 4):
-        print(f"| {workers} | {cluster_rate(large, workers):.1f} |", flush=True)
+    spec = {**SMALL, "items": SMALL["chunk"] * int(300 * duration)}  # tasks of about 4 ms
+    experiment, total = ut.Experiment.from_dict(spec), spec["items"] // spec["chunk"]
+    with tempfile.TemporaryDirectory() as folder:
+        ut.run(ut.Experiment.from_dict({**spec, "items": spec["chunk"]}))  # compiled
+        used = time.process_time()
+        ut.run(experiment, Path(folder) / "local")
+        local = time.process_time() - used
+        opened = open_store(experiment, place_of("store", Path(folder) / "cluster"), True, False)
+        work = Tasks(experiment, opened)
+        done, seen = 0, []
+        for count, _ in _on_cluster(work, work.left(opened.tasks()), address, 1, 1.0, None):
+            done += count
+            if done and (workers := processes("ray::Worker")):
+                seen.append((done, processor_seconds(workers), time.process_time()))
+    begin, end = seen[0], next(state for state in seen if state[0] >= 0.9 * total)
+    worker, driver = ((end[k] - begin[k]) / (end[0] - begin[0]) for k in (1, 2))
+    print(f"| {total} tasks of {spec['chunk']} items | processor time of a task |\n|---|---|")
+    print(f"| local loop | {1e3 * local / total:.2f} ms |")
+    print(f"| one worker, bundles of about 10 s | {1e3 * worker:.2f} ms |")
+    print(f"| its driver | {1e3 * driver:.2f} ms |", flush=True)
 
 
-def main(asynchronous_workers: int, real_workers: int) -> None:
+def main(asynchronous_workers: int, real_workers: int, duration: float) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with machine(64) as address:
-        computing(address)
+        overhead(address, duration)
         print("\n| tasks that sleep | tasks a second | slots allow | memory of a worker |\n|---|---|---|---|")
         for workers in (1, 2, 4):
-            real(address, workers, 0.05)
-        asynchronous(address, asynchronous_workers, 1000)
-        real(address, real_workers, 0.2)
+            real(address, workers, 0.05, duration)
+        asynchronous(address, asynchronous_workers, 1000, duration)
+        real(address, real_workers, 0.2, duration)

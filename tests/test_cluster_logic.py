@@ -47,7 +47,10 @@ class FakeActor:
 
 
 class FakeRay:
-    """Ray with two nodes of one core; `make(node)` makes the workers, by default those that are asked for."""
+    """Ray with two nodes of one core, and a head without cores.
+
+    `make(node)` makes the workers, by default those that are asked for.
+    """
 
     exceptions, cloudpickle = ray.exceptions, ray.cloudpickle
 
@@ -55,9 +58,8 @@ class FakeRay:
         self.make, self.killed, self.connected = make, [], True
 
     def nodes(self):
-        return [
-            {"Alive": True, "NodeID": name, "NodeManagerHostname": name, "Resources": {"CPU": 1.0}} for name in ("one", "two")
-        ]
+        cores = {"head": {}, "one": {"CPU": 1.0}, "two": {"CPU": 1.0}}
+        return [{"Alive": True, "NodeID": name, "NodeManagerHostname": name, "Resources": cores[name]} for name in cores]
 
     def remote(self, kind):
         def options(scheduling_strategy, max_concurrency=1, **_):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, islice, product
@@ -398,7 +398,8 @@ class Store(Blocks):
                 yield call
         except BaseException as error:
             if not isinstance(error, StorageError):  # a storage that does not answer cannot be written to
-                self._finish()
+                with suppress(ValueError):  # on a full disk, the first error is the one to report
+                    self._finish()
             raise
         self._finish()
 

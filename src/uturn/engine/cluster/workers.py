@@ -129,7 +129,7 @@ class Workers:
             for node in self.ray.nodes()
             if node["Alive"]
         }
-        refused = [node.refused for node in self.nodes.values()]
+        refused = [node.refused for node in self.nodes.values() if node.room]
         if refused and all(refused) and not self.workers:
             raise ValueError(f"no node can measure: {refused[0]}")
         taken = {(worker.rank, worker.node_id) for worker in self.workers}
