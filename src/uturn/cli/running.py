@@ -46,10 +46,10 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
 
 def opened(place: str) -> Any:
     """The run in a store, or in the `run.zarr` of a folder of results."""
-    from uturn.store.record import Store
+    from uturn.store.record import open_run
 
     inner = Path(place) / "run.zarr"
-    return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
+    return open_run(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place)
 
 
 @contextmanager

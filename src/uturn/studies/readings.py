@@ -1,0 +1,496 @@
+"""Readings of U-turns that were made elsewhere, in the form in which `uturn.run` gives those of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from pydantic import ValidationError
+
+from uturn.core.checks import LARGEST, checked_array, checked_path, shown, validation_words
+from uturn.core.protocols import Variable
+from uturn.core.reading import Instructions
+from uturn.measures.clones import between_clones
+from uturn.store.record import READINGS, as_read, attributes_of
+from uturn.store.resume import versions_used
+
+if TYPE_CHECKING:
+    import pandas
+
+AXES = ("noise", "item", "trajectory", "clone")  # of an array, in this order; a further axis is one of levels
+_COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
+_OF_VARIABLES = ("start", "chance", "bounds", "units", "group", "order", "family", "long_name")
+
+
+def readings(
+    values: Any,
+    noise: Any = None,
+    *,
+    unit: str = "noise",
+    start: Any = None,
+    chance: Any = None,
+    bounds: Any = None,
+    coords: Any = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    units: Any = None,
+    group: Any = None,
+    order: Any = None,
+    family: Any = None,
+    long_name: Any = None,
+    max_noise: float | None = None,
+    description: str = "",
+    source: str = "",
+) -> xr.Dataset:
+    """Readings of U-turns made elsewhere as a run: the dataset that `uturn.run` gives for U-turns of its own.
+
+    A reading is a number for each U-turn: the Cα-RMSD of a protein after partial diffusion, or whether an image keeps its class.
+    `uturn.study`, `uturn.calibration`, the page and the commands read the result like any other run. `to_zarr(path)` stores it,
+    and `uturn study PATH` reads it back.
+
+    Parameters
+    ----------
+    values : dict of arrays, xarray Dataset, or pandas DataFrame
+        Arrays or nested lists of numbers by name, (noise, item[, trajectory[, clone]][, levels]): `item` counts originals,
+        `trajectory` independent noisy data of an original, `clone` independent reconstructions of one noisy datum, and levels are
+        those of the reading, such as layers of a network. NaN where a reading is missing. A DataArray has dims of these names, in
+        any order. A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
+        clone, and a column for each reading; rows that do not exist are missing. The reading `clone_NAME` is the twin of NAME,
+        clone k compared with the other clones (`uturn.readings_of` computes both); NAME is then tested for calibration.
+    noise : array (noise,), optional
+        Noise levels, increasing from 0 or more. Not needed for a DataFrame, or DataArrays with this coordinate.
+    unit : str
+        What the noise is: the label of its axis.
+    start, chance : number or str, or a dict of these by reading
+        Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
+        coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
+        [0, 1] that fall with noise, and 0 for those that rise; else unknown, and no place is located on the curve. The default of
+        chance is the value at the largest noise.
+    bounds : (low, high), or a dict of these by reading
+        Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
+        readings that start at 0 and are never below, else no bounds.
+    coords : dict of arrays, or for a DataFrame a list of columns
+        Further labels by name. A coordinate along noise or item may be given as (dim, values), and must be if there are as many
+        items as noise levels: {"log_snr": .., "label": .., "sigma": ("noise", ..)}. The other names are dims of levels with the
+        names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or each noise.
+        `log_snr` makes the axes sigma and abar, too.
+    dims : dict of tuples of str, optional
+        Dims of plain arrays, by reading, if they are not as above. By default the last of three or more axes is one of levels if
+        `coords` names levels of this number.
+    units, group, order, family, long_name : str, or a dict of these by reading
+        Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
+        same_..); dim of levels whose first and last may swap order; family of calibration tests; description.
+    max_noise : float, optional
+        Largest possible noise, such as 1 for a strength.
+    description, source : str
+        What made the U-turns, and where they come from, for titles.
+
+    Returns
+    -------
+    Dataset
+        The readings, float32, with reading instructions in their attributes; coordinates noise, item, trajectory (and clone) and
+        those of `coords`. Items with other names than integers are numbered, and `item_name` holds the names.
+
+    Raises
+    ------
+    ValueError
+        For arrays of other shapes, levels of noise that do not increase, rows that occur twice, text, readings that are all
+        missing or infinite, and names that are not those of a reading.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> noise = np.array([2, 4, 8, 16, 32])
+    >>> rmsd = 10 * noise[:, None] / (noise[:, None] + np.array([8, 9, 10, 11, 12]))  # (noise, item)
+    >>> run = ut.readings({"rmsd": rmsd}, noise, unit="added noise (Å)", start=0, chance=10)
+    >>> ut.study(run).half_life.sel(reading="rmsd", axis="noise", estimate="value").item()
+    10.1...
+    """
+    import pandas
+
+    if isinstance(values, pandas.DataFrame):
+        if noise is not None or dims:
+            raise ValueError(f"noise = {shown(noise)}: a table has the column noise; leave out noise and dims")
+        values, noise, coords = _of_table(values, coords)
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {_COLUMNS}")
+    arrays = {name: array for name, array in values.items() if isinstance(array, xr.DataArray)}
+    coords = {**_coordinates_of(arrays), **_pairs("coords", coords)}
+    noise = coords.pop("noise", (None, None))[1] if noise is None else noise
+    levels = _checked_levels(noise)
+    coords = _placed(coords, levels, values)
+    arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
+    sizes = _checked_sizes(arrays, levels, coords)
+    run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
+    given = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
+    by_option = {key: _by_name(key, value, arrays) for key, value in given.items()}
+    settings_of = {name: {key: of[name] for key, of in by_option.items() if name in of} for name in arrays}
+    unknown, guessed = [], []
+    for name, array in arrays.items():
+        variable = _variable(name, array, settings_of[name], levels, arrays)
+        for key in ("start", "chance"):
+            _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
+        run[name] = variable.dims, array.values, attributes_of(variable)
+        if variable.role == "reading" and "start" not in settings_of[name]:
+            unknown += [name] if variable.start is None else []
+            guessed += [(name, variable.start)] if variable.start is not None and levels[0] > 0 and not _is_binary(array) else []
+    hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
+    hints += [f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not" for name, level in guessed]
+    spec = {
+        "items": sizes["item"],
+        "trajectories": sizes["trajectory"],
+        "clones": sizes.get("clone", 1),
+        "source": {"type": "readings"} | ({"path": source} if source else {}),
+        **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
+        "probes": [{"type": "readings"}],
+    }
+    about = {"format": READINGS, "variables": list(arrays), "complete": True, "missing_tasks": 0, "spec": json.dumps(spec)}
+    about |= {"models": "{}", "versions": json.dumps(versions_used())}
+    about |= {"description": description} if description else {}
+    return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
+
+
+def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], Any], name: str | None = None) -> dict[str, Any]:
+    """A reading f of originals and reconstructions made elsewhere, and its twin for calibration, to be given to `uturn.readings`.
+
+    Parameters
+    ----------
+    originals : array (item, ...)
+        The data x_0.
+    reconstructions : array (noise, item[, trajectory[, clone]], ...)
+        The data x̂, each of the shape of an original. The number of axes tells whether there are trajectories and clones; a
+        single noisy datum of each original with clones has a trajectory axis of length 1. NaN where one is missing.
+    f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
+        Compares data pairwise. Symmetric in its arguments if there are clones.
+    name : str, optional
+        Name of the reading, by default that of the function.
+
+    Returns
+    -------
+    dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
+        `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
+        noisy datum. For draws from the posterior both have the same mean (`uturn.calibration`). NaN where a datum is missing.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and, with clones, an f that is not symmetric.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> x = np.random.default_rng(0).normal(size=(100, 5))
+    >>> turned = 0.8 * x[None, :, None, None] + 0.6 * np.random.default_rng(1).normal(size=(1, 100, 1, 3, 5))
+    >>> run = ut.readings(ut.readings_of(x, turned, lambda a, b: ((a - b) ** 2).mean(-1), "distance"), [0.5], start=0)
+    >>> dict(run.distance.sizes), ut.calibration(run, "distance").attrs["passed"]
+    ({'noise': 1, 'item': 100, 'trajectory': 1, 'clone': 3}, False)
+    """
+    before, after = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
+    draws = after.ndim - before.ndim - 1
+    axes = ("noise", "item", "trajectory", "clone")[: draws + 2]
+    data = before.shape[1:]
+    fits = before.ndim and 0 <= draws <= 2 and after.shape[1] == len(before) and after.shape[after.ndim - len(data) :] == data
+    if not fits or not after.size:
+        raise ValueError(
+            f"reconstructions has shape {after.shape}, originals {before.shape}; expected (noise, item[, trajectory[, clone]], "
+            f"..) and (item, ..), with the same items and data of one shape"
+        )
+    name = name or str(getattr(f, "__name__", "f"))
+    clones = after.shape[3] if draws == 2 else 1
+
+    def compared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """f of pairs; NaN where a datum is missing."""
+        value = np.asarray(f(a, b), float)
+        if value.shape[:1] != a.shape[:1]:
+            raise ValueError(f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)")
+        gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
+        return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
+
+    with_original, with_clones = [], []
+    for turned in after:
+        flat = turned.reshape(len(before), -1, *data)  # (item, draws, ...)
+        of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
+        with_original.append(np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:]))
+        if clones > 1:
+            if not np.allclose(compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True):
+                raise ValueError(f"{name}: f(a, b) differs from f(b, a); clones are compared by a symmetric f")
+            with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
+    levels = np.ndim(with_original[0]) + 1 - len(axes)
+    if levels > 1:
+        raise ValueError(f"f gave {levels} axes for each pair; expected none, or one of levels")
+    names = (*axes, f"{name}_level")[: len(axes) + levels]
+    twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
+    return {key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()}
+
+
+def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
+    """`readings` from a CSV file in long form (or .parquet, if pandas can read it).
+
+    Parameters
+    ----------
+    path
+        File with the columns noise, item, perhaps trajectory and clone, and a column for each reading. Empty cells are missing.
+    unit, settings
+        As in `readings`.
+    coords
+        Columns that are labels of items or further axes of noise.
+    """
+    import pandas
+
+    path = checked_path("path", path)
+    try:
+        table = pandas.read_parquet(path) if path.endswith(".parquet") else pandas.read_csv(path, encoding="utf-8-sig")
+    except (OSError, ValueError, ImportError) as error:  # pandas' errors of parsing are ValueErrors
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {_COLUMNS}") from None
+    return readings(table.rename(columns=str.strip), unit=unit, coords=list(coords), source=path, **settings)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _of_table(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:
+    """A table in long form as arrays, its noise levels, and its coordinates by name."""
+    import pandas
+
+    columns, labels = list(table.columns), [] if coords is None else coords
+    if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
+        raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
+    keys = [name for name in AXES if name in columns]
+    names = [name for name in columns if name not in (*keys, *labels)]
+    if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
+        raise ValueError(f"the table has the columns {', '.join(map(str, columns))}; expected {_COLUMNS}")
+    if not len(table):
+        raise ValueError("the table has no rows; expected one for each U-turn")
+    table = table.assign(**{str(name): _numbers(table[name], name) for name in ("noise", *names)})
+    for name in keys:
+        if table[name].isnull().any():
+            raise ValueError(f"column {name}: row {_row(table[name].isnull())} has no value; expected one in every row")
+    if (twice := table.duplicated(keys)).any():
+        where = ", ".join(f"{name} = {table[name][twice].iloc[0]}" for name in keys)
+        advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
+        raise ValueError(f"row {_row(twice)} of the table repeats {where}{advice}")
+    codes, uniques = zip(*(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True)
+    shape = tuple(map(len, uniques))
+    arrays = {}
+    for name in names:
+        values = np.full(shape, np.nan)
+        values[codes] = table[name]
+        arrays[str(name)] = xr.DataArray(values, dims=keys)
+    found: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
+    for name in labels:
+        by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
+        if by is None:
+            raise ValueError(f"coords: the column {name} differs within an item and within a noise level; leave it out")
+        first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
+        found[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
+    return arrays, np.asarray(uniques[0]), found
+
+
+def _is_number(column: Any) -> bool:
+    return np.asarray(column).dtype.kind in "biuf"
+
+
+def _row(which: Any) -> int:
+    """Number of the first marked row, counted from 1."""
+    return int(np.flatnonzero(which)[0]) + 1
+
+
+def _numbers(column: Any, name: Any) -> Any:
+    """A column as float64, or a ValueError that names its first text."""
+    import pandas
+
+    numbers = pandas.to_numeric(column, errors="coerce").astype(float)
+    if (text := numbers.isnull() & column.notnull()).any():
+        label = "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}]"
+        raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")
+    return numbers
+
+
+# --- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(name: str, table: Any) -> dict[str, Any]:
+    if not isinstance(table or {}, Mapping):
+        raise ValueError(f"{name} = {shown(table)}: expected a dict by name")
+    return dict(table or {})
+
+
+def _coordinates_of(arrays: Mapping[str, xr.DataArray]) -> dict[str, Any]:
+    """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ."""
+    coords: dict[str, Any] = {}
+    for name, array in arrays.items():
+        for key, coordinate in array.coords.items():
+            if coordinate.ndim == 1 and key not in ("trajectory", "clone"):
+                entry = str(coordinate.dims[0]), coordinate.values
+                if str(key) in coords and not np.array_equal(coords[str(key)][1], entry[1]):
+                    raise ValueError(f"{name}: its coordinate {key} differs from that of another reading; expected the same labels")
+                coords[str(key)] = entry
+    return coords
+
+
+def _checked_levels(noise: Any) -> np.ndarray:
+    """Noise levels as float64, increasing from 0 or more, or a ValueError."""
+    levels = np.asarray([]) if noise is None else checked_array("noise", noise)
+    if levels.ndim != 1 or not len(levels) or levels.dtype.kind not in "iuf":
+        raise ValueError(f"noise = {shown(noise)}: expected a list of increasing numbers, 0 or more")
+    levels = levels.astype(float)
+    if not ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() or not (np.diff(levels) > 0).all():
+        raise ValueError(f"noise = {shown(levels.tolist())}: expected increasing numbers, 0 or more")
+    return levels
+
+
+def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates as {name: (dim, values)}: those along noise or item are found by their dim or their length."""
+    items = next((array.sizes.get("item") for array in values.values() if isinstance(array, xr.DataArray)), None)
+    if items is None:
+        shape = np.shape(next(iter(values.values())))
+        items = shape[1] if len(shape) > 1 else 0
+    placed = {}
+    for name, entry in coords.items():
+        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
+        labels = checked_array(f"coords {name}", of)
+        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or name in ("noise", "trajectory", "clone", *values):
+            raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
+        if dim is None and name != "item":
+            fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
+            if len(fitting) > 1:
+                raise ValueError(f"coords: {name} has {len(labels)} values, as noise and item; give ('noise', values) or ('item', values)")
+            dim = fitting[0] if fitting else name
+        placed[str(name)] = (dim or "item", labels.astype(str) if labels.dtype.kind in "UTO" else labels)
+    return placed
+
+
+def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> xr.DataArray:
+    """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
+    if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
+        raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
+    if not isinstance(values, xr.DataArray):
+        array = checked_array(name, values)
+        levels = [dim for dim, (along, labels) in coords.items() if dim == along != "item" and array.shape[-1:] == labels.shape]
+        axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: array.ndim]
+        if name not in dims and array.ndim > 2 and len(levels) == 1:
+            axes = (*AXES[: array.ndim - 1], levels[0])
+        if len(axes) != array.ndim:
+            raise ValueError(f"{name} has shape {array.shape}; expected (noise, item[, trajectory[, clone]][, levels])")
+        values = xr.DataArray(array, dims=axes)
+    own = [str(dim) for dim in values.dims if dim not in AXES]
+    if not {"noise", "item"} <= set(values.dims) or not values.size:
+        raise ValueError(f"{name} has dims {tuple(values.dims)} and shape {values.shape}; expected (noise, item[, trajectory[, clone]])")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} has dtype {values.dtype}; expected numbers, with NaN where one is missing")
+    if "clone" in values.dims and "trajectory" not in values.dims:
+        values = values.expand_dims("trajectory")
+    with np.errstate(over="ignore"):
+        values = values.transpose(*(dim for dim in AXES if dim in values.dims), *own).reset_coords(drop=True).astype(np.float32)
+    if np.isinf(values).any() or values.isnull().all():
+        what = "infinite readings" if np.isinf(values).any() else "no reading: all are NaN"
+        raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
+    return values
+
+
+def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords: Mapping[str, Any]) -> dict[str, int]:
+    """Lengths of all dims, which must agree, or a ValueError."""
+    sizes, of = {"noise": len(noise)}, {"noise": "noise"}
+    entries: list[tuple[str, Any]] = [*((name, array.sizes) for name, array in arrays.items())]
+    entries += [(f"coords: {name}", {dim: len(labels)}) for name, (dim, labels) in coords.items()]
+    for name, lengths in entries:
+        for dim, size in lengths.items():
+            if name.startswith("coords: ") and dim not in sizes:
+                raise ValueError(f"{name} has {size} values, but no reading has as many items, noise levels, or levels called {dim}")
+            if sizes.setdefault(str(dim), size) != size:
+                raise ValueError(f"{name} has {size} along {dim}; expected {sizes[str(dim)]}, as {of[str(dim)]} has")
+            of.setdefault(str(dim), name)
+    return {"trajectory": 1, **sizes}
+
+
+def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], attributes: Any) -> xr.Dataset:
+    """A dataset of the coordinates alone."""
+    run = xr.Dataset(coords={dim: np.arange(sizes[dim]) for dim in AXES[1:] if dim in sizes}).assign_coords(noise=("noise", noise, attributes))
+    if "item" in coords:
+        labels = coords["item"][1]
+        if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
+            run = run.assign_coords(item=labels.astype(np.int64))
+        else:
+            run = run.assign_coords(item_name=("item", as_read(labels.astype(str))))
+    others = {name: (dim, as_read(labels)) for name, (dim, labels) in coords.items() if name != "item"}
+    levels = {dim: np.arange(size) for dim, size in sizes.items() if dim not in (*AXES, *others)}
+    return run.assign_coords(levels | others)
+
+
+# --- reading instructions ----------------------------------------------------------------------------------------------
+
+
+def _by_name(key: str, value: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """An option by reading; a single value is that of all readings but twins. ValueError for other names."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return {name: value for name in arrays if not _is_twin(name, arrays)}
+    if unknown := [name for name in value if name not in arrays]:
+        raise ValueError(f"{key}: {shown(unknown[0])} is no reading; expected one of {', '.join(arrays)}")
+    return dict(value)
+
+
+def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
+    return name.startswith("clone_") and name.removeprefix("clone_") in arrays
+
+
+def _variable(
+    name: str, array: xr.DataArray, given: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]
+) -> Variable:
+    """A reading with its instructions, or a ValueError."""
+    dims = tuple(map(str, array.dims))
+    settings = {"unit" if key == "units" else key: value for key, value in given.items()}
+    long_name, twin = str(settings.pop("long_name", name.replace("_", " "))), arrays.get(f"clone_{name}")
+    if twin is not None and ("clone" not in dims or twin.dims != array.dims):
+        raise ValueError(f"clone_{name} has dims {twin.dims}, {name} {dims}; expected the same, with trajectory and clone")
+    if _is_twin(name, arrays):
+        settings = {"role": "record"}
+    else:
+        for key in ("start", "chance"):
+            settings[key] = _plain_number(settings.get(key))
+        low, high = float(array.min()), float(array.max())
+        if settings["start"] is None:
+            settings["start"] = _usual_start(array, noise, low, high)
+        levels = [level for key in ("start", "chance") if isinstance(level := settings[key], float)]
+        if "bounds" not in settings and low >= 0 and min(levels, default=0) >= 0:
+            is_share = high <= 1 and max(levels, default=1) <= 1
+            settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings["start"] == 0 else (None, None)
+        if "group" not in settings and name.startswith("same_"):
+            settings["group"] = "class"
+    try:
+        variable = Variable(dims, long_name, **settings, symmetric=twin is not None, probe="readings")
+        Instructions.model_validate(variable.instructions()).check(dims)
+    except (ValueError, TypeError) as error:
+        reason = validation_words(error) if isinstance(error, ValidationError) else error
+        raise ValueError(f"{name}: {reason}") from None
+    return variable
+
+
+def _plain_number(level: Any) -> Any:
+    """A number as float; other values are unchanged."""
+    return float(level) if isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool) else level
+
+
+def _usual_start(array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
+    """The start of a reading for which none is given; None if it is not known."""
+    if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
+        return value
+    first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
+    return None if low < 0 or high > 1 else 1.0 if not first < last else 0.0
+
+
+def _is_binary(array: xr.DataArray) -> bool:
+    """Whether all readings are 0 or 1."""
+    return bool(((array == 0) | (array == 1) | array.isnull()).all())
+
+
+def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
+    """ValueError for a start or chance that names nothing."""
+    if isinstance(rule, str) and (unknown := [part for part in rule.removeprefix("same:").split("=", 1) if part not in known]):
+        raise ValueError(f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these")
+
