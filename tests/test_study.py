@@ -507,7 +507,7 @@ def test_changes_are_those_of_the_measures():
 def test_changes_that_are_not_studied_are_named(change, why):
     covariance, total = np.ones((5, 12, 4)), np.ones((5, 12))
     if change.get("sum", 0) is not None:
-        total[2, 3] = change.get("sum", 1)
+        total[2] = change.get("sum", 1)
     variables = {
         "change_covariance": (covariance, Variable(("noise", "item", "distance"), "covariance", role="changes")),
         "change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from uturn.core.checks import LARGEST, checked_array, checked_path, shown, validation_words
 from uturn.core.protocols import Variable
 from uturn.core.reading import Instructions
+from uturn.measures.changes import covariances_of
 from uturn.measures.clones import between_clones
 from uturn.store.record import READINGS, as_read, attributes_of
 from uturn.store.resume import versions_used
@@ -35,6 +36,7 @@ def readings(
     chance: Any = None,
     bounds: Any = None,
     coords: Any = None,
+    changes: Any = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     units: Any = None,
     group: Any = None,
@@ -77,6 +79,10 @@ def readings(
         items as noise levels: {"log_snr": .., "label": .., "sigma": ("noise", ..)}. The other names are dims of levels with the
         names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or each noise.
         `log_snr` makes the axes sigma and abar, too.
+    changes : dict of arrays (noise, item, trajectory, site), optional
+        Changes of sites on a line, by the name of a site: {"residue": ..}. Their covariances are stored as by the probe `changes`,
+        so that the study has the susceptibility and the correlation length (`uturn.susceptibility`, `uturn.correlations`). NaN
+        where a U-turn is missing, and beyond the end of shorter items. The unit of distance is `units`, or else the plural.
     dims : dict of tuples of str, optional
         Dims of plain arrays, by reading, if they are not as above. By default the last of three or more axes is one of levels if
         `coords` names levels of this number.
@@ -123,10 +129,14 @@ def readings(
     levels = _checked_levels(noise)
     coords = _placed(coords, levels, values)
     arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
-    sizes = _checked_sizes(arrays, levels, coords)
+    sites = {
+        name: _labelled(name, array, coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
+        for name, array in _pairs("changes", changes).items()
+    }
+    sizes = _checked_sizes(arrays | sites, levels, coords)
     run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
     given = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
-    by_option = {key: _by_name(key, value, arrays) for key, value in given.items()}
+    by_option = {key: _by_name(key, value, arrays, sites) for key, value in given.items()}
     settings_of = {name: {key: of[name] for key, of in by_option.items() if name in of} for name in arrays}
     unknown, guessed = [], []
     for name, array in arrays.items():
@@ -137,6 +147,8 @@ def readings(
         if variable.role == "reading" and "start" not in settings_of[name]:
             unknown += [name] if variable.start is None else []
             guessed += [(name, variable.start)] if variable.start is not None and levels[0] > 0 and not _is_binary(array) else []
+    for name, array in sites.items():
+        run = run.merge(_changes(name, array, _by_name("units", units, arrays, sites).get(name, f"{name}s")))
     hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
     hints += [f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not" for name, level in guessed]
     spec = {
@@ -147,7 +159,7 @@ def readings(
         **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
         "probes": [{"type": "readings"}],
     }
-    about = {"format": READINGS, "variables": list(arrays), "complete": True, "missing_tasks": 0, "spec": json.dumps(spec)}
+    about = {"format": READINGS, "variables": [str(name) for name in run.data_vars], "complete": True, "missing_tasks": 0, "spec": json.dumps(spec)}
     about |= {"models": "{}", "versions": json.dumps(versions_used())}
     about |= {"description": description} if description else {}
     return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
@@ -247,6 +259,11 @@ def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {_COLUMNS}") from None
     return readings(table.rename(columns=str.strip), unit=unit, coords=list(coords), source=path, **settings)
+
+
+def is_table(place: Any) -> bool:
+    """Whether a place is that of a table of readings, by the ending of its name."""
+    return str(place).lower().endswith((".csv", ".parquet"))
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -417,20 +434,20 @@ def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mappi
         else:
             run = run.assign_coords(item_name=("item", as_read(labels.astype(str))))
     others = {name: (dim, as_read(labels)) for name, (dim, labels) in coords.items() if name != "item"}
-    levels = {dim: np.arange(size) for dim, size in sizes.items() if dim not in (*AXES, *others)}
+    levels = {dim: np.arange(n) for dim, n in sizes.items() if dim not in (*AXES, *others) and not dim.endswith("_site")}
     return run.assign_coords(levels | others)
 
 
 # --- reading instructions ----------------------------------------------------------------------------------------------
 
 
-def _by_name(key: str, value: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(key: str, value: Any, arrays: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Any]:
     """An option by reading; a single value is that of all readings but twins. ValueError for other names."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         return {name: value for name in arrays if not _is_twin(name, arrays)}
-    if unknown := [name for name in value if name not in arrays]:
+    if unknown := [name for name in value if name not in {**arrays, **sites}]:
         raise ValueError(f"{key}: {shown(unknown[0])} is no reading; expected one of {', '.join(arrays)}")
     return dict(value)
 
@@ -469,6 +486,27 @@ def _variable(
         reason = validation_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(f"{name}: {reason}") from None
     return variable
+
+
+def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
+    """The covariances of the changes of sites on a line, as the probe `changes` stores them, or a ValueError."""
+    readings = covariances_of(changed)
+    distance, whole = f"{name}_distance", readings.present_pairs
+    sites = whole.sizes["distance"]
+    lengths = np.rint(whole.isel(distance=0) * sites)
+    if not np.allclose(whole, (lengths - whole.distance).clip(0) / (sites - whole.distance)):
+        raise ValueError(f"changes: {name} has NaN for some sites of an item; expected NaN for a U-turn, or beyond the last site")
+    variables = {
+        "change": Variable(("noise", "item"), f"mean change of a {name}", start=0.0, group="changes", probe="readings"),
+        "change_covariance": Variable(
+            ("noise", "item", distance), f"mean covariance of the changes of two {unit}", role="changes", unit=unit
+        ),
+        "change_covariance_sum": Variable(("noise", "item"), "sum of all covariances over the number of sites", role="changes"),
+    }
+    run = xr.Dataset(coords={distance: readings.distance.values})
+    for key, variable in variables.items():
+        run[f"{name}_{key}"] = variable.dims, readings[key].values.astype(np.float32), attributes_of(variable)
+    return run if (lengths == sites).all() else run.assign_coords(length=("item", lengths.values.astype(np.int64)))
 
 
 def _plain_number(level: Any) -> Any:

@@ -39,16 +39,22 @@ def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     ----------
     runs : {place of the store: Dataset of `uturn.run`}
     """
-    specs = [dict(_fields(stored_spec(run))) for run in runs.values()]
+    specs = differing_fields(list(runs.values()))
+    names = [", ".join(f"{field} = {value[:_LONGEST]}" for field, value in spec.items()) for spec in specs]
+    if len(set(names)) < len(names) or not all(names):
+        names = [f"{name} ({place})" if name else place for name, place in zip(names, runs, strict=True)]
+    return dict(zip(names, runs.values(), strict=True))
+
+
+def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
+    """The spec fields in which some of the runs (or their studies) differ, for each run: {shortest clear name: value as text}."""
+    specs = [dict(_fields(stored_spec(run))) for run in runs]
     differing = [
         key for key in dict.fromkeys(key for spec in specs for key in spec) if len({spec.get(key) for spec in specs}) > 1
     ]
     ends = Counter(key.rpartition(".")[2] for key in differing)
     short_names = {key: key if ends[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2] for key in differing}
-    names = [", ".join(f"{short_names[key]} = {spec[key][:_LONGEST]}" for key in differing if key in spec) for spec in specs]
-    if len(set(names)) < len(names) or not all(names):
-        names = [f"{name} ({place})" if name else place for name, place in zip(names, runs, strict=True)]
-    return dict(zip(names, runs.values(), strict=True))
+    return [{short_names[key]: spec[key] for key in differing if key in spec} for spec in specs]
 
 
 def _fields(value: Any, key: str = "") -> Sequence[tuple[str, str]]:
