@@ -45,7 +45,7 @@ def study(
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column that is a label of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
+            help="Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
             rich_help_panel=TABLE,
         ),
     ] = None,

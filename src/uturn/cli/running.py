@@ -45,7 +45,7 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
 
 
 def opened(place: str, **of_table: Any) -> Any:
-    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings, read with the options `of_table`."""
+    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings with the options `of_table`."""
     from uturn.store.record import open_run
     from uturn.studies.readings import is_table, read_readings
 

@@ -176,9 +176,7 @@ def covariances_of(
         (distance): number of ordered pairs.
     """
     values, noise = _checked_changes(changed)
-    return _covariances(
-        values, noise, distance_between(values.shape[3], distance, branching=branching, shape=shape), changed
-    )
+    return _covariances(values, noise, distance_between(values.shape[3], distance, branching=branching, shape=shape), changed)
 
 
 def _checked_changes(changed: Any) -> tuple[np.ndarray, Any]:
@@ -373,7 +371,12 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
     import xarray as xr
 
     both = xr.concat(xr.broadcast(covariance, present.where(covariance.notnull())), dim="part")
-    return replicates(both), lambda mean: mean[:, 0] / mean[:, 1]
+
+    def of_present(mean: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):  # distances at which no item has a pair
+            return mean[:, 0] / mean[:, 1]
+
+    return replicates(both), of_present
 
 
 def effective_number(variance: xr.DataArray) -> np.ndarray:

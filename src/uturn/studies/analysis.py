@@ -410,7 +410,9 @@ def _complete(run: xr.Dataset, name: str) -> np.ndarray:
     return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
 
 
-def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
+def _families(
+    run: xr.Dataset, instructions: dict[str, Instructions]
+) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
     """The symmetric readings of each family and the items on which they are tested, and the readings that are not tested."""
     families: dict[str, tuple[list[str], np.ndarray]] = {}
     not_tested = []
@@ -468,7 +470,12 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
 
 
 def _remarks(
-    run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
+    run: xr.Dataset,
+    instructions: dict[str, Instructions],
+    axes: Axes,
+    not_studied: Mapping[str, str],
+    levels: list[Level],
+    has_changes: bool,
 ) -> Iterator[str]:
     """Remarks on the whole run."""
     for name, why in not_studied.items():
@@ -488,8 +495,9 @@ def _remarks(
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
-    elif none := _without_readings(run, {level.texts["variable"] for level in levels}):
-        yield f"no readings of {', '.join(none[:_MOST_NAMED])}{f' and {len(none) - _MOST_NAMED} more' if len(none) > _MOST_NAMED else ''}"
+    elif empty := _without_readings(run, {level.texts["variable"] for level in levels}):
+        others = f" and {len(empty) - _MOST_NAMED} more" if len(empty) > _MOST_NAMED else ""
+        yield f"no readings of {', '.join(empty[:_MOST_NAMED])}{others}"
     if np.isfinite(axes.noise).sum() < 3:  # noise 0 is counted
         yield "fewer than two finite noise levels above 0: no places on the curves"
     if run.sizes["item"] == 1:

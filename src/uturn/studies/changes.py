@@ -24,7 +24,9 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
             readings = readings.isel(item=_complete(run, name))
             prefix = name.removesuffix("change_covariance").removesuffix("_")
             left = run.sizes["item"] - readings.sizes["item"]
-            studied[prefix or "changes"] = _of_probe(readings, axes, left).assign_coords(unit_of_distance=instruction.unit or "sites")
+            studied[prefix or "changes"] = _of_probe(readings, axes, left).assign_coords(
+                unit_of_distance=instruction.unit or "sites"
+            )
     if not studied:
         return xr.Dataset()
     data = xr.concat(list(studied.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")

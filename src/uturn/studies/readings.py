@@ -77,10 +77,10 @@ def readings(
     coords : dict of arrays, or for a DataFrame a list of columns
         Further labels by name. A coordinate along noise or item may be given as (dim, values), and must be if there are as many
         items as noise levels: {"log_snr": .., "label": .., "sigma": ("noise", ..)}. The other names are dims of levels with the
-        names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or each noise.
+        names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or noise.
         `log_snr` makes the axes sigma and abar, too.
     changes : dict of arrays (noise, item, trajectory, site), optional
-        Changes of sites on a line, by the name of a site: {"residue": ..}. Their covariances are stored as by the probe `changes`,
+        Changes of sites on a line, by the name of a site: {"residue": ..}. Covariances are stored as by the probe `changes`,
         so that the study has the susceptibility and the correlation length (`uturn.susceptibility`, `uturn.correlations`). NaN
         where a U-turn is missing, and beyond the end of shorter items. The unit of distance is `units`, or else the plural.
     dims : dict of tuples of str, optional
@@ -123,8 +123,8 @@ def readings(
         values, noise, coords = _of_table(values, coords)
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {_COLUMNS}")
-    arrays = {name: array for name, array in values.items() if isinstance(array, xr.DataArray)}
-    coords = {**_coordinates_of(arrays), **_pairs("coords", coords)}
+    values = {name: of if isinstance(of, xr.DataArray) else checked_array(str(name), of) for name, of in values.items()}
+    coords = {**_coordinates_of(values), **_pairs("coords", coords)}
     noise = coords.pop("noise", (None, None))[1] if noise is None else noise
     levels = _checked_levels(noise)
     coords = _placed(coords, levels, values)
@@ -150,7 +150,10 @@ def readings(
     for name, array in sites.items():
         run = run.merge(_changes(name, array, _by_name("units", units, arrays, sites).get(name, f"{name}s")))
     hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
-    hints += [f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not" for name, level in guessed]
+    hints += [
+        f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not"
+        for name, level in guessed
+    ]
     spec = {
         "items": sizes["item"],
         "trajectories": sizes["trajectory"],
@@ -159,7 +162,13 @@ def readings(
         **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
         "probes": [{"type": "readings"}],
     }
-    about = {"format": READINGS, "variables": [str(name) for name in run.data_vars], "complete": True, "missing_tasks": 0, "spec": json.dumps(spec)}
+    about = {
+        "format": READINGS,
+        "variables": [str(name) for name in run.data_vars],
+        "complete": True,
+        "missing_tasks": 0,
+        "spec": json.dumps(spec),
+    }
     about |= {"models": "{}", "versions": json.dumps(versions_used())}
     about |= {"description": description} if description else {}
     return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
@@ -217,7 +226,9 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
         """f of pairs; NaN where a datum is missing."""
         value = np.asarray(f(a, b), float)
         if value.shape[:1] != a.shape[:1]:
-            raise ValueError(f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)")
+            raise ValueError(
+                f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)"
+            )
         gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
         return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
 
@@ -235,7 +246,9 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
         raise ValueError(f"f gave {levels} axes for each pair; expected none, or one of levels")
     names = (*axes, f"{name}_level")[: len(axes) + levels]
     twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
-    return {key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()}
+    return {
+        key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
+    }
 
 
 def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
@@ -290,7 +303,9 @@ def _of_table(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         where = ", ".join(f"{name} = {table[name][twice].iloc[0]}" for name in keys)
         advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
         raise ValueError(f"row {_row(twice)} of the table repeats {where}{advice}")
-    codes, uniques = zip(*(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True)
+    codes, uniques = zip(
+        *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
+    )
     shape = tuple(map(len, uniques))
     arrays = {}
     for name in names:
@@ -336,15 +351,17 @@ def _pairs(name: str, table: Any) -> dict[str, Any]:
     return dict(table or {})
 
 
-def _coordinates_of(arrays: Mapping[str, xr.DataArray]) -> dict[str, Any]:
+def _coordinates_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ."""
     coords: dict[str, Any] = {}
     for name, array in arrays.items():
-        for key, coordinate in array.coords.items():
+        for key, coordinate in getattr(array, "coords", {}).items():
             if coordinate.ndim == 1 and key not in ("trajectory", "clone"):
                 entry = str(coordinate.dims[0]), coordinate.values
                 if str(key) in coords and not np.array_equal(coords[str(key)][1], entry[1]):
-                    raise ValueError(f"{name}: its coordinate {key} differs from that of another reading; expected the same labels")
+                    raise ValueError(
+                        f"{name}: its coordinate {key} differs from that of another reading; expected the same labels"
+                    )
                 coords[str(key)] = entry
     return coords
 
@@ -362,10 +379,8 @@ def _checked_levels(noise: Any) -> np.ndarray:
 
 def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, Any]) -> dict[str, tuple[str, np.ndarray]]:
     """Coordinates as {name: (dim, values)}: those along noise or item are found by their dim or their length."""
-    items = next((array.sizes.get("item") for array in values.values() if isinstance(array, xr.DataArray)), None)
-    if items is None:
-        shape = np.shape(next(iter(values.values())))
-        items = shape[1] if len(shape) > 1 else 0
+    first = next(iter(values.values()))
+    items = dict(zip(getattr(first, "dims", AXES), first.shape, strict=False)).get("item")
     placed = {}
     for name, entry in coords.items():
         dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
@@ -375,7 +390,9 @@ def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, A
         if dim is None and name != "item":
             fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
             if len(fitting) > 1:
-                raise ValueError(f"coords: {name} has {len(labels)} values, as noise and item; give ('noise', values) or ('item', values)")
+                raise ValueError(
+                    f"coords: {name} has {len(labels)} values, as noise and item; give ('noise', values) or ('item', values)"
+                )
             dim = fitting[0] if fitting else name
         placed[str(name)] = (dim or "item", labels.astype(str) if labels.dtype.kind in "UTO" else labels)
     return placed
@@ -386,7 +403,7 @@ def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[s
     if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
         raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
     if not isinstance(values, xr.DataArray):
-        array = checked_array(name, values)
+        array = checked_array(name, values)  # also of changes
         levels = [dim for dim, (along, labels) in coords.items() if dim == along != "item" and array.shape[-1:] == labels.shape]
         axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: array.ndim]
         if name not in dims and array.ndim > 2 and len(levels) == 1:
@@ -396,7 +413,9 @@ def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[s
         values = xr.DataArray(array, dims=axes)
     own = [str(dim) for dim in values.dims if dim not in AXES]
     if not {"noise", "item"} <= set(values.dims) or not values.size:
-        raise ValueError(f"{name} has dims {tuple(values.dims)} and shape {values.shape}; expected (noise, item[, trajectory[, clone]])")
+        raise ValueError(
+            f"{name} has dims {tuple(values.dims)} and shape {values.shape}; expected (noise, item[, trajectory[, clone]])"
+        )
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{name} has dtype {values.dtype}; expected numbers, with NaN where one is missing")
     if "clone" in values.dims and "trajectory" not in values.dims:
@@ -417,7 +436,9 @@ def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords
     for name, lengths in entries:
         for dim, size in lengths.items():
             if name.startswith("coords: ") and dim not in sizes:
-                raise ValueError(f"{name} has {size} values, but no reading has as many items, noise levels, or levels called {dim}")
+                raise ValueError(
+                    f"{name} has {size} values, but no reading has as many items, noise levels, or levels called {dim}"
+                )
             if sizes.setdefault(str(dim), size) != size:
                 raise ValueError(f"{name} has {size} along {dim}; expected {sizes[str(dim)]}, as {of[str(dim)]} has")
             of.setdefault(str(dim), name)
@@ -426,7 +447,9 @@ def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords
 
 def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], attributes: Any) -> xr.Dataset:
     """A dataset of the coordinates alone."""
-    run = xr.Dataset(coords={dim: np.arange(sizes[dim]) for dim in AXES[1:] if dim in sizes}).assign_coords(noise=("noise", noise, attributes))
+    run = xr.Dataset(coords={dim: np.arange(sizes[dim]) for dim in AXES[1:] if dim in sizes}).assign_coords(
+        noise=("noise", noise, attributes)
+    )
     if "item" in coords:
         labels = coords["item"][1]
         if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
@@ -456,9 +479,7 @@ def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
     return name.startswith("clone_") and name.removeprefix("clone_") in arrays
 
 
-def _variable(
-    name: str, array: xr.DataArray, given: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]
-) -> Variable:
+def _variable(name: str, array: xr.DataArray, given: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]) -> Variable:
     """A reading with its instructions, or a ValueError."""
     dims = tuple(map(str, array.dims))
     settings = {"unit" if key == "units" else key: value for key, value in given.items()}
@@ -530,5 +551,6 @@ def _is_binary(array: xr.DataArray) -> bool:
 def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
     """ValueError for a start or chance that names nothing."""
     if isinstance(rule, str) and (unknown := [part for part in rule.removeprefix("same:").split("=", 1) if part not in known]):
-        raise ValueError(f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these")
-
+        raise ValueError(
+            f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these"
+        )

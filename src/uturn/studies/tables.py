@@ -271,7 +271,7 @@ class Tidy(NamedTuple):
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     """One study, or several by name, as pandas frames (`Tidy`).
 
-    For several studies, the column `run` holds the name, and a column for each spec field that differs, such as `multiplicity`, its
+    For several studies, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its
     value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
     """
     import pandas
