@@ -203,8 +203,8 @@ def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: An
     """`covariances_of` for checked changes; `changed` has the coordinates of the items."""
     import xarray as xr
 
-    present = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
-    exists = present.any(axis=(0, 2))  # (items, sites)
+    present: np.ndarray = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    exists: Any = present.any(axis=(0, 2))  # (items, sites)
     whole = (present | ~exists[:, None]).all(axis=3) & exists.any(axis=1)[:, None]
     values, counts = np.where(present, values, 0) if not present.all() else values, whole.sum(axis=2)
     change, total = np.full((2, *counts.shape), np.nan)

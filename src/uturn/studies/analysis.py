@@ -250,7 +250,7 @@ def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:
     return [_item(run, k) for k in np.flatnonzero(~np.logical_or.reduce(some))] if some else []
 
 
-def _item(run: xr.Dataset, k: int) -> str:
+def _item(run: xr.Dataset, k: Any) -> str:
     """The name of an item, or else its number."""
     return str(run.item_name.values[k]) if "item_name" in run.coords else f"item {run.item.values[k]}"
 
@@ -406,7 +406,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 
 def _complete(run: xr.Dataset, name: str) -> np.ndarray:
     """Which items have all readings of their clones, so that they can be relabelled: bool (items,)."""
-    finite = [np.isfinite(run[key]) for key in (name, f"clone_{name}")]
+    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"clone_{name}")]
     return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
 
 

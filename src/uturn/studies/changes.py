@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -51,7 +53,7 @@ def why_no_changes(run: xr.Dataset, name: str) -> str:
 
 def _complete(run: xr.Dataset, name: str) -> np.ndarray:
     """Which items have covariances at all noise levels, bool (items,): the ratios are averages over the same items."""
-    finite = [np.isfinite(run[key]) for key in (name, f"{name}_sum")]
+    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"{name}_sum")]
     return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
 
 

@@ -113,7 +113,7 @@ def readings(
     >>> rmsd = 10 * noise[:, None] / (noise[:, None] + np.array([8, 9, 10, 11, 12]))  # (noise, item)
     >>> run = ut.readings({"rmsd": rmsd}, noise, unit="added noise (Å)", start=0, chance=10)
     >>> ut.study(run).half_life.sel(reading="rmsd", axis="noise", estimate="value").item()
-    10.1...
+    10.48...
     """
     import pandas
 
