@@ -86,7 +86,7 @@ def main() -> None:
         unit=options.unit,
         start={"rmsd": 0, "secondary_structure": 1, "contacts": 1},
         units={"rmsd": "Å"},
-        long_name={"rmsd": "Cα-RMSD", "secondary_structure": "secondary structure kept", "contacts": "contacts kept"},
+        long_name={"rmsd": "Cα-RMSD (Å)", "secondary_structure": "secondary structure kept", "contacts": "contacts kept"},
         coords={"item": names, "range": list(RANGES)},
         changes={"residue": moved},
         description="partial diffusion",

@@ -2,8 +2,8 @@
 
     python examples/structures_data.py runs/structures
 
-writes `original/NAME.pdb` and `noise_SIGMA/NAME_TRAJECTORY.pdb`. The noise is Gaussian, with standard deviation SIGMA in Å on each
-coordinate of each Cα. The denoiser is an elastic network along the chain, in two steps. First the law of chains is taken to be
+writes `original/NAME.pdb` and `noise_SIGMA/NAME_TRAJECTORY.pdb`. The noise is Gaussian, of standard deviation SIGMA in Å for each
+coordinate of a Cα. The denoiser is an elastic network along the chain, in two steps. First the law of chains is taken to be
 Gaussian, with bonds that are correlated as those of the originals, and a chain is drawn from its posterior given the noisy
 coordinates. Then springs of the lengths in a helix pull residues up to four apart into place, unless they are stretched too far.
 It knows how stiff a chain is and what a helix is, and nothing about folds.
@@ -17,10 +17,11 @@ import numpy as np
 from biotite.structure.io import save_structure
 from scipy.linalg import toeplitz
 
-NOISE = (0.25, 0.5, 1, 2, 4, 8, 16, 32)  # Å
+NOISE = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # Å
 _LOOP = 5  # residues between two helices
 _FAR = 20  # bonds farther apart are taken to be independent
 _HELIX = {1: 3.8, 2: 5.5, 3: 5.2, 4: 6.2}  # Å, distance of two Cα by their separation along a helix
+_STRENGTH = 0.5  # Å, the noise at which noisy coordinates pull as hard as a spring
 _BREAKS = 2.5  # Å, a longer stretch breaks a spring; bonds never break
 
 
@@ -37,7 +38,7 @@ def helix_bundle(rng: np.random.Generator) -> np.ndarray:
             top = (a + b) / 2 + [0, 0, 14 * (-1) ** (k - 1)]
             pieces.append((1 - share) ** 2 * a + 2 * share * (1 - share) * top + share**2 * b)
         pieces.append(helix)
-    return np.concatenate(pieces)
+    return relaxed(np.concatenate(pieces))
 
 
 def modes(chains: list[np.ndarray], residues: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,13 +58,14 @@ def redrawn(chain: np.ndarray, sigma: float, network: tuple[np.ndarray, np.ndarr
     variances, directions = network
     noisy = directions.T @ (chain - chain.mean(axis=0) + sigma * rng.normal(size=chain.shape))
     share = variances / (variances + sigma**2)
-    return relaxed(directions @ (share[:, None] * noisy + sigma * np.sqrt(share)[:, None] * rng.normal(size=chain.shape)))
+    drawn = directions @ (share[:, None] * noisy + sigma * np.sqrt(share)[:, None] * rng.normal(size=chain.shape))
+    return relaxed(drawn, directions @ noisy, min(_STRENGTH / sigma, 2.0) ** 2)
 
 
-def relaxed(chain: np.ndarray, steps: int = 150) -> np.ndarray:
-    """A chain whose residues up to four apart are pulled to their distances in a helix."""
+def relaxed(chain: np.ndarray, noisy: np.ndarray | float = 0.0, strength: float = 0.0, steps: int = 150) -> np.ndarray:
+    """A chain whose residues up to four apart are pulled to their distances in a helix, and to the noisy coordinates."""
     for _ in range(steps):
-        force = np.zeros_like(chain)
+        force = strength * (noisy - chain)
         for apart, length in _HELIX.items():
             d = chain[apart:] - chain[:-apart]
             r = np.linalg.norm(d, axis=1, keepdims=True)

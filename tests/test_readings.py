@@ -1,6 +1,9 @@
 """U-turns made elsewhere: arrays, frames and tables as runs, with the studies of the same readings in a run of our own."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from uturn.store.record import open_run
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NOISE = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
@@ -412,3 +416,34 @@ def test_what_is_guessed_is_said():
         ut.readings({"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))}, NOISE, start={"energy": 0, "tm": 1})
     )
     assert not [line for line in remarks(given) if "start" in line]
+
+
+# --- the example ----------------------------------------------------------------------------------------------------------------
+
+
+def test_structures(tmp_path, monkeypatch, capsys):
+    """Files of structures to readings: RMSD as computed by hand, a missing version, and a page."""
+    load_structure = pytest.importorskip("biotite.structure.io").load_structure
+    for name, arguments in (
+        ("structures_data", (tmp_path, "--originals", "3", "--trajectories", "3")),
+        ("structures", (tmp_path, "--out", tmp_path / "out")),
+    ):
+        if name == "structures":
+            (tmp_path / "noise_4/bundle01_2.pdb").unlink()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = " ".join(capsys.readouterr().out.split())
+    study = xr.open_zarr(tmp_path / "out/study.zarr", consolidated=False)
+    assert "1 of 90 readings are missing: bundle01 at noise 4" in said
+    distances = []
+    for item in range(3):
+        files = [tmp_path / f"original/bundle{item:02d}.pdb", *(tmp_path / f"noise_2/bundle{item:02d}_{k}.pdb" for k in range(3))]
+        x, *versions = (load_structure(file).coord.astype(float) for file in files)
+        for y in versions:  # Kabsch: the rotation from the singular vectors of the covariance
+            a, b = x - x.mean(0), y - y.mean(0)
+            u, s, v = np.linalg.svd(a.T @ b)
+            s[-1] *= np.sign(np.linalg.det(u @ v))
+            distances.append(np.sqrt(((a**2).sum() + (b**2).sum() - 2 * s.sum()) / len(x)))
+    curve = study.curve.sel(noise=2, estimate="value")
+    assert float(curve.sel(reading="rmsd")) == pytest.approx(np.mean(distances), rel=1e-3)
+    assert (study.chi.sel(noise=2, estimate="value") > 1).all()

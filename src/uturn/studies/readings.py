@@ -88,7 +88,8 @@ def readings(
         `coords` names levels of this number.
     units, group, order, family, long_name : str, or a dict of these by reading
         Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
-        same_..); dim of levels whose first and last may swap order; family of calibration tests; description.
+        same_.., and a panel each for the others); dim of levels whose first and last may swap order; family of calibration
+        tests; description.
     max_noise : float, optional
         Largest possible noise, such as 1 for a strength.
     description, source : str
@@ -498,8 +499,7 @@ def _variable(name: str, array: xr.DataArray, given: Mapping[str, Any], noise: n
         if "bounds" not in settings and low >= 0 and min(levels, default=0) >= 0:
             is_share = high <= 1 and max(levels, default=1) <= 1
             settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings["start"] == 0 else (None, None)
-        if "group" not in settings and name.startswith("same_"):
-            settings["group"] = "class"
+        settings.setdefault("group", "class" if name.startswith("same_") else name.replace("_", " "))
     try:
         variable = Variable(dims, long_name, **settings, symmetric=twin is not None, probe="readings")
         Instructions.model_validate(variable.instructions()).check(dims)

@@ -278,7 +278,7 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
 
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         columns: list[dict[str, float | str]] = [
-            {"run": name} | {key: _number(text) for key, text in fields.items() if not text.startswith("[")}
+            {"run": name, **{key: _number(text) for key, text in fields.items() if not text.startswith("[")}}
             for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
         ]
         frames = []
