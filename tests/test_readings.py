@@ -124,7 +124,9 @@ def test_all_forms_give_the_same_run(tmp_path):
         "kept": xr.DataArray(kept.T, dims=("item", "noise")),
     }
     xr.testing.assert_identical(ut.readings(arrays, **settings), expected)
-    xr.testing.assert_identical(ut.readings(xr.Dataset(arrays), **settings), expected)
+    xr.testing.assert_identical(ut.readings(xr.Dataset(arrays), NOISE, **settings), expected)
+    masked = np.ma.masked_invalid(values)
+    xr.testing.assert_identical(ut.readings({"rmsd": masked, "kept": kept}, NOISE, **settings), expected)
     both = {"rmsd": values, "kept": np.repeat(kept[..., None], 3, -1)}  # a table has one shape
     expected = ut.readings(both, NOISE, **settings)
     frame = long_form(both)
@@ -351,6 +353,8 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values, but no reading has"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
         ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
+        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
+        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "last axis could be"),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
     ],
 )  # fmt: skip

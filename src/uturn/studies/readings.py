@@ -124,17 +124,30 @@ def readings(
         values, noise, coords = _of_table(values, coords)
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {_COLUMNS}")
-    values = {name: of if isinstance(of, xr.DataArray) else checked_array(str(name), of) for name, of in values.items()}
+    values = {name: _array(name, of) for name, of in values.items()}
     coords = {**_coordinates_of(values), **_pairs("coords", coords)}
-    noise = coords.pop("noise", (None, None))[1] if noise is None else noise
-    levels = _checked_levels(noise)
+    of_arrays = coords.pop("noise", (None, None))[1]
+    levels = _checked_levels(of_arrays if noise is None else noise)
+    if of_arrays is not None and not np.array_equal(of_arrays, levels):
+        raise ValueError(f"noise = {shown(noise)}: differs from the coordinate noise of the arrays; leave one of them out")
     coords = _placed(coords, levels, values)
     arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
     sites = {
-        name: _labelled(name, array, coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
+        name: _labelled(name, _array(name, array), coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
         for name, array in _pairs("changes", changes).items()
     }
     sizes = _checked_sizes(arrays | sites, levels, coords)
+    for name, array in arrays.items():  # an axis that could be one of levels, or of trajectories or clones
+        last, other = array.dims[-1], (*AXES, "")[array.ndim - 1]
+        if (
+            name not in (dims or {})
+            and not hasattr(values[name], "dims")
+            and last not in AXES
+            and sizes[last] == sizes.get(other)
+        ):
+            raise ValueError(
+                f"{name}: its last axis could be {last} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
+            )
     run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
     given = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
     by_option = {key: _by_name(key, value, arrays, sites) for key, value in given.items()}
@@ -346,6 +359,13 @@ def _numbers(column: Any, name: Any) -> Any:
 # --- arrays ------------------------------------------------------------------------------------------------------------
 
 
+def _array(name: Any, values: Any) -> Any:
+    """Values as an array, unless they are a DataArray; masked ones are NaN."""
+    if isinstance(values, xr.DataArray):
+        return values
+    return values.astype(float).filled(np.nan) if isinstance(values, np.ma.MaskedArray) else checked_array(str(name), values)
+
+
 def _pairs(name: str, table: Any) -> dict[str, Any]:
     if not isinstance(table or {}, Mapping):
         raise ValueError(f"{name} = {shown(table)}: expected a dict by name")
@@ -404,7 +424,7 @@ def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[s
     if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
         raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
     if not isinstance(values, xr.DataArray):
-        array = checked_array(name, values)  # also of changes
+        array = values
         levels = [dim for dim, (along, labels) in coords.items() if dim == along != "item" and array.shape[-1:] == labels.shape]
         axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: array.ndim]
         if name not in dims and array.ndim > 2 and len(levels) == 1:
