@@ -283,6 +283,10 @@ def test_susceptibility_without_missing_u_turns():
     changed[2, 3, 1] = np.nan  # a U-turn
     changed[1, 4, :5] = np.nan  # all but one U-turn of an original: it has no covariance
     chi = ut.susceptibility(changed)
+    one_site = changed.copy()
+    one_site[2, 3, 1] = 0
+    one_site[2, 3, 1, 4] = np.nan  # such a U-turn is missing as a whole
+    xr.testing.assert_equal(ut.susceptibility(one_site), chi)
     five = np.delete(changed.values[2], 3, axis=0), np.delete(changed.values[2, 3], 1, axis=0)[None]
     parts = [covariances_of(part) for part in five]
     total, variance = (

@@ -103,7 +103,9 @@ def study(
             show(part)
         console().print(one_study.attrs["description"])
     if out is None:
-        return say_next(run=("study", *stores, "--out", "FOLDER"))
+        named = {"--start": start, "--chance": chance, "--coordinate": coordinate, "--noise-unit": noise_unit and [noise_unit]}
+        typed = [part for option, values in named.items() for value in values or [] for part in (option, value)]
+        return say_next(run=("study", *stores, *typed, "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
 
