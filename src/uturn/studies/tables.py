@@ -277,17 +277,18 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     import pandas
 
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
+        parts = [tidy(member) for member in study.values()]
         columns: list[dict[str, float | str]] = [
             {"run": name, **{key: _number(text) for key, text in fields.items() if not text.startswith("[")}}
             for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
         ]
         frames = []
-        for parts in zip(*(tidy(member) for member in study.values()), strict=True):
-            before = [
-                pandas.DataFrame([{f"spec.{key}" if key in part else key: value for key, value in own.items()}])
-                for own, part in zip(columns, parts, strict=True)
+        for of_runs in zip(*parts, strict=True):
+            rows = [
+                pandas.DataFrame([{f"spec.{key}" if key in frame else key: value for key, value in fields.items()}])
+                for fields, frame in zip(columns, of_runs, strict=True)
             ]
-            joined = [own.merge(part, how="cross") for own, part in zip(before, parts, strict=True)]
+            joined = [row.merge(frame, how="cross") for row, frame in zip(rows, of_runs, strict=True)]
             frames.append(pandas.concat(joined, ignore_index=True))
         return Tidy(*frames)
     _check_study(study)
