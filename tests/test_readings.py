@@ -432,12 +432,16 @@ def test_what_is_guessed_is_said():
 def test_structures(tmp_path, monkeypatch, capsys):
     """Files of structures to readings: RMSD as computed by hand, a missing version, and a page."""
     load_structure = pytest.importorskip("biotite.structure.io").load_structure
+    save_structure = pytest.importorskip("biotite.structure.io").save_structure
     for name, arguments in (
         ("structures_data", (tmp_path, "--originals", "3", "--trajectories", "3")),
         ("structures", (tmp_path, "--out", tmp_path / "out")),
     ):
         if name == "structures":
             (tmp_path / "noise_4/bundle01_2.pdb").unlink()
+            version = tmp_path / "noise_2/bundle00_1.pdb"
+            save_structure(version.with_suffix(".cif"), load_structure(version))
+            version.unlink()
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     said = " ".join(capsys.readouterr().out.split())
@@ -445,7 +449,7 @@ def test_structures(tmp_path, monkeypatch, capsys):
     assert "1 of 90 readings are missing: bundle01 at noise 4" in said
     distances = []
     for item in range(3):
-        files = [tmp_path / f"original/bundle{item:02d}.pdb", *(tmp_path / f"noise_2/bundle{item:02d}_{k}.pdb" for k in range(3))]
+        files = [tmp_path / f"original/bundle{item:02d}.pdb", *tmp_path.glob(f"noise_2/bundle{item:02d}_*")]
         x, *versions = (load_structure(file).coord.astype(float) for file in files)
         for y in versions:  # Kabsch: the rotation from the singular vectors of the covariance
             a, b = x - x.mean(0), y - y.mean(0)

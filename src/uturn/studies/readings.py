@@ -138,7 +138,7 @@ def readings(
     }
     sizes = _checked_sizes(arrays | sites, levels, coords)
     for name, array in arrays.items():  # an axis that could be one of levels, or of trajectories or clones
-        last, other = array.dims[-1], (*AXES, "")[array.ndim - 1]
+        last, other = str(array.dims[-1]), (*AXES, "")[array.ndim - 1]
         if (
             name not in (dims or {})
             and not hasattr(values[name], "dims")
@@ -363,7 +363,7 @@ def _array(name: Any, values: Any) -> Any:
     """Values as an array, unless they are a DataArray; masked ones are NaN."""
     if isinstance(values, xr.DataArray):
         return values
-    return values.astype(float).filled(np.nan) if isinstance(values, np.ma.MaskedArray) else checked_array(str(name), values)
+    return np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else checked_array(str(name), values)
 
 
 def _pairs(name: str, table: Any) -> dict[str, Any]:
