@@ -574,7 +574,7 @@ def open_run(path: str | Path) -> xr.Dataset:
     place = place_of("store", path)
     with suppress(ValueError, KeyError, OSError):  # `Store.open` gives the reason
         if not place.is_empty() and zarr.open_group(place.target(), mode="r").attrs.get("format") == READINGS:
-            return xr.open_zarr(place.target(), chunks=None, mask_and_scale=False, decode_times=False)
+            return xr.open_zarr(place.target(), consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
     return Store.open(place).dataset()
 
 
