@@ -37,7 +37,7 @@ _HOMES = {
     "calibrate": "measures.calibration",
     "calibration": "measures.calibration",
     "readings": "studies.readings",
-    "readings_of": "studies.readings",
+    "readings_of": "measures.clones",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -66,11 +66,12 @@ if TYPE_CHECKING:
     from uturn.measures import statistics
     from uturn.measures.calibration import calibrate, calibration
     from uturn.measures.changes import correlations, susceptibility
+    from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
     from uturn.sources import fashion_mnist
     from uturn.studies import plotting, study
-    from uturn.studies.readings import readings, readings_of
+    from uturn.studies.readings import readings
 
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -79,7 +79,7 @@ def study(
     from uturn.store.objects import is_url
     from uturn.studies import named_runs, summary
     from uturn.studies.analysis import study as study_of_run
-    from uturn.studies.readings import is_table
+    from uturn.studies.long_form import is_table
 
     places = [place if is_url(place) else os.path.realpath(place) for place in stores]
     if len(set(places)) < len(places):

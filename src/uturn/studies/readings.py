@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from pydantic import ValidationError
 
-from uturn.core.checks import LARGEST, checked_array, checked_path, shown, validation_words
+from uturn.core.checks import LARGEST, checked_array, shown, validation_words
 from uturn.core.protocols import Variable
 from uturn.core.reading import Instructions
 from uturn.measures.changes import covariances_of
-from uturn.measures.clones import between_clones
 from uturn.store.record import READINGS, as_read, attributes_of
 from uturn.store.resume import versions_used
+from uturn.studies.long_form import AXES, COLUMNS, arrays_of, read_long_form
 
-if TYPE_CHECKING:
-    import pandas
-
-AXES = ("noise", "item", "trajectory", "clone")  # of an array, in this order; a further axis is one of levels
-_COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 _OF_VARIABLES = ("start", "chance", "bounds", "units", "group", "order", "family", "long_name")
 
 
@@ -121,9 +116,9 @@ def readings(
     if isinstance(values, pandas.DataFrame):
         if noise is not None or dims:
             raise ValueError(f"noise = {shown(noise)}: a table has the column noise; leave out noise and dims")
-        values, noise, coords = _of_table(values, coords)
+        values, noise, coords = arrays_of(values, coords)
     if not isinstance(values, Mapping) or not values:
-        raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {_COLUMNS}")
+        raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {COLUMNS}")
     values = {name: _array(name, of) for name, of in values.items()}
     coords = {**_coordinates_of(values), **_pairs("coords", coords)}
     of_arrays = coords.pop("noise", (None, None))[1]
@@ -188,83 +183,6 @@ def readings(
     return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
 
 
-def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], Any], name: str | None = None) -> dict[str, Any]:
-    """A reading f of originals and reconstructions made elsewhere, and its twin for calibration, to be given to `uturn.readings`.
-
-    Parameters
-    ----------
-    originals : array (item, ...)
-        The data x_0.
-    reconstructions : array (noise, item[, trajectory[, clone]], ...)
-        The data x̂, each of the shape of an original. The number of axes tells whether there are trajectories and clones; a
-        single noisy datum of each original with clones has a trajectory axis of length 1. NaN where one is missing.
-    f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
-        Compares data pairwise. Symmetric in its arguments if there are clones.
-    name : str, optional
-        Name of the reading, by default that of the function.
-
-    Returns
-    -------
-    dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
-        `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
-        noisy datum. For draws from the posterior both have the same mean (`uturn.calibration`). NaN where a datum is missing.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, and, with clones, an f that is not symmetric.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> x = np.random.default_rng(0).normal(size=(100, 5))
-    >>> turned = 0.8 * x[None, :, None, None] + 0.6 * np.random.default_rng(1).normal(size=(1, 100, 1, 3, 5))
-    >>> run = ut.readings(ut.readings_of(x, turned, lambda a, b: ((a - b) ** 2).mean(-1), "distance"), [0.5], start=0)
-    >>> dict(run.distance.sizes), ut.calibration(run, "distance").attrs["passed"]
-    ({'noise': 1, 'item': 100, 'trajectory': 1, 'clone': 3}, False)
-    """
-    before, after = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
-    draws = after.ndim - before.ndim - 1
-    axes = ("noise", "item", "trajectory", "clone")[: draws + 2]
-    data = before.shape[1:]
-    fits = before.ndim and 0 <= draws <= 2 and after.shape[1] == len(before) and after.shape[after.ndim - len(data) :] == data
-    if not fits or not after.size:
-        raise ValueError(
-            f"reconstructions has shape {after.shape}, originals {before.shape}; expected (noise, item[, trajectory[, clone]], "
-            f"..) and (item, ..), with the same items and data of one shape"
-        )
-    name = name or str(getattr(f, "__name__", "f"))
-    clones = after.shape[3] if draws == 2 else 1
-
-    def compared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """f of pairs; NaN where a datum is missing."""
-        value = np.asarray(f(a, b), float)
-        if value.shape[:1] != a.shape[:1]:
-            raise ValueError(
-                f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)"
-            )
-        gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
-        return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
-
-    with_original, with_clones = [], []
-    for turned in after:
-        flat = turned.reshape(len(before), -1, *data)  # (item, draws, ...)
-        of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
-        with_original.append(np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:]))
-        if clones > 1:
-            if not np.allclose(compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True):
-                raise ValueError(f"{name}: f(a, b) differs from f(b, a); clones are compared by a symmetric f")
-            with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
-    levels = np.ndim(with_original[0]) + 1 - len(axes)
-    if levels > 1:
-        raise ValueError(f"f gave {levels} axes for each pair; expected none, or one of levels")
-    names = (*axes, f"{name}_level")[: len(axes) + levels]
-    twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
-    return {
-        key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
-    }
-
-
 def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
     """`readings` from a CSV file in long form (or .parquet, if pandas can read it).
 
@@ -277,83 +195,7 @@ def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str
     coords
         Columns that are labels of items or further axes of noise.
     """
-    import pandas
-
-    path = checked_path("path", path)
-    try:
-        table = pandas.read_parquet(path) if path.endswith(".parquet") else pandas.read_csv(path, encoding="utf-8-sig")
-    except (OSError, ValueError, ImportError) as error:  # pandas' errors of parsing are ValueErrors
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {_COLUMNS}") from None
-    return readings(table.rename(columns=str.strip), unit=unit, coords=list(coords), source=path, **settings)
-
-
-def is_table(place: Any) -> bool:
-    """Whether a place is that of a table of readings, by the ending of its name."""
-    return str(place).lower().endswith((".csv", ".parquet"))
-
-
-# --- tables ------------------------------------------------------------------------------------------------------------
-
-
-def _of_table(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:
-    """A table in long form as arrays, its noise levels, and its coordinates by name."""
-    import pandas
-
-    columns, labels = list(table.columns), [] if coords is None else coords
-    if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
-        raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
-    keys = [name for name in AXES if name in columns]
-    names = [name for name in columns if name not in (*keys, *labels)]
-    if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
-        raise ValueError(f"the table has the columns {', '.join(map(str, columns))}; expected {_COLUMNS}")
-    if not len(table):
-        raise ValueError("the table has no rows; expected one for each U-turn")
-    table = table.assign(**{str(name): _numbers(table[name], name) for name in ("noise", *names)})
-    for name in keys:
-        if table[name].isnull().any():
-            raise ValueError(f"column {name}: row {_row(table[name].isnull())} has no value; expected one in every row")
-    if (twice := table.duplicated(keys)).any():
-        where = ", ".join(f"{name} = {table[name][twice].iloc[0]}" for name in keys)
-        advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
-        raise ValueError(f"row {_row(twice)} of the table repeats {where}{advice}")
-    codes, uniques = zip(
-        *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
-    )
-    shape = tuple(map(len, uniques))
-    arrays = {}
-    for name in names:
-        values = np.full(shape, np.nan)
-        values[codes] = table[name]
-        arrays[str(name)] = xr.DataArray(values, dims=keys)
-    found: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
-    for name in labels:
-        by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
-        if by is None:
-            raise ValueError(f"coords: the column {name} differs within an item and within a noise level; leave it out")
-        first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
-        found[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
-    return arrays, np.asarray(uniques[0]), found
-
-
-def _is_number(column: Any) -> bool:
-    return np.asarray(column).dtype.kind in "biuf"
-
-
-def _row(which: Any) -> int:
-    """Number of the first marked row, counted from 1."""
-    return int(np.flatnonzero(which)[0]) + 1
-
-
-def _numbers(column: Any, name: Any) -> Any:
-    """A column as float64, or a ValueError that names its first text."""
-    import pandas
-
-    numbers = pandas.to_numeric(column, errors="coerce").astype(float)
-    if (text := numbers.isnull() & column.notnull()).any():
-        label = "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}]"
-        raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")
-    return numbers
+    return readings(read_long_form(path), unit=unit, coords=list(coords), source=str(path), **settings)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------------
