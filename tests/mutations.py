@@ -373,9 +373,9 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals of labelled changes over items instead of grammars",
-        "uturn.measures.changes:labelled",
-        '{"grammar": ("item", grammar.values)} if',
-        "{} if",
+        "uturn.measures.changes:_covariances",
+        "coords=along | ",
+        "coords=",
         tests=(("test_changes_probe::test_intervals_of_labelled_changes_are_over_grammars", {}),),
     ),
     Mutation(

@@ -273,7 +273,8 @@ def test_a_level_without_readings_is_named():
     values = falling()
     values[[2, 4]] = np.nan
     found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", start=1))}))
-    assert str(found.remark.item()) == "no readings at noise = 0.4, 1"
+    missing = "48 of 120 readings are missing: all at noise 0.4, all at noise 1"
+    assert str(found.remark.item()) == f"no readings at noise = 0.4, 1; {missing}"
     nothing = ut.study(dataset({"kept": (np.full((5, 12, 2), np.nan), Variable(DIMS, "kept", start=1))}))
     assert str(nothing.remark.item()) == "no readings at noise = 0.1, 0.3, 0.4, 0.7"
 
@@ -506,7 +507,7 @@ def test_changes_are_those_of_the_measures():
 def test_changes_that_are_not_studied_are_named(change, why):
     covariance, total = np.ones((5, 12, 4)), np.ones((5, 12))
     if change.get("sum", 0) is not None:
-        total[2, 3] = change.get("sum", 1)
+        total[2] = change.get("sum", 1)
     variables = {
         "change_covariance": (covariance, Variable(("noise", "item", "distance"), "covariance", role="changes")),
         "change_covariance_sum": (total, Variable(("noise", "item"), "sum", role="changes")),
@@ -521,7 +522,7 @@ def test_changes_that_are_not_studied_are_named(change, why):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
 @pytest.mark.parametrize("twin", [False, True])
-def test_a_calibration_that_is_not_tested_is_named(value, twin):
+def test_a_calibration_leaves_out_incomplete_originals(value, twin):
     rng = np.random.default_rng(0)
     dims, variables = (*DIMS, "clone"), {}
     for name in ("a", "b"):
@@ -530,11 +531,14 @@ def test_a_calibration_that_is_not_tested_is_named(value, twin):
             (clones if twin else values)[2, 3, 0, 0] = value
         variables[name] = (values, Variable(dims, name, start=1, symmetric=True))
         variables[f"clone_{name}"] = (clones, Variable(dims, name, role="record"))
-    found = ut.study(dataset(variables))
-    tested = found.gap_p.notnull().any("noise")
-    assert tested.values.tolist() == [np.isfinite(value), True]
-    said = "the calibration of a is not tested: some of its readings are missing"
+    run = dataset(variables)
+    found, said = ut.study(run), "the calibration of a, b leaves out 1 of 12 originals: readings are missing"
     assert (said in remarks(found)) == (not np.isfinite(value))
+    expected = ut.study(run if np.isfinite(value) else run.drop_isel(item=3))
+    np.testing.assert_array_equal(found.gap_p, expected.gap_p)
+    assert np.isfinite(found.gap_p[:, 1:]).all()
+    few = ut.study(run.isel(item=[2, 3]))
+    assert ("the calibration of a is not tested: some of its readings are missing" in remarks(few)) == (not np.isfinite(value))
 
 
 @pytest.fixture(scope="module")

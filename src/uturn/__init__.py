@@ -34,7 +34,10 @@ _HOMES = {
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
+    "calibrate": "measures.calibration",
     "calibration": "measures.calibration",
+    "readings": "studies.readings",
+    "readings_of": "measures.clones",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -61,12 +64,14 @@ if TYPE_CHECKING:
     from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
     from uturn.exact.rhm import RandomHierarchyModel
     from uturn.measures import statistics
-    from uturn.measures.calibration import calibration
+    from uturn.measures.calibration import calibrate, calibration
     from uturn.measures.changes import correlations, susceptibility
+    from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
     from uturn.sources import fashion_mnist
     from uturn.studies import plotting, study
+    from uturn.studies.readings import readings
 
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -44,12 +44,16 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
         )
 
 
-def opened(place: str) -> Any:
-    """The run in a store, or in the `run.zarr` of a folder of results."""
-    from uturn.store.record import Store
+def opened(place: str, **of_table: Any) -> Any:
+    """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings with the options `of_table`."""
+    from uturn.store.record import open_run
+    from uturn.studies.long_form import is_table
+    from uturn.studies.readings import read_readings
 
+    if is_table(place):
+        return read_readings(place, **of_table)
     inner = Path(place) / "run.zarr"
-    return Store.open(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place).dataset()
+    return open_run(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place)
 
 
 @contextmanager

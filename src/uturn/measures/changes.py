@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import shown
-from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
+from uturn.core.checks import LARGEST, checked_array, shown
+from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ __all__ = [
     "Tree",
     "correlations",
     "correlations_of",
+    "covariances_of",
     "distance_between",
     "effective_number",
     "susceptibility",
@@ -55,7 +56,7 @@ FEW = 5
 """Number of originals below which, if they decide a ratio, rare ones that change much may be missing in the sample."""
 
 
-def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
+def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Dataset:
     """Number of sites that change together, `chi = sum_ij C_ij / sum_i C_ii` (arXiv:2410.13770).
 
     C_ij is the covariance of the changes of sites i and j over the trajectories of one original, unbiased. The sums run over all
@@ -65,12 +66,14 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     ----------
     changed : real or bool array (items, trajectories, sites), or `Covariances`
         Change of every site in every U-turn; at least two trajectories of each original (item). The dims item and trajectory of
-        a DataArray are found by their names. `Covariances` is an accumulator that has been given trajectories batch by batch.
+        a DataArray are found by their names; with a dim noise, all noise levels are treated at once. NaN
+        where a U-turn is missing; a site that is NaN in all U-turns of an item does not exist there, as beyond the end of a
+        shorter chain. `Covariances` is an accumulator that has been given trajectories batch by batch.
     confidence : float in (0, 1)
 
     Returns
     -------
-    Estimate
+    Estimate, or Dataset (noise) with `chi`, `low`, `high`, `n_eff`
         With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if a
         DataArray has several in a coordinate along its dim item. 1 for independent changes, `sites` if all sites change together.
         NaN if no change varies between trajectories. The ends are NaN if n_eff < 2, so for a single item (see above;
@@ -79,7 +82,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     Raises
     ------
     ValueError
-        For another shape or type, fewer than two trajectories, missing or huge values, or a confidence out of range.
+        For another shape or type, fewer than two trajectories, masked or huge values, or a confidence out of range.
 
     Examples
     --------
@@ -89,8 +92,13 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate:
     >>> chi.low < 1 < chi.high, round(susceptibility(coins[..., :1].repeat(8, axis=2)).value, 6)
     (True, 8.0)
     """
-    covariances = _accumulated(changed, lambda sites: Tree(sites, max(sites, 2)))  # two distances: the same site, and any other
-    return Estimate(*chi_of(_parts(*labelled(covariances, changed)), confidence)[:, 0].tolist())
+    if isinstance(changed, Covariances):
+        return Estimate(*chi_of(_parts(*labelled(changed)), confidence)[:, 0].tolist())
+    values, noise = _checked_changes(changed)
+    sites = values.shape[3]
+    readings = _covariances(values, noise, Tree(sites, max(sites, 2)), changed)  # two distances: the same site, and any other
+    curves = _susceptibilities(_parts(readings.change_covariance, readings.change_covariance_sum), confidence)
+    return Estimate(*(float(curves[key][0]) for key in ("chi", "low", "high"))) if noise is None else curves
 
 
 def correlations(
@@ -117,7 +125,7 @@ def correlations(
 
     Returns
     -------
-    Dataset with the dim distance
+    Dataset with the dim distance, and noise if `changed` has it
         `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff - 1 degrees
         of freedom); `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs; `n_eff`, the
         number of items, or grammars, that decide (see above; no dim). `chi = sum of pairs * correlation / sites`.
@@ -139,9 +147,85 @@ def correlations(
     """
     if isinstance(changed, Covariances) and (str(distance), branching, shape) != ("index", None, None):
         raise ValueError(f"changed is an accumulator with {shown(changed.distance)}; leave out distance, branching and shape")
-    covariances = _accumulated(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape))
-    curves = correlations_of(labelled(covariances, changed)[0], confidence=confidence).isel(noise=0, drop=True)
-    return curves.assign(pairs=("distance", covariances.distance.pairs))
+    if isinstance(changed, Covariances):
+        curves = correlations_of(labelled(changed)[0], confidence=confidence).isel(noise=0, drop=True)
+        return curves.assign(pairs=("distance", changed.distance.pairs))
+    readings = covariances_of(changed, distance, branching=branching, shape=shape)
+    pairs = readings.present_pairs
+    curves = _correlations(readings.change_covariance, confidence, None if bool((pairs == 1).all()) else pairs)
+    curves = curves if "noise" in readings.coords else curves.isel(noise=0, drop=True)
+    return curves.assign(pairs=readings.pairs)
+
+
+def covariances_of(
+    changed: Any, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None
+) -> xr.Dataset:
+    """The readings of the probe `changes`, from an array of changes.
+
+    Parameters
+    ----------
+    changed, distance, branching, shape
+        As in `correlations`.
+
+    Returns
+    -------
+    Dataset
+        `change` (noise, item), the mean change of a site; `change_covariance` (noise, item, distance); `change_covariance_sum`
+        (noise, item), the sum over all pairs over the number of sites. NaN where an item has fewer than two U-turns.
+        `present_pairs` (item, distance): share of the pairs of sites that an item has, for items of different lengths. `pairs`
+        (distance): number of ordered pairs.
+    """
+    values, noise = _checked_changes(changed)
+    return _covariances(values, noise, distance_between(values.shape[3], distance, branching=branching, shape=shape), changed)
+
+
+def _checked_changes(changed: Any) -> tuple[np.ndarray, Any]:
+    """Changes (noise, items, trajectories, sites), and the noise levels, None if there is no axis of noise; else a ValueError."""
+    dims = set(getattr(changed, "dims", ()))
+    if {"item", "trajectory"} <= dims:
+        changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
+    values, has_noise = checked_array("changed", changed), {"noise", "item", "trajectory"} <= dims
+    if values.ndim != 3 + has_noise or 0 in values.shape or values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites), or "
+            f"a DataArray (noise, item, trajectory, site)"
+        )
+    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and (np.abs(values) >= LARGEST).any()):
+        raise ValueError(f"changed has values that are masked or above {LARGEST:g}; expected NaN where a U-turn is missing")
+    if values.shape[-2] < 2:
+        raise ValueError(f"changed has trajectories = {values.shape[-2]} of each item; a covariance needs at least 2")
+    if values.dtype.kind == "f" and np.isnan(values).all():
+        raise ValueError("changed has only NaN; expected numbers, with NaN where a U-turn is missing")
+    return (values, changed.noise.values) if has_noise else (values[None], None)
+
+
+def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: Any) -> xr.Dataset:
+    """`covariances_of` for checked changes; `changed` has the coordinates of the items."""
+    import xarray as xr
+
+    present: np.ndarray = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    exists: Any = present.any(axis=(0, 2))  # (items, sites)
+    whole = (present | ~exists[:, None]).all(axis=3) & exists.any(axis=1)[:, None]
+    values, counts = np.where(present, values, 0) if not present.all() else values, whole.sum(axis=2)
+    change, total = np.full((2, *counts.shape), np.nan)
+    covariance = np.full((*counts.shape, len(distance.values)), np.nan)
+    for count in np.unique(counts[counts > 1]):  # trajectories of an item at a noise level
+        at = np.nonzero(counts == count)
+        of = Covariances(distance).add(values[at][whole[at]].reshape(len(at[0]), count, -1))
+        change[at] = of.mean.sum(axis=1) / exists[at[1]].sum(axis=1)
+        covariance[at], total[at] = of.covariance, of.total
+    pairs = np.rint(distance.products(exists[:, None].astype(float))) / distance.pairs
+    along = {name: of.variable for name, of in getattr(changed, "coords", {}).items() if of.dims in (("noise",), ("item",))}
+    return xr.Dataset(
+        {
+            "change": (("noise", "item"), change),
+            "change_covariance": (("noise", "item", "distance"), covariance),
+            "change_covariance_sum": (("noise", "item"), total),
+            "present_pairs": (("item", "distance"), pairs),
+            "pairs": ("distance", distance.pairs),
+        },
+        coords=along | {"distance": distance.values} | ({} if noise is None else {"noise": noise}),
+    )
 
 
 def distance_between(
@@ -213,9 +297,13 @@ def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) 
     ValueError
         For results without the probe, of another noise than a list, or with missing readings.
     """
+    return _susceptibilities(chi_parts(ds, name), confidence)
+
+
+def _susceptibilities(parts: xr.DataArray, confidence: float) -> xr.Dataset:
+    """chi with its interval and n_eff at every noise level, from the readings of `chi_parts`."""
     import xarray as xr
 
-    parts = chi_parts(ds, name)
     chi, low, high = chi_of(parts, confidence)
     curves = {"chi": chi, "low": low, "high": high, "n_eff": effective_number(parts.isel(part=1))}
     axes = {key: coordinate for key, coordinate in parts.coords.items() if coordinate.dims == ("noise",)}
@@ -233,6 +321,13 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
 
     covariance = by_distance(ds) if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
     check_complete(covariance)
+    return _correlations(covariance, confidence, present)
+
+
+def _correlations(covariance: xr.DataArray, confidence: float, present: xr.DataArray | None) -> xr.Dataset:
+    """C(r)/C(0) with its interval at every noise level; missing readings are left out."""
+    import xarray as xr
+
     of, of_present = replicated(covariance, present)
 
     def normalised(mean: np.ndarray) -> np.ndarray:
@@ -275,8 +370,13 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
         return replicates(covariance), lambda mean: mean
     import xarray as xr
 
-    both = xr.concat(xr.broadcast(covariance, present), dim="part")
-    return replicates(both), lambda mean: mean[:, 0] / mean[:, 1]
+    both = xr.concat(xr.broadcast(covariance, present.where(covariance.notnull())), dim="part")
+
+    def of_present(mean: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):  # distances at which no item has a pair
+            return mean[:, 0] / mean[:, 1]
+
+    return replicates(both), of_present
 
 
 def effective_number(variance: xr.DataArray) -> np.ndarray:
@@ -295,7 +395,7 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     """
     if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
         variance = variance.groupby("grammar").sum("item").rename(grammar="item")
-    values = variance.transpose("noise", "item").values.astype(float)
+    values = np.nan_to_num(variance.transpose("noise", "item").values.astype(float))
     squares = (values**2).sum(axis=1)
     return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(len(values)), where=squares > 0)
 
@@ -354,24 +454,10 @@ def log_chi(means: np.ndarray) -> np.ndarray:
         return np.log(np.where(chi > 0, chi, np.nan))
 
 
-def labelled(covariances: Covariances, changed: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
-    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level.
-
-    `changed`: the changes, whose coordinate `grammar` is kept if they have one, because it groups the items.
-    """
+def labelled(covariances: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
+    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
     import xarray as xr
 
-    grammar = changed.coords.get("grammar") if isinstance(changed, xr.DataArray) else None
-    along = {"grammar": ("item", grammar.values)} if grammar is not None and grammar.dims == ("item",) else {}
-    coords = {"distance": covariances.distance.values, **along}
+    coords = {"distance": covariances.distance.values}
     covariance = xr.DataArray(covariances.covariance[None], coords, ("noise", "item", "distance"))
-    return covariance, xr.DataArray(covariances.total[None], along, ("noise", "item"))
-
-
-def _accumulated(changed: Any, distance: Callable[[int], Distance]) -> Covariances:
-    """Changes (items, trajectories, sites), or an accumulator of them, as an accumulator; else a ValueError."""
-    if not isinstance(changed, Covariances):
-        values = checked_changes(changed)
-        changed = Covariances(distance(values.shape[2])).add(values)
-    changed.check_trajectories()
-    return changed
+    return covariance, xr.DataArray(covariances.total[None], dims=("noise", "item"))

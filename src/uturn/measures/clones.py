@@ -1,4 +1,4 @@
-"""Comparison of the clones of a noisy datum with each other."""
+"""Comparison of originals, reconstructions and the clones of a noisy datum, pair by pair."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from uturn.core.checks import checked_array
 
 
 def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
@@ -35,3 +37,82 @@ def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np
             sums[j], sums[k] = sums[j] + value, sums[k] + value
     means = np.stack(sums, axis=1) / (clones - 1)
     return means.reshape(items, draws, *means.shape[2:])
+
+
+def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], Any], name: str | None = None) -> dict[str, Any]:
+    """A reading f of originals and reconstructions made elsewhere, and its twin for calibration, to be given to `uturn.readings`.
+
+    Parameters
+    ----------
+    originals : array (item, ...)
+        The data x_0.
+    reconstructions : array (noise, item[, trajectory[, clone]], ...)
+        The data x̂, each of the shape of an original. The number of axes tells whether there are trajectories and clones; a
+        single noisy datum of each original with clones has a trajectory axis of length 1. NaN where one is missing.
+    f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
+        Compares data pairwise. Symmetric in its arguments if there are clones.
+    name : str, optional
+        Name of the reading, by default that of the function.
+
+    Returns
+    -------
+    dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
+        `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
+        noisy datum. For draws from the posterior both have the same mean (`uturn.calibration`). NaN where a datum is missing.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and, with clones, an f that is not symmetric.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> x = np.random.default_rng(0).normal(size=(100, 5))
+    >>> turned = 0.8 * x[None, :, None, None] + 0.6 * np.random.default_rng(1).normal(size=(1, 100, 1, 3, 5))
+    >>> run = ut.readings(ut.readings_of(x, turned, lambda a, b: ((a - b) ** 2).mean(-1), "distance"), [0.5], start=0)
+    >>> dict(run.distance.sizes), ut.calibration(run, "distance").attrs["passed"]
+    ({'noise': 1, 'item': 100, 'trajectory': 1, 'clone': 3}, False)
+    """
+    import xarray as xr
+
+    before, after = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
+    draws = after.ndim - before.ndim - 1
+    axes = ("noise", "item", "trajectory", "clone")[: draws + 2]
+    data = before.shape[1:]
+    fits = before.ndim and 0 <= draws <= 2 and after.shape[1] == len(before) and after.shape[after.ndim - len(data) :] == data
+    if not fits or not after.size:
+        raise ValueError(
+            f"reconstructions has shape {after.shape}, originals {before.shape}; expected (noise, item[, trajectory[, clone]], "
+            f"..) and (item, ..), with the same items and data of one shape"
+        )
+    name = name or str(getattr(f, "__name__", "f"))
+    clones = after.shape[3] if draws == 2 else 1
+
+    def compared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """f of pairs; NaN where a datum is missing."""
+        value = np.asarray(f(a, b), float)
+        if value.shape[:1] != a.shape[:1]:
+            raise ValueError(
+                f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)"
+            )
+        gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
+        return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
+
+    with_original, with_clones = [], []
+    for turned in after:
+        flat = turned.reshape(len(before), -1, *data)  # (item, draws, ...)
+        of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
+        with_original.append(np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:]))
+        if clones > 1:
+            if not np.allclose(compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True):
+                raise ValueError(f"{name}: f(a, b) differs from f(b, a); clones are compared by a symmetric f")
+            with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
+    levels = np.ndim(with_original[0]) + 1 - len(axes)
+    if levels > 1:
+        raise ValueError(f"f gave {levels} axes for each pair; expected none, or one of levels")
+    names = (*axes, f"{name}_level")[: len(axes) + levels]
+    twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
+    return {
+        key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
+    }

@@ -91,11 +91,11 @@ class Reader:
             return xr.open_zarr(path, zarr_format=3).load()
 
     def run(self, path: Path) -> xr.Dataset:
-        """The dataset of a store of `uturn run`."""
-        from uturn.store.record import Store
+        """The dataset of a store of `uturn run`, or of stored readings."""
+        from uturn.store.record import open_run
 
         check_plain(path)
-        return Store.open(path).dataset()
+        return open_run(path)
 
     def add_picture(self, section: dict[str, Any], path: Path, words: str) -> None:
         """Add a preview of a picture to a section, if the file exists."""

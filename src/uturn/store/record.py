@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT, VERSION = "uturn.store", 5
+READINGS = "uturn.readings"  # format of the datasets of `uturn.readings`, which xarray stores
 _READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to version 4 contain defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
@@ -120,8 +121,8 @@ class MemoryStore(Blocks):
 
         about = _about(self.chunk, self.variables, len(self.missing))
         return xr.Dataset(
-            {name: (self.dims[name], values, _attributes(self.variables[name])) for name, values in self.values.items()},
-            coords={name: (dims, _as_read(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
+            {name: (self.dims[name], values, attributes_of(self.variables[name])) for name, values in self.values.items()},
+            coords={name: (dims, as_read(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
             attrs={**about, **self.attributes},
         )
 
@@ -564,6 +565,20 @@ class Store(Blocks):
         return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
 
 
+def open_run(path: str | Path) -> xr.Dataset:
+    """The run in a folder or at a URL, read lazily: a store of `uturn.run`, or the readings that `to_zarr` has written.
+
+    ValueError if there is none, or if it is damaged.
+    """
+    import xarray as xr
+
+    place = place_of("store", path)
+    with suppress(ValueError, KeyError, OSError):  # `Store.open` gives the reason
+        if not place.is_empty() and zarr.open_group(place.target(), mode="r").attrs.get("format") == READINGS:
+            return xr.open_zarr(place.target(), consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+    return Store.open(place).dataset()
+
+
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     """The sentences in the attribute `warnings` of a run, a JSON list; empty if it is missing or damaged."""
     try:
@@ -666,7 +681,7 @@ def _laid_out(
             fill_value=float("nan"),
             dimension_names=variable.dims,
             compressors=compressors,
-            attributes=_attributes(variable),
+            attributes=attributes_of(variable),
         )
     levels, blocks = len(coordinates["noise"][1]), -(-len(coordinates["item"][1]) // chunk)
     group.create_array(
@@ -691,7 +706,8 @@ def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]
     return {**about, "complete": missing == 0, "missing_tasks": missing}
 
 
-def _attributes(variable: Variable) -> dict[str, Any]:
+def attributes_of(variable: Variable) -> dict[str, Any]:
+    """The attributes of the array of a variable: its description and its reading instructions."""
     instructions = variable.instructions()
     return {"long_name": variable.long_name, **({"reading": json.dumps(instructions)} if instructions else {})}
 
@@ -702,7 +718,7 @@ def _writable(values: Any) -> np.ndarray:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _as_read(values: Any) -> np.ndarray:
+def as_read(values: Any) -> np.ndarray:
     """Values of a coordinate in the types in which zarr reads them."""
     array = _writable(values)
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array

@@ -79,7 +79,7 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
         "spec_hash": experiment.hash,
         "seed": experiment.seed,
         "models": json.dumps(models),
-        "versions": json.dumps(_versions()),
+        "versions": json.dumps(versions_used()),
         "random_version": random.VERSION,
     }
     description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
@@ -171,7 +171,8 @@ def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: s
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
+def versions_used() -> dict[str, str]:
+    """Versions of uturn and the libraries that results depend on."""
     versions = {}
     for name in ("uturn", "numpy", "numba", "torch", "diffusers", "zarr"):
         with suppress(PackageNotFoundError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
+_MOST_NAMED = 4  # places of missing readings in a remark
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -119,7 +120,7 @@ def study_of(ds: xr.Dataset) -> Study:
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, axes, not_studied, levels, "chi" in data)),
+        "remark": "; ".join(_remarks(run, instructions, axes, not_studied, levels, "chi" in data)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -181,6 +182,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iter
     outside = _outside(values, *_bounds(how))
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
+    gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
@@ -197,7 +199,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iter
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
         level = Level(how, texts, band_of, places, width, float(top), end)
-        texts["remark"] = "; ".join([*_about(level, axes), *filter(None, [outside])])
+        texts["remark"] = "; ".join([*_about(level, axes), *filter(None, [outside, gone[k]])])
         yield level
 
 
@@ -220,6 +222,37 @@ def _outside(values: xr.DataArray, low: float, high: float) -> str:
     if least >= low - _ROUNDING * max(1, abs(low)) and most <= high + _ROUNDING * max(1, abs(high)):
         return ""
     return f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are not used"
+
+
+def _missing(stacked: xr.DataArray, run: xr.Dataset) -> Iterator[str]:
+    """A remark for each level on its missing readings; "" if there are none.
+
+    An item without any reading of a level has no such level, as a text that lacks a region.
+    """
+    empty = stacked.isnull().transpose(_LEVEL, "noise", "item", ...).values
+    empty = empty.reshape(*empty.shape[:3], -1)
+    for of_level in empty:
+        items = np.flatnonzero(~of_level.all(axis=(0, 2)))
+        gone = of_level[:, items]
+        if not gone.any():
+            yield ""
+            continue
+        x, whole = run.noise.values, gone.all(axis=(1, 2))
+        where = [f"all at noise {x[k]:.3g}" for k in np.flatnonzero(whole)]
+        where += [f"{_item(run, items[i])} at noise {x[k]:.3g}" for k, i in np.argwhere(gone.any(axis=2)) if not whole[k]]
+        others = f" and {len(where) - _MOST_NAMED} more places" if len(where) > _MOST_NAMED else ""
+        yield f"{gone.sum()} of {gone.size} readings are missing: {', '.join(where[:_MOST_NAMED])}{others}"
+
+
+def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:
+    """The items that have no reading at all."""
+    some = [run[name].notnull().any([dim for dim in run[name].dims if dim != "item"]).values for name in names]
+    return [_item(run, k) for k in np.flatnonzero(~np.logical_or.reduce(some))] if some else []
+
+
+def _item(run: xr.Dataset, k: Any) -> str:
+    """The name of an item, or else its number."""
+    return str(run.item_name.values[k]) if "item_name" in run.coords else f"item {run.item.values[k]}"
 
 
 def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
@@ -371,21 +404,36 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
-def _incomplete(run: xr.Dataset, name: str) -> bool:
-    """Whether readings of clones are missing, so that they cannot be relabelled."""
-    return not all(np.isfinite(run[key]).all() for key in (name, f"clone_{name}"))
+def _complete(run: xr.Dataset, name: str) -> np.ndarray:
+    """Which items have all readings of their clones, so that they can be relabelled: bool (items,)."""
+    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"clone_{name}")]
+    return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
+
+
+def _families(
+    run: xr.Dataset, instructions: dict[str, Instructions]
+) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
+    """The symmetric readings of each family and the items on which they are tested, and the readings that are not tested."""
+    families: dict[str, tuple[list[str], np.ndarray]] = {}
+    not_tested = []
+    for name, how in instructions.items():
+        if run.sizes.get("clone", 1) < 2 or not how.symmetric or f"clone_{name}" not in run:
+            continue
+        family, complete = how.family or how.probe, _complete(run, name)
+        names, others = families.get(family, ([], np.ones_like(complete)))
+        if missing_tasks(run) or (complete & others).sum() < 2:
+            not_tested += [] if complete.all() else [name]
+        else:
+            families[family] = [*names, name], complete & others
+    return families, not_tested
 
 
 def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
-    families: dict[str, list[str]] = {}
-    for name, how in instructions.items():
-        twin = f"clone_{name}"
-        if how.symmetric and twin in run and not _incomplete(run, name):
-            families.setdefault(how.family or how.probe, []).append(name)
-    if run.sizes.get("clone", 1) < 2 or run.sizes["item"] < 2 or not families:
+    families, _ = _families(run, instructions)
+    if not families:
         return xr.Dataset()
-    tests = [calibration(run, names) for names in families.values()]
+    tests = [calibration(run.isel(item=complete), names) for names, complete in families.values()]
     joined = xr.concat([test.drop_vars([key for key in test.coords if key not in test.dims]) for test in tests], "reading")
     joined = joined.reindex(reading=[level.texts["reading"] for level in levels], noise=axes.noise).transpose("reading", "noise")
     data = {
@@ -422,7 +470,12 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
 
 
 def _remarks(
-    run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
+    run: xr.Dataset,
+    instructions: dict[str, Instructions],
+    axes: Axes,
+    not_studied: Mapping[str, str],
+    levels: list[Level],
+    has_changes: bool,
 ) -> Iterator[str]:
     """Remarks on the whole run."""
     for name, why in not_studied.items():
@@ -432,14 +485,19 @@ def _remarks(
             names = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
             if not set(names) <= set(run.variables):
                 yield f"{name}: its {key} {shown(rule)} is not in the run"
-    clones = run.sizes.get("clone", 1) > 1
-    for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
-        if clones and of.symmetric and f"clone_{name}" in run and _incomplete(run, name):
-            yield f"the calibration of {name} is not tested: some of its readings are missing"
+    families, not_tested = _families(run, instructions)
+    for name in not_tested:
+        yield f"the calibration of {name} is not tested: some of its readings are missing"
+    for names, complete in families.values():
+        if left := int((~complete).sum()):
+            yield f"the calibration of {', '.join(names)} leaves out {left} of {len(complete)} originals: readings are missing"
     if not levels and not has_changes:
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):
         yield f"the run is not finished: {missing} tasks are missing"
+    elif empty := _without_readings(run, {level.texts["variable"] for level in levels}):
+        others = f" and {len(empty) - _MOST_NAMED} more" if len(empty) > _MOST_NAMED else ""
+        yield f"no readings of {', '.join(empty[:_MOST_NAMED])}{others}"
     if np.isfinite(axes.noise).sum() < 3:  # noise 0 is counted
         yield "fewer than two finite noise levels above 0: no places on the curves"
     if run.sizes["item"] == 1:

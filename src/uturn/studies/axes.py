@@ -44,7 +44,7 @@ class Axes:
         measured = run.noise.values.astype(float)
         added = 0 if np.isclose(measured[0], 0) else 1
         self.noise = np.r_[np.zeros(added), measured]
-        self.most = float(run.noise.attrs.get("max", 1.0))
+        self.most = float(run.noise.attrs.get("max", 1.0 if measured[-1] <= 1 else np.inf))
         self.values = {"noise": self.noise}
         self.words = {"noise": axis_words(run)}
         self.angle = None

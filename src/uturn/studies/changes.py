@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -11,6 +13,7 @@ from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.studies.axes import Axes
 from uturn.studies.curves import with_ends
+from uturn.studies.runs import missing_tasks
 
 
 def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
@@ -20,8 +23,12 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
         if instruction.role == "changes" and (distance_dims := _distances(run, name)) and not why_no_changes(run, name):
             covariance, total = run[name].rename({distance_dims[0]: "distance"}), run[f"{name}_sum"]
             readings = xr.Dataset({"change_covariance": covariance, "change_covariance_sum": total})
+            readings = readings.isel(item=_complete(run, name))
             prefix = name.removesuffix("change_covariance").removesuffix("_")
-            studied[prefix or "changes"] = _of_probe(readings, axes).assign_coords(unit_of_distance=instruction.unit or "sites")
+            left = run.sizes["item"] - readings.sizes["item"]
+            studied[prefix or "changes"] = _of_probe(readings, axes, left).assign_coords(
+                unit_of_distance=instruction.unit or "sites"
+            )
     if not studied:
         return xr.Dataset()
     data = xr.concat(list(studied.values()), "changes", data_vars="all", coords="all", compat="override", join="outer")
@@ -36,11 +43,18 @@ def why_no_changes(run: xr.Dataset, name: str) -> str:
         return ""
     if total not in run:
         return f"{total} is not in the run"
-    if not np.isfinite(run[total]).all():
+    complete = _complete(run, name)
+    if not complete.all() and (missing_tasks(run) or not complete.any()):
         return f"some of {total} are missing"
     values = run[distances[0]].values  # 0, 1, .. if the dim has no coordinate
     sound = values.dtype.kind in "biuf" and len(values) and values[0] >= 0 and np.isfinite(values).all()
     return "" if sound and (np.diff(values) >= 0).all() else "its distances are no increasing numbers"
+
+
+def _complete(run: xr.Dataset, name: str) -> np.ndarray:
+    """Which items have covariances at all noise levels, bool (items,): the ratios are averages over the same items."""
+    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"{name}_sum")]
+    return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
 
 
 def _distances(run: xr.Dataset, name: str) -> list[str]:
@@ -49,12 +63,14 @@ def _distances(run: xr.Dataset, name: str) -> list[str]:
     return dims if len(dims) == 1 else []
 
 
-def _of_probe(run: xr.Dataset, axes: Axes) -> xr.Dataset:
+def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
+    """The numbers of one probe; `left` items of the run are left out."""
     # Log-SNR is infinite at its ends, so the peak is located on the angle by which it is interpolated.
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
-    remarks = [*about_peak(located, run.noise.values, axes.most), *about_few(chi.n_eff.values, run.noise.values)]
+    remarks = [f"{left} of {run.sizes['item'] + left} originals are left out: U-turns are missing"] if left else []
+    remarks += [*about_peak(located, run.noise.values, axes.most), *about_few(chi.n_eff.values, run.noise.values)]
     covariance, present = run["change_covariance"], None
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)

@@ -15,6 +15,7 @@ from uturn.studies.axes import axis_words
 from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.runs import differing_fields
 
 if TYPE_CHECKING:
     import pandas
@@ -241,6 +242,14 @@ def remarks_on_readings(study: xr.Dataset) -> list[str]:
     return lines
 
 
+def _number(text: str) -> float | str:
+    """A number that is given as text; other text is unchanged."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 # --- frames and plain data ---------------------------------------------------------------------------------------------
 
 
@@ -260,13 +269,28 @@ class Tidy(NamedTuple):
 
 
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
-    """One study, or several by name, as pandas frames (`Tidy`); for several studies, the column `run` holds the name."""
+    """One study, or several by name, as pandas frames (`Tidy`).
+
+    For several studies, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its
+    value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
+    """
     import pandas
 
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
-        parts = [tuple(frame.assign(run=name) for frame in tidy(member)) for name, member in study.items()]
-        frames = [pandas.concat(some, ignore_index=True) for some in zip(*parts, strict=True)]
-        return Tidy(*(frame[["run", *frame.columns.drop("run")]] for frame in frames))
+        parts = [tidy(member) for member in study.values()]
+        columns: list[dict[str, float | str]] = [
+            {"run": name, **{key: _number(text) for key, text in fields.items() if not text.startswith("[")}}
+            for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
+        ]
+        frames = []
+        for of_runs in zip(*parts, strict=True):
+            rows = [
+                pandas.DataFrame([{f"spec.{key}" if key in frame else key: value for key, value in fields.items()}])
+                for fields, frame in zip(columns, of_runs, strict=True)
+            ]
+            joined = [row.merge(frame, how="cross") for row, frame in zip(rows, of_runs, strict=True)]
+            frames.append(pandas.concat(joined, ignore_index=True))
+        return Tidy(*frames)
     _check_study(study)
     assert isinstance(study, xr.Dataset)
     readings = pandas.DataFrame({key: study[key].values for key in ("reading", *TEXTS)})

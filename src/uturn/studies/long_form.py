@@ -1,0 +1,96 @@
+"""Tables of readings in long form, a row for each U-turn, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.core.checks import checked_path, shown
+
+if TYPE_CHECKING:
+    import pandas
+
+AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
+COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
+
+
+def is_table(place: Any) -> bool:
+    """Whether a place is that of a table of readings, by the ending of its name."""
+    return str(place).lower().endswith((".csv", ".parquet"))
+
+
+def read_long_form(path: str | Path) -> pandas.DataFrame:
+    """The table in a CSV (or .parquet) file, or a ValueError."""
+    import pandas
+
+    path = checked_path("path", path)
+    try:
+        table = pandas.read_parquet(path) if path.endswith(".parquet") else pandas.read_csv(path, encoding="utf-8-sig")
+    except (OSError, ValueError, ImportError) as error:  # pandas' errors of parsing are ValueErrors
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {COLUMNS}") from None
+    return table.rename(columns=str.strip)
+
+
+def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:
+    """A table in long form as arrays, its noise levels, and its coordinates by name."""
+    import pandas
+
+    columns, labels = list(table.columns), [] if coords is None else coords
+    if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
+        raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
+    keys = [name for name in AXES if name in columns]
+    names = [name for name in columns if name not in (*keys, *labels)]
+    if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
+        raise ValueError(f"the table has the columns {', '.join(map(str, columns))}; expected {COLUMNS}")
+    if not len(table):
+        raise ValueError("the table has no rows; expected one for each U-turn")
+    table = table.assign(**{str(name): _numbers(table[name], name) for name in ("noise", *names)})
+    for name in keys:
+        if table[name].isnull().any():
+            raise ValueError(f"column {name}: row {_row(table[name].isnull())} has no value; expected one in every row")
+    if (twice := table.duplicated(keys)).any():
+        where = ", ".join(f"{name} = {table[name][twice].iloc[0]}" for name in keys)
+        advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
+        raise ValueError(f"row {_row(twice)} of the table repeats {where}{advice}")
+    codes, uniques = zip(
+        *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
+    )
+    shape = tuple(map(len, uniques))
+    arrays = {}
+    for name in names:
+        values = np.full(shape, np.nan)
+        values[codes] = table[name]
+        arrays[str(name)] = xr.DataArray(values, dims=keys)
+    found: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
+    for name in labels:
+        by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
+        if by is None:
+            raise ValueError(f"coords: the column {name} differs within an item and within a noise level; leave it out")
+        first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
+        found[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
+    return arrays, np.asarray(uniques[0]), found
+
+
+def _is_number(column: Any) -> bool:
+    return np.asarray(column).dtype.kind in "biuf"
+
+
+def _row(which: Any) -> int:
+    """Number of the first marked row, counted from 1."""
+    return int(np.flatnonzero(which)[0]) + 1
+
+
+def _numbers(column: Any, name: Any) -> Any:
+    """A column as float64, or a ValueError that names its first text."""
+    import pandas
+
+    numbers = pandas.to_numeric(column, errors="coerce").astype(float)
+    if (text := numbers.isnull() & column.notnull()).any():
+        label = "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}]"
+        raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")
+    return numbers

@@ -1,0 +1,418 @@
+"""Readings of U-turns that were made elsewhere, in the form in which `uturn.run` gives those of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from pydantic import ValidationError
+
+from uturn.core.checks import LARGEST, checked_array, shown, validation_words
+from uturn.core.protocols import Variable
+from uturn.core.reading import Instructions
+from uturn.measures.changes import covariances_of
+from uturn.store.record import READINGS, as_read, attributes_of
+from uturn.store.resume import versions_used
+from uturn.studies.long_form import AXES, COLUMNS, arrays_of, read_long_form
+
+_OF_VARIABLES = ("start", "chance", "bounds", "units", "group", "order", "family", "long_name")
+
+
+def readings(
+    values: Any,
+    noise: Any = None,
+    *,
+    unit: str = "noise",
+    start: Any = None,
+    chance: Any = None,
+    bounds: Any = None,
+    coords: Any = None,
+    changes: Any = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    units: Any = None,
+    group: Any = None,
+    order: Any = None,
+    family: Any = None,
+    long_name: Any = None,
+    max_noise: float | None = None,
+    description: str = "",
+    source: str = "",
+) -> xr.Dataset:
+    """Readings of U-turns made elsewhere as a run: the dataset that `uturn.run` gives for U-turns of its own.
+
+    A reading is a number for each U-turn: the Cα-RMSD of a protein after partial diffusion, or whether an image keeps its class.
+    `uturn.study`, `uturn.calibration`, the page and the commands read the result like any other run. `to_zarr(path)` stores it,
+    and `uturn study PATH` reads it back.
+
+    Parameters
+    ----------
+    values : dict of arrays, xarray Dataset, or pandas DataFrame
+        Arrays or nested lists of numbers by name, (noise, item[, trajectory[, clone]][, levels]): `item` counts originals,
+        `trajectory` independent noisy data of an original, `clone` independent reconstructions of one noisy datum, and levels are
+        those of the reading, such as layers of a network. NaN where a reading is missing. A DataArray has dims of these names, in
+        any order. A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
+        clone, and a column for each reading; rows that do not exist are missing. The reading `clone_NAME` is the twin of NAME,
+        clone k compared with the other clones (`uturn.readings_of` computes both); NAME is then tested for calibration.
+    noise : array (noise,), optional
+        Noise levels, increasing from 0 or more. Not needed for a DataFrame, or DataArrays with this coordinate.
+    unit : str
+        What the noise is: the label of its axis.
+    start, chance : number or str, or a dict of these by reading
+        Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
+        coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
+        [0, 1] that fall with noise, and 0 for those that rise; else unknown, and no place is located on the curve. The default of
+        chance is the value at the largest noise.
+    bounds : (low, high), or a dict of these by reading
+        Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
+        readings that start at 0 and are never below, else no bounds.
+    coords : dict of arrays, or for a DataFrame a list of columns
+        Further labels by name. A coordinate along noise or item may be given as (dim, values), and must be if there are as many
+        items as noise levels: {"log_snr": .., "label": .., "sigma": ("noise", ..)}. The other names are dims of levels with the
+        names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or noise.
+        `log_snr` makes the axes sigma and abar, too.
+    changes : dict of arrays (noise, item, trajectory, site), optional
+        Changes of sites on a line, by the name of a site: {"residue": ..}. Covariances are stored as by the probe `changes`,
+        so that the study has the susceptibility and the correlation length (`uturn.susceptibility`, `uturn.correlations`). NaN
+        where a U-turn is missing, and beyond the end of shorter items. The unit of distance is `units`, or else the plural.
+    dims : dict of tuples of str, optional
+        Dims of plain arrays, by reading, if they are not as above. By default the last of three or more axes is one of levels if
+        `coords` names levels of this number.
+    units, group, order, family, long_name : str, or a dict of these by reading
+        Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
+        same_.., and a panel each for the others); dim of levels whose first and last may swap order; family of calibration
+        tests; description.
+    max_noise : float, optional
+        Largest possible noise, such as 1 for a strength.
+    description, source : str
+        What made the U-turns, and where they come from, for titles.
+
+    Returns
+    -------
+    Dataset
+        The readings, float32, with reading instructions in their attributes; coordinates noise, item, trajectory (and clone) and
+        those of `coords`. Items with other names than integers are numbered, and `item_name` holds the names.
+
+    Raises
+    ------
+    ValueError
+        For arrays of other shapes, levels of noise that do not increase, rows that occur twice, text, readings that are all
+        missing or infinite, and names that are not those of a reading.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> noise = np.array([2, 4, 8, 16, 32])
+    >>> rmsd = 10 * noise[:, None] / (noise[:, None] + np.array([8, 9, 10, 11, 12]))  # (noise, item)
+    >>> run = ut.readings({"rmsd": rmsd}, noise, unit="added noise (Å)", start=0, chance=10)
+    >>> ut.study(run).half_life.sel(reading="rmsd", axis="noise", estimate="value").item()
+    10.48...
+    """
+    import pandas
+
+    if isinstance(values, pandas.DataFrame):
+        if noise is not None or dims:
+            raise ValueError(f"noise = {shown(noise)}: a table has the column noise; leave out noise and dims")
+        values, noise, coords = arrays_of(values, coords)
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {COLUMNS}")
+    values = {name: _array(name, of) for name, of in values.items()}
+    coords = {**_coordinates_of(values), **_pairs("coords", coords)}
+    of_arrays = coords.pop("noise", (None, None))[1]
+    levels = _checked_levels(of_arrays if noise is None else noise)
+    if of_arrays is not None and not np.array_equal(of_arrays, levels):
+        raise ValueError(f"noise = {shown(noise)}: differs from the coordinate noise of the arrays; leave one of them out")
+    coords = _placed(coords, levels, values)
+    arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
+    sites = {
+        name: _labelled(name, _array(name, array), coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
+        for name, array in _pairs("changes", changes).items()
+    }
+    sizes = _checked_sizes(arrays | sites, levels, coords)
+    for name, array in arrays.items():  # an axis that could be one of levels, or of trajectories or clones
+        last, other = str(array.dims[-1]), (*AXES, "")[array.ndim - 1]
+        if (
+            name not in (dims or {})
+            and not hasattr(values[name], "dims")
+            and last not in AXES
+            and sizes[last] == sizes.get(other)
+        ):
+            raise ValueError(
+                f"{name}: its last axis could be {last} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
+            )
+    run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
+    given = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
+    by_option = {key: _by_name(key, value, arrays, sites) for key, value in given.items()}
+    settings_of = {name: {key: of[name] for key, of in by_option.items() if name in of} for name in arrays}
+    unknown, guessed = [], []
+    for name, array in arrays.items():
+        variable = _variable(name, array, settings_of[name], levels, arrays)
+        for key in ("start", "chance"):
+            _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
+        run[name] = variable.dims, array.values, attributes_of(variable)
+        if variable.role == "reading" and "start" not in settings_of[name]:
+            unknown += [name] if variable.start is None else []
+            guessed += [(name, variable.start)] if variable.start is not None and levels[0] > 0 and not _is_binary(array) else []
+    for name, array in sites.items():
+        run = run.merge(_changes(name, array, _by_name("units", units, arrays, sites).get(name, f"{name}s")))
+    hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
+    hints += [
+        f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not"
+        for name, level in guessed
+    ]
+    spec = {
+        "items": sizes["item"],
+        "trajectories": sizes["trajectory"],
+        "clones": sizes.get("clone", 1),
+        "source": {"type": "readings"} | ({"path": source} if source else {}),
+        **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
+        "probes": [{"type": "readings"}],
+    }
+    about = {
+        "format": READINGS,
+        "variables": [str(name) for name in run.data_vars],
+        "complete": True,
+        "missing_tasks": 0,
+        "spec": json.dumps(spec),
+    }
+    about |= {"models": "{}", "versions": json.dumps(versions_used())}
+    about |= {"description": description} if description else {}
+    return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
+
+
+def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
+    """`readings` from a CSV file in long form (or .parquet, if pandas can read it).
+
+    Parameters
+    ----------
+    path
+        File with the columns noise, item, perhaps trajectory and clone, and a column for each reading. Empty cells are missing.
+    unit, settings
+        As in `readings`.
+    coords
+        Columns that are labels of items or further axes of noise.
+    """
+    return readings(read_long_form(path), unit=unit, coords=list(coords), source=str(path), **settings)
+
+
+# --- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def _array(name: Any, values: Any) -> Any:
+    """Values as an array, unless they are a DataArray; masked ones are NaN."""
+    if isinstance(values, xr.DataArray):
+        return values
+    return np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else checked_array(str(name), values)
+
+
+def _pairs(name: str, table: Any) -> dict[str, Any]:
+    if not isinstance(table or {}, Mapping):
+        raise ValueError(f"{name} = {shown(table)}: expected a dict by name")
+    return dict(table or {})
+
+
+def _coordinates_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ."""
+    coords: dict[str, Any] = {}
+    for name, array in arrays.items():
+        for key, coordinate in getattr(array, "coords", {}).items():
+            if coordinate.ndim == 1 and key not in ("trajectory", "clone"):
+                entry = str(coordinate.dims[0]), coordinate.values
+                if str(key) in coords and not np.array_equal(coords[str(key)][1], entry[1]):
+                    raise ValueError(
+                        f"{name}: its coordinate {key} differs from that of another reading; expected the same labels"
+                    )
+                coords[str(key)] = entry
+    return coords
+
+
+def _checked_levels(noise: Any) -> np.ndarray:
+    """Noise levels as float64, increasing from 0 or more, or a ValueError."""
+    levels = np.asarray([]) if noise is None else checked_array("noise", noise)
+    if levels.ndim != 1 or not len(levels) or levels.dtype.kind not in "iuf":
+        raise ValueError(f"noise = {shown(noise)}: expected a list of increasing numbers, 0 or more")
+    levels = levels.astype(float)
+    if not ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() or not (np.diff(levels) > 0).all():
+        raise ValueError(f"noise = {shown(levels.tolist())}: expected increasing numbers, 0 or more")
+    return levels
+
+
+def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates as {name: (dim, values)}: those along noise or item are found by their dim or their length."""
+    first = next(iter(values.values()))
+    items = dict(zip(getattr(first, "dims", AXES), first.shape, strict=False)).get("item")
+    placed = {}
+    for name, entry in coords.items():
+        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
+        labels = checked_array(f"coords {name}", of)
+        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or name in ("noise", "trajectory", "clone", *values):
+            raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
+        if dim is None and name != "item":
+            fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
+            if len(fitting) > 1:
+                raise ValueError(
+                    f"coords: {name} has {len(labels)} values, as noise and item; give ('noise', values) or ('item', values)"
+                )
+            dim = fitting[0] if fitting else name
+        placed[str(name)] = (dim or "item", labels.astype(str) if labels.dtype.kind in "UTO" else labels)
+    return placed
+
+
+def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> xr.DataArray:
+    """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
+    if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
+        raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
+    if not isinstance(values, xr.DataArray):
+        array = values
+        levels = [dim for dim, (along, labels) in coords.items() if dim == along != "item" and array.shape[-1:] == labels.shape]
+        axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: array.ndim]
+        if name not in dims and array.ndim > 2 and len(levels) == 1:
+            axes = (*AXES[: array.ndim - 1], levels[0])
+        if len(axes) != array.ndim:
+            raise ValueError(f"{name} has shape {array.shape}; expected (noise, item[, trajectory[, clone]][, levels])")
+        values = xr.DataArray(array, dims=axes)
+    own = [str(dim) for dim in values.dims if dim not in AXES]
+    if not {"noise", "item"} <= set(values.dims) or not values.size:
+        raise ValueError(
+            f"{name} has dims {tuple(values.dims)} and shape {values.shape}; expected (noise, item[, trajectory[, clone]])"
+        )
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} has dtype {values.dtype}; expected numbers, with NaN where one is missing")
+    if "clone" in values.dims and "trajectory" not in values.dims:
+        values = values.expand_dims("trajectory")
+    with np.errstate(over="ignore"):
+        values = values.transpose(*(dim for dim in AXES if dim in values.dims), *own).reset_coords(drop=True).astype(np.float32)
+    if np.isinf(values).any() or values.isnull().all():
+        what = "infinite readings" if np.isinf(values).any() else "no reading: all are NaN"
+        raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
+    return values
+
+
+def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords: Mapping[str, Any]) -> dict[str, int]:
+    """Lengths of all dims, which must agree, or a ValueError."""
+    sizes, of = {"noise": len(noise)}, {"noise": "noise"}
+    entries: list[tuple[str, Any]] = [*((name, array.sizes) for name, array in arrays.items())]
+    entries += [(f"coords: {name}", {dim: len(labels)}) for name, (dim, labels) in coords.items()]
+    for name, lengths in entries:
+        for dim, size in lengths.items():
+            if name.startswith("coords: ") and dim not in sizes:
+                raise ValueError(
+                    f"{name} has {size} values, but no reading has as many items, noise levels, or levels called {dim}"
+                )
+            if sizes.setdefault(str(dim), size) != size:
+                raise ValueError(f"{name} has {size} along {dim}; expected {sizes[str(dim)]}, as {of[str(dim)]} has")
+            of.setdefault(str(dim), name)
+    return {"trajectory": 1, **sizes}
+
+
+def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], attributes: Any) -> xr.Dataset:
+    """A dataset of the coordinates alone."""
+    run = xr.Dataset(coords={dim: np.arange(sizes[dim]) for dim in AXES[1:] if dim in sizes}).assign_coords(
+        noise=("noise", noise, attributes)
+    )
+    if "item" in coords:
+        labels = coords["item"][1]
+        if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
+            run = run.assign_coords(item=labels.astype(np.int64))
+        else:
+            run = run.assign_coords(item_name=("item", as_read(labels.astype(str))))
+    others = {name: (dim, as_read(labels)) for name, (dim, labels) in coords.items() if name != "item"}
+    levels = {dim: np.arange(n) for dim, n in sizes.items() if dim not in (*AXES, *others) and not dim.endswith("_site")}
+    return run.assign_coords(levels | others)
+
+
+# --- reading instructions ----------------------------------------------------------------------------------------------
+
+
+def _by_name(key: str, value: Any, arrays: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Any]:
+    """An option by reading; a single value is that of all readings but twins. ValueError for other names."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return {name: value for name in arrays if not _is_twin(name, arrays)}
+    if unknown := [name for name in value if name not in {**arrays, **sites}]:
+        raise ValueError(f"{key}: {shown(unknown[0])} is no reading; expected one of {', '.join(arrays)}")
+    return dict(value)
+
+
+def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
+    return name.startswith("clone_") and name.removeprefix("clone_") in arrays
+
+
+def _variable(name: str, array: xr.DataArray, given: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]) -> Variable:
+    """A reading with its instructions, or a ValueError."""
+    dims = tuple(map(str, array.dims))
+    settings = {"unit" if key == "units" else key: value for key, value in given.items()}
+    long_name, twin = str(settings.pop("long_name", name.replace("_", " "))), arrays.get(f"clone_{name}")
+    if twin is not None and ("clone" not in dims or twin.dims != array.dims):
+        raise ValueError(f"clone_{name} has dims {twin.dims}, {name} {dims}; expected the same, with trajectory and clone")
+    if _is_twin(name, arrays):
+        settings = {"role": "record"}
+    else:
+        for key in ("start", "chance"):
+            settings[key] = _plain_number(settings.get(key))
+        low, high = float(array.min()), float(array.max())
+        if settings["start"] is None:
+            settings["start"] = _usual_start(array, noise, low, high)
+        levels = [level for key in ("start", "chance") if isinstance(level := settings[key], float)]
+        if "bounds" not in settings and low >= 0 and min(levels, default=0) >= 0:
+            is_share = high <= 1 and max(levels, default=1) <= 1
+            settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings["start"] == 0 else (None, None)
+        settings.setdefault("group", "class" if name.startswith("same_") else name.replace("_", " "))
+    try:
+        variable = Variable(dims, long_name, **settings, symmetric=twin is not None, probe="readings")
+        Instructions.model_validate(variable.instructions()).check(dims)
+    except (ValueError, TypeError) as error:
+        reason = validation_words(error) if isinstance(error, ValidationError) else error
+        raise ValueError(f"{name}: {reason}") from None
+    return variable
+
+
+def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
+    """The covariances of the changes of sites on a line, as the probe `changes` stores them, or a ValueError."""
+    readings = covariances_of(changed)
+    distance, whole = f"{name}_distance", readings.present_pairs
+    sites = whole.sizes["distance"]
+    lengths = np.rint(whole.isel(distance=0) * sites)
+    if not np.allclose(whole, (lengths - whole.distance).clip(0) / (sites - whole.distance)):
+        raise ValueError(f"changes: {name} has NaN for some sites of an item; expected NaN for a U-turn, or beyond the last site")
+    variables = {
+        "change": Variable(("noise", "item"), f"mean change of a {name}", start=0.0, group="changes", probe="readings"),
+        "change_covariance": Variable(
+            ("noise", "item", distance), f"mean covariance of the changes of two {unit}", role="changes", unit=unit
+        ),
+        "change_covariance_sum": Variable(("noise", "item"), "sum of all covariances over the number of sites", role="changes"),
+    }
+    run = xr.Dataset(coords={distance: readings.distance.values})
+    for key, variable in variables.items():
+        run[f"{name}_{key}"] = variable.dims, readings[key].values.astype(np.float32), attributes_of(variable)
+    return run if (lengths == sites).all() else run.assign_coords(length=("item", lengths.values.astype(np.int64)))
+
+
+def _plain_number(level: Any) -> Any:
+    """A number as float; other values are unchanged."""
+    return float(level) if isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool) else level
+
+
+def _usual_start(array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
+    """The start of a reading for which none is given; None if it is not known."""
+    if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
+        return value
+    first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
+    return None if low < 0 or high > 1 else 1.0 if not first < last else 0.0
+
+
+def _is_binary(array: xr.DataArray) -> bool:
+    """Whether all readings are 0 or 1."""
+    return bool(((array == 0) | (array == 1) | array.isnull()).all())
+
+
+def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
+    """ValueError for a start or chance that names nothing."""
+    if isinstance(rule, str) and (unknown := [part for part in rule.removeprefix("same:").split("=", 1) if part not in known]):
+        raise ValueError(
+            f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these"
+        )

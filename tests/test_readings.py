@@ -1,0 +1,460 @@
+"""U-turns made elsewhere: arrays, frames and tables as runs, with the studies of the same readings in a run of our own."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy.stats import t as student
+
+import uturn as ut
+from command_line import uturn
+from uturn.measures.changes import covariances_of
+from uturn.pages import write_study
+from uturn.store.record import open_run
+from uturn.studies.readings import read_readings
+from uturn.studies.tables import remarks
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOISE = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def labels(items=60, versions=3, seed=0):
+    """Labels of originals (item,) and of reconstructions (noise, item, trajectory), of which a share `noise` is drawn again."""
+    rng = np.random.default_rng(seed)
+    before = rng.integers(10, size=items)
+    after = np.broadcast_to(before[None, :, None], (len(NOISE), items, versions))
+    redrawn = rng.random(after.shape) < NOISE[:, None, None]
+    return before, np.where(redrawn, rng.integers(10, size=after.shape), after)
+
+
+def rmsd(items=20, seed=0):
+    """Distances (noise, item, trajectory) that rise from 0."""
+    rng = np.random.default_rng(seed)
+    return 10 * NOISE[:, None, None] ** rng.uniform(1, 2, (1, items, 1)) + 0.1 * rng.random((len(NOISE), items, 3))
+
+
+def half_life(curve, start, end):
+    """The first noise at which a curve (noise,) is halfway from start to end, by linear interpolation from (0, start)."""
+    x, y = np.r_[0, NOISE], (np.r_[start, curve] - start) / (end - start)
+    k = np.flatnonzero((y[:-1] < 0.5) & (y[1:] >= 0.5))[0]
+    return x[k] + (x[k + 1] - x[k]) * (0.5 - y[k]) / (y[k + 1] - y[k])
+
+
+def long_form(variables, items=None):
+    """Arrays (noise, item[, trajectory[, clone]]) as a frame with a row for each U-turn, without the rows that have only NaN."""
+    dims = ("noise", "item", "trajectory", "clone")
+    data = {name: (dims[: np.ndim(values)], values) for name, values in variables.items()}
+    frame = xr.Dataset(data, {"noise": NOISE} | ({} if items is None else {"item": items})).to_dataframe().reset_index()
+    return frame.dropna(how="all", subset=list(variables)).sample(frac=1, random_state=0)
+
+
+# --- stories ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_array_of_labels_becomes_a_page(tmp_path):
+    before, after = labels()
+    same = after == before[None, :, None]
+    run = ut.readings({"same_class": same}, NOISE, unit="strength", chance=0.1, max_noise=1)
+    found = write_study(run, tmp_path / "out")
+    star = found.half_life.sel(reading="same_class", axis="noise", estimate="value")
+    assert star == pytest.approx(half_life(same.mean((1, 2)), 1, 0.1))
+    assert "t* is that of same_class" in repr(found)
+    assert "strength" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert remarks(found) == []
+
+
+def test_a_table_becomes_t_star_and_a_page(tmp_path):
+    values = rmsd()
+    values[2, 4, 1] = np.nan
+    long_form({"rmsd": values}, [f"1abc_{k}" for k in range(20)]).to_csv(tmp_path / "rmsd.csv", index=False)
+    done = uturn("study", "rmsd.csv", "--noise-unit", "noise (Å)", "--start", "rmsd=0", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20 originals of rmsd.csv · 3 noisy versions of each" in done.stdout
+    assert "rmsd: 1 of 300 readings are missing: 1abc_4 at noise 0.5" in done.stdout
+    numbers = json.loads((tmp_path / "out/study.json").read_text(encoding="utf-8"))
+    curve = np.nanmean(values, (1, 2))
+    place = numbers["readings"][0]["half_life"]["noise"]["value"]
+    assert place == pytest.approx(half_life(curve, 0, curve[-1]), rel=1e-5)
+    assert {"index.html", "study.png", "curves.csv", "numbers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_several_tables_share_a_chart_and_a_tidy_table(tmp_path):
+    for seed in (0, 1):
+        long_form({"rmsd": rmsd(seed=seed)}).to_csv(tmp_path / f"{seed}.csv", index=False)
+    done = uturn("study", "0.csv", "1.csv", "--start", "rmsd=0", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("curves.csv", "numbers.csv"):
+        table = pd.read_csv(tmp_path / "out" / name)
+        assert table[["run", "path"]].drop_duplicates().values.tolist() == [["path = 0.csv", "0.csv"], ["path = 1.csv", "1.csv"]]
+
+
+def test_stored_readings_are_read_back(tmp_path):
+    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords={"kind": ["a", "b"] * 10, "log_snr": -np.log(NOISE)})
+    run.to_zarr(tmp_path / "rmsd.zarr", consolidated=False)
+    stored = open_run(tmp_path / "rmsd.zarr").load()
+    xr.testing.assert_equal(stored, run)
+    assert ut.study(stored).equals(ut.study(run))
+    for command in (("study", "rmsd.zarr"), ("report", "rmsd.zarr")):
+        done = uturn(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "rmsd" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+# --- the same run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_all_forms_give_the_same_run(tmp_path):
+    values, kept = rmsd(), rmsd(seed=1)[..., 0] > 3
+    values[1, 2, 0] = np.nan
+    settings = {"start": {"rmsd": 0}, "chance": {"kept": 0.2}}
+    expected = ut.readings({"rmsd": values, "kept": kept}, NOISE, **settings)
+    assert expected.rmsd.dtype == expected.kept.dtype == np.float32
+    assert expected.rmsd.dims == ("noise", "item", "trajectory")
+    xr.testing.assert_identical(
+        ut.readings({"rmsd": values.tolist(), "kept": kept.tolist()}, NOISE.tolist(), **settings), expected
+    )
+    arrays = {
+        "rmsd": xr.DataArray(values, dims=("noise", "item", "trajectory"), coords={"noise": NOISE}).transpose("trajectory", ...),
+        "kept": xr.DataArray(kept.T, dims=("item", "noise")),
+    }
+    xr.testing.assert_identical(ut.readings(arrays, **settings), expected)
+    xr.testing.assert_identical(ut.readings(xr.Dataset(arrays), NOISE, **settings), expected)
+    masked = np.ma.masked_invalid(values)
+    xr.testing.assert_identical(ut.readings({"rmsd": masked, "kept": kept}, NOISE, **settings), expected)
+    both = {"rmsd": values, "kept": np.repeat(kept[..., None], 3, -1)}  # a table has one shape
+    expected = ut.readings(both, NOISE, **settings)
+    frame = long_form(both)
+    xr.testing.assert_identical(ut.readings(frame, **settings), expected)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    xr.testing.assert_allclose(read_readings(tmp_path / "a.csv", **settings), expected)
+
+
+def test_columns_that_are_labels():
+    frame = long_form({"rmsd": rmsd()}, [f"p{k}" for k in range(20)])
+    frame["fold"] = "fold " + frame["item"].str[-1]
+    frame["log_snr"] = -np.log(frame["noise"])
+    run = ut.readings(frame, coords=["fold", "log_snr"], start=0)
+    assert run.fold.values.tolist() == [f"fold {name[-1]}" for name in run.item_name.values.tolist()]
+    np.testing.assert_allclose(run.log_snr, -np.log(NOISE))
+    assert set(run.item_name.values.tolist()) == set(frame["item"])
+    assert {"sigma", "abar"} <= set(ut.study(run).axis.values.tolist())
+
+
+@pytest.fixture(scope="module")
+def own_run():
+    return ut.run(
+        ut.Experiment.from_dict(
+            {
+                "items": 30,
+                "trajectories": 2,
+                "clones": 2,
+                "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+                "corruption": {"type": "masking", "noise": [0.2, 0.5, 0.8, 1.0]},
+                "backward": {"type": "exact"},
+                "probes": [{"type": "parsed_levels"}],
+            }
+        )
+    )
+
+
+def test_the_study_equals_that_of_a_run_of_our_own(own_run):
+    arrays = {name: own_run[name] for name in ("parsed", "clone_parsed")}
+    run = ut.readings(arrays, start=1, order={"parsed": "tree_level"}, group="tree levels", unit="masked", max_noise=1)
+    assert dict(run.sizes) == dict(own_run.sizes)
+    found, expected = ut.study(run), ut.study(own_run)
+    found, expected = (of.sel(axis=["noise"]) for of in (found, expected))
+    for name in ("curve", "place", "half_life", "width", "start", "gap", "gap_p", "gap_visible", "inversion"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    plain = ut.readings(
+        {"parsed": own_run.parsed.transpose("noise", "item", "trajectory", "clone", "tree_level").values},
+        own_run.noise.values,
+        start=1,
+        coords={"tree_level": own_run.tree_level.values},
+    )
+    np.testing.assert_array_equal(ut.study(plain).curve, expected.curve)
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------------------
+
+
+def distance(a, b):
+    return ((a - b) ** 2).mean(-1)
+
+
+def clones(shrink=1.0, seed=0):
+    """Originals of N(0, 1), and three draws from the posterior of each noisy datum, or draws that are too close to its mean."""
+    rng = np.random.default_rng(seed)
+    x, noise = rng.normal(size=(80, 4)), np.array([0.5, 2.0])[:, None, None, None, None]
+    noisy = x[None, :, None, None] + noise * rng.normal(size=(2, 80, 2, 1, 4))
+    mean, scale = noisy / (1 + noise**2), noise / np.sqrt(1 + noise**2)
+    return x, mean + shrink * scale * rng.normal(size=(2, 80, 2, 3, 4))
+
+
+@pytest.mark.parametrize(("shrink", "passes"), [(1.0, True), (0.3, False)])
+def test_calibration_equals_that_of_arrays(shrink, passes):
+    x, turned = clones(shrink)
+    of = ut.readings_of(x, turned, distance)
+    first = np.stack([((x[None, :, None] - turned[:, :, 0]) ** 2).mean(-1)])[0]
+    others = [[((turned[:, :, 0, k] - turned[:, :, 0, j]) ** 2).mean(-1) for j in range(3) if j != k] for k in range(3)]
+    twins = np.mean(others, 1).transpose(1, 2, 0)
+    np.testing.assert_allclose(of["distance"][:, :, 0], first)
+    np.testing.assert_allclose(of["clone_distance"][:, :, 0], twins)
+    run = ut.readings(of, [0.5, 2.0], start=0)
+    tests = ut.calibration(run, "distance")
+    expected = ut.calibrate(first.transpose(1, 2, 0), twins.transpose(1, 2, 0))
+    np.testing.assert_allclose(tests.p, expected.p_value)
+    assert tests.attrs["passed"] == expected.passed == passes
+
+
+def test_calibration_without_a_missing_clone():
+    x, turned = clones()
+    turned[1, 5, 0, 2] = np.nan
+    found = ut.study(ut.readings(ut.readings_of(x, turned, distance), [0.5, 2.0], start=0))
+    keep = np.delete(np.arange(80), 5)
+    expected = ut.study(ut.readings(ut.readings_of(x[keep], turned[:, keep], distance), [0.5, 2.0], start=0))
+    np.testing.assert_array_equal(found.gap_p, expected.gap_p)
+    assert "the calibration of distance leaves out 1 of 80 originals: readings are missing" in remarks(found)
+    assert any("1 of 960 readings are missing: item 5 at noise 2" in line for line in remarks(found))
+
+
+def test_the_shape_says_what_there_is():
+    x, turned = clones()
+    assert ut.readings_of(x, turned[:, :, 0, 0], distance)["distance"].dims == ("noise", "item")
+    assert ut.readings_of(x, turned[:, :, :, 0], distance)["distance"].dims == ("noise", "item", "trajectory")
+    levels = ut.readings_of(x, turned, lambda a, b: (a - b) ** 2, "square")
+    assert levels["clone_square"].dims == ("noise", "item", "trajectory", "clone", "square_level")
+    with pytest.raises(ValueError, match=r"f\(a, b\) differs from f\(b, a\)"):
+        ut.readings_of(x, turned, lambda a, b: (a - 2 * b).sum(-1), "skew")
+    with pytest.raises(ValueError, match="with the same items"):
+        ut.readings_of(x[1:], turned, distance)
+
+
+# --- missing readings -----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_readings_have_no_part_in_means_and_intervals():
+    values = rmsd()[..., 0]
+    values[1, 3] = np.nan
+    values[:, 7] = np.nan
+    found = ut.study(ut.readings({"rmsd": values}, NOISE, start=0, bounds=(None, None)))
+    there = values[1][np.isfinite(values[1])]
+    half = student.ppf(0.975, 18) * there.std(ddof=1) / np.sqrt(len(there))
+    np.testing.assert_allclose(found.curve[0, 2], [there.mean(), there.mean() - half, there.mean() + half], rtol=1e-3)
+    assert "no readings of item 7" in remarks(found)
+    assert "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3" in remarks(found)
+    full = ut.study(ut.readings({"rmsd": np.delete(rmsd()[..., 0], 7, axis=1)}, NOISE, start=0))
+    assert not [line for line in remarks(full) if "readings" in line]
+
+
+def test_shares_of_missing_readings():
+    same = np.ones((5, 20))
+    same[2, :4] = np.nan
+    found = ut.study(ut.readings({"same": same}, NOISE, chance=0))
+    np.testing.assert_allclose(found.curve[0, 3], [1, 0.025 ** (1 / 16), 1], rtol=1e-6)  # Clopper-Pearson, 16 of 16
+
+
+# --- changes of sites -----------------------------------------------------------------------------------------------------------
+
+
+def moved(seed=0):
+    """Changes (noise, item, trajectory, site): a common part of all sites, strongest at the third level, and single parts."""
+    rng = np.random.default_rng(seed)
+    common = np.array([0.1, 0.3, 1.0, 0.3, 0.1])[:, None, None, None] * rng.normal(size=(5, 25, 6, 1))
+    return xr.DataArray(common + rng.normal(size=(5, 25, 6, 8)), {"noise": NOISE}, ("noise", "item", "trajectory", "site"))
+
+
+def test_susceptibility_of_all_noise_levels():
+    changed = moved()
+    chi, curves = ut.susceptibility(changed), ut.correlations(changed)
+    for k in range(5):
+        assert [float(chi[key][k]) for key in ("chi", "low", "high")] == pytest.approx(ut.susceptibility(changed[k]))
+        np.testing.assert_allclose(curves.correlation[k], ut.correlations(changed.values[k]).correlation)
+    assert int(chi.chi.values.argmax()) == 2
+
+
+def test_susceptibility_without_missing_u_turns():
+    changed = moved()
+    changed[2, 3, 1] = np.nan  # a U-turn
+    changed[1, 4, :5] = np.nan  # all but one U-turn of an original: it has no covariance
+    chi = ut.susceptibility(changed)
+    one_site = changed.copy()
+    one_site[2, 3, 1] = 0
+    one_site[2, 3, 1, 4] = np.nan  # such a U-turn is missing as a whole
+    xr.testing.assert_equal(ut.susceptibility(one_site), chi)
+    five = np.delete(changed.values[2], 3, axis=0), np.delete(changed.values[2, 3], 1, axis=0)[None]
+    parts = [covariances_of(part) for part in five]
+    total, variance = (
+        np.concatenate([np.ravel(of) for of in some])
+        for some in zip(*((part.change_covariance_sum, part.change_covariance[..., 0]) for part in parts), strict=True)
+    )
+    assert float(chi.chi[2]) == pytest.approx(total.mean() / variance.mean())
+    assert float(chi.chi[1]) == pytest.approx(ut.susceptibility(np.delete(changed.values[1], 4, axis=0)).value)
+
+
+def test_shorter_items():
+    """Sites beyond the end of an item count neither in chi nor in C(r)."""
+    changed = moved().values[2]
+    short = changed.copy()
+    short[:, :, 5:] = np.nan
+    assert ut.susceptibility(short).value == pytest.approx(ut.susceptibility(changed[..., :5]).value)
+    np.testing.assert_allclose(ut.correlations(short).correlation[:5], ut.correlations(changed[..., :5]).correlation)
+
+
+def test_changes_in_a_study():
+    changed = moved()
+    run = ut.readings({"rmsd": abs(changed).mean("site")}, start=0, changes={"residue": changed})
+    found, chi = ut.study(run), ut.susceptibility(changed)
+    np.testing.assert_allclose(found.chi[0, 1:, 0], chi.chi, rtol=1e-5)
+    assert found.unit_of_distance.values.tolist() == ["residues"]
+    assert found.peak_at.sel(axis="noise")[0, 0] == pytest.approx(0.5, abs=0.1)
+    changed[2, 3, 1] = np.nan
+    changed[1, 4, 1:] = np.nan
+    found = ut.study(ut.readings({"rmsd": abs(changed).mean("site")}, start=0, changes={"residue": changed}))
+    np.testing.assert_allclose(found.chi[0, 2, 0], chi.chi[1], rtol=0.2)
+    assert any("residue: 1 of 25 originals are left out: U-turns are missing" in line for line in remarks(found))
+
+
+def test_nesting_index_of_readings():
+    changed = moved()
+    run = ut.readings({"change": changed})
+    assert ut.nesting_index(run.change, 2) == pytest.approx(ut.nesting_index(changed.astype(np.float32), 2))
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------------------
+
+GOOD = np.random.default_rng(0).random((5, 6))
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ({}, {}, "values = {}: expected a dict of arrays"),
+        ({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
+        ({"a": GOOD[:4]}, {}, "a has 4 along noise; expected 5"),
+        ({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
+        ({"a": [[0.1, 0.2], [0.1]]}, {}, "a = .*expected an array"),
+        ({"a": GOOD.astype(str)}, {}, "a has dtype <U"),
+        ({"a": GOOD * np.nan}, {}, "a has no reading: all are NaN"),
+        ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
+        ({"a": np.zeros((5, 6, 2, 2, 2, 2))}, {}, "a has shape .*; expected"),
+        ({"item": GOOD}, {}, "the name 'item'"),
+        ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
+        ({"a": GOOD}, {"noise": NOISE - 0.5}, "expected increasing numbers, 0 or more"),
+        ({"a": GOOD}, {"noise": list("abcde")}, "expected a list of increasing numbers"),
+        ({"a": GOOD}, {"noise": None}, "noise = None"),
+        ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
+        ({"a": GOOD}, {"chance": {"b": 0}}, "chance: 'b' is no reading"),
+        ({"a": GOOD}, {"start": "before"}, "'before' is neither a reading nor a coordinate"),
+        ({"a": GOOD}, {"start": "1.0.0"}, "neither a reading nor a coordinate"),
+        ({"a": GOOD}, {"bounds": (1, 0)}, r"a: bounds = \(1.0, 0.0\)"),
+        ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2: expected a number in its bounds"),
+        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values, but no reading has"),
+        ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
+        ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
+        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
+        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "last axis could be"),
+        ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(values, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ut.readings(values, **{"noise": NOISE, **settings})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: table.drop(columns="noise"),
+            "the table has the columns item, trajectory, rmsd; expected columns noise, item",
+        ),
+        (lambda table: table.drop(columns="rmsd"), "the table has the columns"),
+        (lambda table: pd.concat([table, table.tail(1)]), "row 301 of the table repeats noise = "),
+        (lambda table: table.drop(columns="trajectory"), "number several U-turns of an original by a column trajectory"),
+        (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "column rmsd: row 1 has '\\?'; expected numbers"),
+        (lambda table: table.assign(noise=-table.noise), "expected increasing numbers, 0 or more"),
+        (lambda table: table.assign(noise="high"), "column noise: row 1 has 'high'; expected numbers"),
+        (lambda table: table.assign(item=[np.nan, *table.item[1:]]), "column item: row 1 has no value"),
+        (lambda table: table.head(0), "the table has no rows"),
+        (lambda table: table.assign(rmsd=np.nan), "rmsd has no reading: all are NaN"),
+    ],
+)
+def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
+    change(long_form({"rmsd": rmsd()})).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_readings(tmp_path / "a.csv")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.csv", "--start", "rmsd"), "start = 'rmsd': expected NAME=VALUE"),
+        (("a.csv", "--start", "tm=0"), "start: 'tm' is no reading; expected one of rmsd"),
+        (("a.csv", "--coordinate", "fold"), "expected a list of columns of the table: noise, item, trajectory, rmsd"),
+        (("nothing.csv",), "cannot read the table nothing.csv: No such file"),
+        (("empty.csv",), "cannot read the table empty.csv"),
+        (("run.zarr", "--start", "rmsd=0"), "run.zarr is no table"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, arguments, message):
+    long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
+    (tmp_path / "empty.csv").touch()
+    done = uturn("study", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_guessed_is_said():
+    rng = np.random.default_rng(0)
+    unknown = ut.study(
+        ut.readings({"energy": rng.normal(size=(5, 6)) - 5, "tm": 0.9 - 0.8 * NOISE[:, None] * rng.random((5, 6))}, NOISE)
+    )
+    assert "no place is located on the curve of energy: no start is given" in remarks(unknown)
+    assert "the start of tm is taken as 1, as its readings lie in [0, 1]; give start if it is not" in remarks(unknown)
+    given = ut.study(
+        ut.readings({"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))}, NOISE, start={"energy": 0, "tm": 1})
+    )
+    assert not [line for line in remarks(given) if "start" in line]
+
+
+# --- the example ----------------------------------------------------------------------------------------------------------------
+
+
+def test_structures(tmp_path, monkeypatch, capsys):
+    """Files of structures to readings: RMSD as computed by hand, a missing version, and a page."""
+    load_structure = pytest.importorskip("biotite.structure.io").load_structure
+    save_structure = pytest.importorskip("biotite.structure.io").save_structure
+    for name, arguments in (
+        ("structures_data", (tmp_path, "--originals", "3", "--trajectories", "3")),
+        ("structures", (tmp_path, "--out", tmp_path / "out")),
+    ):
+        if name == "structures":
+            (tmp_path / "noise_4/bundle01_2.pdb").unlink()
+            version = tmp_path / "noise_2/bundle00_1.pdb"
+            save_structure(version.with_suffix(".cif"), load_structure(version))
+            version.unlink()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = " ".join(capsys.readouterr().out.split())
+    study = xr.open_zarr(tmp_path / "out/study.zarr", consolidated=False)
+    assert "1 of 90 readings are missing: bundle01 at noise 4" in said
+    distances = []
+    for item in range(3):
+        files = [tmp_path / f"original/bundle{item:02d}.pdb", *tmp_path.glob(f"noise_2/bundle{item:02d}_*")]
+        x, *versions = (load_structure(file).coord.astype(float) for file in files)
+        for y in versions:  # Kabsch: the rotation from the singular vectors of the covariance
+            a, b = x - x.mean(0), y - y.mean(0)
+            u, s, v = np.linalg.svd(a.T @ b)
+            s[-1] *= np.sign(np.linalg.det(u @ v))
+            distances.append(np.sqrt(((a**2).sum() + (b**2).sum() - 2 * s.sum()) / len(x)))
+    curve = study.curve.sel(noise=2, estimate="value")
+    assert float(curve.sel(reading="rmsd")) == pytest.approx(np.mean(distances), rel=1e-3)
+    assert (study.chi.sel(noise=2, estimate="value") > 1).all()
