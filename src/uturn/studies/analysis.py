@@ -18,11 +18,12 @@ from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
 from uturn.studies.reading import instructions_of
-from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.runs import describe, missing_data, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
+_NAMED = 10  # missing files in a remark
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -92,10 +93,11 @@ def study_of(ds: xr.Dataset) -> Study:
     """`study` for a run that may be unfinished: means leave out missing readings, and a remark reports them."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
+    whole = _without_gaps(run, instructions)
     readings = {name: how for name, how in instructions.items() if how.role == "reading"}
     changes = [name for name, how in instructions.items() if how.role == "changes"]
     not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
-    not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
+    not_studied |= {name: why for name in changes if (why := why_no_changes(whole, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
     levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
     data = xr.Dataset(
@@ -111,15 +113,15 @@ def study_of(ds: xr.Dataset) -> Study:
             "estimate": list(ESTIMATE),
         }
     )
-    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(run, instructions, axes))
-    data = data.merge(_gaps(run, instructions, levels, axes))
+    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(whole, instructions, axes))
+    data = data.merge(_gaps(whole, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     data.attrs |= {
         "description": describe(run),
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, axes, not_studied, levels, "chi" in data)),
+        "remark": "; ".join(_remarks(run, whole, axes, not_studied, levels, "chi" in data)),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -371,6 +373,18 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
+def _without_gaps(run: xr.Dataset, instructions: Mapping[str, Instructions]) -> xr.Dataset:
+    """The originals of a run that have all their reconstructions, or the run itself if these are fewer than two."""
+    if not missing_data(run):
+        return run
+    names = [f"clone_{name}" for name, how in instructions.items() if how.symmetric and f"clone_{name}" in run]
+    names += [name for name, how in instructions.items() if how.role == "changes"]
+    there = np.ones(run.sizes["item"], bool)
+    for name in names:
+        there &= np.isfinite(run[name]).all([dim for dim in run[name].dims if dim != "item"]).values
+    return run.isel(item=there) if there.sum() > 1 else run
+
+
 def _incomplete(run: xr.Dataset, name: str) -> bool:
     """Whether readings of clones are missing, so that they cannot be relabelled."""
     return not all(np.isfinite(run[key]).all() for key in (name, f"clone_{name}"))
@@ -422,9 +436,20 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
 
 
 def _remarks(
-    run: xr.Dataset, axes: Axes, not_studied: Mapping[str, str], levels: list[Level], has_changes: bool
+    run: xr.Dataset,
+    whole: xr.Dataset,
+    axes: Axes,
+    not_studied: Mapping[str, str],
+    levels: list[Level],
+    has_changes: bool,
 ) -> Iterator[str]:
-    """Remarks on the whole run."""
+    """Remarks on the whole run; `whole`: its originals without gaps."""
+    if names := missing_data(run):
+        total = math.prod(run.sizes.get(dim, 1) for dim in ("noise", *WITHIN, "item"))
+        some = ", ".join(name.replace(";", ",") for name in names[:_NAMED]) + (", .." if len(names) > _NAMED else "")
+        yield f"{len(names):,} of {total:,} reconstructions are missing and have no readings: {some}"
+    if left_out := run.sizes["item"] - whole.sizes["item"]:
+        yield f"chi, xi and calibration leave out {left_out} of {run.sizes['item']} originals, which lack reconstructions"
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
@@ -434,7 +459,7 @@ def _remarks(
                 yield f"{name}: its {key} {shown(rule)} is not in the run"
     clones = run.sizes.get("clone", 1) > 1
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
-        if clones and of.symmetric and f"clone_{name}" in run and _incomplete(run, name):
+        if clones and of.symmetric and f"clone_{name}" in run and _incomplete(whole, name):
             yield f"the calibration of {name} is not tested: some of its readings are missing"
     if not levels and not has_changes:
         yield "nothing in the run has a curve"
