@@ -174,7 +174,7 @@ def _found(pattern: str) -> _Files:
         what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in fields else "no {item}"
         raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
     folder, slash, begin = parsed[0][0].rpartition("/")
-    root = folder + slash or "."
+    root = folder or slash or "."
     parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
     expression, seen = "", set[str]()
     for literal, field in parts:
@@ -287,7 +287,7 @@ class Recordings:
         return texts
 
     def _of(self, place: _Place) -> str:
-        return os.path.join(self.files.root, self.files.places.get(place) or self.files.name(place))
+        return os.path.normpath(os.path.join(self.files.root, self.files.places.get(place) or self.files.name(place)))
 
     def _places(self, noise: float, names: Sequence[str], trajectories: range, clones: int) -> list[_Place]:
         """Places of the files at a noise level, in C order of original, trajectory and clone."""
@@ -337,7 +337,7 @@ class Recordings:
         names = self.source.names(np.arange(items))
         without = [name for name in names if name not in self._texts]
         if without:
-            some = os.path.join(self.files.root, self.files.names[0])
+            some = self._of(next(iter(self.files.places)))
             raise ValueError(
                 f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as {some}); write "
                 f"{{item}} as the name of the original's file without its suffix, or move the originals away"

@@ -113,7 +113,9 @@ def study_of(ds: xr.Dataset) -> Study:
             "estimate": list(ESTIMATE),
         }
     )
-    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(whole, instructions, axes))
+    data = (
+        data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(whole, instructions, axes))
+    )
     data = data.merge(_gaps(whole, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     data.attrs |= {
@@ -445,7 +447,7 @@ def _remarks(
 ) -> Iterator[str]:
     """Remarks on the whole run; `whole`: its originals without gaps."""
     if names := missing_data(run):
-        total = math.prod(run.sizes.get(dim, 1) for dim in ("noise", *WITHIN, "item"))
+        total = math.prod(run.sizes.get(dim, 1) for dim in ("noise", *WITHIN))
         some = ", ".join(name.replace(";", ",") for name in names[:_NAMED]) + (", .." if len(names) > _NAMED else "")
         yield f"{len(names):,} of {total:,} reconstructions are missing and have no readings: {some}"
     if left_out := run.sizes["item"] - whole.sizes["item"]:

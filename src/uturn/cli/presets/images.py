@@ -128,10 +128,9 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             if getattr(self, name) != type(self).model_fields[name].default:
                 value = shown(getattr(self, name))
                 raise ValueError(f"{name} = {value}: an option of models, but recorded = {pattern!r} runs none; leave it out")
-        table = self._source(None)
-        if table["type"] != "images":
+        if self.data in ("fashion_mnist", "generated") or self.data.endswith(".npy"):
             raise ValueError(f"data = {self.data!r}: expected the folder of the originals of recorded = {pattern!r}")
-        backward = RecordedImages(pattern=pattern)
+        table, backward = self._source(None), RecordedImages(pattern=pattern)
         levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
         if not isinstance(levels, list):
             raise ValueError(f"levels = {levels}: expected levels of the recorded files, such as 0.2,0.5, or none")
