@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from command_line import uturn
 from PIL import Image
-from tiny_classifier import network
 
 import uturn as ut
+from command_line import uturn
+from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, pairing
 from uturn.cli.presets import image_experiment
 from uturn.engine.plan import plan
@@ -119,12 +119,16 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
     # The largest strength with P(same class) >= .95, and the interval there.
     held = [level for level, share in zip(LEVELS, curve[1:], strict=True) if share >= 0.95]
     by_study = of.noise.values[1:][of.curve.sel(estimate="value").values[1:] >= 0.95]
-    assert held and held == by_study.tolist()
+    assert held
+    assert held == by_study.tolist()
     bounds = proportion(xr.DataArray(same.astype(float), dims=ds.same_class.dims, coords={"noise": LEVELS}))
     np.testing.assert_allclose(of.curve.values[1:], bounds.T, atol=1e-6)
-    assert study.noise.attrs["long_name"] == "strength" and ds.noise.values.tolist() == LEVELS
-    assert "strength" in done.stdout and "60 originals of originals · 3 noisy versions" in done.stdout
-    assert "swapped" not in done.stderr and "missing" not in done.stdout
+    assert study.noise.attrs["long_name"] == "strength"
+    assert ds.noise.values.tolist() == LEVELS
+    assert "strength" in done.stdout
+    assert "60 originals of originals · 3 noisy versions" in done.stdout
+    assert "swapped" not in done.stderr
+    assert "missing" not in done.stdout
 
 
 def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
@@ -138,6 +142,21 @@ def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
     written = {path.name for path in (recorded / "out").iterdir()}
     assert {"index.html", "study.json", "grid.png", "run.zarr"} <= written
     assert "recorded U-turns" in (recorded / "out" / "index.html").read_text()
+
+
+def test_files_of_a_model_give_the_readings_of_the_model(tmp_path):
+    """Up to the 8 bits of a file: images and classes."""
+    sizes = {"levels": [0.5, 1.0], "items": 5, "trajectories": 2, "keep": 5}
+    model = ut.run(image_experiment(steps=4, **sizes))
+    for item, image in enumerate(FashionMNISTSource().images_at(np.arange(5))[0]):
+        save(tmp_path / "originals" / f"{item}.png", image[0])
+        for level, trajectory in itertools.product(range(2), range(2)):
+            save(
+                tmp_path / f"{model.noise.values[level]}_{item}_{trajectory}.png", model.image.values[level, item, trajectory, 0]
+            )
+    files = run(tmp_path, "{noise}_{item}_{trajectory}.png", classifiers=["fashion_mnist"])
+    np.testing.assert_allclose(files.image, model.image, atol=1 / 127)
+    np.testing.assert_array_equal(files.predicted_class, model.predicted_class)  # not layers: their reference is the folder
 
 
 def test_resumes_and_extends(recorded, tmp_path):
@@ -181,7 +200,8 @@ def test_missing_files_are_missing_readings(small, copied):
             warnings.simplefilter("always")
             runs.append(ut.run(ut.Experiment.from_dict(spec)))
     said = [str(warning.message) for warning in caught if "missing" in str(warning.message)]
-    assert "missing, 2:" in said[0] and "c_1_0.png (no such file)" in said[0]
+    assert "missing, 2:" in said[0]
+    assert "c_1_0.png (no such file)" in said[0]
     whole, gaps = runs
     for name in whole.data_vars:
         before, after = (ds[name].transpose("noise", "item", ...).values for ds in runs)
@@ -190,7 +210,7 @@ def test_missing_files_are_missing_readings(small, copied):
         if name == "original_class":
             assert not lost.any()
         elif name.startswith("change"):
-            assert np.argwhere(lost.any(-1)).tolist() == [[1, 2], [2, 0]] and lost[1, 2].all(), name
+            assert np.argwhere(lost.any(-1)).tolist() == [[1, 2], [2, 0]], name
         else:  # (noise, item, trajectory, clone)
             where = np.isnan(after).reshape(*after.shape[:4], -1).all(-1)
             twins = [[1, 2, 1, 0], [1, 2, 1, 1], [2, 0, 0, 0], [2, 0, 0, 1]]
@@ -199,7 +219,8 @@ def test_missing_files_are_missing_readings(small, copied):
         np.testing.assert_allclose(after[kept], before[kept], atol=1e-5, err_msg=name)
     study = ut.study(gaps)
     text = study.attrs["remark"]
-    assert "2 of 72 reconstructions are missing and have no readings: " in text and "a_0_1.png" in text
+    assert "2 of 72 reconstructions are missing and have no readings: " in text
+    assert "a_0_1.png" in text
     assert "leave out 2 of 6 originals" in text
     of = study.sel(reading="same_class").curve.values[1:]
     values = gaps.same_class
@@ -224,7 +245,8 @@ def test_a_page_and_the_program_name_missing_files(copied):
     # A file that has come, gone or changed is not resumed silently.
     (copied / "strength_0.5" / "c_0_0.png").unlink()
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
-    assert done.returncode == 2 and "holds another experiment" in done.stderr
+    assert done.returncode == 2
+    assert "holds another experiment" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -327,7 +349,8 @@ def test_odd_names(tmp_path):
     folder = make(tmp_path, names, [0.5], 2, name_of="out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png".format)
     ds = run(folder, "out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png")
     assert ds.file.values.tolist() == [f"{name}.png" for name in names]
-    assert ds.sizes["trajectory"] == 2 and not np.isnan(ds.same_class).any()
+    assert ds.sizes["trajectory"] == 2
+    assert not np.isnan(ds.same_class).any()
     for item, file in enumerate(ds.file.values.tolist()[:2]):
         path = folder / "out [v1.0] {} 0.5" / f"{file.removesuffix('.png')}.001.png"
         np.testing.assert_array_equal(ds.image[0, item, 1, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
@@ -345,7 +368,8 @@ def test_notations_of_noise(tmp_path):
     folder = make(tmp_path, "ab", [0.1, 0.3, 10.0], name_of=lambda noise, item, **_: f"x/s{texts[item][noise]}_{item}.png")
     pattern = "x/s{noise}_{item}.png"
     ds = run(folder, pattern, unit="percent")
-    assert ds.noise.values.tolist() == [0.1, 0.3, 10.0] and ds.noise.attrs["long_name"] == "percent"
+    assert ds.noise.values.tolist() == [0.1, 0.3, 10.0]
+    assert ds.noise.attrs["long_name"] == "percent"
     assert not np.isnan(ds.same_class).any()
     assert not np.isnan(run(folder, pattern, levels=[0.1 + 0.2, 10]).same_class).any()
 
@@ -353,7 +377,7 @@ def test_notations_of_noise(tmp_path):
 def test_only_files_below_the_folder_are_read(small, tmp_path):
     backward = RecordedImages(pattern=str(small / "strength_0.1" / ".." / "strength_{noise}" / "{item}_{trajectory}_{clone}.png"))
     assert all(not name.startswith("..") for name in backward.files.names)
-    with pytest.raises(ValueError, match="no {noise}"):
+    with pytest.raises(ValueError, match=r"no \{noise\}"):
         _ = RecordedImages(pattern=str(small / "{noise}" / "{item}" / ".." / ".." / "originals" / "a.png")).files
 
 
@@ -365,7 +389,8 @@ def test_further_axes_of_levels(small):
     log_snr = [3.0, 0.0, -3.0]
     spec["corruption"] |= {"coordinates": {"log_snr": log_snr, "kelvin": [1, 2, 3]}}
     ds = ut.run(ut.Experiment.from_dict(spec))
-    assert ds.log_snr.values.tolist() == log_snr and ds.kelvin.values.tolist() == [1, 2, 3]
+    assert ds.log_snr.values.tolist() == log_snr
+    assert ds.kelvin.values.tolist() == [1, 2, 3]
     assert {"log_snr", "abar", "sigma", "kelvin"} <= set(ut.study(ds).axis.values)
     spec["corruption"]["coordinates"]["kelvin"] = [1, 2]
     with pytest.raises(ValueError, match=r"kelvin has shape \(2,\); expected \(3,\)"):

@@ -66,7 +66,7 @@ class RecordedImages(Spec, Backward):
     def undone(self, corruption: Any, source: Any) -> RecordedNoise:
         if not isinstance(source, ImageFolderSource):
             raise ValueError(
-                "source: recorded reconstructions belong to originals by the names of their files; expected a folder, type 'images'"
+                "source: recorded files belong to originals by the names of their files; expected a folder, type 'images'"
             )
         return RecordedNoise(corruption, Recordings(self.files, source))
 
@@ -101,7 +101,7 @@ class RecordedNoise(Corruption):
 
     def __init__(self, corruption: Recorded, recordings: Recordings) -> None:
         self.corruption, self.recordings = corruption, recordings
-        self.unit = corruption.unit  # type: ignore[misc]
+        self.unit = corruption.unit
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         return self.corruption.corrupt(images, noise, keys)
@@ -390,8 +390,8 @@ class Recordings:
             return []
         named = [f"{as_unicode(names[i])} and {as_unicode(names[j])}" for i, j in sorted(pairs, key=lambda pair: pairs[pair])]
         return [
-            f"at {noise:g}, the smallest noise, reconstructions lie closer to another original than to their own; are the files of "
-            f"these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
+            f"at {noise:g}, the smallest noise, reconstructions lie closer to another original than to their own; are the files "
+            f"of these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
             f"distances to their own: {min(pairs.values()):.2f}; below {_SWAPPED:g} is suspicious)"
         ]
 

@@ -140,7 +140,7 @@ def _levels(ds: xr.Dataset) -> Table:
             f"{level['calls']:.0f}",
             "" if k == 0 else f"{level['timestep']:.5g}",
             f"{level['t_over_T']:.4g}",
-            "none" if k == 0 or np.isnan(level["strength"]) else f"{level['strength']:.4g}",
+            "none" if k == 0 or math.isnan(level["strength"]) else f"{level['strength']:.4g}",
             f"{level['abar']:.4g}",
             f"{level['log_snr']:+.2f}",
             f"{level['sigma']:.4g}",

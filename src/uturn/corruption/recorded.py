@@ -6,6 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from uturn.core.protocols import Axes, Corruption, Noisy, Spec
 from uturn.core.random import Purpose
@@ -34,7 +35,7 @@ class Recorded(Spec, Corruption):
     purpose: ClassVar[int] = Purpose.CORRUPTION  # type: ignore[misc]  # no option
     type: Literal["recorded"] = "recorded"
     unit: str = "noise"  # type: ignore[misc]  # a value of the class for other corruptions
-    coordinates: dict[str, tuple[float, ...]] = {}
+    coordinates: dict[str, tuple[float, ...]] = Field(default={})
     schedule: str | None = None
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:

@@ -410,8 +410,8 @@ def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] 
     unknown = sorted(set(folders) - set(names))
     if unknown:
         raise ValueError(
-            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({some_of(unknown)}); add them, "
-            f"or move them away"
+            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({some_of(unknown)}); add "
+            f"them, or move them away"
         )
     return names
 

@@ -383,7 +383,7 @@ def _without_gaps(run: xr.Dataset, instructions: Mapping[str, Instructions]) -> 
     names += [name for name, how in instructions.items() if how.role == "changes"]
     there = np.ones(run.sizes["item"], bool)
     for name in names:
-        there &= np.isfinite(run[name]).all([dim for dim in run[name].dims if dim != "item"]).values
+        there &= np.isfinite(run[name].transpose("item", ...).values).reshape(len(there), -1).all(axis=1)
     return run.isel(item=there) if there.sum() > 1 else run
 
 
