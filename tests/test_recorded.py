@@ -17,6 +17,7 @@ from command_line import uturn
 from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, pairing
 from uturn.cli.presets import image_experiment
+from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.trial import check
 from uturn.measures.statistics import proportion
@@ -145,18 +146,15 @@ def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
 
 
 def test_files_of_a_model_give_the_readings_of_the_model(tmp_path):
-    """Up to the 8 bits of a file: images and classes."""
-    sizes = {"levels": [0.5, 1.0], "items": 5, "trajectories": 2, "keep": 5}
-    model = ut.run(image_experiment(steps=4, **sizes))
-    for item, image in enumerate(FashionMNISTSource().images_at(np.arange(5))[0]):
+    """Up to the 8 bits of a file: images and classes. Layers differ, since their reference is the folder."""
+    model = measure(image_experiment(steps=2, levels=[0.5], items=4, trajectories=2, keep=4), 0, np.arange(4))
+    for item, image in enumerate(FashionMNISTSource().images_at(np.arange(4))[0]):
         save(tmp_path / "originals" / f"{item}.png", image[0])
-        for level, trajectory in itertools.product(range(2), range(2)):
-            save(
-                tmp_path / f"{model.noise.values[level]}_{item}_{trajectory}.png", model.image.values[level, item, trajectory, 0]
-            )
-    files = run(tmp_path, "{noise}_{item}_{trajectory}.png", classifiers=["fashion_mnist"])
-    np.testing.assert_allclose(files.image, model.image, atol=1 / 127)
-    np.testing.assert_array_equal(files.predicted_class, model.predicted_class)  # not layers: their reference is the folder
+        for trajectory in range(2):
+            save(tmp_path / f"0.5_{item}_{trajectory}.png", model["image"][item, trajectory, 0])
+    files = run(tmp_path, "{noise}_{item}_{trajectory}.png", classifiers=["fashion_mnist"], keep=4)
+    np.testing.assert_allclose(files.image[0], model["image"], atol=1 / 127)
+    np.testing.assert_array_equal(files.predicted_class[0], model["predicted_class"])
 
 
 def test_resumes_and_extends(recorded, tmp_path):

@@ -418,7 +418,7 @@ def pairing(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndar
     >>> x = np.eye(3)
     >>> ratio, partner = pairing(x, 0.9 * x[[1, 0, 2], None])
     >>> ratio.round(2), partner
-    (array([0.07, 0.07, 1.9 ]), array([1, 0, 0]))
+    (array([0.07, 0.07, 1.86]), array([1, 0, 0]))
     """
     x = np.asarray(originals, float)
     squares = (x**2).sum(axis=1)
