@@ -23,6 +23,7 @@ from uturn.engine.trial import check
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.sources import FashionMNISTSource
+from uturn.studies.runs import originals
 
 CLASSIFIER = "tiny_classifier:network"
 PATTERN = "strength_{noise}/{item}_{trajectory}_{clone}.png"
@@ -336,6 +337,10 @@ def test_the_resizing_of_the_originals_is_applied_to_the_files(tmp_path):
     experiment = ut.Experiment.from_dict(spec)
     images = experiment.parts.source.images_at(np.arange(3))[0]
     np.testing.assert_array_equal(ut.run(experiment).image[0, :, 0], images)
+    shutil.copy(tmp_path / "originals" / "b.png", tmp_path / "out" / "a_0.png")
+    changed = ut.run(ut.Experiment.from_dict(spec))
+    np.testing.assert_array_equal(changed.image[0, 0, 0], images[1])
+    np.testing.assert_array_equal(originals(changed, np.arange(3))[0], images)  # not what was made of them at noise 0
 
 
 # --- names ---------------------------------------------------------------------------------------------------------------
@@ -418,11 +423,11 @@ def test_swapped_pairs_are_found_without_false_alarms(level):
     """30 folders of 60 originals: no false alarm, which would have a probability below .05 at a rate of .1; 28 swaps or more."""
     rng, found = np.random.default_rng(0), 0
     for _ in range(30):
-        originals, reconstructions = made(rng, level)
-        assert pairing(originals, reconstructions)[0].min() >= 0.7
+        clean, reconstructions = made(rng, level)
+        assert pairing(clean, reconstructions)[0].min() >= 0.7
         i, j = rng.permutation(60)[:2]
         reconstructions[[i, j]] = reconstructions[[j, i]]
-        ratio, partner = pairing(originals, reconstructions)
+        ratio, partner = pairing(clean, reconstructions)
         found += set(np.flatnonzero(ratio < 0.7)) == {i, j} and partner[i] == j
     assert found >= 28
 

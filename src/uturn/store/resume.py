@@ -90,7 +90,7 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
     if missing := backward.missing(experiment):
         some = ", ".join(f"{name} ({reason})" for name, reason in list(missing.items())[:3])
         warnings.warn(
-            f"reconstructions that are missing, {len(missing):,}: {some}{', ..' if len(missing) > 3 else ''}", stacklevel=2
+            f"reconstructions that are missing, {len(missing):,}: {some}{', ..' if len(missing) > 3 else ''}", stacklevel=1
         )
         attributes |= {"missing_data": json.dumps(dict(missing))}
     return experiment.variables(), coordinates, experiment.chunk, attributes

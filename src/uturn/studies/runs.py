@@ -131,7 +131,8 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
     labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
-    if len(identity):
+    # Other programs may change an image at noise 0, as an autoencoder does.
+    if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     of_source = _images_of_source(run, items)
     if of_source is None:  # the folder of originals may have been removed
