@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from uturn.cli.presets.schedules import schedule
+from uturn.networks.images.schedules import schedule
 from uturn.studies.plotting.schedules import draw_schedules
 from uturn.studies.plotting.style import style
 

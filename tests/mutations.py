@@ -415,7 +415,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
-        "uturn.cli.presets.schedules:schedule",
+        "uturn.networks.images.schedules:schedule",
         "stored.pipeline.startswith(COUNTED_DOWN)",
         "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
@@ -608,7 +608,7 @@ MUTATIONS = (
     ),
     Mutation(
         "timesteps of two calls a step are cut as those of one",
-        "uturn.cli.presets.schedules:schedule",
+        "uturn.networks.images.schedules:schedule",
         "firsts = (steps - ks) * made.order",
         "firsts = steps - ks",
         tests=(

@@ -55,8 +55,8 @@ def folder_source(path, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """Sizes in bytes of the files decoded so far."""
-    found, original = [], image_sources._decode
-    monkeypatch.setattr(image_sources, "_decode", lambda data, *options: found.append(len(data)) or original(data, *options))
+    found, original = [], image_sources.decode
+    monkeypatch.setattr(image_sources, "decode", lambda data, *options: found.append(len(data)) or original(data, *options))
     return found
 
 

@@ -8,6 +8,7 @@ from uturn.backward.denoiser import StringDenoiser
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.exact import ExactPosterior
 from uturn.backward.language import LanguageDenoiser
+from uturn.backward.recorded import RecordedImages
 from uturn.backward.score import StringDiffusion
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Backward as Backward

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,10 @@ from uturn.cli.app import MODELS, command
 from uturn.cli.options import OUTPUT, Plot, option_of
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.printing import console, draw_to, picture, say_next, show
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.table import Table
 
 _Preset = Annotated[str | None, option_of(ImageOptions, "preset")]
 
@@ -59,9 +64,8 @@ def schedule(
     uturn schedule fashion_mnist --plot schedule.png
     ```
     """
-    from uturn.cli.presets.schedules import schedule as noise_levels
-    from uturn.cli.presets.schedules import table
     from uturn.core.files import whole_file
+    from uturn.networks.images.schedules import schedule as noise_levels
 
     plot = None if plot is None else picture(plot)
     if csv is not None and csv.is_dir():
@@ -69,7 +73,7 @@ def schedule(
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
     schedules = [noise_levels(model, steps, scheduler, **options) for model in models]
     for ds in schedules:
-        show(table(ds))
+        show(_levels(ds))
     if csv is not None:
         import pandas
 
@@ -112,3 +116,33 @@ def convert(
     condition = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
     console().print(f"written: {folder} (UNet2DModel, {condition}, images of {model.options['image_size']} pixels)")
     say_next(run=("images", "--model", str(folder), "--data", "FOLDER", "--classifier", "NETWORK", "--out", "FOLDER"))
+
+
+def _levels(ds: xr.Dataset) -> Table:
+    """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
+    from rich.table import Column, Table
+
+    attrs = ds.attrs
+    parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
+    if attrs["timestep_spacing"]:
+        parts.append(f"timestep spacing {attrs['timestep_spacing']}")
+    if attrs["shift"] != 1:
+        parts.append(f"shift {attrs['shift']:.3g}")
+    rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
+    headings = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
+    rows = Table(
+        *(Column(heading, justify="right") for heading in headings), title=f"{attrs['model']}: {', '.join(parts)}; {rule}"
+    )
+    for k in range(attrs["steps"] + 1):
+        level = {name: float(ds[name][k]) for name in ds}
+        rows.add_row(
+            str(k),
+            f"{level['calls']:.0f}",
+            "" if k == 0 else f"{level['timestep']:.5g}",
+            f"{level['t_over_T']:.4g}",
+            "none" if k == 0 or math.isnan(level["strength"]) else f"{level['strength']:.4g}",
+            f"{level['abar']:.4g}",
+            f"{level['log_snr']:+.2f}",
+            f"{level['sigma']:.4g}",
+        )
+    return rows

@@ -40,7 +40,7 @@ def images(
 
     The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
-    reconstructions are draws from the posterior.
+    reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
 
     Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The
     command can be stopped at any time; running it again resumes. Larger numbers of items, levels, trajectories or clones extend
@@ -52,6 +52,8 @@ def images(
     uturn images --out results/fashion
     uturn images --model google/ddpm-cifar10-32 --data photos --size 32 \\
       --classifier torchvision:resnet50 --no-compare-labels --out results/cifar
+    uturn images --recorded 'out/strength_{noise}/{item}_{trajectory}.png' --unit strength \\
+      --data originals --classifier torchvision:resnet50 --no-compare-labels --out results/recorded
     ```
     """
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}

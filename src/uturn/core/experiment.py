@@ -307,11 +307,9 @@ class Experiment(BaseModel):
         """
         source = self.parts.source
         checks = [(name, part) for name, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
-        if not checks:
-            return []
-        items = np.arange(min(_CHECKED, self.items))
-        originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items)
-        sentences: list[str] = []
+        items = np.arange(min(_CHECKED, self.items) if checks else 0)
+        originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items) if checks else []
+        sentences = list(self.parts.backward.doubts(self))
         for name, part in checks:
             with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), SLIPS):
                 sentences += part.model_check(source, originals)

@@ -389,6 +389,8 @@ class Backward(Part, Protocol):
     blocks_ahead: ClassVar[int | None] = 64
     """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered; the stream then ends,
     the backward answers all blocks, and is called again. None for backwards that read only as many as they have room for."""
+    has_gaps: ClassVar[bool] = False
+    """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then NaN; probes do not see them."""
 
     @property
     def wants_processes(self) -> bool:
@@ -421,6 +423,14 @@ class Backward(Part, Protocol):
     def describe(self) -> str:
         """One line of text about the model, recorded with the results."""
         return ""
+
+    def missing(self, experiment: Any) -> Mapping[str, str]:
+        """Reconstructions of an experiment that it cannot give: {name: reason}; recorded with the results."""
+        return {}
+
+    def doubts(self, experiment: Any) -> Sequence[str]:
+        """Suspected faults of the data that it reads for an experiment, as sentences; part of the model check."""
+        return ()
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         """Number of network calls for reconstructing a noisy datum, and data in a call; (0, 1) without a network.

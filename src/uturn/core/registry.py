@@ -31,6 +31,7 @@ PARTS: dict[str, dict[str, str]] = {
         "masking": "uturn.corruption.masking:Masking",
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
+        "recorded": "uturn.corruption.recorded:Recorded",
     },
     "backward": {
         "exact": "uturn.backward.exact:ExactPosterior",
@@ -38,6 +39,7 @@ PARTS: dict[str, dict[str, str]] = {
         "score": "uturn.backward.score:StringDiffusion",
         "diffusion": "uturn.backward.diffusion:DiffusionModel",
         "language": "uturn.backward.language:LanguageDenoiser",
+        "recorded": "uturn.backward.recorded:RecordedImages",
     },
     "probes": {
         "tree_levels": "uturn.probes.tree:TreeLevels",

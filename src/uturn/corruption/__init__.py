@@ -3,7 +3,8 @@
 A channel of strings has two methods. `corrupt` draws a noisy datum; `log_evidence` is the log-likelihood of each noisy leaf as
 a function of its true symbol, up to a constant at each leaf. `Gaussian`, `Masking` and `UniformReplacement` are Bayesian: their
 evidence is the likelihood of the drawn noisy datum. `EpsilonBelief`, the simplified process of arXiv:2402.16991, is not
-Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model.
+Bayesian: it assigns a fixed belief to the true symbol. `Diffusion` is the forward process of a diffusion model; `Recorded` names
+the noise that another program has added.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
+from uturn.corruption.recorded import Recorded as Recorded
 from uturn.corruption.uniform import UniformReplacement
 
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}

@@ -5,8 +5,8 @@ Tasks are joined for speed before the stream; trajectories read in parts are com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from uturn.core.contracts import checked_blocks, checked_readings
 from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own, misfits_named
 from uturn.core.progress import begun, portion
-from uturn.core.protocols import UTurns
+from uturn.core.protocols import UTurns, Variable
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
 
@@ -75,6 +75,7 @@ class _Block:
     parts: int
     left: int
     states: list[Any] = field(default_factory=list)  # state of the probes after the parts read so far
+    missing: list[np.ndarray] = field(default_factory=list)  # of the parts read so far, bool (items, draws)
     readings: dict[str, np.ndarray] | None = None
 
     def read(self, turned: UTurns) -> None:
@@ -82,6 +83,13 @@ class _Block:
         source, _, backward, probes = self.experiment.parts
         items, declared = len(turned.originals.items), self.experiment.declared
         self.states = self.states or [None] * len(probes)
+        if backward.has_gaps:
+            missing = np.isnan(turned.reconstructions).reshape(items, -1, turned.originals.data[0].size).all(axis=2)
+            self.missing.append(missing)
+            if missing.any():  # probes read the original instead, and the readings are removed below
+                filled = np.array(turned.reconstructions)
+                filled[missing] = turned.originals.data[np.nonzero(missing)[0]]
+                turned = replace(turned, reconstructions=filled)
         with portion(_READING * items * self.trajectories * self.experiment.clones / self.parts):
             for k, (probe, names) in enumerate(zip(probes, declared, strict=True)):
                 with misfits_named(f"{names.label}.read", probe, (source, backward)):
@@ -93,7 +101,28 @@ class _Block:
             self.readings = {}
             for probe, names, state in zip(probes, declared, self.states, strict=True):
                 self.readings |= checked_readings(names.label, probe.readings(state, source), names.variables, sizes, items)
-            self.states = []
+                if self.missing:
+                    missing = np.concatenate(self.missing, axis=1).reshape(items, -1, self.experiment.clones)
+                    self.readings |= _without(missing, self.readings, names.variables)
+            self.states, self.missing = [], []
+
+
+def _without(missing: np.ndarray, readings: Mapping[str, np.ndarray], variables: Mapping[str, Variable]) -> dict[str, np.ndarray]:
+    """Readings that are NaN where they rest on a missing reconstruction, bool (items, trajectories, clones)."""
+    removed = {}
+    for name, variable in variables.items():
+        dims = variable.dims[2:]
+        # What compares a clone with the other clones rests on all of them.
+        is_twin = name.removeprefix("clone_") in variables and name.startswith("clone_")
+        gone = np.broadcast_to(missing.any(axis=2, keepdims=True), missing.shape) if is_twin else missing
+        if "trajectory" in dims:
+            at = dims.index("trajectory")
+            gone = gone if "clone" in dims else gone[..., 0]
+            gone = gone.reshape(len(gone), *[1] * at, *gone.shape[1:], *[1] * (len(dims) - at - gone.ndim + 1))
+        else:
+            gone = missing.any(axis=(1, 2)).reshape(-1, *[1] * len(dims)) & variable.pooled
+        removed[name] = np.where(gone, np.nan, readings[name])
+    return removed
 
 
 @dataclass

@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _MOST_BYTES = 8 * 2**30  # bytes of images read at once
 _MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
 _MOST_FILE_BYTES = 2**29
 # Not all formats of Pillow, because some start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,7 +168,7 @@ class ArraySource(_ImagesInMemory):
             )
         if labels.min(initial=0) < -1:
             raise ValueError(f"{self.labels} holds the label {labels.min()}; expected classes 0, 1, .., or -1 where unknown")
-        return _scaled(array, self.path), labels.astype(np.int64)
+        return scaled(array, self.path), labels.astype(np.int64)
 
 
 class ImageFolderSource(ImageSource):
@@ -234,10 +234,10 @@ class ImageFolderSource(ImageSource):
         _check_size(len(indices) * int(np.prod(shape)), self.path)
         files = [folder.files[folder.readable[i]] for i in indices]
         images = np.empty((len(files), *shape), np.float32)
-        for image, file, pixels in zip(images, files, _in_threads(self._decoded, files), strict=True):
+        for image, file, pixels in zip(images, files, in_threads(self._decoded, files), strict=True):
             if isinstance(pixels, str) or pixels.shape[:2] != shape[1:]:
                 raise ValueError(f"{folder.root / file.name} has changed during the run; start again in a new store")
-            image[...] = _scaled(pixels.transpose(2, 0, 1), self.path)
+            image[...] = scaled(pixels.transpose(2, 0, 1), self.path)
         return images, np.array([file.label for file in files], np.int64)
 
     def num_labels(self) -> int | None:
@@ -246,7 +246,7 @@ class ImageFolderSource(ImageSource):
 
     def class_names(self) -> list[str] | None:
         names = self._folder.class_names
-        return None if names is None else [_unicode(name) for name in names]
+        return None if names is None else [as_unicode(name) for name in names]
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels of all files, not of their contents: it is fast, and equal for a copy."""
@@ -268,9 +268,15 @@ class ImageFolderSource(ImageSource):
         skipped = self.skipped(num_items)
         if skipped:
             warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
-        files = [folder.files[i] for i in folder.readable[:num_items]]
-        names = [_unicode(file.name) for file in files]
-        return {"label": np.array([file.label for file in files], np.int64), "file": np.array(names, object)}
+        labels = np.array([folder.files[i].label for i in folder.readable[:num_items]], np.int64)
+        return {"label": labels, "file": np.array([as_unicode(name) for name in self.names(np.arange(num_items))], object)}
+
+    def names(self, indices: Any = None) -> list[str]:
+        """Names of the files of items, relative to the folder; by default those of all files, readable or not."""
+        if indices is None:
+            return [file.name for file in self._folder.files]
+        folder = self._find(int(indices.max(initial=-1)) + 1)
+        return [folder.files[folder.readable[i]].name for i in indices]
 
     def skipped(self, num_items: int) -> dict[str, str]:
         """Files skipped among those of the first `num_items` items: {name: reason}."""
@@ -301,7 +307,7 @@ class ImageFolderSource(ImageSource):
             raise ValueError(f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away") from None
         if len(data) != file.size:
             raise ValueError(f"{path} has changed since the folder was listed; start again when all files are in place")
-        return _decode(data, self.channels, self.size)
+        return decode(data, self.channels, self.size)
 
 
 @dataclass(frozen=True)
@@ -319,7 +325,7 @@ class _Folder:
         if not self.root.is_dir():
             raise ValueError(f"path = {path!r} is not a folder; expected a folder of image files")
         groups: dict[str, list[tuple[str, int]]] = {}
-        for name, size in sorted(_listed(path)):
+        for name, size in sorted(listed(path)):
             groups.setdefault(name.rpartition("/")[0], []).append((name, size))
         if not groups:
             raise ValueError(f"path = {path!r} holds no files; expected image files, or one sub-folder a class")
@@ -345,7 +351,7 @@ class _Folder:
             while len(self.readable) < number and self._checked < len(self.files):
                 most = min(number - len(self.readable), 256)  # small batches, so that a wrong size is reported soon
                 batch = self.files[self._checked : self._checked + most]
-                for file, shape in zip(batch, _in_threads(attempt, batch), strict=True):
+                for file, shape in zip(batch, in_threads(attempt, batch), strict=True):
                     if isinstance(shape, str):  # the reason why it has none
                         self.skipped[file.name] = shape
                     else:
@@ -362,7 +368,7 @@ class _Folder:
                     self._checked += 1
 
 
-def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
+def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
     """Names, relative to the folder, and sizes of all files that are not hidden."""
     folder = os.path.join(path, inside)
     try:
@@ -374,7 +380,7 @@ def _listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in visible:
             if entry.is_dir():
-                yield from _listed(path, f"{inside}{entry.name}/", (*above, identity))
+                yield from listed(path, f"{inside}{entry.name}/", (*above, identity))
             elif entry.is_file():
                 yield inside + entry.name, entry.stat().st_size
     except OSError as error:
@@ -404,13 +410,13 @@ def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] 
     unknown = sorted(set(folders) - set(names))
     if unknown:
         raise ValueError(
-            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({_some(unknown)}); add them, "
-            f"or move them away"
+            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({some_of(unknown)}); add "
+            f"them, or move them away"
         )
     return names
 
 
-def _in_threads(function: Callable[[_File], Any], files: Sequence[_File]) -> list[Any]:
+def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any]:
     """Results of function(file) in order, from threads; image decoders release the interpreter's lock."""
     from PIL import Image
 
@@ -419,12 +425,12 @@ def _in_threads(function: Callable[[_File], Any], files: Sequence[_File]) -> lis
         return list(pool.map(function, files))
 
 
-def _decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
+def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
     """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 return f"{image.width} x {image.height} pixels"
             kind = image.format
@@ -460,15 +466,15 @@ def _summary(skipped: dict[str, str]) -> str:
     """`2 files: a.png (empty), b.png (not an image)`."""
     if not skipped:
         return "none"
-    return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {_some([f'{k} ({v})' for k, v in skipped.items()])}"
+    return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {some_of([f'{k} ({v})' for k, v in skipped.items()])}"
 
 
-def _unicode(name: str) -> str:
+def as_unicode(name: str) -> str:
     """A file name in valid Unicode, which a store requires."""
     return os.fsencode(name).decode(errors="replace")
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
 
 
@@ -497,7 +503,7 @@ def doubtful_range(images: np.ndarray) -> str:
     return ""
 
 
-def _scaled(array: np.ndarray, where: str) -> np.ndarray:
+def scaled(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if array.dtype.kind == "f" and np.isfinite(array).all() and np.abs(array).max(initial=0) <= 1:

@@ -18,12 +18,12 @@ from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
 from uturn.studies.reading import instructions_of
-from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.runs import describe, missing_data, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
-_MOST_NAMED = 4  # places of missing readings in a remark
+_MOST_NAMED = 4  # places of missing readings, or missing files, in a remark
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -478,6 +478,10 @@ def _remarks(
     has_changes: bool,
 ) -> Iterator[str]:
     """Remarks on the whole run."""
+    if names := missing_data(run):
+        total = math.prod(run.sizes.get(dim, 1) for dim in ("noise", *WITHIN))
+        some = ", ".join(name.replace(";", ",") for name in names[:_MOST_NAMED]) + (", .." if len(names) > _MOST_NAMED else "")
+        yield f"{len(names):,} of {total:,} reconstructions are missing and have no readings: {some}"
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():

@@ -71,6 +71,15 @@ def missing_tasks(run: xr.Dataset) -> int:
     return int(run.attrs.get("missing_tasks", 0))
 
 
+def missing_data(run: xr.Dataset) -> list[str]:
+    """Names of reconstructions that could not be read, in the attribute `missing_data` of a run; empty if it is damaged."""
+    try:
+        names = json.loads(str(run.attrs.get("missing_data", "{}")))
+    except (ValueError, RecursionError):
+        return []
+    return list(names) if isinstance(names, dict) else []
+
+
 def describe(run: xr.Dataset) -> str:
     """One line of text about a run: model, scheduler, steps, data."""
     spec = stored_spec(run)
@@ -130,7 +139,8 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
     labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
     names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
-    if len(identity):
+    # Other programs may change an image at noise 0, as an autoencoder does.
+    if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
     of_source = _images_of_source(run, items)
     if of_source is None:  # the folder of originals may have been removed

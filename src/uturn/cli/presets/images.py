@@ -18,7 +18,7 @@ _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
 
 class ImageOptions(DiffusionOptions, PresetOptions):
-    """U-turns of images by a diffusion model, compared in the layers of classifiers.
+    """U-turns of images by a diffusion model, or made elsewhere, compared in the layers of classifiers.
 
     Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The
     method `experiment` returns the experiment that they describe.
@@ -34,6 +34,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         "Model": ("model", *(name for name in DenoiserOptions.model_fields if name not in _SPEED)),
         "Reverse process": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
         "Data": ("data", "size", "channels", "classes", "labels"),
+        "U-turns made elsewhere": ("recorded", "unit", "schedule"),
         "Measures": ("classifiers", "weights", "class_prompts", "compare_labels", "perceptual", "perceptual_linear"),
         "Size and seed": SIZES,
         "Speed and memory": _SPEED,
@@ -74,6 +75,18 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         description="Text file with the sub-folders of the data in the order of the classifier's classes, one on each line.",
     )
     labels: str | None = Field(None, description="Labels of the images of a .npy file: another .npy file, of integers.")
+    recorded: str | None = Field(
+        None,
+        description="Run no model: read reconstructions from image files, 'strength_{noise}/{item}_{trajectory}.png', also "
+        "{clone}. {item} is the name of the original's file in the folder --data, without suffix; by default all originals, "
+        "levels, trajectories and clones of the files.",
+    )
+    unit: str | None = Field(None, description="Name of the noise of recorded files, such as strength.", examples=["strength"])
+    schedule: str | None = Field(
+        None,
+        description="Model, as in uturn schedule, whose scheduler gives the log-SNR of recorded levels (as t/T or strength).",
+        examples=["fashion_mnist"],
+    )
     compare_labels: bool = Field(
         True, description="Also compare predictions with the labels of the images, which must be the classifier's classes."
     )
@@ -86,6 +99,10 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         ValueError
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
+        if self.recorded is not None:
+            return self._recorded_experiment(self.recorded)
+        for name, value in self._set("unit", "schedule").items():
+            raise ValueError(f"{name} = {value!r}: goes with recorded; leave it out")
         from uturn.networks.images.conditions import read_prompts
 
         prompts = read_prompts(self.prompt or "").rows
@@ -99,6 +116,34 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             source=self._source(originals),
             corruption={"type": "diffusion", "noise": noise_levels(self.levels, self.steps)},
             backward={"type": "diffusion", **self._set(*DiffusionOptions.model_fields)},
+            probes=self._probes(),
+        )
+
+    def _recorded_experiment(self, pattern: str) -> Experiment:
+        """The experiment of recorded files; sizes and levels that are not given are those of the files."""
+        from uturn.backward.recorded import RecordedImages
+        from uturn.sources.images import ImageFolderSource
+
+        for name in DiffusionOptions.model_fields:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                value = shown(getattr(self, name))
+                raise ValueError(f"{name} = {value}: an option of models, but recorded = {pattern!r} runs none; leave it out")
+        if self.data in ("fashion_mnist", "generated") or self.data.endswith(".npy"):
+            raise ValueError(f"data = {self.data!r}: expected the folder of the originals of recorded = {pattern!r}")
+        table, backward = self._source(None), RecordedImages(pattern=pattern)
+        levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
+        if not isinstance(levels, list):
+            raise ValueError(f"levels = {levels}: expected levels of the recorded files, such as 0.2,0.5, or none")
+        found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
+        if "items" not in self.model_fields_set:
+            source = ImageFolderSource(**{key: value for key, value in table.items() if key != "type"})
+            found["items"] = source.count() - len(source.skipped(source.count()))
+        options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
+        return options._experiment(
+            20 if options.items <= 1000 else 50,
+            source=table,
+            corruption={"type": "recorded", "noise": levels, **self._set("unit", "schedule")},
+            backward={"type": "recorded", "pattern": pattern},
             probes=self._probes(),
         )
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from uturn.core.checks import checked_path, one_line
 from uturn.core.files import read_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
@@ -191,36 +188,3 @@ def _fetched(name: str) -> Path:
     check_hub(name)
     with fetching(name):
         return Path(snapshot_download(name, allow_patterns=["model_index.json", "scheduler/*.json", "scheduler_config.json"]))
-
-
-# --- output ----------------------------------------------------------------------------------------------------------
-
-
-def table(ds: xr.Dataset) -> Table:
-    """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
-    from rich.table import Column, Table
-
-    attrs = ds.attrs
-    parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
-    if attrs["timestep_spacing"]:
-        parts.append(f"timestep spacing {attrs['timestep_spacing']}")
-    if attrs["shift"] != 1:
-        parts.append(f"shift {attrs['shift']:.3g}")
-    rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
-    headings = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
-    rows = Table(
-        *(Column(heading, justify="right") for heading in headings), title=f"{attrs['model']}: {', '.join(parts)}; {rule}"
-    )
-    for k in range(attrs["steps"] + 1):
-        level = {name: float(ds[name][k]) for name in ds}
-        rows.add_row(
-            str(k),
-            f"{level['calls']:.0f}",
-            "" if k == 0 else f"{level['timestep']:.5g}",
-            f"{level['t_over_T']:.4g}",
-            "none" if k == 0 or np.isnan(level["strength"]) else f"{level['strength']:.4g}",
-            f"{level['abar']:.4g}",
-            f"{level['log_snr']:+.2f}",
-            f"{level['sigma']:.4g}",
-        )
-    return rows

@@ -1,0 +1,472 @@
+"""Reconstructions that another program has written to image files, as a backward that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import string
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
+from uturn.core.random import Streams
+from uturn.corruption.recorded import Recorded
+from uturn.sources.images import FORMATS, ImageFolderSource, as_unicode, decode, in_threads, listed, scaled, some_of
+
+_FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
+_DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
+_MOST_PAIRED = 1000  # originals among which swapped files are sought
+_SIDE = 32  # pixels of a side of the images that are compared for it
+_SWAPPED = 0.7
+_COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow
+
+
+class RecordedImages(Spec, Backward):
+    """Reads the reconstructions of U-turns made elsewhere from image files; no model is run.
+
+    The source is the folder of originals (type "images"). Its options `channels` and `size` apply to the files as well.
+
+    Options. `pattern`: path of the files with {noise} and {item}, perhaps {trajectory} and {clone}, such as
+    "strength_{noise}/{item}_{trajectory}.png". {item} is the name of the original's file without its suffix, or its path below
+    the folder of originals, as in "cat/001", if several sub-folders have files of one name. {noise} is a number of 0 or more in
+    any notation; {trajectory} and {clone} are whole numbers, and the numbers found in all names, in increasing order, are
+    trajectories (clones) 0, 1, .. Only files below the folder in front of the first field are read; files and folders whose names
+    begin with a dot are ignored, and links are followed.
+
+    Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1]; NaN where a file is missing or unreadable.
+
+    Raises
+    ------
+    ValueError
+        For a pattern without {noise} or {item} or with other fields, if no file matches it, or if two files have the same place.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+    undoes: ClassVar[tuple[str, ...]] = ("recorded",)
+    adds_trajectories: ClassVar[bool] = True
+    has_gaps: ClassVar[bool] = True
+    type: Literal["recorded"] = "recorded"
+    pattern: str
+
+    @cached_property
+    def files(self) -> _Files:
+        """The files that match the pattern, listed once."""
+        return _found(self.pattern)
+
+    def undone(self, corruption: Any, source: Any) -> RecordedNoise:
+        if not isinstance(source, ImageFolderSource):
+            raise ValueError(
+                "source: recorded files belong to originals by the names of their files; expected a folder, type 'images'"
+            )
+        return RecordedNoise(corruption, Recordings(self.files, source))
+
+    def reconstruct(self, noisy: _Unknown, streams: Streams, clones: int = 1) -> np.ndarray:
+        return noisy.recordings.images(streams, clones)
+
+    def missing(self, experiment: Any) -> dict[str, str]:
+        sizes = experiment.trajectories, experiment.clones
+        return experiment.parts.corruption.recordings.missing(experiment.noise, experiment.items, *sizes)
+
+    def doubts(self, experiment: Any) -> list[str]:
+        """Originals whose files seem to be swapped, at the smallest noise, as sentences."""
+        sizes = experiment.trajectories, experiment.clones
+        return experiment.parts.corruption.recordings.swapped(min(experiment.noise), experiment.items, *sizes)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and contents of all files that match the pattern."""
+        names = sorted(self.files.names)
+        digest = hashlib.sha256()
+        for name, content in zip(names, in_threads(lambda name: _digest(*self.files.state(name)), names), strict=True):
+            digest.update(os.fsencode(name) + b"\0" + content)
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        return f"recorded U-turns, {as_unicode(self.pattern)}"
+
+
+class RecordedNoise(Corruption):
+    """The corruption `recorded` with the files of a backward."""
+
+    kinds, process, max_noise = Recorded.kinds, Recorded.process, Recorded.max_noise
+
+    def __init__(self, corruption: Recorded, recordings: Recordings) -> None:
+        self.corruption, self.recordings = corruption, recordings
+        self.unit = corruption.unit
+
+    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        return self.corruption.corrupt(images, noise, keys)
+
+    def observe(self, originals: Any, noise: float, streams: Streams) -> _Unknown:
+        count = len(originals.items) * streams.count
+        return _Unknown(np.empty((count, 0), np.float32), np.full(count, noise), recordings=self.recordings)
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        model = self.corruption.schedule
+        scheduled = {} if model is None else _axes_of(model, noise)
+        return {**scheduled, **self.corruption.axes(noise, source)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Unknown(Noisy):
+    """Noisy data that are not known, and the files of their reconstructions."""
+
+    recordings: Any = None
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Place of a file in an experiment: noise level, text of {item}, numbers of trajectory and clone (0 without such a field)."""
+
+    noise: float
+    item: str
+    trajectory: int
+    clone: int
+
+
+class _Files:
+    """The files that match a pattern: {place: name below the folder}, and the levels and numbers found in them."""
+
+    def __init__(self, root: str, parts: list[tuple[str, str | None]], names: dict[_Place, str], texts: dict[Any, str]) -> None:
+        self.root, self._parts, self.places, self._texts = root, parts, names, texts
+        self.names = list(names.values())
+        self.levels = sorted({place.noise for place in names})
+        self.trajectories = sorted({place.trajectory for place in names})
+        self.clones = sorted({place.clone for place in names})
+
+    def name(self, place: _Place) -> str:
+        """The name that a file of this place has, or would have."""
+        fields: dict[str, Any] = {**place._asdict(), "noise": self._texts.get(place.noise, f"{place.noise:g}")}
+        fields |= {key: self._texts.get((key, fields[key]), str(fields[key])) for key in ("trajectory", "clone")}
+        return "".join(literal + (fields[field] if field else "") for literal, field in self._parts)
+
+    def state(self, name: str) -> tuple[str, int, int]:
+        """Path, size and time of change of a file."""
+        path = os.path.join(self.root, name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away") from None
+        return path, status.st_size, status.st_mtime_ns
+
+
+def _found(pattern: str) -> _Files:
+    """The files of a pattern; ValueError if it is malformed, if none match it, or if two have the same place."""
+    expected = "expected a path with {noise} and {item}, perhaps {trajectory} and {clone}, 'strength_{noise}/{item}.png'"
+    try:
+        parsed = list(string.Formatter().parse(os.path.normpath(checked_path("pattern", pattern))))
+    except ValueError as error:
+        raise ValueError(f"pattern = {pattern!r}: {one_line(error)}; {expected}") from None
+    fields = [field for _, field, _, _ in parsed if field is not None]
+    wrong = [field for field in fields if field not in _FIELDS]
+    if wrong or not {"noise", "item"} <= set(fields):
+        what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in fields else "no {item}"
+        raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
+    folder, slash, begin = parsed[0][0].rpartition("/")
+    root = folder or slash or "."
+    parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
+    expression, seen = "", set[str]()
+    for literal, field in parts:
+        group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{_FIELDS[field]})"
+        expression += re.escape(literal) + group
+        seen |= {field} if field else set()
+    if not os.path.isdir(root):
+        raise ValueError(f"pattern = {pattern!r}: {root} is not a folder; {expected}")
+    matches, example = re.compile(expression, re.DOTALL), ""
+    places: dict[_Place, str] = {}
+    texts: dict[Any, str] = {}
+    for name, _ in sorted(listed(root)):
+        example = example or name
+        match = matches.fullmatch(name)
+        if match is None:
+            continue
+        values = match.groupdict()
+        numbers = [int(values.get(key) or 0) for key in ("trajectory", "clone")]
+        place = _Place(rounded(float(values["noise"])), values["item"], *numbers)
+        if place in places:
+            raise ValueError(f"pattern = {pattern!r}: {places[place]} and {name} are the same U-turn; move one away")
+        places[place] = name
+        texts.setdefault(place.noise, values["noise"])
+        for key in ("trajectory", "clone"):
+            texts.setdefault((key, getattr(place, key)), values.get(key) or "")
+    if not places:
+        holds = f"holds {as_unicode(example)}, .." if example else "holds no files"
+        raise ValueError(f"pattern = {pattern!r}: no file matches it, {root} {holds}; {expected}")
+    return _Files(root, parts, places, texts)
+
+
+def rounded(noise: float) -> float:
+    """A noise level with nine digits: levels from texts and from arithmetic are then equal."""
+    return float(f"{noise:.{_DIGITS}g}")
+
+
+@lru_cache(maxsize=2**18)
+def _digest(path: str, size: int, changed: int) -> bytes:
+    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart."""
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+class _Seen(NamedTuple):
+    """What a file holds: height and width after resizing, the mode of its pixels, or the reason why it is unreadable."""
+
+    shape: tuple[int, ...]
+    mode: str
+    reason: str
+
+
+@lru_cache(maxsize=2**18)
+def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> _Seen:
+    """Decode a file once; it is decoded again when it has changed."""
+    data = Path(state[0]).read_bytes()
+    pixels = decode(data, channels, size)
+    return _Seen((), "", pixels) if isinstance(pixels, str) else _Seen(pixels.shape[:2], _mode(data), "")
+
+
+def _mode(data: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.mode
+
+
+# --- files and originals -----------------------------------------------------------------------------------------------
+
+
+class Recordings:
+    """Recorded files, assigned to the originals of a folder by their names."""
+
+    def __init__(self, files: _Files, source: ImageFolderSource) -> None:
+        self.files, self.source = files, source
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        """The text of {item} in the files of each original that has some, {name of the original: text}.
+
+        ValueError if a text belongs to no original, or to several.
+        """
+        owners: dict[str, list[str]] = defaultdict(list)
+        paths: dict[str, list[str]] = defaultdict(list)
+        originals = self.source.names()
+        for name in originals:
+            path = os.path.splitext(name)[0]
+            paths[path].append(name)
+            owners[os.path.basename(path)].append(name)
+        texts: dict[str, str] = {}
+        orphans: list[str] = []
+        for place in self.files.places:
+            of = paths.get(place.item) or owners.get(place.item, [])
+            if len(of) > 1:
+                raise ValueError(
+                    f"{self._of(place)} has {len(of)} originals in {self.source.path!r}, {some_of(of)}; write {{item}} with the "
+                    f"sub-folder, or rename the originals"
+                )
+            if not of:
+                orphans.append(self._of(place))
+            elif texts.setdefault(of[0], place.item) != place.item:
+                raise ValueError(
+                    f"{self._of(place)} belongs to {of[0]}, as does {{item}} = {texts[of[0]]!r}; write {{item}} in one way"
+                )
+        if orphans:
+            without = [name for name in originals if name not in texts]
+            also = f"; {_files(without, 'original')} without any: {some_of(without)}" if without else ""
+            raise ValueError(
+                f"{_files(orphans, 'recorded file')} without an original in {self.source.path!r}: {some_of(orphans)}{also}; "
+                f"{{item}} must be the name of the original's file without its suffix"
+            )
+        return texts
+
+    def _of(self, place: _Place) -> str:
+        return os.path.normpath(os.path.join(self.files.root, self.files.places.get(place) or self.files.name(place)))
+
+    def _places(self, noise: float, names: Sequence[str], trajectories: range, clones: int) -> list[_Place]:
+        """Places of the files at a noise level, in C order of original, trajectory and clone."""
+        draws = list(product(self.files.trajectories[slice(trajectories.start, trajectories.stop)], self.files.clones[:clones]))
+        return [_Place(rounded(noise), self._texts.get(name, name), *draw) for name in names for draw in draws]
+
+    def images(self, streams: Streams, clones: int) -> np.ndarray:
+        """Reconstructions, float32 (items, draws, channels, height, width) in [-1, 1]; NaN for missing files."""
+        shape = self.source.image_shape()
+        places = self._places(streams.noise, self.source.names(streams.items), streams.trajectories, clones)
+        images = np.full((len(places), *shape), np.nan, np.float32)
+        for image, place, pixels in zip(images, places, in_threads(self._pixels, places), strict=True):
+            if pixels is not None:
+                if pixels.shape[:2] != shape[1:]:
+                    raise ValueError(f"{self._of(place)} has changed during the run; start again in a new store")
+                image[...] = scaled(pixels.transpose(2, 0, 1), self.files.root)
+        return images.reshape(len(streams.items), -1, *shape)
+
+    def _pixels(self, place: _Place) -> np.ndarray | None:
+        """Pixels of a file, uint8 (height, width, channels); None if it is missing or unreadable."""
+        name = self.files.places.get(place)
+        if name is None:
+            return None
+        pixels = decode(Path(self.files.state(name)[0]).read_bytes(), self.source.channels, self.source.size)
+        return None if isinstance(pixels, str) else pixels
+
+    def missing(self, noise: Sequence[float], items: int, trajectories: int, clones: int) -> dict[str, str]:
+        """Missing and unreadable files of an experiment, {name: reason}, after a check of all files.
+
+        Raises
+        ------
+        ValueError
+            If levels, trajectories, clones or all files of an original are missing; for a file without an original, and for
+            sizes or modes that differ from those of the original.
+        """
+        for what, wanted, known in (
+            ("trajectories", trajectories, self.files.trajectories),
+            ("clones", clones, self.files.clones),
+        ):
+            if wanted > len(known):
+                numbers = some_of([str(number) for number in known])
+                raise ValueError(f"{what} = {wanted}, but the recorded files have {len(known)} (numbers {numbers})")
+        absent = [level for level in noise if rounded(level) not in self.files.levels]
+        if absent:
+            levels = ", ".join(f"{level:g}" for level in self.files.levels)
+            raise ValueError(f"noise = {absent[0]:g}: no recorded file has this level; expected some of {levels}")
+        names = self.source.names(np.arange(items))
+        without = [name for name in names if name not in self._texts]
+        if without:
+            some = self._of(next(iter(self.files.places)))
+            raise ValueError(
+                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as {some}); write "
+                f"{{item}} as the name of the original's file without its suffix, or move the originals away"
+            )
+        places = [place for level in noise for place in self._places(level, names, range(trajectories), clones)]
+        there = [place for place in places if place in self.files.places]
+        found = dict(zip(there, in_threads(self._look, there), strict=True))
+        original_of = {self._texts[name]: name for name in names}
+        shape = self.source.image_shape()[1:]
+        modes: dict[str, str] = {}
+        for place, seen in found.items():
+            name = original_of[place.item]
+            if seen.reason:
+                continue
+            if seen.shape != shape:
+                sizes = [f"{width} x {height}" for height, width in (seen.shape, shape)]
+                raise ValueError(
+                    f"{self._of(place)} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and "
+                    f"resize both"
+                )
+            if self.source.channels == 3 and seen.mode not in _COLOURS and seen.mode != "P":
+                if name not in modes:
+                    modes[name] = _mode((Path(self.source.path) / name).read_bytes())
+                if modes[name] in _COLOURS:
+                    raise ValueError(
+                        f"{self._of(place)} is grey (mode {seen.mode}), but its original {name} has colours (mode {modes[name]});"
+                        f" write the file in colour, or give channels = 1 to compare both in grey"
+                    )
+        reasons = {place: found[place].reason if place in found else "no such file" for place in places}
+        return {as_unicode(self._of(place)): reason for place, reason in reasons.items() if reason}
+
+    def _look(self, place: _Place) -> _Seen:
+        return _seen(self.files.state(self.files.places[place]), self.source.channels, self.source.size)
+
+    def swapped(self, noise: float, items: int, trajectories: int, clones: int) -> list[str]:
+        """Sentences on pairs of originals whose files at a noise level seem to be swapped.
+
+        With c_ij the mean distance of the reconstructions of i to original j, a pair is named if j has the smallest
+        (c_ij + c_ji) / (c_ii + c_jj) of i, and this is below .7. Images are averaged to at most 32 pixels a side; the first
+        1,000 originals are compared.
+        """
+        numbers = np.arange(min(items, _MOST_PAIRED))
+        names, originals, made = self.source.names(numbers), [], []
+        for some in np.array_split(numbers, -(-len(numbers) // 32)):
+            originals.append(_coarse(self.source.images_at(some)[0][:, None])[:, 0])
+            made.append(_coarse(self.images(Streams(0, some, noise, range(trajectories)), clones)))
+        ratio, partner = pairing(np.concatenate(originals), np.concatenate(made))
+        pairs = {(min(i, partner[i]), max(i, partner[i])): ratio[i] for i in np.flatnonzero(ratio < _SWAPPED)}
+        if not pairs:
+            return []
+        named = [f"{as_unicode(names[i])} and {as_unicode(names[j])}" for i, j in sorted(pairs, key=lambda pair: pairs[pair])]
+        return [
+            f"at {noise:g}, the smallest noise, reconstructions lie closer to another original than to their own; are the files "
+            f"of these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
+            f"distances to their own: {min(pairs.values()):.2f}; below {_SWAPPED:g} is suspicious)"
+        ]
+
+
+def pairing(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each original i the smallest (c_ij + c_ji) / (c_ii + c_jj) over other originals j, and that j.
+
+    c_ij: mean Euclidean distance of the reconstructions of i to original j. If the files of i and j are swapped, c_ij and c_ji
+    are small at weak noise, and the ratio is far below 1; for a right pairing it is 1 or more.
+
+    Parameters
+    ----------
+    originals : array (items, d)
+    reconstructions : array (items, draws, d)
+        NaN where they are missing; items without any are left out.
+
+    Returns
+    -------
+    ratio : float64 (items,), infinite without other originals
+    partner : int64 (items,)
+
+    Examples
+    --------
+    >>> x = np.eye(3)
+    >>> ratio, partner = pairing(x, 0.9 * x[[1, 0, 2], None])
+    >>> ratio.round(2), partner
+    (array([0.07, 0.07, 1.86]), array([1, 0, 0]))
+    """
+    x = np.asarray(originals, float)
+    squares = (x**2).sum(axis=1)
+    sums, counts = np.zeros((len(x), len(x))), np.zeros((len(x), 1))
+    for draw in range(reconstructions.shape[1]):
+        made = np.asarray(reconstructions[:, draw], float)
+        there = ~np.isnan(made).any(axis=1)
+        made = made[there]
+        square = squares - 2 * made @ x.T + (made**2).sum(axis=1, keepdims=True)
+        sums[there] += np.sqrt(np.maximum(square, 0))
+        counts[there] += 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        c = sums / counts  # NaN for items without reconstructions
+        ratios = (c + c.T) / (c.diagonal()[:, None] + c.diagonal())
+    ratios[np.isnan(ratios) | np.eye(len(x), dtype=bool)] = np.inf
+    partner = ratios.argmin(axis=1)
+    return ratios[np.arange(len(x)), partner], partner
+
+
+def _coarse(images: np.ndarray) -> np.ndarray:
+    """Images (items, draws, channels, height, width) averaged to at most 32 pixels a side, (items, draws, numbers)."""
+    factor = -(-max(images.shape[-2:]) // _SIDE)
+    height, width = (max(1, side // factor) for side in images.shape[-2:])
+    cut = images[..., : height * factor, : width * factor]
+    means = cut.reshape(*images.shape[:3], height, -1, width, cut.shape[-1] // width).mean(axis=(4, 6))
+    return means.reshape(*images.shape[:2], -1)
+
+
+def _files(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+
+
+# --- axes --------------------------------------------------------------------------------------------------------------
+
+
+def _axes_of(model: str, noise: np.ndarray) -> Axes:
+    """abar, log-SNR and sigma of levels t/T in the chain of a model's scheduler with all training timesteps."""
+    from uturn.networks.images.schedules import read_scheduler, schedule
+
+    if (noise > 1).any():
+        raise ValueError(
+            f"schedule = {shown(model)}: reads a level as t/T or strength, but noise = {noise.max():g}; expected levels up to 1"
+        )
+    steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
+    levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
+    words = {
+        "abar": "signal power abar",
+        "log_snr": "log signal-to-noise ratio",
+        "sigma": "noise standard deviation over signal",
+    }
+    return {name: (levels[name].values, {"long_name": text}) for name, text in words.items()}

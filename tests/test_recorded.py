@@ -1,0 +1,445 @@
+"""U-turns that another program has written to image files: `uturn images --recorded`, the corruption and backward `recorded`."""
+
+import itertools
+import json
+import re
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+
+import uturn as ut
+from command_line import uturn
+from tiny_classifier import network
+from uturn.backward.recorded import RecordedImages, pairing
+from uturn.cli.presets import image_experiment
+from uturn.engine.measuring import measure
+from uturn.engine.plan import plan
+from uturn.engine.trial import check
+from uturn.measures.statistics import proportion
+from uturn.networks.images.schedules import schedule
+from uturn.sources import FashionMNISTSource
+from uturn.studies.runs import originals
+
+CLASSIFIER = "tiny_classifier:network"
+PATTERN = "strength_{noise}/{item}_{trajectory}_{clone}.png"
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def save(path, image):
+    """An image in [-1, 1], (height, width) or (height, width, 3), as a file of 8 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint((np.asarray(image) + 1) * 127.5).astype(np.uint8)).save(path)
+
+
+def mixed(image, other, level, rng):
+    """A stand-in for a U-turn: the original fades into another image."""
+    share = level**2
+    return np.clip((1 - share) * image + share * other + 0.05 * level * rng.standard_normal(image.shape), -1, 1)
+
+
+def make(folder, names, levels, trajectories=1, clones=1, name_of=PATTERN.format, seed=0):
+    """A folder of originals and their recorded U-turns, made of embedded images."""
+    images, rng = FashionMNISTSource().all_images()[0][:, 0], np.random.default_rng(seed)
+    for image, name in zip(images, names, strict=False):
+        save(folder / "originals" / f"{name}.png", image)
+        for level, trajectory in itertools.product(levels, range(trajectories)):
+            other = images[rng.integers(len(images))]
+            for clone in range(clones):
+                path = name_of(noise=level, item=name, trajectory=trajectory, clone=clone)
+                save(folder / path, mixed(image, other, level, rng))
+    return folder
+
+
+def options(folder, pattern=PATTERN, **changed):
+    chosen = {"data": str(folder / "originals"), "classifiers": [CLASSIFIER], "channels": 1, "compare_labels": False}
+    return {**chosen, "recorded": str(folder / pattern), "keep": 2, **changed}
+
+
+def run(folder, pattern=PATTERN, store=None, **changed):
+    return ut.run(image_experiment(**options(folder, pattern, **changed)), store)
+
+
+def swap(first, second):
+    other = first.with_name("other")
+    first.rename(other)
+    second.rename(first)
+    other.rename(second)
+
+
+# --- the story -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """60 originals, 9 strengths, 3 versions, 2 clones."""
+    return make(tmp_path_factory.mktemp("recorded"), [f"digit {k:02d}" for k in range(60)], LEVELS, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def measured(recorded):
+    words = ["--recorded", PATTERN, "--data", "originals", "--unit", "strength", "--channels", 1, "--no-compare-labels"]
+    done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=recorded)
+    assert done.returncode == 0, done.stderr
+    return done, xr.open_zarr(recorded / "out" / "run.zarr").load(), ut.study(xr.open_zarr(recorded / "out" / "run.zarr"))
+
+
+def own_classes(folder):
+    """Predicted classes of originals (items,) and reconstructions (levels, items, trajectories, clones), without uturn."""
+
+    def classes(paths):
+        pixels = np.stack([np.asarray(Image.open(path), np.float32) for path in paths]) / 127.5 - 1
+        with torch.no_grad():
+            return network()(torch.from_numpy(pixels)[:, None]).argmax(1).numpy()
+
+    names = [f"digit {k:02d}" for k in range(60)]
+    rows = itertools.product(LEVELS, names, range(3), range(2))
+    paths = [folder / f"strength_{level}" / f"{name}_{t}_{c}.png" for level, name, t, c in rows]
+    return classes([folder / "originals" / f"{name}.png" for name in names]), classes(paths).reshape(9, 60, 3, 2)
+
+
+def test_a_folder_equals_an_own_computation(recorded, measured):
+    done, ds, study = measured
+    before, after = own_classes(recorded)
+    same = after == before[:, None, None]
+    np.testing.assert_array_equal(ds.same_class.values, same)
+    np.testing.assert_array_equal(ds.clone_same_class.values[..., 0], after[..., 0] == after[..., 1])
+    curve = np.r_[1, same.mean(axis=(1, 2, 3))]
+    of = study.sel(reading="same_class")
+    np.testing.assert_allclose(of.curve.sel(estimate="value"), curve, atol=1e-6)
+    # t*: half of the way from 1 to the probability that two originals agree, by a straight line between levels.
+    chance = sum(np.mean(before == k) ** 2 for k in range(5))
+    half = (1 + chance) / 2
+    k = int(np.argmax(curve <= half))
+    x = np.r_[0, LEVELS]
+    star = x[k - 1] + (curve[k - 1] - half) / (curve[k - 1] - curve[k]) * (x[k] - x[k - 1])
+    assert float(of.half_life.sel(axis="noise", estimate="value")) == pytest.approx(star, abs=1e-6)
+    # The largest strength with P(same class) >= .95, and the interval there.
+    held = [level for level, share in zip(LEVELS, curve[1:], strict=True) if share >= 0.95]
+    by_study = of.noise.values[1:][of.curve.sel(estimate="value").values[1:] >= 0.95]
+    assert held
+    assert held == by_study.tolist()
+    bounds = proportion(xr.DataArray(same.astype(float), dims=ds.same_class.dims, coords={"noise": LEVELS}))
+    np.testing.assert_allclose(of.curve.values[1:], bounds.T, atol=1e-6)
+    assert study.noise.attrs["long_name"] == "strength"
+    assert ds.noise.values.tolist() == LEVELS
+    assert "strength" in done.stdout
+    assert "60 originals of originals · 3 noisy versions" in done.stdout
+    assert "swapped" not in done.stderr
+    assert "missing" not in done.stdout
+
+
+def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
+    """Layers, calibration with clones, stored images, the page."""
+    _, ds, study = measured
+    first = np.asarray(Image.open(recorded / "strength_0.3" / "digit 01_2_1.png"), np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(ds.image.sel(noise=0.3, item=1, trajectory=2, clone=1)[0], first)
+    assert ds.file.values[1] == "digit 01.png"
+    assert float(study.gap_p.min()) <= 1e-3  # clones share the image they fade into
+    assert ds.similarity.sizes["network_layer"] >= 2
+    written = {path.name for path in (recorded / "out").iterdir()}
+    assert {"index.html", "study.json", "grid.png", "run.zarr"} <= written
+    assert "recorded U-turns" in (recorded / "out" / "index.html").read_text()
+
+
+def test_files_of_a_model_give_the_readings_of_the_model(tmp_path):
+    """Up to the 8 bits of a file: images and classes. Layers differ, since their reference is the folder."""
+    model = measure(image_experiment(steps=2, levels=[0.5], items=4, trajectories=2, keep=4), 0, np.arange(4))
+    for item, image in enumerate(FashionMNISTSource().images_at(np.arange(4))[0]):
+        save(tmp_path / "originals" / f"{item}.png", image[0])
+        for trajectory in range(2):
+            save(tmp_path / f"0.5_{item}_{trajectory}.png", model["image"][item, trajectory, 0])
+    files = run(tmp_path, "{noise}_{item}_{trajectory}.png", classifiers=["fashion_mnist"], keep=4)
+    np.testing.assert_allclose(files.image[0], model["image"], atol=1 / 127)
+    np.testing.assert_array_equal(files.predicted_class[0], model["predicted_class"])
+
+
+def test_resumes_and_extends(recorded, tmp_path):
+    store, few = tmp_path / "run.zarr", {"clones": 1}
+    first = run(recorded, store=store, items=2, levels=[0.1, 0.5], trajectories=1, **few).load()
+    more = run(recorded, store=store, items=3, levels=[0.1, 0.5], trajectories=2, **few)
+    np.testing.assert_array_equal(more.same_class[:, :2, :1], first.same_class)
+    alone = run(recorded, items=3, levels=[0.1, 0.5], trajectories=2, **few)
+    np.testing.assert_allclose(more.similarity, alone.similarity, atol=1e-5)
+
+
+def test_a_plan_counts_no_calls_of_the_backward(recorded):
+    cost = plan(image_experiment(**options(recorded, items=2, levels=[0.1], keep=0)), budget=0.1)
+    assert set(cost.calls) == {"probes[0]"}
+
+
+# --- missing files -------------------------------------------------------------------------------------------------------
+
+NAMES = ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("small"), NAMES, [0.1, 0.5, 0.9], 2, 2)
+
+
+@pytest.fixture
+def copied(small, tmp_path):
+    return shutil.copytree(small, tmp_path / "copy")
+
+
+def test_missing_files_are_missing_readings(small, copied):
+    probes = [{"type": "network_layers"}, {"type": "images"}, {"type": "changes", "patch": 7}]
+    (copied / "strength_0.5" / "c_1_0.png").unlink()
+    broken = copied / "strength_0.9" / "a_0_1.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    runs = []
+    for folder in (small, copied):
+        spec = image_experiment(**options(folder)).to_dict() | {"probes": probes}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            runs.append(ut.run(ut.Experiment.from_dict(spec)))
+    said = [str(warning.message) for warning in caught if "missing" in str(warning.message)]
+    assert "missing, 2:" in said[0]
+    assert "c_1_0.png (no such file)" in said[0]
+    whole, gaps = runs
+    for name in whole.data_vars:
+        before, after = (ds[name].transpose("noise", "item", ...).values for ds in runs)
+        lost = np.isnan(after).reshape(*after.shape[:2], -1)
+        assert not np.isnan(before).any()
+        if name == "original_class":
+            assert not lost.any()
+        elif name.startswith("change"):
+            assert np.argwhere(lost.any(-1)).tolist() == [[1, 2], [2, 0]], name
+        else:  # (noise, item, trajectory, clone)
+            where = np.isnan(after).reshape(*after.shape[:4], -1).all(-1)
+            twins = [[1, 2, 1, 0], [1, 2, 1, 1], [2, 0, 0, 0], [2, 0, 0, 1]]
+            assert np.argwhere(where).tolist() == (twins if name.startswith("clone_") else [twins[0], twins[3]]), name
+        kept = ~np.isnan(after)
+        np.testing.assert_allclose(after[kept], before[kept], atol=1e-5, err_msg=name)
+    study = ut.study(gaps)
+    text = study.attrs["remark"]
+    assert "2 of 72 reconstructions are missing and have no readings: " in text
+    assert "a_0_1.png" in text
+    assert "leave out 2 of 6 originals" in text
+    of = study.sel(reading="same_class").curve.values[1:]
+    values = gaps.same_class
+    np.testing.assert_allclose(of[:, 0], np.nanmean(values, axis=(1, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(of, proportion(values).T, atol=1e-6)
+    # Calibration and chi are those of the four other originals.
+    left = ut.calibration(gaps.isel(item=[1, 3, 4, 5]), "same_class")
+    np.testing.assert_allclose(study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap)
+    others = whole.isel(item=[1, 3, 4, 5])
+    np.testing.assert_allclose(study.chi, ut.study(others).chi)
+
+
+def test_a_page_and_the_program_name_missing_files(copied):
+    (copied / "strength_0.5" / "c_1_0.png").unlink()
+    words = ["--recorded", PATTERN, "--data", "originals", "--channels", 1, "--no-compare-labels"]
+    done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
+    assert done.returncode == 0, done.stderr
+    said = "1 of 72 reconstructions are missing and have no readings: strength_0.5/c_1_0.png"
+    assert said in " ".join(done.stdout.split())
+    assert said in (copied / "out" / "index.html").read_text()
+    assert json.loads((copied / "out" / "study.json").read_text())
+    # A file that has come, gone or changed is not resumed silently.
+    (copied / "strength_0.5" / "c_0_0.png").unlink()
+    done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
+    assert done.returncode == 2
+    assert "holds another experiment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: (f / "originals" / "b.png").unlink(), "12 recorded files without an original .*b_0_0.png"),
+        (
+            lambda f: (f / "originals" / "b.png").rename(f / "originals" / "z.png"),
+            "12 recorded files without an original .*b_0_0.png.* 1 original without any: z.png",
+        ),
+        (
+            lambda f: save(f / "originals" / "x.png", np.zeros((28, 28))),
+            "1 original without any recorded file: x.png .*a_0_0.png",
+        ),
+        (lambda f: save(f / "strength_0.1" / "a_0_0.png", np.zeros((20, 28))), "a_0_0.png has 28 x 20 .* a.png has 28 x 28"),
+        (lambda f: shutil.copytree(f / "strength_0.1", f / "strength_.10"), "strength_.10/a_0_0.png and .* are the same U-turn"),
+        (lambda f: shutil.copy(f / "originals" / "a.png", f / "originals" / "a.bmp"), "a_0_0.png has 2 originals .*a.bmp, a.png"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(copied, change, says):
+    change(copied)
+    with pytest.raises(ValueError, match=says):
+        ut.run(image_experiment(**options(copied)), copied / "run.zarr")
+    assert not (copied / "run.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"recorded": "strength_{noise}.png"}, "no {item}"),
+        ({"recorded": "{item}_{seed}.png"}, "the field {seed}"),
+        ({"recorded": "{item}_{noise.png"}, "pattern = .*expected"),
+        ({"recorded": "nowhere/{item}_{noise}.png"}, "nowhere is not a folder"),
+        ({"recorded": "originals/{item}_{noise}.png"}, "no file matches it, originals/? holds a.png"),
+        ({"steps": 10}, "steps = 10: an option of models"),
+        ({"model": "mine:network"}, "model = 'mine:network': an option of models"),
+        ({"data": "fashion_mnist"}, "expected the folder of the originals"),
+        ({"levels": 3}, "levels = 3: expected levels of the recorded files"),
+        ({"levels": [0.1, 0.2]}, "noise = 0.2: no recorded file has this level; expected some of 0.1, 0.5, 0.9"),
+        ({"trajectories": 3}, r"trajectories = 3, but the recorded files have 2 \(numbers 0, 1\)"),
+        ({"recorded": None, "unit": "strength"}, "unit = 'strength': goes with recorded"),
+    ],
+)
+def test_wrong_options_end_in_one_line(small, monkeypatch, changed, says):
+    monkeypatch.chdir(small)
+    with pytest.raises(ValueError, match=re.compile(says, re.DOTALL)) as error:
+        ut.run(image_experiment(**options(small) | {"recorded": PATTERN} | changed))
+    assert "\n" not in str(error.value)
+
+
+def test_colours_are_checked_and_grey_is_compared_on_demand(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        colour = rng.uniform(-1, 1, (28, 28, 3))
+        save(tmp_path / "originals" / f"{name}.png", colour)
+        save(tmp_path / f"0.5_{name}.png", colour[..., 0])
+    spec = {
+        "items": 2,
+        "source": {"type": "images", "path": str(tmp_path / "originals")},
+        "corruption": {"type": "recorded", "noise": [0.5]},
+        "backward": {"type": "recorded", "pattern": str(tmp_path / "{noise}_{item}.png")},
+        "probes": [{"type": "images"}],
+    }
+    with pytest.raises(ValueError, match=r"0.5_a.png is grey \(mode L\), but its original a.png has colours \(mode RGB\)"):
+        ut.run(ut.Experiment.from_dict(spec))
+    grey = spec | {"source": spec["source"] | {"channels": 1}}
+    assert ut.run(ut.Experiment.from_dict(grey)).image.shape == (1, 2, 1, 1, 28, 28)
+    # Grey originals that a pipeline wrote in colour are compared.
+    for name in "ab":
+        shutil.copy(tmp_path / f"0.5_{name}.png", tmp_path / "originals" / f"{name}.png")
+        save(tmp_path / f"0.5_{name}.png", np.zeros((28, 28, 3)))
+    assert ut.run(ut.Experiment.from_dict(spec)).image.shape == (1, 2, 1, 3, 28, 28)
+
+
+def test_the_resizing_of_the_originals_is_applied_to_the_files(tmp_path):
+    """At no noise the files are copies of the originals, of several sizes."""
+    rng = np.random.default_rng(0)
+    for name, shape in {"a": (50, 80), "b": (40, 40), "c": (90, 33)}.items():
+        save(tmp_path / "originals" / f"{name}.png", rng.uniform(-1, 1, shape))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "originals" / f"{name}.png", tmp_path / "out" / f"{name}_0.png")
+    spec = {
+        "items": 3,
+        "source": {"type": "images", "path": str(tmp_path / "originals"), "size": 32, "channels": 1},
+        "corruption": {"type": "recorded", "noise": [0.0]},
+        "backward": {"type": "recorded", "pattern": str(tmp_path / "out" / "{item}_{noise}.png")},
+        "probes": [{"type": "images"}],
+    }
+    experiment = ut.Experiment.from_dict(spec)
+    images = experiment.parts.source.images_at(np.arange(3))[0]
+    np.testing.assert_array_equal(ut.run(experiment).image[0, :, 0], images)
+    shutil.copy(tmp_path / "originals" / "b.png", tmp_path / "out" / "a_0.png")
+    changed = ut.run(ut.Experiment.from_dict(spec))
+    np.testing.assert_array_equal(changed.image[0, 0, 0], images[1])
+    np.testing.assert_array_equal(originals(changed, np.arange(3))[0], images)  # not what was made of them at noise 0
+
+
+# --- names ---------------------------------------------------------------------------------------------------------------
+
+
+def test_odd_names(tmp_path):
+    """Spaces, dots, brackets, fields with a format, and items with sub-folders in front of equal names."""
+    names = ["cats/01 [a].b", "dogs/*?", "dogs/01 [a].b", "dogs/x_1_2"]
+    folder = make(tmp_path, names, [0.5], 2, name_of="out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png".format)
+    ds = run(folder, "out [v1.0] {{}} {noise}/{item}.{trajectory:03d}.png")
+    assert ds.file.values.tolist() == [f"{name}.png" for name in names]
+    assert ds.sizes["trajectory"] == 2
+    assert not np.isnan(ds.same_class).any()
+    for item, file in enumerate(ds.file.values.tolist()[:2]):
+        path = folder / "out [v1.0] {} 0.5" / f"{file.removesuffix('.png')}.001.png"
+        np.testing.assert_array_equal(ds.image[0, item, 1, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
+
+
+def test_items_of_classes_in_one_folder(tmp_path):
+    """The name alone, where it is that of one original."""
+    folder = make(tmp_path, ["cats/1", "dogs/2"], [0.5], name_of=lambda noise, item, **_: f"out/{item[-1]}-{noise}.png")
+    assert not np.isnan(run(folder, "out/{item}-{noise}.png").same_class).any()
+
+
+def test_notations_of_noise(tmp_path):
+    """Percent are the user's unit; .1, 0.10 and 1e-1 are one level; arithmetic may leave a last digit."""
+    texts = {"a": {0.1: ".1", 0.3: "0.30", 10.0: "10"}, "b": {0.1: "0.10", 0.3: "3e-1", 10.0: "10.0"}}
+    folder = make(tmp_path, "ab", [0.1, 0.3, 10.0], name_of=lambda noise, item, **_: f"x/s{texts[item][noise]}_{item}.png")
+    pattern = "x/s{noise}_{item}.png"
+    ds = run(folder, pattern, unit="percent")
+    assert ds.noise.values.tolist() == [0.1, 0.3, 10.0]
+    assert ds.noise.attrs["long_name"] == "percent"
+    assert not np.isnan(ds.same_class).any()
+    assert not np.isnan(run(folder, pattern, levels=[0.1 + 0.2, 10]).same_class).any()
+
+
+def test_only_files_below_the_folder_are_read(small, tmp_path):
+    backward = RecordedImages(pattern=str(small / "strength_0.1" / ".." / "strength_{noise}" / "{item}_{trajectory}_{clone}.png"))
+    assert all(not name.startswith("..") for name in backward.files.names)
+    with pytest.raises(ValueError, match=r"no \{noise\}"):
+        _ = RecordedImages(pattern=str(small / "{noise}" / "{item}" / ".." / ".." / "originals" / "a.png")).files
+
+
+# --- axes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_further_axes_of_levels(small):
+    spec = image_experiment(**options(small, clones=1)).to_dict()
+    log_snr = [3.0, 0.0, -3.0]
+    spec["corruption"] |= {"coordinates": {"log_snr": log_snr, "kelvin": [1, 2, 3]}}
+    ds = ut.run(ut.Experiment.from_dict(spec))
+    assert ds.log_snr.values.tolist() == log_snr
+    assert ds.kelvin.values.tolist() == [1, 2, 3]
+    assert {"log_snr", "abar", "sigma", "kelvin"} <= set(ut.study(ds).axis.values)
+    spec["corruption"]["coordinates"]["kelvin"] = [1, 2]
+    with pytest.raises(ValueError, match=r"kelvin has shape \(2,\); expected \(3,\)"):
+        ut.run(ut.Experiment.from_dict(spec))
+
+
+def test_the_schedule_of_a_model(small):
+    ds = run(small, schedule="fashion_mnist", clones=1)
+    of_model = schedule("fashion_mnist", 1000, timestep_spacing="linspace").sel(step=[100, 500, 900])
+    for name in ("abar", "log_snr", "sigma"):
+        np.testing.assert_allclose(ds[name], of_model[name])
+    assert "log_snr" in ut.study(ds).axis.values
+
+
+# --- pairing -------------------------------------------------------------------------------------------------------------
+
+
+def made(rng, level, items=60, draws=3):
+    images = FashionMNISTSource().all_images()[0][:, 0]
+    chosen = images[rng.permutation(len(images))[:items]]
+    others = images[rng.integers(len(images), size=(items, draws))]
+    return chosen.reshape(items, -1), mixed(chosen[:, None], others, level, rng).reshape(items, draws, -1)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_swapped_pairs_are_found_without_false_alarms(level):
+    """30 folders of 60 originals: no false alarm, which would have a probability below .05 at a rate of .1; 28 swaps or more."""
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(30):
+        clean, reconstructions = made(rng, level)
+        assert pairing(clean, reconstructions)[0].min() >= 0.7
+        i, j = rng.permutation(60)[:2]
+        reconstructions[[i, j]] = reconstructions[[j, i]]
+        ratio, partner = pairing(clean, reconstructions)
+        found += set(np.flatnonzero(ratio < 0.7)) == {i, j} and partner[i] == j
+    assert found >= 28
+
+
+def test_the_program_names_a_swapped_pair(copied, tmp_path):
+    experiment = image_experiment(**options(copied))
+    assert not [line for line in check(experiment) if line.startswith("model check:")]
+    for draw in ("0_0", "0_1", "1_0", "1_1"):
+        swap(copied / "strength_0.1" / f"b_{draw}.png", copied / "strength_0.1" / f"e_{draw}.png")
+    said = "model check: at 0.1, the smallest noise, reconstructions lie closer to another original than to their own"
+    experiment = image_experiment(**options(copied))
+    assert [line for line in check(experiment) if line.startswith(said) and "swapped: b.png and e.png?" in line]
+    with pytest.warns(UserWarning, match="swapped: b.png and e.png?"):
+        ds = ut.run(experiment, tmp_path / "run.zarr")
+    assert "swapped" in ds.attrs["warnings"]
