@@ -321,7 +321,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Test
     bound, opposite = (low, high) if goal.sign > 0 else (high, low)
     passes = goal.sign * bound >= goal.sign * goal.value
     order = np.flatnonzero(x > 0)[:: -1 if goal.lose else 1]
-    count = int(np.append(passes[order], False).argmin())  # of levels that pass before the first that does not
+    count = int(np.logical_and.accumulate(passes[order]).sum())  # of levels that pass before the first that does not
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
     there = run[goal.name].isel(goal.where).notnull()
