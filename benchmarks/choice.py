@@ -70,7 +70,9 @@ def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
 
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.25, 1), constrained_layout=True)
-        worst = {name: max((found for curve, _, found in rows if curve == name), key=lambda found: found["largest"]) for name in CURVES}
+        worst = {
+            name: max((found for curve, _, found in rows if curve == name), key=lambda found: found["largest"]) for name in CURVES
+        }
         y = np.arange(len(worst))
         for shift, rule, colour, label in (
             (-0.2, "sequence", ACCENT, "uturn choose"),

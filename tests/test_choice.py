@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,7 +222,9 @@ def test_names_are_those_of_the_study():
     for short, name in (("first_layer", "similarity, layer = stem"), ("last_layer", "similarity, layer = head")):
         assert ut.choose(run, short, keep=0.5).keep.words == f"{name} >= 0.5"
     for name in ("similarity", "lable"):
-        with pytest.raises(ValueError, match=f"reading = '{name}': expected .*'similarity, layer = stem'; 'similarity, layer = head'"):
+        with pytest.raises(
+            ValueError, match=f"reading = '{name}': expected .*'similarity, layer = stem'; 'similarity, layer = head'"
+        ):
             ut.choose(run, name, keep=0.5)
     one = run.isel(layer=[1])
     assert ut.choose(one, "similarity", keep=0.5).keep.words == "similarity, layer = head >= 0.5"
@@ -298,3 +302,63 @@ def test_the_command(tmp_path):
     for wrong in ("same_class", "same_class=x", "same_class=.9"):
         mistake = uturn("choose", "folder", "--keep", wrong, cwd=tmp_path)
         assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
+
+
+# --- the recipes, at a small size ----------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+
+
+def recipe(name, folder, **sizes):
+    """What `main` of a script gives, and the run that it has stored."""
+    return runpy.run_path(str(RECIPES / f"{name}.py"))["main"](str(folder), levels=(1, 2), **sizes)
+
+
+def test_the_recipe_of_strength(tmp_path, capsys):
+    choice = recipe("strength", tmp_path, items=10, steps=20)
+    run = xr.open_zarr(tmp_path / "run.zarr").load()
+    np.testing.assert_allclose(choice.keep.mean, run.same_class.mean(("item", "trajectory")))
+    assert choice.answer == "not decided"  # of 10 originals
+    assert set(choice.by) == set(range(10))
+    assert "Ankle boot    not decided" in capsys.readouterr().out
+    assert (tmp_path / "strength.png").stat().st_size > 10_000
+
+
+def test_the_recipe_of_purification(tmp_path, capsys):
+    choice = recipe("purification", tmp_path, items=10, steps=20, epsilon=0.2)
+    clean, moved = (xr.open_zarr(tmp_path / f"{name}.zarr").load() for name in ("clean", "perturbed"))
+    fooled = clean.original_class.values[0] != moved.original_class.values[0]
+    assert 5 <= fooled.sum() < 10  # so that the test of what is left out can fail
+    assert choice.lose.originals.tolist() == [fooled.sum()] * 2
+    np.testing.assert_allclose(choice.lose.mean, moved.same_class.values[:, fooled].mean((1, 2)))
+    perturbation = np.load(tmp_path / "perturbed.npy") - ut.fashion_mnist.load_test_set()[0][:10]
+    assert np.abs(perturbation).max() == pytest.approx(0.2)
+    assert "adaptive attacks" in capsys.readouterr().out
+
+
+def test_the_recipe_of_anomalies(tmp_path, capsys):
+    choice = recipe("anomalies", tmp_path, items=6, steps=10)
+    assert list(choice.by) == [4, 8, 12]
+    assert "xi (pixels)" in capsys.readouterr().out
+    run, images = xr.open_zarr(tmp_path / "planted.zarr").load(), np.load(tmp_path / "planted.npy")
+    normal = ut.fashion_mnist.load_test_set()[0][:6]
+    changed = (images != normal)[:, 0]
+    assert changed.sum((1, 2)).tolist() == [16, 64, 144] * 2
+    left = [
+        np.dot((run.image.values[1, i, 0] - normal[i])[0][changed[i]], (images - normal)[i, 0][changed[i]])
+        / np.square((images - normal)[i, 0][changed[i]]).sum()
+        for i in range(6)
+    ]
+    assert choice.lose.mean[1] == pytest.approx(np.mean(left), rel=1e-5)
+    assert choice.keep.mean[0] < choice.keep.mean[1]
+
+
+def test_false_choices():
+    """The sequence errs in 5 % at most, the largest level that passes does not keep that (negative control)."""
+    of = runpy.run_path(str(RECIPES.parents[1] / "benchmarks" / "choice.py"))
+    design = of["Design"](100, 1, 0.0)
+    for name in ("just below the goal", "falls slowly"):
+        found = of["false_choices"](of["CURVES"][name], design, 1000)
+        assert found["sequence"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+    found = of["false_choices"](of["CURVES"]["just below the goal"], design, 1000)
+    assert found["largest"] > 0.12

@@ -32,14 +32,14 @@ def planted(images, seed=0):
     return np.where(masks, -images, images), masks
 
 
-def measure(source, probes, items, trajectories, steps, store):
+def measure(source, probes, items, trajectories, steps, levels, store):
     return ut.run(
         ut.Experiment.from_dict({
             "items": items,
             "trajectories": trajectories,
             "chunk": 30,
             "source": source,
-            "corruption": {"type": "diffusion", "noise": [k / steps for k in STEPS_BACK]},
+            "corruption": {"type": "diffusion", "noise": [k / steps for k in levels]},
             "backward": {"type": "diffusion", "steps": steps},
             "probes": probes,
         }),
@@ -48,7 +48,7 @@ def measure(source, probes, items, trajectories, steps, store):
     )  # fmt: skip
 
 
-def readings(out, items, steps):
+def readings(out, items, steps, levels):
     """The run of the planted images: `left`, the share of the square that is left, and `rest`, the change of the other pixels.
 
     left = <x̂ - x, a - x> / |a - x|² over the square, with the normal image x, the planted one a, and the reconstruction x̂ of a.
@@ -58,7 +58,9 @@ def readings(out, items, steps):
     normal = ut.fashion_mnist.load_test_set()[0][:items]
     images, masks = planted(normal)
     np.save(f"{out}/planted.npy", images)
-    run = measure({"type": "array", "path": f"{out}/planted.npy"}, [{"type": "images"}], items, 1, steps, f"{out}/planted.zarr")
+    run = measure(
+        {"type": "array", "path": f"{out}/planted.npy"}, [{"type": "images"}], items, 1, steps, levels, f"{out}/planted.zarr"
+    )
     change = run.image.values - normal[:, None]  # (noise, item, trajectory, channel, row, column)
     sides, pixels = (images - normal)[:, None], (-3, -2, -1)
     left = (change * sides).sum(pixels) / (sides**2).sum(pixels)
@@ -94,16 +96,19 @@ def draw(run, choice, study):
         return figure
 
 
-def main(out="results/anomalies", items=60, steps=20):
-    run = readings(out, items, steps)
+def main(out="results/anomalies", items=60, steps=20, levels=STEPS_BACK):
+    run = readings(out, items, steps, levels)
     normal = {"type": "fashion_mnist"}
-    study = ut.study(measure(normal, [{"type": "changes"}], max(items // 3, 2), 4, steps, f"{out}/normal.zarr"))
+    study = ut.study(measure(normal, [{"type": "changes"}], max(items // 3, 2), 4, steps, levels, f"{out}/normal.zarr"))
     choice = ut.choose(run, "rest", keep=KEEP, lose={"left": LOSE}, by="side")
     print(choice)
     print("\n  t/T   chi  xi (pixels)  left of squares of", *SIDES, "pixels")
     for k, noise in enumerate(run.noise.values):
         shares = [part.lose.mean[k] for part in choice.by.values()]
-        print(f"{noise:5.2f} {study.chi.values[0, k + 1, 0]:5.1f} {4 * study.xi.values[0, k + 1, 0]:12.1f}  ", *(f"{share:5.2f}" for share in shares))
+        print(
+            f"{noise:5.2f} {study.chi.values[0, k + 1, 0]:5.1f} {4 * study.xi.values[0, k + 1, 0]:12.1f}  ",
+            *(f"{share:5.2f}" for share in shares),
+        )
     save_figure(draw(run, choice, study), Path(out) / "anomalies.png")
     return choice
 

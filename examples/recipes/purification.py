@@ -29,14 +29,14 @@ def perturbed(images, epsilon):
     return (images + epsilon * images.grad.sign()).clamp(-1, 1).detach().numpy()
 
 
-def measure(source, steps, items, store):
+def measure(source, items, steps, levels, store):
     """U-turns of the images of a source."""
     return ut.run(
         ut.Experiment.from_dict({
             "items": items,
             "chunk": 100,
             "source": source,
-            "corruption": {"type": "diffusion", "noise": [k / steps for k in STEPS_BACK]},
+            "corruption": {"type": "diffusion", "noise": [k / steps for k in levels]},
             "backward": {"type": "diffusion", "steps": steps},
             "probes": [{"type": "network_layers"}],
         }),
@@ -45,7 +45,7 @@ def measure(source, steps, items, store):
     )  # fmt: skip
 
 
-def readings(out, items, steps, epsilon):
+def readings(out, items, steps, epsilon, levels):
     """The run of the clean images, with two readings of the perturbed ones; images whose class has not changed have none.
 
     `same_class`: a clean image keeps its class. `still_fooled`: a perturbed image keeps its wrong class. `restored`: it gets back
@@ -54,8 +54,8 @@ def readings(out, items, steps, epsilon):
     Path(out).mkdir(parents=True, exist_ok=True)
     images = perturbed(ut.fashion_mnist.load_test_set()[0][:items], epsilon)
     np.save(f"{out}/perturbed.npy", images)
-    clean = measure({"type": "fashion_mnist"}, steps, items, f"{out}/clean.zarr")
-    moved = measure({"type": "array", "path": f"{out}/perturbed.npy"}, steps, items, f"{out}/perturbed.zarr")
+    clean = measure({"type": "fashion_mnist"}, items, steps, levels, f"{out}/clean.zarr")
+    moved = measure({"type": "array", "path": f"{out}/perturbed.npy"}, items, steps, levels, f"{out}/perturbed.zarr")
     fooled = moved.original_class.values != clean.original_class.values  # (noise, item), the same at each noise
     print(f"epsilon {epsilon:g} changes the class of {fooled[0].sum()} of {items} images")
     restored = moved.predicted_class.values == clean.original_class.values[..., None]
@@ -79,11 +79,14 @@ def draw(run, choice):
         return figure
 
 
-def main(out="results/purification", items=200, steps=20, epsilon=0.1):
-    run = readings(out, items, steps, epsilon)
+def main(out="results/purification", items=200, steps=20, epsilon=0.1, levels=STEPS_BACK):
+    run = readings(out, items, steps, epsilon, levels)
     choice = ut.choose(run, "same_class", keep=KEEP, lose={"still_fooled": LOSE})
     print(choice)
-    print("right class restored:", *(f"{x:.2f}: {y:.2f}" for x, y in zip(run.noise.values, run.restored.mean(("item", "trajectory")).values, strict=True)))
+    print(
+        "right class restored:",
+        *(f"{x:.2f}: {y:.2f}" for x, y in zip(run.noise.values, run.restored.mean(("item", "trajectory")).values, strict=True)),
+    )
     print("Not measured: adaptive attacks, which know of the U-turn.")
     save_figure(draw(run, choice), Path(out) / "purification.png")
     return choice

@@ -19,14 +19,14 @@ GOAL = 0.95
 STEPS_BACK = (1, 2, 3, 5)  # of the chain: the strengths measured
 
 
-def measure(out, items, steps):
+def measure(out, items, steps, levels):
     """The run, which resumes if it is interrupted; item i has the label i % 10, and a guarantee by class needs 59 of each."""
     return ut.run(
         ut.Experiment.from_dict({
             "items": items,
             "chunk": 100,
             "source": {"type": "fashion_mnist"},
-            "corruption": {"type": "diffusion", "noise": [k / steps for k in STEPS_BACK]},
+            "corruption": {"type": "diffusion", "noise": [k / steps for k in levels]},
             "backward": {"type": "diffusion", "steps": steps},
             "probes": [{"type": "network_layers"}],
         }),
@@ -69,8 +69,8 @@ def draw(run, choice):
         return figure
 
 
-def main(out="results/strength", items=600, steps=20):
-    run = measure(out, items, steps)
+def main(out="results/strength", items=600, steps=20, levels=STEPS_BACK):
+    run = measure(out, items, steps, levels)
     choice = ut.choose(run, "same_class", keep=GOAL, by="label")
     print(choice)
     print(f"\n{'':12s}  strength  class kept  diversity")

@@ -29,6 +29,7 @@ NOT_MEASURED = (
     "The mean over originals drawn like these is bounded, for this model and sampler at the levels tested. Each single original, "
     "other data, and what no reading measures are not: a label that is kept, for example, is not accuracy gained."
 )
+_STRENGTHS = "strength", "strength (SD3, FLUX)"  # of pipelines that make int(N strength) steps, and N - int(N - N strength)
 _POWER = 0.8
 _MOST_ORIGINALS = 10_000_000
 _MOST_NAMES = 12  # in an error
@@ -368,7 +369,7 @@ def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
         at["timestep"] = float(level.timestep)
     if {"step", "t_over_T"} <= set(level.coords):
         steps = round(float(level.step / level.t_over_T))
-        for name, counts_down in (("strength", False), ("strength (SD3, FLUX)", True)):
+        for name, counts_down in zip(_STRENGTHS, (False, True), strict=True):
             at[name] = strength_of(int(level.step), steps, counts_down)
     return at
 
@@ -392,7 +393,7 @@ def _lines(choice: Choice) -> Iterator[str]:
                 break
         if np.isfinite(test.crossing["noise"].value):
             yield f"  an estimate, not guaranteed: the curve crosses the goal at {x} = {test.crossing['noise']}"
-    yield _answer(choice)
+    yield f"{_answer(choice)}{_places(choice.at)}"
     for value, part in choice.by.items():
         yield f"  {choice.part} = {value}, {part.keep.originals.max()} originals: {_answer(part)}"
     yield NOT_MEASURED
@@ -412,22 +413,25 @@ def _end(test: Tested) -> str:
 def _answer(choice: Choice) -> str:
     """The answer in one line."""
     keep, lose = choice.keep, choice.lose
-    tests = [test for test in (keep, lose) if test is not None]
     if choice.answer == CHOSEN:
-        other = "strength (SD3, FLUX)"
-        places = {key: f"{value:.4g}" for key, value in choice.at.items() if key != "noise"}
-        if places.get("strength") == places.get(other):
-            places.pop(other, None)
-        on_axes = ", ".join(" ".join(place) for place in places.items())
-        window = "" if choice.window is None else f"; window from {choice.window[0]:.4g} to {choice.window[1]:.4g}"
-        return f"{CHOSEN}: {choice.axis} = {choice.noise:.4g}{f' ({on_axes})' if on_axes else ''}{window}"
+        window = "" if choice.window is None else ", window from {:.4g} to {:.4g}".format(*choice.window)
+        return f"{CHOSEN}: {choice.axis} = {choice.noise:.4g}{window}"
     if choice.answer == OPEN:
-        undecided = max((test for test in tests if not test.missed), key=lambda test: test.more)
-        return f"{undecided.words} at {choice.axis} = {undecided.ended:.3g} is {_end(undecided)}"
+        tests = [test for test in (keep, lose) if test is not None and not test.missed]
+        test = max(tests, key=lambda test: test.more)
+        return f"{test.words} at {choice.axis} = {test.ended:.3g} is {_end(test)}"
     if lose is None:
         return f"{NONE}: missed already at {choice.axis} = {keep.ended:.3g}"
-    ends = [
-        f"{test.words} {f'{word} {test.noise:.3g}' if np.isfinite(test.noise) else 'nowhere'}"
-        for test, word in zip(tests, ("up to", "from"), strict=True)
-    ]
-    return f"{NONE}: {' and '.join(ends)}"
+    kept, lost = (
+        "nowhere" if np.isnan(test.noise) else f"{word} {test.noise:.3g}" for test, word in ((keep, "up to"), (lose, "from"))
+    )
+    return f"{NONE}: {keep.words} {kept} and {lose.words} {lost}"
+
+
+def _places(at: dict[str, float]) -> str:
+    """A level on all further axes, in parentheses."""
+    # Both roundings of the strength are often the same.
+    places = {axis: f"{value:.4g}" for axis, value in at.items() if axis != "noise"}
+    if places.get("strength") == places.get(_STRENGTHS[1]):
+        places.pop(_STRENGTHS[1], None)
+    return f" ({', '.join(map(' '.join, places.items()))})" if places else ""
