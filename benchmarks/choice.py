@@ -2,9 +2,9 @@
 
     python benchmarks/choice.py [--runs 4000] [--plot docs/images/which-noise.png]
 
-Runs are simulated: readings 0 and 1 with a probability that depends on the noise, n items, m trajectories, a goal of .95. The U-turns
-of an item are independent, or alike: then it has one threshold, so that its readings at all levels are correlated. A choice is
-false if the true probability at the chosen level is below the goal. The tests of levels are allowed 5 % of these.
+Runs are simulated: readings 0 and 1 with a probability that depends on the noise, n items, m trajectories, a goal of .95. The
+U-turns of an item are independent, or correlated at all levels, since a normal variable of the item is added to one of each
+U-turn before both are compared with a threshold. A choice is false if the true probability at the chosen level is below the goal.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bounds(curve: list[float], of: Design, runs: int, seed: int = 0) -> np.ndarr
 
 
 def false_choices(curve: list[float], of: Design, runs: int, seed: int = 0) -> dict[str, float]:
-    """Share of runs whose choice misses the goal, for the sequence of tests and for the largest level that passes."""
+    """Share of runs with an accepted level that misses the goal: of the sequence of tests, and the largest that passes."""
     passes = bounds(curve, of, runs, seed) >= GOAL
     first = np.logical_and.accumulate(passes)
     misses = np.array(curve)[:, None] < GOAL

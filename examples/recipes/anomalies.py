@@ -2,10 +2,11 @@
 
     python examples/recipes/anomalies.py [--items 60] [--steps 20] [--out results/anomalies]
 
-Two measurements. (1) Normal images: how many patches of 4 pixels change together in a U-turn (susceptibility chi) and over which
-distance (correlation length xi). (2) Images with an anomaly, a square in which black and white are exchanged: the share of it that
-is left after the U-turn, 1 untouched and 0 rewritten as the normal image, and the change of the rest of the image. Detection by
-comparing an image with its U-turn needs a noise in the window between both. Model and images are those of the package.
+Two measurements. (1) Normal images: how many patches of 4 pixels change together in a U-turn (susceptibility chi), and over which
+distance (correlation length xi). (2) Images with an anomaly, a square in which black and white are exchanged: the share of it
+that is left after the U-turn, 1 untouched and 0 rewritten as the normal image, and the change of the rest of the image. An
+anomaly is detected by comparing an image with its U-turn, at a noise in the window between both. Model and images are those of
+the package.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python examples/recipes/strength.py [--items 600] [--steps 20] [--out results/strength]
 
 Images are noised and denoised at several strengths, and a classifier reads the class of original and reconstruction. Diversity is
-the squared distance of both in the first layer of the classifier: 0 if nothing has changed, 1 for two unrelated images. The model,
-the classifier and the images are those of the package; docs/images.md says how to name others.
+the squared distance of both in the first layer of the classifier: 0 if nothing has changed, 1 for two unrelated images. The
+model, the classifier and the images are those of the package; docs/images.md says how to name others.
 """
 
 import argparse
