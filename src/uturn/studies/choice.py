@@ -17,7 +17,7 @@ import xarray as xr
 from uturn.core.checks import shown
 from uturn.core.reading import Instructions
 from uturn.measures.calibration import label_of
-from uturn.measures.statistics import WITHIN, Estimate, checked_share, crossing
+from uturn.measures.statistics import WITHIN, Estimate, checked_share, crossing, independent_groups
 from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, no_reading
 from uturn.studies.axes import Axes, strength_of
 from uturn.studies.curves import place
@@ -164,7 +164,7 @@ def choose(
         Its name in the study, such as "same_class" or "similarity, network_layer = block1". A variable alone will do if it has
         one level; the ends of an ordered series are also called as "first_layer", "last_layer".
     keep : float
-        The goal, strictly inside the bounds of the reading.
+        The goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 are shares, declared as such or not.
     lose : {reading: goal}, optional
         A reading that has to be lost: tested from large noise downwards. The noise chosen is then the upper end of the window
         between both; each end has the confidence stated, so both together at least 1 - 2 (1 - confidence).
@@ -203,11 +203,12 @@ def choose(
     run = by_noise(finished_run(ds))
     axes = Axes(run)
     goals = [_goal(run, axes, *goal) for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))]
-    choice = _choice(run, axes, goals, confidence)
-    if by is None:
-        return choice
-    parts = {value: _choice(run.isel(item=items), axes, goals, confidence) for value, items in _parts(run, by).items()}
-    return replace(choice, by=parts, part=by)
+    items_of = {} if by is None else _parts(run, by)
+    rules = [rule for goal in goals for rule in (goal.name, goal.how.start, goal.how.chance) if isinstance(rule, str)]
+    used = {name for rule in rules for name in rule.removeprefix("same:").split("=", 1)}
+    run = run[[name for name in run.data_vars if name in used]]  # parts copy what they select, such as images
+    by_part = {value: _choice(run.isel(item=items), axes, goals, confidence) for value, items in items_of.items()}
+    return replace(_choice(run, axes, goals, confidence), by=by_part, part=by or "")
 
 
 def originals_needed(truth: float, goal: float, confidence: float = 0.95, power: float = _POWER) -> float:
@@ -326,33 +327,33 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Test
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
     there = run[goal.name].isel(goal.where).notnull()
-    originals = there.any([dim for dim in there.dims if dim not in ("noise", "item")]).sum("item").values
-    originals = np.pad(originals, (len(x) - len(originals), 0))  # noise 0 may have been added
+    there = there.any([dim for dim in there.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
+    there = np.pad(there, ((len(x) - len(there), 0), (0, 0)))  # noise 0 may have been added
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
     return Tested(
         f"{goal.label} {'>=' if goal.sign > 0 else '<='} {goal.value:g}",
         float(x[order[count - 1]]) if count else math.nan,
-        *(values[x > 0] for values in (x, mean, bound, originals)),
+        *(values[x > 0] for values in (x, mean, bound, there.sum(1))),
         math.nan if end is None else float(x[end]),
         missed,
-        0.0 if end is None or missed else _more(level, goal, end, int(originals[end]), confidence),
+        0.0 if end is None or missed else _more(level, goal, end, independent_groups(run[goal.name])[there[end]], confidence),
         dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
     )
 
 
-def _more(level: Level, goal: _Goal, k: int, originals: int, confidence: float) -> float:
-    """Number of further originals that decide level k if its mean is the truth."""
+def _more(level: Level, goal: _Goal, k: int, group: np.ndarray, confidence: float) -> float:
+    """Number of further originals that decide level k if its mean is the truth; `group`: of each original that is read there."""
     from scipy.special import ndtri
 
-    mean, low, high = level.curve[k]
+    (mean, low, high), originals = level.curve[k], len(group)
     if not originals or mean == goal.value:
         return math.inf if originals else math.nan
     if goal.how.is_share:
-        error = float(level.replicates.error(lambda curve: curve[k]))
-        # U-turns of one original count as several originals as far as they are independent.
-        draws = max(mean * (1 - mean) / error**2 / originals, 1.0) if error > 0 else 1.0
-        needed = originals_needed(mean, goal.value, confidence) / draws
+        # The effective number of tosses: U-turns of one original count as several as far as they are independent.
+        variance, tosses = float(level.replicates.error(lambda curve: curve[k])) ** 2, float(len(np.unique(group)))
+        tosses = max(tosses, mean * (1 - mean) / variance) if variance > 0 else tosses
+        needed = originals_needed(mean, goal.value, confidence) * originals / tosses
     else:  # the bound is z errors from the mean, and has to be so at the quantile of the power
         z, half = ndtri(confidence), max(mean - low, high - mean)
         needed = originals * (half * (1 + ndtri(_POWER) / z) / (mean - goal.value)) ** 2
