@@ -10,6 +10,7 @@ U-turn before both are compared with a threshold. A choice is false if the true 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -66,21 +67,17 @@ def false_choices(curve: list[float], of: Design, runs: int, seed: int = 0) -> d
 
 def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
     """False choices of both rules, and the power of the test of one level against the number of originals."""
-    from pathlib import Path
-
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1.25, 1), constrained_layout=True)
-        worst = {
-            name: max((found for curve, _, found in rows if curve == name), key=lambda found: found["largest"]) for name in CURVES
-        }
-        y = np.arange(len(worst))
+        y = np.arange(len(CURVES))
         for shift, rule, colour, label in (
             (-0.2, "sequence", ACCENT, "uturn choose"),
             (0.2, "largest", CLASS, "the largest level that passes"),
         ):
-            left.barh(y + shift, [found[rule] for found in worst.values()], 0.38, color=colour, label=label)
+            worst = [max(found[rule] for curve, _, found in rows if curve == name) for name in CURVES]
+            left.barh(y + shift, worst, 0.38, color=colour, label=label)
         left.axvline(1 - CONFIDENCE, color="0.5", lw=0.8, ls="--")
-        left.set(yticks=y, yticklabels=list(worst), xlabel="share of false choices (worst design)")
+        left.set(yticks=y, yticklabels=list(CURVES), xlabel="share of false choices (worst design)")
         left.invert_yaxis()
         left.legend(loc="lower right")
         truth = np.linspace(0.962, 0.999, 75)

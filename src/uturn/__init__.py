@@ -35,7 +35,7 @@ _HOMES = {
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
     "calibration": "measures.calibration",
-    "choose": "studies.choice",
+    "choose": "studies",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -67,8 +67,7 @@ if TYPE_CHECKING:
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
     from uturn.sources import fashion_mnist
-    from uturn.studies import plotting, study
-    from uturn.studies.choice import choose
+    from uturn.studies import choose, plotting, study
 
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy(__name__, _HOMES)

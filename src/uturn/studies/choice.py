@@ -36,7 +36,7 @@ _MOST_NAMES = 12  # in an error
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class LevelTest:
     """The test of one goal. Levels are tested in order, and the first whose bound misses the goal ends the test.
 
     Attributes
@@ -87,10 +87,10 @@ class Choice:
     answer : str
         "chosen", "no such level" (the levels that could do are guaranteed to miss), or "not decided".
     more : float
-        Number of further originals that an answer "not decided" needs (`Tested.more`).
+        Number of further originals that an answer "not decided" needs (`LevelTest.more`).
     window : (float, float) or None
         With `lose`: smallest noise that is guaranteed to have lost, largest that is guaranteed to keep.
-    keep, lose : Tested
+    keep, lose : LevelTest
         The tests; `lose` may be None.
     confidence : float
     axis : str
@@ -104,8 +104,8 @@ class Choice:
     answer: str
     more: float
     window: tuple[float, float] | None
-    keep: Tested
-    lose: Tested | None
+    keep: LevelTest
+    lose: LevelTest | None
     confidence: float
     axis: str
     by: dict[Any, Choice] = field(default_factory=dict)
@@ -194,7 +194,7 @@ def choose(
     ... }))
     >>> root = choose(run, "belief, tree_level = 4", keep=0.95)
     >>> root.noise, root.answer
-    (0.2, 'chosen')
+    (0.4, 'chosen')
     """
     if checked_share("confidence", confidence) <= 0.5:
         raise ValueError(f"confidence = {confidence!r}: expected a number between .5 and 1")
@@ -315,7 +315,7 @@ def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) 
     )
 
 
-def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Tested:
+def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> LevelTest:
     """The fixed-sequence test of a goal."""
     # The ends of these intervals are one-sided bounds of the confidence.
     level = next(levels_of(run.isel(goal.where), goal.name, goal.how, axes, 2 * confidence - 1))
@@ -326,19 +326,24 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Test
     count = int(np.logical_and.accumulate(passes[order]).sum())  # of levels that pass before the first that does not
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
+    is_open = end is not None and not missed
     there = run[goal.name].isel(goal.where).notnull()
     there = there.any([dim for dim in there.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
     there = np.pad(there, ((len(x) - len(there), 0), (0, 0)))  # noise 0 may have been added
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
-    return Tested(
-        f"{goal.label} {'>=' if goal.sign > 0 else '<='} {goal.value:g}",
-        float(x[order[count - 1]]) if count else math.nan,
-        *(values[x > 0] for values in (x, mean, bound, there.sum(1))),
-        math.nan if end is None else float(x[end]),
-        missed,
-        0.0 if end is None or missed else _more(level, goal, end, independent_groups(run[goal.name])[there[end]], confidence),
-        dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
+    positive = x > 0
+    return LevelTest(
+        words=f"{goal.label} {'>=' if goal.sign > 0 else '<='} {goal.value:g}",
+        noise=float(x[order[count - 1]]) if count else math.nan,
+        levels=x[positive],
+        mean=mean[positive],
+        bound=bound[positive],
+        originals=there[positive].sum(1),
+        ended=math.nan if end is None else float(x[end]),
+        missed=missed,
+        more=_more(level, goal, end, independent_groups(run[goal.name])[there[end]], confidence) if is_open else 0.0,
+        crossing=dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
     )
 
 
@@ -385,12 +390,11 @@ def _lines(choice: Choice) -> Iterator[str]:
         if test is None:
             continue
         yield f"{test.words}, one-sided bounds of confidence {choice.confidence:g}"
-        for level, *numbers in list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))[::step]:
-            ends = level == test.ended
-            yield "  {} = {:.3g}: mean {:.3g}, bound {:.3g}, {} originals{}".format(
-                x, level, *numbers, f"; {_end(test)}" if ends else ""
-            )
-            if ends:
+        rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
+        for level, mean, bound, originals in rows[::step]:
+            end = f"; {_end(test)}" if level == test.ended else ""
+            yield f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g}, {originals} originals{end}"
+            if end:
                 break
         if np.isfinite(test.crossing["noise"].value):
             yield f"  an estimate, not guaranteed: the curve crosses the goal at {x} = {test.crossing['noise']}"
@@ -400,7 +404,7 @@ def _lines(choice: Choice) -> Iterator[str]:
     yield NOT_MEASURED
 
 
-def _end(test: Tested) -> str:
+def _end(test: LevelTest) -> str:
     """Why a test ended."""
     if test.missed:
         return "missed"
