@@ -327,9 +327,9 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
     is_open = end is not None and not missed
-    there = run[goal.name].isel(goal.where).notnull()
-    there = there.any([dim for dim in there.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
-    there = np.pad(there, ((len(x) - len(there), 0), (0, 0)))  # noise 0 may have been added
+    values = run[goal.name].isel(goal.where)
+    of_item = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
+    there = np.pad(of_item, ((len(x) - len(of_item), 0), (0, 0)))  # noise 0 may have been added
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
     positive = x > 0
@@ -342,7 +342,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
         originals=there[positive].sum(1),
         ended=math.nan if end is None else float(x[end]),
         missed=missed,
-        more=_more(level, goal, end, independent_groups(run[goal.name])[there[end]], confidence) if is_open else 0.0,
+        more=_more(level, goal, end, independent_groups(values)[there[end]], confidence) if is_open else 0.0,
         crossing=dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
     )
 
