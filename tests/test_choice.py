@@ -323,7 +323,7 @@ def recipe(name, folder, **sizes):
 
 
 def test_the_recipe_of_strength(tmp_path, capsys, unchecked):
-    choice = recipe("strength", tmp_path, items=10, steps=20)
+    choice = recipe("strength", tmp_path, items=10, steps=20, reference=100)
     run = xr.open_zarr(tmp_path / "run.zarr").load()
     np.testing.assert_allclose(choice.keep.mean, run.same_class.mean(("item", "trajectory")))
     assert choice.answer == "not decided"  # of 10 originals

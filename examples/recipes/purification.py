@@ -38,7 +38,7 @@ def measure(source, items, steps, levels, store):
             "source": source,
             "corruption": {"type": "diffusion", "noise": [k / steps for k in levels]},
             "backward": {"type": "diffusion", "steps": steps},
-            "probes": [{"type": "network_layers"}],
+            "probes": [{"type": "network_layers", "reference": 100}],
         }),
         store,
         progress=True,

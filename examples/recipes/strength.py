@@ -19,7 +19,7 @@ GOAL = 0.95
 STEPS_BACK = (1, 2, 3, 5)  # of the chain: the strengths measured
 
 
-def measure(out, items, steps, levels):
+def measure(out, items, steps, levels, reference):
     """The run, which resumes if it is interrupted; item i has the label i % 10, and a guarantee by class needs 59 of each."""
     return ut.run(
         ut.Experiment.from_dict({
@@ -28,7 +28,7 @@ def measure(out, items, steps, levels):
             "source": {"type": "fashion_mnist"},
             "corruption": {"type": "diffusion", "noise": [k / steps for k in levels]},
             "backward": {"type": "diffusion", "steps": steps},
-            "probes": [{"type": "network_layers"}],
+            "probes": [{"type": "network_layers", "reference": reference}],
         }),
         f"{out}/run.zarr",
         progress=True,
@@ -69,8 +69,8 @@ def draw(run, choice):
         return figure
 
 
-def main(out="results/strength", items=600, steps=20, levels=STEPS_BACK):
-    run = measure(out, items, steps, levels)
+def main(out="results/strength", items=600, steps=20, levels=STEPS_BACK, reference=1000):
+    run = measure(out, items, steps, levels, reference)
     choice = ut.choose(run, "same_class", keep=GOAL, by="label")
     print(choice)
     print(f"\n{'':12s}  strength  class kept  diversity")

@@ -326,10 +326,12 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     count = int(np.logical_and.accumulate(passes[order]).sum())  # of levels that pass before the first that does not
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
-    is_open = end is not None and not missed
     values = run[goal.name].isel(goal.where)
     of_item = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
     there = np.pad(of_item, ((len(x) - len(of_item), 0), (0, 0)))  # noise 0 may have been added
+    more = 0.0
+    if end is not None and not missed:
+        more = _more(level, goal, end, independent_groups(values)[there[end]], confidence)
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
     positive = x > 0
@@ -342,7 +344,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
         originals=there[positive].sum(1),
         ended=math.nan if end is None else float(x[end]),
         missed=missed,
-        more=_more(level, goal, end, independent_groups(values)[there[end]], confidence) if is_open else 0.0,
+        more=more,
         crossing=dict(zip(axes.names, (Estimate(*row) for row in axes.at(crosses).tolist()), strict=True)),
     )
 
