@@ -2,11 +2,11 @@
 
     python examples/recipes/anomalies.py [--items 60] [--steps 20] [--out results/anomalies]
 
-Two measurements. (1) Normal images: how many patches of 4 pixels change together in a U-turn (susceptibility chi), and over which
-distance (correlation length xi). (2) Images with an anomaly, a square in which black and white are exchanged: the share of it
-that is left after the U-turn, 1 untouched and 0 rewritten as the normal image, and the change of the rest of the image. An
-anomaly is detected by comparing an image with its U-turn, at a noise in the window between both. Model and images are those of
-the package.
+Two measurements. (1) Normal images: how many patches of 4 pixels change together in a U-turn (susceptibility chi), which is a
+region with sides of 4 sqrt(chi) pixels, and over which distance (correlation length xi). (2) Images with an anomaly, a square in
+which black and white are exchanged: the share of it that is left after the U-turn, 1 untouched and 0 rewritten as the normal
+image, and the change of the rest of the image. An anomaly is detected by comparing an image with its U-turn, at a noise in the
+window between both. Model and images are those of the package.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import uturn as ut
 from uturn.studies.plotting.style import save_figure, style
 
 SIDES = (4, 8, 12)  # pixels
-KEEP, LOSE = 0.2, 0.5
+KEEP, LOSE = 0.25, 0.5
+PATCH = 4  # pixels
 STEPS_BACK = (1, 2, 4, 6, 8, 10)  # of the chain: the noise levels measured
 
 
@@ -78,38 +79,50 @@ def readings(out, items, steps, levels):
 
 
 def draw(run, choice, study):
-    """Left: the share of each square that is left, and the rest. Right: chi and xi of normal images."""
+    """Left: the share of each square that is left, and the rest. Right: the region that changes together in normal images."""
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
         for k, (side, part) in enumerate(choice.by.items()):
             left.plot(part.lose.levels, part.lose.mean, "o-", color=f"C{k}", label=f"square of {side} pixels: left")
             if part.window:
-                left.plot(part.window, [1.02 + 0.04 * k] * 2, "|-", color=f"C{k}", lw=4)
+                left.plot(part.window, [1.04 + 0.04 * k] * 2, "d-", color=f"C{k}", lw=4)
+            half = part.lose.crossing["noise"].value
+            right.plot(half, side, "D", color=f"C{k}", ms=8, label=f"half of a square of {side} pixels is left")
         left.plot(choice.keep.levels, choice.keep.mean, "s--", color="0.4", label="change of the rest")
         left.axhline(LOSE, color="0.7", lw=0.8)
-        left.set(xlabel="t/T (bars above: windows)")
-        left.legend()
-        x = study.noise.values[1:]
-        right.plot(x, study.chi.values[0, 1:, 0], "o-", label="chi, patches that change together")
-        right.plot(x, study.xi.values[0, 1:, 0], "s-", label="xi, in patches of 4 pixels")
-        right.set(xlabel="t/T")
-        right.legend()
+        left.set(xlabel="t/T (diamonds above: windows)", ylim=(-0.02, 1.18))
+        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
+        right.plot(
+            study.noise.values[1:], region(study), "o-", color="0.3", label=r"$4 \sqrt{\chi}$: region that changes together"
+        )
+        right.set(xlabel="t/T", ylabel="side (pixels)", ylim=(0, None))
+        right.legend(fontsize=9)
         return figure
+
+
+def region(study):
+    """Side in pixels of a square of chi patches, at each noise measured."""
+    return PATCH * np.sqrt(np.maximum(study.chi.values[0, 1:, 0], 0))
+
+
+def length(study, k):
+    """The correlation length in pixels, or its lower bound where it is not finite."""
+    xi, low, _ = PATCH * study.xi.values[0, k]
+    return f"{xi:.1f}" if np.isfinite(xi) else f"> {low:.1f}"
 
 
 def main(out="results/anomalies", items=60, steps=20, levels=STEPS_BACK):
     run = readings(out, items, steps, levels)
-    normal = {"type": "fashion_mnist"}
-    study = ut.study(measure(normal, [{"type": "changes"}], max(items // 3, 2), 4, steps, levels, f"{out}/normal.zarr"))
+    changes = [{"type": "changes", "patch": PATCH}]
+    normal = measure({"type": "fashion_mnist"}, changes, max(items // 3, 2), 4, steps, levels, f"{out}/normal.zarr")
+    study = ut.study(normal)
     choice = ut.choose(run, "rest", keep=KEEP, lose={"left": LOSE}, by="side")
     print(choice)
-    print("\n  t/T   chi  xi (pixels)  left of squares of", *SIDES, "pixels")
+    print("\n  t/T   chi  4 sqrt(chi)  xi (pixels)   left of squares of", *SIDES, "pixels")
     for k, noise in enumerate(run.noise.values):
-        shares = [part.lose.mean[k] for part in choice.by.values()]
-        print(
-            f"{noise:5.2f} {study.chi.values[0, k + 1, 0]:5.1f} {4 * study.xi.values[0, k + 1, 0]:12.1f}  ",
-            *(f"{share:5.2f}" for share in shares),
-        )
+        shares = " ".join(f"{part.lose.mean[k]:5.2f}" for part in choice.by.values())
+        chi = study.chi.values[0, k + 1, 0]
+        print(f"{noise:5.2f} {chi:5.1f} {region(study)[k]:12.1f} {length(study, k + 1):>12s}   {shares}")
     save_figure(draw(run, choice, study), Path(out) / "anomalies.png")
     return choice
 
