@@ -217,6 +217,8 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     The smallest n for which the one-sided Clopper-Pearson bound passes the goal at the lower `1 - power` quantile of the number
     kept (normal approximation). `truth`: the true share. Infinite if it equals the goal, or if more than ten million are needed.
 
+    Examples
+    --------
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """
@@ -395,14 +397,14 @@ def _lines(choice: Choice) -> Iterator[str]:
         rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
         for level, mean, bound, originals in rows[::step]:
             end = f"; {_end(test)}" if level == test.ended else ""
-            yield f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g}, {originals} originals{end}"
+            yield f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g}, {_counted(originals)}{end}"
             if end:
                 break
         if np.isfinite(test.crossing["noise"].value):
             yield f"  an estimate, not guaranteed: the curve crosses the goal at {x} = {test.crossing['noise']}"
     yield f"{_answer(choice)}{_places(choice.at)}"
     for value, part in choice.by.items():
-        yield f"  {choice.part} = {value}, {part.keep.originals.max()} originals: {_answer(part)}"
+        yield f"  {choice.part} = {value}, {_counted(part.keep.originals.max())}: {_answer(part)}"
     yield NOT_MEASURED
 
 
@@ -414,7 +416,11 @@ def _end(test: LevelTest) -> str:
         return f"{OPEN}: {'no readings' if np.isnan(test.more) else 'the mean is at the goal'}"
     # Two digits, since the true mean is not known.
     more = round(test.more, 2 - len(f"{test.more:.0f}")) if test.more >= 100 else test.more
-    return f"{OPEN}: about {more:.0f} more original{'' if more == 1 else 's'}, if this mean is the truth"
+    return f"{OPEN}: about {_counted(more, ' more')}, if this mean is the truth"
+
+
+def _counted(number: float, kind: str = "") -> str:
+    return f"{number:.0f}{kind} original{'' if number == 1 else 's'}"
 
 
 def _answer(choice: Choice) -> str:
