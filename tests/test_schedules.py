@@ -20,7 +20,8 @@ from command_line import uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.corruption.noising import add_noise
 from uturn.corruption.schedulers import scheduler_like
-from uturn.networks.images.schedules import read_scheduler, schedule, steps_of, strength_of
+from uturn.measures.strengths import steps_of, strength_of
+from uturn.networks.images.schedules import read_scheduler, schedule
 from uturn.studies.plotting.schedules import draw_schedules
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

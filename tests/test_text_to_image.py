@@ -17,8 +17,8 @@ from uturn.cli import app
 from uturn.cli.presets import ImageOptions
 from uturn.core.random import keys, normals
 from uturn.corruption.noising import add_noise
+from uturn.measures.strengths import strength_of
 from uturn.networks.images.conditions import read_prompts
-from uturn.networks.images.schedules import strength_of
 from uturn.networks.images.text_to_image import TextDenoiser
 from uturn.store.record import Store
 

@@ -38,6 +38,7 @@ _HOMES = {
     "calibration": "measures.calibration",
     "readings": "studies.readings",
     "readings_of": "measures.clones",
+    "choose": "studies",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
     from uturn.sources import fashion_mnist
-    from uturn.studies import plotting, study
+    from uturn.studies import choose, plotting, study
     from uturn.studies.readings import readings
 
 __all__ = [*_HOMES]

@@ -309,7 +309,8 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         n_eff = p (1 - p) / s² (z/t)²,   at least n, and for readings 0 and 1 at most their number; n if s = 0
         low = BetaInv(a/2; p n_eff, (1 - p) n_eff + 1),   high = BetaInv(1 - a/2; p n_eff + 1, (1 - p) n_eff)
 
-    with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1.
+    with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1. One end alone is a one-sided bound of confidence 1 - a/2:
+    for 59 kept classes of 59, `confidence` = .9 gives low = .05^(1/59) = .9505, which holds with confidence .95.
 
     For groups of unequal size, n is the number of groups of equal size of the same precision, `(sum w)^2 / sum w^2`. So 40 kept
     classes of 40 give 1 [.91, 1], whether each is seen once or in five trajectories that agree. At noise 0 nothing is changed:

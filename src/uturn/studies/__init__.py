@@ -1,6 +1,7 @@
 """Studies of runs: curves of all readings, the places on them, tables and figures.
 
 results = ut.study(run)            # or study(xr.open_zarr("run.zarr")): a dataset that prints as its table
+choice = ut.choose(run, "same_class", keep=0.95)   # the largest noise that is guaranteed to keep the class
 frames = tidy(results)             # pandas: frames.curves, frames.numbers
 figure = draw_study(results)
 """
@@ -14,6 +15,8 @@ from uturn.core.lazy import lazy
 if TYPE_CHECKING:
     from uturn.studies.analysis import study as study
     from uturn.studies.analysis import study_of as study_of
+    from uturn.studies.choice import Choice as Choice
+    from uturn.studies.choice import choose as choose
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
     from uturn.studies.records import records_of as records_of
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
     from uturn.studies.tables import tidy as tidy
 
 _HOMES = {
+    "Choice": "studies.choice",
     "Study": "studies.tables",
     "as_data": "studies.tables",
+    "choose": "studies.choice",
     "draw_studies": "studies.figure",
     "draw_study": "studies.figure",
     "named_runs": "studies.runs",

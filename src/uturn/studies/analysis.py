@@ -81,12 +81,7 @@ def study(ds: xr.Dataset) -> Study:
     >>> bool(root[1] < root[0] < root[2])
     True
     """
-    run = checked_run(ds)
-    if missing := missing_tasks(run):
-        raise ValueError(
-            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
-        )
-    return study_of(run)
+    return study_of(finished_run(ds))
 
 
 def study_of(ds: xr.Dataset) -> Study:
@@ -95,7 +90,7 @@ def study_of(ds: xr.Dataset) -> Study:
     axes, instructions = Axes(run), instructions_of(run)
     readings = {name: how for name, how in instructions.items() if how.role == "reading"}
     changes = [name for name, how in instructions.items() if how.role == "changes"]
-    not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
+    not_studied = {name: why for name in readings if (why := no_reading(run, name))}
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
     levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
@@ -137,6 +132,16 @@ def checked_run(ds: Any) -> xr.Dataset:
     return ds
 
 
+def finished_run(ds: Any) -> xr.Dataset:
+    """The dataset itself if it has all readings of a run (`checked_run`); otherwise ValueError."""
+    run = checked_run(ds)
+    if missing := missing_tasks(run):
+        raise ValueError(
+            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
+        )
+    return run
+
+
 def by_noise(run: xr.Dataset) -> xr.Dataset:
     """The run with increasing noise levels; those of images are the exact k/N of the whole steps."""
     if "t_over_T" in run.coords:  # the spec's levels are rounded to whole steps
@@ -144,7 +149,7 @@ def by_noise(run: xr.Dataset) -> xr.Dataset:
     return run.sortby("noise")
 
 
-def _no_reading(run: xr.Dataset, name: str) -> str:
+def no_reading(run: xr.Dataset, name: str) -> str:
     """Why a variable has no curve; "" if it has one."""
     values = run[name]
     if "item" not in values.dims:
@@ -166,6 +171,7 @@ class Level:
 
     instructions: Instructions
     texts: dict[str, str]
+    replicates: Replicates
     curve: np.ndarray
     place: np.ndarray
     width: np.ndarray
@@ -173,17 +179,17 @@ class Level:
     chance: float
 
 
-def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iterator[Level]:
-    """The readings of a variable, one for each combination of its own dims."""
+def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95) -> Iterator[Level]:
+    """The readings of a variable, one for each combination of its own dims; `confidence` of the intervals of curves."""
     values = run[name]
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
     stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
-    outside = _outside(values, *_bounds(how))
+    outside = _outside(values, *bounds_of(how))
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
-    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how)):
+    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
@@ -198,7 +204,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes) -> Iter
             "order": how.order or "",
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
-        level = Level(how, texts, band_of, places, width, float(top), end)
+        level = Level(how, texts, of, band_of, places, width, float(top), end)
         texts["remark"] = "; ".join([*_about(level, axes), *filter(None, [outside, gone[k]])])
         yield level
 
@@ -210,7 +216,8 @@ def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
 
 
-def _bounds(how: Instructions) -> tuple[float, float]:
+def bounds_of(how: Instructions) -> tuple[float, float]:
+    """The bounds of readings, infinite where there is none."""
     low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
@@ -294,7 +301,7 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
 
 
 def _curves(
-    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
@@ -311,7 +318,7 @@ def _curves(
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels])
-        bands = shares(values, x, tops[levels]) if how.is_share else band(of, *_bounds(how))
+        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *bounds_of(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 

@@ -29,17 +29,17 @@ def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
     )
 
 
-def band(of: Replicates, least: float, most: float) -> np.ndarray:
+def band(of: Replicates, least: float, most: float, confidence: float = 0.95) -> np.ndarray:
     """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
-    return np.clip(np.moveaxis(of.interval(lambda mean: mean), 0, -1), least, most)
+    return np.clip(np.moveaxis(of.interval(lambda mean: mean, confidence), 0, -1), least, most)
 
 
-def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> np.ndarray:
+def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: float = 0.95) -> np.ndarray:
     """The mean curve and its intervals for readings in [0, 1] (`uturn.statistics.proportion`).
 
     At noise 0 nothing changes, so both ends equal the value; `start` is the value if noise 0 was not measured.
     """
-    measured = np.moveaxis(proportion(values), 0, -1)
+    measured = np.moveaxis(proportion(values, confidence), 0, -1)
     missing = len(x) - len(measured)
     return np.concatenate([np.full_like(measured[:missing], np.expand_dims(start, -1)), measured])
 

@@ -11,13 +11,13 @@ import xarray as xr
 
 from uturn.core.checks import checked_path, one_line
 from uturn.core.files import read_table
+from uturn.measures.strengths import strength_of
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
 _WANTED = (
     "expected 'fashion_mnist', a folder in diffusers' layout or a scheduler_config.json, a hub id, or a guided-diffusion file"
 )
-_DIGITS = 4  # digits of a strength
 
 
 class Stored(NamedTuple):
@@ -115,27 +115,6 @@ def schedule(
             "shift": shift,
         },
     )
-
-
-def steps_of(strength: float, steps: int, counts_down: bool) -> int:
-    """Number of steps that a pipeline makes for a strength in [0, 1], in the arithmetic of the pipelines."""
-    if counts_down:
-        return steps - int(max(steps - min(steps * strength, steps), 0))
-    return min(int(steps * strength), steps)
-
-
-def strength_of(k: int, steps: int, counts_down: bool) -> float:
-    """The strength with 4 digits nearest to k/N that gives k steps; k/N itself may be rounded to another number of steps.
-
-    >>> strength_of(29, 100, counts_down=False), int(100 * 0.29)
-    (0.2901, 28)
-    """
-    near = round(k / steps, _DIGITS)
-    for digits in (0, 1, -1, 2, -2):
-        strength = round(near + digits / 10**_DIGITS, _DIGITS)
-        if 0 <= strength <= 1 and steps_of(strength, steps, counts_down) == k:
-            return strength
-    return float("nan")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

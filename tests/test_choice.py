@@ -1,0 +1,372 @@
+"""`uturn.choose`: the fixed-sequence test against plain loops, the rule of 59, missing readings, windows, and the command."""
+
+import json
+import math
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+import uturn as ut
+from command_line import uturn
+from uturn.core.protocols import Variable
+from uturn.studies.choice import originals_needed
+
+DIMS = ("noise", "item", "trajectory")
+NOISE = (0.1, 0.2, 0.3, 0.4)
+SHARE = Variable(DIMS, "class kept", start=1, bounds=(0, 1))
+DISTANCE = Variable(DIMS, "distance", start=0, bounds=(0, None))
+
+
+def run_of(noise=NOISE, coords=None, **variables):
+    """A run made by hand, of {name: (values, Variable)}."""
+    data = {name: (of.dims, values, {"reading": json.dumps(of.instructions())}) for name, (values, of) in variables.items()}
+    return xr.Dataset(data, {"noise": np.asarray(noise, float), **(coords or {})})
+
+
+def tosses(kept, items=100):
+    """Readings (noise, item, 1): so many of the items are kept at each level."""
+    return (np.arange(items) < np.reshape(kept, (-1, 1)))[..., None].astype(float)
+
+
+def lower(kept, items, alpha=0.05):
+    """The one-sided bound of Clopper and Pearson."""
+    return stats.binomtest(kept, items, alternative="greater").proportion_ci(1 - alpha, "exact").low
+
+
+# --- the bound -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trajectories", [1, 5])
+def test_59_of_59_guarantee_95_percent_and_58_of_58_do_not(trajectories):
+    for items, chosen in ((58, False), (59, True)):
+        run = run_of((0.1,), same=(np.ones((1, items, trajectories)), SHARE))
+        choice = ut.choose(run, "same", keep=0.95)
+        assert choice.keep.bound[0] == pytest.approx(0.05 ** (1 / items))
+        assert (choice.noise == 0.1, choice.answer == "chosen") == (chosen, chosen)
+    assert (choice.more, ut.choose(run.isel(item=slice(58)), "same", keep=0.95).more) == (0, 1)
+
+
+def test_bounds_of_shares_are_one_sided():
+    kept = (100, 99, 97, 60)
+    choice = ut.choose(run_of(same=(tosses(kept), SHARE)), "same", keep=0.9)
+    np.testing.assert_allclose(choice.keep.bound, [lower(k, 100) for k in kept])
+    wrong = [stats.binomtest(k, 100).proportion_ci(0.95, "exact").low for k in kept]
+    assert (choice.keep.bound > np.array(wrong) + 0.002).all()  # negative control: the end of the two-sided interval
+    sure = ut.choose(run_of(same=(tosses(kept), SHARE)), "same", keep=0.9, confidence=0.99)
+    np.testing.assert_allclose(sure.keep.bound, [lower(k, 100, 0.01) for k in kept])
+
+
+def test_bounds_of_other_readings_are_of_student():
+    values = np.random.default_rng(0).normal(np.reshape([2, 4, 5, 7], (4, 1, 1)), 1.0, (4, 30, 1))
+    expected = [stats.ttest_1samp(row[:, 0], 0, alternative="less").confidence_interval(0.95).high for row in values]
+    choice = ut.choose(run_of(rmsd=(values, DISTANCE)), "rmsd", keep=4.8)
+    np.testing.assert_allclose(choice.keep.bound, expected)
+    assert (choice.noise, choice.keep.words) == (0.2, "rmsd <= 4.8")
+
+
+def test_zeros_and_ones_are_shares_though_no_bounds_are_declared():
+    same = Variable(DIMS, "class kept", start=1)
+    assert ut.choose(run_of(same=(tosses([10] * 4, 10), same)), "same", keep=0.95).answer == "not decided"
+    with pytest.raises(ValueError, match="keep = 95: expected a number between 0 and 1"):
+        ut.choose(run_of(same=(tosses([10] * 4, 10), same)), "same", keep=95)
+
+
+# --- the sequence ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "noise", "answer", "ended", "missed"),
+    [
+        ((100, 100, 100, 100), 0.4, "chosen", math.nan, False),
+        ((100, 100, 50, 50), 0.2, "chosen", 0.3, True),
+        ((100, 100, 96, 50), 0.2, "chosen", 0.3, False),
+        ((100, 50, 100, 100), 0.1, "chosen", 0.2, True),  # the first failure ends it, whatever follows
+        ((50, 100, 100, 100), math.nan, "no such level", 0.1, True),
+        ((97, 100, 100, 100), math.nan, "not decided", 0.1, False),
+        ((93, 50, 50, 50), math.nan, "not decided", 0.1, False),  # below the goal, but perhaps by chance
+    ],
+)
+def test_levels_are_tested_from_small_noise_until_the_first_failure(kept, noise, answer, ended, missed):
+    choice = ut.choose(run_of(same=(tosses(kept), SHARE)), "same", keep=0.95)
+    np.testing.assert_equal((choice.noise, choice.keep.ended), (noise, ended))
+    assert (choice.answer, choice.keep.missed) == (answer, missed)
+    assert (choice.more > 0) == (answer == "not decided")
+    backwards = run_of(same=(tosses(kept), SHARE)).isel(noise=slice(None, None, -1))
+    np.testing.assert_equal(ut.choose(backwards, "same", keep=0.95).noise, noise)  # the order of storage does not matter
+
+
+def test_noise_0_is_no_choice():
+    run = run_of((0.0, *NOISE[1:]), same=(tosses((100, 50, 50, 50)), SHARE))
+    choice = ut.choose(run, "same", keep=0.95)
+    assert np.isnan(choice.noise)
+    assert choice.keep.levels[0] == 0.2
+
+
+@pytest.mark.parametrize(("rises", "lose"), [(False, False), (True, False), (False, True), (True, True)])
+def test_directions(rises, lose):
+    """One law four ways: a similarity or a distance, to be kept from below or lost from above."""
+    curve = np.array([0.1, 0.3, 0.6, 0.9])
+    noise = np.random.default_rng(1).normal(0, 0.01, (4, 50, 1))
+    far = noise + np.reshape(curve, (4, 1, 1))
+    values, of = (far, DISTANCE) if rises else (5 - far, Variable(DIMS, "similarity", start=5, bounds=(None, 5)))
+    run = run_of(value=(values, of), all=(tosses([100] * 4, 50), SHARE))
+    goal = 0.45 if rises else 4.55
+    if lose:
+        choice = ut.choose(run, "all", keep=0.9, lose={"value": goal})
+        assert (choice.window, choice.noise, choice.lose.ended) == ((0.3, 0.4), 0.4, 0.2)
+    else:
+        choice = ut.choose(run, "value", keep=goal)
+        assert (choice.noise, choice.keep.ended) == (0.2, 0.3)
+    test = choice.lose if lose else choice.keep
+    assert test.missed
+    assert test.crossing["noise"].value == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_window_and_none():
+    same, first = tosses((100, 100, 100, 60)), tosses((100, 50, 10, 0))
+    run = run_of(same=(same, SHARE), first=(first, SHARE))
+    choice = ut.choose(run, "same", keep=0.95, lose={"first": 0.2})
+    assert (choice.window, choice.noise, choice.answer) == ((0.3, 0.3), 0.3, "chosen")
+    never = ut.choose(run, "same", keep=0.95, lose={"first": 0.05})
+    assert (never.window, never.answer) == (None, "no such level")
+    assert np.isnan(never.noise)
+    assert "same >= 0.95 up to 0.3 and first <= 0.05 from 0.4" in repr(never)
+    perhaps = ut.choose(run, "same", keep=0.95, lose={"first": 0.12})
+    assert (perhaps.answer, perhaps.lose.ended, perhaps.lose.missed) == ("not decided", 0.3, False)
+
+
+# --- originals ---------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_readings_and_their_items_do_not_count():
+    values = np.ones((2, 60, 2))
+    values[0, 0, 0] = np.nan  # one U-turn of an original that has another one
+    values[1, :2] = np.nan  # two originals
+    choice = ut.choose(run_of(NOISE[:2], same=(values, SHARE)), "same", keep=0.95)
+    assert choice.keep.originals.tolist() == [60, 58]
+    assert choice.keep.bound[1] == pytest.approx(0.05 ** (1 / 58))
+    assert (choice.noise, choice.keep.ended) == (0.1, 0.2)
+    values[0] = np.nan
+    nothing = ut.choose(run_of(NOISE[:2], same=(values, SHARE)), "same", keep=0.95)
+    assert nothing.answer == "not decided"
+    assert "no readings" in repr(nothing)
+
+
+def test_each_label_needs_its_own_59():
+    label = np.repeat([0, 1, 2, -1], [59, 58, 80, 3])
+    values = np.ones((2, 200, 1))
+    values[:, 197:] = 0  # without a label
+    values[1, 117:140] = 0  # of label 2
+    run = run_of(NOISE[:2], {"label": ("item", label)}, same=(values, SHARE))
+    choice = ut.choose(run, "same", keep=0.95, by="label")
+    assert {label: part.answer for label, part in choice.by.items()} == {0: "chosen", 1: "not decided", 2: "chosen"}
+    assert [choice.by[k].noise for k in (0, 2)] == [0.2, 0.1]
+    assert [int(part.keep.originals[0]) for part in choice.by.values()] == [59, 58, 80]
+    assert "label = 1, 58 originals: same >= 0.95 at noise = 0.1 is not decided: about 1 more original," in repr(choice)
+    alone = ut.choose(run.isel(item=label == 2), "same", keep=0.95)
+    np.testing.assert_equal(alone.keep.bound, choice.by[2].keep.bound)
+    with pytest.raises(ValueError, match="by = 'lable': expected a coordinate of the items: label"):
+        ut.choose(run, "same", keep=0.95, by="lable")
+
+
+def test_the_number_of_originals_has_the_power_that_is_said():
+    for truth, about in ((0.99, 130), (0.98, 270), (0.97, 630)):
+        items = originals_needed(truth, 0.95)
+        assert items == pytest.approx(about, rel=0.05)
+        kept = np.arange(int(items) + 1)
+        passes = stats.beta.ppf(0.05, kept, items - kept + 1) >= 0.95
+        assert stats.binom.pmf(kept[passes], items, truth).sum() == pytest.approx(0.8, abs=0.07)  # it jumps with each item
+        assert originals_needed(1 - truth, 0.05) == items
+    assert (originals_needed(1, 0.95), originals_needed(0.95, 0.95)) == (59, math.inf)
+
+
+def test_further_originals():
+    def more(values, goal, of=SHARE):
+        return ut.choose(run_of((0.1,), value=(values, of)), "value", keep=goal).more
+
+    assert more(tosses(98), 0.95) == originals_needed(0.98, 0.95) - 100
+    assert more(tosses(95), 0.95) == math.inf
+    copies = np.repeat(tosses(98), 5, axis=2)
+    assert more(copies, 0.95) == more(tosses(98), 0.95)  # copies say nothing new
+    spread = np.ones((100, 5))
+    spread[:10, 0] = 0  # the same mean, of independent U-turns
+    assert 0 < more(spread[None], 0.97) < more(tosses(98), 0.97) / 3
+    grammars = run_of((0.1,), {"grammar": ("item", np.arange(100) // 10)}, value=(tosses(100), SHARE))
+    assert ut.choose(grammars, "value", keep=0.95).more == 590 - 100  # 59 grammars of 10 items
+    values = 1 + np.random.default_rng(2).normal(0, 1, (1, 40, 1)).clip(-1)
+    error = values.std(ddof=1) / math.sqrt(40)
+    goal = values.mean() + error
+    needed = 40 * ((stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) * error / (goal - values.mean())) ** 2
+    assert more(values, goal, DISTANCE) == pytest.approx(needed - 40, rel=0.15)  # with the quantile of Student
+
+
+# --- names and axes -----------------------------------------------------------------------------------------------------------
+
+
+def layered():
+    layers = {"layer": ["stem", "head"]}
+    similarity = Variable((*DIMS, "layer"), "similarity", start=1, bounds=(-1, 1), order="layer")
+    depth = Variable((*DIMS, "layer"), "depth", start=1, bounds=(-1, 1))
+    values = 1 - np.random.default_rng(0).uniform(0, [0.4, 0.1], (4, 20, 1, 2))
+    return run_of(NOISE, layers, similarity=(values, similarity), depth=(values, depth), same=(tosses([20] * 4, 20), SHARE))
+
+
+def test_names_are_those_of_the_study():
+    run = layered()
+    study = ut.study(run)
+    for k, name in enumerate(study.reading.values[:2].tolist()):
+        np.testing.assert_allclose(ut.choose(run, name, keep=0.5).keep.mean, study.curve.values[k, 1:, 0])
+    for short, name in (("first_layer", "similarity, layer = stem"), ("last_layer", "similarity, layer = head")):
+        assert ut.choose(run, short, keep=0.5).keep.words == f"{name} >= 0.5"
+    for name in ("similarity", "lable"):
+        with pytest.raises(
+            ValueError, match=f"reading = '{name}': expected .*'similarity, layer = stem'; 'similarity, layer = head'"
+        ):
+            ut.choose(run, name, keep=0.5)
+    one = run.isel(layer=[1])
+    assert ut.choose(one, "similarity", keep=0.5).keep.words == "similarity, layer = head >= 0.5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": True}, "keep = True"),
+        ({"keep": 1}, "keep = 1: expected a number between 0 and 1 for same"),
+        ({"keep": 0.9, "lose": {"same": 2}}, "lose = 2"),
+        ({"keep": 0.9, "lose": 0.5}, "lose = 0.5: expected one reading and its goal"),
+        ({"keep": 0.9, "confidence": 0.5}, "confidence = 0.5"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ut.choose(layered(), "same", **arguments)
+
+
+def test_a_run_that_is_not_finished():
+    with pytest.raises(ValueError, match="the run is not finished: 3 tasks are missing"):
+        ut.choose(layered().assign_attrs(missing_tasks=3), "same", keep=0.9)
+
+
+def test_the_level_on_all_axes():
+    coords = {"log_snr": ("noise", [3.0, 1.0, 0.0, -1.0]), "dose": ("noise", [7.0, 8.0, 9.0, 10.0])}
+    coords |= {"step": ("noise", [1, 29, 50, 100]), "t_over_T": ("noise", [0.01, 0.29, 0.5, 1.0])}
+    coords["timestep"] = ("noise", [10.0, 290.0, 500.0, 999.0])
+    choice = ut.choose(run_of(coords=coords, same=(tosses((100, 100, 50, 50)), SHARE)), "same", keep=0.95)
+    expected = {"noise": 0.29, "dose": 8, "step": 29, "log_snr": 1, "sigma": math.exp(-0.5), "abar": 1 / (1 + math.exp(-1))}
+    expected |= {"timestep": 290, "strength": 0.2901, "strength (SD3, FLUX)": 0.29}  # int(100 * 0.29) is 28
+    assert choice.at == pytest.approx(expected)
+    assert ut.choose(run_of(same=(tosses((50,) * 4), SHARE)), "same", keep=0.95).at == {}
+
+
+# --- the command --------------------------------------------------------------------------------------------------------------
+
+SPEC = """
+items = 60
+[source]
+type = "rhm"
+vocab_size = 8
+multiplicity = 2
+branching = 2
+depth = 3
+[corruption]
+type = "masking"
+noise = [0.05, 0.2, 0.9]
+[backward]
+type = "exact"
+[[probes]]
+type = "tree_levels"
+"""
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert uturn("run", "spec.toml", "--store", "folder/run.zarr", cwd=tmp_path).returncode == 0
+    root = "unchanged, tree_level = 3"
+    ds = xr.open_zarr(tmp_path / "folder" / "run.zarr").load()
+    kept = ds.unchanged.sel(tree_level=3).sum(("item", "trajectory")).values.astype(int)
+    passes = [lower(k, 60) >= 0.8 for k in kept]
+    assert passes == [True, True, False]  # so that the test below can fail
+    done = uturn("choose", "folder", "--keep", f"{root}=.8", "--lose", "unchanged, tree_level = 0=.99", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{root} >= 0.8" in done.stdout
+    assert "unchanged, tree_level = 0 <= 0.99" in done.stdout
+    assert "not accuracy gained" in done.stdout
+    choice = ut.choose(ds, root, keep=0.8)
+    assert choice.noise == 0.2
+    alone = uturn("choose", "folder/run.zarr", "--keep", f"{root}=.8", cwd=tmp_path)
+    assert "chosen: masked fraction 1 - alpha = 0.2" in alone.stdout
+    assert uturn("choose", "folder", "--keep", f"{root}=.99", cwd=tmp_path).returncode == 1
+    for wrong in ("same_class", "same_class=x", "same_class=.9"):
+        mistake = uturn("choose", "folder", "--keep", wrong, cwd=tmp_path)
+        assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
+
+
+# --- the recipes, at a small size ----------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The model of the package passes its check, which would take most of the time."""
+    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: [])
+
+
+def recipe(name, folder, **sizes):
+    """What `main` of a script gives."""
+    return runpy.run_path(str(RECIPES / f"{name}.py"))["main"](str(folder), levels=(1, 2), **sizes)
+
+
+def test_the_recipe_of_strength(tmp_path, capsys, unchecked):
+    choice = recipe("strength", tmp_path, items=10, steps=20, reference=100)
+    run = xr.open_zarr(tmp_path / "run.zarr").load()
+    np.testing.assert_allclose(choice.keep.mean, run.same_class.mean(("item", "trajectory")))
+    assert choice.answer == "not decided"  # of 10 originals
+    assert set(choice.by) == set(range(10))
+    assert "Ankle boot    not decided" in capsys.readouterr().out
+    assert (tmp_path / "strength.png").stat().st_size > 10_000
+
+
+def test_the_recipe_of_purification(tmp_path, capsys, unchecked):
+    choice = recipe("purification", tmp_path, items=10, steps=20, epsilon=0.2)
+    clean, moved = (xr.open_zarr(tmp_path / f"{name}.zarr").load() for name in ("clean", "perturbed"))
+    fooled = clean.original_class.values[0] != moved.original_class.values[0]
+    assert 5 <= fooled.sum() < 10  # so that the test of what is left out can fail
+    assert choice.lose.originals.tolist() == [fooled.sum()] * 2
+    np.testing.assert_allclose(choice.lose.mean, moved.same_class.values[:, fooled].mean((1, 2)))
+    perturbation = np.load(tmp_path / "perturbed.npy") - ut.fashion_mnist.load_test_set()[0][:10]
+    assert np.abs(perturbation).max() == pytest.approx(0.2)
+    assert "adaptive attacks" in capsys.readouterr().out
+
+
+def test_the_recipe_of_anomalies(tmp_path, capsys, unchecked):
+    choice = recipe("anomalies", tmp_path, items=6, steps=10)
+    assert list(choice.by) == [4, 8, 12]
+    assert "xi (pixels)" in capsys.readouterr().out
+    run, images = xr.open_zarr(tmp_path / "planted.zarr").load(), np.load(tmp_path / "planted.npy")
+    normal = ut.fashion_mnist.load_test_set()[0][:6]
+    changed = (images != normal)[:, 0]
+    assert changed.sum((1, 2)).tolist() == [16, 64, 144] * 2
+    left = [
+        np.dot((run.image.values[1, i, 0] - normal[i])[0][changed[i]], (images - normal)[i, 0][changed[i]])
+        / np.square((images - normal)[i, 0][changed[i]]).sum()
+        for i in range(6)
+    ]
+    assert choice.lose.mean[1] == pytest.approx(np.mean(left), rel=1e-5)
+    assert choice.keep.mean[0] < choice.keep.mean[1]
+
+
+def test_false_choices():
+    """The sequence errs in 5 % at most, the largest level that passes does not keep that (negative control)."""
+    of = runpy.run_path(str(RECIPES.parents[1] / "benchmarks" / "choice.py"))
+    design = of["Design"](100, 1, 0.0)
+    for name in ("just below the goal", "falls slowly"):
+        found = of["false_choices"](of["CURVES"][name], design, 1000)
+        assert found["sequence"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+    found = of["false_choices"](of["CURVES"]["just below the goal"], design, 1000)
+    assert found["largest"] > 0.12
