@@ -93,6 +93,26 @@ def test_several_tables_share_a_chart_and_a_tidy_table(tmp_path):
         assert table[["run", "path"]].drop_duplicates().values.tolist() == [["path = 0.csv", "0.csv"], ["path = 1.csv", "1.csv"]]
 
 
+def test_several_stores_share_a_tidy_table(tmp_path):
+    for m in (2, 3):
+        source = {"type": "rhm", "vocab_size": 8, "multiplicity": m, "branching": 2, "depth": 2}
+        corruption = {"type": "epsilon", "noise": [0.3, 0.6, 1.0]}
+        spec = {
+            "items": 4,
+            "source": source,
+            "corruption": corruption,
+            "backward": {"type": "exact"},
+            "probes": [{"type": "tree_levels"}],
+        }
+        ut.run(ut.Experiment.from_dict(spec), tmp_path / f"runs/m{m}")
+    done = uturn("study", *sorted((tmp_path / "runs").iterdir()), "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("curves.csv", "numbers.csv"):
+        table = pd.read_csv(tmp_path / "out" / name)
+        expected = [["multiplicity = 2", 2.0], ["multiplicity = 3", 3.0]]
+        assert table[["run", "multiplicity"]].drop_duplicates().values.tolist() == expected
+
+
 def test_stored_readings_are_read_back(tmp_path):
     run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords={"kind": ["a", "b"] * 10, "log_snr": -np.log(NOISE)})
     run.to_zarr(tmp_path / "rmsd.zarr", consolidated=False)
