@@ -19,9 +19,9 @@ import torch
 from command_line import uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli.presets.schedules import read_scheduler, schedule
+from uturn.core.strength import steps_of, strength_of
 from uturn.corruption.noising import add_noise
 from uturn.corruption.schedulers import scheduler_like
-from uturn.studies.axes import steps_of, strength_of
 from uturn.studies.plotting.schedules import draw_schedules
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -16,11 +16,11 @@ from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions
 from uturn.core.random import keys, normals
+from uturn.core.strength import strength_of
 from uturn.corruption.noising import add_noise
 from uturn.networks.images.conditions import read_prompts
 from uturn.networks.images.text_to_image import TextDenoiser
 from uturn.store.record import Store
-from uturn.studies.axes import strength_of
 
 pytest.importorskip("transformers")
 

@@ -22,9 +22,6 @@ _OF_STUDIES = {  # names in a study that are not axes
 }  # fmt: skip
 
 
-_DIGITS = 4  # of a strength
-
-
 class Axes:
     """Noise levels of a run with noise 0, on all its axes.
 
@@ -103,24 +100,3 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
         raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))
-
-
-def steps_of(strength: float, steps: int, counts_down: bool) -> int:
-    """Number of steps that a pipeline makes for a strength in [0, 1], in the arithmetic of the pipelines."""
-    if counts_down:
-        return steps - int(max(steps - min(steps * strength, steps), 0))
-    return min(int(steps * strength), steps)
-
-
-def strength_of(k: int, steps: int, counts_down: bool) -> float:
-    """The strength with 4 digits nearest to k/N that gives k steps; k/N itself may be rounded to another number of steps.
-
-    >>> strength_of(29, 100, counts_down=False), int(100 * 0.29)
-    (0.2901, 28)
-    """
-    near = round(k / steps, _DIGITS)
-    for digits in (0, 1, -1, 2, -2):
-        strength = round(near + digits / 10**_DIGITS, _DIGITS)
-        if 0 <= strength <= 1 and steps_of(strength, steps, counts_down) == k:
-            return strength
-    return float("nan")

@@ -11,7 +11,7 @@ import xarray as xr
 
 from uturn.core.checks import checked_path, one_line
 from uturn.core.files import read_table
-from uturn.studies.axes import strength_of
+from uturn.core.strength import strength_of
 
 if TYPE_CHECKING:
     from rich.table import Table
