@@ -24,8 +24,8 @@ def choose(
     """Choose the largest measured noise that is guaranteed to keep a reading. Measures nothing.
 
     The levels are tested from small noise upwards by a one-sided bound of the mean reading, and the first level that misses the
-    goal ends the test. No correction for the number of levels is needed: the choice is false with a probability of at most 5 %.
-    All of 59 originals kept guarantee a share of .95; for goals by class, each class needs 59.
+    goal ends the test. No correction for the number of levels is needed: the choice is false with a probability of at most 5 %
+    (1 - confidence). All of 59 originals kept guarantee a share of .95; for goals by class, each class needs 59.
 
     The noise is printed on all axes of the run, and as the strength of image-to-image pipelines. A similarity is kept if its mean
     is at least the goal, a distance if it is at most the goal. With --lose, the window between both: the smallest noise that is

@@ -90,7 +90,7 @@ def study_of(ds: xr.Dataset) -> Study:
     axes, instructions = Axes(run), instructions_of(run)
     readings = {name: how for name, how in instructions.items() if how.role == "reading"}
     changes = [name for name, how in instructions.items() if how.role == "changes"]
-    not_studied = {name: why for name in readings if (why := no_reading(run, name))}
+    not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
     levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
@@ -149,7 +149,7 @@ def by_noise(run: xr.Dataset) -> xr.Dataset:
     return run.sortby("noise")
 
 
-def no_reading(run: xr.Dataset, name: str) -> str:
+def _no_reading(run: xr.Dataset, name: str) -> str:
     """Why a variable has no curve; "" if it has one."""
     values = run[name]
     if "item" not in values.dims:
@@ -185,7 +185,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
     stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
-    outside = _outside(values, *bounds_of(how))
+    outside = _outside(values, *_bounds(how))
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
@@ -216,8 +216,7 @@ def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
 
 
-def bounds_of(how: Instructions) -> tuple[float, float]:
-    """The bounds of readings, infinite where there is none."""
+def _bounds(how: Instructions) -> tuple[float, float]:
     low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
@@ -318,7 +317,7 @@ def _curves(
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels])
-        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *bounds_of(how), confidence)
+        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *_bounds(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 

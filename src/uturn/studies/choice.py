@@ -19,7 +19,7 @@ from uturn.core.reading import Instructions
 from uturn.measures.calibration import label_of
 from uturn.measures.statistics import WITHIN, Estimate, checked_share, crossing, independent_groups
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, no_reading
+from uturn.studies.analysis import Level, by_noise, finished_run, levels_of
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
 from uturn.studies.reading import instructions_of
@@ -240,7 +240,7 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     name, label, where, how = _named(run, reading)
     if run[name].isin((0, 1)).where(run[name].notnull(), True).all():  # the mean of tosses is a share, declared or not
         how = how.model_copy(update={"bounds": (0.0, 1.0)})
-    low, high = bounds_of(how)
+    low, high = (end if bound is None else bound for end, bound in zip((-math.inf, math.inf), how.bounds, strict=True))
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not low < value < high:
         raise ValueError(
             f"{'lose' if lose else 'keep'} = {shown(value)}: expected a number between {low:g} and {high:g} for {label}"
@@ -253,7 +253,7 @@ def _named(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]
     """The variable, label, indices and instructions of the reading of a name; ValueError if there is none, or several."""
     matching, known = {}, []
     for name, how in instructions_of(run).items():
-        if how.role != "reading" or no_reading(run, name):
+        if how.role != "reading" or "item" not in run[name].dims or run[name].dtype.kind not in "biuf":
             continue
         sizes = {str(dim): size for dim, size in run[name].sizes.items() if dim not in ("noise", *WITHIN)}
         for at in np.ndindex(*sizes.values()):
