@@ -220,7 +220,7 @@ def test_missing_files_are_missing_readings(small, copied):
     text = study.attrs["remark"]
     assert "2 of 72 reconstructions are missing and have no readings: " in text
     assert "a_0_1.png" in text
-    assert "leave out 2 of 6 originals" in text
+    assert "leaves out 2 of 6 originals" in text
     of = study.sel(reading="same_class").curve.values[1:]
     values = gaps.same_class
     np.testing.assert_allclose(of[:, 0], np.nanmean(values, axis=(1, 2, 3)), atol=1e-6)
