@@ -1,0 +1,316 @@
+"""The check of a sampler of U-turns: several tests, since no single one sees every bug."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
+from uturn.cli.presets.samplers import SamplerOptions
+from uturn.core.imports import import_object, is_import_path
+from uturn.core.random import Purpose, Streams, keys
+from uturn.core.u_turns import u_turns
+from uturn.measures.calibration import Calibration, calibrate, holm, paired
+from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
+from uturn.networks.model_check import is_checked
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from uturn.core.experiment import Experiment
+
+_PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
+_SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
+_STEP = "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the clean end"
+_JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
+_MOST_STEPS = 1000
+
+
+class Row(NamedTuple):
+    """One test of a check: its verdict, result, what it can see and what not, and its numbers."""
+
+    test: str
+    verdict: str
+    result: str
+    sees: str
+    misses: str
+    numbers: Mapping[str, Any] = MappingProxyType({})
+
+
+class Report(NamedTuple):
+    """The tests of a sampler. It passes if no test fails."""
+
+    title: str
+    rows: list[Row]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.verdict != _FAILS for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        rows = [{**row._asdict(), **row.numbers} for row in self.rows]
+        return {
+            "title": self.title,
+            "passed": self.passed,
+            "tests": [{k: v for k, v in r.items() if k != "numbers"} for r in rows],
+        }
+
+    def table(self) -> Table:
+        from rich.table import Table
+
+        table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
+        for row in self.rows:
+            style = "bold red" if row.verdict == _FAILS else "green" if row.verdict == _PASSES else ""
+            table.add_row(row.test, row.verdict, row.result, row.sees, row.misses, style=style)
+        return table
+
+
+# -- tests of reconstructions -------------------------------------------------------------------------------------------
+
+
+def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], level: float) -> list[Row]:
+    """The tests that need only reconstructions: the size of the change, and the two-sample test.
+
+    Parameters
+    ----------
+    originals : array (items, ...)
+    theirs, ours : arrays (noise, items, 2, ...)
+        Two U-turns of each original at each noise level, by the sampler that is checked and by one that is right.
+    noise : noise levels (noise,)
+    level : float
+        False-alarm rate of each of the two tests.
+    """
+    sizes = sizes_of_change(originals, theirs, ours, level)
+    own, right = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
+    laws = two_samplers(theirs, ours, level)
+    clearest, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
+    return [
+        Row(
+            "size of the change",
+            _PASSES if sizes.passed else _FAILS,
+            f"{own[clearest]:.3g} against {right[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
+            "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored or replaced",
+            "wrong changes of the right size",
+            {"noise": list(noise), "size": own, "size_of_own": right, "p": sizes.p_value, "p_holm": sizes.adjusted},
+        ),
+        Row(
+            "two samples",
+            _PASSES if laws.passed else _FAILS,
+            f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}{_p(laws.adjusted)}",
+            "every difference from uturn's sampler, such as timesteps in 0..1, partial noise",
+            "what both do wrong: the model itself, too few steps; small differences with few originals",
+            {"noise": list(noise), "energy_distance": laws.statistic, "p": laws.p_value, "p_holm": laws.adjusted},
+        ),
+    ]
+
+
+def _p(adjusted: np.ndarray) -> str:
+    return f", p = {adjusted.min():.2g}"
+
+
+# -- the check ----------------------------------------------------------------------------------------------------------
+
+
+def check_sampler(options: SamplerOptions) -> Report:
+    """Check a sampler by several tests; see `Report`.
+
+    The false-alarm rate is shared equally by the three tests of random numbers: size of the change, two samples, repeated step.
+
+    Raises
+    ------
+    ValueError
+        For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
+    """
+    own = options.experiment()
+    (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
+    is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
+    least = math.ceil(math.log(len(options.noise()) / share) / math.log(3))
+    if options.items < least:
+        raise ValueError(
+            f"items = {options.items}: so few could not make the check fail at false_alarm_rate = {options.false_alarm_rate:g}; "
+            f"expected at least {least}"
+        )
+    if options.step is not None:
+        label = f"step = {options.step!r}"
+        steps: Any = OwnSteps(_imported(options.step, label, _STEP), own.parts.backward, label)
+        forward = own.parts.corruption
+    elif is_function:
+        steps = forward = None
+    else:
+        other = options.model_copy(update={"scheduler": options.sampler}).experiment()
+        steps, forward = other.parts.backward, other.parts.corruption
+    checked = _Checked(options, own, originals, steps, forward)
+    ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
+    theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
+    rows = compared(originals.data, theirs, ours, options.noise(), share)
+    rows += [_model_row(own), checked.step_row(share), checked.calibration_row()]
+    if options.find_steps:
+        rows.append(_steps_row(options))
+    name = options.sampler if is_function or options.step is None else options.step
+    return Report(f"{name} against {own.parts.backward.describe()}", rows)
+
+
+class _Checked(NamedTuple):
+    """A sampler under check. `steps`: the backward that makes its reverse steps, None if only its U-turns are known."""
+
+    options: SamplerOptions
+    own: Experiment
+    originals: Any
+    steps: Any
+    forward: Any
+
+    def u_turns(self, corruption: Any, backward: Any, trajectories: range, clones: int = 1) -> np.ndarray:
+        """Reconstructions (noise, items, draws, ...)."""
+        items, seed, noise = self.originals.items, self.options.seed, self.options.noise()
+        # Long U-turns first, which keeps the batches of the network full.
+        blocks = ((level, self.originals, level, Streams(seed, items, level, trajectories)) for level in noise[::-1])
+        made = {level: turned.reconstructions for level, turned in u_turns(blocks, corruption, backward, clones=clones)}
+        return np.stack([made[level] for level in noise])
+
+    def function_u_turns(self) -> np.ndarray:
+        """Two U-turns of each original by a user's function, (noise, items, 2, ...)."""
+        label = f"sampler = {self.options.sampler!r}"
+        function = _imported(self.options.sampler, label, _SAMPLER)
+        noise, images = self.options.noise(), self.originals.data
+        seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise)))).__iter__()
+        made = [[called(function, label, images, level, next(seeds)) for _ in range(2)] for level in noise]
+        return np.stack([np.stack(pair, axis=1) for pair in made]).clip(-1, 1)
+
+    def step_row(self, level: float) -> Row:
+        """The variance of one reverse step, repeated from the same noisy originals.
+
+        With x the R repeats, and v the formula, the sum over pixels and originals of (x - mean)^2 / v has the law of chi-square
+        with (R - 1) degrees of freedom for each of them, since the noise is normal. If v is 0, so must be the variance.
+        """
+        from scipy.stats import chi2
+
+        def row(verdict: str, result: str, **numbers: Any) -> Row:
+            sees = "a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch"
+            return Row("one repeated step", verdict, result, sees, "wrong means; everything outside of the step", numbers)
+
+        if self.steps is None:
+            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+        model, (few,) = self.own.parts.backward, [self._first(_JUDGED)]
+        if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
+            return row(_UNTESTED, "the scheduler makes several calls of the model in a step")
+        ratios, p = {}, {}
+        for noise in self.options.noise():
+            if not 1 < round(noise * self.options.steps) < self.options.steps:
+                continue
+            streams = Streams(self.options.seed, few.items, noise, range(4, 5))
+            noisy = self.forward.observe(few, noise, streams)
+            expected = step_variance(model, noisy, streams)
+            if expected is None:
+                return row(_UNTESTED, f"the variance of the steps of {self.options.scheduler} has no formula here")
+            repeats = repeated_step(self.steps, noisy, streams, _REPEATS).astype(float)
+            squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+            freedom = squares.size * (_REPEATS - 1)
+            if np.any(expected):
+                ratios[noise] = float((squares / expected).sum() / freedom)
+                p[noise] = min(
+                    1.0, 2 * min(chi2.cdf(ratios[noise] * freedom, freedom), chi2.sf(ratios[noise] * freedom, freedom))
+                )
+            else:
+                ratios[noise] = float(np.sqrt(squares.sum() / freedom))
+                p[noise] = float(ratios[noise] < 1e-4)
+        if not p:
+            return row(_UNTESTED, "no noise level has a step that draws noise")
+        adjusted = holm(list(p.values()))
+        worst = min(p, key=lambda noise: (p[noise], -abs(ratios[noise] - 1)))
+        word = "times its formula" if np.any(expected) else "is the deviation of steps that should draw no noise"
+        return row(
+            _PASSES if (adjusted > level).all() else _FAILS,
+            f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}{_p(adjusted)}",
+            noise=list(p),
+            ratio=list(ratios.values()),
+            p=list(p.values()),
+            p_holm=adjusted,
+        )
+
+    def calibration_row(self) -> Row:
+        """Calibration by clones of one noisy datum, which is reported and not judged."""
+
+        def row(verdict: str, result: str, **numbers: Any) -> Row:
+            sees = "whether reconstructions are draws from the posterior: sampler, steps and model together"
+            misses = "no judge: right samplers of few steps fail it; noise levels that are not as stated"
+            return Row("calibration with clones", verdict, result, sees, misses, numbers)
+
+        if self.steps is None:
+            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+        made = self.u_turns(self.forward, self.steps, range(5, 6), self.options.clones)
+        tests = _calibrated(self.originals.data, made)
+        worst = int(np.argmin(tests.p_value))
+        return row(
+            _REPORTED,
+            f"gap {tests.gap[worst]:+.2g} at t/T = {self.options.noise()[worst]:.3g}{_p(tests.adjusted)} with "
+            f"{self.options.steps} steps",
+            noise=self.options.noise(),
+            gap=tests.gap,
+            p=tests.p_value,
+            p_holm=tests.adjusted,
+        )
+
+    def _first(self, count: int) -> Any:
+        """The first originals."""
+        source, items = self.own.parts.source, self.originals.items[:count]
+        (few,) = source.blocks(items, self.options.seed, self.options.items)
+        return few
+
+
+def _calibrated(images: np.ndarray, clones: np.ndarray) -> Calibration:
+    """Calibration by the distance of images: originals (items, ...) and clones (noise, items, K, ...)."""
+
+    def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return -change_sizes(x, y[None, :, None])[0, :, 0]
+
+    pairs = [paired(np.concatenate([images[:, None], made], axis=1), likeness) for made in clones]
+    return calibrate(*(np.stack(values, axis=-1) for values in zip(*pairs, strict=True)), level=0.01)
+
+
+def _model_row(own: Experiment) -> Row:
+    """The check of the denoiser, which is that of `uturn images`."""
+    reverse = own.parts.backward.reverse()
+    if is_checked(reverse.model, reverse.device):
+        findings = own.model_check()
+        unclear = all("cannot be judged" in finding for finding in findings)
+        verdict = _PASSES if not findings else _UNTESTED if unclear else _FAILS
+        result = "; ".join(finding.removeprefix("model check: ") for finding in findings) or "fits what is declared"
+    else:
+        verdict, result = _UNTESTED, "the network is large: give it a GPU"
+    sees = "a model with another prediction type, scale of time or input than declared"
+    return Row("denoiser", verdict, result, sees, "how a sampler module:function uses the model; shifts of a few timesteps")
+
+
+def _steps_row(options: SamplerOptions) -> Row:
+    """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
+    tried = []
+    while options.steps <= _MOST_STEPS:
+        own = options.experiment()
+        (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
+        checked = _Checked(options, own, originals, own.parts.backward, own.parts.corruption)
+        made = checked.u_turns(own.parts.corruption, own.parts.backward, range(1), options.clones)
+        tried.append((options.steps, float(_calibrated(originals.data, made).adjusted.min())))
+        if tried[-1][1] > 0.01:
+            break
+        most = min(_MOST_STEPS, own.parts.backward.reverse().forward.scheduler.config.num_train_timesteps)
+        options = options.model_copy(update={"steps": min(2 * options.steps, most) if options.steps < most else most + 1})
+    steps, p = tried[-1]
+    result = (
+        f"p > .01 from {steps} steps on"
+        if p > 0.01
+        else f"p <= .01 up to {steps} steps, as for originals the model does not draw"
+    )
+    numbers = {"steps": [steps for steps, _ in tried], "p_holm": [p for _, p in tried]}
+    return Row("steps for calibration", _REPORTED, result, "how many steps the reverse chain needs", "", numbers)
+
+
+def _imported(path: str, label: str, expected: str) -> Callable[..., Any]:
+    function = import_object(path, label, expected)
+    if not callable(function):
+        raise ValueError(f"{label} is a {type(function).__name__}; expected {expected}")
+    return function
