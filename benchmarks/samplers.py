@@ -1,10 +1,12 @@
-"""What `uturn check-sampler` says of the gallery of right and wrong samplers (tests/sampler_gallery.py), on a mixture of Gaussians.
+"""What `uturn check-sampler` says of right and wrong samplers (tests/sampler_gallery.py), on a mixture of Gaussians.
 
-    python benchmarks/samplers.py [--runs 20] [--rate 0.05] [--calibration] [--plot docs/images/check-a-sampler.png]
+    python benchmarks/samplers.py [--runs 20] [--plot docs/images/check-a-sampler.png]
+    python benchmarks/samplers.py --right --rate 0.05 --runs 200
+    python benchmarks/samplers.py --calibration --runs 50
 
-Share of checks that fail, by test, for each sampler, in runs with other originals and other noise. With --rate, the false-alarm
-rate of each check, so that the shares of right samplers can be compared with it. With --calibration, instead the share of p < .01
-of the calibration of the right sampler, against the number of steps, on originals of the mixture itself.
+Share of checks that fail, by test, for each sampler, in runs with other originals and other noise. `--right`: right samplers
+alone, whose shares are compared with the false-alarm rate of a check, `--rate`. `--calibration`: the share of p < .01 of the
+calibration of the right sampler, against the number of steps, on originals of the mixture itself.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.001)
+    parser.add_argument("--right", action="store_true")
     parser.add_argument("--calibration", action="store_true")
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args()
@@ -47,15 +50,13 @@ def main() -> None:
         if chosen.calibration:
             return calibration(folder, chosen.runs)
         shares, sizes = {}, {}
-        for name, options in {**gallery.RIGHT, **gallery.WRONG}.items():
+        for name, options in {**gallery.RIGHT, **({} if chosen.right else gallery.WRONG)}.items():
             more = {"items": chosen.items, "false_alarm_rate": chosen.rate}
             reports = [checked(folder, seed, options, **more) for seed in range(chosen.runs)]
             rows = [{row.test: row for row in report.rows} for report in reports]
-            shares[name] = [
-                np.nan if run[0][test].verdict == "not tested" else np.mean([row[test].verdict == "FAILS" for row in run])
-                for run in [rows]
-                for test in TESTS
-            ] + [np.mean([not report.passed for report in reports])]
+            failed = [np.mean([row[test].verdict == "FAILS" for row in rows]) for test in TESTS]
+            tested = [rows[0][test].verdict != "not tested" for test in TESTS]
+            shares[name] = [*np.where(tested, failed, np.nan), np.mean([not report.passed for report in reports])]
             sizes[name] = [
                 np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0) for key in ("noise", "size", "size_of_own")
             ]

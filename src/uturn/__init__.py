@@ -35,6 +35,7 @@ _HOMES = {
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
     "calibration": "measures.calibration",
+    "two_samplers": "measures.two_samplers",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
+    from uturn.measures.two_samplers import two_samplers
     from uturn.sources import fashion_mnist
     from uturn.studies import plotting, study
 

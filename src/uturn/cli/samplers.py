@@ -48,7 +48,7 @@ def check_sampler(
 
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"json = {str(json_file)!r}: expected a file")
-    report = checked(chosen)
+    report = checked(chosen, progress=True)
     show(report.table())
     if json_file is not None:
         with whole_file(json_file) as file:

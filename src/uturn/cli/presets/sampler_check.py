@@ -12,6 +12,7 @@ import numpy as np
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.imports import import_object, is_import_path
+from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
 from uturn.core.u_turns import u_turns
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
@@ -116,8 +117,8 @@ def _p(adjusted: np.ndarray) -> str:
 # -- the check ----------------------------------------------------------------------------------------------------------
 
 
-def check_sampler(options: SamplerOptions) -> Report:
-    """Check a sampler by several tests; see `Report`.
+def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
+    """Check a sampler by several tests; see `Report`. `progress`: show a progress bar.
 
     The false-alarm rate is shared equally by the three tests of random numbers: size of the change, two samples, repeated step.
 
@@ -145,12 +146,19 @@ def check_sampler(options: SamplerOptions) -> Report:
         other = options.model_copy(update={"scheduler": options.sampler}).experiment()
         steps, forward = other.parts.backward, other.parts.corruption
     checked = _Checked(options, own, originals, steps, forward)
-    ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
-    theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
-    rows = compared(originals.data, theirs, ours, options.noise(), share)
-    rows += [_model_row(own), checked.step_row(share), checked.calibration_row()]
-    if options.find_steps:
-        rows.append(_steps_row(options))
+    with progress_bar(progress, "check", 5 if options.find_steps else 4, 0) as advance:
+        theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
+        advance()
+        ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
+        advance()
+        rows = [_model_row(own), checked.step_row(share)]
+        advance()
+        rows.append(checked.calibration_row())
+        advance()
+        if options.find_steps:
+            rows.append(_steps_row(options))
+            advance()
+        rows = compared(originals.data, theirs, ours, options.noise(), share) + rows
     name = options.sampler if is_function or options.step is None else options.step
     return Report(f"{name} against {own.parts.backward.describe()}", rows)
 
@@ -169,7 +177,8 @@ class _Checked(NamedTuple):
         items, seed, noise = self.originals.items, self.options.seed, self.options.noise()
         # Long U-turns first, which keeps the batches of the network full.
         blocks = ((level, self.originals, level, Streams(seed, items, level, trajectories)) for level in noise[::-1])
-        made = {level: turned.reconstructions for level, turned in u_turns(blocks, corruption, backward, clones=clones)}
+        with begun(1, unit=1 / (len(noise) * len(items) * len(trajectories) * clones)):
+            made = {level: turned.reconstructions for level, turned in u_turns(blocks, corruption, backward, clones=clones)}
         return np.stack([made[level] for level in noise])
 
     def function_u_turns(self) -> np.ndarray:
@@ -177,9 +186,9 @@ class _Checked(NamedTuple):
         label = f"sampler = {self.options.sampler!r}"
         function = _imported(self.options.sampler, label, _SAMPLER)
         noise, images = self.options.noise(), self.originals.data
-        seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise)))).__iter__()
-        made = [[called(function, label, images, level, next(seeds)) for _ in range(2)] for level in noise]
-        return np.stack([np.stack(pair, axis=1) for pair in made]).clip(-1, 1)
+        seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise))))
+        pairs = [[called(function, label, images, level, seeds[2 * k + j]) for j in range(2)] for k, level in enumerate(noise)]
+        return np.stack([np.stack(pair, axis=1) for pair in pairs]).clip(-1, 1)
 
     def step_row(self, level: float) -> Row:
         """The variance of one reverse step, repeated from the same noisy originals.
@@ -195,7 +204,8 @@ class _Checked(NamedTuple):
 
         if self.steps is None:
             return row(_UNTESTED, "give one step of the sampler: --step module:function")
-        model, (few,) = self.own.parts.backward, [self._first(_JUDGED)]
+        model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]
+        (few,) = source.blocks(items, self.options.seed, self.options.items)
         if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
             return row(_UNTESTED, "the scheduler makes several calls of the model in a step")
         ratios, p = {}, {}
@@ -254,12 +264,6 @@ class _Checked(NamedTuple):
             p=tests.p_value,
             p_holm=tests.adjusted,
         )
-
-    def _first(self, count: int) -> Any:
-        """The first originals."""
-        source, items = self.own.parts.source, self.originals.items[:count]
-        (few,) = source.blocks(items, self.options.seed, self.options.items)
-        return few
 
 
 def _calibrated(images: np.ndarray, clones: np.ndarray) -> Calibration:
