@@ -91,6 +91,8 @@ def draw(shares: dict, sizes: dict, path: Path) -> None:
         for name, marker in zip(drawn, "s^Dv", strict=True):
             left.plot(*sizes[name][:2], f"{marker}--", color=CLASS, lw=1.2, ms=5, label=name)
         left.set(xscale="log", yscale="log", xlabel="noise, t/T", ylabel="size of the change (root mean square)")
+        left.set_xticks(noise, [f"{level:g}" for level in noise])
+        left.set_xticks([], minor=True)
         left.set_title("how much a U-turn changes")
         left.legend(loc="lower right", fontsize=9)
         table = np.array([row for row in shares.values()])

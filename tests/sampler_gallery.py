@@ -14,19 +14,19 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from uturn.networks import DenoiserModel
 
 STEPS = 40
-SPREAD = 0.2  # standard deviation of a pixel around the centre of its mode
+SPREAD = 0.15  # standard deviation of a pixel around the centre of its mode
 SCHEDULE = {"beta_schedule": "linear", "clip_sample": False}
 ABAR = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
 
 
 @functools.cache
 def centres():
-    """(10, 1, 8, 8): the centres of ten equally frequent modes, waves with pixels in [-0.6, 0.6]."""
+    """(10, 1, 8, 8): the centres of ten equally frequent modes, waves with pixels in [-0.4, 0.4]."""
     generator = torch.Generator().manual_seed(0)
     grid = torch.arange(8.0) * torch.pi / 4
     angles = [torch.rand(10, 1, 1, 1, generator=generator) * 2 * torch.pi for _ in range(2)]
     waves = 1 + torch.arange(10).reshape(-1, 1, 1, 1) % 3
-    return 0.6 * torch.sin(waves * grid[:, None] + angles[0]) * torch.cos(waves * grid + angles[1])
+    return 0.4 * torch.sin(waves * grid[:, None] + angles[0]) * torch.cos(waves * grid + angles[1])
 
 
 def originals(count, seed=0):

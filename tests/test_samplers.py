@@ -1,8 +1,10 @@
 """`uturn check-sampler`: known bugs are caught, right samplers pass, and its tests are exact."""
 
+import importlib
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,17 @@ def test_the_command_on_the_embedded_model(tmp_path):
     assert list(verdicts.values()) == ["passes"] * 4 + ["reported"]
     assert all(test["sees"] and test["misses"] for test in written["tests"])
     assert written["tests"][0]["noise"] == [1 / 6, 2 / 6, 0.5]
+
+
+def test_the_example_and_its_bug(monkeypatch):
+    """examples/own/sampler.py, in six steps."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
+    sampler = importlib.import_module("sampler")
+    monkeypatch.setattr(sampler, "STEPS", 6)
+    options = {"items": 9, "steps": 6, "levels": [0.5]}
+    for name, verdict in (("image_to_image", "passes"), ("one_step_off", "FAILS")):
+        rows = check_sampler(SamplerOptions.from_dict({"sampler": f"sampler:{name}", **options})).rows
+        assert [row.verdict for row in rows[:2]] == [verdict] * 2
 
 
 def test_the_command_fails_for_a_wrong_sampler(originals, tmp_path):
