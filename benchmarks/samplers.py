@@ -58,7 +58,7 @@ def main() -> None:
             tested = [rows[0][test].verdict != "not tested" for test in TESTS]
             shares[name] = [*np.where(tested, failed, np.nan), np.mean([not report.passed for report in reports])]
             sizes[name] = [
-                np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0) for key in ("noise", "size", "size_of_own")
+                np.mean([row[TESTS[0]].numbers[key] for row in rows], axis=0) for key in ("noise", "size", "size_of_uturn")
             ]
     table = Table("sampler", *TESTS, "any", title=f"share of {chosen.runs} checks that fail, {chosen.items} originals each")
     for name, row in shares.items():

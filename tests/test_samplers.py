@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, chi2
 
 import sampler_gallery as gallery
@@ -125,7 +126,7 @@ def test_each_known_bug_is_caught(originals, name):
 
 def test_weak_noise_left_over_is_ten_times_the_change(originals):
     row = report(originals, **gallery.WRONG["t + 1 for t"], levels=[0.5]).rows[0]
-    assert row.numbers["size"][0] > 8 * row.numbers["size_of_own"][0]
+    assert row.numbers["size"][0] > 8 * row.numbers["size_of_uturn"][0]
     assert "against" in row.result
 
 
@@ -149,6 +150,7 @@ def test_calibration_is_reported_and_the_steps_from_which_it_passes(originals, m
     *_, calibration, steps = report(originals, **options).rows
     assert calibration.verdict == steps.verdict == "reported"
     assert calibration.numbers["p_holm"].min() < 0.01
+    assert calibration.numbers["noise"] == [0.5]
     assert steps.numbers["steps"] == [10, 20, 40]
     assert (steps.numbers["p_holm"][-1] > 0.01) == ("steps on" in steps.result)
 
@@ -191,7 +193,7 @@ def test_variance_of_a_step_is_its_formula(originals, model, options):
 
 
 def test_the_command_on_the_embedded_model(tmp_path):
-    done = uturn("check-sampler", "--items", 9, "--steps", 6, "--levels", 0.5, "--json", "check.json", cwd=tmp_path)
+    done = uturn("check-sampler", "--items", 9, "--steps", 4, "--levels", 0.5, "--json", "check.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no test fails" in done.stdout
     written = json.loads((tmp_path / "check.json").read_text())
@@ -199,18 +201,22 @@ def test_the_command_on_the_embedded_model(tmp_path):
     verdicts = {test["test"]: test["verdict"] for test in written["tests"]}
     assert list(verdicts.values()) == ["passes"] * 4 + ["reported"]
     assert all(test["sees"] and test["misses"] for test in written["tests"])
-    assert written["tests"][0]["noise"] == [1 / 6, 2 / 6, 0.5]
+    assert written["tests"][0]["noise"] == [0.25, 0.5]
 
 
 def test_the_example_and_its_bug(monkeypatch):
-    """examples/own/sampler.py, in six steps."""
+    """examples/own/sampler.py, in six steps, whose right function is compared with itself."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
     sampler = importlib.import_module("sampler")
     monkeypatch.setattr(sampler, "STEPS", 6)
-    options = {"items": 9, "steps": 6, "levels": [0.5]}
-    for name, verdict in (("image_to_image", "passes"), ("one_step_off", "FAILS")):
-        rows = check_sampler(SamplerOptions.from_dict({"sampler": f"sampler:{name}", **options})).rows
-        assert [row.verdict for row in rows[:2]] == [verdict] * 2
+    images = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:10])
+
+    def made(function, first):
+        return np.stack([function(images, 1 / 6, seed).clamp(-1, 1).numpy() for seed in (first, first + 1)], axis=1)[None]
+
+    right, again, wrong = made(sampler.image_to_image, 0), made(sampler.image_to_image, 2), made(sampler.one_step_off, 4)
+    assert [row.verdict for row in compared(images.numpy(), right, again, [1 / 6], 1e-3)] == ["passes"] * 2
+    assert [row.verdict for row in compared(images.numpy(), wrong, again, [1 / 6], 1e-3)] == ["FAILS"] * 2
 
 
 def test_the_command_fails_for_a_wrong_sampler(originals, tmp_path):
@@ -247,6 +253,11 @@ def test_wrong_input_ends_in_one_line(originals, words, message):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert re.search(message, done.stderr), done.stderr
+
+
+def test_no_number_of_steps_makes_a_deterministic_sampler_calibrated(originals):
+    options = {**gallery.RIGHT["DDIM"], "steps": 10, "levels": [0.5], "sampler": "ddim", "step": None, "find_steps": True}
+    assert "deterministic" in report(originals, **{k: v for k, v in options.items() if v is not None}).rows[-1].result
 
 
 def test_options_of_other_commands_are_refused():

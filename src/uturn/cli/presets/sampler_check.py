@@ -28,7 +28,7 @@ _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not test
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
 _STEP = "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the clean end"
 _JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
-_MOST_STEPS = 1000
+_MOST_STEPS, _CALIBRATED = 1000, 0.01  # of the search for the number of steps, and the level of its tests
 
 
 class Row(NamedTuple):
@@ -87,17 +87,17 @@ def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], lev
         False-alarm rate of each of the two tests.
     """
     sizes = sizes_of_change(originals, theirs, ours, level)
-    own, right = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
+    theirs_mean, ours_mean = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
     laws = two_samplers(theirs, ours, level)
     clearest, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
     return [
         Row(
             "size of the change",
             _PASSES if sizes.passed else _FAILS,
-            f"{own[clearest]:.3g} against {right[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
+            f"{theirs_mean[clearest]:.3g} against {ours_mean[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
             "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored, replaced or partial",
             "wrong changes of the right size",
-            {"noise": list(noise), "size": own, "size_of_own": right, "p": sizes.p_value, "p_holm": sizes.adjusted},
+            {"noise": list(noise), "size": theirs_mean, "size_of_uturn": ours_mean, "p": sizes.p_value, "p_holm": sizes.adjusted},
         ),
         Row(
             "two samples",
@@ -172,9 +172,23 @@ class _Checked(NamedTuple):
     steps: Any
     forward: Any
 
-    def u_turns(self, corruption: Any, backward: Any, trajectories: range, clones: int = 1) -> np.ndarray:
-        """Reconstructions (noise, items, draws, ...)."""
-        items, seed, noise = self.originals.items, self.options.seed, self.options.noise()
+    def u_turns(self, corruption: Any, backward: Any, trajectories: range) -> np.ndarray:
+        """Reconstructions at all noise levels, (noise, items, trajectories, ...)."""
+        return self._reconstructed(corruption, backward, self.options.noise(), trajectories, 1)
+
+    def calibrated(self, corruption: Any, backward: Any, trajectory: int) -> Calibration:
+        """Calibration by the distance of images; not at the weakest noise, whose only step draws nothing, so that clones agree."""
+
+        def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            return -change_sizes(x, y[None, :, None])[0, :, 0]
+
+        noise, trajectories = self.options.noise(weakest=False), range(trajectory, trajectory + 1)
+        made = self._reconstructed(corruption, backward, noise, trajectories, self.options.clones)
+        pairs = [paired(np.concatenate([self.originals.data[:, None], clones], axis=1), likeness) for clones in made]
+        return calibrate(*(np.stack(values, axis=-1) for values in zip(*pairs, strict=True)), level=_CALIBRATED)
+
+    def _reconstructed(self, corruption: Any, backward: Any, noise: list[float], trajectories: range, clones: int) -> np.ndarray:
+        items, seed = self.originals.items, self.options.seed
         # Long U-turns first, which keeps the batches of the network full.
         blocks = ((level, self.originals, level, Streams(seed, items, level, trajectories)) for level in noise[::-1])
         with begun(1, unit=1 / (len(noise) * len(items) * len(trajectories) * clones)):
@@ -252,28 +266,16 @@ class _Checked(NamedTuple):
 
         if self.steps is None:
             return row(_UNTESTED, "give one step of the sampler: --step module:function")
-        made = self.u_turns(self.forward, self.steps, range(5, 6), self.options.clones)
-        tests = _calibrated(self.originals.data, made)
+        tests, noise = self.calibrated(self.forward, self.steps, 5), self.options.noise(weakest=False)
         worst = int(np.argmin(tests.p_value))
         return row(
             _REPORTED,
-            f"gap {tests.gap[worst]:+.2g} at t/T = {self.options.noise()[worst]:.3g}{_p(tests.adjusted)} with "
-            f"{self.options.steps} steps",
-            noise=self.options.noise(),
+            f"gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}{_p(tests.adjusted)} with {self.options.steps} steps",
+            noise=noise,
             gap=tests.gap,
             p=tests.p_value,
             p_holm=tests.adjusted,
         )
-
-
-def _calibrated(images: np.ndarray, clones: np.ndarray) -> Calibration:
-    """Calibration by the distance of images: originals (items, ...) and clones (noise, items, K, ...)."""
-
-    def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return -change_sizes(x, y[None, :, None])[0, :, 0]
-
-    pairs = [paired(np.concatenate([images[:, None], made], axis=1), likeness) for made in clones]
-    return calibrate(*(np.stack(values, axis=-1) for values in zip(*pairs, strict=True)), level=0.01)
 
 
 def _model_row(own: Experiment) -> Row:
@@ -292,25 +294,29 @@ def _model_row(own: Experiment) -> Row:
 
 def _steps_row(options: SamplerOptions) -> Row:
     """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
-    tried = []
-    while options.steps <= _MOST_STEPS:
-        own = options.experiment()
-        (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
-        checked = _Checked(options, own, originals, own.parts.backward, own.parts.corruption)
-        made = checked.u_turns(own.parts.corruption, own.parts.backward, range(1), options.clones)
-        tried.append((options.steps, float(_calibrated(originals.data, made).adjusted.min())))
-        if tried[-1][1] > 0.01:
-            break
-        most = min(_MOST_STEPS, own.parts.backward.reverse().forward.scheduler.config.num_train_timesteps)
-        options = options.model_copy(update={"steps": min(2 * options.steps, most) if options.steps < most else most + 1})
-    steps, p = tried[-1]
-    result = (
-        f"p > .01 from {steps} steps on"
-        if p > 0.01
-        else f"p <= .01 up to {steps} steps, as for originals the model does not draw"
+    tried: dict[int, float] = {}
+    name, sees, misses = (
+        "steps for calibration",
+        "how many steps the reverse chain needs",
+        "errors of the model, which may hide them",
     )
-    numbers = {"steps": [steps for steps, _ in tried], "p_holm": [p for _, p in tried]}
-    return Row("steps for calibration", _REPORTED, result, "how many steps the reverse chain needs", "", numbers)
+    most = _MOST_STEPS
+    while True:
+        own = options.experiment()
+        _, corruption, backward, _ = own.parts
+        if not backward.reverse().is_stochastic:
+            return Row(name, _REPORTED, "none: a deterministic sampler draws from no posterior", sees, misses)
+        most = min(most, backward.reverse().forward.scheduler.config.num_train_timesteps)
+        (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
+        tests = _Checked(options, own, originals, backward, corruption).calibrated(corruption, backward, 0)
+        tried[options.steps] = float(tests.adjusted.min())
+        if tests.passed or options.steps >= most:
+            break
+        options = options.model_copy(update={"steps": min(2 * options.steps, most)})
+    result = (
+        f"p > {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"p <= {_CALIBRATED} up to {options.steps} steps"
+    )
+    return Row(name, _REPORTED, result, sees, misses, {"steps": list(tried), "p_holm": list(tried.values())})
 
 
 def _imported(path: str, label: str, expected: str) -> Callable[..., Any]:

@@ -63,10 +63,10 @@ class SamplerOptions(ImageOptions):
             raise ValueError(f"{', '.join(unknown)}: no option of check-sampler; expected some of {', '.join(sorted(named))}")
         return super().from_dict(options)
 
-    def noise(self) -> list[float]:
-        """The noise levels k/steps of the check."""
+    def noise(self, weakest: bool = True) -> list[float]:
+        """The noise levels k/steps of the check, with or without the two weakest ones."""
         chosen = {round(level * self.steps) for level in noise_levels(self.levels, self.steps)}
-        return [k / self.steps for k in sorted(chosen | {1, min(2, self.steps)}) if k]
+        return [k / self.steps for k in sorted(chosen | ({1, min(2, self.steps)} if weakest else set())) if k]
 
     def experiment(self, originals: str | None = None) -> Experiment:
         """The experiment whose U-turns the sampler is compared with."""
