@@ -177,7 +177,7 @@ class _Checked(NamedTuple):
         return self._reconstructed(corruption, backward, self.options.noise(), trajectories, 1)
 
     def calibrated(self, corruption: Any, backward: Any, trajectory: int) -> Calibration:
-        """Calibration by the distance of images; not at the weakest noise, whose only step draws nothing, so that clones agree."""
+        """Calibration by the distance of images; not at the weakest noise, whose only step draws nothing: clones agree."""
 
         def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             return -change_sizes(x, y[None, :, None])[0, :, 0]
