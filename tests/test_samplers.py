@@ -201,7 +201,9 @@ def test_the_command_on_the_embedded_model(tmp_path):
     verdicts = {test["test"]: test["verdict"] for test in written["tests"]}
     assert list(verdicts.values()) == ["passes"] * 4 + ["reported"]
     assert all(test["sees"] and test["misses"] for test in written["tests"])
-    assert written["tests"][0]["noise"] == [0.25, 0.5]
+    size = written["tests"][0]
+    assert size["noise"] == [0.25, 0.5]
+    assert size["size"] != size["size_of_uturn"]  # the noise is another
 
 
 def test_the_example_and_its_bug(monkeypatch):

@@ -185,7 +185,8 @@ class _Checked(NamedTuple):
         noise, trajectories = self.options.noise(weakest=False), range(trajectory, trajectory + 1)
         made = self._reconstructed(corruption, backward, noise, trajectories, self.options.clones)
         pairs = [paired(np.concatenate([self.originals.data[:, None], clones], axis=1), likeness) for clones in made]
-        return calibrate(*(np.stack(values, axis=-1) for values in zip(*pairs, strict=True)), level=_CALIBRATED)
+        with_original, with_clones = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
+        return calibrate(with_original, with_clones, _CALIBRATED)
 
     def _reconstructed(self, corruption: Any, backward: Any, noise: list[float], trajectories: range, clones: int) -> np.ndarray:
         items, seed = self.originals.items, self.options.seed
