@@ -124,6 +124,12 @@ def test_each_known_bug_is_caught(originals, name):
     assert set(gallery.WRONG) == set(SEEN_BY)
 
 
+def test_schedulers_in_other_units_are_compared(originals):
+    """Euler ancestral has the law of DDPM, in units in which the image keeps its amplitude."""
+    rows = report(originals, model="sampler_gallery:model", sampler="euler_ancestral").rows
+    assert [row.verdict for row in rows[:4]] == ["passes"] * 4
+
+
 def test_weak_noise_left_over_is_ten_times_the_change(originals):
     row = report(originals, **gallery.WRONG["t + 1 for t"], levels=[0.5]).rows[0]
     assert row.numbers["size"][0] > 8 * row.numbers["size_of_uturn"][0]

@@ -76,19 +76,22 @@ def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: 
 
 
 def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> np.ndarray:
-    """x_t' after the first reverse step from each noisy datum, with `repeats` draws of its noise: float32 (items, repeats, ...).
+    """x_t' after the first reverse step from each noisy datum, with `repeats` draws of its noise: (items, repeats, ...).
 
-    `backward`: `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
+    In variance-preserving units, abar' + (noise variance) = 1, so that schedulers of different units can be compared. `backward`:
+    `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
     """
     if isinstance(backward, OwnSteps):
+        reverse = backward.model.reverse()
         (seed, *_) = seeds_of(streams.keys(Purpose.RECONSTRUCTION))
         states = backward.step(np.repeat(noisy.values, repeats, axis=0), streams.noise, seed)
     else:
-        queue = ImageQueue(backward.reverse())
-        (cohort,) = queue.admitted(list(backward.works(noisy, streams, repeats)))
-        queue.advance([cohort])
+        reverse = backward.reverse()
+        (cohort,) = ImageQueue(reverse).admitted(list(backward.works(noisy, streams, repeats)))
+        ImageQueue(reverse).advance([cohort])
         states = cohort.state.cpu().numpy()
-    return states.reshape(-1, repeats, *states.shape[1:])
+    signal, abar = (reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1] for name in ("signal", "abar"))
+    return states.reshape(-1, repeats, *states.shape[1:]) / (signal / np.sqrt(abar))
 
 
 def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
@@ -105,7 +108,7 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     Returns
     -------
     float, or float64 array (items, channels, height, width)
-        In the units of the scheduler.
+        In variance-preserving units.
     """
     reverse = model.reverse()
     scheduler, step, levels = reverse.forward.scheduler, reverse.forward.step_of(streams.noise), reverse.forward.noise_levels
@@ -117,19 +120,18 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     abar, next_abar = levels["abar"][step], levels["abar"][step - 1]
     large = 1 - abar / next_abar
     small = large * (1 - next_abar) / (1 - abar)
-    units = levels["signal"][step - 1] ** 2 / next_abar
     if kind.startswith("DDIM"):
-        return units * small * reverse.step_arguments["eta"] ** 2
+        return small * reverse.step_arguments["eta"] ** 2
     if not kind.startswith("DDPM"):
-        return units * small
+        return small
     rule = str(scheduler.config.variance_type)
     if not uses_learned_variance(scheduler):
-        return units * (large if rule.startswith("fixed_large") else small)
+        return large if rule.startswith("fixed_large") else small
     learned = _learned(model, noisy, streams)
     if rule == "learned":
-        return units * learned
+        return learned
     share = (learned + 1) / 2
-    return units * np.exp(share * np.log(large) + (1 - share) * np.log(small))
+    return np.exp(share * np.log(large) + (1 - share) * np.log(small))
 
 
 def _learned(model: DiffusionModel, noisy: Any, streams: Streams) -> np.ndarray:

@@ -228,11 +228,10 @@ class _Checked(NamedTuple):
             if not 1 < round(noise * self.options.steps) < self.options.steps:
                 continue
             streams = Streams(self.options.seed, few.items, noise, range(4, 5))
-            noisy = self.forward.observe(few, noise, streams)
-            expected = step_variance(model, noisy, streams)
+            expected = step_variance(model, self.own.parts.corruption.observe(few, noise, streams), streams)
             if expected is None:
                 return row(_UNTESTED, f"the variance of the steps of {self.options.scheduler} has no formula here")
-            repeats = repeated_step(self.steps, noisy, streams, _REPEATS).astype(float)
+            repeats = repeated_step(self.steps, self.forward.observe(few, noise, streams), streams, _REPEATS).astype(float)
             squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
             freedom = squares.size * (_REPEATS - 1)
             if np.any(expected):
