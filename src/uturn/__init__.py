@@ -39,6 +39,7 @@ _HOMES = {
     "readings": "studies.readings",
     "readings_of": "measures.clones",
     "choose": "studies",
+    "two_samplers": "measures.two_samplers",
     "study": "studies",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
     from uturn.measures.statistics import hierarchy_index
+    from uturn.measures.two_samplers import two_samplers
     from uturn.sources import fashion_mnist
     from uturn.studies import choose, plotting, study
     from uturn.studies.readings import readings

@@ -46,6 +46,10 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """True on the CPU, where small convolutions scale poorly across threads."""
         return _reverse_diffusion(self).device.type == "cpu"
 
+    def reverse(self) -> ReverseDiffusion:
+        """The model with its sampler, loaded on first use."""
+        return _reverse_diffusion(self)
+
     def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
         reverse = _reverse_diffusion(self)
         step, labels = reverse.forward.step_of(streams.noise), self._labels(noisy, reverse, streams, clones)

@@ -1,7 +1,7 @@
 """The command line: `app` registers the commands, and `main` runs them."""
 
-from uturn.cli import figures, studies, experiments, solvable, models, pages, choices  # noqa: I001 - registered in the order of the help
+from uturn.cli import figures, studies, experiments, solvable, models, samplers, pages, choices  # noqa: I001 - registered in the order of the help
 from uturn.cli.app import app
 from uturn.cli.entry import main, program
 
-__all__ = ["app", "choices", "experiments", "figures", "main", "models", "pages", "program", "solvable", "studies"]
+__all__ = ["app", "choices", "experiments", "figures", "main", "models", "pages", "program", "samplers", "solvable", "studies"]

@@ -165,7 +165,9 @@ def _options(group: Any) -> list[inspect.Parameter]:
             types = set(get_args(field.annotation)) - {NoneType}
             # Fields of several types are passed as text, which the preset parses.
             mixed = len(types) > 1 and not all(isinstance(choice, str) for choice in types)
-            kind, default = (str, field.default and str(field.default)) if mixed else (field.annotation, field.default)
+            kind, default = (str, field.default) if mixed else (field.annotation, field.default)
+            if mixed and default is not None:
+                default = ",".join(map(str, default if isinstance(default, list) else [default]))
             options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
     file = typer.Option(
         metavar="FILE",

@@ -1,0 +1,146 @@
+"""Single reverse steps: repeated from the same noisy data, their variance, and those of a user's function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from uturn.backward.diffusion import DiffusionModel
+from uturn.backward.image_queue import ImageQueue
+from uturn.core.checks import errors_named
+from uturn.core.protocols import Backward
+from uturn.core.random import Purpose, Streams
+from uturn.corruption.schedulers import uses_learned_variance
+
+_WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")  # how the names of such schedulers begin
+
+
+class OwnSteps(Backward):
+    """Reverse steps by a user's function, from the noisy data of a diffusion model to reconstructions.
+
+    Parameters
+    ----------
+    function
+        `function(noisy, noise, seed)`: x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 tensors (batch, channels,
+        height, width) in the units of the model's scheduler, with noise of its own for every row.
+    model : DiffusionModel
+        Number of steps N, and autoencoder.
+    label : str
+        How errors name the function.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images",)
+    undoes: ClassVar[tuple[str, ...]] = ("diffusion",)
+
+    def __init__(self, function: Callable[..., Any], model: DiffusionModel, label: str) -> None:
+        self.function, self.model, self.label = function, model, label
+
+    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
+        import torch
+
+        reverse, values = self.model.reverse(), np.repeat(noisy.values, clones, axis=0)
+        seeds = seeds_of(streams.keys(Purpose.RECONSTRUCTION, clones))
+        for number, step in enumerate(range(reverse.forward.step_of(streams.noise), 0, -1)):
+            values = self.step(values, step / reverse.num_steps, seeds[0] + number)
+        if reverse.codec is not None:
+            with torch.inference_mode():
+                latents = torch.from_numpy(values).to(reverse.device)
+                values = reverse.pieces(reverse.codec.decode, latents).cpu().numpy()
+        return values.clip(-1, 1).reshape(len(streams.items), -1, *values.shape[1:])
+
+    def step(self, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
+        """One step of noisy data (batch, ...) at t/T = noise."""
+        return called(self.function, self.label, values, noise, seed)
+
+
+def seeds_of(keys: np.ndarray) -> list[int]:
+    """Seeds of 31 bits, which every generator takes, from keys of random streams."""
+    return (keys >> np.uint64(33)).tolist()
+
+
+def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    """The result of a user's function of images or noisy data, of the same shape, or a ValueError that begins with the label."""
+    import torch
+
+    with errors_named(label, function):
+        result = function(torch.tensor(values), noise, seed)
+        made = torch.as_tensor(result).detach().float().cpu().numpy()
+    if made.shape != values.shape or not np.isfinite(made).all():
+        what = f"shape {made.shape}" if made.shape != values.shape else "NaN or infinity"
+        raise ValueError(
+            f"{label}: it gives {what} for {values.shape} at noise {noise:g}; expected finite numbers {values.shape}"
+        )
+    return made
+
+
+def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> np.ndarray:
+    """x_t' after the first reverse step from each noisy datum, with `repeats` draws of its noise: (items, repeats, ...).
+
+    In variance-preserving units, abar' + (noise variance) = 1, so that schedulers of different units can be compared. `backward`:
+    `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
+    """
+    if isinstance(backward, OwnSteps):
+        reverse = backward.model.reverse()
+        (seed, *_) = seeds_of(streams.keys(Purpose.RECONSTRUCTION))
+        states = backward.step(np.repeat(noisy.values, repeats, axis=0), streams.noise, seed)
+    else:
+        reverse = backward.reverse()
+        (cohort,) = ImageQueue(reverse).admitted(list(backward.works(noisy, streams, repeats)))
+        ImageQueue(reverse).advance([cohort])
+        states = cohort.state.cpu().numpy()
+    signal, abar = (reverse.forward.noise_levels[name][reverse.forward.step_of(streams.noise) - 1] for name in ("signal", "abar"))
+    return states.reshape(-1, repeats, *states.shape[1:]) / (signal / np.sqrt(abar))
+
+
+def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
+    """Variance of one reverse step from x_t to the next timestep t', as the sampler declares it; None if it has no formula here.
+
+    With abar at t, abar' at t' and q = abar / abar', in variance-preserving units (arXiv:2006.11239, section 3.2),
+
+        small = (1 - q) (1 - abar') / (1 - abar),    large = 1 - q.
+
+    DDPM has the one that its configuration names, or a learned one between both, exp(w log large + (1 - w) log small) with the
+    model's w of every pixel (arXiv:2102.09672); ancestral samplers have the small one, DDIM eta^2 times the small one, and
+    deterministic samplers 0.
+
+    Returns
+    -------
+    float, or float64 array (items, channels, height, width)
+        In variance-preserving units.
+    """
+    reverse = model.reverse()
+    scheduler, step, levels = reverse.forward.scheduler, reverse.forward.step_of(streams.noise), reverse.forward.noise_levels
+    kind = type(scheduler).__name__
+    if not reverse.is_stochastic:
+        return 0.0
+    if not kind.startswith(_WITH_FORMULA):
+        return None
+    abar, next_abar = levels["abar"][step], levels["abar"][step - 1]
+    large = 1 - abar / next_abar
+    small = large * (1 - next_abar) / (1 - abar)
+    if kind.startswith("DDIM"):
+        return small * reverse.step_arguments["eta"] ** 2
+    if not kind.startswith("DDPM"):
+        return small
+    rule = str(scheduler.config.variance_type)
+    if not uses_learned_variance(scheduler):
+        return large if rule.startswith("fixed_large") else small
+    learned = _learned(model, noisy, streams)
+    if rule == "learned":
+        return learned
+    share = (learned + 1) / 2
+    return np.exp(share * np.log(large) + (1 - share) * np.log(small))
+
+
+def _learned(model: DiffusionModel, noisy: Any, streams: Streams) -> np.ndarray:
+    """The second half of the channels of the model's output for noisy data."""
+    import torch
+
+    reverse = model.reverse()
+    (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
+    labels = () if cohort.labels is None else (cohort.labels,)
+    with torch.inference_mode():
+        output = reverse.network(cohort.state, cohort.timestep.to(reverse.device).expand(len(cohort.state)), *labels)
+    return output[:, cohort.state.shape[1] :].double().cpu().numpy()

@@ -1,0 +1,326 @@
+"""The check of a sampler of U-turns: several tests, since no single one sees every bug."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
+from uturn.cli.presets.samplers import SamplerOptions
+from uturn.core.imports import import_object, is_import_path
+from uturn.core.progress import begun, progress_bar
+from uturn.core.random import Purpose, Streams, keys
+from uturn.core.u_turns import u_turns
+from uturn.measures.calibration import Calibration, calibrate, holm, paired
+from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
+from uturn.networks.model_check import is_checked
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from uturn.core.experiment import Experiment
+
+_PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
+_SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
+_STEP = "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the clean end"
+_JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
+_MOST_STEPS, _CALIBRATED = 1000, 0.01  # of the search for the number of steps, and the level of its tests
+
+
+class Row(NamedTuple):
+    """One test of a check: its verdict, result, what it can see and what not, and its numbers."""
+
+    test: str
+    verdict: str
+    result: str
+    sees: str
+    misses: str
+    numbers: Mapping[str, Any] = MappingProxyType({})
+
+
+class Report(NamedTuple):
+    """The tests of a sampler. It passes if no test fails."""
+
+    title: str
+    rows: list[Row]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.verdict != _FAILS for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        rows = [{**row._asdict(), **row.numbers} for row in self.rows]
+        return {
+            "title": self.title,
+            "passed": self.passed,
+            "tests": [{k: v for k, v in r.items() if k != "numbers"} for r in rows],
+        }
+
+    def table(self) -> Table:
+        from rich.table import Table
+
+        table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
+        for row in self.rows:
+            style = "bold red" if row.verdict == _FAILS else "green" if row.verdict == _PASSES else ""
+            table.add_row(row.test, row.verdict, row.result, row.sees, row.misses, style=style)
+        return table
+
+
+# -- tests of reconstructions -------------------------------------------------------------------------------------------
+
+
+def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], level: float) -> list[Row]:
+    """The tests that need only reconstructions: the size of the change, and the two-sample test.
+
+    Parameters
+    ----------
+    originals : array (items, ...)
+    theirs, ours : arrays (noise, items, 2, ...)
+        Two U-turns of each original at each noise level, by the sampler that is checked and by one that is right.
+    noise : noise levels (noise,)
+    level : float
+        False-alarm rate of each of the two tests.
+    """
+    sizes = sizes_of_change(originals, theirs, ours, level)
+    theirs_mean, ours_mean = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
+    laws = two_samplers(theirs, ours, level)
+    clearest, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
+    return [
+        Row(
+            "size of the change",
+            _PASSES if sizes.passed else _FAILS,
+            f"{theirs_mean[clearest]:.3g} against {ours_mean[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
+            "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored, replaced or partial",
+            "wrong changes of the right size",
+            {"noise": list(noise), "size": theirs_mean, "size_of_uturn": ours_mean, "p": sizes.p_value, "p_holm": sizes.adjusted},
+        ),
+        Row(
+            "two samples",
+            _PASSES if laws.passed else _FAILS,
+            f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}{_p(laws.adjusted)}",
+            "any difference in law from uturn's sampler that is large enough, such as timesteps in 0..1",
+            "what both do wrong: the model itself, too few steps; small differences with few originals",
+            {"noise": list(noise), "energy_distance": laws.statistic, "p": laws.p_value, "p_holm": laws.adjusted},
+        ),
+    ]
+
+
+def _p(adjusted: np.ndarray) -> str:
+    return f", p = {adjusted.min():.2g}"
+
+
+# -- the check ----------------------------------------------------------------------------------------------------------
+
+
+def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
+    """Check a sampler by several tests; see `Report`. `progress`: show a progress bar.
+
+    The false-alarm rate is shared equally by the three tests of random numbers: size of the change, two samples, repeated step.
+
+    Raises
+    ------
+    ValueError
+        For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
+    """
+    own = options.experiment()
+    (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
+    is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
+    least = math.ceil(math.log(len(options.noise()) / share) / math.log(3))
+    if options.items < least:
+        raise ValueError(
+            f"items = {options.items}: so few could not make the check fail at false_alarm_rate = {options.false_alarm_rate:g}; "
+            f"expected at least {least}"
+        )
+    if options.step is not None:
+        label = f"step = {options.step!r}"
+        steps: Any = OwnSteps(_imported(options.step, label, _STEP), own.parts.backward, label)
+        forward = own.parts.corruption
+    elif is_function:
+        steps = forward = None
+    else:
+        other = options.model_copy(update={"scheduler": options.sampler}).experiment()
+        steps, forward = other.parts.backward, other.parts.corruption
+    checked = _Checked(options, own, originals, steps, forward)
+    with progress_bar(progress, "check", 5 if options.find_steps else 4, 0) as advance:
+        theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
+        advance()
+        ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
+        advance()
+        rows = [_model_row(own), checked.step_row(share)]
+        advance()
+        rows.append(checked.calibration_row())
+        advance()
+        if options.find_steps:
+            rows.append(_steps_row(options))
+            advance()
+        rows = compared(originals.data, theirs, ours, options.noise(), share) + rows
+    name = options.sampler if is_function or options.step is None else options.step
+    return Report(f"{name} against {own.parts.backward.describe()}", rows)
+
+
+class _Checked(NamedTuple):
+    """A sampler under check. `steps`: the backward that makes its reverse steps, None if only its U-turns are known."""
+
+    options: SamplerOptions
+    own: Experiment
+    originals: Any
+    steps: Any
+    forward: Any
+
+    def u_turns(self, corruption: Any, backward: Any, trajectories: range) -> np.ndarray:
+        """Reconstructions at all noise levels, (noise, items, trajectories, ...)."""
+        return self._reconstructed(corruption, backward, self.options.noise(), trajectories, 1)
+
+    def calibrated(self, corruption: Any, backward: Any, trajectory: int) -> Calibration:
+        """Calibration by the distance of images; not at the weakest noise, whose only step draws nothing: clones agree."""
+
+        def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            return -change_sizes(x, y[None, :, None])[0, :, 0]
+
+        noise, trajectories = self.options.noise(weakest=False), range(trajectory, trajectory + 1)
+        made = self._reconstructed(corruption, backward, noise, trajectories, self.options.clones)
+        pairs = [paired(np.concatenate([self.originals.data[:, None], clones], axis=1), likeness) for clones in made]
+        with_original, with_clones = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
+        return calibrate(with_original, with_clones, _CALIBRATED)
+
+    def _reconstructed(self, corruption: Any, backward: Any, noise: list[float], trajectories: range, clones: int) -> np.ndarray:
+        items, seed = self.originals.items, self.options.seed
+        # Long U-turns first, which keeps the batches of the network full.
+        blocks = ((level, self.originals, level, Streams(seed, items, level, trajectories)) for level in noise[::-1])
+        with begun(1, unit=1 / (len(noise) * len(items) * len(trajectories) * clones)):
+            made = {level: turned.reconstructions for level, turned in u_turns(blocks, corruption, backward, clones=clones)}
+        return np.stack([made[level] for level in noise])
+
+    def function_u_turns(self) -> np.ndarray:
+        """Two U-turns of each original by a user's function, (noise, items, 2, ...)."""
+        label = f"sampler = {self.options.sampler!r}"
+        function = _imported(self.options.sampler, label, _SAMPLER)
+        noise, images = self.options.noise(), self.originals.data
+        seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise))))
+        pairs = [[called(function, label, images, level, seeds[2 * k + j]) for j in range(2)] for k, level in enumerate(noise)]
+        return np.stack([np.stack(pair, axis=1) for pair in pairs]).clip(-1, 1)
+
+    def step_row(self, level: float) -> Row:
+        """The variance of one reverse step, repeated from the same noisy originals.
+
+        With x the R repeats, and v the formula, the sum over pixels and originals of (x - mean)^2 / v has the law of chi-square
+        with (R - 1) degrees of freedom for each of them, since the noise is normal. If v is 0, so must be the variance.
+        """
+        from scipy.stats import chi2
+
+        def row(verdict: str, result: str, **numbers: Any) -> Row:
+            sees = "a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch"
+            return Row("one repeated step", verdict, result, sees, "wrong means; everything outside of the step", numbers)
+
+        if self.steps is None:
+            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+        model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]
+        (few,) = source.blocks(items, self.options.seed, self.options.items)
+        if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
+            return row(_UNTESTED, "the scheduler makes several calls of the model in a step")
+        ratios, p = {}, {}
+        for noise in self.options.noise():
+            if not 1 < round(noise * self.options.steps) < self.options.steps:
+                continue
+            streams = Streams(self.options.seed, few.items, noise, range(4, 5))
+            expected = step_variance(model, self.own.parts.corruption.observe(few, noise, streams), streams)
+            if expected is None:
+                return row(_UNTESTED, f"the variance of the steps of {self.options.scheduler} has no formula here")
+            repeats = repeated_step(self.steps, self.forward.observe(few, noise, streams), streams, _REPEATS).astype(float)
+            squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+            freedom = squares.size * (_REPEATS - 1)
+            if np.any(expected):
+                ratios[noise] = float((squares / expected).sum() / freedom)
+                p[noise] = min(
+                    1.0, 2 * min(chi2.cdf(ratios[noise] * freedom, freedom), chi2.sf(ratios[noise] * freedom, freedom))
+                )
+            else:
+                ratios[noise] = float(np.sqrt(squares.sum() / freedom))
+                p[noise] = float(ratios[noise] < 1e-4)
+        if not p:
+            return row(_UNTESTED, "no noise level has a step that draws noise")
+        adjusted = holm(list(p.values()))
+        worst = min(p, key=lambda noise: (p[noise], -abs(ratios[noise] - 1)))
+        word = "times its formula" if np.any(expected) else "is the deviation of steps that should draw no noise"
+        return row(
+            _PASSES if (adjusted > level).all() else _FAILS,
+            f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}{_p(adjusted)}",
+            noise=list(p),
+            ratio=list(ratios.values()),
+            p=list(p.values()),
+            p_holm=adjusted,
+        )
+
+    def calibration_row(self) -> Row:
+        """Calibration by clones of one noisy datum, which is reported and not judged."""
+
+        def row(verdict: str, result: str, **numbers: Any) -> Row:
+            sees = "whether reconstructions are draws from the posterior: sampler, steps and model together"
+            misses = "no judge: right samplers of few steps fail it; noise levels that are not as stated"
+            return Row("calibration with clones", verdict, result, sees, misses, numbers)
+
+        if self.steps is None:
+            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+        tests, noise = self.calibrated(self.forward, self.steps, 5), self.options.noise(weakest=False)
+        worst = int(np.argmin(tests.p_value))
+        return row(
+            _REPORTED,
+            f"gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}{_p(tests.adjusted)} with {self.options.steps} steps",
+            noise=noise,
+            gap=tests.gap,
+            p=tests.p_value,
+            p_holm=tests.adjusted,
+        )
+
+
+def _model_row(own: Experiment) -> Row:
+    """The check of the denoiser, which is that of `uturn images`."""
+    reverse = own.parts.backward.reverse()
+    if is_checked(reverse.model, reverse.device):
+        findings = own.model_check()
+        unclear = all("cannot be judged" in finding for finding in findings)
+        verdict = _PASSES if not findings else _UNTESTED if unclear else _FAILS
+        result = "; ".join(finding.removeprefix("model check: ") for finding in findings) or "fits what is declared"
+    else:
+        verdict, result = _UNTESTED, "the network is large: give it a GPU"
+    sees = "a model with another prediction type, scale of time or input than declared"
+    return Row("denoiser", verdict, result, sees, "how a sampler module:function uses the model; shifts of a few timesteps")
+
+
+def _steps_row(options: SamplerOptions) -> Row:
+    """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
+    tried: dict[int, float] = {}
+    name, sees, misses = (
+        "steps for calibration",
+        "how many steps the reverse chain needs",
+        "errors of the model, which may hide them",
+    )
+    most = _MOST_STEPS
+    while True:
+        own = options.experiment()
+        _, corruption, backward, _ = own.parts
+        if not backward.reverse().is_stochastic:
+            return Row(name, _REPORTED, "none: a deterministic sampler draws from no posterior", sees, misses)
+        most = min(most, backward.reverse().forward.scheduler.config.num_train_timesteps)
+        (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
+        tests = _Checked(options, own, originals, backward, corruption).calibrated(corruption, backward, 0)
+        tried[options.steps] = float(tests.adjusted.min())
+        if tests.passed or options.steps >= most:
+            break
+        options = options.model_copy(update={"steps": min(2 * options.steps, most)})
+    result = (
+        f"p > {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"p <= {_CALIBRATED} up to {options.steps} steps"
+    )
+    return Row(name, _REPORTED, result, sees, misses, {"steps": list(tried), "p_holm": list(tried.values())})
+
+
+def _imported(path: str, label: str, expected: str) -> Callable[..., Any]:
+    function = import_object(path, label, expected)
+    if not callable(function):
+        raise ValueError(f"{label} is a {type(function).__name__}; expected {expected}")
+    return function

@@ -1,0 +1,76 @@
+"""The options of the check of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field, SkipValidation
+
+from uturn.cli.presets.images import ImageOptions
+from uturn.cli.presets.options import noise_levels
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
+
+
+class SamplerOptions(ImageOptions):
+    """The check of a sampler of images against uturn's own sampler with the same model, steps and noise.
+
+    Examples
+    --------
+    >>> SamplerOptions(steps=20, levels=[0.5]).noise()
+    [0.05, 0.1, 0.5]
+    """
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Sampler": ("sampler", "step", "false_alarm_rate", "find_steps"),
+        "Model": ("model", "preset", "condition", "guidance", "null_class", "prompt", "image_size"),
+        "uturn's own sampler": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
+        "Data": ("data", "size", "channels", "classes", "labels"),
+        "Size and seed": ("levels", "items", "clones", "seed"),
+        "Speed and memory": ("dtype", "device", "batch_size", "compile", "offload"),
+    }
+
+    sampler: str = Field(
+        "stored",
+        description="What is checked: module:function, a function (images, noise, seed) that returns U-turns of images; or the "
+        "name of a scheduler. By default the scheduler in the folder of the model.",
+    )
+    step: str | None = Field(
+        None,
+        description="One reverse step of a sampler module:function, for the tests that need it: module:function, a function "
+        "(noisy, noise, seed). Without --sampler, its steps are the sampler that is checked.",
+    )
+    false_alarm_rate: float = Field(
+        0.001, gt=0, lt=1, description="Probability that a right sampler fails, for all tests together."
+    )
+    find_steps: bool = Field(
+        False, description="Also find from how many steps on uturn's own sampler passes the calibration; this takes long."
+    )
+    steps: int = Field(40, ge=1, description="Number of reverse steps of the whole chain, the same as in the sampler.")
+    levels: SkipValidation[int | list[float]] = Field(
+        [0.25, 0.5, 0.75],
+        description="Noise levels t/T, or their number, beside the two weakest, 1/steps and 2/steps.",
+    )
+    items: int = Field(32, ge=2, description="Number of originals.")
+    clones: int = Field(2, ge=2, description="Reconstructions of each noisy original, for the calibration.")
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Self:
+        named = {name for names in cls.panels.values() for name in names}
+        if unknown := sorted(set(options) - named):
+            raise ValueError(f"{', '.join(unknown)}: no option of check-sampler; expected some of {', '.join(sorted(named))}")
+        return super().from_dict(options)
+
+    def noise(self, weakest: bool = True) -> list[float]:
+        """The noise levels k/steps of the check, with or without the two weakest ones."""
+        chosen = {round(level * self.steps) for level in noise_levels(self.levels, self.steps)}
+        return [k / self.steps for k in sorted(chosen | ({1, min(2, self.steps)} if weakest else set())) if k]
+
+    def experiment(self, originals: str | None = None) -> Experiment:
+        """The experiment whose U-turns the sampler is compared with."""
+        return ImageOptions.experiment(self.model_copy(update={"levels": self.noise()}), originals)
+
+    def _probes(self) -> list[dict[str, Any]]:
+        return [{"type": "images", "first": 1}]

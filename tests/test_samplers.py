@@ -1,0 +1,273 @@
+"""`uturn check-sampler`: known bugs are caught, right samplers pass, and its tests are exact."""
+
+import importlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, chi2
+
+import sampler_gallery as gallery
+import uturn as ut
+from command_line import uturn
+from uturn.backward.steps import repeated_step, step_variance
+from uturn.cli.presets.sampler_check import check_sampler, compared
+from uturn.cli.presets.samplers import SamplerOptions
+from uturn.core.random import Streams
+from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
+
+# -- the exact tests ----------------------------------------------------------------------------------------------------
+
+
+def distance(x, y):
+    return np.sqrt(((x - y) ** 2).mean())
+
+
+def energy(a, b):
+    """The statistic written out, for one original."""
+    between = sum(distance(x, y) for x in a for y in b)
+    return between / 2 - distance(*a) - distance(*b)
+
+
+def test_the_statistic_and_its_p_value_are_those_of_all_relabellings():
+    rng = np.random.default_rng(3)
+    data = rng.normal(size=(1, 5, 4, 2, 3))
+    data[:, :, 2:] *= 2
+    result = two_samplers(data[:, :, :2], data[:, :, 2:], level=0.01)
+    splits = [((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))]
+    e = np.array([[energy(four[list(a)], four[list(b)]) for a, b in splits] for four in data[0]])
+    assert np.isclose(result.statistic[0], e[:, 0].mean())
+    means = [np.mean([e[i, k] for i, k in enumerate(chosen)]) for chosen in itertools.product(range(3), repeat=5)]
+    exact = np.mean(np.array(means) >= means[0] - 1e-9)
+    assert abs(result.p_value[0] - exact) < 4 * np.sqrt(exact * (1 - exact) / result.relabellings)
+
+    x = rng.normal(size=(5, 2, 3))
+    result = sizes_of_change(x, data[:, :, :2], data[:, :, 2:], level=0.01)
+    f = np.array([[distance(x[i], data[0, i, k]) for k in range(4)] for i in range(5)])
+    assert np.allclose(change_sizes(x, data)[0], f)
+    pairs = list(itertools.combinations(range(4), 2))
+    g = np.array([[row[list(p)].mean() - np.delete(row, p).mean() for p in pairs] for row in f])
+    means = [abs(np.mean([g[i, k] for i, k in enumerate(chosen)])) for chosen in itertools.product(range(6), repeat=5)]
+    exact = np.mean(np.array(means) >= means[0] - 1e-9)
+    assert np.isclose(result.statistic[0], g[:, 0].mean())
+    assert abs(result.p_value[0] - exact) < 4 * np.sqrt(exact * (1 - exact) / result.relabellings)
+
+
+def test_false_alarms_are_as_rare_as_stated():
+    """P(p <= .05) of 500 checks of one law with heavy tails; the bound is passed with a probability of 1e-4."""
+    data = np.random.default_rng(0).standard_t(2, size=(500, 10, 4, 3)) * np.arange(1, 11)[:, None, None]
+    most = binom.isf(1e-4, 500, 0.05)
+    for test in (two_samplers, lambda a, b, level: sizes_of_change(0 * data[0, :, 0], a, b, level)):
+        p = test(data[:, :, :2], data[:, :, 2:], level=0.5).p_value
+        assert 0 < (p <= 0.05).sum() <= most
+        p = test(data[:, :, :2], 1.5 * data[:, :, 2:] + 3, level=0.5).p_value
+        assert (p <= 0.05).sum() > most  # the negative control
+
+
+def test_what_the_exact_tests_refuse():
+    good = np.zeros((2, 3, 2, 4))
+    for a, b, message in [
+        (good, good[:, :2], "expected both \\(noise, items, 2, ...\\)"),
+        (good[:, :, :1], good[:, :, :1], "two U-turns of each item"),
+        (good, np.full_like(good, np.nan), "finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            two_samplers(a, b)
+    with pytest.raises(ValueError, match="originals have shape"):
+        change_sizes(np.zeros((2, 4)), good)
+    assert two_samplers(good, good).p_value.tolist() == [1, 1]  # without any change there is nothing to see
+
+
+# -- the gallery --------------------------------------------------------------------------------------------------------
+
+SEEN_BY = {
+    "t + 1 for t": {"size of the change", "two samples"},
+    "forgotten begin index": {"size of the change", "two samples"},
+    "variance for deviation": {"one repeated step"},
+    "learned variance ignored": {"one repeated step"},
+    "wrong prediction type": {"size of the change"},
+    "wrong type declared": {"denoiser"},
+    "timesteps in 0..1": {"size of the change", "two samples"},
+    "no noise added": {"size of the change", "two samples"},
+    "one noise for all": {"size of the change", "two samples"},
+    "noise times 0.9": {"size of the change"},
+}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gallery") / "originals.npy"
+    np.save(path, gallery.originals(40).numpy())
+    return str(path)
+
+
+def report(originals, **options):
+    return check_sampler(SamplerOptions.from_dict({"data": originals, **options}))
+
+
+@pytest.mark.parametrize("name", gallery.RIGHT)
+def test_right_samplers_pass(originals, name):
+    """A right sampler fails in one of 1,000 checks."""
+    rows = report(originals, **gallery.RIGHT[name]).rows
+    assert {row.verdict for row in rows} <= {"passes", "reported", "not tested"}
+    assert [row.verdict for row in rows[:3]] == ["passes"] * 3
+
+
+@pytest.mark.parametrize("name", gallery.WRONG)
+def test_each_known_bug_is_caught(originals, name):
+    failed = {row.test for row in report(originals, **gallery.WRONG[name]).rows if row.verdict == "FAILS"}
+    assert failed >= SEEN_BY[name]
+    assert set(gallery.WRONG) == set(SEEN_BY)
+
+
+def test_schedulers_in_other_units_are_compared(originals):
+    """Euler ancestral has the law of DDPM, in units in which the image keeps its amplitude."""
+    rows = report(originals, model="sampler_gallery:model", sampler="euler_ancestral").rows
+    assert [row.verdict for row in rows[:4]] == ["passes"] * 4
+
+
+def test_weak_noise_left_over_is_ten_times_the_change(originals):
+    row = report(originals, **gallery.WRONG["t + 1 for t"], levels=[0.5]).rows[0]
+    assert row.numbers["size"][0] > 8 * row.numbers["size_of_uturn"][0]
+    assert "against" in row.result
+
+
+def test_reconstructions_alone_are_enough():
+    """The tests of arrays, as recorded U-turns give them."""
+    images = gallery.originals(30)
+    noise = [0.05, 0.5]
+
+    def made(sampler, first):
+        return np.stack([np.stack([sampler(images, x, first + k).numpy() for k in range(2)], axis=1) for x in noise])
+
+    right, again, wrong = made(gallery.ddpm, 0), made(gallery.ddpm, 2), made(gallery.compvis, 4)
+    assert [row.verdict for row in compared(images.numpy(), right, again, noise, 1e-3)] == ["passes"] * 2
+    assert [row.verdict for row in compared(images.numpy(), wrong, again, noise, 1e-3)] == ["FAILS"] * 2
+
+
+def test_calibration_is_reported_and_the_steps_from_which_it_passes(originals, monkeypatch):
+    """It rejects the right sampler of 10 steps, which is no failure."""
+    monkeypatch.setattr("uturn.cli.presets.sampler_check._MOST_STEPS", 40)
+    options = {**gallery.RIGHT["learned variance"], "steps": 10, "levels": [0.5], "clones": 4, "find_steps": True}
+    *_, calibration, steps = report(originals, **options).rows
+    assert calibration.verdict == steps.verdict == "reported"
+    assert calibration.numbers["p_holm"].min() < 0.01
+    assert calibration.numbers["noise"] == [0.5]
+    assert steps.numbers["steps"] == [10, 20, 40]
+    assert (steps.numbers["p_holm"][-1] > 0.01) == ("steps on" in steps.result)
+
+
+# -- the variance of one step -------------------------------------------------------------------------------------------
+
+
+def large_variance():
+    from diffusers import DDPMScheduler
+
+    schedule = DDPMScheduler(variance_type="fixed_large", **gallery.SCHEDULE)
+    return ut.networks.DenoiserModel(gallery.predicted_noise, schedule, predicts="noise", image_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("sampler_gallery:model", {"scheduler": "ddpm"}),
+        ("sampler_gallery:model", {"scheduler": "ancestral"}),
+        ("sampler_gallery:model", {"scheduler": "ddim", "eta": 0.5}),
+        ("sampler_gallery:model", {"scheduler": "euler_ancestral"}),
+        ("sampler_gallery:flow_model", {"scheduler": "ancestral"}),
+        ("sampler_gallery:learned_model", {"scheduler": "ddpm"}),
+        (f"{__name__}:large_variance", {"scheduler": "ddpm"}),
+    ],
+)
+def test_variance_of_a_step_is_its_formula(originals, model, options):
+    """Chi-square of the repeats; a right formula fails once in 10,000."""
+    parts = SamplerOptions.from_dict({"data": originals, "items": 9, "model": model, **options}).experiment().parts
+    (few,) = parts.source.blocks(np.arange(2), 0, 9)
+    streams = Streams(0, few.items, 0.25)
+    noisy = parts.corruption.observe(few, 0.25, streams)
+    x = repeated_step(parts.backward, noisy, streams, 200).astype(float)
+    squares = ((x - x.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / step_variance(parts.backward, noisy, streams)
+    freedom = squares.size * 199
+    assert 5e-5 < chi2.cdf(squares.sum(), freedom) < 1 - 5e-5
+
+
+# -- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_on_the_embedded_model(tmp_path):
+    done = uturn("check-sampler", "--items", 9, "--steps", 4, "--levels", 0.5, "--json", "check.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no test fails" in done.stdout
+    written = json.loads((tmp_path / "check.json").read_text())
+    assert written["passed"]
+    verdicts = {test["test"]: test["verdict"] for test in written["tests"]}
+    assert list(verdicts.values()) == ["passes"] * 4 + ["reported"]
+    assert all(test["sees"] and test["misses"] for test in written["tests"])
+    size = written["tests"][0]
+    assert size["noise"] == [0.25, 0.5]
+    assert size["size"] != size["size_of_uturn"]  # the noise is another
+
+
+def test_the_example_and_its_bug(monkeypatch):
+    """examples/own/sampler.py, in six steps, whose right function is compared with itself."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
+    sampler = importlib.import_module("sampler")
+    monkeypatch.setattr(sampler, "STEPS", 6)
+    images = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:10])
+
+    def made(function, first):
+        return np.stack([function(images, 1 / 6, seed).clamp(-1, 1).numpy() for seed in (first, first + 1)], axis=1)[None]
+
+    right, again, wrong = made(sampler.image_to_image, 0), made(sampler.image_to_image, 2), made(sampler.one_step_off, 4)
+    assert [row.verdict for row in compared(images.numpy(), right, again, [1 / 6], 1e-3)] == ["passes"] * 2
+    assert [row.verdict for row in compared(images.numpy(), wrong, again, [1 / 6], 1e-3)] == ["FAILS"] * 2
+
+
+def test_the_command_fails_for_a_wrong_sampler(originals, tmp_path):
+    options = gallery.WRONG["t + 1 for t"]
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = uturn("check-sampler", *words, "--data", originals, "--json", "check.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "FAILS" in done.stdout
+    assert "fails: size of the change, two samples" in done.stdout
+    assert not json.loads((tmp_path / "check.json").read_text())["passed"]
+
+
+def broken(images, noise, seed):
+    raise RuntimeError("no such scheduler")
+
+
+def too_small(images, noise, seed):
+    return images[:, :, :4]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sampler", f"{__name__}:broken"], "test_samplers:broken'.*no such scheduler .test_samplers.py, line"),
+        (["--sampler", f"{__name__}:too_small"], "it gives shape .*expected finite numbers"),
+        (["--sampler", "absent_module:f"], "sampler = 'absent_module:f' cannot be imported"),
+        (["--sampler", "no_scheduler"], "scheduler = 'no_scheduler'"),
+        (["--items", "4"], "items = 4: so few could not make the check fail"),
+        (["--step", "sampler_gallery:STEPS"], "step = 'sampler_gallery:STEPS' is a int"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(originals, words, message):
+    done = uturn("check-sampler", "--model", "sampler_gallery:model", "--data", originals, *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_no_number_of_steps_makes_a_deterministic_sampler_calibrated(originals):
+    options = {**gallery.RIGHT["DDIM"], "steps": 10, "levels": [0.5], "sampler": "ddim", "step": None, "find_steps": True}
+    assert "deterministic" in report(originals, **{k: v for k, v in options.items() if v is not None}).rows[-1].result
+
+
+def test_options_of_other_commands_are_refused():
+    with pytest.raises(ValueError, match="classifiers: no option of check-sampler"):
+        SamplerOptions.from_dict({"classifiers": ["fashion_mnist"]})
