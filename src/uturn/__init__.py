@@ -28,6 +28,7 @@ _HOMES = {
     "prior_entropy": "exact.inference",
     "Experiment": "core.experiment",
     "run": "engine.run",
+    "sweep": "engine.sweep",
     "u_turn": "core.u_turns",
     "u_turns": "core.u_turns",
     "hierarchy_index": "measures.statistics",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from uturn.core.u_turns import u_turn, u_turns
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
     from uturn.engine.run import run
+    from uturn.engine.sweep import sweep
     from uturn.exact import inference, laws, population, rhm, theory
     from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
     from uturn.exact.rhm import RandomHierarchyModel

@@ -17,7 +17,7 @@ import typer
 
 from uturn.cli.presets.options import PresetOptions
 
-OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
+OUTPUT, RUN, SWEEP, CLUSTER = "Output", "Run", "Several experiments", "On a Ray cluster"  # panels of the help
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
