@@ -37,6 +37,7 @@ _HOMES = {
     "correlations": "measures.changes",
     "calibration": "measures.calibration",
     "study": "studies",
+    "locate": "studies.locate",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
     "inference": "exact.inference.",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from uturn.measures.statistics import hierarchy_index
     from uturn.sources import fashion_mnist
     from uturn.studies import plotting, study
+    from uturn.studies.locate import locate
 
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy(__name__, _HOMES)
