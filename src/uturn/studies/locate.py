@@ -200,8 +200,7 @@ def _located(runs: _Runs, width: float, share: float, most: int, tell: Callable[
     datasets = {name: runs.datasets[name].load() for name in (PILOT, REFINED) if name in runs.datasets}
     axes = {}
     if math.isfinite(location.place.value):
-        x = [by_noise(ds)[[]].drop_vars(["item", "trajectory", "clone"], errors="ignore") for ds in datasets.values()]
-        of = Axes(_joined(x))
+        of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
     values = {**location.__dict__, "reading": runs.reading, "axes": axes}
     return Location(**values | {"pilot": datasets.get(PILOT), "refined": datasets.get(REFINED)})
@@ -211,7 +210,12 @@ def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
     """The coordinates of the noise levels of several runs, in increasing order."""
     import xarray as xr
 
-    by_level = [ds.drop_vars([name for name, coordinate in ds.coords.items() if coordinate.dims != ("noise",)]) for ds in runs]
+    by_level = [
+        ds.drop_vars(
+            [name for name in ds.variables if name != "noise" and (name not in ds.coords or ds[name].dims != ("noise",))]
+        )
+        for ds in runs
+    ]
     joined = xr.concat(by_level, "noise", combine_attrs="override")
     joined.noise.attrs.update(runs[0].noise.attrs)
     return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])
@@ -267,6 +271,52 @@ def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
     )
 
 
+def forecast(
+    experiment: Experiment, reading: str, width: float, store: str | Path | None = None, *, share: float = 0.5
+) -> tuple[str, Experiment, Experiment]:
+    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot and of the levels around the place.
+
+    The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
+    .55 of the largest noise, with w = .08 of it: from three quarters to one quarter over .18. The number of originals is
+
+        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over both levels,
+
+    where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
+    """
+    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    largest = max(grid)
+    place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
+    pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
+    known = None if store is None else place_of("store", f"{str(store).rstrip('/')}/{PILOT}")
+    if known is None or known.is_empty():
+        words = f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way between noise "
+        words += f"{place - 1.1 * scale:.3g} and {place + 1.1 * scale:.3g}; a pilot in --store replaces this"
+    else:
+        runs = _Runs(experiment, reading, str(store), {})
+        ds = runs.datasets[PILOT] = Store.open(known).dataset()
+        data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
+        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0])
+        if place >= largest:
+            raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
+        words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
+        anchor = largest if math.isnan(data.chance) else 0.0
+    reach = max(min(0.8 * scale, max(1.5 * width, 0.5 * scale)), step)
+    L = 1 / (1 + math.exp(reach / scale))
+    count = 1.4 * (2 * INFLATION * 1.96 / width) ** 2 * scale**2 / (2 * L * (1 - L))
+    items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
+    near = {_rounded(place + sign * reach, step, largest) for sign in (-1, 1)} | ({anchor} if anchor else set())
+    source = experiment.parts.source
+    if hasattr(source, "count") and items > source.count():
+        words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
+        items = source.count()
+    return words, pilot, sized(experiment, near, items)
+
+
+def _pilot_levels(grid: Sequence[float]) -> list[float]:
+    """Four evenly chosen levels below the largest one, or fewer if there are fewer."""
+    return sorted({grid[max(0, round(len(grid) * k / 5) - 1)] for k in range(1, 5)})
+
+
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +345,7 @@ def search(
         return Location("", share, nothing, math.nan, width, False, items, list(levels), sum(costs.values()), remark)
 
     # The pilot: levels until the place lies between two that are not too far apart, then originals until it is known roughly.
-    levels = sorted({grid[max(0, round(len(grid) * k / 5) - 1)] for k in range(1, 5)})
+    levels = _pilot_levels(grid)
     items = min(_PILOT_ITEMS, most)
     while True:
         pilot = look(PILOT, levels, items)
@@ -328,7 +378,7 @@ def search(
                 levels = sorted([*levels, middle])
                 continue
         # Levels beside the place: far enough to see the fall, near enough for the shape of the curve not to matter.
-        reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(width, 0.5 * fit.scale))
+        reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(1.5 * width, 0.5 * fit.scale))
         expected = items * (2 * INFLATION * fit.error / width) ** 2
         enough = items * (fit.error / (0.6 * reach)) ** 2
         allowed = min(_MOST_PILOT_ITEMS, 0.2 * expected, most)
@@ -377,12 +427,12 @@ def search(
         if items >= most:
             break
         expected = items * (reached / width) ** 2
-        more = math.ceil(float(np.clip(1.05 * expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK
+        more = math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK
         rate = (time.monotonic() - began) / sum(costs.values())
-        rest = max(0.0, expected - items) * sum(near) / largest * rate
+        rest = max(0.0, min(expected, most) - items) * sum(near) / largest * rate
         tell(
             f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals; {width:g} needs about "
-            f"{max(expected - items, _CHUNK):.0f} more, about {duration(rest)}"
+            f"{max(min(expected, most) - items, _CHUNK):.0f} more, about {duration(rest)}"
         )
         items = min(more, most)
     remark = ""
