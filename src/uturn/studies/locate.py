@@ -444,7 +444,7 @@ def search(
         remark = f"the width {width:g} is not reached with {items} originals, which are all; it needs about {needed:,.0f}"
     elif items == _FIRST_ITEMS:
         remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
-    return Location("", share, interval, reached, width, reached < width, items, near, sum(costs.values()), remark)
+    return Location("", share, interval, float(reached), width, bool(reached < width), items, near, sum(costs.values()), remark)
 
 
 def _rounded(level: float, step: float, largest: float) -> float:
