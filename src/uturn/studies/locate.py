@@ -412,7 +412,7 @@ def search(
         coarse = bracket is not None and bracket[1] - bracket[0] >= width  # only a level between these two can narrow it
         if reached < width and not off:
             break
-        if (coarse or (off and beyond > fit.error)) and len(near) < _MOST_LEVELS:
+        if (coarse or (off and beyond > min(fit.error, reach))) and len(near) < _MOST_LEVELS:
             if off:  # a place far beyond the levels is not known well, so the next level is not far
                 at = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
                 at += math.copysign(reach, fit.place - near[0])
