@@ -1,6 +1,6 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--plot FILE] [--part curves|images]
+    python benchmarks/locate.py [--repeats 400] [--plot FILE] [--part curves|images|resampled [--store FOLDER]]
 
 Part curves: simulated originals, each with a threshold m of its own; a reading keeps its class with the probability
 .1 + .9 / (1 + exp((x - m)/W)). Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x
@@ -8,7 +8,8 @@ takes x times its steps. Ten even levels need n originals until the interval of 
 width; n is found from runs of 200 originals. The interval that `uturn study` reports for them is wider: it contains both
 neighbouring levels.
 
-Part images: the embedded Fashion-MNIST model with 20 steps, one run of each.
+Part images: the embedded Fashion-MNIST model with 20 steps, one run. Part resampled: 48 of its originals at all 20 levels, from which
+originals are drawn with replacement.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ def crossing(curve: np.ndarray) -> float:
     return float(LEVELS[k - 1] + (curve[k - 1] - half) / (curve[k - 1] - curve[k]) * (LEVELS[k] - LEVELS[k - 1]))
 
 
-def width_of_one(name: str, repeats: int = 30, n: int = 200) -> float:
+def width_of_one(draw: Callable[..., np.ndarray], width: float, repeats: int = 30, n: int = 200) -> float:
     """Width of the interval of ten even levels, times the root of the number of originals."""
-    draw, width = CURVES[name]
     widths = []
     for seed in range(repeats):
         random = np.random.default_rng(5000 + seed)
@@ -89,7 +89,7 @@ def simulated(repeats: int) -> list[tuple[str, float, float, float, float, float
     rows = []
     print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
     for name in CURVES:
-        place, one = truth(name), width_of_one(name)
+        place, one = truth(name), width_of_one(*CURVES[name])
         for width in WIDTHS:
             even = (one / width) ** 2
             if even > 1200:
@@ -106,17 +106,52 @@ def simulated(repeats: int) -> list[tuple[str, float, float, float, float, float
     return rows
 
 
-def images(width: float = 0.12) -> None:
-    """One run of the embedded model by `ut.locate`, and the calls that ten even levels would need for its width."""
+def images(store: str, width: float = 0.1) -> None:
+    """One run of the embedded model, and what ten even levels would cost for a logistic curve through its readings."""
     import uturn as ut
     from uturn.cli.presets import image_experiment
 
-    experiment = image_experiment(steps=20, levels=10, keep=0, compare_labels=False)
-    with tempfile.TemporaryDirectory() as folder:
-        found = ut.locate(experiment, "same_class", width, folder, tell=print, progress=True)
-        print("\n".join(found.lines()))
-        kept = found.pilot.same_class.mean(("item", "trajectory")).to_series().round(2).to_dict()
-        print(f"U-turns cost {found.calls:.0f} whole chains; the pilot kept {kept}")
+    experiment = image_experiment(steps=20, levels=10, compare_labels=False)
+    found = ut.locate(experiment, "same_class", width, store, tell=print, progress=True)
+    print("\n".join(found.lines()))
+    kept = found.refined.same_class.mean(("item", "trajectory")).to_series()
+    left = (kept - CHANCE) / (1 - CHANCE)
+    scale = (kept.index[-1] - kept.index[0]) / np.ptp(np.log(left / (1 - left)).iloc[[0, -1]])
+    even = (width_of_one(lambda random, n: np.full(n, found.place.value), scale) / width) ** 2
+    print(f"kept around t*: {kept.round(3).to_dict()}, so that w is {scale:.3f}")
+    print(f"U-turns cost {found.calls:.0f} chains; ten even levels need {even:.0f} originals, {even * LEVELS.sum():.0f} chains")
+
+
+def resampled(store: str, repeats: int, items: int = 48) -> None:
+    """Coverage for the originals of the embedded model: they are measured at all 20 levels, and drawn with replacement."""
+    import uturn as ut
+    from uturn.cli.presets import image_experiment
+
+    experiment = image_experiment(steps=20, levels=20, items=items, keep=0, chunk=8, compare_labels=False)
+    ds = ut.run(experiment, store, progress=True)
+    noise, kept = ds.noise.values.round(9).tolist(), ds.same_class.mean("trajectory").transpose("item", "noise").values
+    curve = np.r_[1.0, kept.mean(axis=0)]
+    half = (1 + CHANCE) / 2
+    k = int(np.flatnonzero(curve < half)[0])
+    place = 0.05 * (k - 1 + (curve[k - 1] - half) / (curve[k - 1] - curve[k]))
+    print(f"{items} originals keep {curve[1:].round(2).tolist()}, t* {place:.3f}")
+    for width in WIDTHS[:-1]:
+        found, even = [], []
+        for seed in range(repeats):
+            rows = np.random.default_rng(seed).integers(items, size=3000)
+
+            def measure(stage: str, levels: list[float], count: int, rows: np.ndarray = rows) -> Data:
+                at = [noise.index(round(level, 9)) for level in levels]
+                return Data(np.array(levels), kept[rows[:count]][:, at].astype(float), np.arange(count), 1.0, CHANCE)
+
+            found.append(search(measure, LEVELS.round(10).tolist(), width, most=3000, unit=lambda: 0.05))
+            tens = kept[rows[:200]][:, 1::2]
+            parts = np.array([crossing(np.delete(tens, i, 0).mean(axis=0)) for i in range(200)])
+            even.append(2 * 1.96 * np.sqrt(199 / 200 * np.nansum((parts - np.nanmean(parts)) ** 2)) * np.sqrt(200))
+        needed = (np.mean(even) / width) ** 2
+        ratio = np.mean([one.calls for one in found]) / (needed * LEVELS.sum())
+        coverage = np.mean([one.place.low <= place <= one.place.high for one in found])
+        print(f"width {width:g}: ten levels need {needed:.0f}, calls / calls of ten levels {ratio:.2f}, coverage {coverage:.3f}")
 
 
 def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) -> None:
@@ -126,7 +161,7 @@ def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) 
     from uturn.studies.plotting.style import style
 
     with style():
-        figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         for k, name in enumerate(dict.fromkeys(row[0] for row in rows)):
             some = [row for row in rows if row[0] == name]
             widths = [row[1] for row in some]
@@ -137,7 +172,7 @@ def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) 
         axes.set(xlabel="width of the 95 % interval of t* (t/T)", ylabel="calls, in whole chains")
         axes.set_xticks(WIDTHS, [f"{width:g}" for width in WIDTHS])
         axes.minorticks_off()
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path, dpi=160)
 
 
@@ -146,10 +181,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--part", choices=("curves", "images"), default="curves")
+    parser.add_argument("--part", choices=("curves", "images", "resampled"), default="curves")
+    parser.add_argument("--store", help="folder of the run of part images; by default a temporary one")
     chosen = parser.parse_args()
     if chosen.part == "images":
-        return images()
+        with tempfile.TemporaryDirectory() as folder:
+            return images(chosen.store or folder)
+    if chosen.part == "resampled":
+        with tempfile.TemporaryDirectory() as folder:
+            return resampled(chosen.store or folder, chosen.repeats)
     rows = simulated(chosen.repeats)
     if chosen.plot is not None:
         draw(rows, chosen.plot)

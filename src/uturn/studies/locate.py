@@ -295,7 +295,7 @@ def forecast(
         runs = _Runs(experiment, reading, str(store), {})
         ds = runs.datasets[PILOT] = Store.open(known).dataset()
         data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
-        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0])
+        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
         if place >= largest:
             raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
         words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
@@ -437,8 +437,8 @@ def search(
         items = min(more, most)
     remark = ""
     if bracket is not None and coarse and reached >= width:
-        at = f"{bracket[0]:g} and {bracket[1]:g}"
-        remark = f"the width {width:g} is not reached: the reading falls between neighbouring levels, {at}"
+        between = f"{bracket[0]:g} and {bracket[1]:g}"
+        remark = f"the width {width:g} is not reached: the reading falls between neighbouring levels, {between}"
     elif reached >= width:
         needed = items * (reached / width) ** 2
         remark = f"the width {width:g} is not reached with {items} originals, which are all; it needs about {needed:,.0f}"
@@ -546,4 +546,4 @@ def _fit(
     G = len(sums)
     added = 0.5 * (((1 - L) * of_place) ** 2 + (L * of_place) ** 2).sum()
     variance = (sums**2).sum() * G / max(G - 1, 1) + added
-    return Fit(span * (b[0] - height) / b[1], span / b[1], span * math.sqrt(variance), max(G - 2.0, 1.0))
+    return Fit(float(span * (b[0] - height) / b[1]), float(span / b[1]), span * math.sqrt(variance), max(G - 2.0, 1.0))
