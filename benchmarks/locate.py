@@ -8,7 +8,7 @@ takes x times its steps. Ten even levels need n originals until the interval of 
 width; n is found from runs of 200 originals. The interval that `uturn study` reports for them is wider: it contains both
 neighbouring levels.
 
-Part images: the embedded Fashion-MNIST model with 20 steps, one run. Part resampled: 48 of its originals at all 20 levels, from which
+Part images: the embedded Fashion-MNIST model with 20 steps, one run. Part resampled: 24 of its originals at 16 levels, from which
 originals are drawn with replacement.
 """
 
@@ -122,18 +122,24 @@ def images(store: str, width: float = 0.1) -> None:
     print(f"U-turns cost {found.calls:.0f} chains; ten even levels need {even:.0f} originals, {even * LEVELS.sum():.0f} chains")
 
 
-def resampled(store: str, repeats: int, items: int = 48) -> None:
-    """Coverage for the originals of the embedded model: they are measured at all 20 levels, and drawn with replacement."""
+def resampled(store: str, repeats: int, items: int = 24) -> None:
+    """Coverage for originals of the embedded model: they are measured at 16 levels, and drawn with replacement.
+
+    A search that asks for another level gets the nearest one.
+    """
     import uturn as ut
     from uturn.cli.presets import image_experiment
 
-    experiment = image_experiment(steps=20, levels=20, items=items, keep=0, chunk=8, compare_labels=False)
+    levels = [*(0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75), *(0.8, 0.9, 1.0)]
+    experiment = image_experiment(steps=20, levels=levels, items=items, keep=0, chunk=8, compare_labels=False)
     ds = ut.run(experiment, store, progress=True)
-    noise, kept = ds.noise.values.round(9).tolist(), ds.same_class.mean("trajectory").transpose("item", "noise").values
+    noise, kept = np.array(levels), ds.same_class.mean("trajectory").transpose("item", "noise").values
+    tens = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
     curve = np.r_[1.0, kept.mean(axis=0)]
     half = (1 + CHANCE) / 2
     k = int(np.flatnonzero(curve < half)[0])
-    place = 0.05 * (k - 1 + (curve[k - 1] - half) / (curve[k - 1] - curve[k]))
+    ends = np.r_[0.0, noise][k - 1 : k + 1]
+    place = ends[0] + (curve[k - 1] - half) / (curve[k - 1] - curve[k]) * (ends[1] - ends[0])
     print(f"{items} originals keep {curve[1:].round(2).tolist()}, t* {place:.3f}")
     for width in WIDTHS[:-1]:
         found, even = [], []
@@ -141,12 +147,12 @@ def resampled(store: str, repeats: int, items: int = 48) -> None:
             rows = np.random.default_rng(seed).integers(items, size=3000)
 
             def measure(stage: str, levels: list[float], count: int, rows: np.ndarray = rows) -> Data:
-                at = [noise.index(round(level, 9)) for level in levels]
-                return Data(np.array(levels), kept[rows[:count]][:, at].astype(float), np.arange(count), 1.0, CHANCE)
+                at = np.unique([np.abs(noise - level).argmin() for level in levels])
+                return Data(noise[at], kept[rows[:count]][:, at].astype(float), np.arange(count), 1.0, CHANCE)
 
             found.append(search(measure, LEVELS.round(10).tolist(), width, most=3000, unit=lambda: 0.05))
-            tens = kept[rows[:200]][:, 1::2]
-            parts = np.array([crossing(np.delete(tens, i, 0).mean(axis=0)) for i in range(200)])
+            of_tens = kept[rows[:200]][:, tens]
+            parts = np.array([crossing(np.delete(of_tens, i, 0).mean(axis=0)) for i in range(200)])
             even.append(2 * 1.96 * np.sqrt(199 / 200 * np.nansum((parts - np.nanmean(parts)) ** 2)) * np.sqrt(200))
         needed = (np.mean(even) / width) ** 2
         ratio = np.mean([one.calls for one in found]) / (needed * LEVELS.sum())
