@@ -77,19 +77,33 @@ def test_strings_are_located_planned_and_studied(folder):
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
     assert "from the pilot in runs: noise" in known.stdout
     assert (folder / "results" / "index.html").exists()
-    both = uturn("study", "runs/pilot.zarr", "runs/refined.zarr", cwd=folder)
+    both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
     assert both.returncode == 0, both.stderr
 
 
-def test_images_are_located(tmp_path):
-    options = ("--steps", 5, "--levels", 5, "--keep", 0, "--no-compare-labels")
-    done = uturn("images", "--until", 0.9, *options, "--out", "results", cwd=tmp_path)
+def test_levels_of_images_are_whole_steps():
+    spec = {
+        "items": 2,
+        "source": {"type": "fashion_mnist"},
+        "corruption": {"type": "diffusion", "noise": [0.25, 0.5, 0.75, 1.0]},
+        "backward": {"type": "diffusion", "steps": 4, "device": "cpu"},
+        "probes": [{"type": "network_layers", "reference": 16, "labels": False}],
+    }
+    found = locate(ut.Experiment.from_dict(spec), "same_class", 0.95)
+    assert found.items == 24
+    assert "the width was reached with the first 24 originals" in found.remark
+    assert set(found.axes) >= {"noise", "log_snr", "step"}
+    assert all(level * 4 == round(level * 4) for level in found.levels)
+
+
+def test_images_take_the_class(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr("uturn.cli.studies.locate_into", lambda *arguments: taken.append(arguments))
+    done = uturn("images", "--until", 0.05, "--steps", 50, "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "same_class, half of the way" in done.stdout
-    assert "the width was reached with the first 24 originals" in done.stdout
-    found = json.loads((tmp_path / "results" / "located.json").read_text())
-    assert set(found["axes"]) >= {"noise", "log_snr", "step"}
-    assert all(round(level * 5) == pytest.approx(level * 5) for level in found["levels"])
+    folder, asked, _, width, reading, share, out = taken[0]
+    assert (folder, width, reading, share, out) == ("results", 0.05, "same_class", 0.5, "results")
+    assert asked.backward["steps"] == 50
 
 
 @pytest.mark.parametrize(
@@ -134,6 +148,14 @@ def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(batches
         with pytest.raises(KeyboardInterrupt):
             locate(experiment(), ROOT, 0.12, tmp_path / "parts")
     assert numbers(locate(experiment(), ROOT, 0.12, tmp_path / "parts")) == numbers(whole)
+
+
+def test_another_width_measures_no_old_level_again(tmp_path):
+    """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
+    locate(experiment(), ROOT, 0.2, tmp_path)
+    found = locate(experiment(), ROOT, 0.08, tmp_path)
+    assert found.refined.noise.values.tolist() == [*found.levels, 1.0]
+    assert numbers(found) == numbers(locate(experiment(), ROOT, 0.08))
 
 
 def test_several_grammars_are_the_independent_groups(tmp_path):

@@ -60,8 +60,8 @@ def run(
     With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as
     multiplicity=4,type=masking. With several --workers, the tasks of all experiments are distributed over them.
 
-    With --until, originals are measured until the half-life of --reading is known to this width, into the stores
-    STORE/pilot.zarr and STORE/refined.zarr.
+    With --until, originals are measured until the half-life of --reading is known to this width, into two stores in the folder
+    STORE.
 
     Example:
 
@@ -210,12 +210,12 @@ def _plan_until(
 ) -> None:
     from uturn.cli.locating import checked_reading
     from uturn.engine.plan import plan as plan_experiment
-    from uturn.studies.locate import PILOT, REFINED, forecast
+    from uturn.studies.locate import forecast
 
     reading = checked_reading(reading)
     words, *experiments = forecast(experiment, reading, width, store, share=share)
     console().print(words)
-    for name, part in zip((PILOT, REFINED), experiments, strict=True):
+    for name, part in zip(("pilot", "around the place"), experiments, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         part_plan = plan_experiment(part, None, workers=workers)

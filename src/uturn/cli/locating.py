@@ -31,7 +31,7 @@ def locate_into(
     folder: str, experiment: Experiment, running: Running, width: float, reading: str, share: float, out: str | None
 ) -> None:
     """Locate a place with two stores in a folder; with `out`, study both runs into it and write `located.json`."""
-    from uturn.studies.locate import PILOT, REFINED, locate
+    from uturn.studies.locate import locate
 
     if running.shard != "1/1" or not running.resume:
         raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
@@ -56,9 +56,8 @@ def locate_into(
         )
     for line in location.lines():
         console().print(line)
-    stores = [inside(folder, name) for name in ((PILOT, REFINED) if location.refined is not None else (PILOT,))]
     if out is None:
-        return say_next(run=("study", *stores))
+        return say_next(run=("study", *(inside(folder, name) for name in location.stores)))
     runs = {"pilot": location.pilot, **({} if location.refined is None else {"around the place": location.refined})}
     write_study(runs if len(runs) > 1 else location.pilot, out)
     keys = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 INFLATION = 1.15  # of the interval, since its width decides when to stop
-PILOT, REFINED = "pilot.zarr", "refined.zarr"
+PILOT, REFINED = "pilot", "refined"  # stages
 _CHUNK = 8  # originals in a task; numbers of originals are multiples, so that no task is measured twice
 _PILOT_ITEMS, _MOST_PILOT_ITEMS = 16, 48
 _FIRST_ITEMS = 24  # at the levels around the place before the first look at the width
@@ -89,6 +89,8 @@ class Location:
     remark : str
     pilot, refined : Dataset
         The runs; `refined` is None if the pilot found no place.
+    stores : list of str
+        Names of their stores in the folder.
     """
 
     reading: str
@@ -104,6 +106,7 @@ class Location:
     axes: dict[str, Estimate] = field(default_factory=dict)
     pilot: Any = field(default=None, repr=False)
     refined: Any = field(default=None, repr=False)
+    stores: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The location as lines of text."""
@@ -147,8 +150,9 @@ def locate(
     width : float
         Full width of the 95 % interval, in the unit of the noise.
     store : folder or URL, optional
-        Where the two runs are kept, `pilot.zarr` and `refined.zarr`, ordinary stores. The same call resumes an interrupted one,
-        with the same numbers; a smaller width goes on from there. By default a temporary folder.
+        Where the two runs are kept, ordinary stores: `pilot.zarr`, and one that is named after its levels, such as
+        `around-0.35-0.55.zarr`. The same call resumes an interrupted one, with the same numbers. Another width, reading or share
+        uses the same pilot, and the other store too if it leads to the same two levels. By default a temporary folder.
     share : float in (0, 1)
         Share of the way; .5 is the half-life of the reading, for a class t*.
     most : int, optional
@@ -203,7 +207,8 @@ def _located(runs: _Runs, width: float, share: float, most: int, tell: Callable[
         of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
     values = {**location.__dict__, "reading": runs.reading, "axes": axes}
-    return Location(**values | {"pilot": datasets.get(PILOT), "refined": datasets.get(REFINED)})
+    stores = [runs.stores[name] for name in datasets]
+    return Location(**values | {"pilot": datasets.get(PILOT), "refined": datasets.get(REFINED), "stores": stores})
 
 
 def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
@@ -227,12 +232,16 @@ class _Runs:
     def __init__(self, experiment: Experiment, reading: str, folder: str | Path, options: dict[str, Any]) -> None:
         self.experiment, self.reading, self.folder, self.options = experiment, reading, str(folder).rstrip("/"), options
         self.datasets: dict[str, xr.Dataset] = {}
+        self.stores = {PILOT: "pilot.zarr"}
 
     def measure(self, name: str, levels: Sequence[float], items: int) -> Data:
-        """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out."""
+        """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out.
+
+        The second store is named after its first two levels: a store keeps its levels, so others need another store.
+        """
         ds = self.datasets.get(name)
         if ds is None or ds.sizes["item"] < items or not set(levels) <= set(ds.noise.values.tolist()):
-            store = f"{self.folder}/{name}"
+            store = f"{self.folder}/{self.stores.setdefault(name, f'around-{levels[0]:g}-{levels[1]:g}.zarr')}"
             place = place_of("store", store)
             known = None if place.is_empty() else Store.open(place)
             kept = [] if known is None else [float(level) for level in known.noise]
@@ -287,7 +296,7 @@ def forecast(
     largest = max(grid)
     place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
     pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
-    known = None if store is None else place_of("store", f"{str(store).rstrip('/')}/{PILOT}")
+    known = None if store is None else place_of("store", f"{str(store).rstrip('/')}/pilot.zarr")
     if known is None or known.is_empty():
         words = f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way between noise "
         words += f"{place - 1.1 * scale:.3g} and {place + 1.1 * scale:.3g}; a pilot in --store replaces this"
