@@ -1,6 +1,6 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--plot FILE] [--part curves|images|resampled [--store FOLDER]]
+    python benchmarks/locate.py [--repeats 400] [--plot FILE] [--part curves|images [--store FOLDER]]
 
 Part curves: simulated originals, each with a threshold m of its own; a reading keeps its class with the probability
 .1 + .9 / (1 + exp((x - m)/W)). Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x
@@ -8,8 +8,7 @@ takes x times its steps. Ten even levels need n originals until the interval of 
 width; n is found from runs of 200 originals. The interval that `uturn study` reports for them is wider: it contains both
 neighbouring levels.
 
-Part images: the embedded Fashion-MNIST model with 20 steps, one run. Part resampled: 24 of its originals at 16 levels, from which
-originals are drawn with replacement.
+Part images: the embedded Fashion-MNIST model with 20 steps, one run.
 """
 
 from __future__ import annotations
@@ -122,44 +121,6 @@ def images(store: str, width: float = 0.1) -> None:
     print(f"U-turns cost {found.calls:.0f} chains; ten even levels need {even:.0f} originals, {even * LEVELS.sum():.0f} chains")
 
 
-def resampled(store: str, repeats: int, items: int = 24) -> None:
-    """Coverage for originals of the embedded model: they are measured at 16 levels, and drawn with replacement.
-
-    A search that asks for another level gets the nearest one.
-    """
-    import uturn as ut
-    from uturn.cli.presets import image_experiment
-
-    levels = [*(0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75), *(0.8, 0.9, 1.0)]
-    experiment = image_experiment(steps=20, levels=levels, items=items, keep=0, chunk=8, compare_labels=False)
-    ds = ut.run(experiment, store, progress=True)
-    noise, kept = np.array(levels), ds.same_class.mean("trajectory").transpose("item", "noise").values
-    tens = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
-    curve = np.r_[1.0, kept.mean(axis=0)]
-    half = (1 + CHANCE) / 2
-    k = int(np.flatnonzero(curve < half)[0])
-    ends = np.r_[0.0, noise][k - 1 : k + 1]
-    place = ends[0] + (curve[k - 1] - half) / (curve[k - 1] - curve[k]) * (ends[1] - ends[0])
-    print(f"{items} originals keep {curve[1:].round(2).tolist()}, t* {place:.3f}")
-    for width in WIDTHS[:-1]:
-        found, even = [], []
-        for seed in range(repeats):
-            rows = np.random.default_rng(seed).integers(items, size=3000)
-
-            def measure(stage: str, levels: list[float], count: int, rows: np.ndarray = rows) -> Data:
-                at = np.unique([np.abs(noise - level).argmin() for level in levels])
-                return Data(noise[at], kept[rows[:count]][:, at].astype(float), np.arange(count), 1.0, CHANCE)
-
-            found.append(search(measure, LEVELS.round(10).tolist(), width, most=3000, unit=lambda: 0.05))
-            of_tens = kept[rows[:200]][:, tens]
-            parts = np.array([crossing(np.delete(of_tens, i, 0).mean(axis=0)) for i in range(200)])
-            even.append(2 * 1.96 * np.sqrt(199 / 200 * np.nansum((parts - np.nanmean(parts)) ** 2)) * np.sqrt(200))
-        needed = (np.mean(even) / width) ** 2
-        ratio = np.mean([one.calls for one in found]) / (needed * LEVELS.sum())
-        coverage = np.mean([one.place.low <= place <= one.place.high for one in found])
-        print(f"width {width:g}: ten levels need {needed:.0f}, calls / calls of ten levels {ratio:.2f}, coverage {coverage:.3f}")
-
-
 def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) -> None:
     """Calls against width, of ten even levels and of `locate`."""
     import matplotlib.pyplot as plt
@@ -187,15 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--part", choices=("curves", "images", "resampled"), default="curves")
+    parser.add_argument("--part", choices=("curves", "images"), default="curves")
     parser.add_argument("--store", help="folder of the run of part images; by default a temporary one")
     chosen = parser.parse_args()
     if chosen.part == "images":
         with tempfile.TemporaryDirectory() as folder:
             return images(chosen.store or folder)
-    if chosen.part == "resampled":
-        with tempfile.TemporaryDirectory() as folder:
-            return resampled(chosen.store or folder, chosen.repeats)
     rows = simulated(chosen.repeats)
     if chosen.plot is not None:
         draw(rows, chosen.plot)
