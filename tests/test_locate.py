@@ -187,10 +187,10 @@ def falling(at, width, chance=0.1):
 
 
 def test_coverage_of_the_reported_interval():
-    """At least .93 of the intervals hold the truth. The false-alarm rate, that of the quantile of 300 of them, is 5e-4."""
-    places = [search(simulated(falling(0.57, 0.08), seed), GRID, 0.1).place for seed in range(300)]
+    """At least .93 of the intervals hold the truth. The false-alarm rate, that of a quantile of the binomial law, is 5e-4."""
+    places = [search(simulated(falling(0.57, 0.08), seed), GRID, 0.1).place for seed in range(800)]
     held = sum(place.low <= 0.57 <= place.high for place in places)
-    least = binom.ppf(5e-4, 300, 0.93)
+    least = binom.ppf(5e-4, 800, 0.93)
     assert held >= least
     # Negative control: without the factor that allows for stopping, and with half of the interval.
     half = sum(abs(place.value - 0.57) <= (place.high - place.low) / 4 for place in places)
