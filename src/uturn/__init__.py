@@ -28,6 +28,7 @@ _HOMES = {
     "prior_entropy": "exact.inference",
     "Experiment": "core.experiment",
     "run": "engine.run",
+    "sweep": "engine.sweep",
     "u_turn": "core.u_turns",
     "u_turns": "core.u_turns",
     "hierarchy_index": "measures.statistics",
@@ -41,6 +42,7 @@ _HOMES = {
     "choose": "studies",
     "two_samplers": "measures.two_samplers",
     "study": "studies",
+    "locate": "studies.locate",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
     "fashion_mnist": "sources.fashion_mnist.",
     "inference": "exact.inference.",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from uturn.core.u_turns import u_turn, u_turns
     from uturn.corruption import EpsilonBelief, Gaussian, Masking, UniformReplacement
     from uturn.engine.run import run
+    from uturn.engine.sweep import sweep
     from uturn.exact import inference, laws, population, rhm, theory
     from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
     from uturn.exact.rhm import RandomHierarchyModel
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from uturn.measures.two_samplers import two_samplers
     from uturn.sources import fashion_mnist
     from uturn.studies import choose, plotting, study
+    from uturn.studies.locate import locate
     from uturn.studies.readings import readings
 
 __all__ = [*_HOMES]

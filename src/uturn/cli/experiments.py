@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, OptionalOut, Running, Spec
-from uturn.cli.printing import console, say_next
-from uturn.cli.running import run_into
+from uturn.cli.options import OUTPUT, SWEEP, OptionalOut, Reading, Running, Share, Spec, Until
+from uturn.cli.printing import console, inside, say_next
+from uturn.cli.running import resumable, run_into
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
 
 
 @command(EXPERIMENTS)
@@ -27,6 +30,23 @@ def run(
         ),
     ] = None,
     out: OptionalOut = None,
+    changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUES",
+            help="Run the spec with these values of a key, such as source.multiplicity=4,6,8, one store each in the folder "
+            "--store. Given several times, all combinations are run.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--zip", help="Combine the values of --set one by one instead of all with all.", rich_help_panel=SWEEP),
+    ] = False,
+    until: Until = None,
+    reading: Reading = None,
+    share: Share = 0.5,
     *,
     running: Running,
 ) -> None:
@@ -37,18 +57,38 @@ def run(
     experiment with fewer items, noise levels, trajectories or clones, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
+    With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as
+    multiplicity=4,type=masking. With several --workers, the tasks of all experiments are distributed over them.
+
+    With --until, originals are measured until the half-life of --reading is known to this width, into two stores in the folder
+    STORE.
+
     Example:
 
     ```
     uturn run examples/epsilon.toml --store runs/epsilon
     uturn run examples/epsilon.toml --out results/epsilon
+    uturn run examples/epsilon.toml --set source.multiplicity=4,6,8 --store runs/sweep
+    uturn run examples/images.toml --until 0.05 --reading same_class --store runs/located
     ```
     """
     from uturn.core.experiment import Experiment
 
-    if store is None and out is None:
-        raise ValueError("store: missing; expected --store STORE, or --out FOLDER")
+    if pairs and not changed:
+        raise ValueError("zip: it combines the values of --set; give --set KEY=VALUE,VALUE,..")
+    if store is None and (out is None or changed):
+        instead = "" if changed else ", or --out FOLDER"
+        raise ValueError(f"store: missing; expected --store STORE{instead}")
     experiment = Experiment.from_file(spec)
+    if changed and until is not None:
+        raise ValueError("until: goes with one experiment; leave out --set")
+    if until is not None:
+        from uturn.cli.locating import checked_reading, locate_into
+
+        return locate_into(store or str(out), experiment, running, until, checked_reading(reading), share, out)
+    if changed:
+        assert store is not None
+        return _run_sweep(experiment, changed, pairs, store, out, running)
     if out is not None:
         from uturn.pages.results import check_folder
         from uturn.store.outputs import output_folder
@@ -68,6 +108,35 @@ def run(
 
         return study([store], out)
     say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
+
+
+def _run_sweep(experiment: Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running) -> None:
+    from uturn.engine.sweep import parsed_values, run_all, sweep
+
+    experiments = sweep(experiment, parsed_values(changed), zip=pairs)
+    names = ", ".join([*list(experiments)[:4], *([".."] if len(experiments) > 4 else [])])
+    console().print(f"{len(experiments)} experiments in {folder}: {names}")
+    with resumable(f"what is done is in {folder}; run the same command again to resume"):
+        runs = run_all(
+            experiments,
+            folder,
+            resume=running.resume,
+            workers=running.workers,
+            progress=True,
+            shard=running.share(),
+            accept_changes=running.accept_changes,
+            **running.on_cluster(),
+        )
+    stores = [inside(folder, name) for name in runs]
+    for place, ds in zip(stores, runs.values(), strict=True):
+        missing = ds.attrs["missing_tasks"]
+        console().print(f"{place}: {f'{missing} tasks missing' if missing else 'complete'}")
+    if not any(ds.attrs["missing_tasks"] for ds in runs.values()):
+        if out is not None:
+            from uturn.cli.pages import study
+
+            return study(stores, out)
+        say_next(run=("study", *stores))
 
 
 @command(EXPERIMENTS)
@@ -105,28 +174,55 @@ def plan(
         int | None,
         typer.Option(metavar="N", min=1, help="Largest number of processes for which the time is estimated; by default 8."),
     ] = None,
+    until: Until = None,
+    reading: Reading = None,
+    share: Share = 0.5,
 ) -> None:
     """Estimate the cost of a run: tasks, network calls, memory, disk space, time. Writes nothing.
 
     Counts tasks and calls exactly, and times a few U-turns on this machine for some seconds. Calls made by `uturn check` and by
     the check of networks before a run are not counted. Times for more processes than this machine has cores assume a cluster of
-    such machines.
+    such machines. With --until, it estimates the cost of a run that ends when the half-life of --reading is known to this width:
+    from the pilot in --store if there is one, otherwise from an assumed curve.
 
     Example:
 
     ```
     uturn plan examples/epsilon.toml
+    uturn plan examples/images.toml --until 0.05 --reading same_class
     ```
     """
     since = time.perf_counter()
     from uturn.core.experiment import Experiment
     from uturn.engine.plan import plan as plan_experiment
 
+    if until is not None:
+        return _plan_until(Experiment.from_file(spec), str(spec), store, workers, until, reading, share)
     run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
     assert run_plan is not None
     for line in run_plan.lines():
         console().print(line)
     say_next(run=("run", str(spec), "--store", store or "STORE"))
+
+
+def _plan_until(
+    experiment: Experiment, spec: str, store: str | None, workers: int | None, width: float, reading: str | None, share: float
+) -> None:
+    from uturn.cli.locating import checked_reading
+    from uturn.engine.plan import plan as plan_experiment
+    from uturn.studies.locate import forecast
+
+    reading = checked_reading(reading)
+    words, *experiments = forecast(experiment, reading, width, store, share=share)
+    console().print(words)
+    for name, part in zip(("pilot", "around the place"), experiments, strict=True):
+        levels = ", ".join(f"{level:.3g}" for level in part.noise)
+        console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
+        part_plan = plan_experiment(part, None, workers=workers)
+        assert part_plan is not None
+        for line in part_plan.lines():
+            console().print(f"  {line}")
+    say_next(run=("run", spec, "--until", f"{width:g}", "--reading", reading, "--store", store or "STORE"))
 
 
 @command(EXPERIMENTS)

@@ -17,7 +17,13 @@ import typer
 
 from uturn.cli.presets.options import PresetOptions
 
-OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
+OUTPUT, RUN, SWEEP, UNTIL, CLUSTER = (
+    "Output",
+    "Run",
+    "Several experiments",
+    "Until a place is known",
+    "On a Ray cluster",
+)  # panels of the help
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
@@ -34,6 +40,25 @@ Finished = Annotated[
 ]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the figure to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)
+]
+Until = Annotated[
+    float | None,
+    typer.Option(
+        metavar="WIDTH",
+        help="Measure until the 95 % interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
+        "then originals at levels around t*. The command chooses the numbers of items and levels.",
+        rich_help_panel=UNTIL,
+    ),
+]
+Reading = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A reading, as `uturn study` names it, that falls from a start to chance.", rich_help_panel=UNTIL
+    ),
+]
+Share = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="Locate where this share of the way from start to chance is gone.", rich_help_panel=UNTIL),
 ]
 AcceptChanges = Annotated[
     bool,

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uturn.cli.app import STUDIES, command
-from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, OptionalOut, Out, Running
+from uturn.cli.locating import checked_reading, locate_into
+from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, OptionalOut, Out, Reading, Running, Share, Until
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import opened, resumable, run_into
+from uturn.store.objects import is_url
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -28,6 +30,9 @@ def images(
         bool, typer.Option(help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
     ] = False,
     finished: Finished = None,
+    until: Until = None,
+    reading: Reading = None,
+    share: Share = 0.5,
     *,
     chosen: ImageOptions,
     running: Running,
@@ -54,8 +59,12 @@ def images(
       --classifier torchvision:resnet50 --no-compare-labels --out results/cifar
     uturn images --recorded 'out/strength_{noise}/{item}_{trajectory}.png' --unit strength \\
       --data originals --classifier torchvision:resnet50 --no-compare-labels --out results/recorded
+    uturn images --until 0.05 --out results/located
     ```
     """
+    if until is not None:
+        originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
+        return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
     _study(out, "uturn images", finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
 
@@ -64,6 +73,9 @@ def images(
 def text(
     out: Out,
     finished: Finished = None,
+    until: Until = None,
+    reading: Reading = None,
+    share: Share = 0.5,
     *,
     chosen: TextOptions,
     running: Running,
@@ -90,8 +102,11 @@ def text(
       --items 100 --out results/bert
     uturn text --model out/reactions --split smiles --data out/reactions.txt \\
       --segment . --segment ">>" --clones 2 --out results/reactions
+    uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
+    if until is not None:
+        return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, out)
     looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
     _study(out, "uturn text", finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
 
@@ -173,7 +188,6 @@ def _study(
     """
     from uturn.pages import live_page, write_page
     from uturn.pages.results import check_folder, write_study, written
-    from uturn.store.objects import is_url
     from uturn.store.outputs import output_folder
     from uturn.studies import summary
     from uturn.studies.runs import missing_tasks

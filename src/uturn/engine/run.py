@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from types import EllipsisType
@@ -92,34 +93,17 @@ def run(
     TasksFailed
         On a cluster, if some tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
     if workers is ...:
         workers = None if cluster is not None else 1
     workers = None if workers is None else checked_integer("workers", workers, 1)
-    place = None if store is None else place_of("store", store)
-    if cluster is not None and place is None:
+    if cluster is not None and store is None:
         raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
-    number, shares = _checked_shard(shard, store)
-    experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
-    backward = experiment.parts.backward
-    opened = open_store(experiment, place, resume, accept_changes)
-    tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
-    if shares > 1 or workers != 1 or backward.shares_batches:
-        # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
-        # assignment balances the shards.
-        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
-    work = Tasks(experiment, opened)
-    left = work.left(tasks)
+    begun = begin(experiment, store, resume, accept_changes, shard, workers)
+    experiment, opened, work, left = begun.experiment, begun.opened, begun.work, begun.left
     if workers is None and cluster is None:
-        workers = cores() if backward.wants_processes else 1
-    doubts = warnings_of(opened.attributes)
-    if left:
-        doubts = _noted(opened, experiment.model_check())
-    for text in doubts:
-        warnings.warn(text, stacklevel=2)
+        workers = cores() if experiment.parts.backward.wants_processes else 1
     workers_alive = ""
-    bar = progress_bar(progress, opened.where, len(tasks), len(tasks) - len(left), lambda: workers_alive)
+    bar = progress_bar(progress, opened.where, begun.tasks, begun.tasks - len(left), lambda: workers_alive)
     with bar as advance, opened.finishing() as store_by:
         if not left:
             pass
@@ -134,18 +118,67 @@ def run(
             for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=store_by):
                 advance()
         else:
-            spec = json.dumps(experiment.to_dict())
-            jobs = [(spec, str(store), task, first) for task, first in left.items()]
-            for _ in in_processes(_run_task, jobs, min(workers or 1, len(jobs))):
+            for _ in in_processes(run_task, begun.jobs(), min(workers or 1, len(left))):
                 advance()
-    ds = opened.dataset(look=False)
-    if left and ds.attrs["complete"] and (empty := _without_values(ds)):
-        for text in empty:
-            warnings.warn(text, stacklevel=2)
-        _noted(opened, doubts + empty)
-        ds = ds.assign_attrs(warnings=opened.attributes["warnings"])
-    # Use the caller's spec: figures build parts from it, and the text in a store is not trusted.
-    return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
+    return begun.end()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose store is open and whose networks are checked: `tasks`, number of its tasks; `left`, those to measure."""
+
+    experiment: Experiment
+    opened: Store | MemoryStore
+    work: Tasks
+    tasks: int
+    left: dict[Task, int]
+    doubts: list[str]
+
+    def jobs(self) -> list[tuple[str, str, Task, int]]:
+        """Arguments of `run_task` for the tasks that are left."""
+        spec = json.dumps(self.experiment.to_dict())
+        return [(spec, self.opened.where, task, first) for task, first in self.left.items()]
+
+    def end(self) -> xr.Dataset:
+        """The dataset of `run`, after the tasks were measured."""
+        ds = self.opened.dataset(look=False)
+        if self.left and ds.attrs["complete"] and (empty := _without_values(ds)):
+            for text in empty:
+                warnings.warn(text, stacklevel=3)
+            _noted(self.opened, self.doubts + empty)
+            ds = ds.assign_attrs(warnings=self.opened.attributes["warnings"])
+        # Use the caller's spec: figures build parts from it, and the text in a store is not trusted.
+        return ds.assign_attrs(spec=json.dumps(self.experiment.to_dict()), spec_hash=self.experiment.hash)
+
+
+def begin(
+    experiment: Experiment,
+    store: str | Path | None,
+    resume: bool,
+    accept_changes: bool,
+    shard: tuple[int, int],
+    workers: int | None,
+) -> Begun:
+    """Open the store of an experiment, find the tasks that are left, in their order, and check the networks."""
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    place = None if store is None else place_of("store", store)
+    number, shares = _checked_shard(shard, store)
+    experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
+    opened = open_store(experiment, place, resume, accept_changes)
+    tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
+    if shares > 1 or workers != 1 or experiment.parts.backward.shares_batches:
+        # Long U-turns first, so that all processes, and all images of the last batches, end at about the same time. Round-robin
+        # assignment balances the shards.
+        tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
+    work = Tasks(experiment, opened)
+    left = work.left(tasks)
+    doubts = warnings_of(opened.attributes)
+    if left:
+        doubts = _noted(opened, experiment.model_check())
+    for text in doubts:
+        warnings.warn(text, stacklevel=3)
+    return Begun(experiment, opened, work, len(tasks), left, doubts)
 
 
 def _noted(opened: Store | MemoryStore, texts: list[str]) -> list[str]:
@@ -242,7 +275,8 @@ def _tasks_of(spec: str, store: str) -> Tasks:
     return Tasks(Experiment.from_dict(json.loads(spec)), opened)
 
 
-def _run_task(spec: str, store: str, task: Task, first: int) -> None:
+def run_task(spec: str, store: str, task: Task, first: int) -> None:
+    """Measure a task into a store, in one of several processes."""
     for _ in Tasks(*_reopened(spec, store)).measure([(task, first)]):
         pass
 

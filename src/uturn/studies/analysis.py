@@ -209,6 +209,27 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
         yield level
 
 
+def reading_of(run: xr.Dataset, label: str) -> tuple[xr.DataArray, float, float]:
+    """Readings (noise, item, ..), start and chance of a reading by its name in a study; NaN for those that are not known.
+
+    ValueError if the run has no such reading; it lists those that have a start.
+    """
+    known = []
+    for name, how in instructions_of(run).items():
+        if how.role != "reading" or _no_reading(run, name):
+            continue
+        dims = [str(dim) for dim in run[name].dims if dim not in ("noise", *WITHIN)]
+        references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
+        stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (run[name], *references))
+        for k in range(stacked.sizes[_LEVEL]):
+            of_level = label_of(name, {dim: stacked[dim].values[k] for dim in dims})
+            if of_level == label:
+                ends = [np.nan if end is None else float(end.isel({_LEVEL: k}).mean()) for end in (start, chance)]
+                return stacked.isel({_LEVEL: k}, drop=True), ends[0], ends[1]
+            known += [of_level] if start is not None else []
+    raise ValueError(f"reading = {shown(label)}: expected one that changes from a start, of {', '.join(known) or 'none here'}")
+
+
 def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     """An array whose dims `dims` are stacked into one last dim; None for None."""
     if array is None:

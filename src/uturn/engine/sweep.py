@@ -1,0 +1,214 @@
+"""Sweeps: the experiments of a grid of options, and their runs into one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uturn.core.checks import plain, shown
+from uturn.core.experiment import Experiment
+from uturn.core.processes import cores, in_processes
+from uturn.core.progress import progress_bar
+from uturn.engine.run import begin, run, run_task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_LONGEST = 40  # characters of a value in a name
+_MOST = 10_000  # experiments of a sweep
+
+
+def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool = False) -> dict[str, Experiment]:
+    """The experiments of a grid: an experiment with all combinations of the values of some keys of its spec.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    values : {key: values}
+        A key is a path in the spec, with dots between its parts and the position in lists: "items", "source.multiplicity",
+        "probes.0.type". Options that the spec leaves at their defaults can be set too.
+    zip : bool
+        Combine the first values of all keys, the second ones, and so on, instead of all with all.
+
+    Returns
+    -------
+    {name: Experiment}
+        The last key varies fastest. A name, such as "multiplicity=4,type=masking", holds the values and is valid as the name of a
+        folder. It does not depend on the other values, so that a sweep can be enlarged.
+
+    Raises
+    ------
+    ValueError
+        If a key is not in the spec, if a combination is no experiment, and for lists of different lengths with `zip`.
+
+    Examples
+    --------
+    >>> spec = Experiment.from_dict({
+    ...     "items": 4,
+    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+    ...     "corruption": {"type": "epsilon", "noise": [0.0, 1.0]},
+    ...     "backward": {"type": "exact"},
+    ...     "probes": [{"type": "tree_levels"}],
+    ... })
+    >>> list(sweep(spec, {"source.multiplicity": [2, 4], "corruption.type": ["masking", "epsilon"]}))
+    ['multiplicity=2,type=masking', 'multiplicity=2,type=epsilon', 'multiplicity=4,type=masking', 'multiplicity=4,type=epsilon']
+    >>> list(sweep(spec, {"source.multiplicity": [2, 4], "items": [8, 16]}, zip=True))
+    ['multiplicity=2,items=8', 'multiplicity=4,items=16']
+    """
+    lists = {key: plain(some) for key, some in values.items()}
+    for key, some in lists.items():
+        if not isinstance(some, list) or not some:
+            raise ValueError(f"{key} = {shown(some)}: expected a list of values, at least one")
+    lengths = {key: len(some) for key, some in lists.items()}
+    if zip and len(set(lengths.values())) > 1:
+        raise ValueError(f"zip: the keys have different numbers of values, {lengths}; expected as many for each")
+    count = next(iter(lengths.values()), 1) if zip else math.prod(lengths.values())
+    if count > _MOST:
+        raise ValueError(f"the sweep has {count} experiments; expected at most {_MOST}")
+    return _named(experiment, [*lists], (_in_pairs if zip else itertools.product)(*lists.values()))
+
+
+def _in_pairs(*lists: list[Any]) -> Iterator[tuple[Any, ...]]:
+    return zip(*lists, strict=True)
+
+
+def _named(experiment: Experiment, keys: list[str], combinations: Iterable[tuple[Any, ...]]) -> dict[str, Experiment]:
+    """The experiments with these values of the keys, by name."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    labels = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+    experiments: dict[str, Experiment] = {}
+    for combination in combinations:
+        name = ",".join(f"{label}={_text(value)}" for label, value in zip(labels, combination, strict=True))
+        if name in experiments:
+            raise ValueError(f"{name}: two experiments of the sweep have this name; give different values")
+        spec = deepcopy(experiment.to_dict())
+        for key, value in zip(keys, combination, strict=True):
+            _put(spec, key, value)
+        try:
+            experiments[name] = Experiment.from_dict(spec)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return experiments
+
+
+def _put(spec: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value of a spec, in place; ValueError if a table or list on the way to it does not exist."""
+    place: Any = spec
+    *path, last = key.split(".")
+    for number, part in enumerate([*path, last]):
+        where = ".".join([*path, last][:number]) or "the spec"
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ValueError(f"{key}: {where} is a list of {len(place)}; expected a position from 0 to {len(place) - 1}")
+            part = int(part)  # type: ignore[assignment]
+        elif not isinstance(place, dict) or (place is spec and part not in Experiment.model_fields):
+            expected = f"expected one of {', '.join(Experiment.model_fields)}" if place is spec else "it has no keys"
+            raise ValueError(f"{key}: {where} has no {part!r}; {expected}")
+        elif number < len(path) and part not in place:
+            raise ValueError(f"{key}: {where} has no {part!r}; it has {', '.join(place)}")
+        if number < len(path):
+            place = place[part]
+    place[part] = value
+
+
+def _text(value: Any) -> str:
+    """A value in the name of a folder; long values end in a digest."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    short = re.sub(r"[^\w.+\[\]:@-]+", "_", text)
+    if len(short) > _LONGEST:
+        short = f"{short[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return short
+
+
+def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Keys and their values from texts such as "source.multiplicity=4,6,8" or "corruption.type=masking,gaussian".
+
+    Values are separated by commas. Each is a number, true, false, null, a list or a table as in JSON or TOML, or else a text.
+
+    >>> parsed_values(["source.multiplicity=4,6,8", "corruption.type=masking,gaussian", "corruption.noise=[0.1,0.5],[0.2,0.4]"])
+    {'source.multiplicity': [4, 6, 8], 'corruption.type': ['masking', 'gaussian'], 'corruption.noise': [[0.1, 0.5], [0.2, 0.4]]}
+    """
+    values: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equal, right = text.partition("=")
+        key = key.strip()
+        if not equal or not key or not right.strip():
+            raise ValueError(f"set = {text!r}: expected KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
+        if key in values:
+            raise ValueError(f"set = {text!r}: {key} is given twice; give all of its values at once, {key}=A,B")
+        whole = _parsed(f"[{right}]")
+        parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
+        values[key] = whole if isinstance(whole, list) else [part if _parsed(part) is _TEXT else _parsed(part) for part in parts]
+    return values
+
+
+_TEXT = object()  # of what is no value of JSON or TOML
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return _TEXT
+
+
+def run_all(
+    experiments: Mapping[str, Experiment],
+    folder: str | Path,
+    *,
+    resume: bool = True,
+    workers: int | None = None,
+    progress: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    accept_changes: bool = False,
+    **cluster: Any,
+) -> dict[str, xr.Dataset]:
+    """Run experiments into the stores `folder/name`, {name: dataset of the run}. Stores are resumed or extended as by `run`.
+
+    With several processes, the tasks of all experiments are distributed over them.
+
+    ValueError, before anything is measured, if the noise levels or coordinates of an experiment are wrong.
+
+    Parameters
+    ----------
+    experiments : {name: Experiment}, such as `sweep` gives
+    folder : folder, or URL of object storage
+    resume, workers, progress, shard, accept_changes, **cluster
+        As in `run`; `workers` None is the default for it. On a cluster the experiments are run one after the other.
+    """
+    for name, experiment in experiments.items():
+        try:
+            experiment.coordinates()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    stores = {name: f"{str(folder).rstrip('/')}/{name}" for name in experiments}
+    if workers is None and not cluster.get("cluster"):
+        workers = cores() if any(one.parts.backward.wants_processes for one in experiments.values()) else 1
+    options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
+    if cluster.get("cluster") or workers == 1:
+        return {
+            name: run(experiment, stores[name], resume, progress=progress, **options, **cluster)
+            for name, experiment in experiments.items()
+        }
+    runs = {name: begin(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
+    jobs = [job for one in runs.values() for job in one.jobs()]
+    total = sum(one.tasks for one in runs.values())
+    with progress_bar(progress, str(folder), total, total - len(jobs)) as advance, ExitStack() as stack:
+        for one in runs.values():
+            stack.enter_context(one.opened.finishing())
+        for _ in in_processes(run_task, jobs, min(workers or 1, len(jobs))) if jobs else ():
+            advance()
+    return {name: one.end() for name, one in runs.items()}

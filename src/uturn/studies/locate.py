@@ -1,0 +1,558 @@
+"""Measures until a place on a curve, such as t*, is known to a wanted width: a pilot, then originals at levels around the place.
+
+The curve of a reading between its start and chance is fitted by P(x) = chance + (start - chance) L(x), with the logistic function
+L(x) = 1 / (1 + exp((x - a) / w)), at the levels around the place alone. Its error is computed from the scores of the independent
+originals. A run that stops at the first interval narrower than the wanted width stops too often on one that is too narrow by
+chance (coverage .87 to .95 instead of .95), so the run stops when 1.15 times the interval is narrower, and this interval is
+reported (`benchmarks/locate.py`: coverage, and calls of networks against ten even levels).
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.core.checks import checked_integer, shown
+from uturn.core.experiment import Experiment
+from uturn.core.progress import duration
+from uturn.engine.run import run
+from uturn.measures.statistics import WITHIN, Estimate, checked_share, independent_groups
+from uturn.store.places import place_of
+from uturn.store.record import Store
+from uturn.studies.analysis import by_noise, reading_of
+from uturn.studies.axes import Axes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+INFLATION = 1.15  # of the interval, since its width decides when to stop
+PILOT, REFINED = "pilot", "refined"  # stages
+_CHUNK = 8  # originals in a task; numbers of originals are multiples, so that no task is measured twice
+_PILOT_ITEMS, _MOST_PILOT_ITEMS = 16, 48
+_FIRST_ITEMS = 24  # at the levels around the place before the first look at the width
+_MOST_LEVELS = 6  # around the place; most runs need two
+_STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
+_MOST_ITEMS = 10_000
+_UNIT = 1e-3  # distance of levels, in units of the largest
+
+
+class Data(NamedTuple):
+    """Readings of originals: `noise` (levels,), `values` (items, levels), NaN where missing, and `groups` (items,) of originals.
+
+    `start`, `chance`: ends of the curve; chance is NaN if it is unknown, and the last level is then the largest noise.
+    """
+
+    noise: np.ndarray
+    values: np.ndarray
+    groups: np.ndarray
+    start: float
+    chance: float
+
+
+class Fit(NamedTuple):
+    """A fitted place, the width w of the logistic, the standard error of the place, and its degrees of freedom."""
+
+    place: float
+    scale: float
+    error: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place on the curve of a reading.
+
+    Attributes
+    ----------
+    reading, share : str, float
+        The place is where the reading has gone this share of the way from its start to chance.
+    place : Estimate
+        Noise with its 95 % interval; NaN if there is no place (`remark` says why).
+    axes : {axis: Estimate}
+        The place on all axes of the run.
+    width, wanted : float
+        Width of the interval, and the wanted width.
+    reached : bool
+        Whether the interval is as narrow as wanted.
+    items, levels : int, list of float
+        Originals, and the levels around the place. Both are 0 and empty if the pilot found no place.
+    calls : float
+        Sum of the noise of all U-turns over the largest noise: with a diffusion model, U-turns from the largest noise that cost
+        the same.
+    remark : str
+    pilot, refined : Dataset
+        The runs; `refined` is None if the pilot found no place.
+    stores : list of str
+        Names of their stores in the folder.
+    """
+
+    reading: str
+    share: float
+    place: Estimate
+    width: float
+    wanted: float
+    reached: bool
+    items: int
+    levels: list[float]
+    calls: float
+    remark: str
+    axes: dict[str, Estimate] = field(default_factory=dict)
+    pilot: Any = field(default=None, repr=False)
+    refined: Any = field(default=None, repr=False)
+    stores: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The location as lines of text."""
+        where = "half of the way" if self.share == 0.5 else f"{self.share:g} of the way"
+        lines = []
+        if math.isfinite(self.place.value):
+            axes = ", ".join(f"{name} {value.value:.4g}" for name, value in self.axes.items() if name != "noise")
+            lines.append(f"{self.reading}, {where} from its start to chance: noise {self.place!r}{f' ({axes})' if axes else ''}")
+            at = ", ".join(f"{level:.4g}" for level in self.levels)
+            lines.append(f"width {self.width:.3g}, wanted {self.wanted:g}; {self.items} originals at noise {at}")
+        return lines + ([self.remark] if self.remark else [])
+
+
+Measure = Callable[[str, Sequence[float], int], Data]
+
+
+def locate(
+    experiment: Experiment,
+    reading: str,
+    width: float,
+    store: str | Path | None = None,
+    *,
+    share: float = 0.5,
+    most: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> Location:
+    """Measure until the 95 % interval of a place, such as t*, is narrower than a width.
+
+    A pilot of 16 to 48 originals at four levels of the experiment finds roughly where the reading has gone half of the way from
+    its start to chance. Then originals are measured at two levels around this place, in batches, until 1.15 times the interval of
+    the place is narrower than the width. One or two levels are added if the place turns out to lie beside them. Long U-turns cost
+    most with a diffusion model, so levels far beyond the place are left out, except the largest one if chance is not known.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its `noise` are the levels for the pilot; `items` and `chunk` are not used.
+    reading : str
+        A reading as `uturn.study` names it, such as "same_class" or "unchanged, tree_level = 3". It has a start.
+    width : float
+        Full width of the 95 % interval, in the unit of the noise.
+    store : folder or URL, optional
+        Where the two runs are kept, ordinary stores: `pilot.zarr`, and one that is named after its levels, such as
+        `around-0.35-0.55.zarr`. The same call resumes an interrupted one, with the same numbers. Another width, reading or share
+        uses the same pilot, and the other store too if it leads to the same two levels. By default a temporary folder.
+    share : float in (0, 1)
+        Share of the way; .5 is the half-life of the reading, for a class t*.
+    most : int, optional
+        Largest number of originals, by default all that the source has, at most 10,000.
+    tell : function of a text
+        Is called with a line after each batch: the width reached, and the expected rest.
+    **options
+        Options of `uturn.run`: workers, progress, cluster, accept_changes, ..
+
+    Returns
+    -------
+    Location
+
+    Raises
+    ------
+    ValueError
+        If the experiment has no such reading, if the reading has no start, and for the reasons of `uturn.run`.
+
+    Examples
+    --------
+    >>> experiment = Experiment.from_dict({
+    ...     "items": 1,
+    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3},
+    ...     "corruption": {"type": "epsilon", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
+    ...     "backward": {"type": "exact"},
+    ...     "probes": [{"type": "tree_levels"}],
+    ... })
+    >>> found = locate(experiment, "belief, tree_level = 3", width=0.1)
+    >>> found.reached, found.place.low < found.place.value < found.place.high, found.width < 0.1
+    (True, True, True)
+    """
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
+        raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
+    share = checked_share("share", share)
+    source = experiment.parts.source
+    available = source.count() if hasattr(source, "count") else _MOST_ITEMS
+    most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
+    if store is None:
+        with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
+            return _located(_Runs(experiment, reading, folder, options), width, share, most, tell)
+    return _located(_Runs(experiment, reading, store, options), width, share, most, tell)
+
+
+def _located(runs: _Runs, width: float, share: float, most: int, tell: Callable[[str], None]) -> Location:
+    grid = sorted(level for level in runs.experiment.noise if 0 < level < math.inf)
+    if len(grid) < 2:
+        raise ValueError(f"noise = {shown(runs.experiment.noise)}: expected at least two levels above 0 for the pilot")
+    location = search(runs.measure, grid, width, share=share, most=most, tell=tell, unit=runs.unit)
+    datasets = {name: runs.datasets[name].load() for name in (PILOT, REFINED) if name in runs.datasets}
+    axes = {}
+    if math.isfinite(location.place.value):
+        of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
+        axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
+    values = {**location.__dict__, "reading": runs.reading, "axes": axes}
+    stores = [runs.stores[name] for name in datasets]
+    return Location(**values | {"pilot": datasets.get(PILOT), "refined": datasets.get(REFINED), "stores": stores})
+
+
+def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
+    """The coordinates of the noise levels of several runs, in increasing order."""
+    import xarray as xr
+
+    by_level = [
+        ds.drop_vars(
+            [name for name in ds.variables if name != "noise" and (name not in ds.coords or ds[name].dims != ("noise",))]
+        )
+        for ds in runs
+    ]
+    joined = xr.concat(by_level, "noise", combine_attrs="override")
+    joined.noise.attrs.update(runs[0].noise.attrs)
+    return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])
+
+
+class _Runs:
+    """The two stores of a location, and what they hold."""
+
+    def __init__(self, experiment: Experiment, reading: str, folder: str | Path, options: dict[str, Any]) -> None:
+        self.experiment, self.reading, self.folder, self.options = experiment, reading, str(folder).rstrip("/"), options
+        self.datasets: dict[str, xr.Dataset] = {}
+        self.stores = {PILOT: "pilot.zarr"}
+
+    def measure(self, name: str, levels: Sequence[float], items: int) -> Data:
+        """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out.
+
+        The second store is named after its first two levels: a store keeps its levels, so others need another store.
+        """
+        ds = self.datasets.get(name)
+        if ds is None or ds.sizes["item"] < items or not set(levels) <= set(ds.noise.values.tolist()):
+            store = f"{self.folder}/{self.stores.setdefault(name, f'around-{levels[0]:g}-{levels[1]:g}.zarr')}"
+            place = place_of("store", store)
+            known = None if place.is_empty() else Store.open(place)
+            kept = [] if known is None else [float(level) for level in known.noise]
+            wanted = sized(self.experiment, {*levels, *kept}, max(items, 0 if known is None else known.num_items))
+            ds = self.datasets[name] = run(wanted, store, **self.options)
+        some = by_noise(ds.isel(noise=np.isin(ds.noise.values, levels), item=slice(0, items)))
+        values, start, chance = reading_of(some, self.reading)
+        if math.isnan(start):
+            raise ValueError(f"reading = {self.reading!r}: it has no start from which it changes; choose another reading")
+        if start == chance:
+            raise ValueError(f"reading = {self.reading!r}: its chance equals its start, {start:g}; choose another reading")
+        over = [dim for dim in values.dims if dim in WITHIN and dim != "item"]
+        means = values.mean(over).transpose("item", "noise").values.astype(float)
+        return Data(some.noise.values.astype(float), means, independent_groups(values), start, chance)
+
+    def unit(self) -> float:
+        """Distance of neighbouring levels: a step of a diffusion model, otherwise a thousandth of the largest level."""
+        ds = self.datasets[PILOT]
+        if "step" in ds.coords and "t_over_T" in ds.coords:
+            return float(ds.t_over_T.values.max() / ds.step.values.max())
+        return _UNIT * max(level for level in self.experiment.noise if level < math.inf)
+
+
+def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
+    """The experiment with other levels and at least so many items; grammars grow in proportion to items."""
+    spec = experiment.to_dict()
+    source = dict(spec["source"])
+    grammars = source.get("grammars", 1)
+    each = math.lcm(_CHUNK, experiment.items // grammars) if isinstance(grammars, int) and grammars > 1 else 1
+    items = -(-items // each) * each
+    if each > 1:
+        source["grammars"] = items // (experiment.items // grammars)
+    noise = sorted(map(float, levels))
+    return Experiment.from_dict(
+        {**spec, "items": items, "chunk": _CHUNK, "source": source, "corruption": {**spec["corruption"], "noise": noise}}
+    )
+
+
+def forecast(
+    experiment: Experiment, reading: str, width: float, store: str | Path | None = None, *, share: float = 0.5
+) -> tuple[str, Experiment, Experiment]:
+    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot and of the levels around the place.
+
+    The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
+    .55 of the largest noise, with w = .08 of it: from three quarters to one quarter over .18. The number of originals is
+
+        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over both levels,
+
+    where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
+    """
+    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    largest = max(grid)
+    place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
+    pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
+    known = None if store is None else place_of("store", f"{str(store).rstrip('/')}/pilot.zarr")
+    if known is None or known.is_empty():
+        words = f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way between noise "
+        words += f"{place - 1.1 * scale:.3g} and {place + 1.1 * scale:.3g}; a pilot in --store replaces this"
+    else:
+        runs = _Runs(experiment, reading, str(store), {})
+        ds = runs.datasets[PILOT] = Store.open(known).dataset()
+        data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
+        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
+        if place >= largest:
+            raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
+        words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
+        anchor = largest if math.isnan(data.chance) else 0.0
+    reach = max(min(0.8 * scale, max(1.5 * width, 0.5 * scale)), step)
+    L = 1 / (1 + math.exp(reach / scale))
+    count = 1.4 * (2 * INFLATION * 1.96 / width) ** 2 * scale**2 / (2 * L * (1 - L))
+    items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
+    near = {_rounded(place + sign * reach, step, largest) for sign in (-1, 1)} | ({anchor} if anchor else set())
+    source = experiment.parts.source
+    if hasattr(source, "count") and items > source.count():
+        words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
+        items = source.count()
+    return words, pilot, sized(experiment, near, items)
+
+
+def _pilot_levels(grid: Sequence[float]) -> list[float]:
+    """Four evenly chosen levels below the largest one, or fewer if there are fewer."""
+    return sorted({grid[max(0, round(len(grid) * k / 5) - 1)] for k in range(1, 5)})
+
+
+# --- the search -----------------------------------------------------------------------------------------------------------
+
+
+def search(
+    measure: Measure,
+    grid: Sequence[float],
+    width: float,
+    *,
+    share: float = 0.5,
+    most: int = _MOST_ITEMS,
+    unit: Callable[[], float] = lambda: _UNIT,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Location:
+    """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone."""
+    began, largest, costs = time.monotonic(), max(grid), {PILOT: 0.0, REFINED: 0.0}
+    anchor: list[float] = []  # the largest level, if chance is not known
+
+    def look(stage: str, levels: Sequence[float], items: int) -> Data:
+        levels = sorted({*levels, *anchor})
+        data = measure(stage, levels, items)
+        costs[stage] = len(data.values) * sum(levels) / largest
+        return data
+
+    def none(remark: str, data: Data, levels: Sequence[float] = (), items: int = 0) -> Location:
+        nothing = Estimate(math.nan, math.nan, math.nan)
+        return Location("", share, nothing, math.nan, width, False, items, list(levels), sum(costs.values()), remark)
+
+    # The pilot: levels until the place lies between two that are not too far apart, then originals until it is known roughly.
+    levels = _pilot_levels(grid)
+    items = min(_PILOT_ITEMS, most)
+    while True:
+        pilot = look(PILOT, levels, items)
+        if math.isnan(pilot.chance) and not anchor:
+            anchor = [largest]
+            continue
+        fit = _fitted(pilot, share, levels)
+        if fit.place >= levels[-1]:
+            if levels[-1] < largest:
+                levels = [*levels, next(level for level in sorted(grid) if level > levels[-1])]
+                continue
+            if items < min(_MOST_PILOT_ITEMS, most):
+                items = min(_MOST_PILOT_ITEMS, most)
+                continue
+            if fit.place >= largest:
+                at_end = pilot.values[:, -1]
+                gone = (pilot.start - np.nanmean(at_end)) / (pilot.start - _chance(pilot))
+                return none(
+                    f"no place: at the largest noise, {largest:g}, the reading has gone {gone:.2g} of the way from its start to "
+                    f"chance ({len(at_end)} originals)",
+                    pilot,
+                )
+        step = unit()
+        low = max([level for level in levels if level < fit.place], default=0.0)
+        high = min([level for level in levels if level >= fit.place], default=largest)
+        gap = high - low
+        if gap > max(_STEEP * fit.scale, width) and gap > 4 * step:
+            middle = _rounded(min(max(fit.place, low + 0.25 * gap), high - 0.25 * gap), step, largest)
+            if middle not in levels:
+                levels = sorted([*levels, middle])
+                continue
+        # Levels beside the place: far enough to see the fall, near enough for the shape of the curve not to matter.
+        reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(1.5 * width, 0.5 * fit.scale))
+        expected = items * (2 * INFLATION * fit.error / width) ** 2
+        enough = items * (fit.error / (0.6 * reach)) ** 2
+        allowed = min(_MOST_PILOT_ITEMS, 0.2 * expected, most)
+        wanted = int(min(math.ceil(enough / _CHUNK) * _CHUNK, allowed // _CHUNK * _CHUNK))
+        if wanted <= 1.2 * items:
+            break
+        items = wanted
+    near = sorted({_rounded(fit.place + sign * max(reach, step), step, largest) for sign in (-1, 1)})
+    if len(near) < 2:
+        return none(f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps", pilot)
+    tell(
+        f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
+        f"next are {_FIRST_ITEMS} originals at noise {near[0]:g} and {near[1]:g}"
+    )
+
+    items = min(_FIRST_ITEMS, most)
+    beside = [level for level in levels if near[0] - reach / 2 <= level <= near[1] + reach / 2]
+    while True:
+        refined = look(REFINED, near, items)
+        joined = _together(refined, pilot)
+        fit = _fitted(joined, share, [*near, *beside])
+        pair = [near[0], near[-1]]
+        if len(near) > 2 and near[0] < fit.place < near[-1]:  # farther levels would bend the place if the curve is not logistic
+            k = int(np.searchsorted(near, fit.place))
+            pair = near[k - 1 : k + 1]
+            fit = _fitted(joined, share, [level for level in {*near, *beside} if pair[0] <= level <= pair[1]])
+        interval, bracket = _interval(fit, [*near, *beside])
+        reached = interval.high - interval.low
+        beyond = max(near[0] - fit.place, fit.place - near[-1])
+        off = beyond > reach / 2
+        coarse = bracket is not None and bracket[1] - bracket[0] >= width  # only a level between these two can narrow it
+        if reached < width and not off:
+            break
+        if (coarse or (off and beyond > min(fit.error, reach))) and len(near) < _MOST_LEVELS:
+            if off:  # a place far beyond the levels is not known well, so the next level is not far
+                at = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
+                at += math.copysign(reach, fit.place - near[0])
+            else:
+                at = (bracket[0] + bracket[1]) / 2 if bracket else fit.place
+            added = _rounded(at, step, largest)
+            if added not in near:
+                near = sorted([*near, added])
+                continue
+        if coarse:
+            break
+        if items >= most:
+            break
+        expected = items * (reached / width) ** 2
+        more = math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK
+        rate = (time.monotonic() - began) / sum(costs.values())
+        rest = max(0.0, min(expected, most) - items) * sum(near) / largest * rate
+        tell(
+            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals; {width:g} needs about "
+            f"{max(min(expected, most) - items, _CHUNK):.0f} more, about {duration(rest)}"
+        )
+        items = min(more, most)
+    remark = ""
+    if bracket is not None and coarse and reached >= width:
+        between = f"{bracket[0]:g} and {bracket[1]:g}"
+        remark = f"the width {width:g} is not reached: the reading falls between neighbouring levels, {between}"
+    elif reached >= width:
+        needed = items * (reached / width) ** 2
+        remark = f"the width {width:g} is not reached with {items} originals, which are all; it needs about {needed:,.0f}"
+    elif items == _FIRST_ITEMS:
+        remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
+    return Location("", share, interval, float(reached), width, bool(reached < width), items, near, sum(costs.values()), remark)
+
+
+def _rounded(level: float, step: float, largest: float) -> float:
+    """A level that is a multiple of a step, from one step to the largest level."""
+    number = max(1, round(level / step))
+    return largest if number * step > largest - step / 2 else float(f"{number * step:.12g}")
+
+
+def _together(refined: Data, pilot: Data) -> Data:
+    """The readings of both runs, which have the same originals."""
+    only = ~np.isin(pilot.noise, refined.noise)
+    noise = np.r_[refined.noise, pilot.noise[only]]
+    values = np.full((max(len(refined.values), len(pilot.values)), len(noise)), np.nan)
+    values[: len(refined.values), : len(refined.noise)] = refined.values
+    values[: len(pilot.values), len(refined.noise) :] = pilot.values[:, only]
+    groups = refined.groups if len(refined.values) >= len(pilot.values) else pilot.groups
+    order = np.argsort(noise)
+    return Data(noise[order], values[:, order], groups, refined.start, refined.chance)
+
+
+def _interval(fit: Fit, levels: Sequence[float]) -> tuple[Estimate, tuple[float, float] | None]:
+    """The inflated interval, and the two levels around the place if the curve between them is too steep to be known.
+
+    The interval then holds both levels.
+    """
+    from scipy.special import stdtrit
+
+    half = INFLATION * float(stdtrit(fit.freedom, 0.975)) * fit.error
+    low, high = fit.place - half, fit.place + half
+    below, above = [level for level in levels if level < fit.place], [level for level in levels if level >= fit.place]
+    bracket = None
+    if below and above and min(above) - max(below) > _STEEP * fit.scale:
+        bracket = max(below), min(above)
+        low, high = min(low, bracket[0]), max(high, bracket[1])
+    return Estimate(fit.place, max(low, 0.0), high), bracket
+
+
+def _chance(data: Data) -> float:
+    """Chance, or the mean at the largest noise if it is not known."""
+    return float(np.nanmean(data.values[:, -1])) if math.isnan(data.chance) else data.chance
+
+
+def _fitted(data: Data, share: float, levels: Sequence[float]) -> Fit:
+    """The logistic fitted at some levels (`_fit`), with the error of an estimated chance."""
+    chosen = np.isin(np.round(data.noise, 9), np.round(levels, 9))
+    noise, values, chance = data.noise[chosen], data.values[:, chosen], _chance(data)
+
+    def fit(chance: float, influence: np.ndarray | None = None) -> Fit:
+        floor = min(max(chance / data.start, 0.0), 0.9) if data.start == 1 else 0.0
+        return _fit(noise, (values - chance) / (data.start - chance), floor, data.groups, share, influence)
+
+    if not math.isnan(data.chance):
+        return fit(chance)
+    ends = data.values[:, -1]
+    change = 1e-3 * (data.start - chance)
+    slope = (fit(chance + change).place - fit(chance - change).place) / (2 * change)
+    there = np.isfinite(ends)
+    return fit(chance, np.where(there, ends - chance, 0.0) * slope / there.sum())
+
+
+def _fit(
+    noise: np.ndarray, left: np.ndarray, floor: float, groups: np.ndarray, share: float, influence: np.ndarray | None = None
+) -> Fit:
+    """Fit the mean of `left` (items, levels), which falls from 1 to 0, by the logistic L(x) = 1 / (1 + exp(-(b0 - b1 x))).
+
+    Scores are those of tosses with the probability floor + (1 - floor) L, so that levels near chance count less; the error is
+    that of the sandwich, sum of the squared scores of the independent groups. Half a kept and half a lost original are added at
+    each level, so that levels at which all readings agree do not count as known without error. `influence` (items,): that of
+    another estimate on the place.
+    """
+    from scipy.special import expit, logit
+
+    there = np.isfinite(left)
+    counts = there.sum(axis=0) + 1.0
+    mean = (np.where(there, left, 0.0).sum(axis=0) + 0.5) / counts
+    span = float(noise.max())
+    design = np.stack([np.ones_like(noise), -noise / span], axis=1)
+    b = np.array([6.0 * np.average(noise, weights=np.clip(mean * (1 - mean), 0.01, None)) / span, 6.0])
+    for _ in range(60):
+        L = expit(design @ b)
+        weight = L * (1 - floor) / (floor + (1 - floor) * L)
+        information = design.T @ ((counts * weight * L * (1 - L))[:, None] * design) + 1e-6 * np.eye(2)
+        change = np.linalg.solve(information, design.T @ (counts * weight * (mean - L)))
+        change *= min(1.0, 5.0 / max(np.abs(change).max(), 1e-9))
+        b = b + change
+        b[1] = max(b[1], 0.25)  # a curve that does not fall has its place far beyond the levels
+        if np.abs(change).max() < 1e-9:
+            break
+    L = expit(design @ b)
+    weight = L * (1 - floor) / (floor + (1 - floor) * L)
+    information = design.T @ ((counts * weight * L * (1 - L))[:, None] * design) + 1e-6 * np.eye(2)
+    height = float(logit(1 - share))
+    gradient = np.linalg.solve(information, np.array([1 / b[1], -(b[0] - height) / b[1] ** 2]))
+    of_place = design @ gradient * weight  # change of the place with a reading at each level
+    each = np.where(there, left - L, 0.0) @ of_place
+    if influence is not None:
+        each = each + influence[: len(each)] / span
+    sums = np.bincount(groups[: len(each)], each)[np.unique(groups[: len(each)][there.any(axis=1)])]
+    G = len(sums)
+    added = 0.5 * (((1 - L) * of_place) ** 2 + (L * of_place) ** 2).sum()
+    variance = (sums**2).sum() * G / max(G - 1, 1) + added
+    return Fit(float(span * (b[0] - height) / b[1]), float(span / b[1]), span * math.sqrt(variance), max(G - 2.0, 1.0))

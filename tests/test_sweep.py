@@ -1,0 +1,122 @@
+"""Sweeps: grids and pairs of values, one store each, resumed and enlarged; mistakes are one line before anything runs."""
+
+import pytest
+import xarray as xr
+
+import uturn as ut
+from command_line import SPEC, process, uturn
+from uturn.engine.sweep import parsed_values, run_all
+
+GRID = ("--set", "source.multiplicity=2,4", "--set", "corruption.type=masking,epsilon")
+NAMES = [
+    "multiplicity=2,type=masking",
+    "multiplicity=2,type=epsilon",
+    "multiplicity=4,type=masking",
+    "multiplicity=4,type=epsilon",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC.replace("[0.0, 0.5]", "[0.25, 0.5, 1.0]"))
+    return tmp_path
+
+
+def files(store):
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"}
+
+
+def test_a_grid_is_run_studied_and_enlarged(folder):
+    done = uturn("run", "spec.toml", *GRID, "--store", "runs", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(NAMES)
+    # Each store is that of its own spec.
+    own = ut.Experiment.from_file(folder / "spec.toml").to_dict()
+    own["source"]["multiplicity"], own["corruption"]["type"] = 4, "masking"
+    one = ut.run(ut.Experiment.from_dict(own))
+    stored = xr.open_zarr(folder / "runs" / "multiplicity=4,type=masking").load()
+    assert stored.attrs["spec_hash"] == one.attrs["spec_hash"]
+    xr.testing.assert_identical(stored.unchanged.drop_attrs(), one.unchanged.drop_attrs())
+    before = files(folder / "runs")
+    done = uturn("run", "spec.toml", "--set", "source.multiplicity=2,4,8", *GRID[2:], "--store", "runs", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    after = files(folder / "runs")
+    assert before.items() <= after.items()  # nothing is measured again
+    assert len({path.relative_to(folder / "runs").parts[0] for path in after}) == 6
+    studied = uturn("study", *sorted((folder / "runs").iterdir()), "--out", "results", cwd=folder)
+    assert studied.returncode == 0, studied.stderr
+    assert "multiplicity = 8, type = epsilon" in studied.stdout
+    assert (folder / "results" / "index.html").exists()
+
+
+def test_pairs_in_several_processes_give_the_numbers_of_one(folder):
+    pairs = ("--set", "items=4,6,9", "--set", "seed=1,2,3", "--zip")
+    done = process("run", "spec.toml", *pairs, "--store", "runs", "--workers", 2, "--out", "results", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["items=4,seed=1", "items=6,seed=2", "items=9,seed=3"]
+    assert (folder / "results" / "index.html").exists()
+    experiment = ut.Experiment.from_file(folder / "spec.toml")
+    alone = run_all(ut.sweep(experiment, {"items": [4, 6, 9], "seed": [1, 2, 3]}, zip=True), folder / "alone", workers=1)
+    for name, ds in alone.items():
+        stored = xr.open_zarr(folder / "runs" / name).load()
+        assert stored.attrs["missing_tasks"] == 0
+        xr.testing.assert_identical(stored.drop_attrs(deep=False), ds.load().drop_attrs(deep=False))
+
+
+def test_values_and_names():
+    texts = ["a.b=4,6.5,1e-3", "c=masking,gaussian", "d=true,null", 'e="x,y",z', "f=[1,2],[3]", 'g={type="rhm", depth=3}']
+    assert parsed_values(texts) == {
+        "a.b": [4, 6.5, 0.001],
+        "c": ["masking", "gaussian"],
+        "d": [True, None],
+        "e": ["x,y", "z"],
+        "f": [[1, 2], [3]],
+        "g": [{"type": "rhm", "depth": 3}],
+    }
+    experiment = ut.Experiment.from_dict(
+        {
+            "items": 2,
+            "source": {"type": "gaussian_mixture", "dimension": 8},
+            "corruption": {"type": "gaussian", "noise": [0.1]},
+            "backward": {"type": "exact"},
+            "probes": [{"type": "scales"}],
+        }
+    )
+    found = ut.sweep(experiment, {"source.type": ["gaussian_mixture"], "corruption.type": ["gaussian"]})
+    assert list(found) == ["source.type=gaussian_mixture,corruption.type=gaussian"]
+    long = list(ut.sweep(experiment, {"corruption.noise": [[k / 64 for k in range(1, n)] for n in (40, 41)]}))
+    assert len(set(long)) == 2
+    assert all(len(name) < 64 and "/" not in name for name in long)
+    assert ut.sweep(experiment, {"items": [2, 3]})["items=3"].items == 3
+    assert experiment.items == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "sorce.depth=3"], "sorce.depth: the spec has no 'sorce'; expected one of seed, items"),
+        (["--set", "source.dept=3"], "dept=3: source: dept = 3: Extra inputs"),
+        (["--set", "source.multiplicity=2,900"], "multiplicity=900: source: 8 symbols with multiplicity = 900"),
+        (["--set", "probes.1.type=messages"], "probes is a list of 1; expected a position from 0 to 0"),
+        (["--set", "seed.x=3"], "seed has no 'x'"),
+        (["--set", "source.rules.x=3"], "source has no 'rules'; it has type, vocab_size"),
+        (["--set", "corruption.noise=[0.5],[1.5]"], "noise=[1.5]: noise = 1.5: expected a level in [0, 1.0]"),
+        (["--set", "items=4,4.0"], "items=4.0: items = 4.0: Input should be a valid integer"),
+        (["--set", "items=4,4"], "two experiments of the sweep have this name"),
+        (["--set", "items"], "expected KEY=VALUE"),
+        (["--set", "items=4", "--set", "items=5"], "items is given twice"),
+        (["--set", "items=4,5", "--set", "seed=1,2,3", "--zip"], "{'items': 2, 'seed': 3}; expected as many for each"),
+        (["--zip"], "give --set KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_runs(arguments, message, folder):
+    done = uturn("run", "spec.toml", *arguments, "--store", "runs", cwd=folder)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_a_sweep_needs_a_folder(folder):
+    done = uturn("run", "spec.toml", "--set", "items=4,5", "--out", "results", cwd=folder)
+    assert done.returncode == 2
+    assert "expected --store STORE" in done.stderr
