@@ -196,6 +196,8 @@ def test_further_originals():
     spread = np.ones((100, 5))
     spread[:10, 0] = 0  # the same mean, of independent U-turns
     assert 0 < more(spread[None], 0.97) < more(tosses(98), 0.97) / 3
+    beyond = np.random.default_rng(3).normal(0.98, 0.1, (1, 40, 1))  # leave [0, 1], so that bounds are of Student's t
+    assert more(beyond, 0.99) == more(beyond, 0.99, Variable(DIMS, "free", start=1))
     grammars = run_of((0.1,), {"grammar": ("item", np.arange(100) // 10)}, value=(tosses(100), SHARE))
     assert ut.choose(grammars, "value", keep=0.95).more == 590 - 100  # 59 grammars of 10 items
     values = 1 + np.random.default_rng(2).normal(0, 1, (1, 40, 1)).clip(-1)
