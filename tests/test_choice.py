@@ -308,6 +308,18 @@ def test_the_command(tmp_path):
         assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
 
 
+def test_a_table_is_chosen_from_by_a_column(tmp_path):
+    rows = [
+        f"{noise},{item},{'ab'[item // 59]},{int(noise < 0.3 or item < 59)}" for noise in (0.1, 0.2, 0.3) for item in range(118)
+    ]
+    (tmp_path / "kept.csv").write_text("\n".join(["noise,item,kind,same", *rows]))
+    done = uturn("choose", "kept.csv", "--keep", "same=.95", "--by", "kind", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nchosen: noise = 0.2" in done.stdout
+    assert "kind = a, 59 originals: chosen: noise = 0.3" in done.stdout
+    assert "kind = b, 59 originals: chosen: noise = 0.2" in done.stdout
+
+
 # --- the recipes, at a small size ----------------------------------------------------------------------------------------------
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"

@@ -220,7 +220,9 @@ def test_missing_files_are_missing_readings(small, copied):
         np.testing.assert_allclose(after[kept], before[kept], atol=1e-5, err_msg=name)
     study = ut.study(gaps)
     assert said == remarks(study)[:1]
-    assert "2 of 72 readings are missing: c.png at noise 0.5, a.png at noise 0.9" in str(study.remark.sel(reading="same_class").item())
+    assert "2 of 72 readings are missing: c.png at noise 0.5, a.png at noise 0.9" in str(
+        study.remark.sel(reading="same_class").item()
+    )
     assert "leaves out 2 of 6 originals: readings are missing" in study.attrs["remark"]
     of = study.sel(reading="same_class").curve.values[1:]
     values = gaps.same_class

@@ -458,6 +458,7 @@ def _files(names: Sequence[str], what: str) -> str:
 
 def _axes_of(model: str, noise: np.ndarray) -> Axes:
     """abar, log-SNR and sigma of levels t/T in the chain of a model's scheduler with all training timesteps."""
+    from uturn.corruption.diffusion import LONG_NAMES
     from uturn.networks.images.schedules import read_scheduler, schedule
 
     if (noise > 1).any():
@@ -466,9 +467,4 @@ def _axes_of(model: str, noise: np.ndarray) -> Axes:
         )
     steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
-    words = {
-        "abar": "signal power abar",
-        "log_snr": "log signal-to-noise ratio",
-        "sigma": "noise standard deviation over signal",
-    }
-    return {name: (levels[name].values, {"long_name": text}) for name, text in words.items()}
+    return {name: (levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

@@ -138,8 +138,9 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
 
     is 0 if the clones are draws from p(x_0 | x_t). It is above 0 if they resemble the original too much, and below 0 if they
     resemble each other too much, as those of a sampler without noise do. The test is the exact randomisation test of
-    `calibrate`, on trajectory 0 of every item. Items with missing or infinite readings are left out. All trajectories enter the gap and its interval, which is computed from the
-    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`).
+    `calibrate`, on trajectory 0 of every item. All trajectories enter the gap and its interval, which is computed from the
+    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`). Items with missing or
+    infinite readings are left out.
 
     Parameters
     ----------
@@ -193,10 +194,11 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     names = _checked_variables(ds, variable)
     level = checked_share("level", level)
     several = not isinstance(variable, str)
-    complete = tested_items(ds, names)
+    complete = items_tested(ds, names)
     if complete.sum() < 2:
         raise ValueError(
-            f"variable = {shown(variable)}: {complete.sum()} of {len(complete)} items have all their readings; expected at least two"
+            f"variable = {shown(variable)}: {complete.sum()} of {len(complete)} items have all their readings; expected at least "
+            f"two"
         )
     ds = ds.isel(item=complete)
     pairs = [_pair(ds, name, several) for name in names]
@@ -239,7 +241,7 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
     return names
 
 
-def tested_items(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
+def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
     """Which items have all readings of some variables and of their twins, so that they can be relabelled: bool (items,)."""
     return complete_items(ds, [key for name in names for key in (name, f"clone_{name}")])
 

@@ -543,8 +543,8 @@ def hierarchy_index(
 
 def complete_items(ds: xr.Dataset, names: Iterable[str]) -> np.ndarray:
     """Which items have finite readings of all the variables `names`, bool (items,)."""
-    finite = [np.isfinite(ds[name]).all([dim for dim in ds[name].dims if dim != "item"]).values for name in names]
-    return np.logical_and.reduce(finite)
+    finite: list[Any] = [np.isfinite(ds[name]) for name in names]
+    return np.logical_and.reduce([of.all([dim for dim in of.dims if dim != "item"]).values for of in finite])
 
 
 def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:

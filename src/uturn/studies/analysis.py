@@ -12,7 +12,7 @@ import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import calibration, label_of, tested_items
+from uturn.measures.calibration import calibration, items_tested, label_of
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
@@ -421,7 +421,7 @@ def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[d
             continue
         family = how.family or how.probe
         names = [*families.get(family, []), name]
-        complete = tested_items(run, names)
+        complete = items_tested(run, names)
         if not missing_tasks(run) and complete.sum() >= 2:
             families[family] = names
         elif not complete.all():
@@ -490,8 +490,9 @@ def _remarks(
     for name in not_tested:
         yield f"the calibration of {name} is not tested: some of its readings are missing"
     for names in families.values():
-        if left := int((~tested_items(run, names)).sum()):
-            yield f"the calibration of {', '.join(names)} leaves out {left} of {run.sizes['item']} originals: readings are missing"
+        tested = items_tested(run, names)
+        if left := int((~tested).sum()):
+            yield f"the calibration of {', '.join(names)} leaves out {left} of {len(tested)} originals: readings are missing"
     if not levels and not has_changes:
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):

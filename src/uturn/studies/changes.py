@@ -23,7 +23,7 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
             covariance, total = run[name].rename({distance_dims[0]: "distance"}), run[f"{name}_sum"]
             readings = xr.Dataset({"change_covariance": covariance, "change_covariance_sum": total})
             # The ratios are averages over the same items at all noise levels.
-            readings = readings.isel(item=complete_items(readings, readings))
+            readings = readings.isel(item=complete_items(readings, map(str, readings)))
             prefix = name.removesuffix("change_covariance").removesuffix("_")
             left = run.sizes["item"] - readings.sizes["item"]
             studied[prefix or "changes"] = _of_probe(readings, axes, left).assign_coords(
