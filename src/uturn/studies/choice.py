@@ -326,11 +326,11 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
     values = run[goal.name].isel(goal.where)
-    of_item = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
-    there = np.pad(of_item, ((len(x) - len(of_item), 0), (0, 0)))  # noise 0 may have been added
+    read = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
+    read = np.pad(read, ((len(x) - len(read), 0), (0, 0)))  # noise 0 may have been added
     more = 0.0
     if end is not None and not missed:
-        more = _more(level, goal, end, independent_groups(values)[there[end]], confidence)
+        more = _more(level, goal, end, independent_groups(values)[read[end]], confidence)
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
     positive = x > 0
@@ -340,7 +340,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
         levels=x[positive],
         mean=mean[positive],
         bound=bound[positive],
-        originals=there[positive].sum(1),
+        originals=read[positive].sum(1),
         ended=math.nan if end is None else float(x[end]),
         missed=missed,
         more=more,
@@ -349,7 +349,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
 
 
 def _more(level: Level, goal: _Goal, k: int, group: np.ndarray, confidence: float) -> float:
-    """Number of further originals that decide level k if its mean is the truth; `group`: of each original that is read there."""
+    """Number of further originals that decide level k if its mean is the truth; `group`: that of each original read there."""
     from scipy.special import ndtri
 
     (mean, low, high), originals = level.curve[k], len(group)
