@@ -232,12 +232,21 @@ def test_several_variables_are_one_family():
     assert np.array_equal(ds.unchanged, ds.parsed)  # the trees of exact draws are those of their leaves
 
 
+def test_items_with_missing_readings_are_left_out():
+    ds = run(experiment("masking", [0.3, 0.6], items=12, depth=2, clones=2)).load()
+    for name in ("parsed", "clone_parsed"):
+        gaps = ds.assign({name: ds[name].where((ds.item != 2) | (ds.noise < 0.5))})
+        found, expected = ut.calibration(gaps, "parsed"), ut.calibration(ds.drop_isel(item=2), "parsed")
+        xr.testing.assert_identical(found, expected)
+        assert found.attrs["items"] == 11
+
+
 def test_bad_datasets_are_named():
     one = experiment("masking", [0.3, 0.6], items=8, depth=2, clones=2)
     ds = run(one).load()
     no_twin = ds.drop_vars("clone_parsed")
     three = run(experiment("masking", [0.3], items=8, depth=2, clones=3))
-    half = ds.assign(parsed=ds.parsed.where(ds.item != 2))
+    one_item = ds.assign(parsed=ds.parsed.where(ds.item == 2))
     for data, variable, options, message in [
         ({}, "parsed", {}, "ds = .*expected the dataset"),
         (ds.parsed, "parsed", {}, "expected the dataset"),
@@ -254,7 +263,7 @@ def test_bad_datasets_are_named():
         (ds, [], {}, "expected the name"),
         (ds, ["parsed", "parsed"], {}, "different names"),
         (ds, 3, {}, "variable = 3"),
-        (half, "parsed", {}, "variable = 'parsed': readings are missing or infinite at noise 0.3, item number 2"),
+        (one_item, "parsed", {}, "variable = 'parsed': 1 of 8 items have all their readings; expected at least two"),
         (ds.assign_attrs(missing_tasks=3), "parsed", {}, "not finished: 3 tasks"),
         (ds, "parsed", {"level": 0}, "level = 0"),
         (ds, "parsed", {"level": True}, "level = True"),

@@ -196,6 +196,8 @@ def test_further_originals():
     spread = np.ones((100, 5))
     spread[:10, 0] = 0  # the same mean, of independent U-turns
     assert 0 < more(spread[None], 0.97) < more(tosses(98), 0.97) / 3
+    beyond = np.random.default_rng(3).normal(0.98, 0.1, (1, 40, 1))  # leave [0, 1], so that bounds are of Student's t
+    assert more(beyond, 0.99) == more(beyond, 0.99, Variable(DIMS, "free", start=1))
     grammars = run_of((0.1,), {"grammar": ("item", np.arange(100) // 10)}, value=(tosses(100), SHARE))
     assert ut.choose(grammars, "value", keep=0.95).more == 590 - 100  # 59 grammars of 10 items
     values = 1 + np.random.default_rng(2).normal(0, 1, (1, 40, 1)).clip(-1)
@@ -304,6 +306,18 @@ def test_the_command(tmp_path):
     for wrong in ("same_class", "same_class=x", "same_class=.9"):
         mistake = uturn("choose", "folder", "--keep", wrong, cwd=tmp_path)
         assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
+
+
+def test_a_table_is_chosen_from_by_a_column(tmp_path):
+    rows = [
+        f"{noise},{item},{'ab'[item // 59]},{int(noise < 0.3 or item < 59)}" for noise in (0.1, 0.2, 0.3) for item in range(118)
+    ]
+    (tmp_path / "kept.csv").write_text("\n".join(["noise,item,kind,same", *rows]))
+    done = uturn("choose", "kept.csv", "--keep", "same=.95", "--by", "kind", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nchosen: noise = 0.2" in done.stdout
+    assert "kind = a, 59 originals: chosen: noise = 0.3" in done.stdout
+    assert "kind = b, 59 originals: chosen: noise = 0.2" in done.stdout
 
 
 # --- the recipes, at a small size ----------------------------------------------------------------------------------------------

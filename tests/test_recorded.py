@@ -24,6 +24,7 @@ from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.sources import FashionMNISTSource
 from uturn.studies.runs import originals
+from uturn.studies.tables import remarks
 
 CLASSIFIER = "tiny_classifier:network"
 PATTERN = "strength_{noise}/{item}_{trajectory}_{clone}.png"
@@ -199,8 +200,9 @@ def test_missing_files_are_missing_readings(small, copied):
             warnings.simplefilter("always")
             runs.append(ut.run(ut.Experiment.from_dict(spec)))
     said = [str(warning.message) for warning in caught if "missing" in str(warning.message)]
-    assert "missing, 2:" in said[0]
+    assert "2 of 72 recorded files are missing or unreadable: " in said[0]
     assert "c_1_0.png (no such file)" in said[0]
+    assert "a_0_1.png (" in said[0]
     whole, gaps = runs
     for name in whole.data_vars:
         before, after = (ds[name].transpose("noise", "item", ...).values for ds in runs)
@@ -217,16 +219,17 @@ def test_missing_files_are_missing_readings(small, copied):
         kept = ~np.isnan(after)
         np.testing.assert_allclose(after[kept], before[kept], atol=1e-5, err_msg=name)
     study = ut.study(gaps)
-    text = study.attrs["remark"]
-    assert "2 of 72 reconstructions are missing and have no readings: " in text
-    assert "a_0_1.png" in text
-    assert "leaves out 2 of 6 originals" in text
+    assert said == remarks(study)[:1]
+    assert "2 of 72 readings are missing: c.png at noise 0.5, a.png at noise 0.9" in str(
+        study.remark.sel(reading="same_class").item()
+    )
+    assert "leaves out 2 of 6 originals: readings are missing" in study.attrs["remark"]
     of = study.sel(reading="same_class").curve.values[1:]
     values = gaps.same_class
     np.testing.assert_allclose(of[:, 0], np.nanmean(values, axis=(1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(of, proportion(values).T, atol=1e-6)
     # Calibration and chi are those of the four other originals.
-    left = ut.calibration(gaps.isel(item=[1, 3, 4, 5]), "same_class")
+    left = ut.calibration(whole.isel(item=[1, 3, 4, 5]), "same_class")
     np.testing.assert_allclose(study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap)
     others = whole.isel(item=[1, 3, 4, 5])
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
@@ -237,9 +240,11 @@ def test_a_page_and_the_program_name_missing_files(copied):
     words = ["--recorded", PATTERN, "--data", "originals", "--channels", 1, "--no-compare-labels"]
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
     assert done.returncode == 0, done.stderr
-    said = "1 of 72 reconstructions are missing and have no readings: strength_0.5/c_1_0.png"
+    said = "1 of 72 recorded files are missing or unreadable: strength_0.5/c_1_0.png (no such file)"
     assert said in " ".join(done.stdout.split())
+    assert said in " ".join(done.stderr.split())
     assert said in (copied / "out" / "index.html").read_text()
+    assert "1 of 72 readings are missing: c.png at noise 0.5" in (copied / "out" / "index.html").read_text()
     assert json.loads((copied / "out" / "study.json").read_text())
     # A file that has come, gone or changed is not resumed silently.
     (copied / "strength_0.5" / "c_0_0.png").unlink()
@@ -379,7 +384,7 @@ def test_notations_of_noise(tmp_path):
 
 def test_only_files_below_the_folder_are_read(small, tmp_path):
     backward = RecordedImages(pattern=str(small / "strength_0.1" / ".." / "strength_{noise}" / "{item}_{trajectory}_{clone}.png"))
-    assert all(not name.startswith("..") for name in backward.files.names)
+    assert all(not name.startswith("..") for name in backward.files.places.values())
     with pytest.raises(ValueError, match=r"no \{noise\}"):
         _ = RecordedImages(pattern=str(small / "{noise}" / "{item}" / ".." / ".." / "originals" / "a.png")).files
 

@@ -10,7 +10,6 @@ window between both. Model and images are those of the package.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def measure(source, probes, items, trajectories, steps, levels, store):
 
 
 def readings(out, items, steps, levels):
-    """The run of the planted images: `left`, the share of the square that is left, and `rest`, the change of the other pixels.
+    """Readings of the planted images: `left`, the share of the square that is left, and `rest`, the change of the other pixels.
 
     left = <x̂ - x, a - x> / |a - x|² over the square, with the normal image x, the planted one a, and the reconstruction x̂ of a.
     rest: mean size of x̂ - x over the other pixels; white minus black is 2.
@@ -68,14 +67,15 @@ def readings(out, items, steps, levels):
     left = (change * sides).sum(pixels) / (sides**2).sum(pixels)
     rest = np.abs(change).mean(pixels, where=~masks[:, None])
 
-    def variable(values, text, **how):
-        of = ut.protocols.Variable(("noise", "item", "trajectory"), text, **how)
-        return of.dims, values, {"long_name": text, "reading": json.dumps(of.instructions())}
-
-    return run.assign(
-        left=variable(left, "share of the anomaly that is left", start=1),
-        rest=variable(rest, "change of the rest of the image", start=0, bounds=(0, None)),
-    ).assign_coords(side=("item", np.resize(SIDES, items)))
+    axes = {name: ("noise", of.values) for name, of in run.coords.items() if of.dims == ("noise",) and name != "noise"}
+    return ut.readings(
+        {"left": left, "rest": rest},
+        run.noise.values,
+        unit="t/T",
+        start={"left": 1, "rest": 0},
+        bounds={"left": (None, None), "rest": (0, None)},
+        coords={**axes, "side": ("item", np.resize(SIDES, items))},
+    )
 
 
 def draw(run, choice, study):

@@ -8,9 +8,9 @@ import os
 import re
 import string
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -74,17 +74,20 @@ class RecordedImages(Spec, Backward):
         return noisy.recordings.images(streams, clones)
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        sizes = experiment.trajectories, experiment.clones
-        return experiment.parts.corruption.recordings.missing(experiment.noise, experiment.items, *sizes)
+        return experiment.parts.corruption.recordings.missing(experiment)
 
     def doubts(self, experiment: Any) -> list[str]:
-        """Originals whose files seem to be swapped, at the smallest noise, as sentences."""
-        sizes = experiment.trajectories, experiment.clones
-        return experiment.parts.corruption.recordings.swapped(min(experiment.noise), experiment.items, *sizes)
+        """Missing files, and originals whose files seem to be swapped at the smallest noise, as sentences."""
+        recordings, sentences = experiment.parts.corruption.recordings, []
+        if missing := recordings.missing(experiment):
+            files = len(experiment.noise) * experiment.items * experiment.trajectories * experiment.clones
+            names = some_of([f"{name} ({reason})" for name, reason in missing.items()])
+            sentences = [f"{len(missing):,} of {files:,} recorded files are missing or unreadable: {names}"]
+        return sentences + recordings.swapped(experiment)
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and contents of all files that match the pattern."""
-        names = sorted(self.files.names)
+        names = sorted(self.files.places.values())
         digest = hashlib.sha256()
         for name, content in zip(names, in_threads(lambda name: _digest(*self.files.state(name)), names), strict=True):
             digest.update(os.fsencode(name) + b"\0" + content)
@@ -136,20 +139,24 @@ class _Place(NamedTuple):
 
 
 class _Files:
-    """The files that match a pattern: {place: name below the folder}, and the levels and numbers found in them."""
+    """The files that match a pattern: {place: name below the folder}, and the levels and numbers found in them.
 
-    def __init__(self, root: str, parts: list[tuple[str, str | None]], names: dict[_Place, str], texts: dict[Any, str]) -> None:
-        self.root, self._parts, self.places, self._texts = root, parts, names, texts
-        self.names = list(names.values())
-        self.levels = sorted({place.noise for place in names})
-        self.trajectories = sorted({place.trajectory for place in names})
-        self.clones = sorted({place.clone for place in names})
+    `parts`: the pattern below the folder, as literals with the fields that follow them. `texts`: {(field, value): how the value
+    is first written}.
+    """
+
+    def __init__(
+        self, root: str, parts: list[tuple[str, str | None]], places: dict[_Place, str], texts: dict[tuple[str, Any], str]
+    ) -> None:
+        self.root, self._parts, self.places, self._texts = root, parts, places, texts
+        self.levels = sorted({place.noise for place in places})
+        self.trajectories = sorted({place.trajectory for place in places})
+        self.clones = sorted({place.clone for place in places})
 
     def name(self, place: _Place) -> str:
         """The name that a file of this place has, or would have."""
-        fields: dict[str, Any] = {**place._asdict(), "noise": self._texts.get(place.noise, f"{place.noise:g}")}
-        fields |= {key: self._texts.get((key, fields[key]), str(fields[key])) for key in ("trajectory", "clone")}
-        return "".join(literal + (fields[field] if field else "") for literal, field in self._parts)
+        texts = {field: self._texts.get((field, value), str(value)) for field, value in place._asdict().items()}
+        return "".join(literal + (texts[field] if field else "") for literal, field in self._parts)
 
     def state(self, name: str) -> tuple[str, int, int]:
         """Path, size and time of change of a file."""
@@ -168,10 +175,10 @@ def _found(pattern: str) -> _Files:
         parsed = list(string.Formatter().parse(os.path.normpath(checked_path("pattern", pattern))))
     except ValueError as error:
         raise ValueError(f"pattern = {pattern!r}: {one_line(error)}; {expected}") from None
-    fields = [field for _, field, _, _ in parsed if field is not None]
-    wrong = [field for field in fields if field not in _FIELDS]
-    if wrong or not {"noise", "item"} <= set(fields):
-        what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in fields else "no {item}"
+    known = [field for _, field, _, _ in parsed if field is not None]
+    wrong = [field for field in known if field not in _FIELDS]
+    if wrong or not {"noise", "item"} <= set(known):
+        what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in known else "no {item}"
         raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
     folder, slash, begin = parsed[0][0].rpartition("/")
     root = folder or slash or "."
@@ -183,25 +190,22 @@ def _found(pattern: str) -> _Files:
         seen |= {field} if field else set()
     if not os.path.isdir(root):
         raise ValueError(f"pattern = {pattern!r}: {root} is not a folder; {expected}")
-    matches, example = re.compile(expression, re.DOTALL), ""
+    matches, names = re.compile(expression, re.DOTALL), sorted(name for name, _ in listed(root))
     places: dict[_Place, str] = {}
-    texts: dict[Any, str] = {}
-    for name, _ in sorted(listed(root)):
-        example = example or name
-        match = matches.fullmatch(name)
+    texts: dict[tuple[str, Any], str] = {}
+    for name, match in zip(names, map(matches.fullmatch, names), strict=True):
         if match is None:
             continue
-        values = match.groupdict()
-        numbers = [int(values.get(key) or 0) for key in ("trajectory", "clone")]
-        place = _Place(rounded(float(values["noise"])), values["item"], *numbers)
+        fields = match.groupdict()
+        numbers = [int(fields.get(field, 0)) for field in ("trajectory", "clone")]
+        place = _Place(rounded(float(fields["noise"])), fields["item"], *numbers)
         if place in places:
             raise ValueError(f"pattern = {pattern!r}: {places[place]} and {name} are the same U-turn; move one away")
         places[place] = name
-        texts.setdefault(place.noise, values["noise"])
-        for key in ("trajectory", "clone"):
-            texts.setdefault((key, getattr(place, key)), values.get(key) or "")
+        for field, text in fields.items():
+            texts.setdefault((field, getattr(place, field)), text)
     if not places:
-        holds = f"holds {as_unicode(example)}, .." if example else "holds no files"
+        holds = f"holds {as_unicode(names[0])}, .." if names else "holds no files"
         raise ValueError(f"pattern = {pattern!r}: no file matches it, {root} {holds}; {expected}")
     return _Files(root, parts, places, texts)
 
@@ -314,7 +318,7 @@ class Recordings:
         pixels = decode(Path(self.files.state(name)[0]).read_bytes(), self.source.channels, self.source.size)
         return None if isinstance(pixels, str) else pixels
 
-    def missing(self, noise: Sequence[float], items: int, trajectories: int, clones: int) -> dict[str, str]:
+    def missing(self, experiment: Any) -> dict[str, str]:
         """Missing and unreadable files of an experiment, {name: reason}, after a check of all files.
 
         Raises
@@ -323,72 +327,73 @@ class Recordings:
             If levels, trajectories, clones or all files of an original are missing; for a file without an original, and for
             sizes or modes that differ from those of the original.
         """
-        for what, wanted, known in (
-            ("trajectories", trajectories, self.files.trajectories),
-            ("clones", clones, self.files.clones),
-        ):
-            if wanted > len(known):
-                numbers = some_of([str(number) for number in known])
-                raise ValueError(f"{what} = {wanted}, but the recorded files have {len(known)} (numbers {numbers})")
-        absent = [level for level in noise if rounded(level) not in self.files.levels]
+        for option in ("trajectories", "clones"):
+            wanted, numbers = getattr(experiment, option), getattr(self.files, option)
+            if wanted > len(numbers):
+                known = some_of([str(number) for number in numbers])
+                raise ValueError(f"{option} = {wanted}, but the recorded files have {len(numbers)} (numbers {known})")
+        absent = [level for level in experiment.noise if rounded(level) not in self.files.levels]
         if absent:
             levels = ", ".join(f"{level:g}" for level in self.files.levels)
             raise ValueError(f"noise = {absent[0]:g}: no recorded file has this level; expected some of {levels}")
-        names = self.source.names(np.arange(items))
+        names = self.source.names(np.arange(experiment.items))
         without = [name for name in names if name not in self._texts]
         if without:
-            some = self._of(next(iter(self.files.places)))
+            example = self._of(next(iter(self.files.places)))
             raise ValueError(
-                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as {some}); write "
-                f"{{item}} as the name of the original's file without its suffix, or move the originals away"
+                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as {example}); "
+                f"write {{item}} as the name of the original's file without its suffix, or move the originals away"
             )
-        places = [place for level in noise for place in self._places(level, names, range(trajectories), clones)]
-        there = [place for place in places if place in self.files.places]
-        found = dict(zip(there, in_threads(self._look, there), strict=True))
-        original_of = {self._texts[name]: name for name in names}
-        shape = self.source.image_shape()[1:]
-        modes: dict[str, str] = {}
-        for place, seen in found.items():
-            name = original_of[place.item]
-            if seen.reason:
-                continue
-            if seen.shape != shape:
-                sizes = [f"{width} x {height}" for height, width in (seen.shape, shape)]
-                raise ValueError(
-                    f"{self._of(place)} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and "
-                    f"resize both"
-                )
-            if self.source.channels == 3 and seen.mode not in _COLOURS and seen.mode != "P":
-                if name not in modes:
-                    modes[name] = _mode((Path(self.source.path) / name).read_bytes())
-                if modes[name] in _COLOURS:
-                    raise ValueError(
-                        f"{self._of(place)} is grey (mode {seen.mode}), but its original {name} has colours (mode {modes[name]});"
-                        f" write the file in colour, or give channels = 1 to compare both in grey"
-                    )
-        reasons = {place: found[place].reason if place in found else "no such file" for place in places}
+        draws = range(experiment.trajectories), experiment.clones
+        places = [place for level in experiment.noise for place in self._places(level, names, *draws)]
+        existing = [place for place in places if place in self.files.places]
+        seen = dict(zip(existing, in_threads(self._look, existing), strict=True))
+        self._check_pixels({place: of for place, of in seen.items() if not of.reason}, names)
+        reasons = {place: seen[place].reason if place in seen else "no such file" for place in places}
         return {as_unicode(self._of(place)): reason for place, reason in reasons.items() if reason}
 
     def _look(self, place: _Place) -> _Seen:
         return _seen(self.files.state(self.files.places[place]), self.source.channels, self.source.size)
 
-    def swapped(self, noise: float, items: int, trajectories: int, clones: int) -> list[str]:
-        """Sentences on pairs of originals whose files at a noise level seem to be swapped.
+    def _check_pixels(self, seen: Mapping[_Place, _Seen], names: Sequence[str]) -> None:
+        """ValueError for a file whose size or mode differs from that of its original, one of `names`."""
+        original_of = {self._texts[name]: name for name in names}
+        mode_of = cache(lambda name: _mode((Path(self.source.path) / name).read_bytes()))
+        shape = self.source.image_shape()[1:]
+        for place, of in seen.items():
+            name = original_of[place.item]
+            if of.shape != shape:
+                sizes = [f"{width} x {height}" for height, width in (of.shape, shape)]
+                raise ValueError(
+                    f"{self._of(place)} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and "
+                    f"resize both"
+                )
+            is_grey = self.source.channels == 3 and of.mode not in (*_COLOURS, "P")
+            if is_grey and (mode := mode_of(name)) in _COLOURS:
+                raise ValueError(
+                    f"{self._of(place)} is grey (mode {of.mode}), but its original {name} has colours (mode {mode}); write the "
+                    f"file in colour, or give channels = 1 to compare both in grey"
+                )
+
+    def swapped(self, experiment: Any) -> list[str]:
+        """Sentences on pairs of originals whose files at the smallest noise seem to be swapped.
 
         With c_ij the mean distance of the reconstructions of i to original j, a pair is named if j has the smallest
         (c_ij + c_ji) / (c_ii + c_jj) of i, and this is below .7. Images are averaged to at most 32 pixels a side; the first
         1,000 originals are compared.
         """
-        numbers = np.arange(min(items, _MOST_PAIRED))
-        names, originals, made = self.source.names(numbers), [], []
-        for some in np.array_split(numbers, -(-len(numbers) // 32)):
-            originals.append(_coarse(self.source.images_at(some)[0][:, None])[:, 0])
-            made.append(_coarse(self.images(Streams(0, some, noise, range(trajectories)), clones)))
-        ratio, partner = pairing(np.concatenate(originals), np.concatenate(made))
+        noise, items = min(experiment.noise), np.arange(min(experiment.items, _MOST_PAIRED))
+        originals, reconstructions = [], []
+        for block in np.array_split(items, -(-len(items) // 32)):
+            streams = Streams(0, block, noise, range(experiment.trajectories))
+            originals.append(_coarse(self.source.images_at(block)[0][:, None])[:, 0])
+            reconstructions.append(_coarse(self.images(streams, experiment.clones)))
+        ratio, partner = pairing(np.concatenate(originals), np.concatenate(reconstructions))
         pairs = {(min(i, partner[i]), max(i, partner[i])): ratio[i] for i in np.flatnonzero(ratio < _SWAPPED)}
         if not pairs:
             return []
-        named = [f"{as_unicode(names[i])} and {as_unicode(names[j])}" for i, j in sorted(pairs, key=lambda pair: pairs[pair])]
+        names = [as_unicode(name) for name in self.source.names(items)]
+        named = [f"{names[i]} and {names[j]}" for i, j in sorted(pairs, key=lambda pair: pairs[pair])]
         return [
             f"at {noise:g}, the smallest noise, reconstructions lie closer to another original than to their own; are the files "
             f"of these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
@@ -423,13 +428,10 @@ def pairing(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndar
     x = np.asarray(originals, float)
     squares = (x**2).sum(axis=1)
     sums, counts = np.zeros((len(x), len(x))), np.zeros((len(x), 1))
-    for draw in range(reconstructions.shape[1]):
-        made = np.asarray(reconstructions[:, draw], float)
-        there = ~np.isnan(made).any(axis=1)
-        made = made[there]
-        square = squares - 2 * made @ x.T + (made**2).sum(axis=1, keepdims=True)
-        sums[there] += np.sqrt(np.maximum(square, 0))
-        counts[there] += 1
+    for y in np.moveaxis(np.asarray(reconstructions, float), 1, 0):
+        distances = np.sqrt(np.maximum(squares - 2 * y @ x.T + (y**2).sum(axis=1, keepdims=True), 0))
+        sums += np.nan_to_num(distances)
+        counts += ~np.isnan(distances[:, :1])
     with np.errstate(invalid="ignore", divide="ignore"):
         c = sums / counts  # NaN for items without reconstructions
         ratios = (c + c.T) / (c.diagonal()[:, None] + c.diagonal())
@@ -456,6 +458,7 @@ def _files(names: Sequence[str], what: str) -> str:
 
 def _axes_of(model: str, noise: np.ndarray) -> Axes:
     """abar, log-SNR and sigma of levels t/T in the chain of a model's scheduler with all training timesteps."""
+    from uturn.corruption.diffusion import LONG_NAMES
     from uturn.networks.images.schedules import read_scheduler, schedule
 
     if (noise > 1).any():
@@ -464,9 +467,4 @@ def _axes_of(model: str, noise: np.ndarray) -> Axes:
         )
     steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
-    words = {
-        "abar": "signal power abar",
-        "log_snr": "log signal-to-noise ratio",
-        "sigma": "noise standard deviation over signal",
-    }
-    return {name: (levels[name].values, {"long_name": text}) for name, text in words.items()}
+    return {name: (levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

@@ -15,7 +15,10 @@ _GOAL = "READING=GOAL"
 
 @command(PAGES)
 def choose(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A finished store, or a folder with a `run.zarr`.")],
+    results: Annotated[
+        str,
+        typer.Argument(metavar="RESULTS", help="A finished store, a folder with a `run.zarr`, or a table (.csv) of readings."),
+    ],
     keep: Annotated[str, typer.Option(metavar=_GOAL, help="The reading to keep, and the goal for its mean.")],
     lose: Annotated[str | None, typer.Option(metavar=_GOAL, help="A reading to lose, and the goal for its mean.")] = None,
     by: Annotated[str | None, typer.Option(metavar="COORDINATE", help="Also choose for each value of it, such as label.")] = None,
@@ -25,12 +28,12 @@ def choose(
 
     The levels are tested from small noise upwards by a one-sided bound of the mean reading, and the first level that misses the
     goal ends the test. No correction for the number of levels is needed: the choice is false with a probability of at most 5 %
-    (1 - confidence). All of 59 originals kept guarantee a share of .95; for goals by class, each class needs 59.
+    (1 - confidence). 59 originals that are all kept guarantee a share of .95; for goals by class, each class needs 59.
 
     The noise is printed on all axes of the run, and as the strength of image-to-image pipelines. A similarity is kept if its mean
     is at least the goal, a distance if it is at most the goal. With --lose, the window between both: the smallest noise that is
-    guaranteed to have lost, and the largest that is guaranteed to keep. The answers "no such level" and "not decided", with the
-    number of further originals needed, are answers, too. The interpolated crossing is an estimate without guarantee.
+    guaranteed to have lost, and the largest that is guaranteed to keep. The other answers are "no such level", and "not
+    decided" with the number of further originals needed. The interpolated crossing is an estimate without guarantee.
 
     Readings are named as by `uturn study`; a variable with one level by its name, and the ends of a series of layers as
     `first_layer`, `last_layer`.
@@ -49,7 +52,8 @@ def choose(
 
     reading, goal = _goal("keep", keep)
     lost = None if lose is None else dict([_goal("lose", lose)])
-    choice = choose_level(opened(results), reading, goal, lose=lost, by=by, confidence=confidence)
+    run = opened(results, coords=[] if by is None else [by])  # the column of a table
+    choice = choose_level(run, reading, goal, lose=lost, by=by, confidence=confidence)
     show(repr(choice))
     if choice.answer != CHOSEN:
         raise typer.Exit(1)

@@ -85,8 +85,8 @@ def study(
     if len(set(places)) < len(places):
         twice = next(place for k, place in enumerate(places) if place in places[:k])
         raise ValueError(f"{twice}: this store is given twice")
-    of_table = {"unit": noise_unit, "start": _by_name("start", start), "chance": _by_name("chance", chance), "coords": coordinate}
-    of_table = {key: value for key, value in of_table.items() if value}
+    options = {"unit": noise_unit, "start": _by_name("start", start), "chance": _by_name("chance", chance), "coords": coordinate}
+    of_table = {name: value for name, value in options.items() if value}
     if of_table and not any(map(is_table, stores)):
         raise ValueError(f"{stores[0]} is no table: --noise-unit, --start, --chance and --coordinate are for tables (.csv)")
     runs = named_runs({place: opened(place, **of_table) for place in stores})

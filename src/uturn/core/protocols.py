@@ -425,11 +425,14 @@ class Backward(Part, Protocol):
         return ""
 
     def missing(self, experiment: Any) -> Mapping[str, str]:
-        """Reconstructions of an experiment that it cannot give: {name: reason}; recorded with the results."""
+        """Reconstructions of an experiment that it cannot give, {name: reason}; stored with the results as `missing_data`.
+
+        It is asked before a store is made: ValueError for data that do not fit the experiment.
+        """
         return {}
 
     def doubts(self, experiment: Any) -> Sequence[str]:
-        """Suspected faults of the data that it reads for an experiment, as sentences; part of the model check."""
+        """What is missing or seems wrong in the data that it reads for an experiment, as sentences; part of the model check."""
         return ()
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:

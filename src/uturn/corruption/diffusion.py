@@ -20,6 +20,12 @@ from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check
 if TYPE_CHECKING:
     import torch
 
+LONG_NAMES = {
+    "abar": "signal power abar",
+    "log_snr": "log signal-to-noise ratio",
+    "sigma": "noise standard deviation over signal",
+}
+"""Axes of the noise levels of a scheduler, in words."""
 _MOST_BYTES = 2**28  # bytes of cached latents
 
 
@@ -182,12 +188,7 @@ class Diffusion(Corruption):
         levels, steps = checked_noise(list(noise), 1), self.num_steps
         step = self.checked_steps(levels)
         table = self.noise_levels
-        long_names = {
-            "timestep": "timestep of the schedule",
-            "abar": "signal power abar",
-            "log_snr": "log signal-to-noise ratio",
-            "sigma": "noise standard deviation over signal",
-        }
+        long_names = {"timestep": "timestep of the schedule", **LONG_NAMES}
         return {
             "t_over_T": (step / steps, {"long_name": "inversion time t/T of the whole number of steps"}),
             "step": (step, {"long_name": "reverse steps", "clean": 0.0}),

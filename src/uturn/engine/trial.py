@@ -41,8 +41,6 @@ def check(experiment: Experiment) -> Iterator[str]:
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
     checked_text("backward.describe", experiment.parts.backward.describe())
     dict(experiment.parts.source.skipped(experiment.items))
-    for name, reason in experiment.parts.backward.missing(experiment).items():
-        yield f"warning: {name} is missing: {reason}"
     yield from experiment.model_check()
     if recorded:
         yield f"a store is resumed only with the same weights, data and code of: {recorded}"

@@ -25,7 +25,7 @@ from uturn.core.checks import checked_array, checked_integer, checked_numbers, s
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import between_clones
 from uturn.measures.relabelling import MARGIN, p_values
-from uturn.measures.statistics import WITHIN, check_dims, checked_share, replicates
+from uturn.measures.statistics import WITHIN, check_dims, checked_share, complete_items, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,7 +139,8 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     is 0 if the clones are draws from p(x_0 | x_t). It is above 0 if they resemble the original too much, and below 0 if they
     resemble each other too much, as those of a sampler without noise do. The test is the exact randomisation test of
     `calibrate`, on trajectory 0 of every item. All trajectories enter the gap and its interval, which is computed from the
-    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`).
+    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`). Items with missing or
+    infinite readings are left out.
 
     Parameters
     ----------
@@ -161,13 +162,13 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
         draws. `visible`: size of a gap that the test detects with a probability of about one half at this level, infinite where
         readings differ in too few items. Dims: those of the variable without item, trajectory and clone: noise and perhaps
         tree_level or network_layer; for several variables noise and `reading`, named "variable" or "variable, dim = value".
-        Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items`, `trajectories`, `clones`.
+        Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items` (tested), `trajectories`, `clones`.
 
     Raises
     ------
     ValueError
-        If `ds` is no dataset, lacks a variable or its twin, has fewer than two clones or items or a part of the clones of the
-        run, or readings that are missing.
+        If `ds` is no dataset or not finished, lacks a variable or its twin, has fewer than two clones, a part of the clones of
+        the run, or fewer than two items with all their readings.
 
     Notes
     -----
@@ -193,6 +194,13 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     names = _checked_variables(ds, variable)
     level = checked_share("level", level)
     several = not isinstance(variable, str)
+    complete = items_tested(ds, names)
+    if complete.sum() < 2:
+        raise ValueError(
+            f"variable = {shown(variable)}: {complete.sum()} of {len(complete)} items have all their readings; expected at least "
+            f"two"
+        )
+    ds = ds.isel(item=complete)
     pairs = [_pair(ds, name, several) for name in names]
     originals, twins = (xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k] for k in (0, 1))
     first, rows = (values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins))
@@ -233,19 +241,17 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
     return names
 
 
+def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
+    """Which items have all readings of some variables and of their twins, so that they can be relabelled: bool (items,)."""
+    return complete_items(ds, [key for name in names for key in (name, f"clone_{name}")])
+
+
 def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     """A variable and its twin, float64 (item, clone, noise, .., trajectory); `joined`: further dims become one, `reading`."""
     last = [dim for dim in ds[name].dims if dim == "trajectory"]
     pair = []
     for values in (ds[name], ds[f"clone_{name}"]):
         values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
-        missing = values.where(np.isfinite(values)).isnull().any([dim for dim in values.dims if dim not in ("item", "noise")])
-        if missing.any():
-            item, noise = (int(where[0]) for where in np.nonzero(missing.values))
-            raise ValueError(
-                f"variable = {name!r}: readings are missing or infinite at noise {float(ds.noise[noise]):g}, item number {item} "
-                f"of the dataset; finish the run, or leave such items out"
-            )
         pair.append(_joined(values, name) if joined else values)
     return pair
 

@@ -66,9 +66,9 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Data
     ----------
     changed : real or bool array (items, trajectories, sites), or `Covariances`
         Change of every site in every U-turn; at least two trajectories of each original (item). The dims item and trajectory of
-        a DataArray are found by their names; with a dim noise, all noise levels are treated at once. NaN
-        where a U-turn is missing; a site that is NaN in all U-turns of an item does not exist there, as beyond the end of a
-        shorter chain. `Covariances` is an accumulator that has been given trajectories batch by batch.
+        a DataArray are found by their names; if it has the dim noise, too, chi is computed at every level. NaN where a U-turn is
+        missing. A site that is NaN in all U-turns of an item does not exist there, as beyond the end of a shorter chain.
+        `Covariances` is an accumulator that has been given trajectories batch by batch.
     confidence : float in (0, 1)
 
     Returns

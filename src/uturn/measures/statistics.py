@@ -9,7 +9,7 @@ groups of readings: the grammars if there are several, otherwise the items, each
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -539,6 +539,12 @@ def hierarchy_index(
         return _index(np.concatenate([np.ones_like(r[:1]), r, np.zeros_like(r[:1])]))
 
     return Estimate(*np.clip(estimate(_halves(both), index, confidence), 0, 1).tolist())
+
+
+def complete_items(ds: xr.Dataset, names: Iterable[str]) -> np.ndarray:
+    """Which items have finite readings of all the variables `names`, bool (items,)."""
+    finite: list[Any] = [np.isfinite(ds[name]) for name in names]
+    return np.logical_and.reduce([of.all([dim for dim in of.dims if dim != "item"]).values for of in finite])
 
 
 def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any) -> None:

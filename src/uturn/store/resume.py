@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -87,12 +86,8 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
     coordinates = experiment.coordinates()  # first, since its error is the clearest
-    if missing := backward.missing(experiment):
-        some = ", ".join(f"{name} ({reason})" for name, reason in list(missing.items())[:3])
-        warnings.warn(
-            f"reconstructions that are missing, {len(missing):,}: {some}{', ..' if len(missing) > 3 else ''}", stacklevel=1
-        )
-        attributes |= {"missing_data": json.dumps(dict(missing))}
+    missing = backward.missing(experiment)
+    attributes |= {"missing_data": json.dumps(dict(missing))} if missing else {}
     return experiment.variables(), coordinates, experiment.chunk, attributes
 
 

@@ -12,18 +12,18 @@ import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import calibration, label_of
+from uturn.measures.calibration import calibration, items_tested, label_of
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
 from uturn.studies.reading import instructions_of
-from uturn.studies.runs import describe, missing_data, missing_tasks
+from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
-_MOST_NAMED = 4  # places of missing readings, or missing files, in a remark
+_MOST_NAMED = 4  # places of missing readings, or items, in a remark
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -278,8 +278,9 @@ def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:
 
 
 def _item(run: xr.Dataset, k: Any) -> str:
-    """The name of an item, or else its number."""
-    return str(run.item_name.values[k]) if "item_name" in run.coords else f"item {run.item.values[k]}"
+    """The name of an item or of its file, or else its number."""
+    name = next((name for name in ("item_name", "file") if name in run.coords), None)
+    return f"item {run.item.values[k]}" if name is None else str(run[name].values[k]).replace(";", ",")  # which parts remarks
 
 
 def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
@@ -431,27 +432,20 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
-def _complete(run: xr.Dataset, name: str) -> np.ndarray:
-    """Which items have all readings of their clones, so that they can be relabelled: bool (items,)."""
-    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"clone_{name}")]
-    return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
-
-
-def _families(
-    run: xr.Dataset, instructions: dict[str, Instructions]
-) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
-    """The symmetric readings of each family and the items on which they are tested, and the readings that are not tested."""
-    families: dict[str, tuple[list[str], np.ndarray]] = {}
+def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[dict[str, list[str]], list[str]]:
+    """The symmetric readings that are tested in each family, and those that are not tested since readings are missing."""
+    families: dict[str, list[str]] = {}
     not_tested = []
     for name, how in instructions.items():
         if run.sizes.get("clone", 1) < 2 or not how.symmetric or f"clone_{name}" not in run:
             continue
-        family, complete = how.family or how.probe, _complete(run, name)
-        names, others = families.get(family, ([], np.ones_like(complete)))
-        if missing_tasks(run) or (complete & others).sum() < 2:
-            not_tested += [] if complete.all() else [name]
-        else:
-            families[family] = [*names, name], complete & others
+        family = how.family or how.probe
+        names = [*families.get(family, []), name]
+        complete = items_tested(run, names)
+        if not missing_tasks(run) and complete.sum() >= 2:
+            families[family] = names
+        elif not complete.all():
+            not_tested.append(name)
     return families, not_tested
 
 
@@ -460,7 +454,7 @@ def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[L
     families, _ = _families(run, instructions)
     if not families:
         return xr.Dataset()
-    tests = [calibration(run.isel(item=complete), names) for names, complete in families.values()]
+    tests = [calibration(run, names) for names in families.values()]
     joined = xr.concat([test.drop_vars([key for key in test.coords if key not in test.dims]) for test in tests], "reading")
     joined = joined.reindex(reading=[level.texts["reading"] for level in levels], noise=axes.noise).transpose("reading", "noise")
     data = {
@@ -505,10 +499,6 @@ def _remarks(
     has_changes: bool,
 ) -> Iterator[str]:
     """Remarks on the whole run."""
-    if names := missing_data(run):
-        total = math.prod(run.sizes.get(dim, 1) for dim in ("noise", *WITHIN))
-        some = ", ".join(name.replace(";", ",") for name in names[:_MOST_NAMED]) + (", .." if len(names) > _MOST_NAMED else "")
-        yield f"{len(names):,} of {total:,} reconstructions are missing and have no readings: {some}"
     for name, why in not_studied.items():
         yield f"{name} is not studied: {why}"
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
@@ -519,9 +509,10 @@ def _remarks(
     families, not_tested = _families(run, instructions)
     for name in not_tested:
         yield f"the calibration of {name} is not tested: some of its readings are missing"
-    for names, complete in families.values():
-        if left := int((~complete).sum()):
-            yield f"the calibration of {', '.join(names)} leaves out {left} of {len(complete)} originals: readings are missing"
+    for names in families.values():
+        tested = items_tested(run, names)
+        if left := int((~tested).sum()):
+            yield f"the calibration of {', '.join(names)} leaves out {left} of {len(tested)} originals: readings are missing"
     if not levels and not has_changes:
         yield "nothing in the run has a curve"
     if missing := missing_tasks(run):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -11,6 +9,7 @@ from uturn.core.reading import Instructions
 from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
+from uturn.measures.statistics import complete_items
 from uturn.studies.axes import Axes
 from uturn.studies.curves import with_ends
 from uturn.studies.runs import missing_tasks
@@ -23,7 +22,8 @@ def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axe
         if instruction.role == "changes" and (distance_dims := _distances(run, name)) and not why_no_changes(run, name):
             covariance, total = run[name].rename({distance_dims[0]: "distance"}), run[f"{name}_sum"]
             readings = xr.Dataset({"change_covariance": covariance, "change_covariance_sum": total})
-            readings = readings.isel(item=_complete(run, name))
+            # The ratios are averages over the same items at all noise levels.
+            readings = readings.isel(item=complete_items(readings, map(str, readings)))
             prefix = name.removesuffix("change_covariance").removesuffix("_")
             left = run.sizes["item"] - readings.sizes["item"]
             studied[prefix or "changes"] = _of_probe(readings, axes, left).assign_coords(
@@ -43,18 +43,12 @@ def why_no_changes(run: xr.Dataset, name: str) -> str:
         return ""
     if total not in run:
         return f"{total} is not in the run"
-    complete = _complete(run, name)
+    complete = complete_items(run, [name, total])
     if not complete.all() and (missing_tasks(run) or not complete.any()):
         return f"some of {total} are missing"
     values = run[distances[0]].values  # 0, 1, .. if the dim has no coordinate
     sound = values.dtype.kind in "biuf" and len(values) and values[0] >= 0 and np.isfinite(values).all()
     return "" if sound and (np.diff(values) >= 0).all() else "its distances are no increasing numbers"
-
-
-def _complete(run: xr.Dataset, name: str) -> np.ndarray:
-    """Which items have covariances at all noise levels, bool (items,): the ratios are averages over the same items."""
-    finite: list[Any] = [np.isfinite(run[key]) for key in (name, f"{name}_sum")]
-    return np.logical_and(*(values.all([dim for dim in values.dims if dim != "item"]).values for values in finite))
 
 
 def _distances(run: xr.Dataset, name: str) -> list[str]:

@@ -1,8 +1,4 @@
-"""The largest noise that keeps a goal, with a guarantee: a test of the measured levels one after the other.
-
-Every tool that makes U-turns has a noise to choose: the strength of image-to-image and augmentation, t* of purification, partial
-T of proteins. `choose` reads it off a run.
-"""
+"""The largest noise that keeps a goal, with a guarantee: a test of the measured levels one after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from uturn.studies.curves import place
 from uturn.studies.reading import instructions_of
 
 CHOSEN, NONE, OPEN = "chosen", "no such level", "not decided"
-"""The answers."""
+"""The three answers of `choose`."""
 NOT_MEASURED = (
     "The mean over originals drawn like these is bounded, for this model and sampler at the levels tested. Each single original, "
     "other data, and what no reading measures are not: a label that is kept, for example, is not accuracy gained."
@@ -86,9 +82,9 @@ class Choice:
         This level on every axis of the run; `strength` and `strength (SD3, FLUX)` in the rounding of the image-to-image pipelines
         of diffusers, if the run has steps. Empty if there is no level.
     answer : str
-        "chosen", "no such level" (the levels that could do are guaranteed to miss), or "not decided".
+        "chosen", "no such level" (each level is guaranteed to miss a goal, or lies beyond one that is), or "not decided".
     more : float
-        Number of further originals that an answer "not decided" needs (`LevelTest.more`).
+        Number of further originals that an answer "not decided" needs (`LevelTest.more`); 0 for other answers.
     window : (float, float) or None
         With `lose`: smallest noise that is guaranteed to have lost, largest that is guaranteed to keep.
     keep, lose : LevelTest
@@ -162,8 +158,8 @@ def choose(
     ----------
     ds : Dataset of `uturn.run`
     reading : str
-        Its name in the study, such as "same_class" or "similarity, network_layer = block1". A variable alone will do if it has
-        one level; the ends of an ordered series are also called as "first_layer", "last_layer".
+        Its name in the study, such as "same_class" or "similarity, network_layer = block1". The name of a variable suffices if it
+        has one level; "first_layer" and "last_layer" are the ends of an ordered series of layers.
     keep : float
         The goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 are shares, declared as such or not.
     lose : {reading: goal}, optional
@@ -215,8 +211,8 @@ def choose(
 def originals_needed(truth: float, goal: float, confidence: float = 0.95, power: float = _POWER) -> float:
     """Number of originals with which a share is decided to be above (or below) a goal with probability `power`.
 
-    The smallest n for which the one-sided Clopper-Pearson bound passes the goal at the lower `1 - power` quantile of the number
-    kept (normal approximation). `truth`: the true share. Infinite if it equals the goal, or if more than ten million are needed.
+    The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
+    kept (normal approximation). `truth`: the true share. Infinite if the truth equals the goal, or if n exceeds ten million.
 
     Examples
     --------
@@ -330,11 +326,11 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     end = int(order[count]) if count < len(order) else None
     missed = end is not None and bool(goal.sign * opposite[end] < goal.sign * goal.value)
     values = run[goal.name].isel(goal.where)
-    of_item = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
-    there = np.pad(of_item, ((len(x) - len(of_item), 0), (0, 0)))  # noise 0 may have been added
+    read = values.notnull().any([dim for dim in values.dims if dim not in ("noise", "item")]).transpose("noise", "item").values
+    read = np.pad(read, ((len(x) - len(read), 0), (0, 0)))  # noise 0 may have been added
     more = 0.0
     if end is not None and not missed:
-        more = _more(level, goal, end, independent_groups(values)[there[end]], confidence)
+        more = _more(level, goal, end, independent_groups(values)[read[end]], confidence)
     finite, sign = np.isfinite(x), -1.0 if goal.rises else 1.0
     crosses = place(level.replicates, lambda c: crossing(x[finite], sign * c[finite], sign * goal.value, first=True), x[finite])
     positive = x > 0
@@ -344,7 +340,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
         levels=x[positive],
         mean=mean[positive],
         bound=bound[positive],
-        originals=there[positive].sum(1),
+        originals=read[positive].sum(1),
         ended=math.nan if end is None else float(x[end]),
         missed=missed,
         more=more,
@@ -353,13 +349,13 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
 
 
 def _more(level: Level, goal: _Goal, k: int, group: np.ndarray, confidence: float) -> float:
-    """Number of further originals that decide level k if its mean is the truth; `group`: of each original that is read there."""
+    """Number of further originals that decide level k if its mean is the truth; `group`: that of each original read there."""
     from scipy.special import ndtri
 
     (mean, low, high), originals = level.curve[k], len(group)
     if not originals or mean == goal.value:
         return math.inf if originals else math.nan
-    if goal.how.is_share:
+    if level.instructions.is_share:
         # The effective number of tosses: U-turns of one original count as several as far as they are independent.
         variance, tosses = float(level.replicates.error(lambda curve: curve[k])) ** 2, float(len(np.unique(group)))
         tosses = max(tosses, mean * (1 - mean) / variance) if variance > 0 else tosses

@@ -53,10 +53,10 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     for name in keys:
         if table[name].isnull().any():
             raise ValueError(f"column {name}: row {_row(table[name].isnull())} has no value; expected one in every row")
-    if (twice := table.duplicated(keys)).any():
-        where = ", ".join(f"{name} = {table[name][twice].iloc[0]}" for name in keys)
+    if (repeated := table.duplicated(keys)).any():
+        where = ", ".join(f"{name} = {table[name][repeated].iloc[0]}" for name in keys)
         advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
-        raise ValueError(f"row {_row(twice)} of the table repeats {where}{advice}")
+        raise ValueError(f"row {_row(repeated)} of the table repeats {where}{advice}")
     codes, uniques = zip(
         *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
     )
@@ -66,14 +66,14 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         values = np.full(shape, np.nan)
         values[codes] = table[name]
         arrays[str(name)] = xr.DataArray(values, dims=keys)
-    found: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
+    coordinates: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
     for name in labels:
         by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
         if by is None:
             raise ValueError(f"coords: the column {name} differs within an item and within a noise level; leave it out")
         first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
-        found[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
-    return arrays, np.asarray(uniques[0]), found
+        coordinates[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
+    return arrays, np.asarray(uniques[0]), coordinates
 
 
 def _is_number(column: Any) -> bool:

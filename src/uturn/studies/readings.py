@@ -132,37 +132,36 @@ def readings(
         for name, array in _pairs("changes", changes).items()
     }
     sizes = _checked_sizes(arrays | sites, levels, coords)
-    for name, array in arrays.items():  # an axis that could be one of levels, or of trajectories or clones
-        last, other = str(array.dims[-1]), (*AXES, "")[array.ndim - 1]
-        if (
-            name not in (dims or {})
-            and not hasattr(values[name], "dims")
-            and last not in AXES
-            and sizes[last] == sizes.get(other)
-        ):
+    for name, array in arrays.items():
+        guessed, other = str(array.dims[-1]), (*AXES, "")[array.ndim - 1]
+        is_given = name in (dims or {}) or isinstance(values[name], xr.DataArray)
+        if not is_given and guessed not in AXES and sizes[guessed] == sizes.get(other):
             raise ValueError(
-                f"{name}: its last axis could be {last} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
+                f"{name}: its last axis could be {guessed} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
             )
     run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
-    given = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
-    by_option = {key: _by_name(key, value, arrays, sites) for key, value in given.items()}
-    settings_of = {name: {key: of[name] for key, of in by_option.items() if name in of} for name in arrays}
-    unknown, guessed = [], []
+    options = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
+    settings_of: dict[str, dict[str, Any]] = {name: {} for name in (*arrays, *sites)}
+    for key, value in options.items():
+        for name, setting in _by_name(key, value, arrays, sites).items():
+            settings_of[name][key] = setting
+    hints = []
     for name, array in arrays.items():
-        variable = _variable(name, array, settings_of[name], levels, arrays)
+        settings = settings_of[name]
+        variable = _variable(name, array, settings, levels, arrays)
         for key in ("start", "chance"):
             _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
         run[name] = variable.dims, array.values, attributes_of(variable)
-        if variable.role == "reading" and "start" not in settings_of[name]:
-            unknown += [name] if variable.start is None else []
-            guessed += [(name, variable.start)] if variable.start is not None and levels[0] > 0 and not _is_binary(array) else []
+        if variable.role != "reading" or "start" in settings:
+            continue
+        if variable.start is None:
+            hints.append(f"no place is located on the curve of {name}: no start is given")
+        elif levels[0] > 0 and not array.isin((0, 1)).where(array.notnull(), True).all():
+            hints.append(
+                f"the start of {name} is taken as {variable.start:g}, as its readings lie in [0, 1]; give start if it is not"
+            )
     for name, array in sites.items():
-        run = run.merge(_changes(name, array, _by_name("units", units, arrays, sites).get(name, f"{name}s")))
-    hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
-    hints += [
-        f"the start of {name} is taken as {level:g}, as its readings lie in [0, 1]; give start if it is not"
-        for name, level in guessed
-    ]
+        run = run.merge(_changes(name, array, settings_of[name].get("units", f"{name}s")))
     spec = {
         "items": sizes["item"],
         "trajectories": sizes["trajectory"],
@@ -171,16 +170,18 @@ def readings(
         **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
         "probes": [{"type": "readings"}],
     }
-    about = {
+    attributes = {
         "format": READINGS,
         "variables": [str(name) for name in run.data_vars],
         "complete": True,
         "missing_tasks": 0,
         "spec": json.dumps(spec),
+        "models": "{}",
+        "versions": json.dumps(versions_used()),
     }
-    about |= {"models": "{}", "versions": json.dumps(versions_used())}
-    about |= {"description": description} if description else {}
-    return run.assign_attrs(about | ({"warnings": json.dumps(hints)} if hints else {}))
+    attributes |= {"description": description} if description else {}
+    attributes |= {"warnings": json.dumps(hints)} if hints else {}
+    return run.assign_attrs(attributes)
 
 
 def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
@@ -342,24 +343,24 @@ def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
     return name.startswith("clone_") and name.removeprefix("clone_") in arrays
 
 
-def _variable(name: str, array: xr.DataArray, given: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]) -> Variable:
+def _variable(
+    name: str, array: xr.DataArray, options: Mapping[str, Any], noise: np.ndarray, arrays: Mapping[str, Any]
+) -> Variable:
     """A reading with its instructions, or a ValueError."""
     dims = tuple(map(str, array.dims))
-    settings = {"unit" if key == "units" else key: value for key, value in given.items()}
+    settings = {"unit" if key == "units" else key: value for key, value in options.items()}
     long_name, twin = str(settings.pop("long_name", name.replace("_", " "))), arrays.get(f"clone_{name}")
     if twin is not None and ("clone" not in dims or twin.dims != array.dims):
         raise ValueError(f"clone_{name} has dims {twin.dims}, {name} {dims}; expected the same, with trajectory and clone")
     if _is_twin(name, arrays):
         settings = {"role": "record"}
     else:
-        for key in ("start", "chance"):
-            settings[key] = _plain_number(settings.get(key))
         low, high = float(array.min()), float(array.max())
-        if settings["start"] is None:
+        if settings.get("start") is None:
             settings["start"] = _usual_start(array, noise, low, high)
-        levels = [level for key in ("start", "chance") if isinstance(level := settings[key], float)]
-        if "bounds" not in settings and low >= 0 and min(levels, default=0) >= 0:
-            is_share = high <= 1 and max(levels, default=1) <= 1
+        known = [level for key in ("start", "chance") if isinstance(level := settings.get(key), int | float | np.number)]
+        if "bounds" not in settings and low >= 0 and min(known, default=0) >= 0:
+            is_share = high <= 1 and max(known, default=1) <= 1
             settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings["start"] == 0 else (None, None)
         settings.setdefault("group", "class" if name.startswith("same_") else name.replace("_", " "))
     try:
@@ -392,22 +393,12 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
     return run if (lengths == sites).all() else run.assign_coords(length=("item", lengths.values.astype(np.int64)))
 
 
-def _plain_number(level: Any) -> Any:
-    """A number as float; other values are unchanged."""
-    return float(level) if isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool) else level
-
-
 def _usual_start(array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
     if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
         return value
     first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
     return None if low < 0 or high > 1 else 1.0 if not first < last else 0.0
-
-
-def _is_binary(array: xr.DataArray) -> bool:
-    """Whether all readings are 0 or 1."""
-    return bool(((array == 0) | (array == 1) | array.isnull()).all())
 
 
 def _check_reference(name: str, rule: Any, known: set[Any]) -> None:

@@ -71,15 +71,6 @@ def missing_tasks(run: xr.Dataset) -> int:
     return int(run.attrs.get("missing_tasks", 0))
 
 
-def missing_data(run: xr.Dataset) -> list[str]:
-    """Names of reconstructions that could not be read, in the attribute `missing_data` of a run; empty if it is damaged."""
-    try:
-        names = json.loads(str(run.attrs.get("missing_data", "{}")))
-    except (ValueError, RecursionError):
-        return []
-    return list(names) if isinstance(names, dict) else []
-
-
 def describe(run: xr.Dataset) -> str:
     """One line of text about a run: model, scheduler, steps, data."""
     spec = stored_spec(run)
