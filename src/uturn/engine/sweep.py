@@ -171,14 +171,17 @@ def run_all(
 
     With several processes, the tasks of all experiments are distributed over them.
 
-    ValueError, before anything is measured, if the noise levels or coordinates of an experiment are wrong.
-
     Parameters
     ----------
     experiments : {name: Experiment}, such as `sweep` gives
     folder : folder, or URL of object storage
     resume, workers, progress, shard, accept_changes, **cluster
-        As in `run`; `workers` None is the default for it. On a cluster the experiments are run one after the other.
+        As in `run`. On a cluster the experiments are run one after the other.
+
+    Raises
+    ------
+    ValueError
+        Before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
         try:
