@@ -39,7 +39,7 @@ class SamplerOptions(ImageOptions):
     )
     recorded: str | None = Field(
         None,
-        description="Check U-turns in image files in place of a sampler: 'strength_{noise}/{item}_{trajectory}.png', as in uturn "
+        description="Check U-turns in image files in place of a sampler: '{noise}/{item}_{trajectory}.png', as in uturn "
         "images, two trajectories of each original; by default at all levels k/steps of the files.",
     )
     step: str | None = Field(
