@@ -93,10 +93,10 @@ def simulated(repeats: int) -> list[tuple[str, float, float, float, float, float
             even = (one / width) ** 2
             if even > 1200:
                 continue
-            found = [search(readings(name, seed), LEVELS.round(10).tolist(), width, most=6000) for seed in range(repeats)]
-            ratio = np.mean([one_run.calls for one_run in found]) / (even * LEVELS.sum())
-            coverage = np.mean([one_run.place.low <= place <= one_run.place.high for one_run in found])
-            rows.append((name, width, even, float(np.mean([one_run.items for one_run in found])), ratio, coverage))
+            locations = [search(readings(name, seed), LEVELS.round(10).tolist(), width, most=6000) for seed in range(repeats)]
+            ratio = np.mean([location.calls for location in locations]) / (even * LEVELS.sum())
+            coverage = np.mean([location.place.low <= place <= location.place.high for location in locations])
+            rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
             print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
     many, some = [row for row in rows if row[2] >= 150], [row for row in rows if 50 <= row[2] < 150]
     print(f"largest ratio where ten levels need 150 originals or more: {max(row[4] for row in many):.2f}")
