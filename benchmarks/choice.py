@@ -76,7 +76,7 @@ def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
         ):
             worst = [max(found[rule] for curve, _, found in rows if curve == name) for name in CURVES]
             left.barh(y + shift, worst, 0.38, color=colour, label=label)
-        left.axvline(1 - CONFIDENCE, color="0.5", lw=0.8, ls="--")
+        left.axvline(1 - CONFIDENCE, color="0.5", lw=0.8, ls="--", label="promised at most")
         left.set(yticks=y, yticklabels=list(CURVES), xlabel="share of false choices (worst design)")
         left.invert_yaxis()
         left.legend(loc="lower right")
@@ -87,6 +87,7 @@ def draw(rows: list[tuple[str, str, dict[str, float]]], path: str) -> None:
             right.plot(share, n, "o", color=ACCENT)
             right.annotate(f"{n:.0f}", (share, n), (6, 4), textcoords="offset points")
         right.axhline(59, color="0.5", lw=0.8, ls="--")
+        right.annotate("59: fewer guarantee nothing", (0.9625, 59), (0, 4), textcoords="offset points", fontsize=9)
         right.set(xlabel="true share that is kept", ylabel="originals needed", ylim=(40, 1500))
         save_figure(figure, Path(path))
 

@@ -93,10 +93,10 @@ def simulated(repeats: int) -> list[tuple[str, float, float, float, float, float
             even = (one / width) ** 2
             if even > 1200:
                 continue
-            found = [search(readings(name, seed), LEVELS.round(10).tolist(), width, most=6000) for seed in range(repeats)]
-            ratio = np.mean([one_run.calls for one_run in found]) / (even * LEVELS.sum())
-            coverage = np.mean([one_run.place.low <= place <= one_run.place.high for one_run in found])
-            rows.append((name, width, even, float(np.mean([one_run.items for one_run in found])), ratio, coverage))
+            locations = [search(readings(name, seed), LEVELS.round(10).tolist(), width, most=6000) for seed in range(repeats)]
+            ratio = np.mean([location.calls for location in locations]) / (even * LEVELS.sum())
+            coverage = np.mean([location.place.low <= place <= location.place.high for location in locations])
+            rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
             print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
     many, some = [row for row in rows if row[2] >= 150], [row for row in rows if 50 <= row[2] < 150]
     print(f"largest ratio where ten levels need 150 originals or more: {max(row[4] for row in many):.2f}")
@@ -128,18 +128,20 @@ def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) 
     from uturn.studies.plotting.style import style
 
     with style():
-        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        for k, name in enumerate(dict.fromkeys(row[0] for row in rows)):
-            some = [row for row in rows if row[0] == name]
-            widths = [row[1] for row in some]
-            axes.loglog(widths, [row[2] * LEVELS.sum() for row in some], "o--", color=f"C{k}", alpha=0.5)
-            axes.loglog(widths, [row[2] * LEVELS.sum() * row[4] for row in some], "o-", color=f"C{k}", label=name)
-        axes.plot([], [], "k--", alpha=0.5, label="ten even levels")
-        axes.plot([], [], "k-", label="--until")
-        axes.set(xlabel="width of the 95 % interval of t* (t/T)", ylabel="calls, in whole chains")
+        figure, axes = plt.subplots(figsize=(7.2, 4), layout="constrained")
+        names = list(dict.fromkeys(row[0] for row in rows))
+        for k, (name, marker) in enumerate(zip(names, "os^Dv", strict=True)):
+            widths, even, ratios = zip(*((row[1], row[2] * LEVELS.sum(), row[4]) for row in rows if row[0] == name), strict=True)
+            axes.loglog(widths, even, f"{marker}--", color=f"C{k}", alpha=0.4)
+            axes.loglog(widths, np.multiply(even, ratios), f"{marker}-", color=f"C{k}", label=name)
+        axes.plot([], [], "--", color="0.6", label="ten even levels")
+        axes.plot([], [], "-", color="0.2", label="--until")
+        axes.set(xlabel="width of the 95 % interval of t*, in t/T", ylabel="U-turns, in chains from t/T = 1")
+        axes.set_title("what t* to a width costs")
         axes.set_xticks(WIDTHS, [f"{width:g}" for width in WIDTHS])
         axes.minorticks_off()
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set_yticks([20, 50, 100, 200, 500, 1000, 2000, 5000], ["20", "50", "100", "200", "500", "1,000", "2,000", "5,000"])
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="curve")
         figure.savefig(path, dpi=160)
 
 

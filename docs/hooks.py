@@ -39,7 +39,10 @@ OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_to
 GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
-ALSO_PUBLIC = ("cli.presets", "core.experiment", "core.u_turns", "engine.plan", "engine.run", "pages", "pages.laboratory")
+ALSO_PUBLIC = (
+    *("cli.presets", "core.experiment", "core.u_turns", "engine.plan", "engine.run", "engine.sweep", "measures.two_samplers"),
+    *("pages", "pages.laboratory", "studies.locate", "studies.readings"),
+)
 
 
 def on_config(config: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binom, chi2
 
 import sampler_gallery as gallery
@@ -147,6 +148,33 @@ def test_reconstructions_alone_are_enough():
     right, again, wrong = made(gallery.ddpm, 0), made(gallery.ddpm, 2), made(gallery.compvis, 4)
     assert [row.verdict for row in compared(images.numpy(), right, again, noise, 1e-3)] == ["passes"] * 2
     assert [row.verdict for row in compared(images.numpy(), wrong, again, noise, 1e-3)] == ["FAILS"] * 2
+
+
+@pytest.mark.parametrize(("sampler", "code"), [(gallery.ddpm, 0), (gallery.compvis, 1)])
+def test_recorded_files_are_checked(sampler, code, tmp_path):
+    """Files of 8 bits: a right sampler passes, one that adds the noise of one step more fails at weak noise."""
+    images = gallery.originals(24)
+
+    def write(folder, values, ending=""):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for i, image in enumerate(((values[:, 0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy()):
+            Image.fromarray(image).save(tmp_path / folder / f"{i:02d}{ending}.png")
+
+    write("originals", images)
+    for noise, trajectory in itertools.product((0.05, 0.5), range(2)):
+        write(f"strength_{noise}", sampler(images, noise, 5 + trajectory), f"_{trajectory}")
+    words = ("check-sampler", "--model", "sampler_gallery:model", "--data", "originals", "--items", 24, "--channels", 1)
+    pattern = ("--recorded", "strength_{noise}/{item}_{trajectory}.png")
+    done = uturn(*words, *pattern, "--json", "check.json", cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    tests = json.loads((tmp_path / "check.json").read_text())["tests"]
+    assert tests[0]["noise"] == [0.05, 0.5]
+    assert [test["verdict"] for test in tests[3:]] == ["not tested"] * 2
+    refused = uturn(*words, *pattern, "--steps", 7, cwd=tmp_path)
+    assert (refused.returncode, "expected k/steps" in refused.stderr) == (2, True)
+    (tmp_path / "strength_0.5" / "03_1.png").unlink()
+    missing = uturn(*words, *pattern, cwd=tmp_path)
+    assert (missing.returncode, "files of the first 24 originals are missing" in missing.stderr) == (2, True)
 
 
 def test_calibration_is_reported_and_the_steps_from_which_it_passes(originals, monkeypatch):

@@ -83,20 +83,21 @@ def draw(run, choice, study):
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
         for k, (side, part) in enumerate(choice.by.items()):
-            left.plot(part.lose.levels, part.lose.mean, "o-", color=f"C{k}", label=f"square of {side} pixels: left")
+            left.plot(part.lose.levels, part.lose.mean, "o-", color=f"C{k}", label=f"left of squares of {side} pixels")
             if part.window:
-                left.plot(part.window, [1.04 + 0.04 * k] * 2, "d-", color=f"C{k}", lw=4)
+                left.plot(part.window, [1.06 + 0.05 * k] * 2, "d-", color=f"C{k}", lw=4)
             half = part.lose.crossing["noise"].value
             right.plot(half, side, "D", color=f"C{k}", ms=8, label=f"half of a square of {side} pixels is left")
         left.plot(choice.keep.levels, choice.keep.mean, "s--", color="0.4", label="change of the rest")
         left.axhline(LOSE, color="0.7", lw=0.8)
-        left.set(xlabel="t/T (diamonds above: windows)", ylim=(-0.02, 1.18))
+        left.annotate("noise in the window:", (0.02, 0.945), xycoords="axes fraction", fontsize=9)
+        left.set(xlabel="noise, t/T", ylabel="share left; change of the rest", ylim=(-0.02, 1.2))
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
         right.plot(
             study.noise.values[1:], region(study), "o-", color="0.3", label=r"$4 \sqrt{\chi}$: region that changes together"
         )
-        right.set(xlabel="t/T", ylabel="side (pixels)", ylim=(0, None))
-        right.legend(fontsize=9)
+        right.set(xlabel="noise, t/T", ylabel="side (pixels)", ylim=(0, 16))
+        right.legend(loc="upper left", fontsize=9)
         return figure
 
 

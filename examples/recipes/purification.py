@@ -68,13 +68,13 @@ def draw(run, choice):
     with style() as plt:
         figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
         keep, lose, x = choice.keep, choice.lose, choice.keep.levels
-        for test, colour, text in ((keep, "C0", "clean class kept"), (lose, "C3", "still fooled")):
-            axes.plot(x, test.mean, "o-", color=colour, label=text)
-            axes.plot(x, test.bound, ":", color=colour, label="guaranteed")
+        for test, colour, text in ((keep, "C0", "clean class kept, at least"), (lose, "C3", "still fooled, at most")):
+            axes.plot(x, test.mean, "o-", color=colour, label=text.partition(",")[0])
+            axes.plot(x, test.bound, ":", color=colour, label=text)
         axes.plot(x, run.restored.mean(("item", "trajectory")), "s--", color="C1", label="right class restored")
         if choice.window:
-            axes.axvspan(*choice.window, color="C2", alpha=0.25, lw=4, label="window")
-        axes.set(xlabel="t/T", ylim=(0, 1.02))
+            axes.axvspan(*choice.window, color="C2", alpha=0.25, lw=0, label="window")
+        axes.set(xlabel="noise, t/T", ylabel="share of the images", ylim=(0, 1.02))
         axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
         return figure
 

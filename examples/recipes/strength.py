@@ -51,10 +51,10 @@ def draw(run, choice):
         curves.plot(x, keep.mean, "o-", label="class kept, mean")
         curves.plot(x, keep.bound, "v:", color="C0", label="class kept, guaranteed")
         curves.plot(x, [diversity(run, noise) for noise in x], "s-", color="C1", label="diversity")
-        curves.axhline(GOAL, color="0.6", lw=0.8)
+        curves.axhline(GOAL, color="0.6", lw=0.8, label="goal")
         if choice.answer == "chosen":
             curves.axvline(choice.noise, color="C2", label="chosen")
-        curves.set(xlabel="strength", ylim=(0, 1.02))
+        curves.set(xlabel="strength", ylabel="share kept; diversity", ylim=(0, 1.02))
         curves.legend(loc="center right")
         for label, part in choice.by.items():
             chosen = part.answer == "chosen"
@@ -63,7 +63,9 @@ def draw(run, choice):
             note = f"diversity {diversity(run, part.noise, label):.2f}" if chosen else part.answer
             classes.annotate(note, (y, label), (4, 0), textcoords="offset points", va="center")
         names = [ut.fashion_mnist.CLASS_NAMES[label] for label in choice.by]
-        classes.set(yticks=list(choice.by), yticklabels=names, xlabel=f"largest strength with {GOAL:.0%} of the class kept")
+        classes.set(
+            yticks=list(choice.by), yticklabels=names, xlabel=f"largest strength that keeps the class in {100 * GOAL:g} %"
+        )
         classes.set_xlim(0, 1.45 * x[-1])
         classes.invert_yaxis()
         return figure

@@ -17,13 +17,8 @@ import typer
 
 from uturn.cli.presets.options import PresetOptions
 
-OUTPUT, RUN, SWEEP, UNTIL, CLUSTER = (
-    "Output",
-    "Run",
-    "Several experiments",
-    "Until a place is known",
-    "On a Ray cluster",
-)  # panels of the help
+OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
+SWEEP, UNTIL = "Several experiments", "Until a place is known"
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
@@ -53,7 +48,9 @@ Until = Annotated[
 Reading = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="A reading, as `uturn study` names it, that falls from a start to chance.", rich_help_panel=UNTIL
+        metavar="NAME",
+        help="A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
+        rich_help_panel=UNTIL,
     ),
 ]
 Share = Annotated[

@@ -31,8 +31,8 @@ def check_sampler(
     and what not (docs/check-a-sampler.md).
 
     The sampler is a function (images, noise, seed) -> reconstructions, with images in [-1, 1] as a float32 tensor (items,
-    channels, height, width) and noise = k/steps; or a scheduler. The exit code is 0 if no test fails, 1 if one fails, and 2 for
-    wrong input.
+    channels, height, width) and noise = k/steps; or a scheduler. With --recorded, image files that it has written are checked.
+    The exit code is 0 if no test fails, 1 if one fails, and 2 for wrong input.
 
     Example:
 
@@ -40,6 +40,7 @@ def check_sampler(
     uturn check-sampler
     uturn check-sampler --model FOLDER --data photos --size 32 --sampler pipeline:image_to_image
     uturn check-sampler --sampler ddim --scheduler ddim
+    uturn check-sampler --model FOLDER --data photos --recorded 'strength_{noise}/{item}_{trajectory}.png'
     ```
     """
     from uturn.cli.presets.sampler_check import check_sampler as checked

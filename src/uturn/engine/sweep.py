@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import itertools
 import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -74,24 +75,16 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     count = next(iter(lengths.values()), 1) if zip else math.prod(lengths.values())
     if count > _MOST:
         raise ValueError(f"the sweep has {count} experiments; expected at most {_MOST}")
-    return _named(experiment, [*lists], (_in_pairs if zip else itertools.product)(*lists.values()))
-
-
-def _in_pairs(*lists: list[Any]) -> Iterator[tuple[Any, ...]]:
-    return zip(*lists, strict=True)
-
-
-def _named(experiment: Experiment, keys: list[str], combinations: Iterable[tuple[Any, ...]]) -> dict[str, Experiment]:
-    """The experiments with these values of the keys, by name."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    labels = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+    combinations = ([some[k] for some in lists.values()] for k in range(count)) if zip else itertools.product(*lists.values())
+    ends = [key.rpartition(".")[2] for key in lists]
+    labels = [end if ends.count(end) == 1 else key for end, key in builtins.zip(ends, lists, strict=True)]
     experiments: dict[str, Experiment] = {}
     for combination in combinations:
-        name = ",".join(f"{label}={_text(value)}" for label, value in zip(labels, combination, strict=True))
+        name = ",".join(f"{label}={_text(value)}" for label, value in builtins.zip(labels, combination, strict=True))
         if name in experiments:
             raise ValueError(f"{name}: two experiments of the sweep have this name; give different values")
         spec = deepcopy(experiment.to_dict())
-        for key, value in zip(keys, combination, strict=True):
+        for key, value in builtins.zip(lists, combination, strict=True):
             _put(spec, key, value)
         try:
             experiments[name] = Experiment.from_dict(spec)
@@ -147,14 +140,12 @@ def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(f"set = {text!r}: {key} is given twice; give all of its values at once, {key}=A,B")
         whole = _parsed(f"[{right}]")
         parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
-        values[key] = whole if isinstance(whole, list) else [part if _parsed(part) is _TEXT else _parsed(part) for part in parts]
+        values[key] = whole if isinstance(whole, list) else [_parsed(part) for part in parts]
     return values
 
 
-_TEXT = object()  # of what is no value of JSON or TOML
-
-
 def _parsed(text: str) -> Any:
+    """A value of JSON or TOML, or else the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -162,7 +153,7 @@ def _parsed(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except ValueError:
-        return _TEXT
+        return text
 
 
 def run_all(
@@ -180,14 +171,17 @@ def run_all(
 
     With several processes, the tasks of all experiments are distributed over them.
 
-    ValueError, before anything is measured, if the noise levels or coordinates of an experiment are wrong.
-
     Parameters
     ----------
     experiments : {name: Experiment}, such as `sweep` gives
     folder : folder, or URL of object storage
     resume, workers, progress, shard, accept_changes, **cluster
-        As in `run`; `workers` None is the default for it. On a cluster the experiments are run one after the other.
+        As in `run`. On a cluster the experiments are run one after the other.
+
+    Raises
+    ------
+    ValueError
+        Before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
         try:
@@ -196,7 +190,7 @@ def run_all(
             raise ValueError(f"{name}: {error}") from None
     stores = {name: f"{str(folder).rstrip('/')}/{name}" for name in experiments}
     if workers is None and not cluster.get("cluster"):
-        workers = cores() if any(one.parts.backward.wants_processes for one in experiments.values()) else 1
+        workers = cores() if any(experiment.parts.backward.wants_processes for experiment in experiments.values()) else 1
     options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
     if cluster.get("cluster") or workers == 1:
         return {
@@ -204,11 +198,11 @@ def run_all(
             for name, experiment in experiments.items()
         }
     runs = {name: begin(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
-    jobs = [job for one in runs.values() for job in one.jobs()]
-    total = sum(one.tasks for one in runs.values())
+    jobs = [job for begun in runs.values() for job in begun.jobs()]
+    total = sum(begun.tasks for begun in runs.values())
     with progress_bar(progress, str(folder), total, total - len(jobs)) as advance, ExitStack() as stack:
-        for one in runs.values():
-            stack.enter_context(one.opened.finishing())
+        for begun in runs.values():
+            stack.enter_context(begun.opened.finishing())
         for _ in in_processes(run_task, jobs, min(workers or 1, len(jobs))) if jobs else ():
             advance()
-    return {name: one.end() for name, one in runs.items()}
+    return {name: begun.end() for name, begun in runs.items()}

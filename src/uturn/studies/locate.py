@@ -13,7 +13,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -190,37 +191,27 @@ def locate(
     source = experiment.parts.source
     available = source.count() if hasattr(source, "count") else _MOST_ITEMS
     most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
-    if store is None:
-        with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
-            return _located(_Runs(experiment, reading, folder, options), width, share, most, tell)
-    return _located(_Runs(experiment, reading, store, options), width, share, most, tell)
-
-
-def _located(runs: _Runs, width: float, share: float, most: int, tell: Callable[[str], None]) -> Location:
-    grid = sorted(level for level in runs.experiment.noise if 0 < level < math.inf)
+    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
     if len(grid) < 2:
-        raise ValueError(f"noise = {shown(runs.experiment.noise)}: expected at least two levels above 0 for the pilot")
-    location = search(runs.measure, grid, width, share=share, most=most, tell=tell, unit=runs.unit)
-    datasets = {name: runs.datasets[name].load() for name in (PILOT, REFINED) if name in runs.datasets}
+        raise ValueError(f"noise = {shown(experiment.noise)}: expected at least two levels above 0 for the pilot")
+    with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
+        runs = _Runs(experiment, reading, folder, options)
+        location = search(runs.measure, grid, width, share=share, most=most, tell=tell, unit=runs.unit)
+        datasets = {name: runs.datasets[name].load() for name in (PILOT, REFINED) if name in runs.datasets}
     axes = {}
     if math.isfinite(location.place.value):
         of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
-    values = {**location.__dict__, "reading": runs.reading, "axes": axes}
     stores = [runs.stores[name] for name in datasets]
-    return Location(**values | {"pilot": datasets.get(PILOT), "refined": datasets.get(REFINED), "stores": stores})
+    return replace(location, reading=reading, axes=axes, stores=stores, pilot=datasets[PILOT], refined=datasets.get(REFINED))
 
 
 def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
     """The coordinates of the noise levels of several runs, in increasing order."""
     import xarray as xr
 
-    by_level = [
-        ds.drop_vars(
-            [name for name in ds.variables if name != "noise" and (name not in ds.coords or ds[name].dims != ("noise",))]
-        )
-        for ds in runs
-    ]
+    coords = [ds.coords.to_dataset() for ds in runs]
+    by_level = [ds.drop_vars([name for name in ds.coords if ds[name].dims != ("noise",)]) for ds in coords]
     joined = xr.concat(by_level, "noise", combine_attrs="override")
     joined.noise.attrs.update(runs[0].noise.attrs)
     return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])
@@ -431,9 +422,7 @@ def search(
             if added not in near:
                 near = sorted([*near, added])
                 continue
-        if coarse:
-            break
-        if items >= most:
+        if coarse or items >= most:
             break
         expected = items * (reached / width) ** 2
         more = math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK
@@ -531,20 +520,23 @@ def _fit(
     mean = (np.where(there, left, 0.0).sum(axis=0) + 0.5) / counts
     span = float(noise.max())
     design = np.stack([np.ones_like(noise), -noise / span], axis=1)
-    b = np.array([6.0 * np.average(noise, weights=np.clip(mean * (1 - mean), 0.01, None)) / span, 6.0])
-    for _ in range(60):
+
+    def at(b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """L, the weight of a reading at each level, and the information on b."""
         L = expit(design @ b)
         weight = L * (1 - floor) / (floor + (1 - floor) * L)
-        information = design.T @ ((counts * weight * L * (1 - L))[:, None] * design) + 1e-6 * np.eye(2)
+        return L, weight, design.T @ ((counts * weight * L * (1 - L))[:, None] * design) + 1e-6 * np.eye(2)
+
+    b = np.array([6.0 * np.average(noise, weights=np.clip(mean * (1 - mean), 0.01, None)) / span, 6.0])
+    for _ in range(60):
+        L, weight, information = at(b)
         change = np.linalg.solve(information, design.T @ (counts * weight * (mean - L)))
         change *= min(1.0, 5.0 / max(np.abs(change).max(), 1e-9))
         b = b + change
         b[1] = max(b[1], 0.25)  # a curve that does not fall has its place far beyond the levels
         if np.abs(change).max() < 1e-9:
             break
-    L = expit(design @ b)
-    weight = L * (1 - floor) / (floor + (1 - floor) * L)
-    information = design.T @ ((counts * weight * L * (1 - L))[:, None] * design) + 1e-6 * np.eye(2)
+    L, weight, information = at(b)
     height = float(logit(1 - share))
     gradient = np.linalg.solve(information, np.array([1 / b[1], -(b[0] - height) / b[1] ** 2]))
     of_place = design @ gradient * weight  # change of the place with a reading at each level

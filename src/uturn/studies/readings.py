@@ -51,7 +51,7 @@ def readings(
     Parameters
     ----------
     values : dict of arrays, xarray Dataset, or pandas DataFrame
-        Arrays or nested lists of numbers by name, (noise, item[, trajectory[, clone]][, levels]): `item` counts originals,
+        Arrays or nested lists of numbers by name, `(noise, item[, trajectory[, clone]][, levels])`: `item` counts originals,
         `trajectory` independent noisy data of an original, `clone` independent reconstructions of one noisy datum, and levels are
         those of the reading, such as layers of a network. NaN where a reading is missing. A DataArray has dims of these names, in
         any order. A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and

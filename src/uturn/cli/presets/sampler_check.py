@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
 from uturn.core.u_turns import u_turns
+from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.networks.model_check import is_checked
@@ -27,18 +29,40 @@ if TYPE_CHECKING:
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
 _STEP = "'module:function', a function (noisy, noise, seed) -> noisy images one step closer to the clean end"
+_NO_STEP = "give one step of the sampler: --step module:function"
 _JUDGED, _REPEATS = 4, 32  # noisy originals from which a step is repeated, and how often
 _MOST_STEPS, _CALIBRATED = 1000, 0.01  # of the search for the number of steps, and the level of its tests
+_TESTS = {  # what each test sees, and what not
+    "size of the change": (
+        "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored, replaced or partial",
+        "wrong changes of the right size",
+    ),
+    "two samples": (
+        "any difference in law from uturn's sampler that is large enough, such as timesteps in 0..1",
+        "what both do wrong: the model itself, too few steps; small differences with few originals",
+    ),
+    "denoiser": (
+        "a model with another prediction type, scale of time or input than declared",
+        "how a sampler module:function uses the model; shifts of a few timesteps",
+    ),
+    "one repeated step": (
+        "a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch",
+        "wrong means; everything outside of the step",
+    ),
+    "calibration with clones": (
+        "whether reconstructions are draws from the posterior: sampler, steps and model together",
+        "no judge: right samplers of few steps fail it; noise levels that are not as stated",
+    ),
+    "steps for calibration": ("how many steps the reverse chain needs", "errors of the model, which may hide them"),
+}
 
 
 class Row(NamedTuple):
-    """One test of a check: its verdict, result, what it can see and what not, and its numbers."""
+    """One test of a check: its verdict, its result in words, and its numbers."""
 
     test: str
     verdict: str
     result: str
-    sees: str
-    misses: str
     numbers: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -54,12 +78,14 @@ class Report(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        rows = [{**row._asdict(), **row.numbers} for row in self.rows]
-        return {
-            "title": self.title,
-            "passed": self.passed,
-            "tests": [{k: v for k, v in r.items() if k != "numbers"} for r in rows],
-        }
+        tests = [
+            {
+                **dict(zip(("test", "verdict", "result", "sees", "misses"), (*row[:3], *_TESTS[row.test]), strict=True)),
+                **row.numbers,
+            }
+            for row in self.rows
+        ]
+        return {"title": self.title, "passed": self.passed, "tests": tests}
 
     def table(self) -> Table:
         from rich.table import Table
@@ -67,7 +93,7 @@ class Report(NamedTuple):
         table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
         for row in self.rows:
             style = "bold red" if row.verdict == _FAILS else "green" if row.verdict == _PASSES else ""
-            table.add_row(row.test, row.verdict, row.result, row.sees, row.misses, style=style)
+            table.add_row(*row[:3], *_TESTS[row.test], style=style)
         return table
 
 
@@ -95,16 +121,12 @@ def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], lev
             "size of the change",
             _PASSES if sizes.passed else _FAILS,
             f"{theirs_mean[clearest]:.3g} against {ours_mean[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
-            "noise that is left or missing: t + 1 for t, a forgotten begin index, noise ignored, replaced or partial",
-            "wrong changes of the right size",
             {"noise": list(noise), "size": theirs_mean, "size_of_uturn": ours_mean, "p": sizes.p_value, "p_holm": sizes.adjusted},
         ),
         Row(
             "two samples",
             _PASSES if laws.passed else _FAILS,
             f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}{_p(laws.adjusted)}",
-            "any difference in law from uturn's sampler that is large enough, such as timesteps in 0..1",
-            "what both do wrong: the model itself, too few steps; small differences with few originals",
             {"noise": list(noise), "energy_distance": laws.statistic, "p": laws.p_value, "p_holm": laws.adjusted},
         ),
     ]
@@ -127,6 +149,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
     ValueError
         For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
     """
+    options = options.of_files()
     own = options.experiment()
     (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
     is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
@@ -140,14 +163,17 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         label = f"step = {options.step!r}"
         steps: Any = OwnSteps(_imported(options.step, label, _STEP), own.parts.backward, label)
         forward = own.parts.corruption
-    elif is_function:
+    elif is_function or options.recorded is not None:
         steps = forward = None
     else:
         other = options.model_copy(update={"scheduler": options.sampler}).experiment()
         steps, forward = other.parts.backward, other.parts.corruption
     checked = _Checked(options, own, originals, steps, forward)
     with progress_bar(progress, "check", 5 if options.find_steps else 4, 0) as advance:
-        theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
+        if options.recorded is not None:
+            theirs = checked.recorded_u_turns(options.recorded)
+        else:
+            theirs = checked.function_u_turns() if is_function else checked.u_turns(forward, steps, range(2, 4))
         advance()
         ours = checked.u_turns(own.parts.corruption, own.parts.backward, range(2))
         advance()
@@ -159,7 +185,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
             rows.append(_steps_row(options))
             advance()
         rows = compared(originals.data, theirs, ours, options.noise(), share) + rows
-    name = options.sampler if is_function or options.step is None else options.step
+    name = options.recorded or (options.sampler if is_function or options.step is None else options.step)
     return Report(f"{name} against {own.parts.backward.describe()}", rows)
 
 
@@ -205,6 +231,17 @@ class _Checked(NamedTuple):
         pairs = [[called(function, label, images, level, seeds[2 * k + j]) for j in range(2)] for k, level in enumerate(noise)]
         return np.stack([np.stack(pair, axis=1) for pair in pairs]).clip(-1, 1)
 
+    def recorded_u_turns(self, pattern: str) -> np.ndarray:
+        """The first two recorded U-turns of each original, (noise, items, 2, ...)."""
+        backward = RecordedImages(pattern=pattern)
+        made = self.u_turns(backward.undone(Recorded(), self.own.parts.source), backward, range(2))
+        if not np.isfinite(made).all():
+            raise ValueError(
+                f"recorded = {pattern!r}: files of the first {self.options.items} originals are missing; expected two "
+                f"trajectories of each at noise {', '.join(f'{level:g}' for level in self.options.noise())}"
+            )
+        return made
+
     def step_row(self, level: float) -> Row:
         """The variance of one reverse step, repeated from the same noisy originals.
 
@@ -213,16 +250,12 @@ class _Checked(NamedTuple):
         """
         from scipy.stats import chi2
 
-        def row(verdict: str, result: str, **numbers: Any) -> Row:
-            sees = "a wrong or ignored variance of the steps, such as a learned one; noise shared by a batch"
-            return Row("one repeated step", verdict, result, sees, "wrong means; everything outside of the step", numbers)
-
         if self.steps is None:
-            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+            return Row("one repeated step", _UNTESTED, _NO_STEP)
         model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]
         (few,) = source.blocks(items, self.options.seed, self.options.items)
         if getattr(self.steps, "reverse", model.reverse)().forward.scheduler.order > 1:
-            return row(_UNTESTED, "the scheduler makes several calls of the model in a step")
+            return Row("one repeated step", _UNTESTED, "the scheduler makes several calls of the model in a step")
         ratios, p = {}, {}
         for noise in self.options.noise():
             if not 1 < round(noise * self.options.steps) < self.options.steps:
@@ -230,7 +263,8 @@ class _Checked(NamedTuple):
             streams = Streams(self.options.seed, few.items, noise, range(4, 5))
             expected = step_variance(model, self.own.parts.corruption.observe(few, noise, streams), streams)
             if expected is None:
-                return row(_UNTESTED, f"the variance of the steps of {self.options.scheduler} has no formula here")
+                result = f"the variance of the steps of {self.options.scheduler} has no formula here"
+                return Row("one repeated step", _UNTESTED, result)
             repeats = repeated_step(self.steps, self.forward.observe(few, noise, streams), streams, _REPEATS).astype(float)
             squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
             freedom = squares.size * (_REPEATS - 1)
@@ -243,38 +277,28 @@ class _Checked(NamedTuple):
                 ratios[noise] = float(np.sqrt(squares.sum() / freedom))
                 p[noise] = float(ratios[noise] < 1e-4)
         if not p:
-            return row(_UNTESTED, "no noise level has a step that draws noise")
+            return Row("one repeated step", _UNTESTED, "no noise level has a step that draws noise")
         adjusted = holm(list(p.values()))
         worst = min(p, key=lambda noise: (p[noise], -abs(ratios[noise] - 1)))
         word = "times its formula" if np.any(expected) else "is the deviation of steps that should draw no noise"
-        return row(
+        return Row(
+            "one repeated step",
             _PASSES if (adjusted > level).all() else _FAILS,
             f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}{_p(adjusted)}",
-            noise=list(p),
-            ratio=list(ratios.values()),
-            p=list(p.values()),
-            p_holm=adjusted,
+            {"noise": list(p), "ratio": list(ratios.values()), "p": list(p.values()), "p_holm": adjusted},
         )
 
     def calibration_row(self) -> Row:
         """Calibration by clones of one noisy datum, which is reported and not judged."""
-
-        def row(verdict: str, result: str, **numbers: Any) -> Row:
-            sees = "whether reconstructions are draws from the posterior: sampler, steps and model together"
-            misses = "no judge: right samplers of few steps fail it; noise levels that are not as stated"
-            return Row("calibration with clones", verdict, result, sees, misses, numbers)
-
         if self.steps is None:
-            return row(_UNTESTED, "give one step of the sampler: --step module:function")
+            return Row("calibration with clones", _UNTESTED, _NO_STEP)
         tests, noise = self.calibrated(self.forward, self.steps, 5), self.options.noise(weakest=False)
         worst = int(np.argmin(tests.p_value))
-        return row(
+        return Row(
+            "calibration with clones",
             _REPORTED,
             f"gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}{_p(tests.adjusted)} with {self.options.steps} steps",
-            noise=noise,
-            gap=tests.gap,
-            p=tests.p_value,
-            p_holm=tests.adjusted,
+            {"noise": noise, "gap": tests.gap, "p": tests.p_value, "p_holm": tests.adjusted},
         )
 
 
@@ -288,24 +312,19 @@ def _model_row(own: Experiment) -> Row:
         result = "; ".join(finding.removeprefix("model check: ") for finding in findings) or "fits what is declared"
     else:
         verdict, result = _UNTESTED, "the network is large: give it a GPU"
-    sees = "a model with another prediction type, scale of time or input than declared"
-    return Row("denoiser", verdict, result, sees, "how a sampler module:function uses the model; shifts of a few timesteps")
+    return Row("denoiser", verdict, result)
 
 
 def _steps_row(options: SamplerOptions) -> Row:
     """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
     tried: dict[int, float] = {}
-    name, sees, misses = (
-        "steps for calibration",
-        "how many steps the reverse chain needs",
-        "errors of the model, which may hide them",
-    )
+    test = "steps for calibration"
     most = _MOST_STEPS
     while True:
         own = options.experiment()
         _, corruption, backward, _ = own.parts
         if not backward.reverse().is_stochastic:
-            return Row(name, _REPORTED, "none: a deterministic sampler draws from no posterior", sees, misses)
+            return Row(test, _REPORTED, "none: a deterministic sampler draws from no posterior")
         most = min(most, backward.reverse().forward.scheduler.config.num_train_timesteps)
         (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
         tests = _Checked(options, own, originals, backward, corruption).calibrated(corruption, backward, 0)
@@ -316,7 +335,7 @@ def _steps_row(options: SamplerOptions) -> Row:
     result = (
         f"p > {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"p <= {_CALIBRATED} up to {options.steps} steps"
     )
-    return Row(name, _REPORTED, result, sees, misses, {"steps": list(tried), "p_holm": list(tried.values())})
+    return Row(test, _REPORTED, result, {"steps": list(tried), "p_holm": list(tried.values())})
 
 
 def _imported(path: str, label: str, expected: str) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ class SamplerOptions(ImageOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Sampler": ("sampler", "step", "false_alarm_rate", "find_steps"),
+        "Sampler": ("sampler", "recorded", "step", "false_alarm_rate", "find_steps"),
         "Model": ("model", "preset", "condition", "guidance", "null_class", "prompt", "image_size"),
         "uturn's own sampler": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
         "Data": ("data", "size", "channels", "classes", "labels"),
@@ -36,6 +36,11 @@ class SamplerOptions(ImageOptions):
         "stored",
         description="What is checked: module:function, a function (images, noise, seed) that returns U-turns of images; or the "
         "name of a scheduler. By default the scheduler in the folder of the model.",
+    )
+    recorded: str | None = Field(
+        None,
+        description="Check U-turns in image files in place of a sampler: '{noise}/{item}_{trajectory}.png', as in uturn "
+        "images, two trajectories of each original; by default at all levels k/steps of the files.",
     )
     step: str | None = Field(
         None,
@@ -63,14 +68,35 @@ class SamplerOptions(ImageOptions):
             raise ValueError(f"{', '.join(unknown)}: no option of check-sampler; expected some of {', '.join(sorted(named))}")
         return super().from_dict(options)
 
+    def of_files(self) -> Self:
+        """The options with the levels of recorded files, if there are some.
+
+        ValueError if levels are no multiples of 1/steps, or if a sampler or a step is given too.
+        """
+        if self.recorded is None:
+            return self
+        if self.sampler != "stored" or self.step is not None:
+            raise ValueError(f"recorded = {self.recorded!r}: goes without sampler and step; leave them out")
+        levels = self.levels
+        if "levels" not in self.model_fields_set:
+            from uturn.backward.recorded import RecordedImages
+
+            levels = [level for level in RecordedImages(pattern=self.recorded).files.levels if level > 0]
+        if isinstance(levels, list):
+            for level in levels:
+                if abs(level * self.steps - round(level * self.steps)) > 1e-6 or level > 1:
+                    raise ValueError(f"level {level:g} of recorded files: expected k/steps, here k/{self.steps}; give --steps")
+        return self.model_copy(update={"levels": levels})
+
     def noise(self, weakest: bool = True) -> list[float]:
         """The noise levels k/steps of the check, with or without the two weakest ones."""
         chosen = {round(level * self.steps) for level in noise_levels(self.levels, self.steps)}
-        return [k / self.steps for k in sorted(chosen | ({1, min(2, self.steps)} if weakest else set())) if k]
+        weak = {1, min(2, self.steps)} if weakest and self.recorded is None else set()
+        return [k / self.steps for k in sorted(chosen | weak) if k]
 
     def experiment(self, originals: str | None = None) -> Experiment:
         """The experiment whose U-turns the sampler is compared with."""
-        return ImageOptions.experiment(self.model_copy(update={"levels": self.noise()}), originals)
+        return ImageOptions.experiment(self.model_copy(update={"levels": self.noise(), "recorded": None}), originals)
 
     def _probes(self) -> list[dict[str, Any]]:
         return [{"type": "images", "first": 1}]
