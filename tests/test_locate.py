@@ -110,7 +110,7 @@ def test_images_take_the_class(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--until", 0.1], "give --reading NAME"),
-        (["--until", 0.1, "--reading", "unchanged"], "expected one that changes from a start, of unchanged, tree_level = 0"),
+        (["--until", 0.1, "--reading", "unchanged"], "expected the name of one reading: 'unchanged, tree_level = 0'"),
         (["--until", -1, "--reading", ROOT], "width = -1.0: expected the full width of the interval"),
         (["--until", 0.1, "--reading", ROOT, "--share", 1], "share = 1.0: expected a number between 0 and 1"),
         (["--until", 0.1, "--reading", ROOT, "--shard", "1/2"], "leave out --shard"),

@@ -23,6 +23,7 @@ from uturn.studies.tables import TEXTS, Study
 
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
+_MOST_NAMES = 12  # of readings in an error
 _MOST_NAMED = 4  # places of missing readings, or items, in a remark
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
@@ -209,25 +210,38 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
         yield level
 
 
-def reading_of(run: xr.Dataset, label: str) -> tuple[xr.DataArray, float, float]:
-    """Readings (noise, item, ..), start and chance of a reading by its name in a study; NaN for those that are not known.
+def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Instructions]:
+    """The variable, label, indices and instructions of a reading by its name; ValueError if there is none, or several.
 
-    ValueError if the run has no such reading; it lists those that have a start.
+    A name is that of the study, the variable alone if it has one level, or "first_layer", "last_layer" for the ends of a series.
     """
-    known = []
+    matching, known = {}, []
     for name, how in instructions_of(run).items():
         if how.role != "reading" or _no_reading(run, name):
             continue
-        dims = [str(dim) for dim in run[name].dims if dim not in ("noise", *WITHIN)]
-        references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
-        stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (run[name], *references))
-        for k in range(stacked.sizes[_LEVEL]):
-            of_level = label_of(name, {dim: stacked[dim].values[k] for dim in dims})
-            if of_level == label:
-                ends = [np.nan if end is None else float(end.isel({_LEVEL: k}).mean()) for end in (start, chance)]
-                return stacked.isel({_LEVEL: k}, drop=True), ends[0], ends[1]
-            known += [of_level] if start is not None else []
-    raise ValueError(f"reading = {shown(label)}: expected one that changes from a start, of {', '.join(known) or 'none here'}")
+        sizes = {str(dim): size for dim, size in run[name].sizes.items() if dim not in ("noise", *WITHIN)}
+        for at in np.ndindex(*sizes.values()):
+            where = dict(zip(sizes, at, strict=True))
+            label = label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
+            known.append(label)
+            ends = [] if how.order is None else [("first", 0), ("last", sizes[how.order] - 1)]
+            short = [f"{end}_{str(how.order).rpartition('_')[2]}" for end, k in ends if where[str(how.order)] == k]
+            if reading in (label, name, *short):
+                matching[label] = name, label, {dim: [k] for dim, k in where.items()}, how
+    if len(matching) == 1:
+        return next(iter(matching.values()))
+    names = list(matching) or known
+    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    some = "; ".join(map(repr, names[:_MOST_NAMES]))
+    raise ValueError(f"reading = {shown(reading)}: expected the name of one reading: {some or 'the run has none'}{rest}")
+
+
+def reading_of(run: xr.Dataset, reading: str) -> tuple[xr.DataArray, float, float]:
+    """Readings (noise, item, ..), start and chance of a reading by its name; NaN for those that are not known."""
+    name, _, where, how = named_reading(run, reading)
+    references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
+    start, chance = (np.nan if level is None else float(level.isel(where).mean()) for level in references)
+    return run[name].isel({dim: at[0] for dim, at in where.items()}, drop=True), start, chance
 
 
 def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:

@@ -12,13 +12,11 @@ import xarray as xr
 
 from uturn.core.checks import shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import label_of
-from uturn.measures.statistics import WITHIN, Estimate, checked_share, crossing, independent_groups
+from uturn.measures.statistics import Estimate, checked_share, crossing, independent_groups
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import Level, by_noise, finished_run, levels_of
+from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
-from uturn.studies.reading import instructions_of
 
 CHOSEN, NONE, OPEN = "chosen", "no such level", "not decided"
 """The three answers of `choose`."""
@@ -29,7 +27,6 @@ NOT_MEASURED = (
 _STRENGTHS = "strength", "strength (SD3, FLUX)"  # of pipelines that make int(N strength) steps, and N - int(N - N strength)
 _POWER = 0.8
 _MOST_ORIGINALS = 10_000_000
-_MOST_NAMES = 12  # in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +230,7 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
 
 def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -> _Goal:
     """A goal, checked, with the direction of its reading."""
-    name, label, where, how = _named(run, reading)
+    name, label, where, how = named_reading(run, reading)
     if run[name].isin((0, 1)).where(run[name].notnull(), True).all():  # the mean of tosses is a share, declared or not
         how = how.model_copy(update={"bounds": (0.0, 1.0)})
     low, high = (end if bound is None else bound for end, bound in zip((-math.inf, math.inf), how.bounds, strict=True))
@@ -243,29 +240,6 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
         )
     level = next(levels_of(run.isel(where), name, how, axes))
     return _Goal(name, label, where, how, float(value), _rises(level, axes), lose)
-
-
-def _named(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Instructions]:
-    """The variable, label, indices and instructions of the reading of a name; ValueError if there is none, or several."""
-    matching, known = {}, []
-    for name, how in instructions_of(run).items():
-        if how.role != "reading" or "item" not in run[name].dims or run[name].dtype.kind not in "biuf":
-            continue
-        sizes = {str(dim): size for dim, size in run[name].sizes.items() if dim not in ("noise", *WITHIN)}
-        for at in np.ndindex(*sizes.values()):
-            where = dict(zip(sizes, at, strict=True))
-            label = label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
-            known.append(label)
-            ends = [] if how.order is None else [("first", 0), ("last", sizes[how.order] - 1)]
-            short = [f"{end}_{str(how.order).rpartition('_')[2]}" for end, k in ends if where[str(how.order)] == k]
-            if reading in (label, name, *short):
-                matching[label] = name, label, {dim: [k] for dim, k in where.items()}, how
-    if len(matching) == 1:
-        return next(iter(matching.values()))
-    names = list(matching) or known
-    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    some = "; ".join(map(repr, names[:_MOST_NAMES]))
-    raise ValueError(f"reading = {shown(reading)}: expected the name of one reading: {some or 'the run has none'}{rest}")
 
 
 def _rises(level: Level, axes: Axes) -> bool:
