@@ -64,8 +64,8 @@ def readings(
     start, chance : number or str, or a dict of these by reading
         Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
         coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
-        [0, 1] that fall with noise, and 0 for those that rise; else unknown, and no place is located on the curve. The default of
-        chance is the value at the largest noise.
+        [0, 1] that fall with noise or are called same_.., and 0 for others that rise; else unknown, and no place is located on
+        the curve. The default of chance is the value at the largest noise.
     bounds : (low, high), or a dict of these by reading
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
         readings that start at 0 and are never below, else no bounds.
@@ -155,7 +155,7 @@ def readings(
         run[name] = variable.dims, array.values, attributes_of(variable)
         if variable.role == "reading" and "start" not in settings_of[name]:
             unknown += [name] if variable.start is None else []
-            guessed += [(name, variable.start)] if variable.start is not None and levels[0] > 0 and not _is_binary(array) else []
+            guessed += [(name, variable.start)] if _is_guessed(variable.start, array, levels) else []
     for name, array in sites.items():
         run = run.merge(_changes(name, array, _by_name("units", units, arrays, sites).get(name, f"{name}s")))
     hints = [f"no place is located on the curve of {', '.join(unknown)}: no start is given"] if unknown else []
@@ -248,7 +248,8 @@ def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, A
     for name, entry in coords.items():
         dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
         labels = checked_array(f"coords {name}", of)
-        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or name in ("noise", "trajectory", "clone", *values):
+        taken = "/" in str(name) or name in ("noise", "trajectory", "clone", *values)
+        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or taken:
             raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
         if dim is None and name != "item":
             fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
@@ -315,6 +316,11 @@ def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mappi
     )
     if "item" in coords:
         labels = coords["item"][1]
+        if (originals := len(np.unique(labels))) < len(labels):
+            raise ValueError(
+                f"coords: item names {originals} originals in {len(labels)} places; several U-turns of an original go along "
+                f"trajectory"
+            )
         if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
             run = run.assign_coords(item=labels.astype(np.int64))
         else:
@@ -356,7 +362,7 @@ def _variable(name: str, array: xr.DataArray, given: Mapping[str, Any], noise: n
             settings[key] = _plain_number(settings.get(key))
         low, high = float(array.min()), float(array.max())
         if settings["start"] is None:
-            settings["start"] = _usual_start(array, noise, low, high)
+            settings["start"] = _usual_start(name, array, noise, low, high)
         levels = [level for key in ("start", "chance") if isinstance(level := settings[key], float)]
         if "bounds" not in settings and low >= 0 and min(levels, default=0) >= 0:
             is_share = high <= 1 and max(levels, default=1) <= 1
@@ -397,17 +403,18 @@ def _plain_number(level: Any) -> Any:
     return float(level) if isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool) else level
 
 
-def _usual_start(array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
+def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
     if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
         return value
     first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
-    return None if low < 0 or high > 1 else 1.0 if not first < last else 0.0
+    return None if low < 0 or high > 1 else 1.0 if name.startswith("same_") or not first < last else 0.0
 
 
-def _is_binary(array: xr.DataArray) -> bool:
-    """Whether all readings are 0 or 1."""
-    return bool(((array == 0) | (array == 1) | array.isnull()).all())
+def _is_guessed(start: Any, array: xr.DataArray, noise: np.ndarray) -> bool:
+    """Whether a usual start may be wrong: it was not measured, and the readings are not 0 and 1 with the start 1."""
+    is_toss = bool(((array == 0) | (array == 1) | array.isnull()).all())
+    return start is not None and noise[0] > 0 and not (is_toss and start == 1)
 
 
 def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
