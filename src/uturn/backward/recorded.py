@@ -242,7 +242,9 @@ class _Seen(NamedTuple):
 def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> _Seen:
     """Decode a file once; it is decoded again when it has changed."""
     data = _content(*state)
-    pixels = decode(data, channels, size) if isinstance(data, bytes) else data
+    if isinstance(data, str):
+        return _Seen((), "", data)
+    pixels = decode(data, channels, size)
     return _Seen((), "", pixels) if isinstance(pixels, str) else _Seen(pixels.shape[:2], _mode(data), "")
 
 
