@@ -242,6 +242,7 @@ def test_names_are_those_of_the_study():
         ({"keep": 0.9, "lose": {"same": 2}}, "lose = 2"),
         ({"keep": 0.9, "lose": 0.5}, "lose = 0.5: expected one reading and its goal"),
         ({"keep": 0.9, "confidence": 0.5}, "confidence = 0.5"),
+        ({"keep": 0.9, "by": ["label"]}, "by = ['label']: expected a coordinate of the items"),
     ],
 )
 def test_mistakes(arguments, message):
@@ -263,6 +264,8 @@ def test_the_level_on_all_axes():
     expected |= {"timestep": 290, "strength": 0.2901, "strength (SD3, FLUX)": 0.29}  # int(100 * 0.29) is 28
     assert choice.at == pytest.approx(expected)
     assert ut.choose(run_of(same=(tosses((50,) * 4), SHARE)), "same", keep=0.95).at == {}
+    coords["step"] = ("noise", [0, 0, 0, 0])  # of a damaged store
+    assert "strength" not in ut.choose(run_of(coords=coords, same=(tosses((100,) * 4), SHARE)), "same", keep=0.95).at
 
 
 # --- the command --------------------------------------------------------------------------------------------------------------

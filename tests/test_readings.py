@@ -375,6 +375,8 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2: expected a number in its bounds"),
         ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values, but no reading has"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
+        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
+        ({"a": GOOD}, {"coords": {"a/b": np.arange(6)}}, "coords: a/b is .* with a name of its own"),
         ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
         ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
         ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "last axis could be"),
@@ -403,6 +405,7 @@ def test_mistakes_are_one_line(values, settings, message):
         (lambda table: table.assign(item=[np.nan, *table.item[1:]]), "column item: row 1 has no value"),
         (lambda table: table.head(0), "the table has no rows"),
         (lambda table: table.assign(rmsd=np.nan), "rmsd has no reading: all are NaN"),
+        (lambda table: pd.concat([table, table.rmsd], axis=1), "the table has the columns noise, item, trajectory, rmsd, rmsd;"),
     ],
 )
 def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
@@ -410,6 +413,26 @@ def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_readings(tmp_path / "a.csv")
     assert "\n" not in str(caught.value)
+
+
+def test_row_numbers_are_no_reading_and_further_cells_an_error(tmp_path):
+    table = long_form({"rmsd": rmsd()})
+    table.to_csv(tmp_path / "numbered.csv")
+    assert list(read_readings(tmp_path / "numbered.csv").data_vars) == ["rmsd"]
+    text = table.to_csv(index=False)
+    header, _, rows = text.partition("\n")
+    (tmp_path / "a.csv").write_text(header + "\n" + rows.replace("\n", ",\n"))
+    with pytest.raises(ValueError, match=r"cannot read the table .*: the rows have more cells than the header"):
+        read_readings(tmp_path / "a.csv")
+
+
+def test_axes_of_noise():
+    half = {"log_snr": [3.0, np.nan, 1.0, 0.0, -1.0]}
+    study = ut.study(ut.readings({"a": GOOD}, NOISE, coords=half))
+    assert np.isnan([study.sigma[2], study.log_snr[2]]).all()  # the level 0 is added
+    run = ut.readings({"a": GOOD}, NOISE, coords={"log_snr": ("noise", list("abcde"))})
+    with pytest.raises(ValueError, match=r"log_snr = .*: expected numbers, one for each noise level"):
+        ut.study(run)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +462,10 @@ def test_what_is_guessed_is_said():
     )
     assert "no place is located on the curve of energy: no start is given" in remarks(unknown)
     assert "the start of tm is taken as 1, as its readings lie in [0, 1]; give start if it is not" in remarks(unknown)
+    kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]  # 59 of 60 at the first level, 60 of 60 beyond
+    run = ut.readings({"same_fold": kept, "sound": kept}, NOISE)
+    assert ut.choose(run, "same_fold", 0.9).keep.words == "same_fold >= 0.9"
+    assert any("the start of sound is taken as 0" in line for line in remarks(ut.study(run)))
     given = ut.study(
         ut.readings({"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))}, NOISE, start={"energy": 0, "tm": 1})
     )

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +236,17 @@ def test_missing_files_are_missing_readings(small, copied):
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
 
 
+def test_a_file_too_large_for_an_image_is_missing_and_not_read(copied, monkeypatch):
+    path = copied / "strength_0.5" / "c_1_0.png"
+    with path.open("r+b") as file:
+        file.truncate(2**29 + 1)  # takes no space
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: pytest.fail(f"{file} is read") if file == path else read(file))
+    with pytest.warns(UserWarning, match=r"c_1_0.png \(more than 512 MB\)"):
+        ds = run(copied)
+    assert np.argwhere(np.isnan(ds.same_class.values)).tolist() == [[1, 2, 1, 0]]
+
+
 def test_a_page_and_the_program_name_missing_files(copied):
     (copied / "strength_0.5" / "c_1_0.png").unlink()
     words = ["--recorded", PATTERN, "--data", "originals", "--channels", 1, "--no-compare-labels"]
@@ -290,6 +302,7 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
         ({"data": "fashion_mnist"}, "expected the folder of the originals"),
         ({"levels": 3}, "levels = 3: expected levels of the recorded files"),
         ({"levels": [0.1, 0.2]}, "noise = 0.2: no recorded file has this level; expected some of 0.1, 0.5, 0.9"),
+        ({"size": 0}, "source: size = 0: Input should be greater"),
         ({"trajectories": 3}, r"trajectories = 3, but the recorded files have 2 \(numbers 0, 1\)"),
         ({"recorded": None, "unit": "strength"}, "unit = 'strength': goes with recorded"),
     ],

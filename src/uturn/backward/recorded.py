@@ -21,7 +21,17 @@ from uturn.core.checks import checked_path, one_line, shown
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
 from uturn.corruption.recorded import Recorded
-from uturn.sources.images import FORMATS, ImageFolderSource, as_unicode, decode, in_threads, listed, scaled, some_of
+from uturn.sources.images import (
+    FORMATS,
+    MOST_FILE_BYTES,
+    ImageFolderSource,
+    as_unicode,
+    decode,
+    in_threads,
+    listed,
+    scaled,
+    some_of,
+)
 
 _FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
@@ -217,8 +227,11 @@ def rounded(noise: float) -> float:
 
 @lru_cache(maxsize=2**18)
 def _digest(path: str, size: int, changed: int) -> bytes:
-    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart."""
-    return hashlib.sha256(Path(path).read_bytes()).digest()
+    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart.
+
+    Of a file that is too large for an image these stand for its content.
+    """
+    return f"{size} {changed}".encode() if size > MOST_FILE_BYTES else hashlib.sha256(Path(path).read_bytes()).digest()
 
 
 class _Seen(NamedTuple):
@@ -232,9 +245,16 @@ class _Seen(NamedTuple):
 @lru_cache(maxsize=2**18)
 def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> _Seen:
     """Decode a file once; it is decoded again when it has changed."""
-    data = Path(state[0]).read_bytes()
+    data = _content(*state)
+    if isinstance(data, str):
+        return _Seen((), "", data)
     pixels = decode(data, channels, size)
     return _Seen((), "", pixels) if isinstance(pixels, str) else _Seen(pixels.shape[:2], _mode(data), "")
+
+
+def _content(path: str, size: int, changed: int) -> bytes | str:
+    """The bytes of a file, or the reason why they are not read."""
+    return f"more than {MOST_FILE_BYTES // 2**20} MB" if size > MOST_FILE_BYTES else Path(path).read_bytes()
 
 
 def _mode(data: bytes) -> str:
@@ -315,7 +335,8 @@ class Recordings:
         name = self.files.places.get(place)
         if name is None:
             return None
-        pixels = decode(Path(self.files.state(name)[0]).read_bytes(), self.source.channels, self.source.size)
+        data = _content(*self.files.state(name))
+        pixels = data if isinstance(data, str) else decode(data, self.source.channels, self.source.size)
         return None if isinstance(pixels, str) else pixels
 
     def missing(self, experiment: Any) -> dict[str, str]:

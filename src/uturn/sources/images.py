@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 8 * 2**30  # bytes of images read at once
 _MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
-_MOST_FILE_BYTES = 2**29
+MOST_FILE_BYTES = 2**29
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
@@ -298,8 +298,8 @@ class ImageFolderSource(ImageSource):
         """Pixels, uint8 (height, width, channels), or the reason why the file is unreadable."""
         if file.size == 0:
             return "empty"
-        if file.size > _MOST_FILE_BYTES:
-            return f"more than {_MOST_FILE_BYTES // 2**20} MB"
+        if file.size > MOST_FILE_BYTES:
+            return f"more than {MOST_FILE_BYTES // 2**20} MB"
         path = self._folder.root / file.name
         try:
             data = path.read_bytes()

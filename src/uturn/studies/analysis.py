@@ -130,6 +130,9 @@ def checked_run(ds: Any) -> xr.Dataset:
     sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
     if not sound or len(np.unique(noise)) < len(noise):
         raise ValueError(f"noise = {shown(noise.tolist())}: expected different levels, 0 or more")
+    for name in {"step", "t_over_T", "timestep", "log_snr"} & set(ds.coords):
+        if ds[name].dims == ("noise",) and ds[name].dtype.kind not in "iuf":
+            raise ValueError(f"{name} = {shown(ds[name].values.tolist())}: expected numbers, one for each noise level")
     return ds
 
 

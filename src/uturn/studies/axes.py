@@ -66,7 +66,7 @@ class Axes:
 
     @staticmethod
     def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
-        sigma = np.where(angle < np.pi / 2, np.tan(angle), np.inf)
+        sigma = np.where(angle >= np.pi / 2, np.inf, np.tan(angle))
         with np.errstate(divide="ignore"):
             return {"abar": np.cos(angle) ** 2, "log_snr": -2 * np.log(sigma), "sigma": sigma}
 

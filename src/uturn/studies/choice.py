@@ -253,7 +253,8 @@ def _rises(level: Level, axes: Axes) -> bool:
 
 def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     """Indices of the items of each value of a coordinate."""
-    if by not in run.variables or "item" not in run[by].dims or not {"noise", "item"} >= set(run[by].dims):
+    dims = set(run[by].dims) if isinstance(by, str) and by in run.variables else set()
+    if not {"item"} <= dims <= {"noise", "item"}:
         names = [str(name) for name, values in run.variables.items() if values.dims == ("item",) and name != "item"]
         raise ValueError(f"by = {shown(by)}: expected a coordinate of the items: {', '.join(names) or 'the run has none'}")
     values = run[by].isel(noise=0, missing_dims="ignore").values
@@ -348,7 +349,7 @@ def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
     level = run.isel(noise=int(np.flatnonzero(run.noise.values == noise)[0]))
     if "timestep" in level.coords:
         at["timestep"] = float(level.timestep)
-    if {"step", "t_over_T"} <= set(level.coords):
+    if {"step", "t_over_T"} <= set(level.coords) and 0 < level.t_over_T <= 1 <= level.step < math.inf:
         steps = round(float(level.step / level.t_over_T))
         for name, counts_down in zip(_STRENGTHS, (False, True), strict=True):
             at[name] = strength_of(int(level.step), steps, counts_down)

@@ -29,11 +29,24 @@ def read_long_form(path: str | Path) -> pandas.DataFrame:
 
     path = checked_path("path", path)
     try:
-        table = pandas.read_parquet(path) if path.endswith(".parquet") else pandas.read_csv(path, encoding="utf-8-sig")
+        table = pandas.read_parquet(path) if path.endswith(".parquet") else _read_csv(path)
     except (OSError, ValueError, ImportError) as error:  # pandas' errors of parsing are ValueErrors
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {COLUMNS}") from None
     return table.rename(columns=str.strip)
+
+
+def _read_csv(path: str) -> pandas.DataFrame:
+    """The table in a CSV file; columns without a name, such as the row numbers that pandas writes, are left out."""
+    import pandas
+
+    table = pandas.read_csv(path, encoding="utf-8-sig")
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
+        raise ValueError("the rows have more cells than the header")
+    # pandas renames columns of one name, and those without any.
+    header = pandas.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    table.columns = pandas.Index(header.str.strip())
+    return table.loc[:, table.columns != ""]
 
 
 def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:

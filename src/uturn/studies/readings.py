@@ -64,8 +64,8 @@ def readings(
     start, chance : number or str, or a dict of these by reading
         Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
         coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
-        [0, 1] that fall with noise, and 0 for those that rise; else unknown, and no place is located on the curve. The default of
-        chance is the value at the largest noise.
+        [0, 1] that fall with noise or are called same_.., and 0 for others that rise; else unknown, and no place is located on
+        the curve. The default of chance is the value at the largest noise.
     bounds : (low, high), or a dict of these by reading
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
         readings that start at 0 and are never below, else no bounds.
@@ -156,7 +156,7 @@ def readings(
             continue
         if variable.start is None:
             hints.append(f"no place is located on the curve of {name}: no start is given")
-        elif levels[0] > 0 and not array.isin((0, 1)).where(array.notnull(), True).all():
+        elif levels[0] > 0 and not (variable.start == 1 and array.isin((0, 1)).where(array.notnull(), True).all()):
             hints.append(
                 f"the start of {name} is taken as {variable.start:g}, as its readings lie in [0, 1]; give start if it is not"
             )
@@ -249,7 +249,8 @@ def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, A
     for name, entry in coords.items():
         dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
         labels = checked_array(f"coords {name}", of)
-        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or name in ("noise", "trajectory", "clone", *values):
+        taken = "/" in str(name) or name in ("noise", "trajectory", "clone", *values)
+        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or taken:
             raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
         if dim is None and name != "item":
             fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
@@ -316,6 +317,11 @@ def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mappi
     )
     if "item" in coords:
         labels = coords["item"][1]
+        if (originals := len(np.unique(labels))) < len(labels):
+            raise ValueError(
+                f"coords: item names {originals} originals in {len(labels)} places; several U-turns of an original go along "
+                f"trajectory"
+            )
         if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
             run = run.assign_coords(item=labels.astype(np.int64))
         else:
@@ -357,7 +363,7 @@ def _variable(
     else:
         low, high = float(array.min()), float(array.max())
         if settings.get("start") is None:
-            settings["start"] = _usual_start(array, noise, low, high)
+            settings["start"] = _usual_start(name, array, noise, low, high)
         known = [level for key in ("start", "chance") if isinstance(level := settings.get(key), int | float | np.number)]
         if "bounds" not in settings and low >= 0 and min(known, default=0) >= 0:
             is_share = high <= 1 and max(known, default=1) <= 1
@@ -393,12 +399,12 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
     return run if (lengths == sites).all() else run.assign_coords(length=("item", lengths.values.astype(np.int64)))
 
 
-def _usual_start(array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
+def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
     if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
         return value
     first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
-    return None if low < 0 or high > 1 else 1.0 if not first < last else 0.0
+    return None if low < 0 or high > 1 else 1.0 if name.startswith("same_") or not first < last else 0.0
 
 
 def _check_reference(name: str, rule: Any, known: set[Any]) -> None:

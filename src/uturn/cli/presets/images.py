@@ -122,7 +122,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     def _recorded_experiment(self, pattern: str) -> Experiment:
         """The experiment of recorded files; sizes and levels that are not given are those of the files."""
         from uturn.backward.recorded import RecordedImages
-        from uturn.sources.images import ImageFolderSource
+        from uturn.core.spec import build
 
         for name in DiffusionOptions.model_fields:
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -136,7 +136,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             raise ValueError(f"levels = {levels}: expected levels of the recorded files, such as 0.2,0.5, or none")
         found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
         if "items" not in self.model_fields_set:
-            source = ImageFolderSource(**{key: value for key, value in table.items() if key != "type"})
+            source = build("source", table)
             found["items"] = source.count() - len(source.skipped(source.count()))
         options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
         return options._experiment(
