@@ -266,6 +266,7 @@ def too_small(images, noise, seed):
         (["--sampler", "absent_module:f"], "sampler = 'absent_module:f' cannot be imported"),
         (["--sampler", "no_scheduler"], "scheduler = 'no_scheduler'"),
         (["--items", "4"], "items = 4: so few could not make the check fail"),
+        (["--levels", "0.01"], "levels = .*0.01.*: expected at least one that rounds to a step, of 40"),
         (["--step", "sampler_gallery:STEPS"], "step = 'sampler_gallery:STEPS' is a int"),
     ],
 )
