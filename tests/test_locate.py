@@ -123,6 +123,21 @@ def test_mistakes_are_one_line(arguments, message, folder):
     assert message in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("spec", "arguments", "message"),
+    [
+        (SPEC, ["--until", 0], "width = 0.0: expected the full width of the interval"),
+        (SPEC, ["--until", 0.1, "--share", 1], "share = 1.0: expected a number between 0 and 1"),
+        (SPEC.replace("0.2, 0.4, 0.6, 0.8, 1.0", "0.0"), ["--until", 0.1], "expected at least two levels above 0"),
+    ],
+)
+def test_plans_refuse_what_runs_refuse(spec, arguments, message, tmp_path):
+    (tmp_path / "spec.toml").write_text(spec)
+    done = uturn("plan", "spec.toml", "--reading", ROOT, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
 def test_texts_need_a_reading_that_falls(tmp_path):
     done = uturn("text", "--until", 0.1, "--out", "results", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -248,6 +263,12 @@ def test_no_fall_is_no_place(probability, remark):
     assert not found.reached
     assert found.calls < 48 * 10
     assert re.match(remark, found.remark)
+
+
+def test_a_place_below_all_levels():
+    found = search(simulated(lambda noise: 0.2, 0), [0.9, 1.0], 0.05)
+    assert math.isnan(found.place.value)
+    assert "below the smallest noise, 0.9; add smaller levels" in found.remark
 
 
 def test_a_width_that_the_originals_do_not_reach():

@@ -83,6 +83,19 @@ def test_what_the_exact_tests_refuse():
     assert two_samplers(good, good).p_value.tolist() == [1, 1]  # without any change there is nothing to see
 
 
+def test_units_do_not_matter():
+    """Levels of very different changes are judged by themselves, and float32 squares do not overflow or vanish."""
+    data = np.random.default_rng(5).normal(size=(1, 30, 4, 6)).astype(np.float32)
+    alike, other = data[:, :, 2:], 0.2 * data[:, :, 2:]
+    for test in (two_samplers, lambda a, b: sizes_of_change(0 * a[0, :, 0], a, b)):
+        p_alike, p_other = (test(data[:, :, :2], second).p_value[0] for second in (alike, other))
+        for unit in np.float32([1e-25, 1e20]):
+            assert test(unit * data[:, :, :2], unit * alike).p_value[0] == pytest.approx(p_alike, rel=0.05)
+            assert test(unit * data[:, :, :2], unit * other).p_value[0] == pytest.approx(p_other, rel=0.05)
+        levels = np.array([1e-7, 1])[:, None, None, None]
+        assert (test(levels * data[:, :, :2], levels * other).p_value < 1e-3).all()
+
+
 # -- the gallery --------------------------------------------------------------------------------------------------------
 
 SEEN_BY = {
@@ -281,6 +294,7 @@ def too_small(images, noise, seed):
         (["--sampler", "absent_module:f"], "sampler = 'absent_module:f' cannot be imported"),
         (["--sampler", "no_scheduler"], "scheduler = 'no_scheduler'"),
         (["--items", "4"], "items = 4: so few could not make the check fail"),
+        (["--levels", "0.01"], "levels = .*0.01.*: expected at least one that rounds to a step, of 40"),
         (["--step", "sampler_gallery:STEPS"], "step = 'sampler_gallery:STEPS' is a int"),
     ],
 )

@@ -87,7 +87,20 @@ def test_values_and_names():
     long = list(ut.sweep(experiment, {"corruption.noise": [[k / 64 for k in range(1, n)] for n in (40, 41)]}))
     assert len(set(long)) == 2
     assert all(len(name) < 64 and "/" not in name for name in long)
-    assert ut.sweep(experiment, {"items": [2, 3]})["items=3"].items == 3
+    assert ut.sweep(experiment, {"items": range(2, 4)})["items=3"].items == 3
+    # Dates are texts, and a name of many keys is short enough for a folder.
+    assert parsed_values(["source.path=2020-01-01,2020-02-01"]) == {"source.path": ["2020-01-01", "2020-02-01"]}
+    noise = [[k / 64 for k in range(1, n)] for n in (40, 41)]
+    keys = {
+        "corruption.noise": noise,
+        "corruption": [{"type": "gaussian", "noise": noise[0]}],
+        "source": [experiment.to_dict()["source"]],
+    }
+    keys |= {"probes": [[{"type": "scales"}]], "backward": [{"type": "exact"}], "backward.type": ["exact"], "seed": [10**18]}
+    keys = dict(reversed(keys.items()))
+    many = list(ut.sweep(experiment, keys))
+    assert len(set(many)) == 2
+    assert all(len(name.encode()) <= 200 for name in many)
     assert experiment.items == 2
 
 

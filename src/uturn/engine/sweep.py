@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _LONGEST = 40  # characters of a value in a name
+_LONGEST_NAME = 200  # bytes of a name; file systems take 255
 _MOST = 10_000  # experiments of a sweep
 
 
@@ -65,7 +66,7 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "items": [8, 16]}, zip=True))
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
-    lists = {key: plain(some) for key, some in values.items()}
+    lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
     for key, some in lists.items():
         if not isinstance(some, list) or not some:
             raise ValueError(f"{key} = {shown(some)}: expected a list of values, at least one")
@@ -81,6 +82,8 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     experiments: dict[str, Experiment] = {}
     for combination in combinations:
         name = ",".join(f"{label}={_text(value)}" for label, value in builtins.zip(labels, combination, strict=True))
+        if len(name.encode()) > _LONGEST_NAME:
+            name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}-{_digest(name)}"
         if name in experiments:
             raise ValueError(f"{name}: two experiments of the sweep have this name; give different values")
         spec = deepcopy(experiment.to_dict())
@@ -115,11 +118,15 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
 
 def _text(value: Any) -> str:
     """A value in the name of a folder; long values end in a digest."""
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     short = re.sub(r"[^\w.+\[\]:@-]+", "_", text)
     if len(short) > _LONGEST:
-        short = f"{short[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        short = f"{short[:_LONGEST]}-{_digest(text)}"
     return short
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -151,9 +158,11 @@ def _parsed(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+        value = tomllib.loads(f"value = {text}")["value"]
+        json.dumps(value)
+    except (ValueError, TypeError):  # a date of TOML is a text here, such as the name of a folder
         return text
+    return value
 
 
 def run_all(

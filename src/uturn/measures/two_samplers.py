@@ -95,7 +95,7 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
     halves = np.stack([distances[..., k] + distances[..., 5 - k] for k in range(3)], axis=-1)  # within the pairs of each split
     e = halves.sum(-1, keepdims=True) / 2 - 1.5 * halves
     # The sums of shifted values are positive, so that the test is one-sided.
-    return _tested(e, e - e.min(-1, keepdims=True), float(distances.max(initial=0)), level, seed)
+    return _tested(e, e - e.min(-1, keepdims=True), distances.max(axis=(1, 2)), level, seed)
 
 
 def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3, seed: int = 0) -> TwoSamplers:
@@ -116,7 +116,7 @@ def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3
     sizes = change_sizes(originals, _together(first, second))
     means = [(sizes[..., i] + sizes[..., j]) / 2 for i, j in _PAIRS]
     differences = np.stack([mean - other for mean, other in zip(means, means[::-1], strict=True)], axis=-1)
-    return _tested(differences, differences, float(sizes.max(initial=0)), level, seed)
+    return _tested(differences, differences, sizes.max(axis=(1, 2)), level, seed)
 
 
 def change_sizes(originals: Any, reconstructions: Any) -> np.ndarray:
@@ -147,13 +147,17 @@ def _together(first: Any, second: Any) -> np.ndarray:
 
 def _size(differences: np.ndarray, leading: int) -> np.ndarray:
     """Root mean square over the axes of a datum, those after the leading ones."""
-    return np.sqrt(np.square(differences).reshape(*differences.shape[:leading], -1).mean(axis=-1, dtype=float))
+    return np.sqrt(np.square(differences, dtype=float).reshape(*differences.shape[:leading], -1).mean(axis=-1))
 
 
-def _tested(statistics: np.ndarray, compared: np.ndarray, scale: float, level: float, seed: int) -> TwoSamplers:
-    """The test from statistics (noise, items, labellings), labelling 0 as observed; `compared` are those that are relabelled."""
+def _tested(statistics: np.ndarray, compared: np.ndarray, scale: np.ndarray, level: float, seed: int) -> TwoSamplers:
+    """The test from statistics (noise, items, labellings), labelling 0 as observed; `compared` are those that are relabelled.
+
+    `scale` (noise,): size of the data at each level, in units of which statistics up to rounding are equal.
+    """
     level = checked_share("level", level)
     B = math.ceil(100 * len(statistics) / level)
-    gaps = np.ascontiguousarray((compared / (scale or 1)).transpose(1, 2, 0))
+    units = np.where(scale > 0, scale, 1)[:, None, None]
+    gaps = np.ascontiguousarray((compared / units).transpose(1, 2, 0))
     p = p_values(gaps, B, int(keys(checked_seed(seed), Purpose.CALIBRATION)))
     return TwoSamplers(statistics[..., 0].mean(axis=1), p, holm(p), level, B)

@@ -185,15 +185,12 @@ def locate(
     >>> found.reached, found.place.low < found.place.value < found.place.high, found.width < 0.1
     (True, True, True)
     """
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
-        raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
+    _check_width(width)
     share = checked_share("share", share)
     source = experiment.parts.source
     available = source.count() if hasattr(source, "count") else _MOST_ITEMS
     most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
-    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
-    if len(grid) < 2:
-        raise ValueError(f"noise = {shown(experiment.noise)}: expected at least two levels above 0 for the pilot")
+    grid = _grid(experiment)
     with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
         runs = _Runs(experiment, reading, folder, options)
         location = search(runs.measure, grid, width, share=share, most=most, tell=tell, unit=runs.unit)
@@ -204,6 +201,19 @@ def locate(
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
     stores = [runs.stores[name] for name in datasets]
     return replace(location, reading=reading, axes=axes, stores=stores, pilot=datasets[PILOT], refined=datasets.get(REFINED))
+
+
+def _check_width(width: float) -> None:
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
+        raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
+
+
+def _grid(experiment: Experiment) -> list[float]:
+    """The levels for the pilot."""
+    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    if len(grid) < 2:
+        raise ValueError(f"noise = {shown(experiment.noise)}: expected at least two levels above 0 for the pilot")
+    return grid
 
 
 def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
@@ -283,7 +293,8 @@ def forecast(
 
     where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
     """
-    grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    _check_width(width)
+    grid, share = _grid(experiment), checked_share("share", share)
     largest = max(grid)
     place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
     pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
@@ -387,6 +398,8 @@ def search(
             break
         items = wanted
     near = sorted({_rounded(fit.place + sign * max(reach, step), step, largest) for sign in (-1, 1)})
+    if fit.place <= 0:
+        return none(f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels", pilot)
     if len(near) < 2:
         return none(f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps", pilot)
     tell(

@@ -12,6 +12,7 @@ import numpy as np
 from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
+from uturn.core.checks import shown
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
@@ -150,6 +151,8 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
     """
     options = options.of_files()
+    if not options.noise(weakest=False):
+        raise ValueError(f"levels = {shown(options.levels)}: expected at least one that rounds to a step, of {options.steps}")
     own = options.experiment()
     (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
     is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
