@@ -17,7 +17,6 @@ from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import opened, resumable, run_into
-from uturn.store.objects import is_url
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -63,6 +62,8 @@ def images(
     ```
     """
     if until is not None:
+        from uturn.store.objects import is_url
+
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
         return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
@@ -205,6 +206,8 @@ def _study(
                     page.says(f"share {running.shard} of the tasks")
                 ds = run_into(store, experiment, running)
         if missing := missing_tasks(ds):
+            from uturn.store.objects import is_url
+
             if not is_url(out):
                 with suppress(ValueError):  # nothing to show yet
                     write_page(out)
