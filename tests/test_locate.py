@@ -96,6 +96,15 @@ def test_levels_of_images_are_whole_steps():
     assert all(level * 4 == round(level * 4) for level in found.levels)
 
 
+def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
+    spec = experiment(corruption={"type": "masking", "noise": [0.0, 1e-9, 2e-9]}).to_dict()  # nothing changes
+    (folder / "weak.json").write_text(json.dumps(spec))
+    done = uturn("run", "weak.json", "--until", 0.1, "--reading", ROOT, "--store", "runs", cwd=folder)
+    assert done.returncode == 1, done.stderr
+    assert "no place: at the largest noise, 2e-09, the reading has gone 0 of the way" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: uturn study")
+
+
 def test_images_take_the_class(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr("uturn.cli.studies.locate_into", lambda *arguments: taken.append(arguments))

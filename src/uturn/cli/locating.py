@@ -15,6 +15,7 @@ from uturn.core.checks import visible
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
+    from uturn.studies.locate import Location
 
 
 def checked_reading(reading: str | None) -> str:
@@ -30,13 +31,13 @@ def checked_reading(reading: str | None) -> str:
 def locate_into(
     folder: str, experiment: Experiment, running: Running, width: float, reading: str, share: float, out: str | None
 ) -> None:
-    """Locate a place with two stores in a folder; with `out`, study both runs into it and write `located.json`."""
+    """Locate a place with two stores in a folder, and study both runs into `out`; exit code 1 if the width is not reached."""
     from uturn.studies.locate import locate
 
     if running.shard != "1/1" or not running.resume:
         raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
     if out is not None:
-        from uturn.pages.results import check_folder, write_study, written
+        from uturn.pages.results import check_folder
         from uturn.store.outputs import output_folder
 
         with output_folder("out", out) as results:
@@ -57,7 +58,18 @@ def locate_into(
     for line in location.lines():
         console().print(line)
     if out is None:
-        return say_next(run=("study", *(inside(folder, name) for name in location.stores)))
+        say_next(run=("study", *(inside(folder, name) for name in location.stores)))
+    else:
+        _write(location, out)
+    if not location.reached:
+        raise typer.Exit(1)
+
+
+def _write(location: Location, out: str) -> None:
+    """Study both runs into a folder, with the place in `located.json`."""
+    from uturn.pages.results import write_study, written
+    from uturn.store.outputs import output_folder
+
     runs = {"pilot": location.pilot, **({} if location.refined is None else {"around the place": location.refined})}
     write_study(runs if len(runs) > 1 else location.pilot, out)
     keys = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark")

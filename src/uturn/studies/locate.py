@@ -373,7 +373,8 @@ def search(
                 continue
             if fit.place >= largest:
                 at_end = pilot.values[:, -1]
-                gone = (pilot.start - np.nanmean(at_end)) / (pilot.start - _chance(pilot))
+                gone = pilot.start - np.nanmean(at_end)
+                gone /= (pilot.start - _chance(pilot)) or 1.0
                 return none(
                     f"no place: at the largest noise, {largest:g}, the reading has gone {gone:.2g} of the way from its start to "
                     f"chance ({len(at_end)} originals)",
@@ -502,6 +503,8 @@ def _fitted(data: Data, share: float, levels: Sequence[float]) -> Fit:
     """The logistic fitted at some levels (`_fit`), with the error of an estimated chance."""
     chosen = np.isin(np.round(data.noise, 9), np.round(levels, 9))
     noise, values, chance = data.noise[chosen], data.values[:, chosen], _chance(data)
+    if chance == data.start:  # not known, and nothing has changed at the largest noise
+        return Fit(math.inf, math.inf, math.inf, 1.0)
 
     def fit(chance: float, influence: np.ndarray | None = None) -> Fit:
         floor = min(max(chance / data.start, 0.0), 0.9) if data.start == 1 else 0.0
