@@ -12,7 +12,7 @@ import xarray as xr
 from scipy import stats
 
 import uturn as ut
-from command_line import uturn
+from command_line import SPEC, uturn
 from uturn.core.protocols import Variable
 from uturn.studies.choice import originals_needed
 
@@ -270,22 +270,7 @@ def test_the_level_on_all_axes():
 
 # --- the command --------------------------------------------------------------------------------------------------------------
 
-SPEC = """
-items = 60
-[source]
-type = "rhm"
-vocab_size = 8
-multiplicity = 2
-branching = 2
-depth = 3
-[corruption]
-type = "masking"
-noise = [0.05, 0.2, 0.9]
-[backward]
-type = "exact"
-[[probes]]
-type = "tree_levels"
-"""
+SPEC = SPEC.replace("items = 4", "items = 60").replace('"epsilon"', '"masking"').replace("[0.0, 0.5]", "[0.05, 0.2, 0.9]")
 
 
 def test_the_command(tmp_path):

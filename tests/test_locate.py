@@ -10,26 +10,16 @@ from scipy.special import expit
 from scipy.stats import binom
 
 import uturn as ut
-from command_line import uturn
+from command_line import SPEC, uturn
 from uturn.studies import locate as locating
 from uturn.studies.locate import Data, _fitted, forecast, locate, search
 
-SPEC = """
-items = 2
-[source]
-type = "rhm"
-vocab_size = 8
-multiplicity = 4
-branching = 2
-depth = 3
-[corruption]
-type = "masking"
-noise = [0.2, 0.4, 0.6, 0.8, 1.0]
-[backward]
-type = "exact"
-[[probes]]
-type = "tree_levels"
-"""
+SPEC = (
+    SPEC.replace("items = 4", "items = 2")
+    .replace("multiplicity = 2", "multiplicity = 4")
+    .replace('"epsilon"', '"masking"')
+    .replace("[0.0, 0.5]", "[0.2, 0.4, 0.6, 0.8, 1.0]")
+)
 ROOT = "belief, tree_level = 3"
 GRID = [k / 10 for k in range(1, 11)]
 

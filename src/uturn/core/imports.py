@@ -34,9 +34,9 @@ def import_object(path: str, where: str, expected: str) -> Any:
         raise ValueError(f"{where} cannot be imported ({reason}); expected {expected}") from error
 
 
-def import_function(path: str, where: str, expected: str) -> Callable[[], Any]:
-    """The user's function with an import path "module:function"; errors as in `import_object`."""
+def import_function(path: str, where: str, expected: str, form: str = "a function without arguments") -> Callable[..., Any]:
+    """The user's function with an import path; errors as in `import_object`, and for what is no function of the `form`."""
     function = import_object(path, where, expected)
     if not callable(function):
-        raise ValueError(f"{where} is a {type(function).__name__}; expected a function without arguments")
+        raise ValueError(f"{where} is a {type(function).__name__}; expected {form}")
     return function

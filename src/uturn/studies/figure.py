@@ -195,10 +195,9 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
     bottom, top = axis.get_ylim()
     early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0, initial=np.inf)) < bottom + 0.55 * (top - bottom)
-    if curves[:, -1].mean() > curves[:, 0].mean():
-        axis.legend(loc="lower right", fontsize=8.5, labelspacing=0.3, title=title_of_legend, title_fontsize=8.5)
-    else:
-        draw_legend(axis, bool(early), title=title_of_legend, title_fontsize=8.5)
+    rises = curves[:, -1].mean() > curves[:, 0].mean()
+    place = "lower right" if rises else "upper right" if early else "lower left"
+    draw_legend(axis, place, title=title_of_legend, title_fontsize=8.5)
 
 
 def _tick_above(axis: Any, place: float, color: Any) -> None:

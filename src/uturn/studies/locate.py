@@ -351,9 +351,9 @@ def search(
         costs[stage] = len(data.values) * sum(levels) / largest
         return data
 
-    def none(remark: str, data: Data, levels: Sequence[float] = (), items: int = 0) -> Location:
+    def none(remark: str) -> Location:
         nothing = Estimate(math.nan, math.nan, math.nan)
-        return Location("", share, nothing, math.nan, width, False, items, list(levels), sum(costs.values()), remark)
+        return Location("", share, nothing, math.nan, width, False, 0, [], sum(costs.values()), remark)
 
     # The pilot: levels until the place lies between two that are not too far apart, then originals until it is known roughly.
     levels = _pilot_levels(grid)
@@ -377,8 +377,7 @@ def search(
                 gone /= (pilot.start - _chance(pilot)) or 1.0
                 return none(
                     f"no place: at the largest noise, {largest:g}, the reading has gone {gone:.2g} of the way from its start to "
-                    f"chance ({len(at_end)} originals)",
-                    pilot,
+                    f"chance ({len(at_end)} originals)"
                 )
         step = unit()
         low = max([level for level in levels if level < fit.place], default=0.0)
@@ -400,9 +399,9 @@ def search(
         items = wanted
     near = sorted({_rounded(fit.place + sign * max(reach, step), step, largest) for sign in (-1, 1)})
     if fit.place <= 0:
-        return none(f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels", pilot)
+        return none(f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels")
     if len(near) < 2:
-        return none(f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps", pilot)
+        return none(f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps")
     tell(
         f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
         f"next are {_FIRST_ITEMS} originals at noise {near[0]:g} and {near[1]:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.checks import shown
-from uturn.core.imports import import_object, is_import_path
+from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
 from uturn.core.u_turns import u_turns
@@ -164,7 +164,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         )
     if options.step is not None:
         label = f"step = {options.step!r}"
-        steps: Any = OwnSteps(_imported(options.step, label, _STEP), own.parts.backward, label)
+        steps: Any = OwnSteps(import_function(options.step, label, _STEP, _STEP), own.parts.backward, label)
         forward = own.parts.corruption
     elif is_function or options.recorded is not None:
         steps = forward = None
@@ -228,7 +228,7 @@ class _Checked(NamedTuple):
     def function_u_turns(self) -> np.ndarray:
         """Two U-turns of each original by a user's function, (noise, items, 2, ...)."""
         label = f"sampler = {self.options.sampler!r}"
-        function = _imported(self.options.sampler, label, _SAMPLER)
+        function = import_function(self.options.sampler, label, _SAMPLER, _SAMPLER)
         noise, images = self.options.noise(), self.originals.data
         seeds = seeds_of(keys(self.options.seed, Purpose.RECONSTRUCTION, np.arange(2 * len(noise))))
         pairs = [[called(function, label, images, level, seeds[2 * k + j]) for j in range(2)] for k, level in enumerate(noise)]
@@ -339,10 +339,3 @@ def _steps_row(options: SamplerOptions) -> Row:
         f"p > {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"p <= {_CALIBRATED} up to {options.steps} steps"
     )
     return Row(test, _REPORTED, result, {"steps": list(tried), "p_holm": list(tried.values())})
-
-
-def _imported(path: str, label: str, expected: str) -> Callable[..., Any]:
-    function = import_object(path, label, expected)
-    if not callable(function):
-        raise ValueError(f"{label} is a {type(function).__name__}; expected {expected}")
-    return function

@@ -54,9 +54,8 @@ def draw_curve(axis: Any, x: np.ndarray, band: np.ndarray, color: Any, alpha: fl
     axis.plot(x, value, color=color, **look)
 
 
-def draw_legend(axis: Any, early: bool, **options: Any) -> None:
-    """A legend at the upper right if the curves fall early, else at the lower left."""
-    place = "upper right" if early else "lower left"
+def draw_legend(axis: Any, place: str, **options: Any) -> None:
+    """A legend above lines and bands, at a place such as "upper right"."""
     legend = axis.legend(loc=place, fontsize=8.5, labelspacing=0.3, frameon=True, edgecolor="none", framealpha=0.7, **options)
     legend.set_zorder(6)
 
