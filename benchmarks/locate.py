@@ -1,25 +1,29 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--plot FILE] [--part curves|images [--store FOLDER]]
+    python benchmarks/locate.py [--repeats 400] [--plot FILE]
+    python benchmarks/locate.py --part images --store FOLDER [--repeats 400]
 
 Part curves: simulated originals, each with a threshold m of its own; a reading keeps its class with the probability
-.1 + .9 / (1 + exp((x - m)/W)). Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x
-takes x times its steps. Ten even levels need n originals until the interval of the interpolated crossing (jackknife) has the
-width; n is found from runs of 200 originals. The interval that `uturn study` reports for them is wider: it contains both
-neighbouring levels.
+.1 + .9 / (1 + exp((x - m)/W)).
 
-Part images: the embedded Fashion-MNIST model with 20 steps, one run.
+Part images: the embedded Fashion-MNIST model. All its 1,000 originals make one U-turn of 20 steps at each of the 20 levels, into
+a store that is resumed (16 minutes on two cores); then each search draws its originals from these with replacement. The true
+place is therefore known: where the curve of all 1,000 is halfway from 1 to its chance, by a logistic between the two neighbouring
+levels.
+
+Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x takes x times its steps. Ten even
+levels need n originals until the interval of the interpolated crossing (jackknife) has the width; n is found from runs of 200
+originals. The interval that `uturn study` reports for them is wider: it contains both neighbouring levels.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from uturn.studies.locate import Data, search
 
@@ -33,6 +37,13 @@ CURVES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]
 }
 
 
+Measured = Callable[[Sequence[float], int], Data]  # readings of the first originals of a sample at some levels
+Sample = Callable[[np.random.Generator, int], Measured]  # draws so many originals
+Row = tuple[
+    str, float, float, float, float, float
+]  # curve, width, originals of ten even levels, originals, ratio of calls, coverage
+
+
 def truth(name: str) -> float:
     """The noise at which the mean of all originals is halfway between 1 and chance."""
     draw, width = CURVES[name]
@@ -43,9 +54,58 @@ def truth(name: str) -> float:
     return low
 
 
-def crossing(curve: np.ndarray) -> float:
+def simulated(name: str) -> Sample:
+    """Originals with thresholds of their own."""
+    draw, width = CURVES[name]
+
+    def sample(random: np.random.Generator, n: int) -> Measured:
+        thresholds, kept = draw(random, n), {}
+
+        def measured(levels: Sequence[float], items: int) -> Data:
+            for level in levels:
+                if level not in kept:
+                    probability = CHANCE + (1 - CHANCE) * expit((thresholds - level) / width)
+                    kept[level] = (random.random(n) < probability).astype(float)
+            values = np.stack([kept[level][:items] for level in levels], axis=1)
+            return Data(np.array(levels), values, np.arange(items), 1.0, CHANCE)
+
+        return measured
+
+    return sample
+
+
+def embedded(store: str) -> tuple[Sample, float]:
+    """Originals of the embedded model, drawn with replacement from a stored run, and the place on the curve of the whole run."""
+    import uturn as ut
+    from uturn.cli.presets import image_experiment
+    from uturn.studies.analysis import by_noise, reading_of
+
+    experiment = image_experiment(steps=20, levels=20, items=1000, keep=0, compare_labels=False)
+    stored = ut.run(experiment, store, workers=None, progress=True)
+    run = by_noise(stored[["same_class", "original_class"]].load())
+
+    def measured(rows: np.ndarray, levels: Sequence[float]) -> Data:
+        some = run.isel(item=rows, noise=np.rint(np.multiply(levels, 20)).astype(int) - 1)
+        values, start, chance = reading_of(some, "same_class")
+        return Data(some.noise.values, values.mean("trajectory").transpose("item", "noise").values, rows * 0, start, chance)
+
+    def sample(random: np.random.Generator, n: int) -> Measured:
+        rows = random.integers(run.sizes["item"], size=n)
+        return lambda levels, items: measured(rows[:items], levels)._replace(groups=np.arange(items))
+
+    whole = measured(np.arange(run.sizes["item"]), run.noise.values)
+    left = (whole.values.mean(axis=0) - whole.chance) / (1 - whole.chance)
+    k = int(np.flatnonzero(left < 0.5)[0])
+    heights = logit(left[k - 1 : k + 1])
+    place = whole.noise[k - 1] + heights[0] / (heights[0] - heights[1]) * (whole.noise[k] - whole.noise[k - 1])
+    print(f"{len(whole.values)} originals: chance {whole.chance:.4f}, place {place:.4f}, share of the way that is left")
+    print(", ".join(f"{noise:g}: {share:.3f}" for noise, share in zip(whole.noise, left, strict=True)))
+    return sample, float(place)
+
+
+def crossing(curve: np.ndarray, chance: float) -> float:
     """The first crossing of a curve at LEVELS with the height halfway to chance, by interpolation."""
-    half = (1 + CHANCE) / 2
+    half = (1 + chance) / 2
     below = np.flatnonzero(curve < half)
     if not len(below) or below[0] == 0:
         return float("nan")
@@ -53,75 +113,38 @@ def crossing(curve: np.ndarray) -> float:
     return float(LEVELS[k - 1] + (curve[k - 1] - half) / (curve[k - 1] - curve[k]) * (LEVELS[k] - LEVELS[k - 1]))
 
 
-def width_of_one(draw: Callable[..., np.ndarray], width: float, repeats: int = 30, n: int = 200) -> float:
+def width_of_one(sample: Sample, repeats: int = 200, n: int = 200) -> float:
     """Width of the interval of ten even levels, times the root of the number of originals."""
     widths = []
     for seed in range(repeats):
-        random = np.random.default_rng(5000 + seed)
-        probability = CHANCE + (1 - CHANCE) * expit((draw(random, n)[:, None] - LEVELS) / width)
-        kept = (random.random(probability.shape) < probability).astype(float)
-        whole, sums = crossing(kept.mean(axis=0)), kept.sum(axis=0)
-        parts = np.array([crossing((sums - one) / (n - 1)) for one in kept])
+        data = sample(np.random.default_rng(5000 + seed), n)(LEVELS.round(10).tolist(), n)
+        kept, chance = data.values, data.chance
+        whole, sums = crossing(kept.mean(axis=0), chance), kept.sum(axis=0)
+        parts = np.array([crossing((sums - one) / (n - 1), chance) for one in kept])
         widths.append(2 * 1.96 * np.sqrt((n - 1) / n * np.sum((parts - whole) ** 2)) * np.sqrt(n))
     return float(np.nanmean(widths))
 
 
-def readings(name: str, seed: int) -> Callable[[str, list[float], int], Data]:
-    """A function that measures simulated originals for `search`."""
-    draw, width = CURVES[name]
-    random = np.random.default_rng(seed)
-    thresholds, kept = draw(random, 6000), {}
-
-    def measure(stage: str, levels: list[float], items: int) -> Data:
-        for level in levels:
-            if level not in kept:
-                probability = CHANCE + (1 - CHANCE) * expit((thresholds - level) / width)
-                kept[level] = (random.random(len(thresholds)) < probability).astype(float)
-        values = np.stack([kept[level][:items] for level in levels], axis=1)
-        return Data(np.array(levels), values, np.arange(items), 1.0, CHANCE)
-
-    return measure
-
-
-def simulated(repeats: int) -> list[tuple[str, float, float, float, float, float]]:
-    """Curve, width, originals of ten even levels, originals, ratio of calls, coverage."""
-    rows = []
-    print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
-    for name in CURVES:
-        place, one = truth(name), width_of_one(*CURVES[name])
-        for width in WIDTHS:
-            even = (one / width) ** 2
-            if even > 1200:
-                continue
-            locations = [search(readings(name, seed), LEVELS.round(10).tolist(), width, most=6000) for seed in range(repeats)]
-            ratio = np.mean([location.calls for location in locations]) / (even * LEVELS.sum())
-            coverage = np.mean([location.place.low <= place <= location.place.high for location in locations])
-            rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
-            print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
-    many, some = [row for row in rows if row[2] >= 150], [row for row in rows if 50 <= row[2] < 150]
-    print(f"largest ratio where ten levels need 150 originals or more: {max(row[4] for row in many):.2f}")
-    print(f"largest ratio where ten levels need 50 to 150: {max(row[4] for row in some):.2f}")
-    print(f"coverage: {np.mean([row[5] for row in rows]):.3f} pooled, {min(row[5] for row in rows):.3f} at least")
+def compared(name: str, sample: Sample, place: float, repeats: int, unit: float) -> list[Row]:
+    """Rows of the table for the widths at which ten even levels need at most 1,200 originals."""
+    rows, one = [], width_of_one(sample)
+    for width in WIDTHS:
+        even = (one / width) ** 2
+        if even > 1200:
+            continue
+        locations = []
+        for seed in range(repeats):
+            measured = sample(np.random.default_rng(seed), 6000)
+            measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
+            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: unit))
+        ratio = float(np.mean([location.calls for location in locations])) / (even * LEVELS.sum())
+        coverage = float(np.mean([location.place.low <= place <= location.place.high for location in locations]))
+        rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
+        print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
     return rows
 
 
-def images(store: str, width: float = 0.1) -> None:
-    """One run of the embedded model, and what ten even levels would cost for a logistic curve through its readings."""
-    import uturn as ut
-    from uturn.cli.presets import image_experiment
-
-    experiment = image_experiment(steps=20, levels=10, compare_labels=False)
-    found = ut.locate(experiment, "same_class", width, store, tell=print, progress=True)
-    print("\n".join(found.lines()))
-    kept = found.refined.same_class.mean(("item", "trajectory")).to_series()
-    left = (kept - CHANCE) / (1 - CHANCE)
-    scale = (kept.index[-1] - kept.index[0]) / np.ptp(np.log(left / (1 - left)).iloc[[0, -1]])
-    even = (width_of_one(lambda random, n: np.full(n, found.place.value), scale) / width) ** 2
-    print(f"kept around t*: {kept.round(3).to_dict()}, so that w is {scale:.3f}")
-    print(f"U-turns cost {found.calls:.0f} chains; ten even levels need {even:.0f} originals, {even * LEVELS.sum():.0f} chains")
-
-
-def draw(rows: list[tuple[str, float, float, float, float, float]], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Calls against width, of ten even levels and of `locate`."""
     import matplotlib.pyplot as plt
 
@@ -151,12 +174,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--part", choices=("curves", "images"), default="curves")
-    parser.add_argument("--store", help="folder of the run of part images; by default a temporary one")
+    parser.add_argument("--store", help="store of the run of part images")
     chosen = parser.parse_args()
-    if chosen.part == "images":
-        with tempfile.TemporaryDirectory() as folder:
-            return images(chosen.store or folder)
-    rows = simulated(chosen.repeats)
+    if chosen.part == "images" and (chosen.store is None or chosen.plot is not None):
+        parser.error("part images: expected --store, without --plot")
+    curves = {"images": (*embedded(chosen.store), 0.05)} if chosen.part == "images" else {}
+    curves = curves or {name: (simulated(name), truth(name), 1e-3) for name in CURVES}
+    print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
+    rows = [row for name, (sample, place, unit) in curves.items() for row in compared(name, sample, place, chosen.repeats, unit)]
+    for words, least, most in (("150 originals or more", 150, np.inf), ("50 to 150", 50, 150)):
+        if ratios := [row[4] for row in rows if least <= row[2] < most]:
+            print(f"largest ratio where ten levels need {words}: {max(ratios):.2f}")
+    print(f"coverage: {np.mean([row[5] for row in rows]):.3f} pooled, {min(row[5] for row in rows):.3f} at least")
     if chosen.plot is not None:
         draw(rows, chosen.plot)
 

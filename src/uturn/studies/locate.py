@@ -331,6 +331,40 @@ def _pilot_levels(grid: Sequence[float]) -> list[float]:
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
+class _Looks:
+    """Measures readings and counts their calls; `anchor` is the largest level, if chance is not known."""
+
+    def __init__(self, measure: Measure, largest: float) -> None:
+        self.measure, self.largest, self.anchor = measure, largest, list[float]()
+        self.costs: dict[str, float] = {}
+
+    def __call__(self, stage: str, levels: Sequence[float], items: int) -> Data:
+        levels = sorted({*levels, *self.anchor})
+        data = self.measure(stage, levels, items)
+        if math.isnan(data.chance) and not self.anchor:
+            self.anchor = [self.largest]
+            return self(stage, levels, items)
+        self.costs[stage] = len(data.values) * sum(levels) / self.largest
+        return data
+
+    def calls(self) -> float:
+        """Sum of the noise of all U-turns over the largest noise."""
+        return sum(self.costs.values())
+
+
+class Pilot(NamedTuple):
+    """Readings of the pilot, and the two levels for the originals (`near`), at the distance `reach` from the place.
+
+    `beside`: levels of the pilot between these two, or close to them. `step`: smallest distance of two levels.
+    """
+
+    data: Data
+    near: list[float]
+    reach: float
+    beside: list[float]
+    step: float
+
+
 def search(
     measure: Measure,
     grid: Sequence[float],
@@ -341,49 +375,86 @@ def search(
     unit: Callable[[], float] = lambda: _UNIT,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Location:
-    """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone."""
-    began, largest, costs = time.monotonic(), max(grid), {PILOT: 0.0, REFINED: 0.0}
-    anchor: list[float] = []  # the largest level, if chance is not known
+    """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone.
 
-    def look(stage: str, levels: Sequence[float], items: int) -> Data:
-        levels = sorted({*levels, *anchor})
-        data = measure(stage, levels, items)
-        costs[stage] = len(data.values) * sum(levels) / largest
-        return data
-
-    def none(remark: str) -> Location:
+    1. The pilot encloses the place between two levels, and chooses two levels around it (`_pilot`).
+    2. Originals are measured at these, and the curve is fitted (`_refined`).
+    3. If the interval is narrow enough, the search ends. Otherwise it goes back to 2, with a further level if one is needed
+       (`_level_to_add`), or else with as many originals as the width seems to need, at most twice as many as before.
+    """
+    began, look = time.monotonic(), _Looks(measure, max(grid))
+    pilot = _pilot(look, grid, width, share, most, unit, tell)
+    if isinstance(pilot, str):
         nothing = Estimate(math.nan, math.nan, math.nan)
-        return Location("", share, nothing, math.nan, width, False, 0, [], sum(costs.values()), remark)
-
-    # The pilot: levels until the place lies between two that are not too far apart, then originals until it is known roughly.
-    levels = _pilot_levels(grid)
-    items = min(_PILOT_ITEMS, most)
+        return Location("", share, nothing, math.nan, width, False, 0, [], look.calls(), pilot)
+    near, items = pilot.near, min(_FIRST_ITEMS, most)
     while True:
-        pilot = look(PILOT, levels, items)
-        if math.isnan(pilot.chance) and not anchor:
-            anchor = [largest]
+        fit, interval, steep = _refined(look(REFINED, near, items), pilot, near, share)
+        reached = interval.high - interval.low
+        coarse = steep is not None and steep[1] - steep[0] >= width  # only a level between these two can narrow it
+        if reached < width and _beyond(fit, near) <= pilot.reach / 2:
+            break
+        added = _level_to_add(fit, pilot, near, steep if coarse else None, look.largest)
+        if added is not None:
+            near = sorted([*near, added])
             continue
-        fit = _fitted(pilot, share, levels)
+        if coarse or items >= most:
+            break
+        expected = items * (reached / width) ** 2
+        more = min(expected, most) - items
+        rest = max(0.0, more) * sum(near) / look.largest * (time.monotonic() - began) / look.calls()
+        tell(
+            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals; {width:g} needs about "
+            f"{max(more, _CHUNK):.0f} more, about {duration(rest)}"
+        )
+        items = min(math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK, most)
+    remark = ""
+    if reached >= width and steep is not None and coarse:
+        between = f"{steep[0]:g} and {steep[1]:g}"
+        remark = f"the width {width:g} is not reached: the reading falls between neighbouring levels, {between}"
+    elif reached >= width:
+        needed = items * (reached / width) ** 2
+        remark = f"the width {width:g} is not reached with {items} originals, which are all; it needs about {needed:,.0f}"
+    elif items == _FIRST_ITEMS:
+        remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
+    return Location("", share, interval, float(reached), width, bool(reached < width), items, near, look.calls(), remark)
+
+
+def _pilot(
+    look: _Looks,
+    grid: Sequence[float],
+    width: float,
+    share: float,
+    most: int,
+    unit: Callable[[], float],
+    tell: Callable[[str], None],
+) -> Pilot | str:
+    """Levels until the place lies between two that are near enough to see the fall, then originals until it is known roughly.
+
+    A text if there is no place: the reason.
+    """
+    levels, items, largest = _pilot_levels(grid), min(_PILOT_ITEMS, most), look.largest
+    while True:
+        data = look(PILOT, levels, items)
+        fit = _fitted(data, share, levels)
         if fit.place >= levels[-1]:
             if levels[-1] < largest:
                 levels = [*levels, next(level for level in sorted(grid) if level > levels[-1])]
-                continue
-            if items < min(_MOST_PILOT_ITEMS, most):
+            elif items < min(_MOST_PILOT_ITEMS, most):
                 items = min(_MOST_PILOT_ITEMS, most)
-                continue
-            if fit.place >= largest:
-                at_end = pilot.values[:, -1]
-                gone = pilot.start - np.nanmean(at_end)
-                gone /= (pilot.start - _chance(pilot)) or 1.0
-                return none(
+            else:
+                at_end = data.values[:, -1]
+                gone = (data.start - np.nanmean(at_end)) / ((data.start - _chance(data)) or 1.0)
+                return (
                     f"no place: at the largest noise, {largest:g}, the reading has gone {gone:.2g} of the way from its start to "
                     f"chance ({len(at_end)} originals)"
                 )
+            continue
         step = unit()
         low = max([level for level in levels if level < fit.place], default=0.0)
-        high = min([level for level in levels if level >= fit.place], default=largest)
+        high = min(level for level in levels if level >= fit.place)
         gap = high - low
-        if gap > max(_STEEP * fit.scale, width) and gap > 4 * step:
+        if gap > max(_STEEP * fit.scale, width, 4 * step):
             middle = _rounded(min(max(fit.place, low + 0.25 * gap), high - 0.25 * gap), step, largest)
             if middle not in levels:
                 levels = sorted([*levels, middle])
@@ -399,63 +470,45 @@ def search(
         items = wanted
     near = sorted({_rounded(fit.place + sign * max(reach, step), step, largest) for sign in (-1, 1)})
     if fit.place <= 0:
-        return none(f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels")
+        return f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels"
     if len(near) < 2:
-        return none(f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps")
+        return f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps"
     tell(
         f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
         f"next are {_FIRST_ITEMS} originals at noise {near[0]:g} and {near[1]:g}"
     )
-
-    items = min(_FIRST_ITEMS, most)
     beside = [level for level in levels if near[0] - reach / 2 <= level <= near[1] + reach / 2]
-    while True:
-        refined = look(REFINED, near, items)
-        joined = _together(refined, pilot)
-        fit = _fitted(joined, share, [*near, *beside])
-        pair = [near[0], near[-1]]
-        if len(near) > 2 and near[0] < fit.place < near[-1]:  # farther levels would bend the place if the curve is not logistic
-            k = int(np.searchsorted(near, fit.place))
-            pair = near[k - 1 : k + 1]
-            fit = _fitted(joined, share, [level for level in {*near, *beside} if pair[0] <= level <= pair[1]])
-        interval, bracket = _interval(fit, [*near, *beside])
-        reached = interval.high - interval.low
-        beyond = max(near[0] - fit.place, fit.place - near[-1])
-        off = beyond > reach / 2
-        coarse = bracket is not None and bracket[1] - bracket[0] >= width  # only a level between these two can narrow it
-        if reached < width and not off:
-            break
-        if (coarse or (off and beyond > min(fit.error, reach))) and len(near) < _MOST_LEVELS:
-            if off:  # a place far beyond the levels is not known well, so the next level is not far
-                at = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
-                at += math.copysign(reach, fit.place - near[0])
-            else:
-                at = (bracket[0] + bracket[1]) / 2 if bracket else fit.place
-            added = _rounded(at, step, largest)
-            if added not in near:
-                near = sorted([*near, added])
-                continue
-        if coarse or items >= most:
-            break
-        expected = items * (reached / width) ** 2
-        more = math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK
-        rate = (time.monotonic() - began) / sum(costs.values())
-        rest = max(0.0, min(expected, most) - items) * sum(near) / largest * rate
-        tell(
-            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals; {width:g} needs about "
-            f"{max(min(expected, most) - items, _CHUNK):.0f} more, about {duration(rest)}"
-        )
-        items = min(more, most)
-    remark = ""
-    if bracket is not None and coarse and reached >= width:
-        between = f"{bracket[0]:g} and {bracket[1]:g}"
-        remark = f"the width {width:g} is not reached: the reading falls between neighbouring levels, {between}"
-    elif reached >= width:
-        needed = items * (reached / width) ** 2
-        remark = f"the width {width:g} is not reached with {items} originals, which are all; it needs about {needed:,.0f}"
-    elif items == _FIRST_ITEMS:
-        remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
-    return Location("", share, interval, float(reached), width, bool(reached < width), items, near, sum(costs.values()), remark)
+    return Pilot(data, near, reach, beside, step)
+
+
+def _refined(refined: Data, pilot: Pilot, near: list[float], share: float) -> tuple[Fit, Estimate, tuple[float, float] | None]:
+    """The fit at the levels around the place, and its interval (`_interval`)."""
+    joined, levels = _together(refined, pilot.data), [*near, *pilot.beside]
+    fit = _fitted(joined, share, levels)
+    if len(near) > 2 and near[0] < fit.place < near[-1]:  # farther levels would bend the place if the curve is not logistic
+        k = int(np.searchsorted(near, fit.place))
+        fit = _fitted(joined, share, [level for level in levels if near[k - 1] <= level <= near[k]])
+    return fit, *_interval(fit, levels)
+
+
+def _beyond(fit: Fit, near: Sequence[float]) -> float:
+    """Distance of the place from the levels, if it lies beyond them; negative otherwise."""
+    return max(near[0] - fit.place, fit.place - near[-1])
+
+
+def _level_to_add(
+    fit: Fit, pilot: Pilot, near: Sequence[float], steep: tuple[float, float] | None, largest: float
+) -> float | None:
+    """A level between two between which the curve is too steep, or towards a place beyond all levels; None if none helps."""
+    reach, beyond = pilot.reach, _beyond(fit, near)
+    if beyond > max(reach / 2, min(fit.error, reach)):  # a place far beyond the levels is not known well: the next one is not far
+        at = float(np.clip(fit.place, near[0] - reach, near[-1] + reach)) + math.copysign(reach, fit.place - near[0])
+    elif steep is not None:
+        at = (steep[0] + steep[1]) / 2
+    else:
+        return None
+    added = _rounded(at, pilot.step, largest)
+    return None if added in near or len(near) >= _MOST_LEVELS else added
 
 
 def _rounded(level: float, step: float, largest: float) -> float:
