@@ -164,6 +164,23 @@ def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(batches
     assert numbers(locate(experiment(), ROOT, 0.12, tmp_path / "parts")) == numbers(whole)
 
 
+@pytest.mark.parametrize("at", ["the pilot", "the levels around the place"])
+def test_two_processes_share_a_folder(at, tmp_path, monkeypatch):
+    """Another process with a smaller width extends the store, after this one has looked at it."""
+    alone = [numbers(locate(experiment(), ROOT, width)) for width in (0.2, 0.12)]
+    run, calls, others = locating.run, [], []
+
+    def overtaken(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == (1 if at == "the pilot" else 3):
+            monkeypatch.setattr(locating, "run", run)
+            others.append(numbers(locate(experiment(), ROOT, 0.12, tmp_path)))
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(locating, "run", overtaken)
+    assert [numbers(locate(experiment(), ROOT, 0.2, tmp_path)), *others] == alone
+
+
 def test_another_width_measures_no_old_level_again(tmp_path):
     """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
     locate(experiment(), ROOT, 0.2, tmp_path)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, shown
+from uturn.core.checks import TasksFailed, checked_integer, shown
 from uturn.core.experiment import Experiment
 from uturn.core.progress import duration
 from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, Estimate, checked_share, independent_groups
-from uturn.store.places import place_of
+from uturn.store.places import Place, place_of
 from uturn.store.record import Store
 from uturn.studies.analysis import by_noise, reading_of
 from uturn.studies.axes import Axes
@@ -194,8 +194,7 @@ def locate(
     with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
         runs = _Runs(experiment, reading, folder, options)
         location = search(runs.measure, grid, width, share=share, most=most, tell=tell, unit=runs.unit)
-        datasets = {name: runs.datasets[name].load() for name in (PILOT, REFINED) if name in runs.datasets}
-    axes = {}
+    datasets, axes = runs.datasets, {}
     if math.isfinite(location.place.value):
         of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
@@ -243,11 +242,7 @@ class _Runs:
         ds = self.datasets.get(name)
         if ds is None or ds.sizes["item"] < items or not set(levels) <= set(ds.noise.values.tolist()):
             store = f"{self.folder}/{self.stores.setdefault(name, f'around-{levels[0]:g}-{levels[1]:g}.zarr')}"
-            place = place_of("store", store)
-            known = None if place.is_empty() else Store.open(place)
-            kept = [] if known is None else [float(level) for level in known.noise]
-            wanted = sized(self.experiment, {*levels, *kept}, max(items, 0 if known is None else known.num_items))
-            ds = self.datasets[name] = run(wanted, store, **self.options)
+            ds = self.datasets[name] = self._run(store, levels, items)
         some = by_noise(ds.isel(noise=np.isin(ds.noise.values, levels), item=slice(0, items)))
         values, start, chance = reading_of(some, self.reading)
         if math.isnan(start):
@@ -258,12 +253,34 @@ class _Runs:
         means = values.mean(over).transpose("item", "noise").values.astype(float)
         return Data(some.noise.values.astype(float), means, independent_groups(values), start, chance)
 
+    def _run(self, store: str, levels: Sequence[float], items: int) -> xr.Dataset:
+        """A run of these levels and originals and those in the store; again if another process extends it in the meantime."""
+        place = place_of("store", store)
+        while True:
+            known = None if place.is_empty() else Store.open(place)
+            kept, most = ([], 0) if known is None else (known.noise, known.num_items)
+            wanted = sized(self.experiment, {*levels, *kept}, max(items, most))
+            try:
+                ds = run(wanted, store, **self.options).load()
+            except (ValueError, TasksFailed):
+                if not _is_larger(place, wanted):
+                    raise
+            else:
+                if not _is_larger(place, wanted):  # otherwise readings were perhaps taken from the unfinished larger store
+                    return ds
+
     def unit(self) -> float:
         """Distance of neighbouring levels: a step of a diffusion model, otherwise a thousandth of the largest level."""
         ds = self.datasets[PILOT]
         if "step" in ds.coords and "t_over_T" in ds.coords:
             return float(ds.t_over_T.values.max() / ds.step.values.max())
         return _UNIT * max(level for level in self.experiment.noise if level < math.inf)
+
+
+def _is_larger(place: Place, experiment: Experiment) -> bool:
+    """Whether a store has more originals or levels than an experiment."""
+    known = None if place.is_empty() else Store.open(place)
+    return known is not None and (known.num_items > experiment.items or not set(known.noise) <= set(experiment.noise))
 
 
 def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
