@@ -126,6 +126,11 @@ def test_mistakes_are_one_line(arguments, message, folder):
     ("spec", "arguments", "message"),
     [
         (SPEC, ["--until", 0], "width = 0.0: expected the full width of the interval"),
+        (
+            SPEC,
+            ["--until", 0.1, "--reading", "nope"],
+            "reading = 'nope': expected the name of one reading: 'unchanged, tree_level",
+        ),
         (SPEC, ["--until", 0.1, "--share", 1], "share = 1.0: expected a number between 0 and 1"),
         (SPEC.replace("0.2, 0.4, 0.6, 0.8, 1.0", "0.0"), ["--until", 0.1], "expected at least two levels above 0"),
     ],

@@ -26,8 +26,9 @@ from uturn.core.progress import duration
 from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, Estimate, checked_share, independent_groups
 from uturn.store.places import Place, place_of
-from uturn.store.record import Store
-from uturn.studies.analysis import by_noise, reading_of
+from uturn.store.record import MemoryStore, Store
+from uturn.store.resume import layout_of
+from uturn.studies.analysis import by_noise, named_reading, reading_of
 from uturn.studies.axes import Axes
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def locate(
     (True, True, True)
     """
     _check_width(width)
+    _check_reading(experiment, reading)
     share = checked_share("share", share)
     source = experiment.parts.source
     available = source.count() if hasattr(source, "count") else _MOST_ITEMS
@@ -205,6 +207,14 @@ def locate(
 def _check_width(width: float) -> None:
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
         raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
+
+
+def _check_reading(experiment: Experiment, reading: str) -> None:
+    """ValueError unless a run of the experiment will have this reading, with a start."""
+    first = sized(experiment, experiment.noise, 1)
+    how = named_reading(MemoryStore(*layout_of(first, {})).dataset(), reading)[-1]
+    if how.start is None:
+        raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
 
 
 def _grid(experiment: Experiment) -> list[float]:
@@ -246,7 +256,7 @@ class _Runs:
         some = by_noise(ds.isel(noise=np.isin(ds.noise.values, levels), item=slice(0, items)))
         values, start, chance = reading_of(some, self.reading)
         if math.isnan(start):
-            raise ValueError(f"reading = {self.reading!r}: it has no start from which it changes; choose another reading")
+            raise ValueError(f"reading = {self.reading!r}: its start is not known; choose another reading")
         if start == chance:
             raise ValueError(f"reading = {self.reading!r}: its chance equals its start, {start:g}; choose another reading")
         over = [dim for dim in values.dims if dim in WITHIN and dim != "item"]
@@ -311,6 +321,7 @@ def forecast(
     where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
     """
     _check_width(width)
+    _check_reading(experiment, reading)
     grid, share = _grid(experiment), checked_share("share", share)
     largest = max(grid)
     place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
