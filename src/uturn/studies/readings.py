@@ -185,7 +185,7 @@ def readings(
 
 
 def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
-    """`readings` from a CSV file in long form (or .parquet, if pandas can read it).
+    """`readings` from a table in long form: a CSV file, or a Parquet file (.parquet; needs pyarrow).
 
     Parameters
     ----------
