@@ -320,3 +320,10 @@ class Experiment(BaseModel):
         """Whether further trajectories can be measured separately: the backward allows it, and no variable pools trajectories."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
+
+
+def checked_experiment(value: Any) -> Experiment:
+    """The argument `experiment` of a function, or a ValueError."""
+    if not isinstance(value, Experiment):
+        raise ValueError(f"experiment = {shown(value)}: expected an Experiment (Experiment.from_dict makes one)")
+    return value
