@@ -18,6 +18,7 @@ from command_line import uturn
 from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, pairing
 from uturn.cli.presets import image_experiment
+from uturn.core.checks import CHECKS
 from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.trial import check
@@ -252,7 +253,7 @@ def test_a_page_and_the_program_name_missing_files(copied):
     words = ["--recorded", PATTERN, "--data", "originals", "--channels", 1, "--no-compare-labels"]
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
     assert done.returncode == 0, done.stderr
-    said = "1 of 72 recorded files are missing or unreadable: strength_0.5/c_1_0.png (no such file)"
+    said = "data check: 1 of 72 recorded files are missing or unreadable: strength_0.5/c_1_0.png (no such file)"
     assert said in " ".join(done.stdout.split())
     assert said in " ".join(done.stderr.split())
     assert said in (copied / "out" / "index.html").read_text()
@@ -452,10 +453,10 @@ def test_swapped_pairs_are_found_without_false_alarms(level):
 
 def test_the_program_names_a_swapped_pair(copied, tmp_path):
     experiment = image_experiment(**options(copied))
-    assert not [line for line in check(experiment) if line.startswith("model check:")]
+    assert not [line for line in check(experiment) if line.startswith(CHECKS)]
     for draw in ("0_0", "0_1", "1_0", "1_1"):
         swap(copied / "strength_0.1" / f"b_{draw}.png", copied / "strength_0.1" / f"e_{draw}.png")
-    said = "model check: at 0.1, the smallest noise, reconstructions lie closer to another original than to their own"
+    said = "data check: at 0.1, the smallest noise, reconstructions lie closer to another original than to their own"
     experiment = image_experiment(**options(copied))
     assert [line for line in check(experiment) if line.startswith(said) and "swapped: b.png and e.png?" in line]
     with pytest.warns(UserWarning, match="swapped: b.png and e.png?"):

@@ -13,6 +13,7 @@ from uturn.cli.app import EXPERIMENTS, command
 from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Reading, Running, Share, Spec, Until
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import resumable, run_into
+from uturn.core.checks import CHECKS
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -157,7 +158,7 @@ def check(spec: Spec) -> None:
 
     doubts = 0
     for line in check_experiment(Experiment.from_file(spec)):
-        doubts += line.startswith(("model check:", "warning:"))
+        doubts += line.startswith((*CHECKS, "warning:"))
         console().print(line)
     console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
     say_next(run=("plan", str(spec)))

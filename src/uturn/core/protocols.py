@@ -432,7 +432,7 @@ class Backward(Part, Protocol):
         return {}
 
     def doubts(self, experiment: Any) -> Sequence[str]:
-        """What is missing or seems wrong in the data that it reads for an experiment, as sentences; part of the model check."""
+        """What is missing or seems wrong in the data that it reads for an experiment, as sentences ("data check: ..")."""
         return ()
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:

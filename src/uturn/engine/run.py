@@ -174,7 +174,7 @@ def begin(
     left = work.left(tasks)
     doubts = warnings_of(opened.attributes)
     if left:
-        doubts = _noted(opened, experiment.model_check())
+        doubts = _noted(opened, list(map(str, experiment.model_check())))
     for text in doubts:
         warnings.warn(text, stacklevel=3)
     return Begun(experiment, opened, work, len(tasks), left, doubts)
