@@ -16,7 +16,7 @@ from PIL import Image
 import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
-from uturn.backward.recorded import RecordedImages, pairing
+from uturn.backward.recorded import RecordedImages, Recordings, pairing
 from uturn.cli.presets import image_experiment
 from uturn.core.checks import CHECKS
 from uturn.engine.measuring import measure
@@ -259,11 +259,62 @@ def test_a_page_and_the_program_name_missing_files(copied):
     assert said in (copied / "out" / "index.html").read_text()
     assert "1 of 72 readings are missing: c.png at noise 0.5" in (copied / "out" / "index.html").read_text()
     assert json.loads((copied / "out" / "study.json").read_text())
-    # A file that has come, gone or changed is not resumed silently.
-    (copied / "strength_0.5" / "c_0_0.png").unlink()
+    # When the file is there, the same command measures it.
+    shutil.copy(copied / "strength_0.5" / "c_1_1.png", copied / "strength_0.5" / "c_1_0.png")
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
-    assert done.returncode == 2
-    assert "holds another experiment" in done.stderr
+    assert done.stderr == "uturn: out/run.zarr: the data of the backward at noise 0.5 have changed; they are measured again\n"
+    assert "missing or unreadable" not in done.stdout + (copied / "out" / "index.html").read_text()
+
+
+def test_further_files_extend_a_run(small, copied, monkeypatch):
+    """Only what has come or changed is measured; the readings are those of a new run."""
+    lost, elsewhere = copied / "strength_0.5" / "c_1_0.png", copied / "kept.png"
+    lost.rename(elsewhere)
+    asked, images = [], Recordings.images
+    monkeypatch.setattr(Recordings, "images", lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c))
+    monkeypatch.setattr(Recordings, "swapped", lambda *_: [])  # reads images, too
+
+    def measured():
+        """The levels and trajectories that are measured into the store."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = run(copied)
+            asked.clear()
+            run(copied, store=copied / "run.zarr")
+        done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load()
+        xr.testing.assert_allclose(ds.drop_attrs(), whole.load().drop_attrs(), atol=1e-5)
+        return done, json.loads(ds.attrs.get("missing_data", "{}")), json.loads(ds.attrs.get("warnings", "[]"))
+
+    levels, missing, said = measured()
+    assert (levels, len(missing), len(said)) == ([(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])], 1, 1)
+    assert measured() == ([], missing, said)
+    # A missing file comes.
+    elsewhere.rename(lost)
+    assert measured() == ([(0.5, [0, 1])], {}, [])
+    # A file changes.
+    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")
+    assert measured()[0] == [(0.9, [0, 1])]
+    # Further levels and trajectories.
+    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")
+    assert measured()[0] == [(0.7, [0, 1])]
+    for levels, expected in (((0.1, 0.5, 0.7), [(level, [2]) for level in (0.1, 0.5, 0.7, 0.9)]), ((0.9,), [(0.9, [0, 1, 2])])):
+        for level, name, clone in itertools.product(levels, NAMES, range(2)):
+            folder = copied / f"strength_{level}"
+            shutil.copy(folder / f"{name}_1_{clone}.png", folder / f"{name}_4_{clone}.png")
+        done, missing, _ = measured()
+        assert (done, len(missing)) == (expected, 12 * (0.9 not in levels))
+    # A number between two others shifts the trajectories.
+    for path in [*(copied / "strength_0.5").glob("?_1_?.png")]:
+        path.rename(path.with_name(path.name.replace("_1_", "_3_")))
+    assert measured()[0] == [(level, [0, 1, 2, 3]) for level in (0.1, 0.5, 0.7, 0.9)]
+
+
+def test_further_originals_need_another_folder(copied):
+    run(copied, store=copied / "run.zarr")
+    make(copied, [*NAMES, "g"], [0.1, 0.5, 0.9], 2, 2)
+    says = r"models\.source is .* \(models: digests of weights and data, which have changed\); choose another folder"
+    with pytest.raises(ValueError, match=says):
+        run(copied, store=copied / "run.zarr")
 
 
 @pytest.mark.parametrize(

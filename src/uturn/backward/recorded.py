@@ -8,7 +8,7 @@ import os
 import re
 import string
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import product
@@ -96,12 +96,22 @@ class RecordedImages(Spec, Backward):
         return sentences + recordings.swapped(experiment)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and contents of all files that match the pattern."""
-        names = sorted(self.files.places.values())
-        digest = hashlib.sha256()
-        for name, content in zip(names, in_threads(lambda name: _digest(*self.files.state(name)), names), strict=True):
-            digest.update(os.fsencode(name) + b"\0" + content)
-        return digest.hexdigest()
+        """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
+        files = self.files
+        names = sorted(files.places.items(), key=lambda entry: entry[1])
+        contents = in_threads(lambda entry: _digest(*files.state(entry[1])), names)
+        draws = product(files.levels, enumerate(files.trajectories), enumerate(files.clones))
+        digests = {(level, t, c): (f"{level} {j} {k}", hashlib.sha256()) for level, (j, t), (k, c) in draws}
+        for (place, name), content in zip(names, contents, strict=True):
+            digests[place.noise, place.trajectory, place.clone][1].update(os.fsencode(name) + b"\0" + content)
+        return "; ".join(f"{draw} {digest.hexdigest()[:32]}" for draw, digest in digests.values())
+
+    def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
+        """The levels at which files have changed, come or gone, except for further trajectories and clones."""
+        if " " not in fingerprint:  # of an earlier version of uturn
+            return None
+        changed = {text.partition(" ")[0] for text in set(fingerprint.split("; ")).difference(self.fingerprint().split("; "))}
+        return {level for level in noise if f"{rounded(level)}" in changed}
 
     def describe(self) -> str:
         return f"recorded U-turns, {as_unicode(self.pattern)}"
