@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +15,13 @@ from PIL import Image
 import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
-from uturn.backward.recorded import RecordedImages, Recordings, pairing
+from uturn.backward.recorded import RecordedImages, Recordings
 from uturn.cli.presets import image_experiment
 from uturn.core.checks import CHECKS
 from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.trial import check
+from uturn.measures.pairing import pairing
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.sources import FashionMNISTSource
@@ -235,17 +235,6 @@ def test_missing_files_are_missing_readings(small, copied):
     np.testing.assert_allclose(study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap)
     others = whole.isel(item=[1, 3, 4, 5])
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
-
-
-def test_a_file_too_large_for_an_image_is_missing_and_not_read(copied, monkeypatch):
-    path = copied / "strength_0.5" / "c_1_0.png"
-    with path.open("r+b") as file:
-        file.truncate(2**29 + 1)  # takes no space
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda file: pytest.fail(f"{file} is read") if file == path else read(file))
-    with pytest.warns(UserWarning, match=r"c_1_0.png \(more than 512 MB\)"):
-        ds = run(copied)
-    assert np.argwhere(np.isnan(ds.same_class.values)).tolist() == [[1, 2, 1, 0]]
 
 
 def test_a_page_and_the_program_name_missing_files(copied):
