@@ -64,7 +64,7 @@ def checked(chain, clean, network=None, predicts=None):
         model = DenoisingNetwork(network, torch.float32, model.condition, model.prediction)
     pieces, begin = Pieces(chain.device, 64), time.perf_counter()
     with torch.inference_mode():
-        said = list(check_denoiser(model, scheduler, clean, None, pieces))
+        said = [finding.words for finding in check_denoiser(model, scheduler, clean, None, pieces)]
         seconds = time.perf_counter() - begin
         return Probed(model, scheduler, clean, None, pieces).errors(), said, seconds
 

@@ -294,6 +294,10 @@ def test_the_command(tmp_path):
     for wrong in ("same_class", "same_class=x", "same_class=.9"):
         mistake = uturn("choose", "folder", "--keep", wrong, cwd=tmp_path)
         assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
+    for more in (("--keep", "y=.8"), ("--lose", "y=.8", "--lose", "z=.8"), ("--start", "y=1")):
+        mistake = uturn("choose", "folder", "--keep", f"{root}=.8", *more, cwd=tmp_path)
+        says = "folder is no table" if more[0] == "--start" else f"{more[0][2:]} is given 2 times"
+        assert (mistake.returncode, mistake.stderr.count("\n"), says in mistake.stderr) == (2, 1, True)
 
 
 def test_a_table_is_chosen_from_by_a_column(tmp_path):
@@ -306,6 +310,17 @@ def test_a_table_is_chosen_from_by_a_column(tmp_path):
     assert "\nchosen: noise = 0.2" in done.stdout
     assert "kind = a, 59 originals: chosen: noise = 0.3" in done.stdout
     assert "kind = b, 59 originals: chosen: noise = 0.2" in done.stdout
+
+
+@pytest.mark.parametrize(("start", "chosen"), [("rmsd=0", True), ("rmsd=9", False)])
+def test_what_a_table_does_not_say_is_an_option(tmp_path, start, chosen):
+    rows = [f"{noise},{item},{'ab'[item % 2]},{5 - noise + item / 100}" for noise in (1, 2, 3) for item in range(20)]
+    (tmp_path / "rmsd.csv").write_text("\n".join(["noise,item,kind,rmsd", *rows]))
+    options = ("--coordinate", "kind", "--noise-unit", "Å", "--start", start, "--chance", "rmsd=5")
+    done = uturn("choose", "rmsd.csv", "--keep", "rmsd=4.5", *options, cwd=tmp_path)
+    # A distance is kept below the goal, a similarity above.
+    assert (done.returncode, done.stderr) == (0 if chosen else 1, "")
+    assert ("rmsd <= 4.5" in done.stdout, "rmsd >= 4.5" in done.stdout, "Å = " in done.stdout) == (chosen, not chosen, True)
 
 
 # --- the recipes, at a small size ----------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Wrapped(nn.Module):
 
 def said_of(network, scheduler, predicts="v", **options):
     given(DenoiserModel(network, scheduler, predicts=predicts, image_shape=(1, 28, 28), **options))
-    return experiment().model_check()
+    return list(map(str, experiment().model_check()))
 
 
 WRONG = {
@@ -148,8 +148,10 @@ def test_no_change_fits_a_right_network_better(name):
 def test_a_network_without_training_cannot_be_judged(embedded):
     torch.manual_seed(0)
     network = type(embedded[0]).from_config(embedded[0].config).eval()
-    (line,) = said_of(Wrapped(network), embedded[1])
-    assert "cannot be judged" in line
+    said_of(Wrapped(network), embedded[1])
+    (finding,) = experiment().model_check()
+    assert finding.is_unclear
+    assert "cannot be judged" in finding.words
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -202,8 +204,8 @@ def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     forward = Diffusion(scheduler_like(diffusers.EDMEulerScheduler(), scheduler), 4)
     clean = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:4])
     with torch.inference_mode():
-        lines = list(check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64)))
-    assert begins(lines, words) == [""] * (words is not None)
+        findings = list(check_denoiser(model, forward.scheduler, clean, None, Pieces(torch.device("cpu"), 64)))
+    assert begins([finding.words for finding in findings], words) == [""] * (words is not None)
 
 
 def test_a_network_of_a_table_of_times_is_right(embedded):
@@ -260,7 +262,7 @@ def test_how_a_language_model_computes_is_tried(mistake, words):
         "backward": {"type": "language", "model": f"{__name__}:function", "device": "cpu"},
         "probes": [{"type": "tokens"}],
     }
-    lines = ut.Experiment.from_dict(spec).model_check()
+    lines = list(map(str, ut.Experiment.from_dict(spec).model_check()))
     assert begins(lines, words) == [f"model check: the model '{__name__}:function' "] * bool(words)
 
 
@@ -288,7 +290,7 @@ def test_how_a_classifier_computes_is_tried(mistake, words):
     given(Judge(mistake))
     spec = experiment("fashion_mnist", items=3).to_dict()
     probe = {"type": "network_layers", "classifier": f"{__name__}:function", "layers": ["first", "second"], "labels": False}
-    lines = ut.Experiment.from_dict({**spec, "probes": [probe]}).model_check()
+    lines = list(map(str, ut.Experiment.from_dict({**spec, "probes": [probe]}).model_check()))
     assert begins(lines, words) == [f"model check: the classifier '{__name__}:function' "] * bool(words)
 
 
@@ -354,11 +356,11 @@ def test_images_in_the_wrong_range_are_named(tmp_path):
     from PIL import Image
 
     spec = experiment("fashion_mnist", items=3).to_dict()
-    lines = ut.Experiment.from_dict({**spec, "source": {"type": f"{__name__}:Bright"}}).model_check()
+    lines = list(map(str, ut.Experiment.from_dict({**spec, "source": {"type": f"{__name__}:Bright"}}).model_check()))
     assert any("gives values in [0" in line and "nothing lies below 0" in line for line in lines), lines
     for k in range(3):
         image = ut.fashion_mnist.load_test_set()[0][k, 0] / 2 + 0.5
         Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"{k}.png")
     source = {"type": "images", "path": str(tmp_path), "channels": 1}
-    lines = ut.Experiment.from_dict({**spec, "source": source}).model_check()
+    lines = list(map(str, ut.Experiment.from_dict({**spec, "source": source}).model_check()))
     assert any("nothing lies above 1 of 255" in line for line in lines), lines

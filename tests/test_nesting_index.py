@@ -188,7 +188,7 @@ def test_the_probe_gives_the_index_too():
 
 
 def test_site_changes_need_an_experiment():
-    with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an experiment"):
+    with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an Experiment"):
         site_changes("spec.toml")
 
 

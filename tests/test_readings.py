@@ -83,6 +83,36 @@ def test_a_table_becomes_t_star_and_a_page(tmp_path):
     assert {"index.html", "study.png", "curves.csv", "numbers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_parquet_is_read_as_csv_is(tmp_path):
+    pytest.importorskip("pyarrow")
+    values = rmsd()
+    values[2, 4, 1] = np.nan
+    table = long_form({"rmsd": values}, [f"1abc_{k}" for k in range(20)]).assign(kind="a")
+    table.to_csv(tmp_path / "a.csv", index=False)
+    expected = read_readings(tmp_path / "a.csv", coords=["kind"])
+    for name, other in {
+        "a.parquet": table,
+        "A.PARQUET": table.astype({"rmsd": "Float64", "item": "category", "kind": "category"}),
+        "rows.parquet": table.set_index(["noise", "item", "trajectory"]),
+    }.items():
+        other.to_parquet(tmp_path / name)
+        xr.testing.assert_equal(read_readings(tmp_path / name, coords=["kind"]), expected)
+    options = ("--start", "rmsd=0", "--coordinate", "kind")
+    for command in (("study",), ("choose", "--keep", "rmsd=5")):
+        outputs = [uturn(*command, name, *options, cwd=tmp_path).stdout.replace(name, "") for name in ("a.csv", "a.parquet")]
+        assert outputs[0] == outputs[1] != ""
+
+
+def test_parquet_without_its_library_ends_in_one_line(tmp_path, monkeypatch):
+    for name in ("pyarrow", "fastparquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "a.parquet").touch()
+    for command in (("study",), ("choose", "--keep", "rmsd=5")):
+        done = uturn(*command, "a.parquet", cwd=tmp_path)
+        says = "uturn: error: cannot read the table a.parquet: needs pyarrow; `pip install pyarrow`, or write it as a CSV file\n"
+        assert (done.returncode, done.stderr) == (2, says)
+
+
 def test_several_tables_share_a_chart_and_a_tidy_table(tmp_path):
     for seed in (0, 1):
         long_form({"rmsd": rmsd(seed=seed)}).to_csv(tmp_path / f"{seed}.csv", index=False)

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +15,13 @@ from PIL import Image
 import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
-from uturn.backward.recorded import RecordedImages, pairing
+from uturn.backward.recorded import RecordedImages, Recordings
 from uturn.cli.presets import image_experiment
+from uturn.core.checks import CHECKS
 from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.trial import check
+from uturn.measures.pairing import pairing
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.sources import FashionMNISTSource
@@ -236,33 +237,73 @@ def test_missing_files_are_missing_readings(small, copied):
     np.testing.assert_allclose(study.chi, ut.study(others).chi)
 
 
-def test_a_file_too_large_for_an_image_is_missing_and_not_read(copied, monkeypatch):
-    path = copied / "strength_0.5" / "c_1_0.png"
-    with path.open("r+b") as file:
-        file.truncate(2**29 + 1)  # takes no space
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda file: pytest.fail(f"{file} is read") if file == path else read(file))
-    with pytest.warns(UserWarning, match=r"c_1_0.png \(more than 512 MB\)"):
-        ds = run(copied)
-    assert np.argwhere(np.isnan(ds.same_class.values)).tolist() == [[1, 2, 1, 0]]
-
-
 def test_a_page_and_the_program_name_missing_files(copied):
     (copied / "strength_0.5" / "c_1_0.png").unlink()
     words = ["--recorded", PATTERN, "--data", "originals", "--channels", 1, "--no-compare-labels"]
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
     assert done.returncode == 0, done.stderr
-    said = "1 of 72 recorded files are missing or unreadable: strength_0.5/c_1_0.png (no such file)"
+    said = "data check: 1 of 72 recorded files are missing or unreadable: strength_0.5/c_1_0.png (no such file)"
     assert said in " ".join(done.stdout.split())
     assert said in " ".join(done.stderr.split())
     assert said in (copied / "out" / "index.html").read_text()
     assert "1 of 72 readings are missing: c.png at noise 0.5" in (copied / "out" / "index.html").read_text()
     assert json.loads((copied / "out" / "study.json").read_text())
-    # A file that has come, gone or changed is not resumed silently.
-    (copied / "strength_0.5" / "c_0_0.png").unlink()
+    # When the file is there, the same command measures it.
+    shutil.copy(copied / "strength_0.5" / "c_1_1.png", copied / "strength_0.5" / "c_1_0.png")
     done = uturn("images", *words, "--classifier", CLASSIFIER, "--out", "out", cwd=copied)
-    assert done.returncode == 2
-    assert "holds another experiment" in done.stderr
+    assert done.stderr == "uturn: out/run.zarr: the data of the backward at noise 0.5 have changed; they are measured again\n"
+    assert "missing or unreadable" not in done.stdout + (copied / "out" / "index.html").read_text()
+
+
+def test_further_files_extend_a_run(small, copied, monkeypatch):
+    """Only what has come or changed is measured; the readings are those of a new run."""
+    lost, elsewhere = copied / "strength_0.5" / "c_1_0.png", copied / "kept.png"
+    lost.rename(elsewhere)
+    asked, images = [], Recordings.images
+    monkeypatch.setattr(Recordings, "images", lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c))
+    monkeypatch.setattr(Recordings, "swapped", lambda *_: [])  # reads images, too
+
+    def measured():
+        """The levels and trajectories that are measured into the store."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = run(copied)
+            asked.clear()
+            run(copied, store=copied / "run.zarr")
+        done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load()
+        xr.testing.assert_allclose(ds.drop_attrs(), whole.load().drop_attrs(), atol=1e-5)
+        return done, json.loads(ds.attrs.get("missing_data", "{}")), json.loads(ds.attrs.get("warnings", "[]"))
+
+    levels, missing, said = measured()
+    assert (levels, len(missing), len(said)) == ([(0.1, [0, 1]), (0.5, [0, 1]), (0.9, [0, 1])], 1, 1)
+    assert measured() == ([], missing, said)
+    # A missing file comes.
+    elsewhere.rename(lost)
+    assert measured() == ([(0.5, [0, 1])], {}, [])
+    # A file changes.
+    shutil.copy(small / "strength_0.9" / "a_0_0.png", copied / "strength_0.9" / "b_0_0.png")
+    assert measured()[0] == [(0.9, [0, 1])]
+    # Further levels and trajectories.
+    shutil.copytree(small / "strength_0.5", copied / "strength_0.7")
+    assert measured()[0] == [(0.7, [0, 1])]
+    for levels, expected in (((0.1, 0.5, 0.7), [(level, [2]) for level in (0.1, 0.5, 0.7, 0.9)]), ((0.9,), [(0.9, [0, 1, 2])])):
+        for level, name, clone in itertools.product(levels, NAMES, range(2)):
+            folder = copied / f"strength_{level}"
+            shutil.copy(folder / f"{name}_1_{clone}.png", folder / f"{name}_4_{clone}.png")
+        done, missing, _ = measured()
+        assert (done, len(missing)) == (expected, 12 * (0.9 not in levels))
+    # A number between two others shifts the trajectories.
+    for path in [*(copied / "strength_0.5").glob("?_1_?.png")]:
+        path.rename(path.with_name(path.name.replace("_1_", "_3_")))
+    assert measured()[0] == [(level, [0, 1, 2, 3]) for level in (0.1, 0.5, 0.7, 0.9)]
+
+
+def test_further_originals_need_another_folder(copied):
+    run(copied, store=copied / "run.zarr")
+    make(copied, [*NAMES, "g"], [0.1, 0.5, 0.9], 2, 2)
+    says = r"models\.source is .* \(models: digests of weights and data, which have changed\); choose another folder"
+    with pytest.raises(ValueError, match=says):
+        run(copied, store=copied / "run.zarr")
 
 
 @pytest.mark.parametrize(
@@ -452,10 +493,10 @@ def test_swapped_pairs_are_found_without_false_alarms(level):
 
 def test_the_program_names_a_swapped_pair(copied, tmp_path):
     experiment = image_experiment(**options(copied))
-    assert not [line for line in check(experiment) if line.startswith("model check:")]
+    assert not [line for line in check(experiment) if line.startswith(CHECKS)]
     for draw in ("0_0", "0_1", "1_0", "1_1"):
         swap(copied / "strength_0.1" / f"b_{draw}.png", copied / "strength_0.1" / f"e_{draw}.png")
-    said = "model check: at 0.1, the smallest noise, reconstructions lie closer to another original than to their own"
+    said = "data check: at 0.1, the smallest noise, reconstructions lie closer to another original than to their own"
     experiment = image_experiment(**options(copied))
     assert [line for line in check(experiment) if line.startswith(said) and "swapped: b.png and e.png?" in line]
     with pytest.warns(UserWarning, match="swapped: b.png and e.png?"):

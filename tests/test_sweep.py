@@ -1,5 +1,8 @@
 """Sweeps: grids and pairs of values, one store each, resumed and enlarged; mistakes are one line before anything runs."""
 
+import re
+import tomllib
+
 import pytest
 import xarray as xr
 
@@ -127,6 +130,24 @@ def test_mistakes_are_one_line_before_anything_runs(arguments, message, folder):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert message in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("replaced", "values", "message"),
+    [
+        ({}, {}, "values = {}: expected lists of values by key"),
+        ({}, None, "values = None: expected lists of values by key"),
+        ({}, [("items", [4, 8])], "values = [('items', [4, 8])]: expected"),
+        ({}, {5: [1, 2]}, "values = {5: [1, 2]}: expected"),
+        ({}, {"items": 4}, "items = 4: expected a list of values, at least one"),
+        ({}, {"items": {4}}, "items = {4}: expected a list"),
+        ({"experiment": "spec.toml"}, {"items": [4]}, "experiment = 'spec.toml': expected an Experiment"),
+    ],
+)
+def test_wrong_types_are_one_line(replaced, values, message):
+    arguments = {"experiment": ut.Experiment.from_dict(tomllib.loads(SPEC)), "values": values, **replaced}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ut.sweep(**arguments)
 
 
 def test_a_sweep_needs_a_folder(folder):

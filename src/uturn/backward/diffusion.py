@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
-from uturn.core.checks import checked_path
+from uturn.core.checks import Finding, checked_path
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
@@ -78,8 +78,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             )
         return np.repeat(labels, clones)
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+        """Faults of the model, found on some originals (`uturn.networks.model_check`)."""
         import torch
 
         from uturn.networks.model_check import check_denoiser, is_checked
@@ -87,7 +87,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         reverse, images = _reverse_diffusion(self), np.concatenate([block.data for block in originals])
         # The range of an array was checked when it was read.
         doubt = "" if isinstance(source, ArraySource) else doubtful_range(images)
-        of_images = [f"the source {source!r} gives {doubt}"] if doubt else []
+        of_images = [Finding(f"the source {source!r} gives {doubt}")] if doubt else []
         if not is_checked(reverse.model, reverse.device):
             return of_images
         items = np.concatenate([block.items for block in originals])
@@ -100,7 +100,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             pieces = Pieces(reverse.device, reverse.batch_size)
             half = self.dtype != "float32"
             findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
-        return [*(f"the model {self.model!r} {finding}" for finding in findings), *of_images]
+        return [*(finding._replace(words=f"the model {self.model!r} {finding.words}") for finding in findings), *of_images]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _reverse_diffusion(self)

@@ -9,6 +9,7 @@ import numpy as np
 
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.core.checks import Finding
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
@@ -128,8 +129,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
                 )
         return corruption
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Faults of the model, found on some noisy originals (`uturn.networks.model_check`), as sentences."""
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+        """Faults of the model, found on some noisy originals (`uturn.networks.model_check`)."""
         import torch
 
         from uturn.networks.model_check import WRITES, check_calls, is_checked, writes_into
@@ -154,7 +155,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         mistakes = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
             mistakes += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
-        return [f"the model {self.model!r} {mistake}" for mistake in mistakes]
+        return [Finding(f"the model {self.model!r} {mistake}") for mistake in mistakes]
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()

@@ -8,7 +8,7 @@ import os
 import re
 import string
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import product
@@ -21,9 +21,9 @@ from uturn.core.checks import checked_path, one_line, shown
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
 from uturn.corruption.recorded import Recorded
+from uturn.measures.pairing import coarse, pairing
 from uturn.sources.images import (
     FORMATS,
-    MOST_FILE_BYTES,
     ImageFolderSource,
     as_unicode,
     decode,
@@ -36,7 +36,6 @@ from uturn.sources.images import (
 _FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
-_SIDE = 32  # pixels of a side of the images that are compared for it
 _SWAPPED = 0.7
 _COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow
 
@@ -71,7 +70,7 @@ class RecordedImages(Spec, Backward):
     @cached_property
     def files(self) -> _Files:
         """The files that match the pattern, listed once."""
-        return _found(self.pattern)
+        return _Files(self.pattern)
 
     def undone(self, corruption: Any, source: Any) -> RecordedNoise:
         if not isinstance(source, ImageFolderSource):
@@ -96,12 +95,22 @@ class RecordedImages(Spec, Backward):
         return sentences + recordings.swapped(experiment)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and contents of all files that match the pattern."""
-        names = sorted(self.files.places.values())
-        digest = hashlib.sha256()
-        for name, content in zip(names, in_threads(lambda name: _digest(*self.files.state(name)), names), strict=True):
-            digest.update(os.fsencode(name) + b"\0" + content)
-        return digest.hexdigest()
+        """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
+        files = self.files
+        names = sorted(files.places.items(), key=lambda entry: entry[1])
+        contents = in_threads(lambda entry: _digest(*files.state(entry[1])), names)
+        draws = product(files.levels, enumerate(files.trajectories), enumerate(files.clones))
+        digests = {(level, t, c): (f"{level} {j} {k}", hashlib.sha256()) for level, (j, t), (k, c) in draws}
+        for (place, name), content in zip(names, contents, strict=True):
+            digests[place.noise, place.trajectory, place.clone][1].update(os.fsencode(name) + b"\0" + content)
+        return "; ".join(f"{draw} {digest.hexdigest()[:32]}" for draw, digest in digests.values())
+
+    def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
+        """The levels at which files have changed, come or gone, except for further trajectories and clones."""
+        if " " not in fingerprint:  # of an earlier version of uturn
+            return None
+        changed = {text.partition(" ")[0] for text in set(fingerprint.split("; ")).difference(self.fingerprint().split("; "))}
+        return {level for level in noise if f"{rounded(level)}" in changed}
 
     def describe(self) -> str:
         return f"recorded U-turns, {as_unicode(self.pattern)}"
@@ -149,19 +158,55 @@ class _Place(NamedTuple):
 
 
 class _Files:
-    """The files that match a pattern: {place: name below the folder}, and the levels and numbers found in them.
+    """The files that match a pattern; ValueError if it is malformed, if none match it, or if two have the same place.
 
-    `parts`: the pattern below the folder, as literals with the fields that follow them. `texts`: {(field, value): how the value
-    is first written}.
+    `places`: {place: name below the folder `root`}. `levels`, `trajectories`, `clones`: the numbers found in all names.
     """
 
-    def __init__(
-        self, root: str, parts: list[tuple[str, str | None]], places: dict[_Place, str], texts: dict[tuple[str, Any], str]
-    ) -> None:
-        self.root, self._parts, self.places, self._texts = root, parts, places, texts
-        self.levels = sorted({place.noise for place in places})
-        self.trajectories = sorted({place.trajectory for place in places})
-        self.clones = sorted({place.clone for place in places})
+    def __init__(self, pattern: str) -> None:
+        expected = "expected a path with {noise} and {item}, perhaps {trajectory} and {clone}, 'strength_{noise}/{item}.png'"
+        try:
+            parsed = list(string.Formatter().parse(os.path.normpath(checked_path("pattern", pattern))))
+        except ValueError as error:
+            raise ValueError(f"pattern = {pattern!r}: {one_line(error)}; {expected}") from None
+        known = [field for _, field, _, _ in parsed if field is not None]
+        wrong = [field for field in known if field not in _FIELDS]
+        if wrong or not {"noise", "item"} <= set(known):
+            what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in known else "no {item}"
+            raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
+        folder, slash, begin = parsed[0][0].rpartition("/")
+        self.root = folder or slash or "."
+        if not os.path.isdir(self.root):
+            raise ValueError(f"pattern = {pattern!r}: {self.root} is not a folder; {expected}")
+        self._parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
+        self.places: dict[_Place, str] = {}
+        self._texts: dict[tuple[str, Any], str] = {}  # (field, value): how the value is first written
+        matches, names = re.compile(self._expression(), re.DOTALL), sorted(name for name, _ in listed(self.root))
+        for name in names:
+            if (match := matches.fullmatch(name)) is None:
+                continue
+            fields = match.groupdict()
+            numbers = [int(fields.get(field, 0)) for field in ("trajectory", "clone")]
+            place = _Place(rounded(float(fields["noise"])), fields["item"], *numbers)
+            if place in self.places:
+                raise ValueError(f"pattern = {pattern!r}: {self.places[place]} and {name} are the same U-turn; move one away")
+            self.places[place] = name
+            for field, text in fields.items():
+                self._texts.setdefault((field, getattr(place, field)), text)
+        if not self.places:
+            holds = f"holds {as_unicode(names[0])}, .." if names else "holds no files"
+            raise ValueError(f"pattern = {pattern!r}: no file matches it, {self.root} {holds}; {expected}")
+        levels, _, trajectories, clones = map(set, zip(*self.places, strict=True))
+        self.levels, self.trajectories, self.clones = sorted(levels), sorted(trajectories), sorted(clones)
+
+    def _expression(self) -> str:
+        """The regular expression of names below the folder; a field that is repeated has the same text."""
+        expression, seen = "", set[str]()
+        for literal, field in self._parts:
+            group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{_FIELDS[field]})"
+            expression += re.escape(literal) + group
+            seen |= {field} if field else set()
+        return expression
 
     def name(self, place: _Place) -> str:
         """The name that a file of this place has, or would have."""
@@ -171,53 +216,8 @@ class _Files:
     def state(self, name: str) -> tuple[str, int, int]:
         """Path, size and time of change of a file."""
         path = os.path.join(self.root, name)
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away") from None
+        status = os.stat(path)
         return path, status.st_size, status.st_mtime_ns
-
-
-def _found(pattern: str) -> _Files:
-    """The files of a pattern; ValueError if it is malformed, if none match it, or if two have the same place."""
-    expected = "expected a path with {noise} and {item}, perhaps {trajectory} and {clone}, 'strength_{noise}/{item}.png'"
-    try:
-        parsed = list(string.Formatter().parse(os.path.normpath(checked_path("pattern", pattern))))
-    except ValueError as error:
-        raise ValueError(f"pattern = {pattern!r}: {one_line(error)}; {expected}") from None
-    known = [field for _, field, _, _ in parsed if field is not None]
-    wrong = [field for field in known if field not in _FIELDS]
-    if wrong or not {"noise", "item"} <= set(known):
-        what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in known else "no {item}"
-        raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
-    folder, slash, begin = parsed[0][0].rpartition("/")
-    root = folder or slash or "."
-    parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
-    expression, seen = "", set[str]()
-    for literal, field in parts:
-        group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{_FIELDS[field]})"
-        expression += re.escape(literal) + group
-        seen |= {field} if field else set()
-    if not os.path.isdir(root):
-        raise ValueError(f"pattern = {pattern!r}: {root} is not a folder; {expected}")
-    matches, names = re.compile(expression, re.DOTALL), sorted(name for name, _ in listed(root))
-    places: dict[_Place, str] = {}
-    texts: dict[tuple[str, Any], str] = {}
-    for name, match in zip(names, map(matches.fullmatch, names), strict=True):
-        if match is None:
-            continue
-        fields = match.groupdict()
-        numbers = [int(fields.get(field, 0)) for field in ("trajectory", "clone")]
-        place = _Place(rounded(float(fields["noise"])), fields["item"], *numbers)
-        if place in places:
-            raise ValueError(f"pattern = {pattern!r}: {places[place]} and {name} are the same U-turn; move one away")
-        places[place] = name
-        for field, text in fields.items():
-            texts.setdefault((field, getattr(place, field)), text)
-    if not places:
-        holds = f"holds {as_unicode(names[0])}, .." if names else "holds no files"
-        raise ValueError(f"pattern = {pattern!r}: no file matches it, {root} {holds}; {expected}")
-    return _Files(root, parts, places, texts)
 
 
 def rounded(noise: float) -> float:
@@ -227,34 +227,16 @@ def rounded(noise: float) -> float:
 
 @lru_cache(maxsize=2**18)
 def _digest(path: str, size: int, changed: int) -> bytes:
-    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart.
-
-    Of a file that is too large for an image these stand for its content.
-    """
-    return f"{size} {changed}".encode() if size > MOST_FILE_BYTES else hashlib.sha256(Path(path).read_bytes()).digest()
-
-
-class _Seen(NamedTuple):
-    """What a file holds: height and width after resizing, the mode of its pixels, or the reason why it is unreadable."""
-
-    shape: tuple[int, ...]
-    mode: str
-    reason: str
+    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart."""
+    return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
 @lru_cache(maxsize=2**18)
-def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> _Seen:
-    """Decode a file once; it is decoded again when it has changed."""
-    data = _content(*state)
-    if isinstance(data, str):
-        return _Seen((), "", data)
+def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> tuple[tuple[int, ...], str] | str:
+    """Height and width after resizing and the mode of an image file, or why it is unreadable; read again when it has changed."""
+    data = Path(state[0]).read_bytes()
     pixels = decode(data, channels, size)
-    return _Seen((), "", pixels) if isinstance(pixels, str) else _Seen(pixels.shape[:2], _mode(data), "")
-
-
-def _content(path: str, size: int, changed: int) -> bytes | str:
-    """The bytes of a file, or the reason why they are not read."""
-    return f"more than {MOST_FILE_BYTES // 2**20} MB" if size > MOST_FILE_BYTES else Path(path).read_bytes()
+    return pixels if isinstance(pixels, str) else (pixels.shape[:2], _mode(data))
 
 
 def _mode(data: bytes) -> str:
@@ -332,11 +314,10 @@ class Recordings:
 
     def _pixels(self, place: _Place) -> np.ndarray | None:
         """Pixels of a file, uint8 (height, width, channels); None if it is missing or unreadable."""
-        name = self.files.places.get(place)
-        if name is None:
+        if place not in self.files.places:
             return None
-        data = _content(*self.files.state(name))
-        pixels = data if isinstance(data, str) else decode(data, self.source.channels, self.source.size)
+        path, *_ = self.files.state(self.files.places[place])
+        pixels = decode(Path(path).read_bytes(), self.source.channels, self.source.size)
         return None if isinstance(pixels, str) else pixels
 
     def missing(self, experiment: Any) -> dict[str, str]:
@@ -367,33 +348,33 @@ class Recordings:
             )
         draws = range(experiment.trajectories), experiment.clones
         places = [place for level in experiment.noise for place in self._places(level, names, *draws)]
-        existing = [place for place in places if place in self.files.places]
-        seen = dict(zip(existing, in_threads(self._look, existing), strict=True))
-        self._check_pixels({place: of for place, of in seen.items() if not of.reason}, names)
-        reasons = {place: seen[place].reason if place in seen else "no such file" for place in places}
-        return {as_unicode(self._of(place)): reason for place, reason in reasons.items() if reason}
+        seen = dict(zip(places, in_threads(self._look, places), strict=True))
+        self._check_pixels({place: of for place, of in seen.items() if not isinstance(of, str)}, names)
+        return {as_unicode(self._of(place)): of for place, of in seen.items() if isinstance(of, str)}
 
-    def _look(self, place: _Place) -> _Seen:
+    def _look(self, place: _Place) -> tuple[tuple[int, ...], str] | str:
+        if place not in self.files.places:
+            return "no such file"
         return _seen(self.files.state(self.files.places[place]), self.source.channels, self.source.size)
 
-    def _check_pixels(self, seen: Mapping[_Place, _Seen], names: Sequence[str]) -> None:
+    def _check_pixels(self, seen: Mapping[_Place, tuple[tuple[int, ...], str]], names: Sequence[str]) -> None:
         """ValueError for a file whose size or mode differs from that of its original, one of `names`."""
         original_of = {self._texts[name]: name for name in names}
         mode_of = cache(lambda name: _mode((Path(self.source.path) / name).read_bytes()))
-        shape = self.source.image_shape()[1:]
-        for place, of in seen.items():
+        expected = self.source.image_shape()[1:]
+        for place, (shape, mode) in seen.items():
             name = original_of[place.item]
-            if of.shape != shape:
-                sizes = [f"{width} x {height}" for height, width in (of.shape, shape)]
+            if shape != expected:
+                sizes = [f"{width} x {height}" for height, width in (shape, expected)]
                 raise ValueError(
                     f"{self._of(place)} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and "
                     f"resize both"
                 )
-            is_grey = self.source.channels == 3 and of.mode not in (*_COLOURS, "P")
-            if is_grey and (mode := mode_of(name)) in _COLOURS:
+            is_grey = self.source.channels == 3 and mode not in (*_COLOURS, "P")
+            if is_grey and mode_of(name) in _COLOURS:
                 raise ValueError(
-                    f"{self._of(place)} is grey (mode {of.mode}), but its original {name} has colours (mode {mode}); write the "
-                    f"file in colour, or give channels = 1 to compare both in grey"
+                    f"{self._of(place)} is grey (mode {mode}), but its original {name} has colours (mode {mode_of(name)}); write "
+                    f"the file in colour, or give channels = 1 to compare both in grey"
                 )
 
     def swapped(self, experiment: Any) -> list[str]:
@@ -407,8 +388,8 @@ class Recordings:
         originals, reconstructions = [], []
         for block in np.array_split(items, -(-len(items) // 32)):
             streams = Streams(0, block, noise, range(experiment.trajectories))
-            originals.append(_coarse(self.source.images_at(block)[0][:, None])[:, 0])
-            reconstructions.append(_coarse(self.images(streams, experiment.clones)))
+            originals.append(coarse(self.source.images_at(block)[0][:, None])[:, 0])
+            reconstructions.append(coarse(self.images(streams, experiment.clones)))
         ratio, partner = pairing(np.concatenate(originals), np.concatenate(reconstructions))
         pairs = {(min(i, partner[i]), max(i, partner[i])): ratio[i] for i in np.flatnonzero(ratio < _SWAPPED)}
         if not pairs:
@@ -420,54 +401,6 @@ class Recordings:
             f"of these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
             f"distances to their own: {min(pairs.values()):.2f}; below {_SWAPPED:g} is suspicious)"
         ]
-
-
-def pairing(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each original i the smallest (c_ij + c_ji) / (c_ii + c_jj) over other originals j, and that j.
-
-    c_ij: mean Euclidean distance of the reconstructions of i to original j. If the files of i and j are swapped, c_ij and c_ji
-    are small at weak noise, and the ratio is far below 1; for a right pairing it is 1 or more.
-
-    Parameters
-    ----------
-    originals : array (items, d)
-    reconstructions : array (items, draws, d)
-        NaN where they are missing; items without any are left out.
-
-    Returns
-    -------
-    ratio : float64 (items,), infinite without other originals
-    partner : int64 (items,)
-
-    Examples
-    --------
-    >>> x = np.eye(3)
-    >>> ratio, partner = pairing(x, 0.9 * x[[1, 0, 2], None])
-    >>> ratio.round(2), partner
-    (array([0.07, 0.07, 1.86]), array([1, 0, 0]))
-    """
-    x = np.asarray(originals, float)
-    squares = (x**2).sum(axis=1)
-    sums, counts = np.zeros((len(x), len(x))), np.zeros((len(x), 1))
-    for y in np.moveaxis(np.asarray(reconstructions, float), 1, 0):
-        distances = np.sqrt(np.maximum(squares - 2 * y @ x.T + (y**2).sum(axis=1, keepdims=True), 0))
-        sums += np.nan_to_num(distances)
-        counts += ~np.isnan(distances[:, :1])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        c = sums / counts  # NaN for items without reconstructions
-        ratios = (c + c.T) / (c.diagonal()[:, None] + c.diagonal())
-    ratios[np.isnan(ratios) | np.eye(len(x), dtype=bool)] = np.inf
-    partner = ratios.argmin(axis=1)
-    return ratios[np.arange(len(x)), partner], partner
-
-
-def _coarse(images: np.ndarray) -> np.ndarray:
-    """Images (items, draws, channels, height, width) averaged to at most 32 pixels a side, (items, draws, numbers)."""
-    factor = -(-max(images.shape[-2:]) // _SIDE)
-    height, width = (max(1, side // factor) for side in images.shape[-2:])
-    cut = images[..., : height * factor, : width * factor]
-    means = cut.reshape(*images.shape[:3], height, -1, width, cut.shape[-1] // width).mean(axis=(4, 6))
-    return means.reshape(*images.shape[:2], -1)
 
 
 def _files(names: Sequence[str], what: str) -> str:

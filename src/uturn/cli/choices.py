@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from uturn.cli.app import PAGES, command
+from uturn.cli.options import OfTable
 from uturn.cli.printing import show
 from uturn.cli.running import opened
 
@@ -17,12 +18,16 @@ _GOAL = "READING=GOAL"
 def choose(
     results: Annotated[
         str,
-        typer.Argument(metavar="RESULTS", help="A finished store, a folder with a `run.zarr`, or a table (.csv) of readings."),
+        typer.Argument(
+            metavar="RESULTS", help="A finished store, a folder with a `run.zarr`, or a table of readings (.csv, .parquet)."
+        ),
     ],
-    keep: Annotated[str, typer.Option(metavar=_GOAL, help="The reading to keep, and the goal for its mean.")],
-    lose: Annotated[str | None, typer.Option(metavar=_GOAL, help="A reading to lose, and the goal for its mean.")] = None,
+    keep: Annotated[list[str], typer.Option(metavar=_GOAL, help="The reading to keep, and the goal for its mean.")],
+    lose: Annotated[list[str] | None, typer.Option(metavar=_GOAL, help="A reading to lose, and the goal for its mean.")] = None,
     by: Annotated[str | None, typer.Option(metavar="COORDINATE", help="Also choose for each value of it, such as label.")] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of each choice.")] = 0.95,
+    *,
+    table: OfTable,
 ) -> None:
     """Choose the largest measured noise that is guaranteed to keep a reading. Measures nothing.
 
@@ -45,22 +50,30 @@ def choose(
     ```
     uturn choose results/fashion --keep same_class=.95 --by label
     uturn choose results/fashion --keep same_class=.95 --lose first_layer=.9
+    uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
     from uturn.studies.choice import CHOSEN
     from uturn.studies.choice import choose as choose_level
 
     reading, goal = _goal("keep", keep)
-    lost = None if lose is None else dict([_goal("lose", lose)])
-    run = opened(results, coords=[] if by is None else [by])  # the column of a table
+    lost = dict([_goal("lose", lose)]) if lose else None
+    settings = table.settings([results])
+    if by is not None:  # the column of a table
+        settings["coords"] = sorted({*settings.get("coords", []), by})
+    run = opened(results, **settings)
     choice = choose_level(run, reading, goal, lose=lost, by=by, confidence=confidence)
     show(repr(choice))
     if choice.answer != CHOSEN:
         raise typer.Exit(1)
 
 
-def _goal(name: str, text: str) -> tuple[str, float]:
+def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     """A reading, whose name may have "=", and a number."""
+    text, *others = texts
+    if others:
+        then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
+        raise ValueError(f"{name} is given {len(texts)} times ({', '.join(texts)}): run the command for each goal{then}")
     reading, _, goal = text.rpartition("=")
     try:
         return reading.strip(), float(goal)

@@ -17,7 +17,7 @@ import typer
 
 from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
-from uturn.core.checks import TasksFailed, visible
+from uturn.core.checks import CHECKS, TasksFailed, visible
 
 _LEAST_COLUMNS = 20  # narrower help is not legible
 
@@ -82,8 +82,8 @@ def program() -> None:
 
 
 def _warning(message: Any, *_: Any, **__: Any) -> str:
-    """A warning as a line for stderr; warnings of the model check keep their own prefix."""
-    return visible(f"{'' if str(message).startswith('model check:') else 'uturn: warning: '}{message}\n")
+    """A warning as a line for stderr; those of the checks before a run keep their own prefix."""
+    return visible(f"{'' if str(message).startswith(CHECKS) else 'uturn: warning: '}{message}\n")
 
 
 def _say_error(text: str) -> None:

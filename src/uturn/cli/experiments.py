@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OptionalOut, Reading, Running, Share, Spec, Until
+from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Reading, Running, Share, Spec, Until
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import resumable, run_into
+from uturn.core.checks import CHECKS
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -106,7 +107,7 @@ def run(
     if out is not None and ds.attrs["complete"]:
         from uturn.cli.pages import study
 
-        return study([store], out)
+        return study([store], out, table=OfTable())
     say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
 
 
@@ -135,7 +136,7 @@ def _run_sweep(experiment: Experiment, changed: list[str], pairs: bool, folder: 
         if out is not None:
             from uturn.cli.pages import study
 
-            return study(stores, out)
+            return study(stores, out, table=OfTable())
         say_next(run=("study", *stores))
 
 
@@ -157,7 +158,7 @@ def check(spec: Spec) -> None:
 
     doubts = 0
     for line in check_experiment(Experiment.from_file(spec)):
-        doubts += line.startswith(("model check:", "warning:"))
+        doubts += line.startswith((*CHECKS, "warning:"))
         console().print(line)
     console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
     say_next(run=("plan", str(spec)))

@@ -18,7 +18,7 @@ import typer
 from uturn.cli.presets.options import PresetOptions
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
-SWEEP, UNTIL = "Several experiments", "Until a place is known"
+SWEEP, UNTIL, TABLE = "Several experiments", "Until a place is known", "Tables of readings"
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
@@ -131,6 +131,74 @@ class Running(Machines):
         return int(number), int(shares)
 
 
+@dataclass(frozen=True)
+class OfTable:
+    """What a table of readings does not say itself."""
+
+    noise_unit: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the noise of a table is, such as strength.", rich_help_panel=TABLE)
+    ] = None
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Value of a reading without changes. Can be given several times.", rich_help_panel=TABLE
+        ),
+    ] = None
+    chance: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
+            rich_help_panel=TABLE,
+        ),
+    ] = None
+    coordinate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
+            rich_help_panel=TABLE,
+        ),
+    ] = None
+
+    def settings(self, places: list[str]) -> dict[str, Any]:
+        """Arguments of `uturn.studies.readings.read_readings`; ValueError for options if none of the places is a table."""
+        from uturn.studies.long_form import is_table
+
+        values = {
+            "unit": self.noise_unit,
+            "start": _by_name("start", self.start),
+            "chance": _by_name("chance", self.chance),
+            "coords": self.coordinate,
+        }
+        typed = {name: value for name, value in values.items() if value}
+        if typed and not any(map(is_table, places)):
+            raise ValueError(
+                f"{places[0]} is no table: --noise-unit, --start, --chance and --coordinate are for tables (.csv, .parquet)"
+            )
+        return typed
+
+    def typed(self) -> list[str]:
+        """The options as they are typed."""
+        values = {"start": self.start, "chance": self.chance, "coordinate": self.coordinate}
+        unit = [] if self.noise_unit is None else ["--noise-unit", self.noise_unit]
+        return [*(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)), *unit]
+
+
+def _by_name(option: str, pairs: list[str] | None) -> dict[str, float | str]:
+    """The values of NAME=VALUE by name: numbers, or names of coordinates."""
+    values: dict[str, float | str] = {}
+    for pair in pairs or []:
+        name, equal, value = pair.partition("=")
+        if not (name and equal and value):
+            raise ValueError(f"{option} = {pair!r}: expected NAME=VALUE, such as rmsd=0")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
 def option_of(study: type[PresetOptions], name: str, panel: str | None = None, **settings: Any) -> Any:
     """The command-line option for a field, with the description of the field."""
     field = study.model_fields[name]
@@ -146,12 +214,12 @@ def option_of(study: type[PresetOptions], name: str, panel: str | None = None, *
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of its parameters of type `Machines`, `Running` or `PresetOptions`."""
+    """A command with an option for each field of its parameters of type `Machines`, `OfTable` or `PresetOptions`."""
     parameters = inspect.signature(function, eval_str=True).parameters
     groups = {
         name: parameter.annotation
         for name, parameter in parameters.items()
-        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | PresetOptions)
+        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | OfTable | PresetOptions)
     }
     options = {name: _options(groups[name]) if name in groups else [parameter] for name, parameter in parameters.items()}
 

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from uturn.cli.app import PAGES, command
-from uturn.cli.options import OUTPUT, OptionalOut
+from uturn.cli.options import OUTPUT, OfTable, OptionalOut
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import opened
-
-TABLE = "Tables of readings"
 
 
 @command(PAGES)
@@ -20,35 +18,13 @@ def study(
         list[str],
         typer.Argument(
             metavar="STORE",
-            help="Finished stores of any command that runs U-turns, folders with a `run.zarr`, or tables (.csv) of readings.",
+            help="Finished stores of any command that runs U-turns, folders with a `run.zarr`, or tables of readings (.csv, "
+            ".parquet).",
         ),
     ],
     out: OptionalOut = None,
-    noise_unit: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the noise of a table is, such as strength.", rich_help_panel=TABLE)
-    ] = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Value of a reading without changes. Can be given several times.", rich_help_panel=TABLE
-        ),
-    ] = None,
-    chance: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
-            rich_help_panel=TABLE,
-        ),
-    ] = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
-            rich_help_panel=TABLE,
-        ),
-    ] = None,
+    *,
+    table: OfTable,
 ) -> None:
     """Study finished runs: the curve of each reading, the noise at which it changes, correlated changes, calibration.
 
@@ -79,17 +55,13 @@ def study(
     from uturn.store.objects import is_url
     from uturn.studies import named_runs, summary
     from uturn.studies.analysis import study as study_of_run
-    from uturn.studies.long_form import is_table
 
     places = [place if is_url(place) else os.path.realpath(place) for place in stores]
     if len(set(places)) < len(places):
         twice = next(place for k, place in enumerate(places) if place in places[:k])
         raise ValueError(f"{twice}: this store is given twice")
-    options = {"unit": noise_unit, "start": _by_name("start", start), "chance": _by_name("chance", chance), "coords": coordinate}
-    of_table = {name: value for name, value in options.items() if value}
-    if of_table and not any(map(is_table, stores)):
-        raise ValueError(f"{stores[0]} is no table: --noise-unit, --start, --chance and --coordinate are for tables (.csv)")
-    runs = named_runs({place: opened(place, **of_table) for place in stores})
+    settings = table.settings(stores)
+    runs = named_runs({place: opened(place, **settings) for place in stores})
     several = len(runs) > 1
     if out is None:
         studies: Any = {name: study_of_run(run) for name, run in runs.items()}
@@ -103,25 +75,9 @@ def study(
             show(part)
         console().print(one_study.attrs["description"])
     if out is None:
-        named = {"--start": start, "--chance": chance, "--coordinate": coordinate, "--noise-unit": noise_unit and [noise_unit]}
-        typed = [part for option, values in named.items() for value in values or [] for part in (option, value)]
-        return say_next(run=("study", *stores, *typed, "--out", "FOLDER"))
+        return say_next(run=("study", *stores, *table.typed(), "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
-
-
-def _by_name(option: str, pairs: list[str] | None) -> dict[str, float | str]:
-    """The values of NAME=VALUE by name: numbers, or names of coordinates."""
-    values: dict[str, float | str] = {}
-    for pair in pairs or []:
-        name, equal, value = pair.partition("=")
-        if not (name and equal and value):
-            raise ValueError(f"{option} = {pair!r}: expected NAME=VALUE, such as rmsd=0")
-        try:
-            values[name] = float(value)
-        except ValueError:
-            values[name] = value
-    return values
 
 
 @command(PAGES)

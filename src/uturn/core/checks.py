@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,21 @@ LARGEST = np.float64(1e100)
 
 MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
+
+
+CHECKS = MODEL_CHECK, DATA_CHECK = "model check:", "data check:"
+"""How the lines begin that say what the checks before a run have found."""
+
+
+class Finding(NamedTuple):
+    """What seems wrong in a network or in data, as a sentence. `is_unclear`: that could not be judged."""
+
+    words: str
+    is_unclear: bool = False
+    check: str = MODEL_CHECK
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.words}"
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:

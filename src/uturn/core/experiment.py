@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.core import display
-from uturn.core.checks import checked_noise, checked_path, one_line, plain, shown, validation_words
+from uturn.core.checks import DATA_CHECK, Finding, checked_noise, checked_path, one_line, plain, shown, validation_words
 from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, checked_text, declared_by, joined
 from uturn.core.files import read_table
 from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named, name_of
@@ -300,23 +300,30 @@ class Experiment(BaseModel):
         own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
         return {name: code for name, code in own.items() if code is not None}
 
-    def model_check(self) -> list[str]:
-        """Suspected faults of networks and images, found on the first originals, as sentences; empty if there are none.
+    def model_check(self) -> list[Finding]:
+        """Suspected faults of networks and images, found on the first originals, and of data that the backward reads.
 
-        Each begins with "model check:". Random numbers of the experiment do not depend on the check.
+        As texts they begin with "model check:" or "data check:". Random numbers of the experiment do not depend on the checks.
         """
         source = self.parts.source
         checks = [(name, part) for name, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
         items = np.arange(min(_CHECKED, self.items) if checks else 0)
         originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items) if checks else []
-        sentences = list(self.parts.backward.doubts(self))
+        findings = [Finding(sentence, check=DATA_CHECK) for sentence in self.parts.backward.doubts(self)]
         for name, part in checks:
             with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), SLIPS):
-                sentences += part.model_check(source, originals)
-        return [f"model check: {sentence}" for sentence in sentences]
+                findings += part.model_check(source, originals)
+        return findings
 
     @property
     def adds_trajectories(self) -> bool:
         """Whether further trajectories can be measured separately: the backward allows it, and no variable pools trajectories."""
         pooled = any("trajectory" not in variable.dims and variable.pooled for variable in self.variables().values())
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
+
+
+def checked_experiment(value: Any) -> Experiment:
+    """The argument `experiment` of a function, or a ValueError."""
+    if not isinstance(value, Experiment):
+        raise ValueError(f"experiment = {shown(value)}: expected an Experiment (Experiment.from_dict makes one)")
+    return value

@@ -8,7 +8,7 @@ user-defined parts of an experiment get them even if their class does not inheri
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -432,8 +432,15 @@ class Backward(Part, Protocol):
         return {}
 
     def doubts(self, experiment: Any) -> Sequence[str]:
-        """What is missing or seems wrong in the data that it reads for an experiment, as sentences; part of the model check."""
+        """What is missing or seems wrong in the data that it reads for an experiment, as sentences ("data check: ..")."""
         return ()
+
+    def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
+        """The noise levels whose reconstructions are others than when the fingerprint was this one; they are measured again.
+
+        None, the default: they cannot be told, and a run whose fingerprint has changed is not resumed.
+        """
+        return None
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         """Number of network calls for reconstructing a noisy datum, and data in a call; (0, 1) without a network.

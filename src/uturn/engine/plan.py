@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from pathlib import Path
 
-from uturn.core.checks import checked_integer, shown
-from uturn.core.experiment import Experiment
+from uturn.core.checks import checked_integer
+from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores
 from uturn.core.progress import duration
 from uturn.engine.counts import calls_of, groups_of
@@ -108,8 +108,7 @@ def plan(
         As in `run`, if a part or the store does not fit.
     """
     since = time.perf_counter() if since is None else since
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    checked_experiment(experiment)
     workers = None if workers is None else checked_integer("workers", workers, 1)
     place = None if store is None else place_of("store", store)
     experiment = Experiment.from_dict(experiment.to_dict())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.checks import checked_integer, shown
-from uturn.core.experiment import Experiment
+from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import listening, progress_bar
 from uturn.engine.tasks import Tasks
@@ -160,8 +160,7 @@ def begin(
     workers: int | None,
 ) -> Begun:
     """Open the store of an experiment, find the tasks that are left, in their order, and check the networks."""
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {shown(experiment)}: expected an Experiment (Experiment.from_dict makes one)")
+    checked_experiment(experiment)
     place = None if store is None else place_of("store", store)
     number, shares = _checked_shard(shard, store)
     experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
@@ -175,7 +174,7 @@ def begin(
     left = work.left(tasks)
     doubts = warnings_of(opened.attributes)
     if left:
-        doubts = _noted(opened, experiment.model_check())
+        doubts = _noted(opened, list(map(str, experiment.model_check())))
     for text in doubts:
         warnings.warn(text, stacklevel=3)
     return Begun(experiment, opened, work, len(tasks), left, doubts)

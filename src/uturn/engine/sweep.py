@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uturn.core.checks import plain, shown
-from uturn.core.experiment import Experiment
+from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.run import begin, run, run_task
@@ -50,7 +50,8 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     Raises
     ------
     ValueError
-        If a key is not in the spec, if a combination is no experiment, and for lists of different lengths with `zip`.
+        If there is no key or one that is not in the spec, if a combination is no experiment, and for lists of different lengths
+        with `zip`.
 
     Examples
     --------
@@ -66,6 +67,9 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "items": [8, 16]}, zip=True))
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
+    checked_experiment(experiment)
+    if not isinstance(values, Mapping) or not values or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"values = {shown(values)}: expected lists of values by key, such as {{'source.multiplicity': [4, 6]}}")
     lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
     for key, some in lists.items():
         if not isinstance(some, list) or not some:
@@ -73,7 +77,7 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     lengths = {key: len(some) for key, some in lists.items()}
     if zip and len(set(lengths.values())) > 1:
         raise ValueError(f"zip: the keys have different numbers of values, {lengths}; expected as many for each")
-    count = next(iter(lengths.values()), 1) if zip else math.prod(lengths.values())
+    count = next(iter(lengths.values())) if zip else math.prod(lengths.values())
     if count > _MOST:
         raise ValueError(f"the sweep has {count} experiments; expected at most {_MOST}")
     combinations = ([some[k] for some in lists.values()] for k in range(count)) if zip else itertools.product(*lists.values())

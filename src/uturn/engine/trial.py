@@ -41,7 +41,7 @@ def check(experiment: Experiment) -> Iterator[str]:
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
     checked_text("backward.describe", experiment.parts.backward.describe())
     dict(experiment.parts.source.skipped(experiment.items))
-    yield from experiment.model_check()
+    yield from map(str, experiment.model_check())
     if recorded:
         yield f"a store is resumed only with the same weights, data and code of: {recorded}"
     items = np.arange(min(2, experiment.items))

@@ -208,12 +208,10 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     """
     import xarray as xr
 
-    from uturn.core.experiment import Experiment
+    from uturn.core.experiment import checked_experiment
     from uturn.core.u_turns import u_turns
 
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"experiment = {shown(experiment)}: expected an experiment, such as Experiment.from_dict gives")
-    source, corruption, backward, _ = experiment.parts
+    source, corruption, backward, _ = checked_experiment(experiment).parts
     if experiment.clones > 1:
         raise ValueError(f"clones = {experiment.clones}: expected one clone")
 

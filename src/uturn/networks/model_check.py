@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from uturn.core.checks import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.corruption.noising import add_noise, clean_and_noise
 from uturn.corruption.schedulers import is_flow, is_flow_match
@@ -210,8 +211,8 @@ class Probed:
 
 def check_denoiser(
     model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces, half: bool = False
-) -> Iterator[str]:
-    """Faults of a denoiser of images or latents, as predicates ("does not fit ..").
+) -> Iterator[Finding]:
+    """Faults of a denoiser of images or latents, in predicates ("does not fit ..").
 
     The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each: timestep / 1000, 1000 timestep,
     T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction type, or with opposite sign.
@@ -229,22 +230,23 @@ def check_denoiser(
     """
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.label_inputs)
-    yield from check_calls(probed.output, *inputs, half=half)
+    yield from map(Finding, check_calls(probed.output, *inputs, half=half))
     if probed.own is not None and writes_into(probed.own.network, *(tensor[:2] for tensor in inputs)):
-        yield WRITES
+        yield Finding(WRITES)
     if not probed.is_tried:
         return
     errors = probed.errors()
     change, ratio, level = errors.best
     if not errors.depends_on_time:
-        yield "does not depend on its time input; expected a network that uses the noise level"
+        yield Finding("does not depend on its time input; expected a network that uses the noise level")
     elif not errors.is_judged:
-        yield (
+        yield Finding(
             "cannot be judged: neither as declared nor with one change does it predict originals better than a linear function "
-            "of the noisy image, as networks that are untrained, or trained on other data"
+            "of the noisy image, as networks that are untrained, or trained on other data",
+            is_unclear=True,
         )
     elif ratio < FITS:
-        yield (
+        yield Finding(
             f"does not fit what is declared, that it predicts {_OUTPUTS.get(probed.predicts, probed.predicts)}: the error of its "
             f"prediction of originals at abar = {ABAR[level]} is {ratio:.2g} of that if {change}"
         )

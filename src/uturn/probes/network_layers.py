@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.checks import Finding
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
@@ -109,8 +110,8 @@ class NetworkLayers(Named):
                 twins["same_class"] = between_clones(readings["predicted_class"], clones, lambda a, b: a == b)
         return self.prefixed({name: readings[name] for name in measured}, twins)
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Faults of a classifier of images, found on some originals (`uturn.networks.model_check`), as sentences."""
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+        """Faults of a classifier of images, found on some originals (`uturn.networks.model_check`)."""
         import torch
 
         from uturn.networks.layers import as_tensor
@@ -130,7 +131,7 @@ class NetworkLayers(Named):
 
         with torch.inference_mode():
             mistakes = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
-        return [f"the classifier {self.classifier!r} {mistake}" for mistake in mistakes]
+        return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return hidden_layers_of(self, source).calls(items, draws, clones)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -41,8 +42,12 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
         raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
     with store.locked():  # only one process at a time extends the store
         opened = Store.open(store)
-        new, changes = _compared(experiment, opened, models, accept_changes)
+        new, changes, stale = _compared(experiment, opened, models, accept_changes)
         store.remove_unfinished()
+        if stale:
+            levels = ", ".join(f"{level:g}" for level in sorted(stale))
+            _log.info(f"{store.where}: the data of the backward at noise {levels} have changed; they are measured again")
+            opened.forget(task for task in opened.tasks() if opened.noise[task.noise_index] in stale)
         if new:
             _check_originals(experiment, opened, filled(json.loads(opened.attributes["identity"])))
             accepted = opened.attributes.get("accepted_changes")
@@ -51,9 +56,11 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
                 opened.update(accepted_changes=accepted)
             _log.info(f"{store.where} is extended by {', '.join(new)}")
         opened.restore(*layout[:2])
+        if json.loads(opened.attributes["models"]) != models:
+            opened.update(models=json.dumps(models), missing_data=layout[3].get("missing_data", "{}"))
         if changes:
             before = json.loads(opened.attributes.get("accepted_changes", "[]"))
-            opened.update(models=json.dumps(models), accepted_changes=json.dumps([*before, changes]))
+            opened.update(accepted_changes=json.dumps([*before, changes]))
     return opened
 
 
@@ -66,8 +73,9 @@ def trajectories_done(experiment: Any, store: Place | None) -> dict[Task, int]:
     if store is None or store.is_empty():
         return dict.fromkeys(blocks.tasks(), 0)
     opened = Store.open(store)
-    _compared(experiment, opened, experiment.models(), True)
-    return opened.held_of(blocks, experiment.clones)
+    _, _, stale = _compared(experiment, opened, experiment.models(), True)
+    held = opened.held_of(blocks, experiment.clones)
+    return {task: 0 if blocks.noise[task.noise_index] in stale else count for task, count in held.items()}
 
 
 def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, dict[str, Any]]:
@@ -93,8 +101,10 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
 
 def _compared(
     experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
-) -> tuple[list[str], dict[str, str | None]]:
-    """The additions of the experiment to its store, and {name: stored value} of changed digests of user-defined code.
+) -> tuple[list[str], dict[str, str | None], Collection[float]]:
+    """The additions of the experiment to its store, {name: stored value} of changed digests of user-defined code, stale levels.
+
+    Noise levels are stale if the data that the backward reads for them have changed.
 
     ValueError for any other difference, and for changed code without `accept_changes`.
     """
@@ -109,13 +119,17 @@ def _compared(
     known = json.loads(opened.attributes["models"])
     user_defined = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
+    stale = experiment.parts.backward.stale(known["backward"], opened.noise) if "backward" in changed & known.keys() else None
+    if stale is not None:
+        changed.remove("backward")
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
     before, now = ({key: prints[key] for key in changed.difference(acceptable) if key in prints} for prints in (known, models))
     different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(before, now, "models")
     if different:
         empty = all(state == "missing" for state, _ in opened.states().values())
         hint = "; none of its tasks is done, so it can be deleted" if empty else ""
-        raise ValueError(f"{store} holds another experiment: {'; '.join(different[:4])}; choose another folder{hint}")
+        what = " (models: digests of weights and data, which have changed)" if before != now else ""
+        raise ValueError(f"{store} holds another experiment: {'; '.join(different[:4])}{what}; choose another folder{hint}")
     if acceptable and not accept_changes:
         changes = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
@@ -126,7 +140,7 @@ def _compared(
             f"{store}: {'; '.join(changes)}; choose another folder, bring the old code back, or resume anyway with "
             f"accept_changes=True (--accept-changes)"
         )
-    return new, {key: known.get(key) for key in acceptable}
+    return new, {key: known.get(key) for key in acceptable}, stale or ()
 
 
 def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:

@@ -209,7 +209,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
         level = Level(how, texts, of, band_of, places, width, float(top), end)
-        texts["remark"] = "; ".join([*_about(level, axes), *filter(None, [outside, gone[k]])])
+        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [outside, gone[k]])])
         yield level
 
 
@@ -486,8 +486,8 @@ def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[L
 # --- remarks -----------------------------------------------------------------------------------------------------------
 
 
-def _about(level: Level, axes: Axes) -> Iterator[str]:
-    """Remarks on numbers of a reading that do not exist or are uncertain, with the reasons."""
+def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
+    """Remarks on numbers of a reading that do not exist or are uncertain, with the reasons; `gone` says which are missing."""
     x = axes.noise[np.isfinite(axes.noise)]
     half, end = level.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
     if np.isnan(level.start) or len(x) < 3:
@@ -495,7 +495,8 @@ def _about(level: Level, axes: Axes) -> Iterator[str]:
     if level.chance == level.start:
         yield "chance equals the value without noise: no half-life"
     elif np.isnan(half[0]) and len(missing := x[np.isnan(level.curve[: len(x), 0])]):
-        yield f"no readings at {axes.words['noise']} = {', '.join(f'{noise:.3g}' for noise in missing[:4])}"
+        if not gone:
+            yield f"no readings at {axes.words['noise']} = {', '.join(f'{noise:.3g}' for noise in missing[:4])}"
     elif np.isnan(half[0]):
         value = np.interp(x[-1], axes.noise, level.curve[:, 0])
         yield f"less than half of the change occurs up to {end}, where it is {value:.3g}"

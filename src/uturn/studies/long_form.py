@@ -24,15 +24,20 @@ def is_table(place: Any) -> bool:
 
 
 def read_long_form(path: str | Path) -> pandas.DataFrame:
-    """The table in a CSV (or .parquet) file, or a ValueError."""
+    """The table in a file, CSV or Parquet (.parquet), or a ValueError."""
     import pandas
 
     path = checked_path("path", path)
     try:
-        table = pandas.read_parquet(path) if path.endswith(".parquet") else _read_csv(path)
-    except (OSError, ValueError, ImportError) as error:  # pandas' errors of parsing are ValueErrors
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV file with {COLUMNS}") from None
+        table = pandas.read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
+    except ImportError:
+        raise ValueError(
+            f"cannot read the table {path}: needs pyarrow; `pip install pyarrow`, or write it as a CSV file"
+        ) from None
+    except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+        is_missing = isinstance(error, FileNotFoundError)
+        reason = "No such file" if is_missing else getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV or Parquet file with {COLUMNS}") from None
     return table.rename(columns=str.strip)
 
 
@@ -53,6 +58,8 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     """A table in long form as arrays, its noise levels, and its coordinates by name."""
     import pandas
 
+    if None not in table.index.names:  # columns that are names of the rows
+        table = table.reset_index()
     columns, labels = list(table.columns), [] if coords is None else coords
     if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
         raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
@@ -104,6 +111,8 @@ def _numbers(column: Any, name: Any) -> Any:
 
     numbers = pandas.to_numeric(column, errors="coerce").astype(float)
     if (text := numbers.isnull() & column.notnull()).any():
-        label = "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}]"
+        label = (
+            "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}] (--coordinate {name})"
+        )
         raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")
     return numbers

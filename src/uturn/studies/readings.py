@@ -140,11 +140,9 @@ def readings(
                 f"{name}: its last axis could be {guessed} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
             )
     run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
-    options = dict(zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True))
-    settings_of: dict[str, dict[str, Any]] = {name: {} for name in (*arrays, *sites)}
-    for key, value in options.items():
-        for name, setting in _by_name(key, value, arrays, sites).items():
-            settings_of[name][key] = setting
+    values_of = zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True)
+    options = {key: _by_name(key, value, arrays, sites) for key, value in values_of}
+    settings_of = {name: {key: of[name] for key, of in options.items() if name in of} for name in (*arrays, *sites)}
     hints = []
     for name, array in arrays.items():
         settings = settings_of[name]
@@ -185,7 +183,7 @@ def readings(
 
 
 def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
-    """`readings` from a CSV file in long form (or .parquet, if pandas can read it).
+    """`readings` from a table in long form: a CSV file, or a Parquet file (.parquet; needs pyarrow).
 
     Parameters
     ----------

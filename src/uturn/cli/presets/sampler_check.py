@@ -310,9 +310,9 @@ def _model_row(own: Experiment) -> Row:
     reverse = own.parts.backward.reverse()
     if is_checked(reverse.model, reverse.device):
         findings = own.model_check()
-        unclear = all("cannot be judged" in finding for finding in findings)
-        verdict = _PASSES if not findings else _UNTESTED if unclear else _FAILS
-        result = "; ".join(finding.removeprefix("model check: ") for finding in findings) or "fits what is declared"
+        is_unclear = all(finding.is_unclear for finding in findings)
+        verdict = _PASSES if not findings else _UNTESTED if is_unclear else _FAILS
+        result = "; ".join(finding.words for finding in findings) or "fits what is declared"
     else:
         verdict, result = _UNTESTED, "the network is large: give it a GPU"
     return Row("denoiser", verdict, result)
