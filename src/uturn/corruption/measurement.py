@@ -36,7 +36,11 @@ class Measurement(Spec, Corruption):
         law, labels = getattr(originals, "law", None), getattr(originals, "labels", None)
         shape = data.shape[1:] if law is None else (1, *(law.grid or (1, law.dimension)))
         measured = Measured(
-            np.empty(0), np.full(len(data), float(noise)), shape=shape, values_of_data=(-1.0, 1.0) if law is None else (0.0, 1.0), law=law,
+            np.empty(0),
+            np.full(len(data), float(noise)),
+            shape=shape,
+            values_of_data=(-1.0, 1.0) if law is None else (0.0, 1.0),
+            law=law,
             labels=None if labels is None else np.repeat(labels, streams.count),
         )
         raise NotImplementedError(measured, self, _OPERATOR, generator_of, inspect, import_function)
