@@ -14,7 +14,7 @@ from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.sampler import PosteriorSampler
 from uturn.core.checks import OwnCodeError
 from uturn.core.random import Streams, keys
-from uturn.corruption.measurement import Measured
+from uturn.corruption.measured import Measured
 from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel
@@ -108,7 +108,9 @@ def draws(sampler, noisy, clones=2, items=None, **options):
 
 
 def rows(noisy, chosen):
-    return replace(noisy, values=noisy.values[chosen], noise=noisy.noise[chosen], operators=tuple(noisy.operators[i] for i in chosen))
+    return replace(
+        noisy, values=noisy.values[chosen], noise=noisy.noise[chosen], operators=tuple(noisy.operators[i] for i in chosen)
+    )
 
 
 # -- user stories ------------------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def test_a_sampler_of_ones_own(tmp_path):
     readings = [name for name, values in dataset.items() if "clone" in values.dims]
     assert len(readings) > 1
     assert all(np.isfinite(dataset[name]).all() and np.array_equal(dataset[name], again[name]) for name in readings)
-    assert "backward.code" in dataset.attrs["fingerprints"]
+    assert "backward.code" in dataset.attrs["models"]
     assert dataset.attrs["description"].startswith(f"{__name__}:guided; the denoiser of the law; 1 measurement in a call")
     assert own().parts.backward.network_calls(0.1, own().parts.corruption, own().parts.source) == (5, 1)
 

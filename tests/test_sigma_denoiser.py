@@ -99,7 +99,9 @@ def test_noise_outside_of_the_table_is_refused(scheduler):
     x = torch.zeros(2, 1, 2, 2)
     assert torch.isfinite(denoiser(x, torch.tensor([low, high]))).all()
     for sigma in (0.0, 0.99 * low, 1.01 * high, np.inf, np.nan):
-        with pytest.raises(ValueError, match=rf"sigma = .*: outside of the noise levels of the model, {low:.4g} \.\. {high:.4g} for"):
+        with pytest.raises(
+            ValueError, match=rf"sigma = .*: outside of the noise levels of the model, {low:.4g} \.\. {high:.4g} for"
+        ):
             denoiser(x, sigma)
 
 
@@ -127,5 +129,7 @@ def test_a_learned_variance_is_left_out_and_labels_are_passed():
 
 def test_other_schedules_are_refused():
     scheduler = diffusers.EDMEulerScheduler()
-    with pytest.raises(ValueError, match="the noise schedule of EDMEulerScheduler cannot be read as noise of a standard deviation"):
+    with pytest.raises(
+        ValueError, match="the noise schedule of EDMEulerScheduler cannot be read as noise of a standard deviation"
+    ):
         SigmaDenoiser(None, scheduler, CPU)

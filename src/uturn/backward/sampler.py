@@ -19,7 +19,7 @@ from uturn.core.checks import errors_named
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
-from uturn.core.random import Purpose, Streams
+from uturn.core.random import Purpose, Streams, globally_seeded
 from uturn.networks.images.options import DenoiserOptions
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def _denoiser(self, law: Any, labels: np.ndarray | None = None) -> Any:
         """The denoiser of a call, or None for vectors without a law and images without a model."""
         if not self._calls_model:
-            return None if law is None else law_denoiser(law)
+            return None if law is None else _LawDenoiser(law)
         import torch
 
         from uturn.networks.images.sigma_denoiser import SigmaDenoiser
@@ -217,19 +217,16 @@ def _calls(operators: Sequence[Any], batch: int) -> list[np.ndarray]:
 
 @contextmanager
 def _seeded(key: int) -> Iterator[torch.Generator]:
-    """Context with one thread of torch and seeded global generators, which are restored; gives a generator of its own."""
+    """Context with seeded global generators and one thread of torch, which are restored; gives a generator of its own."""
     import torch
 
-    state, threads = np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(key)
-        np.random.seed(key % 2**32)
+    threads = torch.get_num_threads()
+    with globally_seeded(key):
         torch.set_num_threads(1)
         try:
-            yield torch.Generator().manual_seed(key)
+            yield torch.Generator().manual_seed(key ^ 1)  # not the numbers of the global generator
         finally:
             torch.set_num_threads(threads)
-            np.random.set_state(state)
 
 
 def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
@@ -273,6 +270,18 @@ def _share_outside(law: Any, low: float, high: float) -> float:
     return float(((values < low) | (values > high)).mean())
 
 
+class _LawDenoiser:
+    """The exact denoiser of a law of vectors, for noise of any standard deviation."""
+
+    range = (0.0, np.inf)
+
+    def __init__(self, law: Any) -> None:
+        self.law = law
+
+    def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.law.denoise(x, sigma)
+
+
 class _Counter:
     """A denoiser that counts its calls."""
 
@@ -284,25 +293,3 @@ class _Counter:
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         return 0 * x + 0.5
-
-
-@lru_cache(maxsize=8)
-def law_denoiser(law: Any) -> Any:
-    """The exact denoiser of a Gaussian mixture."""
-    import torch
-
-    basis = torch.from_numpy(law.to_basis(np.eye(law.dimension)))
-    means, variance = torch.from_numpy(law._means), torch.from_numpy(law.variance)
-    log_weights = torch.from_numpy(np.log(law.weights))
-
-    def denoiser(x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        z = x.reshape(len(x), -1).double() @ basis
-        noise = torch.as_tensor(sigma).double().reshape(-1, 1) ** 2
-        residual = z[:, None] - means
-        total = (variance + noise)[:, None]
-        weights = torch.softmax(log_weights - 0.5 * (residual**2 / total).sum(-1), 1)
-        drawn = (weights[..., None] * (means + residual * variance / total)).sum(1)
-        return (drawn @ basis).reshape(x.shape).to(x.dtype)
-
-    denoiser.range = (0.0, np.inf)  # type: ignore[attr-defined]
-    return denoiser
