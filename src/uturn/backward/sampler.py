@@ -68,7 +68,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     undoes: ClassVar[tuple[str, ...]] = ("operator",)
     type: Literal["sampler"] = "sampler"
     sampler: str
-    options: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
+    options: dict[str, Any] = Field(default={})
     model: str = "exact"
     batch: int = Field(default=1, ge=1)
 
