@@ -51,13 +51,13 @@ class LinearPosterior:
         R = checked_numbers("R", R) * (np.eye(m) if np.ndim(R) == 0 else 1.0)
         HC = self.H @ C
         S = HC @ self.H.T + R
-        try:
-            root = np.linalg.cholesky(S)
-        except np.linalg.LinAlgError:
+        variances = np.diagonal(S, axis1=1, axis2=2)
+        if np.linalg.eigvalsh(S).min(initial=np.inf) <= 1e-13 * variances.max(initial=0):
             raise ValueError(
                 f"H, R: the covariance of the {m} measurements is singular; expected noise above 0, or measurements that are "
                 f"linearly independent"
-            ) from None
+            )
+        root = np.linalg.cholesky(S)
         self._whiten = np.linalg.inv(root)  # (modes or 1, measurements, measurements)
         self._log_det = 2 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
         self.gains = (self._whiten.transpose(0, 2, 1) @ (self._whiten @ HC)).transpose(0, 2, 1)
