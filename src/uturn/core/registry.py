@@ -32,6 +32,7 @@ PARTS: dict[str, dict[str, str]] = {
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
         "recorded": "uturn.corruption.recorded:Recorded",
+        "operator": "uturn.corruption.measurement:Measurement",
     },
     "backward": {
         "exact": "uturn.backward.exact:ExactPosterior",

@@ -110,6 +110,16 @@ class Operator:
         """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width)."""
         return self.noise.log_density(observed, self.clean(data))
 
+    def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """alpha A^T y of one measurement (...), float32 of a shape; alpha = |A^T y|^2 / |A A^T y|^2 brings A(alpha A^T y) nearest to y."""
+        import torch
+
+        _, transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))
+        back = transposed(torch.from_numpy(np.asarray(observed, np.float32))[None])[0].detach()
+        again = self.clean(back.numpy())
+        square = float((again**2).sum())
+        return back[0].numpy() * (float((back**2).sum()) / square if square > 0 else 0.0)
+
     def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
         """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width)."""
         size = int(np.prod(shape))

@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from uturn.core.checks import checked_integer, checked_noise, checked_numbers
 from uturn.core.random import NOISE, normals, streams, uniforms
@@ -97,6 +98,11 @@ class GaussianMixture:
         """Variance of each component in the basis, over all modes, (dimension,)."""
         return self.variance + self.weights @ (self._means - self.to_basis(self.mean)) ** 2
 
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariance C of a mode, (dimension, dimension)."""
+        return self.to_basis((self.to_basis(np.eye(self.dimension)) * self.variance).T)
+
     def to_basis(self, values: Any) -> np.ndarray:
         """Components (..., dimension) in the basis. The map (discrete Hartley transform) is its own inverse."""
         values = np.asarray(values, float)
@@ -135,6 +141,10 @@ class GaussianMixture:
         xi = normals(streams(seed, len(x), _POSTERIOR_VALUES), self.dimension, np.float64)
         drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
         return Sample(np.where(t == 0, x, drawn), modes)
+
+    def log_density(self, values: Any) -> np.ndarray:
+        """log p(x) in nats of vectors (batch, dimension), float64 (batch,)."""
+        return logsumexp(self._log_joint(values, 0.0), axis=1)
 
     # -- modes given x_t --------------------------------------------------------------------------------------------
     def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
