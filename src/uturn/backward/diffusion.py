@@ -52,7 +52,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[Work]:
         reverse = _reverse_diffusion(self)
-        step, labels = reverse.forward.step_of(streams.noise), self._labels(noisy, reverse, streams, clones)
+        step, labels = reverse.forward.step_of(streams.noise), self.labels_of(noisy, streams, clones)
         for row, key in enumerate(streams.keys(Purpose.RECONSTRUCTION, clones)):
             yield Work(noisy.values[row // clones], step, key, None if labels is None else int(labels[row]))
 
@@ -63,13 +63,33 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         check_marker(corruption)
         return _ModelForward(self, source)
 
-    def _labels(self, noisy: Noisy, reverse: ReverseDiffusion, streams: Streams, clones: int) -> np.ndarray | None:
+    def check_source(self, source: Any) -> None:
+        """ValueError if the images or labels of a source do not fit the model."""
+        reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
+        expected = reverse.image_shape
+        if expected is not None and tuple(expected) != shape:
+            raise ValueError(
+                f"the images are {shape} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; "
+                f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
+            )
+        expects = None if reverse.prompts is not None else reverse.num_classes
+        labels = None if expects is None else source.num_labels()
+        if labels != expects:
+            raise ValueError(
+                f"the model {self.model!r} is conditioned on the class, one of {expects}, but the images have "
+                f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
+                f"(a folder: sub-folders, and `classes`)"
+            )
+
+    def labels_of(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray | None:
         """The true class of each reconstruction, or the number of its prompt; None for models that take neither."""
+        reverse = _reverse_diffusion(self)
         if reverse.num_classes is None:
             return None
         if reverse.prompts is not None:
             return np.repeat(reverse.prompts.rows_of(streams.items), streams.count * clones)
-        labels = noisy.labels if isinstance(noisy, NoisyImages) else np.full(len(noisy.values), -1)
+        labels = getattr(noisy, "labels", None)
+        labels = np.full(len(noisy.values), -1) if labels is None else labels
         wrong = np.flatnonzero((labels < 0) | (labels >= reverse.num_classes))
         if len(wrong):
             raise ValueError(
@@ -93,7 +113,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         items = np.concatenate([block.items for block in originals])
         labels = np.concatenate([getattr(block, "labels", np.full(len(block.items), -1)) for block in originals])
         noisy = NoisyImages(images, np.zeros(len(images)), labels=labels)
-        labels_of_rows = self._labels(noisy, reverse, Streams(0, items, 0.0, range(1)), 1)
+        labels_of_rows = self.labels_of(noisy, Streams(0, items, 0.0))
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             clean = torch.from_numpy(reverse.forward.clean(images)).to(reverse.device)
             classes = None if labels_of_rows is None else torch.from_numpy(labels_of_rows).to(reverse.device)
@@ -177,22 +197,8 @@ class _ModelForward(Corruption):
     @cached_property
     def forward(self) -> Diffusion:
         """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
-        reverse, model = _reverse_diffusion(self.spec), self.spec.model
-        expected, shape = reverse.image_shape, tuple(self.source.image_shape() or ())
-        if expected is not None and tuple(expected) != shape:
-            raise ValueError(
-                f"the images are {shape} (channels, height, width), but the model {model!r} takes {tuple(expected)}; "
-                f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
-            )
-        expects = None if reverse.prompts is not None else reverse.num_classes
-        labels = None if expects is None else self.source.num_labels()
-        if labels != expects:
-            raise ValueError(
-                f"the model {model!r} is conditioned on the class, one of {expects}, but the images have "
-                f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
-                f"(a folder: sub-folders, and `classes`)"
-            )
-        return reverse.forward
+        self.spec.check_source(self.source)
+        return _reverse_diffusion(self.spec).forward
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         return self.forward.corrupt(images, noise, keys)

@@ -41,6 +41,7 @@ PARTS: dict[str, dict[str, str]] = {
         "diffusion": "uturn.backward.diffusion:DiffusionModel",
         "language": "uturn.backward.language:LanguageDenoiser",
         "recorded": "uturn.backward.recorded:RecordedImages",
+        "sampler": "uturn.backward.sampler:PosteriorSampler",
     },
     "probes": {
         "tree_levels": "uturn.probes.tree:TreeLevels",

@@ -76,6 +76,29 @@ def is_flow(scheduler: Any) -> bool:
     return is_flow_match(scheduler) or bool(scheduler.config.get("use_flow_sigmas"))
 
 
+_PREDICTIONS = {
+    "epsilon": "noise",
+    "sample": "x0",
+    "original_sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
+
+
+def predicts(scheduler: Any) -> str:
+    """What the model of a scheduler predicts, a type of `clean_and_noise`; ValueError for other prediction types.
+
+    Flow matching has no such option.
+    """
+    prediction = scheduler.config.get("prediction_type") or "flow_prediction"
+    if prediction not in _PREDICTIONS:
+        raise ValueError(
+            f"prediction_type = {prediction!r} of {type(scheduler).__name__}: expected one of {', '.join(_PREDICTIONS)}; "
+            f"only the scheduler 'stored' knows others"
+        )
+    return _PREDICTIONS[prediction]
+
+
 def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
     """Class of diffusers for a short name or a class name, and the options it needs."""
     import diffusers
@@ -186,14 +209,6 @@ def uses_learned_variance(scheduler: Any) -> bool:
 
 # -- the ancestral step ----------------------------------------------------------------------------------------------
 
-_PREDICTIONS = {
-    "epsilon": "noise",
-    "sample": "x0",
-    "original_sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
-
 
 class AncestralScheduler:
     """Reverse steps x_t -> x_t' drawn from q(x_t' | x_t, x_0), with the model's x̂_0 in the place of x_0.
@@ -227,12 +242,7 @@ class AncestralScheduler:
     def __init__(self, scheduler: Any) -> None:
         self.base = _plain(scheduler)
         self.config = self.base.config
-        self._prediction = self.config.get("prediction_type") or "flow_prediction"  # flow matching has no such option
-        if self._prediction not in _PREDICTIONS:
-            raise ValueError(
-                f"prediction_type = {self._prediction!r} of {type(scheduler).__name__}: the scheduler 'ancestral' expects one of "
-                f"{', '.join(_PREDICTIONS)}; take 'stored'"
-            )
+        self._predicts = predicts(scheduler)
 
     def set_timesteps(self, num_inference_steps: int, **options: Any) -> None:
         self.base.set_timesteps(num_inference_steps, **options)
@@ -276,7 +286,7 @@ class AncestralScheduler:
         """x̂_0 from the model's output at x_t = a x_0 + s noise."""
         if hasattr(self.base, "precondition_outputs"):  # EDM: D(x; sigma) from the network's output
             return self.base.precondition_outputs(sample, output, s / a)
-        return clean_and_noise(_PREDICTIONS[self._prediction], output, sample, a, s)[0]
+        return clean_and_noise(self._predicts, output, sample, a, s)[0]
 
     def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
         if self.config.get("thresholding"):

@@ -15,7 +15,7 @@ import torch
 
 from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.corruption.noising import add_noise, clean_and_noise
-from uturn.corruption.schedulers import is_flow, is_flow_match
+from uturn.corruption.schedulers import is_flow, predicts
 from uturn.networks.images.own_denoisers import OwnNetwork
 
 ABAR = (0.95, 0.7, 0.3)
@@ -27,7 +27,6 @@ WRITES = "modifies its input; it is given a copy, so results do not change"
 _MOST_ON_CPU = 3e8  # parameters; a cluster driver without a GPU would need minutes for larger networks
 _ROWS = 8  # rows in the compared calls
 _OUTPUTS = {"noise": "the noise", "x0": "x_0", "v": "v", "flow": "the flow n - x_0", "score": "the score"}
-_PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 def is_checked(network: Any, device: torch.device) -> bool:
@@ -142,8 +141,7 @@ class Probed:
             self.x, self.time = _as_sampled(scheduler, self.x_0, noise)
             return
         prediction = model.prediction
-        by_scheduler = "flow" if is_flow_match(scheduler) else _PREDICTIONS[scheduler.config.get("prediction_type", "epsilon")]
-        self.predicts = by_scheduler if prediction is None else prediction.predicts
+        self.predicts = predicts(scheduler) if prediction is None else prediction.predicts
         self.takes_sigma = prediction is not None and prediction.takes_sigma
         a, s, time = (level.to(clean.device).repeat_interleave(count) for level in levels)
         self.a, s = a.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)

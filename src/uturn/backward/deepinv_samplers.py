@@ -1,0 +1,170 @@
+"""Posterior samplers of deepinv by name, with noise levels inside the range of a denoiser."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from uturn.core.checks import shown
+from uturn.corruption.operators import GaussianNoise, PoissonNoise
+from uturn.networks.libraries import library
+
+STEPS = {"DPS": 200, "ULA": 1000, "SKRock": 200}
+"""Steps of a sampler, where they are not 100: calls of the denoiser, or steps of a Markov chain."""
+CLIPS = {"DiffPIR": (0.0, 1.0), "DPS": (-1.0, 1.0)}
+"""Samplers that clip x̂_0 to a range, which is wrong for data outside of it."""
+_SOLVERS = {
+    "ancestral": "AncestralSolver",
+    "ddpm": "DDPMSolver",
+    "ddim": "DDIMSolver",
+    "euler": "EulerSolver",
+    "heun": "HeunSolver",
+}
+_LANGEVIN = ("ULA", "SKRock")
+_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ILVR")
+_GAUSSIAN = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", *_LANGEVIN)
+
+
+class DeepinvSampler:
+    """A sampler of deepinv by name: `sampler(observed, operator, generator, denoiser, shape)`.
+
+    NAME is a class of `deepinv.sampling` (DDRM, DiffPIR, ULA, SKRock, ..), or NAMEDataFidelity is one (DPS, PiGDM, MomentMatching,
+    ALD, ILVR, ..): the sampler is then `PosteriorDiffusion` with this data fidelity. Its options are those of the class, and:
+
+    steps
+        Calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock: 200).
+    schedule, alpha, solver
+        For `PosteriorDiffusion`: "vp" (default) or "ve"; the weight of the noise, 1 by default; "ancestral" (default), "ddpm",
+        "ddim", "euler" or "heun".
+
+    Noise levels are inside the range of the denoiser: DDRM goes from sigma = 1 to .01; the SDE begins at t = 1, or at the largest
+    level of the denoiser, and ends with x̂_0. DiffPIR has levels of its own, .005 to 79.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.deepinv = library("deepinv", f"sampler = 'deepinv:{name}'", "inverse")
+        self.options = dict(options)
+        self.name = self.options.pop("data_fidelity", "") if name == "PosteriorDiffusion" else name
+        self.steps = self.options.pop("steps", STEPS.get(self.name, 100))
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
+            raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
+        self.is_diffusion = hasattr(self.deepinv.sampling, f"{self.name}DataFidelity")
+        self.cls = getattr(self.deepinv.sampling, f"{self.name}DataFidelity" if self.is_diffusion else self.name, None)
+        is_sampler = inspect.isclass(self.cls) and issubclass(self.cls, self.deepinv.models.Reconstructor)
+        if not self.is_diffusion and not (
+            is_sampler and (self.name in _LANGEVIN or {"denoiser", "model"} & _arguments(self.cls))
+        ):
+            raise ValueError(
+                f"sampler = 'deepinv:{name}': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or another sampler of "
+                f"deepinv.sampling with a denoiser (PosteriorDiffusion with options.data_fidelity); or 'module:function'"
+            )
+        accepted = _arguments(self.cls) - {"denoiser", "model", "prior", "data_fidelity", "verbose", "device", "max_iter", "rng"}
+        accepted |= {"schedule", "alpha", "solver"} if self.is_diffusion else set()
+        unknown = sorted(set(self.options) - accepted)
+        if unknown:
+            raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
+
+    def check(self, operator: Any) -> None:
+        """ValueError if the sampler cannot be used with an operator."""
+        noise = operator.noise
+        if self.name in _LINEAR and not operator.is_linear:
+            raise ValueError("it needs a linear operator, and this one is not; take DPS or ULA")
+        needs = self.name in _GAUSSIAN or self.options.get("guidance") == "annealed"
+        if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
+            raise ValueError(f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS")
+        if self.name == "DDRM" and not isinstance(operator.physics, self.deepinv.physics.DecomposablePhysics):
+            raise ValueError(
+                "it needs the singular value decomposition of the operator, a decomposable physics of deepinv (Inpainting, "
+                "BlurFFT, Denoising, MRI); take DiffPIR, DPS or PiGDM"
+            )
+
+    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
+        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
+        self.check(operator)
+        physics = self._physics(operator, len(observed), shape)
+        by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
+        make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
+        return make(denoiser, operator.noise, generator, shape)(observed, physics)
+
+    def _physics(self, operator: Any, count: int, shape: tuple[int, ...]) -> Any:
+        """The operator as a physics of deepinv, with the operator's noise."""
+        deepinv, noise = self.deepinv, operator.noise
+        law: Any = deepinv.physics.ZeroNoise()
+        if isinstance(noise, GaussianNoise):
+            law = deepinv.physics.GaussianNoise(noise.sigma)
+        elif isinstance(noise, PoissonNoise):
+            law = deepinv.physics.PoissonNoise(noise.gain)
+        if operator.physics is not None:
+            physics = copy.deepcopy(operator.physics)
+            physics.noise_model = law
+            return physics
+        if not operator.is_linear:
+            return deepinv.physics.Physics(A=operator.forward, noise_model=law)
+        adjoint = deepinv.physics.adjoint_function(operator.forward, (count, *shape))
+        return deepinv.physics.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
+
+    def _ddrm(self, denoiser: Any, noise: Any, generator: Any, shape: Any) -> Any:
+        low, high = denoiser.range
+        sigmas = self.options.get("sigmas", np.linspace(min(1.0, high), max(0.01, low), self.steps))
+        return self.cls(denoiser, **{**self.options, "sigmas": np.asarray(sigmas, float)})
+
+    def _diffpir(self, denoiser: Any, noise: Any, generator: Any, shape: Any) -> Any:
+        fidelity = self.deepinv.optim.data_fidelity.L2()
+        return self.cls(denoiser, fidelity, **{"sigma": noise.sigma, **self.options}, max_iter=self.steps)
+
+    def _diffusion(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+        sampling, options = self.deepinv.sampling, dict(self.options)
+        schedule, alpha = options.pop("schedule", "vp"), options.pop("alpha", 1.0)
+        solver = options.pop("solver", "ancestral")
+        if schedule not in ("vp", "ve") or solver not in _SOLVERS:
+            raise ValueError(
+                f"options: schedule = {schedule!r}, solver = {solver!r}: expected 'vp' or 've', and one of {', '.join(_SOLVERS)}"
+            )
+        low, high = 2 * denoiser.range[0], 2 * denoiser.range[1]  # the state of the SDE is in [-1, 1]
+        if schedule == "ve":
+            sde = sampling.VarianceExplodingDiffusion(alpha=alpha, sigma_min=max(0.01, low), sigma_max=min(80.0, high))
+            times = np.linspace(1, 0, self.steps)  # and a call at the end
+        else:
+            sde = sampling.VariancePreservingDiffusion(alpha=alpha)
+            first = min(1.0, _vp_time(high))
+            last = max(_vp_time(low), first / self.steps)
+            times = np.linspace(first, last, self.steps)
+            if solver in ("ancestral", "ddpm", "ddim"):  # they do not call the denoiser at the last time
+                times = np.append(times, 0.0)
+        made = getattr(sampling, _SOLVERS[solver])(timesteps=times, rng=generator)
+        clips = {"clip": CLIPS["DPS"]} if self.name == "DPS" else {}
+        chosen = sampling.PosteriorDiffusion(self.cls(**{**clips, **options}), denoiser, sde, made)
+        return lambda observed, physics: chosen(observed, physics, x_init=(len(observed), *shape))
+
+    def _langevin(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+        """The last state of a Markov chain whose step is half of the largest stable one for |A| = 1."""
+        options = {"sigma": max(0.02, denoiser.range[0]), "clip": None, **self.options}
+        options.setdefault("step_size", 0.5 / (noise.sigma**-2 + options["sigma"] ** -2))
+        fidelity = self.deepinv.optim.data_fidelity.L2(sigma=noise.sigma)
+        prior = self.deepinv.optim.ScorePrior(denoiser)
+        fixed = {"max_iter": self.steps, "thinning": 1, "burnin_ratio": 0.0, "save_chain": 1}
+        chain = self.cls(prior, fidelity, **{**options, **fixed})
+
+        def last_state(observed: Any, physics: Any) -> Any:
+            chain.sample(observed, physics)
+            return chain.get_chain()[-1]["x"]
+
+        return last_state
+
+    def _other(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+        name = "denoiser" if "denoiser" in _arguments(self.cls) else "model"
+        return self.cls(**{name: denoiser}, **self.options)
+
+
+def _vp_time(sigma: float, low: float = 0.1, high: float = 20.0) -> float:
+    """The time t of deepinv's variance-preserving SDE with noise sigma: log(1 + sigma^2) = low t + (high - low) t^2 / 2."""
+    exponent = np.log1p(np.float64(sigma) ** 2)
+    return float((np.sqrt(low**2 + 2 * (high - low) * exponent) - low) / (high - low))
+
+
+def _arguments(cls: Any) -> set[str]:
+    return set(inspect.signature(cls).parameters) - {"args", "kwargs"}

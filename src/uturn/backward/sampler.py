@@ -1,0 +1,303 @@
+"""Posterior samplers of inverse problems: those of deepinv by name, and one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from uturn.backward.deepinv_samplers import CLIPS, DeepinvSampler
+from uturn.backward.diffusion import DiffusionModel
+from uturn.core.checks import errors_named
+from uturn.core.imports import import_function, is_import_path
+from uturn.core.progress import steps
+from uturn.core.protocols import Backward, Spec
+from uturn.core.random import Purpose, Streams
+from uturn.networks.images.options import DenoiserOptions
+
+if TYPE_CHECKING:
+    import torch
+
+_FORM = "a function (observed, operator, generator) or (observed, operator, generator, denoiser)"
+_DEEPINV = "deepinv:"
+_MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
+_FAR = 10.0  # reconstructed images further outside of [0, 1] than this have another range, or diverged
+
+
+class PosteriorSampler(DenoiserOptions, Spec, Backward):
+    """A sampler of p(x | y) for measurements y = A(x) with noise (corruption `Measurement`).
+
+    Each call draws for one measurement. Torch's and numpy's global generators and the sampler's own are seeded by the stream of
+    (item, trajectory, clone) and restored afterwards, so results depend neither on batches nor on processes, and torch uses one
+    thread on the CPU. The cost is that of calls of a network with one image: a GPU is mostly idle. `batch` puts measurements by the
+    same operator together; results of an item then depend on the other items in its block.
+
+    Options
+    -------
+    sampler
+        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function", called as
+        `function(observed, operator, generator)` or `function(observed, operator, generator, denoiser)`: observed, a tensor
+        (1, ...) that may be changed; `Operator`; torch.Generator; denoiser(x, sigma), the mean of x_0 given x = x_0 + sigma n. It
+        returns a tensor (1, channels, height, width) in the units of the operator: images in [0, 1], vectors with their values.
+    options
+        Options of the sampler; for a function, further keyword arguments.
+    model
+        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
+    chain_steps
+        Reverse steps of the model for originals of type "generated". A coarse chain has another law than its denoiser.
+    batch
+        Measurements in a call of the sampler.
+    others
+        Those of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
+
+    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1].
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
+    undoes: ClassVar[tuple[str, ...]] = ("operator",)
+    type: Literal["sampler"] = "sampler"
+    sampler: str
+    options: dict[str, Any] = {}
+    model: str = "exact"
+    chain_steps: int = Field(default=250, ge=1)
+    batch: int = Field(default=1, ge=1)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # options are a table, which has no hash
+
+    @property
+    def batch_invariant(self) -> bool:  # type: ignore[override]
+        """Whether each measurement is a call of its own."""
+        return self.batch == 1
+
+    @property
+    def adds_trajectories(self) -> bool:  # type: ignore[override]
+        """Whether each measurement is a call of its own."""
+        return self.batch == 1
+
+    @property
+    def wants_processes(self) -> bool:
+        """True on the CPU, where calls with one image are slow on several threads."""
+        return not self._calls_model or self.chain().wants_processes
+
+    @property
+    def _calls_model(self) -> bool:
+        """Whether the sampler calls a model of images."""
+        return self.model != "exact"
+
+    def chain(self) -> DiffusionModel:
+        """The model of images with `chain_steps` reverse steps, which draws originals of type "generated"."""
+        if not self._calls_model:
+            raise ValueError("model = 'exact': the law of images is not known; give a model, such as 'fashion_mnist'")
+        options = {name: getattr(self, name) for name in DenoiserOptions.model_fields}
+        return DiffusionModel(model=self.model, steps=self.chain_steps, **options)
+
+    def undone(self, corruption: Any, source: Any) -> Any:
+        """The given corruption; ValueError if sampler, model and images do not fit together."""
+        _sampler(self)
+        is_image = source.image_shape() is not None
+        if not self._calls_model:
+            if is_image and _takes_denoiser(self):
+                self.chain()
+            return corruption
+        if not is_image:
+            raise ValueError(f"model = {self.model!r}: a model of images; vectors have the denoiser of their law, 'exact'")
+        if self.chain().reverse().codec is not None:
+            raise ValueError(f"model = {self.model!r} denoises latents, but measurements are of pixels; take a model of pixels")
+        self.chain().check_source(source)
+        self._denoiser(None)
+        return corruption
+
+    def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
+        keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
+        labels = self.chain().labels_of(noisy, streams) if self._calls_model else None
+        of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
+        calls = [(rows, clone) for rows in _calls(noisy.operators, self.batch) for clone in range(clones)]
+        for rows, clone in steps(calls):
+            denoiser = self._denoiser(noisy.law, None if labels is None else labels[rows])
+            where = f"item {streams.items[rows[0] // streams.count]}, noise {streams.noise:g}"
+            of_rows[rows, clone] = self._drawn(noisy, rows, keys[rows[0], clone], denoiser, where)
+        data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
+        return data.reshape(len(streams.items), -1, *data.shape[1:])
+
+    def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
+        """A draw for each of some measurements by one operator, float32 (rows, channels, height, width)."""
+        import torch
+
+        sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
+        code = None if self.sampler.startswith(_DEEPINV) else _function(self.sampler)
+        if noisy.law is not None:
+            self._check_range(noisy.law)
+        observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
+        with _seeded(int(key)) as generator, errors_named(label, code):
+            values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
+        if not isinstance(values, torch.Tensor) or tuple(values.shape) != (len(rows), *noisy.shape):
+            given = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)}")
+        draws = values.detach().cpu().float().numpy()
+        if not np.isfinite(draws).all():
+            raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
+        if noisy.law is not None:
+            return draws
+        if draws.min() < -_FAR or draws.max() > 1 + _FAR:
+            raise ValueError(
+                f"{label} gives values in [{draws.min():.3g}, {draws.max():.3g}] for {where}; expected images in [0, 1], up to errors "
+                f"that are clipped: it has another range, or diverged"
+            )
+        return draws.clip(0, 1)
+
+    def _check_range(self, law: Any) -> None:
+        """ValueError if the sampler clips more than 1 % of the values of a law of vectors."""
+        low, high = CLIPS.get(self.sampler.removeprefix(_DEEPINV), (-np.inf, np.inf))
+        share = _share_outside(law, low, high)
+        if share > _MOST_OUTSIDE:
+            raise ValueError(
+                f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the values of the source are outside; "
+                f"take a source with other `centre` and `scale`, or another sampler"
+            )
+
+    def _denoiser(self, law: Any, labels: np.ndarray | None = None) -> Any:
+        """The denoiser of a call, or None for vectors without a law and images without a model."""
+        if not self._calls_model:
+            return None if law is None else law_denoiser(law)
+        import torch
+
+        from uturn.networks.images.sigma_denoiser import SigmaDenoiser
+
+        reverse = self.chain().reverse()
+        classes = None if labels is None else torch.from_numpy(labels)
+        return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
+
+    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
+        """Calls of the denoiser, counted in a draw for an original with a denoiser that gives 0.5."""
+        block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
+        streams, counter = Streams(0, np.arange(1), noise), _Counter()
+        noisy = corruption.observe(block, noise, streams)
+        self._drawn(noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
+        return counter.calls, self.batch
+
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
+        """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
+        return self.chain().model_check(source, originals) if self._calls_model else []
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the model and the version of deepinv; empty without both."""
+        parts = [_version()] if self.sampler.startswith(_DEEPINV) else []
+        parts += [self.chain().fingerprint()] if self._calls_model else []
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
+
+    def own_code(self) -> Any:
+        """The user's sampler, or that of the model."""
+        if not self.sampler.startswith(_DEEPINV):
+            return _function(self.sampler)
+        return self.chain().own_code() if self._calls_model else None
+
+    def describe(self) -> str:
+        """The sampler, its denoiser and its cost in one line."""
+        version = f" ({_version()})" if self.sampler.startswith(_DEEPINV) else ""
+        denoiser = self.chain().reverse().description if self._calls_model else "the denoiser of the law"
+        return f"{self.sampler}{version}; {denoiser}; {self.batch} measurement{'s' * (self.batch > 1)} in a call"
+
+
+def _calls(operators: Sequence[Any], batch: int) -> list[np.ndarray]:
+    """Rows of each call of a sampler: neighbours by the same operator, at most `batch`."""
+    runs = [np.array(list(run)) for _, run in groupby(range(len(operators)), lambda row: id(operators[row]))]
+    return [run[start : start + batch] for run in runs for start in range(0, len(run), batch)]
+
+
+@contextmanager
+def _seeded(key: int) -> Iterator[torch.Generator]:
+    """Context with one thread of torch and seeded global generators of torch and numpy, which are restored; a further generator."""
+    import torch
+
+    state, threads = np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(key)
+        np.random.seed(key % 2**32)
+        torch.set_num_threads(1)
+        try:
+            yield torch.Generator().manual_seed(key)
+        finally:
+            torch.set_num_threads(threads)
+            np.random.set_state(state)
+
+
+def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
+    """The sampler, called as (observed, operator, generator, denoiser, shape)."""
+    if spec.sampler.startswith(_DEEPINV):
+        return DeepinvSampler(spec.sampler.removeprefix(_DEEPINV), spec.options)
+    function, takes_denoiser = _function(spec.sampler), _takes_denoiser(spec)
+
+    def own(observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
+        return function(observed, operator, generator, **({"denoiser": denoiser} if takes_denoiser else {}), **spec.options)
+
+    return own
+
+
+def _function(path: str) -> Callable[..., Any]:
+    if not is_import_path(path):
+        raise ValueError(f"sampler = {path!r}: expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'")
+    return import_function(path, f"sampler = {path!r}", "'deepinv:NAME' or 'module:function'", _FORM)
+
+
+def _takes_denoiser(spec: PosteriorSampler) -> bool:
+    if spec.sampler.startswith(_DEEPINV):
+        return True
+    return "denoiser" in inspect.signature(_function(spec.sampler)).parameters
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"deepinv {version('deepinv')}"
+
+
+@lru_cache(maxsize=8)
+def _share_outside(law: Any, low: float, high: float) -> float:
+    """Share of the values of a law outside of [low, high], of a thousand vectors."""
+    if not np.isfinite([low, high]).any():
+        return 0.0
+    values = law.sample(1000).values
+    return float(((values < low) | (values > high)).mean())
+
+
+class _Counter:
+    """A denoiser that counts its calls."""
+
+    range = (0.0, np.inf)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return 0 * x + 0.5
+
+
+@lru_cache(maxsize=8)
+def law_denoiser(law: Any) -> Any:
+    """The exact denoiser of a Gaussian mixture."""
+    import torch
+
+    basis = torch.from_numpy(law.to_basis(np.eye(law.dimension)))
+    means, variance = torch.from_numpy(law._means), torch.from_numpy(law.variance)
+    log_weights = torch.from_numpy(np.log(law.weights))
+
+    def denoiser(x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
+        z = x.reshape(len(x), -1).double() @ basis
+        noise = torch.as_tensor(sigma).double().reshape(-1, 1) ** 2
+        residual = z[:, None] - means
+        total = (variance + noise)[:, None]
+        weights = torch.softmax(log_weights - 0.5 * (residual**2 / total).sum(-1), 1)
+        drawn = (weights[..., None] * (means + residual * variance / total)).sum(1)
+        return (drawn @ basis).reshape(x.shape).to(x.dtype)
+
+    denoiser.range = (0.0, np.inf)  # type: ignore[attr-defined]
+    return denoiser
