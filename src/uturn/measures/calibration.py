@@ -236,8 +236,8 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
     for name in names:
         if name not in known:
             raise ValueError(
-                f"variable = {name!r}: expected a symmetric or ranked variable, which has a twin clone_{name} or original_{name}: "
-                f"one of {known}"
+                f"variable = {name!r}: expected a symmetric or ranked variable, which has a twin clone_{name} or "
+                f"original_{name}: one of {known}"
             )
         check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
     if ds.attrs.get("missing_tasks"):
@@ -246,7 +246,7 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
 
 
 def twin_of(ds: xr.Dataset, name: str) -> str:
-    """The readings with which a variable is tested: `clone_<name>`, or `original_<name>` of a ranked one; "" if there are none."""
+    """The variable with which one is tested: `clone_<name>`, or `original_<name>` if it is ranked; "" if there is none."""
     if f"clone_{name}" in ds:
         return f"clone_{name}"
     original, dims = f"original_{name}", ds[name].dims

@@ -25,8 +25,8 @@ class Posterior(Spec, Probe):
       adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
     - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
       from the posterior.
-    - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1 for
-      draws from the posterior, K if all clones are equal.
+    - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
+      for draws from the posterior, K if all clones are equal.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")

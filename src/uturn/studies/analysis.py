@@ -450,7 +450,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 
 
 def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[dict[str, list[str]], list[str]]:
-    """The symmetric and ranked readings that are tested in each family, and those that are not tested since readings are missing."""
+    """The symmetric and ranked readings that are tested in each family, and those that lack readings for a test."""
     families: dict[str, list[str]] = {}
     not_tested = []
     for name, how in instructions.items():

@@ -359,7 +359,7 @@ def _is_of_originals(name: str, arrays: Mapping[str, Any]) -> bool:
 
 
 def _of_originals(name: str, array: xr.DataArray, arrays: Mapping[str, xr.DataArray]) -> xr.DataArray:
-    """An array, which if it holds readings of originals gets one for each trajectory; those of a table are equal for all clones."""
+    """The array; readings of originals with one for each trajectory. A table repeats them for each clone."""
     if not _is_of_originals(name, arrays):
         return array
     of = arrays[name.removeprefix("original_")]
