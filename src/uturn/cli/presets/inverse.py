@@ -12,6 +12,7 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.options import SIZES, noise_levels
+from uturn.core.imports import is_import_path
 from uturn.engine.sweep import parsed_value
 from uturn.networks.images.options import DenoiserOptions
 
@@ -47,7 +48,7 @@ class InverseOptions(ImageOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Inverse problem": ("operator", "sigma", "gain", "levels"),
+        "Inverse problem": ("operator", "swept", "levels", "sigma", "gain", "noise_model"),
         "Samplers": ("samplers", "batch"),
         "Model": ImageOptions.panels["Model"],
         "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
@@ -60,17 +61,29 @@ class InverseOptions(ImageOptions):
     operator: str = Field(
         "boxes",
         description="Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier, denoising, deepinv:NAME "
-        "or module:function, with its options behind it: 'blur kernel=7'. Its strength is the level.",
+        "or module:function, with its options behind it: 'inpainting mask=mask.npy'.",
         examples=["boxes", "inpainting", "blur", "downsampling", "fourier", "denoising"],
     )
-    sigma: float | None = Field(
-        None, ge=0, description="Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05."
+    swept: str | None = Field(
+        None,
+        description="Option of the operator, or sigma or gain, that the levels set, for deepinv:NAME; other operators have a default.",
     )
-    gain: float | None = Field(None, gt=0, description="Poisson noise in place of Gaussian noise: y = gain Poisson(A(x) / gain).")
     levels: SkipValidation[int | list[float]] = Field(
         [0.1, 0.3, 0.5, 0.7],
-        description="Strengths of the operator, such as the share of pixels that is hidden: 0.2,0.5; or their number, evenly "
-        "spaced up to 1.",
+        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels.",
+    )
+    sigma: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05, or the noise that "
+        "module:function gives.",
+    )
+    gain: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Poisson noise in place of Gaussian noise: y = gain Poisson(A(x) / gain)."
+    )
+    noise_model: str | None = Field(
+        None, description="Noise model of deepinv in its place, with options behind it: 'deepinv:LaplaceNoise b=0.1'."
     )
     samplers: list[str] = Field(
         ["deepinv:DDRM", "deepinv:DiffPIR"],
@@ -125,22 +138,14 @@ class InverseOptions(ImageOptions):
 
     def _of_sampler(self, sampler: str, originals: str | None) -> Experiment:
         """The experiment of a sampler; `data` is one kind of originals here."""
-        operator, of_operator = named_options("operator", self.operator)
         name, of_sampler = named_options("sampler", sampler)
         table = self._source(originals)
         if table["type"] == "generated":
             table["steps"] = self.generated_steps
-        posterior = {"type": "posterior"}
         return self._experiment(
             10 if self.items <= 200 else 50,
             source=table,
-            corruption={
-                "type": "operator",
-                "operator": operator,
-                **({"options": of_operator} if of_operator else {}),
-                **self._set("sigma", "gain"),
-                "noise": noise_levels(self.levels),
-            },
+            corruption=self._corruption(),
             backward={
                 "type": "sampler",
                 "sampler": name,
@@ -148,11 +153,35 @@ class InverseOptions(ImageOptions):
                 **({"batch": self.batch} if self.batch > 1 else {}),
                 **self._set("model", *DenoiserOptions.model_fields),
             },
-            probes=[posterior, *({**probe, **_OBSERVED.get(probe["type"], {})} for probe in self._probes())],
+            probes=[{"type": "posterior"}, *({**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes())],
         )
 
 
-_OBSERVED = {"images": {"observation": True}}  # the page shows what was measured
+    def _corruption(self) -> dict[str, Any]:
+        """Table of the measurement."""
+        operator, options = named_options("operator", self.operator)
+        noise: dict[str, Any] = self._set("sigma", "gain")
+        if self.noise_model is not None:
+            noise["noise_model"], of_noise = named_options("noise_model", self.noise_model)
+            noise |= {"noise_options": of_noise} if of_noise else {}
+        is_swept = self.swept in ("sigma", "gain") or operator == "denoising"
+        if not (noise or is_swept or is_import_path(operator)):
+            noise = {"sigma": _SIGMA}
+        return {
+            "type": "operator",
+            "operator": operator,
+            **({"options": options} if options else {}),
+            **self._set("swept"),
+            **noise,
+            "noise": self.levels if isinstance(self.levels, list) else noise_levels(self.levels),
+        }
+
+
+_SIGMA = 0.05
+_ADDED = {
+    "images": {"observation": True},  # the page shows what was measured
+    "network_layers": {"name": "classifier"},  # the probe `posterior` has a distance, too
+}
 
 
 def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
