@@ -146,8 +146,9 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         names, classes = source.class_names(), np.concatenate([block.labels for block in blocks])
         words = [f"{item}: {names[label]}" if names and label >= 0 else f"item {item}" for item, label in zip(items, classes)]
         originals = np.concatenate([block.data for block in blocks])
-        some = some.transpose("noise", "item", "clone", "channel", "row", "column", missing_dims="ignore").drop_vars("label", errors="ignore")
-        shown.append(some.assign(original=(("item", "channel", "row", "column"), originals)).assign_coords(item_name=("item", words)))
+        dims = ("item", "channel", "row", "column")
+        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
+        shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
     return named.merge(xr.concat(shown, "run", combine_attrs="drop"), combine_attrs="override")
 
 
