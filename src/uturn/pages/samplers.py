@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 FORMAT = "uturn.inverse"
 """The format of `inverse.json`, beside which lies `samplers.zarr`, the pictures."""
-_FILES = ("inverse.json", "inverse.csv")
 
 
 def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -29,11 +28,10 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     if results.get("format") != FORMAT:
         raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
-    section |= {key: results[key] for key in ("words", "caption", "notes")}
-    section["overview"] = {key: results["table"][key] for key in ("title", "heads", "rows")}
-    for picture in results["pictures"]:
-        read.add_picture(section, folder / f"{picture['file']}.png", picture["words"])
-    section["files"] = [folder / name for name in (*_FILES, *(f"{picture['file']}.pdf" for picture in results["pictures"]))]
+    section |= {key: results[key] for key in ("words", "caption", "notes", "tables")}
+    section["overview"] = results["table"]
+    read.add_picture(section, folder / "samplers.png", "kinds of error, and ranks of the originals among the draws")
+    section["files"] = [folder / name for name in ("inverse.json", "inverse.csv", "samplers.pdf") if (folder / name).exists()]
     if "image" in data:
         section["samples"] = _samples(data, read.detail)
     return section

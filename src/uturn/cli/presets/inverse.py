@@ -69,7 +69,7 @@ class InverseOptions(ImageOptions):
         description="Option of the operator, or sigma or gain, that the levels set, for deepinv:NAME; other operators have a default.",
     )
     levels: SkipValidation[int | list[float]] = Field(
-        [0.1, 0.3, 0.5, 0.7],
+        [0.2, 0.4, 0.6],
         description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels.",
     )
     sigma: float | None = Field(
@@ -86,7 +86,7 @@ class InverseOptions(ImageOptions):
         None, description="Noise model of deepinv in its place, with options behind it: 'deepinv:LaplaceNoise b=0.1'."
     )
     samplers: list[str] = Field(
-        ["deepinv:DDRM", "deepinv:DiffPIR"],
+        ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
         description="Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator, generator[, denoiser]) "
         "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR max_iter=50 zeta=0.3'.",
         examples=["deepinv:DDRM", "deepinv:DPS", "deepinv:DiffPIR"],
