@@ -1,8 +1,7 @@
-"""Tests of a posterior sampler from the readings of its clones: one family of exact tests, effect sizes, and the kind of error."""
+"""Tests of a posterior sampler by the readings of its clones: a family of exact tests, effect sizes, and the kind of error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,11 +84,11 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     Dataset
         `gap` (noise, reading, estimate): value and 95 % interval. `effect`: the gap in the unit `effect_unit`: of distances as a
         share of the mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a
-        difference of shares. `p`, `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `coverage`,
-        `z_squared` (noise, estimate), to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind` (noise): one of
-        `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if no test rejects. Coordinates of a reading: `family`
-        ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`, `passed_beside`, `level`,
-        `items`, `clones`, `remark`.
+        difference of shares. `p`, `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test.
+        `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind`
+        (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if no test rejects. Coordinates of
+        a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`,
+        `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Raises
     ------
@@ -120,7 +119,9 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         raise ValueError(
             f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; measure with the probe 'posterior'"
         )
-    data = xr.concat([test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading")
+    data = xr.concat(
+        [test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading"
+    )
     data = data.transpose("noise", "reading").assign_coords(estimate=list(_ESTIMATE))
     result = data[["p", "p_holm", "visible"]]
     readings = [str(name) for name in data.reading.values]
