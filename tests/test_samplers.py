@@ -311,5 +311,5 @@ def test_no_number_of_steps_makes_a_deterministic_sampler_calibrated(originals):
 
 
 def test_options_of_other_commands_are_refused():
-    with pytest.raises(ValueError, match="classifiers: no option of check-sampler"):
+    with pytest.raises(ValueError, match="classifiers: no option here"):
         SamplerOptions.from_dict({"classifiers": ["fashion_mnist"]})

@@ -129,6 +129,10 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self, min(calls, self.steps) / self.steps
 
+    def chain(self, steps: int) -> DiffusionModel:
+        """The model with another number of reverse steps."""
+        return self.model_copy(update={"steps": steps})
+
     def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
         with begun(0):  # its calls do not count as progress of a task

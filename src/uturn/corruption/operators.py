@@ -141,7 +141,7 @@ class Operator:
         import torch
 
         transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))[1]
-        back = transposed(torch.from_numpy(np.asarray(observed, np.float32))[None])[0].detach()
+        back = transposed(torch.from_numpy(np.array(observed, np.float32))[None])[0].detach()
         again = self.clean(back.numpy())
         square = float((again**2).sum())
         return back[0].numpy() * (float((back**2).sum()) / square if square > 0 else 0.0)

@@ -149,13 +149,13 @@ def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(f"set = {text!r}: expected KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
         if key in values:
             raise ValueError(f"set = {text!r}: {key} is given twice; give all of its values at once, {key}=A,B")
-        whole = _parsed(f"[{right}]")
+        whole = parsed_value(f"[{right}]")
         parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
-        values[key] = whole if isinstance(whole, list) else [_parsed(part) for part in parts]
+        values[key] = whole if isinstance(whole, list) else [parsed_value(part) for part in parts]
     return values
 
 
-def _parsed(text: str) -> Any:
+def parsed_value(text: str) -> Any:
     """A value of JSON or TOML, or else the text itself."""
     try:
         return json.loads(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.files import check_plain
-from uturn.pages import figures, studies
+from uturn.pages import figures, samplers, studies
 from uturn.pages.sections import Collected, Reader
 
 
@@ -19,7 +19,7 @@ def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
     Parameters
     ----------
     folders
-        Folders of `reproduce`, `images`, `text` or `atlas`, stores of `run`, or folders that hold such stores.
+        Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
     detail
         Values below 1 make pictures smaller.
     """
@@ -56,6 +56,7 @@ def _collect(folder: Path, read: Reader) -> None:
     )
     for path in of_figures:
         add(path, figures.figure_section)
+    of_samplers = (folder / "samplers.zarr").exists() and add(folder / "samplers.zarr", samplers.samplers_section)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
     several = studies.numbered(folder)
     if (folder / "study.zarr").exists():
@@ -70,6 +71,8 @@ def _collect(folder: Path, read: Reader) -> None:
             add(path, studies.study_section)
     if (folder / "atlas.zarr").exists() and add(folder / "atlas.zarr", studies.atlas_section):
         stores = set()  # one for each row of the atlas
+    if of_samplers:
+        stores = set()  # one for each sampler, whose studies are there
     for path in sorted(stores - {folder / "study.zarr", *several}):
         add(path, studies.store_section)
 

@@ -34,7 +34,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     Parameters
     ----------
     places
-        Folders of `reproduce`, `images`, `text` or `atlas`, stores of `run`, or folders that hold such stores.
+        Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
     out
         The file; by default `index.html` in the folder, or, for a store or several places, `report.html` in the working
         directory.
@@ -64,7 +64,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
         if not Path(place).is_dir():
             what = "a file" if Path(place).exists() else "no such folder"
             raise ValueError(
-                f"{place}: {what}; expected a folder that `uturn reproduce`, `images`, `text`, `atlas` or `run` has written"
+                f"{place}: {what}; expected a folder that `uturn reproduce`, `images`, `text`, `inverse`, `atlas` or `run` has written"
             )
         folders.append(Path(place))
     alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
@@ -81,7 +81,7 @@ def fetch(folder: OutputFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     for name in folder.names(""):
         figure = name.endswith(".zarr") and f"{name[:-5]}.json" in folder.names("")
-        if name.endswith((".json", ".png")) or figure or name == "atlas.zarr" or name.startswith("study"):
+        if name.endswith((".json", ".png")) or figure or name in ("atlas.zarr", "samplers.zarr") or name.startswith("study"):
             folder.fetch(name)
 
 

@@ -65,6 +65,76 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     }
 
 
+def draws(
+    originals: np.ndarray,
+    observations: np.ndarray,
+    images: np.ndarray,
+    spreads: np.ndarray,
+    errors: np.ndarray,
+    most: float,
+    detail: float,
+) -> list[dict[str, Any]]:
+    """Originals, measurements, clones, their spread and the error of their mean, for the page: a table for each item.
+
+    Parameters
+    ----------
+    originals : array (items, channel, row, column), in [-1, 1]
+    observations : array (levels, items, channel, row, column); NaN is transparent
+    images : array (samplers, levels, items, clones, channel, row, column)
+    spreads, errors : arrays (samplers, levels, items, channel, row, column), shown in colours from 0 to `most`
+    """
+    samplers, levels, _, clones = images.shape[:4]
+    total = originals[..., 0, :, :].size * (1 + levels + samplers * levels * (clones + 2))
+    side = max(int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail), 16)
+
+    def heat(values: np.ndarray) -> dict[str, Any]:
+        rms = float(np.sqrt((values**2).mean()))
+        return {"url": _as_url(_at_most(_in_colours(values, most), side), 75), "rms": float(f"{rms:.2g}")}
+
+    def url(image: np.ndarray) -> str:
+        return _as_url(_at_most(_with_gaps(image), side), 75)
+
+    return [
+        {
+            "original": url(original),
+            "observations": [url(observation) for observation in observations[:, k]],
+            "rows": [
+                [
+                    {
+                        "clones": [url(image) for image in images[s, level, k]],
+                        "spread": heat(spreads[s, level, k]),
+                        "error": heat(errors[s, level, k]),
+                    }
+                    for level in range(levels)
+                ]
+                for s in range(samplers)
+            ],
+        }
+        for k, original in enumerate(originals)
+    ]
+
+
+def _with_gaps(image: np.ndarray) -> Image:
+    """An image as a picture; values that are NaN in some channel are transparent."""
+    from PIL import Image
+
+    hidden = np.isnan(image).any(axis=0)
+    picture = as_picture(np.nan_to_num(image))
+    if hidden.any():
+        picture = picture.convert("RGBA")
+        picture.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+    return picture
+
+
+def _in_colours(values: np.ndarray, most: float) -> Image:
+    """Root mean squares over the channels of (channel, row, column), from black (0) to yellow (`most`)."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    shares = np.sqrt((values**2).mean(axis=0)) / most
+    return Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
+
+
 def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     """The images in the data of a figure: `original` and `image` (noise, item, row, column); None if there are none."""
     if not {"original", "image"} <= set(data.data_vars) or not {"noise", "item", "row", "column"} <= set(data.image.dims):

@@ -34,13 +34,16 @@ class GeneratedSource(ImageSource):
     i % num_classes; for other models there are no labels. Statistics of activations use the first 256 items, even in a smaller
     run, so that it can be extended.
 
-    `seed`: seed of the originals, by default that of the experiment. Execution-only option `folder`: folder of drawn originals,
+    `seed`: seed of the originals, by default that of the experiment. `steps`: reverse steps of the chain that draws them, by
+    default that of the backward; a coarse chain has another law than its model. A backward without a chain, as the posterior
+    samplers of inverse problems, needs them. Execution-only option `folder`: folder of drawn originals,
     one file each, for other processes and later runs. Without it, a process caches up to 1 GB of originals in memory.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"folder"})
     type: Literal["generated"] = "generated"
     seed: int | None = Field(default=None, ge=0, lt=2**64)
+    steps: int | None = Field(default=None, ge=1)
     folder: str | None = None
     _backward: Any = PrivateAttr(None)
     _seed: int = PrivateAttr(0)  # seed of the experiment
@@ -57,18 +60,20 @@ class GeneratedSource(ImageSource):
         return self._seed if self.seed is None else self.seed, self.folder, self._backward, self._is_blank
 
     def made_by(self, backward: Any, seed: int) -> GeneratedSource:
-        if not hasattr(backward, "generate"):
+        needed = "generate" if self.steps is None else "chain"
+        if not hasattr(backward, needed):
+            way_out = "" if self.steps is not None or not hasattr(backward, "chain") else "; give source.steps"
             raise ValueError(
-                f"source: originals of type 'generated' are drawn by the backward, but {backward!r} has no generate()"
+                f"source: originals of type 'generated' are drawn by the backward, but {backward!r} has no {needed}(){way_out}"
             )
         bound = self.model_copy()
-        bound._backward, bound._seed = backward, seed
+        bound._backward, bound._seed = (backward if self.steps is None else backward.chain(self.steps)), seed
         return bound
 
     def blank(self) -> GeneratedSource:
         """The same source with noise in place of its originals."""
-        bound = self.made_by(self._backward, self._seed)
-        bound._is_blank = True
+        bound = self.model_copy()
+        bound._backward, bound._seed, bound._is_blank = self._backward, self._seed, True
         return bound
 
     def count(self) -> int:

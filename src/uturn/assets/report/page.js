@@ -271,6 +271,47 @@ function gridView(grid) {
   return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
 }
 
+// What posterior samplers draw: truth, measurement, clones, and how much the clones differ.
+function samplesView(samples) {
+  const at = make("p", { className: "at" }), hard = samples.smooth ? "" : " hard", box = make("div"), updates = [];
+  const heads = (names) => make("thead", {}, make("tr", {}, ...names.map((words) => make("th", { scope: "col" }, words))));
+  const clones = [...Array(samples.clones).keys()].map((k) => `clone ${k + 1}`);
+  for (const group of samples.groups) {
+    const bodies = group.items.map((item) => {
+      const image = (url, words) => make("img", { src: url, alt: `${item.name}: ${words}`, loading: "lazy" });
+      const measured = image(item.observations[0], "measurement"), rows = group.samplers.length;
+      updates.push((k) => { measured.src = item.observations[k]; });
+      return make("tbody", {}, ...item.rows.map((levels, s) => {
+        const drawn = clones.map((words, k) => image(levels[0].clones[k], `${words} of ${group.samplers[s]}`));
+        const shown = ["spread", "error"].map((what) => [what, image(levels[0][what].url, ""), make("small")]);
+        updates.push((k) => {
+          drawn.forEach((one, n) => { one.src = levels[k].clones[n]; });
+          for (const [what, one, size] of shown) {
+            one.src = levels[k][what].url;
+            one.alt = `${item.name}: ${what} of ${group.samplers[s]}, ${levels[k][what].rms} on average`;
+            size.textContent = levels[k][what].rms.toFixed(2);
+          }
+        });
+        const first = s ? [] : [make("td", { rowSpan: rows }, image(item.original, "truth")), make("td", { rowSpan: rows }, measured)];
+        const cells = [...drawn.map((one) => [one]), ...shown.map(([, one, size]) => [one, size])];
+        return make("tr", {}, ...first, make("th", { scope: "row" }, group.samplers[s]), ...cells.map((cell) => make("td", {}, ...cell)));
+      }));
+    });
+    const table = make("table", { className: `samples${hard}` }, heads(["truth", "measurement", "sampler", ...clones, "spread of the clones", "error of their mean"]), ...bodies);
+    const region = make("div", { className: "scroll", tabIndex: 0, role: "region" }, table);
+    region.setAttribute("aria-label", `images of the samplers, ${group.name}`);
+    box.append(...(samples.groups.length > 1 ? [make("h4", {}, group.name)] : []), region);
+  }
+  sliding.push(() => {
+    const k = nearest(noiseOf(samples.noise), samples.noise);
+    at.replaceChildren(`At ${samples.words}: ${short(samples.noise[k])}, the nearest level of the run. Spread: standard deviation of the clones, pixel by pixel. `
+      + "Error: distance of their mean from the truth. For draws from the posterior both are of one size, on average. ",
+    make("i", { className: "heat" }), ` 0 to ${short(samples.most)}, for pixels in [-1, 1]. `, make("i", { className: "unseen" }), " hidden. ", counted(samples.kept, samples.of, "originals"));
+    updates.forEach((update) => update(k));
+  });
+  return make("article", { className: "grid whole" }, make("h3", {}, "Truth, measurement and what the samplers draw, at the strength of the slider"), at, box);
+}
+
 function tokensView(tokens) {
   const at = make("p", { className: "at" }), texts = make("div");
   const updates = tokens.items.map((item) => {
@@ -432,7 +473,7 @@ function follow() {
 
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.samples, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
 function slide() {
   const same = scales.every((levels) => largest(levels) === 1) && scales.length;
   byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
@@ -454,6 +495,7 @@ function start() {
     const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
     if (section.rows) views.append(rowsView(section));
     if (section.grid) views.append(gridView(section.grid));
+    if (section.samples) views.append(samplesView(section.samples));
     if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
     for (const chart of section.charts || []) (chart.shown ? views : folded).append(chartView(section, chart));

@@ -67,6 +67,9 @@ class PresetOptions(BaseModel):
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
         """Check options; a ValueError of one line names the option that is wrong."""
+        named = {name for names in cls.panels.values() for name in names}
+        if unused := sorted(set(options) & set(cls.model_fields) - named):  # fields of the preset that it extends
+            raise ValueError(f"{', '.join(unused)}: no option here; expected some of {', '.join(sorted(named))}")
         try:
             return cls.model_validate(options)
         except ValidationError as error:

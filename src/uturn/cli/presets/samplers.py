@@ -61,13 +61,6 @@ class SamplerOptions(ImageOptions):
     items: int = Field(32, ge=2, description="Number of originals.")
     clones: int = Field(2, ge=2, description="Reconstructions of each noisy original, for the calibration.")
 
-    @classmethod
-    def from_dict(cls, options: Mapping[str, Any]) -> Self:
-        named = {name for names in cls.panels.values() for name in names}
-        if unknown := sorted(set(options) - named):
-            raise ValueError(f"{', '.join(unknown)}: no option of check-sampler; expected some of {', '.join(sorted(named))}")
-        return super().from_dict(options)
-
     def of_files(self) -> Self:
         """The options with the levels of recorded files, if there are some.
 

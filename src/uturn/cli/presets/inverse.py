@@ -1,0 +1,207 @@
+"""The options of the check of posterior samplers, described once for Python, TOML files and the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import Field, SkipValidation
+
+from uturn.cli.presets.images import ImageOptions
+from uturn.cli.presets.options import SIZES, noise_levels
+from uturn.core.imports import is_import_path
+from uturn.engine.sweep import parsed_value
+from uturn.networks.images.options import DenoiserOptions
+
+if TYPE_CHECKING:
+    from uturn.core.experiment import Experiment
+
+
+class Run(NamedTuple):
+    """One sampler on one kind of originals: its name in tables, the name of its store, and its experiment."""
+
+    name: str
+    store: str
+    sampler: str
+    data: str
+    experiment: Experiment
+
+    @property
+    def judges(self) -> str:
+        """What the tests of the run judge: generated originals have the law of the model, so that only the sampler can be wrong."""
+        return "sampler" if self.data == "generated" else "sampler and prior"
+
+
+class InverseOptions(ImageOptions):
+    """Posterior samplers of inverse problems of images, each on the same measurements.
+
+    `runs` gives one experiment for each sampler and each kind of originals.
+
+    Examples
+    --------
+    >>> options = InverseOptions(samplers=["deepinv:DDRM", "deepinv:DiffPIR zeta=0.3"], levels=[0.25, 0.5])
+    >>> [run.store for run in options.runs()]
+    ['fashion_mnist-DDRM.zarr', 'fashion_mnist-DiffPIR-zeta=0.3.zarr']
+    """
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Inverse problem": ("operator", "swept", "levels", "sigma", "gain", "noise_model"),
+        "Samplers": ("samplers", "batch"),
+        "Model": ImageOptions.panels["Model"],
+        "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
+        "Measures": ImageOptions.panels["Measures"],
+        "Size and seed": tuple(name for name in SIZES if name not in ("levels", "trajectories")),
+        "Speed and memory": tuple(name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields),
+    }
+    flags: ClassVar[Mapping[str, str]] = {**ImageOptions.flags, "samplers": "--sampler"}
+
+    operator: str = Field(
+        "boxes",
+        description="Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier, denoising, deepinv:NAME "
+        "or module:function, with its options behind it: 'inpainting mask=mask.npy'.",
+        examples=["boxes", "inpainting", "blur", "downsampling", "fourier", "denoising"],
+    )
+    swept: str | None = Field(
+        None,
+        description="Option of the operator, or sigma or gain, that the levels set, for deepinv:NAME; other operators have a default.",
+    )
+    levels: SkipValidation[int | list[float]] = Field(
+        [0.2, 0.4, 0.6],
+        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels.",
+    )
+    sigma: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard deviation of the Gaussian noise of y; images are in [0, 1]. By default 0.05, or the noise that "
+        "module:function gives.",
+    )
+    gain: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Poisson noise in place of Gaussian noise: y = gain Poisson(A(x) / gain)."
+    )
+    noise_model: str | None = Field(
+        None, description="Noise model of deepinv in its place, with options behind it: 'deepinv:LaplaceNoise b=0.1'."
+    )
+    samplers: list[str] = Field(
+        ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
+        description="Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator, generator[, denoiser]) "
+        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR max_iter=50 zeta=0.3'.",
+        examples=["deepinv:DDRM", "deepinv:DPS", "deepinv:DiffPIR"],
+    )
+    batch: int = Field(
+        1, ge=1, description="Measurements in a call of the sampler; with more than 1, results of an item depend on its batch."
+    )
+    data: list[str] = Field(  # type: ignore[assignment] # several kinds of originals
+        ["fashion_mnist"],
+        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the model), "
+        "which judges the sampler alone.",
+        examples=["fashion_mnist", "generated"],
+    )
+    generated_steps: int = Field(
+        250, ge=1, description="Steps of the chain that draws generated originals; a coarse chain has another law than its model."
+    )
+    clones: int = Field(4, ge=2, description="Reconstructions of each measurement, which the tests compare with its original.")
+
+    def runs(self, originals: str | None = None) -> list[Run]:
+        """The experiments, one for each sampler and each kind of originals. `originals`: folder of generated originals.
+
+        Raises
+        ------
+        ValueError
+            For options that do not fit together, and for the reasons of `Experiment.from_dict`.
+        """
+        for name in ("samplers", "data"):
+            texts = getattr(self, name)
+            if not texts or len(set(texts)) < len(texts):
+                raise ValueError(f"{name} = {texts}: expected one or more, each once")
+        runs = []
+        for data in self.data:
+            # Options of folders and .npy files concern these data only.
+            of_files = {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
+            arm = self.model_copy(update={"data": data, **(of_files if len(self.data) > 1 else {})})
+            kind = data if data in ("fashion_mnist", "generated") else Path(data).stem
+            for sampler in self.samplers:
+                label = sampler.removeprefix("deepinv:")
+                store = f"{_file_name(kind)}-{_file_name(label)}.zarr"
+                name = label if len(self.data) == 1 else f"{label}, {kind}"
+                runs.append(Run(name, store, label, data, arm._of_sampler(sampler, originals)))
+        if len({run.store for run in runs}) < len(runs):
+            raise ValueError(f"data, samplers: two of {', '.join(run.store for run in runs)} would share a store; rename one")
+        return runs
+
+    def experiment(self, originals: str | None = None) -> Experiment:
+        """The experiment of the first sampler."""
+        return self.runs(originals)[0].experiment
+
+    def _of_sampler(self, sampler: str, originals: str | None) -> Experiment:
+        """The experiment of a sampler; `data` is one kind of originals here."""
+        name, of_sampler = named_options("sampler", sampler)
+        table = self._source(originals)
+        if table["type"] == "generated":
+            table["steps"] = self.generated_steps
+        return self._experiment(
+            10 if self.items <= 200 else 50,
+            source=table,
+            corruption=self._corruption(),
+            backward={
+                "type": "sampler",
+                "sampler": name,
+                **({"options": of_sampler} if of_sampler else {}),
+                **({"batch": self.batch} if self.batch > 1 else {}),
+                **self._set("model", *DenoiserOptions.model_fields),
+            },
+            probes=[{"type": "posterior"}, *({**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes())],
+        )
+
+
+    def _corruption(self) -> dict[str, Any]:
+        """Table of the measurement."""
+        operator, options = named_options("operator", self.operator)
+        noise: dict[str, Any] = self._set("sigma", "gain")
+        if self.noise_model is not None:
+            noise["noise_model"], of_noise = named_options("noise_model", self.noise_model)
+            noise |= {"noise_options": of_noise} if of_noise else {}
+        is_swept = self.swept in ("sigma", "gain") or operator == "denoising"
+        if not (noise or is_swept or is_import_path(operator)):
+            noise = {"sigma": _SIGMA}
+        return {
+            "type": "operator",
+            "operator": operator,
+            **({"options": options} if options else {}),
+            **self._set("swept"),
+            **noise,
+            "noise": self.levels if isinstance(self.levels, list) else noise_levels(self.levels),
+        }
+
+
+_SIGMA = 0.05
+_ADDED = {
+    "images": {"observation": True},  # the page shows what was measured
+    "network_layers": {"name": "classifier"},  # the probe `posterior` has a distance, too
+}
+
+
+def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
+    """A name and the options behind it, as they are typed.
+
+    >>> named_options("sampler", "deepinv:DiffPIR max_iter=50 zeta=0.3")
+    ('deepinv:DiffPIR', {'max_iter': 50, 'zeta': 0.3})
+    """
+    try:
+        name, *pairs = shlex.split(text)
+    except ValueError:  # no word, or a quote that is not closed
+        raise ValueError(f"{option} = {text!r}: expected a name, perhaps with options behind it: 'NAME KEY=VALUE ..'") from None
+    options = {}
+    for pair in pairs:
+        key, equal, value = pair.partition("=")
+        if not (key and equal and value):
+            raise ValueError(f"{option} = {text!r}: {pair!r} is no option; expected KEY=VALUE, without blanks in it")
+        options[key] = parsed_value(value)
+    return name, options
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "-", text)

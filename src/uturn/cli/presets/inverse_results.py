@@ -1,0 +1,265 @@
+"""The results of `uturn inverse`: one table over samplers and kinds of originals, its numbers, and pictures of what is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.core.checks import plain
+from uturn.core.files import named_errors, whole_file
+from uturn.measures.posteriors import KINDS, posterior_tests, rows_of, title_of
+from uturn.pages.results import write_figures
+from uturn.pages.samplers import FORMAT
+from uturn.store.datasets import write_dataset
+from uturn.studies.curves import with_interval
+from uturn.studies.headline import headline_of
+from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.runs import kept_images
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray as xr
+    from rich.table import Table
+
+    from uturn.cli.presets.inverse import Run
+    from uturn.store.outputs import OutputFolder
+
+RESULTS = ("inverse.json", "inverse.csv", "samplers.png", "samplers.pdf", "samplers.zarr")
+_P_VALUES = ("p", "p_holm", "rank_p", "rank_p_holm")
+_SHORT = {"log_likelihood": "log p(y | x)", "classifier_same_class": "class"}
+_MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
+
+
+def calls_of(runs: Sequence[Run]) -> dict[str, int]:
+    """Largest number of calls of the network for a reconstruction, by run.
+
+    A reconstruction is drawn at the first and the last level, with a denoiser that only counts, so that samplers that do not
+    fit the operator end before anything is measured.
+    """
+    calls = {}
+    for run in runs:
+        source, corruption, backward, _ = run.experiment.parts
+        levels = {run.experiment.noise[0], run.experiment.noise[-1]}
+        calls[run.name] = max(backward.network_calls(level, corruption, source)[0] for level in levels)
+    return calls
+
+
+def write_inverse(
+    runs: Sequence[Run],
+    readings: Mapping[str, xr.Dataset],
+    studies: Mapping[str, xr.Dataset],
+    calls: Mapping[str, int],
+    folder: OutputFolder,
+) -> dict[str, Any]:
+    """Test all runs, write the table over them, its numbers and the pictures, and return the content of `inverse.json`.
+
+    Parameters
+    ----------
+    runs : the runs of `InverseOptions.runs`
+    readings, studies : {name of a run: its dataset, its study}
+    calls : {name of a run: calls of the network for a reconstruction}
+    folder : the folder of results
+    """
+    tests = {run.name: posterior_tests(readings[run.name]) for run in runs}
+    entries = [_entry(run, tests[run.name], studies[run.name], calls[run.name]) for run in runs]
+    content = {
+        "format": FORMAT,
+        "version": 1,
+        **_words(runs, tests),
+        "measurement": runs[0].experiment.to_dict()["corruption"],
+        "table": _table(entries, len({run.data for run in runs}) > 1),
+        "tables": [
+            {"title": f"{run.name}, {title_of(at)}", **dict(zip(("heads", "rows"), rows_of(at), strict=True))}
+            for run in runs
+            for at in (tests[run.name].isel(noise=k) for k in range(tests[run.name].sizes["noise"]))
+        ],
+        "runs": entries,
+    }
+    with named_errors(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "inverse.json": json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False),
+        "inverse.csv": _tidy(entries).to_csv(index=False),
+    }
+    for name, text in texts.items():
+        with whole_file(folder.path / name) as file:
+            file.write(text.encode())
+    write_figures(folder.path, {"samplers": lambda: None})
+    write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
+    folder.push(*RESULTS)
+    return content
+
+
+def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
+    """The numbers of a run."""
+    headline = headline_of(study)
+    kept = str(study.reading.values[0]) if headline is None or not headline.reading else headline.reading
+    at_strength = [
+        {
+            "strength": float(at.noise),
+            "kind": str(at.kind.item()),
+            "readings": [
+                {
+                    "reading": str(name),
+                    "family": str(of.family.item()),
+                    "effect": _numbers(of.effect.values),
+                    "effect_unit": str(of.effect_unit.item()),
+                    **{key: _numbers(of[key].values) for key in _P_VALUES},
+                }
+                for name in at.reading.values
+                for of in [at.sel(reading=name)]
+            ],
+            **{key: _numbers(at[key].values) for key in ("coverage", "z_squared") if key in at},
+        }
+        for at in (tests.isel(noise=k) for k in range(tests.sizes["noise"]))
+    ]
+    return {
+        "name": run.name,
+        "sampler": run.sampler,
+        "data": run.data,
+        "judges": run.judges,
+        "store": run.store,
+        "calls": calls,
+        **{key: tests.attrs[key] for key in ("items", "clones", "level", "passed", "passed_beside", "remark")},
+        "kinds": kinds_in_words(tests),
+        "coverage_expected": float(tests.coverage_expected),
+        "kept": {"reading": kept, "strength": study.noise.values.tolist(), "curve": _numbers(study.curve.sel(reading=kept).values)},
+        "t_star": _numbers(study.half_life.sel(reading=kept, axis=study.axis.values[0]).values),
+        "tests": at_strength,
+    }
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """An array as plain numbers, None where there is none."""
+    return np.where(np.isfinite(values), values, None).tolist()
+
+
+def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """What was found in a sentence for each run, what was measured, and how to read it."""
+    experiment, first = runs[0].experiment, tests[runs[0].name]
+    items, clones, level = (first.attrs[key] for key in ("items", "clones", "level"))
+    kinds = [kind for kind in KINDS if any(kind in some.kind.values for some in tests.values())]
+    unit = experiment.parts.corruption.unit
+    judged = "; ".join(f"{run.data}: the tests judge {run.judges}" for run in {run.data: run for run in runs}.values())
+    return {
+        "words": " ".join(f"{run.name}: {kinds_in_words(tests[run.name])}." for run in runs),
+        "caption": f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}.",
+        "notes": [
+            *(f"{kind}: {KINDS[kind]}" for kind in kinds),
+            f"a kind of error is named where a test rejects; exact draws are rejected with a probability of {level:g} for each "
+            f"family of tests. None seen is no proof: each test is blind to some errors (in the numbers with intervals)",
+            *dict.fromkeys(some.attrs["remark"] for some in tests.values() if some.attrs["remark"]),
+        ],
+    }
+
+
+def kinds_in_words(tests: xr.Dataset) -> str:
+    """The kinds of error of a run, with the strengths at which they are seen unless it is one kind at all of them."""
+    kinds = [str(kind) for kind in tests.kind.values]
+    if len(set(kinds)) == 1:
+        return kinds[0]
+    at = {kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds}
+    return ", ".join(f"{kind} at {', '.join(levels)}" for kind, levels in at.items())
+
+
+def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str, Any]:
+    """The table over runs as texts: {title, heads, rows}."""
+    tested = list(dict.fromkeys(of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"))
+    strength = entries[0]["tests"][-1]["strength"]
+    rows = []
+    for entry in entries:
+        gaps = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"]
+        gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
+        smallest = [
+            min((of["p_holm"] for at in entry["tests"] for of in at["readings"] if of["reading"] == name and of["p_holm"] is not None), default=None)
+            for name in tested
+        ]
+        rows.append(
+            (
+                entry["sampler"],
+                *([f"{entry['judges']} ({entry['data']})"] if several_data else []),
+                entry["kinds"],
+                *("" if p is None else f"{p:.2g}" for p in smallest),
+                f"{with_interval(_floats(gap['effect']), '+.2g')} at {gap['strength']:.3g}",
+                with_interval(_floats(entry["kept"]["curve"][-1])),
+                with_interval(_floats(entry["t_star"])),
+                f"{entry['calls']}",
+            )
+        )
+    heads = (
+        "sampler",
+        *(["judged (originals)"] if several_data else []),
+        "kind of error",
+        *(f"p, {_SHORT.get(name, name)}" for name in tested),
+        "gap of the distance, relative",
+        f"{_SHORT.get(entries[0]['kept']['reading'], entries[0]['kept']['reading']).replace('_', ' ')} at {strength:.3g}",
+        "t*",
+        "calls",
+    )
+    return {"title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths", "heads": heads, "rows": rows}
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
+
+
+def _tidy(entries: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """A row for each run, strength and reading."""
+    import pandas
+
+    rows = []
+    for entry in entries:
+        of_run = {key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")}
+        for at in entry["tests"]:
+            of_strength = {"strength": at["strength"], "kind": at["kind"]}
+            for of in at["readings"]:
+                effect = dict(zip(("effect", "effect_low", "effect_high"), of["effect"], strict=True))
+                rows.append({**of_run, **of_strength, **of, **effect})
+            for name in ("coverage", "z_squared"):
+                if name in at:
+                    numbers = dict(zip(("effect", "effect_low", "effect_high"), at[name], strict=True))
+                    rows.append({**of_run, **of_strength, "reading": name, **numbers})
+    return pandas.DataFrame(rows)
+
+
+def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Originals, measurements and clones of trajectory 0 of the items with stored images, by run, for the page.
+
+    `original` (run, item, channel, row, column), `observation` (run, noise, item, ..), `image` (run, noise, item, clone, ..).
+    """
+    import xarray as xr
+
+    first = readings[runs[0].name]
+    labels = {key: ("run", [getattr(run, key) for run in runs]) for key in ("name", "sampler", "data")}
+    named = xr.Dataset(coords={"run": range(len(runs)), **labels}, attrs={"format": FORMAT, "items": first.sizes["item"]})
+    count = kept_images(first)
+    if not count:
+        return named
+    levels = evenly_spaced(first.sizes["noise"], _MOST_LEVELS)
+    of_item = first.image.isel(item=0, noise=0).nbytes * len(levels) * len(runs)
+    items = np.arange(min(count, max(4, _MOST_BYTES // of_item)))
+    shown = []
+    for run in runs:
+        source, experiment = run.experiment.parts.source, run.experiment
+        blocks = list(source.blocks(items, experiment.seed, experiment.items))
+        some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
+        names, classes = source.class_names(), np.concatenate([block.labels for block in blocks])
+        words = [f"{item}: {names[label]}" if names and label >= 0 else f"item {item}" for item, label in zip(items, classes)]
+        originals = np.concatenate([block.data for block in blocks])
+        dims = ("item", "channel", "row", "column")
+        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
+        shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
+    return named.merge(xr.concat(shown, "run", combine_attrs="drop"), combine_attrs="override")
+
+
+def overview(content: Mapping[str, Any]) -> Table:
+    """The table over runs for a terminal."""
+    from rich.table import Table
+
+    table = Table(*content["table"]["heads"], title=content["table"]["title"])
+    for row in content["table"]["rows"]:
+        table.add_row(*row)
+    return table

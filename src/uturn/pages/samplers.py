@@ -1,0 +1,73 @@
+"""The section of a page for posterior samplers of one inverse problem: their errors, and what they draw at each strength."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.pages.charts import number, numbers
+from uturn.pages.pictures import draws
+from uturn.pages.sections import new_section
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from uturn.pages.sections import Reader
+
+FORMAT = "uturn.inverse"
+"""The format of `inverse.json`, beside which lies `samplers.zarr`, the pictures."""
+
+
+def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of a folder of `uturn inverse`; `path`: its dataset `samplers.zarr`."""
+    data, folder = read.dataset(path), path.parent
+    results = json.loads((folder / "inverse.json").read_bytes())
+    if results.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
+    section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
+    section |= {key: results[key] for key in ("words", "caption", "notes", "tables")}
+    section["overview"] = results["table"]
+    read.add_picture(section, folder / "samplers.png", "kinds of error, and ranks of the originals among the draws")
+    section["files"] = [folder / name for name in ("inverse.json", "inverse.csv", "samplers.pdf") if (folder / name).exists()]
+    if "image" in data:
+        section["samples"] = _samples(data, read.detail)
+    return section
+
+
+def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:
+    """Originals, measurements, clones and their spread, for each kind of originals and each sampler."""
+    spread = data.image.std("clone", ddof=1)
+    error = abs(data.image.mean("clone") - data.original)
+    most = float(max(spread.quantile(0.995), error.quantile(0.995), 1e-6))
+    groups = []
+    for kind in dict.fromkeys(data.data.values.tolist()):
+        of_kind = np.flatnonzero(data.data.values == kind)
+        some = data.isel(run=of_kind)
+        pictures = draws(
+            some.original.values[0],
+            some.observation.values[0],
+            some.image.values,
+            spread.values[of_kind],
+            error.values[of_kind],
+            most,
+            detail / len(set(data.data.values.tolist())) ** 0.5,
+        )
+        names = [str(name) for name in some.item_name.values[0]]
+        groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": _named(pictures, names)})
+    return {
+        "noise": numbers(data.noise.values),
+        "words": str(data.noise.attrs.get("long_name", "strength")),
+        "smooth": max(data.image.shape[-2:]) > 64,
+        "clones": data.sizes["clone"],
+        "most": number(most),
+        "kept": data.sizes["item"],
+        "of": int(data.attrs["items"]),
+        "groups": groups,
+    }
+
+
+def _named(pictures: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    return [{"name": name, **picture} for name, picture in zip(names, pictures, strict=True)]
