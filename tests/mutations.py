@@ -430,7 +430,7 @@ MUTATIONS = (
     ),
     Mutation(
         "draws are cut into clones first, then trajectories",
-        "uturn.core.contracts:with_clones",
+        "uturn.core.contracts:with_twins",
         'at = dims.index("trajectory") + 1',
         'at = dims.index("trajectory")',
         tests=(("test_calibration::test_twins_are_their_definition", {}),),

@@ -258,7 +258,7 @@ def test_bad_datasets_are_named():
         (ds.isel(trajectory=[]), "parsed", {}, "variable = 'parsed': got .*sizes"),
         (three.isel(clone=[0, 1]), "parsed", {}, "2 of 3 clones of the run"),
         (ds, "changed", {}, r"variable = 'changed': .*one of \['parsed'\]"),
-        (no_twin, "parsed", {}, r"variable = 'parsed': .*twin clone_parsed: one of \[\]"),
+        (no_twin, "parsed", {}, r"variable = 'parsed': .*twin clone_parsed or original_parsed: one of \[\]"),
         (ds, "clone_parsed", {}, "twin clone_clone_parsed"),
         (ds, [], {}, "expected the name"),
         (ds, ["parsed", "parsed"], {}, "different names"),

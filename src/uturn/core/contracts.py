@@ -107,10 +107,11 @@ def checked_readings(
         what = f"did not give {missing[0]!r}" if missing else f"gave {extra[0]!r}"
         raise ValueError(f"{where} {what}; `variables` declares {', '.join(declared)}")
     checked = {}
-    draws = sizes["trajectory"] * sizes.get("clone", 1)
+    clones = sizes.get("clone", 1)
     for name, variable in declared.items():
         values = _array(f"{where}: {name}", readings[name])
         dims = tuple(dim for dim in variable.dims[1:] if dim != "clone")
+        draws = sizes["trajectory"] * (clones if "clone" in variable.dims else 1)
         expected = (items, *(draws if dim == "trajectory" else sizes[dim] for dim in dims[1:]))
         if values.shape != expected:
             raise ValueError(f"{where}: {name} has shape {values.shape}; expected {expected}, its dims {dims}")
@@ -143,8 +144,11 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
         checked_text(f"{where}: long_name of {name}", variable.long_name)
         try:
             Instructions.model_validate(variable.instructions()).check(dims[2:])
-            if variable.symmetric and "trajectory" not in dims:
-                raise ValueError("symmetric = True needs the dim 'trajectory'")
+            if variable.symmetric and variable.ranked:
+                raise ValueError("symmetric and ranked = True: expected a comparison of two data, or a reading of one")
+            for key in ("symmetric", "ranked"):
+                if getattr(variable, key) and "trajectory" not in dims:
+                    raise ValueError(f"{key} = True needs the dim 'trajectory'")
         except ValueError as error:
             raise ValueError(f"{where}: {name}: {one_line(error)}") from None
     return dict(variables)
@@ -173,7 +177,7 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
         name = str(getattr(probe, "name", None) or (type(probe).__name__ if is_own(probe) else probe.type))
         model = str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
         variables = {key: replace(variable, probe=name, model=model) for key, variable in variables.items()}
-        variables = with_clones(variables) if clones > 1 else variables
+        variables = with_twins(variables, clones)
         for key in variables:
             if any(key in earlier.variables for earlier in declarations):
                 raise ValueError(f"probes: two of them measure {key!r}; drop one, or put it in an experiment of its own")
@@ -205,27 +209,35 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
     return {**coordinates, **more}
 
 
-def with_clones(variables: Mapping[str, Variable]) -> dict[str, Variable]:
-    """Variables of an experiment with several clones: dim "clone" after "trajectory", and `clone_<name>` of symmetric ones."""
-    with_twins = {}
+def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Variable]:
+    """Variables of an experiment: those declared, `original_<name>` of ranked ones, and with several clones `clone_<name>` of
+    symmetric ones and the dim "clone" after "trajectory"."""
+    together = {}
     for name, variable in variables.items():
         dims = variable.dims
-        if "trajectory" in dims:
+        if "trajectory" in dims and clones > 1:
             at = dims.index("trajectory") + 1
             variable = replace(variable, dims=(*dims[:at], "clone", *dims[at:]))
-        with_twins[name] = variable
-        if variable.symmetric:
-            if f"clone_{name}" in variables:
-                raise ValueError(f"probes: clone_{name} is the name of the twin of {name!r}; choose another name")
-            with_twins[f"clone_{name}"] = replace(
+        together[name] = variable
+        twins = {}
+        if variable.symmetric and clones > 1:
+            twins[f"clone_{name}"] = variable.dims, "compared with the other clones"
+        if variable.ranked:
+            twins[f"original_{name}"] = dims, "of the original"
+        for twin, (of, what) in twins.items():
+            if twin in variables:
+                raise ValueError(f"probes: {twin} is the name of the twin of {name!r}; choose another name")
+            together[twin] = replace(
                 variable,
-                long_name=f"{variable.long_name}, compared with the other clones",
+                dims=of,
+                long_name=f"{variable.long_name}, {what}",
                 role="record",
                 symmetric=False,
+                ranked=False,
                 start=None,
                 chance=None,
             )
-    return with_twins
+    return together
 
 
 def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:

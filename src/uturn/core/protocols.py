@@ -65,6 +65,10 @@ class Variable:
         The reading compares the original with a reconstruction by a function f with f(x, y) = f(y, x). In an experiment with
         several clones the probe then also reads `clone_<name>`: clone k compared by f with the other clones of the same noisy
         datum, averaged over them.
+    ranked : bool
+        The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
+        h(x_0; y), with the dims of the variable: one for each trajectory, without clones. For draws from the posterior, the rank
+        of h(x_0) among those of the clones is uniform (`uturn.ranks`).
     pooled : bool
         Whether the reading of an item depends on all its trajectories, as a mean does. Such readings are measured again when
         trajectories are added. Used only for variables without the dim "trajectory".
@@ -84,6 +88,7 @@ class Variable:
     family: str | None = None
     unit: str = ""
     symmetric: bool = False
+    ranked: bool = False
     pooled: bool = True
     probe: str = ""
     model: str = ""

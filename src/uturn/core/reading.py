@@ -32,6 +32,7 @@ class Instructions(BaseModel):
     family: StrictStr | None = None
     unit: StrictStr = ""
     symmetric: bool = False
+    ranked: bool = False
     probe: StrictStr = ""
     model: StrictStr = ""
 

@@ -58,6 +58,7 @@ PARTS: dict[str, dict[str, str]] = {
         "text_layers": "uturn.probes.text_layers:TextLayers",
         "text_encoder": "uturn.probes.text_encoder:TextEncoder",
         "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
+        "posterior": "uturn.probes.posterior:Posterior",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""

@@ -147,8 +147,9 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     ds : Dataset of `uturn.run`
         A finished run with `clones` >= 2, with all of its clones: `clone_<variable>` is a mean over them.
     variable : str, or sequence of str
-        Symmetric variables, those with a twin `clone_<variable>`. For samplers of marginals choose joint readings, such as
-        "parsed" (tree levels found by parsing), "same_class" or "same_label".
+        Symmetric variables, those with a twin `clone_<variable>`; for samplers of marginals choose joint readings, such as
+        "parsed" (tree levels found by parsing), "same_class" or "same_label". Ranked variables h(x; y), those with a twin
+        `original_<variable>`: then f(a, b) = h(a) + h(b), and the gap is E h(x_0; y) - E h(x̂; y).
     level : float in (0, 1)
         False-alarm rate of all tests of the call together.
     seed : int
@@ -231,27 +232,48 @@ def _checked_variables(ds: Any, variable: Any) -> list[str]:
     measured = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
     if clones < 2 or clones != measured:
         raise ValueError(f"ds has {clones} of {measured} clones of the run; expected all of them, and at least 2 (clones = 2)")
-    known = [str(name) for name in ds.data_vars if f"clone_{name}" in ds]
+    known = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
     for name in names:
         if name not in known:
-            raise ValueError(f"variable = {name!r}: expected a symmetric variable, which has a twin clone_{name}: one of {known}")
+            raise ValueError(
+                f"variable = {name!r}: expected a symmetric or ranked variable, which has a twin clone_{name} or "
+                f"original_{name}: one of {known}"
+            )
         check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
     if ds.attrs.get("missing_tasks"):
         raise ValueError(f"the run is not finished: {ds.attrs['missing_tasks']} tasks are missing; run it again to its end")
     return names
 
 
+def twin_of(ds: xr.Dataset, name: str) -> str:
+    """The variable with which one is tested: `clone_<name>`, or `original_<name>` if it is ranked; "" if there is none."""
+    if f"clone_{name}" in ds:
+        return f"clone_{name}"
+    original, dims = f"original_{name}", ds[name].dims
+    return original if original in ds and {"trajectory", "clone"} <= set(dims) == {*ds[original].dims, "clone"} else ""
+
+
 def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
     """Which items have all readings of some variables and of their twins, so that they can be relabelled: bool (items,)."""
-    return complete_items(ds, [key for name in names for key in (name, f"clone_{name}")])
+    return complete_items(ds, [key for name in names for key in (name, twin_of(ds, name))])
 
 
 def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
-    """A variable and its twin, float64 (item, clone, noise, .., trajectory); `joined`: further dims become one, `reading`."""
+    """f between original and clones, and between clones, float64 (item, clone, noise, .., trajectory).
+
+    A variable and its twin; `joined`: further dims become one, `reading`.
+    """
     last = [dim for dim in ds[name].dims if dim == "trajectory"]
+    readings, twin = ds[name].astype(float), ds[twin_of(ds, name)].astype(float)
+    of_pairs = [readings, twin]
+    if "clone" not in twin.dims:  # f(a, b) = h(a) + h(b); only differences of h count, so large values need no digits
+        mean = (readings.sum("clone") + twin) / (readings.sizes["clone"] + 1)
+        readings, twin = readings - mean, twin - mean
+        others = (readings.sum("clone") - readings) / (readings.sizes["clone"] - 1)
+        of_pairs = [readings + twin, readings + others]
     pair = []
-    for values in (ds[name], ds[f"clone_{name}"]):
-        values = values.astype(float).transpose("item", "clone", "noise", ..., *last)
+    for values in of_pairs:
+        values = values.transpose("item", "clone", "noise", ..., *last)
         pair.append(_joined(values, name) if joined else values)
     return pair
 

@@ -8,6 +8,7 @@ from uturn.probes.network_layers import NetworkLayers
 from uturn.probes.nodes import TreeNodes
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
+from uturn.probes.posterior import Posterior
 from uturn.probes.scales import Scales
 from uturn.probes.text_encoder import TextEncoder
 from uturn.probes.text_layers import TextLayers

@@ -12,7 +12,7 @@ import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
-from uturn.measures.calibration import calibration, items_tested, label_of
+from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
@@ -44,8 +44,8 @@ def study(ds: xr.Dataset) -> Study:
     - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
     - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
       `uturn.correlations`); `peak`, `peak_at`: largest chi and its noise.
-    - `gap` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') of symmetric readings, 0 if reconstructions are draws from the posterior
-      (`uturn.calibration`, level .001 in each family of tests).
+    - `gap` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') of symmetric readings, and E h(x0; y) - E h(x̂; y) of ranked ones: 0 if
+      reconstructions are draws from the posterior (`uturn.calibration`, level .001 in each family of tests).
 
     Parameters
     ----------
@@ -450,11 +450,11 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 
 
 def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[dict[str, list[str]], list[str]]:
-    """The symmetric readings that are tested in each family, and those that are not tested since readings are missing."""
+    """The symmetric and ranked readings that are tested in each family, and those that lack readings for a test."""
     families: dict[str, list[str]] = {}
     not_tested = []
     for name, how in instructions.items():
-        if run.sizes.get("clone", 1) < 2 or not how.symmetric or f"clone_{name}" not in run:
+        if run.sizes.get("clone", 1) < 2 or not (how.symmetric or how.ranked) or not twin_of(run, name):
             continue
         family = how.family or how.probe
         names = [*families.get(family, []), name]
@@ -467,7 +467,7 @@ def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[d
 
 
 def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
-    """Calibration gaps of symmetric readings (reading, noise, estimate), tested by families; empty without clones."""
+    """Calibration gaps of symmetric and ranked readings (reading, noise, estimate), tested by families; empty without clones."""
     families, _ = _families(run, instructions)
     if not families:
         return xr.Dataset()

@@ -57,6 +57,8 @@ def readings(
         any order. A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
         clone, and a column for each reading; rows that do not exist are missing. The reading `clone_NAME` is the twin of NAME,
         clone k compared with the other clones (`uturn.readings_of` computes both); NAME is then tested for calibration.
+        `original_NAME` beside NAME with clones makes NAME a function h(x̂; y) of one reconstruction and the noisy datum, with
+        h(x_0; y) for the original, without the dim clone; it is then tested, too (`uturn.calibration`, `uturn.ranks`).
     noise : array (noise,), optional
         Noise levels, increasing from 0 or more. Not needed for a DataFrame, or DataArrays with this coordinate.
     unit : str
@@ -127,6 +129,7 @@ def readings(
         raise ValueError(f"noise = {shown(noise)}: differs from the coordinate noise of the arrays; leave one of them out")
     coords = _placed(coords, levels, values)
     arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
+    arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
     sites = {
         name: _labelled(name, _array(name, array), coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
         for name, array in _pairs("changes", changes).items()
@@ -152,7 +155,7 @@ def readings(
         for key in ("start", "chance"):
             _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
         run[name] = variable.dims, array.values, attributes_of(variable)
-        if variable.role != "reading" or "start" in settings:
+        if variable.role != "reading" or variable.ranked or "start" in settings:
             continue
         if variable.start is None:
             hints.append(f"no place is located on the curve of {name}: no start is given")
@@ -346,7 +349,31 @@ def _by_name(key: str, value: Any, arrays: Mapping[str, Any], sites: Mapping[str
 
 
 def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
-    return name.startswith("clone_") and name.removeprefix("clone_") in arrays
+    return (name.startswith("clone_") and name.removeprefix("clone_") in arrays) or _is_of_originals(name, arrays)
+
+
+def _is_of_originals(name: str, arrays: Mapping[str, Any]) -> bool:
+    """Whether an array holds readings of the originals that belong to those of clones."""
+    of = arrays.get(name.removeprefix("original_"))
+    return name.startswith("original_") and of is not None and "clone" in of.dims
+
+
+def _of_originals(name: str, array: xr.DataArray, arrays: Mapping[str, xr.DataArray]) -> xr.DataArray:
+    """The array; readings of originals with one for each trajectory. A table repeats them for each clone."""
+    if not _is_of_originals(name, arrays):
+        return array
+    of = arrays[name.removeprefix("original_")]
+    if "clone" in array.dims:
+        first = array.isel(clone=0)
+        if not ((array == first) | array.isnull()).all():
+            raise ValueError(f"{name} differs between clones of a noisy datum; expected one reading of the original for all")
+        array = array.max("clone")
+    if "trajectory" not in array.dims:
+        array = array.expand_dims(trajectory=of.sizes["trajectory"])
+    dims = tuple(dim for dim in of.dims if dim != "clone")
+    if set(array.dims) != set(dims):
+        raise ValueError(f"{name} has dims {array.dims}, {of.name or name.removeprefix('original_')} {of.dims}; expected {dims}")
+    return array.transpose(*dims)
 
 
 def _variable(
@@ -358,19 +385,20 @@ def _variable(
     long_name, twin = str(settings.pop("long_name", name.replace("_", " "))), arrays.get(f"clone_{name}")
     if twin is not None and ("clone" not in dims or twin.dims != array.dims):
         raise ValueError(f"clone_{name} has dims {twin.dims}, {name} {dims}; expected the same, with trajectory and clone")
+    ranked = twin is None and f"original_{name}" in arrays and "clone" in dims
     if _is_twin(name, arrays):
         settings = {"role": "record"}
     else:
         low, high = float(array.min()), float(array.max())
-        if settings.get("start") is None:
+        if settings.get("start") is None and not ranked:
             settings["start"] = _usual_start(name, array, noise, low, high)
         known = [level for key in ("start", "chance") if isinstance(level := settings.get(key), int | float | np.number)]
         if "bounds" not in settings and low >= 0 and min(known, default=0) >= 0:
             is_share = high <= 1 and max(known, default=1) <= 1
-            settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings["start"] == 0 else (None, None)
+            settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings.get("start") == 0 else (None, None)
         settings.setdefault("group", "class" if name.startswith("same_") else name.replace("_", " "))
     try:
-        variable = Variable(dims, long_name, **settings, symmetric=twin is not None, probe="readings")
+        variable = Variable(dims, long_name, **settings, symmetric=twin is not None, ranked=ranked, probe="readings")
         Instructions.model_validate(variable.instructions()).check(dims)
     except (ValueError, TypeError) as error:
         reason = validation_words(error) if isinstance(error, ValidationError) else error

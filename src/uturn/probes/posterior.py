@@ -1,0 +1,112 @@
+"""The probe of posterior samplers: original and clones of a measurement, compared with each other and with what was measured."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.measures.clones import between_clones
+
+_IMPOSSIBLE = -1e6  # nats that stand for log 0
+
+
+class Posterior(Spec, Probe):
+    """Readings of a posterior sampler from an original x_0, its measurement y and the clones x̂_k; each sees other errors.
+
+    Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum.
+
+    - `distance`: root mean square difference of the values of two data.
+    - `same_component` (vectors): whether two data are of one class.
+    - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known.
+    - `log_prior` (vectors): log p(x) in nats.
+    - `reference_distance`: root mean square difference of a datum and r(y), the reference of the measurement (pseudo-inverse or
+      adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
+    - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
+      from the posterior.
+    - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
+      for draws from the posterior, K if all clones are equal.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
+    type: Literal["posterior"] = "posterior"
+
+    def variables(self, source: Any) -> dict[str, Variable]:
+        dims, shared = ("noise", "item", "trajectory"), {"family": "posterior"}
+        ranked: dict[str, Any] = {"ranked": True, **shared}
+        law = {
+            "same_component": Variable(
+                dims,
+                "same class as the original",
+                start=1,
+                chance="same:label",
+                bounds=(0, 1),
+                group="class",
+                symmetric=True,
+                **shared,
+            ),
+            "log_prior": Variable(dims, "log-density log p(x)", unit="nats", group="log-density", **ranked),
+        }
+        return {
+            "distance": Variable(
+                dims, "RMS difference of the values", start=0, bounds=(0, None), group="distance", symmetric=True, **shared
+            ),
+            "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", unit="nats", group="log-density", **ranked),
+            **(law if hasattr(source, "law") else {}),
+            "reference_distance": Variable(
+                dims, "RMS difference from the reference", bounds=(0, None), group="distance", **ranked
+            ),
+            "coverage": Variable(
+                dims[:2], "share of values in the range of the clones", bounds=(0, 1), group="coverage", **shared
+            ),
+            "z_squared": Variable(dims[:2], "squared standardised error", bounds=(0, None), group="squared error", **shared),
+        }
+
+    def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
+        noisy, clones, before = u_turns.noisy, u_turns.clones, u_turns.originals.data
+        if not hasattr(noisy, "operators"):
+            raise ValueError(
+                f"posterior: the noisy data are {type(noisy).__name__}; expected measurements (corruption 'operator')"
+            )
+        items = len(before)
+        after = np.asarray(u_turns.reconstructions).reshape(items, -1, clones, *before.shape[1:])
+        rows: dict[str, list[Any]] = {}
+        for row, (item, trajectory) in enumerate(np.ndindex(after.shape[:2])):
+            data = np.concatenate([before[item][None], after[item, trajectory]])
+            for name, reading in self._of_measurement(noisy, row, data, source).items():
+                rows.setdefault(name, []).append(reading)
+        readings = {name: np.array(of_rows, float).reshape(items, -1) for name, of_rows in rows.items()}
+        return readings | {name: readings[name].mean(axis=1) for name in ("coverage", "z_squared")}
+
+    def _of_measurement(self, noisy: Any, row: int, data: np.ndarray, source: Any) -> dict[str, Any]:
+        """The readings of measurement `row`; `data` (K + 1, ...): the original, then its clones."""
+        K, flat = len(data) - 1, data.reshape(len(data), -1).astype(float)
+        hidden = noisy.hidden(row)
+        values = flat if hidden is None or not hidden.any() else flat[:, hidden.ravel()]
+        reference = noisy.reference(row)
+        to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, np.ravel(reference))
+        likelihood = np.full(K + 1, np.nan)
+        if noisy.operators[row].noise.is_known:
+            likelihood = np.maximum(noisy.log_likelihood(row, data), _IMPOSSIBLE)
+        compared = {"distance": (values, _rms)}
+        ranked = {"log_likelihood": likelihood, "reference_distance": to_reference}
+        if hasattr(source, "law"):
+            compared["same_component"] = (source.classify(flat, noisy.law), lambda a, b: a == b)
+            ranked["log_prior"] = noisy.law.log_density(flat)
+        readings: dict[str, Any] = {}
+        for name, (of, f) in compared.items():
+            readings[name] = f(of[:1], of[1:])
+            if K > 1:
+                readings[f"clone_{name}"] = between_clones(of[None, 1:], K, f)[0]
+        for name, of in ranked.items():
+            readings[f"original_{name}"], readings[name] = of[0], of[1:]
+        variance = values.var(axis=0)
+        squares = (values[0] - values.mean(axis=0)) ** 2
+        readings["coverage"] = ((values[0] > values[1:].min(axis=0)) & (values[0] < values[1:].max(axis=0))).mean()
+        readings["z_squared"] = np.divide(squares, variance, out=np.ones_like(squares), where=variance > 0).mean()
+        return readings
+
+
+def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.sqrt(((a - b) ** 2).mean(axis=-1))
