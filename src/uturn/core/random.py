@@ -7,6 +7,9 @@ depend on batch size, order, number of workers or interruptions.
 from __future__ import annotations
 
 import operator
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -259,3 +262,23 @@ def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
     rows = _normals if out.dtype == np.float32 else _normals_double
     over_blocks(len(keys), lambda first, last: rows(keys, first, last, out), n)
     return out
+
+
+@contextmanager
+def globally_seeded(key: int) -> Iterator[None]:
+    """Seeds the global generators of torch, numpy and Python by a key, and restores them at the end.
+
+    For code of others that draws from them. What it draws then depends on the key alone, if it gets one datum at a time.
+    """
+    import torch
+
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # this generator is meant
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(int(key))
+        random.seed(int(key))
+        np.random.seed(int(key) % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -17,7 +17,7 @@ from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
-from uturn.corruption.measurement import Measured as Measured
+from uturn.corruption.measured import Measured as Measured
 from uturn.corruption.measurement import Measurement as Measurement
 from uturn.corruption.operators import GaussianNoise as GaussianNoise
 from uturn.corruption.operators import Operator as Operator

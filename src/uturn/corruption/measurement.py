@@ -2,171 +2,273 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from uturn.core.checks import check_memory, errors_named, shown
-from uturn.core.imports import import_function
-from uturn.core.protocols import Corruption, Noisy, Spec
+from uturn.core.checks import errors_named, shown
+from uturn.core.files import read_array
+from uturn.core.imports import import_function, is_import_path
+from uturn.core.protocols import Axes, Corruption, Spec
 from uturn.core.random import Purpose, Streams, keys, streams
-from uturn.corruption.operators import GaussianNoise, Operator, generator_of
-from uturn.exact.linear import LinearPosterior
+from uturn.corruption.measured import Measured
+from uturn.corruption.named_operators import NAMED, deepinv, noise_by_name, of_physics, physics_by_name, with_noise
+from uturn.corruption.operators import GaussianNoise, Operator, PoissonNoise, generator_of
 
+_DEEPINV = "deepinv:"
+_OF_NOISE = {"sigma": "sigma of the measurement", "gain": "gain of the Poisson noise"}
 _OPERATOR = 2**63 + 20  # sub-stream of a measurement, for the operator that is drawn
-_FORMS = "'module:function'"
+_SIGMA = 0.05  # standard deviation of the noise of operators by name, in their units
+_MOST_BITS = 4096  # largest dimension of a field for which the information is computed
 
 
 class Measurement(Spec, Corruption):
-    """Measurements of the originals by an operator whose strength is the noise level."""
+    """Measurements y = A(x) + noise of the originals; the noise level is the strength of the operator, or of its noise.
+
+    Images are measured in [0, 1], vectors in their own units, as images of one channel (fields) or one row.
+
+    Attributes
+    ----------
+    operator : str
+        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `uturn.corruption.named_operators`), a
+        physics of deepinv ("deepinv:NAME"), or a function of one's own ("module:function"). It is called as `function(strength,
+        shape, **options)` with `shape` = (channels, height, width), and returns an `Operator` or a physics of deepinv. If it has
+        a parameter `generator`, a `numpy.random.Generator`, the operator is drawn.
+    options : table
+        Options of the operator.
+    swept : str, optional
+        The option that the noise level sets, or "sigma" or "gain" for the strength of the noise. Named operators and functions
+        have one by default: the share `hidden` ("boxes", "inpainting", "fourier"), `width`, `factor`, "sigma" ("denoising", and
+        "inpainting" with a mask), `strength` (functions).
+    drawn : "each" or "once", optional
+        Whether a random operator is drawn for each trajectory of each item, or once a noise level. By default "each"; physics of
+        deepinv are made "once".
+    sigma : float, optional
+        Standard deviation of Gaussian noise. By default .05 for operators by name; functions bring a noise of their own, which
+        `sigma`, `gain` or `noise_model` replace.
+    gain : float, optional
+        Poisson noise, y = gain Poisson(A(x) / gain); negative A(x) count as 0.
+    noise_model : str, optional
+        A noise model of deepinv, "deepinv:NAME", with `noise_options`. Its law counts as unknown, unless it is Gaussian or
+        Poisson: calibration works, and what needs a likelihood is refused.
+
+    Examples
+    --------
+    >>> Measurement(operator="boxes", sigma=0.1).max_noise, Measurement(operator="denoising").unit
+    (1.0, 'sigma of the measurement')
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
     process: ClassVar[str] = "operator"
-    unit: ClassVar[str] = "strength of the operator"
-    max_noise: ClassVar[float] = np.inf
     purpose: ClassVar[int] = Purpose.CORRUPTION  # type: ignore[misc]  # no option
     type: Literal["operator"] = "operator"
     operator: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
+    swept: str | None = None
+    drawn: Literal["each", "once"] | None = None
+    sigma: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    noise_model: str | None = None
+    noise_options: dict[str, Any] = Field(default_factory=dict)
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
+    @model_validator(mode="after")
+    def _fits(self) -> Measurement:
+        named, is_of_deepinv = NAMED.get(self.operator), self.operator.startswith(_DEEPINV)
+        if named is None and not is_of_deepinv and not is_import_path(self.operator):
+            raise ValueError(
+                f"operator = {shown(self.operator)}: expected one of {[*NAMED]}, 'deepinv:NAME' or 'module:function'"
+            )
+        if is_of_deepinv and self.swept is None:
+            raise ValueError(
+                f"operator = {shown(self.operator)}: expected `swept`, the name of the option that the noise level sets"
+            )
+        if self.noise_model is not None and not self.noise_model.startswith(_DEEPINV):
+            raise ValueError(f"noise_model = {shown(self.noise_model)}: expected a noise model of deepinv, 'deepinv:NAME'")
+        strengths = ("sigma", "gain", "noise_model")
+        noises = [name for name in strengths if getattr(self, name) is not None or self._swept == name]
+        if len(noises) > 1:
+            raise ValueError(f"{' and '.join(noises)}: expected one noise")
+        if (
+            self._swept in self.options
+            or (self._swept == "sigma" and self.sigma is not None)
+            or (self._swept == "gain" and self.gain is not None)
+        ):
+            raise ValueError(f"{self._swept} is set by the noise level; leave it out")
+        if named is not None:
+            taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
+            names = [*self.options, *([] if self._swept in strengths else [self._swept])]
+            unknown = [name for name in names if name not in taken]
+            if unknown:
+                raise ValueError(f"operator {self.operator!r} has no option {unknown[0]!r}; expected {taken or 'none'}")
+        return self
+
+    @property
+    def _swept(self) -> str:
+        if self.swept is not None:
+            return self.swept
+        if self.operator == "inpainting" and "mask" in self.options:
+            return "sigma"
+        return NAMED[self.operator].swept if self.operator in NAMED else "strength"
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        if self._swept in _OF_NOISE:
+            return _OF_NOISE[self._swept]
+        if self.operator in NAMED and self._swept == NAMED[self.operator].swept:
+            return NAMED[self.operator].unit
+        return "strength of the operator" if self._swept == "strength" else f"{self._swept} of {self.operator}"
+
+    @property
+    def max_noise(self) -> float:  # type: ignore[override]
+        named = NAMED.get(self.operator)
+        return named.most if named and self._swept == named.swept else np.inf
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether each trajectory of each item has an operator of its own."""
+        return self.drawn != "once" and self._is_random
+
+    @property
+    def _is_random(self) -> bool:
+        if self.operator in NAMED:
+            return NAMED[self.operator].is_random(self.options)
+        if self.operator.startswith(_DEEPINV):
+            return self.drawn == "each"
+        return "generator" in inspect.signature(self._function).parameters
+
+    @property
+    def _function(self) -> Any:
+        return import_function(
+            self.operator, f"corruption.operator = {self.operator!r}", f"{[*NAMED]}, 'deepinv:NAME' or 'module:function'"
+        )
+
+    def own_code(self) -> Any:
+        return None if self.operator in NAMED or self.operator.startswith(_DEEPINV) else self._function
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the mask, if it is a file."""
+        if self.operator in NAMED or self.operator.startswith(_DEEPINV):
+            deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
+        mask = self.options.get("mask")
+        return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
+
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:
         data = np.repeat(originals.data, streams.count, axis=0)
         law, labels = getattr(originals, "law", None), getattr(originals, "labels", None)
-        measured = Measured(
+        unmeasured = Measured(
             np.empty(0),
             np.full(len(data), float(noise)),
-            shape=data.shape[1:] if law is None else (1, *(law.grid or (1, law.dimension))),
+            shape=data.shape[1:] if law is None else _shape_of(law),
             values_of_data=(-1.0, 1.0) if data.ndim == 4 else (0.0, 1.0),
             law=law,
             labels=None if labels is None else np.repeat(labels, streams.count),
         )
-        read, row_keys = measured.read_by_operator(data), streams.keys(self.purpose)
-        function = import_function(self.operator, f"corruption.operator = {self.operator!r}", _FORMS)
-        with errors_named(f"corruption.operator ({self.operator!r})", function):
-            operators = self._operators(function, noise, measured.shape, row_keys)
+        read, row_keys = unmeasured.read_by_operator(data), streams.keys(self.purpose)
+        with self._errors_named():
+            operators = self._operators(noise, unmeasured.shape, streams.seed, row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, read, row_keys, strict=True)]
-        object.__setattr__(measured, "values", np.stack(values))
-        object.__setattr__(measured, "operators", operators)
-        return measured
+            shapes = sorted({value.shape for value in values})
+            if len(shapes) > 1:
+                raise ValueError(f"measurements have shapes {shapes[0]} and {shapes[1]}; expected the same for all data")
+        return replace(unmeasured, values=np.stack(values), operators=operators)
 
-    def corrupt(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError("an operator measures blocks of originals: call `observe`")
+    def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> np.ndarray:
+        """Measurements float32 (batch, ...) of data (batch, channels, height, width), with an operator drawn for each."""
+        with self._errors_named():
+            operators = self._operators(noise, data.shape[1:], 0, keys)
+            return np.stack([operator.measure(x, key[None]) for operator, x, key in zip(operators, data, keys, strict=True)])
 
-    def own_code(self) -> Any:
-        return import_function(self.operator, f"corruption.operator = {self.operator!r}", _FORMS)
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2).
 
-    def _operators(self, function: Any, noise: float, shape: tuple[int, ...], row_keys: np.ndarray) -> tuple[Operator, ...]:
-        if "generator" not in inspect.signature(function).parameters:
-            return (_shared(self, function, noise, shape),) * len(row_keys)
-        drawn = streams(row_keys, len(row_keys), _OPERATOR)
-        return tuple(_checked(function(noise, shape, generator=generator_of(key[None]), **self.options)) for key in drawn)
+        It is known for linear operators that are the same for all data, with Gaussian noise above 0. These operators are made
+        here first, so that errors come before a run starts.
+        """
+        law = source.law(0) if hasattr(source, "law") else None
+        shape = source.image_shape() if law is None else _shape_of(law)
+        if shape is None or self._random_key(0, 0.0) is not None:
+            return {}
+        with self._errors_named():
+            operators = [_shared(self, self.own_code(), float(level), shape, None) for level in noise]
+            known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
+            if law is None or law.num_modes > 1 or law.dimension > _MOST_BITS or not all(known):
+                return {}
+            bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
+        return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bit"})}
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Errors of the operator begin with its name, and those of a function of one's own end with its line."""
+        with errors_named(f"corruption.operator = {self.operator!r}", self.own_code()):
+            yield
+
+    def _random_key(self, seed: int, noise: float) -> int | None:
+        """The key of an operator that is drawn once a noise level; None for one that is not drawn."""
+        if not self._is_random and not self.operator.startswith(_DEEPINV):
+            return None
+        return int(streams(keys(seed, self.purpose, np.float64(noise).view(np.uint64)).reshape(1), 1, _OPERATOR)[0])
+
+    def _operators(self, noise: float, shape: tuple[int, ...], seed: int, row_keys: np.ndarray) -> tuple[Operator, ...]:
+        function = self.own_code()
+        if self.is_drawn:
+            drawn = streams(row_keys, len(row_keys), _OPERATOR)
+            return tuple(self._made(function, noise, shape, int(key)) for key in drawn)
+        return (_shared(self, function, noise, shape, self._random_key(seed, noise)),) * len(row_keys)
+
+    def _made(self, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
+        """The operator at a noise level for data of a shape, with its noise."""
+        options = dict(self.options)
+        if self._swept not in _OF_NOISE:
+            options[self._swept] = noise
+        generator = None if key is None else generator_of(np.array([key], np.uint64))
+        if self.operator in NAMED:
+            operator = NAMED[self.operator].make(shape, generator, **options)
+        elif self.operator.startswith(_DEEPINV):
+            operator = of_physics(physics_by_name(self.operator.removeprefix(_DEEPINV), shape, options, key or 0), shape)
+        else:
+            drawn = {"generator": generator} if generator is not None else {}
+            operator = function(options.pop("strength", noise), shape, **options, **drawn)
+            if hasattr(operator, "A") and hasattr(operator, "noise_model"):
+                operator = of_physics(operator.clone(), shape)
+        if not isinstance(operator, Operator):
+            raise ValueError(f"it gives {shown(operator)}; expected a uturn.corruption.Operator or a physics of deepinv")
+        law = self._noise(noise)
+        return operator if law is None else with_noise(operator, law)
+
+    def _noise(self, noise: float) -> Any:
+        """The noise at a noise level: a law, or a noise model of deepinv; None for that of the operator."""
+        sigma, gain = (noise if self._swept == name else getattr(self, name) for name in ("sigma", "gain"))
+        if gain is not None:
+            if not gain > 0:
+                raise ValueError("gain = 0: expected a noise level above 0")
+            return PoissonNoise(gain)
+        if self.noise_model is not None:
+            return noise_by_name(self.noise_model.removeprefix(_DEEPINV), self.noise_options)
+        if sigma is None and self.own_code() is None:
+            sigma = _SIGMA
+        return None if sigma is None else GaussianNoise(sigma)
+
+
+def _shape_of(law: Any) -> tuple[int, ...]:
+    """Vectors of a law as images of one channel: (1, height, width)."""
+    return (1, *(law.grid or (1, law.dimension)))
+
+
+def _bits(H: np.ndarray, C: np.ndarray, sigma: float) -> float:
+    return float(0.5 * np.linalg.slogdet(np.eye(len(H)) + H @ C @ H.T / sigma**2)[1] / np.log(2))
 
 
 @lru_cache(maxsize=16)
-def _shared(measurement: Measurement, function: Any, noise: float, shape: tuple[int, ...]) -> Operator:
+def _shared(measurement: Measurement, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
     """The operator of a noise level, the same object for all data, so that its exact posterior is computed once."""
-    return _checked(function(noise, shape, **measurement.options))
-
-
-def _checked(operator: Any) -> Operator:
-    if not isinstance(operator, Operator):
-        raise ValueError(f"gives {shown(operator)}; expected a uturn.corruption.Operator")
-    return operator
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Measured(Noisy):
-    """Measurements y, float32 (batch, ...), and what is known of them.
-
-    Attributes
-    ----------
-    operators : tuple of Operator, one for each measurement
-        The same object where operators are equal.
-    shape : (channels, height, width) of a datum as the operator reads it
-    values_of_data : (low, high)
-        Values of the data that the operator reads as 0 and 1: (-1, 1) for images, (0, 1) for vectors.
-    law : law of the originals, None if it is not known
-    labels : classes of the originals, -1 where unknown, or None
-    """
-
-    operators: tuple[Operator, ...] = ()
-    shape: tuple[int, ...] = ()
-    values_of_data: tuple[float, float] = (0.0, 1.0)
-    law: Any = None
-    labels: Any = None
-
-    def read_by_operator(self, data: Any) -> np.ndarray:
-        """Data of the source, (batch, ...), as operators read them: float32 (batch, channels, height, width)."""
-        low, high = self.values_of_data
-        return ((np.asarray(data, np.float32) - low) / (high - low)).reshape(len(data), *self.shape)
-
-    def as_data(self, values: Any) -> np.ndarray:
-        """The inverse of `read_by_operator`: float32 (batch, ...) in the form of the source's data."""
-        low, high = self.values_of_data
-        data = low + (high - low) * np.asarray(values, np.float32)
-        return data if self.law is None else data.reshape(len(data), -1)
-
-    def log_likelihood(self, row: int, data: np.ndarray) -> np.ndarray:
-        """log p(y | x) in nats, float64 (batch,), of measurement `row` for data (batch, ...) of the source."""
-        return self.operators[row].log_likelihood(self.values[row], self.read_by_operator(data))
-
-    def reference(self, row: int) -> np.ndarray | None:
-        """A guess of the original from measurement `row` alone, in the form of a datum.
-
-        For a linear operator alpha A^T y, with the alpha that brings A(alpha A^T y) nearest to y. For others y itself, if it has the
-        shape of a datum, else None.
-        """
-        values, operator = self.values[row], self.operators[row]
-        guess = operator.back_projection(values, self.shape) if operator.is_linear else values
-        return self.as_data(guess[None])[0] if guess.shape == self.shape else None
-
-    def hidden(self, row: int) -> np.ndarray | None:
-        """The values that the operator of measurement `row` hides, bool in the form of a datum; None if it hides no values alone."""
-        hidden = self.operators[row].hidden
-        if hidden is None:
-            return None
-        hidden = np.broadcast_to(hidden, self.shape)
-        return hidden if self.law is None else hidden.reshape(-1)
-
-    def posterior(self, row: int) -> LinearPosterior:
-        """The exact posterior given measurement `row`, whose values it takes raveled.
-
-        Raises
-        ------
-        ValueError
-            If the law of the originals is not known, the operator is not linear, or its noise not Gaussian.
-        """
-        return _posterior(self.law, self.operators[row], self.shape)
-
-    def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:
-        """Draws from the exact posterior, float32 (items, draws, dimension)."""
-        of_rows = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(self.values), clones)
-        draws = np.empty((*of_rows.shape, int(np.prod(self.shape))), np.float32)
-        for operator in dict.fromkeys(self.operators):
-            rows = np.flatnonzero([other is operator for other in self.operators])
-            observed = np.repeat(self.values[rows].reshape(len(rows), -1), clones, axis=0)
-            drawn = self.posterior(rows[0]).sample(observed, of_rows[rows].reshape(-1))
-            draws[rows] = drawn.reshape(len(rows), clones, -1)
-        return draws.reshape(len(streams.items), -1, draws.shape[-1])
-
-
-@lru_cache(maxsize=8)
-def _posterior(law: Any, operator: Operator, shape: tuple[int, ...]) -> LinearPosterior:
-    reason = None
-    if not hasattr(law, "covariance"):
-        reason = "the law of the originals is not known"
-    elif not operator.is_linear:
-        reason = "the operator is not linear"
-    elif not isinstance(operator.noise, GaussianNoise):
-        reason = f"the noise is not Gaussian ({type(operator.noise).__name__})"
-    if reason:
-        raise ValueError(f"backward 'exact': {reason}, so the posterior has no formula; take the backward 'sampler'")
-    check_memory("the matrices of the exact posterior", 40 * law.dimension**2, "lower the dimension")
-    H = operator.matrix(shape)
-    return LinearPosterior(law.means, law.covariance, law.weights, H, operator.noise.sigma**2)
+    return measurement._made(function, noise, shape, key)

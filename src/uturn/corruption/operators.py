@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.checks import shown
 from uturn.core.random import NOISE, normals, streams
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Operator:
     hidden : bool array (channels, height, width), optional
         The values on which A(x) does not depend, if the operator hides some and leaves the others as they are.
     is_linear : bool
+    measured : bool array in the form of y, optional
+        The entries of y that are measured; the others are 0 and carry no noise. By default all are.
     physics : deepinv.physics.Physics, optional
         The operator in deepinv, where it was made from one.
     """
@@ -89,6 +92,7 @@ class Operator:
     noise: Any
     hidden: np.ndarray | None = None
     is_linear: bool = True
+    measured: np.ndarray | None = None
     physics: Any = None
 
     def __post_init__(self) -> None:
@@ -96,22 +100,44 @@ class Operator:
             object.__setattr__(self, "noise", GaussianNoise(float(self.noise)))
 
     def clean(self, data: np.ndarray) -> np.ndarray:
-        """A(x) of data (batch, channels, height, width), float32 (batch, ...)."""
+        """A(x) of data (batch, channels, height, width), float32 (batch, ...).
+
+        Raises
+        ------
+        ValueError
+            If A gives no tensor of finite real numbers, or another number of rows.
+        """
         import torch
 
         with torch.no_grad():
-            return np.asarray(self.forward(torch.from_numpy(np.asarray(data, np.float32))))
+            clean = self.forward(torch.from_numpy(np.array(data, np.float32)))
+        if not isinstance(clean, torch.Tensor) or clean.is_complex() or clean.ndim < 2 or len(clean) != len(data):
+            what = f"a tensor of shape {tuple(clean.shape)}, {clean.dtype}" if isinstance(clean, torch.Tensor) else shown(clean)
+            raise ValueError(f"A(x) of {len(data)} data is {what}; expected a tensor ({len(data)}, ..) of real numbers")
+        values = clean.detach().cpu().numpy().astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("A(x) has NaN or infinity; expected finite numbers")
+        return values
 
     def measure(self, datum: np.ndarray, key: np.ndarray) -> np.ndarray:
         """y of one datum (channels, height, width), float32 (...), with the noise of the random stream `key`, uint64 (1,)."""
-        return self.noise.draw(self.clean(datum[None])[0], key)
+        noisy = self.noise.draw(self.clean(datum[None])[0], key)
+        return noisy if self.measured is None else np.where(self.measured, noisy, np.float32(0))
+
+    def vectors(self, observed: np.ndarray) -> np.ndarray:
+        """The measured entries of measurements (batch, ...): (batch, measurements)."""
+        observed = observed.reshape(len(observed), -1)
+        return observed if self.measured is None else observed[:, self.measured.reshape(-1)]
 
     def log_likelihood(self, observed: np.ndarray, data: np.ndarray) -> np.ndarray:
         """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width)."""
-        return self.noise.log_density(observed, self.clean(data))
+        return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """alpha A^T y of one measurement (...), float32 of a shape; alpha = |A^T y|^2 / |A A^T y|^2 brings A(alpha A^T y) nearest to y."""
+        """alpha A^T y of one measurement (...), float32 of a shape, with alpha = |A^T y|^2 / |A A^T y|^2.
+
+        This alpha brings A(alpha A^T y) nearest to y.
+        """
         import torch
 
         _, transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))
@@ -121,9 +147,20 @@ class Operator:
         return back[0].numpy() * (float((back**2).sum()) / square if square > 0 else 0.0)
 
     def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width)."""
+        """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width).
+
+        Raises
+        ------
+        ValueError
+            If A(x) differs from H x for an x drawn at random.
+        """
         size = int(np.prod(shape))
-        return self.clean(np.eye(size, dtype=np.float32).reshape(size, *shape)).reshape(size, -1).T.astype(float)
+        H = self.vectors(self.clean(np.eye(size, dtype=np.float32).reshape(size, *shape))).T.astype(float)
+        x = np.random.default_rng(0).normal(size=(1, *shape))
+        difference = self.vectors(self.clean(x))[0] - H @ x.reshape(-1)
+        if np.abs(difference).max(initial=0) > 1e-3 * max(1e-6, np.abs(H @ x.reshape(-1)).max(initial=0)):
+            raise ValueError("A(x) is not linear: it differs from H x, with H made of A(e_i); give is_linear=False")
+        return H
 
 
 def generator_of(key: np.ndarray) -> np.random.Generator:

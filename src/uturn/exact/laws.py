@@ -6,13 +6,16 @@ They are controls for the Random Hierarchy Model: data with classes or scales, b
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtr
 
 from uturn.core.checks import checked_integer, checked_noise, checked_numbers
 from uturn.core.random import NOISE, normals, streams, uniforms
+
+if TYPE_CHECKING:
+    import torch
 
 # Sub-streams of a sample, distinct from STRINGS and NOISE in uturn.random.
 _MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
@@ -145,6 +148,60 @@ class GaussianMixture:
     def log_density(self, values: Any) -> np.ndarray:
         """log p(x) in nats of vectors (batch, dimension), float64 (batch,)."""
         return logsumexp(self._log_joint(values, 0.0), axis=1)
+
+    def share_outside(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Share of the values of the law that are outside [low, high].
+
+        Samplers that clip to this range are wrong for them.
+        """
+        spread = np.sqrt(np.diagonal(self.covariance))
+        below, above = ndtr((low - self.means) / spread), ndtr((self.means - high) / spread)
+        return float(self.weights @ (below + above).mean(axis=1))
+
+    # -- denoising --------------------------------------------------------------------------------------------------
+    def denoise(self, noisy: torch.Tensor, sigma: Any) -> torch.Tensor:
+        """The exact denoiser, E[x | x + sigma n] with n standard normal, in torch and differentiable.
+
+        In the basis, with variances v of the modes, it is sum_k p_k (m_k + v / (v + sigma^2) (z - m_k)) with the posterior
+        probabilities p_k of the modes.
+
+        Parameters
+        ----------
+        noisy : tensor (batch, ...)
+            Vectors of `dimension` values, in any shape. The result has the same shape, dtype and device.
+        sigma : number, or tensor (batch,)
+            Positive or 0.
+
+        Examples
+        --------
+        >>> import torch
+        >>> law = GaussianMixture(means=[[-3.0, 0.0], [3.0, 0.0]])
+        >>> law.denoise(torch.tensor([[6.0, 1.0]]), 1.0)
+        tensor([[4.5000, 0.5000]])
+        """
+        import torch
+
+        x = noisy.reshape(len(noisy), -1).double()
+
+        def constant(values: Any) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.float64, device=x.device)
+
+        z, means, v = self._to_torch_basis(x), constant(self._means), constant(self.variance)
+        s = constant(sigma).reshape(-1, 1)
+        difference = z[:, None] - means  # (batch, modes, dimension)
+        total = (v + s**2)[:, None]
+        probability = torch.softmax(constant(self.weights).log() - 0.5 * (difference**2 / total).sum(2), 1)
+        clean = (probability[:, :, None] * (means + v / total * difference)).sum(1)
+        return self._to_torch_basis(clean).reshape(noisy.shape).to(noisy.dtype)
+
+    def _to_torch_basis(self, values: torch.Tensor) -> torch.Tensor:
+        """`to_basis` of tensors (batch, dimension)."""
+        import torch
+
+        if self.grid is None:
+            return values
+        spectrum = torch.fft.fftn(values.reshape(-1, *self.grid), dim=tuple(range(1, len(self.grid) + 1)), norm="ortho")
+        return (spectrum.real - spectrum.imag).reshape(values.shape)
 
     # -- modes given x_t --------------------------------------------------------------------------------------------
     def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,9 +65,11 @@ class NoisyVectors(Noisy):
 
 
 class VectorSource(Spec, Source):
-    """Vectors of a law whose posterior under Gaussian diffusion is exact."""
+    """Vectors of a law whose posterior under Gaussian diffusion is exact: `centre` + `scale` times those of the standard law."""
 
     kind: ClassVar[str] = "vectors"
+    centre: float = Field(default=0.0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def law(self, seed: int) -> GaussianMixture:
         """The law of an experiment with this seed."""
@@ -99,16 +102,18 @@ class VectorSource(Spec, Source):
 
 
 class GaussianMixtureSource(VectorSource):
-    """Mixture of `num_modes` isotropic Gaussians of variance 1 per component, with means at equal distances from each other.
+    """Mixture of `num_modes` Gaussians of variance 1 per component, with means at equal distances from each other.
 
-    `separation`: distance between means over sqrt(dimension), > 0. The class is the most probable mode. All components form one
-    scale. The law has classes, but no hierarchy.
+    `separation`: distance between means over sqrt(dimension), > 0. `exponent`: the modes are Gaussian fields of power spectrum
+    `|k|^-exponent` around their means, on a periodic square grid; 0 for independent components and no grid. The class is the most
+    probable mode. All components form one scale. The law has classes, but no hierarchy.
     """
 
     type: Literal["gaussian_mixture"] = "gaussian_mixture"
     dimension: int = Field(default=1024, ge=1, le=_MOST_COMPONENTS)
     num_modes: int = Field(default=2, ge=1)
     separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    exponent: float = Field(default=0.0, ge=0, le=20)
 
     @model_validator(mode="after")
     def _fits(self) -> GaussianMixtureSource:
@@ -118,6 +123,10 @@ class GaussianMixtureSource(VectorSource):
             raise ValueError(
                 f"num_modes = {self.num_modes}: num_modes * dimension = {self.num_modes * self.dimension}; expected at most "
                 f"{16 * _MOST_COMPONENTS}"
+            )
+        if self.exponent > 0 and math.isqrt(self.dimension) ** 2 != self.dimension:
+            raise ValueError(
+                f"dimension = {self.dimension}: with an exponent the vectors are fields; expected a square, such as 256"
             )
         return self
 
@@ -133,16 +142,19 @@ class GaussianMixtureSource(VectorSource):
 
 @lru_cache(maxsize=8)
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
-    from uturn.exact.laws import GaussianMixture, simplex
+    from uturn.exact.laws import GaussianMixture, power_law, simplex
 
     K, d = source.num_modes, source.dimension
-    return GaussianMixture(simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K))))
+    means = simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K)))
+    grid = (math.isqrt(d),) * 2 if source.exponent > 0 else None
+    variance = 1.0 if grid is None else power_law(grid, source.exponent)
+    return GaussianMixture(source.centre + source.scale * means, variance=source.scale**2 * variance, grid=grid)
 
 
 class GaussianFieldSource(VectorSource):
     """Gaussian random field on a periodic size x size grid with power spectrum `|k|^-exponent` and variance 1 per point.
 
-    The class is the sign of the spatial mean (0: negative, 1: positive). The scales are octaves of |k|, named by their lower
+    The class is the sign of the spatial mean minus `centre` (0: negative, 1: positive). The scales are octaves of |k|, named by their lower
     ends; the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
     """
 
@@ -158,7 +170,7 @@ class GaussianFieldSource(VectorSource):
         return _field(self)
 
     def classify(self, values: np.ndarray, law: GaussianMixture) -> np.ndarray:
-        return (np.asarray(values, float).mean(axis=1) > 0).astype(np.int64)
+        return (np.asarray(values, float).mean(axis=1) > self.centre).astype(np.int64)
 
     def scales(self) -> dict[float, np.ndarray]:
         from uturn.exact.laws import wave_numbers
@@ -172,4 +184,5 @@ class GaussianFieldSource(VectorSource):
 def _field(source: GaussianFieldSource) -> GaussianMixture:
     from uturn.exact.laws import GaussianMixture, power_law
 
-    return GaussianMixture(np.zeros((1, source.size**2)), variance=power_law(source.grid, source.exponent), grid=source.grid)
+    means, variance = np.full((1, source.size**2), source.centre), source.scale**2 * power_law(source.grid, source.exponent)
+    return GaussianMixture(means, variance=variance, grid=source.grid)

@@ -1,0 +1,109 @@
+"""The noisy data of an inverse problem: measurements, with their operators and what else is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from uturn.core.checks import check_memory
+from uturn.core.protocols import Noisy
+from uturn.core.random import Purpose, Streams
+from uturn.corruption.operators import GaussianNoise, Operator
+from uturn.exact.linear import LinearPosterior
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Measured(Noisy):
+    """Measurements y, float32 (batch, ...), and what is known of them.
+
+    Attributes
+    ----------
+    operators : tuple of Operator, one for each measurement
+        The same object where operators are equal.
+    shape : (channels, height, width) of a datum as the operator reads it
+    values_of_data : (low, high)
+        Values of the data that the operator reads as 0 and 1: (-1, 1) for images, (0, 1) for vectors.
+    law : law of the originals, None if it is not known
+    labels : classes of the originals, -1 where unknown, or None
+    """
+
+    operators: tuple[Operator, ...] = ()
+    shape: tuple[int, ...] = ()
+    values_of_data: tuple[float, float] = (0.0, 1.0)
+    law: Any = None
+    labels: Any = None
+
+    def read_by_operator(self, data: Any) -> np.ndarray:
+        """Data of the source, (batch, ...), as operators read them: float32 (batch, channels, height, width)."""
+        low, high = self.values_of_data
+        return ((np.asarray(data, np.float32) - low) / (high - low)).reshape(len(data), *self.shape)
+
+    def as_data(self, values: Any) -> np.ndarray:
+        """The inverse of `read_by_operator`: float32 (batch, ...) in the form of the source's data."""
+        low, high = self.values_of_data
+        data = low + (high - low) * np.asarray(values, np.float32)
+        return data if self.law is None else data.reshape(len(data), -1)
+
+    def log_likelihood(self, row: int, data: np.ndarray) -> np.ndarray:
+        """log p(y | x) in nats, float64 (batch,), of measurement `row` for data (batch, ...) of the source."""
+        return self.operators[row].log_likelihood(self.values[row], self.read_by_operator(data))
+
+    def reference(self, row: int) -> np.ndarray | None:
+        """A guess of the original from measurement `row` alone, in the form of a datum.
+
+        For a linear operator it is alpha A^T y, with the alpha that brings A(alpha A^T y) nearest to y. For others it is y, or
+        None if y has not the shape of a datum.
+        """
+        values, operator = self.values[row], self.operators[row]
+        guess = operator.back_projection(values, self.shape) if operator.is_linear else values
+        return self.as_data(guess[None])[0] if guess.shape == self.shape else None
+
+    def hidden(self, row: int) -> np.ndarray | None:
+        """The values that the operator of measurement `row` hides, bool in the form of a datum.
+
+        None if it hides none, or changes others, as a blur does.
+        """
+        hidden = self.operators[row].hidden
+        if hidden is None or not hidden.any():
+            return None
+        hidden = np.broadcast_to(hidden, self.shape)
+        return hidden if self.law is None else hidden.reshape(-1)
+
+    def posterior(self, row: int) -> LinearPosterior:
+        """The exact posterior given measurement `row`; it takes measurements in the form of `Operator.vectors`.
+
+        Raises
+        ------
+        ValueError
+            If the law of the originals is not known, the operator is not linear, or its noise not Gaussian.
+        """
+        return _posterior(self.law, self.operators[row], self.shape)
+
+    def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:
+        """Draws from the exact posterior, float32 (items, draws, dimension); errors as in `posterior`."""
+        of_rows = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(self.values), clones)
+        draws = np.empty((*of_rows.shape, int(np.prod(self.shape))), np.float32)
+        for operator in dict.fromkeys(self.operators):
+            rows = np.flatnonzero([other is operator for other in self.operators])
+            observed = np.repeat(operator.vectors(self.values[rows]), clones, axis=0)
+            drawn = self.posterior(rows[0]).sample(observed, of_rows[rows].reshape(-1))
+            draws[rows] = drawn.reshape(len(rows), clones, -1)
+        return draws.reshape(len(streams.items), -1, draws.shape[-1])
+
+
+@lru_cache(maxsize=8)
+def _posterior(law: Any, operator: Operator, shape: tuple[int, ...]) -> LinearPosterior:
+    reason = None
+    if not hasattr(law, "covariance"):
+        reason = "the law of the originals is not known"
+    elif not operator.is_linear:
+        reason = "the operator is not linear"
+    elif not isinstance(operator.noise, GaussianNoise):
+        reason = f"the noise is not Gaussian ({type(operator.noise).__name__})"
+    if reason:
+        raise ValueError(f"backward 'exact': {reason}, so the posterior has no formula; take the backward 'sampler'")
+    check_memory("the matrices of the exact posterior", 40 * law.dimension**2, "lower the dimension")
+    return LinearPosterior(law.means, law.covariance, law.weights, operator.matrix(shape), operator.noise.sigma**2)

@@ -1,0 +1,306 @@
+"""Operators by name, made from deepinv's physics, and operators of physics that others made.
+
+All named operators have a singular value decomposition (`deepinv.physics.DecomposablePhysics`), which some samplers need.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.files import read_array
+from uturn.core.random import globally_seeded
+from uturn.corruption.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+
+
+def deepinv(what: str) -> Any:
+    """The library deepinv; ValueError names the option `what` that needs it, and the way to install it."""
+    try:
+        import deepinv
+
+        return deepinv
+    except ImportError as error:
+        raise ValueError(f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'") from None
+
+
+# -- by name ----------------------------------------------------------------------------------------------------------
+
+
+def boxes(shape: Shape, generator: np.random.Generator, hidden: float, place: str = "centre") -> Operator:
+    """Hides a box, of the proportions of the image, that covers a share `hidden` of it, rounded to whole pixels."""
+    _, height, width = shape
+    rows = 1 if height == 1 else round(height * np.sqrt(hidden))
+    columns = round(hidden * height * width / rows) if rows else 0
+    if place not in ("centre", "random"):
+        raise ValueError(f"place = {shown(place)}: expected 'centre' or 'random'")
+    room = np.array([height - rows, width - columns])
+    top, left = room // 2 if place == "centre" else generator.integers(room + 1)
+    mask = np.zeros(shape, bool)
+    mask[:, top : top + rows, left : left + columns] = True
+    return _masked(mask)
+
+
+def inpainting(shape: Shape, generator: np.random.Generator, hidden: float | None = None, mask: Any = None) -> Operator:
+    """Hides a share of the pixels, drawn at random, in all channels; or those that a mask leaves out (0 hidden, 1 seen)."""
+    if (hidden is None) == (mask is None):
+        raise ValueError("expected either `hidden`, the share that is drawn, or `mask`")
+    if mask is None:
+        pixels = shape[1] * shape[2]
+        drawn = np.zeros(pixels, bool)
+        drawn[generator.permutation(pixels)[: round(float(hidden) * pixels)]] = True  # type: ignore[arg-type]
+        return _masked(np.broadcast_to(drawn.reshape(1, *shape[1:]), shape))
+    seen = read_array(checked_path("mask", mask)) if isinstance(mask, str) else np.asarray(mask)
+    try:
+        return _masked(np.broadcast_to(seen == 0, shape))
+    except ValueError:
+        raise ValueError(f"mask has shape {seen.shape}; expected {shape[1:]} or {shape}") from None
+
+
+def blur(shape: Shape, generator: Any, width: float) -> Operator:
+    """Convolution with a Gaussian of standard deviation `width`, in pixels, on the periodic image."""
+    frequencies = np.meshgrid(*(np.fft.fftfreq(n) for n in shape[1:]), indexing="ij")
+    passed = np.exp(-2 * np.pi**2 * width**2 * sum(f**2 for f in frequencies))
+    return _spectral(np.broadcast_to(passed, shape), hartley, hartley)
+
+
+def downsampling(shape: Shape, generator: Any, factor: float) -> Operator:
+    """Means over blocks of factor x factor pixels."""
+    import torch
+
+    channels, height, width = shape
+    f = int(factor)
+    rows = min(f, height)  # vectors have one row
+    if f != factor or f < 1 or height % rows or width % f:
+        raise ValueError(f"factor = {factor:g}: expected an integer that divides the size {height} x {width}")
+    # An orthonormal basis of each block, whose first vector is constant.
+    directions = np.linalg.qr(np.c_[np.ones(rows * f), np.eye(rows * f)[:, 1:]])[0]
+    basis = torch.from_numpy((directions * np.sign(directions[0, 0])).astype(np.float32))
+
+    def to_blocks(x: torch.Tensor) -> torch.Tensor:
+        blocks = x.reshape(len(x), channels, height // rows, rows, width // f, f).permute(0, 1, 3, 5, 2, 4)
+        return torch.einsum(
+            "pq,bcphw->bcqhw", basis.to(x), blocks.reshape(len(x), channels, rows * f, height // rows, width // f)
+        )
+
+    def from_blocks(z: torch.Tensor) -> torch.Tensor:
+        blocks = torch.einsum("pq,bcqhw->bcphw", basis.to(z), z).reshape(len(z), channels, rows, f, height // rows, width // f)
+        return blocks.permute(0, 1, 4, 2, 5, 3).reshape(len(z), channels, height, width)
+
+    def extended(y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([y[:, :, None], y.new_zeros(len(y), channels, rows * f - 1, *y.shape[2:])], 2)
+
+    values = np.zeros((channels, rows * f, height // rows, width // f))
+    values[:, 0] = (rows * f) ** -0.5
+    return _spectral(values, to_blocks, from_blocks, U=lambda z: z[:, :, 0], U_adjoint=extended, img_size=shape)
+
+
+def fourier(
+    shape: Shape, generator: np.random.Generator, hidden: float, pattern: str = "lines", centre: float = 0.08
+) -> Operator:
+    """Hides a share of the Fourier coefficients of a real image: lines of k-space, or points, drawn at random.
+
+    The share `centre` of the lowest frequencies is hidden last. k and -k are hidden together, since they are complex conjugates.
+    y holds (Re F - Im F) / sqrt(pixels) at every k, which is real, and is an orthogonal transform of what is known of F.
+    """
+    if pattern not in ("lines", "points"):
+        raise ValueError(f"pattern = {shown(pattern)}: expected 'lines' or 'points'")
+    _, height, width = shape
+    rows, columns = np.indices((height, width))
+    if pattern == "lines" and height > 1:
+        columns *= 0
+    pairs = np.minimum(rows * width + columns, -rows % height * width + -columns % width)
+    radius = np.hypot(np.fft.fftfreq(height)[rows], np.fft.fftfreq(width)[columns])
+    _, first, pair_of, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
+    radii = radius.reshape(-1)[first]
+    by_radius = np.argsort(radii, kind="stable")
+    is_central = np.zeros(len(counts), bool)
+    is_central[by_radius] = np.cumsum(counts[by_radius]) <= centre * height * width
+    order = np.lexsort((np.where(is_central, -radii, generator.random(len(counts))), is_central))
+    is_hidden = np.zeros(len(counts), bool)
+    is_hidden[order] = np.cumsum(counts[order]) - counts[order] / 2 < hidden * height * width
+    seen = np.broadcast_to(~is_hidden[pair_of.reshape(height, width)], shape)
+    return _spectral(seen, hartley, hartley, U=lambda z: z, U_adjoint=lambda y: y, measured=seen)
+
+
+def denoising(shape: Shape, generator: Any) -> Operator:
+    """The identity."""
+    physics = deepinv("the operator").physics.Denoising()
+    return Operator(physics.A, 0.0, physics=physics)
+
+
+class Named(NamedTuple):
+    """An operator by name: the function that makes it, the option that the noise level sets, its unit and its largest value."""
+
+    make: Callable[..., Operator]
+    swept: str
+    unit: str
+    most: float
+    is_random: Callable[[dict[str, Any]], bool]
+
+
+NAMED = {
+    "boxes": Named(boxes, "hidden", "share of the image hidden by a box", 1.0, lambda options: options.get("place") == "random"),
+    "inpainting": Named(inpainting, "hidden", "share of hidden pixels", 1.0, lambda options: "mask" not in options),
+    "blur": Named(blur, "width", "width of the blur, pixels", np.inf, lambda options: False),
+    "downsampling": Named(downsampling, "factor", "factor of the downsampling", np.inf, lambda options: False),
+    "fourier": Named(fourier, "hidden", "share of hidden Fourier coefficients", 1.0, lambda options: True),
+    "denoising": Named(denoising, "sigma", "sigma of the measurement", np.inf, lambda options: False),
+}
+
+
+def hartley(x: torch.Tensor) -> torch.Tensor:
+    """Orthonormal Hartley transform of the last two axes, its own inverse: (Re F - Im F) / sqrt(pixels)."""
+    import torch
+
+    spectrum = torch.fft.fft2(x, norm="ortho")
+    return spectrum.real - spectrum.imag
+
+
+def _masked(hidden: np.ndarray) -> Operator:
+    import torch
+
+    hidden = np.ascontiguousarray(hidden)
+    physics = deepinv("the operator").physics.Inpainting(hidden.shape, mask=torch.from_numpy(~hidden).float())
+    return Operator(physics.A, 0.0, hidden=hidden, measured=~hidden, physics=physics)
+
+
+def _spectral(
+    values: np.ndarray, to_basis: Any, from_basis: Any, *, measured: np.ndarray | None = None, **options: Any
+) -> Operator:
+    """The operator U diag(values) V^T with V^T = to_basis, V = from_basis; by default U = V."""
+    import torch
+
+    both = {"U": from_basis, "U_adjoint": to_basis} | options
+    mask = torch.from_numpy(np.ascontiguousarray(values, np.float32))[None]
+    physics = deepinv("the operator").physics.DecomposablePhysics(
+        V_adjoint=to_basis, V=from_basis, mask=mask, **{"img_size": values.shape} | both
+    )
+    return Operator(physics.A, 0.0, measured=measured, physics=physics)
+
+
+# -- of deepinv -------------------------------------------------------------------------------------------------------
+
+
+def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) -> Any:
+    """The physics `deepinv.physics.NAME` with options, for images of a shape; what it draws is seeded by `key`.
+
+    The options `img_size` and `img_width` are filled in. Lists of lists become tensors.
+    """
+    cls = _class_of_deepinv(name, "corruption.operator", "Physics", "BlurFFT")
+    taken = inspect.signature(cls.__init__).parameters
+    sizes = {"img_size": shape, "img_width": shape[-1]}
+    filled = {size: value for size, value in sizes.items() if size in taken and size not in options}
+    plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
+    with globally_seeded(key):
+        return cls(**filled, **plain)
+
+
+def noise_by_name(name: str, options: dict[str, Any]) -> Any:
+    """The noise model `deepinv.physics.NAME` with options."""
+    return _class_of_deepinv(name, "corruption.noise_model", "NoiseModel", "LaplaceNoise")(**options)
+
+
+def of_physics(physics: Any, shape: Shape) -> Operator:
+    """The operator of a deepinv physics, with its noise."""
+    import torch
+
+    from_deepinv = deepinv("the operator").physics
+    with torch.no_grad():
+        clean = physics.A(torch.zeros(1, *shape))
+    if not isinstance(clean, torch.Tensor) or clean.is_complex():
+        what = "complex numbers" if isinstance(clean, torch.Tensor) else f"a {type(clean).__name__}"
+        raise ValueError(f"the physics {type(physics).__name__} gives {what}; expected a tensor of real numbers")
+    measured = None
+    if hasattr(physics, "mask"):  # physics of masks add no noise to what they hide
+        model, physics.noise_model = physics.noise_model, torch.nn.Identity()
+        with torch.no_grad():
+            measured = (physics.noise(torch.ones_like(clean))[0] != 0).numpy()
+        physics.noise_model = model
+        measured = None if measured.all() else measured
+    is_mask = isinstance(physics, from_deepinv.Inpainting) and measured is not None
+    return Operator(
+        physics.A,
+        _noise_of(physics),
+        hidden=~measured if is_mask else None,  # type: ignore[operator]
+        is_linear=isinstance(physics, from_deepinv.LinearPhysics),
+        measured=measured,
+        physics=physics,
+    )
+
+
+def with_noise(operator: Operator, noise: Any) -> Operator:
+    """The operator with another noise: a law of `operators`, or a noise model of deepinv. Its physics gets the noise, too."""
+    if operator.physics is None:
+        return replace(operator, noise=noise if hasattr(noise, "draw") else _law_of(noise) or _draws_of(noise))
+    models, model = deepinv("the operator").physics, noise
+    if isinstance(noise, GaussianNoise):
+        model = models.GaussianNoise(noise.sigma)
+    elif isinstance(noise, PoissonNoise):
+        model = models.PoissonNoise(noise.gain, clip_positive=True)
+    operator.physics.set_noise_model(model)
+    return replace(operator, noise=noise if hasattr(noise, "draw") else _noise_of(operator.physics))
+
+
+def _noise_of(physics: Any) -> Any:
+    """The law of the noise of a physics; its draws, if there is a sensor or the law is not known."""
+    import torch
+
+    values = torch.linspace(-2, 2, 9)
+    law = _law_of(physics.noise_model) if torch.equal(physics.sensor(values), values) else None
+    return law or _draws_of(lambda clean: physics.sensor(physics.noise(clean)))
+
+
+def _law_of(model: Any) -> Any:
+    """The law of a noise model of deepinv; None if it is not known here."""
+    models = deepinv("the noise").physics
+    kind = type(model)
+    if kind is models.ZeroNoise:
+        return GaussianNoise(0.0)
+    if kind is models.GaussianNoise and model.sigma.numel() == 1:
+        return GaussianNoise(float(model.sigma))
+    if kind is models.PoissonNoise and bool(model.normalize) and model.gain.numel() == 1:
+        return PoissonNoise(float(model.gain))
+    return None
+
+
+def _draws_of(noisy: Any) -> OtherNoise:
+    """Noise drawn by code of deepinv, (tensor) -> tensor, from torch's global generator."""
+    import torch
+
+    def draw(clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        with torch.no_grad(), globally_seeded(int(generator.integers(2**63))):
+            return noisy(torch.from_numpy(np.array(clean))[None])[0].numpy()
+
+    return OtherNoise(draw)
+
+
+def _class_of_deepinv(name: str, option: str, parent: str, example: str) -> Any:
+    where = f"{option} = 'deepinv:{name}'"
+    physics = deepinv(where).physics
+    cls = getattr(physics, name, None)
+    if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
+        raise ValueError(f"{where}: expected a {parent} of deepinv.physics, such as 'deepinv:{example}'")
+    return cls
+
+
+def _tensor(value: Any) -> Any:
+    import torch
+
+    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) and value and isinstance(value[0], list) else value
+
+
+def _annotated(value: Any, parameter: Any) -> Any:
+    """Whole numbers for parameters that are integers, since noise levels are floats."""
+    text = str(getattr(parameter, "annotation", ""))
+    is_whole = "int" in text and "float" not in text and isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
