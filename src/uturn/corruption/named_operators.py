@@ -301,6 +301,7 @@ def _tensor(value: Any) -> Any:
 
 def _annotated(value: Any, parameter: Any) -> Any:
     """Whole numbers for parameters that are integers, since noise levels are floats."""
-    text = str(getattr(parameter, "annotation", ""))
-    is_whole = "int" in text and "float" not in text and isinstance(value, float) and value.is_integer()
+    annotation = getattr(parameter, "annotation", "")
+    kinds = {kind.strip() for kind in getattr(annotation, "__name__", str(annotation)).split("|")}
+    is_whole = isinstance(value, float) and value.is_integer() and "int" in kinds and "float" not in kinds
     return int(value) if is_whole else value

@@ -104,7 +104,7 @@ class GaussianMixture:
     @property
     def covariance(self) -> np.ndarray:
         """Covariance C of a mode, (dimension, dimension)."""
-        return self.to_basis((self.to_basis(np.eye(self.dimension)) * self.variance).T)
+        return self.to_basis(self.to_basis(np.eye(self.dimension)) * self.variance)
 
     def to_basis(self, values: Any) -> np.ndarray:
         """Components (..., dimension) in the basis. The map (discrete Hartley transform) is its own inverse."""

@@ -17,9 +17,9 @@ _MODE, _VALUES = 2**63 + 14, 2**63 + 15  # sub-streams of a draw
 class LinearPosterior:
     """p(x | y) for y = H x + n, n normal with covariance R, and x from the mixture sum_k w_k N(mu_k, C_k).
 
-    With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y), means
-    mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to 2.117).
-    Computed in float64.
+    With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y),
+    means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to
+    2.117). It is computed in float64.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class LinearPosterior:
     Examples
     --------
     >>> posterior = LinearPosterior([[0.0, 0.0]], np.eye(2), [1.0], H=[[1.0, 0.0]], R=1.0)
-    >>> posterior.mean([[1.0]]).tolist(), posterior.covariances[0].tolist()
+    >>> posterior.mean([[1.0]]).round(9).tolist(), posterior.covariances[0].round(9).tolist()
     ([[0.5, 0.0]], [[0.5, 0.0], [0.0, 1.0]])
     """
 
@@ -51,13 +51,13 @@ class LinearPosterior:
         R = checked_numbers("R", R) * (np.eye(m) if np.ndim(R) == 0 else 1.0)
         HC = self.H @ C
         S = HC @ self.H.T + R
-        try:
-            root = np.linalg.cholesky(S)
-        except np.linalg.LinAlgError:
+        variances = np.diagonal(S, axis1=1, axis2=2)
+        if np.linalg.eigvalsh(S).min(initial=np.inf) <= 1e-13 * variances.max(initial=0):
             raise ValueError(
                 f"H, R: the covariance of the {m} measurements is singular; expected noise above 0, or measurements that are "
                 f"linearly independent"
-            ) from None
+            )
+        root = np.linalg.cholesky(S)
         self._whiten = np.linalg.inv(root)  # (modes or 1, measurements, measurements)
         self._log_det = 2 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
         self.gains = (self._whiten.transpose(0, 2, 1) @ (self._whiten @ HC)).transpose(0, 2, 1)
@@ -111,7 +111,10 @@ class LinearPosterior:
 
     @cached_property
     def _roots(self) -> np.ndarray:
-        """Cholesky factors of the covariances. A margin far below the prior variance keeps exactly measured directions positive."""
+        """Cholesky factors of the covariances.
+
+        A margin far below the prior variance keeps the variance of exactly measured directions positive.
+        """
         return np.linalg.cholesky(self.covariances + self._margin)
 
     def _residuals(self, observed: np.ndarray) -> np.ndarray:

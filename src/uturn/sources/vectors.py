@@ -154,8 +154,8 @@ def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
 class GaussianFieldSource(VectorSource):
     """Gaussian random field on a periodic size x size grid with power spectrum `|k|^-exponent` and variance 1 per point.
 
-    The class is the sign of the spatial mean minus `centre` (0: negative, 1: positive). The scales are octaves of |k|, named by their lower
-    ends; the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
+    The class is the sign of the spatial mean minus `centre` (0: negative, 1: positive). The scales are octaves of |k|, named by
+    their lower ends; the lowest one, 0, holds |k| < 2. The scales are independent, so the law has no hierarchy.
     """
 
     type: Literal["gaussian_field"] = "gaussian_field"

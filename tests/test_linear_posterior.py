@@ -1,0 +1,171 @@
+"""The exact posterior of a linear measurement, and the law's own denoiser, against integration, autograd and their own laws.
+
+False alarms: the seeds are fixed; the thresholds (p < 1e-3, 4 standard errors) would fail about one choice of seeds in a hundred.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+import uturn as ut
+from uturn.exact.laws import GaussianMixture, power_law, simplex
+from uturn.exact.linear import LinearPosterior
+
+MEANS = np.array([[-1.0, 0.5], [0.8, -0.2]])
+COVARIANCES = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])
+WEIGHTS = np.array([0.3, 0.7])
+SIGMA = 0.4
+
+
+def field(exponent=2.0, modes=3):
+    means = 0.5 + simplex(modes, 16, 1.0, seed=1)
+    return GaussianMixture(means, variance=0.1 * power_law((4, 4), exponent), grid=(4, 4))
+
+
+def posterior_of(law, H, sigma):
+    return LinearPosterior(law.means, law.covariance, law.weights, H, sigma**2)
+
+
+@pytest.mark.parametrize("H", [[[1.0, 0.5]], [[1.0, 0.0], [0.3, 2.0]], np.zeros((0, 2))])
+def test_weights_moments_and_density_are_those_of_integration(H):
+    H = np.asarray(H, float)
+    posterior = LinearPosterior(MEANS, COVARIANCES, WEIGHTS, H, SIGMA**2)
+    y = np.array([0.4, -0.3])[: len(H)]
+    axis = np.linspace(-6, 6, 601)
+    x = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
+    of_modes = [
+        w * stats.multivariate_normal(m, C).pdf(x) * np.exp(-0.5 * ((x @ H.T - y) ** 2).sum(-1) / SIGMA**2)
+        for w, m, C in zip(WEIGHTS, MEANS, COVARIANCES, strict=True)
+    ]
+
+    def integral(values):
+        return integrate.simpson(integrate.simpson(values, x=axis, axis=0), x=axis, axis=0)
+
+    joint = sum(of_modes)
+    total = integral(joint)
+    mean = np.array([integral(joint * x[..., i]) for i in range(2)]) / total
+    variance = np.array([integral(joint * x[..., i] ** 2) for i in range(2)]) / total - mean**2
+    np.testing.assert_allclose(posterior.weights(y)[0], [integral(part) / total for part in of_modes], atol=1e-7)
+    np.testing.assert_allclose(posterior.mean(y)[0], mean, atol=1e-7)
+    np.testing.assert_allclose(posterior.variance(y)[0], variance, atol=1e-7)
+    at = x[240:361:20, 240:361:20].reshape(-1, 2)
+    np.testing.assert_allclose(posterior.log_density(at, y), np.log(joint[240:361:20, 240:361:20].reshape(-1) / total), atol=1e-6)
+
+
+def test_draws_have_the_moments_and_do_not_depend_on_their_batch():
+    posterior = LinearPosterior(MEANS, COVARIANCES, WEIGHTS, [[1.0, 0.5]], SIGMA**2)
+    observed = np.full((20_000, 1), 0.4)
+    keys = ut.random.keys(3, range(20_000))
+    draws = posterior.sample(observed, keys)
+    mean, variance = posterior.mean(observed[:1])[0], posterior.variance(observed[:1])[0]
+    assert (np.abs(draws.mean(0) - mean) < 4 * np.sqrt(variance / len(draws))).all()
+    assert (np.abs(draws.var(0) / variance - 1) < 4 * np.sqrt(2.5 / len(draws))).all()
+    np.testing.assert_array_equal(posterior.sample(observed[7:9], keys[7:9]), draws[7:9])
+
+
+@pytest.mark.parametrize("law", [field(), GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], weights=[0.2, 0.8], variance=[0.5, 0.1])])
+@pytest.mark.parametrize("sigma", [0.05, 0.5])
+def test_the_denoiser_is_the_posterior_mean_and_tweedies_formula(law, sigma):
+    """x + sigma^2 d log p_sigma / dx, by automatic differentiation."""
+    d = law.dimension
+    noisy = law.sample(5, seed=2).values + sigma
+    denoised = law.denoise(torch.from_numpy(noisy), sigma).numpy()
+    np.testing.assert_allclose(denoised, posterior_of(law, np.eye(d), sigma).mean(noisy), atol=1e-10)
+    x = torch.from_numpy(noisy).requires_grad_()
+    covariance = torch.from_numpy(law.covariance + sigma**2 * np.eye(d))
+    parts = [
+        np.log(w) + torch.distributions.MultivariateNormal(torch.from_numpy(m), covariance).log_prob(x)
+        for w, m in zip(law.weights, law.means, strict=True)
+    ]
+    torch.logsumexp(torch.stack(parts), 0).sum().backward()
+    np.testing.assert_allclose(denoised, noisy + sigma**2 * x.grad.numpy(), atol=1e-10)
+
+
+def test_the_denoiser_keeps_shape_and_type_and_can_be_differentiated():
+    law = field()
+    images = torch.from_numpy(law.sample(3, seed=0).values).float().reshape(3, 1, 4, 4).requires_grad_()
+    levels = torch.tensor([0.1, 0.2, 0.5])
+    denoised = law.denoise(images, levels)
+    assert denoised.shape == images.shape
+    assert denoised.dtype == torch.float32
+    alone = law.denoise(images[1:2], 0.2)
+    torch.testing.assert_close(denoised[1:2], alone)
+    (gradient,) = torch.autograd.grad(denoised.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(law.denoise(images, 0.0), images)
+
+
+def test_log_density_and_share_outside():
+    law = field()
+    x = law.sample(4, seed=0).values
+    dense = [w * stats.multivariate_normal(m, law.covariance).pdf(x) for w, m in zip(law.weights, law.means, strict=True)]
+    np.testing.assert_allclose(law.log_density(x), np.log(np.sum(dense, axis=0)), atol=1e-9)
+    draws = law.sample(4000, seed=1).values
+    outside = ((draws < 0) | (draws > 1)).mean(axis=1)
+    assert abs(outside.mean() - law.share_outside()) < 4 * outside.std() / np.sqrt(len(draws))
+
+
+def readings_of(law, posterior, H, sigma, items, clones, seed, narrower=1.0):
+    """Originals and clones (items, 1 + clones, d), and their log p(y|x) and log p(x), given one measurement each."""
+    x0 = law.sample(items, ut.random.keys(seed, 1, range(items))).values
+    noise = ut.random.normals(ut.random.keys(seed, 2, range(items)), len(H), np.float64)
+    y = x0 @ H.T + sigma * noise
+    many = np.repeat(y, clones, axis=0)
+    drawn = posterior.sample(many, ut.random.keys(seed, 3, range(items * clones)))
+    drawn = posterior.mean(many) + narrower * (drawn - posterior.mean(many))
+    data = np.concatenate([x0[:, None], drawn.reshape(items, clones, -1)], axis=1)
+    likelihood = -0.5 * ((data @ H.T - y[:, None]) ** 2).sum(-1) / sigma**2
+    prior = law.log_density(data.reshape(-1, law.dimension)).reshape(likelihood.shape)
+    return data, likelihood, prior
+
+
+def p_values(data, *of_one, level=0.01):
+    """p of `ut.calibrate` for the distance and for readings of one datum, h(a) + h(b)."""
+    distances = np.sqrt(((data[:, :, None] - data[:, None]) ** 2).mean(-1))
+    pairs = np.stack([distances, *(h[:, :, None] + h[:, None] for h in of_one)], -1)
+    between = pairs[:, 1:, 1:].sum(2) - np.stack([pairs[:, k, k] for k in range(1, pairs.shape[1])], 1)
+    return ut.calibrate(pairs[:, 0, 1:], between / (pairs.shape[1] - 2), level=level).p_value
+
+
+def test_exact_draws_pass_and_narrow_ones_do_not():
+    law, sigma = field(), 0.1
+    H = np.eye(16)[::2]
+    posterior = posterior_of(law, H, sigma)
+    assert (p_values(*readings_of(law, posterior, H, sigma, 300, 4, seed=5)) > 1e-3).all()
+    assert (p_values(*readings_of(law, posterior, H, sigma, 300, 4, seed=5, narrower=0.8)) < 1e-3).any()
+    wrong = posterior_of(law, H, 2 * sigma)  # another noise than that of the measurement
+    assert (p_values(*readings_of(law, wrong, H, sigma, 300, 4, seed=5)) < 1e-3).any()
+
+
+def test_p_values_of_exact_draws_are_uniform():
+    law, sigma = field(), 0.2
+    H = np.random.default_rng(0).normal(size=(5, 16))
+    posterior = posterior_of(law, H, sigma)
+    p = np.array([p_values(*readings_of(law, posterior, H, sigma, 20, 3, seed), level=0.3) for seed in range(200)])
+    for values in p.T:
+        assert stats.kstest(values, "uniform").pvalue > 1e-3
+    narrow = [p_values(*readings_of(law, posterior, H, sigma, 20, 3, seed, 0.6), level=0.3) for seed in range(200)]
+    assert stats.kstest(np.array(narrow)[:, 0], "uniform").pvalue < 1e-6
+
+
+def test_measurements_without_noise():
+    law = field()
+    H = np.eye(16)[::2]
+    y = law.sample(3, seed=4).values[:, ::2]
+    draws = posterior_of(law, H, 0.0).sample(y, seed=0)
+    np.testing.assert_allclose(draws[:, ::2], y, atol=1e-4)
+    assert draws[:, 1::2].std() > 0.05
+    with pytest.raises(ValueError, match=r"the covariance of the 9 measurements is singular; expected noise above 0"):
+        posterior_of(law, np.r_[H, H[:1]], 0.0)
+
+
+def test_a_measurement_of_nothing_leaves_the_prior():
+    law = field()
+    posterior = posterior_of(law, np.zeros((0, 16)), 0.1)
+    x = law.sample(3, seed=0).values
+    np.testing.assert_allclose(posterior.log_density(x, np.zeros((3, 0))), law.log_density(x), atol=1e-6)
+    assert posterior.weights(np.zeros((1, 0))) == pytest.approx(law.weights[None])
+    with pytest.raises(ValueError, match=r"the measurements have shape \(1, 3\); expected \(batch, 0\)"):
+        posterior.mean([[1.0, 2.0, 3.0]])
