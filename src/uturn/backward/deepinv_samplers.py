@@ -32,8 +32,8 @@ _GAUSSIAN = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", *_LANGEVIN)
 class DeepinvSampler:
     """A sampler of deepinv by name: `sampler(observed, operator, generator, denoiser, shape)`.
 
-    NAME is a class of `deepinv.sampling` (DDRM, DiffPIR, ULA, SKRock, ..), or NAMEDataFidelity is one (DPS, PiGDM, MomentMatching,
-    ALD, ILVR, ..): the sampler is then `PosteriorDiffusion` with this data fidelity. Its options are those of the class, and:
+    NAME is a class of `deepinv.sampling` (DDRM, DiffPIR, ULA, SKRock, ..), or NAMEDataFidelity is one (DPS, PiGDM, ALD, ILVR,
+    MomentMatching, ..): the sampler is then `PosteriorDiffusion` with this data fidelity. Options are those of the class, and:
 
     steps
         Calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock: 200).
@@ -76,36 +76,39 @@ class DeepinvSampler:
         needs = self.name in _GAUSSIAN or self.options.get("guidance") == "annealed"
         if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
             raise ValueError(f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS")
-        if self.name == "DDRM" and not isinstance(operator.physics, self.deepinv.physics.DecomposablePhysics):
-            raise ValueError(
-                "it needs the singular value decomposition of the operator, a decomposable physics of deepinv (Inpainting, "
-                "BlurFFT, Denoising, MRI); take DiffPIR, DPS or PiGDM"
-            )
 
     def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
         """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
         self.check(operator)
-        physics = self._physics(operator, len(observed), shape)
+        physics = self._physics(operator, observed, shape)
+        if self.name == "DDRM" and not isinstance(physics, self.deepinv.physics.DecomposablePhysics):
+            raise ValueError(
+                "it needs the singular value decomposition of the operator, a mask or a decomposable physics of deepinv (BlurFFT, "
+                "Denoising, MRI); take DiffPIR, DPS or PiGDM"
+            )
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
         return make(denoiser, operator.noise, generator, shape)(observed, physics)
 
-    def _physics(self, operator: Any, count: int, shape: tuple[int, ...]) -> Any:
+    def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
-        deepinv, noise = self.deepinv, operator.noise
-        law: Any = deepinv.physics.ZeroNoise()
+        module, noise = self.deepinv.physics, operator.noise
+        law: Any = module.ZeroNoise()
         if isinstance(noise, GaussianNoise):
-            law = deepinv.physics.GaussianNoise(noise.sigma)
+            law = module.GaussianNoise(noise.sigma)
         elif isinstance(noise, PoissonNoise):
-            law = deepinv.physics.PoissonNoise(noise.gain)
+            law = module.PoissonNoise(noise.gain)
         if operator.physics is not None:
             physics = copy.deepcopy(operator.physics)
             physics.noise_model = law
             return physics
         if not operator.is_linear:
-            return deepinv.physics.Physics(A=operator.forward, noise_model=law)
-        adjoint = deepinv.physics.adjoint_function(operator.forward, (count, *shape))
-        return deepinv.physics.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
+            return module.Physics(A=operator.forward, noise_model=law)
+        if operator.hidden is not None and tuple(observed.shape[1:]) == shape:  # the others are as they are: a mask
+            seen = observed.new_ones(shape) * observed.new_tensor(~operator.hidden)
+            return module.Inpainting(shape, mask=seen, noise_model=law)
+        adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
+        return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
 
     def _ddrm(self, denoiser: Any, noise: Any, generator: Any, shape: Any) -> Any:
         low, high = denoiser.range

@@ -19,13 +19,13 @@ from uturn.core.checks import errors_named
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
-from uturn.core.random import Purpose, Streams
+from uturn.core.random import Purpose, Streams, globally_seeded
 from uturn.networks.images.options import DenoiserOptions
 
 if TYPE_CHECKING:
     import torch
 
-_FORM = "a function (observed, operator, generator) or (observed, operator, generator, denoiser)"
+_FORM = "a function (observed, operator, generator), perhaps with the parameters denoiser and shape"
 _DEEPINV = "deepinv:"
 _MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
 _FAR = 10.0  # reconstructed images further outside of [0, 1] than this have another range, or diverged
@@ -34,24 +34,23 @@ _FAR = 10.0  # reconstructed images further outside of [0, 1] than this have ano
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
     """A sampler of p(x | y) for measurements y = A(x) with noise (corruption `Measurement`).
 
-    Each call draws for one measurement. Torch's and numpy's global generators and the sampler's own are seeded by the stream of
-    (item, trajectory, clone) and restored afterwards, so results depend neither on batches nor on processes, and torch uses one
-    thread on the CPU. The cost is that of calls of a network with one image: a GPU is mostly idle. `batch` puts measurements by the
-    same operator together; results of an item then depend on the other items in its block.
+    A call of the sampler draws for one measurement. Torch's and numpy's global generators and the sampler's own are seeded by the
+    stream of (item, trajectory, clone) and restored afterwards, and torch uses one thread, so results depend neither on batches
+    nor on processes. The cost: the network is called with one image at a time, which leaves a GPU mostly idle. A `batch` above 1
+    puts measurements by the same operator together; results of an item then depend on the items in its block.
 
     Options
     -------
     sampler
         "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function", called as
-        `function(observed, operator, generator)` or `function(observed, operator, generator, denoiser)`: observed, a tensor
-        (1, ...) that may be changed; `Operator`; torch.Generator; denoiser(x, sigma), the mean of x_0 given x = x_0 + sigma n. It
-        returns a tensor (1, channels, height, width) in the units of the operator: images in [0, 1], vectors with their values.
+        `function(observed, operator, generator)`, and by keyword, if it has such parameters, `denoiser` and `shape`: observed, a
+        tensor (batch, ...) that may be changed; `Operator`; torch.Generator; denoiser(x, sigma), the mean of x_0 given
+        x = x_0 + sigma n, for sigma in `denoiser.range`; (channels, height, width) of x_0. It returns a tensor (batch, *shape) in
+        the units of the operator: images in [0, 1], vectors with their own values. batch is 1 by default.
     options
         Options of the sampler; for a function, further keyword arguments.
     model
         The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
-    chain_steps
-        Reverse steps of the model for originals of type "generated". A coarse chain has another law than its denoiser.
     batch
         Measurements in a call of the sampler.
     others
@@ -64,9 +63,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     undoes: ClassVar[tuple[str, ...]] = ("operator",)
     type: Literal["sampler"] = "sampler"
     sampler: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     model: str = "exact"
-    chain_steps: int = Field(default=250, ge=1)
     batch: int = Field(default=1, ge=1)
 
     def __hash__(self) -> int:
@@ -85,19 +83,23 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     @property
     def wants_processes(self) -> bool:
         """True on the CPU, where calls with one image are slow on several threads."""
-        return not self._calls_model or self.chain().wants_processes
+        return not self._calls_model or self._model().wants_processes
 
     @property
     def _calls_model(self) -> bool:
         """Whether the sampler calls a model of images."""
         return self.model != "exact"
 
-    def chain(self) -> DiffusionModel:
-        """The model of images with `chain_steps` reverse steps, which draws originals of type "generated"."""
+    def chain(self, steps: int = 250) -> DiffusionModel:
+        """The model of images with so many reverse steps, for drawing originals: few steps have another law than the denoiser."""
         if not self._calls_model:
             raise ValueError("model = 'exact': the law of images is not known; give a model, such as 'fashion_mnist'")
         options = {name: getattr(self, name) for name in DenoiserOptions.model_fields}
-        return DiffusionModel(model=self.model, steps=self.chain_steps, **options)
+        return DiffusionModel(model=self.model, steps=steps, **options)
+
+    def _model(self) -> DiffusionModel:
+        """The model of images for its denoiser alone, with one step, which all noise schedules have."""
+        return self.chain(1)
 
     def undone(self, corruption: Any, source: Any) -> Any:
         """The given corruption; ValueError if sampler, model and images do not fit together."""
@@ -105,19 +107,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         is_image = source.image_shape() is not None
         if not self._calls_model:
             if is_image and _takes_denoiser(self):
-                self.chain()
+                self._model()
             return corruption
         if not is_image:
             raise ValueError(f"model = {self.model!r}: a model of images; vectors have the denoiser of their law, 'exact'")
-        if self.chain().reverse().codec is not None:
+        if self._model().reverse().codec is not None:
             raise ValueError(f"model = {self.model!r} denoises latents, but measurements are of pixels; take a model of pixels")
-        self.chain().check_source(source)
+        self._model().check_source(source)
         self._denoiser(None)
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
-        labels = self.chain().labels_of(noisy, streams) if self._calls_model else None
+        labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
         calls = [(rows, clone) for rows in _calls(noisy.operators, self.batch) for clone in range(clones)]
         for rows, clone in steps(calls):
@@ -148,8 +150,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return draws
         if draws.min() < -_FAR or draws.max() > 1 + _FAR:
             raise ValueError(
-                f"{label} gives values in [{draws.min():.3g}, {draws.max():.3g}] for {where}; expected images in [0, 1], up to errors "
-                f"that are clipped: it has another range, or diverged"
+                f"{label} gives values in [{draws.min():.3g}, {draws.max():.3g}] for {where}; expected images in [0, 1], "
+                f"or a little outside, which is clipped: it has another range, or diverged"
             )
         return draws.clip(0, 1)
 
@@ -159,19 +161,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         share = _share_outside(law, low, high)
         if share > _MOST_OUTSIDE:
             raise ValueError(
-                f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the values of the source are outside; "
-                f"take a source with other `centre` and `scale`, or another sampler"
+                f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the source's values are outside; "
+                f"give the source another `centre` and `scale`, or take another sampler"
             )
 
     def _denoiser(self, law: Any, labels: np.ndarray | None = None) -> Any:
         """The denoiser of a call, or None for vectors without a law and images without a model."""
         if not self._calls_model:
-            return None if law is None else law_denoiser(law)
+            return None if law is None else _LawDenoiser(law)
         import torch
 
         from uturn.networks.images.sigma_denoiser import SigmaDenoiser
 
-        reverse = self.chain().reverse()
+        reverse = self._model().reverse()
         classes = None if labels is None else torch.from_numpy(labels)
         return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
 
@@ -185,25 +187,26 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
         """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
-        return self.chain().model_check(source, originals) if self._calls_model else []
+        return self._model().model_check(source, originals) if self._calls_model else []
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the model and the version of deepinv; empty without both."""
         parts = [_version()] if self.sampler.startswith(_DEEPINV) else []
-        parts += [self.chain().fingerprint()] if self._calls_model else []
+        parts += [self._model().fingerprint()] if self._calls_model else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
 
     def own_code(self) -> Any:
         """The user's sampler, or that of the model."""
         if not self.sampler.startswith(_DEEPINV):
             return _function(self.sampler)
-        return self.chain().own_code() if self._calls_model else None
+        return self._model().own_code() if self._calls_model else None
 
     def describe(self) -> str:
         """The sampler, its denoiser and its cost in one line."""
         version = f" ({_version()})" if self.sampler.startswith(_DEEPINV) else ""
-        denoiser = self.chain().reverse().description if self._calls_model else "the denoiser of the law"
-        return f"{self.sampler}{version}; {denoiser}; {self.batch} measurement{'s' * (self.batch > 1)} in a call"
+        denoiser = self._model().reverse().description if self._calls_model else "the denoiser of the law"
+        denoiser = f"; {denoiser}" if _takes_denoiser(self) else ""
+        return f"{self.sampler}{version}{denoiser}; {self.batch} measurement{'s' * (self.batch > 1)} in a call"
 
 
 def _calls(operators: Sequence[Any], batch: int) -> list[np.ndarray]:
@@ -214,29 +217,28 @@ def _calls(operators: Sequence[Any], batch: int) -> list[np.ndarray]:
 
 @contextmanager
 def _seeded(key: int) -> Iterator[torch.Generator]:
-    """Context with one thread of torch and seeded global generators of torch and numpy, which are restored; a further generator."""
+    """Context with seeded global generators and one thread of torch, which are restored; gives a generator of its own."""
     import torch
 
-    state, threads = np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(key)
-        np.random.seed(key % 2**32)
+    threads = torch.get_num_threads()
+    with globally_seeded(key):
         torch.set_num_threads(1)
         try:
-            yield torch.Generator().manual_seed(key)
+            yield torch.Generator().manual_seed(key ^ 1)  # not the numbers of the global generator
         finally:
             torch.set_num_threads(threads)
-            np.random.set_state(state)
 
 
 def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
     """The sampler, called as (observed, operator, generator, denoiser, shape)."""
     if spec.sampler.startswith(_DEEPINV):
         return DeepinvSampler(spec.sampler.removeprefix(_DEEPINV), spec.options)
-    function, takes_denoiser = _function(spec.sampler), _takes_denoiser(spec)
+    function = _function(spec.sampler)
+    takes = inspect.signature(function).parameters
 
     def own(observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        return function(observed, operator, generator, **({"denoiser": denoiser} if takes_denoiser else {}), **spec.options)
+        more = {name: value for name, value in (("denoiser", denoiser), ("shape", shape)) if name in takes}
+        return function(observed, operator, generator, **more, **spec.options)
 
     return own
 
@@ -268,6 +270,18 @@ def _share_outside(law: Any, low: float, high: float) -> float:
     return float(((values < low) | (values > high)).mean())
 
 
+class _LawDenoiser:
+    """The exact denoiser of a law of vectors, for noise of any standard deviation."""
+
+    range = (0.0, np.inf)
+
+    def __init__(self, law: Any) -> None:
+        self.law = law
+
+    def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.law.denoise(x, sigma)
+
+
 class _Counter:
     """A denoiser that counts its calls."""
 
@@ -279,25 +293,3 @@ class _Counter:
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         return 0 * x + 0.5
-
-
-@lru_cache(maxsize=8)
-def law_denoiser(law: Any) -> Any:
-    """The exact denoiser of a Gaussian mixture."""
-    import torch
-
-    basis = torch.from_numpy(law.to_basis(np.eye(law.dimension)))
-    means, variance = torch.from_numpy(law._means), torch.from_numpy(law.variance)
-    log_weights = torch.from_numpy(np.log(law.weights))
-
-    def denoiser(x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        z = x.reshape(len(x), -1).double() @ basis
-        noise = torch.as_tensor(sigma).double().reshape(-1, 1) ** 2
-        residual = z[:, None] - means
-        total = (variance + noise)[:, None]
-        weights = torch.softmax(log_weights - 0.5 * (residual**2 / total).sum(-1), 1)
-        drawn = (weights[..., None] * (means + residual * variance / total)).sum(1)
-        return (drawn @ basis).reshape(x.shape).to(x.dtype)
-
-    denoiser.range = (0.0, np.inf)  # type: ignore[attr-defined]
-    return denoiser

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from uturn.corruption.noising import clean_and_noise
-from uturn.corruption.schedulers import is_flow, predicts
+from uturn.corruption.schedulers import is_flow, is_flow_match, predicts
 
 _ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its own precision
 
@@ -21,9 +21,9 @@ class SigmaDenoiser(nn.Module):
     variance-preserving schedules a = 1 / sqrt(1 + 4 sigma^2), for flow matching a = 1 / (1 + 2 sigma). x̂_0 follows from the
     prediction of noise, x_0, v or flow, and is not clipped.
 
-    Between the levels of the schedule the timestep is a fraction, found by linear interpolation of s / a; networks take fractional
-    timesteps (`DenoiserModel`), and one call is enough. For flow matching t is proportional to s. Noise outside of `range` is
-    refused. Images may be on another device than the model. The result can be differentiated with respect to x.
+    Between the levels of the schedule the timestep is a fraction, by linear interpolation of s / a: networks take fractional
+    timesteps (`DenoiserModel`), and it needs one call, not one for each neighbour. For flow matching t is proportional to s.
+    Noise outside of `range` is refused. Images may be on another device than the model. The result can be differentiated.
 
     Parameters
     ----------
@@ -56,8 +56,11 @@ class SigmaDenoiser(nn.Module):
         self.predicts, self.flow = predicts(scheduler), is_flow(scheduler)
         self.timesteps = scheduler.config.num_train_timesteps
         if self.flow:
-            least = max(float(getattr(scheduler, "sigma_min", 0.0)), 1 / self.timesteps)
-            sigmas = torch.tensor([least / (1 - least), self.timesteps - 1.0])  # the last level, s = 1, is pure noise
+            levels = torch.arange(1, self.timesteps) / self.timesteps
+            if is_flow_match(scheduler):  # the levels of training are those of a new scheduler
+                levels = type(scheduler).from_config(scheduler.config).sigmas.flip(0)
+            levels = levels[(levels > 0) & (levels < 1)].double()  # s = 1 is pure noise
+            sigmas = levels / (1 - levels)
         elif hasattr(scheduler, "alphas_cumprod"):
             abar = scheduler.alphas_cumprod.double().cpu()
             sigmas = ((1 - abar) / abar).sqrt()

@@ -1,0 +1,220 @@
+"""Posterior samplers: one's own, and those of deepinv; seeds, adapters, and what users do wrong."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import uturn as ut
+from uturn.backward.deepinv_samplers import DeepinvSampler
+from uturn.backward.sampler import PosteriorSampler
+from uturn.core.checks import OwnCodeError
+from uturn.core.random import Streams, keys
+from uturn.corruption.measured import Measured
+from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
+from uturn.exact.laws import GaussianMixture, power_law
+from uturn.networks import DenoiserModel
+
+SHAPE = (1, 4, 4)
+SIGMA = 0.05
+NAMED: list[tuple[str, dict[str, Any]]] = [
+    ("DDRM", {"steps": 5}),
+    ("DiffPIR", {"steps": 5}),
+    ("DPS", {"steps": 5}),
+    ("DPS", {"steps": 5, "guidance": "annealed", "solver": "ddim"}),
+    ("PiGDM", {"steps": 5, "solver": "euler"}),
+    ("MomentMatching", {"steps": 5, "schedule": "ve"}),
+    ("PosteriorDiffusion", {"steps": 5, "data_fidelity": "ALD", "solver": "heun"}),
+    ("ULA", {"steps": 5}),
+]
+
+
+# -- operators and samplers of a user ----------------------------------------------------------------------------------------
+
+
+def half(strength, shape):
+    """Every second pixel."""
+    hidden = (np.arange(np.prod(shape)) % 2 == 1).reshape(shape)
+    seen = torch.from_numpy(~hidden)
+    return Operator(lambda x: x * seen, noise=strength, hidden=hidden)
+
+
+def guided(observed, operator, generator, denoiser, shape, steps=30):
+    """Reverse diffusion; the gradient of the squared residual of x_0, over its variance at this noise, guides it (DPS)."""
+    low, high = max(denoiser.range[0], 0.01), min(denoiser.range[1], 2.0)
+    sigmas = [*torch.logspace(np.log10(high), np.log10(low), steps), 0.0]
+    x = 0.5 + high * torch.randn(len(observed), *shape, generator=generator)
+    for sigma, less in zip(sigmas, sigmas[1:], strict=False):
+        x.requires_grad_()
+        clean = denoiser(x, sigma)
+        residual = ((operator.forward(clean) - observed) ** 2).sum() / 2 / (operator.noise.sigma**2 + sigma**2)
+        (gradient,) = torch.autograd.grad(residual, x)
+        clean, x, ratio = (clean - sigma**2 * gradient).detach(), x.detach(), (less / sigma) ** 2
+        noise = torch.randn(x.shape, generator=generator)
+        x = clean + ratio * (x - clean) + less * (1 - ratio) ** 0.5 * noise
+    return x
+
+
+def blind(observed, operator, generator):
+    """Noise alone, also from the global generators; it writes into its input."""
+    observed.zero_()
+    return torch.randn(observed.shape, generator=generator) + torch.randn(observed.shape) + float(np.random.rand())  # noqa: NPY002
+
+
+returned: Any = None
+
+
+def faulty(observed, operator, generator):
+    if isinstance(returned, Exception):
+        raise returned
+    return returned
+
+
+# -- the parts of an experiment ----------------------------------------------------------------------------------------------
+
+
+def mixture(scale=0.12):
+    """Three modes in [0, 1], fields on a 4 x 4 grid."""
+    field = GaussianMixture(np.zeros((1, 16)), variance=power_law((4, 4), 2.0), grid=(4, 4))
+    means = 0.5 + scale * field.sample(3, seed=5).values
+    return GaussianMixture(means, variance=0.3 * scale**2 * power_law((4, 4), 2.0), grid=(4, 4))
+
+
+LAW = mixture()
+
+
+def inpainting(noise=SIGMA):
+    """Every second pixel, by deepinv."""
+    deepinv = pytest.importorskip("deepinv")
+    mask = torch.from_numpy((np.arange(16) % 2 == 0).reshape(SHAPE)).float()
+    physics = deepinv.physics.Inpainting(SHAPE, mask=mask)
+    return Operator(physics.A, noise, hidden=~mask.bool().numpy(), physics=physics)
+
+
+def measured(count=3, operator=None, law=LAW, **options):
+    operator = inpainting() if operator is None else operator
+    values = law.sample(count, seed=1).values.reshape(count, *SHAPE).astype(np.float32)
+    values = np.stack([operator.measure(datum, key[None]) for datum, key in zip(values, keys(0, range(count)), strict=True)])
+    return Measured(values, np.full(count, 0.5), operators=(operator,) * count, shape=SHAPE, law=law, **options)
+
+
+def draws(sampler, noisy, clones=2, items=None, **options):
+    items = np.arange(len(noisy.values)) if items is None else items
+    return PosteriorSampler(sampler=sampler, **options).reconstruct(noisy, Streams(0, items, 0.5), clones)
+
+
+def rows(noisy, chosen):
+    return replace(
+        noisy, values=noisy.values[chosen], noise=noisy.noise[chosen], operators=tuple(noisy.operators[i] for i in chosen)
+    )
+
+
+# -- user stories ------------------------------------------------------------------------------------------------------------
+
+
+def own(**backward):
+    return ut.Experiment.from_dict(
+        {
+            "items": 6,
+            "clones": 2,
+            "chunk": 3,
+            "source": {"type": "gaussian_mixture", "dimension": 16, "num_modes": 2},
+            "corruption": {"type": "operator", "operator": f"{__name__}:half", "noise": [0.1, 0.5]},
+            "backward": {"type": "sampler", "sampler": f"{__name__}:guided", "options": {"steps": 5}, **backward},
+            "probes": [{"type": "scales"}],
+        }
+    )
+
+
+def test_a_sampler_of_ones_own(tmp_path):
+    """Its readings do not depend on the chunk or the number of processes, bit for bit; its code is in the store."""
+    dataset = ut.run(own(), tmp_path / "a", workers=1)
+    again = ut.run(ut.Experiment.from_dict({**own().to_dict(), "chunk": 2}), tmp_path / "b", workers=2)
+    readings = [name for name, values in dataset.items() if "clone" in values.dims]
+    assert len(readings) > 1
+    assert all(np.isfinite(dataset[name]).all() and np.array_equal(dataset[name], again[name]) for name in readings)
+    assert "backward.code" in dataset.attrs["models"]
+    assert dataset.attrs["description"].startswith(f"{__name__}:guided; the denoiser of the law; 1 measurement in a call")
+    assert own().parts.backward.network_calls(0.1, own().parts.corruption, own().parts.source) == (5, 1)
+
+
+# -- draws and their seeds ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), NAMED)
+def test_named_samplers_do_not_depend_on_the_batch(name, options):
+    """Bit for bit, in other orders and blocks; clone 0 is the run without clones; the caller's random state is kept."""
+    noisy = measured()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    observed, threads = noisy.values.copy(), torch.get_num_threads()
+    first = draws(f"deepinv:{name}", noisy, options=options)
+    assert first.shape == (3, 2, 16)
+    assert np.isfinite(first).all()
+    assert first.std(axis=1).min() > 0 or options.get("solver") == "ddim", "clones differ"
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert np.array_equal(noisy.values, observed)
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(5)
+    chosen = np.array([2, 0])
+    some = draws(f"deepinv:{name}", rows(noisy, chosen), clones=1, items=chosen, options=options)
+    assert np.array_equal(some[:, 0], first[chosen, 0])
+
+
+def test_ones_own_sampler_may_use_global_generators_and_write_into_its_input():
+    noisy = measured()
+    first = draws(f"{__name__}:blind", noisy)
+    assert np.array_equal(draws(f"{__name__}:blind", rows(noisy, np.array([1])), items=np.array([1])), first[1:2])
+    assert noisy.values.any()
+    numbers = first.reshape(6, 16)
+    assert np.abs(np.corrcoef(numbers) - np.eye(6)).max() < 0.9
+
+
+def test_a_batch_is_a_call_for_each_clone():
+    """Seeded by its first row: so the first row of a block alone has the same draws, and clone 0 that of one clone."""
+    noisy = measured(5)
+    calls = []
+
+    def counted(self, observed, *arguments):
+        calls.append(len(observed))
+        return original(self, observed, *arguments)
+
+    original = DeepinvSampler.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeepinvSampler, "__call__", counted)
+        first = draws("deepinv:DDRM", noisy, batch=3, options={"steps": 4})
+    assert calls == [3, 3, 2, 2]
+    assert np.array_equal(draws("deepinv:DDRM", noisy, clones=1, batch=3, options={"steps": 4})[:, 0], first[:, 0])
+    sampler = PosteriorSampler(sampler="deepinv:DDRM", batch=3)
+    assert not sampler.batch_invariant
+    assert not sampler.adds_trajectories
+
+
+def test_a_good_sampler_has_the_moments_of_the_posterior():
+    """One Gaussian: moment matching is exact up to its steps. DPS by the norm is the negative control: it keeps the prior's spread."""
+    law = GaussianMixture([[0.5] * 16], variance=0.02 * power_law((4, 4), 2.0), grid=(4, 4))
+    one = measured(1, law=law)
+    noisy = replace(one, values=np.repeat(one.values, 400, axis=0), operators=one.operators * 400, noise=np.full(400, 0.5))
+    H = np.eye(16)[::2]
+    C = law.to_basis((law.to_basis(np.eye(16)) * law.variance).T)
+    gain = C @ H.T @ np.linalg.inv(H @ C @ H.T + SIGMA**2 * np.eye(8))
+    mean, covariance = 0.5 + gain @ (one.values[0].ravel()[::2] - 0.5), C - gain @ H @ C
+
+    def squares(sampler):
+        """Squared standardised errors of the draws, 1 on average for draws from the posterior."""
+        drawn = draws(f"deepinv:{sampler}", noisy, clones=1, batch=400, options={"steps": 60})[:, 0]
+        return float(np.einsum("bi,ij,bj->b", drawn - mean, np.linalg.inv(covariance), drawn - mean).mean() / 16)
+
+    assert squares("MomentMatching") == pytest.approx(1, abs=0.2)  # 1 +- .02 by chance
+    assert squares("DPS") > 2
+
+
+def test_calls_of_the_network_are_counted_without_it():
+    """For the plan; the count is that of a draw."""
+    experiment = own(sampler="deepinv:DDRM", options={"steps": 7})
+    corruption, source = experiment.parts.corruption, experiment.parts.source
+    assert experiment.parts.backward.network_calls(0.1, corruption, source) == (7, 1)
