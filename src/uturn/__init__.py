@@ -37,6 +37,8 @@ _HOMES = {
     "correlations": "measures.changes",
     "calibrate": "measures.calibration",
     "calibration": "measures.calibration",
+    "ranks": "measures.ranks",
+    "posterior_tests": "measures.posteriors",
     "readings": "studies.readings",
     "readings_of": "measures.clones",
     "choose": "studies",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
+    from uturn.measures.posteriors import posterior_tests
+    from uturn.measures.ranks import ranks
     from uturn.measures.statistics import hierarchy_index
     from uturn.measures.two_samplers import two_samplers
     from uturn.sources import fashion_mnist

@@ -192,7 +192,7 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     """
     import xarray as xr
 
-    names = _checked_variables(ds, variable)
+    names = checked_variables(ds, variable)
     level = checked_share("level", level)
     several = not isinstance(variable, str)
     complete = items_tested(ds, names)
@@ -219,7 +219,7 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     )
 
 
-def _checked_variables(ds: Any, variable: Any) -> list[str]:
+def checked_variables(ds: Any, variable: Any) -> list[str]:
     """Names of variables with twins in a dataset with clones, or a ValueError."""
     import xarray as xr
 

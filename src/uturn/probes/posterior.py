@@ -23,6 +23,7 @@ class Posterior(Spec, Probe):
     - `log_prior` (vectors): log p(x) in nats.
     - `reference_distance`: root mean square difference of a datum and r(y), the reference of the measurement (pseudo-inverse or
       adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
+    - `mean_value`: mean of the values.
     - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
       from the posterior.
     - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
@@ -57,6 +58,7 @@ class Posterior(Spec, Probe):
             "reference_distance": Variable(
                 dims, "RMS difference from the reference", bounds=(0, None), group="distance", **ranked
             ),
+            "mean_value": Variable(dims, "mean of the values", group="mean", **ranked),
             "coverage": Variable(
                 dims[:2], "share of values in the range of the clones", bounds=(0, 1), group="coverage", **shared
             ),
@@ -90,7 +92,7 @@ class Posterior(Spec, Probe):
         if noisy.operators[row].noise.is_known:
             likelihood = np.maximum(noisy.log_likelihood(row, data), _IMPOSSIBLE)
         compared = {"distance": (values, _rms)}
-        ranked = {"log_likelihood": likelihood, "reference_distance": to_reference}
+        ranked = {"log_likelihood": likelihood, "reference_distance": to_reference, "mean_value": values.mean(axis=1)}
         if hasattr(source, "law"):
             compared["same_component"] = (source.classify(flat, noisy.law), lambda a, b: a == b)
             ranked["log_prior"] = noisy.law.log_density(flat)

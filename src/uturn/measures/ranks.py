@@ -1,0 +1,192 @@
+"""Ranks of an original among its clones: simulation-based calibration of a posterior sampler, reading by reading.
+
+Let h(x; y) be a reading of one datum, which may depend on the noisy datum y. If the K clones are draws from p(x_0 | y), the rank of
+h(x_0; y) among h(x̂_1; y), .., h(x̂_K; y) is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788).
+With h the distance to a reference that depends on y, this is the test of coverage TARP (Lemos et al., arXiv:2302.03026).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from uturn.core.checks import shown
+from uturn.core.random import Purpose, checked_seed, keys, uniforms
+from uturn.measures.calibration import checked_variables, holm, items_tested, label_of, twin_of
+from uturn.measures.statistics import WITHIN, checked_share
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_EQUAL = 1 - 1e-9  # tail probabilities that differ by rounding are equal
+_LEAST = 1e-12  # p-values below are not distinguished from rounding
+_STEPS = 20  # bisections of the tail probability of a band
+
+
+def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
+    """Test whether the original ranks uniformly among its clones, and the shape of its ranks.
+
+    The rank of an item is the number of clones with h(x̂_k; y) < h(x_0; y), on its trajectory 0; ties are broken at random. Its
+    empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of n
+    items is binomial with probability (r + 1) / (K + 1), and the statistic is the smallest of the two-sided tail probabilities
+
+        gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
+
+    Its law under uniform ranks is computed exactly, as the counts of increasing r are a Markov chain. The band holds all F(r) at
+    once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run`
+        A finished run with `clones` >= 2, with all of its clones.
+    variable : str, or sequence of str
+        Ranked variables, those with a twin `original_<variable>`.
+    level : float in (0, 1)
+        False-alarm rate of all tests of the call together.
+    seed : int
+        Seed of the random ranks of ties.
+
+    Returns
+    -------
+    Dataset
+        `difference` (.., rank): F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`. A difference above 0 at low
+        ranks: the original has a low rank too often, so h of the clones is too large. `count` (.., of_rank): number of items with
+        each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm, of which any is <= a with a probability of
+        at most a for exact draws. `mean_rank`: mean of rank / K, 1/2 for exact draws. Further dims: noise and those of the
+        variable; for several variables noise and `reading`. Attributes: `passed`, `level`, `items`, `clones`.
+
+    Raises
+    ------
+    ValueError
+        As `uturn.calibration`, and for a variable that is not ranked.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> h = ut.random.uniforms(ut.random.keys(0, range(300)), 5)  # of an original and four clones, all drawn alike
+    >>> data = {"h": h[None, :, None, 1:], "original_h": h[None, :, None, 0]}
+    >>> exact = ut.ranks(ut.readings(data, [1.0]), "h")
+    >>> exact.attrs["passed"], int(exact["count"].sum())
+    (True, 300)
+    >>> data["h"] = data["h"] ** 2
+    >>> ut.ranks(ut.readings(data, [1.0]), "h").attrs["passed"]
+    False
+    """
+    import xarray as xr
+
+    names = checked_variables(ds, variable)
+    level = checked_share("level", level)
+    for name in names:
+        if "clone" in ds[twin_of(ds, name)].dims:
+            raise ValueError(f"variable = {name!r}: compares two data; expected a ranked variable, with a twin original_{name}")
+    complete = items_tested(ds, names)
+    if not complete.any():
+        raise ValueError(f"variable = {shown(variable)}: no item has all its readings; expected at least one")
+    ds = ds.isel(item=complete)
+    K, items = ds.sizes["clone"], ds.sizes["item"]
+    ties = uniforms(keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64)), ds.sizes["noise"])
+    of_names = [_ranks(ds, name, ties, not isinstance(variable, str)) for name in names]
+    rank = xr.concat(of_names, "reading") if len(of_names) > 1 else of_names[0]
+    rank = rank.transpose("noise", ..., "item")
+    count = np.stack([(rank.values == r).sum(-1) for r in range(K + 1)], axis=-1)
+    uniform = np.arange(1, K + 1) / (K + 1)
+    table = _tails(items, K)
+    p = np.array([table.p_value(row) for row in count.reshape(-1, K + 1)]).reshape(count.shape[:-1])
+    band = table.band(level / p.size) / items - uniform
+    dims = rank.dims[:-1]
+    adjusted = holm(p)
+    return xr.Dataset(
+        {
+            "difference": ((*dims, "rank"), count[..., :-1].cumsum(-1) / items - uniform),
+            "low": ("rank", band[0]),
+            "high": ("rank", band[1]),
+            "count": ((*dims, "of_rank"), count),
+            "p": (dims, p),
+            "p_holm": (dims, adjusted),
+            "mean_rank": (dims, rank.values.mean(-1) / K),
+        },
+        {**rank.isel(item=0, drop=True).coords, "rank": np.arange(K), "of_rank": np.arange(K + 1)},
+        {
+            "variable": ", ".join(names),
+            "passed": bool((adjusted > level).all()),
+            "level": level,
+            "items": items,
+            "clones": K,
+        },
+    )
+
+
+def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, joined: bool) -> xr.DataArray:
+    """Ranks of the originals among their clones, (item, noise, ..); `ties`: uniform numbers (item, noise)."""
+    first = ds[[name, twin_of(ds, name)]].isel(trajectory=0, drop=True)
+    clones, original = first[name], first[twin_of(ds, name)]
+    below, equal = (clones < original).sum("clone"), (clones == original).sum("clone")
+    drawn = below.copy(data=np.zeros(below.shape)).transpose("item", "noise", ...)
+    drawn = drawn + ties.reshape(*ties.shape, *[1] * (drawn.ndim - 2))
+    rank = below + np.floor(drawn * (equal + 1)).astype(int)
+    rank = rank.drop_vars([key for key in rank.coords if key not in rank.dims])
+    return _as_readings(rank, name) if joined else rank
+
+
+def _as_readings(rank: xr.DataArray, name: str) -> xr.DataArray:
+    """Own dims of a variable joined into one dim `reading` with the labels of the study."""
+    own = [str(dim) for dim in rank.dims if dim not in ("noise", *WITHIN)]
+    if not own:
+        return rank.expand_dims(reading=[name])
+    stacked = rank.stack(reading=own)
+    labels = [label_of(name, dict(zip(own, np.atleast_1d(place), strict=True))) for place in stacked.reading.values.tolist()]
+    return stacked.drop_vars(["reading", *own]).assign_coords(reading=labels)
+
+
+class _Tails(NamedTuple):
+    """Two-sided tail probabilities of the counts n F(r) under uniform ranks, (ranks K, counts n + 1)."""
+
+    probabilities: np.ndarray
+
+    @property
+    def items(self) -> int:
+        return self.probabilities.shape[1] - 1
+
+    def p_value(self, count: np.ndarray) -> float:
+        """P(gamma* <= gamma) for the numbers of items of each rank, (K + 1,)."""
+        at = count[:-1].cumsum()
+        return float(np.clip(1 - self.inside(self.probabilities[np.arange(len(at)), at].min()), _LEAST, 1))
+
+    def inside(self, gamma: float) -> float:
+        """P(gamma* > gamma) for uniform ranks: that all counts stay between the bounds of gamma."""
+        from scipy.stats import binom
+
+        low, high = self.bounds(gamma)
+        if (low > high).any():
+            return 0.0
+        K = len(low)
+        before, probability = np.zeros(1, int), np.ones(1)
+        for r in range(K):  # n F(r) - n F(r - 1) of the items that are left are binomial
+            counts = np.arange(low[r], high[r] + 1)
+            step = binom.pmf(counts - before[:, None], self.items - before[:, None], 1 / (K + 1 - r))
+            before, probability = counts, probability @ step
+        return float(probability.sum())
+
+    def bounds(self, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest counts (K,) with tail probabilities above gamma; smallest > largest if there are none."""
+        above = self.probabilities * _EQUAL > gamma
+        return np.where(above.any(1), above.argmax(1), 1), np.where(above.any(1), self.items - above[:, ::-1].argmax(1), 0)
+
+    def band(self, level: float) -> np.ndarray:
+        """Counts (2, K) between which all counts lie at once with a probability of at least 1 - level."""
+        low, high = np.log(level / len(self.probabilities)), 0.0  # the lower end holds by Bonferroni
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if 1 - self.inside(np.exp(middle)) <= level else (low, middle)
+        return np.stack(self.bounds(np.exp(low)))
+
+
+@lru_cache(maxsize=4)
+def _tails(items: int, clones: int) -> _Tails:
+    from scipy.stats import binom
+
+    counts, shares = np.arange(items + 1), np.arange(1, clones + 1)[:, None] / (clones + 1)
+    return _Tails(2 * np.minimum(binom.cdf(counts, items, shares), binom.sf(counts - 1, items, shares)))
