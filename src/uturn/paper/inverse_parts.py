@@ -41,7 +41,6 @@ def conditional_score(
     observed: torch.Tensor,
     operator: Operator,
     generator: torch.Generator,
-    shape: tuple[int, ...],
     *,
     world: str,
     steps: int,
@@ -59,7 +58,7 @@ def conditional_score(
     """
     import torch
 
-    posterior, e, basis = _given(world, operator, shape, told)
+    posterior, e, basis, shape = _given(world, operator, told)
     y = operator.vectors(observed.numpy())
     log_weights = torch.from_numpy(np.log(np.maximum(posterior.weights(y), 1e-300)))
     m = torch.from_numpy(posterior.means(y) @ basis)
@@ -76,22 +75,23 @@ def conditional_score(
 
 
 def posterior_mean(
-    observed: torch.Tensor, operator: Operator, generator: torch.Generator, shape: tuple[int, ...], *, world: str
+    observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, world: str
 ) -> torch.Tensor:
     """E[x_0 | y], the reconstruction of least squared error; every draw is the same."""
     import torch
 
-    posterior, _, _ = _given(world, operator, shape, 1.0)
+    posterior, _, _, shape = _given(world, operator, 1.0)
     return torch.from_numpy(posterior.mean(operator.vectors(observed.numpy()))).reshape(-1, *shape)
 
 
 @lru_cache(maxsize=32)
-def _given(world: str, operator: Operator, shape: tuple[int, ...], told: float) -> tuple[LinearPosterior, np.ndarray, np.ndarray]:
-    """The posterior, and eigenvalues and eigenvectors of the covariance of its modes, which do not depend on y."""
+def _given(world: str, operator: Operator, told: float) -> tuple[LinearPosterior, np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The posterior, eigenvalues and eigenvectors of the covariance of its modes, which does not depend on y, and their shape."""
     law = law_of(world)
+    shape = (1, *law.grid)
     sigma = told * operator.noise.sigma
     posterior = LinearPosterior(law.means, law.covariance, law.weights, operator.matrix(shape), sigma**2)
-    return posterior, *np.linalg.eigh(posterior.covariances[0])
+    return posterior, *np.linalg.eigh(posterior.covariances[0]), shape
 
 
 # -- the true distance --------------------------------------------------------------------------------------------------------
@@ -127,7 +127,6 @@ class TrueDistance(Probe):
 
 def energy(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Readings of `TrueDistance`, (items, clones), of draws x (items, clones, dimension) and exact ones z (items, .., dimension)."""
-    K, J = x.shape[1], z.shape[1]
     own, exact = (_distances(a, a).sum(2) / (a.shape[1] - 1) for a in (x, z))
     return 2 * _distances(x, z).mean(2) - own - exact.mean(1, keepdims=True)
 
