@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 
+from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.core.random import Purpose, keys
 from uturn.core.spec import build
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from uturn.corruption.operators import Operator
 
-_UNITS = {"exponent": 2.0, "centre": 0.5, "scale": 0.1}  # nearly all values lie in [0, 1], where samplers expect them
+_UNITS = {"exponent": 2.0, "centre": 0.5, "scale": 0.125}  # nearly all values lie in [0, 1], where samplers expect them
 WORLDS: dict[str, dict[str, Any]] = {
     "mixture": {"type": "gaussian_mixture", "dimension": 16, "num_modes": 3, "separation": 1.0, **_UNITS},
     "field": {"type": "gaussian_field", "size": 4, **_UNITS},
@@ -44,13 +46,13 @@ def conditional_score(
     *,
     world: str,
     steps: int,
-    largest: float = 1.0,
+    largest: float = 5.0,
     smallest: float = 1e-3,
     told: float = 1.0,
 ) -> torch.Tensor:
     """Ancestral steps with the exact conditional score (E[x_0 | x_t, y] - x_t) / sigma_t^2, where x_t = x_0 + sigma_t n.
 
-    The noise levels are geometric between `largest` and `smallest`, and then 0. `told`: the standard deviation of the
+    The noise levels are geometric from `largest`, where x is noise around the mean of the data, to `smallest`, and then 0. `told`: the standard deviation of the
     measurement's noise that the sampler is told, over the true one; other numbers than 1 are an error put in on purpose.
 
     Given y, x_0 is a mixture of Gaussians of one covariance P. In the eigenbasis of P, with eigenvalues e, x_0 given x_t and a
@@ -59,10 +61,10 @@ def conditional_score(
     import torch
 
     posterior, e, basis, shape = _given(world, operator, told)
-    y = operator.vectors(observed.numpy())
+    y, start = operator.vectors(observed.numpy()), torch.from_numpy(law_of(world).mean @ basis)
     log_weights = torch.from_numpy(np.log(np.maximum(posterior.weights(y), 1e-300)))
     m = torch.from_numpy(posterior.means(y) @ basis)
-    x = m.mean(1) + largest * torch.randn(m[:, 0].shape, generator=generator, dtype=m.dtype)
+    x = start + largest * torch.randn(m[:, 0].shape, generator=generator, dtype=m.dtype)
     levels = np.append(np.geomspace(largest, smallest, steps), 0.0)
     for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
         total = torch.from_numpy(e + sigma**2)
@@ -82,6 +84,17 @@ def posterior_mean(
 
     posterior, _, _, shape = _given(world, operator, 1.0)
     return torch.from_numpy(posterior.mean(operator.vectors(observed.numpy()))).reshape(-1, *shape)
+
+
+def ddrm_of_full_noise(
+    observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, denoiser: Any, steps: int
+) -> torch.Tensor:
+    """deepinv's DDRM with its noise multiplied by sqrt 2: version 0.5 divides the noise of all steps by sqrt 2."""
+    import torch
+
+    normal, ddrm = torch.randn_like, DeepinvSampler("DDRM", {"steps": steps})
+    with patch.object(torch, "randn_like", lambda x: 2**0.5 * normal(x)):
+        return ddrm(observed, operator, generator, denoiser, tuple(observed.shape[1:]))
 
 
 @lru_cache(maxsize=32)

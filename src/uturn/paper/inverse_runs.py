@@ -19,7 +19,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "blur": {"operator": "blur", "options": {"width": 1.0}},
     "downsampling": {"operator": "downsampling", "options": {"factor": 2}},
 }
-NOISE = [0.02, 0.1]
+NOISE = [0.02, 0.05]
 """Standard deviations of the noise of the measurement."""
 CLONES = 4
 SETTINGS: dict[Scale, dict[str, Any]] = {
@@ -47,7 +47,10 @@ def samplers(world: str, scale: Scale) -> dict[str, dict[str, Any]]:
         "DPS": sampler("deepinv:DPS"),
         "DiffPIR": sampler("deepinv:DiffPIR"),
         "ULA": sampler("deepinv:ULA"),
+        "DDRM full": sampler(f"{_OWN}:ddrm_of_full_noise", steps=100),
         "20 steps": own("conditional_score", steps=20),
+        "sigma_max .2": own("conditional_score", steps=500, largest=.2),
+        "sigma_max .1": own("conditional_score", steps=500, largest=.1),
         "sigma .7": own("conditional_score", steps=500, told=0.7),
     }
 
