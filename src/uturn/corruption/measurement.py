@@ -191,17 +191,20 @@ class Measurement(Spec, Corruption):
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2).
 
-        It is known for linear operators that are the same for all data, with Gaussian noise above 0. These operators are made
-        here first, so that errors come before a run starts.
+        It is known for linear operators that are the same for all data, with Gaussian noise above 0. An operator is made here for
+        each level, and applied, so that errors come before a run starts.
         """
         law = source.law(0) if hasattr(source, "law") else None
         shape = source.image_shape() if law is None else _shape_of(law)
-        if shape is None or self._random_key(0, 0.0) is not None:
+        if shape is None:
             return {}
         with self._errors_named():
-            operators = [_shared(self, self.own_code(), float(level), shape, None) for level in noise]
+            key = self._key_of_level(0, 0.0)
+            operators = [_shared(self, self.own_code(), float(level), shape, key) for level in noise]
+            for operator in operators:
+                operator.clean(np.zeros((1, *shape)))
             known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
-            if law is None or law.num_modes > 1 or law.dimension > _MOST_BITS or not all(known):
+            if key is not None or law is None or law.num_modes > 1 or law.dimension > _MOST_BITS or not all(known):
                 return {}
             bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bit"})}
@@ -212,8 +215,8 @@ class Measurement(Spec, Corruption):
         with errors_named(f"corruption.operator = {self.operator!r}", self.own_code()):
             yield
 
-    def _random_key(self, seed: int, noise: float) -> int | None:
-        """The key of an operator that is drawn once a noise level; None for one that is not drawn."""
+    def _key_of_level(self, seed: int, noise: float) -> int | None:
+        """The key of an operator that is drawn once a noise level; None for one that draws nothing."""
         if not self._is_random and not self.operator.startswith(_DEEPINV):
             return None
         return int(streams(keys(seed, self.purpose, np.float64(noise).view(np.uint64)).reshape(1), 1, _OPERATOR)[0])
@@ -223,7 +226,7 @@ class Measurement(Spec, Corruption):
         if self.is_drawn:
             drawn = streams(row_keys, len(row_keys), _OPERATOR)
             return tuple(self._made(function, noise, shape, int(key)) for key in drawn)
-        return (_shared(self, function, noise, shape, self._random_key(seed, noise)),) * len(row_keys)
+        return (_shared(self, function, noise, shape, self._key_of_level(seed, noise)),) * len(row_keys)
 
     def _made(self, function: Any, noise: float, shape: tuple[int, ...], key: int | None) -> Operator:
         """The operator at a noise level for data of a shape, with its noise."""

@@ -194,12 +194,15 @@ def _spectral(
 def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) -> Any:
     """The physics `deepinv.physics.NAME` with options, for images of a shape; what it draws is seeded by `key`.
 
-    The options `img_size` and `img_width` are filled in. Lists of lists become tensors.
+    The options `img_size`, `img_width` and `rng` are filled in. Lists of lists become tensors.
     """
+    import torch
+
     cls = _class_of_deepinv(name, "corruption.operator", "Physics", "BlurFFT")
     taken = inspect.signature(cls.__init__).parameters
-    sizes = {"img_size": shape, "img_width": shape[-1]}
-    filled = {size: value for size, value in sizes.items() if size in taken and size not in options}
+    # Without `rng`, deepinv draws from generators of its own, with a constant seed.
+    known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
+    filled = {option: value for option, value in known.items() if option in taken and option not in options}
     plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
     with globally_seeded(key):
         return cls(**filled, **plain)
