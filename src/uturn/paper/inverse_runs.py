@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.paper.inverse_parts import SEED, WORLDS
-from uturn.paper.specs import Part, experiment_of
-from uturn.paper.workshop import Scale, Workshop, file_name
+from uturn.paper.specs import experiment_of
+from uturn.paper.workshop import Scale, Workshop
 
 _OWN = "uturn.paper.inverse_parts"
 MASK = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
@@ -20,50 +22,86 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "downsampling": {"operator": "downsampling", "options": {"factor": 2}},
 }
 NOISE = [0.02, 0.05]
-"""Standard deviations of the noise of the measurement."""
+"""Standard deviations of the noise of a measurement."""
 CLONES = 4
-SETTINGS: dict[Scale, dict[str, Any]] = {
-    "smoke": {"items": 128, "steps": 100},
-    "paper": {"items": 1024, "steps": 200},
+EXACT = {"exact": "exact draws", "score": "exact conditional score"}
+"""Samplers of the posterior: their names in stores, and their labels."""
+OTHERS = {
+    "ddrm": "DDRM",
+    "pigdm": "ΠGDM",
+    "dps": "DPS",
+    "diffpir": "DiffPIR",
+    "ula": "ULA",
+    "mean": "posterior mean",
+}
+"""Samplers of deepinv with its defaults, and the deterministic one."""
+ERRORS = {
+    "told": "score, noise told × 0.7",
+    "few": "score, 20 steps",
+    "late": "score, from σ = 0.1",
+}
+"""The exact conditional score with an error of normalisation, and with two of schedule, put in on purpose."""
+REPAIRED = {"ddrm_full": "DDRM without its 1/√2"}
+LABELS = {**EXACT, **OTHERS, **ERRORS, **REPAIRED}
+SETTINGS: dict[Scale, dict[str, int]] = {
+    "smoke": {"items": 128, "score_steps": 500, "chain_steps": 500},
+    "paper": {"items": 1024, "score_steps": 2000, "chain_steps": 4000},
 }
 
 
-def samplers(world: str, scale: Scale) -> dict[str, dict[str, Any]]:
-    """The samplers on trial by label, as tables of a spec."""
-    items = SETTINGS[scale]["items"]
+def backwards(world: str, scale: Scale) -> dict[str, dict[str, Any]]:
+    """The samplers on trial by name, as tables of a spec."""
+    plan = SETTINGS[scale]
 
     def sampler(name: str, **options: Any) -> dict[str, Any]:
-        return {"type": "sampler", "sampler": name, "options": options, "batch": items}
+        return {"type": "sampler", "sampler": name, "options": options, "batch": plan["items"]}
 
-    def own(name: str, **options: Any) -> dict[str, Any]:
-        return sampler(f"{_OWN}:{name}", world=world, **options)
+    def score(steps: int = plan["score_steps"], **options: Any) -> dict[str, Any]:
+        return sampler(f"{_OWN}:conditional_score", world=world, steps=steps, **options)
 
     return {
         "exact": {"type": "exact"},
-        "exact score": own("conditional_score", steps=500),
-        "posterior mean": own("posterior_mean"),
-        "DDRM": sampler("deepinv:DDRM"),
-        "ΠGDM": sampler("deepinv:PiGDM"),
-        "DPS": sampler("deepinv:DPS"),
-        "DiffPIR": sampler("deepinv:DiffPIR"),
-        "ULA": sampler("deepinv:ULA"),
-        "DDRM full": sampler(f"{_OWN}:ddrm_of_full_noise", steps=100),
-        "20 steps": own("conditional_score", steps=20),
-        "sigma_max .2": own("conditional_score", steps=500, largest=.2),
-        "sigma_max .1": own("conditional_score", steps=500, largest=.1),
-        "sigma .7": own("conditional_score", steps=500, told=0.7),
+        "score": score(),
+        "ddrm": sampler("deepinv:DDRM"),
+        "pigdm": sampler("deepinv:PiGDM"),
+        "dps": sampler("deepinv:DPS"),
+        "diffpir": sampler("deepinv:DiffPIR"),
+        "ula": sampler("deepinv:ULA", steps=plan["chain_steps"]),
+        "mean": sampler(f"{_OWN}:posterior_mean", world=world),
+        "told": score(told=0.7),
+        "few": score(steps=20),
+        "late": score(largest=0.1),
+        "ddrm_full": sampler(f"{_OWN}:ddrm_of_full_noise", steps=100),
     }
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    items = SETTINGS[scale]["items"]
-    table = {}
-    for world, source in WORLDS.items():
-        for operator, options in OPERATORS.items():
-            corruption = {"type": "operator", **options, "swept": "sigma"}
-            for label, backward in samplers(world, scale).items():
-                table[world, operator, label] = experiment_of(
-                    source, corruption, NOISE, "posterior", f"{_OWN}:TrueDistance", backward=backward,
-                    items=items, clones=CLONES, chunk=items, seed=SEED,
-                )
+    """All experiments, "world-operator-sampler"."""
+    items, table = SETTINGS[scale]["items"], {}
+    for (world, source), (operator, options) in product(WORLDS.items(), OPERATORS.items()):
+        corruption = {"type": "operator", **options, "swept": "sigma"}
+        probes = ("posterior", f"{_OWN}:TrueDistance")
+        sizes = {"items": items, "clones": CLONES, "chunk": items, "seed": SEED}
+        for name, backward in backwards(world, scale).items():
+            table[f"{world}-{operator}-{name}"] = experiment_of(source, corruption, NOISE, *probes, backward=backward, **sizes)
     return table
+
+
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    """The runs by "world-operator-sampler", and "calls": calls of the network for a reconstruction, by sampler."""
+    made = experiments(workshop.scale)
+    runs = workshop.runs("inverse", made, apart=True)
+    world, operator = next(iter(WORLDS)), next(iter(OPERATORS))
+    named = {name: made[f"{world}-{operator}-{name}"] for name in LABELS}
+    settings = {name: experiment.to_dict()["backward"] for name, experiment in named.items()}
+    return {**runs, "calls": workshop.keep("inverse-calls", settings, lambda: _calls(named))}
+
+
+def _calls(named: Mapping[str, Experiment]) -> xr.Dataset:
+    """Calls of the denoiser, counted; of a sampler that knows the score, its steps."""
+    calls = []
+    for experiment in named.values():
+        source, corruption, backward, _ = experiment.parts
+        counted, _ = backward.network_calls(NOISE[0], corruption, source)
+        calls.append(counted or getattr(backward, "options", {}).get("steps", 0))
+    return xr.Dataset({"calls": ("sampler", np.array(calls))}, {"sampler": list(named)})
