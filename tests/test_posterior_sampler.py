@@ -1,6 +1,7 @@
 """Posterior samplers: one's own, and those of deepinv; seeds, adapters, and what users do wrong."""
 
-import json
+import itertools
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 import uturn as ut
+from test_pretrained import make_unet
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.sampler import PosteriorSampler
-from uturn.core.checks import OwnCodeError
 from uturn.core.random import Streams, keys
 from uturn.corruption.measured import Measured
+from uturn.corruption.measurement import Measurement
 from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel
@@ -48,7 +50,7 @@ def guided(observed, operator, generator, denoiser, shape, steps=30):
     low, high = max(denoiser.range[0], 0.01), min(denoiser.range[1], 2.0)
     sigmas = [*torch.logspace(np.log10(high), np.log10(low), steps), 0.0]
     x = 0.5 + high * torch.randn(len(observed), *shape, generator=generator)
-    for sigma, less in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, less in itertools.pairwise(sigmas):
         x.requires_grad_()
         clean = denoiser(x, sigma)
         residual = ((operator.forward(clean) - observed) ** 2).sum() / 2 / (operator.noise.sigma**2 + sigma**2)
@@ -72,6 +74,20 @@ def faulty(observed, operator, generator):
     if isinstance(returned, Exception):
         raise returned
     return returned
+
+
+def classes():
+    """A model of images conditioned on one of two classes: it knows that images are dark, or bright."""
+
+    def network(noisy, timestep, labels):
+        return (labels - 0.5).view(-1, 1, 1, 1).expand_as(noisy)
+
+    return DenoiserModel(network, diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8), num_classes=2)
+
+
+def tiny():
+    """A model of images with random weights."""
+    return DenoiserModel(make_unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
 
 
 # -- the parts of an experiment ----------------------------------------------------------------------------------------------
@@ -119,11 +135,11 @@ def rows(noisy, chosen):
 def own(**backward):
     return ut.Experiment.from_dict(
         {
-            "items": 6,
+            "items": 4,
             "clones": 2,
             "chunk": 3,
             "source": {"type": "gaussian_mixture", "dimension": 16, "num_modes": 2},
-            "corruption": {"type": "operator", "operator": f"{__name__}:half", "noise": [0.1, 0.5]},
+            "corruption": {"type": "operator", "operator": f"{__name__}:half", "noise": [0.3]},
             "backward": {"type": "sampler", "sampler": f"{__name__}:guided", "options": {"steps": 5}, **backward},
             "probes": [{"type": "scales"}],
         }
@@ -195,7 +211,7 @@ def test_a_batch_is_a_call_for_each_clone():
 
 
 def test_a_good_sampler_has_the_moments_of_the_posterior():
-    """One Gaussian: moment matching is exact up to its steps. DPS by the norm is the negative control: it keeps the prior's spread."""
+    """One Gaussian: moment matching is exact up to its steps. DPS by the norm, the negative control, keeps the prior's spread."""
     law = GaussianMixture([[0.5] * 16], variance=0.02 * power_law((4, 4), 2.0), grid=(4, 4))
     one = measured(1, law=law)
     noisy = replace(one, values=np.repeat(one.values, 400, axis=0), operators=one.operators * 400, noise=np.full(400, 0.5))
@@ -218,3 +234,173 @@ def test_calls_of_the_network_are_counted_without_it():
     experiment = own(sampler="deepinv:DDRM", options={"steps": 7})
     corruption, source = experiment.parts.corruption, experiment.parts.source
     assert experiment.parts.backward.network_calls(0.1, corruption, source) == (7, 1)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images and their labels."""
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", np.array([0, 1, 1, 0]))
+    return tmp_path
+
+
+def of_images(folder, labels=False, sigma=9.0, **backward):
+    files = {"path": str(folder / "images.npy"), **({"labels": str(folder / "labels.npy")} if labels else {})}
+    return ut.Experiment.from_dict(
+        {
+            "items": 3,
+            "clones": 2,
+            "source": {"type": "array", **files},
+            "corruption": {"type": "operator", "operator": "boxes", "noise": [0.3], "sigma": sigma},
+            "backward": {"type": "sampler", "model": f"{__name__}:tiny", **backward},
+            "probes": [{"type": "images"}],
+        }
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), NAMED)
+def test_named_samplers_take_a_model_of_images(name, options):
+    pytest.importorskip("deepinv")
+    images = ut.sources.Images(np.arange(2), np.zeros((2, 1, 8, 8), np.float32), np.full(2, -1))
+    noisy = Measurement(operator="boxes").observe(images, 0.3, Streams(0, np.arange(2), 0.3))
+    drawn = draws(f"deepinv:{name}", noisy, options=options, model=f"{__name__}:tiny")
+    assert drawn.shape == (2, 2, 1, 8, 8)
+    assert np.abs(drawn).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "noise"), [("boxes", 0.3), ("blur", 1.0), ("downsampling", 2), ("fourier", 0.5), ("denoising", 0.2)]
+)
+def test_the_samplers_take_all_operators(operator, noise):
+    """`guided` reads A alone, the others deepinv's physics. The draws fit the measurements better than other originals do."""
+    pytest.importorskip("deepinv")
+    source = ut.sources.GaussianFieldSource(size=4, centre=0.5, scale=0.1)
+    streams = Streams(0, np.arange(20), noise)
+    (block,) = source.blocks(streams.items, 0, 20)
+    noisy = Measurement(operator=operator, drawn="once").observe(block, noise, streams)
+    samplers = [f"{__name__}:guided", *(f"deepinv:{name}" for name in ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ULA"))]
+    for sampler in samplers:
+        drawn = draws(sampler, noisy, clones=1, batch=20, options={"steps": 300 if "ULA" in sampler else 40})[:, 0]
+        fits = np.mean([noisy.log_likelihood(row, drawn[row][None]) for row in range(20)])
+        others = np.mean([noisy.log_likelihood(row, block.data[row - 1][None]) for row in range(20)])
+        assert fits > others + 1, sampler
+
+
+def test_a_class_conditional_model_gets_the_class_of_each_item(folder):
+    """The only light comes from the class, so that it is the sign of the mean."""
+    experiment = of_images(folder, labels=True, sampler=f"{__name__}:guided", model=f"{__name__}:classes", options={"steps": 3})
+    experiment = ut.Experiment.from_dict(
+        {**experiment.to_dict(), "corruption": {**experiment.to_dict()["corruption"], "sigma": 9.0}}
+    )
+    dark_or_bright = np.sign(ut.run(experiment).image.mean(("channel", "row", "column"))).values[0, :, 0]
+    assert dark_or_bright.tolist() == [[-1, -1], [1, 1], [1, 1]]
+
+
+def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
+    sampler = of_images(folder, sampler="deepinv:DDRM").parts.backward
+    assert len(sampler.fingerprint()) == 64
+    assert sampler.fingerprint() == of_images(folder, sampler="deepinv:DDRM", options={"steps": 3}).parts.backward.fingerprint()
+    assert sampler.wants_processes
+    assert sampler.chain(20).generate(keys(0, range(2))).shape == (2, 1, 8, 8)
+    assert any("cannot be judged" in sentence for sentence in of_images(folder, sampler="deepinv:DDRM").model_check())
+
+
+# -- what users do wrong -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(1, 4, 4), r"gives \(1, 4, 4\) for item 0, noise 0.5; expected a tensor \(1, 1, 4, 4\)"),
+        (np.zeros((1, 1, 4, 4)), "gives ndarray for item 0, noise 0.5; expected a tensor"),
+        (torch.full((1, *SHAPE), torch.nan), "gives NaN or infinity for item 0, noise 0.5"),
+        (
+            ZeroDivisionError("x"),
+            r"^sampler = 'test_posterior_sampler:faulty': ZeroDivisionError: x \(test_posterior_sampler.py, line",
+        ),
+    ],
+)
+def test_what_a_sampler_gives_is_checked(value, words):
+    global returned
+    returned = value
+    with pytest.raises(ValueError, match=words):
+        draws(f"{__name__}:faulty", measured(1, operator=half(0.1, SHAPE)))
+
+
+def test_images_of_another_range_are_refused(folder):
+    global returned
+    returned = torch.full((1, 1, 8, 8), 255.0)
+    with pytest.raises(ValueError, match=r"gives values in \[255, 255\] for item 0, noise 0.3; expected images in \[0, 1\]"):
+        ut.run(of_images(folder, sampler=f"{__name__}:faulty", model="exact"))
+
+
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        ({"sampler": "deepinv:Gibbs"}, "sampler = 'deepinv:Gibbs': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or"),
+        ({"sampler": "DDRM"}, "sampler = 'DDRM': expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'"),
+        ({"sampler": "nowhere:f"}, "sampler = 'nowhere:f' cannot be imported"),
+        ({"sampler": "deepinv:DDRM", "options": {"zeta": 1}}, "options.zeta: DDRM takes steps, eps, eta, etab, sigmas"),
+        ({"sampler": "deepinv:DPS", "options": {"steps": 0}}, "options.steps = 0: expected an integer >= 2"),
+        ({"sampler": "deepinv:DPS", "model": "fashion_mnist"}, "model = 'fashion_mnist': a model of images; vectors have the"),
+    ],
+)
+def test_wrong_options_end_in_one_line(backward, words):
+    pytest.importorskip("deepinv")
+    with pytest.raises(ValueError, match=words):
+        own(**{"options": {}, **backward})
+
+
+def test_wrong_images_end_in_one_line(folder):
+    with pytest.raises(ValueError, match="model = 'exact': the law of the originals is not known; give a model of images"):
+        of_images(folder, sampler="deepinv:DDRM", model="exact")
+    with pytest.raises(ValueError, match=r"the images are \(1, 8, 8\) .*, but the model 'fashion_mnist' takes \(1, 28, 28\)"):
+        of_images(folder, sampler="deepinv:DDRM", model="fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "words"),
+    [
+        ("PiGDM", Operator(lambda x: x**2, 0.1, is_linear=False), "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "'deepinv:DDRM': it needs the singular value decomposition"),
+        ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "needs Gaussian noise with sigma > 0, .* has PoissonNoise"),
+        ("ULA", Operator(lambda x: x, 0.0), "needs Gaussian noise with sigma > 0"),
+        ("MomentMatching", Operator(lambda x: x, OtherNoise(lambda x, generator: x)), "needs Gaussian noise"),
+    ],
+)
+def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
+    pytest.importorskip("deepinv")
+    with pytest.raises(ValueError, match=words):
+        draws(f"deepinv:{name}", measured(1, operator=operator))
+
+
+def test_dps_takes_non_linear_operators_and_unknown_noise():
+    pytest.importorskip("deepinv")
+    for operator in (Operator(lambda x: x**2, OtherNoise(lambda x, generator: x), is_linear=False), half(0.1, SHAPE)):
+        assert np.isfinite(draws("deepinv:DPS", measured(1, operator=operator), options={"steps": 3})).all()
+
+
+def test_a_mask_of_ones_own_has_the_singular_values_that_ddrm_needs():
+    pytest.importorskip("deepinv")
+    theirs, ours = measured(), measured(operator=half(SIGMA, SHAPE))
+    noisy = replace(theirs, operators=ours.operators)
+    options = {"options": {"steps": 5}}
+    assert np.array_equal(draws("deepinv:DDRM", noisy, **options), draws("deepinv:DDRM", theirs, **options))
+
+
+@pytest.mark.parametrize(("name", "scale"), [("DiffPIR", 0.5), ("DPS", 1.5)])
+def test_a_sampler_that_clips_refuses_values_outside(name, scale):
+    pytest.importorskip("deepinv")
+    with pytest.raises(ValueError, match=rf"'deepinv:{name}' clips to \[-?\d, 1\], but \d+% of the source's values"):
+        draws(f"deepinv:{name}", measured(1, law=mixture(scale)))
+    assert np.isfinite(draws("deepinv:DDRM", measured(1, law=mixture(scale)), options={"steps": 5})).all()
+
+
+def test_a_missing_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepinv", None)
+    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs a package that is missing .*pip install 'uturn\[inverse\]'"):
+        own(sampler="deepinv:DDRM", options={})

@@ -83,12 +83,12 @@ class DeepinvSampler:
         physics = self._physics(operator, observed, shape)
         if self.name == "DDRM" and not isinstance(physics, self.deepinv.physics.DecomposablePhysics):
             raise ValueError(
-                "it needs the singular value decomposition of the operator, a mask or a decomposable physics of deepinv (BlurFFT, "
-                "Denoising, MRI); take DiffPIR, DPS or PiGDM"
+                "it needs the singular value decomposition of the operator: a mask, an operator by name, or a decomposable "
+                "physics of deepinv (BlurFFT, MRI, ..); take DiffPIR, DPS or PiGDM"
             )
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
-        return make(denoiser, operator.noise, generator, shape)(observed, physics)
+        return make(denoiser, operator, generator, shape)(observed, physics)
 
     def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
@@ -110,16 +110,16 @@ class DeepinvSampler:
         adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
         return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
 
-    def _ddrm(self, denoiser: Any, noise: Any, generator: Any, shape: Any) -> Any:
+    def _ddrm(self, denoiser: Any, operator: Any, generator: Any, shape: Any) -> Any:
         low, high = denoiser.range
         sigmas = self.options.get("sigmas", np.linspace(min(1.0, high), max(0.01, low), self.steps))
         return self.cls(denoiser, **{**self.options, "sigmas": np.asarray(sigmas, float)})
 
-    def _diffpir(self, denoiser: Any, noise: Any, generator: Any, shape: Any) -> Any:
+    def _diffpir(self, denoiser: Any, operator: Any, generator: Any, shape: Any) -> Any:
         fidelity = self.deepinv.optim.data_fidelity.L2()
-        return self.cls(denoiser, fidelity, **{"sigma": noise.sigma, **self.options}, max_iter=self.steps)
+        return self.cls(denoiser, fidelity, **{"sigma": operator.noise.sigma, **self.options}, max_iter=self.steps)
 
-    def _diffusion(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+    def _diffusion(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:
         sampling, options = self.deepinv.sampling, dict(self.options)
         schedule, alpha = options.pop("schedule", "vp"), options.pop("alpha", 1.0)
         solver = options.pop("solver", "ancestral")
@@ -143,22 +143,24 @@ class DeepinvSampler:
         chosen = sampling.PosteriorDiffusion(self.cls(**{**clips, **options}), denoiser, sde, made)
         return lambda observed, physics: chosen(observed, physics, x_init=(len(observed), *shape))
 
-    def _langevin(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
-        """The last state of a Markov chain whose step is half of the largest stable one for |A| = 1."""
+    def _langevin(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+        """The last state of a Markov chain, whose step is half of the largest stable one for |A| = 1, from alpha A^T y."""
+        sigma = operator.noise.sigma
         options = {"sigma": max(0.02, denoiser.range[0]), "clip": None, **self.options}
-        options.setdefault("step_size", 0.5 / (noise.sigma**-2 + options["sigma"] ** -2))
-        fidelity = self.deepinv.optim.data_fidelity.L2(sigma=noise.sigma)
+        options.setdefault("step_size", 0.5 / (sigma**-2 + options["sigma"] ** -2))
+        fidelity = self.deepinv.optim.data_fidelity.L2(sigma=sigma)
         prior = self.deepinv.optim.ScorePrior(denoiser)
         fixed = {"max_iter": self.steps, "thinning": 1, "burnin_ratio": 0.0, "save_chain": 1}
         chain = self.cls(prior, fidelity, **{**options, **fixed})
 
         def last_state(observed: Any, physics: Any) -> Any:
-            chain.sample(observed, physics)
+            rows = [operator.back_projection(row, shape) for row in observed.numpy()] if operator.is_linear else None
+            chain.sample(observed, physics, x_init=None if rows is None else observed.new_tensor(np.stack(rows)))
             return chain.get_chain()[-1]["x"]
 
         return last_state
 
-    def _other(self, denoiser: Any, noise: Any, generator: Any, shape: tuple[int, ...]) -> Any:
+    def _other(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:
         name = "denoiser" if "denoiser" in _arguments(self.cls) else "model"
         return self.cls(**{name: denoiser}, **self.options)
 

@@ -63,7 +63,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     undoes: ClassVar[tuple[str, ...]] = ("operator",)
     type: Literal["sampler"] = "sampler"
     sampler: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = {}  # noqa: RUF012  # pydantic copies it
     model: str = "exact"
     batch: int = Field(default=1, ge=1)
 
@@ -93,7 +93,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def chain(self, steps: int = 250) -> DiffusionModel:
         """The model of images with so many reverse steps, for drawing originals: few steps have another law than the denoiser."""
         if not self._calls_model:
-            raise ValueError("model = 'exact': the law of images is not known; give a model, such as 'fashion_mnist'")
+            raise ValueError(
+                "model = 'exact': the law of the originals is not known; give a model of images, such as 'fashion_mnist'"
+            )
         options = {name: getattr(self, name) for name in DenoiserOptions.model_fields}
         return DiffusionModel(model=self.model, steps=steps, **options)
 
@@ -104,16 +106,14 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def undone(self, corruption: Any, source: Any) -> Any:
         """The given corruption; ValueError if sampler, model and images do not fit together."""
         _sampler(self)
-        is_image = source.image_shape() is not None
-        if not self._calls_model:
-            if is_image and _takes_denoiser(self):
-                self._model()
+        if source.image_shape() is None:
+            if self._calls_model:
+                raise ValueError(f"model = {self.model!r}: a model of images; vectors have the denoiser of their law, 'exact'")
             return corruption
-        if not is_image:
-            raise ValueError(f"model = {self.model!r}: a model of images; vectors have the denoiser of their law, 'exact'")
-        if self._model().reverse().codec is not None:
-            raise ValueError(f"model = {self.model!r} denoises latents, but measurements are of pixels; take a model of pixels")
-        self._model().check_source(source)
+        if self._calls_model:
+            if self._model().reverse().codec is not None:
+                raise ValueError(f"model = {self.model!r} denoises latents, but measurements are of pixels; take another model")
+            self._model().check_source(source)
         self._denoiser(None)
         return corruption
 
@@ -146,7 +146,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         draws = values.detach().cpu().float().numpy()
         if not np.isfinite(draws).all():
             raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
-        if noisy.law is not None:
+        if noisy.values_of_data[0] == 0:  # vectors
             return draws
         if draws.min() < -_FAR or draws.max() > 1 + _FAR:
             raise ValueError(
@@ -166,8 +166,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             )
 
     def _denoiser(self, law: Any, labels: np.ndarray | None = None) -> Any:
-        """The denoiser of a call, or None for vectors without a law and images without a model."""
+        """The denoiser of a call; None for a sampler without one, if neither a law nor a model is known."""
         if not self._calls_model:
+            if law is None and _takes_denoiser(self):
+                self.chain()  # there is none
             return None if law is None else _LawDenoiser(law)
         import torch
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -99,5 +98,6 @@ class SigmaDenoiser(nn.Module):
             s = ratio / (1 + ratio)
             return 1 - s, s, self.timesteps * s
         a = 1 / (1 + ratio**2).sqrt()
-        timestep = np.interp(ratio.numpy(), self.table.numpy(), np.arange(len(self.table)))
-        return a, ratio * a, torch.from_numpy(timestep)
+        index = (torch.searchsorted(self.table, ratio, right=True) - 1).clamp(0, len(self.table) - 2)
+        below, above = self.table[index], self.table[index + 1]
+        return a, ratio * a, index + (ratio - below) / (above - below)
