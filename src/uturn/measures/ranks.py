@@ -1,7 +1,7 @@
 """Ranks of an original among its clones: simulation-based calibration of a posterior sampler, reading by reading.
 
-Let h(x; y) be a reading of one datum, which may depend on the noisy datum y. If the K clones are draws from p(x_0 | y), the rank of
-h(x_0; y) among h(x̂_1; y), .., h(x̂_K; y) is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788).
+Let h(x; y) be a reading of one datum, which may depend on the noisy datum y. If the K clones are draws from p(x_0 | y), the rank
+of h(x_0; y) among h(x̂_1; y), .., h(x̂_K; y) is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788).
 With h the distance to a reference that depends on y, this is the test of coverage TARP (Lemos et al., arXiv:2302.03026).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,8 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     """Test whether the original ranks uniformly among its clones, and the shape of its ranks.
 
     The rank of an item is the number of clones with h(x̂_k; y) < h(x_0; y), on its trajectory 0; ties are broken at random. Its
-    empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of n
-    items is binomial with probability (r + 1) / (K + 1), and the statistic is the smallest of the two-sided tail probabilities
+    empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of
+    n items is binomial with probability (r + 1) / (K + 1), and the statistic is the smallest of the two-sided tail probabilities
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 

@@ -1,0 +1,294 @@
+"""Tests of a posterior sampler by the readings of its clones: a family of exact tests, effect sizes, and the kind of error."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from uturn.core.checks import shown
+from uturn.measures.calibration import calibration, items_tested, twin_of
+from uturn.measures.ranks import ranks
+from uturn.measures.statistics import replicates
+
+NONE_SEEN, OTHER = "none seen", "some other error"
+KINDS = {
+    "deaf to the data": "clones fit the measurement far worse than the original does",
+    "shifted": "clones have another mean than the originals",
+    "too sure": "clones are closer to each other, or to the measurement, than to the original",
+    "not sure enough": "clones are farther from each other than from the original",
+    "wrong modes": "clones share a class more or less often than the original does with them",
+    "unlike the data": "clones have another probability than the originals, but their spread is right",
+}
+"""Kinds of errors, in the order in which they are looked for, and what is then seen."""
+BLIND = {
+    "distance": "a sampler that ignores y; values drawn one by one",
+    "same_component": "errors within a class; a sampler that ignores y",
+    "same_class": "errors within a class; a sampler that ignores y",
+    "log_likelihood": "errors in what y does not determine",
+    "log_prior": "a sampler that ignores y; wrong weights of the modes",
+    "reference_distance": "errors that keep the distances to the reference",
+    "mean_value": "errors that keep the mean of the values",
+    "coverage": "a sampler that ignores y; values drawn one by one",
+    "z_squared": "a sampler that ignores y; values drawn one by one",
+}
+"""What a test cannot see, by reading."""
+_FAMILY = ("distance", "same_component", "same_class", "log_likelihood", "log_prior")
+_BESIDE = ("reference_distance", "mean_value")
+_ESTIMATE = ("value", "low", "high")
+_CLEAR = 0.05  # p-value of a test that names the kind of an error which the family has found
+_MATTERS = 0.03  # smallest relative gap of the distance, and difference of shares, that names the kind
+_SMALL = 0.1  # largest relative gap of the distance of clones that ignore y, or are unlike the data
+_FAR = 1.5  # half-widths of its 95 % interval by which a mean differs from 0
+
+
+class PosteriorTests(xr.Dataset):
+    """The dataset of `uturn.posterior_tests`, which prints as its tables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
+            return super().__repr__()
+        from rich.console import Console
+
+        console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
+        with console.capture() as text:
+            for part in summary(self):
+                console.print(part)
+        return text.get().rstrip()
+
+
+def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
+    """Test whether the clones of a run are draws from the posterior, and say which kind of error they have.
+
+    The family, by Holm over its readings and the noise levels, is `distance`, `same_component` (or else the first `same_class` of
+    the run), `log_likelihood` and `log_prior`, as far as the run has them (probe `posterior`), since each sees other errors. All
+    are tests by relabelling (`uturn.calibration`), exact at any number of items: of ranked readings h(x; y) by the difference of
+    means E h(x_0; y) - E h(x̂; y), which has more power than their ranks. Beside the family, with its own false-alarm rate, stand
+    `reference_distance` and `mean_value`; ranks of all ranked readings (`uturn.ranks`), that of `reference_distance` being the
+    test of coverage TARP (arXiv:2302.03026); and two numbers without a test, `coverage` and `z_squared`.
+
+    Parameters
+    ----------
+    ds : Dataset of `uturn.run`, or `uturn.readings`
+        A finished run with `clones` >= 2, with all of its clones.
+    level : float in (0, 1)
+        False-alarm rate of the family, and again of the tests beside it, over all noise levels.
+    seed : int
+        Seed of relabellings and ties.
+
+    Returns
+    -------
+    Dataset
+        `gap` (noise, reading, estimate): value and 95 % interval. `effect`: the gap in the unit `effect_unit`: of distances as a
+        share of the mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a
+        difference of shares. `p`, `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test.
+        `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind`
+        (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if no test rejects. Coordinates of
+        a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`,
+        `passed_beside`, `level`, `items`, `clones`, `remark`.
+
+    Raises
+    ------
+    ValueError
+        As `uturn.calibration`, and if the run has no reading of the family.
+
+    Notes
+    -----
+    The kind is a guess from the signs and sizes of the effects, made only where a test has rejected; its error rates are in
+    docs/measures.md. With many items the tests see differences that do not matter: read the effects.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> x = ut.random.normals(ut.random.keys(0, range(300)), 5 * 8).reshape(300, 5, 8)  # an original and four clones
+    >>> x[:, 1:] *= 0.5
+    >>> rms = lambda a, b: np.sqrt(((a - b) ** 2).mean(-1))
+    >>> found = ut.posterior_tests(ut.readings(ut.readings_of(x[:, 0], x[None, :, None, 1:], rms, "distance"), [1.0], start=0))
+    >>> found.kind.item(), found.effect.sel(reading="distance", estimate="value").item()
+    ('too sure', 0.37...)
+    """
+    names, remarks = _names(ds)
+    tests = {}
+    for family, some in names.items():
+        if some:
+            tests[family] = calibration(ds, some, level=level, seed=seed)
+    if "posterior" not in tests:
+        raise ValueError(
+            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; measure with the probe 'posterior'"
+        )
+    data = xr.concat(
+        [test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading"
+    )
+    data = data.transpose("noise", "reading").assign_coords(estimate=list(_ESTIMATE))
+    result = data[["p", "p_holm", "visible"]]
+    readings = [str(name) for name in data.reading.values]
+    gap = np.stack([data[key].values for key in ("gap", "low", "high")], axis=-1)
+    within = [dim for dim in ds.dims if dim in ("item", "trajectory", "clone")]
+    size, variance, unit = np.ones(gap.shape[:2]), np.full(gap.shape[:2], np.nan), []
+    for k, name in enumerate(readings):
+        if is_distance := name == "distance":
+            size[:, k] = ds[name].mean(within).values
+        is_share = name.endswith(("same_component", "same_class"))
+        unit.append("share" if is_distance else "difference of shares" if is_share else str(_unit(ds[name])))
+    dims = ("noise", "reading", "estimate")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = result.assign(gap=(dims, gap), effect=(dims, gap / size[..., None]))
+    ranked = [name for name in readings if not twin_of(ds, name).startswith("clone_")]
+    of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "p_holm"]] if ranked else data[["p", "p_holm"]].isel(reading=[])
+    of_ranks = of_ranks.reindex(reading=readings).transpose("noise", "reading")
+    result = result.assign({f"rank_{key}": (dims[:2], of_ranks[key].values) for key in ("p", "p_holm")})
+    for name in ("coverage", "z_squared"):
+        if name in ds:
+            interval = replicates(ds[name].transpose("noise", "item", ...)).interval(lambda mean: mean)
+            result[name] = (("noise", "estimate"), interval.T)
+    K = ds.sizes["clone"]
+    result["coverage_expected"] = (K - 1) / (K + 1)
+    result = result.assign_coords(
+        effect_unit=("reading", unit), blind=("reading", [BLIND[_plain_name(name)] for name in readings])
+    )
+    for k, name in enumerate(readings):
+        if name in ranked:
+            variance[:, k] = ds[twin_of(ds, name)].isel(trajectory=0).var("item").values
+    at_each = (result.assign(variance=(dims[:2], variance), level=level).isel(noise=k) for k in range(len(gap)))
+    result["kind"] = ("noise", [_kind(at) for at in at_each])
+    result.attrs = {
+        "passed": bool(tests["posterior"].attrs["passed"]),
+        "passed_beside": bool((result.rank_p_holm.fillna(1) > level).all())
+        and ("beside" not in tests or bool(tests["beside"].attrs["passed"])),
+        "level": float(level),
+        "items": tests["posterior"].attrs["items"],
+        "clones": K,
+        "remark": "; ".join(remarks),
+    }
+    return PosteriorTests(result.data_vars, result.coords, result.attrs)
+
+
+def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
+    """The readings of the family and those beside it that have values for a test, and remarks on those that have none."""
+    if not isinstance(ds, xr.Dataset):
+        raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
+    classes = [str(name) for name in ds.data_vars if _plain_name(str(name)) == "same_class" and twin_of(ds, str(name))]
+    family = [name for name in _FAMILY if name not in ("same_class", "same_component")]
+    family.insert(1, "same_component" if "same_component" in ds else classes[0] if classes else "same_component")
+    names: dict[str, list[str]] = {}
+    remarks = []
+    for key, some in (("posterior", family), ("beside", _BESIDE)):
+        there = [name for name in some if name in ds and twin_of(ds, name)]
+        names[key] = [name for name in there if items_tested(ds, [name]).sum() >= 2]
+        remarks += [f"{name} is not tested: it has no readings" for name in there if name not in names[key]]
+    if "log_likelihood" not in names["posterior"]:
+        remarks.append("without log p(y | x), no test sees a sampler that ignores the measurement")
+    return names, remarks
+
+
+def _plain_name(name: str) -> str:
+    """The name of a reading without that of its probe."""
+    return "same_class" if name.endswith("_same_class") else name
+
+
+def _unit(values: xr.DataArray) -> str:
+    import json
+
+    return str(json.loads(values.attrs.get("reading", "{}")).get("unit", ""))
+
+
+class _Effects(NamedTuple):
+    """Tests at one noise level: effects and p-values by reading, 0 and 1 for readings that are not there."""
+
+    tests: xr.Dataset
+
+    def size(self, name: str) -> float:
+        return float(self.tests.effect.sel(reading=name)[0]) if name in self.tests.reading else 0.0
+
+    def is_clear(self, name: str) -> bool:
+        """Whether the test of a reading rejects by itself."""
+        return name in self.tests.reading and bool(self.tests.p.sel(reading=name) <= _CLEAR)
+
+    def relative(self, name: str) -> float:
+        """How far a log-density of the clones is below that of the originals, over its variance among originals; 0 if not clear.
+
+        The variance is about half the number of values that count, so that clones whose errors have c^2 times the right variance
+        have a relative size of about c^2 - 1.
+        """
+        return self.size(name) / float(self.tests.variance.sel(reading=name)) if self.is_clear(name) else 0.0
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether the mean of the values differs: its test rejects among all, and also where the spread of clones is wrong."""
+        if "mean_value" not in self.tests.reading:
+            return False
+        of = self.tests.sel(reading="mean_value")
+        value, low, high = of.effect.values
+        return bool(of.p_holm <= self.tests.level) and abs(value) > _FAR * (high - low) / 2
+
+
+def _kind(tests: xr.Dataset) -> str:
+    """The kind of error at one noise level, from the tests that reject and the signs and sizes of their effects."""
+    if not any((tests[key] <= tests.level).any() for key in ("p_holm", "rank_p_holm")):
+        return NONE_SEEN
+    effects = _Effects(tests)
+    # Above 0: clones closer to each other than to the original; less probable than it; fitting y less than it.
+    closer, improbable, misfit = effects.size("distance"), effects.relative("log_prior"), effects.relative("log_likelihood")
+    classes = next((str(name) for name in tests.reading.values if str(name).endswith(("same_component", "same_class"))), "")
+    modes = abs(effects.size(classes)) if effects.is_clear(classes) else 0.0
+    spread = closer if effects.is_clear("distance") and abs(closer) >= _MATTERS else 0.0
+    if misfit > 1 and abs(closer) < _SMALL:
+        return "deaf to the data"
+    if effects.is_shifted:
+        return "shifted"
+    if improbable > 3 and abs(closer) < 2 * _SMALL:
+        return "unlike the data"
+    if modes >= _MATTERS and modes > abs(spread):
+        return "wrong modes"
+    if spread or improbable < 0:
+        return "not sure enough" if spread < 0 else "too sure"
+    if improbable > 0:
+        return "not sure enough" if misfit > 0 else "unlike the data"
+    if misfit:
+        return "deaf to the data" if misfit > 0 else "too sure"
+    return OTHER
+
+
+def summary(tests: xr.Dataset) -> Any:
+    """The tests for a terminal: a table (rich) for each noise level, then what the tests cannot see."""
+    from rich.table import Table
+
+    for at in (tests.isel(noise=k) for k in range(tests.sizes["noise"])):
+        table = Table(title=title_of(at), title_justify="left")
+        heads, rows = rows_of(at)
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+    yield from filter(None, str(tests.attrs["remark"]).split("; "))
+
+
+def title_of(at: xr.Dataset) -> str:
+    """The kind of error at one noise level in words."""
+    kind = str(at.kind.item())
+    return f"noise {float(at.noise):.3g}: {kind}{f' ({KINDS[kind]})' if kind in KINDS else ''}"
+
+
+def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows of the table of one noise level."""
+    heads = ("reading", "effect [95 % interval]", "p by Holm", "p of ranks", "cannot see")
+    rows = []
+    for reading in at.reading.values:
+        of = at.sel(reading=reading)
+        effect = f"{_with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
+        p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
+        beside = "" if of.family.item() == "posterior" else " (beside)"
+        rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
+    for name, expected in (("coverage", float(at.coverage_expected)), ("z_squared", 1.0)):
+        if name in at:
+            rows.append((name, f"{_with_interval(at[name].values)}, expected {expected:.2g}", "", "", BLIND[name]))
+    return heads, rows
+
+
+def _with_interval(bounds: np.ndarray) -> str:
+    value, low, high = bounds
+    return f"{value:.2g}" if np.isnan(low) else f"{value:.2g} [{low:.2g}, {high:.2g}]"
