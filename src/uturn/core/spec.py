@@ -120,10 +120,7 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(kind, str) or kind not in PARTS[idea]:
             return table
         options = getattr(part_class(idea, kind), "model_fields", {})
-        defaults = {
-            name: option.get_default(call_default_factory=True) for name, option in options.items() if not option.is_required()
-        }
-        return defaults | table
+        return {name: option.default for name, option in options.items() if not option.is_required()} | table
 
     tables = {idea: full(idea, spec[idea]) for idea in ("source", "corruption", "backward") if idea in spec}
     if isinstance(spec.get("probes"), list):

@@ -70,13 +70,13 @@ class Measurement(Spec, Corruption):
     purpose: ClassVar[int] = Purpose.CORRUPTION  # type: ignore[misc]  # no option
     type: Literal["operator"] = "operator"
     operator: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default={})
     swept: str | None = None
     drawn: Literal["each", "once"] | None = None
     sigma: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     noise_model: str | None = None
-    noise_options: dict[str, Any] = Field(default_factory=dict)
+    noise_options: dict[str, Any] = Field(default={})
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())

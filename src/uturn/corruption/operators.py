@@ -140,7 +140,7 @@ class Operator:
         """
         import torch
 
-        _, transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))
+        transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))[1]
         back = transposed(torch.from_numpy(np.asarray(observed, np.float32))[None])[0].detach()
         again = self.clean(back.numpy())
         square = float((again**2).sum())
