@@ -123,7 +123,7 @@ class TrueDistance(Probe):
 
     kinds: ClassVar[tuple[str, ...]] = ("vectors",)
 
-    def __init__(self, draws: int = 64) -> None:
+    def __init__(self, draws: int = 32) -> None:
         self.draws = draws
 
     def variables(self, source: Any) -> dict[str, Variable]:
