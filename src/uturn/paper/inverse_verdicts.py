@@ -1,0 +1,141 @@
+"""Verdicts of the figure `inverse`."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from scipy.stats import spearmanr
+
+from uturn.measures.calibration import holm
+from uturn.measures.statistics import Estimate
+from uturn.paper.inverse_runs import ERRORS, EXACT, OTHERS, REPAIRED
+from uturn.paper.verdicts import Verdict, above, apart, at_least, below, equal, holds, listed, shows, verdict
+
+LEVEL = 0.01
+FAR = 0.02
+"""Energy distance above which a sampler has to be caught."""
+PRECISE = 0.01
+"""Largest width of the interval of a distance that holds 0."""
+FAMILY = ["distance", "same class", "log p(y|x)", "log p(x)"]
+BESIDE = ["ranks", "TARP"]
+DDRM, FULL, MEAN, DPS = OTHERS["ddrm"], REPAIRED["ddrm_full"], OTHERS["mean"], OTHERS["dps"]
+WRONG = [*OTHERS.values(), *ERRORS.values(), *REPAIRED.values()]
+
+
+def verdicts(data: xr.Dataset) -> list[Verdict]:
+    """All verdicts on the data of the figure."""
+    exact = [_exact(data.sel(sampler=label), label) for label in EXACT.values()]
+    errors = [_caught_everywhere(data, label) for label in ERRORS.values()]
+    return [*exact, _far(data), *errors, _ddrm(data), _deterministic(data), *_shown(data)]
+
+
+def p_of_family(data: xr.Dataset) -> xr.DataArray:
+    """p-value of the family by Holm, (.., cell): the smallest of its tests times their number, at most 1."""
+    return (data.p.sel(test=FAMILY).min("test") * len(FAMILY)).clip(max=1)
+
+
+def _exact(data: xr.Dataset, label: str) -> Verdict:
+    family, beside = (holm(data.p.sel(test=tests).values) for tests in (FAMILY, BESIDE))
+    (distance,) = listed(data.mean_energy)
+    return verdict(
+        f"{label}: tests by original and clones, all cells; energy distance to the exact posterior, mean over cells",
+        f"{family.size} tests of the family, smallest p by Holm {family.min():.2g}; {beside.size} tests of ranks and TARP, "
+        f"{beside.min():.2g}; {distance.value:.4f} [{distance.low:.4f}, {distance.high:.4f}]",
+        "no error, distance 0",
+        above(family, LEVEL, f"no p by Holm <= {LEVEL:g}"),
+        above(beside, LEVEL, ""),
+        holds(distance, 0, PRECISE, f"interval holds 0, narrower than {PRECISE:g}"),
+    )
+
+
+def _far(data: xr.Dataset) -> Verdict:
+    wrong = data.sel(sampler=WRONG)
+    is_far = wrong.energy.sel(estimate="low") > FAR
+    p = p_of_family(wrong).where(is_far)
+    missed = p > LEVEL
+    near = ~is_far & (p_of_family(wrong) <= LEVEL)
+    return verdict(
+        f"samplers whose energy distance is above {FAR:g} (interval), cell by cell: p of the family by Holm",
+        f"{int(is_far.sum())} of {is_far.size} cells of {int(is_far.any('cell').sum())} samplers, largest p {float(p.max()):.2g}; "
+        f"missed: {_cells(missed)}; of the {int((~is_far).sum())} other cells {int(near.sum())} are caught",
+        "caught",
+        below(p.values[is_far.values], LEVEL, f"p < {LEVEL:g} each"),
+    )
+
+
+def _cells(chosen: xr.DataArray) -> str:
+    places = [f"{sampler}, {cell}" for sampler in chosen.sampler.values for cell in chosen.cell.values[chosen.sel(sampler=sampler)]]
+    return "; ".join(places) or "none"
+
+
+def _caught_everywhere(data: xr.Dataset, label: str) -> Verdict:
+    of = data.sel(sampler=label)
+    p, energy = p_of_family(of), of.energy.sel(estimate="value")
+    seen = [test for test in FAMILY if bool((of.p.sel(test=test) * len(FAMILY) < LEVEL).all())]
+    return verdict(
+        f"an error put in on purpose: {label}; p of the family by Holm, each cell",
+        f"largest {float(p.max()):.2g}; energy distance {float(energy.min()):.3f} to {float(energy.max()):.3f}; seen in every cell by "
+        f"{', '.join(seen) or 'no single test'}",
+        "caught",
+        below(p.values, LEVEL, f"p < {LEVEL:g} in each cell"),
+    )
+
+
+def _ddrm(data: xr.Dataset) -> Verdict:
+    (own,), (full,) = (listed(data.mean_energy.sel(sampler=label)) for label in (DDRM, FULL))
+    (less,) = listed(data.less_energy)
+    p = p_of_family(data.sel(sampler=DDRM))
+    return verdict(
+        "DDRM of deepinv divides the noise of all its steps by √2; energy distance with and without this error of normalisation",
+        f"{own.value:.4f} and {full.value:.4f}, difference over the same measurements {less.value:.4f} [{less.low:.4f}, "
+        f"{less.high:.4f}]; DDRM: largest p of the family {float(p.max()):.2g}; without the error it is caught in "
+        f"{int((p_of_family(data.sel(sampler=FULL)) < LEVEL).sum())} of {p.size} cells",
+        "smaller without; DDRM is caught",
+        above(less.low, 0, "interval of the difference above 0"),
+        below(p.values, LEVEL, f"p < {LEVEL:g} in each cell"),
+    )
+
+
+def _deterministic(data: xr.Dataset) -> Verdict:
+    of = data.sel(sampler=MEAN)
+    return verdict(
+        "posterior mean, the same in every draw: gap of the distance over its mean; kind of error",
+        f"{float(of.gap.min()):.2f} to {float(of.gap.max()):.2f}; {', '.join(sorted(set(map(str, of.kind.values))))}",
+        "1 in each cell; too sure",
+        equal(np.round(of.gap.sel(estimate="value"), 6), 1, "1"),
+        equal(of.kind.values, "too sure", "too sure in each cell"),
+    )
+
+
+def _shown(data: xr.Dataset) -> list[Verdict]:
+    wrong = data.sel(sampler=WRONG)
+    is_far = wrong.energy.sel(estimate="low") > FAR
+    seen = {test: int((((wrong.p.sel(test=test) * len(FAMILY)) <= LEVEL) & is_far).sum()) for test in FAMILY}
+    energy = wrong.energy.sel(estimate="value").values.ravel()
+    size = abs(wrong.gap.sel(estimate="value")).values.ravel()
+    dps = data.sel(sampler=DPS)
+    return [
+        shows(
+            f"single tests: cells with a distance above {FAR:g} that they see, of {int(is_far.sum())}",
+            "; ".join(f"{test} {count}" for test, count in seen.items()),
+            "none sees all",
+        ),
+        shows(
+            "DPS is nearly the prior: energy distance, cells seen by the distance and by log p(y|x)",
+            f"{float(dps.energy.sel(estimate='value').min()):.3f} to {float(dps.energy.sel(estimate='value').max()):.3f}; "
+            + "; ".join(f"{test} {int((dps.p.sel(test=test) * len(FAMILY) <= LEVEL).sum())}" for test in (FAMILY[0], FAMILY[2]))
+            + f" of {dps.sizes['cell']}",
+            "seen by log p(y|x)",
+        ),
+        shows(
+            "rank correlation of energy distance and size of the relative gap of the distance, over samplers and cells",
+            f"{spearmanr(energy, size).statistic:.2f}; without the posterior mean "
+            f"{spearmanr(*_without_mean(wrong)).statistic:.2f}",
+            "calibration says whether a sampler is wrong, not how far",
+        ),
+    ]
+
+
+def _without_mean(wrong: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    rest = wrong.sel(sampler=[label for label in WRONG if label != MEAN])
+    return rest.energy.sel(estimate="value").values.ravel(), abs(rest.gap.sel(estimate="value")).values.ravel()
