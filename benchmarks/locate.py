@@ -125,18 +125,18 @@ def width_of_one(sample: Sample, repeats: int = 200, n: int = 200) -> float:
     return float(np.nanmean(widths))
 
 
-def compared(name: str, sample: Sample, place: float, repeats: int, unit: float) -> list[Row]:
-    """Rows of the table for the widths at which ten even levels need at most 1,200 originals."""
+def compared(name: str, sample: Sample, place: float, repeats: int, step: float) -> list[Row]:
+    """Rows of the table for widths of a step or more at which ten even levels need at most 1,200 originals."""
     rows, one = [], width_of_one(sample)
     for width in WIDTHS:
         even = (one / width) ** 2
-        if even > 1200:
+        if even > 1200 or width < step:
             continue
         locations = []
         for seed in range(repeats):
             measured = sample(np.random.default_rng(seed), 6000)
             measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
-            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: unit))
+            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: step))
         ratio = float(np.mean([location.calls for location in locations])) / (even * LEVELS.sum())
         coverage = float(np.mean([location.place.low <= place <= location.place.high for location in locations]))
         rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
@@ -181,7 +181,7 @@ def main() -> None:
     curves = {"images": (*embedded(chosen.store), 0.05)} if chosen.part == "images" else {}
     curves = curves or {name: (simulated(name), truth(name), 1e-3) for name in CURVES}
     print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
-    rows = [row for name, (sample, place, unit) in curves.items() for row in compared(name, sample, place, chosen.repeats, unit)]
+    rows = [row for name, (sample, place, step) in curves.items() for row in compared(name, sample, place, chosen.repeats, step)]
     for words, least, most in (("150 originals or more", 150, np.inf), ("50 to 150", 50, 150)):
         if ratios := [row[4] for row in rows if least <= row[2] < most]:
             print(f"largest ratio where ten levels need {words}: {max(ratios):.2f}")

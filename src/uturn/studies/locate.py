@@ -487,6 +487,9 @@ def _pilot(
             if middle not in levels:
                 levels = sorted([*levels, middle])
                 continue
+        nearby = _fitted(data, share, [low, high]) if low > 0 else fit
+        if low < nearby.place < high:  # farther levels bend the place if the curve is not logistic
+            fit = nearby
         # Levels beside the place: far enough to see the fall, near enough for the shape of the curve not to matter.
         reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(1.5 * width, 0.5 * fit.scale))
         expected = items * (2 * INFLATION * fit.error / width) ** 2
