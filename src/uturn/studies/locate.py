@@ -334,6 +334,7 @@ def forecast(
         runs = _Runs(experiment, reading, str(store), {})
         ds = runs.datasets[PILOT] = Store.open(known).dataset()
         data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
+        pilot = sized(experiment, ds.noise.values, ds.sizes["item"])
         place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
         if place >= largest:
             raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
