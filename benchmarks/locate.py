@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, logit
 
-from uturn.studies.locate import Data, search
+from uturn.studies.locate import INFLATION, Data, _fitted, search
 
 CHANCE, WIDTHS, LEVELS = 0.1, (0.2, 0.1, 0.05, 0.03), np.linspace(0.1, 1, 10)
 CURVES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
@@ -87,11 +87,13 @@ def embedded(store: str) -> tuple[Sample, float]:
     def measured(rows: np.ndarray, levels: Sequence[float]) -> Data:
         some = run.isel(item=rows, noise=np.rint(np.multiply(levels, 20)).astype(int) - 1)
         values, start, chance = reading_of(some, "same_class")
-        return Data(some.noise.values, values.mean("trajectory").transpose("item", "noise").values, rows * 0, start, chance)
+        return Data(
+            some.noise.values, values.mean("trajectory").transpose("item", "noise").values, np.arange(len(rows)), start, chance
+        )
 
     def sample(random: np.random.Generator, n: int) -> Measured:
         rows = random.integers(run.sizes["item"], size=n)
-        return lambda levels, items: measured(rows[:items], levels)._replace(groups=np.arange(items))
+        return lambda levels, items: measured(rows[:items], levels)
 
     whole = measured(np.arange(run.sizes["item"]), run.noise.values)
     left = (whole.values.mean(axis=0) - whole.chance) / (1 - whole.chance)
@@ -100,6 +102,10 @@ def embedded(store: str) -> tuple[Sample, float]:
     place = whole.noise[k - 1] + heights[0] / (heights[0] - heights[1]) * (whole.noise[k] - whole.noise[k - 1])
     print(f"{len(whole.values)} originals: chance {whole.chance:.4f}, place {place:.4f}, share of the way that is left")
     print(", ".join(f"{noise:g}: {share:.3f}" for noise, share in zip(whole.noise, left, strict=True)))
+    for pair in ([0.35, 0.55], [0.4, 0.6], [0.45, 0.6]):
+        fit = _fitted(whole, 0.5, pair)
+        half = INFLATION * 1.96 * fit.error * np.sqrt(len(whole.values))
+        print(f"levels {pair}: place {fit.place:.4f}; {(2 * half / 0.05) ** 2:.0f} originals for the width 0.05")
     return sample, float(place)
 
 
@@ -125,18 +131,18 @@ def width_of_one(sample: Sample, repeats: int = 200, n: int = 200) -> float:
     return float(np.nanmean(widths))
 
 
-def compared(name: str, sample: Sample, place: float, repeats: int, unit: float) -> list[Row]:
-    """Rows of the table for the widths at which ten even levels need at most 1,200 originals."""
+def compared(name: str, sample: Sample, place: float, repeats: int, step: float) -> list[Row]:
+    """Rows of the table for widths of a step or more at which ten even levels need at most 1,200 originals."""
     rows, one = [], width_of_one(sample)
     for width in WIDTHS:
         even = (one / width) ** 2
-        if even > 1200:
+        if even > 1200 or width < step:
             continue
         locations = []
         for seed in range(repeats):
             measured = sample(np.random.default_rng(seed), 6000)
             measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
-            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: unit))
+            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: step))
         ratio = float(np.mean([location.calls for location in locations])) / (even * LEVELS.sum())
         coverage = float(np.mean([location.place.low <= place <= location.place.high for location in locations]))
         rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
@@ -181,7 +187,7 @@ def main() -> None:
     curves = {"images": (*embedded(chosen.store), 0.05)} if chosen.part == "images" else {}
     curves = curves or {name: (simulated(name), truth(name), 1e-3) for name in CURVES}
     print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
-    rows = [row for name, (sample, place, unit) in curves.items() for row in compared(name, sample, place, chosen.repeats, unit)]
+    rows = [row for name, (sample, place, step) in curves.items() for row in compared(name, sample, place, chosen.repeats, step)]
     for words, least, most in (("150 originals or more", 150, np.inf), ("50 to 150", 50, 150)):
         if ratios := [row[4] for row in rows if least <= row[2] < most]:
             print(f"largest ratio where ten levels need {words}: {max(ratios):.2f}")

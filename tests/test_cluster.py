@@ -243,6 +243,17 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
     assert found.attrs["complete"]
 
 
+def test_a_place_is_located_as_on_this_machine(cluster, tmp_path):
+    """Each batch of `--until` is a run on the cluster."""
+    spec = {**STRINGS, "corruption": {"type": "masking", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]}}
+    places = [
+        ut.locate(ut.Experiment.from_dict(spec), "belief, tree_level = 5", 0.3, tmp_path / str(len(where)), **where)
+        for where in ({}, {"cluster": cluster.address})
+    ]
+    assert places[0].reached
+    assert places[0].lines() == places[1].lines()
+
+
 def test_images_equal_the_local_run(cluster, tmp_path, monkeypatch):
     """Several bundles are in the network at once, as with a GPU."""
     monkeypatch.setattr("uturn.engine.cluster.on_cluster", partial(on_cluster, slots=4))

@@ -66,6 +66,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert low - 0.02 < truth < high + 0.02
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
     assert "from the pilot in runs: noise" in known.stdout
+    assert ", 0 left with 0 U-turns" in known.stdout.split("around the place")[0]
     assert (folder / "results" / "index.html").exists()
     both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
     assert both.returncode == 0, both.stderr

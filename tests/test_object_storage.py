@@ -263,6 +263,38 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
         write_study(run, f"{url}/study.zarr")
 
 
+def test_a_search_for_a_place_is_resumed_at_a_url(proxy, tmp_path, monkeypatch):
+    """`--until` with its stores and results at a URL, stopped at the third run, gives the place and the stores of a local one."""
+    from command_line import uturn
+    from uturn.studies import locate
+
+    (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "source": {**SPEC["source"], "grammars": 1}}))
+    run, calls = locate.run, []
+
+    def stopped(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    def located(where):
+        words = ("--until", 0.3, "--reading", "belief, tree_level = 3", "--store", f"{where}/runs", "--out", f"{where}/out")
+        return uturn("run", "spec.json", *words, cwd=tmp_path)
+
+    monkeypatch.setattr(locate, "run", stopped)
+    first = located(proxy.bucket)
+    assert (first.returncode, len(calls)) == (130, 3), first.stderr
+    assert f"what is done is in {proxy.bucket}/runs; run the same command again to resume" in first.stderr
+    monkeypatch.setattr(locate, "run", run)
+    for where in (proxy.bucket, "here"):
+        done = located(where)
+        assert done.returncode == 0, done.stderr
+    for folder in ("runs", "out"):
+        found, expected = objects_at(f"{proxy.bucket}/{folder}"), files_of(tmp_path / "here" / folder)
+        assert found.keys() == expected.keys()
+        assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
+
+
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     from uturn.store.outputs import OutputFolder
 

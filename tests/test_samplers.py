@@ -16,8 +16,9 @@ import sampler_gallery as gallery
 import uturn as ut
 from command_line import uturn
 from uturn.backward.steps import repeated_step, step_variance
-from uturn.cli.presets.sampler_check import check_sampler, compared
+from uturn.cli.presets.sampler_check import _model_row, check_sampler, compared
 from uturn.cli.presets.samplers import SamplerOptions
+from uturn.core.checks import Finding
 from uturn.core.random import Streams
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 
@@ -303,6 +304,16 @@ def test_wrong_input_ends_in_one_line(originals, words, message):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("unclear", "verdict"), [((), "passes"), ((True,), "not tested"), ((False,), "FAILS"), ((True, False), "FAILS")]
+)
+def test_a_model_that_cannot_be_judged_is_no_failure(monkeypatch, unclear, verdict):
+    findings = [Finding("is so", is_unclear=is_unclear) for is_unclear in unclear]
+    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: findings)
+    row = _model_row(SamplerOptions().experiment())
+    assert (row.verdict, "is so" in row.result) == (verdict, bool(unclear))
 
 
 def test_no_number_of_steps_makes_a_deterministic_sampler_calibrated(originals):

@@ -103,4 +103,6 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
         yield OutputFolder(url, path)
         return
     with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
-        yield OutputFolder(url, Path(folder))
+        copy = Path(folder, url.rstrip("/").rpartition("/")[2])  # pages show the name of their folder
+        copy.mkdir()
+        yield OutputFolder(url, copy)

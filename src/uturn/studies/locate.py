@@ -334,6 +334,7 @@ def forecast(
         runs = _Runs(experiment, reading, str(store), {})
         ds = runs.datasets[PILOT] = Store.open(known).dataset()
         data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
+        pilot = sized(experiment, ds.noise.values, ds.sizes["item"])
         place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
         if place >= largest:
             raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
@@ -487,6 +488,9 @@ def _pilot(
             if middle not in levels:
                 levels = sorted([*levels, middle])
                 continue
+        nearby = _fitted(data, share, [low, high]) if low > 0 else fit
+        if low < nearby.place < high:  # farther levels bend the place if the curve is not logistic
+            fit = nearby
         # Levels beside the place: far enough to see the fall, near enough for the shape of the curve not to matter.
         reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(1.5 * width, 0.5 * fit.scale))
         expected = items * (2 * INFLATION * fit.error / width) ** 2
