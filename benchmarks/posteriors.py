@@ -5,10 +5,10 @@
     python benchmarks/posteriors.py --items 300 --only "spread x 1.15" --plot docs/images/posterior-tests.png
 
 The law is a mixture of three Gaussians of different covariances in 16 dimensions, drawn with the seed `--law`; every fourth value
-is measured with Gaussian noise of standard deviation .1. The exact posterior is known (`uturn.exact.linear`), and wrong samplers are
-made from it. Power is the share of experiments in which a test, or the family by Holm, has p <= .05. `--null`: runs of
-`uturn.run` with exact draws, and the shares of p <= .05 among them, the false-alarm rates. `--plot`: the picture of one experiment
-with the sampler in `--only`.
+is measured with Gaussian noise of standard deviation .1. The exact posterior is known (`uturn.exact.linear`), and wrong samplers
+are made from it. Power is the share of experiments in which a test, or the family by Holm, has p <= .05. `--null`: runs of
+`uturn.run` with exact draws, and the shares of p <= .05 among them, the false-alarm rates. `--plot`: the picture of one
+experiment with the sampler in `--only`.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def runs(items: int, clones: int, seed: int, of_law: int = 5, only: Sequence[str
             key: values.reshape(1, items, *[1] * (values.ndim - 1), *[clones] * (values.size > items))
             for key, values in read.items()
         }
-        yield name, ut.readings(shaped, [SIGMA], unit="noise of the measurement")
+        yield name, ut.readings(shaped, [SIGMA], unit="noise of the measurement", units=dict.fromkeys(TESTS[2:], "nats"))
 
 
 def experiments(run: xr.Dataset, items: int) -> Iterator[xr.Dataset]:

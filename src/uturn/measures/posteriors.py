@@ -279,7 +279,7 @@ def title_of(at: xr.Dataset) -> str:
 def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows of the table of one noise level."""
     heads = ("reading", "effect [95 % interval]", "p by Holm", "p of ranks", "cannot see")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for reading in at.reading.values:
         of = at.sel(reading=reading)
         effect = f"{_with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()

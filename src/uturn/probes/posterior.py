@@ -34,8 +34,8 @@ class Posterior(Spec, Probe):
     type: Literal["posterior"] = "posterior"
 
     def variables(self, source: Any) -> dict[str, Variable]:
-        dims, shared = ("noise", "item", "trajectory"), {"family": "posterior"}
-        ranked: dict[str, Any] = {"ranked": True, **shared}
+        dims, shared = ("noise", "item", "trajectory"), dict[str, Any](family="posterior")
+        ranked = dict[str, Any](ranked=True, **shared)
         law = {
             "same_component": Variable(
                 dims,
