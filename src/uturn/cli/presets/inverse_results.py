@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.core.checks import plain
-from uturn.core.files import named_errors, whole_file
+from uturn.core.files import named_errors, whole_file, whole_folder
 from uturn.measures.posteriors import KINDS, posterior_tests, rows_of, title_of
 from uturn.pages.results import write_figures
-from uturn.pages.samplers import FORMAT
+from uturn.pages.samplers import ERRORS, FORMAT, error_name
 from uturn.store.datasets import write_dataset
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.plotting.posteriors import draw_posterior_tests
 from uturn.studies.runs import kept_images
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from uturn.cli.presets.inverse import Run
     from uturn.store.outputs import OutputFolder
 
-RESULTS = ("inverse.json", "inverse.csv", "samplers.png", "samplers.pdf", "samplers.zarr")
+RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
 _P_VALUES = ("p", "p_holm", "rank_p", "rank_p_holm")
 _SHORT = {"log_likelihood": "log p(y | x)", "classifier_same_class": "class"}
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
@@ -87,10 +89,20 @@ def write_inverse(
     for name, text in texts.items():
         with whole_file(folder.path / name) as file:
             file.write(text.encode())
-    write_figures(folder.path, {"samplers": lambda: None})
+    with whole_folder(folder.path / ERRORS) as errors:
+        write_figures(errors, dict(_drawn_errors(runs, tests)))
     write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
     folder.push(*RESULTS)
     return content
+
+
+def _drawn_errors(
+    runs: Sequence[Run], tests: Mapping[str, xr.Dataset]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The picture of the kind of error of each run at each strength: name of its file and how it is drawn."""
+    for run in runs:
+        for k, noise in enumerate(tests[run.name].noise.values):
+            yield error_name(run.store, float(noise)), partial(draw_posterior_tests, tests[run.name], k)
 
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
