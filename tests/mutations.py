@@ -647,6 +647,47 @@ MUTATIONS = (
         "del tasks[:size]",
         tests=(("test_cluster_logic::test_every_task_is_handed_out_once", {}),),
     ),
+    # --- measurements ---
+    Mutation(
+        "the covariance of a field is white",
+        "uturn.exact.laws:GaussianMixture.covariance",
+        "* self.variance",
+        "* self.variance.mean()",
+        tests=(("test_linear_posterior::test_log_density_and_share_outside", {}),),
+    ),
+    Mutation(
+        "the weights of modes leave out the determinant",
+        "uturn.exact.linear:LinearPosterior._log_weights",
+        " + self._log_det[:, None]",
+        "",
+        tests=(("test_linear_posterior::test_weights_moments_and_density_are_those_of_integration", {"H": [[1.0, 0.5]]}),),
+    ),
+    Mutation(
+        "the posterior takes sigma for the variance of the noise",
+        "uturn.corruption.measured:_posterior",
+        "operator.noise.sigma**2",
+        "operator.noise.sigma",
+        tests=(("test_operators::test_bits_are_the_entropy_that_the_measurement_takes_away", {"name": "boxes", "level": 0.5}),),
+    ),
+    Mutation(
+        "noise falls on what an operator hides",
+        "uturn.corruption.operators:Operator.measure",
+        "np.where(self.measured, noisy, np.float32(0))",
+        "noisy",
+        tests=(("test_operators::test_noise_falls_on_what_is_measured_and_the_likelihood_counts_it_alone", {}),),
+    ),
+    Mutation(
+        "all data of a block have the operator of the first",
+        "uturn.corruption.measurement:Measurement._operators",
+        "int(key)) for key in drawn",
+        "int(drawn[0])) for _ in drawn",
+        tests=(
+            (
+                "test_operators::test_a_measurement_depends_on_item_and_trajectory_alone",
+                {"options": {"operator": "inpainting"}},
+            ),
+        ),
+    ),
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",
