@@ -15,8 +15,7 @@ from uturn.networks.libraries import library
 
 STEPS = {"DPS": 200, "ULA": 1000, "SKRock": 200}
 """Steps of a sampler, where they are not 100: calls of the denoiser, or steps of a Markov chain."""
-CLIPS = {"DiffPIR": (0.0, 1.0), "DPS": (-1.0, 1.0)}
-"""Samplers that clip x̂_0 to a range, which is wrong for data outside of it."""
+_CLIPS = {"DiffPIR": (0.0, 1.0), "DPS": (-1.0, 1.0)}  # the range to which x̂_0 is clipped, by default
 _SOLVERS = {
     "ancestral": "AncestralSolver",
     "ddpm": "DDPMSolver",
@@ -64,6 +63,8 @@ class DeepinvSampler:
             )
         accepted = _arguments(self.cls) - {"denoiser", "model", "prior", "data_fidelity", "verbose", "device", "max_iter", "rng"}
         accepted |= {"schedule", "alpha", "solver"} if self.is_diffusion else set()
+        self.clips = self.options.pop("clip", None) if self.is_diffusion else None
+        self.clips = _CLIPS.get(self.name) if self.clips is None else self.clips
         unknown = sorted(set(self.options) - accepted)
         if unknown:
             raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
@@ -139,8 +140,8 @@ class DeepinvSampler:
             if solver in ("ancestral", "ddpm", "ddim"):  # they do not call the denoiser at the last time
                 times = np.append(times, 0.0)
         made = getattr(sampling, _SOLVERS[solver])(timesteps=times, rng=generator)
-        clips = {"clip": CLIPS["DPS"]} if self.name == "DPS" else {}
-        chosen = sampling.PosteriorDiffusion(self.cls(**{**clips, **options}), denoiser, sde, made)
+        fidelity = self.cls(**options, **({"clip": self.clips} if self.clips is not None else {}))
+        chosen = sampling.PosteriorDiffusion(fidelity, denoiser, sde, made)
         return lambda observed, physics: chosen(observed, physics, x_init=(len(observed), *shape))
 
     def _langevin(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:

@@ -39,19 +39,28 @@ class SigmaDenoiser(nn.Module):
     ----------
     range : (low, high)
         Smallest and largest sigma.
-    calls : int
-        Number of calls of the model.
 
     Raises
     ------
     ValueError
         For schedules other than those of DDPM and of flow matching; in calls, for sigma outside of the range.
+
+    Examples
+    --------
+    >>> from diffusers import DDPMScheduler
+    >>> def network(noisy, timestep):  # it predicts no noise
+    ...     return 0 * noisy
+    >>> denoiser = SigmaDenoiser(network, DDPMScheduler(), torch.device("cpu"))
+    >>> [round(sigma, 3) for sigma in denoiser.range]
+    [0.005, 78.704]
+    >>> denoiser(torch.full((1, 1, 1, 2), 0.7), 0.1)
+    tensor([[[[0.7000, 0.7000]]]])
     """
 
     def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:
         super().__init__()
         scheduler = getattr(scheduler, "base", scheduler)
-        self.model, self.device, self.labels, self.calls = model, device, labels, 0
+        self.model, self.device, self.labels = model, device, labels
         self.predicts, self.flow = predicts(scheduler), is_flow(scheduler)
         self.timesteps = scheduler.config.num_train_timesteps
         if self.flow:
@@ -77,8 +86,7 @@ class SigmaDenoiser(nn.Module):
         a, s, timestep = (level.expand(len(x)) for level in self._place(levels))
         a, s = (level.view(-1, 1, 1, 1).to(x.device) for level in (a, s))
         noisy = a * (2 * x.double() - 1)
-        labels = () if self.labels is None else (self.labels.to(self.device),)
-        self.calls += 1
+        labels = () if self.labels is None else (self.labels.to(self.device).expand(len(x)),)
         output = self.model(noisy.float().to(self.device), timestep.float().to(self.device), *labels)
         output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)  # without a learned variance
         clean, _ = clean_and_noise(self.predicts, output, noisy, a, s)
