@@ -58,7 +58,11 @@ def own(tmp_path, monkeypatch):
 
 def commands():
     """The commands of the docs that need no model or data from elsewhere."""
-    lines = [line.partition("  #")[0] for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL) for line in block.replace("\\\n", "").splitlines()]
+    lines = [
+        line.partition("  #")[0]
+        for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
     return [shlex.split(line)[1:] for line in lines if line.startswith("uturn") and "--model" not in line]
 
 
@@ -68,10 +72,14 @@ def test_the_code_of_the_docs_is_short():
     assert len(sampler) <= 15
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2]))
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2])
+)
 def test_stories_of_the_docs(own, command):
     """Every command of the docs runs, with fewer originals, strengths and steps."""
-    samplers = [word for flag, word in zip(command, command[1:], strict=False) if flag == "--sampler"] or InverseOptions().samplers
+    samplers = [
+        word for flag, word in zip(command, command[1:], strict=False) if flag == "--sampler"
+    ] or InverseOptions().samplers
     *others, out = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
     few = dict.fromkeys(f"{name.partition(' ')[0]} steps=3" for name in samplers)
     levels = [] if "--levels" in command else ["--levels", 0.5]
@@ -128,7 +136,9 @@ def test_the_numbers_are_those_of_the_stores(results):
         rows = table[table.reading == reading]
         np.testing.assert_allclose(rows.effect, of.effect.sel(estimate="value"), rtol=1e-6)
         np.testing.assert_allclose(rows.p_holm, of.p_holm, rtol=1e-6)
-    assert set(pandas.read_csv(folder / "curves.csv").run) == {f"{name}, {arm}" for name in ("DDRM steps=4", "own:prior") for arm in ("fashion_mnist", "generated")}
+    assert set(pandas.read_csv(folder / "curves.csv").run) == {
+        f"{name}, {arm}" for name in ("DDRM steps=4", "own:prior") for arm in ("fashion_mnist", "generated")
+    }
 
 
 def test_the_measurement_is_stored_with_what_it_hides(results):
@@ -182,7 +192,7 @@ def test_calls_are_counted_before_the_run():
         (["--operator", "own:squared", "--levels", "0.1"], "linear"),
         (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
         (["--operator", "denoising", "--sigma", "0.1"], "sigma"),
-        (["--operator", "'boxes"], "operator = \"'boxes\": expected a name"),
+        (["--operator", "'boxes"], 'operator = "\'boxes": expected a name'),
         (["--levels", "0.3,1.4"], "1.4"),
         (["--sigma", "-1"], "sigma"),
         (["--clones", "1"], "clones"),
@@ -243,7 +253,9 @@ def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, bro
     shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
     sources = []
     for noise in (0.2, 0.5):
-        page.locator("#noise").evaluate(f"(one) => {{ one.value = {noise}; one.dispatchEvent(new Event('input', {{bubbles: true}})); }}")
+        page.locator("#noise").evaluate(
+            f"(one) => {{ one.value = {noise}; one.dispatchEvent(new Event('input', {{bubbles: true}})); }}"
+        )
         next_frame(page)
         assert f": {noise}, the nearest level" in page.locator("#samplers .at").first.inner_text()
         sources.append(page.evaluate(shown))

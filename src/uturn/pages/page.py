@@ -81,7 +81,12 @@ def fetch(folder: OutputFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     for name in folder.names(""):
         figure = name.endswith(".zarr") and f"{name[:-5]}.json" in folder.names("")
-        if name.endswith((".json", ".png")) or figure or name in ("atlas.zarr", "samplers.zarr", "errors") or name.startswith("study"):
+        if (
+            name.endswith((".json", ".png"))
+            or figure
+            or name in ("atlas.zarr", "samplers.zarr", "errors")
+            or name.startswith("study")
+        ):
             folder.fetch(name)
 
 

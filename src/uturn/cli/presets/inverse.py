@@ -54,7 +54,9 @@ class InverseOptions(ImageOptions):
         "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
         "Measures": ImageOptions.panels["Measures"],
         "Size and seed": tuple(name for name in SIZES if name not in ("levels", "trajectories")),
-        "Speed and memory": tuple(name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields),
+        "Speed and memory": tuple(
+            name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields
+        ),
     }
     flags: ClassVar[Mapping[str, str]] = {**ImageOptions.flags, "samplers": "--sampler"}
 
@@ -120,7 +122,9 @@ class InverseOptions(ImageOptions):
         runs = []
         for data in self.data:
             # Options of folders and .npy files concern these data only.
-            of_files = {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
+            of_files = (
+                {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
+            )
             arm = self.model_copy(update={"data": data, **(of_files if len(self.data) > 1 else {})})
             kind = data if data in ("fashion_mnist", "generated") else Path(data).stem
             for sampler in self.samplers:
@@ -155,7 +159,6 @@ class InverseOptions(ImageOptions):
             },
             probes=[{"type": "posterior"}, *({**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes())],
         )
-
 
     def _corruption(self) -> dict[str, Any]:
         """Table of the measurement."""

@@ -96,9 +96,7 @@ def write_inverse(
     return content
 
 
-def _drawn_errors(
-    runs: Sequence[Run], tests: Mapping[str, xr.Dataset]
-) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _drawn_errors(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The picture of the kind of error of each run at each strength: name of its file and how it is drawn."""
     for run in runs:
         for k, noise in enumerate(tests[run.name].noise.values):
@@ -138,7 +136,11 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         **{key: tests.attrs[key] for key in ("items", "clones", "level", "passed", "passed_beside", "remark")},
         "kinds": kinds_in_words(tests),
         "coverage_expected": float(tests.coverage_expected),
-        "kept": {"reading": kept, "strength": study.noise.values.tolist(), "curve": _numbers(study.curve.sel(reading=kept).values)},
+        "kept": {
+            "reading": kept,
+            "strength": study.noise.values.tolist(),
+            "curve": _numbers(study.curve.sel(reading=kept).values),
+        },
         "t_star": _numbers(study.half_life.sel(reading=kept, axis=study.axis.values[0]).values),
         "tests": at_strength,
     }
@@ -173,20 +175,36 @@ def kinds_in_words(tests: xr.Dataset) -> str:
     kinds = [str(kind) for kind in tests.kind.values]
     if len(set(kinds)) == 1:
         return kinds[0]
-    at = {kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds}
+    at = {
+        kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds
+    }
     return ", ".join(f"{kind} at {', '.join(levels)}" for kind, levels in at.items())
 
 
 def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    tested = list(dict.fromkeys(of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"))
+    tested = list(
+        dict.fromkeys(
+            of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"
+        )
+    )
     strength = entries[0]["tests"][-1]["strength"]
     rows = []
     for entry in entries:
-        gaps = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"]
+        gaps = [
+            of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"
+        ]
         gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
         smallest = [
-            min((of["p_holm"] for at in entry["tests"] for of in at["readings"] if of["reading"] == name and of["p_holm"] is not None), default=None)
+            min(
+                (
+                    of["p_holm"]
+                    for at in entry["tests"]
+                    for of in at["readings"]
+                    if of["reading"] == name and of["p_holm"] is not None
+                ),
+                default=None,
+            )
             for name in tested
         ]
         rows.append(
