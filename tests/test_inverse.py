@@ -1,5 +1,6 @@
 """`uturn inverse`: the stories of the docs, its table, files and page, and mistakes as a user makes them."""
 
+import itertools
 import json
 import re
 import shlex
@@ -77,9 +78,7 @@ def test_the_code_of_the_docs_is_short():
 )
 def test_stories_of_the_docs(own, command):
     """Every command of the docs runs, with fewer originals, strengths and steps."""
-    samplers = [
-        word for flag, word in zip(command, command[1:], strict=False) if flag == "--sampler"
-    ] or InverseOptions().samplers
+    samplers = [word for flag, word in itertools.pairwise(command) if flag == "--sampler"] or InverseOptions().samplers
     *others, out = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
     few = dict.fromkeys(f"{name.partition(' ')[0]} steps=3" for name in samplers)
     levels = [] if "--levels" in command else ["--levels", 0.5]

@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     @property
     def judges(self) -> str:
-        """What the tests of the run judge: generated originals have the law of the model, so that only the sampler can be wrong."""
+        """What the tests of the run judge: the law of generated originals is that of the model, so only the sampler can err."""
         return "sampler" if self.data == "generated" else "sampler and prior"
 
 
@@ -68,7 +68,7 @@ class InverseOptions(ImageOptions):
     )
     swept: str | None = Field(
         None,
-        description="Option of the operator, or sigma or gain, that the levels set, for deepinv:NAME; other operators have a default.",
+        description="Option of the operator, or sigma or gain, that the levels set; for deepinv:NAME, others have a default.",
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
@@ -98,8 +98,8 @@ class InverseOptions(ImageOptions):
     )
     data: list[str] = Field(  # type: ignore[assignment] # several kinds of originals
         ["fashion_mnist"],
-        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the model), "
-        "which judges the sampler alone.",
+        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the "
+        "model), which judges the sampler alone.",
         examples=["fashion_mnist", "generated"],
     )
     generated_steps: int = Field(

@@ -277,7 +277,10 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
         some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
         names, classes = source.class_names(), np.concatenate([block.labels for block in blocks])
-        words = [f"{item}: {names[label]}" if names and label >= 0 else f"item {item}" for item, label in zip(items, classes)]
+        words = [
+            f"{item}: {names[label]}" if names and label >= 0 else f"item {item}"
+            for item, label in zip(items, classes, strict=True)
+        ]
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
