@@ -455,7 +455,10 @@ class Backward(Part, Protocol):
         return 0, 1
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        """A backward and a noise level that need about `calls` calls, each of the same cost as those at `noise`."""
+        """A backward and a noise level that need about `calls` calls, each of the same cost as those at `noise`.
+
+        By default the same, for backwards that cannot shorten a U-turn: `uturn plan` then times whole U-turns.
+        """
         return self, noise
 
 

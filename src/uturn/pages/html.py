@@ -77,7 +77,7 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
         section["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files]
     judged = [section for section in sections if section["verdicts"]]
     verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
-    shown = ("id", "title", "short", "charts", "grid", "samples", "tree", "tokens", "rows", "headlines")
+    shown = ("id", "title", "short", "charts", "grid", "errors", "samples", "tree", "tokens", "rows", "headlines")
     data = json.dumps(
         {"sections": [{key: section[key] for key in shown} for section in sections]}, ensure_ascii=False, separators=(",", ":")
     )

@@ -64,7 +64,8 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
         if not Path(place).is_dir():
             what = "a file" if Path(place).exists() else "no such folder"
             raise ValueError(
-                f"{place}: {what}; expected a folder that `uturn reproduce`, `images`, `text`, `inverse`, `atlas` or `run` has written"
+                f"{place}: {what}; expected a folder that `uturn reproduce`, `images`, `text`, `inverse`, `atlas` or "
+                f"`run` has written"
             )
         folders.append(Path(place))
     alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
@@ -81,7 +82,12 @@ def fetch(folder: OutputFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     for name in folder.names(""):
         figure = name.endswith(".zarr") and f"{name[:-5]}.json" in folder.names("")
-        if name.endswith((".json", ".png")) or figure or name in ("atlas.zarr", "samplers.zarr") or name.startswith("study"):
+        if (
+            name.endswith((".json", ".png"))
+            or figure
+            or name in ("atlas.zarr", "samplers.zarr", "errors")
+            or name.startswith("study")
+        ):
             folder.fetch(name)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.pages.charts import number, numbers
-from uturn.pages.pictures import draws
+from uturn.pages.pictures import draws, preview
 from uturn.pages.sections import new_section
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Reader
 
 FORMAT = "uturn.inverse"
-"""The format of `inverse.json`, beside which lies `samplers.zarr`, the pictures."""
+"""The format of `inverse.json`, beside which lie `samplers.zarr`, images of the page, and the folder of pictures `ERRORS`."""
+ERRORS = "errors"
+_MOST_PREVIEWS = 24  # pictures of errors in full size
 
 
 def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -30,11 +32,39 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
     section |= {key: results[key] for key in ("words", "caption", "notes", "tables")}
     section["overview"] = results["table"]
-    read.add_picture(section, folder / "samplers.png", "kinds of error, and ranks of the originals among the draws")
-    section["files"] = [folder / name for name in ("inverse.json", "inverse.csv", "samplers.pdf") if (folder / name).exists()]
+    section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
+    section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")), read.detail)
     if "image" in data:
         section["samples"] = _samples(data, read.detail)
     return section
+
+
+def error_name(store: str, strength: float) -> str:
+    """Name of the picture of the error of a sampler at a strength, without suffix, from the name of its store."""
+    return f"{store.removesuffix('.zarr')}-{strength:g}"
+
+
+def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float) -> dict[str, Any]:
+    """The pictures of the kind of error of each sampler at each strength."""
+    count = sum(len(run["tests"]) for run in runs)
+    return {
+        "noise": [at["strength"] for at in runs[0]["tests"]],
+        "words": words,
+        "samplers": [
+            {
+                "name": run["name"],
+                "levels": [
+                    preview(
+                        folder / f"{error_name(run['store'], at['strength'])}.png",
+                        detail * min(1.0, (_MOST_PREVIEWS / count) ** 0.5),
+                        f"{run['name']} at {words} {at['strength']:g}: {at['kind']}",
+                    )
+                    for at in run["tests"]
+                ],
+            }
+            for run in runs
+        ],
+    }
 
 
 def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:

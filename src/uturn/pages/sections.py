@@ -48,7 +48,7 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
         "title": title,
         **dict.fromkeys(texts, ""),
         **{key: [] for key in lists},
-        **dict.fromkeys(("overview", "rows", "grid", "samples", "tree", "tokens")),
+        **dict.fromkeys(("overview", "rows", "grid", "errors", "samples", "tree", "tokens")),
     }
 
 

@@ -271,6 +271,24 @@ function gridView(grid) {
   return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
 }
 
+// The kind of error of each posterior sampler at the strength of the slider.
+function errorsView(errors) {
+  const at = make("p", { className: "at" }), box = make("div");
+  for (const sampler of errors.samplers) {
+    const image = make("img", { loading: "lazy" }), button = make("button", { type: "button", className: "picture" }, image);
+    button.onclick = () => enlarge(make("img", { src: image.src, alt: image.alt }), image.alt);
+    box.append(make("h4", {}, sampler.name), button);
+    sliding.push(() => {
+      const { url, words, width, height } = sampler.levels[nearest(noiseOf(errors.noise), errors.noise)];
+      Object.assign(image, { src: url, alt: words, width, height });
+    });
+  }
+  sliding.push(() => {
+    at.textContent = `At ${errors.words}: ${short(errors.noise[nearest(noiseOf(errors.noise), errors.noise)])}, the nearest level of the run.`;
+  });
+  return make("article", { className: "whole" }, make("h3", {}, "Kind of error"), at, box);
+}
+
 // What posterior samplers draw: truth, measurement, clones, and how much the clones differ.
 function samplesView(samples) {
   const at = make("p", { className: "at" }), hard = samples.smooth ? "" : " hard", box = make("div"), updates = [];
@@ -473,7 +491,7 @@ function follow() {
 
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.samples, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.errors, section.samples, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
 function slide() {
   const same = scales.every((levels) => largest(levels) === 1) && scales.length;
   byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
@@ -495,6 +513,7 @@ function start() {
     const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
     if (section.rows) views.append(rowsView(section));
     if (section.grid) views.append(gridView(section.grid));
+    if (section.errors) views.append(errorsView(section.errors));
     if (section.samples) views.append(samplesView(section.samples));
     if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));

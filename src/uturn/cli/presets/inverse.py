@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     @property
     def judges(self) -> str:
-        """What the tests of the run judge: generated originals have the law of the model, so that only the sampler can be wrong."""
+        """What the tests of the run judge: the law of generated originals is that of the model, so only the sampler can err."""
         return "sampler" if self.data == "generated" else "sampler and prior"
 
 
@@ -54,7 +54,9 @@ class InverseOptions(ImageOptions):
         "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
         "Measures": ImageOptions.panels["Measures"],
         "Size and seed": tuple(name for name in SIZES if name not in ("levels", "trajectories")),
-        "Speed and memory": tuple(name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields),
+        "Speed and memory": tuple(
+            name for name in ImageOptions.panels["Speed and memory"] if name in DenoiserOptions.model_fields
+        ),
     }
     flags: ClassVar[Mapping[str, str]] = {**ImageOptions.flags, "samplers": "--sampler"}
 
@@ -66,7 +68,7 @@ class InverseOptions(ImageOptions):
     )
     swept: str | None = Field(
         None,
-        description="Option of the operator, or sigma or gain, that the levels set, for deepinv:NAME; other operators have a default.",
+        description="Option of the operator, or sigma or gain, that the levels set; for deepinv:NAME, others have a default.",
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
@@ -96,8 +98,8 @@ class InverseOptions(ImageOptions):
     )
     data: list[str] = Field(  # type: ignore[assignment] # several kinds of originals
         ["fashion_mnist"],
-        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the model), "
-        "which judges the sampler alone.",
+        description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the "
+        "model), which judges the sampler alone.",
         examples=["fashion_mnist", "generated"],
     )
     generated_steps: int = Field(
@@ -120,7 +122,9 @@ class InverseOptions(ImageOptions):
         runs = []
         for data in self.data:
             # Options of folders and .npy files concern these data only.
-            of_files = {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
+            of_files = (
+                {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
+            )
             arm = self.model_copy(update={"data": data, **(of_files if len(self.data) > 1 else {})})
             kind = data if data in ("fashion_mnist", "generated") else Path(data).stem
             for sampler in self.samplers:
@@ -155,7 +159,6 @@ class InverseOptions(ImageOptions):
             },
             probes=[{"type": "posterior"}, *({**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes())],
         )
-
 
     def _corruption(self) -> dict[str, Any]:
         """Table of the measurement."""

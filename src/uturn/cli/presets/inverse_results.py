@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.core.checks import plain
-from uturn.core.files import named_errors, whole_file
+from uturn.core.files import named_errors, whole_file, whole_folder
 from uturn.measures.posteriors import KINDS, posterior_tests, rows_of, title_of
 from uturn.pages.results import write_figures
-from uturn.pages.samplers import FORMAT
+from uturn.pages.samplers import ERRORS, FORMAT, error_name
 from uturn.store.datasets import write_dataset
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
+from uturn.studies.plotting.posteriors import draw_posterior_tests
 from uturn.studies.runs import kept_images
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from uturn.cli.presets.inverse import Run
     from uturn.store.outputs import OutputFolder
 
-RESULTS = ("inverse.json", "inverse.csv", "samplers.png", "samplers.pdf", "samplers.zarr")
+RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
 _P_VALUES = ("p", "p_holm", "rank_p", "rank_p_holm")
 _SHORT = {"log_likelihood": "log p(y | x)", "classifier_same_class": "class"}
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
@@ -87,10 +89,18 @@ def write_inverse(
     for name, text in texts.items():
         with whole_file(folder.path / name) as file:
             file.write(text.encode())
-    write_figures(folder.path, {"samplers": lambda: None})
+    with whole_folder(folder.path / ERRORS) as errors:
+        write_figures(errors, dict(_drawn_errors(runs, tests)))
     write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
     folder.push(*RESULTS)
     return content
+
+
+def _drawn_errors(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The picture of the kind of error of each run at each strength: name of its file and how it is drawn."""
+    for run in runs:
+        for k, noise in enumerate(tests[run.name].noise.values):
+            yield error_name(run.store, float(noise)), partial(draw_posterior_tests, tests[run.name], k)
 
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
@@ -126,7 +136,11 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         **{key: tests.attrs[key] for key in ("items", "clones", "level", "passed", "passed_beside", "remark")},
         "kinds": kinds_in_words(tests),
         "coverage_expected": float(tests.coverage_expected),
-        "kept": {"reading": kept, "strength": study.noise.values.tolist(), "curve": _numbers(study.curve.sel(reading=kept).values)},
+        "kept": {
+            "reading": kept,
+            "strength": study.noise.values.tolist(),
+            "curve": _numbers(study.curve.sel(reading=kept).values),
+        },
         "t_star": _numbers(study.half_life.sel(reading=kept, axis=study.axis.values[0]).values),
         "tests": at_strength,
     }
@@ -161,20 +175,36 @@ def kinds_in_words(tests: xr.Dataset) -> str:
     kinds = [str(kind) for kind in tests.kind.values]
     if len(set(kinds)) == 1:
         return kinds[0]
-    at = {kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds}
+    at = {
+        kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds
+    }
     return ", ".join(f"{kind} at {', '.join(levels)}" for kind, levels in at.items())
 
 
 def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    tested = list(dict.fromkeys(of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"))
+    tested = list(
+        dict.fromkeys(
+            of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"
+        )
+    )
     strength = entries[0]["tests"][-1]["strength"]
     rows = []
     for entry in entries:
-        gaps = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"]
+        gaps = [
+            of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"
+        ]
         gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
         smallest = [
-            min((of["p_holm"] for at in entry["tests"] for of in at["readings"] if of["reading"] == name and of["p_holm"] is not None), default=None)
+            min(
+                (
+                    of["p_holm"]
+                    for at in entry["tests"]
+                    for of in at["readings"]
+                    if of["reading"] == name and of["p_holm"] is not None
+                ),
+                default=None,
+            )
             for name in tested
         ]
         rows.append(
@@ -247,7 +277,10 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
         some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
         names, classes = source.class_names(), np.concatenate([block.labels for block in blocks])
-        words = [f"{item}: {names[label]}" if names and label >= 0 else f"item {item}" for item, label in zip(items, classes)]
+        words = [
+            f"{item}: {names[label]}" if names and label >= 0 else f"item {item}"
+            for item, label in zip(items, classes, strict=True)
+        ]
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")

@@ -1,0 +1,268 @@
+"""`uturn inverse`: the stories of the docs, its table, files and page, and mistakes as a user makes them."""
+
+import itertools
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import xarray as xr
+
+import uturn as ut
+from browser import next_frame, violations
+from command_line import uturn
+from uturn.cli.presets.inverse import InverseOptions, named_options
+from uturn.cli.presets.inverse_results import calls_of
+
+pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
+DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
+OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
+SMALL = ("--items", 2, "--clones", 2, "--keep", 1, "--workers", 1)
+WRONG = '''
+
+def prior(observed, operator, generator):
+    """Ignores the measurement."""
+    return torch.rand(1, 1, 28, 28, generator=generator)
+
+
+def wrong_shape(observed, operator, generator):
+    return torch.zeros(1, 1, 8, 8)
+
+
+def diverging(observed, operator, generator):
+    return torch.full((1, 1, 28, 28), float("nan"))
+
+
+def squared(strength, shape):
+    return Operator(lambda x: x**2, noise=strength, is_linear=False)
+
+
+def salted(strength, shape):
+    from uturn.corruption import OtherNoise
+
+    return Operator(lambda x: x, noise=OtherNoise(lambda clean, generator: clean * (generator.random(clean.shape) > strength)))
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A working directory with the code of the docs."""
+    (tmp_path / "own.py").write_text(OWN + WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("own", None)
+
+
+def commands():
+    """The commands of the docs that need no model or data from elsewhere."""
+    lines = [
+        line.partition("  #")[0]
+        for block in re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("uturn") and "--model" not in line]
+
+
+def test_the_code_of_the_docs_is_short():
+    operator, sampler = (code.strip().splitlines() for code in re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
+    assert len([line for line in operator if line]) <= 10
+    assert len(sampler) <= 15
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2])
+)
+def test_stories_of_the_docs(own, command):
+    """Every command of the docs runs, with fewer originals, strengths and steps."""
+    samplers = [word for flag, word in itertools.pairwise(command) if flag == "--sampler"] or InverseOptions().samplers
+    *others, out = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
+    few = dict.fromkeys(f"{name.partition(' ')[0]} steps=3" for name in samplers)
+    levels = [] if "--levels" in command else ["--levels", 0.5]
+    done = uturn(*others, out, *(word for name in few for word in ("--sampler", name)), *levels, *SMALL, cwd=own)
+    assert done.returncode == 0, done.stderr
+    assert {"index.html", "inverse.json", "inverse.csv", "errors", "curves.csv"} <= {path.name for path in (own / out).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two samplers on both kinds of originals: one that draws far too narrow, one that ignores the measurement."""
+    folder = tmp_path_factory.mktemp("inverse")
+    (folder / "own.py").write_text(OWN + WRONG)
+    options = ("--items", 12, "--clones", 3, "--levels", "0.2,0.5", "--keep", 2, "--generated-steps", 3, "--workers", 1)
+    samplers = ("--sampler", "deepinv:DDRM steps=4", "--sampler", "own:prior")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        first = uturn("inverse", "--out", "out", *options, *samplers, cwd=folder)
+        done = uturn("inverse", "--out", "out", *options, *samplers, "--data", "fashion_mnist", "--data", "generated", cwd=folder)
+        sys.modules.pop("own", None)
+    assert (first.returncode, done.returncode) == (0, 0), first.stderr + done.stderr
+    return folder / "out", done.stdout
+
+
+def test_both_arms_stand_in_one_table(results):
+    folder, printed = results
+    data = json.loads((folder / "inverse.json").read_text())
+    runs = {(run["sampler"], run["data"]): run for run in data["runs"]}
+    assert set(runs) == {(sampler, arm) for sampler in ("DDRM steps=4", "own:prior") for arm in ("fashion_mnist", "generated")}
+    assert {run["judges"] for run in runs.values() if run["data"] == "generated"} == {"sampler"}
+    assert {run["judges"] for run in runs.values() if run["data"] == "fashion_mnist"} == {"sampler and prior"}
+    assert [row[0] for row in data["table"]["rows"]] == [run["sampler"] for run in data["runs"]]
+    assert all(f"{run['calls']}" == row[-1] for run, row in zip(data["runs"], data["table"]["rows"], strict=True))
+    assert runs["DDRM steps=4", "generated"]["calls"] == 4
+    assert runs["own:prior", "generated"]["calls"] == 0
+    assert all(line in printed for line in ("sampler and prior (fashion_mnist)", "sampler (generated)", "deaf to the data"))
+
+
+def test_the_kinds_of_error_are_right(results):
+    """Four steps of DDRM give clones that are nearly equal; uniform noise ignores the measurement."""
+    runs = json.loads((results[0] / "inverse.json").read_text())["runs"]
+    kinds = {(run["sampler"], run["data"]): {at["kind"] for at in run["tests"]} for run in runs}
+    assert kinds["own:prior", "fashion_mnist"] == kinds["own:prior", "generated"] == {"deaf to the data"}
+    assert kinds["DDRM steps=4", "fashion_mnist"] == {"too sure"}
+
+
+def test_the_numbers_are_those_of_the_stores(results):
+    folder, _ = results
+    run = xr.open_zarr(folder / "fashion_mnist-DDRM-steps=4.zarr")
+    tests = ut.posterior_tests(run)
+    table = pandas.read_csv(folder / "inverse.csv").query("name == 'DDRM steps=4, fashion_mnist'")
+    for reading in ("distance", "log_likelihood"):
+        of = tests.sel(reading=reading)
+        rows = table[table.reading == reading]
+        np.testing.assert_allclose(rows.effect, of.effect.sel(estimate="value"), rtol=1e-6)
+        np.testing.assert_allclose(rows.p_holm, of.p_holm, rtol=1e-6)
+    assert set(pandas.read_csv(folder / "curves.csv").run) == {
+        f"{name}, {arm}" for name in ("DDRM steps=4", "own:prior") for arm in ("fashion_mnist", "generated")
+    }
+
+
+def test_the_measurement_is_stored_with_what_it_hides(results):
+    run = xr.open_zarr(results[0] / "fashion_mnist-DDRM-steps=4.zarr")
+    hidden = run.observation.isel(item=0, channel=0).isnull()
+    assert hidden.mean(("row", "column")).values == pytest.approx(run.noise.values, abs=0.03)
+    original = next(InverseOptions().runs()[0].experiment.parts.source.blocks(np.arange(1), 0, 1)).data[0, 0]
+    seen = run.observation.isel(item=0, channel=0, noise=0).values
+    assert np.nanstd(seen - original) == pytest.approx(2 * 0.05, rel=0.1)  # sigma of images in [0, 1], here in [-1, 1]
+    assert run.observation.isel(item=2).isnull().all()  # --keep 2
+
+
+def test_a_second_call_measures_nothing_and_more_samplers_extend(results, monkeypatch):
+    """The second call of the fixture has found the stores of the first; names do not depend on the number of arms."""
+    folder, _ = results
+    assert sorted(path.name for path in folder.glob("*-*.zarr") if "study" not in path.name) == [
+        f"{arm}-{name}.zarr" for arm in ("fashion_mnist", "generated") for name in ("DDRM-steps=4", "own-prior")
+    ]
+
+
+def test_generated_originals_do_not_depend_on_the_sampler():
+    runs = InverseOptions(data=["generated"], samplers=["deepinv:DDRM", "deepinv:DPS steps=9"], generated_steps=3).runs()
+    sources = [run.experiment.parts.source for run in runs]
+    assert sources[0].fingerprint() == sources[1].fingerprint()
+    first, second = (next(source.blocks(np.arange(2), 0, 2)).data for source in sources)
+    assert (first == second).all()
+
+
+def test_calls_are_counted_before_the_run():
+    runs = InverseOptions(samplers=["deepinv:DDRM steps=7", "deepinv:DiffPIR steps=5"], levels=[0.3]).runs()
+    assert calls_of(runs) == {"DDRM steps=7": 7, "DiffPIR steps=5": 5}
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampler", "DDRM"], "sampler = 'DDRM': expected 'deepinv:NAME'"),
+        (["--sampler", "deepinv:Nonsense"], "sampler = 'deepinv:Nonsense': expected DDRM, DiffPIR"),
+        (["--sampler", "deepinv:DDRM steps"], "'steps' is no option; expected KEY=VALUE"),
+        (["--sampler", "deepinv:DDRM stepps=5"], "stepps"),
+        (["--sampler", "deepinv:DDRM", "--sampler", "deepinv:DDRM"], "each once"),
+        (["--sampler", "own:nothing"], "own:nothing"),
+        (["--sampler", "own:wrong_shape"], "(1, 1, 8, 8)"),
+        (["--sampler", "own:diverging"], "NaN"),
+        (["--operator", "bluur"], "operator = 'bluur': expected one of"),
+        (["--operator", "blur width=2"], "width"),
+        (["--operator", "deepinv:Inpainting"], "swept"),
+        (["--operator", "own:squared", "--levels", "0.1"], "linear"),
+        (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
+        (["--operator", "denoising", "--sigma", "0.1"], "sigma"),
+        (["--operator", "'boxes"], 'operator = "\'boxes": expected a name'),
+        (["--levels", "0.3,1.4"], "1.4"),
+        (["--sigma", "-1"], "sigma"),
+        (["--clones", "1"], "clones"),
+        (["--data", "no/such/folder", "--classifier", "fashion_mnist"], "no/such/folder"),
+        (["--data", "fashion_mnist", "--data", "fashion_mnist"], "each once"),
+        (["--size", "32"], "size = 32: goes with a folder"),
+        (["--scheduler", "ddim"], "--scheduler"),
+    ],
+)
+def test_mistakes_are_one_line_and_measure_nothing(own, options, message):
+    done = uturn("inverse", "--out", "out", "--items", 2, "--clones", 2, *options, cwd=own)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 or "--scheduler" in options
+    assert not list((own / "out").glob("*.zarr"))
+
+
+def test_without_deepinv_the_extra_is_named(own, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepinv", None)
+    done = uturn("inverse", "--out", "out", cwd=own)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "uturn[inverse]" in done.stderr
+
+
+def test_noise_of_unknown_law_is_tested_without_its_likelihood(own):
+    samplers = ("--sampler", "own:prior")
+    done = uturn("inverse", "--operator", "own:salted", "--levels", 0.3, "--out", "out", *samplers, *SMALL, "--items", 6, cwd=own)
+    assert done.returncode == 0, done.stderr
+    data = json.loads((own / "out" / "inverse.json").read_text())
+    assert "no test sees a sampler that ignores the measurement" in data["runs"][0]["remark"]
+    assert "log_likelihood" not in [of["reading"] for of in data["runs"][0]["tests"][0]["readings"]]
+
+
+def test_names_with_options():
+    assert named_options("sampler", "own:f path='a b' n=[1,2] flag=true x=1e-3") == (
+        "own:f",
+        {"path": "a b", "n": [1, 2], "flag": True, "x": 0.001},
+    )
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, browser, scheme):
+    wrong = []
+    page = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme).new_page()
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:", "file:")) or wrong.append(request.url))
+    page.goto((results[0] / "index.html").as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+    tables = page.locator("table.samples")
+    assert tables.count() == 2  # one for each kind of originals
+    assert tables.first.locator("thead th").all_inner_texts()[-2:] == ["spread of the clones", "error of their mean"]
+    assert tables.first.locator("tbody").first.locator("img").count() == 2 + 2 * (3 + 2)  # truth, measurement; two samplers
+    shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
+    sources = []
+    for noise in (0.2, 0.5):
+        page.locator("#noise").evaluate(
+            f"(one) => {{ one.value = {noise}; one.dispatchEvent(new Event('input', {{bubbles: true}})); }}"
+        )
+        next_frame(page)
+        assert f": {noise}, the nearest level" in page.locator("#samplers .at").first.inner_text()
+        sources.append(page.evaluate(shown))
+    assert sum(a != b for a, b in zip(*sources, strict=True)) > len(sources[0]) / 2
+    assert "deaf to the data" in page.locator("#samplers .words").inner_text()
+    assert violations(page) == []
+    page.set_viewport_size({"width": 360, "height": 900})
+    next_frame(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.context.close()
+    assert wrong == []
