@@ -649,10 +649,10 @@ MUTATIONS = (
     ),
     # --- measurements ---
     Mutation(
-        "the covariance of a field is in its basis",
+        "the covariance of a field is white",
         "uturn.exact.laws:GaussianMixture.covariance",
-        "self.to_basis(np.eye(self.dimension)) * self.variance",
-        "np.eye(self.dimension) * self.variance",
+        "* self.variance",
+        "* self.variance.mean()",
         tests=(("test_linear_posterior::test_log_density_and_share_outside", {}),),
     ),
     Mutation(

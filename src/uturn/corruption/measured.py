@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,25 @@ class Measured(Noisy):
         For a linear operator it is alpha A^T y, with the alpha that brings A(alpha A^T y) nearest to y. For others it is y, or
         None if y has not the shape of a datum.
         """
-        values, operator = self.values[row], self.operators[row]
-        guess = operator.back_projection(values, self.shape) if operator.is_linear else values
-        return self.as_data(guess[None])[0] if guess.shape == self.shape else None
+        return self._references[row]
+
+    @cached_property
+    def _references(self) -> dict[int, np.ndarray | None]:
+        references: dict[int, np.ndarray | None] = {}
+        for operator, rows in self._rows_by_operator():
+            values = self.values[rows]
+            guesses = operator.back_projection(values, self.shape) if operator.is_linear else values
+            is_datum = guesses.shape[1:] == tuple(self.shape)
+            references |= dict(zip(rows.tolist(), self.as_data(guesses) if is_datum else [None] * len(rows), strict=True))
+        return references
+
+    def _rows_by_operator(self) -> Iterator[tuple[Operator, np.ndarray]]:
+        """Each operator with the numbers of its measurements."""
+        rows: dict[Operator, list[int]] = {}
+        for row, operator in enumerate(self.operators):
+            rows.setdefault(operator, []).append(row)
+        for operator, numbers in rows.items():
+            yield operator, np.array(numbers)
 
     def hidden(self, row: int) -> np.ndarray | None:
         """The values that the operator of measurement `row` hides, bool in the form of a datum.
@@ -86,8 +103,7 @@ class Measured(Noisy):
         """Draws from the exact posterior, float32 (items, draws, dimension); errors as in `posterior`."""
         of_rows = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(self.values), clones)
         draws = np.empty((*of_rows.shape, int(np.prod(self.shape))), np.float32)
-        for operator in dict.fromkeys(self.operators):
-            rows = np.flatnonzero([other is operator for other in self.operators])
+        for operator, rows in self._rows_by_operator():
             observed = np.repeat(operator.vectors(self.values[rows]), clones, axis=0)
             drawn = self.posterior(rows[0]).sample(observed, of_rows[rows].reshape(-1))
             draws[rows] = drawn.reshape(len(rows), clones, -1)

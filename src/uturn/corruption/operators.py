@@ -134,17 +134,17 @@ class Operator:
         return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """alpha A^T y of one measurement (...), float32 of a shape, with alpha = |A^T y|^2 / |A A^T y|^2.
+        """alpha A^T y of measurements (batch, ...), float32 (batch, *shape), with alpha = |A^T y|^2 / |A A^T y|^2 for each.
 
         This alpha brings A(alpha A^T y) nearest to y.
         """
         import torch
 
-        transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))[1]
-        back = transposed(torch.from_numpy(np.asarray(observed, np.float32))[None])[0].detach()
-        again = self.clean(back.numpy())
-        square = float((again**2).sum())
-        return back[0].numpy() * (float((back**2).sum()) / square if square > 0 else 0.0)
+        transposed = torch.func.vjp(self.forward, torch.zeros(len(observed), *shape))[1]
+        back = transposed(torch.from_numpy(np.array(observed, np.float32)))[0].detach().numpy()
+        squares = [np.square(values.reshape(len(back), -1)).sum(1) for values in (back, self.clean(back))]
+        alpha = np.divide(*squares, out=np.zeros_like(squares[0]), where=squares[1] > 0)
+        return alpha.reshape(-1, *(1 for _ in shape)) * back
 
     def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
         """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width).
