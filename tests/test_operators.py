@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy import stats
 
 import uturn as ut
@@ -369,18 +370,18 @@ def test_draws_for_another_noise_do_not_pass(own):
     assert readings["right"] > 1e-3 > readings["wrong"]
 
 
-def test_a_run_by_command(own):
+@pytest.mark.parametrize("operator", ['operator = "boxes"', 'operator = "deepinv:Inpainting"\nswept = "mask"'])
+def test_a_run_and_its_study_by_command(operator, tmp_path):
     pytest.importorskip("deepinv")
-    (own / "spec.toml").write_text(
-        """
+    (tmp_path / "spec.toml").write_text(
+        f"""
 items = 6
 [source]
 type = "gaussian_field"
 size = 4
 [corruption]
 type = "operator"
-operator = "deepinv:Inpainting"
-swept = "mask"
+{operator}
 sigma = 0.1
 noise = [0.25, 0.75]
 [backward]
@@ -389,8 +390,14 @@ type = "exact"
 type = "scales"
 """
     )
-    done = uturn("run", "spec.toml", "--out", "run", cwd=own)
+    done = uturn("run", "spec.toml", "--store", "store", "--out", "study", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    run = xr.open_zarr(tmp_path / "store")
+    assert ("bits" in run.coords) == ("boxes" in operator)
+    if "boxes" in operator:
+        assert run.bits.values[0] > run.bits.values[1] > 0
+        assert run.noise.attrs["long_name"] == "share of the image hidden by a box"
+        assert run.noise.attrs["max"] == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from uturn.core.random import Streams, keys
 from uturn.corruption.measured import Measured
 from uturn.corruption.measurement import Measurement
 from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
+from uturn.engine.plan import plan
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel
 
@@ -234,6 +235,13 @@ def test_calls_of_the_network_are_counted_without_it():
     experiment = own(sampler="deepinv:DDRM", options={"steps": 7})
     corruption, source = experiment.parts.corruption, experiment.parts.source
     assert experiment.parts.backward.network_calls(0.1, corruption, source) == (7, 1)
+    fewer, noise = experiment.parts.backward.trial(3, 0.1)
+    assert fewer.network_calls(noise, corruption, source) == (3, 1)
+
+
+def test_a_plan_counts_the_calls_of_ones_own_sampler():
+    """Its U-turns are timed as a whole, since the plan cannot ask it for fewer steps."""
+    assert plan(own(), workers=1, budget=0.1).calls == {"backward": 5 * 8}
 
 
 # -- images ------------------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class DeepinvSampler:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
             raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
         self.is_diffusion = hasattr(self.deepinv.sampling, f"{self.name}DataFidelity")
-        self.cls = getattr(self.deepinv.sampling, f"{self.name}DataFidelity" if self.is_diffusion else self.name, None)
+        self.cls: Any = getattr(self.deepinv.sampling, f"{self.name}DataFidelity" if self.is_diffusion else self.name, None)
         is_sampler = inspect.isclass(self.cls) and issubclass(self.cls, self.deepinv.models.Reconstructor)
         if not self.is_diffusion and not (
             is_sampler and (self.name in _LANGEVIN or {"denoiser", "model"} & _arguments(self.cls))
@@ -155,8 +155,8 @@ class DeepinvSampler:
         chain = self.cls(prior, fidelity, **{**options, **fixed})
 
         def last_state(observed: Any, physics: Any) -> Any:
-            rows = [operator.back_projection(row, shape) for row in observed.numpy()] if operator.is_linear else None
-            chain.sample(observed, physics, x_init=None if rows is None else observed.new_tensor(np.stack(rows)))
+            first = observed.new_tensor(operator.back_projection(observed.numpy(), shape)) if operator.is_linear else None
+            chain.sample(observed, physics, x_init=first)
             return chain.get_chain()[-1]["x"]
 
         return last_state

@@ -140,8 +140,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
         sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
         code = None if self.sampler.startswith(_DEEPINV) else _function(self.sampler)
-        if noisy.law is not None and getattr(sampler, "clips", None) is not None:
-            self._check_range(noisy.law, *sampler.clips)
+        clips = sampler.clips if isinstance(sampler, DeepinvSampler) else None
+        if noisy.law is not None and clips is not None:
+            self._check_range(noisy.law, *clips)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
@@ -190,6 +191,12 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         noisy = corruption.observe(block, noise, streams)
         self._drawn(noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
         return counter.calls, self.batch
+
+    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
+        sampler = _sampler(self)
+        if not isinstance(sampler, DeepinvSampler):
+            return self, noise  # whose steps are not known
+        return self.model_copy(update={"options": {**self.options, "steps": max(2, min(calls, sampler.steps))}}), noise
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
         """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""

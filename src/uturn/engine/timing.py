@@ -63,8 +63,11 @@ class Timing:
         self.experiment, self.groups, self.together, self.budget = experiment, groups, together, budget
         self.longest = max(groups, key=lambda group: _calls(experiment, group.noise_index))
         source, corruption, backward, _ = experiment.parts
-        self.length, self.batch = backward.network_calls(experiment.noise[self.longest.noise_index], corruption, source)
-        self.has_network = self.length > _SHORT  # whether network calls determine the time of a U-turn
+        noise = experiment.noise[self.longest.noise_index]
+        self.length, self.batch = backward.network_calls(noise, corruption, source)
+        # Whether network calls determine the time of a U-turn, and there are U-turns with fewer calls to compare with.
+        shorter, level = backward.trial(_SHORT, noise)
+        self.has_network = self.length > _SHORT and shorter.network_calls(level, corruption, source)[0] < self.length
         self.per_datum = 0.0  # seconds of a network call for each datum
         self.per_u_turn: dict[float, float] = {}  # seconds of the rest of a U-turn at noise levels
         self.per_task = math.inf  # seconds of writing

@@ -52,7 +52,7 @@ class SigmaDenoiser(nn.Module):
     ...     return 0 * noisy
     >>> denoiser = SigmaDenoiser(network, DDPMScheduler(), torch.device("cpu"))
     >>> [round(sigma, 3) for sigma in denoiser.range]
-    [0.005, 78.693]
+    [0.005, 78.704]
     >>> denoiser(torch.full((1, 1, 1, 2), 0.7), 0.1)
     tensor([[[[0.7000, 0.7000]]]])
     """
