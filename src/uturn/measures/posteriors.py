@@ -84,11 +84,12 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     Dataset
         `gap` (noise, reading, estimate): value and 95 % interval. `effect`: the gap in the unit `effect_unit`: of distances as a
         share of the mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a
-        difference of shares. `p`, `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test.
-        `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind`
-        (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if no test rejects. Coordinates of
-        a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`,
-        `passed_beside`, `level`, `items`, `clones`, `remark`.
+        difference of shares. `visible`: size of an effect that the test detects with a probability of about one half. `p`,
+        `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `rank_difference` (noise, reading,
+        rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` =
+        (K - 1) / (K + 1) and 1. `kind` (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if
+        no test rejects. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
+        see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         [test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading"
     )
     data = data.transpose("noise", "reading").assign_coords(estimate=list(_ESTIMATE))
-    result = data[["p", "p_holm", "visible"]]
+    result = data[["p", "p_holm"]]
     readings = [str(name) for name in data.reading.values]
     gap = np.stack([data[key].values for key in ("gap", "low", "high")], axis=-1)
     within = [dim for dim in ds.dims if dim in ("item", "trajectory", "clone")]
@@ -135,11 +136,13 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         unit.append("share" if is_distance else "difference of shares" if is_share else str(_unit(ds[name])))
     dims = ("noise", "reading", "estimate")
     with np.errstate(invalid="ignore", divide="ignore"):
-        result = result.assign(gap=(dims, gap), effect=(dims, gap / size[..., None]))
+        visible = data.visible.values / size
+        result = result.assign(gap=(dims, gap), effect=(dims, gap / size[..., None]), visible=(dims[:2], visible))
     ranked = [name for name in readings if not twin_of(ds, name).startswith("clone_")]
-    of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "p_holm"]] if ranked else data[["p", "p_holm"]].isel(reading=[])
-    of_ranks = of_ranks.reindex(reading=readings).transpose("noise", "reading")
-    result = result.assign({f"rank_{key}": (dims[:2], of_ranks[key].values) for key in ("p", "p_holm")})
+    result = result.assign({key: (dims[:2], np.full(gap.shape[:2], np.nan)) for key in ("rank_p", "rank_p_holm")})
+    if ranked:
+        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "p_holm", "difference"]].reindex(reading=readings)
+        result = result.assign({f"rank_{key}": values for key, values in of_ranks.transpose("noise", "reading", ...).items()})
     for name in ("coverage", "z_squared"):
         if name in ds:
             interval = replicates(ds[name].transpose("noise", "item", ...)).interval(lambda mean: mean)

@@ -94,15 +94,15 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     count = np.stack([(rank.values == r).sum(-1) for r in range(K + 1)], axis=-1)
     uniform = np.arange(1, K + 1) / (K + 1)
     table = _tails(items, K)
+    low, high = band(items, K, level / rank.isel(item=0).size)
     p = np.array([table.p_value(row) for row in count.reshape(-1, K + 1)]).reshape(count.shape[:-1])
-    band = table.band(level / p.size) / items - uniform
     dims = rank.dims[:-1]
     adjusted = holm(p)
     return xr.Dataset(
         {
             "difference": ((*dims, "rank"), count[..., :-1].cumsum(-1) / items - uniform),
-            "low": ("rank", band[0]),
-            "high": ("rank", band[1]),
+            "low": ("rank", low),
+            "high": ("rank", high),
             "count": ((*dims, "of_rank"), count),
             "p": (dims, p),
             "p_holm": (dims, adjusted),
@@ -117,6 +117,11 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
             "clones": K,
         },
     )
+
+
+def band(items: int, clones: int, level: float) -> np.ndarray:
+    """Ends (2, K) of the band that holds all F(r) - (r + 1) / (K + 1) with a probability of at least 1 - level."""
+    return _tails(items, clones).band(level) / items - np.arange(1, clones + 1) / (clones + 1)
 
 
 def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, joined: bool) -> xr.DataArray:

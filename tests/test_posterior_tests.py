@@ -1,0 +1,278 @@
+"""Tests of posterior samplers: the null, each wrong sampler, what each test cannot see, and readings of one datum in stores."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import kstest
+
+import uturn as ut
+from uturn.core.protocols import UTurns
+from uturn.core.random import Streams
+from uturn.measures.ranks import band
+from uturn.probes.posterior import Posterior
+from uturn.studies.plotting.posteriors import draw_posterior_tests
+
+LEVEL, CLONES, ITEMS = 1e-3, 4, 250
+SPEC = {
+    "items": ITEMS,
+    "clones": CLONES,
+    "source": {"type": "gaussian_mixture", "dimension": 16, "num_modes": 3, "separation": 1.5},
+    "corruption": {"type": "operator", "operator": "inpainting", "sigma": 0.3, "drawn": "once", "noise": [0.75]},
+    "backward": {"type": "exact"},
+    "probes": [{"type": "posterior"}],
+}
+RANKED = ("log_likelihood", "log_prior", "reference_distance", "mean_value")
+
+
+def experiment(**changes):
+    return ut.Experiment.from_dict({**SPEC, **changes})
+
+
+@pytest.fixture(scope="module")
+def u_turn():
+    """The U-turns of exact draws, and the source."""
+    source, corruption, backward, _ = experiment().parts
+    originals = next(source.blocks(np.arange(ITEMS), 0, ITEMS))
+    streams = Streams(0, np.arange(ITEMS), 0.75)
+    return ut.u_turn(originals, corruption, backward, 0.75, streams, clones=CLONES), source
+
+
+def read(turned, source, draws):
+    """The run of other reconstructions (items, draws, dimension) of the same measurements."""
+    turned = UTurns(turned.originals, turned.noisy, draws.astype(np.float32), CLONES)
+    readings = Posterior().read(turned, source)
+    shaped = {
+        name: values.reshape(1, ITEMS, *[1] * (values.ndim - 1), *[CLONES] * (values.size > ITEMS))
+        for name, values in readings.items()
+    }
+    return ut.readings(shaped, [0.75])
+
+
+def sampled(name, turned):
+    """Reconstructions of a wrong sampler."""
+    noisy, exact, rng = turned.noisy, np.asarray(turned.reconstructions, float), np.random.default_rng(1)
+    posterior, observed = noisy.posterior(0), noisy.operators[0].vectors(noisy.values)
+    mean, sd = posterior.mean(observed)[:, None], np.sqrt(posterior.variance(observed))[:, None]
+
+    if name == "likeliest mode alone":
+        modes = posterior.weights(observed).argmax(1)
+        root = np.linalg.cholesky(posterior.covariances[0] + 1e-9 * np.eye(16))
+        return posterior.means(observed)[np.arange(ITEMS), modes][:, None] + rng.standard_normal(exact.shape) @ root.T
+    return {
+        "exact": exact,
+        "narrow": mean + 0.75 * (exact - mean),
+        "wide": mean + 1.3 * (exact - mean),
+        "shifted": exact + 0.5 * sd,
+        "ignores y": noisy.law.sample(ITEMS * CLONES, 9).values.reshape(exact.shape),
+        "deterministic": np.repeat(mean, CLONES, axis=1),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("exact", "none seen"),
+        ("narrow", "too sure"),
+        ("wide", "not sure enough"),
+        ("shifted", "shifted"),
+        ("ignores y", "deaf to the data"),
+        ("likeliest mode alone", "wrong modes"),
+        ("deterministic", "too sure"),
+    ],
+)
+def test_each_wrong_sampler_is_caught_and_named(u_turn, name, kind):
+    """The false-alarm rate of the exact sampler is 2 * .001, and a single seed is looked at."""
+    tests = ut.posterior_tests(read(*u_turn, sampled(name, u_turn[0])), LEVEL)
+    assert tests.attrs["passed"] == (name == "exact")
+    assert tests.kind.item() == kind
+
+
+def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
+    tests = ut.posterior_tests(read(*u_turn, sampled("ignores y", u_turn[0])), LEVEL)
+    p = tests.p.isel(noise=0).to_series()
+    assert p["log_likelihood"] < LEVEL / 10
+    assert (p[["distance", "same_component", "log_prior"]] > 0.01).all()
+    assert abs(tests.coverage[0, 0] - 0.6) < 0.03
+    assert abs(tests.z_squared[0, 0] - 1) < 0.08
+
+
+def test_values_drawn_one_by_one_are_seen_by_the_prior_alone():
+    """Two values with correlation .95: the distance keeps its mean under sampling of each from its own marginal."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 1 + CLONES, 1)) + 0.2 * rng.standard_normal((400, 1 + CLONES, 2))
+    x[:, 1:, 1] = rng.permuted(x[:, 1:, 1], axis=0)
+    inverse = np.linalg.inv(np.array([[1.04, 1.0], [1.0, 1.04]]))
+    log_prior = -0.5 * np.einsum("nki,ij,nkj->nk", x, inverse, x)
+    run = ut.readings(
+        {
+            **ut.readings_of(x[:, 0], x[None, :, None, 1:], lambda a, b: np.sqrt(((a - b) ** 2).mean(-1)), "distance"),
+            "log_prior": log_prior[None, :, None, 1:],
+            "original_log_prior": log_prior[None, :, None, 0],
+        },
+        [1.0],
+        start={"distance": 0},
+    )
+    tests = ut.posterior_tests(run, LEVEL)
+    assert tests.kind.item() == "unlike the data"
+    assert tests.p.sel(reading="log_prior") < LEVEL / 10 < LEVEL < tests.p.sel(reading="distance")
+    assert "no test sees a sampler that ignores the measurement" in tests.attrs["remark"]
+
+
+def test_p_values_of_exact_draws_are_uniform():
+    """200 experiments of 50 items along the noise axis. Kolmogorov-Smirnov with a false-alarm rate of .001 each, seven tests."""
+    h = np.random.default_rng(0).standard_normal((200, 50, 1, 1 + CLONES, 3))
+    arrays = {f"h{k}": h[..., 1:, k] for k in range(3)} | {f"original_h{k}": h[..., 0, k] for k in range(3)}
+    run = ut.readings(arrays, np.arange(1.0, 201))
+    means = ut.calibration(run, "h0", level=0.5).p.values
+    assert kstest(means, "uniform").pvalue > 1e-3
+    for k in range(3):  # the statistic of ranks is discrete: P(p <= a) <= a
+        p = ut.ranks(run, f"h{k}", level=0.5).p.values.astype(float)
+        assert kstest(p, "uniform", alternative="greater").pvalue > 1e-3
+    wrong = ut.readings({"h": 0.7 * h[..., 1:, 0], "original_h": h[..., 0, 0]}, np.arange(1.0, 201))
+    assert kstest(ut.ranks(wrong, "h").p.values, "uniform", alternative="greater").pvalue < 1e-6
+
+
+def test_tarp_needs_references_that_depend_on_the_measurement(u_turn):
+    """The prior is seen by the rank of the distance to a reference of y, not by that to an independent one."""
+    turned, _ = u_turn
+    data = np.concatenate([turned.originals.data[:, None], sampled("ignores y", turned)], axis=1)
+    references = np.array([turned.noisy.reference(row) for row in range(ITEMS)])
+    p = {}
+    for name, of in (("of y", references), ("independent", turned.noisy.law.sample(ITEMS, 77).values)):
+        h = np.sqrt(((data - of[:, None]) ** 2).mean(-1))[None, :, None]
+        p[name] = float(ut.ranks(ut.readings({"h": h[..., 1:], "original_h": h[..., 0]}, [0.75]), "h").p.item())
+    assert p["of y"] < 1e-3
+    assert p["independent"] > 0.01
+
+
+def test_ranks_are_their_definition():
+    """Counts and differences by loops, the p-value by enumeration of all ranks of four items among two clones."""
+    rng = np.random.default_rng(3)
+    h = rng.integers(0, 6, (1, 40, 1, 1 + CLONES)).astype(float)  # with ties
+    run = ut.readings({"h": h[..., 1:], "original_h": h[..., 0]}, [1.0])
+    found = ut.ranks(run, "h")
+    least = (h[..., 1:] < h[..., :1]).sum(-1).ravel()
+    most = least + (h[..., 1:] == h[..., :1]).sum(-1).ravel()
+    again = ut.ranks(run, "h", seed=1)
+    for some in (found, again):
+        counts = some["count"].values[0]
+        cumulated = np.cumsum(counts)[:-1]
+        assert counts.sum() == 40
+        assert (np.array([(most <= r).sum() for r in range(CLONES)]) <= cumulated).all()
+        assert (cumulated <= np.array([(least <= r).sum() for r in range(CLONES)])).all()
+        np.testing.assert_allclose(some.difference.values[0], cumulated / 40 - np.arange(1, 5) / 5)
+    assert not np.array_equal(found["count"], again["count"])
+
+    from scipy.stats import binom
+
+    def gamma(ranks):
+        counts = [sum(rank <= r for rank in ranks) for r in range(2)]
+        tails = zip(counts, (1 / 3, 2 / 3), strict=True)
+        return min(2 * min(binom.cdf(n, 4, share), binom.sf(n - 1, 4, share)) for n, share in tails)
+
+    everything = np.array([gamma(ranks) for ranks in itertools.product(range(3), repeat=4)])
+    x = rng.standard_normal((1, 4, 1, 3))
+    ranks = (x[..., 1:] < x[..., :1]).sum(-1).ravel()
+    p = ut.ranks(ut.readings({"h": x[..., 1:], "original_h": x[..., 0]}, [1.0]), "h").p.item()
+    assert p == pytest.approx((everything <= gamma(ranks) * (1 + 1e-9)).mean())
+
+
+def test_the_band_holds_all_ranks_at_once():
+    """20,000 draws of uniform ranks: a standard error of .0015."""
+    low, high = band(60, 9, 0.05)
+    counts = np.random.default_rng(0).multinomial(60, np.full(10, 0.1), size=20_000)[:, :-1].cumsum(1) / 60
+    differences = counts - np.arange(1, 10) / 10
+    outside = ((differences < low - 1e-9) | (differences > high + 1e-9)).any(1).mean()
+    assert 0.03 < outside < 0.05 + 3 * 0.0016
+
+
+def test_the_readings_of_the_probe_are_their_definition(u_turn):
+    turned, source = u_turn
+    readings, item, K = Posterior().read(turned, source), 3, CLONES
+    hidden = turned.noisy.hidden(item)
+    x, draws = turned.originals.data[item].astype(float), turned.reconstructions[item].astype(float)
+    assert hidden.sum() == 12
+    for k in range(K):
+        others = [np.sqrt(((draws[k] - draws[j])[hidden] ** 2).mean()) for j in range(K) if j != k]
+        assert readings["distance"][item, k] == pytest.approx(np.sqrt(((x - draws[k])[hidden] ** 2).mean()))
+        assert readings["clone_distance"][item, k] == pytest.approx(np.mean(others))
+        assert readings["mean_value"][item, k] == pytest.approx(draws[k][hidden].mean())
+        seen = turned.noisy.values[item].ravel()[~hidden] if turned.noisy.values[item].size == 16 else turned.noisy.values[item]
+        residual = draws[k][~hidden] - seen.ravel()
+        expected = -0.5 * (residual**2).sum() / 0.09 - 4 * np.log(0.3 * np.sqrt(2 * np.pi))
+        assert readings["log_likelihood"][item, k] == pytest.approx(expected, rel=1e-4)
+    everything = np.concatenate([x[None], draws])[:, hidden]
+    inside = [draws[:, hidden][:, i].min() < everything[0, i] < draws[:, hidden][:, i].max() for i in range(12)]
+    assert readings["coverage"][item] == pytest.approx(np.mean(inside))
+    squares = [(column[0] - column.mean()) ** 2 / column.var() for column in everything.T]
+    assert readings["z_squared"][item] == pytest.approx(np.mean(squares))
+    assert readings["original_log_prior"].shape == (ITEMS, 1)
+
+
+def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_path):
+    small = {"items": 6, "chunk": 3, "clones": 2}
+    larger = {"items": 9, "chunk": 3, "clones": 3, "trajectories": 2}
+    ut.run(experiment(**small), store=tmp_path / "run")
+    before = xr.open_zarr(tmp_path / "run").original_log_likelihood.load()
+    extended = ut.run(experiment(**larger), store=tmp_path / "run")
+    whole = ut.run(experiment(**larger))
+    for name in RANKED:
+        assert extended[f"original_{name}"].dims == ("noise", "item", "trajectory")
+        np.testing.assert_array_equal(extended[f"original_{name}"], whole[f"original_{name}"])
+        np.testing.assert_array_equal(extended[name], whole[name])
+    np.testing.assert_array_equal(before, extended.original_log_likelihood[:, :6, :1])
+    alone = ut.run(experiment(**{**small, "clones": 1}))
+    np.testing.assert_array_equal(alone.original_log_prior, before.copy(data=whole.original_log_prior[:, :6, :1]))
+
+
+def test_a_study_has_gaps_of_ranked_readings():
+    study = ut.study(ut.run(experiment(items=60)))
+    assert set(study.reading.values[study.gap_p.notnull().any("noise")]) == {"distance", "same_component", *RANKED}
+    run = ut.run(experiment(items=60))
+    gap = float((run.original_log_prior.mean() - run.log_prior.mean()).item())
+    assert study.gap.sel(reading="log_prior", estimate="value")[-1] == pytest.approx(gap, rel=1e-4)
+    assert {"gap", "gap_p"} <= set(ut.studies.tidy(study).curves)
+
+
+def test_the_picture_and_the_table_name_the_kind(u_turn):
+    import matplotlib.pyplot as plt
+
+    tests = ut.posterior_tests(read(*u_turn, sampled("narrow", u_turn[0])), LEVEL)
+    figure = draw_posterior_tests(tests)
+    assert "too sure" in figure.get_suptitle()
+    plt.close(figure)
+    assert "too sure" in repr(tests)
+    assert "TARP" not in tests.blind.values
+
+
+def test_mistakes_are_named(u_turn):
+    h = np.zeros((1, 3, 1, CLONES))
+    for arrays, message in [
+        ({"h": h, "original_h": np.zeros((1, 3, 1, 2, 2))}, "original_h"),
+        ({"h": h, "original_h": np.zeros((1, 4, 1))}, "original_h has 4 along item"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ut.readings(arrays, [1.0])
+    symmetric = ut.readings({"h": h, "clone_h": h}, [1.0])
+    with pytest.raises(ValueError, match="variable = 'h': compares two data; expected a ranked variable"):
+        ut.ranks(symmetric, "h")
+    with pytest.raises(ValueError, match=r"no reading of the family distance.*probe 'posterior'"):
+        ut.posterior_tests(symmetric)
+    turned, source = u_turn
+    with pytest.raises(ValueError, match="posterior: the noisy data are Noisy; expected measurements"):
+        Posterior().read(
+            UTurns(turned.originals, ut.Noisy(turned.noisy.values, turned.noisy.noise), turned.reconstructions), source
+        )
+
+
+def test_noise_of_unknown_law_leaves_the_likelihood_out(u_turn):
+    run = read(*u_turn, sampled("narrow", u_turn[0]))
+    run = run.assign({name: run[name] * np.nan for name in ("log_likelihood", "original_log_likelihood")})
+    tests = ut.posterior_tests(run, LEVEL)
+    assert "log_likelihood" not in tests.reading
+    assert not tests.attrs["passed"]
+    assert "log_likelihood is not tested: it has no readings" in tests.attrs["remark"]
