@@ -21,7 +21,18 @@ from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY,
 
 TITLE = "Does a posterior sampler tell the truth? Eight samplers of inverse problems"
 CLAIM = "Clones of one measurement show which samplers do not draw from the posterior; no single reading sees all errors."
-CAPTION = "TODO"
+CAPTION = (
+    "Samplers of inverse problems on trial, with the exact denoiser of a law whose posterior is known: a mixture of three "
+    "Gaussian fields and one field, 4 x 4 pixels in [0, 1]; inpainting, blur and downsampling, each with two strengths of "
+    "noise. Black: samplers of the posterior; blue: those of deepinv with its defaults, and the posterior mean; red: the "
+    "exact conditional score with errors put in on purpose. A cell is a law, an operator and a strength of noise. (a) "
+    "Energy distance to exact draws, which tests of real samplers do not know, with 95 % intervals over measurements; "
+    "values below .001 stand there. Full marks: the family of tests sees an error. (b) Number of cells in which a test of "
+    "original and clones sees an error at level .01: the four of the family, each with Holm's correction for four; the "
+    "family; and beside it the ranks of log p(y|x), log p(x) and the mean value, and TARP. (c) The kind of error that "
+    "`ut.posterior_tests` names. (d) Calls of the network for a draw. (e, f) Sizes of two gaps against the true distance: "
+    "calibration says whether a sampler is wrong, not how far it is."
+)
 _TESTS = {"distance": "distance", "same_component": "same class", "log_likelihood": "log p(y|x)", "log_prior": "log p(x)"}
 _RANKED = ["log_likelihood", "log_prior", "mean_value"]
 
