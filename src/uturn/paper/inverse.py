@@ -6,6 +6,7 @@ The tests use originals and clones only; the distance to exact draws is computed
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from uturn.measures.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
 from uturn.paper.inverse_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
 from uturn.paper.inverse_runs import measure as measure  # of the figure
-from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAMILY, FAR, FULL, LEVEL, p_of_family, rank_correlation, verdicts
+from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAMILY, FAR, FULL, LEVEL, REAL, p_of_family, rank_correlation, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict, mean_estimate
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, style
 
@@ -30,8 +31,8 @@ CAPTION = (
     "values below .001 stand there. Full marks: the family of tests sees an error. (b) Number of cells in which a test of "
     "original and clones sees an error at level .01: the four of the family, each with Holm's correction for four; the "
     "family; and beside it the ranks of log p(y|x), log p(x) and the mean value, and TARP. (c) The kind of error that "
-    "`ut.posterior_tests` names. (d) Calls of the network for a draw. (e, f) Sizes of two gaps against the true distance: "
-    "calibration says whether a sampler is wrong, not how far it is."
+    "`ut.posterior_tests` names. (d) Calls of the network for a draw. (e, f) Sizes of two gaps against the true distance, of "
+    "samplers without errors put in on purpose: gaps of one size belong to very different distances."
 )
 _TESTS = {"distance": "distance", "same_component": "same class", "log_likelihood": "log p(y|x)", "log_prior": "log p(x)"}
 _RANKED = ["log_likelihood", "log_prior", "mean_value"]
@@ -75,7 +76,9 @@ def _of_run(run: xr.Dataset) -> dict[str, np.ndarray]:
 
 _GROUPS = ((EXACT, THEORY), (OTHERS, ACCENT), (REPAIRED, ACCENT), (ERRORS, CLASS))
 _ROWS = [(label, color) for labels, color in _GROUPS for label in labels.values()]
+_COLORS = dict(zip(REAL, (*DISTINCT, "#8a4fb0"), strict=True))
 _MARKS = {"inpainting": "o", "blur": "s", "downsampling": "^"}
+_PAD = 34  # of titles without labels of columns below them
 _FLOOR = 1e-3  # energy distances below it are drawn on it
 _LEAST = {"distance": 1e-3, "log p(y|x)": 1e-2}  # effects below it are drawn on it
 
@@ -85,7 +88,7 @@ def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(15, 11.5), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.35, 1])
-        distances, tests, kinds, calls = top.subplots(1, 4, sharey=True, width_ratios=[1.5, 1.25, 1.35, 0.55])
+        distances, tests, kinds, calls = top.subplots(1, 4, sharey=True, width_ratios=[1.45, 1.25, 1.35, 0.7])
         _draw_distances(distances, data)
         _draw_tests(tests, data)
         _draw_kinds(kinds, data)
@@ -116,7 +119,7 @@ def _draw_distances(axes: Any, data: xr.Dataset) -> None:
     axes.axvline(FAR, color=MUTED, lw=1, ls=":", zorder=1)
     axes.text(FAR, -0.75, f"{FAR:g}", color=MUTED, ha="center", va="bottom", fontsize=9.5)
     axes.set(xscale="log", xlim=(_FLOOR / 1.2, None), xlabel="energy distance to the exact posterior")
-    axes.set_title("(a) true distance", pad=22)
+    axes.set_title("(a) true distance", pad=_PAD)
     axes.set_yticks(range(len(_ROWS)), [label for label, _ in _ROWS])
     for tick, (_, color) in zip(axes.get_yticklabels(), _ROWS, strict=True):
         tick.set_color(color)
@@ -160,8 +163,8 @@ def _draw_kinds(axes: Any, data: xr.Dataset) -> None:
     """(c) Number of cells with each kind of error."""
     names = [kind for kind in (NONE_SEEN, *KINDS, OTHER) if (data.kind == kind).any()]
     counts = np.array([[int((data.kind.sel(sampler=label) == kind).sum()) for kind in names] for label, _ in _ROWS])
-    _draw_counts(axes, counts, [kind.replace(" ", "\n", 1) for kind in names], data.sizes["cell"])
-    axes.set_title("(c) kind of error, from clones alone")
+    _draw_counts(axes, counts, ["\n".join(wrap(kind, 8)) for kind in names], data.sizes["cell"])
+    axes.set_title("(c) kind of error that the tests name")
 
 
 def _draw_calls(axes: Any, data: xr.Dataset) -> None:
@@ -171,7 +174,7 @@ def _draw_calls(axes: Any, data: xr.Dataset) -> None:
         axes.barh(row, number, 0.5, color=color, alpha=0.75)
         axes.text(number, row, f" {number}", va="center", fontsize=10, color=color)
     axes.set(xlabel="calls of the network", xlim=(0, 1.35 * float(data.calls.max())))
-    axes.set_title("(d) cost of a draw", pad=22)
+    axes.set_title("(d) cost of a draw", pad=_PAD)
     axes.tick_params(left=False)
 
 
@@ -185,14 +188,11 @@ def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, label: str) -> None:
             y = max(abs(float(data.effect.sel(at).sel(reading=reading, estimate="value"))), _LEAST[reading])
             face = color if bool(seen.sel(at)) else "white"
             axes.plot([x], [y], _mark(str(cell)), color=color, mfc=face, ms=6, zorder=3, clip_on=False)
-    rho = rank_correlation(data.sel(sampler=list(_COLORS)), reading)
+    rho = rank_correlation(data, reading)
     letter = "ef"[list(_LEAST).index(reading)]
     axes.set(xscale="log", yscale="log", xlabel="energy distance to the exact posterior", ylabel=label)
     axes.set_title(f"({letter}) {reading}: rank correlation with the true distance {rho:.2f}")
     axes.axvline(FAR, color=MUTED, lw=1, ls=":", zorder=1)
-
-
-_COLORS = dict(zip([*OTHERS.values(), *REPAIRED.values()], (*DISTINCT, "#8a4fb0"), strict=True))
 
 
 def _legend(figure: Any) -> None:

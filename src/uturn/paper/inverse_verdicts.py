@@ -18,7 +18,8 @@ PRECISE = 0.01
 FAMILY = ["distance", "same class", "log p(y|x)", "log p(x)"]
 BESIDE = ["ranks", "TARP"]
 DDRM, FULL, MEAN, DPS = OTHERS["ddrm"], REPAIRED["ddrm_full"], OTHERS["mean"], OTHERS["dps"]
-WRONG = [*OTHERS.values(), *ERRORS.values(), *REPAIRED.values()]
+REAL = [*OTHERS.values(), *REPAIRED.values()]
+WRONG = [*REAL, *ERRORS.values()]
 
 
 def verdicts(data: xr.Dataset) -> list[Verdict]:
@@ -34,8 +35,9 @@ def p_of_family(data: xr.Dataset) -> xr.DataArray:
 
 
 def rank_correlation(data: xr.Dataset, reading: str) -> float:
-    """Spearman's rank correlation of the energy distance with the size of a gap, over samplers and cells."""
-    energy, gap = data.energy.sel(estimate="value"), data.effect.sel(reading=reading, estimate="value")
+    """Spearman's rank correlation of the energy distance with the size of a gap, over samplers (`REAL`) and cells."""
+    energy, gap = (data[name].sel(sampler=REAL, estimate="value") for name in ("energy", "effect"))
+    gap = gap.sel(reading=reading)
     return float(spearmanr(energy.values.ravel(), abs(gap).values.ravel()).statistic)
 
 
@@ -131,8 +133,8 @@ def _shown(data: xr.Dataset) -> list[Verdict]:
             "seen by log p(y|x)",
         ),
         shows(
-            "rank correlation of the energy distance with the size of a gap, over wrong samplers and cells",
-            "; ".join(f"{reading} {rank_correlation(wrong, reading):.2f}" for reading in (FAMILY[0], FAMILY[2])),
-            "calibration says whether a sampler is wrong, not how far",
+            "rank correlation of the energy distance with the size of a gap, over samplers of deepinv, posterior mean, and cells",
+            "; ".join(f"{reading} {rank_correlation(data, reading):.2f}" for reading in (FAMILY[0], FAMILY[2])),
+            "below 1: calibration says whether a sampler is wrong, and not how far",
         ),
     ]
