@@ -98,11 +98,7 @@ class Measurement(Spec, Corruption):
         noises = [name for name in strengths if getattr(self, name) is not None or self._swept == name]
         if len(noises) > 1:
             raise ValueError(f"{' and '.join(noises)}: expected one noise")
-        if (
-            self._swept in self.options
-            or (self._swept == "sigma" and self.sigma is not None)
-            or (self._swept == "gain" and self.gain is not None)
-        ):
+        if self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None):
             raise ValueError(f"{self._swept} is set by the noise level; leave it out")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
@@ -159,7 +155,7 @@ class Measurement(Spec, Corruption):
         """SHA-256 of the mask, if it is a file."""
         if self.operator in NAMED or self.operator.startswith(_DEEPINV):
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
-        mask = self.options.get("mask")
+        mask = self.options.get("mask") if self.operator == "inpainting" else None
         return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:

@@ -142,8 +142,8 @@ class Operator:
 
         transposed = torch.func.vjp(self.forward, torch.zeros(len(observed), *shape))[1]
         back = transposed(torch.from_numpy(np.array(observed, np.float32)))[0].detach().numpy()
-        squares = [np.square(values.reshape(len(back), -1)).sum(1) for values in (back, self.clean(back))]
-        alpha = np.divide(*squares, out=np.zeros_like(squares[0]), where=squares[1] > 0)
+        square, again = (np.square(values.reshape(len(back), -1)).sum(1) for values in (back, self.clean(back)))
+        alpha = np.divide(square, again, out=np.zeros_like(square), where=again > 0)
         return alpha.reshape(-1, *(1 for _ in shape)) * back
 
     def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
