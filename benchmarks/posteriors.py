@@ -2,11 +2,13 @@
 
     python benchmarks/posteriors.py [--clones 4] [--experiments 200] [--items 100] [--law 5] [--only NAME ..]
     python benchmarks/posteriors.py --null [--experiments 200]
+    python benchmarks/posteriors.py --items 300 --only "spread x 1.15" --plot docs/images/posterior-tests.png
 
 The law is a mixture of three Gaussians of different covariances in 16 dimensions, drawn with the seed `--law`; every fourth value
-is measured with Gaussian noise of standard deviation .1. The exact posterior is known (`uturn.exact.linear`), and wrong samplers are
-made from it. Power is the share of experiments in which a test, or the family by Holm, has p <= .05. `--null`: runs of
-`uturn.run` with exact draws, and the shares of p <= .05 among them, the false-alarm rates.
+is measured with Gaussian noise of standard deviation .1. The exact posterior is known (`uturn.exact.linear`), and wrong samplers
+are made from it. Power is the share of experiments in which a test, or the family by Holm, has p <= .05. `--null`: runs of
+`uturn.run` with exact draws, and the shares of p <= .05 among them, the false-alarm rates. `--plot`: the picture of one
+experiment with the sampler in `--only`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +25,12 @@ from scipy.special import logsumexp
 
 import uturn as ut
 from uturn.core.protocols import UTurns
-from uturn.corruption.measurement import Measured
+from uturn.corruption.measured import Measured
 from uturn.corruption.operators import Operator
 from uturn.exact.linear import LinearPosterior
 from uturn.probes.posterior import Posterior
+from uturn.studies.plotting.posteriors import draw_posterior_tests
+from uturn.studies.plotting.style import save_figure
 
 DIMENSION, MODES, SIGMA, LEVEL = 16, 3, 0.1, 0.05
 KINDS = {
@@ -146,7 +151,7 @@ def runs(items: int, clones: int, seed: int, of_law: int = 5, only: Sequence[str
             key: values.reshape(1, items, *[1] * (values.ndim - 1), *[clones] * (values.size > items))
             for key, values in read.items()
         }
-        yield name, ut.readings(shaped, [SIGMA], unit="noise of the measurement")
+        yield name, ut.readings(shaped, [SIGMA], unit="noise of the measurement", units=dict.fromkeys(TESTS[2:], "nats"))
 
 
 def experiments(run: xr.Dataset, items: int) -> Iterator[xr.Dataset]:
@@ -191,7 +196,12 @@ def main() -> None:
     parser.add_argument("--law", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--null", action="store_true")
+    parser.add_argument("--plot", type=Path)
     of = parser.parse_args()
+    if of.plot:
+        ((_, run),) = runs(of.items, of.clones, 0, of.law, of.only)
+        save_figure(draw_posterior_tests(ut.posterior_tests(run)), of.plot)
+        return
     heads = [*("distance", "component", "loglik", "logprior"), "family", *("r.loglik", "r.logpri", "TARP")]
     print(f"{of.experiments} experiments, {of.items} items x {of.clones} clones, p <= {LEVEL}; r.: ranks")
     print(" " * 22 + " ".join(f"{head:>9s}" for head in heads) + "   kinds named")

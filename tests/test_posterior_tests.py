@@ -167,6 +167,10 @@ def test_ranks_are_their_definition():
         np.testing.assert_allclose(some.difference.values[0], cumulated / 40 - np.arange(1, 5) / 5)
     assert not np.array_equal(found["count"], again["count"])
 
+    equal = ut.ranks(ut.readings({"h": np.zeros((1, 400, 1, 4)), "original_h": np.zeros((1, 400, 1))}, [1.0]), "h")
+    assert equal["count"].values.min() > 400 / 5 - 5 * 8  # random ranks of ties are uniform: 5 standard deviations
+    assert equal["count"].values.max() < 400 / 5 + 5 * 8
+
     from scipy.stats import binom
 
     def gamma(ranks):

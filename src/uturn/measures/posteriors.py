@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.core.checks import shown
 from uturn.measures.calibration import calibration, items_tested, twin_of
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import replicates
+from uturn.measures.statistics import WITHIN, replicates
 
 NONE_SEEN, OTHER = "none seen", "some other error"
 KINDS = {
@@ -109,7 +109,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     >>> rms = lambda a, b: np.sqrt(((a - b) ** 2).mean(-1))
     >>> found = ut.posterior_tests(ut.readings(ut.readings_of(x[:, 0], x[None, :, None, 1:], rms, "distance"), [1.0], start=0))
     >>> found.kind.item(), found.effect.sel(reading="distance", estimate="value").item()
-    ('too sure', 0.37...)
+    ('too sure', 0.34...)
     """
     names, remarks = _names(ds)
     tests = {}
@@ -123,15 +123,14 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     data = xr.concat(
         [test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading"
     )
-    data = data.transpose("noise", "reading").assign_coords(estimate=list(_ESTIMATE))
+    data = data.transpose("noise", "reading")
     result = data[["p", "p_holm"]]
     readings = [str(name) for name in data.reading.values]
     gap = np.stack([data[key].values for key in ("gap", "low", "high")], axis=-1)
-    within = [dim for dim in ds.dims if dim in ("item", "trajectory", "clone")]
     size, variance, unit = np.ones(gap.shape[:2]), np.full(gap.shape[:2], np.nan), []
     for k, name in enumerate(readings):
         if is_distance := name == "distance":
-            size[:, k] = ds[name].mean(within).values
+            size[:, k] = ds[name].mean([dim for dim in ds[name].dims if dim != "noise"]).values
         is_share = name.endswith(("same_component", "same_class"))
         unit.append("share" if is_distance else "difference of shares" if is_share else str(_unit(ds[name])))
     dims = ("noise", "reading", "estimate")
@@ -150,7 +149,9 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     K = ds.sizes["clone"]
     result["coverage_expected"] = (K - 1) / (K + 1)
     result = result.assign_coords(
-        effect_unit=("reading", unit), blind=("reading", [BLIND[_plain_name(name)] for name in readings])
+        estimate=list(_ESTIMATE),
+        effect_unit=("reading", unit),
+        blind=("reading", [BLIND[_plain_name(name)] for name in readings]),
     )
     for k, name in enumerate(readings):
         if name in ranked:
@@ -173,13 +174,14 @@ def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
     """The readings of the family and those beside it that have values for a test, and remarks on those that have none."""
     if not isinstance(ds, xr.Dataset):
         raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
-    classes = [str(name) for name in ds.data_vars if _plain_name(str(name)) == "same_class" and twin_of(ds, str(name))]
+    tested = [str(name) for name in ds.data_vars if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))]
+    classes = [name for name in tested if _plain_name(name) == "same_class"]
     family = [name for name in _FAMILY if name not in ("same_class", "same_component")]
-    family.insert(1, "same_component" if "same_component" in ds else classes[0] if classes else "same_component")
+    family.insert(1, classes[0] if classes and "same_component" not in tested else "same_component")
     names: dict[str, list[str]] = {}
     remarks = []
     for key, some in (("posterior", family), ("beside", _BESIDE)):
-        there = [name for name in some if name in ds and twin_of(ds, name)]
+        there = [name for name in some if name in tested]
         names[key] = [name for name in there if items_tested(ds, [name]).sum() >= 2]
         remarks += [f"{name} is not tested: it has no readings" for name in there if name not in names[key]]
     if "log_likelihood" not in names["posterior"]:
@@ -279,7 +281,7 @@ def title_of(at: xr.Dataset) -> str:
 def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows of the table of one noise level."""
     heads = ("reading", "effect [95 % interval]", "p by Holm", "p of ranks", "cannot see")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for reading in at.reading.values:
         of = at.sel(reading=reading)
         effect = f"{_with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()

@@ -34,8 +34,8 @@ class Posterior(Spec, Probe):
     type: Literal["posterior"] = "posterior"
 
     def variables(self, source: Any) -> dict[str, Variable]:
-        dims, shared = ("noise", "item", "trajectory"), {"family": "posterior"}
-        ranked: dict[str, Any] = {"ranked": True, **shared}
+        dims, shared = ("noise", "item", "trajectory"), dict[str, Any](family="posterior")
+        ranked = dict[str, Any](ranked=True, **shared)
         law = {
             "same_component": Variable(
                 dims,
@@ -71,43 +71,50 @@ class Posterior(Spec, Probe):
             raise ValueError(
                 f"posterior: the noisy data are {type(noisy).__name__}; expected measurements (corruption 'operator')"
             )
-        items = len(before)
-        after = np.asarray(u_turns.reconstructions).reshape(items, -1, clones, *before.shape[1:])
+        after = np.asarray(u_turns.reconstructions).reshape(len(before), -1, clones, *before.shape[1:])
+        originals = np.broadcast_to(before[:, None, None], (*after.shape[:2], 1, *before.shape[1:]))
+        data = np.concatenate([originals, after], axis=2).reshape(-1, 1 + clones, *before.shape[1:])  # a row for each measurement
+        of_data: dict[str, np.ndarray] = {}
+        if hasattr(source, "law"):
+            vectors = data.reshape(-1, data.shape[-1]).astype(float)
+            of_data = {"same_component": source.classify(vectors, noisy.law), "log_prior": noisy.law.log_density(vectors)}
+            of_data = {name: values.reshape(data.shape[:2]) for name, values in of_data.items()}
         rows: dict[str, list[Any]] = {}
-        for row, (item, trajectory) in enumerate(np.ndindex(after.shape[:2])):
-            data = np.concatenate([before[item][None], after[item, trajectory]])
-            for name, reading in self._of_measurement(noisy, row, data, source).items():
+        for row, some in enumerate(data):
+            known = {name: values[row] for name, values in of_data.items()}
+            for name, reading in _of_measurement(noisy, row, some, known).items():
                 rows.setdefault(name, []).append(reading)
-        readings = {name: np.array(of_rows, float).reshape(items, -1) for name, of_rows in rows.items()}
+        readings = {name: np.array(of_rows, float).reshape(len(before), -1) for name, of_rows in rows.items()}
         return readings | {name: readings[name].mean(axis=1) for name in ("coverage", "z_squared")}
 
-    def _of_measurement(self, noisy: Any, row: int, data: np.ndarray, source: Any) -> dict[str, Any]:
-        """The readings of measurement `row`; `data` (K + 1, ...): the original, then its clones."""
-        K, flat = len(data) - 1, data.reshape(len(data), -1).astype(float)
-        hidden = noisy.hidden(row)
-        values = flat if hidden is None or not hidden.any() else flat[:, hidden.ravel()]
-        reference = noisy.reference(row)
-        to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, np.ravel(reference))
-        likelihood = np.full(K + 1, np.nan)
-        if noisy.operators[row].noise.is_known:
-            likelihood = np.maximum(noisy.log_likelihood(row, data), _IMPOSSIBLE)
-        compared = {"distance": (values, _rms)}
-        ranked = {"log_likelihood": likelihood, "reference_distance": to_reference, "mean_value": values.mean(axis=1)}
-        if hasattr(source, "law"):
-            compared["same_component"] = (source.classify(flat, noisy.law), lambda a, b: a == b)
-            ranked["log_prior"] = noisy.law.log_density(flat)
-        readings: dict[str, Any] = {}
-        for name, (of, f) in compared.items():
-            readings[name] = f(of[:1], of[1:])
-            if K > 1:
-                readings[f"clone_{name}"] = between_clones(of[None, 1:], K, f)[0]
-        for name, of in ranked.items():
-            readings[f"original_{name}"], readings[name] = of[0], of[1:]
-        variance = values.var(axis=0)
-        squares = (values[0] - values.mean(axis=0)) ** 2
-        readings["coverage"] = ((values[0] > values[1:].min(axis=0)) & (values[0] < values[1:].max(axis=0))).mean()
-        readings["z_squared"] = np.divide(squares, variance, out=np.ones_like(squares), where=variance > 0).mean()
-        return readings
+
+def _of_measurement(noisy: Any, row: int, data: np.ndarray, known: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The readings of a measurement; `data` (K + 1, ...): the original, then its clones; `known`: class and log p(x) of each."""
+    K, flat = len(data) - 1, data.reshape(len(data), -1).astype(float)
+    hidden = noisy.hidden(row)
+    values = flat if hidden is None or not hidden.any() else flat[:, hidden.ravel()]
+    reference = noisy.reference(row)
+    to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, np.ravel(reference))
+    likelihood = np.full(K + 1, np.nan)
+    if noisy.operators[row].noise.is_known:
+        likelihood = np.maximum(noisy.log_likelihood(row, data), _IMPOSSIBLE)
+    compared: dict[str, tuple[np.ndarray, Any]] = {"distance": (values, _rms)}
+    ranked = {"log_likelihood": likelihood, "reference_distance": to_reference, "mean_value": values.mean(axis=1)}
+    if known:
+        compared["same_component"] = (known["same_component"], np.equal)
+        ranked["log_prior"] = known["log_prior"]
+    readings: dict[str, Any] = {}
+    for name, (of, f) in compared.items():
+        readings[name] = f(of[:1], of[1:])
+        if K > 1:
+            readings[f"clone_{name}"] = between_clones(of[None, 1:], K, f)[0]
+    for name, of in ranked.items():
+        readings[f"original_{name}"], readings[name] = of[0], of[1:]
+    variance = values.var(axis=0)
+    squares = (values[0] - values.mean(axis=0)) ** 2
+    readings["coverage"] = ((values[0] > values[1:].min(axis=0)) & (values[0] < values[1:].max(axis=0))).mean()
+    readings["z_squared"] = np.divide(squares, variance, out=np.ones_like(squares), where=variance > 0).mean()
+    return readings
 
 
 def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
