@@ -102,6 +102,18 @@ def test_figures_share_runs(workshop):
     assert [p.name for p in workshop.folder.iterdir()] == ["one-run.zarr"]
 
 
+def test_runs_apart_are_made_side_by_side_unless_there_is_a_cluster(tmp_path, monkeypatch):
+    """The command line gives the options of a cluster even where it has none."""
+    alone = []
+    monkeypatch.setattr("uturn.paper.workshop._run_alone", lambda label, *rest: (label, alone.append(label)))
+    monkeypatch.setattr(Workshop, "run", lambda self, label, experiment: label)
+    experiments = {"run": Experiment.from_dict(SPEC)}
+    Workshop("smoke", tmp_path, 1, cluster={"cluster": None}).runs("one", experiments, apart=True)
+    assert alone == ["one-run"]
+    Workshop("smoke", tmp_path, 1, cluster={"cluster": "local"}).runs("two", experiments, apart=True)
+    assert alone == ["one-run"]
+
+
 def test_all_figures_are_made_once():
     assert sorted(ORDER) == sorted(FIGURES)
     assert ORDER[0] == "fig7"  # its runs are those of three others

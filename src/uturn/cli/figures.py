@@ -13,7 +13,7 @@ from uturn.cli.app import command
 from uturn.cli.options import Machines, Out
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
-from uturn.paper.registry import FIGURES
+from uturn.paper.registry import FIGURES, lacking
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,11 @@ def reproduce(
     from uturn.paper import ORDER
     from uturn.paper import reproduce as reproduce_figures
 
-    names = [figure for name in figures or ["all"] for figure in (ORDER if name == "all" else (name,))]
+    names = []
+    for name in figures or ["all"]:
+        names += [name] if name != "all" else [figure for figure in ORDER if not lacking(figure)]
+    for reason in filter(None, map(lacking, ORDER if "all" in (figures or ["all"]) else ())):
+        console().print(f"left out: {reason}")
     with resumable(f"run the same command again to resume (raw runs are in {inside(out, scale.value)})"):
         results = reproduce_figures(
             names,

@@ -14,7 +14,7 @@ from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
 from uturn.pages.figures import Result, Verdict
 from uturn.paper import channels
-from uturn.paper.registry import FIGURES, Figure, load_figure
+from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
@@ -39,13 +39,15 @@ def reproduce(
     Raises
     ------
     ValueError
-        For an unknown figure or scale, before anything is computed.
+        For an unknown figure or scale, or a figure that needs a library that is not installed, before anything is computed.
     """
     unknown = [name for name in figures if name not in FIGURES]
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}; expected some of {', '.join(FIGURES)}")
     if scale not in ("smoke", "paper"):
         raise ValueError(f"scale = {scale!r}: expected 'smoke' or 'paper'")
+    for reason in filter(None, map(lacking, figures)):
+        raise ValueError(reason)
     cluster = cluster or {}
     address = cluster.get("cluster")
     connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection

@@ -1,8 +1,9 @@
-"""Parts of the figure `inverse`, named in its specs: laws of the data, samplers that know them, and the probe of their distance."""
+"""Parts of the figure `inverse`, named in its specs: laws of the data, samplers that know them, the probe of the distance."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
@@ -52,8 +53,9 @@ def conditional_score(
 ) -> torch.Tensor:
     """Ancestral steps with the exact conditional score (E[x_0 | x_t, y] - x_t) / sigma_t^2, where x_t = x_0 + sigma_t n.
 
-    The noise levels are geometric from `largest`, where x is noise around the mean of the data, to `smallest`, and then 0. `told`: the standard deviation of the
-    measurement's noise that the sampler is told, over the true one; other numbers than 1 are an error put in on purpose.
+    The noise levels are geometric from `largest`, where x is noise around the mean of the data, to `smallest`, and then 0.
+    `told`: the standard deviation of the measurement's noise that the sampler is told, over the true one; other numbers than 1
+    are an error put in on purpose.
 
     Given y, x_0 is a mixture of Gaussians of one covariance P. In the eigenbasis of P, with eigenvalues e, x_0 given x_t and a
     mode has the mean m_k + e / (e + sigma_t^2) (x_t - m_k), and the mode has a weight ~ w_k N(x_t; m_k, P + sigma_t^2).
@@ -66,7 +68,7 @@ def conditional_score(
     m = torch.from_numpy(posterior.means(y) @ basis)
     x = start + largest * torch.randn(m[:, 0].shape, generator=generator, dtype=m.dtype)
     levels = np.append(np.geomspace(largest, smallest, steps), 0.0)
-    for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, lower in pairwise(levels):
         total = torch.from_numpy(e + sigma**2)
         residual = x[:, None] - m
         weights = torch.softmax(log_weights - 0.5 * (residual**2 / total).sum(-1), 1)
@@ -76,9 +78,7 @@ def conditional_score(
     return (x @ torch.from_numpy(basis.T)).reshape(-1, *shape)
 
 
-def posterior_mean(
-    observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, world: str
-) -> torch.Tensor:
+def posterior_mean(observed: torch.Tensor, operator: Operator, generator: torch.Generator, *, world: str) -> torch.Tensor:
     """E[x_0 | y], the reconstruction of least squared error; every draw is the same."""
     import torch
 
@@ -139,7 +139,7 @@ class TrueDistance(Probe):
 
 
 def energy(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Readings of `TrueDistance`, (items, clones), of draws x (items, clones, dimension) and exact ones z (items, .., dimension)."""
+    """Readings of `TrueDistance`, (items, clones), of draws x (items, clones, dimension) and z (items, draws, dimension)."""
     own, exact = (_distances(a, a).sum(2) / (a.shape[1] - 1) for a in (x, z))
     return 2 * _distances(x, z).mean(2) - own - exact.mean(1, keepdims=True)
 

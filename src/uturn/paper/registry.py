@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -39,9 +40,20 @@ FIGURES = {
     "collapse": 4,
     "calibration": 25,
     "text": 28,
+    "inverse": 60,  # needs deepinv
 }
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
+EXTRAS = {"inverse": ("deepinv", "inverse")}
+"""Figures that need another library: its name, and the extra of this package that installs it."""
+
+
+def lacking(name: str) -> str:
+    """What a figure needs and is not installed, with the way to install it, in one line; empty if nothing is missing."""
+    library, extra = EXTRAS.get(name, ("", ""))
+    if not library or find_spec(library):
+        return ""
+    return f"figure {name!r} needs the library {library}; pip install 'uturn[{extra}]'"
 
 
 class Figure(Protocol):

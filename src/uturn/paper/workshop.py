@@ -55,7 +55,7 @@ class Workshop:
         whose processes start slowly.
         """
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
-        if apart and not self.cluster:
+        if apart and self.cluster.get("cluster") is None:
             new = [job for job in named.items() if not Path(self._kept.place(f"{job[0]}.zarr")).exists()]
             self.each(figure, _run_alone, new)
         return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
