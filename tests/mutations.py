@@ -443,6 +443,20 @@ MUTATIONS = (
         tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
+        "the original never ranks above all clones that are equal to it",
+        "uturn.measures.ranks:_ranks",
+        "drawn * (equal + 1)",
+        "drawn * equal",
+        tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),
+    ),
+    Mutation(
+        "counts of ranks are drawn from all items at each rank",
+        "uturn.measures.ranks:_Tails.inside",
+        "1 / (K + 1 - r)",
+        "1 / (K + 1)",
+        tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),
+    ),
+    Mutation(
         "clones of a noisy datum count as trajectories",
         "uturn.probes.changes:Changes.accumulate",
         "changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)",
