@@ -148,7 +148,7 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
 
 def _numbers(values: np.ndarray) -> Any:
     """An array as plain numbers, None where there is none."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    return np.where(np.isfinite(values), values, np.array(None)).tolist()
 
 
 def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
