@@ -141,7 +141,12 @@ def test_both_arms_stand_in_one_table(results):
 def test_the_errors_are_seen(results):
     """Other images of the data ignore the measurement; four steps of DDRM give clones that are too much alike."""
     runs = {(run["sampler"], run["data"]): run for run in json.loads((results[0] / "inverse.json").read_text())["runs"]}
-    assert {at["kind"] for at in runs["own:prior", "fashion_mnist"]["tests"]} == {"deaf to the data"}
+    deaf = runs["own:prior", "fashion_mnist"]["tests"]
+    assert "deaf to the data" in {at["kind"] for at in deaf}  # a guess, which 12 originals may miss at one strength
+    for at in deaf:  # the original fits the measurement better, at every strength
+        (fit,) = [of for of in at["readings"] if of["reading"] == "log_likelihood"]
+        assert fit["effect"][1] > 0
+        assert fit["p_holm"] <= 1e-3
     for at in runs["DDRM steps=4", "fashion_mnist"]["tests"]:
         effects = {of["reading"]: of["effect"][0] for of in at["readings"]}
         assert at["kind"] != "none seen"
