@@ -459,7 +459,11 @@ def test_options_that_do_not_fit(table, message):
         ({"operator": "boxes", "options": {"place": "left"}}, 0.5, "place = 'left': expected 'centre' or 'random'"),
         ({"operator": "inpainting", "options": {"mask": [[1, 0]]}}, 0.1, r"mask has shape \(1, 2\); expected \(8, 8\) or"),
         ({"operator": "boxes", "swept": "gain", "options": {"hidden": 0.2}}, 0.0, "gain = 0: expected a noise level above 0"),
-        ({"operator": "deepinv:Blurr", "swept": "x"}, 0.1, "expected a Physics of deepinv.physics, such as 'deepinv:BlurFFT'"),
+        (
+            {"operator": "deepinv:Blurr", "swept": "x"},
+            0.1,
+            "is no Physics of deepinv.physics; expected one such as 'deepinv:BlurFFT'",
+        ),
         ({"operator": "deepinv:MRI", "swept": "sigma"}, 0.1, "corruption.operator = 'deepinv:MRI': "),
     ],
 )

@@ -6,6 +6,7 @@ All named operators have a singular value decomposition (`deepinv.physics.Decomp
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -198,19 +199,20 @@ def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) 
     """
     import torch
 
-    cls = _class_of_deepinv(name, "corruption.operator", "Physics", "BlurFFT")
+    cls = _class_of_deepinv(name, "Physics", "BlurFFT")
     taken = inspect.signature(cls.__init__).parameters
     # Without `rng`, deepinv draws from generators of its own, with a constant seed.
     known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
     filled = {option: value for option, value in known.items() if option in taken and option not in options}
     plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
-    with globally_seeded(key):
+    with globally_seeded(key), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Arguments .* are ignored", UserWarning)  # of options that it does not have
         return cls(**filled, **plain)
 
 
 def noise_by_name(name: str, options: dict[str, Any]) -> Any:
     """The noise model `deepinv.physics.NAME` with options."""
-    return _class_of_deepinv(name, "corruption.noise_model", "NoiseModel", "LaplaceNoise")(**options)
+    return _class_of_deepinv(name, "NoiseModel", "LaplaceNoise")(**options)
 
 
 def of_physics(physics: Any, shape: Shape) -> Operator:
@@ -287,12 +289,11 @@ def _draws_of(noisy: Any) -> OtherNoise:
     return OtherNoise(draw)
 
 
-def _class_of_deepinv(name: str, option: str, parent: str, example: str) -> Any:
-    where = f"{option} = 'deepinv:{name}'"
-    physics = deepinv(where).physics
+def _class_of_deepinv(name: str, parent: str, example: str) -> Any:
+    physics = deepinv(f"'deepinv:{name}'").physics
     cls = getattr(physics, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
-        raise ValueError(f"{where}: expected a {parent} of deepinv.physics, such as 'deepinv:{example}'")
+        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one such as 'deepinv:{example}'")
     return cls
 
 

@@ -521,7 +521,10 @@ function start() {
     const shown = views.querySelectorAll(":scope > .chart");
     if (shown.length === 1) shown[0].classList.add("whole");
   }
-  const axes = new Map([["noise", "noise, each in its own unit"]]);
+  const word = sections.some((section) => section.errors) ? "strength" : "noise"; // of measurements
+  byId("word").textContent = word[0].toUpperCase() + word.slice(1);
+  byId("bar").setAttribute("aria-label", `${word}, axis and intervals`);
+  const axes = new Map([["noise", `${word}, each in its own unit`]]);
   for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
   byId("axis").append(...[...axes].map(([value, words]) => make("option", { value }, words)));
   byId("bar").hidden = !sliding.length;

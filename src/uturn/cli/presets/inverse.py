@@ -72,7 +72,7 @@ class InverseOptions(ImageOptions):
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
-        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels.",
+        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels: 0.5,1,2.",
     )
     sigma: float | None = Field(
         None,
@@ -105,6 +105,7 @@ class InverseOptions(ImageOptions):
     generated_steps: int = Field(
         250, ge=1, description="Steps of the chain that draws generated originals; a coarse chain has another law than its model."
     )
+    items: int = Field(40, ge=2, description="Number of originals.")
     clones: int = Field(4, ge=2, description="Reconstructions of each measurement, which the tests compare with its original.")
 
     def runs(self, originals: str | None = None) -> list[Run]:
@@ -176,7 +177,7 @@ class InverseOptions(ImageOptions):
             **({"options": options} if options else {}),
             **self._set("swept"),
             **noise,
-            "noise": self.levels if isinstance(self.levels, list) else noise_levels(self.levels),
+            "noise": noise_levels(self.levels if isinstance(self.levels, list) else [self.levels]),  # one strength, not a number
         }
 
 
