@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.options import SIZES, noise_levels
+from uturn.cli.presets.options import SIZES
 from uturn.core.imports import is_import_path
 from uturn.engine.sweep import parsed_value
 from uturn.networks.images.options import DenoiserOptions
@@ -177,7 +177,7 @@ class InverseOptions(ImageOptions):
             **({"options": options} if options else {}),
             **self._set("swept"),
             **noise,
-            "noise": noise_levels(self.levels if isinstance(self.levels, list) else [self.levels]),  # one strength, not a number
+            "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
         }
 
 
