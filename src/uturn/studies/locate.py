@@ -1,4 +1,4 @@
-"""Measures until a place on a curve, such as t*, is known to a wanted width: a pilot, two levels around the place, one level at it.
+"""Measures until a place on a curve, such as t*, is known to a width: a pilot, two levels around the place, one level at it.
 
 The curve of a reading between its start and chance is fitted by P(x) = chance + (start - chance) L(x), with the logistic function
 L(x) = 1 / (1 + exp((x - a) / w)), at the levels around the place alone. Its error is computed from the scores of the independent
@@ -41,8 +41,12 @@ _PILOT_ITEMS, _MOST_PILOT_ITEMS = 16, 48
 _FIRST_ITEMS = 24  # at the levels around the place before the first look at the width
 _MOST_LEVELS = 6  # of a stage; most need two or one
 _MOST_MOVES = 10  # to other levels; most runs need one
-_NARROWED = 1.8  # interval over the wanted width at which two levels have served; calls hardly depend on it from 1.6 to 2.5
-_OFF_CENTRE = 0.5, 0.35  # of the reach: distance of the place from the middle of two levels, or from one, that needs others
+_NARROWED = 2.0  # interval over the wanted width at which two levels have served; calls hardly depend on it from 1.6 to 2.5
+_KNOWN = 0.4  # error of the place over the reach up to which one level can be at the place
+_OFF_CENTRE, _ONE_OFF = (
+    0.5,
+    0.45,
+)  # distance of the place from the middle of two levels, or from one, from which others are better
 _STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
 _MOST_ITEMS = 10_000
 _UNIT = 1e-3  # distance of levels, in units of the largest
@@ -309,15 +313,16 @@ def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
 
 def forecast(
     experiment: Experiment, reading: str, width: float, store: str | Path | None = None, *, share: float = 0.5
-) -> tuple[str, Experiment, Experiment]:
-    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot and of the levels around the place.
+) -> tuple[str, Experiment, Experiment, Experiment]:
+    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot, of two levels and of one level.
 
     The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
     .55 of the largest noise, with w = .08 of it: from three quarters to one quarter over .18. The number of originals is
 
-        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over both levels,
+        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
-    where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
+    for two levels until the interval is twice the width, and for one; 1.4 allows for readings of an original that agree, for
+    levels that are not centred on the place, and for a slope that is not known.
     """
     _check_width(width)
     _check_reading(experiment, reading)
@@ -334,21 +339,25 @@ def forecast(
         ds = runs.datasets[PILOT] = Store.open(known).dataset()
         data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
         pilot = sized(experiment, ds.noise.values, ds.sizes["item"])
-        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
+        place, scale, *_ = _fitted(data, share, data.noise[data.noise > 0].tolist())
         if place >= largest:
             raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
         words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
         anchor = largest if math.isnan(data.chance) else 0.0
-    reach = max(min(0.8 * scale, max(1.5 * width, 0.5 * scale)), step)
-    L = 1 / (1 + math.exp(reach / scale))
-    count = 1.4 * (2 * INFLATION * 1.96 / width) ** 2 * scale**2 / (2 * L * (1 - L))
-    items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
-    near = {_rounded(place + sign * reach, step, largest) for sign in (-1, 1)} | ({anchor} if anchor else set())
-    source = experiment.parts.source
-    if hasattr(source, "count") and items > source.count():
-        words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
-        items = source.count()
-    return words, pilot, sized(experiment, near, items)
+    reach = max(2 * width, 0.5 * scale, step)
+    experiments, source = [pilot], experiment.parts.source
+    for near, wanted in (
+        (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width),
+        ([_rounded(place, step, largest)], width),
+    ):
+        L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
+        count = 1.4 * (2 * INFLATION * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
+        items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
+        if hasattr(source, "count") and items > source.count():
+            words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
+            items = source.count()
+        experiments.append(sized(experiment, {*near, *([anchor] if anchor else [])}, items))
+    return words, *experiments
 
 
 def _pilot_levels(grid: Sequence[float]) -> list[float]:
@@ -516,8 +525,8 @@ def _pilot(
         break
     if fit.place <= 0:
         return f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels"
-    # As far apart as the two that enclose the place: the pilot does not know it better. Nearer for a small width, since readings at
-    # far levels bend the place if the curve is not logistic.
+    # As far apart as the two that enclose the place: the pilot does not know it better. Nearer for a small width, since readings
+    # at far levels bend the place if the curve is not logistic.
     reach = max(min(gap / 2, max(2 * width, fit.scale / 2)), step)
     near = _pair(fit.place, reach, step, largest)
     if len(near) < 2:
@@ -558,15 +567,14 @@ def _better(fit: Fit, stage: Stage, reached: float, width: float, largest: float
     the level + (L there - share) / slope, so a wrong slope matters if the level is not at the place.
     """
     near, reach = stage.near, stage.reach
-    pair, one = _OFF_CENTRE
     at = [_rounded(fit.place, stage.step, largest)]
     if len(near) == 1:
-        return at if _away(fit, near) > one * reach else near
-    if _away(fit, near) > max(pair * reach, min(fit.error, reach)):  # not if the place is hardly known
+        return at if _away(fit, near) > _ONE_OFF * reach else near
+    if _away(fit, near) > max(_OFF_CENTRE * reach, min(fit.error, reach)):  # not if the place is hardly known
         place = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
         around = _pair(place, reach, stage.step, largest)
         return around if len(around) == 2 else near
-    return at if reached < _NARROWED * width and fit.error < 0.4 * reach else near
+    return at if reached < _NARROWED * width and fit.error < _KNOWN * reach else near
 
 
 def _rounded(level: float, step: float, largest: float) -> float:
