@@ -321,7 +321,7 @@ def forecast(
 
         n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
-    for two levels until the interval is twice the width, and for one; 1.4 allows for readings of an original that agree, for
+    for two levels until the interval is twice the width, and 3/4 of it for one, since these two tell the rest; 1.4 allows for readings of an original that agree, for
     levels that are not centred on the place, and for a slope that is not known.
     """
     _check_width(width)
@@ -346,12 +346,12 @@ def forecast(
         anchor = largest if math.isnan(data.chance) else 0.0
     reach = max(2 * width, 0.5 * scale, step)
     experiments, source = [pilot], experiment.parts.source
-    for near, wanted in (
-        (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width),
-        ([_rounded(place, step, largest)], width),
+    for near, wanted, left in (
+        (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width, 1.0),
+        ([_rounded(place, step, largest)], width, 1 - _NARROWED**-2),
     ):
         L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
-        count = 1.4 * (2 * INFLATION * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
+        count = 1.4 * left * (2 * INFLATION * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
         items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
         if hasattr(source, "count") and items > source.count():
             words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
