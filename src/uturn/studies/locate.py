@@ -321,8 +321,8 @@ def forecast(
 
         n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
-    for two levels until the interval is twice the width, and 3/4 of it for one, since these two tell the rest; 1.4 allows for readings of an original that agree, for
-    levels that are not centred on the place, and for a slope that is not known.
+    for two levels until the interval is twice the width, and 3/4 of it for one, since these two tell the rest. 1.4 allows for
+    readings of an original that agree, for levels that are not centred on the place, and for a slope that is not known.
     """
     _check_width(width)
     _check_reading(experiment, reading)
