@@ -321,7 +321,7 @@ def test_a_width_that_the_originals_do_not_reach():
 
 
 def test_forecasts_are_near_the_truth(tmp_path):
-    words, pilot, around, at_place = forecast(experiment(), ROOT, 0.05)
+    words, (pilot, around, at_place) = forecast(experiment(), ROOT, 0.05)
     assert words.startswith("assumed")
     assert (pilot.items, len(pilot.noise), len(around.noise), len(at_place.noise)) == (16, 4, 2, 1)
     calls = [search(simulated(falling(0.55, 0.08, 0.0), seed, chance=0.0), GRID, 0.05).calls for seed in range(20)]

@@ -213,7 +213,7 @@ def _plan_until(
     from uturn.studies.locate import forecast
 
     reading = checked_reading(reading)
-    words, *experiments = forecast(experiment, reading, width, store, share=share)
+    words, experiments = forecast(experiment, reading, width, store, share=share)
     console().print(words)
     for name, part in zip(("pilot", "around the place", "at the place"), experiments, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)

@@ -313,7 +313,7 @@ def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
 
 def forecast(
     experiment: Experiment, reading: str, width: float, store: str | Path | None = None, *, share: float = 0.5
-) -> tuple[str, Experiment, Experiment, Experiment]:
+) -> tuple[str, list[Experiment]]:
     """What `locate` will measure: what is assumed, in words, and the experiments of the pilot, of two levels and of one level.
 
     The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
@@ -357,7 +357,7 @@ def forecast(
             words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
             items = source.count()
         experiments.append(sized(experiment, {*near, *([anchor] if anchor else [])}, items))
-    return words, *experiments
+    return words, experiments
 
 
 def _pilot_levels(grid: Sequence[float]) -> list[float]:
