@@ -218,7 +218,7 @@ def test_calls_are_counted_before_the_run():
         (["--operator", "bluur"], "operator = 'bluur': expected one of"),
         (["--operator", "blur width=2"], "width"),
         (["--operator", "deepinv:Inpainting"], "swept"),
-        (["--operator", "deepinv:Inpainting", "--swept", "share"], "{'share': 0.2} are passed to Inpainting but are ignored"),
+        (["--operator", "deepinv:Inpainting", "--swept", "share"], "Inpainting has no option 'share'"),
         (["--operator", "own:squared", "--levels", "0.1"], "linear"),
         (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
         (["--operator", "denoising", "--sigma", "0.1"], "sigma"),

@@ -134,21 +134,34 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
+    def missing(self, experiment: Any) -> dict[str, str]:
+        """Nothing; ValueError if a sampler of deepinv cannot be used with the measurements of a noise level."""
+        import torch
+
+        sampler, source, corruption = _sampler(self), experiment.parts.source, experiment.parts.corruption
+        if isinstance(sampler, DeepinvSampler):
+            block = next(iter(source.blank().blocks(np.arange(1), experiment.seed, 1)))
+            for noise in experiment.noise:
+                noisy = corruption.observe(block, noise, Streams(experiment.seed, np.arange(1), noise))
+                self._check_range(noisy.law, sampler)
+                with errors_named(f"sampler = {self.sampler!r}", None):
+                    sampler.checked_physics(torch.from_numpy(noisy.values), noisy.operators[0], tuple(noisy.shape))
+        return {}
+
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
         """A draw for each of some measurements by one operator, float32 (rows, channels, height, width)."""
         import torch
 
         sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
         code = None if self.sampler.startswith(_DEEPINV) else _function(self.sampler)
-        clips = sampler.clips if isinstance(sampler, DeepinvSampler) else None
-        if noisy.law is not None and clips is not None:
-            self._check_range(noisy.law, *clips)
+        self._check_range(noisy.law, sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
-        if not isinstance(values, torch.Tensor) or tuple(values.shape) != (len(rows), *noisy.shape):
-            given = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)}")
+        is_tensor = isinstance(values, torch.Tensor)
+        if not is_tensor or values.is_complex() or tuple(values.shape) != (len(rows), *noisy.shape):
+            given = f"{tuple(values.shape)}{', complex' * values.is_complex()}" if is_tensor else type(values).__name__
+            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)} of real numbers")
         draws = values.detach().cpu().float().numpy()
         if not np.isfinite(draws).all():
             raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
@@ -161,8 +174,11 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             )
         return draws.clip(0, 1)
 
-    def _check_range(self, law: Any, low: float, high: float) -> None:
+    def _check_range(self, law: Any, sampler: Any) -> None:
         """ValueError if more than 1 % of the values of a law of vectors are outside of the range to which the sampler clips."""
+        if law is None or not isinstance(sampler, DeepinvSampler) or sampler.clips is None:
+            return
+        low, high = sampler.clips
         share = _share_outside(law, low, high)
         if share > _MOST_OUTSIDE:
             raise ValueError(
@@ -248,11 +264,16 @@ def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
     if spec.sampler.startswith(_DEEPINV):
         return DeepinvSampler(spec.sampler.removeprefix(_DEEPINV), spec.options)
     function = _function(spec.sampler)
-    takes = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    named = {name: None for name in ("denoiser", "shape") if name in signature.parameters}
+    try:
+        signature.bind(None, None, None, **named, **spec.options)
+    except TypeError as error:
+        raise ValueError(f"sampler = {spec.sampler!r}, options: {error}; expected {_FORM}, and the options") from None
 
     def own(observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        more = {name: value for name, value in (("denoiser", denoiser), ("shape", shape)) if name in takes}
-        return function(observed, operator, generator, **more, **spec.options)
+        more = {"denoiser": denoiser, "shape": shape}
+        return function(observed, operator, generator, **{name: more[name] for name in named}, **spec.options)
 
     return own
 
@@ -277,9 +298,7 @@ def _version() -> str:
 
 @lru_cache(maxsize=8)
 def _share_outside(law: Any, low: float, high: float) -> float:
-    """Share of the values of a law outside of [low, high], of a thousand vectors."""
-    values = law.sample(1000).values
-    return float(((values < low) | (values > high)).mean())
+    return law.share_outside(low, high)
 
 
 class _LawDenoiser:

@@ -6,7 +6,6 @@ All named operators have a singular value decomposition (`deepinv.physics.Decomp
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -201,12 +200,18 @@ def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) 
 
     cls = _class_of_deepinv(name, "Physics", "BlurFFT")
     taken = inspect.signature(cls.__init__).parameters
+    # Parents' options: classes swallow unknown ones.
+    known_names = {option for parent in cls.__mro__ for option in inspect.signature(parent.__init__).parameters}
+    unknown = [option for option in options if option not in known_names]
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; expected some of {sorted(known_names - {'self', 'args', 'kwargs'})}"
+        )
     # Without `rng`, deepinv draws from generators of its own, with a constant seed.
     known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
     filled = {option: value for option, value in known.items() if option in taken and option not in options}
     plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
-    with globally_seeded(key), warnings.catch_warnings():
-        warnings.filterwarnings("error", "Arguments .* are ignored", UserWarning)  # of options that it does not have
+    with globally_seeded(key):
         return cls(**filled, **plain)
 
 
@@ -293,7 +298,7 @@ def _class_of_deepinv(name: str, parent: str, example: str) -> Any:
     physics = deepinv(f"'deepinv:{name}'").physics
     cls = getattr(physics, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
-        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one such as 'deepinv:{example}'")
+        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one, such as 'deepinv:{example}'")
     return cls
 
 
