@@ -173,6 +173,8 @@ def test_the_numbers_are_those_of_the_stores(results):
         rows = table[table.reading == reading]
         np.testing.assert_allclose(rows.effect, of.effect.sel(estimate="value"), rtol=1e-6)
         np.testing.assert_allclose(rows.p_holm, of.p_holm, rtol=1e-6)
+    start = xr.open_zarr(folder / "study-1.zarr").start
+    assert start.sel(reading="distance").isnull()  # hidden values differ at any strength: no half-life
     assert set(pandas.read_csv(folder / "curves.csv").run) == {
         f"{name}, {arm}" for name in ("DDRM steps=4", "own:prior") for arm in ("fashion_mnist", "generated")
     }
@@ -302,6 +304,7 @@ def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, bro
     assert tables.first.locator("thead th").all_inner_texts()[-2:] == ["spread of the clones", "error of their mean"]
     assert tables.first.locator("tbody").first.locator("img").count() == 2 + 2 * (3 + 2)  # truth, measurement; two samplers
     shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
+    assert page.locator("#bar").inner_text().startswith("Strength")
     sources = []
     for noise in (0.2, 0.5):
         page.locator("#noise").evaluate(
