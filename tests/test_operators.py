@@ -480,5 +480,12 @@ def test_without_deepinv_the_extra_is_named(monkeypatch, own):
     ut.run(ut.Experiment.from_dict(spec("my_operators:every_second", [0.5], items=2)))  # needs none
 
 
+@pytest.mark.parametrize("noise", [OtherNoise(lambda clean, generator: clean), 0.0])
+def test_a_likelihood_without_a_law_is_refused(noise):
+    operator = Operator(torch.neg, noise)
+    with pytest.raises(ValueError, match=r"log p\(y \| x\) is not known for .*Noise.*; expected Gaussian noise, sigma > 0"):
+        operator.log_likelihood(np.zeros((1, 2, 2)), np.zeros((3, 1, 2, 2)))
+
+
 def test_an_operator_with_a_number_has_gaussian_noise():
     assert Operator(torch.neg, 0.3).noise == GaussianNoise(0.3)

@@ -314,7 +314,7 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
     assert sampler.fingerprint() == of_images(folder, sampler="deepinv:DDRM", options={"steps": 3}).parts.backward.fingerprint()
     assert sampler.wants_processes
     assert sampler.chain(20).generate(keys(0, range(2))).shape == (2, 1, 8, 8)
-    assert any("cannot be judged" in sentence for sentence in of_images(folder, sampler="deepinv:DDRM").model_check())
+    assert any("cannot be judged" in str(finding) for finding in of_images(folder, sampler="deepinv:DDRM").model_check())
 
 
 # -- what users do wrong -----------------------------------------------------------------------------------------------------
@@ -374,6 +374,8 @@ def test_wrong_images_end_in_one_line(folder):
     ("name", "operator", "words"),
     [
         ("PiGDM", Operator(lambda x: x**2, 0.1, is_linear=False), "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("ALD", Operator(lambda x: x**2, 0.1, is_linear=False), "'deepinv:ALD': it needs a linear operator, .*; take DPS"),
+        ("ULA", Operator(lambda x: x**2, 0.1, is_linear=False), "'deepinv:ULA': it needs a linear operator, .*; take DPS"),
         ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "'deepinv:DDRM': it needs the singular value decomposition"),
         ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "needs Gaussian noise with sigma > 0, .* has PoissonNoise"),
         ("ULA", Operator(lambda x: x, 0.0), "needs Gaussian noise with sigma > 0"),
@@ -410,5 +412,5 @@ def test_a_sampler_that_clips_refuses_values_outside(name, scale):
 
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs a package that is missing .*pip install 'uturn\[inverse\]'"):
+    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs deepinv .*pip install 'uturn\[inverse\]'"):
         own(sampler="deepinv:DDRM", options={})

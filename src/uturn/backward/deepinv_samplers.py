@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from uturn.core.checks import shown
-from uturn.corruption.operators import GaussianNoise, PoissonNoise
-from uturn.networks.libraries import library
+from uturn.corruption.deepinv_physics import deepinv, noise_model_of
+from uturn.corruption.operators import GaussianNoise
 
 STEPS = {"DPS": 200, "ULA": 1000, "SKRock": 200}
 """Steps of a sampler, where they are not 100: calls of the denoiser, or steps of a Markov chain."""
@@ -24,7 +24,7 @@ _SOLVERS = {
     "heun": "HeunSolver",
 }
 _LANGEVIN = ("ULA", "SKRock")
-_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ILVR")
+_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ALD", "ScoreSDE", "ILVR", *_LANGEVIN)
 _GAUSSIAN = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", *_LANGEVIN)
 
 
@@ -45,7 +45,7 @@ class DeepinvSampler:
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self.deepinv = library("deepinv", f"sampler = 'deepinv:{name}'", "inverse")
+        self.deepinv = deepinv(f"sampler = 'deepinv:{name}'")
         self.options = dict(options)
         self.name = self.options.pop("data_fidelity", "") if name == "PosteriorDiffusion" else name
         self.steps = self.options.pop("steps", STEPS.get(self.name, 100))
@@ -73,10 +73,12 @@ class DeepinvSampler:
         """ValueError if the sampler cannot be used with an operator."""
         noise = operator.noise
         if self.name in _LINEAR and not operator.is_linear:
-            raise ValueError("it needs a linear operator, and this one is not; take DPS or ULA")
+            raise ValueError("it needs a linear operator, and this one is not; take DPS")
         needs = self.name in _GAUSSIAN or self.options.get("guidance") == "annealed"
         if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
-            raise ValueError(f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS")
+            raise ValueError(
+                f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS with guidance = 'norm'"
+            )
 
     def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
         """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
@@ -93,23 +95,18 @@ class DeepinvSampler:
 
     def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
-        module, noise = self.deepinv.physics, operator.noise
-        law: Any = module.ZeroNoise()
-        if isinstance(noise, GaussianNoise):
-            law = module.GaussianNoise(noise.sigma)
-        elif isinstance(noise, PoissonNoise):
-            law = module.PoissonNoise(noise.gain)
+        module, noise_model = self.deepinv.physics, noise_model_of(operator.noise)
         if operator.physics is not None:
             physics = copy.deepcopy(operator.physics)
-            physics.noise_model = law
+            physics.noise_model = noise_model
             return physics
         if not operator.is_linear:
-            return module.Physics(A=operator.forward, noise_model=law)
+            return module.Physics(A=operator.forward, noise_model=noise_model)
         if operator.hidden is not None and tuple(observed.shape[1:]) == shape:  # the others are as they are: a mask
             seen = observed.new_ones(shape) * observed.new_tensor(~operator.hidden)
-            return module.Inpainting(shape, mask=seen, noise_model=law)
+            return module.Inpainting(shape, mask=seen, noise_model=noise_model)
         adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
-        return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
+        return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=noise_model, img_size=shape)
 
     def _ddrm(self, denoiser: Any, operator: Any, generator: Any, shape: Any) -> Any:
         low, high = denoiser.range
@@ -155,7 +152,7 @@ class DeepinvSampler:
         chain = self.cls(prior, fidelity, **{**options, **fixed})
 
         def last_state(observed: Any, physics: Any) -> Any:
-            first = observed.new_tensor(operator.back_projection(observed.numpy(), shape)) if operator.is_linear else None
+            first = observed.new_tensor(operator.back_projection(observed.numpy(), shape))
             chain.sample(observed, physics, x_init=first)
             return chain.get_chain()[-1]["x"]
 

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,18 +14,18 @@ from pydantic import Field
 
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import errors_named
+from uturn.core.checks import Finding, errors_named
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
+from uturn.corruption.deepinv_physics import DEEPINV
 from uturn.networks.images.options import DenoiserOptions
 
 if TYPE_CHECKING:
     import torch
 
 _FORM = "a function (observed, operator, generator), perhaps with the parameters denoiser and shape"
-_DEEPINV = "deepinv:"
 _MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
 _FAR = 10.0  # reconstructed images further outside of [0, 1] than this have another range, or diverged
 
@@ -123,6 +122,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
+        self._check_range(noisy.law)
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
         labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
@@ -139,10 +139,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         import torch
 
         sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
-        code = None if self.sampler.startswith(_DEEPINV) else _function(self.sampler)
-        clips = sampler.clips if isinstance(sampler, DeepinvSampler) else None
-        if noisy.law is not None and clips is not None:
-            self._check_range(noisy.law, *clips)
+        code = None if self.sampler.startswith(DEEPINV) else _function(self.sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
@@ -161,9 +158,13 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             )
         return draws.clip(0, 1)
 
-    def _check_range(self, law: Any, low: float, high: float) -> None:
+    def _check_range(self, law: Any) -> None:
         """ValueError if more than 1 % of the values of a law of vectors are outside of the range to which the sampler clips."""
-        share = _share_outside(law, low, high)
+        clips = getattr(_sampler(self), "clips", None)
+        if law is None or clips is None:
+            return
+        low, high = clips
+        share = law.share_outside(low, high)
         if share > _MOST_OUTSIDE:
             raise ValueError(
                 f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the source's values are outside; "
@@ -198,19 +199,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return self, noise  # whose steps are not known
         return self.model_copy(update={"options": {**self.options, "steps": max(2, min(calls, sampler.steps))}}), noise
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+        """Faults of the model, found on some originals (`uturn.networks.model_check`)."""
         return self._model().model_check(source, originals) if self._calls_model else []
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the model and the version of deepinv; empty without both."""
-        parts = [_version()] if self.sampler.startswith(_DEEPINV) else []
+        parts = [_version()] if self.sampler.startswith(DEEPINV) else []
         parts += [self._model().fingerprint()] if self._calls_model else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
 
     def own_code(self) -> Any:
         """The user's sampler, or that of the model."""
-        if not self.sampler.startswith(_DEEPINV):
+        if not self.sampler.startswith(DEEPINV):
             return _function(self.sampler)
         return self._model().own_code() if self._calls_model else None
 
@@ -245,8 +246,8 @@ def _seeded(key: int) -> Iterator[torch.Generator]:
 
 def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
     """The sampler, called as (observed, operator, generator, denoiser, shape)."""
-    if spec.sampler.startswith(_DEEPINV):
-        return DeepinvSampler(spec.sampler.removeprefix(_DEEPINV), spec.options)
+    if spec.sampler.startswith(DEEPINV):
+        return DeepinvSampler(spec.sampler.removeprefix(DEEPINV), spec.options)
     function = _function(spec.sampler)
     takes = inspect.signature(function).parameters
 
@@ -264,7 +265,7 @@ def _function(path: str) -> Callable[..., Any]:
 
 
 def _takes_denoiser(spec: PosteriorSampler) -> bool:
-    if spec.sampler.startswith(_DEEPINV):
+    if spec.sampler.startswith(DEEPINV):
         return True
     return "denoiser" in inspect.signature(_function(spec.sampler)).parameters
 
@@ -273,13 +274,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return f"deepinv {version('deepinv')}"
-
-
-@lru_cache(maxsize=8)
-def _share_outside(law: Any, low: float, high: float) -> float:
-    """Share of the values of a law outside of [low, high], of a thousand vectors."""
-    values = law.sample(1000).values
-    return float(((values < low) | (values > high)).mean())
 
 
 class _LawDenoiser:

@@ -130,7 +130,17 @@ class Operator:
         return observed if self.measured is None else observed[:, self.measured.reshape(-1)]
 
     def log_likelihood(self, observed: np.ndarray, data: np.ndarray) -> np.ndarray:
-        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width)."""
+        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width).
+
+        Raises
+        ------
+        ValueError
+            If the law of the noise is not known, or there is no noise.
+        """
+        if not self.noise.is_known:
+            raise ValueError(
+                f"log p(y | x) is not known for {type(self.noise).__name__}; expected Gaussian noise, sigma > 0, or Poisson noise"
+            )
         return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
