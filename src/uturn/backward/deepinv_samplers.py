@@ -34,11 +34,10 @@ class DeepinvSampler:
     NAME is a class of `deepinv.sampling` (DDRM, DiffPIR, ULA, SKRock, ..), or NAMEDataFidelity is one (DPS, PiGDM, ALD, ILVR,
     MomentMatching, ..): the sampler is then `PosteriorDiffusion` with this data fidelity. Options are those of the class, and:
 
-    steps
-        Calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock: 200).
-    schedule, alpha, solver
-        For `PosteriorDiffusion`: "vp" (default) or "ve"; the weight of the noise, 1 by default; "ancestral" (default), "ddpm",
-        "ddim", "euler" or "heun".
+    - `steps`: calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock:
+      200).
+    - `schedule`, `alpha`, `solver` of `PosteriorDiffusion`: "vp" (default) or "ve"; the weight of the noise, 1 by default;
+      "ancestral" (default), "ddpm", "ddim", "euler" or "heun".
 
     Noise levels are inside the range of the denoiser: DDRM goes from sigma = 1 to .01; the SDE begins at t = 1, or at the largest
     level of the denoiser, and ends with x̂_0. DiffPIR has levels of its own, .005 to 79.
@@ -142,7 +141,10 @@ class DeepinvSampler:
         return lambda observed, physics: chosen(observed, physics, x_init=(len(observed), *shape))
 
     def _langevin(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:
-        """The last state of a Markov chain, whose step is half of the largest stable one for |A| = 1, from alpha A^T y."""
+        """The last state of a Markov chain that starts from alpha A^T y.
+
+        Its step is half of deepinv's bound 1 / (sigma_y^-2 + sigma^-2), for |A| = 1 and a prior smoothed with sigma.
+        """
         sigma = operator.noise.sigma
         options = {"sigma": max(0.02, denoiser.range[0]), "clip": None, **self.options}
         options.setdefault("step_size", 0.5 / (sigma**-2 + options["sigma"] ** -2))

@@ -38,24 +38,24 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     nor on processes. The cost: the network is called with one image at a time, which leaves a GPU mostly idle. A `batch` above 1
     puts measurements by the same operator together; results of an item then depend on the items in its block.
 
-    Options
-    -------
-    sampler
-        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function", called as
-        `function(observed, operator, generator)`, and by keyword, if it has such parameters, `denoiser` and `shape`: observed, a
-        tensor (batch, ...) that may be changed; `Operator`; torch.Generator; denoiser(x, sigma), the mean of x_0 given
-        x = x_0 + sigma n, for sigma in `denoiser.range`; (channels, height, width) of x_0. It returns a tensor (batch, *shape) in
-        the units of the operator: images in [0, 1], vectors with their own values. batch is 1 by default.
-    options
-        Options of the sampler; for a function, further keyword arguments.
-    model
-        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
-    batch
-        Measurements in a call of the sampler.
-    others
-        Those of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
+    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1]. Further options are those
+    of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
 
-    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1].
+    Attributes
+    ----------
+    sampler : str
+        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function". The function
+        is called as `function(observed, operator, generator)`: the measurements, a tensor (batch, ...) that it may change; their
+        `Operator`; a `torch.Generator`. If it has the parameters `denoiser` or `shape`, it gets them by keyword:
+        `denoiser(x, sigma)` is the mean of x_0 given x = x_0 + sigma n, for sigma in `denoiser.range`; `shape` is (channels,
+        height, width) of x_0. It returns a tensor (batch, *shape) in the units of the operator: images in [0, 1], vectors with
+        their own values.
+    options : table
+        Options of the sampler; for a function, further keyword arguments.
+    model : str
+        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
+    batch : int
+        Measurements in a call of the sampler, 1 by default.
 
     Examples
     --------
@@ -95,7 +95,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return self.model != "exact"
 
     def chain(self, steps: int = 250) -> DiffusionModel:
-        """The model of images with so many reverse steps, for drawing originals: few steps have another law than the denoiser."""
+        """The model of images with this number of reverse steps, to draw originals.
+
+        Draws with few steps have another law than the denoiser assumes.
+        """
         if not self._calls_model:
             raise ValueError(
                 "model = 'exact': the law of the originals is not known; give a model of images, such as 'fashion_mnist'"
@@ -104,7 +107,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return DiffusionModel(model=self.model, steps=steps, **options)
 
     def _model(self) -> DiffusionModel:
-        """The model of images for its denoiser alone, with one step, which all noise schedules have."""
+        """The model of images, of which the denoiser alone is used. One step is valid with every noise schedule."""
         return self.chain(1)
 
     def undone(self, corruption: Any, source: Any) -> Any:
@@ -175,7 +178,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """The denoiser of a call; None for a sampler without one, if neither a law nor a model is known."""
         if not self._calls_model:
             if law is None and _takes_denoiser(self):
-                self.chain()  # there is none
+                self._model()  # raises ValueError
             return None if law is None else _LawDenoiser(law)
         import torch
 
@@ -186,7 +189,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        """Calls of the denoiser, counted in a draw for an original with a denoiser that gives 0.5."""
+        """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
         streams, counter = Streams(0, np.arange(1), noise), _Counter()
         noisy = corruption.observe(block, noise, streams)

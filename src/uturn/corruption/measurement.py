@@ -23,9 +23,9 @@ from uturn.corruption.named_operators import NAMED
 from uturn.corruption.operators import GaussianNoise, Operator, PoissonNoise, generator_of
 
 _OF_NOISE = {"sigma": "sigma of the measurement", "gain": "gain of the Poisson noise"}
-_OPERATOR = 2**63 + 20  # sub-stream of a measurement, for the operator that is drawn
+_OPERATOR = 2**63 + 20  # sub-stream of a measurement from which its operator is drawn
 _SIGMA = 0.05  # standard deviation of the noise of operators by name, in their units
-_MOST_BITS = 4096  # largest dimension of a field for which the information is computed
+_LARGEST = 4096  # dimension of a field up to which the information is computed
 
 
 class Measurement(Spec, Corruption):
@@ -199,7 +199,7 @@ class Measurement(Spec, Corruption):
             for operator in operators:
                 operator.clean(np.zeros((1, *shape)))
             known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
-            if key is not None or law is None or law.num_modes > 1 or law.dimension > _MOST_BITS or not all(known):
+            if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}
             bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bit"})}

@@ -93,7 +93,7 @@ def fourier(
     """Hides a share of the Fourier coefficients of a real image: lines of k-space, or points, drawn at random.
 
     The share `centre` of the lowest frequencies is hidden last. k and -k are hidden together, since they are complex conjugates.
-    y holds (Re F - Im F) / sqrt(pixels) at every k, which is real, and is an orthogonal transform of what is known of F.
+    y holds (Re F - Im F) / sqrt(pixels) at every k that is not hidden. It is real and determines F there, since k comes with -k.
     """
     if pattern not in ("lines", "points"):
         raise ValueError(f"pattern = {shown(pattern)}: expected 'lines' or 'points'")

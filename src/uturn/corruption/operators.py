@@ -146,7 +146,7 @@ class Operator:
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """alpha A^T y of measurements (batch, ...), float32 (batch, *shape), with alpha = |A^T y|^2 / |A A^T y|^2 for each.
 
-        This alpha brings A(alpha A^T y) nearest to y.
+        This alpha minimises |A(alpha A^T y) - y|.
         """
         import torch
 
