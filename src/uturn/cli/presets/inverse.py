@@ -181,7 +181,7 @@ class InverseOptions(ImageOptions):
 
 
 _SIGMA = 0.05
-_ADDED = {
+_ADDED: dict[str, dict[str, Any]] = {
     "images": {"observation": True},  # the page shows what was measured
     "network_layers": {"name": "classifier"},  # the probe `posterior` has a distance, too
 }

@@ -148,7 +148,7 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
 
 def _numbers(values: np.ndarray) -> Any:
     """An array as plain numbers, None where there is none."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    return np.where(np.isfinite(values), values, np.array(None)).tolist()
 
 
 def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         dims = ("item", "channel", "row", "column")
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
         shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
-    return named.merge(xr.concat(shown, "run", combine_attrs="drop"), combine_attrs="override")
+    return named.merge(xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"), combine_attrs="override")
 
 
 def overview(content: Mapping[str, Any]) -> Table:
