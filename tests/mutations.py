@@ -702,6 +702,25 @@ MUTATIONS = (
             ),
         ),
     ),
+    Mutation(
+        "energy distance counts the distance to exact draws once",
+        "uturn.paper.inverse_parts:energy",
+        "2 * _distances(x, z)",
+        "_distances(x, z)",
+        tests=(("test_inverse_figure::test_the_energy_distance_is_its_definition", {}),),
+    ),
+    Mutation(
+        "tests of a family without Holm",
+        "uturn.paper.inverse_verdicts:p_of_family",
+        " * len(FAMILY)",
+        "",
+        tests=(
+            (
+                "test_inverse_figure::test_verdicts_can_fail",
+                {"changes": {"p": {"ΠGDM": 3e-3}}, "failing": {"far"}},
+            ),
+        ),
+    ),
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",
