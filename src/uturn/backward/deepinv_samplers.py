@@ -101,7 +101,7 @@ class DeepinvSampler:
             return physics
         if not operator.is_linear:
             return module.Physics(A=operator.forward, noise_model=noise_model)
-        if operator.hidden is not None and tuple(observed.shape[1:]) == shape:  # the others are as they are: a mask
+        if operator.hidden is not None and tuple(observed.shape[1:]) == shape:  # a mask
             seen = observed.new_ones(shape) * observed.new_tensor(~operator.hidden)
             return module.Inpainting(shape, mask=seen, noise_model=noise_model)
         adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
@@ -127,7 +127,7 @@ class DeepinvSampler:
         low, high = 2 * denoiser.range[0], 2 * denoiser.range[1]  # the state of the SDE is in [-1, 1]
         if schedule == "ve":
             sde = sampling.VarianceExplodingDiffusion(alpha=alpha, sigma_min=max(0.01, low), sigma_max=min(80.0, high))
-            times = np.linspace(1, 0, self.steps)  # and a call at the end
+            times = np.linspace(1, 0, self.steps)  # the denoiser is called once more at the end
         else:
             sde = sampling.VariancePreservingDiffusion(alpha=alpha)
             first = min(1.0, _vp_time(high))

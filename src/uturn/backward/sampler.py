@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FORM = "a function (observed, operator, generator), perhaps with the parameters denoiser and shape"
 _MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
-_FAR = 10.0  # reconstructed images further outside of [0, 1] than this have another range, or diverged
+_FAR = 10.0  # distance from [0, 1] beyond which images have another range, or diverged
 
 
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
@@ -138,7 +138,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """A draw for each of some measurements by one operator, float32 (rows, channels, height, width)."""
+        """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
         import torch
 
         sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]

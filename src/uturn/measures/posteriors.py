@@ -37,10 +37,10 @@ BLIND = {
 _FAMILY = ("distance", "same_component", "log_likelihood", "log_prior")
 _BESIDE = ("reference_distance", "mean_value")
 _ESTIMATE = ("value", "low", "high")
-_CLEAR = 0.05  # p-value of a test that names the kind of an error which the family has found
-_MATTERS = 0.03  # smallest relative gap of the distance, and difference of shares, that names the kind
-_SMALL = 0.1  # largest relative gap of the distance of clones that ignore y, or are unlike the data
-_FAR = 1.5  # half-widths of its 95 % interval by which a mean differs from 0
+_CLEAR = 0.05  # p-value up to which a test counts in the choice of the kind
+_MATTERS = 0.03  # relative gap of the distance, or difference of shares, from which on it counts
+_SMALL = 0.1  # relative gap of the distance below which clones can be deaf; "unlike the data" below twice this value
+_FAR = 1.5  # a mean is shifted if it differs from 0 by more than this many half-widths of its 95 % interval
 
 
 class PosteriorTests(xr.Dataset):

@@ -27,7 +27,7 @@ _STEPS = 20  # bisections of the tail probability of a band
 
 
 def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
-    """Test whether the original ranks uniformly among its clones, and the shape of its ranks.
+    """Test whether the rank of an original among its clones is uniform, for readings of one datum.
 
     The rank of an item is the number of clones with h(x̂_k; y) < h(x_0; y), on its trajectory 0; ties are broken at random. Its
     empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of

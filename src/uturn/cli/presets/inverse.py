@@ -12,7 +12,6 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.options import SIZES, noise_levels
-from uturn.core.imports import is_import_path
 from uturn.engine.sweep import parsed_value
 from uturn.networks.images.options import DenoiserOptions
 
@@ -90,7 +89,7 @@ class InverseOptions(ImageOptions):
     samplers: list[str] = Field(
         ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
         description="Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator, generator[, denoiser]) "
-        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR max_iter=50 zeta=0.3'.",
+        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR steps=50 zeta=0.3'.",
         examples=["deepinv:DDRM", "deepinv:DPS", "deepinv:DiffPIR"],
     )
     batch: int = Field(
@@ -167,9 +166,6 @@ class InverseOptions(ImageOptions):
         if self.noise_model is not None:
             noise["noise_model"], of_noise = named_options("noise_model", self.noise_model)
             noise |= {"noise_options": of_noise} if of_noise else {}
-        is_swept = self.swept in ("sigma", "gain") or operator == "denoising"
-        if not (noise or is_swept or is_import_path(operator)):
-            noise = {"sigma": _SIGMA}
         return {
             "type": "operator",
             "operator": operator,
@@ -180,7 +176,6 @@ class InverseOptions(ImageOptions):
         }
 
 
-_SIGMA = 0.05
 _ADDED: dict[str, dict[str, Any]] = {
     "images": {"observation": True},  # the page shows what was measured
     "network_layers": {"name": "classifier"},  # the probe `posterior` has a distance, too
@@ -190,8 +185,8 @@ _ADDED: dict[str, dict[str, Any]] = {
 def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     """A name and the options behind it, as they are typed.
 
-    >>> named_options("sampler", "deepinv:DiffPIR max_iter=50 zeta=0.3")
-    ('deepinv:DiffPIR', {'max_iter': 50, 'zeta': 0.3})
+    >>> named_options("sampler", "deepinv:DiffPIR steps=50 zeta=0.3")
+    ('deepinv:DiffPIR', {'steps': 50, 'zeta': 0.3})
     """
     try:
         name, *pairs = shlex.split(text)
