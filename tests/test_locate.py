@@ -191,14 +191,15 @@ def test_another_width_measures_no_old_level_again(tmp_path):
     """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
     locate(experiment(), ROOT, 0.2, tmp_path)
     found = locate(experiment(), ROOT, 0.08, tmp_path)
-    assert found.refined.noise.values.tolist() == [*found.levels, 1.0]
+    assert list(found.runs.values())[-1].noise.values.tolist() == [*found.levels, 1.0]
     assert numbers(found) == numbers(locate(experiment(), ROOT, 0.08))
 
 
 def test_several_grammars_are_the_independent_groups(tmp_path):
     source = {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3, "grammars": 2}
     found = locate(experiment(items=8, source=source), ROOT, 0.15, tmp_path)
-    assert found.refined.sizes["item"] == 4 * len(np.unique(found.refined.grammar))
+    last = list(found.runs.values())[-1]
+    assert last.sizes["item"] == 4 * len(np.unique(last.grammar))
     assert found.place.low < found.place.value < found.place.high
 
 
@@ -238,6 +239,24 @@ def test_calls_are_fewer_than_those_of_even_levels():
     """Ten even levels have 5.5 calls an original, and need about 210 originals for a width of .05 (`benchmarks/locate.py`)."""
     calls = [search(simulated(falling(0.57, 0.08), seed), GRID, 0.05).calls for seed in range(40)]
     assert np.mean(calls) < 210 * 5.5 / 2.5
+
+
+def test_levels_move_to_a_place_that_the_pilot_has_missed():
+    """The pilot sees a place at .4, and the other readings fall at .6."""
+    drawn = {True: simulated(falling(0.4, 0.08), 1), False: simulated(falling(0.6, 0.08), 2)}
+    seen = []
+
+    def measure(stage, levels, items):
+        seen.append((stage, list(levels), items))
+        return drawn[stage == "pilot"](stage, levels, items)
+
+    found = search(measure, GRID, 0.05)
+    pairs = list(dict.fromkeys(stage for stage, levels, _ in seen[1:] if len(levels) == 2))
+    assert len(pairs) > 1
+    assert len(found.levels) == 1
+    assert abs(found.levels[0] - 0.6) < 0.05
+    assert found.reached
+    assert found.calls < 300
 
 
 def test_another_share_is_another_place():
@@ -302,8 +321,8 @@ def test_a_width_that_the_originals_do_not_reach():
 
 
 def test_forecasts_are_near_the_truth(tmp_path):
-    words, pilot, refined = forecast(experiment(), ROOT, 0.05)
+    words, (pilot, around, at_place) = forecast(experiment(), ROOT, 0.05)
     assert words.startswith("assumed")
-    assert (pilot.items, len(pilot.noise), len(refined.noise)) == (16, 4, 2)
-    at = [search(simulated(falling(0.55, 0.08, 0.0), seed, chance=0.0), GRID, 0.05).items for seed in range(20)]
-    assert refined.items == pytest.approx(np.mean(at), rel=0.35)
+    assert (pilot.items, len(pilot.noise), len(around.noise), len(at_place.noise)) == (16, 4, 2, 1)
+    calls = [search(simulated(falling(0.55, 0.08, 0.0), seed, chance=0.0), GRID, 0.05).calls for seed in range(20)]
+    assert sum(part.items * sum(part.noise) for part in (pilot, around, at_place)) == pytest.approx(np.mean(calls), rel=0.35)

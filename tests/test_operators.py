@@ -223,7 +223,8 @@ def test_noise_and_sensor_of_a_physics(monkeypatch):
     def operator(name, **options):
         return measured(FIELD, Measurement(operator=f"{__name__}:{name}", **options), 0.5)[1].operators[0]
 
-    assert operator("plain").noise == PoissonNoise(pytest.approx(0.1))
+    assert isinstance(operator("plain").noise, PoissonNoise)
+    assert operator("plain").noise.gain == pytest.approx(0.1)
     assert operator("plain").hidden.any()
     assert operator("plain", sigma=0.2).noise == GaussianNoise(0.2)
     assert operator("plain", swept="sigma", options={"strength": 1}).physics.noise_model.sigma == 0.5
@@ -289,8 +290,9 @@ def test_centre_scale_and_exponent_of_vectors():
 # -- one's own, and whole runs ----------------------------------------------------------------------------------------
 
 OWN = """
+import numpy
 import torch
-from uturn.corruption import Operator
+from uturn.corruption import Operator, OtherNoise, PoissonNoise
 
 def every_second(strength, shape):
     "Sees every second pixel, with noise of this strength."
@@ -317,6 +319,19 @@ def fails(strength, shape): raise KeyError("mask")
 def fails_later(strength, shape): return Operator(lambda x: x[9999], 0.1)
 def one_number(strength, shape): return Operator(lambda x: x.sum(), 0.1)
 def infinite(strength, shape): return Operator(lambda x: x / 0, 0.1)
+def beside(strength, shape): return Operator(lambda x: x - x.mean(0, keepdim=True), 0.1)
+def by_chance(strength, shape):
+    seen = torch.rand(shape) > strength
+    return Operator(lambda x: seen * x, 0.1)
+def own_noise(strength, shape): return Operator(lambda x: x, OtherNoise(lambda y, generator: y + numpy.random.randn(*y.shape)))
+def cut_noise(strength, shape): return Operator(lambda x: x, OtherNoise(lambda y, generator: y[..., :2]))
+def negative(strength, shape): return Operator(lambda x: x, -0.1)
+def no_gain(strength, shape): return Operator(lambda x: x, PoissonNoise(0.0))
+def in_place(strength, shape): return Operator(lambda x: x.mul_(2), 0.1)
+def of_numpy(strength, shape): return Operator(lambda x: torch.from_numpy(2 * x.detach().numpy()), 0.1)
+def hides_nothing(strength, shape): return Operator(lambda x: x, 0.1, hidden=numpy.ones(shape))
+def hides_others(strength, shape): return Operator(lambda x: x, 0.1, hidden=numpy.ones((3, 5)))
+def measures_others(strength, shape): return Operator(lambda x: x, 0.1, measured=numpy.ones((3, 5)))
 def ragged(strength, shape, generator):
     count = int(generator.integers(1, 5))
     return Operator(lambda x: x.reshape(len(x), -1)[:, :count], 0.1)
@@ -406,16 +421,47 @@ type = "scales"
         ("nothing", "it gives None; expected a uturn.corruption.Operator or a physics of deepinv"),
         ("fails", r"KeyError: 'mask' \(my_operators.py, line \d+\)"),
         ("fails_later", r"IndexError: .*\(my_operators.py, line \d+\)"),
-        ("one_number", r"A\(x\) of 1 data is a tensor of shape \(\), torch.float32; expected a tensor \(1, ..\)"),
+        ("one_number", r"A\(x\) of 2 data is a tensor of shape \(\), torch.float32; expected a tensor \(2, ..\)"),
         ("infinite", r"A\(x\) has NaN or infinity"),
+        ("beside", r"A\(x\) of a datum differs if another datum stands beside it"),
+        ("by_chance", "y of a datum differs from call to call; expected random numbers from the given `generator` alone"),
+        ("own_noise", "y of a datum differs from call to call"),
+        ("cut_noise", r"noisy\(A\(x\)\) has shape \(1, 1, 2\), or NaN or infinity; expected finite numbers \(1, 1, 16\)"),
+        ("negative", "sigma = -0.1: expected a number >= 0"),
+        ("no_gain", "gain = 0.0: expected a number > 0"),
+        ("in_place", r"A\(x\) has no derivative \(.*in-place.*\); write it with functions of torch, not in place"),
+        ("of_numpy", r"A\(x\) has no derivative \("),
+        ("hides_nothing", r"A\(x\) depends on values that are `hidden`"),
+        ("hides_others", r"hidden has shape \(3, 5\); expected \(1, 1, 16\)"),
+        ("measures_others", r"measured has shape \(3, 5\); expected that of y, \(1, 1, 16\)"),
         ("ragged", r"measurements have shapes \(1,\) and \(2,\); expected the same for all data"),
         ("unheard", "cannot be imported .*expected "),
     ],
 )
 def test_mistakes_of_own_operators_are_one_line(own, operator, message):
     with pytest.raises(ValueError, match=rf"^corruption.operator = 'my_operators:{operator}'.*{message}") as error:
-        ut.run(ut.Experiment.from_dict(spec(f"my_operators:{operator}", [0.5])))
+        ut.run(ut.Experiment.from_dict(spec(f"my_operators:{operator}", [0.5])), own / "store")
     assert "\n" not in str(error.value)
+    assert operator == "ragged" or not (own / "store").exists()
+
+
+def test_masks_of_numbers_are_masks():
+    """Not places of values."""
+    mask = np.arange(16).reshape(1, 4, 4) % 2
+    operator = Operator(lambda x: x * torch.from_numpy(1 - mask), 0.1, hidden=mask, measured=1 - mask)
+    assert operator.matrix((1, 4, 4)).shape == (8, 16)
+    assert operator.hidden.dtype == bool
+
+
+def test_a_reference_does_not_depend_on_the_number_of_measurements():
+    """Bit for bit."""
+    rng = np.random.default_rng(0)
+    H = torch.from_numpy(rng.normal(size=(7, 64)).astype(np.float32))
+    operator = Operator(lambda x: x.reshape(len(x), -1) @ H.T, 0.1)
+    observed = rng.normal(size=(9, 7)).astype(np.float32)
+    together = operator.back_projection(observed, (1, 8, 8))
+    alone = np.concatenate([operator.back_projection(y[None], (1, 8, 8)) for y in observed])
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +477,8 @@ def test_posteriors_without_a_formula_are_refused(own, operator, options, messag
     if operator == "boxes":
         pytest.importorskip("deepinv")
     with pytest.raises(ValueError, match=message):
-        ut.run(ut.Experiment.from_dict(spec(operator, [0.5], items=4, **options)))
+        ut.run(ut.Experiment.from_dict(spec(operator, [0.5], items=4, **options)), own / "store")
+    assert not (own / "store").exists()
 
 
 @pytest.mark.parametrize(
@@ -459,7 +506,12 @@ def test_options_that_do_not_fit(table, message):
         ({"operator": "boxes", "options": {"place": "left"}}, 0.5, "place = 'left': expected 'centre' or 'random'"),
         ({"operator": "inpainting", "options": {"mask": [[1, 0]]}}, 0.1, r"mask has shape \(1, 2\); expected \(8, 8\) or"),
         ({"operator": "boxes", "swept": "gain", "options": {"hidden": 0.2}}, 0.0, "gain = 0: expected a noise level above 0"),
-        ({"operator": "deepinv:Blurr", "swept": "x"}, 0.1, "expected a Physics of deepinv.physics, such as 'deepinv:BlurFFT'"),
+        (
+            {"operator": "deepinv:Blurr", "swept": "x"},
+            0.1,
+            "'deepinv:Blurr' is no Physics of deepinv.physics; expected one, such as 'deepinv:BlurFFT'",
+        ),
+        ({"operator": "deepinv:Downsampling", "swept": "factr"}, 2.0, "Downsampling has no option 'factr'; expected some of "),
         ({"operator": "deepinv:MRI", "swept": "sigma"}, 0.1, "corruption.operator = 'deepinv:MRI': "),
     ],
 )

@@ -46,6 +46,14 @@ def half(strength, shape):
     return Operator(lambda x: x * seen, noise=strength, hidden=hidden)
 
 
+def shifted(strength, shape):
+    return Operator(lambda x: x.roll(1, 3), strength)
+
+
+def square(strength, shape):
+    return Operator(torch.square, strength, is_linear=False)
+
+
 def guided(observed, operator, generator, denoiser, shape, steps=30):
     """Reverse diffusion; the gradient of the squared residual of x_0, over its variance at this noise, guides it (DPS)."""
     low, high = max(denoiser.range[0], 0.01), min(denoiser.range[1], 2.0)
@@ -324,6 +332,7 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
     ("value", "words"),
     [
         (torch.zeros(1, 4, 4), r"gives \(1, 4, 4\) for item 0, noise 0.5; expected a tensor \(1, 1, 4, 4\)"),
+        (torch.zeros(1, *SHAPE) * 1j, r"gives \(1, 1, 4, 4\), complex for item 0, .* of real numbers"),
         (np.zeros((1, 1, 4, 4)), "gives ndarray for item 0, noise 0.5; expected a tensor"),
         (torch.full((1, *SHAPE), torch.nan), "gives NaN or infinity for item 0, noise 0.5"),
         (
@@ -350,6 +359,10 @@ def test_images_of_another_range_are_refused(folder):
     ("backward", "words"),
     [
         ({"sampler": "deepinv:Gibbs"}, "sampler = 'deepinv:Gibbs': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or"),
+        (
+            {"options": {"zeta": 1}},
+            "guided', options: got an unexpected keyword argument 'zeta'; expected a function .observed, ",
+        ),
         ({"sampler": "DDRM"}, "sampler = 'DDRM': expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'"),
         ({"sampler": "nowhere:f"}, "sampler = 'nowhere:f' cannot be imported"),
         ({"sampler": "deepinv:DDRM", "options": {"zeta": 1}}, "options.zeta: DDRM takes steps, eps, eta, etab, sigmas"),
@@ -386,6 +399,33 @@ def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
     pytest.importorskip("deepinv")
     with pytest.raises(ValueError, match=words):
         draws(f"deepinv:{name}", measured(1, operator=operator))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "operator", "words"),
+    [
+        ("deepinv:DDRM", "shifted", "sampler = 'deepinv:DDRM': it needs the singular value decomposition"),
+        ("deepinv:PiGDM", "square", "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("deepinv:DiffPIR", "half", r"sampler = 'deepinv:DiffPIR' clips to \[0, 1\]"),
+    ],
+)
+def test_they_are_refused_before_a_store_is_made(sampler, operator, words, tmp_path):
+    pytest.importorskip("deepinv")
+    table = {**own(sampler=sampler).to_dict(), "corruption": {**own().corruption, "operator": f"{__name__}:{operator}"}}
+    with pytest.raises(ValueError, match=words) as error:
+        ut.run(ut.Experiment.from_dict(table), tmp_path / "store")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_mask_that_also_scales_is_no_mask():
+    """Its physics is its own A, not that of the mask of hidden values."""
+    pytest.importorskip("deepinv")
+    mask = half(SIGMA, SHAPE)
+    double = replace(mask, forward=lambda x: 2 * mask.forward(x))
+    sampler, x = DeepinvSampler("DPS", {}), torch.rand(1, *SHAPE)
+    for operator in (mask, double):
+        assert torch.equal(sampler.checked_physics(x, operator, SHAPE).A(x), operator.forward(x))
 
 
 def test_dps_takes_non_linear_operators_and_unknown_noise():

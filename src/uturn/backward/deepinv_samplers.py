@@ -68,8 +68,8 @@ class DeepinvSampler:
         if unknown:
             raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
 
-    def check(self, operator: Any) -> None:
-        """ValueError if the sampler cannot be used with an operator."""
+    def checked_physics(self, observed: Any, operator: Any, shape: tuple[int, ...]) -> Any:
+        """The operator as a physics of deepinv; ValueError if the sampler cannot be used with it."""
         noise = operator.noise
         if self.name in _LINEAR and not operator.is_linear:
             raise ValueError("it needs a linear operator, and this one is not; take DPS")
@@ -78,16 +78,17 @@ class DeepinvSampler:
             raise ValueError(
                 f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS with guidance = 'norm'"
             )
-
-    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
-        self.check(operator)
         physics = self._physics(operator, observed, shape)
         if self.name == "DDRM" and not isinstance(physics, self.deepinv.physics.DecomposablePhysics):
             raise ValueError(
                 "it needs the singular value decomposition of the operator: a mask, an operator by name, or a decomposable "
                 "physics of deepinv (BlurFFT, MRI, ..); take DiffPIR, DPS or PiGDM"
             )
+        return physics
+
+    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
+        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
+        physics = self.checked_physics(observed, operator, shape)
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
         return make(denoiser, operator, generator, shape)(observed, physics)
@@ -101,9 +102,11 @@ class DeepinvSampler:
             return physics
         if not operator.is_linear:
             return module.Physics(A=operator.forward, noise_model=noise_model)
-        if operator.hidden is not None and tuple(observed.shape[1:]) == shape:  # a mask
+        if operator.hidden is not None and tuple(observed.shape[1:]) == shape:
             seen = observed.new_ones(shape) * observed.new_tensor(~operator.hidden)
-            return module.Inpainting(shape, mask=seen, noise_model=noise_model)
+            x = observed.new_tensor(np.linspace(1, 2, seen.numel())).reshape(1, *shape)
+            if operator.forward(x).equal(seen * x):  # a mask, which has a singular value decomposition
+                return module.Inpainting(shape, mask=seen, noise_model=noise_model)
         adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
         return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=noise_model, img_size=shape)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Streams
 
@@ -26,3 +28,12 @@ class ExactPosterior(Spec, Backward):
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> Any:
         return noisy.posterior_draws(streams, clones)
+
+    def missing(self, experiment: Any) -> dict[str, str]:
+        """Nothing; ValueError if a measurement has no exact posterior."""
+        source, corruption = experiment.parts.source, experiment.parts.corruption
+        if corruption.process == "operator":
+            block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))
+            for noise in experiment.noise:
+                corruption.observe(block, noise, Streams(experiment.seed, block.items, noise)).posterior(0)
+        return {}

@@ -125,7 +125,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
-        self._check_range(noisy.law)
+        self._check_range(noisy.law, _sampler(self))
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
         labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
@@ -137,6 +137,20 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
+    def missing(self, experiment: Any) -> dict[str, str]:
+        """Nothing; ValueError if a sampler of deepinv cannot be used with the measurements of a noise level."""
+        import torch
+
+        sampler, source, corruption = _sampler(self), experiment.parts.source, experiment.parts.corruption
+        if isinstance(sampler, DeepinvSampler):
+            block = next(iter(source.blank().blocks(np.arange(1), experiment.seed, 1)))
+            for noise in experiment.noise:
+                noisy = corruption.observe(block, noise, Streams(experiment.seed, np.arange(1), noise))
+                self._check_range(noisy.law, sampler)
+                with errors_named(f"sampler = {self.sampler!r}", None):
+                    sampler.checked_physics(torch.from_numpy(noisy.values), noisy.operators[0], tuple(noisy.shape))
+        return {}
+
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
         """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
         import torch
@@ -146,9 +160,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
-        if not isinstance(values, torch.Tensor) or tuple(values.shape) != (len(rows), *noisy.shape):
-            given = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)}")
+        is_tensor = isinstance(values, torch.Tensor)
+        if not is_tensor or values.is_complex() or tuple(values.shape) != (len(rows), *noisy.shape):
+            given = f"{tuple(values.shape)}{', complex' * values.is_complex()}" if is_tensor else type(values).__name__
+            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)} of real numbers")
         draws = values.detach().cpu().float().numpy()
         if not np.isfinite(draws).all():
             raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
@@ -161,12 +176,11 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             )
         return draws.clip(0, 1)
 
-    def _check_range(self, law: Any) -> None:
+    def _check_range(self, law: Any, sampler: Any) -> None:
         """ValueError if more than 1 % of the values of a law of vectors are outside of the range to which the sampler clips."""
-        clips = getattr(_sampler(self), "clips", None)
-        if law is None or clips is None:
+        if law is None or not isinstance(sampler, DeepinvSampler) or sampler.clips is None:
             return
-        low, high = clips
+        low, high = sampler.clips
         share = law.share_outside(low, high)
         if share > _MOST_OUTSIDE:
             raise ValueError(
@@ -252,11 +266,16 @@ def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
     if spec.sampler.startswith(DEEPINV):
         return DeepinvSampler(spec.sampler.removeprefix(DEEPINV), spec.options)
     function = _function(spec.sampler)
-    takes = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    named = {name: None for name in ("denoiser", "shape") if name in signature.parameters}
+    try:
+        signature.bind(None, None, None, **named, **spec.options)
+    except TypeError as error:
+        raise ValueError(f"sampler = {spec.sampler!r}, options: {error}; expected {_FORM}, and the options") from None
 
     def own(observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        more = {name: value for name, value in (("denoiser", denoiser), ("shape", shape)) if name in takes}
-        return function(observed, operator, generator, **more, **spec.options)
+        more = {"denoiser": denoiser, "shape": shape}
+        return function(observed, operator, generator, **{name: more[name] for name in named}, **spec.options)
 
     return own
 

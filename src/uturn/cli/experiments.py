@@ -214,9 +214,9 @@ def _plan_until(
     from uturn.studies.locate import forecast
 
     reading = checked_reading(reading)
-    words, *experiments = forecast(experiment, reading, width, store, share=share)
+    words, experiments = forecast(experiment, reading, width, store, share=share)
     console().print(words)
-    for name, part in zip(("pilot", "around the place"), experiments, strict=True):
+    for name, part in zip(("pilot", "around the place", "at the place"), experiments, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = f"{store.rstrip('/')}/pilot.zarr" if store is not None and name == "pilot" else None

@@ -31,7 +31,7 @@ def checked_reading(reading: str | None) -> str:
 def locate_into(
     folder: str, experiment: Experiment, running: Running, width: float, reading: str, share: float, out: str | None
 ) -> None:
-    """Locate a place with two stores in a folder, and study both runs into `out`; exit code 1 if the width is not reached."""
+    """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if the width is not reached."""
     from uturn.studies.locate import locate
 
     if running.shard != "1/1" or not running.resume:
@@ -58,7 +58,7 @@ def locate_into(
     for line in location.lines():
         console().print(line)
     if out is None:
-        say_next(run=("study", *(inside(folder, name) for name in location.stores)))
+        say_next(run=("study", *(inside(folder, f"{name}.zarr") for name in location.runs)))
     else:
         _write(location, out)
     if not location.reached:
@@ -66,12 +66,11 @@ def locate_into(
 
 
 def _write(location: Location, out: str) -> None:
-    """Study both runs into a folder, with the place in `located.json`."""
+    """Study the runs into a folder, with the place in `located.json`."""
     from uturn.pages.results import write_study, written
     from uturn.store.outputs import output_folder
 
-    runs = {"pilot": location.pilot, **({} if location.refined is None else {"around the place": location.refined})}
-    write_study(runs if len(runs) > 1 else location.pilot, out)
+    write_study(location.runs if len(location.runs) > 1 else location.runs["pilot"], out)
     keys = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark")
     numbers = {key: getattr(location, key) for key in keys}
     numbers |= {"axes": {name: list(estimate) for name, estimate in location.axes.items()}}

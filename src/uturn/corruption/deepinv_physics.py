@@ -34,8 +34,15 @@ def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) 
     """
     import torch
 
-    cls = _class_of_deepinv(name, "corruption.operator", "Physics", "BlurFFT")
+    cls = _class_of_deepinv(name, "Physics", "BlurFFT")
     taken = inspect.signature(cls.__init__).parameters
+    # Parents' options: classes swallow unknown ones.
+    known_names = {option for parent in cls.__mro__ for option in inspect.signature(parent.__init__).parameters}
+    unknown = [option for option in options if option not in known_names]
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; expected some of {sorted(known_names - {'self', 'args', 'kwargs'})}"
+        )
     # Without `rng`, deepinv draws from generators of its own, with a constant seed.
     known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
     filled = {option: value for option, value in known.items() if option in taken and option not in options}
@@ -46,7 +53,7 @@ def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) 
 
 def noise_by_name(name: str, options: dict[str, Any]) -> Any:
     """The noise model `deepinv.physics.NAME` with options."""
-    return _class_of_deepinv(name, "corruption.noise_model", "NoiseModel", "LaplaceNoise")(**options)
+    return _class_of_deepinv(name, "NoiseModel", "LaplaceNoise")(**options)
 
 
 def of_physics(physics: Any, shape: Shape) -> Operator:
@@ -127,12 +134,11 @@ def _draws_of(noisy: Any) -> OtherNoise:
     return OtherNoise(draw)
 
 
-def _class_of_deepinv(name: str, option: str, parent: str, example: str) -> Any:
-    where = f"{option} = 'deepinv:{name}'"
-    physics = deepinv(where).physics
+def _class_of_deepinv(name: str, parent: str, example: str) -> Any:
+    physics = deepinv(f"'deepinv:{name}'").physics
     cls = getattr(physics, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
-        raise ValueError(f"{where}: expected a {parent} of deepinv.physics, such as 'deepinv:{example}'")
+        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one, such as 'deepinv:{example}'")
     return cls
 
 

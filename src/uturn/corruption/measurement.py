@@ -196,8 +196,10 @@ class Measurement(Spec, Corruption):
         with self._errors_named():
             key = self._key_of_level(0, 0.0)
             operators = [_shared(self, self.own_code(), float(level), shape, key) for level in noise]
-            for operator in operators:
-                operator.clean(np.zeros((1, *shape)))
+            draws = np.random.default_rng(0).random((2, *shape)) if law is None else law.sample(2).values
+            data = draws.reshape(2, *shape).astype(np.float32)
+            for operator, level in zip(operators, noise, strict=True):
+                operator.check(data, self._made(self.own_code(), float(level), shape, key))
             known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
             if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import one_line, shown
 from uturn.core.random import NOISE, normals, streams
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ class GaussianNoise:
     """y = A(x) + sigma n, n standard normal."""
 
     sigma: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < np.inf:
+            raise ValueError(f"sigma = {self.sigma}: expected a number >= 0")
 
     @property
     def is_known(self) -> bool:
@@ -42,6 +46,10 @@ class PoissonNoise:
 
     gain: float
     is_known = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain < np.inf:
+            raise ValueError(f"gain = {self.gain}: expected a number > 0")
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
         """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""
@@ -98,6 +106,9 @@ class Operator:
     def __post_init__(self) -> None:
         if not hasattr(self.noise, "draw"):
             object.__setattr__(self, "noise", GaussianNoise(float(self.noise)))
+        for name in ("hidden", "measured"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), bool))
 
     def clean(self, data: np.ndarray) -> np.ndarray:
         """A(x) of data (batch, channels, height, width), float32 (batch, ...).
@@ -121,8 +132,36 @@ class Operator:
 
     def measure(self, datum: np.ndarray, key: np.ndarray) -> np.ndarray:
         """y of one datum (channels, height, width), float32 (...), with the noise of the random stream `key`, uint64 (1,)."""
-        noisy = self.noise.draw(self.clean(datum[None])[0], key)
+        clean = self.clean(datum[None])[0]
+        noisy = self.noise.draw(clean, key)
+        if noisy.shape != clean.shape or not np.isfinite(noisy).all():
+            raise ValueError(f"noisy(A(x)) has shape {noisy.shape}, or NaN or infinity; expected finite numbers {clean.shape}")
         return noisy if self.measured is None else np.where(self.measured, noisy, np.float32(0))
+
+    def check(self, data: np.ndarray, again: Operator) -> None:
+        """ValueError if it does not fit data (2, channels, height, width), or differs from the same operator made `again`."""
+        clean, alone = self.clean(data), self.clean(data[:1])
+        if not _is_close(clean[:1], alone):
+            raise ValueError("A(x) of a datum differs if another datum stands beside it; expected A of each datum alone")
+        shape = data.shape[1:]
+        if self.measured is not None and self.measured.shape != clean.shape[1:]:
+            raise ValueError(f"measured has shape {self.measured.shape}; expected that of y, {clean.shape[1:]}")
+        key = np.zeros(1, np.uint64)
+        if not _is_close(self.measure(data[0], key), again.measure(data[0], key)):
+            raise ValueError(
+                "y of a datum differs from call to call; expected random numbers from the given `generator` alone (a parameter "
+                "of the function, and of the noise)"
+            )
+        if self.hidden is not None and not _broadcasts(self.hidden.shape, shape):
+            raise ValueError(f"hidden has shape {self.hidden.shape}; expected {shape}")
+        if self.hidden is not None and not _is_close(self.clean(np.where(self.hidden, data[::-1], data)), clean):
+            raise ValueError("A(x) depends on values that are `hidden`; correct `hidden`, or leave it out")
+        if self.is_linear:
+            try:
+                self.back_projection(clean, shape)
+            except RuntimeError as error:
+                reason = one_line(error)
+                raise ValueError(f"A(x) has no derivative ({reason}); write it with functions of torch, not in place") from error
 
     def vectors(self, observed: np.ndarray) -> np.ndarray:
         """The measured entries of measurements (batch, ...): (batch, measurements)."""
@@ -150,10 +189,13 @@ class Operator:
         """
         import torch
 
-        transposed = torch.func.vjp(self.forward, torch.zeros(len(observed), *shape))[1]
-        back = transposed(torch.from_numpy(np.array(observed, np.float32)))[0].detach().numpy()
-        square, again = (np.square(values.reshape(len(back), -1)).sum(1) for values in (back, self.clean(back)))
-        alpha = np.divide(square, again, out=np.zeros_like(square), where=again > 0)
+        # One row at a time, so that rounding does not depend on the number of rows.
+        transposed = torch.func.vjp(self.forward, torch.zeros(1, *shape))[1]
+        rows = torch.from_numpy(np.array(observed, np.float32)).split(1)
+        back = np.concatenate([np.zeros((0, *shape), np.float32), *(transposed(row)[0].detach().numpy() for row in rows)])
+        again = np.concatenate([observed[:0], *(self.clean(row[None]) for row in back)])
+        square, of_again = (np.square(values.reshape(len(back), -1)).sum(1) for values in (back, again))
+        alpha = np.divide(square, of_again, out=np.zeros_like(square), where=of_again > 0)
         return alpha.reshape(-1, *(1 for _ in shape)) * back
 
     def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -171,6 +213,15 @@ class Operator:
         if np.abs(difference).max(initial=0) > 1e-3 * max(1e-6, np.abs(H @ x.reshape(-1)).max(initial=0)):
             raise ValueError("A(x) is not linear: it differs from H x, with H made of A(e_i); give is_linear=False")
         return H
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
+
+
+def _is_close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether arrays are equal up to rounding of float32."""
+    return a.shape == b.shape and bool(np.abs(a - b).max(initial=0) <= 1e-4 * max(1.0, float(np.abs(b).max(initial=0))))
 
 
 def generator_of(key: np.ndarray) -> np.random.Generator:

@@ -1,9 +1,9 @@
-"""Measures until a place on a curve, such as t*, is known to a wanted width: a pilot, then originals at levels around the place.
+"""Measures until a place on a curve, such as t*, is known to a width: a pilot, two levels around the place, one level at it.
 
 The curve of a reading between its start and chance is fitted by P(x) = chance + (start - chance) L(x), with the logistic function
 L(x) = 1 / (1 + exp((x - a) / w)), at the levels around the place alone. Its error is computed from the scores of the independent
 originals. A run that stops at the first interval narrower than the wanted width stops too often on one that is too narrow by
-chance (coverage .87 to .95 instead of .95), so the run stops when 1.15 times the interval is narrower, and this interval is
+chance, so the run stops when 1.15 times the interval is narrower, and this interval is
 reported (`benchmarks/locate.py`: coverage, and calls of networks against ten even levels).
 """
 
@@ -35,11 +35,18 @@ if TYPE_CHECKING:
     import xarray as xr
 
 INFLATION = 1.15  # of the interval, since its width decides when to stop
-PILOT, REFINED = "pilot", "refined"  # stages
+PILOT = "pilot"  # name of the first stage
 _CHUNK = 8  # originals in a task; numbers of originals are multiples, so that no task is measured twice
 _PILOT_ITEMS, _MOST_PILOT_ITEMS = 16, 48
 _FIRST_ITEMS = 24  # at the levels around the place before the first look at the width
-_MOST_LEVELS = 6  # around the place; most runs need two
+_MOST_LEVELS = 6  # of a stage; most need two or one
+_MOST_MOVES = 10  # to other levels; most runs need one
+_NARROWED = 2.0  # interval over the wanted width at which two levels have served; calls hardly depend on it from 1.6 to 2.5
+_KNOWN = 0.4  # error of the place over the reach up to which one level can be at the place
+_OFF_CENTRE, _ONE_OFF = (
+    0.5,
+    0.45,
+)  # distance of the place from the middle of two levels, or from one, from which others are better
 _STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
 _MOST_ITEMS = 10_000
 _UNIT = 1e-3  # distance of levels, in units of the largest
@@ -84,15 +91,14 @@ class Location:
     reached : bool
         Whether the interval is as narrow as wanted.
     items, levels : int, list of float
-        Originals, and the levels around the place. Both are 0 and empty if the pilot found no place.
+        Originals of the last run, and its levels. They are 0 and empty if the pilot found no place.
     calls : float
         Sum of the noise of all U-turns over the largest noise: with a diffusion model, U-turns from the largest noise that cost
         the same.
     remark : str
-    pilot, refined : Dataset
-        The runs; `refined` is None if the pilot found no place.
-    stores : list of str
-        Names of their stores in the folder.
+    runs : {name: Dataset}
+        The runs in the order in which they were made: "pilot", then those around the place, such as "around-0.4-0.6" and
+        "around-0.52". The store of a run is `name.zarr` in the folder.
     """
 
     reading: str
@@ -106,9 +112,7 @@ class Location:
     calls: float
     remark: str
     axes: dict[str, Estimate] = field(default_factory=dict)
-    pilot: Any = field(default=None, repr=False)
-    refined: Any = field(default=None, repr=False)
-    stores: list[str] = field(default_factory=list)
+    runs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def lines(self) -> list[str]:
         """The location as lines of text."""
@@ -138,10 +142,11 @@ def locate(
 ) -> Location:
     """Measure until the 95 % interval of a place, such as t*, is narrower than a width.
 
-    A pilot of 16 to 48 originals at four levels of the experiment finds roughly where the reading has gone half of the way from
-    its start to chance. Then originals are measured at two levels around this place, in batches, until 1.15 times the interval of
-    the place is narrower than the width. One or two levels are added if the place turns out to lie beside them. Long U-turns cost
-    most with a diffusion model, so levels far beyond the place are left out, except the largest one if chance is not known.
+    A pilot of 16 originals at four levels of the experiment finds roughly where the reading has gone half of the way from its
+    start to chance. Then originals are measured at two levels around this place, which give the slope, and at last at one level
+    at the place, in batches, until 1.15 times the interval of the place is narrower than the width. Other levels are taken if
+    the place turns out to lie beside them. Long U-turns cost most with a diffusion model, so levels far beyond the place are left
+    out, except the largest one if chance is not known.
 
     Parameters
     ----------
@@ -152,9 +157,10 @@ def locate(
     width : float
         Full width of the 95 % interval, in the unit of the noise.
     store : folder or URL, optional
-        Where the two runs are kept, ordinary stores: `pilot.zarr`, and one that is named after its levels, such as
-        `around-0.35-0.55.zarr`. The same call resumes an interrupted one, with the same numbers. Another width, reading or share
-        uses the same pilot, and the other store too if it leads to the same two levels. By default a temporary folder.
+        Where the runs are kept, ordinary stores: `pilot.zarr`, and others that are named after their levels, such as
+        `around-0.4-0.6.zarr` and `around-0.52.zarr`. The same call resumes an interrupted one, with the same numbers. Another
+        width, reading or share uses the same pilot, and another store too if it leads to the same levels. By default a temporary
+        folder.
     share : float in (0, 1)
         Share of the way; .5 is the half-life of the reading, for a class t*.
     most : int, optional
@@ -200,8 +206,7 @@ def locate(
     if math.isfinite(location.place.value):
         of = Axes(_joined([by_noise(ds) for ds in datasets.values()]))
         axes = {name: Estimate(*row) for name, row in zip(of.names, of.at(np.array(location.place)).tolist(), strict=True)}
-    stores = [runs.stores[name] for name in datasets]
-    return replace(location, reading=reading, axes=axes, stores=stores, pilot=datasets[PILOT], refined=datasets.get(REFINED))
+    return replace(location, reading=reading, axes=axes, runs=datasets)
 
 
 def _check_width(width: float) -> None:
@@ -237,22 +242,20 @@ def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
 
 
 class _Runs:
-    """The two stores of a location, and what they hold."""
+    """The stores of a location, and what they hold."""
 
     def __init__(self, experiment: Experiment, reading: str, folder: str | Path, options: dict[str, Any]) -> None:
         self.experiment, self.reading, self.folder, self.options = experiment, reading, str(folder).rstrip("/"), options
         self.datasets: dict[str, xr.Dataset] = {}
-        self.stores = {PILOT: "pilot.zarr"}
 
     def measure(self, name: str, levels: Sequence[float], items: int) -> Data:
         """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out.
 
-        The second store is named after its first two levels: a store keeps its levels, so others need another store.
+        Each stage has a store, which is named after its first levels: a store keeps its levels, so others need another store.
         """
         ds = self.datasets.get(name)
         if ds is None or ds.sizes["item"] < items or not set(levels) <= set(ds.noise.values.tolist()):
-            store = f"{self.folder}/{self.stores.setdefault(name, f'around-{levels[0]:g}-{levels[1]:g}.zarr')}"
-            ds = self.datasets[name] = self._run(store, levels, items)
+            ds = self.datasets[name] = self._run(f"{self.folder}/{name}.zarr", levels, items)
         some = by_noise(ds.isel(noise=np.isin(ds.noise.values, levels), item=slice(0, items)))
         values, start, chance = reading_of(some, self.reading)
         if math.isnan(start):
@@ -310,15 +313,16 @@ def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
 
 def forecast(
     experiment: Experiment, reading: str, width: float, store: str | Path | None = None, *, share: float = 0.5
-) -> tuple[str, Experiment, Experiment]:
-    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot and of the levels around the place.
+) -> tuple[str, list[Experiment]]:
+    """What `locate` will measure: what is assumed, in words, and the experiments of the pilot, of two levels and of one level.
 
     The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
     .55 of the largest noise, with w = .08 of it: from three quarters to one quarter over .18. The number of originals is
 
-        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over both levels,
+        n = 1.4 (2 · 1.15 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
-    where 1.4 allows for readings of an original that agree, and for levels that are not centred on the place.
+    for two levels until the interval is twice the width, and 3/4 of it for one, since these two tell the rest. 1.4 allows for
+    readings of an original that agree, for levels that are not centred on the place, and for a slope that is not known.
     """
     _check_width(width)
     _check_reading(experiment, reading)
@@ -335,21 +339,25 @@ def forecast(
         ds = runs.datasets[PILOT] = Store.open(known).dataset()
         data = runs.measure(PILOT, ds.noise.values.tolist(), ds.sizes["item"])
         pilot = sized(experiment, ds.noise.values, ds.sizes["item"])
-        place, scale, _, _ = _fitted(data, share, data.noise[data.noise > 0].tolist())
+        place, scale, *_ = _fitted(data, share, data.noise[data.noise > 0].tolist())
         if place >= largest:
             raise ValueError(f"until = {width:g}: in the pilot in {store}, {reading} has no place up to noise {largest:g}")
         words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
         anchor = largest if math.isnan(data.chance) else 0.0
-    reach = max(min(0.8 * scale, max(1.5 * width, 0.5 * scale)), step)
-    L = 1 / (1 + math.exp(reach / scale))
-    count = 1.4 * (2 * INFLATION * 1.96 / width) ** 2 * scale**2 / (2 * L * (1 - L))
-    items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
-    near = {_rounded(place + sign * reach, step, largest) for sign in (-1, 1)} | ({anchor} if anchor else set())
-    source = experiment.parts.source
-    if hasattr(source, "count") and items > source.count():
-        words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
-        items = source.count()
-    return words, pilot, sized(experiment, near, items)
+    reach = max(2 * width, 0.5 * scale, step)
+    experiments, source = [pilot], experiment.parts.source
+    for near, wanted, left in (
+        (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width, 1.0),
+        ([_rounded(place, step, largest)], width, 1 - _NARROWED**-2),
+    ):
+        L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
+        count = 1.4 * left * (2 * INFLATION * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
+        items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
+        if hasattr(source, "count") and items > source.count():
+            words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
+            items = source.count()
+        experiments.append(sized(experiment, {*near, *([anchor] if anchor else [])}, items))
+    return words, experiments
 
 
 def _pilot_levels(grid: Sequence[float]) -> list[float]:
@@ -381,17 +389,27 @@ class _Looks:
         return sum(self.costs.values())
 
 
-class Pilot(NamedTuple):
-    """Readings of the pilot, and the two levels for the originals (`near`), at the distance `reach` from the place.
+class Stage(NamedTuple):
+    """The levels to measure (`near`), two around the place or one at it; `data`: the readings of the stages before.
 
-    `beside`: levels of the pilot between these two, or close to them. `step`: smallest distance of two levels.
+    `name`: of its store. `reach`: distance of the two levels from the place. `beside`: levels of the stages before that are not
+    much farther from it, whose readings are used. `known`: 1 / interval², of the stages before, if these have enclosed the place.
+    `step`: smallest distance of two levels.
     """
 
-    data: Data
+    name: str
     near: list[float]
+    data: Data
     reach: float
     beside: list[float]
+    known: float
     step: float
+
+
+def _stage(near: list[float], data: Data, reach: float, known: float, step: float) -> Stage:
+    middle = (near[0] + near[-1]) / 2
+    beside = [level for level in data.noise.tolist() if abs(level - middle) <= 1.5 * reach + step / 2]
+    return Stage(f"around-{'-'.join(f'{level:g}' for level in near)}", near, data, reach, beside, known, step)
 
 
 def search(
@@ -407,33 +425,46 @@ def search(
     """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone.
 
     1. The pilot encloses the place between two levels, and chooses two levels around it (`_pilot`).
-    2. Originals are measured at these, and the curve is fitted (`_refined`).
-    3. If the interval is narrow enough, the search ends. Otherwise it goes back to 2, with a further level if one is needed
-       (`_level_to_add`), or else with as many originals as the width seems to need, at most twice as many as before.
+    2. Originals are measured at these, and the curve is fitted (`_fitted_place`).
+    3. If the interval is narrow enough, the search ends. Otherwise it goes back to 2: with a level between two between which the
+       curve is a step; or at other levels, if these are better (`_better`); or else with as many originals as the width seems to
+       need, at most twice as many as before.
     """
     began, look = time.monotonic(), _Looks(measure, max(grid))
-    pilot = _pilot(look, grid, width, share, most, unit, tell)
-    if isinstance(pilot, str):
+    stage = _pilot(look, grid, width, share, most, unit, tell)
+    if isinstance(stage, str):
         nothing = Estimate(math.nan, math.nan, math.nan)
-        return Location("", share, nothing, math.nan, width, False, 0, [], look.calls(), pilot)
-    near, items = pilot.near, min(_FIRST_ITEMS, most)
+        return Location("", share, nothing, math.nan, width, False, 0, [], look.calls(), stage)
+    items, moves = min(_FIRST_ITEMS, most), 0
     while True:
-        fit, interval, steep = _refined(look(REFINED, near, items), pilot, near, share)
+        data, near = look(stage.name, stage.near, items), stage.near
+        fit, interval, steep = _fitted_place(data, stage, share)
         reached = interval.high - interval.low
         coarse = steep is not None and steep[1] - steep[0] >= width  # only a level between these two can narrow it
-        if reached < width and _beyond(fit, near) <= pilot.reach / 2:
+        if reached < width and _away(fit, near) <= 1.5 * stage.reach:
             break
-        added = _level_to_add(fit, pilot, near, steep if coarse else None, look.largest)
-        if added is not None:
-            near = sorted([*near, added])
+        if steep is not None and coarse:
+            middle = _rounded((steep[0] + steep[1]) / 2, stage.step, look.largest)
+            if middle in near or len(near) >= _MOST_LEVELS:
+                break
+            stage = stage._replace(near=sorted([*near, middle]))
             continue
-        if coarse or items >= most:
+        if items >= most:
             break
-        expected = items * (reached / width) ** 2
+        better = _better(fit, stage, reached, width, look.largest) if moves < _MOST_MOVES else near
+        if better != near:
+            moves += 1
+            known = reached**-2 if len(better) == 1 else 0.0
+            stage = _stage(better, _together(data, stage.data), stage.reach, known, stage.step)
+            continue
+        aim = _NARROWED * width if len(near) > 1 and reached > _NARROWED * width else width
+        gained = reached**-2 - stage.known  # information from the present levels: grows as the number of originals
+        expected = items * (aim**-2 - stage.known) / gained if gained > 0 else math.inf
         more = min(expected, most) - items
         rest = max(0.0, more) * sum(near) / look.largest * (time.monotonic() - began) / look.calls()
+        at = ", ".join(f"{level:g}" for level in near)
         tell(
-            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals; {width:g} needs about "
+            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals at noise {at}; {aim:g} needs about "
             f"{max(more, _CHUNK):.0f} more, about {duration(rest)}"
         )
         items = min(math.ceil(float(np.clip(expected, items + _CHUNK, 2 * items)) / _CHUNK) * _CHUNK, most)
@@ -457,8 +488,8 @@ def _pilot(
     most: int,
     unit: Callable[[], float],
     tell: Callable[[str], None],
-) -> Pilot | str:
-    """Levels until the place lies between two that are near enough to see the fall, then originals until it is known roughly.
+) -> Stage | str:
+    """Levels until the place lies between two that are near enough to see the fall; then two levels around it.
 
     A text if there is no place: the reason.
     """
@@ -491,31 +522,31 @@ def _pilot(
         nearby = _fitted(data, share, [low, high]) if low > 0 else fit
         if low < nearby.place < high:  # farther levels bend the place if the curve is not logistic
             fit = nearby
-        # Levels beside the place: far enough to see the fall, near enough for the shape of the curve not to matter.
-        reach = min(float(np.clip(0.8 * fit.scale, 0.2 * gap, 0.5 * gap)), max(1.5 * width, 0.5 * fit.scale))
-        expected = items * (2 * INFLATION * fit.error / width) ** 2
-        enough = items * (fit.error / (0.6 * reach)) ** 2
-        allowed = min(_MOST_PILOT_ITEMS, 0.2 * expected, most)
-        wanted = int(min(math.ceil(enough / _CHUNK) * _CHUNK, allowed // _CHUNK * _CHUNK))
-        if wanted <= 1.2 * items:
-            break
-        items = wanted
-    near = sorted({_rounded(fit.place + sign * max(reach, step), step, largest) for sign in (-1, 1)})
+        break
     if fit.place <= 0:
         return f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels"
+    # As far apart as the two that enclose the place: the pilot does not know it better. Nearer for a small width, since readings
+    # at far levels bend the place if the curve is not logistic.
+    reach = max(min(gap / 2, max(2 * width, fit.scale / 2)), step)
+    near = _pair(fit.place, reach, step, largest)
     if len(near) < 2:
         return f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps"
     tell(
         f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
         f"next are {_FIRST_ITEMS} originals at noise {near[0]:g} and {near[1]:g}"
     )
-    beside = [level for level in levels if near[0] - reach / 2 <= level <= near[1] + reach / 2]
-    return Pilot(data, near, reach, beside, step)
+    return _stage(near, data, reach, 0.0, step)
 
 
-def _refined(refined: Data, pilot: Pilot, near: list[float], share: float) -> tuple[Fit, Estimate, tuple[float, float] | None]:
+def _pair(place: float, reach: float, step: float, largest: float) -> list[float]:
+    """The two levels at this distance from a place."""
+    return sorted({_rounded(place + sign * reach, step, largest) for sign in (-1, 1)})
+
+
+def _fitted_place(data: Data, stage: Stage, share: float) -> tuple[Fit, Estimate, tuple[float, float] | None]:
     """The fit at the levels around the place, and its interval (`_interval`)."""
-    joined, levels = _together(refined, pilot.data), [*near, *pilot.beside]
+    near, levels = stage.near, sorted({*stage.near, *stage.beside})
+    joined = _together(data, stage.data)
     fit = _fitted(joined, share, levels)
     if len(near) > 2 and near[0] < fit.place < near[-1]:  # farther levels would bend the place if the curve is not logistic
         k = int(np.searchsorted(near, fit.place))
@@ -523,24 +554,27 @@ def _refined(refined: Data, pilot: Pilot, near: list[float], share: float) -> tu
     return fit, *_interval(fit, levels)
 
 
-def _beyond(fit: Fit, near: Sequence[float]) -> float:
-    """Distance of the place from the levels, if it lies beyond them; negative otherwise."""
-    return max(near[0] - fit.place, fit.place - near[-1])
+def _away(fit: Fit, near: Sequence[float]) -> float:
+    """Distance of the place from the middle of the levels."""
+    return abs(fit.place - (near[0] + near[-1]) / 2)
 
 
-def _level_to_add(
-    fit: Fit, pilot: Pilot, near: Sequence[float], steep: tuple[float, float] | None, largest: float
-) -> float | None:
-    """A level between two between which the curve is too steep, or towards a place beyond all levels; None if none helps."""
-    reach, beyond = pilot.reach, _beyond(fit, near)
-    if beyond > max(reach / 2, min(fit.error, reach)):  # a place far beyond the levels is not known well: the next one is not far
-        at = float(np.clip(fit.place, near[0] - reach, near[-1] + reach)) + math.copysign(reach, fit.place - near[0])
-    elif steep is not None:
-        at = (steep[0] + steep[1]) / 2
-    else:
-        return None
-    added = _rounded(at, pilot.step, largest)
-    return None if added in near or len(near) >= _MOST_LEVELS else added
+def _better(fit: Fit, stage: Stage, reached: float, width: float, largest: float) -> list[float]:
+    """The levels for the place as it is known now; the present ones if these are good enough.
+
+    Two levels that are not centred on the place tell little about it. When two have given the slope of the curve, originals at
+    one level at the place cost least: both levels of an original together tell less than twice as much as one. The place is then
+    the level + (L there - share) / slope, so a wrong slope matters if the level is not at the place.
+    """
+    near, reach = stage.near, stage.reach
+    at = [_rounded(fit.place, stage.step, largest)]
+    if len(near) == 1:
+        return at if _away(fit, near) > _ONE_OFF * reach else near
+    if _away(fit, near) > max(_OFF_CENTRE * reach, min(fit.error, reach)):  # not if the place is hardly known
+        place = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
+        around = _pair(place, reach, stage.step, largest)
+        return around if len(around) == 2 else near
+    return at if reached < _NARROWED * width and fit.error < _KNOWN * reach else near
 
 
 def _rounded(level: float, step: float, largest: float) -> float:
@@ -550,7 +584,7 @@ def _rounded(level: float, step: float, largest: float) -> float:
 
 
 def _together(refined: Data, pilot: Data) -> Data:
-    """The readings of both runs, which have the same originals."""
+    """The readings of two stages, which have the same originals."""
     only = ~np.isin(pilot.noise, refined.noise)
     noise = np.r_[refined.noise, pilot.noise[only]]
     values = np.full((max(len(refined.values), len(pilot.values)), len(noise)), np.nan)
