@@ -207,7 +207,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return self, noise  # whose steps are not known
         return self.model_copy(update={"options": {**self.options, "steps": max(2, min(calls, sampler.steps))}}), noise
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Any]:
         """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
         return self._model().model_check(source, originals) if self._calls_model else []
 
