@@ -366,6 +366,7 @@ def test_images_of_another_range_are_refused(folder):
         ({"sampler": "DDRM"}, "sampler = 'DDRM': expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'"),
         ({"sampler": "nowhere:f"}, "sampler = 'nowhere:f' cannot be imported"),
         ({"sampler": "deepinv:DDRM", "options": {"zeta": 1}}, "options.zeta: DDRM takes steps, eps, eta, etab, sigmas"),
+        ({"sampler": "deepinv:PosteriorDiffusion", "options": {"data_fidelity": 5}}, "expected DDRM, DiffPIR, DPS, "),
         ({"sampler": "deepinv:DPS", "options": {"steps": 0}}, "options.steps = 0: expected an integer >= 2"),
         ({"sampler": "deepinv:DPS", "model": "fashion_mnist"}, "model = 'fashion_mnist': a model of images; vectors have the"),
     ],
@@ -406,12 +407,17 @@ def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
     [
         ("deepinv:DDRM", "shifted", "sampler = 'deepinv:DDRM': it needs the singular value decomposition"),
         ("deepinv:PiGDM", "square", "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("deepinv:ILVR", "half", r"sampler = 'deepinv:ILVR': options: schedule = 'x'"),
         ("deepinv:DiffPIR", "half", r"sampler = 'deepinv:DiffPIR' clips to \[0, 1\]"),
     ],
 )
 def test_they_are_refused_before_a_store_is_made(sampler, operator, words, tmp_path):
     pytest.importorskip("deepinv")
-    table = {**own(sampler=sampler).to_dict(), "corruption": {**own().corruption, "operator": f"{__name__}:{operator}"}}
+    options = {"schedule": "x"} if sampler == "deepinv:ILVR" else {}
+    table = {
+        **own(sampler=sampler, options=options).to_dict(),
+        "corruption": {**own().corruption, "operator": f"{__name__}:{operator}"},
+    }
     with pytest.raises(ValueError, match=words) as error:
         ut.run(ut.Experiment.from_dict(table), tmp_path / "store")
     assert "\n" not in str(error.value)
@@ -425,7 +431,7 @@ def test_a_mask_that_also_scales_is_no_mask():
     double = replace(mask, forward=lambda x: 2 * mask.forward(x))
     sampler, x = DeepinvSampler("DPS", {}), torch.rand(1, *SHAPE)
     for operator in (mask, double):
-        assert torch.equal(sampler.checked_physics(x, operator, SHAPE).A(x), operator.forward(x))
+        assert torch.equal(sampler._physics(operator, x, SHAPE).A(x), operator.forward(x))
 
 
 def test_dps_takes_non_linear_operators_and_unknown_noise():

@@ -46,7 +46,7 @@ class DeepinvSampler:
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.deepinv = deepinv(f"sampler = 'deepinv:{name}'")
         self.options = dict(options)
-        self.name = self.options.pop("data_fidelity", "") if name == "PosteriorDiffusion" else name
+        self.name = str(self.options.pop("data_fidelity", "")) if name == "PosteriorDiffusion" else name
         self.steps = self.options.pop("steps", STEPS.get(self.name, 100))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
             raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
@@ -68,8 +68,8 @@ class DeepinvSampler:
         if unknown:
             raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
 
-    def checked_physics(self, observed: Any, operator: Any, shape: tuple[int, ...]) -> Any:
-        """The operator as a physics of deepinv; ValueError if the sampler cannot be used with it."""
+    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
+        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
         noise = operator.noise
         if self.name in _LINEAR and not operator.is_linear:
             raise ValueError("it needs a linear operator, and this one is not; take DPS")
@@ -84,11 +84,6 @@ class DeepinvSampler:
                 "it needs the singular value decomposition of the operator: a mask, an operator by name, or a decomposable "
                 "physics of deepinv (BlurFFT, MRI, ..); take DiffPIR, DPS or PiGDM"
             )
-        return physics
-
-    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
-        physics = self.checked_physics(observed, operator, shape)
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
         return make(denoiser, operator, generator, shape)(observed, physics)

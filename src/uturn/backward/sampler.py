@@ -138,17 +138,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Nothing; ValueError if a sampler of deepinv cannot be used with the measurements of a noise level."""
-        import torch
-
-        sampler, source, corruption = _sampler(self), experiment.parts.source, experiment.parts.corruption
-        if isinstance(sampler, DeepinvSampler):
-            block = next(iter(source.blank().blocks(np.arange(1), experiment.seed, 1)))
+        """Nothing; ValueError if a sampler of deepinv cannot be used with its options and the measurements of a noise level."""
+        if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
-                noisy = corruption.observe(block, noise, Streams(experiment.seed, np.arange(1), noise))
-                self._check_range(noisy.law, sampler)
-                with errors_named(f"sampler = {self.sampler!r}", None):
-                    sampler.checked_physics(torch.from_numpy(noisy.values), noisy.operators[0], tuple(noisy.shape))
+                self.trial(2, noise)[0].network_calls(noise, experiment.parts.corruption, experiment.parts.source)
         return {}
 
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:

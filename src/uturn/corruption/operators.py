@@ -23,7 +23,7 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma < np.inf:
-            raise ValueError(f"sigma = {self.sigma}: expected a number >= 0")
+            raise ValueError(f"sigma = {self.sigma}: expected a finite number >= 0")
 
     @property
     def is_known(self) -> bool:
@@ -49,7 +49,7 @@ class PoissonNoise:
 
     def __post_init__(self) -> None:
         if not 0 < self.gain < np.inf:
-            raise ValueError(f"gain = {self.gain}: expected a number > 0")
+            raise ValueError(f"gain = {self.gain}: expected a finite number > 0")
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
         """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""

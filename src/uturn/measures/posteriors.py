@@ -123,7 +123,8 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     tests = {family: calibration(ds, some, level=level, seed=seed) for family, some in names.items() if some}
     if "posterior" not in tests:
         raise ValueError(
-            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; measure with the probe 'posterior'"
+            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; expected a run with clones >= 2, "
+            f"at least 2 items and the probe 'posterior'"
         )
     families = {family: ("reading", [family] * test.sizes["reading"]) for family, test in tests.items()}
     of_all = xr.concat([test.assign_coords(family=families[family]) for family, test in tests.items()], "reading")
