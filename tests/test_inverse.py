@@ -5,7 +5,9 @@ import json
 import re
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -23,7 +25,7 @@ from uturn.cli.presets.inverse_results import calls_of
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
 DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
 OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
-FAST = ("--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)
+FAST = ("--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)
 SMALL = ("--items", 2, "--clones", 2, "--keep", 1, *FAST)
 WRONG = '''
 
@@ -70,6 +72,12 @@ def figures():
 
 
 @pytest.fixture
+def no_live_page(monkeypatch):
+    """No page while a command runs, which reads all stores once more."""
+    monkeypatch.setattr("uturn.pages.live_page", lambda *_: nullcontext(SimpleNamespace(says=lambda *_: None)))
+
+
+@pytest.fixture
 def own(tmp_path, monkeypatch):
     """A working directory with the code of the docs."""
     (tmp_path / "own.py").write_text(OWN + WRONG)
@@ -97,13 +105,14 @@ def test_the_code_of_the_docs_is_short():
 @pytest.mark.parametrize(
     "command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2])
 )
-def test_stories_of_the_docs(own, command):
-    """Every command of the docs runs, with fewer originals, strengths and steps."""
-    samplers = [word for flag, word in itertools.pairwise(command) if flag == "--sampler"] or InverseOptions().samplers
-    *others, out = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
-    few = dict.fromkeys(f"{name.partition(' ')[0]} steps=3" for name in samplers)
-    levels = [] if "--levels" in command else ["--levels", 0.5]
-    done = uturn(*others, out, *(word for name in few for word in ("--sampler", name)), *levels, *SMALL, cwd=own)
+def test_stories_of_the_docs(own, no_live_page, command):
+    """Every command of the docs runs, with fewer originals, strengths, samplers and steps, on a model that takes no time."""
+    sampler = next((word for flag, word in itertools.pairwise(command) if flag == "--sampler"), "deepinv:DiffPIR")
+    words = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
+    out, levels = words[-1], next((word for flag, word in itertools.pairwise(words) if flag == "--levels"), "0.5")
+    done = uturn(
+        *words, "--levels", levels.partition(",")[0], "--sampler", f"{sampler.partition(' ')[0]} steps=3", *SMALL, cwd=own
+    )
     assert done.returncode == 0, done.stderr
     assert {"index.html", "inverse.json", "inverse.csv", "errors", "curves.csv"} <= {path.name for path in (own / out).iterdir()}
 
@@ -113,11 +122,11 @@ def results(tmp_path_factory, figures):
     """Two samplers on both kinds of originals: one that draws far too narrow, one that ignores the measurement."""
     folder = tmp_path_factory.mktemp("inverse")
     (folder / "own.py").write_text(OWN + WRONG)
-    options = ("--items", 12, "--clones", 3, "--levels", "0.2,0.5", "--keep", 2, "--generated-steps", 2, *FAST)
+    options = ("--items", 8, "--clones", 3, "--levels", "0.2,0.5", "--keep", 2, "--generated-steps", 2, *FAST)
     samplers = ("--sampler", "deepinv:DDRM steps=4", "--sampler", "own:prior")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        first = uturn("inverse", "--out", "out", *options, *samplers, cwd=folder)
+        first = uturn("inverse", "--out", "out", *options, *samplers[:2], cwd=folder)
         done = uturn("inverse", "--out", "out", *options, *samplers, "--data", "fashion_mnist", "--data", "generated", cwd=folder)
         sys.modules.pop("own", None)
     assert (first.returncode, done.returncode) == (0, 0), first.stderr + done.stderr
@@ -142,7 +151,7 @@ def test_the_errors_are_seen(results):
     """Other images of the data ignore the measurement; four steps of DDRM give clones that are too much alike."""
     runs = {(run["sampler"], run["data"]): run for run in json.loads((results[0] / "inverse.json").read_text())["runs"]}
     deaf = runs["own:prior", "fashion_mnist"]["tests"]
-    assert "deaf to the data" in {at["kind"] for at in deaf}  # a guess, which 12 originals may miss at one strength
+    assert "deaf to the data" in {at["kind"] for at in deaf}  # a guess, which 8 originals may miss at one strength
     for at in deaf:  # the original fits the measurement better, at every strength
         (fit,) = [of for of in at["readings"] if of["reading"] == "log_likelihood"]
         assert fit["effect"][1] > 0
@@ -217,13 +226,16 @@ def test_calls_are_counted_before_the_run():
         (["--operator", "bluur"], "operator = 'bluur': expected one of"),
         (["--operator", "blur width=2"], "width"),
         (["--operator", "deepinv:Inpainting"], "swept"),
+        (["--operator", "deepinv:Inpainting", "--swept", "share"], "Inpainting has no option 'share'"),
         (["--operator", "own:squared", "--levels", "0.1"], "linear"),
         (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
         (["--operator", "denoising", "--sigma", "0.1"], "sigma"),
         (["--operator", "'boxes"], 'operator = "\'boxes": expected a name'),
         (["--levels", "0.3,1.4"], "1.4"),
+        (["--levels", "3"], "noise = 3.0"),  # a strength, not a number of levels
         (["--sigma", "-1"], "sigma"),
         (["--clones", "1"], "clones"),
+        (["--items", "1"], "items"),
         (["--data", "no/such/folder", "--classifier", "fashion_mnist"], "no/such/folder"),
         (["--data", "fashion_mnist", "--data", "fashion_mnist"], "each once"),
         (["--size", "32"], "size = 32: goes with a folder"),
@@ -246,13 +258,24 @@ def test_without_deepinv_the_extra_is_named(own, monkeypatch):
     assert "uturn[inverse]" in done.stderr
 
 
-def test_noise_of_unknown_law_is_tested_without_its_likelihood(own):
+def test_noise_of_unknown_law_is_tested_without_its_likelihood(own, no_live_page):
     samplers = ("--sampler", "own:prior")
     done = uturn("inverse", "--operator", "own:salted", "--levels", 0.3, "--out", "out", *samplers, *SMALL, "--items", 6, cwd=own)
     assert done.returncode == 0, done.stderr
     data = json.loads((own / "out" / "inverse.json").read_text())
     assert "no test sees a sampler that ignores the measurement" in data["runs"][0]["remark"]
     assert "log_likelihood" not in [of["reading"] for of in data["runs"][0]["tests"][0]["readings"]]
+
+
+def test_levels_are_strengths(tmp_path):
+    """Those of a mask are of the noise, which has no default then; a whole number is no number of levels."""
+    np.save(tmp_path / "mask.npy", np.eye(28))
+    masked, blurred = (
+        InverseOptions(operator=operator, levels=levels).runs()[0].experiment
+        for operator, levels in ((f"inpainting mask={tmp_path / 'mask.npy'}", [0.1, 0.2]), ("blur", 2))
+    )
+    assert masked.parts.corruption.unit == "sigma of the measurement"
+    assert [*masked.noise, *blurred.noise] == [0.1, 0.2, 2.0]
 
 
 def test_names_with_options():

@@ -100,8 +100,9 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     places = {name: headline.place[studies[name].axis.values.tolist().index(axis)] for name, headline in headlines.items()}
     first = {headline.reading for headline in headlines.values()}
     if headlines:
-        ends = [choose(places, key=lambda name: places[name][0]) for choose in (min, max)]
-        section["words"] = f"t* goes from {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
+        ends = dict.fromkeys(choose(places, key=lambda name: places[name][0]) for choose in (min, max))
+        verb = "goes from" if len(ends) > 1 else "is"
+        section["words"] = f"t* {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
         rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]

@@ -17,7 +17,8 @@ class Posterior(Spec, Probe):
 
     Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum.
 
-    - `distance`: root mean square difference of the values of two data.
+    - `distance`: root mean square difference of the values of two data. It has no start, and so no half-life: hidden values
+      differ at any strength.
     - `same_component` (vectors): whether two data are of one class.
     - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known.
     - `log_prior` (vectors): log p(x) in nats.
@@ -52,7 +53,7 @@ class Posterior(Spec, Probe):
         }
         return {
             "distance": Variable(
-                dims, "RMS difference of the values", start=0, bounds=(0, None), group="distance", symmetric=True, **shared
+                dims, "RMS difference of the values", bounds=(0, None), group="distance", symmetric=True, **shared
             ),
             "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", unit="nats", group="log-density", **ranked),
             **(law if hasattr(source, "law") else {}),

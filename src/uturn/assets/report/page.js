@@ -4,6 +4,7 @@ const { sections } = JSON.parse(document.getElementById("data").textContent);
 const byId = (name) => document.getElementById(name);
 const charts = sections.flatMap((section) => section.charts || []);
 const sliding = [];          // functions that are called with the noise of the slider
+const word = sections.some((section) => section.errors) ? "strength" : "noise"; // what the slider sets; measurements have a strength
 const drawn = new Map();     // charts on the screen: {element, chart, update}
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", refresh: "1", at: "" };
@@ -251,24 +252,24 @@ function gridView(grid) {
   const updates = grid.items.map((item) => {
     const shown = image(item.images[0], ""), caption = make("span"), button = make("button", { type: "button", className: "tile" });
     button.append(make("div", { className: "pair" }, image(item.original, `${item.name}, original`), shown), caption);
-    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `noise ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name);
+    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `${word} ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name);
     const figure = (url, words) => make("figure", {}, image(url, `${item.name}, ${words}`), make("figcaption", {}, words));
     tiles.append(button);
     return (k) => {
       const kept = item.kept ? item.kept[k] : null;
-      if (item.images[k] && shown.tagName === "IMG") { shown.src = item.images[k]; shown.alt = `${item.name}, reconstructed from noise ${short(grid.noise[k])}`; }
+      if (item.images[k] && shown.tagName === "IMG") { shown.src = item.images[k]; shown.alt = `${item.name}, reconstructed from ${word} ${short(grid.noise[k])}`; }
       caption.replaceChildren(item.name, ...(kept === null ? [] : [": ", make("b", {}, kept ? "kept" : "lost")]));
       button.classList.toggle("lost", kept === false);
     };
   });
   sliding.push(() => {
     const k = nearest(noiseOf(grid.noise), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
-    at.textContent = `Original and reconstruction from noise ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
+    at.textContent = `Original and reconstruction from ${word} ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
       + ` ${counted(grid.items.length, grid.of, "originals")}` + (grid.kept < grid.of ? ` The run kept the images of ${grid.kept}.` : "")
       + (grid.kept > grid.items.length ? " They are a sample, drawn with seed 0." : "");
     updates.forEach((update) => update(k));
   });
-  return make("article", { className: "grid whole" }, make("h3", {}, "Images at the noise of the slider"), at, tiles);
+  return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), at, tiles);
 }
 
 // The kind of error of each posterior sampler at the strength of the slider.
@@ -521,7 +522,9 @@ function start() {
     const shown = views.querySelectorAll(":scope > .chart");
     if (shown.length === 1) shown[0].classList.add("whole");
   }
-  const axes = new Map([["noise", "noise, each in its own unit"]]);
+  byId("word").textContent = word[0].toUpperCase() + word.slice(1);
+  byId("bar").setAttribute("aria-label", `${word}, axis and intervals`);
+  const axes = new Map([["noise", `${word}, each in its own unit`]]);
   for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
   byId("axis").append(...[...axes].map(([value, words]) => make("option", { value }, words)));
   byId("bar").hidden = !sliding.length;

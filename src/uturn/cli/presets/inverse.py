@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.options import SIZES, noise_levels
+from uturn.cli.presets.options import SIZES
 from uturn.engine.sweep import parsed_value
 from uturn.networks.images.options import DenoiserOptions
 
@@ -71,7 +71,7 @@ class InverseOptions(ImageOptions):
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
-        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels.",
+        description="Strengths of the operator, such as the share of hidden pixels or the width of a blur in pixels: 0.5,1,2.",
     )
     sigma: float | None = Field(
         None,
@@ -104,6 +104,7 @@ class InverseOptions(ImageOptions):
     generated_steps: int = Field(
         250, ge=1, description="Steps of the chain that draws generated originals; a coarse chain has another law than its model."
     )
+    items: int = Field(40, ge=2, description="Number of originals.")
     clones: int = Field(4, ge=2, description="Reconstructions of each measurement, which the tests compare with its original.")
 
     def runs(self, originals: str | None = None) -> list[Run]:
@@ -172,7 +173,7 @@ class InverseOptions(ImageOptions):
             **({"options": options} if options else {}),
             **self._set("swept"),
             **noise,
-            "noise": self.levels if isinstance(self.levels, list) else noise_levels(self.levels),
+            "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
         }
 
 

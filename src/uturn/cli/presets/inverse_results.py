@@ -161,7 +161,7 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
         "words": " ".join(f"{run.name}: {kinds_in_words(tests[run.name])}." for run in runs),
         "caption": f"{clones} draws for each measurement of {items} originals, by {unit}. {judged}.",
         "notes": [
-            *(f"{kind}: {KINDS[kind]}" for kind in kinds),
+            *(f"{kind} means: {KINDS[kind]}" for kind in kinds),
             f"a kind of error is named where a test rejects; exact draws are rejected with a probability of {level:g} for each "
             f"family of tests. None seen is no proof: each test is blind to some errors (in the numbers with intervals)",
             *dict.fromkeys(some.attrs["remark"] for some in tests.values() if some.attrs["remark"]),
