@@ -40,18 +40,9 @@ GALLERY = "Each figure is made by a command, with verdicts that compare it with 
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
 ALSO_PUBLIC = (
-    *("cli.presets", "core.experiment", "core.u_turns", "corruption.measurement", "corruption.operators", "engine.plan"),
-    *(
-        "engine.run",
-        "engine.sweep",
-        "exact.linear",
-        "measures.posteriors",
-        "measures.ranks",
-        "measures.two_samplers",
-        "pages",
-        "pages.laboratory",
-        "studies.locate",
-    ),
+    *("backward.deepinv_samplers", "backward.sampler", "cli.presets", "core.experiment", "core.u_turns"),
+    *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.linear"),
+    *("measures.posteriors", "measures.ranks", "measures.two_samplers", "pages", "pages.laboratory", "studies.locate"),
     "studies.readings",
 )
 

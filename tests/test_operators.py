@@ -427,8 +427,8 @@ type = "scales"
         ("by_chance", "y of a datum differs from call to call; expected random numbers from the given `generator` alone"),
         ("own_noise", "y of a datum differs from call to call"),
         ("cut_noise", r"noisy\(A\(x\)\) has shape \(1, 1, 2\), or NaN or infinity; expected finite numbers \(1, 1, 16\)"),
-        ("negative", "sigma = -0.1: expected a number >= 0"),
-        ("no_gain", "gain = 0.0: expected a number > 0"),
+        ("negative", "sigma = -0.1: expected a finite number >= 0"),
+        ("no_gain", "gain = 0.0: expected a finite number > 0"),
         ("in_place", r"A\(x\) has no derivative \(.*in-place.*\); write it with functions of torch, not in place"),
         ("of_numpy", r"A\(x\) has no derivative \("),
         ("hides_nothing", r"A\(x\) depends on values that are `hidden`"),
@@ -530,6 +530,13 @@ def test_without_deepinv_the_extra_is_named(monkeypatch, own):
     with pytest.raises(ValueError, match=r"'boxes' needs deepinv .*pip install 'uturn\[inverse\]'"):
         ut.run(ut.Experiment.from_dict(spec("boxes", [0.5], items=2)))
     ut.run(ut.Experiment.from_dict(spec("my_operators:every_second", [0.5], items=2)))  # needs none
+
+
+@pytest.mark.parametrize("noise", [OtherNoise(lambda clean, generator: clean), 0.0])
+def test_a_likelihood_without_a_law_is_refused(noise):
+    operator = Operator(torch.neg, noise)
+    with pytest.raises(ValueError, match=r"log p\(y \| x\) is not known for .*Noise.*; expected Gaussian noise, sigma > 0"):
+        operator.log_likelihood(np.zeros((1, 2, 2)), np.zeros((3, 1, 2, 2)))
 
 
 def test_an_operator_with_a_number_has_gaussian_noise():

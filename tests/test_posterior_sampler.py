@@ -322,7 +322,7 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
     assert sampler.fingerprint() == of_images(folder, sampler="deepinv:DDRM", options={"steps": 3}).parts.backward.fingerprint()
     assert sampler.wants_processes
     assert sampler.chain(20).generate(keys(0, range(2))).shape == (2, 1, 8, 8)
-    assert any("cannot be judged" in str(sentence) for sentence in of_images(folder, sampler="deepinv:DDRM").model_check())
+    assert any("cannot be judged" in str(finding) for finding in of_images(folder, sampler="deepinv:DDRM").model_check())
 
 
 # -- what users do wrong -----------------------------------------------------------------------------------------------------
@@ -366,6 +366,7 @@ def test_images_of_another_range_are_refused(folder):
         ({"sampler": "DDRM"}, "sampler = 'DDRM': expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'"),
         ({"sampler": "nowhere:f"}, "sampler = 'nowhere:f' cannot be imported"),
         ({"sampler": "deepinv:DDRM", "options": {"zeta": 1}}, "options.zeta: DDRM takes steps, eps, eta, etab, sigmas"),
+        ({"sampler": "deepinv:PosteriorDiffusion", "options": {"data_fidelity": 5}}, "expected DDRM, DiffPIR, DPS, "),
         ({"sampler": "deepinv:DPS", "options": {"steps": 0}}, "options.steps = 0: expected an integer >= 2"),
         ({"sampler": "deepinv:DPS", "model": "fashion_mnist"}, "model = 'fashion_mnist': a model of images; vectors have the"),
     ],
@@ -387,6 +388,8 @@ def test_wrong_images_end_in_one_line(folder):
     ("name", "operator", "words"),
     [
         ("PiGDM", Operator(lambda x: x**2, 0.1, is_linear=False), "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("ALD", Operator(lambda x: x**2, 0.1, is_linear=False), "'deepinv:ALD': it needs a linear operator, .*; take DPS"),
+        ("ULA", Operator(lambda x: x**2, 0.1, is_linear=False), "'deepinv:ULA': it needs a linear operator, .*; take DPS"),
         ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "'deepinv:DDRM': it needs the singular value decomposition"),
         ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "needs Gaussian noise with sigma > 0, .* has PoissonNoise"),
         ("ULA", Operator(lambda x: x, 0.0), "needs Gaussian noise with sigma > 0"),
@@ -404,12 +407,17 @@ def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
     [
         ("deepinv:DDRM", "shifted", "sampler = 'deepinv:DDRM': it needs the singular value decomposition"),
         ("deepinv:PiGDM", "square", "sampler = 'deepinv:PiGDM': it needs a linear operator"),
+        ("deepinv:ILVR", "half", r"sampler = 'deepinv:ILVR': options: schedule = 'x'"),
         ("deepinv:DiffPIR", "half", r"sampler = 'deepinv:DiffPIR' clips to \[0, 1\]"),
     ],
 )
 def test_they_are_refused_before_a_store_is_made(sampler, operator, words, tmp_path):
     pytest.importorskip("deepinv")
-    table = {**own(sampler=sampler).to_dict(), "corruption": {**own().corruption, "operator": f"{__name__}:{operator}"}}
+    options = {"schedule": "x"} if sampler == "deepinv:ILVR" else {}
+    table = {
+        **own(sampler=sampler, options=options).to_dict(),
+        "corruption": {**own().corruption, "operator": f"{__name__}:{operator}"},
+    }
     with pytest.raises(ValueError, match=words) as error:
         ut.run(ut.Experiment.from_dict(table), tmp_path / "store")
     assert "\n" not in str(error.value)
@@ -423,7 +431,7 @@ def test_a_mask_that_also_scales_is_no_mask():
     double = replace(mask, forward=lambda x: 2 * mask.forward(x))
     sampler, x = DeepinvSampler("DPS", {}), torch.rand(1, *SHAPE)
     for operator in (mask, double):
-        assert torch.equal(sampler.checked_physics(x, operator, SHAPE).A(x), operator.forward(x))
+        assert torch.equal(sampler._physics(operator, x, SHAPE).A(x), operator.forward(x))
 
 
 def test_dps_takes_non_linear_operators_and_unknown_noise():
@@ -450,5 +458,5 @@ def test_a_sampler_that_clips_refuses_values_outside(name, scale):
 
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs a package that is missing .*pip install 'uturn\[inverse\]'"):
+    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs deepinv .*pip install 'uturn\[inverse\]'"):
         own(sampler="deepinv:DDRM", options={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,6 +216,20 @@ def test_the_readings_of_the_probe_are_their_definition(u_turn):
     squares = [(column[0] - column.mean()) ** 2 / column.var() for column in everything.T]
     assert readings["z_squared"][item] == pytest.approx(np.mean(squares))
     assert readings["original_log_prior"].shape == (ITEMS, 1)
+
+
+def test_coverage_counts_ties_as_broken_at_random(u_turn):
+    """Values rounded to a few levels, as those of images are: the mean stays (K - 1) / (K + 1) = .6, and is .35 without ties."""
+    turned, source = u_turn
+    rounded = turned.originals.data.round(0)
+    originals = replace(turned.originals, values=rounded)
+    draws = np.asarray(turned.reconstructions).round(0)
+    coverage = Posterior().read(UTurns(originals, turned.noisy, draws, CLONES), source)["coverage"]
+    assert abs(coverage.mean() - 0.6) < 4 * coverage.std() / np.sqrt(ITEMS)
+    hidden = turned.noisy.hidden(0)
+    assert ((rounded > draws.min(1)) & (rounded < draws.max(1)))[:, hidden].mean() == pytest.approx(0.35, abs=0.01)
+    equal = np.repeat(turned.originals.data[:, None], CLONES, axis=1)
+    assert Posterior().read(UTurns(turned.originals, turned.noisy, equal, CLONES), source)["coverage"] == pytest.approx(0.6)
 
 
 def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_path):

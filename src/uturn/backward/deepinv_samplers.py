@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from uturn.core.checks import shown
-from uturn.corruption.operators import GaussianNoise, PoissonNoise
-from uturn.networks.libraries import library
+from uturn.corruption.deepinv_physics import deepinv, noise_model_of
+from uturn.corruption.operators import GaussianNoise
 
 STEPS = {"DPS": 200, "ULA": 1000, "SKRock": 200}
 """Steps of a sampler, where they are not 100: calls of the denoiser, or steps of a Markov chain."""
@@ -24,7 +24,7 @@ _SOLVERS = {
     "heun": "HeunSolver",
 }
 _LANGEVIN = ("ULA", "SKRock")
-_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ILVR")
+_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ALD", "ScoreSDE", "ILVR", *_LANGEVIN)
 _GAUSSIAN = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", *_LANGEVIN)
 
 
@@ -34,20 +34,19 @@ class DeepinvSampler:
     NAME is a class of `deepinv.sampling` (DDRM, DiffPIR, ULA, SKRock, ..), or NAMEDataFidelity is one (DPS, PiGDM, ALD, ILVR,
     MomentMatching, ..): the sampler is then `PosteriorDiffusion` with this data fidelity. Options are those of the class, and:
 
-    steps
-        Calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock: 200).
-    schedule, alpha, solver
-        For `PosteriorDiffusion`: "vp" (default) or "ve"; the weight of the noise, 1 by default; "ancestral" (default), "ddpm",
-        "ddim", "euler" or "heun".
+    - `steps`: calls of the denoiser (100; DPS: 200), or steps of a Markov chain, whose last state is the draw (ULA: 1000, SKRock:
+      200).
+    - `schedule`, `alpha`, `solver` of `PosteriorDiffusion`: "vp" (default) or "ve"; the weight of the noise, 1 by default;
+      "ancestral" (default), "ddpm", "ddim", "euler" or "heun".
 
     Noise levels are inside the range of the denoiser: DDRM goes from sigma = 1 to .01; the SDE begins at t = 1, or at the largest
     level of the denoiser, and ends with x̂_0. DiffPIR has levels of its own, .005 to 79.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self.deepinv = library("deepinv", f"sampler = 'deepinv:{name}'", "inverse")
+        self.deepinv = deepinv(f"sampler = 'deepinv:{name}'")
         self.options = dict(options)
-        self.name = self.options.pop("data_fidelity", "") if name == "PosteriorDiffusion" else name
+        self.name = str(self.options.pop("data_fidelity", "")) if name == "PosteriorDiffusion" else name
         self.steps = self.options.pop("steps", STEPS.get(self.name, 100))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
             raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
@@ -69,50 +68,42 @@ class DeepinvSampler:
         if unknown:
             raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
 
-    def checked_physics(self, observed: Any, operator: Any, shape: tuple[int, ...]) -> Any:
-        """The operator as a physics of deepinv; ValueError if the sampler cannot be used with it."""
+    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
+        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
         noise = operator.noise
         if self.name in _LINEAR and not operator.is_linear:
-            raise ValueError("it needs a linear operator, and this one is not; take DPS or ULA")
+            raise ValueError("it needs a linear operator, and this one is not; take DPS")
         needs = self.name in _GAUSSIAN or self.options.get("guidance") == "annealed"
         if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
-            raise ValueError(f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS")
+            raise ValueError(
+                f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS with guidance = 'norm'"
+            )
         physics = self._physics(operator, observed, shape)
         if self.name == "DDRM" and not isinstance(physics, self.deepinv.physics.DecomposablePhysics):
             raise ValueError(
                 "it needs the singular value decomposition of the operator: a mask, an operator by name, or a decomposable "
                 "physics of deepinv (BlurFFT, MRI, ..); take DiffPIR, DPS or PiGDM"
             )
-        return physics
-
-    def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
-        """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
-        physics = self.checked_physics(observed, operator, shape)
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
         return make(denoiser, operator, generator, shape)(observed, physics)
 
     def _physics(self, operator: Any, observed: Any, shape: tuple[int, ...]) -> Any:
         """The operator as a physics of deepinv, with the operator's noise."""
-        module, noise = self.deepinv.physics, operator.noise
-        law: Any = module.ZeroNoise()
-        if isinstance(noise, GaussianNoise):
-            law = module.GaussianNoise(noise.sigma)
-        elif isinstance(noise, PoissonNoise):
-            law = module.PoissonNoise(noise.gain)
+        module, noise_model = self.deepinv.physics, noise_model_of(operator.noise)
         if operator.physics is not None:
             physics = copy.deepcopy(operator.physics)
-            physics.noise_model = law
+            physics.noise_model = noise_model
             return physics
         if not operator.is_linear:
-            return module.Physics(A=operator.forward, noise_model=law)
+            return module.Physics(A=operator.forward, noise_model=noise_model)
         if operator.hidden is not None and tuple(observed.shape[1:]) == shape:
             seen = observed.new_ones(shape) * observed.new_tensor(~operator.hidden)
             x = observed.new_tensor(np.linspace(1, 2, seen.numel())).reshape(1, *shape)
             if operator.forward(x).equal(seen * x):  # a mask, which has a singular value decomposition
-                return module.Inpainting(shape, mask=seen, noise_model=law)
+                return module.Inpainting(shape, mask=seen, noise_model=noise_model)
         adjoint = module.adjoint_function(operator.forward, (len(observed), *shape))
-        return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=law, img_size=shape)
+        return module.LinearPhysics(A=operator.forward, A_adjoint=adjoint, noise_model=noise_model, img_size=shape)
 
     def _ddrm(self, denoiser: Any, operator: Any, generator: Any, shape: Any) -> Any:
         low, high = denoiser.range
@@ -134,7 +125,7 @@ class DeepinvSampler:
         low, high = 2 * denoiser.range[0], 2 * denoiser.range[1]  # the state of the SDE is in [-1, 1]
         if schedule == "ve":
             sde = sampling.VarianceExplodingDiffusion(alpha=alpha, sigma_min=max(0.01, low), sigma_max=min(80.0, high))
-            times = np.linspace(1, 0, self.steps)  # and a call at the end
+            times = np.linspace(1, 0, self.steps)  # the denoiser is called once more at the end
         else:
             sde = sampling.VariancePreservingDiffusion(alpha=alpha)
             first = min(1.0, _vp_time(high))
@@ -148,7 +139,10 @@ class DeepinvSampler:
         return lambda observed, physics: chosen(observed, physics, x_init=(len(observed), *shape))
 
     def _langevin(self, denoiser: Any, operator: Any, generator: Any, shape: tuple[int, ...]) -> Any:
-        """The last state of a Markov chain, whose step is half of the largest stable one for |A| = 1, from alpha A^T y."""
+        """The last state of a Markov chain that starts from alpha A^T y.
+
+        Its step is half of deepinv's bound 1 / (sigma_y^-2 + sigma^-2), for |A| = 1 and a prior smoothed with sigma.
+        """
         sigma = operator.noise.sigma
         options = {"sigma": max(0.02, denoiser.range[0]), "clip": None, **self.options}
         options.setdefault("step_size", 0.5 / (sigma**-2 + options["sigma"] ** -2))
@@ -158,7 +152,7 @@ class DeepinvSampler:
         chain = self.cls(prior, fidelity, **{**options, **fixed})
 
         def last_state(observed: Any, physics: Any) -> Any:
-            first = observed.new_tensor(operator.back_projection(observed.numpy(), shape)) if operator.is_linear else None
+            first = observed.new_tensor(operator.back_projection(observed.numpy(), shape))
             chain.sample(observed, physics, x_init=first)
             return chain.get_chain()[-1]["x"]
 

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,20 +14,20 @@ from pydantic import Field
 
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import errors_named
+from uturn.core.checks import Finding, errors_named
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
+from uturn.corruption.deepinv_physics import DEEPINV
 from uturn.networks.images.options import DenoiserOptions
 
 if TYPE_CHECKING:
     import torch
 
 _FORM = "a function (observed, operator, generator), perhaps with the parameters denoiser and shape"
-_DEEPINV = "deepinv:"
 _MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
-_FAR = 10.0  # reconstructed images further outside of [0, 1] than this have another range, or diverged
+_FAR = 10.0  # distance from [0, 1] beyond which images have another range, or diverged
 
 
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
@@ -39,24 +38,24 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     nor on processes. The cost: the network is called with one image at a time, which leaves a GPU mostly idle. A `batch` above 1
     puts measurements by the same operator together; results of an item then depend on the items in its block.
 
-    Options
-    -------
-    sampler
-        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function", called as
-        `function(observed, operator, generator)`, and by keyword, if it has such parameters, `denoiser` and `shape`: observed, a
-        tensor (batch, ...) that may be changed; `Operator`; torch.Generator; denoiser(x, sigma), the mean of x_0 given
-        x = x_0 + sigma n, for sigma in `denoiser.range`; (channels, height, width) of x_0. It returns a tensor (batch, *shape) in
-        the units of the operator: images in [0, 1], vectors with their own values. batch is 1 by default.
-    options
-        Options of the sampler; for a function, further keyword arguments.
-    model
-        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
-    batch
-        Measurements in a call of the sampler.
-    others
-        Those of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
+    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1]. Further options are those
+    of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
 
-    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1].
+    Attributes
+    ----------
+    sampler : str
+        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function". The function
+        is called as `function(observed, operator, generator)`: the measurements, a tensor (batch, ...) that it may change; their
+        `Operator`; a `torch.Generator`. If it has the parameters `denoiser` or `shape`, it gets them by keyword:
+        `denoiser(x, sigma)` is the mean of x_0 given x = x_0 + sigma n, for sigma in `denoiser.range`; `shape` is (channels,
+        height, width) of x_0. It returns a tensor (batch, *shape) in the units of the operator: images in [0, 1], vectors with
+        their own values.
+    options : table
+        Options of the sampler; for a function, further keyword arguments.
+    model : str
+        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
+    batch : int
+        Measurements in a call of the sampler, 1 by default.
 
     Examples
     --------
@@ -96,7 +95,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return self.model != "exact"
 
     def chain(self, steps: int = 250) -> DiffusionModel:
-        """The model of images with so many reverse steps, for drawing originals: few steps have another law than the denoiser."""
+        """The model of images with this number of reverse steps, to draw originals.
+
+        Draws with few steps have another law than the denoiser assumes.
+        """
         if not self._calls_model:
             raise ValueError(
                 "model = 'exact': the law of the originals is not known; give a model of images, such as 'fashion_mnist'"
@@ -105,7 +107,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return DiffusionModel(model=self.model, steps=steps, **options)
 
     def _model(self) -> DiffusionModel:
-        """The model of images for its denoiser alone, with one step, which all noise schedules have."""
+        """The model of images, of which the denoiser alone is used. One step is valid with every noise schedule."""
         return self.chain(1)
 
     def undone(self, corruption: Any, source: Any) -> Any:
@@ -123,6 +125,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
+        self._check_range(noisy.law, _sampler(self))
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
         labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
@@ -135,26 +138,18 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Nothing; ValueError if a sampler of deepinv cannot be used with the measurements of a noise level."""
-        import torch
-
-        sampler, source, corruption = _sampler(self), experiment.parts.source, experiment.parts.corruption
-        if isinstance(sampler, DeepinvSampler):
-            block = next(iter(source.blank().blocks(np.arange(1), experiment.seed, 1)))
+        """Nothing; ValueError if a sampler of deepinv cannot be used with its options and the measurements of a noise level."""
+        if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
-                noisy = corruption.observe(block, noise, Streams(experiment.seed, np.arange(1), noise))
-                self._check_range(noisy.law, sampler)
-                with errors_named(f"sampler = {self.sampler!r}", None):
-                    sampler.checked_physics(torch.from_numpy(noisy.values), noisy.operators[0], tuple(noisy.shape))
+                self.trial(2, noise)[0].network_calls(noise, experiment.parts.corruption, experiment.parts.source)
         return {}
 
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """A draw for each of some measurements by one operator, float32 (rows, channels, height, width)."""
+        """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
         import torch
 
         sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
-        code = None if self.sampler.startswith(_DEEPINV) else _function(self.sampler)
-        self._check_range(noisy.law, sampler)
+        code = None if self.sampler.startswith(DEEPINV) else _function(self.sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
@@ -179,7 +174,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         if law is None or not isinstance(sampler, DeepinvSampler) or sampler.clips is None:
             return
         low, high = sampler.clips
-        share = _share_outside(law, low, high)
+        share = law.share_outside(low, high)
         if share > _MOST_OUTSIDE:
             raise ValueError(
                 f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the source's values are outside; "
@@ -190,7 +185,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """The denoiser of a call; None for a sampler without one, if neither a law nor a model is known."""
         if not self._calls_model:
             if law is None and _takes_denoiser(self):
-                self.chain()  # there is none
+                self._model()  # raises ValueError
             return None if law is None else _LawDenoiser(law)
         import torch
 
@@ -201,7 +196,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        """Calls of the denoiser, counted in a draw for an original with a denoiser that gives 0.5."""
+        """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
         streams, counter = Streams(0, np.arange(1), noise), _Counter()
         noisy = corruption.observe(block, noise, streams)
@@ -214,19 +209,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return self, noise  # whose steps are not known
         return self.model_copy(update={"options": {**self.options, "steps": max(2, min(calls, sampler.steps))}}), noise
 
-    def model_check(self, source: Any, originals: Sequence[Any]) -> list[str]:
-        """Faults of the model, found on some originals (`uturn.networks.model_check`), as sentences."""
+    def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
+        """Faults of the model, found on some originals (`uturn.networks.model_check`)."""
         return self._model().model_check(source, originals) if self._calls_model else []
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the model and the version of deepinv; empty without both."""
-        parts = [_version()] if self.sampler.startswith(_DEEPINV) else []
+        parts = [_version()] if self.sampler.startswith(DEEPINV) else []
         parts += [self._model().fingerprint()] if self._calls_model else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest() if parts else ""
 
     def own_code(self) -> Any:
         """The user's sampler, or that of the model."""
-        if not self.sampler.startswith(_DEEPINV):
+        if not self.sampler.startswith(DEEPINV):
             return _function(self.sampler)
         return self._model().own_code() if self._calls_model else None
 
@@ -261,8 +256,8 @@ def _seeded(key: int) -> Iterator[torch.Generator]:
 
 def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
     """The sampler, called as (observed, operator, generator, denoiser, shape)."""
-    if spec.sampler.startswith(_DEEPINV):
-        return DeepinvSampler(spec.sampler.removeprefix(_DEEPINV), spec.options)
+    if spec.sampler.startswith(DEEPINV):
+        return DeepinvSampler(spec.sampler.removeprefix(DEEPINV), spec.options)
     function = _function(spec.sampler)
     signature = inspect.signature(function)
     named = {name: None for name in ("denoiser", "shape") if name in signature.parameters}
@@ -285,7 +280,7 @@ def _function(path: str) -> Callable[..., Any]:
 
 
 def _takes_denoiser(spec: PosteriorSampler) -> bool:
-    if spec.sampler.startswith(_DEEPINV):
+    if spec.sampler.startswith(DEEPINV):
         return True
     return "denoiser" in inspect.signature(_function(spec.sampler)).parameters
 
@@ -294,11 +289,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return f"deepinv {version('deepinv')}"
-
-
-@lru_cache(maxsize=8)
-def _share_outside(law: Any, low: float, high: float) -> float:
-    return law.share_outside(low, high)
 
 
 class _LawDenoiser:

@@ -210,8 +210,11 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
 
 
 def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Variable]:
-    """Variables of an experiment: those declared, `original_<name>` of ranked ones, and with several clones `clone_<name>` of
-    symmetric ones and the dim "clone" after "trajectory"."""
+    """The variables that an experiment stores: those declared, and their twins.
+
+    Ranked ones have `original_<name>`. With several clones, "clone" follows the dim "trajectory", and symmetric ones have
+    `clone_<name>`.
+    """
     together = {}
     for name, variable in variables.items():
         dims = variable.dims

@@ -55,8 +55,8 @@ class Measured(Noisy):
     def reference(self, row: int) -> np.ndarray | None:
         """A guess of the original from measurement `row` alone, in the form of a datum.
 
-        For a linear operator it is alpha A^T y, with the alpha that brings A(alpha A^T y) nearest to y. For others it is y, or
-        None if y has not the shape of a datum.
+        For a linear operator it is alpha A^T y, with the alpha that minimises |A(alpha A^T y) - y|. For others it is y, or None
+        if y has not the shape of a datum.
         """
         return self._references[row]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -18,15 +17,15 @@ from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
 from uturn.core.random import Purpose, Streams, keys, streams
+from uturn.corruption.deepinv_physics import DEEPINV, deepinv, noise_by_name, of_physics, physics_by_name, with_noise
 from uturn.corruption.measured import Measured
-from uturn.corruption.named_operators import NAMED, deepinv, noise_by_name, of_physics, physics_by_name, with_noise
+from uturn.corruption.named_operators import NAMED
 from uturn.corruption.operators import GaussianNoise, Operator, PoissonNoise, generator_of
 
-_DEEPINV = "deepinv:"
 _OF_NOISE = {"sigma": "sigma of the measurement", "gain": "gain of the Poisson noise"}
-_OPERATOR = 2**63 + 20  # sub-stream of a measurement, for the operator that is drawn
+_OPERATOR = 2**63 + 20  # sub-stream of a measurement from which its operator is drawn
 _SIGMA = 0.05  # standard deviation of the noise of operators by name, in their units
-_MOST_BITS = 4096  # largest dimension of a field for which the information is computed
+_LARGEST = 4096  # dimension of a field up to which the information is computed
 
 
 class Measurement(Spec, Corruption):
@@ -83,7 +82,7 @@ class Measurement(Spec, Corruption):
 
     @model_validator(mode="after")
     def _fits(self) -> Measurement:
-        named, is_of_deepinv = NAMED.get(self.operator), self.operator.startswith(_DEEPINV)
+        named, is_of_deepinv = NAMED.get(self.operator), self.operator.startswith(DEEPINV)
         if named is None and not is_of_deepinv and not is_import_path(self.operator):
             raise ValueError(
                 f"operator = {shown(self.operator)}: expected one of {[*NAMED]}, 'deepinv:NAME' or 'module:function'"
@@ -92,7 +91,7 @@ class Measurement(Spec, Corruption):
             raise ValueError(
                 f"operator = {shown(self.operator)}: expected `swept`, the name of the option that the noise level sets"
             )
-        if self.noise_model is not None and not self.noise_model.startswith(_DEEPINV):
+        if self.noise_model is not None and not self.noise_model.startswith(DEEPINV):
             raise ValueError(f"noise_model = {shown(self.noise_model)}: expected a noise model of deepinv, 'deepinv:NAME'")
         strengths = ("sigma", "gain", "noise_model")
         noises = [name for name in strengths if getattr(self, name) is not None or self._swept == name]
@@ -138,7 +137,7 @@ class Measurement(Spec, Corruption):
     def _is_random(self) -> bool:
         if self.operator in NAMED:
             return NAMED[self.operator].is_random(self.options)
-        if self.operator.startswith(_DEEPINV):
+        if self.operator.startswith(DEEPINV):
             return self.drawn == "each"
         return "generator" in inspect.signature(self._function).parameters
 
@@ -149,11 +148,11 @@ class Measurement(Spec, Corruption):
         )
 
     def own_code(self) -> Any:
-        return None if self.operator in NAMED or self.operator.startswith(_DEEPINV) else self._function
+        return None if self.operator in NAMED or self.operator.startswith(DEEPINV) else self._function
 
     def fingerprint(self) -> str:
         """SHA-256 of the mask, if it is a file."""
-        if self.operator in NAMED or self.operator.startswith(_DEEPINV):
+        if self.operator in NAMED or self.operator.startswith(DEEPINV):
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
         mask = self.options.get("mask") if self.operator == "inpainting" else None
         return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
@@ -202,20 +201,18 @@ class Measurement(Spec, Corruption):
             for operator, level in zip(operators, noise, strict=True):
                 operator.check(data, self._made(self.own_code(), float(level), shape, key))
             known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
-            if key is not None or law is None or law.num_modes > 1 or law.dimension > _MOST_BITS or not all(known):
+            if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}
             bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bit"})}
 
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        """Errors of the operator begin with its name, and those of a function of one's own end with its line."""
-        with errors_named(f"corruption.operator = {self.operator!r}", self.own_code()):
-            yield
+    def _errors_named(self) -> AbstractContextManager[None]:
+        """Context in which errors begin with the name of the operator, and end with the line of a function of one's own."""
+        return errors_named(f"corruption.operator = {self.operator!r}", self.own_code())
 
     def _key_of_level(self, seed: int, noise: float) -> int | None:
         """The key of an operator that is drawn once a noise level; None for one that draws nothing."""
-        if not self._is_random and not self.operator.startswith(_DEEPINV):
+        if not self._is_random and not self.operator.startswith(DEEPINV):
             return None
         return int(streams(keys(seed, self.purpose, np.float64(noise).view(np.uint64)).reshape(1), 1, _OPERATOR)[0])
 
@@ -234,8 +231,8 @@ class Measurement(Spec, Corruption):
         generator = None if key is None else generator_of(np.array([key], np.uint64))
         if self.operator in NAMED:
             operator = NAMED[self.operator].make(shape, generator, **options)
-        elif self.operator.startswith(_DEEPINV):
-            operator = of_physics(physics_by_name(self.operator.removeprefix(_DEEPINV), shape, options, key or 0), shape)
+        elif self.operator.startswith(DEEPINV):
+            operator = of_physics(physics_by_name(self.operator.removeprefix(DEEPINV), shape, options, key or 0), shape)
         else:
             drawn = {"generator": generator} if generator is not None else {}
             operator = function(options.pop("strength", noise), shape, **options, **drawn)
@@ -254,7 +251,7 @@ class Measurement(Spec, Corruption):
                 raise ValueError("gain = 0: expected a noise level above 0")
             return PoissonNoise(gain)
         if self.noise_model is not None:
-            return noise_by_name(self.noise_model.removeprefix(_DEEPINV), self.noise_options)
+            return noise_by_name(self.noise_model.removeprefix(DEEPINV), self.noise_options)
         if sigma is None and self.own_code() is None:
             sigma = _SIGMA
         return None if sigma is None else GaussianNoise(sigma)

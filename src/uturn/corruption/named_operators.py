@@ -1,39 +1,22 @@
-"""Operators by name, made from deepinv's physics, and operators of physics that others made.
+"""Operators by name, made from deepinv's physics.
 
-All named operators have a singular value decomposition (`deepinv.physics.DecomposablePhysics`), which some samplers need.
+All have a singular value decomposition (`deepinv.physics.DecomposablePhysics`), which some samplers need.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.checks import checked_path, shown
 from uturn.core.files import read_array
-from uturn.core.random import globally_seeded
-from uturn.corruption.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
+from uturn.corruption.deepinv_physics import Shape, deepinv
+from uturn.corruption.operators import Operator
 
 if TYPE_CHECKING:
     import torch
-
-Shape = tuple[int, ...]
-
-
-def deepinv(what: str) -> Any:
-    """The library deepinv; ValueError names the option `what` that needs it, and the way to install it."""
-    try:
-        import deepinv
-
-        return deepinv
-    except ImportError as error:
-        raise ValueError(f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'") from None
-
-
-# -- by name ----------------------------------------------------------------------------------------------------------
 
 
 def boxes(shape: Shape, generator: np.random.Generator, hidden: float, place: str = "centre") -> Operator:
@@ -110,7 +93,7 @@ def fourier(
     """Hides a share of the Fourier coefficients of a real image: lines of k-space, or points, drawn at random.
 
     The share `centre` of the lowest frequencies is hidden last. k and -k are hidden together, since they are complex conjugates.
-    y holds (Re F - Im F) / sqrt(pixels) at every k, which is real, and is an orthogonal transform of what is known of F.
+    y holds (Re F - Im F) / sqrt(pixels) at every k that is not hidden. It is real and determines F there, since k comes with -k.
     """
     if pattern not in ("lines", "points"):
         raise ValueError(f"pattern = {shown(pattern)}: expected 'lines' or 'points'")
@@ -186,131 +169,3 @@ def _spectral(
         V_adjoint=to_basis, V=from_basis, mask=mask, **{"img_size": values.shape} | both
     )
     return Operator(physics.A, 0.0, measured=measured, physics=physics)
-
-
-# -- of deepinv -------------------------------------------------------------------------------------------------------
-
-
-def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) -> Any:
-    """The physics `deepinv.physics.NAME` with options, for images of a shape; what it draws is seeded by `key`.
-
-    The options `img_size`, `img_width` and `rng` are filled in. Lists of lists become tensors.
-    """
-    import torch
-
-    cls = _class_of_deepinv(name, "Physics", "BlurFFT")
-    taken = inspect.signature(cls.__init__).parameters
-    # Parents' options: classes swallow unknown ones.
-    known_names = {option for parent in cls.__mro__ for option in inspect.signature(parent.__init__).parameters}
-    unknown = [option for option in options if option not in known_names]
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r}; expected some of {sorted(known_names - {'self', 'args', 'kwargs'})}"
-        )
-    # Without `rng`, deepinv draws from generators of its own, with a constant seed.
-    known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
-    filled = {option: value for option, value in known.items() if option in taken and option not in options}
-    plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
-    with globally_seeded(key):
-        return cls(**filled, **plain)
-
-
-def noise_by_name(name: str, options: dict[str, Any]) -> Any:
-    """The noise model `deepinv.physics.NAME` with options."""
-    return _class_of_deepinv(name, "NoiseModel", "LaplaceNoise")(**options)
-
-
-def of_physics(physics: Any, shape: Shape) -> Operator:
-    """The operator of a deepinv physics, with its noise."""
-    import torch
-
-    from_deepinv = deepinv("the operator").physics
-    with torch.no_grad():
-        clean = physics.A(torch.zeros(1, *shape))
-    if not isinstance(clean, torch.Tensor) or clean.is_complex():
-        what = "complex numbers" if isinstance(clean, torch.Tensor) else f"a {type(clean).__name__}"
-        raise ValueError(f"the physics {type(physics).__name__} gives {what}; expected a tensor of real numbers")
-    measured = None
-    if hasattr(physics, "mask"):  # physics of masks add no noise to what they hide
-        model, physics.noise_model = physics.noise_model, torch.nn.Identity()
-        with torch.no_grad():
-            measured = (physics.noise(torch.ones_like(clean))[0] != 0).numpy()
-        physics.noise_model = model
-        measured = None if measured.all() else measured
-    is_mask = isinstance(physics, from_deepinv.Inpainting) and measured is not None
-    return Operator(
-        physics.A,
-        _noise_of(physics),
-        hidden=~measured if is_mask else None,  # type: ignore[operator]
-        is_linear=isinstance(physics, from_deepinv.LinearPhysics),
-        measured=measured,
-        physics=physics,
-    )
-
-
-def with_noise(operator: Operator, noise: Any) -> Operator:
-    """The operator with another noise: a law of `operators`, or a noise model of deepinv. Its physics gets the noise, too."""
-    if operator.physics is None:
-        return replace(operator, noise=noise if hasattr(noise, "draw") else _law_of(noise) or _draws_of(noise))
-    models, model = deepinv("the operator").physics, noise
-    if isinstance(noise, GaussianNoise):
-        model = models.GaussianNoise(noise.sigma)
-    elif isinstance(noise, PoissonNoise):
-        model = models.PoissonNoise(noise.gain, clip_positive=True)
-    operator.physics.set_noise_model(model)
-    return replace(operator, noise=noise if hasattr(noise, "draw") else _noise_of(operator.physics))
-
-
-def _noise_of(physics: Any) -> Any:
-    """The law of the noise of a physics; its draws, if there is a sensor or the law is not known."""
-    import torch
-
-    values = torch.linspace(-2, 2, 9)
-    law = _law_of(physics.noise_model) if torch.equal(physics.sensor(values), values) else None
-    return law or _draws_of(lambda clean: physics.sensor(physics.noise(clean)))
-
-
-def _law_of(model: Any) -> Any:
-    """The law of a noise model of deepinv; None if it is not known here."""
-    models = deepinv("the noise").physics
-    kind = type(model)
-    if kind is models.ZeroNoise:
-        return GaussianNoise(0.0)
-    if kind is models.GaussianNoise and model.sigma.numel() == 1:
-        return GaussianNoise(float(model.sigma))
-    if kind is models.PoissonNoise and bool(model.normalize) and model.gain.numel() == 1:
-        return PoissonNoise(float(model.gain))
-    return None
-
-
-def _draws_of(noisy: Any) -> OtherNoise:
-    """Noise drawn by code of deepinv, (tensor) -> tensor, from torch's global generator."""
-    import torch
-
-    def draw(clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        with torch.no_grad(), globally_seeded(int(generator.integers(2**63))):
-            return noisy(torch.from_numpy(np.array(clean))[None])[0].numpy()
-
-    return OtherNoise(draw)
-
-
-def _class_of_deepinv(name: str, parent: str, example: str) -> Any:
-    physics = deepinv(f"'deepinv:{name}'").physics
-    cls = getattr(physics, name, None)
-    if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
-        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one, such as 'deepinv:{example}'")
-    return cls
-
-
-def _tensor(value: Any) -> Any:
-    import torch
-
-    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) and value and isinstance(value[0], list) else value
-
-
-def _annotated(value: Any, parameter: Any) -> Any:
-    """Whole numbers for parameters that are integers, since noise levels are floats."""
-    annotation = getattr(parameter, "annotation", "")
-    kinds = {kind.strip() for kind in getattr(annotation, "__name__", str(annotation)).split("|")}
-    is_whole = isinstance(value, float) and value.is_integer() and "int" in kinds and "float" not in kinds
-    return int(value) if is_whole else value

@@ -23,7 +23,7 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sigma < np.inf:
-            raise ValueError(f"sigma = {self.sigma}: expected a number >= 0")
+            raise ValueError(f"sigma = {self.sigma}: expected a finite number >= 0")
 
     @property
     def is_known(self) -> bool:
@@ -49,7 +49,7 @@ class PoissonNoise:
 
     def __post_init__(self) -> None:
         if not 0 < self.gain < np.inf:
-            raise ValueError(f"gain = {self.gain}: expected a number > 0")
+            raise ValueError(f"gain = {self.gain}: expected a finite number > 0")
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
         """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""
@@ -169,13 +169,23 @@ class Operator:
         return observed if self.measured is None else observed[:, self.measured.reshape(-1)]
 
     def log_likelihood(self, observed: np.ndarray, data: np.ndarray) -> np.ndarray:
-        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width)."""
+        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width).
+
+        Raises
+        ------
+        ValueError
+            If the law of the noise is not known, or there is no noise.
+        """
+        if not self.noise.is_known:
+            raise ValueError(
+                f"log p(y | x) is not known for {type(self.noise).__name__}; expected Gaussian noise, sigma > 0, or Poisson noise"
+            )
         return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """alpha A^T y of measurements (batch, ...), float32 (batch, *shape), with alpha = |A^T y|^2 / |A A^T y|^2 for each.
 
-        This alpha brings A(alpha A^T y) nearest to y.
+        This alpha minimises |A(alpha A^T y) - y|.
         """
         import torch
 

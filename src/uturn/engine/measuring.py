@@ -112,9 +112,9 @@ def _without(missing: np.ndarray, readings: Mapping[str, np.ndarray], variables:
     removed = {}
     for name, variable in variables.items():
         dims = variable.dims[2:]
-        # What compares a clone with the other clones rests on all of them.
         if name.startswith("original_") and name.removeprefix("original_") in variables:
             continue
+        # What compares a clone with the other clones rests on all of them.
         is_twin = name.removeprefix("clone_") in variables and name.startswith("clone_")
         gone = np.broadcast_to(missing.any(axis=2, keepdims=True), missing.shape) if is_twin else missing
         if "trajectory" in dims:

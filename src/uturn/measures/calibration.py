@@ -258,10 +258,10 @@ def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
     return complete_items(ds, [key for name in names for key in (name, twin_of(ds, name))])
 
 
-def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
+def _pair(ds: xr.Dataset, name: str, several: bool) -> list[xr.DataArray]:
     """f between original and clones, and between clones, float64 (item, clone, noise, .., trajectory).
 
-    A variable and its twin; `joined`: further dims become one, `reading`.
+    A variable and its twin; `several`: further dims become one, `reading`.
     """
     last = [dim for dim in ds[name].dims if dim == "trajectory"]
     readings, twin = ds[name].astype(float), ds[twin_of(ds, name)].astype(float)
@@ -274,18 +274,18 @@ def _pair(ds: xr.Dataset, name: str, joined: bool) -> list[xr.DataArray]:
     pair = []
     for values in of_pairs:
         values = values.transpose("item", "clone", "noise", ..., *last)
-        pair.append(_joined(values, name) if joined else values)
+        pair.append(joined(values, name).transpose("item", "clone", "noise", "reading", ...) if several else values)
     return pair
 
 
-def _joined(values: xr.DataArray, name: str) -> xr.DataArray:
+def joined(values: xr.DataArray, name: str) -> xr.DataArray:
+    """Readings with the dims of a variable beyond noise, item and draws as one dim `reading`, which has labels of a study."""
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     if not dims:
-        return values.expand_dims(reading=[name], axis=3)
+        return values.expand_dims(reading=[name])
     stacked = values.stack(reading=dims)
     places = [dict(zip(dims, np.atleast_1d(place), strict=True)) for place in stacked.reading.values.tolist()]
-    stacked = stacked.drop_vars(["reading", *dims]).assign_coords(reading=[label_of(name, place) for place in places])
-    return stacked.transpose("item", "clone", "noise", "reading", ...)
+    return stacked.drop_vars(["reading", *dims]).assign_coords(reading=[label_of(name, place) for place in places])
 
 
 def label_of(name: str, place: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import json
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -25,7 +26,6 @@ KINDS = {
 BLIND = {
     "distance": "a sampler that ignores y; values drawn one by one",
     "same_component": "errors within a class; a sampler that ignores y",
-    "same_class": "errors within a class; a sampler that ignores y",
     "log_likelihood": "errors in what y does not determine",
     "log_prior": "a sampler that ignores y; wrong weights of the modes",
     "reference_distance": "errors that keep the distances to the reference",
@@ -33,14 +33,14 @@ BLIND = {
     "coverage": "a sampler that ignores y; values drawn one by one",
     "z_squared": "a sampler that ignores y; values drawn one by one",
 }
-"""What a test cannot see, by reading."""
-_FAMILY = ("distance", "same_component", "same_class", "log_likelihood", "log_prior")
+"""What a test cannot see, by reading (`plain_name`)."""
+_FAMILY = ("distance", "same_component", "log_likelihood", "log_prior")
 _BESIDE = ("reference_distance", "mean_value")
 _ESTIMATE = ("value", "low", "high")
-_CLEAR = 0.05  # p-value of a test that names the kind of an error which the family has found
-_MATTERS = 0.03  # smallest relative gap of the distance, and difference of shares, that names the kind
-_SMALL = 0.1  # largest relative gap of the distance of clones that ignore y, or are unlike the data
-_FAR = 1.5  # half-widths of its 95 % interval by which a mean differs from 0
+_CLEAR = 0.05  # p-value up to which a test counts in the choice of the kind
+_MATTERS = 0.03  # relative gap of the distance, or difference of shares, from which on it counts
+_SMALL = 0.1  # relative gap of the distance below which clones can be deaf; "unlike the data" below twice this value
+_FAR = 1.5  # a mean is shifted if it differs from 0 by more than this many half-widths of its 95 % interval
 
 
 class PosteriorTests(xr.Dataset):
@@ -52,23 +52,31 @@ class PosteriorTests(xr.Dataset):
         if not {"p", "kind"} <= set(self.data_vars) or "noise" not in self.dims:
             return super().__repr__()
         from rich.console import Console
+        from rich.table import Column, Table
 
         console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
-            for part in summary(self):
-                console.print(part)
+            for at in (self.isel(noise=k) for k in range(self.sizes["noise"])):
+                heads, rows = rows_of(at)
+                table = Table(*(Column(head, overflow="fold") for head in heads), title=title_of(at), title_justify="left")
+                for row in rows:
+                    table.add_row(*row)
+                console.print(table)
+            for remark in filter(None, self.attrs["remark"].split("; ")):
+                console.print(remark)
         return text.get().rstrip()
 
 
 def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
     """Test whether the clones of a run are draws from the posterior, and say which kind of error they have.
 
-    The family, by Holm over its readings and the noise levels, is `distance`, `same_component` (or else the first `same_class` of
-    the run), `log_likelihood` and `log_prior`, as far as the run has them (probe `posterior`), since each sees other errors. All
-    are tests by relabelling (`uturn.calibration`), exact at any number of items: of ranked readings h(x; y) by the difference of
-    means E h(x_0; y) - E h(x̂; y), which has more power than their ranks. Beside the family, with its own false-alarm rate, stand
-    `reference_distance` and `mean_value`; ranks of all ranked readings (`uturn.ranks`), that of `reference_distance` being the
-    test of coverage TARP (arXiv:2302.03026); and two numbers without a test, `coverage` and `z_squared`.
+    The family, by Holm over its readings and the noise levels, is `distance`, `same_component` (or the first `same_class` of a
+    classifier), `log_likelihood` and `log_prior`, as far as the run has them (probe `posterior`), since each sees other errors.
+    All are tests by relabelling (`uturn.calibration`), exact at any number of items. A ranked reading h(x; y) is tested by the
+    difference of means E h(x_0; y) - E h(x̂; y), which has more power than its ranks. Beside the family, with its own false-alarm
+    rate, stand `reference_distance` and `mean_value`; the ranks of all ranked readings (`uturn.ranks`), of which that of
+    `reference_distance` is the test of coverage TARP (arXiv:2302.03026); and two numbers without a test, `coverage` and
+    `z_squared`.
 
     Parameters
     ----------
@@ -112,33 +120,26 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     ('too sure', 0.34...)
     """
     names, remarks = _names(ds)
-    tests = {}
-    for family, some in names.items():
-        if some:
-            tests[family] = calibration(ds, some, level=level, seed=seed)
+    tests = {family: calibration(ds, some, level=level, seed=seed) for family, some in names.items() if some}
     if "posterior" not in tests:
         raise ValueError(
-            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; measure with the probe 'posterior'"
+            f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; expected a run with clones >= 2, "
+            f"at least 2 items and the probe 'posterior'"
         )
-    data = xr.concat(
-        [test.assign_coords(family=("reading", [key] * test.sizes["reading"])) for key, test in tests.items()], "reading"
-    )
-    data = data.transpose("noise", "reading")
-    result = data[["p", "p_holm"]]
-    readings = [str(name) for name in data.reading.values]
-    gap = np.stack([data[key].values for key in ("gap", "low", "high")], axis=-1)
-    size, variance, unit = np.ones(gap.shape[:2]), np.full(gap.shape[:2], np.nan), []
-    for k, name in enumerate(readings):
-        if is_distance := name == "distance":
-            size[:, k] = ds[name].mean([dim for dim in ds[name].dims if dim != "noise"]).values
-        is_share = name.endswith(("same_component", "same_class"))
-        unit.append("share" if is_distance else "difference of shares" if is_share else str(_unit(ds[name])))
-    dims = ("noise", "reading", "estimate")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        visible = data.visible.values / size
-        result = result.assign(gap=(dims, gap), effect=(dims, gap / size[..., None]), visible=(dims[:2], visible))
+    families = {family: ("reading", [family] * test.sizes["reading"]) for family, test in tests.items()}
+    of_all = xr.concat([test.assign_coords(family=families[family]) for family, test in tests.items()], "reading")
+    of_all = of_all.transpose("noise", "reading")
+    readings = [str(name) for name in of_all.reading.values]
     ranked = [name for name in readings if not twin_of(ds, name).startswith("clone_")]
-    result = result.assign({key: (dims[:2], np.full(gap.shape[:2], np.nan)) for key in ("rank_p", "rank_p_holm")})
+    size, variance = xr.ones_like(of_all.p), xr.full_like(of_all.p, np.nan)
+    if "distance" in readings:
+        size.loc[{"reading": "distance"}] = ds.distance.mean([dim for dim in ds.distance.dims if dim != "noise"])
+    for name in ranked:
+        variance.loc[{"reading": name}] = ds[twin_of(ds, name)].isel(trajectory=0).var("item")
+    gap = of_all[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=list(_ESTIMATE)).transpose(..., "estimate")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = of_all[["p", "p_holm"]].assign(gap=gap, effect=gap / size, visible=of_all.visible / size)
+    result = result.assign(rank_p=xr.full_like(of_all.p, np.nan), rank_p_holm=xr.full_like(of_all.p, np.nan))
     if ranked:
         of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "p_holm", "difference"]].reindex(reading=readings)
         result = result.assign({f"rank_{key}": values for key, values in of_ranks.transpose("noise", "reading", ...).items()})
@@ -149,15 +150,11 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     K = ds.sizes["clone"]
     result["coverage_expected"] = (K - 1) / (K + 1)
     result = result.assign_coords(
-        estimate=list(_ESTIMATE),
-        effect_unit=("reading", unit),
-        blind=("reading", [BLIND[_plain_name(name)] for name in readings]),
+        effect_unit=("reading", [_unit_of_effect(ds, name) for name in readings]),
+        blind=("reading", [BLIND[plain_name(name)] for name in readings]),
     )
-    for k, name in enumerate(readings):
-        if name in ranked:
-            variance[:, k] = ds[twin_of(ds, name)].isel(trajectory=0).var("item").values
-    at_each = (result.assign(variance=(dims[:2], variance), level=level).isel(noise=k) for k in range(len(gap)))
-    result["kind"] = ("noise", [_kind(at) for at in at_each])
+    with_variance = result.assign(variance=variance)
+    result["kind"] = ("noise", [_kind(with_variance.isel(noise=k), level) for k in range(result.sizes["noise"])])
     result.attrs = {
         "passed": bool(tests["posterior"].attrs["passed"]),
         "passed_beside": bool((result.rank_p_holm.fillna(1) > level).all())
@@ -175,13 +172,11 @@ def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
     if not isinstance(ds, xr.Dataset):
         raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
     tested = [str(name) for name in ds.data_vars if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))]
-    classes = [name for name in tested if _plain_name(name) == "same_class"]
-    family = [name for name in _FAMILY if name not in ("same_class", "same_component")]
-    family.insert(1, classes[0] if classes and "same_component" not in tested else "same_component")
+    by_plain_name = {plain_name(name): name for name in reversed(tested)}  # the first, if there are several classifiers
     names: dict[str, list[str]] = {}
     remarks = []
-    for key, some in (("posterior", family), ("beside", _BESIDE)):
-        there = [name for name in some if name in tested]
+    for key, some in (("posterior", _FAMILY), ("beside", _BESIDE)):
+        there = [by_plain_name[name] for name in some if name in by_plain_name]
         names[key] = [name for name in there if items_tested(ds, [name]).sum() >= 2]
         remarks += [f"{name} is not tested: it has no readings" for name in there if name not in names[key]]
     if "log_likelihood" not in names["posterior"]:
@@ -189,61 +184,39 @@ def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
     return names, remarks
 
 
-def _plain_name(name: str) -> str:
-    """The name of a reading without that of its probe."""
-    return "same_class" if name.endswith("_same_class") else name
+def plain_name(name: str) -> str:
+    """The name of a reading in this module: "same_component" also for the class by a classifier, `<probe>_same_class`."""
+    return "same_component" if name.endswith("same_class") else name
 
 
-def _unit(values: xr.DataArray) -> str:
-    import json
-
-    return str(json.loads(values.attrs.get("reading", "{}")).get("unit", ""))
-
-
-class _Effects(NamedTuple):
-    """Tests at one noise level: effects and p-values by reading, 0 and 1 for readings that are not there."""
-
-    tests: xr.Dataset
-
-    def size(self, name: str) -> float:
-        return float(self.tests.effect.sel(reading=name)[0]) if name in self.tests.reading else 0.0
-
-    def is_clear(self, name: str) -> bool:
-        """Whether the test of a reading rejects by itself."""
-        return name in self.tests.reading and bool(self.tests.p.sel(reading=name) <= _CLEAR)
-
-    def relative(self, name: str) -> float:
-        """How far a log-density of the clones is below that of the originals, over its variance among originals; 0 if not clear.
-
-        The variance is about half the number of values that count, so that clones whose errors have c^2 times the right variance
-        have a relative size of about c^2 - 1.
-        """
-        return self.size(name) / float(self.tests.variance.sel(reading=name)) if self.is_clear(name) else 0.0
-
-    @property
-    def is_shifted(self) -> bool:
-        """Whether the mean of the values differs: its test rejects among all, and also where the spread of clones is wrong."""
-        if "mean_value" not in self.tests.reading:
-            return False
-        of = self.tests.sel(reading="mean_value")
-        value, low, high = of.effect.values
-        return bool(of.p_holm <= self.tests.level) and abs(value) > _FAR * (high - low) / 2
+def _unit_of_effect(ds: xr.Dataset, name: str) -> str:
+    if plain_name(name) == "same_component":
+        return "difference of shares"
+    return "share" if name == "distance" else str(json.loads(ds[name].attrs.get("reading", "{}")).get("unit", ""))
 
 
-def _kind(tests: xr.Dataset) -> str:
+def _kind(tests: xr.Dataset, level: float) -> str:
     """The kind of error at one noise level, from the tests that reject and the signs and sizes of their effects."""
-    if not any((tests[key] <= tests.level).any() for key in ("p_holm", "rank_p_holm")):
+    if not any((tests[key] <= level).any() for key in ("p_holm", "rank_p_holm")):
         return NONE_SEEN
-    effects = _Effects(tests)
+    readings = [plain_name(str(name)) for name in tests.reading.values]
+    effects = dict(zip(readings, tests.effect.sel(estimate="value").values.tolist(), strict=True))
+    clear = {name: effects[name] for name, p in zip(readings, tests.p.values, strict=True) if p <= _CLEAR}
+    # A log-density that is lower by its variance among originals, about half the number of values that count, has a relative
+    # size of 1; clones whose errors have c^2 times the right variance have about c^2 - 1.
+    variances = dict(zip(readings, tests.variance.values.tolist(), strict=True))
+    relative = {name: clear[name] / variances[name] for name in ("log_prior", "log_likelihood") if name in clear}
     # Above 0: clones closer to each other than to the original; less probable than it; fitting y less than it.
-    closer, improbable, misfit = effects.size("distance"), effects.relative("log_prior"), effects.relative("log_likelihood")
-    classes = next((str(name) for name in tests.reading.values if str(name).endswith(("same_component", "same_class"))), "")
-    modes = abs(effects.size(classes)) if effects.is_clear(classes) else 0.0
-    spread = closer if effects.is_clear("distance") and abs(closer) >= _MATTERS else 0.0
+    closer, improbable, misfit = effects.get("distance", 0.0), relative.get("log_prior", 0.0), relative.get("log_likelihood", 0.0)
+    modes, spread = abs(clear.get("same_component", 0.0)), clear.get("distance", 0.0)
+    spread = spread if abs(spread) >= _MATTERS else 0.0
     if misfit > 1 and abs(closer) < _SMALL:
         return "deaf to the data"
-    if effects.is_shifted:
-        return "shifted"
+    if "mean_value" in readings:
+        of_mean = tests.isel(reading=readings.index("mean_value"))
+        value, low, high = of_mean.effect.values
+        if of_mean.p_holm <= level and abs(value) > _FAR * (high - low) / 2:
+            return "shifted"
     if improbable > 3 and abs(closer) < 2 * _SMALL:
         return "unlike the data"
     if modes >= _MATTERS and modes > abs(spread):
@@ -255,21 +228,6 @@ def _kind(tests: xr.Dataset) -> str:
     if misfit:
         return "deaf to the data" if misfit > 0 else "too sure"
     return OTHER
-
-
-def summary(tests: xr.Dataset) -> Any:
-    """The tests for a terminal: a table (rich) for each noise level, then what the tests cannot see."""
-    from rich.table import Table
-
-    for at in (tests.isel(noise=k) for k in range(tests.sizes["noise"])):
-        table = Table(title=title_of(at), title_justify="left")
-        heads, rows = rows_of(at)
-        for head in heads:
-            table.add_column(head, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        yield table
-    yield from filter(None, str(tests.attrs["remark"]).split("; "))
 
 
 def title_of(at: xr.Dataset) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 
 from uturn.core.checks import shown
 from uturn.core.random import Purpose, checked_seed, keys, uniforms
-from uturn.measures.calibration import checked_variables, holm, items_tested, label_of, twin_of
-from uturn.measures.statistics import WITHIN, checked_share
+from uturn.measures.calibration import checked_variables, holm, items_tested, joined, twin_of
+from uturn.measures.statistics import checked_share
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +27,7 @@ _STEPS = 20  # bisections of the tail probability of a band
 
 
 def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
-    """Test whether the original ranks uniformly among its clones, and the shape of its ranks.
+    """Test whether the rank of an original among its clones is uniform, for readings of one datum.
 
     The rank of an item is the number of clones with h(x̂_k; y) < h(x_0; y), on its trajectory 0; ties are broken at random. Its
     empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of
@@ -124,7 +124,7 @@ def band(items: int, clones: int, level: float) -> np.ndarray:
     return _tails(items, clones).band(level) / items - np.arange(1, clones + 1) / (clones + 1)
 
 
-def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, joined: bool) -> xr.DataArray:
+def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, several: bool) -> xr.DataArray:
     """Ranks of the originals among their clones, (item, noise, ..); `ties`: uniform numbers (item, noise)."""
     first = ds[[name, twin_of(ds, name)]].isel(trajectory=0, drop=True)
     clones, original = first[name], first[twin_of(ds, name)]
@@ -133,17 +133,7 @@ def _ranks(ds: xr.Dataset, name: str, ties: np.ndarray, joined: bool) -> xr.Data
     drawn = drawn + ties.reshape(*ties.shape, *[1] * (drawn.ndim - 2))
     rank = below + np.floor(drawn * (equal + 1)).astype(int)
     rank = rank.drop_vars([key for key in rank.coords if key not in rank.dims])
-    return _as_readings(rank, name) if joined else rank
-
-
-def _as_readings(rank: xr.DataArray, name: str) -> xr.DataArray:
-    """Own dims of a variable joined into one dim `reading` with the labels of the study."""
-    own = [str(dim) for dim in rank.dims if dim not in ("noise", *WITHIN)]
-    if not own:
-        return rank.expand_dims(reading=[name])
-    stacked = rank.stack(reading=own)
-    labels = [label_of(name, dict(zip(own, np.atleast_1d(place), strict=True))) for place in stacked.reading.values.tolist()]
-    return stacked.drop_vars(["reading", *own]).assign_coords(reading=labels)
+    return joined(rank, name) if several else rank
 
 
 class _Tails(NamedTuple):

@@ -54,8 +54,8 @@ def conditional_score(
     """Ancestral steps with the exact conditional score (E[x_0 | x_t, y] - x_t) / sigma_t^2, where x_t = x_0 + sigma_t n.
 
     The noise levels are geometric from `largest`, where x is noise around the mean of the data, to `smallest`, and then 0.
-    `told`: the standard deviation of the measurement's noise that the sampler is told, over the true one; other numbers than 1
-    are an error put in on purpose.
+    `told`: the standard deviation of the noise that the sampler assumes, over the true one. Values other than 1 are a deliberate
+    error.
 
     Given y, x_0 is a mixture of Gaussians of one covariance P. In the eigenbasis of P, with eigenvalues e, x_0 given x_t and a
     mode has the mean m_k + e / (e + sigma_t^2) (x_t - m_k), and the mode has a weight ~ w_k N(x_t; m_k, P + sigma_t^2).

@@ -26,7 +26,8 @@ class Posterior(Spec, Probe):
       adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
     - `mean_value`: mean of the values.
     - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
-      from the posterior.
+      from the posterior. Equal values, such as those of black pixels, count by the probability of this if ties are broken at
+      random.
     - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
       for draws from the posterior, K if all clones are equal.
     """
@@ -113,7 +114,10 @@ def _of_measurement(noisy: Any, row: int, data: np.ndarray, known: dict[str, np.
         readings[f"original_{name}"], readings[name] = of[0], of[1:]
     variance = values.var(axis=0)
     squares = (values[0] - values.mean(axis=0)) ** 2
-    readings["coverage"] = ((values[0] > values[1:].min(axis=0)) & (values[0] < values[1:].max(axis=0))).mean()
+    # With ties broken at random, the rank of x_0 is uniform on below, .., below + equal; 1, .., K - 1 are inside.
+    below, equal = (values[1:] < values[0]).sum(axis=0), (values[1:] == values[0]).sum(axis=0)
+    inside = np.minimum(below + equal, K - 1) - np.maximum(below, 1) + 1
+    readings["coverage"] = (np.maximum(inside, 0) / (equal + 1)).mean()
     readings["z_squared"] = np.divide(squares, variance, out=np.ones_like(squares), where=variance > 0).mean()
     return readings
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from uturn.core.checks import plain
 from uturn.core.files import named_errors, whole_file, whole_folder
-from uturn.measures.posteriors import KINDS, posterior_tests, rows_of, title_of
+from uturn.measures.posteriors import KINDS, plain_name, posterior_tests, rows_of, title_of
 from uturn.pages.results import write_figures
 from uturn.pages.samplers import ERRORS, FORMAT, error_name
 from uturn.store.datasets import write_dataset
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.plotting.posteriors import draw_posterior_tests
+from uturn.studies.plotting.posteriors import NAMES, draw_posterior_tests
 from uturn.studies.runs import kept_images
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
 _P_VALUES = ("p", "p_holm", "rank_p", "rank_p_holm")
-_SHORT = {"log_likelihood": "log p(y | x)", "classifier_same_class": "class"}
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
 
 
@@ -191,28 +190,16 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
     strength = entries[0]["tests"][-1]["strength"]
     rows = []
     for entry in entries:
-        gaps = [
-            of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"] if of["reading"] == "distance"
-        ]
+        readings = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"]]
+        gaps = [of for of in readings if of["reading"] == "distance"]
         gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
-        smallest = [
-            min(
-                (
-                    of["p_holm"]
-                    for at in entry["tests"]
-                    for of in at["readings"]
-                    if of["reading"] == name and of["p_holm"] is not None
-                ),
-                default=None,
-            )
-            for name in tested
-        ]
+        p_values = [[of["p_holm"] for of in readings if of["reading"] == name and of["p_holm"] is not None] for name in tested]
         rows.append(
             (
                 entry["sampler"],
                 *([f"{entry['judges']} ({entry['data']})"] if several_data else []),
                 entry["kinds"],
-                *("" if p is None else f"{p:.2g}" for p in smallest),
+                *(f"{min(some):.2g}" if some else "" for some in p_values),
                 f"{with_interval(_floats(gap['effect']), '+.2g')} at {gap['strength']:.3g}",
                 with_interval(_floats(entry["kept"]["curve"][-1])),
                 with_interval(_floats(entry["t_star"])),
@@ -223,13 +210,17 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
         "sampler",
         *(["judged (originals)"] if several_data else []),
         "kind of error",
-        *(f"p, {_SHORT.get(name, name)}" for name in tested),
+        *(f"p, {_in_words(name)}" for name in tested),
         "gap of the distance, relative",
-        f"{_SHORT.get(entries[0]['kept']['reading'], entries[0]['kept']['reading']).replace('_', ' ')} at {strength:.3g}",
+        f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}",
         "t*",
         "calls",
     )
     return {"title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths", "heads": heads, "rows": rows}
+
+
+def _in_words(reading: str) -> str:
+    return NAMES.get(plain_name(reading), reading.replace("_", " "))
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.posteriors import KINDS, NONE_SEEN
+from uturn.measures.posteriors import KINDS, NONE_SEEN, plain_name
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
 
@@ -24,7 +24,7 @@ NAMES = {
     "coverage": "coverage",
     "z_squared": "squared error",
 }
-"""Readings as they are called in the picture."""
+"""Readings as they are called in the picture, by `plain_name`."""
 _DIRECTIONS = {
     "distance": ("clones too far apart", "clones too close together"),
     "same_component": ("clones agree too often", "clones agree too seldom"),
@@ -111,17 +111,13 @@ def _draw_effects(axes: Any, at: xr.Dataset) -> None:
         axes.barh(y, value, height=0.42, color=color, alpha=0.85)
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color="black", lw=1.1)
-        direction = _DIRECTIONS.get(_of_class(name), ("", ""))[int(value > 0)] if marked else ""
+        direction = _DIRECTIONS.get(plain_name(name), ("", ""))[int(value > 0)] if marked else ""
         text = number if not direction else f"{number}: {direction}"
         axes.text(1.12, y, fill(text, 32), va="center", fontsize=9, color=color if marked else "black")
-    axes.set_yticks(range(len(rows)), [NAMES.get(_of_class(name), name) for name, *_ in rows[::-1]])
+    axes.set_yticks(range(len(rows)), [NAMES.get(plain_name(name), name) for name, *_ in rows[::-1]])
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlim=(-1.08, 2.75), xticks=[])
     for side in ("bottom", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title("effects (shaded: too small to be seen)")
-
-
-def _of_class(name: str) -> str:
-    return "same_component" if name.endswith("same_class") else name
