@@ -233,8 +233,8 @@ def test_calls_are_counted_before_the_run():
         (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
         (["--operator", "denoising", "--sigma", "0.1"], "sigma"),
         (["--operator", "'boxes"], 'operator = "\'boxes": expected a name'),
-        (["--levels", "0.3,1.4"], "1.4"),
-        (["--levels", "3"], "noise = 3.0"),  # a strength, not a number of levels
+        (["--levels", "0.3,1.4", "--sampler", "own:prior"], "1.4"),
+        (["--levels", "3", "--sampler", "own:prior"], "noise = 3.0"),  # a strength, not a number of levels
         (["--sigma", "-1"], "sigma"),
         (["--clones", "1"], "clones"),
         (["--items", "1"], "items"),
