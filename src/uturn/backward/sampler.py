@@ -141,7 +141,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """Nothing; ValueError if a sampler of deepinv cannot be used with its options and the measurements of a noise level."""
         if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
-                self.trial(2, noise)[0].network_calls(noise, experiment.parts.corruption, experiment.parts.source)
+                few = self.trial(10, noise)[0]  # with two steps, some diverge that do not with more
+                few.network_calls(noise, experiment.parts.corruption, experiment.parts.source)
         return {}
 
     def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
