@@ -322,9 +322,7 @@ def test_original_and_reconstruction_are_exchangeable():
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(
-        ValueError, match="prediction_type = 'trigflow' of SCMScheduler: expected one of"
-    ):
+    with pytest.raises(ValueError, match="prediction_type = 'trigflow' of SCMScheduler: expected one of"):
         scheduler_like(diffusers.SCMScheduler(), "ancestral")
     with pytest.raises(ValueError, match="AncestralScheduler takes no eta"):
         ReverseDiffusion(Network().eval(), AncestralScheduler(FLOW()), 10, eta=0.5)

@@ -201,6 +201,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
         streams, counter = Streams(0, np.arange(1), noise), _Counter()
         noisy = corruption.observe(block, noise, streams)
+        self._check_range(noisy.law, _sampler(self))
         self._drawn(noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
         return counter.calls, self.batch
 
