@@ -17,6 +17,7 @@ PARTS: dict[str, dict[str, str]] = {
     "source": {
         "rhm": "uturn.sources.strings:RHMSource",
         "filtered_rhm": "uturn.sources.strings:FilteredRHMSource",
+        "hmm": "uturn.sources.chains:HiddenMarkovSource",
         "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
         "images": "uturn.sources.images:ImageFolderSource",
         "array": "uturn.sources.images:ArraySource",

@@ -15,6 +15,7 @@ from uturn.core.checks import check_tuples
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
+from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
@@ -81,7 +82,16 @@ class NoisyStrings(Noisy):
         from uturn.exact.inference.engine import Truth
         from uturn.exact.inference.numba_backend import true_beliefs
 
+        if isinstance(self.rhm, HiddenMarkovModel):
+            return self._marginals_at(symbols)
         return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
+
+    def _marginals_at(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
+        """`true_beliefs` from stored marginals."""
+        marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
+        at = {level: np.repeat(nodes, copies, axis=0)[..., None] for level, nodes in symbols.items()}
+        means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in sorted(symbols)]
+        return np.stack(means, axis=-1)
 
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
