@@ -63,7 +63,7 @@ class HiddenMarkovModel:
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
         self.initial, self.transition, self.emission = (
-            _laws(name, values, ndim)
+            as_laws(name, values, ndim)
             for name, values, ndim in (("initial", initial, 1), ("transition", transition, 2), ("emission", emission, 2))
         )
         self.num_states, self.vocab_size = self.emission.shape
@@ -188,7 +188,7 @@ class HiddenMarkovModel:
         return alpha, total
 
 
-def _laws(name: str, values: Any, ndim: int) -> np.ndarray:
+def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
     """Probabilities along the last axis, float64 and read-only, or a ValueError."""
     array = checked_numbers(name, values)
     if array.ndim != ndim or not array.size or not ((array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)):
