@@ -32,6 +32,7 @@ PARTS: dict[str, dict[str, str]] = {
         "masking": "uturn.corruption.masking:Masking",
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
+        "bursts": "uturn.corruption.bursts:Bursts",
         "recorded": "uturn.corruption.recorded:Recorded",
     },
     "backward": {

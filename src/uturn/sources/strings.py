@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -51,7 +51,9 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
+        chain = corruption.noise_chain(noise)
+        kind = NoisyStrings if chain is None else partial(NoisyInChains, noise_chain=chain)
+        return kind(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,6 +132,31 @@ class NoisyStrings(Noisy):
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
         drawn = sample_posterior(self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
+        count = len(streams.items)
+        return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyInChains(NoisyStrings):
+    """Noisy strings whose noise is a hidden chain along the string (`uturn.exact.noise_chains`)."""
+
+    noise_chain: Any = None
+
+    def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
+        return self._marginals_at(symbols)
+
+    def beliefs(self, output: str, *also: str) -> Any:
+        """Exact marginals, {tree_level: (batch, nodes, symbols)}, cached for other probes; other messages are not defined."""
+        if {output, *also} != {"marginals"}:
+            raise ValueError(f"messages {output!r}: matrices between noise states for {self.channel!r}; only marginals are read")
+        if "marginals" not in self._beliefs:
+            inferred = self.noise_chain.infer(self.rhm, self.channel.state_evidence(self))
+            self._beliefs["marginals"] = inferred.marginals
+        return self._beliefs["marginals"]
+
+    def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
+        evidence, keys = self.channel.state_evidence(self), streams.keys(Purpose.RECONSTRUCTION)
+        drawn = self.noise_chain.sample_posterior(self.rhm, evidence, keys, np.arange(clones, dtype=np.uint64))
         count = len(streams.items)
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
