@@ -2,10 +2,10 @@
 
 from itertools import product
 
-import enumeration
 import numpy as np
 import pytest
 
+import enumeration
 import uturn as ut
 from uturn.exact.noise_chains import NoiseChain
 

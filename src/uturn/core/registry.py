@@ -17,6 +17,7 @@ PARTS: dict[str, dict[str, str]] = {
     "source": {
         "rhm": "uturn.sources.strings:RHMSource",
         "filtered_rhm": "uturn.sources.strings:FilteredRHMSource",
+        "grammar": "uturn.sources.strings:GrammarSource",
         "hmm": "uturn.sources.chains:HiddenMarkovSource",
         "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
         "images": "uturn.sources.images:ImageFolderSource",

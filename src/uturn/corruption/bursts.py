@@ -13,7 +13,6 @@ from uturn.corruption.strings import checked_noisy, checked_strings
 from uturn.corruption.uniform import UniformReplacement
 from uturn.exact.noise_chains import NoiseChain
 
-
 _SINGLE = UniformReplacement()  # the law of a single leaf
 
 

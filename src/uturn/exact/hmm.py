@@ -20,7 +20,7 @@ from uturn.core.threads import over_blocks
 from uturn.exact.rhm import Draw, checked_leaves, inverse_cdf
 
 _SMALLEST = 1e-280  # smaller sums may have lost their largest term
-_options = {"nogil": True, "cache": True, "error_model": "numpy"}
+_options: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 class HiddenMarkovModel:

@@ -1,9 +1,9 @@
 """Exact inference for noise that is correlated along a string: a hidden chain of noise states, one at each leaf.
 
-With noise states a of law `pi(a_1) prod_i A(a_i, a_{i+1})` and evidence `p(y_i | x_i, a_i)` at each leaf, messages of a grammar are
-matrices between the noise states at both ends of a subtree. A leaf has `M[x] = diag(p(y_i | x, .)) A`, a node
-`M[y] = sum over rules y -> (x_1, .., x_s) of p(rule) M_1[x_1] .. M_s[x_s]`, in order; the evidence is `sum_y p(y) pi M[y] 1`. In a
-hidden Markov model, pairs of hidden state and noise state are the states of a larger chain.
+With noise states a of law `pi(a_1) prod_i A(a_i, a_{i+1})` and evidence `p(y_i | x_i, a_i)` at each leaf, messages of a grammar
+are matrices between the noise states at both ends of a subtree. A leaf has `M[x] = diag(p(y_i | x, .)) A`, a node the sum of
+`p(rule) M_1[x_1] .. M_s[x_s]`, in order, over its rules y -> (x_1, .., x_s); the evidence is `sum_y p(y) pi M[y] 1`. In a hidden
+Markov model, pairs of hidden state and noise state are the states of a larger chain.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class NoiseChain:
     def infer(self, model: RandomHierarchyModel | HiddenMarkovModel, log_evidence: Any) -> Beliefs:
         """Exact marginals {tree_level: float64 (batch, nodes, symbols)} and log-evidence (batch,).
 
-        `log_evidence`: log p(y_i | x, a) in nats, (batch, num_leaves, noise states, vocab_size); -inf is allowed. ValueError if no
-        string has positive probability.
+        `log_evidence`: log p(y_i | x, a) in nats, (batch, num_leaves, noise states, vocab_size); -inf is allowed. ValueError if
+        no string has positive probability.
         """
         evidence = self._checked(model, log_evidence)
         if isinstance(model, HiddenMarkovModel):
@@ -107,7 +107,7 @@ class NoiseChain:
 
     # -- grammars --------------------------------------------------------------------------------------------------------
     def _upward(self, rhm: RandomHierarchyModel, log_evidence: np.ndarray) -> tuple[_Messages, np.ndarray]:
-        """M by level, float64 (batch, nodes, symbols, h, h), the largest value of each node 1; and the logs left out, (batch,)."""
+        """M by level, float64 (batch, nodes, symbols, h, h), largest values 1; and the logs left out, (batch,)."""
         top = log_evidence.max(axis=(2, 3), keepdims=True)
         with np.errstate(invalid="ignore"):
             leaf = np.exp(log_evidence - np.where(np.isfinite(top), top, 0)).swapaxes(2, 3)[..., None] * self.transition
@@ -143,9 +143,7 @@ class NoiseChain:
                 outside = self._outside_of_children(rhm, level, messages[level - 1], outside)
         return marginals, total
 
-    def _outside_of_children(
-        self, rhm: RandomHierarchyModel, level: int, below: np.ndarray, outside: np.ndarray
-    ) -> np.ndarray:
+    def _outside_of_children(self, rhm: RandomHierarchyModel, level: int, below: np.ndarray, outside: np.ndarray) -> np.ndarray:
         """`outside` of the nodes below a level: child i of a rule has L' O R', with L and R the products left and right of it."""
         children, s = _children(rhm, level, below), rhm.branching
         weighted = outside[:, :, :, None] * rhm.rule_probabilities[level][..., None, None]
@@ -158,7 +156,7 @@ class NoiseChain:
                 part = part @ right.swapaxes(-1, -2)
             flat = part.reshape(*part.shape[:2], -1, *part.shape[4:])
             symbols = rhm.rules[level][..., i].ravel()
-            np.add.at(result, (slice(None), slice(None), i, symbols), flat)
+            np.add.at(result[:, :, i], np.index_exp[:, :, symbols], flat)  # type: ignore[arg-type]
         result = result.reshape(below.shape)
         size = result.max(axis=(2, 3, 4), keepdims=True)
         return result / np.where(size > 0, size, 1)
@@ -166,7 +164,7 @@ class NoiseChain:
     def _draws(
         self, rhm: RandomHierarchyModel, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray
     ) -> dict[int, np.ndarray]:
-        """Draws from the root down: symbol and end states of the root; of each node, its rule, then the states between children."""
+        """Draws from the root down: its symbol and end states; of each node, its rule, then the states between children."""
         messages, logs = self._upward(rhm, log_evidence)
         batch, draws, s, h = len(log_evidence), len(numbers), rhm.branching, len(self.start)
         key = np.concatenate([streams(keys, batch, number) for number in numbers])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -10,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.protocols import Source, Spec
 from uturn.core.random import Purpose, keys
 from uturn.exact.hmm import HiddenMarkovModel
-from uturn.sources.strings import Strings
+from uturn.exact.rhm import Draw
+from uturn.sources.strings import Strings, StringSource
 
 _MATRICES = ("initial", "transition", "emission")
 
@@ -25,16 +24,15 @@ class Chains(Strings):
     distance = None  # type: ignore[assignment]  # differences of places
 
 
-class HiddenMarkovSource(Spec, Source):
+class HiddenMarkovSource(StringSource):
     """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread evenly over `chains` chains.
 
     Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as `HiddenMarkovModel.drawn`. Or `initial`,
     `transition`, `emission`: the matrices of one chain, in place of `states`, `symbols` and `persistence`. Coordinate of `item`:
-    `chain`.
+    `grammar`, the number of the chain.
     """
 
-    kind: ClassVar[str] = "strings"
-    batch_invariant: ClassVar[bool] = True
+    site_name: ClassVar[str] = "symbols"
     depth: ClassVar[int] = 1
     type: Literal["hmm"] = "hmm"
     length: int = Field(ge=1)
@@ -52,11 +50,15 @@ class HiddenMarkovSource(Spec, Source):
         sizes = [name for name in ("states", "symbols") if getattr(self, name) is not None]
         if (given and (len(given) < 3 or sizes or self.chains > 1)) or (not given and len(sizes) < 2):
             raise ValueError(
-                f"{', '.join(given + sizes) or 'nothing'} given; expected states and symbols, or all of {', '.join(_MATRICES)} for "
-                f"one chain"
+                f"{', '.join(given + sizes) or 'nothing'} given; expected states and symbols, or all of {', '.join(_MATRICES)} "
+                f"for one chain"
             )
         self.grammar(0, 0)
         return self
+
+    @property
+    def number(self) -> tuple[str, int]:
+        return "chains", self.chains
 
     @property
     def vocab_size(self) -> int:
@@ -74,20 +76,8 @@ class HiddenMarkovSource(Spec, Source):
         """Chain `number` (0 .. chains - 1) of an experiment with this seed."""
         return _chain(self, number, seed)
 
-    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Chains]:
-        items = np.asarray(items)
-        numbers = self._numbers(num_items)[items]
-        for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
-            chain = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
-            yield Chains(part, chain, chain.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))  # type: ignore[arg-type]
-
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        if self.chains > num_items:
-            raise ValueError(f"chains = {self.chains}, but items = {num_items}; expected at least one item a chain")
-        return {"chain": self._numbers(num_items)}
-
-    def _numbers(self, num_items: int) -> np.ndarray:
-        return np.arange(num_items) * self.chains // num_items
+    def block_of(self, items: np.ndarray, grammar: Any, draw: Draw) -> Chains:
+        return Chains(items, grammar, draw)
 
 
 @lru_cache(maxsize=32)

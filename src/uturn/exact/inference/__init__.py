@@ -163,7 +163,7 @@ def sample_posterior(
     count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
     check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
-    sample = draw_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
+    sample: Any = draw_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
     trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
