@@ -19,6 +19,7 @@ from uturn.core.random import STRINGS, checked_seed, fold, keys, streams, unifor
 from uturn.core.threads import over_blocks
 from uturn.exact.rhm import Draw, checked_leaves, inverse_cdf
 
+_STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-280  # smaller sums may have lost their largest term
 _options: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -169,6 +170,22 @@ class HiddenMarkovModel:
 
         over_blocks(len(evidence), block, len(numbers) * evidence.shape[1] * (self.num_states + self.vocab_size))
         return {0: symbols, 1: states}, total
+
+    def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
+        """Strings (batch, N) with hidden states drawn from their posterior given the string; -1 for impossible strings.
+
+        `keys`, uint64 (batch,): one random stream for each string.
+        """
+        with np.errstate(divide="ignore"):
+            evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
+        states, possible = np.full(leaves.shape, -1), np.isfinite(self.log_likelihood(leaves))
+        own = streams(keys, len(leaves), _STATES)
+        states[possible] = self.draw(evidence[possible], own[possible], np.zeros(1, np.uint64))[0][1][0]
+        return {0: leaves, 1: states}
+
+    def parse(self, leaves: np.ndarray) -> Any:
+        """Not defined: a string does not determine the hidden states."""
+        raise ValueError("a hidden Markov model has no parse, a string does not determine its states; read with tree_levels")
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""

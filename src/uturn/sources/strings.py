@@ -119,10 +119,12 @@ class NoisyStrings(Noisy):
         """Every noisy string `clones` times, copies next to each other."""
         return Noisy(np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size)
 
-    def parsed(self, leaves: np.ndarray, num_items: int) -> dict[int, np.ndarray]:
+    def parsed(self, leaves: np.ndarray, num_items: int, keys: np.ndarray) -> dict[int, np.ndarray]:
         """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items, draws, nodes)}; -1 where a node
-        is not grammatical."""
-        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in self.rhm.parse(leaves).latents.items()}
+        is not grammatical. The hidden states of a chain are drawn given the string, with a key for each (items * draws,)."""
+        is_chain = isinstance(self.rhm, HiddenMarkovModel)
+        latents = self.rhm.completed(leaves, keys) if is_chain else self.rhm.parse(leaves).latents
+        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()}
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
         """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
@@ -169,6 +171,11 @@ class StringSource(Spec, Source):
     kind: ClassVar[str] = "strings"
     site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of symbols of a string."""
+        return int(self.branching**self.depth)  # type: ignore[attr-defined]
 
     @property
     def number(self) -> tuple[str, int]:
