@@ -492,7 +492,12 @@ def test_chains_are_denoised_and_remasking_singly_is_calibrated():
 
 def test_descriptions_say_what_is_drawn():
     def described(**backward):
-        spec = {"items": 4, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "probes": [{"type": "tree_levels"}]}
+        spec = {
+            "items": 4,
+            "source": CHAIN,
+            "corruption": {"type": "masking", "noise": [0.5]},
+            "probes": [{"type": "tree_levels"}],
+        }
         return ut.Experiment.from_dict({**spec, "backward": {"type": "denoiser", **backward}}).parts.backward.describe()
 
     assert described(order="first_hitting") == "order first_hitting, 64 steps"
@@ -503,7 +508,7 @@ def test_descriptions_say_what_is_drawn():
 
 
 def test_samplers_of_masks_are_refused_for_replaced_symbols():
-    with pytest.raises(ValueError, match="drawn tokens masked again .*: for masked strings"):
+    with pytest.raises(ValueError, match=r"drawn tokens masked again .*: for masked strings"):
         gap("uniform", remask="cap")
     with pytest.raises(ValueError, match="causal with order 'random'"):
         gap(causal=True)

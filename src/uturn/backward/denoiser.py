@@ -25,9 +25,9 @@ class StringDenoiser(Spec, Backward):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
-    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta` and
+    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`,
     `remask_given` choose how leaves are unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does
-    not draw from the posterior. For uniform replacement, `order` may be "analytic", which is the default there, or "euler" (SEDD).
+    not draw from the posterior. For uniform replacement, `order` may be "analytic", its default there, or "euler" (SEDD).
 
     Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
     a node is ungrammatical.

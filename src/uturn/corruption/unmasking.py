@@ -303,9 +303,7 @@ def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, co
 # --- the law of a decoder --------------------------------------------------------------------------------------------
 
 
-def law_of(
-    denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None
-) -> dict[tuple[int, ...], float]:
+def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None) -> dict[tuple[int, ...], float]:
     """Probability of every string that a decoder draws from one noisy string, by enumeration.
 
     The law of the string after each step follows from that before it. For "first_hitting" it is that of denoisers that ignore

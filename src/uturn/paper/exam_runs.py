@@ -17,6 +17,7 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
+from uturn.paper import exam_samplers
 from uturn.paper.decoder_laws import divergence, log_ratios
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
@@ -103,8 +104,8 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each grammar and denoiser, "grammar-denoiser"; missing networks are trained."""
-    jobs = {}
+    """One dataset for each grammar and denoiser, "grammar-denoiser", and those of `exam_samplers`; missing networks are trained."""
+    jobs = {f"exam-{label}": job for label, job in exam_samplers.jobs(workshop.scale).items()}
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:
             plan = settings(workshop.scale, grammar, denoiser)
@@ -156,7 +157,7 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
             _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
             results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
             results["estimate"][k, j], results["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
-            results["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
+            results["calls"][k, j] = decoder.numbers(values[None] < 0)[0][0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
     return xr.Dataset({name: (("decoder", "observation"), values) for name, values in results.items()}, coords)
 
@@ -195,7 +196,7 @@ def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
         ratios.append(ratio.reshape(len(items), CLONES))
         first.append(pair[0])
         rows.append(pair[1])
-        calls.append(decoder.numbers((noisy.values < 0).sum(axis=1))[0].mean())
+        calls.append(decoder.numbers(noisy.values < 0)[0].mean())
     dims = ("decoder", "item", "clone")
     return xr.Dataset(
         {

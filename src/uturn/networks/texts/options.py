@@ -45,8 +45,8 @@ class LanguageOptions(BaseModel):
     order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = Field(
         default="random",
         description="Order in which tokens are drawn: random, blocks, entropy, probability or confidence. With one token a call, "
-        "all but confidence sample the posterior of a consistent model. first_hitting: random, with the noise level of continuous "
-        "time. analytic, euler: --steps steps of the noise level, in which tokens change by chance (MDLM, SEDD).",
+        "all but confidence sample the posterior of a consistent model. first_hitting: random, with the noise level of "
+        "continuous time. analytic, euler: --steps steps of the noise level, in which tokens change by chance (MDLM, SEDD).",
     )
     steps: int | None = Field(
         default=None,
