@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,8 @@ from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
 from uturn.paper import exam_samplers
 from uturn.paper.decoder_laws import divergence, log_ratios
+from uturn.paper.exam_samplers import AllPossible as AllPossible
+from uturn.paper.exam_samplers import in_steps as in_steps
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
 
@@ -70,21 +72,10 @@ _STREAMS = (Purpose.DENOISING, 1)
 _STRINGS, _NOISE, _DRAWS, _TRAINING_SET = range(4)
 
 
-class AllPossible(Masking):
-    """Masking of a grammar that gives every string a probability above 0: an exact denoiser needs no misread leaves."""
-
-    misread: ClassVar[float] = -np.inf
-
-
 def decoders(steps: list[int]) -> dict[str, Decoder]:
     """All decoders on trial by label; `steps`: numbers of steps of those that reveal several tokens a step."""
     several = {in_steps(label, number): Decoder(order, number) for label, order in ORDERS.items() for number in steps}
     return {**EXACT, **OTHERS, **several}
-
-
-def in_steps(label: str, number: int) -> str:
-    """Label of a decoder with a number of steps."""
-    return f"{label}, {number} step{'s' if number > 1 else ''}"
 
 
 def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
@@ -104,7 +95,7 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each grammar and denoiser, "grammar-denoiser", and those of `exam_samplers`; missing networks are trained."""
+    """One dataset for each grammar and denoiser, "grammar-denoiser", and those of `exam_samplers`; networks are trained."""
     jobs = {f"exam-{label}": job for label, job in exam_samplers.jobs(workshop.scale).items()}
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:

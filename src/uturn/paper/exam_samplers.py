@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -86,7 +86,7 @@ def samplers(steps: list[int]) -> dict[str, Decoder]:
 
 def in_steps(label: str, number: int) -> str:
     """Label of a sampler with a number of steps."""
-    return f"{label}, {number} steps"
+    return f"{label}, {number} step{'s' if number > 1 else ''}"
 
 
 def is_of(label: str, names: tuple[str, ...]) -> bool:
@@ -97,12 +97,9 @@ def is_of(label: str, names: tuple[str, ...]) -> bool:
 def settings(scale: Scale, part: str) -> dict[str, Any]:
     """The settings of the short or the long measurement."""
     plan = SETTINGS[scale]
-    names = ("steps", "masked") if part == "short" else ("long_steps", "items", "depth")
-    steps = plan["steps" if part == "short" else "long_steps"]
-    return {
-        **{name: plan[name] for name in names},
-        "samplers": {label: repr(decoder) for label, decoder in samplers(steps).items()},
-    }
+    names = ("steps", "length", "masked") if part == "short" else ("long_steps", "items", "depth")
+    tried = samplers(plan[names[0]])
+    return {**{name: plan[name] for name in names}, "samplers": {label: repr(decoder) for label, decoder in tried.items()}}
 
 
 def jobs(scale: Scale) -> dict[str, Any]:
@@ -115,10 +112,10 @@ def _keys(use: int, *coordinates: Any) -> np.ndarray:
     return keys(0, *_STREAMS, use, *coordinates)
 
 
-class _Possible(Masking):
-    """Masking of worlds that give every string a probability above 0: an exact denoiser needs no misread leaves."""
+class AllPossible(Masking):
+    """Masking of strings that all have a probability above 0: an exact denoiser needs no misread leaves."""
 
-    misread = -np.inf
+    misread: ClassVar[float] = -np.inf
 
 
 class _Tabled:
@@ -138,7 +135,7 @@ class _Tabled:
 
 
 def _denoiser(world: Any, label: str) -> ExactDenoiser:
-    return ExactDenoiser(world, UniformReplacement() if label.startswith("uniform") else _Possible())
+    return ExactDenoiser(world, UniformReplacement() if label.startswith("uniform") else AllPossible())
 
 
 def draws(denoiser: Denoiser, decoder: Decoder, noisy: Noisy, streams: np.ndarray) -> tuple[np.ndarray, float]:
@@ -168,11 +165,10 @@ def short(plan: Mapping[str, Any]) -> xr.Dataset:
     """
     tried = {label: decoder for label, decoder in samplers(plan["steps"]).items() if not is_of(label, NOT_ENUMERATED)}
     found, calls = [], []
-    for world in worlds(8, 3).values():
-        masked, table = observations(world, plan["masked"]), _Tabled(ExactDenoiser(world, _Possible()))
-        seen = UniformReplacement().corrupt(
-            world.sample(len(masked), seed=_keys(_STRINGS, range(len(masked)))).leaves, SHARE, 3, 0
-        )
+    for world in worlds(plan["length"], 3).values():
+        masked, table = observations(world, plan["masked"]), _Tabled(ExactDenoiser(world, AllPossible()))
+        leaves = world.sample(len(masked), seed=_keys(_STRINGS, range(len(masked)))).leaves
+        seen = UniformReplacement().corrupt(leaves, SHARE, 3, _keys(_NOISE, range(len(masked))))
         for label, decoder in tried.items():
             uniform = label.startswith("uniform")
             denoiser = _denoiser(world, label) if uniform else table
