@@ -84,8 +84,9 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
         u = uniforms(streams(keys, batch, k), 2 * d)
         heights, chance = u[:, :d], u[:, d:]
         masked = leaves < 0
-        reveal, again = chances(decoder, *(level[:, None] for level in (now, later, first)), free & ~masked, sure)
-        turn, lost = masked & (chance < reveal), free & ~masked & (chance < again)
+        drawn = free & ~masked
+        reveal, again = chances(decoder, now[:, None], later[:, None], first[:, None], drawn, sure)
+        turn, lost = masked & (chance < reveal), drawn & (chance < again)
         if decoder.order == "random":
             leaves[lost] = -1
         while (rows := np.flatnonzero(turn.any(axis=1))).size:
@@ -124,7 +125,7 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
     part has v symbols, and for masks the values v, masked, and v + 1, masked and to be revealed in this step.
     """
     values, v, noise = noisy.values[0], noisy.vocab_size, float(noisy.noise[0])
-    replacement = denoiser.corruption
+    replacement: Any = denoiser.corruption
     is_masking = not isinstance(replacement, UniformReplacement)
     if decoder.remask == "conf":
         raise ValueError("remask = 'conf': depends on the probabilities of earlier draws; its law is not enumerated")
@@ -135,7 +136,7 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
         raise ValueError(f"{A**m} partial strings in a step; expected at most {most}: take shorter strings")
     states = np.indices((A,) * m).reshape(m, -1).T
     start = np.where(values[free] < 0, v, values[free])
-    p = np.float64((states == start).all(axis=1))
+    p: np.ndarray = (states == start).all(axis=1).astype(float)
 
     def belief(rows: np.ndarray, told: Any) -> np.ndarray:
         strings = np.tile(values, (len(rows), 1))

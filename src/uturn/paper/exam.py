@@ -133,7 +133,7 @@ def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in (gap, low, high)], axis=1), p
 
 
-def _world_gaps(clones: xr.Dataset) -> dict[str, xr.DataArray]:
+def _world_gaps(clones: xr.Dataset) -> dict[str, Any]:
     """Gaps (world, sampler, reading, estimate) and their p-values (world, sampler, reading), from clones in the two worlds."""
     gaps, p = [], []
     for world in clones.world.values:
@@ -287,8 +287,8 @@ def _draw_worlds(figure: Any, data: xr.Dataset) -> None:
     panels[0].set_ylabel("KL(sampler ‖ posterior), nats")
     rows = [str(name) for name in data.sampler.values]
     for row, label in enumerate(rows):
-        color = next((c for name, c in _FAMILY_COLORS.items() if label.startswith(f"{name}, ")), None)
-        color = color or next((c for name, _, c in _single_marks() if name == label), THEORY)
+        colors = [c for name, c in _FAMILY_COLORS.items() if label.startswith(f"{name}, ")]
+        (color,) = colors or [c for name, _, c in _single_marks() if name == label]
         for world, aside in zip(data.world.values, (-0.17, 0.17), strict=True):
             readings = data.sel(sampler=label, world=world)
             mark = "s" if detected(readings.world_p) <= LEVEL else "o"
