@@ -51,7 +51,8 @@ _SHOWN = (4, 16)  # numbers of steps in the lower row
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     tables = {grammar: {"type": "rhm", **settings(scale, grammar, "exact")["grammar"]} for grammar in ("dense", "sparse")}
-    return [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
+    masked = [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
+    return [*masked, channel_spec(f"{WORDS['uniform']}, dense", tables["dense"], "uniform", scale, (exam_samplers.SHARE,))]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
