@@ -395,8 +395,8 @@ MUTATIONS = (
     Mutation(
         "all masked tokens are told as noise in all steps",
         "uturn.corruption.unmasking:unmask",
-        "share = (masked[active] - first) / d",
-        "share = masked[active] / d",
+        "decoder.told(noisy.noise[active], step, seen, chance[active])",
+        "decoder.told(noisy.noise[active], 0, seen, chance[active])",
         tests=(("test_unmasking::test_the_denoiser_is_told_the_share_of_masked_tokens", {}),),
     ),
     Mutation(
@@ -501,9 +501,9 @@ MUTATIONS = (
     ),
     Mutation(
         "share of masked tokens among those of the longest text",
-        "uturn.backward.token_queue:_Text.noise",
-        "/ self.length",
-        "/ len(self.values)",
+        "uturn.corruption.unmasking:Decoder.told",
+        "(seen >= MASKED).sum(axis=1)",
+        "seen.shape[1]",
         tests=(("test_language::test_the_network_is_told_the_share_of_masked_tokens", {}),),
     ),
     # --- calibration ---

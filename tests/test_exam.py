@@ -13,7 +13,7 @@ from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import zipf
-from uturn.paper import Workshop, exam, exam_runs, exam_verdicts
+from uturn.paper import Workshop, exam, exam_runs, exam_samplers, exam_verdicts
 from uturn.paper.decoder_laws import _confident, divergence, log_ratios
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, AllPossible, decoders, in_steps
 
@@ -150,20 +150,29 @@ def tiny(monkeypatch):
     monkeypatch.setitem(exam_runs.SETTINGS, "smoke", {"enumerated": enumerated, "drawn": drawn})
     small = {**exam_runs.GRAMMARS["enumerated"], "depth": 2}
     monkeypatch.setitem(exam_runs.GRAMMARS, "enumerated", small)
+    worlds = {"length": 4, "masked": [2, 2], "steps": [2], "items": 6, "long_steps": [2], "depth": 2}
+    monkeypatch.setitem(exam_samplers.SETTINGS, "smoke", worlds)
 
 
 def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
     workshop = Workshop("smoke", tmp_path, workers=1)
     runs = exam.measure(workshop)
-    assert set(runs) == {f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS}
+    grammars = {f"{grammar}-{kind}" for grammar in exam_runs.GRAMMARS for kind in DENOISERS}
+    assert set(runs) == grammars | {"samplers-short", "samplers-long"}
+    short, long = runs["samplers-short"], runs["samplers-long"]
+    assert short.divergence.sel(sampler=list(exam_samplers.EXACT)).max() < 1e-8 < short.divergence.max()
+    assert (short.calls.sel(sampler="random order") == 2).all()
+    assert long.with_original.shape == (2, long.sizes["sampler"], 6, 2, 3)
+    gaps = exam._world_gaps(long)
+    assert gaps["world_gap"].dims == ("world", "sampler", "reading", "estimate")
     exact = runs["enumerated-exact"]
     assert exact.divergence.sel(decoder=list(EXACT)).max() < 1e-8
     assert (exact.calls.sel(decoder="random order").values == [2, 4]).all()
     assert (exact.calls.sel(decoder=in_steps("random order", 1)) == 1).all()
     assert runs["dense-trained"].sizes["item"] == 4
     assert np.isfinite(runs["dense-exact"].log_ratio).all()
-    for name in ("enumerated", "drawn"):
-        monkeypatch.setattr(exam_runs, name, lambda *args, **options: pytest.fail("computed again"))
+    for module, name in ((exam_runs, "enumerated"), (exam_runs, "drawn"), (exam_samplers, "short"), (exam_samplers, "long")):
+        monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("computed again"))
     again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())
 
@@ -187,6 +196,7 @@ NAMES = (
     *BY_ENUMERATION,
     *("exact drawn", "others drawn", "steps drawn", "exact calibrated", "others calibrated"),
     *("impossible", "network", "errors", "sharpened"),
+    *("world exact", "chain", "grammar", "remasking", "causal", "world calibrated", "world detected"),
 )
 
 
@@ -211,7 +221,39 @@ def forged_small(change=None, estimate=1.0, error=0.01):
     return runs
 
 
-def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
+FAMILY_KL = dict(zip(exam_samplers.FAMILIES, (0.1, 0.2, 0.3, 0.25, 0.25, 0.5, 1.0), strict=True))
+TRIED, WORLDS = exam_samplers.samplers([2, 4, 8]), ("chain", "grammar")
+
+
+def forged_worlds(kl=None, p=None):
+    """Samplers in two worlds; `kl`, `p`: {(world, sampler): value}."""
+
+    def error(label, scale):
+        family, _, steps = label.rpartition(", ")
+        return 1e-15 if label in exam_samplers.EXACT else scale * FAMILY_KL[family] / int(steps.split()[0]) ** 2
+
+    short = [label for label in TRIED if not exam_samplers.is_of(label, exam_samplers.NOT_ENUMERATED)]
+    values = np.empty((2, len(short), 3))
+    for w, world in enumerate(WORLDS):
+        for k, label in enumerate(short):
+            row = [0.1, 0.2, 1e-15] if label.startswith("causal") else error(label, (1, 4)[w])
+            values[w, k] = (kl or {}).get((world, label), row)
+    usual = {label: 0.3 if label in exam_samplers.EXACT else 1e-5 for label in TRIED}
+    found = [[(p or {}).get((world, label), usual[label]) for label in TRIED] for world in WORLDS]
+    gap = np.broadcast_to([0.1, 0.0, 0.2], (2, len(TRIED), 3, 3))
+    coords = {"world": list(WORLDS), "short_sampler": short, "sampler": list(TRIED), "reading": list(exam_samplers.READINGS)}
+    return xr.Dataset(
+        {
+            "short_kl": (("world", "short_sampler", "observation"), values),
+            "short_calls": (("world", "short_sampler"), np.full((2, len(short)), 4.0)),
+            "world_gap": (("world", "sampler", "reading", "estimate"), gap),
+            "world_p": (("world", "sampler", "reading"), np.repeat(np.array(found)[..., None], 3, axis=-1)),
+        },
+        coords,
+    )
+
+
+def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2, worlds=None):
     """The data of the figure as theory has it; `kl`, `p`, `broken`: {(denoiser, decoder): value}, `sharper`: `more_broken`."""
 
     def table(value, changes, half):
@@ -242,6 +284,7 @@ def forged(kl=None, small=None, p=None, broken=None, sharper=-0.2):
     runs = small or forged_small()
     data["small_kl"] = ("denoiser", "small_decoder"), np.stack([runs[kind].divergence.mean("observation") for kind in DENOISERS])
     data["small_calls"] = "small_decoder", [float(label.split()[-2]) if "step" in label else 6.0 for label in SMALL]
+    data = data.merge(forged_worlds(**(worlds or {})))
     data.attrs.update(small_leaves=8, large_leaves=64, small_rounding=2e-8, large_rounding=3e-4)
     return data, runs
 
@@ -259,9 +302,10 @@ def small_with(label, value, kind="exact"):
 def test_theory_passes_and_is_drawn():
     assert failed() == set()
     figure = exam.draw(forged()[0])
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 9
 
 
+ANALYTIC = "analytic (MDLM, SEDD)"
 ONE_RANDOM, TWO_RANDOM = in_steps("random order", 1), in_steps("random order", 2)
 MOST, MOST_ENTROPY = in_steps("random order", 32), in_steps("lowest entropy", 32)
 
@@ -293,6 +337,16 @@ MOST, MOST_ENTROPY = in_steps("random order", 32), in_steps("lowest entropy", 32
         ({"kl": {("trained", "random order"): 50.0}}, {"network", "errors"}),
         ({"kl": {("trained", "random order"): 0.5}}, {"errors"}),
         ({"sharper": 0.0}, {"sharpened"}),
+        ({"worlds": {"kl": {("grammar", "remasked singly"): 1e-6}}}, {"world exact"}),
+        ({"worlds": {"kl": {("chain", f"{ANALYTIC}, 8 steps"): 1e-10}}}, {"chain"}),
+        ({"worlds": {"kl": {("chain", f"{ANALYTIC}, 8 steps"): 0.06}}}, {"chain", "grammar", "remasking"}),  # ranks
+        ({"worlds": {"kl": {("grammar", "uniform, Euler, 8 steps"): 5.0}}}, {"grammar"}),
+        ({"worlds": {"kl": {("grammar", "ReMDM cap, 4 steps"): 0.01}}}, {"grammar", "remasking"}),
+        ({"worlds": {"kl": {("chain", "causal blocks of 4"): [1e-15, 0.1, 1e-15]}}}, {"causal"}),
+        ({"worlds": {"kl": {("chain", "causal blocks of 4"): [0.1, 0.1, 0.1]}}}, {"causal"}),
+        ({"worlds": {"p": {("grammar", "random order"): 1e-6}}}, {"world calibrated"}),
+        ({"worlds": {"p": {("grammar", "given tokens too"): 0.1}}}, {"world detected"}),
+        ({"worlds": {"p": {("chain", "uniform, Euler, 2 steps"): 0.1}}}, {"world detected"}),
         ({"sharper": -0.03}, {"sharpened"}),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -68,14 +68,21 @@ def test_other_decoders_do_not(options):
 
 
 @pytest.mark.parametrize(
-    "decoder", [Decoder(), Decoder("entropy"), Decoder("confidence", steps=2), Decoder("blocks", 3, 2)], ids=str
+    "decoder",
+    [
+        *(Decoder(), Decoder("entropy"), Decoder("confidence", steps=2), Decoder("blocks", 3, 2)),
+        *(Decoder("first_hitting"), Decoder("blocks", block=2, causal=True), Decoder("blocks", 1, 2, causal=True)),
+        *(Decoder("analytic", 5), Decoder("analytic", 5, remask="conf", eta=1.0), Decoder("random", 5, remask="cap", eta=0.5)),
+        Decoder("random", 5, remask="cap", eta=0.5, remask_given=True),
+    ],
+    ids=str,
 )
 def test_the_queue_draws_what_unmasking_draws(decoder):
     rng = np.random.default_rng(1)
     strings = Table().strings[rng.choice(81, 40, p=Table().law)]
     values = np.where(rng.random(strings.shape) < 0.7, -1, strings)
     noise, streams = np.full(40, 0.7), Streams(0, np.arange(40), 0.7)
-    options = {"order": decoder.order, "steps": decoder.steps, "block": decoder.block}
+    options = asdict(decoder)
     found = LanguageDenoiser(model=TABLE, batch_size=3, **options).reconstruct(
         NoisyTokens(values, noise, 3, ut.Masking()), streams
     )

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 import textwrap
@@ -737,18 +736,18 @@ def test_check_from_the_command_line(tmp_path):
 def own_folder(tmp_path_factory):
     """A copy of examples/own, with the statistics of its network."""
     folder = tmp_path_factory.mktemp("own")
-    for name in ("series.py", "series.toml", "network.py", "rules.py", "rules.toml"):
+    for name in ("series.py", "series.toml", "network.py", "rules.json", "rules.toml"):
         (folder / name).write_text((OWN / name).read_text())
     done = subprocess.run([sys.executable, "network.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     yield folder
-    for name in ("series", "network", "rules"):  # imported by the program in this process
+    for name in ("series", "network"):  # imported by the program in this process
         sys.modules.pop(name, None)
 
 
 def test_the_page_shows_the_files_that_are_tested():
     page = (OWN.parents[1] / "docs" / "own-parts.md").read_text()
-    for name in ("series.py", "series.toml", "network.py", "rules.py", "rules.toml"):
+    for name in ("series.py", "series.toml", "network.py", "rules.json", "rules.toml"):
         text = (OWN / name).read_text()
         for piece in text.split("\n\n\n"):
             assert textwrap.dedent(piece).strip() in page, f"{name}: {piece[:60]}"
@@ -808,9 +807,9 @@ def test_own_rules_run(own_folder):
     ds = Store.open(own_folder / "rules").dataset()
     assert np.allclose(ds.belief.sel(noise=0), 1)
     assert np.allclose(ds.unchanged.sel(noise=0), 1)
-    names = runpy.run_path(str(own_folder / "rules.py"))
-    nothing = ut.infer(names["GRAMMAR"], np.zeros((1, 8, 3), np.float32)).marginals
-    (block,) = names["Rules"]().blocks(np.arange(100), 0, 100)
+    grammar = ut.RandomHierarchyModel.from_rules(**json.loads((own_folder / "rules.json").read_text()))
+    nothing = ut.infer(grammar, np.zeros((1, 8, 3), np.float32)).marginals
+    (block,) = ut.sources.GrammarSource(file=str(own_folder / "rules.json")).blocks(np.arange(100), 0, 100)
     for level in range(4):
         expected = nothing[level][0][np.arange(8 // 2**level), block.draw.latents[level]].mean(1)
         np.testing.assert_allclose(ds.belief.sel(noise=1, tree_level=level), expected, rtol=1e-4)

@@ -15,6 +15,7 @@ __version__ = "0.3.0"
 # Public name -> module; "." at its end stands for the module itself.
 _HOMES = {
     "RandomHierarchyModel": "exact.rhm",
+    "HiddenMarkovModel": "exact.hmm",
     "Gaussian": "corruption",
     "Masking": "corruption",
     "UniformReplacement": "corruption",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from uturn.engine.run import run
     from uturn.engine.sweep import sweep
     from uturn.exact import inference, laws, population, rhm, theory
+    from uturn.exact.hmm import HiddenMarkovModel
     from uturn.exact.inference import Beliefs, infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
     from uturn.exact.rhm import RandomHierarchyModel
     from uturn.measures import statistics

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import Masking
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, check_channel, denoise, strings_at_once
+from uturn.corruption import Masking, UniformReplacement, in_time
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise, strings_at_once
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.sources.strings import NoisyStrings
 
@@ -25,8 +25,9 @@ class StringDenoiser(Spec, Backward):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
-    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `temperature`, `top_k` and `top_p` choose how leaves are
-    unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does not draw from the posterior.
+    evaluations of the denoiser, >= 1. For masking, `order`, `block`, `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`,
+    `remask_given` choose how leaves are unmasked (`uturn.corruption.unmasking.Decoder`); the description says if the decoder does
+    not draw from the posterior. For uniform replacement, `order` may be "analytic", its default there, or "euler" (SEDD).
 
     Probes of beliefs read the exact ones for every denoiser. Reconstructions: {tree_level: int64 (items, draws, nodes)}, -1 where
     a node is ungrammatical.
@@ -39,11 +40,20 @@ class StringDenoiser(Spec, Backward):
     type: Literal["denoiser"] = "denoiser"
     model: str = "exact"
     steps: int = Field(default=64, ge=1)
-    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = "random"
+    order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = "random"
     block: int = Field(default=8, ge=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    remask: Literal["none", "cap", "rescale", "conf"] = "none"
+    eta: float = Field(default=0.1, ge=0, le=1)
+    remask_given: bool = False
+    causal: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> StringDenoiser:
+        _ = self.decoder  # raises for options that do not go together
+        return self
 
     @property
     def decoder(self) -> Decoder | None:
@@ -54,26 +64,22 @@ class StringDenoiser(Spec, Backward):
     def describe(self) -> str:
         if self.decoder is None:
             return ""
-        exact = Decoder(**{name: getattr(self, name) for name in _DECODER}).is_exact
-        return self.decoder.description + ("" if exact else ": not a draw from the posterior")
+        return self.decoder.description + self.decoder.warning
 
     def reconstruct(self, noisy: NoisyStrings, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
         denoiser = ExactDenoiser(noisy.rhm, noisy.channel) if self.model == "exact" else self._learned(noisy.channel)
         keys = streams.keys(Purpose.DENOISING, clones)
-        reverse = None if self.decoder is None else partial(unmask, decoder=self.decoder)
+        reverse = None if self.decoder is None else reverse_process(self.decoder, noisy.channel)
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
-        return noisy.parsed(strings, len(streams.items))
+        return noisy.parsed(strings, len(streams.items), keys)
 
     def undone(self, corruption: Any, source: Any) -> Any:
         check_channel(corruption)
-        if self.decoder is not None and not isinstance(corruption, Masking):
-            raise ValueError(
-                f"{self.decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the "
-                f"decoder out"
-            )
+        if self.decoder is not None:
+            reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)
-            v, d = source.vocab_size, source.branching**source.depth
+            v, d = source.vocab_size, source.num_leaves
             if (denoiser.vocab_size, denoiser.num_leaves) != (v, d):
                 raise ValueError(
                     f"model = {self.model!r} denoises {denoiser.num_leaves} leaves over {denoiser.vocab_size} symbols, but the "
@@ -82,11 +88,14 @@ class StringDenoiser(Spec, Backward):
         return corruption
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        num_leaves = source.branching**source.depth
+        num_leaves = source.num_leaves
         at_once = strings_at_once(num_leaves, source.vocab_size)
         if self.model != "exact":
             at_once = min(at_once, getattr(self._learned(corruption), "batch_size", at_once))
-        return corruption.evaluations(noise, self.steps, num_leaves), at_once
+        if self.decoder is not None and self.decoder.in_time and noise > 0:
+            return in_time.evaluations(self.decoder, noise, num_leaves), at_once
+        blocks = -(-num_leaves // self.block) if self.causal else 1
+        return corruption.evaluations(noise, self.steps * blocks, num_leaves), at_once
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self.model_copy(update={"steps": min(calls, self.steps)}), noise
@@ -99,6 +108,18 @@ class StringDenoiser(Spec, Backward):
         if denoiser.corruption != corruption:
             raise ValueError(f"model = {self.model!r} undoes {denoiser.corruption!r}, but the corruption is {corruption!r}")
         return denoiser
+
+
+def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
+    """The reverse process of a channel with a decoder; ValueError if the decoder is not for this channel."""
+    if isinstance(corruption, Masking):
+        return partial(unmask, decoder=decoder)
+    steps, euler = decoder.steps or 1, decoder.order == "euler"
+    if isinstance(corruption, UniformReplacement) and decoder == Decoder("euler" if euler else "analytic", steps):
+        return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
+    raise ValueError(
+        f"{decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the decoder out"
+    )
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import model_validator
 
+from uturn.backward.denoiser import reverse_process
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
 from uturn.core.checks import Finding
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
+from uturn.corruption import in_time
 from uturn.corruption.denoising import denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import LanguageOptions
@@ -32,9 +36,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     `corruption` ("masking" or "uniform"): how to call the network and read its output, if the model does not state it.
 
     Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
-    `temperature`, `top_k`, `top_p`: options of the decoder (`uturn.corruption.unmasking.Decoder`). The description says if
-    the decoder does not draw from the posterior. For uniform replacement, `steps` (default 64) is the number of steps of the
-    channel's reverse process.
+    `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`, `remask_given`: options of the decoder
+    (`uturn.corruption.unmasking.Decoder`). The description says if the decoder does not draw from the posterior. For the orders
+    "analytic" and "euler", remasking and uniform replacement, `steps` (default 64) is the number of steps in time; their calls
+    are not shared by several blocks of texts.
 
     Strings of a grammar can be denoised too: their symbols are the ids.
 
@@ -56,7 +61,19 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     @property
     def decoder(self) -> Decoder:
         """The decoder of masked tokens."""
-        return Decoder(self.order, self.steps, self.block, self.temperature, self.top_k, self.top_p)
+        options = {option.name: getattr(self, option.name) for option in fields(Decoder)}
+        if self.order in ("analytic", "euler") or self.remask != "none":
+            options["steps"] = self._steps
+        return Decoder(**options)
+
+    @property
+    def _is_queued(self) -> bool:
+        return self.language().corruption == "masking" and not self.decoder.in_time
+
+    @model_validator(mode="after")
+    def _fits(self) -> LanguageDenoiser:
+        _ = self.decoder  # raises for options that do not go together
+        return self
 
     def language(self) -> LanguageModel:
         """The model with its tokenizer, loaded once."""
@@ -68,22 +85,24 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     def describe(self) -> str:
         model = self.language()
         if model.corruption == "uniform":
-            return f"{model.description}, uniform replacement, {self._steps} steps"
-        exact = "" if self.decoder.is_exact else ": not a draw from the posterior"
-        speed = ", one token a call" if self.steps is None else ""
-        return f"{model.description}, {self.decoder.description}{speed}{exact}"
+            euler = "Euler " if self.order == "euler" else ""
+            return f"{model.description}, uniform replacement, {self._steps} {euler}steps"
+        decoder = self.decoder
+        warning = decoder.warning or ("" if decoder.is_exact else ": not a draw from the posterior")
+        speed = ", one token a call" if decoder.steps is None else ""
+        return f"{model.description}, {decoder.description}{speed}{warning}"
 
     @property
     def _steps(self) -> int:
         return 64 if self.steps is None else self.steps
 
     def reconstruct(self, noisy: Noisy, streams: Streams, clones: int = 1) -> Any:
-        if self.language().corruption == "uniform":
-            return self.shaped(self._replaced(self.language(), noisy, streams, clones), noisy, streams)
+        if not self._is_queued:
+            return self.shaped(self._denoised(self.language(), noisy, streams, clones), noisy, streams)
         return super().reconstruct(noisy, streams, clones)
 
     def reconstruct_stream(self, blocks: Iterable[tuple[Any, Noisy, Streams]], clones: int = 1) -> Iterator[tuple[Any, Any]]:
-        stream = Backward.reconstruct_stream if self.language().corruption == "uniform" else Queued.reconstruct_stream
+        stream = Queued.reconstruct_stream if self._is_queued else Backward.reconstruct_stream
         yield from stream(self, blocks, clones)
 
     def works(self, noisy: Noisy, streams: Streams, clones: int) -> Iterator[TokenWork]:
@@ -94,20 +113,24 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         return run_token_queue(self.language(), self.decoder, works, self.batch_size)
 
     def shaped(self, rows: np.ndarray, noisy: Noisy, streams: Streams) -> Any:
-        return noisy.parsed(rows, len(streams.items)) if isinstance(noisy, NoisyStrings) else super().shaped(rows, noisy, streams)
+        if not isinstance(noisy, NoisyStrings):
+            return super().shaped(rows, noisy, streams)
+        clones = len(rows) // len(noisy.values)
+        return noisy.parsed(rows, len(streams.items), streams.keys(Purpose.DENOISING, clones))
 
-    def _replaced(self, model: LanguageModel, noisy: Noisy, streams: Streams, clones: int) -> np.ndarray:
-        """Draws from the reverse process of uniform replacement, for texts of one length after the other."""
+    def _denoised(self, model: LanguageModel, noisy: Noisy, streams: Streams, clones: int) -> np.ndarray:
+        """Draws from a reverse process in time, for texts of one length after the other."""
         from uturn.networks.texts.language import TokenDenoiser
 
         values = np.repeat(noisy.values, clones, axis=0)
         noise, keys = np.repeat(noisy.noise, clones), streams.keys(Purpose.DENOISING, clones)
         lengths, out = (values != PAD).sum(1), values.copy()
+        reverse = reverse_process(self.decoder, model.channel) if self.decoder.in_time else None
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             denoiser = TokenDenoiser(model, int(length), model.pieces(self.batch_size, int(length)))
             texts = Noisy(values[rows, :length], noise[rows], noisy.vocab_size)
-            out[rows, :length] = denoise(denoiser, texts, self._steps, keys[rows])
+            out[rows, :length] = denoise(denoiser, texts, self._steps, keys[rows], reverse)
         return out
 
     def undone(self, corruption: Any, source: Any) -> Any:
@@ -117,11 +140,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
                 f"corruption = {corruption!r}: the model {self.model!r} undoes {model.channel!r}; take that, or say "
                 f"`corruption` for the model"
             )
-        chosen = (self.order, self.temperature, self.top_k, self.top_p)
-        if model.corruption == "uniform" and chosen != ("random", 1.0, None, None):
-            raise ValueError(f"{self.decoder.description}: for masked tokens; leave the options of the decoder out")
+        if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
+            reverse_process(self.decoder, model.channel)
         if source.kind == "strings":
-            v, d = source.vocab_size, source.branching**source.depth
+            v, d = source.vocab_size, source.num_leaves
             if v > model.vocab_size or (model.mask_id is not None and model.mask_id < v) or d > (model.most_tokens or d):
                 raise ValueError(
                     f"model = {self.model!r} has {model.vocab_size} tokens (mask {model.mask_id}) and takes {model.most_tokens}"
@@ -159,9 +181,12 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()
-        length = source.branching**source.depth if source.kind == "strings" else source.max_length
+        length = source.num_leaves if source.kind == "strings" else source.max_length
+        batch_size = model.pieces(self.batch_size, length).batch_size
+        if model.corruption == "masking" and self.decoder.in_time and noise > 0:
+            return in_time.evaluations(self.decoder, noise, length), batch_size
         steps = length if self.steps is None and model.corruption == "masking" else self._steps
-        return corruption.evaluations(noise, steps, length), model.pieces(self.batch_size, length).batch_size
+        return corruption.evaluations(noise, steps * (-(-length // self.block) if self.causal else 1), length), batch_size
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self.model_copy(update={"steps": min(calls, self._steps)}), noise

@@ -45,7 +45,7 @@ class StringDiffusion(Spec, Backward):
         reverse = _string_diffusion(self, noisy.rhm)
         step, keys = reverse.forward.step_of(streams.noise), streams.keys(Purpose.DENOISING, clones)
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
-        return noisy.parsed(strings_of(images)[:, 0], len(streams.items))
+        return noisy.parsed(strings_of(images)[:, 0], len(streams.items), keys)
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         reverse = _string_diffusion(self, source.grammar(0, 0))

@@ -32,13 +32,12 @@ class TokenWork(NamedTuple):
 
 @dataclass
 class _Text:
-    """A text in the queue, with its initially masked tokens and the number of calls that reveal them."""
+    """A text in the queue, with the numbers of tokens `revealed` before each of its calls, and after the last one."""
 
     work: TokenWork
     values: np.ndarray
     chance: np.ndarray
-    masked: int
-    calls: int
+    revealed: np.ndarray
     step: int = 0
 
     @property
@@ -50,14 +49,10 @@ class _Text:
         """Number of tokens of the text."""
         return int((self.values != PAD).sum())
 
-    def revealed(self, step: int) -> int:
-        """Number of tokens that are revealed before a step."""
-        return self.masked * step // self.calls
-
     @property
-    def noise(self) -> float:
-        """Share of masked tokens, at first the noise level."""
-        return self.work.noise if self.step == 0 else (self.masked - self.revealed(self.step)) / self.length
+    def calls(self) -> int:
+        """Number of calls that reveal its tokens."""
+        return len(self.revealed) - 1
 
 
 class _TokenQueue:
@@ -71,18 +66,16 @@ class _TokenQueue:
         return _CALLS * self.pieces.batch_size
 
     def calls(self, work: TokenWork) -> int:
-        masked = int((work.values == MASKED).sum())
-        return masked if self.decoder.steps is None else min(masked, self.decoder.steps)
+        return int(self.decoder.numbers(work.values[None] == MASKED)[0][0])
 
     def unchanged(self, work: TokenWork) -> np.ndarray:
         return np.array(work.values)
 
     def admitted(self, work: list[TokenWork]) -> list[_Text]:
         chance = uniforms(streams(np.array([new.key for new in work], np.uint64), len(work), ORDER), len(work[0].values))
-        return [
-            _Text(new, np.array(new.values), chance[row], int((new.values == MASKED).sum()), self.calls(new))
-            for row, new in enumerate(work)
-        ]
+        calls, revealed = self.decoder.numbers(np.stack([new.values for new in work]) == MASKED)
+        numbers = [revealed(np.full(count + 1, row), np.arange(count + 1)) for row, count in enumerate(calls)]
+        return [_Text(new, np.array(new.values), chance[row], numbers[row]) for row, new in enumerate(work)]
 
     def advance(self, cohorts: list[_Text]) -> None:
         cohorts.sort(key=lambda text: -text.length)  # to reduce padding
@@ -95,9 +88,10 @@ class _TokenQueue:
         values = np.stack([text.values for text in texts])
         steps = np.array([text.step for text in texts], np.uint64)
         heights = uniforms(streams(np.array([text.work.key for text in texts], np.uint64), len(texts), steps), values.shape[1])
-        count = np.array([text.revealed(text.step + 1) - text.revealed(text.step) for text in texts])
-        beliefs = self.model.beliefs(values, np.array([text.noise for text in texts]), self.pieces)
-        values = reveal(self.decoder, beliefs, values, count, np.stack([text.chance for text in texts]), heights)
+        count = np.array([text.revealed[text.step + 1] - text.revealed[text.step] for text in texts])
+        seen, chance = self.decoder.shown(values), np.stack([text.chance for text in texts])
+        noise = self.decoder.told(np.array([text.work.noise for text in texts]), steps, seen, chance)
+        values = reveal(self.decoder, self.model.beliefs(seen, noise, self.pieces), values, count, chance, heights)
         for text, revealed in zip(texts, values, strict=True):
             text.values, text.step = revealed, text.step + 1
 

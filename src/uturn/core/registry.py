@@ -17,6 +17,8 @@ PARTS: dict[str, dict[str, str]] = {
     "source": {
         "rhm": "uturn.sources.strings:RHMSource",
         "filtered_rhm": "uturn.sources.strings:FilteredRHMSource",
+        "grammar": "uturn.sources.strings:GrammarSource",
+        "hmm": "uturn.sources.chains:HiddenMarkovSource",
         "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
         "images": "uturn.sources.images:ImageFolderSource",
         "array": "uturn.sources.images:ArraySource",
@@ -31,6 +33,7 @@ PARTS: dict[str, dict[str, str]] = {
         "masking": "uturn.corruption.masking:Masking",
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
+        "bursts": "uturn.corruption.bursts:Bursts",
         "recorded": "uturn.corruption.recorded:Recorded",
         "operator": "uturn.corruption.measurement:Measurement",
     },

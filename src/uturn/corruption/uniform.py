@@ -46,18 +46,34 @@ class UniformReplacement(TwoValued):
         seen = 1 - (vocab_size - 1) * other
         return (1 - seen * seen - (vocab_size - 1) * other * other) * vocab_size / (vocab_size - 1)
 
-    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
+    def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, euler: bool = False) -> np.ndarray:
         v = noisy.vocab_size
         levels = (1 - noisy.noise[0] * np.arange(steps, 0, -1) / steps).tolist()
         for step, (now, later) in enumerate(progress.steps(list(pairwise(levels)))):
-            at = noisy.values[..., None]
-            belief = checked_posterior(denoiser, noisy)
-            # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).
-            ratio = now / later
-            belief = belief.astype(np.float64) / _replaced(np.arange(v) == at, now, v)
-            law = _replaced(np.arange(v) == at, ratio, v) * (later * belief + (1 - later) / v * belief.sum(-1, keepdims=True))
+            law = self.step_law(checked_posterior(denoiser, noisy), noisy.values, now, later, euler)
             noisy = Noisy(draw_symbols(law, keys, step), np.full(len(keys), 1 - later), v)
         return draw_symbols(checked_posterior(denoiser, noisy), keys, LAST)
+
+    def step_law(self, belief: np.ndarray, values: np.ndarray, now: float, later: float, euler: bool = False) -> np.ndarray:
+        """Weights (.., v) of the symbol where a share `later` is kept, given the strings `values` (..) where it is `now`.
+
+        From p(x_0 = a | x_t), `belief` (.., v). The analytic step is the sum over a of p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)
+        (arXiv:2107.03006), which equals the Tweedie step of SEDD (arXiv:2310.16834, section 4.1): exact for a single site. The
+        Euler step goes to b with probability (alpha_s - alpha_t) / (alpha_t v) times the ratio p_t(x with b) / p_t(x), and stays
+        otherwise; where this adds up to more than 1, it does not stay. Its alpha_t is at least 1e-3, as in the code of SEDD. To
+        alpha_s = 1 both steps are the belief, as SEDD ends.
+        """
+        v = belief.shape[-1]
+        if later == 1:
+            return belief
+        here = np.arange(v) == values[..., None]
+        # q(x_s = b | x_t, x_0 = a) = q(x_t | b) q(b | a) / q(x_t | a), summed over a with weights p(a | x_t) / q(x_t | a).
+        belief = belief.astype(np.float64) / _replaced(here, now, v)
+        if not euler:
+            return _replaced(here, now / later, v) * (later * belief + (1 - later) / v * belief.sum(-1, keepdims=True))
+        ratio = now * belief + (1 - now) / v * belief.sum(-1, keepdims=True)
+        law = np.where(here, 0, (later - now) / (max(now, 1e-3) * v) * ratio)
+        return np.where(here, np.maximum(1 - law.sum(-1, keepdims=True), 0), law)
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
         return checked_symbols(values, noise, 0, vocab_size, self)

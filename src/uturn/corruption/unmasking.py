@@ -2,13 +2,14 @@
 
 If the conditionals p(x_i | kept tokens) of a denoiser are those of one joint law, then revealing one token at a time draws
 exactly from the posterior, for every order that is chosen before the token is drawn. Orders that depend on the drawn token,
-temperatures other than 1, truncated laws and several tokens a step draw from other laws.
+temperatures other than 1, truncated laws and several tokens a step draw from other laws. `uturn.corruption.in_time` has the
+samplers that follow the time of the diffusion and may mask tokens again.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -18,10 +19,12 @@ from uturn.core import progress
 from uturn.core.checks import checked_integer, shown
 from uturn.core.protocols import Noisy
 from uturn.core.random import streams, uniforms
+from uturn.corruption import in_time
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
 from uturn.corruption.strings import draw
 
-ORDERS = ("random", "blocks", "entropy", "probability", "confidence")
+ORDERS = ("random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler")
+REMASKING = ("none", "cap", "rescale", "conf")
 MASKED = -1  # value of a masked position
 _MOST = 2**20  # partial strings that a step may reach
 _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
@@ -37,20 +40,34 @@ class Decoder:
         "random": uniformly random. "blocks": blocks of `block` neighbours from left to right, random in each. "entropy" and
         "probability": the token with the lowest entropy, or the largest probability, of p(x_i | kept tokens). "confidence":
         tokens are drawn for all masked positions, and that whose own probability is largest is kept (MaskGIT, LLaDA).
+        "first_hitting": random, and the denoiser is told the noise level at which the next token is revealed in continuous time
+        (arXiv:2409.02908, section 4) instead of the share of masked tokens. "analytic": `steps` equal steps of the noise level,
+        each of which reveals every masked token with the probability of the reverse process, independently of the others (the
+        ancestral sampler of arXiv:2406.07524, and the analytic step of SEDD, arXiv:2310.16834, section 4.1). "euler": the Euler
+        step of SEDD; for masks the same, see `uturn.corruption.in_time`.
     steps
         Evaluations of the denoiser, in which equal numbers of tokens are revealed, independently of each other; by default one
-        token an evaluation.
+        token an evaluation. With `causal`, for each block. "analytic", "euler" and `remask` need it: the number of steps in time.
     block
         Length of a block; with 1, "blocks" is the order from left to right.
     temperature
         Tokens are drawn with weights p^(1 / temperature).
     top_k, top_p
         Only the `top_k` most probable symbols, or the fewest whose probabilities add up to `top_p`, are drawn.
+    remask, eta
+        Schedule by which each step masks revealed tokens again, and its strength in [0, 1]: "cap", "rescale", "conf" (ReMDM,
+        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`). With order "analytic" the tokens of a step are
+        revealed independently, as in ReMDM; with "random" one an evaluation.
+    remask_given
+        Whether tokens that the noise has left are masked again too.
+    causal
+        With order "blocks": the denoiser sees only what lies left of the current block, and the block (arXiv:2503.09573); what
+        lies right of it is masked.
 
     Raises
     ------
     ValueError
-        For values out of range.
+        For values out of range, and options that do not go together.
     """
 
     order: str = "random"
@@ -59,6 +76,10 @@ class Decoder:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    remask: str = "none"
+    eta: float = 0.1
+    remask_given: bool = False
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -71,12 +92,47 @@ class Decoder:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (is_number and 0 < value <= most and math.isfinite(value)):
                 raise ValueError(f"{name} = {shown(value)}: expected a number above 0{', at most 1' if most == 1 else ''}")
+        if self.remask not in REMASKING or not 0 <= self.eta <= 1:
+            raise ValueError(f"remask = {shown(self.remask)}, eta = {shown(self.eta)}: expected one of {REMASKING}, and 0 to 1")
+        if self.remask != "none" and self.order not in ("random", "analytic"):
+            raise ValueError(f"remask = {self.remask!r} with order {self.order!r}: expected order 'random' or 'analytic'")
+        if self.remask_given and self.remask == "none":
+            raise ValueError("remask_given without remask: expected remask 'cap', 'rescale' or 'conf'")
+        if self.causal and self.order != "blocks":
+            raise ValueError(f"causal with order {self.order!r}: expected order 'blocks'")
+        if self.in_time and self.steps is None:
+            raise ValueError(f"{self.description}: expected steps, the number of steps in time")
+
+    @property
+    def in_time(self) -> bool:
+        """Whether tokens change by chance in each step of the noise level (`uturn.corruption.in_time`)."""
+        return self.order in ("analytic", "euler") or self.remask != "none"
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the order depends on no belief."""
+        return self.order in ("random", "blocks", "first_hitting")
 
     @property
     def is_exact(self) -> bool:
         """Whether the decoder draws from the posterior, given a denoiser whose conditionals belong to one joint law."""
-        truncated = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
-        return self.order != "confidence" and self.steps is None and self.temperature == 1 and not truncated
+        return self.is_exact_singly and (self.steps is None or self.in_time)
+
+    @property
+    def is_exact_singly(self) -> bool:
+        """`is_exact` if `steps` is at least the number of masked tokens."""
+        if self.order in ("confidence", "analytic", "euler") or self.remask == "conf" or self.remask_given or self.causal:
+            return False
+        return self.temperature == 1 and self.top_k is None and self.top_p in (None, 1)
+
+    @property
+    def warning(self) -> str:
+        """What the decoder draws from, if that is not the posterior with one token a step; "" if it is."""
+        if self.is_exact_singly:
+            return ""
+        if self.causal and replace(self, causal=False).is_exact_singly:
+            return ": a draw from the posterior only where no kept token lies in a later block than a masked one"
+        return ": not a draw from the posterior"
 
     @property
     def description(self) -> str:
@@ -85,7 +141,30 @@ class Decoder:
         phrases += [] if self.steps is None else [f"{self.steps} steps"]
         phrases += [] if self.temperature == 1 else [f"temperature {self.temperature:g}"]
         phrases += [f"{name} {value:g}" for name, value in (("top-k", self.top_k), ("top-p", self.top_p)) if value is not None]
+        which = "given and drawn tokens" if self.remask_given else "drawn tokens"
+        phrases += [] if self.remask == "none" else [f"{which} masked again ({self.remask}, eta {self.eta:g})"]
+        phrases += ["sees its block and what lies left of it"] if self.causal else []
         return ", ".join(phrases)
+
+    def shown(self, values: np.ndarray) -> np.ndarray:
+        """What the denoiser sees of `values` (rows, positions): all, or nothing right of the current block."""
+        if not self.causal:
+            return values
+        current = (values == MASKED).argmax(axis=1)[:, None] // self.block
+        right = np.arange(values.shape[1]) // self.block > current
+        return np.where(right & (values >= 0), MASKED, values)
+
+    def told(self, noise: np.ndarray, step: np.ndarray | int, seen: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """Noise level (rows,) that the denoiser is told: first that of the data, then the share of masked tokens.
+
+        "first_hitting": each token that is masked at noise level t is revealed at a level uniform in (0, t), here t (1 - chance);
+        the largest of these levels among the masked tokens.
+        """
+        masked = seen == MASKED
+        if self.order == "first_hitting":
+            return noise * (1 - np.where(masked, chance, 1.0).min(axis=1))
+        share = masked.sum(axis=1) / (seen >= MASKED).sum(axis=1)  # padding lies below
+        return share if self.causal else np.where(step == 0, noise, share)
 
     def weights(self, belief: np.ndarray) -> np.ndarray:
         """Weights with which symbols are drawn, float64, not normalised, of beliefs (.., v)."""
@@ -121,9 +200,17 @@ class Decoder:
         return np.broadcast_to(blocks, shape).astype(float)
 
     def numbers(self, masked: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Number of evaluations for `masked` tokens, and a function that gives the number revealed before evaluation k."""
-        groups = masked if self.steps is None else np.minimum(masked, self.steps)
-        return groups, lambda rows, k: masked[rows] * k // groups[rows]
+        """Number of evaluations (rows,) for masks (rows, positions), and a function: number revealed before evaluation k."""
+        size = self.block if self.causal else masked.shape[1]  # a step does not reveal tokens of two blocks
+        tokens = np.add.reduceat(masked, np.arange(0, masked.shape[1], size), axis=1, dtype=np.int64)
+        calls = tokens if self.steps is None else np.minimum(tokens, self.steps)
+        start = np.cumsum(calls, axis=1) - calls
+
+        def revealed(rows: np.ndarray, k: Any) -> np.ndarray:
+            done = np.clip(np.asarray(k)[..., None] - start[rows], 0, calls[rows])
+            return (tokens[rows] * done // np.maximum(calls[rows], 1)).sum(axis=1)
+
+        return calls.sum(axis=1), revealed
 
 
 class NetworkBeliefs(Protocol):
@@ -159,19 +246,20 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
     The denoiser is evaluated on strings whose noise is the share of masked tokens. `keys`, uint64 (batch,): one random stream for
     each string, whose draws depend on no other stream.
     """
+    if decoder.in_time:
+        return in_time.unmask(denoiser, noisy, keys, decoder)
     leaves = noisy.values.copy()
     batch, d = leaves.shape
     chance = uniforms(streams(keys, batch, ORDER), d)
-    masked = (leaves < 0).sum(axis=1)
-    groups, revealed = decoder.numbers(masked)
+    groups, revealed = decoder.numbers(leaves < 0)
     for step in progress.steps(range(int(groups.max(initial=0)))):
         active = np.flatnonzero(groups > step)
-        first, end = revealed(active, step), revealed(active, step + 1)
-        share = (masked[active] - first) / d
-        now = Noisy(leaves[active], share if step else noisy.noise[active], noisy.vocab_size)
+        count = revealed(active, step + 1) - revealed(active, step)
+        seen = decoder.shown(leaves[active])
+        now = Noisy(seen, decoder.told(noisy.noise[active], step, seen, chance[active]), noisy.vocab_size)
         heights = uniforms(streams(keys[active], len(active), step), d)
         beliefs = _Array(checked_posterior(denoiser, now))
-        leaves[active] = reveal(decoder, beliefs, now.values, end - first, chance[active], heights)
+        leaves[active] = reveal(decoder, beliefs, leaves[active], count, chance[active], heights)
     return leaves
 
 
@@ -186,7 +274,7 @@ def reveal(
     masked = values == MASKED
     if decoder.order == "confidence":
         chosen = masked
-    elif decoder.order in ("random", "blocks"):
+    elif decoder.by_chance:
         chosen = smallest(decoder.fixed_ranks(masked.shape), chance, masked, count)
     else:
         chosen = smallest(beliefs.ranks(decoder), None, masked, count)
@@ -215,8 +303,11 @@ def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, co
 # --- the law of a decoder --------------------------------------------------------------------------------------------
 
 
-def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tuple[int, ...], float]:
-    """Probability of every string that a decoder draws from one masked string, by enumeration.
+def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None) -> dict[tuple[int, ...], float]:
+    """Probability of every string that a decoder draws from one noisy string, by enumeration.
+
+    The law of the string after each step follows from that before it. For "first_hitting" it is that of denoisers that ignore
+    the noise level; for `remask` "conf" it is not enumerated, because it depends on the probabilities of all earlier draws.
 
     Parameters
     ----------
@@ -224,6 +315,8 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tup
         As for `unmask`.
     values : int (length,)
         Symbols, -1 where masked. At most 2**20 partial strings are reached in a step.
+    noise : float, optional
+        Noise level of `values`, by default the share of masked symbols. For a denoiser of replaced symbols it is needed.
 
     Returns
     -------
@@ -233,15 +326,19 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder) -> dict[tup
     Raises
     ------
     ValueError
-        If a step reaches more partial strings.
+        If a step reaches more partial strings, or for "conf".
     """
     values = np.asarray(values)
-    noisy = checked_observation(denoiser, Noisy(values[None], np.array([(values < 0).mean()]), denoiser.vocab_size))
+    level = np.array([(values < 0).mean() if noise is None else noise])
+    noisy = checked_observation(denoiser, Noisy(values[None], level, denoiser.vocab_size))
+    if decoder.in_time:
+        return in_time.law(denoiser, noisy, decoder, _MOST)
     states, chances, row = noisy.values, np.ones(1), np.array([0])
-    groups, revealed = decoder.numbers((states < 0).sum(axis=1))
+    groups, revealed = decoder.numbers(states < 0)
     for step in range(int(groups[0])):
         count = int(revealed(row, step + 1)[0] - revealed(row, step)[0])
-        belief = checked_posterior(denoiser, Noisy(states, (states < 0).mean(axis=1), denoiser.vocab_size))
+        seen = decoder.shown(states)
+        belief = checked_posterior(denoiser, Noisy(seen, (seen < 0).mean(axis=1), denoiser.vocab_size))
         states, chances = _next(decoder, states, chances, belief, count)
     return dict(zip(map(tuple, states.tolist()), chances.tolist(), strict=True))
 
@@ -265,7 +362,7 @@ def _next(
         if decoder.order == "confidence":
             are_first = _confident(belief, weights, chosen, symbols)
         else:
-            are_first = _are_first(ranks, chosen, decoder.order in ("random", "blocks"))[:, None]
+            are_first = _are_first(ranks, chosen, decoder.by_chance)[:, None]
         share = chances[:, None] * are_first * weights[:, chosen, symbols].prod(axis=-1)
         rows, which = np.nonzero(share)
         after = states[rows]

@@ -92,8 +92,8 @@ class RandomHierarchyModel:
     seed : int
         The same arguments and seed give the same rules on every machine.
     rule_probabilities : array, or {tree_level: array}, optional
-        Probabilities of the rules of a symbol, shape (m,) or (symbols, m), positive, rows adding up to 1. Uniform by default;
-        see `zipf`.
+        Probabilities of the rules of a symbol, shape (m,) or (symbols, m), rows adding up to 1. Uniform by default; see `zipf`. A
+        rule of probability 0 is no rule of the grammar.
     class_probabilities : array (n,), optional
         Uniform by default.
 
@@ -170,17 +170,26 @@ class RandomHierarchyModel:
         Parameters
         ----------
         rules : {tree_level: integer array (symbols, multiplicity, branching)}
-            Levels 1..depth as ints or decimal strings, depth being the root; values are 0-based symbols of the level below.
+            Levels 1..depth as ints or decimal strings, depth being the root; values are 0-based symbols of the level below. In
+            lists, symbols may have different numbers of rules.
         vocab_size : int, optional
             By default the number of symbols of level 1, or the largest leaf symbol + 1 if depth is 1.
+        rule_probabilities, class_probabilities : optional
+            As for the class; lists of the form of `rules`, if symbols have different numbers of rules.
 
         Raises
         ------
         ValueError
             If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
-        tables = {level: checked_array(f"rules[{level}]", table) for level, table in _by_level("rules", rules).items()}
-        L = len(tables)
+        lists, L = _by_level("rules", rules), len(rules)
+        if any(_is_ragged(table) for table in lists.values()):
+            given = _by_level("rule_probabilities", rule_probabilities, L) if isinstance(rule_probabilities, Mapping) else {}
+            if rule_probabilities is not None and not given:
+                raise ValueError("rule_probabilities: symbols have different numbers of rules; expected {tree_level: lists}")
+            filled = {level: _filled(level, table, given.get(level)) for level, table in lists.items()}
+            lists, rule_probabilities = ({level: pair[k] for level, pair in filled.items()} for k in (0, 1))
+        tables = {level: checked_array(f"rules[{level}]", table) for level, table in lists.items()}
         for level, table in tables.items():
             if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
                 raise ValueError(
@@ -200,16 +209,16 @@ class RandomHierarchyModel:
             if table.min() < 0 or table.max() >= v:
                 bad = table[(table < 0) | (table >= v)][0]
                 raise ValueError(f"rules[{level}] contains the symbol {bad}; expected 0..{v - 1} (vocab_size = {v})")
-            flat = table.reshape(-1, table.shape[2])
-            tuples, counts = np.unique(flat, axis=0, return_counts=True)
-            if len(tuples) < len(flat):
+        model = cls.__new__(cls)
+        model._set(tables, v, rule_probabilities, class_probabilities)
+        for level, table in tables.items():
+            tuples, counts = np.unique(table[model.rule_probabilities[level] > 0], axis=0, return_counts=True)
+            if counts.max() > 1:
                 twice = tuple(tuples[counts.argmax()].tolist())
                 raise ValueError(
                     f"rules[{level}]: the tuple {twice} occurs {counts.max()} times; all tuples of a level must be distinct, "
                     f"or a string would have several parses"
                 )
-        model = cls.__new__(cls)
-        model._set(tables, v, rule_probabilities, class_probabilities)
         return model
 
     def _set(self, rules: Rules, v: int, rule_probabilities: Any, class_probabilities: Any) -> None:
@@ -313,8 +322,8 @@ class RandomHierarchyModel:
         key = streams(seed, count, STRINGS)
         L = self.depth
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
-        cumulative = {level: np.cumsum(p, axis=1) for level, p in self.rule_probabilities.items()}
-        of_class = np.cumsum(self.class_probabilities)
+        cumulative = {level: _cumulative(p) for level, p in self.rule_probabilities.items()}
+        of_class = _cumulative(self.class_probabilities)
 
         def block(first: int, last: int) -> None:
             _draw_roots(key, of_class, first, last, latents[L])
@@ -354,10 +363,11 @@ class RandomHierarchyModel:
         """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the grammar cannot produce."""
         parse = self.parse(leaves)
         root, valid = parse.latents[self.depth][:, 0], parse.valid[self.depth][:, 0]
-        total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
-        for level in range(1, self.depth + 1):
-            # Invalid strings index with -1, which has no effect because their total is -inf.
-            total += np.log(self.rule_probabilities[level])[parse.latents[level], parse.rules[level]].sum(axis=1)
+        with np.errstate(divide="ignore"):
+            total = np.where(valid, np.log(self.class_probabilities)[root], -np.inf)
+            for level in range(1, self.depth + 1):
+                # Invalid strings index with -1, which has no effect because their total is -inf.
+                total += np.log(self.rule_probabilities[level])[parse.latents[level], parse.rules[level]].sum(axis=1)
         return total
 
     def checked_leaves(self, leaves: Any) -> np.ndarray:
@@ -366,7 +376,7 @@ class RandomHierarchyModel:
 
     @cached_property
     def _readers(self) -> dict[int, _TupleIndex]:
-        return {level: _TupleIndex(table, self.vocab_size) for level, table in self.rules.items()}
+        return {level: _TupleIndex(table, self.rule_probabilities[level], self.vocab_size) for level, table in self.rules.items()}
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
@@ -428,15 +438,16 @@ class _TupleIndex:
     A prefix number is below the number of rules, so prefix * v + symbol fits in 64 bits for any v**s.
     """
 
-    def __init__(self, table: np.ndarray, v: int) -> None:
-        flat = table.reshape(-1, table.shape[2])
+    def __init__(self, table: np.ndarray, probabilities: np.ndarray, v: int) -> None:
+        rules = np.flatnonzero(probabilities)
+        flat = table.reshape(-1, table.shape[2])[rules]
         self.v, self.codes = v, []
         prefix = np.zeros(len(flat), np.int64)
         for position in range(flat.shape[1]):
             codes, prefix = np.unique(prefix * v + flat[:, position], return_inverse=True)
             self.codes.append(codes)
         self.row = np.empty(len(flat), np.int64)
-        self.row[prefix] = np.arange(len(flat))
+        self.row[prefix] = rules
 
     def __call__(self, tuples: np.ndarray) -> np.ndarray:
         known = (tuples >= 0).all(axis=-1)
@@ -523,6 +534,31 @@ def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any
     return by_level
 
 
+def _is_ragged(table: Any) -> bool:
+    """Whether a table of rules is a list of lists of different lengths."""
+    return isinstance(table, list | tuple) and len({len(rules) for rules in table if isinstance(rules, list | tuple)}) > 1
+
+
+def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
+    """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
+    sizes = [len(rules) for rules in table]
+    laws = [[1 / size] * size if size else [] for size in sizes] if probabilities is None else list(map(list, probabilities))
+    if not min(sizes) or [len(law) for law in laws] != sizes:
+        raise ValueError(
+            f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
+            f"at least one rule of each symbol, and a probability of each rule"
+        )
+    most = max(sizes)
+    rules = [[*of_symbol, *[of_symbol[0]] * (most - len(of_symbol))] for of_symbol in table]
+    return rules, [[*law, *[0.0] * (most - len(law))] for law in laws]
+
+
+def _cumulative(probabilities: np.ndarray) -> np.ndarray:
+    """Cumulative sums along the last axis, in which rounding reaches no entry of probability 0: 1 from the last positive one."""
+    sums = np.cumsum(probabilities, axis=-1)
+    return np.where(np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums)
+
+
 def _frozen(values: Any, dtype: Any) -> np.ndarray:
     array = np.array(values, dtype=dtype, order="C")
     array.setflags(write=False)
@@ -537,9 +573,9 @@ def _probabilities(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.
         array = np.broadcast_to(values, shape)
     except (TypeError, ValueError):
         raise ValueError(f"{name} = {probabilities!r}: expected numbers of shape {shape} or ({shape[-1]},)") from None
-    if values.ndim == 0 or not np.all(array > 0) or not np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6):
+    if values.ndim == 0 or not np.all(array >= 0) or not np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6):
         raise ValueError(
-            f"{name}: expected positive probabilities adding up to 1 along the last axis; smallest {array.min()}, sums "
+            f"{name}: expected probabilities adding up to 1 along the last axis; smallest {array.min()}, sums "
             f"{np.unique(array.sum(axis=-1))[:3]}"
         )
     total = array.sum(axis=-1, keepdims=True)

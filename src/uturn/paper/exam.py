@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
+from uturn.paper import exam_samplers
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, settings
 from uturn.paper.exam_runs import measure as measure  # of the figure
@@ -35,7 +36,11 @@ CAPTION = (
     "(c) Share of strings that a sparse grammar cannot produce, whose divergence is then infinite. (d, e, f) Decoder by decoder: "
     "the divergence of (b), in which the exact denoiser shows the error of the decoder, and the network that of both; the gap E "
     "f(x0, x̂) - E f(x̂, x̂') of parsed tree levels of both grammars where its p-value is smallest (square: p by Holm <= .001, "
-    "circle: not detected); the share of (c)."
+    "circle: not detected); the share of (c). (g, h) Samplers of discrete diffusion with exact conditionals in two worlds: "
+    "divergence from the posterior by enumeration, mean over observations, against calls. Stars: one token a call, 0 up to "
+    "rounding. (i) The same samplers on long strings: mean log-likelihood of originals minus that of draws, with 95 % "
+    "intervals; squares: detected in one of three readings, p by Holm <= .001. Masking given tokens again changes what is kept, "
+    "not the likelihood."
 )
 RELABELLINGS = 100_000
 _OTHER = "#8a4fb0"
@@ -46,7 +51,8 @@ _SHOWN = (4, 16)  # numbers of steps in the lower row
 
 def channels(scale: Scale) -> list[ChannelSpec]:
     tables = {grammar: {"type": "rhm", **settings(scale, grammar, "exact")["grammar"]} for grammar in ("dense", "sparse")}
-    return [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
+    masked = [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
+    return [*masked, channel_spec(f"{WORDS['uniform']}, dense", tables["dense"], "uniform", scale, (exam_samplers.SHARE,))]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -75,6 +81,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "decoder": dense["exact"].decoder.values,
             "estimate": BOUNDS,
         },
+    )
+    short, clones = runs["samplers-short"], runs["samplers-long"]
+    data = data.assign(
+        short_kl=short.divergence.rename(sampler="short_sampler"),
+        short_calls=short.calls.rename(sampler="short_sampler"),
+        long_calls=clones.calls,
+        **_world_gaps(clones),
     )
     for name, run in (("small", small["exact"]), ("large", dense["exact"])):
         plan = json.loads(run.attrs["settings"])
@@ -121,14 +134,29 @@ def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in (gap, low, high)], axis=1), p
 
 
+def _world_gaps(clones: xr.Dataset) -> dict[str, Any]:
+    """Gaps (world, sampler, reading, estimate) and their p-values (world, sampler, reading), from clones in the two worlds."""
+    gaps, p = [], []
+    for world in clones.world.values:
+        joint = clones.sel(world=world).transpose("item", "clone", "sampler", "reading", ...)
+        test = calibrate(joint.with_original.values, joint.with_clones.values, LEVEL, RELABELLINGS)
+        gaps.append(np.stack([test.gap, test.low, test.high], axis=-1))
+        p.append(test.p_value)
+    coords = {name: clones[name].values for name in ("world", "sampler", "reading")}
+    return {
+        "world_gap": xr.DataArray(np.array(gaps), coords | {"estimate": BOUNDS}, (*coords, "estimate")),
+        "world_p": xr.DataArray(np.array(p), coords, tuple(coords)),
+    }
+
+
 # -- drawing --------------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:
     """The figure: curves against calls of the network above, decoder by decoder below."""
     with style() as plt:
-        figure = plt.figure(figsize=(14.5, 12), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.12])
+        figure = plt.figure(figsize=(14.5, 18.5), layout="constrained")
+        top, bottom, worlds = figure.subfigures(3, 1, height_ratios=[1, 1.12, 1.12])
         small, large, broken = top.subplots(1, 3)
         _draw_divergence(small, data.small_kl, data.small_calls, "small_decoder", data.attrs["small_rounding"])
         _draw_divergence(large, data.kl, data.calls, "decoder", data.attrs["large_rounding"])
@@ -141,6 +169,7 @@ def draw(data: xr.Dataset) -> Any:
         _legend(top)
         panels = bottom.subplots(1, 3, sharey=True, width_ratios=[1.15, 1, 0.8])
         _draw_table(panels, data)
+        _draw_worlds(worlds, data)
     return figure
 
 
@@ -228,3 +257,62 @@ def _draw_table(panels: Any, data: xr.Dataset) -> None:
     for tick, (_, color) in zip(kl.get_yticklabels(), rows, strict=True):
         tick.set_color(color)
     kl.set_ylim(len(rows) - 0.5, -0.6)
+
+
+_FAMILY_COLORS = dict(
+    zip(exam_samplers.FAMILIES, (ACCENT, CLASS, "#009e73", "#56b4e9", "#999999", "#8a4fb0", "#e69f00"), strict=True)
+)
+
+
+def _draw_worlds(figure: Any, data: xr.Dataset) -> None:
+    """(g, h, i) Samplers with exact conditionals in two worlds: divergence against calls, and the gap between clones."""
+    *panels, gap = figure.subplots(1, 3, width_ratios=[1, 1, 1.1])
+    kl, rounding = data.short_kl.mean("observation"), data.attrs["small_rounding"]
+    floor = _floor(kl, rounding)
+    for axes, letter, world in zip(panels, "gh", kl.world.values, strict=True):
+        axes.axhspan(floor / 2, floor * 1.5, color="#eeeeee", lw=0, zorder=0)
+        for label, color in _FAMILY_COLORS.items():
+            names = [str(name) for name in kl.short_sampler.values if str(name).startswith(f"{label}, ")]
+            if names:
+                at = {"world": world, "short_sampler": names}
+                axes.plot(data.short_calls.sel(at), np.maximum(kl.sel(at), floor), "o-", color=color, lw=1.5, ms=6)
+        for label, mark, color in _single_marks():
+            if label in kl.short_sampler:
+                at = {"world": world, "short_sampler": label}
+                point = float(data.short_calls.sel(at)), max(float(kl.sel(at)), floor)
+                axes.plot(*point, mark, ms=15 if mark == "*" else 9, color=color, zorder=4, clip_on=False)
+        axes.text(1.9, floor, "0", va="center", fontsize=10)
+        axes.set(xscale="log", yscale="log", ylim=(floor / 2, 2 * float(kl.max())), xlabel="calls of the exact denoiser")
+        axes.set_title(f"({letter}) {world}, {data.attrs['small_leaves']} tokens, enumerated")
+        ticks(axes, np.array([2, 4, 8]))
+    panels[0].set_ylabel("KL(sampler ‖ posterior), nats")
+    rows = [str(name) for name in data.sampler.values]
+    for row, label in enumerate(rows):
+        colors = [c for name, c in _FAMILY_COLORS.items() if label.startswith(f"{name}, ")]
+        (color,) = colors or [c for name, _, c in _single_marks() if name == label]
+        for world, aside in zip(data.world.values, (-0.17, 0.17), strict=True):
+            readings = data.sel(sampler=label, world=world)
+            mark = "s" if detected(readings.world_p) <= LEVEL else "o"
+            values = readings.world_gap.sel(reading="log-likelihood").values
+            face = color if world == exam_samplers.CHAIN else "white"
+            row_interval(gap, row + aside, tuple(values), color, mark, 1.6, mfc=face, ms=6, clip_on=False)
+    gap.axvline(0, color=THEORY, lw=1, zorder=1)
+    gap.set_xscale("symlog", linthresh=0.02)
+    gap.set(xlabel=r"$\log p$ of originals minus draws, nats a token", ylim=(len(rows) - 0.5, -0.6))
+    gap.set_title(f"(i) clones, {data.attrs['large_leaves']} tokens")
+    gap.set_xticks([-0.1, 0, 0.1, 1], ["-.1", "0", ".1", "1"])
+    gap.set_yticks(range(len(rows)), rows, fontsize=9)
+    lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _FAMILY_COLORS.items()]
+    lines += [Line2D([], [], ls="", marker="*", color=THEORY, ms=12, label="one token a call, exact")]
+    lines += [Line2D([], [], ls="", marker=mark, color=c, ms=9, label=label) for label, mark, c in _single_marks() if mark == "P"]
+    lines += [
+        Line2D([], [], ls="", marker="o", color=MUTED, mfc=c, label=w)
+        for w, c in (("(i) chain", MUTED), ("(i) grammar", "white"))
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=7, columnspacing=1.3, handletextpad=0.4)
+
+
+def _single_marks() -> list[tuple[str, str, str]]:
+    """Label, mark and colour of the samplers that take one token a call."""
+    exact = [(label, "*", THEORY) for label in exam_samplers.EXACT]
+    return [*exact, ("causal blocks of 4", "P", "#d55e00"), ("given tokens too", "o", "#d55e00")]

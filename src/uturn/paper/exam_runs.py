@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,10 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
+from uturn.paper import exam_samplers
 from uturn.paper.decoder_laws import divergence, log_ratios
+from uturn.paper.exam_samplers import AllPossible as AllPossible
+from uturn.paper.exam_samplers import in_steps as in_steps
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
 
@@ -69,21 +72,10 @@ _STREAMS = (Purpose.DENOISING, 1)
 _STRINGS, _NOISE, _DRAWS, _TRAINING_SET = range(4)
 
 
-class AllPossible(Masking):
-    """Masking of a grammar that gives every string a probability above 0: an exact denoiser needs no misread leaves."""
-
-    misread: ClassVar[float] = -np.inf
-
-
 def decoders(steps: list[int]) -> dict[str, Decoder]:
     """All decoders on trial by label; `steps`: numbers of steps of those that reveal several tokens a step."""
     several = {in_steps(label, number): Decoder(order, number) for label, order in ORDERS.items() for number in steps}
     return {**EXACT, **OTHERS, **several}
-
-
-def in_steps(label: str, number: int) -> str:
-    """Label of a decoder with a number of steps."""
-    return f"{label}, {number} step{'s' if number > 1 else ''}"
 
 
 def settings(scale: Scale, grammar: str, denoiser: str) -> dict[str, Any]:
@@ -103,8 +95,8 @@ def grammar_of(table: Mapping[str, Any]) -> RandomHierarchyModel:
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each grammar and denoiser, "grammar-denoiser"; missing networks are trained."""
-    jobs = {}
+    """One dataset for each grammar and denoiser, "grammar-denoiser", and those of `exam_samplers`; networks are trained."""
+    jobs = {f"exam-{label}": job for label, job in exam_samplers.jobs(workshop.scale).items()}
     for denoiser in reversed(DENOISERS):
         for grammar in GRAMMARS:
             plan = settings(workshop.scale, grammar, denoiser)
@@ -156,7 +148,7 @@ def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str,
             _, ratio = log_ratios(rhm, denoiser, noisy, _keys(_DRAWS, j, range(plan["draws"])), decoder)
             results["divergence"][k, j] = divergence(rhm, values, law_of(denoiser, values, decoder))
             results["estimate"][k, j], results["error"][k, j] = ratio.mean(), ratio.std(ddof=1) / np.sqrt(len(ratio))
-            results["calls"][k, j] = decoder.numbers((values[None] < 0).sum(axis=1))[0][0]
+            results["calls"][k, j] = decoder.numbers(values[None] < 0)[0][0]
     coords = {"decoder": list(tried), "masked": ("observation", plan["masked"])}
     return xr.Dataset({name: (("decoder", "observation"), values) for name, values in results.items()}, coords)
 
@@ -195,7 +187,7 @@ def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]
         ratios.append(ratio.reshape(len(items), CLONES))
         first.append(pair[0])
         rows.append(pair[1])
-        calls.append(decoder.numbers((noisy.values < 0).sum(axis=1))[0].mean())
+        calls.append(decoder.numbers(noisy.values < 0)[0].mean())
     dims = ("decoder", "item", "clone")
     return xr.Dataset(
         {

@@ -8,24 +8,31 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import norm, spearmanr
 
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
+from uturn.paper import exam_samplers
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
+from uturn.paper.exam_samplers import CHAIN, GRAMMAR
 from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder
 PLAIN, _SHARPENED = "left to right", ["temperature 0.7", "top-p 0.9"]
+RANKS = 0.9  # smallest rank correlation of the divergences in two worlds
+_PLAIN, _REMASKED = "analytic (MDLM, SEDD)", ("ReMDM cap", "ReMDM rescale")
 PRECISION = 0.1  # largest standard error of a divergence from draws, relative to it, in the comparison with enumeration
 
 
 def verdicts(data: xr.Dataset, small: Mapping[str, xr.Dataset]) -> list[Verdict]:
     """All verdicts on the data of the figure; `small`: the measurements by enumeration."""
     against_enumeration = _draws_against_enumeration(small)
-    return [*_by_enumeration(data), against_enumeration, *_by_draws(data), *_clones(data), _impossible(data), *_network(data)]
+    return [
+        *(*_by_enumeration(data), against_enumeration, *_by_draws(data), *_clones(data), _impossible(data), *_network(data)),
+        *_worlds(data),
+    ]
 
 
 def is_bound(decoder: Decoder) -> bool:
@@ -217,5 +224,75 @@ def _network(data: xr.Dataset) -> list[Verdict]:
             _intervals(less, _SHARPENED),
             "below 0: draws from a sharpened law, which is not the posterior, have fewer mistakes",
             below(less.sel(decoder=_SHARPENED, estimate="high"), 0, "intervals below 0"),
+        ),
+    ]
+
+
+def _worlds(data: xr.Dataset) -> list[Verdict]:
+    """Samplers with exact conditionals on a chain and on a grammar."""
+    kl, rounding = data.short_kl.mean("observation"), data.small_rounding
+    labels = [str(name) for name in kl.short_sampler.values]
+    exact = [*exam_samplers.EXACT]
+    steps = {label: [name for name in labels if name.startswith(f"{label}, ")] for label in exam_samplers.FAMILIES}
+    single = "random order"
+    several = [name for names in steps.values() for name in names if not (kl.sel(short_sampler=name) < rounding).all()]
+    in_time = {label: names for label, names in steps.items() if names and label != single}
+    curves = {world: [kl.sel(world=world, short_sampler=names).values for names in in_time.values()] for world in kl.world.values}
+    ranks = float(spearmanr(*(kl.sel(world=world, short_sampler=several) for world in (CHAIN, GRAMMAR))).statistic)
+    causal = data.short_kl.sel(short_sampler="causal blocks of 4")
+    more = {label: kl.sel(short_sampler=names[1:]).values for label, names in steps.items()}
+    times = {label: more[label] / more[_PLAIN] for label in _REMASKED}
+    right, none = causal[:, :-1], causal[:, -1]
+    where = "KL(sampler ‖ posterior) by enumeration, exact conditionals, 8 tokens, nats"
+    p = data.world_p
+    found = {str(name): detected(p.sel(sampler=name)) for name in data.sampler.values}  # in each world
+    few = [f"{label}, {FEW} steps" for label in exam_samplers.FAMILIES]
+    adjusted = holm(p.sel(sampler=exact).values.reshape(-1))
+    return [
+        verdict(
+            f"{where}: one token a call on chain and grammar",
+            "; ".join(f"{name} {kl.sel(short_sampler=name).max():.2g}" for name in exact),
+            "0: random order, first hitting, and remasking of drawn tokens one by one draw from the posterior",
+            below(kl.sel(short_sampler=exact), rounding, f"below {rounding:.1g}, what rounding can explain"),
+        ),
+        verdict(
+            f"{where}: few steps on the chain, the finding of arXiv:2602.19619",
+            _list(kl.sel(world=CHAIN, short_sampler=several)),
+            "not 0 even with exact conditionals; falls with the number of steps",
+            above(kl.sel(world=CHAIN, short_sampler=several), rounding, f"above {rounding:.1g}"),
+            below([np.diff(values) for values in curves[CHAIN]], 0, "decreasing"),
+        ),
+        verdict(
+            f"{where}: few steps on the grammar, and whether the ranking of the chain holds",
+            f"{_list(kl.sel(world=GRAMMAR, short_sampler=several))}; rank correlation of {len(several)} samplers {ranks:.2f}",
+            "not 0, falls; the same ranking with long range",
+            above(kl.sel(world=GRAMMAR, short_sampler=several), rounding, f"above {rounding:.1g}"),
+            below([np.diff(values) for values in curves[GRAMMAR]], 0, "decreasing"),
+            above(ranks, RANKS),
+        ),
+        verdict(
+            f"{where}: ReMDM against the same steps without remasking, chain and grammar",
+            "; ".join(f"{label} {ratio.min():.2f} to {ratio.max():.2f} times" for label, ratio in times.items()),
+            "above 1: with exact conditionals, masking again adds draws that are made independently",
+            above(list(times.values()), 1, "above 1 each"),
+        ),
+        verdict(
+            f"{where}: causal blocks, one token a call",
+            f"kept tokens right of masked ones: {right.min():.3f} to {right.max():.3f}; none: {none.max():.2g}",
+            "0 only where all masked tokens lie right of the kept ones",
+            above(right, rounding, f"above {rounding:.1g}"),
+            below(none, rounding, f"below {rounding:.1g}"),
+        ),
+        verdict(
+            "clones in both worlds, 64 tokens, three readings: one token a call",
+            f"{adjusted.size} tests, smallest p by Holm {adjusted.min():.2g}",
+            "0",
+            above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
+        ),
+        verdict(
+            f"clones in both worlds: {FEW} steps, and given tokens masked again; p by Holm on chain and grammar",
+            "; ".join(f"{name} {found[name][0]:.2g}, {found[name][1]:.2g}" for name in [*few, "given tokens too"]),
+            "not 0",
+            below([found[name] for name in [*few, "given tokens too"]], LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
     ]

@@ -33,7 +33,7 @@ FIGURES = {
     "controls": 30,  # shares the images of fig. 2
     "learning": 115,
     "schedulers": 18,
-    "exam": 35,
+    "exam": 60,
     "thresholds": 20,
     "chi": 17,
     "correlations": 15,  # shares runs of chi and of collapse

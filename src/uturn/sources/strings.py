@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import check_tuples
+from uturn.core.checks import check_tuples, checked_path, one_line, shown
+from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
+from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.evidence import Evidence, checked_evidence
 from uturn.exact.rhm import Draw, RandomHierarchyModel, zipf
 from uturn.measures.covariances import Tree
@@ -50,7 +53,9 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
+        chain = corruption.noise_chain(noise)
+        kind = NoisyStrings if chain is None else partial(NoisyInChains, noise_chain=chain)
+        return kind(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +86,16 @@ class NoisyStrings(Noisy):
         from uturn.exact.inference.engine import Truth
         from uturn.exact.inference.numba_backend import true_beliefs
 
+        if isinstance(self.rhm, HiddenMarkovModel):
+            return self._marginals_at(symbols)
         return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
+
+    def _marginals_at(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
+        """`true_beliefs` from stored marginals."""
+        marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
+        at = {level: np.repeat(nodes, copies, axis=0)[..., None] for level, nodes in symbols.items()}
+        means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in sorted(symbols)]
+        return np.stack(means, axis=-1)
 
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
@@ -105,10 +119,12 @@ class NoisyStrings(Noisy):
         """Every noisy string `clones` times, copies next to each other."""
         return Noisy(np.repeat(self.values, clones, axis=0), np.repeat(self.noise, clones), self.vocab_size)
 
-    def parsed(self, leaves: np.ndarray, num_items: int) -> dict[int, np.ndarray]:
+    def parsed(self, leaves: np.ndarray, num_items: int, keys: np.ndarray) -> dict[int, np.ndarray]:
         """Reconstructed strings (items * draws, num_leaves) as trees, {tree_level: int64 (items, draws, nodes)}; -1 where a node
-        is not grammatical."""
-        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in self.rhm.parse(leaves).latents.items()}
+        is not grammatical. The hidden states of a chain are drawn given the string, with a key for each (items * draws,)."""
+        is_chain = isinstance(self.rhm, HiddenMarkovModel)
+        latents = self.rhm.completed(leaves, keys) if is_chain else self.rhm.parse(leaves).latents
+        return {level: nodes.reshape(num_items, -1, nodes.shape[1]) for level, nodes in latents.items()}
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
         """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
@@ -124,19 +140,142 @@ class NoisyStrings(Noisy):
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
 
-class RHMSource(Spec, Source):
-    """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars` independent grammars.
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyInChains(NoisyStrings):
+    """Noisy strings whose noise is a hidden chain along the string (`uturn.exact.noise_chains`)."""
 
-    `zipf_exponent`: exponent of the rule probabilities (`uturn.rhm.zipf`), which are uniform by default. The other options are
-    those of `uturn.RandomHierarchyModel`. Coordinate of `item`: `grammar`.
-    """
+    noise_chain: Any = None
+
+    def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
+        return self._marginals_at(symbols)
+
+    def beliefs(self, output: str, *also: str) -> Any:
+        """Exact marginals, {tree_level: (batch, nodes, symbols)}, cached for other probes; other messages are not defined."""
+        if {output, *also} != {"marginals"}:
+            raise ValueError(f"messages {output!r}: matrices between noise states for {self.channel!r}; only marginals are read")
+        if "marginals" not in self._beliefs:
+            inferred = self.noise_chain.infer(self.rhm, self.channel.state_evidence(self))
+            self._beliefs["marginals"] = inferred.marginals
+        return self._beliefs["marginals"]
+
+    def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
+        evidence, keys = self.channel.state_evidence(self), streams.keys(Purpose.RECONSTRUCTION)
+        drawn = self.noise_chain.sample_posterior(self.rhm, evidence, keys, np.arange(clones, dtype=np.uint64))
+        count = len(streams.items)
+        return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
+
+
+class StringSource(Spec, Source):
+    """Strings of one or several grammars (or chains), over which the items are spread evenly. Coordinate of `item`: `grammar`."""
 
     kind: ClassVar[str] = "strings"
     site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of symbols of a string."""
+        return int(self.branching**self.depth)  # type: ignore[attr-defined]
+
+    @property
+    def number(self) -> tuple[str, int]:
+        """The option that says how many grammars there are, and its value."""
+        return "grammars", 1
+
+    def grammar(self, number: int, seed: int) -> Any:
+        """Grammar `number` of an experiment with this seed."""
+        raise NotImplementedError
+
+    def block_of(self, items: np.ndarray, grammar: Any, draw: Draw) -> Strings:
+        """Originals from one grammar."""
+        return Strings(items, grammar, draw)
+
+    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
+        items = np.asarray(items)
+        numbers = self._numbers(num_items)[items]
+        for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
+            grammar = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
+            yield self.block_of(part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
+
+    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
+        option, count = self.number
+        if count > num_items:
+            raise ValueError(f"{option} = {count}, but items = {num_items}; expected at least one item of each")
+        return {"grammar": self._numbers(num_items)}
+
+    def _numbers(self, num_items: int) -> np.ndarray:
+        # Neighbouring items share a grammar, so that inference on a block of items takes few, large batches.
+        return np.arange(num_items) * self.number[1] // num_items
+
+
+class GrammarSource(StringSource):
+    """Strings of a grammar of one's own, in a file.
+
+    `file`: a .safetensors file that `RandomHierarchyModel.save` wrote, or a .json file with the table `rules` and optionally
+    `rule_probabilities`, `class_probabilities` and `vocab_size`, the arguments of `RandomHierarchyModel.from_rules`.
+    """
+
+    type: Literal["grammar"] = "grammar"
+    file: str
+
+    @property
+    def vocab_size(self) -> int:
+        return _grammar_of(self.file).vocab_size
+
+    @property
+    def branching(self) -> int:
+        return _grammar_of(self.file).branching
+
+    @property
+    def depth(self) -> int:
+        return _grammar_of(self.file).depth
+
+    @property
+    def num_classes(self) -> int:
+        return _grammar_of(self.file).num_classes
+
+    @property
+    def item_bytes(self) -> int:
+        return 4 * self.vocab_size * self.branching**self.depth
+
+    def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
+        return _grammar_of(self.file)
+
+    def fingerprint(self) -> str:
+        return _grammar_of(self.file).fingerprint
+
+    def files(self) -> list[str]:
+        return [self.file]
+
+
+@cached_while_unchanged(files=lambda path: [path], maxsize=8)
+def _grammar_of(path: str) -> RandomHierarchyModel:
+    if not path.endswith(".json"):
+        return RandomHierarchyModel.load(path)
+    try:
+        table = read_table(Path(checked_path("file", path)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
+    known = ("rules", "rule_probabilities", "class_probabilities", "vocab_size")
+    if "rules" not in table or set(table) > set(known):
+        raise ValueError(f"file = {path!r} has the keys {sorted(table)}; expected rules, and perhaps {', '.join(known[1:])}")
+    try:
+        return RandomHierarchyModel.from_rules(**table)
+    except ValueError as error:
+        raise ValueError(f"file = {path!r}: {error}") from None
+
+
+class RHMSource(StringSource):
+    """Strings of the Random Hierarchy Model; the items are spread evenly over `grammars` independent grammars.
+
+    `multiplicity`: rules of a symbol, one number or a list with one for each tree level 1 .. depth. `zipf_exponent`: exponent of
+    the rule probabilities (`uturn.rhm.zipf`), which are uniform by default. The other options are those of
+    `uturn.RandomHierarchyModel`. Coordinate of `item`: `grammar`.
+    """
+
     type: Literal["rhm"] = "rhm"
     vocab_size: int = Field(ge=2)
-    multiplicity: int = Field(ge=1)
+    multiplicity: int | tuple[int, ...] = Field(union_mode="left_to_right")
     branching: int = Field(ge=2)
     depth: int = Field(ge=1)
     num_classes: int | None = Field(default=None, ge=1)
@@ -152,10 +291,22 @@ class RHMSource(Spec, Source):
             raise ValueError(
                 f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
             )
-        symbols = n if L == 1 else max(v, n)
-        check_tuples(v, s, symbols, self.multiplicity)
-        check_rules(symbols * self.multiplicity, s, L, f"multiplicity = {self.multiplicity}", "multiplicity")
+        m = self.multiplicities()
+        if len(m) != L or min(m.values()) < 1:
+            raise ValueError(f"multiplicity = {shown(self.multiplicity)}: expected a number >= 1, or one for each of {L} levels")
+        for level, rules in m.items():
+            check_tuples(v, s, n if level == L else v, rules)
+        check_rules(max(v, n) * max(m.values()), s, L, f"multiplicity = {shown(self.multiplicity)}", "multiplicity")
         return self
+
+    def multiplicities(self) -> dict[int, int]:
+        """Rules of a symbol, {tree_level: number}."""
+        m = self.multiplicity
+        return dict(enumerate([m] * self.depth if isinstance(m, int) else m, 1))
+
+    @property
+    def number(self) -> tuple[str, int]:
+        return "grammars", self.grammars
 
     @property
     def item_bytes(self) -> int:
@@ -163,29 +314,13 @@ class RHMSource(Spec, Source):
 
     def rules(self) -> dict[str, Any]:
         """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and `rule_probabilities` unless they are uniform."""
-        if self.zipf_exponent is None:
-            return {"multiplicity": self.multiplicity}
-        return {"multiplicity": self.multiplicity, "rule_probabilities": zipf(self.multiplicity, self.zipf_exponent)}
+        m = self.multiplicities()
+        laws = {} if self.zipf_exponent is None else {level: zipf(rules, self.zipf_exponent) for level, rules in m.items()}
+        return {"multiplicity": m, **({"rule_probabilities": laws} if laws else {})}
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         """Grammar `number` (0 .. grammars - 1) of an experiment with this seed."""
         return _grammar(self, number, seed)
-
-    def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
-        items = np.asarray(items)
-        numbers = self._numbers(num_items)[items]
-        for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
-            rhm = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
-            yield Strings(part, rhm, rhm.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
-
-    def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        if self.grammars > num_items:
-            raise ValueError(f"grammars = {self.grammars}, but items = {num_items}; expected at least one item a grammar")
-        return {"grammar": self._numbers(num_items)}
-
-    def _numbers(self, num_items: int) -> np.ndarray:
-        # Neighbouring items share a grammar, so that inference on a block of items takes few, large batches.
-        return np.arange(num_items) * self.grammars // num_items
 
 
 class FilteredRHMSource(RHMSource):
@@ -219,7 +354,7 @@ class FilteredRHMSource(RHMSource):
 
     def rules(self) -> dict[str, Any]:
         v, n, s, L, k = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth, self.filtered_above
-        sizes = {level: self.multiplicity if level <= k else v**s // (n if level == L else v) for level in range(1, L + 1)}
+        sizes = {level: m if level <= k else v**s // (n if level == L else v) for level, m in self.multiplicities().items()}
         if self.zipf_exponent is None:
             return {"multiplicity": sizes}
         laws = {level: zipf(m, self.zipf_exponent) if level <= k else None for level, m in sizes.items()}

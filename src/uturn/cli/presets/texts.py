@@ -23,7 +23,7 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Model": ("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
-        "Decoding": ("order", "steps", "block", "temperature", "top_k", "top_p"),
+        "Decoding": ("order", "steps", "block", "causal", "temperature", "top_k", "top_p", "remask", "eta", "remask_given"),
         "Data": ("data", "windows", "length", "segments", "regions"),
         "Measures": ("layers", "encoder", "likelihood"),
         "Size and seed": SIZES,

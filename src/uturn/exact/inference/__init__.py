@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.checks import check_memory, checked_integer
+from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
+from uturn.exact.inference.chains import draw_chain, infer_chain
 from uturn.exact.inference.evidence import check_model, check_shape, check_values, checked_evidence, floating_array, is_tensor
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def infer(
 
     Parameters
     ----------
-    rhm : RandomHierarchyModel
+    rhm : RandomHierarchyModel, or HiddenMarkovModel
+        The levels of a hidden Markov model are 0, its symbols, and 1, its hidden states; see `HiddenMarkovModel.infer`.
     log_evidence : array or tensor (batch, num_leaves, vocab_size)
         Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Messages are float64 for
         float64 evidence, and float32 for other floating point types.
@@ -86,8 +89,10 @@ def infer(
     if not wanted or any(name not in OUTPUTS for name in wanted):
         raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
-    tensor = is_tensor(log_evidence)
-    if backend == "torch" or (backend == "auto" and tensor):
+    tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
+    if is_chain and backend == "torch":
+        raise ValueError("backend = 'torch': computes trees; expected 'auto' or 'numba' for a hidden Markov model")
+    if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
         from uturn.exact.inference.torch_backend import infer_torch
@@ -100,7 +105,8 @@ def infer(
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
     from uturn.exact.inference.numba_backend import infer_numba
 
-    beliefs = infer_numba(rhm, checked_evidence(rhm, log_evidence), names)
+    evidence = checked_evidence(rhm, log_evidence)
+    beliefs = infer_chain(rhm, evidence, names) if isinstance(rhm, HiddenMarkovModel) else infer_numba(rhm, evidence, names)
     if not tensor:
         return beliefs
     import torch
@@ -157,7 +163,8 @@ def sample_posterior(
     count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
     check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
-    trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)
+    sample: Any = draw_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
+    trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 
@@ -195,6 +202,7 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     """
     from uturn.exact.inference.numba_backend import entropy_numba
 
+    check_model(rhm)
     return entropy_numba(rhm, floating_array(rhm, log_evidence))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from uturn.core.checks import checked_array, shown
+from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.rhm import RandomHierarchyModel
 
 MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3  # what a kernel reads: messages from below, or one of the forms of evidence
@@ -66,7 +67,8 @@ def check_model(rhm: Any) -> None:
 
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
     """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
-    check_model(rhm)
+    if not isinstance(rhm, HiddenMarkovModel):
+        check_model(rhm)
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     if len(shape) != 3 or tuple(shape[1:]) != (rhm.num_leaves, rhm.vocab_size):
         raise ValueError(f"log_evidence has shape {tuple(shape)}; expected {expected}")

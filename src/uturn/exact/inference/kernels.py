@@ -332,10 +332,11 @@ def _add_log_rules(ws, zero, left, slot, above, scale, spare, s, v, row, uniform
         total = splat(zero)
         for x in range(v):
             for k in range(start[row + x], start[row + x + 1]):
-                term = multiply(load(ws, above + index[s * k]), load(ws, left + x * LANES))
-                for j in range(1, s):
-                    term = multiply(term, load(ws, left + j * slot + index[s * k + j]))
-                total = multiply_add(term, splat(weight[k] * np.log(weight[k])), total)
+                if weight[k] > 0:
+                    term = multiply(load(ws, above + index[s * k]), load(ws, left + x * LANES))
+                    for j in range(1, s):
+                        term = multiply(term, load(ws, left + j * slot + index[s * k + j]))
+                    total = multiply_add(term, splat(weight[k] * np.log(weight[k])), total)
         store(ws, spare, multiply(total, load(ws, scale)))
         for lane in range(LANES):
             moments[lane] += np.float64(ws[spare + lane])

@@ -42,10 +42,11 @@ class LanguageOptions(BaseModel):
         description="Corruption of the tokens: masking or uniform (replacement); by default the corruption that the model "
         "reverses.",
     )
-    order: Literal["random", "blocks", "entropy", "probability", "confidence"] = Field(
+    order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = Field(
         default="random",
         description="Order in which tokens are drawn: random, blocks, entropy, probability or confidence. With one token a call, "
-        "all but confidence sample the posterior of a consistent model.",
+        "all but confidence sample the posterior of a consistent model. first_hitting: random, with the noise level of "
+        "continuous time. analytic, euler: --steps steps of the noise level, in which tokens change by chance (MDLM, SEDD).",
     )
     steps: int | None = Field(
         default=None,
@@ -53,6 +54,19 @@ class LanguageOptions(BaseModel):
         description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
     )
     block: int = Field(default=8, ge=1, description="Tokens in a block, for --order blocks.")
+    causal: bool = Field(
+        default=False,
+        description="With --order blocks: the model sees only the current block and what lies left of it (block diffusion). "
+        "--steps are then for each block.",
+    )
+    remask: Literal["none", "cap", "rescale", "conf"] = Field(
+        default="none",
+        description="Mask drawn tokens again (ReMDM), by this schedule; with --order analytic, or random for one token a call.",
+    )
+    eta: float = Field(default=0.1, ge=0, le=1, description="Strength of --remask, 0 to 1.")
+    remask_given: bool = Field(
+        default=False, description="Mask the tokens that the noise has left again, too; this does not sample the posterior."
+    )
     temperature: float = Field(
         default=1.0,
         gt=0,

@@ -1,0 +1,88 @@
+"""Strings of hidden Markov models as originals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uturn.core.random import Purpose, keys
+from uturn.exact.hmm import HiddenMarkovModel
+from uturn.exact.rhm import Draw
+from uturn.sources.strings import Strings, StringSource
+
+_MATRICES = ("initial", "transition", "emission")
+
+
+@dataclass(frozen=True, repr=False)
+class Chains(Strings):
+    """Originals from one hidden Markov model, in the place of the grammar: strings, and hidden states as tree level 1."""
+
+    distance = None  # type: ignore[assignment]  # differences of places
+
+
+class HiddenMarkovSource(StringSource):
+    """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread evenly over `chains` chains.
+
+    Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as `HiddenMarkovModel.drawn`. Or `initial`,
+    `transition`, `emission`: the matrices of one chain, in place of `states`, `symbols` and `persistence`. Coordinate of `item`:
+    `grammar`, the number of the chain.
+    """
+
+    site_name: ClassVar[str] = "symbols"
+    depth: ClassVar[int] = 1
+    type: Literal["hmm"] = "hmm"
+    length: int = Field(ge=1)
+    states: int | None = Field(default=None, ge=1)
+    symbols: int | None = Field(default=None, ge=1)
+    persistence: float = Field(default=0.9, ge=0, le=1)
+    chains: int = Field(default=1, ge=1)
+    initial: tuple[float, ...] | None = None
+    transition: tuple[tuple[float, ...], ...] | None = None
+    emission: tuple[tuple[float, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> HiddenMarkovSource:
+        given = [name for name in _MATRICES if getattr(self, name) is not None]
+        sizes = [name for name in ("states", "symbols") if getattr(self, name) is not None]
+        if (given and (len(given) < 3 or sizes or self.chains > 1)) or (not given and len(sizes) < 2):
+            raise ValueError(
+                f"{', '.join(given + sizes) or 'nothing'} given; expected states and symbols, or all of {', '.join(_MATRICES)} "
+                f"for one chain"
+            )
+        self.grammar(0, 0)
+        return self
+
+    @property
+    def number(self) -> tuple[str, int]:
+        return "chains", self.chains
+
+    @property
+    def vocab_size(self) -> int:
+        return self.grammar(0, 0).vocab_size
+
+    @property
+    def num_leaves(self) -> int:
+        return self.length
+
+    @property
+    def item_bytes(self) -> int:
+        return 4 * self.vocab_size * self.length
+
+    def grammar(self, number: int, seed: int) -> HiddenMarkovModel:
+        """Chain `number` (0 .. chains - 1) of an experiment with this seed."""
+        return _chain(self, number, seed)
+
+    def block_of(self, items: np.ndarray, grammar: Any, draw: Draw) -> Chains:
+        return Chains(items, grammar, draw)
+
+
+@lru_cache(maxsize=32)
+def _chain(source: HiddenMarkovSource, number: int, seed: int) -> HiddenMarkovModel:
+    if source.initial is not None:
+        return HiddenMarkovModel(source.initial, source.transition, source.emission, length=source.length)
+    of_chain = int(keys(seed, Purpose.GRAMMAR, number))
+    return HiddenMarkovModel.drawn(source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain)

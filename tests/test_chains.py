@@ -1,0 +1,238 @@
+"""Hidden Markov models and noise in bursts, against enumeration of all strings."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import enumeration
+import uturn as ut
+from uturn.exact.noise_chains import NoiseChain
+
+STATES, SYMBOLS, LENGTH = 3, 4, 5
+
+
+def some_chain(seed=0, length=LENGTH):
+    random = np.random.default_rng(seed)
+    initial, transition = random.dirichlet(np.ones(STATES)), random.dirichlet(np.ones(STATES), STATES)
+    return ut.HiddenMarkovModel(initial, transition, random.dirichlet(np.full(SYMBOLS, 0.5), STATES), length=length)
+
+
+def all_pairs(chain):
+    """Every (states, string) of a chain and its log-probability."""
+    with np.errstate(divide="ignore"):
+        first, step, emit = (np.log(law) for law in (chain.initial, chain.transition, chain.emission))
+    states = np.array(list(product(range(chain.num_states), repeat=chain.num_leaves)))
+    strings = np.array(list(product(range(chain.vocab_size), repeat=chain.num_leaves)))
+    of_states = first[states[:, 0]] + step[states[:, :-1], states[:, 1:]].sum(1)
+    weight = of_states[:, None] + emit[states[:, None, :], strings[None]].sum(2)
+    return states, strings, weight
+
+
+def evidence(batch, *shape, seed=1):
+    """Ordinary, very strong, and partly impossible evidence in turn."""
+    values = 2 * np.random.default_rng(seed).normal(size=(batch, *shape))
+    values[1] *= 1000
+    values[2, 1, ..., :-1] = -np.inf
+    return values
+
+
+def marginals_of(table, probability, symbols):
+    return np.stack([np.bincount(column, probability, minlength=symbols) for column in table.T])
+
+
+def test_marginals_and_evidence_of_a_chain_equal_enumeration():
+    chain = some_chain()
+    states, strings, weight = all_pairs(chain)
+    values = evidence(3, LENGTH, SYMBOLS)
+    beliefs = ut.infer(chain, values, outputs=("marginals", "log_evidence"))
+    for b in range(3):
+        seen = weight + values[b][np.arange(LENGTH), strings].sum(1)
+        total = np.logaddexp.reduce(seen.ravel())
+        p = np.exp(seen - total)
+        assert beliefs.log_evidence[b] == pytest.approx(total, rel=1e-12, abs=1e-10)
+        np.testing.assert_allclose(beliefs.marginals[1][b], marginals_of(states, p.sum(1), STATES), atol=1e-10)
+        np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), SYMBOLS), atol=1e-10)
+
+
+def test_likelihoods_of_all_strings_add_up_to_one():
+    chain = some_chain()
+    _, strings, weight = all_pairs(chain)
+    likelihood = chain.log_likelihood(strings)
+    np.testing.assert_allclose(likelihood, np.logaddexp.reduce(weight, axis=0), atol=1e-10)
+    assert np.exp(likelihood).sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_draws_of_a_chain_have_the_law_of_its_posterior():
+    """Pairs of neighbouring states, and of state and symbol, by chi-square at 1e-4; the wrong sample fails."""
+    from scipy.stats import chisquare
+
+    chain = some_chain(length=4)
+    states, strings, weight = all_pairs(chain)
+    values = evidence(3, 4, SYMBOLS) * np.array([1, 0.001, 1])[:, None, None]  # of the second: evidence of ordinary strength
+    values[1] /= 2
+    drawn = ut.sample_posterior(chain, values, seed=3, num_draws=4000)
+
+    def p_value(sample, b):
+        seen = weight + values[b][np.arange(4), strings].sum(1)
+        p = np.exp(seen - np.logaddexp.reduce(seen.ravel()))
+        joint = np.zeros((STATES, STATES, SYMBOLS))
+        for k, row in enumerate(states):
+            np.add.at(joint[row[0], row[1]], strings[:, 1], p[k])
+        counts = np.zeros_like(joint)
+        np.add.at(counts, (drawn[1][:, sample, 0], drawn[1][:, sample, 1], drawn[0][:, sample, 1]), 1)
+        possible = joint > 1e-4
+        expected = np.append(joint[possible], joint[~possible].sum()) * 4000
+        observed = np.append(counts[possible], counts[~possible].sum())
+        keep = expected > 0
+        return chisquare(observed[keep], expected[keep]).pvalue if keep.sum() > 1 else 1.0
+
+    assert min(p_value(0, 0), p_value(1, 1)) > 1e-4
+    assert p_value(1, 0) < 1e-4
+
+
+def test_strings_of_a_chain_do_not_depend_on_their_batch():
+    chain = ut.HiddenMarkovModel.drawn(states=4, symbols=6, length=20, persistence=0.8, seed=2)
+    assert (chain.sample(5, seed=1).leaves == chain.sample(50, seed=1).leaves[:5]).all()
+    many = chain.sample(4000, seed=0).latents[1]
+    assert (many[:, 1:] == many[:, :-1]).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def run(source, corruption, noise=(0.2, 0.5), items=400, **options):
+    spec = {"items": items, "clones": 4, "source": source, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+    return ut.run(ut.Experiment.from_dict({**spec, "corruption": {"type": corruption, "noise": list(noise), **options}}))
+
+
+CHAIN = {"type": "hmm", "states": 3, "symbols": 4, "length": 12}
+GRAMMAR = {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 4}
+
+
+@pytest.mark.parametrize("corruption", ["masking", "gaussian", "uniform", "bursts"])
+def test_reconstructions_of_a_chain_are_draws_from_the_posterior(corruption):
+    ds = run(CHAIN, corruption)
+    assert ut.calibration(ds, "unchanged").attrs["passed"]
+    gap = ds.unchanged.mean(("item", "trajectory", "clone")) - ds.belief.mean("item")
+    assert float(abs(gap).max()) < 0.03
+
+
+def test_the_epsilon_process_of_a_chain_fails_calibration():
+    assert not ut.calibration(run(CHAIN, "epsilon"), "unchanged").attrs["passed"]
+
+
+def test_a_chain_of_given_matrices_in_a_spec():
+    source = {
+        "type": "hmm",
+        "length": 6,
+        "initial": [1, 0],
+        "transition": [[0, 1], [1, 0]],
+        "emission": [[1, 0], [0, 1]],
+    }
+    ds = run(source, "masking", noise=(1.0,), items=5)
+    assert (ds.unchanged == 1).all()  # a deterministic chain is known without any symbol
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"states": 3}, "expected states and symbols"),
+        ({"states": 3, "symbols": 2, "initial": [1.0]}, "expected states and symbols"),
+        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, "add up to 1"),
+    ],
+)
+def test_a_chain_that_is_not_described_is_one_line(options, line):
+    with pytest.raises(ValueError, match=line) as error:
+        run({"type": "hmm", "length": 4, **options}, "masking")
+    assert "\n" not in str(error.value)
+
+
+def test_impossible_evidence_names_the_samples():
+    chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=2)
+    contradiction = np.array([[[0.0, 0.0], [0.0, 0.0]], [[0.0, -np.inf], [-np.inf, 0.0]]])
+    for function in (ut.infer, ut.sample_posterior):
+        with pytest.raises(ValueError, match=r"sample\(s\) 1 \(1 in all\)"):
+            function(chain, contradiction)
+
+
+# -- noise that is a hidden chain -------------------------------------------------------------------------------------------
+
+NOISE = NoiseChain([0.67, 0.33], [[0.8, 0.2], [0.4, 0.6]])
+
+
+def seen_in(values, strings):
+    """log p(y | string) of each string, the noise states summed over, by the forward sum."""
+    law, logs = np.tile(NOISE.start, (len(strings), 1)), np.zeros(len(strings))
+    for i in range(strings.shape[1]):
+        law = law * np.exp(values[i][:, strings[:, i]]).T
+        total = law.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs, law = logs + np.log(total), np.where(total[:, None] > 0, law / total[:, None], 0) @ NOISE.transition
+    return logs
+
+
+@pytest.mark.parametrize(("branching", "depth", "vocab_size"), [(2, 3, 4), (3, 2, 3)])
+def test_correlated_noise_of_a_grammar_equals_enumeration(branching, depth, vocab_size):
+    rhm = ut.RandomHierarchyModel(vocab_size=vocab_size, multiplicity=2, branching=branching, depth=depth, seed=1)
+    values = evidence(3, rhm.num_leaves, 2, vocab_size)
+    values[1] /= 100
+    beliefs, (nodes, weight) = NOISE.infer(rhm, values), enumeration.all_trees(rhm)
+    for b in range(3):
+        seen = weight + seen_in(values[b], nodes[0])
+        total = np.logaddexp.reduce(seen)
+        assert beliefs.log_evidence[b] == pytest.approx(total, abs=1e-10)
+        for level, table in nodes.items():
+            exact = marginals_of(table, np.exp(seen - total), rhm.num_symbols(level))
+            np.testing.assert_allclose(beliefs.marginals[level][b], exact, atol=1e-10)
+
+
+def test_correlated_noise_of_a_chain_equals_enumeration():
+    chain = some_chain()
+    states, strings, weight = all_pairs(chain)
+    values = evidence(3, LENGTH, 2, SYMBOLS)
+    values[1] /= 100
+    beliefs = NOISE.infer(chain, values)
+    for b in range(3):
+        seen = weight + seen_in(values[b], strings)
+        total = np.logaddexp.reduce(seen.ravel())
+        p = np.exp(seen - total)
+        assert beliefs.log_evidence[b] == pytest.approx(total, abs=1e-10)
+        np.testing.assert_allclose(beliefs.marginals[1][b], marginals_of(states, p.sum(1), STATES), atol=1e-10)
+        np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), SYMBOLS), atol=1e-10)
+
+
+def test_draws_under_correlated_noise_have_the_exact_marginals():
+    """Each of the nodes within five standard errors; trees are grammatical and parse to themselves."""
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=3, depth=2, seed=1)
+    values = evidence(3, rhm.num_leaves, 2, 4)
+    values[1] /= 1000
+    drawn = NOISE.sample_posterior(rhm, values, ut.random.keys(0, range(3)), np.arange(4000, dtype=np.uint64))
+    again = NOISE.sample_posterior(rhm, values[1:], ut.random.keys(0, range(1, 3)), np.arange(7, 9, dtype=np.uint64))
+    for level, marginals in NOISE.infer(rhm, values).marginals.items():
+        shares = (drawn[level][..., None] == np.arange(marginals.shape[2])).mean(axis=0)
+        assert (abs(shares - marginals) <= 5 * np.sqrt(marginals * (1 - marginals) / 4000) + 1e-9).all()
+        assert (again[level] == drawn[level][7:9, 1:]).all()
+        assert (rhm.parse(drawn[0][0]).latents[level] == drawn[level][0]).all()
+
+
+def test_bursts_are_calibrated_and_evidence_that_ignores_them_is_not():
+    exact = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9)
+    ignoring = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9, evidence="factorised")
+    assert ut.calibration(exact, "unchanged").attrs["passed"]
+    assert not ut.calibration(ignoring, "unchanged").attrs["passed"]
+
+
+def test_bursts_without_persistence_are_uniform_replacement():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=1)
+    bursts = ut.corruption.Bursts(persistence=0.0)
+    noisy = bursts.corrupt(rhm.sample(50, seed=0).leaves, 0.4, 4, seed=0)
+    exact = bursts.noise_chain(0.4).infer(rhm, bursts.state_evidence(noisy)).marginals
+    for level, marginals in ut.infer(rhm, ut.UniformReplacement().log_evidence(noisy)).marginals.items():
+        np.testing.assert_allclose(exact[level], marginals, atol=1e-12)
+
+
+def test_bursts_replace_the_stated_share_in_runs_of_the_stated_length():
+    v = 10**6  # so that replaced symbols differ from the original
+    noisy = ut.corruption.Bursts(persistence=0.9).corrupt(np.zeros((400, 500), int), 0.3, v, seed=1)
+    on = noisy.values > 0
+    assert on.mean() == pytest.approx(0.3, abs=0.02)
+    leaves = (on[:, :-1] & ~on[:, 1:]).sum() / on[:, :-1].sum()
+    assert leaves == pytest.approx(0.1 * 0.7, abs=0.005)
