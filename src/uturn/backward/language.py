@@ -116,6 +116,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
                 f"corruption = {corruption!r}: the model {self.model!r} undoes {model.channel!r}; take that, or say "
                 f"`corruption` for the model"
             )
+        if model.corruption == "uniform" and getattr(source, "has_fixed", False):
+            raise ValueError("fixed tokens (keep_first, fixed): for masked tokens; replaced tokens are all drawn again")
         chosen = (self.order, self.temperature, self.top_k, self.top_p)
         if model.corruption == "uniform" and chosen != ("random", 1.0, None, None):
             raise ValueError(f"{self.decoder.description}: for masked tokens; leave the options of the decoder out")

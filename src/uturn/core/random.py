@@ -179,6 +179,7 @@ class Purpose(IntEnum):
     FRESH = 10
     PICTURE = 11
     CALIBRATION = 12
+    PAIRS = 13
 
 
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers

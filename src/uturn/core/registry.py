@@ -59,6 +59,9 @@ PARTS: dict[str, dict[str, str]] = {
         "text_layers": "uturn.probes.text_layers:TextLayers",
         "text_encoder": "uturn.probes.text_encoder:TextEncoder",
         "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
+        "order_consistency": "uturn.probes.orders:OrderConsistency",
+        "order_likelihood": "uturn.probes.orders:OrderLikelihood",
+        "repetition": "uturn.probes.repetition:Repetition",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""

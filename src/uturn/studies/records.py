@@ -121,7 +121,7 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
         shown = shown.assign_coords(region_name=source.region_names())
     if source.segments:
-        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & (before >= 0)
+        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & source.free(np.arange(count))
     return shown
 
 
