@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ import numpy as np
 from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
 from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import run_into
+from uturn.cli.running import resumable, run_into
 
 if TYPE_CHECKING:
     import xarray as xr
 
+_FILES = ("audit.json", "audit.png", "audit.pdf")
 _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
@@ -23,8 +25,9 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
     from rich.table import Table
 
+    from uturn.engine.run import run as measured
     from uturn.pages import live_page
-    from uturn.pages.audits import RESULTS, decoder_table, write_audit
+    from uturn.pages.audits import decoder_table
     from uturn.pages.results import check_folder, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies import summary
@@ -41,13 +44,21 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
             for k, (name, options) in enumerate(decoders.items(), 1):
                 page.says(f"decoder: {name}", k, len(decoders) + 1, "runs")
                 store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
-                runs[name] = run_into(store, options.experiment(), running)
+                with resumable(f"what is done is in {out}; run the same command again to resume"):
+                    runs[name] = measured(
+                        options.experiment(),
+                        store,
+                        running.resume,
+                        workers=running.workers,
+                        progress=True,
+                        accept_changes=running.accept_changes,
+                        **running.on_cluster(),
+                    )
     study = write_study(
         run, out, source=experiment.parts.source, title="Audit of a masked model of texts", groups=("order consistency",)
     )
     numbers = audit_numbers(study, run, runs, decoders)
-    with output_folder("out", out) as folder:
-        write_audit(folder, numbers)
+    _write(out, numbers)
     for table in summary(study, width=console().width):
         show(table)
     part = decoder_table(numbers)
@@ -55,8 +66,25 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     for row in part.rows:
         table.add_row(*row)
     show(table)
-    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*RESULTS, *written(out)))}")
+    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
     say_next(open=inside(out, "index.html"))
+
+
+def _write(out: str, numbers: dict[str, Any]) -> None:
+    """Write `audit.json` and its picture into a folder or to a URL, and the page of the folder."""
+    from uturn.core.files import whole_file
+    from uturn.pages import fetch, write_page
+    from uturn.pages.results import write_figures
+    from uturn.store.outputs import output_folder
+    from uturn.studies.plotting.audit import draw_audit
+
+    with output_folder("out", out) as folder:
+        fetch(folder)
+        with whole_file(folder.path / "audit.json") as file:
+            file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        write_figures(folder.path, {"audit": lambda: draw_audit(numbers)})
+        write_page(folder.path)
+        folder.push(*_FILES, "index.html")
 
 
 def audit_numbers(
@@ -67,6 +95,8 @@ def audit_numbers(
     `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`. `runs`: one for each decoder.
     """
     from uturn.pages.charts import number, numbers
+
+    study = study.sel(noise=np.sort(run.noise.values))  # without noise 0
 
     def curve(reading: str) -> list[Any]:
         return [numbers(row) for row in study.curve.sel(reading=reading).values]
@@ -98,7 +128,7 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
     from uturn.pages.charts import numbers
     from uturn.studies import study
 
-    tested = study(run).sel(reading=_KEPT)
+    tested = study(run).sel(reading=_KEPT, noise=list(COMPARED))
     masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).sum("position").values
     calls = masked if options.steps is None else np.minimum(masked, options.steps)
 

@@ -1,4 +1,4 @@
-"""Audits of masked models (`uturn text --audit`): their files, their table of decoders, and their section of a page."""
+"""Audits of masked models (`uturn text --audit`): their table of decoders, and their section of a page."""
 
 from __future__ import annotations
 
@@ -8,30 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.files import whole_file
-from uturn.pages.page import fetch, write_page
 from uturn.pages.sections import new_section
 from uturn.studies.curves import with_interval
-from uturn.studies.plotting.audit import draw_audit
-from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.tables import TextTable
 
 if TYPE_CHECKING:
     from uturn.pages.sections import Reader
-    from uturn.store.outputs import OutputFolder
-
-RESULTS = ("audit.json", "audit.png", "audit.pdf")
-
-
-def write_audit(out: OutputFolder, numbers: dict[str, Any]) -> None:
-    """Write `audit.json`, its picture, and the page of the folder; `numbers` as `uturn.cli.auditing.audit_numbers` gives them."""
-    fetch(out)
-    with whole_file(out.path / "audit.json") as file:
-        file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
-    with style():
-        save_figure(draw_audit(numbers), out.path / "audit.png", out.path / "audit.pdf")
-    write_page(out.path)
-    out.push(*RESULTS, "index.html")
 
 
 def decoder_table(numbers: dict[str, Any]) -> TextTable:
