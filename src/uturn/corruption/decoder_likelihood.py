@@ -17,7 +17,11 @@ DETERMINED = ("random", "blocks", "entropy", "probability")
 
 
 def log_likelihoods(
-    beliefs: Callable[[np.ndarray, np.ndarray], NetworkBeliefs], texts: Any, values: Any, keys: np.ndarray, decoders: Sequence[Decoder]
+    beliefs: Callable[[np.ndarray, np.ndarray], NetworkBeliefs],
+    texts: Any,
+    values: Any,
+    keys: np.ndarray,
+    decoders: Sequence[Decoder],
 ) -> np.ndarray:
     """Log-probability that a decoder fills masked texts with given tokens, float64 (batch,), in nats.
 
@@ -26,9 +30,9 @@ def log_likelihoods(
         log q(x) = sum_k sum_{i in S_k} log p_i(x_i | x at the positions of the steps before k)
 
     is exact, also for several positions a step and for conditionals p_i that belong to no joint law (arXiv:2603.01367): the
-    probabilities of all texts add up to 1. "random" and "blocks" are orders that the key has drawn beforehand; a mean over keys is
-    at most the log-probability under a random order. For conditionals of one joint law, q is the law of the masked tokens in all
-    orders, if one token is revealed a step.
+    probabilities of all texts add up to 1. "random" and "blocks" are orders that the key has drawn beforehand; a mean over keys
+    is at most the log-probability under a random order. For conditionals of one joint law, q is the law of the masked tokens in
+    all orders, if one token is revealed a step.
 
     Parameters
     ----------

@@ -60,9 +60,8 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     section = new_section("audit", "audit", "text", "Audit of the masked model")
     largest = max((row for row in numbers["order_discrepancy"] if row[0] is not None), key=lambda row: row[0], default=None)
     section["words"] = (
-        ("" if largest is None else f"Two tokens drawn in two orders differ by up to {_words(largest)} nats a pair. ")
-        + f"Two random orders of a whole text differ by {_words(numbers['random_orders_differ'][-1])} nats; 0 for one joint law."
-    )
+        "" if largest is None else f"Two tokens drawn in two orders differ by up to {_words(largest)} nats a pair. "
+    ) + f"Two random orders of a whole text differ by {_words(numbers['random_orders_differ'][-1])} nats; 0 for one joint law."
     section["caption"] = str(numbers["description"])
     section["tables"] = [decoder_table(numbers)._asdict()]
     section["files"] = [path, path.with_suffix(".pdf")]

@@ -119,8 +119,8 @@ class OrderLikelihood(_OfTheModel):
     law all decoders with one token a call have the same; several tokens a call are drawn independently, so that q is another law.
 
     `decoders`: tables of options of `uturn.corruption.unmasking.Decoder`, with order "random", "blocks", "entropy" or
-    "probability". `orders`: random orders of each text, which are drawn beforehand; the reading is their mean. `batch_size`: texts
-    in a call (execution-only). A masked token of a text costs one row of a call for each decoder and random order.
+    "probability". `orders`: random orders of each text, which are drawn beforehand; the reading is their mean. `batch_size`:
+    texts in a call (execution-only). A masked token of a text costs one row of a call for each decoder and random order.
 
     Variables. `left_to_right`: log-likelihood in the order from left to right, one token a call, in nats. `order_nats`: that of
     each decoder, minus `left_to_right`. `random_orders_differ`: mean size of the difference of two random orders, one token a
@@ -140,7 +140,9 @@ class OrderLikelihood(_OfTheModel):
             except TypeError as error:
                 raise ValueError(f"decoders: {error}") from None
             if decoder.order not in DETERMINED:
-                raise ValueError(f"decoders: the likelihood of order {decoder.order!r} is not known; take {', '.join(DETERMINED)}")
+                raise ValueError(
+                    f"decoders: the likelihood of order {decoder.order!r} is not known; take {', '.join(DETERMINED)}"
+                )
         return decoders
 
     def _decoders(self) -> dict[str, Decoder]:

@@ -51,7 +51,9 @@ class Repetition(Spec, Probe):
         for prefix, texts in (("", after.reshape(-1, after.shape[-1])), ("original_", before)):
             read = [self._of_text(text[text != PAD]) for text in texts]
             shape = after.shape[:2] if not prefix else before.shape[:1]
-            for name, values in zip(("ngram_entropy", "repeated_ngrams", "repeated_tokens"), zip(*read, strict=True), strict=True):
+            for name, values in zip(
+                ("ngram_entropy", "repeated_ngrams", "repeated_tokens"), zip(*read, strict=True), strict=True
+            ):
                 table = np.array(values)
                 readings[prefix + name] = table.reshape(*shape, *table.shape[1:])
         return readings

@@ -86,8 +86,8 @@ class TextOptions(LanguageOptions, PresetOptions):
     )
     audit: bool = Field(
         False,
-        description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's likelihood "
-        "depend on the order, and what each of ten decoders costs.",
+        description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
+        "likelihood depend on the order, and what each of ten decoders costs.",
     )
     items: int | None = Field(  # type: ignore[assignment]
         None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
@@ -156,7 +156,11 @@ class TextOptions(LanguageOptions, PresetOptions):
         if self.repetition or self.audit:
             probes.append({"type": "repetition"})
         if self.audit:
-            whole = [of for of in AUDITED if of.get("order") in (None, "entropy", "probability") and not {"temperature", "top_p"} & {*of}]
+            whole = [
+                of
+                for of in AUDITED
+                if of.get("order") in (None, "entropy", "probability") and not {"temperature", "top_p"} & {*of}
+            ]
             probes += [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": whole[1:]}]
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
