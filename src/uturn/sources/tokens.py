@@ -50,6 +50,12 @@ class NoisyTokens(Noisy):
     channel: Any = None
 
 
+def free_tokens(source: Any, items: Any) -> np.ndarray:
+    """Which tokens of a source can become noisy, bool (items, length); all, for sources without a method `free`."""
+    free: np.ndarray = source.free(items) if hasattr(source, "free") else source.ids(items) != PAD
+    return free
+
+
 class TokenSource(Spec, Source):
     """Texts from a file or folder, as tokens of the model of the backward.
 
