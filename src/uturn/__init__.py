@@ -36,6 +36,7 @@ _HOMES = {
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
+    "order_discrepancy": "measures.orders",
     "calibrate": "measures.calibration",
     "calibration": "measures.calibration",
     "ranks": "measures.ranks",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
+    from uturn.measures.orders import order_discrepancy
     from uturn.measures.posteriors import posterior_tests
     from uturn.measures.ranks import ranks
     from uturn.measures.statistics import hierarchy_index

@@ -140,6 +140,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
                 f"corruption = {corruption!r}: the model {self.model!r} undoes {model.channel!r}; take that, or say "
                 f"`corruption` for the model"
             )
+        if model.corruption == "uniform" and getattr(source, "has_fixed", False):
+            raise ValueError("fixed tokens (keep_first, fixed): for masked tokens; replaced tokens are all drawn again")
         if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
             reverse_process(self.decoder, model.channel)
         if source.kind == "strings":

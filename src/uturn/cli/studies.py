@@ -91,6 +91,10 @@ def text(
     --likelihood). With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have
     95 % intervals.
 
+    --audit also asks the masked model itself: does the probability of two tokens depend on which is drawn first (nats a pair),
+    how many nats of a text's likelihood depend on the order, and what does each of ten decoders cost (calls, kept tokens,
+    calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
+
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
     `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The command can be stopped at any time; running it again
     resumes. Larger numbers of items, levels, trajectories or clones extend the run. Without options, the command runs the
@@ -104,11 +108,16 @@ def text(
       --items 100 --out results/bert
     uturn text --model out/reactions --split smiles --data out/reactions.txt \\
       --segment . --segment ">>" --clones 2 --out results/reactions
+    uturn text --audit --items 20 --out results/audit
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
     if until is not None:
         return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, out)
+    if chosen.audit and finished is None:
+        from uturn.cli.auditing import audit_into
+
+        return audit_into(out, chosen, running)
     looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
     _study(out, "uturn text", finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
 

@@ -183,6 +183,7 @@ class Purpose(IntEnum):
     PICTURE = 11
     CALIBRATION = 12
     RANKS = 13
+    PAIRS = 14
 
 
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers

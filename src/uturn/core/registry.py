@@ -62,6 +62,9 @@ PARTS: dict[str, dict[str, str]] = {
         "text_encoder": "uturn.probes.text_encoder:TextEncoder",
         "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
         "posterior": "uturn.probes.posterior:Posterior",
+        "order_consistency": "uturn.probes.orders:OrderConsistency",
+        "order_likelihood": "uturn.probes.orders:OrderLikelihood",
+        "repetition": "uturn.probes.repetition:Repetition",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.files import check_plain
-from uturn.pages import figures, samplers, studies
+from uturn.pages import audits, figures, samplers, studies
 from uturn.pages.sections import Collected, Reader
+
+_OWN = ("study.json", "audit.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
 
 
 def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
@@ -52,7 +54,7 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
     of_figures = sorted(
-        (path for path in folder.glob("*.json") if path.name != "study.json" and figures.is_figure(path)), key=figures.order
+        (path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)), key=figures.order
     )
     for path in of_figures:
         add(path, figures.figure_section)
@@ -69,6 +71,8 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
+    if (folder / "audit.json").exists():
+        add(folder / "audit.json", audits.audit_section)
     if (folder / "atlas.zarr").exists() and add(folder / "atlas.zarr", studies.atlas_section):
         stores = set()  # one for each row of the atlas
     if of_samplers:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.sources.tokens import PAD
+from uturn.sources.tokens import free_tokens
 
 
 class KeptTokens(Spec, Probe):
@@ -20,7 +20,8 @@ class KeptTokens(Spec, Probe):
     `kept_segments`: share of the source's segments in which all tokens are kept.
 
     A run depends on several tokens, so calibration can detect errors of samplers that draw tokens independently of each other.
-    `spans`: the lengths of runs, by default the powers of two up to 64 that are at most the length of the shortest text.
+    Tokens that the source fixes take no part. `spans`: the lengths of runs, by default the powers of two up to 64 that are at
+    most the length of the shortest text (with fixed tokens, of its longest run without them).
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -44,7 +45,7 @@ class KeptTokens(Spec, Probe):
         return added if source.regions is None else added | {"region": np.array(source.region_names())}
 
     def _spans(self, source: Any) -> tuple[int, ...]:
-        shortest = int((source.ids(np.arange(source.count())) != PAD).sum(1).min())
+        shortest = int(longest_runs(free_tokens(source, np.arange(source.count()))).min())
         if self.spans is None:
             return tuple(2**k for k in range(7) if 2**k <= shortest)
         if max(self.spans) > shortest or min(self.spans) < 1 or len(set(self.spans)) < len(self.spans):
@@ -57,7 +58,7 @@ class KeptTokens(Spec, Probe):
         before, after, clones = u_turns.originals.data, u_turns.reconstructions, u_turns.clones
         items, draws, length = after.shape
         rows = np.repeat(np.arange(items), draws)
-        present = before[rows] != PAD
+        present = free_tokens(source, u_turns.originals.items)[rows]
         same = before[rows] == after.reshape(-1, length)
         spans = self._spans(source)
         readings = {"kept": runs_kept(same, present, spans)}
@@ -77,15 +78,24 @@ class KeptTokens(Spec, Probe):
 def runs_kept(same: np.ndarray, present: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
     """Share of the runs of each length in which all tokens are unchanged, (rows, spans).
 
-    `same`, `present`: bool (rows, length), whether a token is unchanged, and whether the position has a token.
+    `same`, `present`: bool (rows, length), whether a token is unchanged, and whether the position has a token that can change.
     """
-    broken = np.pad(np.cumsum(present & ~same, axis=1), ((0, 0), (1, 0)))
-    lengths, shares = present.sum(1), []
+    changed, absent = (np.pad(np.cumsum(of, axis=1), ((0, 0), (1, 0))) for of in (present & ~same, ~present))
+    shares = []
     for span in spans:
-        whole = broken[:, span:] == broken[:, :-span]
-        inside = np.arange(whole.shape[1]) <= lengths[:, None] - span
+        whole, inside = (count[:, span:] == count[:, :-span] for count in (changed, absent))
         shares.append((whole & inside).sum(1) / inside.sum(1))
     return np.stack(shares, axis=1)
+
+
+def longest_runs(present: np.ndarray) -> np.ndarray:
+    """Length of the longest run of True in each row, (rows,)."""
+    length = np.zeros(len(present), int)
+    longest = length
+    for column in present.T:
+        length = np.where(column, length + 1, 0)
+        longest = np.maximum(longest, length)
+    return longest
 
 
 def _regions_kept(same: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:

@@ -24,18 +24,23 @@ _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot b
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Originals):
-    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model."""
+    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model.
+
+    `free`, bool (batch, length): the tokens that noise can change; by default all.
+    """
 
     items: np.ndarray
     data: np.ndarray
     vocab_size: int
+    free: np.ndarray | None = None
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
         data = np.repeat(self.data, streams.count, axis=0)
         is_token = data != PAD
+        is_free = is_token if self.free is None else np.repeat(self.free, streams.count, axis=0)
         noisy = corruption.corrupt(np.where(is_token, data, 0), noise, self.vocab_size, streams.keys(corruption.purpose))
-        return NoisyTokens(np.where(is_token, noisy.values, PAD), noisy.noise, noisy.vocab_size, corruption)
+        return NoisyTokens(np.where(is_free, noisy.values, data), noisy.noise, noisy.vocab_size, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +48,12 @@ class NoisyTokens(Noisy):
     """Noisy texts, ids int64 (batch, length): -1 where masked, `PAD` beyond the end. `channel` made them."""
 
     channel: Any = None
+
+
+def free_tokens(source: Any, items: Any) -> np.ndarray:
+    """Which tokens of a source can become noisy, bool (items, length); all, for sources without a method `free`."""
+    free: np.ndarray = source.free(items) if hasattr(source, "free") else source.ids(items) != PAD
+    return free
 
 
 class TokenSource(Spec, Source):
@@ -55,7 +66,11 @@ class TokenSource(Spec, Source):
     for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path`; each character names the region of a
     token.
 
-    Coordinate of `item`: `length`, the number of its tokens.
+    Fixed tokens, such as a prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of fixed
+    tokens at the beginning of each text. `fixed`: a mask file, with a line for each line of `path` and a character for each
+    token, 1 if it is fixed and 0 if not; or a .npy file of booleans, of the shape of the ids.
+
+    Coordinate of `item`: `length`, the number of its tokens that are not fixed.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -67,12 +82,17 @@ class TokenSource(Spec, Source):
     length: int | None = Field(default=None, ge=1, le=2**20)
     segments: tuple[str, ...] = ()
     regions: str | None = None
+    keep_first: int = Field(default=0, ge=0, le=2**20)
+    fixed: str | None = None
     _backward: Any = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits(self) -> TokenSource:
         if self.regions is not None and (self.windows or self.path.endswith(".npy")):
             raise ValueError("regions: a line for each line of a text; leave it out for windows and .npy files")
+        is_text = self.fixed is not None and not self.fixed.endswith(".npy")
+        if is_text and (self.windows or self.path.endswith(".npy")):
+            raise ValueError("fixed: a text file has a line for each line of a text; take a .npy file for windows and ids")
         return self
 
     def made_by(self, backward: Any, seed: int) -> TokenSource:
@@ -114,24 +134,34 @@ class TokenSource(Spec, Source):
         """Ids of some texts, int64 (items, length)."""
         return self._texts().ids[np.asarray(items)]
 
+    @property
+    def has_fixed(self) -> bool:
+        """Whether some tokens are fixed."""
+        return self.keep_first > 0 or self.fixed is not None
+
+    def free(self, items: Any) -> np.ndarray:
+        """Which tokens can become noisy, bool (items, length); False for fixed tokens and beyond the end of a text."""
+        return self._texts().free[np.asarray(items)]
+
     def region_names(self) -> list[str]:
         """The characters that name regions, in alphabetical order; empty without `regions`."""
         return sorted({name for row in self._texts().regions for name in row})
 
     def regions_of(self, items: Any) -> np.ndarray:
-        """Numbers of the regions of all tokens, int64 (items, length), -1 beyond the end of a text."""
+        """Numbers of the regions of all tokens, int64 (items, length), -1 for fixed tokens and beyond the end of a text."""
         texts, names = self._texts(), self.region_names()
         out = np.full((len(items), self.max_length), -1)
         for row, item in enumerate(np.asarray(items)):
             out[row, : len(texts.regions[item])] = [names.index(name) for name in texts.regions[item]]
-        return out
+        return np.where(self.free(items), out, -1)
 
     def segments_of(self, items: Any) -> np.ndarray:
-        """Number of the segment of all tokens, int64 (items, length); -1 for separators and beyond the end of a text."""
-        ids = self.ids(items)
-        separators = self._separators()
-        is_separator = np.isin(ids, separators)
-        return np.where(is_separator | (ids == PAD), -1, np.cumsum(is_separator, axis=1))
+        """Number of the segment of all tokens, int64 (items, length).
+
+        -1 for separators, fixed tokens, and beyond the end of a text.
+        """
+        is_separator = np.isin(self.ids(items), self._separators())
+        return np.where(is_separator | ~self.free(items), -1, np.cumsum(is_separator, axis=1))
 
     def _separators(self) -> list[int]:
         separators = []
@@ -147,22 +177,24 @@ class TokenSource(Spec, Source):
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
         self._check_count(num_items)
-        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size)
+        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size, self.free(items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         self._check_count(num_items)
-        return {"length": (self.ids(np.arange(num_items)) != PAD).sum(1)}
+        return {"length": self.free(np.arange(num_items)).sum(1)}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
     def files(self) -> Sequence[Any]:
         files = _text_files(self.path)
-        if self.regions is None:
-            return files
-        if not Path(checked_path("regions", self.regions)).is_file():
-            raise ValueError(f"regions = {self.regions!r}: no such file; expected a text file with a line for each text")
-        return [*files, Path(self.regions)]
+        for name in ("regions", "fixed"):
+            if (path := getattr(self, name)) is None:
+                continue
+            if not Path(checked_path(name, path)).is_file():
+                raise ValueError(f"{name} = {path!r}: no such file; expected a text file with a line for each text")
+            files = [*files, Path(path)]
+        return files
 
     def fingerprint(self) -> str:
         """SHA-256 of the files and of the tokenizer."""
@@ -183,9 +215,10 @@ class TokenSource(Spec, Source):
 
 @dataclass(frozen=True)
 class _Texts:
-    """All texts of a source: ids (texts, longest), names of regions of every token, omitted lines with reasons."""
+    """All texts of a source: ids and free tokens (texts, longest), names of regions, omitted lines with reasons."""
 
     ids: np.ndarray
+    free: np.ndarray
     regions: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -211,11 +244,16 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
     most = getattr(source.language(), "most_tokens", None)
     is_array = source.path.endswith(".npy")
-    texts = _Texts(_read_ids(source.path, source.vocab_size)) if is_array else _read_texts(source, most)
+    texts = _texts_of_ids(source) if is_array else _read_texts(source, most)
     longest = texts.ids.shape[1]
     if most is not None and longest > most:
         raise ValueError(f"path = {source.path!r}: texts of {longest} tokens, but the model takes {most}; take shorter ones")
     return texts
+
+
+def _texts_of_ids(source: TokenSource) -> _Texts:
+    ids = _read_ids(source.path, source.vocab_size)
+    return _Texts(ids, _free(source, ids, {}))
 
 
 def _read_ids(path: str, vocab_size: int) -> np.ndarray:
@@ -252,8 +290,30 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
     padded = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
     for row, tokens in enumerate(rows.values()):
         padded[row, : len(tokens)] = tokens
-    regions = [] if source.regions is None else _read_regions(source.regions, rows)
-    return _Texts(padded, regions, left_out)
+    regions = [] if source.regions is None else _read_line_by_line("regions", source.regions, rows)
+    return _Texts(padded, _free(source, padded, rows), regions, left_out)
+
+
+def _free(source: TokenSource, ids: np.ndarray, rows: dict[int, list[int]]) -> np.ndarray:
+    """Which tokens can become noisy, bool (texts, longest); `rows`: tokens by the number of their line."""
+    free = (ids != PAD) & (np.arange(ids.shape[1]) >= source.keep_first)
+    if source.fixed is not None:
+        where, free = f"fixed = {source.fixed!r}", np.array(free)
+        if source.fixed.endswith(".npy"):
+            mask = read_array(source.fixed)
+            if mask.shape != ids.shape or mask.dtype != bool:
+                raise ValueError(f"{where} has shape {mask.shape} and dtype {mask.dtype}; expected booleans of shape {ids.shape}")
+            free &= ~mask
+        else:
+            for row, line in enumerate(_read_line_by_line("fixed", source.fixed, rows)):
+                if not set(line) <= set("01"):
+                    raise ValueError(f"{where}: a line has {shown(line)}; expected 1 for a fixed token and 0 for the others")
+                free[row, : len(line)] &= np.array([character == "0" for character in line])
+    if not (shortest := free.any(1)).all():
+        text = int(np.flatnonzero(~shortest)[0])
+        name = "keep_first" if source.fixed is None else "fixed"
+        raise ValueError(f"{name} = {getattr(source, name)!r}: text {text} has no token left that noise can change; fix fewer")
+    return free
 
 
 def _content(path: Path, name: str) -> str:
@@ -310,15 +370,15 @@ def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> No
         )
 
 
-def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:
+def _read_line_by_line(name: str, path: str, rows: dict[int, list[int]]) -> list[str]:
     """A character for each token of the lines with these numbers."""
-    lines, regions = _content(Path(path), f"regions = {path!r}").splitlines(), []
+    lines, read = _content(Path(path), f"{name} = {path!r}").splitlines(), []
     for number, tokens in rows.items():
         line = lines[number - 1] if number <= len(lines) else ""
         if len(line) != len(tokens):
             raise ValueError(
-                f"regions = {path!r}: line {number} has {len(line)} characters, but the text {len(tokens)} tokens; expected "
+                f"{name} = {path!r}: line {number} has {len(line)} characters, but the text {len(tokens)} tokens; expected "
                 f"one for each ({shown(line)})"
             )
-        regions.append(line)
-    return regions
+        read.append(line)
+    return read

@@ -121,7 +121,8 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
         shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
         shown = shown.assign_coords(region_name=source.region_names())
     if source.segments:
-        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & (before >= 0)
+        free = source.free(np.arange(count)) if hasattr(source, "free") else before >= 0  # fixed tokens have no segment either
+        shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & free
     return shown
 
 

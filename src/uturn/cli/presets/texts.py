@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -12,6 +13,22 @@ from uturn.networks.texts.options import LanguageOptions
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
+
+PASSAGES = 30  # of those of the package, without --items
+COMPARED = (0.5, 1.0)  # noise levels at which an audit compares decoders
+AUDITED: tuple[dict[str, Any], ...] = (
+    {},
+    {"order": "blocks", "block": 1},
+    {"order": "entropy"},
+    {"order": "probability"},
+    {"order": "confidence"},
+    {"temperature": 0.7},
+    {"top_p": 0.9},
+    {"steps": 16},
+    {"order": "entropy", "steps": 16},
+    {"order": "confidence", "steps": 16},
+)
+"""The decoders that an audit compares, as options of `Decoder`."""
 
 
 class TextOptions(LanguageOptions, PresetOptions):
@@ -24,8 +41,8 @@ class TextOptions(LanguageOptions, PresetOptions):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Model": ("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
         "Decoding": ("order", "steps", "block", "causal", "temperature", "top_k", "top_p", "remask", "eta", "remask_given"),
-        "Data": ("data", "windows", "length", "segments", "regions"),
-        "Measures": ("layers", "encoder", "likelihood"),
+        "Data": ("data", "windows", "length", "segments", "regions", "keep_first", "fixed"),
+        "Measures": ("layers", "encoder", "likelihood", "repetition", "audit"),
         "Size and seed": SIZES,
         "Speed and memory": ("dtype", "device", "batch_size"),
     }
@@ -46,6 +63,12 @@ class TextOptions(LanguageOptions, PresetOptions):
     regions: str | None = Field(
         None, description="Text file with one line for each text; each character names the region of a token."
     )
+    keep_first: int = Field(0, ge=0, description="Tokens at the beginning of each text that are never masked, such as a prompt.")
+    fixed: str | None = Field(
+        None,
+        description="Mask file of tokens that are never masked: a line for each text, with 1 for a fixed token and 0 for the "
+        "others; or a .npy file of booleans (items, length).",
+    )
     layers: list[str] = Field(
         [],
         description="Model whose hidden states are compared layer by layer: same (the denoising model), a folder, a hub id, or "
@@ -58,7 +81,17 @@ class TextOptions(LanguageOptions, PresetOptions):
         description="Model that gives the likelihood of reconstructions: same, or a folder or hub id of a causal or masked one.",
         examples=["same"],
     )
-    items: int = Field(30, ge=1, description="Number of originals; without this option, all originals if there are fewer.")
+    repetition: bool = Field(
+        False, description="Measure the entropy of the n-grams of reconstructions, and how many of them repeat earlier ones."
+    )
+    audit: bool = Field(
+        False,
+        description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
+        "likelihood depend on the order, and what each of ten decoders costs.",
+    )
+    items: int | None = Field(  # type: ignore[assignment]
+        None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
+    )
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
 
@@ -72,11 +105,21 @@ class TextOptions(LanguageOptions, PresetOptions):
         """
         from uturn.core.spec import build
 
+        if self.items is None:
+            available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
+            items = min(available, PASSAGES) if self.data == "embedded" else available
+            return self.model_copy(update={"items": items}).experiment()
         backward = {"type": "language", **self._set(*LanguageOptions.model_fields)}
+        fixed = {"keep_first": self.keep_first} if self.keep_first else {}
         segments = {"segments": self.segments} if self.segments else {}
-        experiment = self._experiment(
+        return self._experiment(
             5 if self.items <= 200 else 20,
-            source={"type": "tokens", "path": self.data, "windows": self.windows, **segments, **self._set("length", "regions")},
+            source={
+                **{"type": "tokens", "path": self.data, "windows": self.windows},
+                **segments,
+                **fixed,
+                **self._set("length", "regions", "fixed"),
+            },
             corruption={
                 "type": self.corruption or build("backward", backward).language().corruption,
                 "noise": noise_levels(self.levels),
@@ -84,9 +127,21 @@ class TextOptions(LanguageOptions, PresetOptions):
             backward=backward,
             probes=self._probes(),
         )
-        if "items" not in self.model_fields_set and (available := experiment.parts.source.count()) < self.items:
-            return self.model_copy(update={"items": available}).experiment()
-        return experiment
+
+    def audited(self) -> dict[str, TextOptions]:
+        """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`."""
+        from uturn.corruption.unmasking import Decoder
+
+        names = [field.name for field in fields(Decoder)]
+        plain = {name: LanguageOptions.model_fields[name].default for name in names if name in LanguageOptions.model_fields}
+        own = {name: getattr(self, name) for name in plain}
+        sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
+        probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "audit": False, "repetition": True}
+        runs: dict[str, TextOptions] = {}
+        for options in (*AUDITED, own):
+            decoder = Decoder(**{name: {**plain, **options}[name] for name in names if name in plain})
+            runs.setdefault(decoder.description, self.model_copy(update={**plain, **options, **sizes, **probes}))
+        return runs
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
@@ -98,6 +153,15 @@ class TextOptions(LanguageOptions, PresetOptions):
             probes.append({"type": "text_layers", "model": model, **({"name": name} if name else {}), **shared})
         others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood}
         probes += [{"type": kind, "model": model, **shared} for kind, model in others.items() if model is not None]
+        if self.repetition or self.audit:
+            probes.append({"type": "repetition"})
+        if self.audit:
+            whole = [
+                of
+                for of in AUDITED
+                if of.get("order") in (None, "entropy", "probability") and not {"temperature", "top_p"} & {*of}
+            ]
+            probes += [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": whole[1:]}]
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes

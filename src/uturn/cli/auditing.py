@@ -1,0 +1,149 @@
+"""`uturn text --audit`: the study of a masked model with its order consistency, and a run of each decoder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uturn.cli.options import Running
+from uturn.cli.presets.texts import COMPARED, TextOptions
+from uturn.cli.printing import console, inside, say_next, show
+from uturn.cli.running import resumable, run_into
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_FILES = ("audit.json", "audit.png", "audit.pdf")
+_KEPT = "kept, span = 1"  # the reading by which decoders are compared
+
+
+def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
+    """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
+    from rich.table import Table
+
+    from uturn.engine.run import run as measured
+    from uturn.pages import live_page
+    from uturn.pages.audits import decoder_table
+    from uturn.pages.results import check_folder, write_study, written
+    from uturn.store.outputs import output_folder
+    from uturn.studies import summary
+
+    if running.shard != "1/1":
+        raise ValueError("audit: decoders are compared when all of their runs are finished; leave out --shard")
+    with output_folder("out", out) as folder:
+        check_folder(folder)
+        experiment, decoders = chosen.experiment(), chosen.audited()
+        runs: dict[str, Any] = {}
+        with live_page(folder, "uturn text --audit") as page:
+            page.says("order consistency, and likelihood in several orders", 0, len(decoders) + 1, "runs")
+            run = run_into(folder.place("run.zarr"), experiment, running)
+            for k, (name, options) in enumerate(decoders.items(), 1):
+                page.says(f"decoder: {name}", k, len(decoders) + 1, "runs")
+                store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
+                with resumable(f"what is done is in {out}; run the same command again to resume"):
+                    runs[name] = measured(
+                        options.experiment(),
+                        store,
+                        running.resume,
+                        workers=running.workers,
+                        progress=True,
+                        accept_changes=running.accept_changes,
+                        **running.on_cluster(),
+                    )
+    study = write_study(
+        run, out, source=experiment.parts.source, title="Audit of a masked model of texts", groups=("order consistency",)
+    )
+    numbers = audit_numbers(study, run, runs, decoders)
+    _write(out, numbers)
+    for table in summary(study, width=console().width):
+        show(table)
+    part = decoder_table(numbers)
+    table = Table(*part.heads, title=part.title, title_justify="left")
+    for row in part.rows:
+        table.add_row(*row)
+    show(table)
+    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
+    say_next(open=inside(out, "index.html"))
+
+
+def _write(out: str, numbers: dict[str, Any]) -> None:
+    """Write `audit.json` and its picture into a folder or to a URL, and the page of the folder."""
+    from uturn.core.files import whole_file
+    from uturn.pages import fetch, write_page
+    from uturn.pages.results import write_figures
+    from uturn.store.outputs import output_folder
+    from uturn.studies.plotting.audit import draw_audit
+
+    with output_folder("out", out) as folder:
+        fetch(folder)
+        with whole_file(folder.path / "audit.json") as file:
+            file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        write_figures(folder.path, {"audit": lambda: draw_audit(numbers)})
+        write_page(folder.path)
+        folder.push(*_FILES, "index.html")
+
+
+def audit_numbers(
+    study: xr.Dataset, run: xr.Dataset, runs: Mapping[str, xr.Dataset], decoders: Mapping[str, TextOptions]
+) -> dict[str, Any]:
+    """The content of `audit.json`, plain data; each estimate is [value, low, high], None where it does not exist.
+
+    `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`. `runs`: one for each decoder.
+    """
+    from uturn.pages.charts import number, numbers
+
+    study = study.sel(noise=np.sort(run.noise.values))  # without noise 0
+
+    def curve(reading: str) -> list[Any]:
+        return [numbers(row) for row in study.curve.sel(reading=reading).values]
+
+    def by_level(name: str, dim: str) -> dict[str, Any]:
+        return {str(at): curve(f"{name}, {dim} = {at}") for at in run[dim].values.tolist()}
+
+    return {
+        "format": "uturn.audit",
+        "version": 1,
+        "description": str(study.attrs["description"]),
+        "texts": int(run.sizes["item"]),
+        "tokens": numbers(run["length"].values.astype(float)),
+        "noise": numbers(study.noise.values),
+        "order_discrepancy": curve("order_discrepancy"),
+        "order_discrepancy_at": by_level("order_discrepancy_at", "pair_distance"),
+        "left_to_right": curve("left_to_right"),
+        "order_nats": by_level("order_nats", "decoder"),
+        "random_orders_differ": curve("random_orders_differ"),
+        "compared": list(COMPARED),
+        "original_ngram_entropy": number(run["original_ngram_entropy"].isel(noise=0).sel(ngram=1).mean()),
+        "decoders": [_decoder(name, runs[name], options) for name, options in decoders.items()],
+    }
+
+
+def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]:
+    """What a decoder costs: readings of its run at both noise levels, and differences from the originals at the larger one."""
+    from uturn.measures.statistics import replicates
+    from uturn.pages.charts import numbers
+    from uturn.studies import study
+
+    tested = study(run).sel(reading=_KEPT, noise=list(COMPARED))
+    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).sum("position").values
+    calls = masked if options.steps is None else np.minimum(masked, options.steps)
+
+    def above_original(reading: str, **at: int) -> list[Any]:
+        difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])
+        return numbers(replicates(difference).interval(lambda mean: mean[0]))
+
+    return {
+        "decoder": name,
+        "is_exact": "not a draw from the posterior" not in str(run.attrs["description"]),
+        "calls": numbers(calls.mean(1)),
+        "kept": [numbers(row) for row in tested.curve.values],
+        "gap": [numbers(row) for row in tested.gap.values],
+        "gap_p": numbers(tested.gap_p.values),
+        "ngram_entropy": above_original("ngram_entropy", ngram=1),
+        "repeated_ngrams": above_original("repeated_ngrams", ngram=4),
+        "repeated_tokens": above_original("repeated_tokens"),
+    }

@@ -1,0 +1,84 @@
+"""Likelihood of given texts under decoders of masked strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from uturn.core import progress
+from uturn.core.random import streams, uniforms
+from uturn.corruption.denoising import ORDER
+from uturn.corruption.unmasking import MASKED, Decoder, NetworkBeliefs, smallest
+
+DETERMINED = ("random", "blocks", "entropy", "probability")
+"""Orders whose positions are a function of the tokens already revealed and, for "random" and "blocks", of the key."""
+
+
+def log_likelihoods(
+    beliefs: Callable[[np.ndarray, np.ndarray], NetworkBeliefs],
+    texts: Any,
+    values: Any,
+    keys: np.ndarray,
+    decoders: Sequence[Decoder],
+) -> np.ndarray:
+    """Log-probability that a decoder fills masked texts with given tokens, float64 (batch,), in nats.
+
+    Let the positions S_k of step k be a function of the tokens revealed before it. Then the order follows from the text, and
+
+        log q(x) = sum_k sum_{i in S_k} log p_i(x_i | x at the positions of the steps before k)
+
+    is exact, also for several positions a step and for conditionals p_i that belong to no joint law (arXiv:2603.01367): the
+    probabilities of all texts add up to 1. "random" and "blocks" are orders that the key has drawn beforehand; a mean over keys
+    is at most the log-probability under a random order. For conditionals of one joint law, q is the law of the masked tokens in
+    all orders, if one token is revealed a step.
+
+    Parameters
+    ----------
+    beliefs : function (values, noise) -> beliefs
+        Beliefs of a network about texts int64 (rows, length) whose share `noise` (rows,) of tokens is masked, such as
+        `LanguageModel.beliefs`.
+    texts, values : int64 (batch, length)
+        The given tokens, and the same with masked tokens (-1); values below -1 beyond the end of a text.
+    keys : uint64 (batch,)
+        Random streams, as those of `unmask`.
+    decoders : sequence of Decoder (batch,)
+        The decoder of each row. All rows share the calls of `beliefs`. `temperature`, `top_k` and `top_p` change the law.
+
+    Raises
+    ------
+    ValueError
+        For an order that is not determined by the revealed tokens, such as "confidence".
+    """
+    for decoder in decoders:
+        if decoder.order not in DETERMINED:
+            raise ValueError(
+                f"order = {decoder.order!r}: its positions depend on tokens that are not revealed, so that the likelihood is not "
+                f"known; expected one of {', '.join(map(repr, DETERMINED))}"
+            )
+    texts, values = np.asarray(texts), np.array(values)
+    chance = uniforms(streams(keys, len(values), ORDER), values.shape[1])
+    masked, lengths = (values == MASKED).sum(1), (values >= MASKED).sum(1)
+    steps = np.array([m if of.steps is None else min(m, of.steps) for m, of in zip(masked, decoders, strict=True)])
+    total, kinds = np.zeros(len(values)), list(dict.fromkeys(decoders))
+    which = np.array([kinds.index(of) for of in decoders])
+    for step in progress.steps(range(int(steps.max(initial=0)))):
+        active = np.flatnonzero(steps > step)
+        before, after = (masked[active] * k // steps[active] for k in (step, step + 1))
+        now = beliefs(values[active], (masked[active] - before) / lengths[active])
+        for number, decoder in enumerate(kinds):
+            mine = np.flatnonzero(which[active] == number)
+            among, count = values[active[mine]] == MASKED, (after - before)[mine]
+            if decoder.order in ("random", "blocks"):
+                chosen = smallest(decoder.fixed_ranks(among.shape), chance[active[mine]], among, count)
+            else:
+                chosen = smallest(now.ranks(decoder)[mine], None, among, count)
+            rows, positions = np.nonzero(chosen)
+            weights = decoder.weights(now.at(mine[rows], positions))
+            tokens = texts[active[mine[rows]], positions]
+            with np.errstate(divide="ignore"):
+                logs = np.log(weights[np.arange(len(rows)), tokens] / weights.sum(-1))
+            np.add.at(total, active[mine[rows]], logs)
+            values[active[mine[rows]], positions] = tokens
+    return total

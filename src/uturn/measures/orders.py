@@ -1,0 +1,124 @@
+"""Order consistency of a masked model: does the probability of two tokens depend on which of them is drawn first?
+
+A masked model gives a law p_i(. | z) for every masked site i of a text z. If all of them are conditionals of one joint law, two
+tokens have one probability in either order. Those of a trained network are not: what it draws then depends on the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from uturn.core.random import streams, uniforms
+
+MASKED = -1  # value of a masked site
+Conditionals = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Laws of masked sites, float64 (n, V), of texts (batch, length) at rows (n,) and positions (n,)."""
+
+
+def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second: Any, seed: Any = 0) -> np.ndarray:
+    """Log-ratio of the probabilities of two tokens drawn in one order and in the other, float64 (pairs,), in nats.
+
+    For a text z with masked sites i and j, tokens are drawn in the order i, j: a ~ p_i(. | z), b ~ p_j(. | z, x_i = a). Then
+
+        D = log p_i(a | z) + log p_j(b | z, x_i = a) - log p_j(b | z) - log p_i(a | z, x_j = b).
+
+    For conditionals of one joint law D is 0 in every draw. Its mean over draws is KL(P_ij ‖ P_ji) >= 0, where P_ij is the law of
+    both tokens drawn in the order i, j. The divergence in the other order differs; where i and j are a random order of two sites,
+    the mean is the average of both. Single draws can be negative. D is infinite where the other order cannot draw the tokens.
+
+    Parameters
+    ----------
+    conditionals : function (texts, rows, positions) -> float64 (n, V)
+        Laws p of masked sites: of the texts int64 (batch, length) the sites `positions` (n,) of the texts `rows` (n,). It is
+        called three times, each time with as many texts as pairs.
+    texts : int64 (pairs, length)
+        Symbols 0 .. V - 1, -1 where masked. Other negative values are passed on to `conditionals`.
+    first, second : int64 (pairs,)
+        The sites i and j, masked and different.
+    seed : int, or uint64 keys (pairs,)
+        Random streams of the draws.
+
+    Raises
+    ------
+    ValueError
+        If a site is not masked, or both are the same.
+
+    Examples
+    --------
+    Conditionals that know the left neighbour alone: what is drawn second from right to left is independent.
+
+    >>> def left_to_right(texts, rows, positions):
+    ...     left = np.where(positions > 0, texts[rows, positions - 1], -1)
+    ...     return np.where(left[:, None] < 0, 0.5, np.where(left[:, None] == [0, 1], 0.9, 0.1))
+    >>> pairs = np.full((2000, 2), -1)
+    >>> zeros = np.zeros(2000, int)
+    >>> float(order_discrepancy(left_to_right, pairs, zeros, zeros + 1).mean().round(1))  # log 2 - H(.9) = .37
+    0.4
+    """
+    texts, first, second = (np.asarray(values, np.int64) for values in (texts, first, second))
+    rows = np.arange(len(texts))
+    bad = (texts[rows, first] != MASKED) | (texts[rows, second] != MASKED) | (first == second)
+    if bad.any():
+        pair = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"pair {pair}: sites {first[pair]} and {second[pair]}; expected two different masked sites (value -1)")
+    heights = uniforms(streams(seed, len(texts)), 2)
+
+    def revealed(sites: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        after = texts.copy()
+        after[rows, sites] = tokens
+        return after
+
+    p_i, p_j = np.split(conditionals(texts, np.r_[rows, rows], np.r_[first, second]), 2)
+    a = _drawn(p_i, heights[:, 0])
+    p_j_after = conditionals(revealed(first, a), rows, second)
+    b = _drawn(p_j_after, heights[:, 1])
+    p_i_after = conditionals(revealed(second, b), rows, first)
+    with np.errstate(divide="ignore"):
+        return np.log(p_i[rows, a]) + np.log(p_j_after[rows, b]) - np.log(p_j[rows, b]) - np.log(p_i_after[rows, a])
+
+
+def _drawn(law: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Symbols drawn from laws (n, V) by inverting their cumulative sums at uniform numbers (n,)."""
+    cumulative = np.cumsum(law, axis=1)
+    return (cumulative <= heights[:, None] * cumulative[:, -1:]).sum(axis=1)
+
+
+def distance_ranges(length: int) -> np.ndarray:
+    """Largest distances of the ranges 1, 2, 3 to 4, 5 to 8, .. of two sites of a text.
+
+    >>> distance_ranges(64).tolist()
+    [1, 2, 4, 8, 16, 32, 64]
+    """
+    return 2 ** np.arange(max(1, int(np.ceil(np.log2(max(length - 1, 1)))) + 1))
+
+
+def drawn_pairs(masked: np.ndarray, ends: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random pair of masked sites in each range of distances, with the share of the pairs of the text in this range.
+
+    Parameters
+    ----------
+    masked : bool (texts, length)
+    ends : int (ranges,)
+        Largest distances of the ranges (`distance_ranges`).
+    keys : uint64 (texts,)
+
+    Returns
+    -------
+    pairs : int64 (texts, ranges, 2)
+        Two sites in random order, uniformly distributed among those of the range; -1 where there are none.
+    shares : float64 (texts, ranges)
+        Shares of all pairs. A sum over ranges with these weights estimates the mean over all pairs.
+    """
+    heights = uniforms(keys, len(ends))
+    pairs, shares = np.full((len(masked), len(ends), 2), -1), np.zeros((len(masked), len(ends)))
+    for text, sites in enumerate(map(np.flatnonzero, masked)):
+        distances = np.abs(sites[:, None] - sites)
+        for k, end in enumerate(ends):
+            both = np.argwhere((distances > (end // 2 if k else 0)) & (distances <= end))
+            if len(both):
+                pairs[text, k] = sites[both[int(heights[text, k] * len(both))]]
+                shares[text, k] = len(both) / (distances > 0).sum()
+    return pairs, shares

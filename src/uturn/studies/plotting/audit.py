@@ -1,0 +1,59 @@
+"""The picture of an audit: order consistency against noise and distance, likelihood in several orders, decoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uturn.studies.plotting.curves import draw_curve, draw_legend, evenly_spaced
+from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY
+
+_MOST = 3  # noise levels of the panel of distances
+
+
+def draw_audit(numbers: dict[str, Any]) -> Any:
+    """The figure of the content of `audit.json`."""
+    import matplotlib.pyplot as plt
+
+    figure, ((pairs, distances), (orders, decoders)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    noise = np.array(numbers["noise"], float)
+    for axis, title in ((pairs, "(a) Two tokens in two orders"), (orders, "(c) A text in several orders")):
+        axis.set_title(title)
+        axis.set_xlabel("masked fraction")
+        axis.axhline(0, color=THEORY, lw=0.8, ls=":")
+    draw_curve(pairs, noise, _table(numbers["order_discrepancy"]), ACCENT, 0.2, marker="o", ms=4)
+    pairs.set_ylabel("inconsistency, nats a pair")
+
+    table = {int(end): _table(rows) for end, rows in numbers["order_discrepancy_at"].items()}
+    ends = sorted(end for end, rows in table.items() if np.isfinite(rows[:, 0]).any())
+    for color, k in zip(DISTINCT, evenly_spaced(len(noise), _MOST), strict=False):
+        rows = np.array([table[end][k] for end in ends]).reshape(-1, 3)
+        draw_curve(distances, np.array(ends), rows, color, 0.15, marker="o", ms=4, label=f"{noise[k]:g} masked")
+    distances.set_xscale("log", base=2)
+    distances.set_xticks(ends, [f"{end // 2 + 1}-{end}" if end > 2 else str(end) for end in ends])
+    distances.axhline(0, color=THEORY, lw=0.8, ls=":")
+    distances.set(title="(b) Against their distance", xlabel="distance of the two tokens", ylabel="inconsistency, nats a pair")
+    draw_legend(distances, "best")
+
+    for color, (name, rows) in zip(DISTINCT, numbers["order_nats"].items(), strict=False):
+        draw_curve(orders, noise, _table(rows), color, 0.15, marker="o", ms=4, label=name)
+    differ = _table(numbers["random_orders_differ"])
+    draw_curve(orders, noise, differ, MUTED, 0.15, ls="--", label="two random orders differ by")
+    orders.set_ylabel("log-likelihood minus left to right, nats")
+    draw_legend(orders, "best")
+
+    rows, y = numbers["decoders"], np.arange(len(numbers["decoders"]))[::-1]
+    for at, row in zip(y, rows, strict=True):
+        value, low, high = _table([row["ngram_entropy"]])[0]
+        color = ACCENT if row["is_exact"] else CLASS
+        decoders.plot([low, high], [at, at], color=color, lw=2)
+        decoders.plot([value], [at], "o", color=color, ms=5)
+    decoders.axvline(0, color=THEORY, lw=0.8, ls=":")
+    decoders.set_yticks(y, [row["decoder"].removeprefix("order ") for row in rows])
+    decoders.set(title="(d) Entropy of decoded texts", xlabel="entropy of tokens minus that of originals, nats")
+    return figure
+
+
+def _table(rows: Any) -> np.ndarray:
+    return np.array(rows, float).reshape(-1, 3)
