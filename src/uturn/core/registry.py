@@ -59,6 +59,7 @@ PARTS: dict[str, dict[str, str]] = {
         "text_layers": "uturn.probes.text_layers:TextLayers",
         "text_encoder": "uturn.probes.text_encoder:TextEncoder",
         "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
+        "text_class": "uturn.probes.text_class:TextClass",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""

@@ -9,6 +9,7 @@ from uturn.probes.nodes import TreeNodes
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.scales import Scales
+from uturn.probes.text_class import TextClass
 from uturn.probes.text_encoder import TextEncoder
 from uturn.probes.text_layers import TextLayers
 from uturn.probes.text_likelihood import TextLikelihood

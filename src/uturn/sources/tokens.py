@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,11 +24,15 @@ _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot b
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Originals):
-    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model."""
+    """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model.
+
+    `labels`: classes int64 (batch,), -1 where unknown; None without labels.
+    """
 
     items: np.ndarray
     data: np.ndarray
     vocab_size: int
+    labels: np.ndarray | None = None
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
@@ -53,9 +57,9 @@ class TokenSource(Spec, Source):
     the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; for lines, the largest number of
     tokens (longer lines are left out). `segments`: texts of the tokens that separate segments of a text, such as "." and ">>",
     for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path`; each character names the region of a
-    token.
+    token. `labels`: a text file with a line for each line (or row) of `path`: the number of its class, -1 where unknown.
 
-    Coordinate of `item`: `length`, the number of its tokens.
+    Coordinates of `item`: `length`, the number of its tokens; `label`, with `labels`.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -67,12 +71,15 @@ class TokenSource(Spec, Source):
     length: int | None = Field(default=None, ge=1, le=2**20)
     segments: tuple[str, ...] = ()
     regions: str | None = None
+    labels: str | None = None
     _backward: Any = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fits(self) -> TokenSource:
         if self.regions is not None and (self.windows or self.path.endswith(".npy")):
             raise ValueError("regions: a line for each line of a text; leave it out for windows and .npy files")
+        if self.labels is not None and self.windows:
+            raise ValueError("labels: a line for each line of a text; leave it out for windows")
         return self
 
     def made_by(self, backward: Any, seed: int) -> TokenSource:
@@ -126,6 +133,16 @@ class TokenSource(Spec, Source):
             out[row, : len(texts.regions[item])] = [names.index(name) for name in texts.regions[item]]
         return out
 
+    def num_labels(self) -> int | None:
+        """The largest label + 1; None without labels."""
+        labels = self._texts().labels
+        return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
+
+    def labels_of(self, items: Any) -> np.ndarray | None:
+        """Classes of some texts, int64 (items,), -1 where unknown; None without labels."""
+        labels = self._texts().labels
+        return None if labels is None else labels[np.asarray(items)]
+
     def segments_of(self, items: Any) -> np.ndarray:
         """Number of the segment of all tokens, int64 (items, length); -1 for separators and beyond the end of a text."""
         ids = self.ids(items)
@@ -147,22 +164,26 @@ class TokenSource(Spec, Source):
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
         self._check_count(num_items)
-        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size)
+        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size, self.labels_of(items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         self._check_count(num_items)
-        return {"length": (self.ids(np.arange(num_items)) != PAD).sum(1)}
+        labels = self.labels_of(np.arange(num_items))
+        return {"length": (self.ids(np.arange(num_items)) != PAD).sum(1), **({} if labels is None else {"label": labels})}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
     def files(self) -> Sequence[Any]:
         files = _text_files(self.path)
-        if self.regions is None:
-            return files
-        if not Path(checked_path("regions", self.regions)).is_file():
-            raise ValueError(f"regions = {self.regions!r}: no such file; expected a text file with a line for each text")
-        return [*files, Path(self.regions)]
+        for name in ("regions", "labels"):
+            path = getattr(self, name)
+            if path is None:
+                continue
+            if not Path(checked_path(name, path)).is_file():
+                raise ValueError(f"{name} = {path!r}: no such file; expected a text file with a line for each text")
+            files = [*files, Path(path)]
+        return files
 
     def fingerprint(self) -> str:
         """SHA-256 of the files and of the tokenizer."""
@@ -183,11 +204,12 @@ class TokenSource(Spec, Source):
 
 @dataclass(frozen=True)
 class _Texts:
-    """All texts of a source: ids (texts, longest), names of regions of every token, omitted lines with reasons."""
+    """All texts of a source: ids (texts, longest), names of regions of every token, omitted lines with reasons, labels."""
 
     ids: np.ndarray
     regions: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    labels: np.ndarray | None = None
 
 
 def _text_files(path: str) -> list[Path]:
@@ -211,7 +233,11 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
     """The texts of a source as ids of the model of a backward."""
     most = getattr(source.language(), "most_tokens", None)
     is_array = source.path.endswith(".npy")
-    texts = _Texts(_read_ids(source.path, source.vocab_size)) if is_array else _read_texts(source, most)
+    if is_array:
+        ids = _read_ids(source.path, source.vocab_size)
+        texts = _Texts(ids, labels=_read_labels(source.labels, range(1, len(ids) + 1)))
+    else:
+        texts = _read_texts(source, most)
     longest = texts.ids.shape[1]
     if most is not None and longest > most:
         raise ValueError(f"path = {source.path!r}: texts of {longest} tokens, but the model takes {most}; take shorter ones")
@@ -253,7 +279,7 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
     for row, tokens in enumerate(rows.values()):
         padded[row, : len(tokens)] = tokens
     regions = [] if source.regions is None else _read_regions(source.regions, rows)
-    return _Texts(padded, regions, left_out)
+    return _Texts(padded, regions, left_out, _read_labels(source.labels, rows))
 
 
 def _content(path: Path, name: str) -> str:
@@ -308,6 +334,21 @@ def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> No
             f"{where}: {unknown} of {total} tokens are unknown to the model's tokenizer; name the right one (tokenizer), or "
             f"split texts into the tokens of its vocab.txt by a regular expression (split: smiles, characters, ..)"
         )
+
+
+def _read_labels(path: str | None, numbers: Iterable[int]) -> np.ndarray | None:
+    """The classes on the lines with these numbers, int64; None without a file."""
+    if path is None:
+        return None
+    lines, labels = _content(Path(path), f"labels = {path!r}").splitlines(), []
+    for number in numbers:
+        line = lines[number - 1].strip() if number <= len(lines) else ""
+        if not line.isdecimal() and line != "-1":
+            raise ValueError(
+                f"labels = {path!r}: line {number} is {shown(line)}; expected the number of a class, 0, 1, .., or -1 where unknown"
+            )
+        labels.append(int(line))
+    return np.array(labels, np.int64)
 
 
 def _read_regions(path: str, rows: dict[int, list[int]]) -> list[str]:

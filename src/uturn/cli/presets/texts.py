@@ -22,10 +22,10 @@ class TextOptions(LanguageOptions, PresetOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
+        "Model": ("model", "tokenizer", "split", "model_type", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
         "Decoding": ("order", "steps", "block", "temperature", "top_k", "top_p"),
-        "Data": ("data", "windows", "length", "segments", "regions"),
-        "Measures": ("layers", "encoder", "likelihood"),
+        "Data": ("data", "windows", "length", "segments", "regions", "labels"),
+        "Measures": ("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
         "Size and seed": SIZES,
         "Speed and memory": ("dtype", "device", "batch_size"),
     }
@@ -46,6 +46,9 @@ class TextOptions(LanguageOptions, PresetOptions):
     regions: str | None = Field(
         None, description="Text file with one line for each text; each character names the region of a token."
     )
+    labels: str | None = Field(
+        None, description="Text file with one line for each text: the number of its class for --classifier, -1 where unknown."
+    )
     layers: list[str] = Field(
         [],
         description="Model whose hidden states are compared layer by layer: same (the denoising model), a folder, a hub id, or "
@@ -58,6 +61,13 @@ class TextOptions(LanguageOptions, PresetOptions):
         description="Model that gives the likelihood of reconstructions: same, or a folder or hub id of a causal or masked one.",
         examples=["same"],
     )
+    classifier: str | None = Field(
+        None,
+        description="Classifier of texts whose predicted classes are compared: a folder or hub id of a model for sequence "
+        "classification, or module:function. --layers with the same name compares its hidden states.",
+    )
+    classifier_tokenizer: str | None = Field(None, description="As --tokenizer, for --classifier.")
+    classifier_split: str | None = Field(None, description="As --split, for --classifier.", examples=["smiles"])
     items: int = Field(30, ge=1, description="Number of originals; without this option, all originals if there are fewer.")
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
@@ -76,7 +86,7 @@ class TextOptions(LanguageOptions, PresetOptions):
         segments = {"segments": self.segments} if self.segments else {}
         experiment = self._experiment(
             5 if self.items <= 200 else 20,
-            source={"type": "tokens", "path": self.data, "windows": self.windows, **segments, **self._set("length", "regions")},
+            source={"type": "tokens", "path": self.data, "windows": self.windows, **segments, **self._set("length", "regions", "labels")},
             corruption={
                 "type": self.corruption or build("backward", backward).language().corruption,
                 "noise": noise_levels(self.levels),
@@ -93,11 +103,20 @@ class TextOptions(LanguageOptions, PresetOptions):
         probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
         if self.trajectories > 1:
             probes.append({"type": "changes"})
-        shared = self._set("trust_remote_code", "dtype", "device")
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
-            probes.append({"type": "text_layers", "model": model, **({"name": name} if name else {}), **shared})
-        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood}
-        probes += [{"type": kind, "model": model, **shared} for kind, model in others.items() if model is not None]
+            probes.append({**self._reader("text_layers", model), **({"name": name} if name else {})})
+        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood, "text_class": self.classifier}
+        probes += [self._reader(kind, model) for kind, model in others.items() if model is not None]
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes
+
+    def _reader(self, kind: str, model: str) -> dict[str, Any]:
+        """The table of a probe that reads texts with a second model."""
+        table = {"type": kind, "model": model, **self._set("trust_remote_code", "dtype", "device")}
+        if model != "same":
+            table |= self._set("model_type")
+        if model == self.classifier:
+            own = {"tokenizer": self.classifier_tokenizer, "split": self.classifier_split}
+            table |= {name: value for name, value in own.items() if value is not None}
+        return table
