@@ -10,7 +10,7 @@ training on classes (Schwaller et al., Nature Machine Intelligence 2021). `out/r
 `precursors>>product`, and `out/labels.txt` its class: 50 classes of 1,000 reactions each, assigned by rules to reactions from
 patents of the United States (Schneider et al., J. Chem. Inf. Model. 2015; Lowe 2012, CC0). The 10,000 reactions with which the
 classifier was trained are left out; the masked model was trained on reactions of patents, perhaps on these ones. The number of a
-class is its place in the alphabetical order of the names, as in the classifier.
+class is its place in the alphabetical order of the names in `out/classes.txt`, as in the classifier.
 """
 
 import argparse
@@ -26,8 +26,8 @@ TABLE = "drfp-0.3.7/data/schneider50k.tsv"
 VOCABULARY = "rxnfp/models/transformers/bert_pretrained/vocab.txt"
 
 
-def labelled(archive: Path, known: set[str], number: int, longest: int, seed: int) -> list[tuple[str, int]]:
-    """Distinct reactions of the test split with their classes, of at most `longest` tokens, all of them in the vocabulary."""
+def labelled(archive: Path, known: set[str], number: int, longest: int, seed: int) -> tuple[list[str], list[tuple[str, int]]]:
+    """Names of the classes; distinct reactions of the test split of at most `longest` known tokens, with their classes."""
     with tarfile.open(archive) as files:
         table = files.extractfile(TABLE)
         assert table is not None
@@ -38,7 +38,7 @@ def labelled(archive: Path, known: set[str], number: int, longest: int, seed: in
     random.Random(seed).shuffle(test)
     fitting = ((reaction, TOKEN.findall(reaction), label) for reaction, label in test if reaction not in trained)
     kept = [(reaction, label) for reaction, tokens, label in fitting if len(tokens) <= longest and known.issuperset(tokens)]
-    return kept[:number]
+    return names, kept[:number]
 
 
 def main() -> None:
@@ -54,9 +54,10 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     known = set(vocabulary.read_text().split())
-    rows = labelled(archive, known, options.number, options.longest, options.seed)
+    names, rows = labelled(archive, known, options.number, options.longest, options.seed)
     (options.out / "reactions.txt").write_text("".join(f"{reaction}\n" for reaction, _ in rows))
     (options.out / "labels.txt").write_text("".join(f"{label}\n" for _, label in rows))
+    (options.out / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     print(f"{len(rows)} reactions of {len({label for _, label in rows})} classes in {options.out}")
 
 

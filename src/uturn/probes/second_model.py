@@ -24,9 +24,9 @@ class SecondModel(Named):
     """A probe that reads texts with a second model.
 
     Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the backward `language`, if the
-    model has no matching tokenizer. `model_type`: kind of the model, such as "bert", if its config.json does not state it. `name`: prefix of the variables, so that an experiment can have several models. `dtype`:
-    precision of the network. Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in
-    a call).
+    model has no matching tokenizer. `model_type`: kind of the model, such as "bert", if its config.json does not state it.
+    `name`: prefix of the variables, so that an experiment can have several models. `dtype`: precision of the network.
+    Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in a call).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})

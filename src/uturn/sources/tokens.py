@@ -345,7 +345,7 @@ def _read_labels(path: str | None, numbers: Iterable[int]) -> np.ndarray | None:
         line = lines[number - 1].strip() if number <= len(lines) else ""
         if not line.isdecimal() and line != "-1":
             raise ValueError(
-                f"labels = {path!r}: line {number} is {shown(line)}; expected the number of a class, 0, 1, .., or -1 where unknown"
+                f"labels = {path!r}: line {number} is {shown(line)}; expected the number of a class, or -1 where it is unknown"
             )
         labels.append(int(line))
     return np.array(labels, np.int64)

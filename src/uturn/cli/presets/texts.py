@@ -22,7 +22,10 @@ class TextOptions(LanguageOptions, PresetOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "tokenizer", "split", "model_type", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
+        "Model": (
+            *("model", "tokenizer", "split", "model_type", "trust_remote_code"),
+            *("mask_id", "shift", "time", "output", "corruption"),
+        ),
         "Decoding": ("order", "steps", "block", "temperature", "top_k", "top_p"),
         "Data": ("data", "windows", "length", "segments", "regions", "labels"),
         "Measures": ("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
@@ -86,7 +89,11 @@ class TextOptions(LanguageOptions, PresetOptions):
         segments = {"segments": self.segments} if self.segments else {}
         experiment = self._experiment(
             5 if self.items <= 200 else 20,
-            source={"type": "tokens", "path": self.data, "windows": self.windows, **segments, **self._set("length", "regions", "labels")},
+            source={
+                **{"type": "tokens", "path": self.data, "windows": self.windows},
+                **segments,
+                **self._set("length", "regions", "labels"),
+            },
             corruption={
                 "type": self.corruption or build("backward", backward).language().corruption,
                 "noise": noise_levels(self.levels),
