@@ -87,8 +87,8 @@ def text(
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
     the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
     length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is then t\\*. With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have
-    95 % intervals.
+    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is then called t\\*. With
+    --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
     `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The command can be stopped at any time; running it again
