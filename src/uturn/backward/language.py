@@ -62,8 +62,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         """The model with its tokenizer, loaded once."""
         from uturn.networks.texts.language_files import load_text_model
 
-        names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id")
-        names += ("model_type", "trust_remote_code", "dtype", "device")
+        names = ["tokenizer", "split", "shift", "time", "output", "corruption", "mask_id"]
+        names += ["model_type", "trust_remote_code", "dtype", "device"]
         return load_text_model(self.model, "masked", **{name: getattr(self, name) for name in names})
 
     def describe(self) -> str:

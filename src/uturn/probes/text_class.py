@@ -47,7 +47,8 @@ class TextClass(SecondModel):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         classes_of(self, source)  # exposes errors before the run
-        dims, share = ("noise", "item", "trajectory"), {"bounds": (0, 1), "group": "class", "family": "text"}
+        dims = ("noise", "item", "trajectory")
+        share: dict[str, Any] = {"bounds": (0, 1), "group": "class", "family": "text"}
         original = f"{self.prefix}original_class"
         variables = {
             "same_class": Variable(
