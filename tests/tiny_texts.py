@@ -12,8 +12,10 @@ TOKENS = [*SPECIAL, *WORDS, *(letter for letter in LETTERS if letter not in WORD
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
 
 
-def write_bert(folder: Path, head: str = "ForMaskedLM", tokens=None, seed: int = 0, longest: int = 24, layers: int = 3) -> Path:
-    """A BERT whose tokens are words and letters: `BertForMaskedLM`, or "Model" without a head."""
+def write_bert(
+    folder: Path, head: str = "ForMaskedLM", tokens=None, seed: int = 0, longest: int = 24, layers: int = 3, classes: int = 2
+) -> Path:
+    """A BERT whose tokens are words and letters: `BertForMaskedLM`, "ForSequenceClassification", or "Model" without a head."""
     import transformers
 
     tokens = TOKENS if tokens is None else tokens
@@ -23,6 +25,7 @@ def write_bert(folder: Path, head: str = "ForMaskedLM", tokens=None, seed: int =
         max_position_embeddings=longest,
         pad_token_id=0,
         initializer_range=0.5,
+        num_labels=classes,
         **{**SIZES, "num_hidden_layers": layers},
     )
     getattr(transformers, f"Bert{head}")(config).eval().save_pretrained(folder)

@@ -32,7 +32,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
     `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
     ModernBERT, ESM, ..), a model with its own code (MDLM, LLaDA, Dream; with `trust_remote_code`), or
     "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: replaces the tokenizer of the model. `split`: a regular
-    expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `shift`, `time`, `output`, `mask_id`,
+    expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `model_type`: kind of the model if its
+    config.json does not state it. `shift`, `time`, `output`, `mask_id`,
     `corruption` ("masking" or "uniform"): how to call the network and read its output, if the model does not state it.
 
     Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
@@ -79,7 +80,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         """The model with its tokenizer, loaded once."""
         from uturn.networks.texts.language_files import load_text_model
 
-        names = ("tokenizer", "split", "shift", "time", "output", "corruption", "mask_id", "trust_remote_code", "dtype", "device")
+        names = ["tokenizer", "split", "shift", "time", "output", "corruption", "mask_id"]
+        names += ["model_type", "trust_remote_code", "dtype", "device"]
         return load_text_model(self.model, "masked", **{name: getattr(self, name) for name in names})
 
     def describe(self) -> str:

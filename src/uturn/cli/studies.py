@@ -88,8 +88,8 @@ def text(
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
     the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
     length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood). With --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have
-    95 % intervals.
+    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is then called t\\*. With
+    --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     --audit also asks the masked model itself: does the probability of two tokens depend on which is drawn first (nats a pair),
     how many nats of a text's likelihood depend on the order, and what does each of ten decoders cost (calls, kept tokens,

@@ -65,6 +65,7 @@ PARTS: dict[str, dict[str, str]] = {
         "order_consistency": "uturn.probes.orders:OrderConsistency",
         "order_likelihood": "uturn.probes.orders:OrderLikelihood",
         "repetition": "uturn.probes.repetition:Repetition",
+        "text_class": "uturn.probes.text_class:TextClass",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""

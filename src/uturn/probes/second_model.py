@@ -24,9 +24,9 @@ class SecondModel(Named):
     """A probe that reads texts with a second model.
 
     Options. `model`: a folder or hub id of a model of transformers. `tokenizer`, `split`: as in the backward `language`, if the
-    model has no matching tokenizer. `name`: prefix of the variables, so that an experiment can have several models. `dtype`:
-    precision of the network. Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in
-    a call).
+    model has no matching tokenizer. `model_type`: kind of the model, such as "bert", if its config.json does not state it.
+    `name`: prefix of the variables, so that an experiment can have several models. `dtype`: precision of the network.
+    Execution-only options: `trust_remote_code`, `device` ("cuda" if available), `batch_size` (texts in a call).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
@@ -34,6 +34,7 @@ class SecondModel(Named):
     model: str
     tokenizer: str | None = None
     split: str | None = None
+    model_type: str | None = None
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
@@ -41,7 +42,7 @@ class SecondModel(Named):
 
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
-        name = next((name for name in ("tokenizer", "split") if getattr(self, name) is not None), None)
+        name = next((name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None), None)
         if self.model == "same" and name is not None:
             raise ValueError(f"{name}: model = 'same' is that of the backward, with its tokenizer; leave {name} out")
         return self
@@ -79,7 +80,8 @@ class SecondModel(Named):
 
     def loading(self) -> dict[str, Any]:
         """Options of the functions that load models."""
-        return {name: getattr(self, name) for name in ("tokenizer", "split", "trust_remote_code", "dtype", "device")}
+        names = ("tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
+        return {name: getattr(self, name) for name in names}
 
 
 def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

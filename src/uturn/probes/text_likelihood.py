@@ -47,7 +47,7 @@ class TextLikelihood(SecondModel):
             if self.likelihood == "auto":
                 raise ValueError(f"{where}: say likelihood = 'causal' or 'masked' for a model of one's own")
         elif self.likelihood == "auto" or not self.trust_remote_code:
-            stated = kind_of(self.model, where, self.trust_remote_code)
+            stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
         if stated is not None and self.likelihood not in ("auto", stated):
             raise ValueError(f"likelihood = {self.likelihood!r}: {where} is a {stated} model; leave likelihood out")
         return stated or self.likelihood  # type: ignore[return-value]

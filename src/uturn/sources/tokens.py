@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,12 +27,14 @@ class Tokens(Originals):
     """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model.
 
     `free`, bool (batch, length): the tokens that noise can change; by default all.
+    `labels`: classes int64 (batch,), -1 where unknown; None without labels.
     """
 
     items: np.ndarray
     data: np.ndarray
     vocab_size: int
     free: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
@@ -64,13 +66,13 @@ class TokenSource(Spec, Source):
     the text of each file is cut into windows of `length` tokens. `length`: tokens of a window; for lines, the largest number of
     tokens (longer lines are left out). `segments`: texts of the tokens that separate segments of a text, such as "." and ">>",
     for the probe `kept_tokens`. `regions`: a text file with a line for each line of `path`; each character names the region of a
-    token.
+    token. `labels`: a text file with a line for each line (or row) of `path`: the number of its class, -1 where unknown.
 
     Fixed tokens, such as a prompt, never become noisy, and readings of tokens leave them out. `keep_first`: the number of fixed
     tokens at the beginning of each text. `fixed`: a mask file, with a line for each line of `path` and a character for each
     token, 1 if it is fixed and 0 if not; or a .npy file of booleans, of the shape of the ids.
 
-    Coordinate of `item`: `length`, the number of its tokens that are not fixed.
+    Coordinates of `item`: `length`, the number of its tokens that are not fixed; `label`, with `labels`.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -84,6 +86,7 @@ class TokenSource(Spec, Source):
     regions: str | None = None
     keep_first: int = Field(default=0, ge=0, le=2**20)
     fixed: str | None = None
+    labels: str | None = None
     _backward: Any = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -93,6 +96,8 @@ class TokenSource(Spec, Source):
         is_text = self.fixed is not None and not self.fixed.endswith(".npy")
         if is_text and (self.windows or self.path.endswith(".npy")):
             raise ValueError("fixed: a text file has a line for each line of a text; take a .npy file for windows and ids")
+        if self.labels is not None and self.windows:
+            raise ValueError("labels: a line for each line of a text; leave it out for windows")
         return self
 
     def made_by(self, backward: Any, seed: int) -> TokenSource:
@@ -155,6 +160,16 @@ class TokenSource(Spec, Source):
             out[row, : len(texts.regions[item])] = [names.index(name) for name in texts.regions[item]]
         return np.where(self.free(items), out, -1)
 
+    def num_labels(self) -> int | None:
+        """The largest label + 1; None without labels."""
+        labels = self._texts().labels
+        return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
+
+    def labels_of(self, items: Any) -> np.ndarray | None:
+        """Classes of some texts, int64 (items,), -1 where unknown; None without labels."""
+        labels = self._texts().labels
+        return None if labels is None else labels[np.asarray(items)]
+
     def segments_of(self, items: Any) -> np.ndarray:
         """Number of the segment of all tokens, int64 (items, length).
 
@@ -177,18 +192,19 @@ class TokenSource(Spec, Source):
 
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Tokens]:
         self._check_count(num_items)
-        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size, self.free(items))
+        yield Tokens(np.asarray(items), self.ids(items), self.vocab_size, self.free(items), self.labels_of(items))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         self._check_count(num_items)
-        return {"length": self.free(np.arange(num_items)).sum(1)}
+        labels = self.labels_of(np.arange(num_items))
+        return {"length": self.free(np.arange(num_items)).sum(1), **({} if labels is None else {"label": labels})}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
     def files(self) -> Sequence[Any]:
         files = _text_files(self.path)
-        for name in ("regions", "fixed"):
+        for name in ("regions", "labels", "fixed"):
             if (path := getattr(self, name)) is None:
                 continue
             if not Path(checked_path(name, path)).is_file():
@@ -215,12 +231,13 @@ class TokenSource(Spec, Source):
 
 @dataclass(frozen=True)
 class _Texts:
-    """All texts of a source: ids and free tokens (texts, longest), names of regions, omitted lines with reasons."""
+    """All texts of a source: ids and free tokens (texts, longest), names of regions, omitted lines with reasons, labels."""
 
     ids: np.ndarray
     free: np.ndarray
     regions: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    labels: np.ndarray | None = None
 
 
 def _text_files(path: str) -> list[Path]:
@@ -253,7 +270,7 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
 
 def _texts_of_ids(source: TokenSource) -> _Texts:
     ids = _read_ids(source.path, source.vocab_size)
-    return _Texts(ids, _free(source, ids, {}))
+    return _Texts(ids, _free(source, ids, {}), labels=_read_labels(source.labels, range(1, len(ids) + 1)))
 
 
 def _read_ids(path: str, vocab_size: int) -> np.ndarray:
@@ -291,7 +308,7 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
     for row, tokens in enumerate(rows.values()):
         padded[row, : len(tokens)] = tokens
     regions = [] if source.regions is None else _read_line_by_line("regions", source.regions, rows)
-    return _Texts(padded, _free(source, padded, rows), regions, left_out)
+    return _Texts(padded, _free(source, padded, rows), regions, left_out, _read_labels(source.labels, rows))
 
 
 def _free(source: TokenSource, ids: np.ndarray, rows: dict[int, list[int]]) -> np.ndarray:
@@ -368,6 +385,21 @@ def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> No
             f"{where}: {unknown} of {total} tokens are unknown to the model's tokenizer; name the right one (tokenizer), or "
             f"split texts into the tokens of its vocab.txt by a regular expression (split: smiles, characters, ..)"
         )
+
+
+def _read_labels(path: str | None, numbers: Iterable[int]) -> np.ndarray | None:
+    """The classes on the lines with these numbers, int64; None without a file."""
+    if path is None:
+        return None
+    lines, labels = _content(Path(path), f"labels = {path!r}").splitlines(), []
+    for number in numbers:
+        line = lines[number - 1].strip() if number <= len(lines) else ""
+        if not line.isdecimal() and line != "-1":
+            raise ValueError(
+                f"labels = {path!r}: line {number} is {shown(line)}; expected the number of a class, or -1 where it is unknown"
+            )
+        labels.append(int(line))
+    return np.array(labels, np.int64)
 
 
 def _read_line_by_line(name: str, path: str, rows: dict[int, list[int]]) -> list[str]:

@@ -39,10 +39,16 @@ class TextOptions(LanguageOptions, PresetOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "tokenizer", "split", "trust_remote_code", "mask_id", "shift", "time", "output", "corruption"),
+        "Model": (
+            *("model", "tokenizer", "split", "model_type", "trust_remote_code"),
+            *("mask_id", "shift", "time", "output", "corruption"),
+        ),
         "Decoding": ("order", "steps", "block", "causal", "temperature", "top_k", "top_p", "remask", "eta", "remask_given"),
-        "Data": ("data", "windows", "length", "segments", "regions", "keep_first", "fixed"),
-        "Measures": ("layers", "encoder", "likelihood", "repetition", "audit"),
+        "Data": ("data", "windows", "length", "segments", "regions", "labels", "keep_first", "fixed"),
+        "Measures": (
+            *("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
+            *("repetition", "audit"),
+        ),
         "Size and seed": SIZES,
         "Speed and memory": ("dtype", "device", "batch_size"),
     }
@@ -69,6 +75,9 @@ class TextOptions(LanguageOptions, PresetOptions):
         description="Mask file of tokens that are never masked: a line for each text, with 1 for a fixed token and 0 for the "
         "others; or a .npy file of booleans (items, length).",
     )
+    labels: str | None = Field(
+        None, description="Text file with one line for each text: the number of its class for --classifier, -1 where unknown."
+    )
     layers: list[str] = Field(
         [],
         description="Model whose hidden states are compared layer by layer: same (the denoising model), a folder, a hub id, or "
@@ -81,6 +90,13 @@ class TextOptions(LanguageOptions, PresetOptions):
         description="Model that gives the likelihood of reconstructions: same, or a folder or hub id of a causal or masked one.",
         examples=["same"],
     )
+    classifier: str | None = Field(
+        None,
+        description="Classifier of texts whose predicted classes are compared: a folder or hub id of a model for sequence "
+        "classification, or module:function. --layers with the same name compares its hidden states.",
+    )
+    classifier_tokenizer: str | None = Field(None, description="As --tokenizer, for --classifier.")
+    classifier_split: str | None = Field(None, description="As --split, for --classifier.", examples=["smiles"])
     repetition: bool = Field(
         False, description="Measure the entropy of the n-grams of reconstructions, and how many of them repeat earlier ones."
     )
@@ -118,7 +134,7 @@ class TextOptions(LanguageOptions, PresetOptions):
                 **{"type": "tokens", "path": self.data, "windows": self.windows},
                 **segments,
                 **fixed,
-                **self._set("length", "regions", "fixed"),
+                **self._set("length", "regions", "labels", "fixed"),
             },
             corruption={
                 "type": self.corruption or build("backward", backward).language().corruption,
@@ -148,11 +164,10 @@ class TextOptions(LanguageOptions, PresetOptions):
         probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
         if self.trajectories > 1:
             probes.append({"type": "changes"})
-        shared = self._set("trust_remote_code", "dtype", "device")
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
-            probes.append({"type": "text_layers", "model": model, **({"name": name} if name else {}), **shared})
-        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood}
-        probes += [{"type": kind, "model": model, **shared} for kind, model in others.items() if model is not None]
+            probes.append({**self._reader("text_layers", model), **({"name": name} if name else {})})
+        others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood, "text_class": self.classifier}
+        probes += [self._reader(kind, model) for kind, model in others.items() if model is not None]
         if self.repetition or self.audit:
             probes.append({"type": "repetition"})
         if self.audit:
@@ -165,3 +180,13 @@ class TextOptions(LanguageOptions, PresetOptions):
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes
+
+    def _reader(self, kind: str, model: str) -> dict[str, Any]:
+        """The table of a probe that reads texts with a second model."""
+        table = {"type": kind, "model": model, **self._set("trust_remote_code", "dtype", "device")}
+        if model != "same":
+            table |= self._set("model_type")
+        if model == self.classifier:
+            own = {"tokenizer": self.classifier_tokenizer, "split": self.classifier_split}
+            table |= {name: value for name, value in own.items() if value is not None}
+        return table

@@ -21,8 +21,13 @@ from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, Transf
 from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
 
 FORMS = "'module:function', a function without arguments that returns the network"
-Head = Literal["masked", "encoder", "causal"]
-_CLASSES = {"masked": "AutoModelForMaskedLM", "encoder": "AutoModel", "causal": "AutoModelForCausalLM"}
+Head = Literal["masked", "encoder", "causal", "classifier"]
+_CLASSES = {
+    "masked": "AutoModelForMaskedLM",
+    "encoder": "AutoModel",
+    "causal": "AutoModelForCausalLM",
+    "classifier": "AutoModelForSequenceClassification",
+}
 _KNOWN = {"time": ("none", "sigma"), "output": ("logits", "ratios"), "corruption": tuple(CHANNELS)}
 # Properties of the output that the configuration of a model does not state, by `model_type`.
 _KINDS: dict[str, dict[str, Any]] = {
@@ -45,6 +50,7 @@ def load_language_model(
     output: str | None = None,
     corruption: str | None = None,
     mask_id: int | None = None,
+    model_type: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "float32",
     device: str | None = None,
@@ -60,6 +66,8 @@ def load_language_model(
         As in `load_tokenizer`; by default the tokenizer of the model.
     shift, time, output, corruption, mask_id
         As in `TokenNetwork`; by default as stated by the model or known for its kind.
+    model_type : str, optional
+        As in `read_config`.
     trust_remote_code : bool
         Whether a model's own code may run.
     dtype, device : str
@@ -71,7 +79,7 @@ def load_language_model(
         If the model or its tokenizer cannot be read or do not match, or if the model does not denoise tokens.
     """
     where = f"model = {model!r}"
-    language, stated = _read(model, "masked", tokenizer, split, trust_remote_code, dtype, device)
+    language, stated = _read(model, "masked", tokenizer, split, model_type, trust_remote_code, dtype, device)
     options = {"shift": shift, "time": time, "output": output, "corruption": corruption, "mask_id": mask_id}
     values: dict[str, Any] = {name: getattr(language.network, name, None) for name in options} | stated
     values |= {name: value for name, value in options.items() if value is not None}
@@ -118,17 +126,19 @@ def load_text_model(model: str, head: Head = "encoder", **options: Any) -> Langu
         optional attributes `tokenizer` and `length`.
     head : str
         "masked": as in `load_language_model`. "encoder": hidden states (`AutoModel`; the encoder of an encoder-decoder model).
-        "causal": logits of the next token (`AutoModelForCausalLM`).
+        "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes of a text
+        (`AutoModelForSequenceClassification`).
     options
-        As in `load_language_model`; only options on tokenizer, code, precision and device apply to all heads.
+        As in `load_language_model`; only options on tokenizer, kind, code, precision and device apply to all heads.
 
     Raises
     ------
     ValueError
         If the model or its tokenizer cannot be read or do not match.
     """
-    if is_packaged(model) and head == "causal":
-        raise ValueError(f"model = {model!r} is a masked model; expected likelihood = 'masked'")
+    if is_packaged(model) and head in ("causal", "classifier"):
+        instead = "likelihood = 'masked'" if head == "causal" else "a classifier of transformers, or 'module:function'"
+        raise ValueError(f"model = {model!r} is a masked model; expected {instead}")
     return load_language_model(model, **options) if head == "masked" or is_packaged(model) else _read(model, head, **options)[0]
 
 
@@ -142,6 +152,7 @@ def _read(
     head: Head,
     tokenizer: str | None = None,
     split: str | None = None,
+    model_type: str | None = None,
     trust_remote_code: bool = False,
     dtype: str = "float32",
     device: str | None = None,
@@ -154,7 +165,7 @@ def _read(
     elif is_import_path(model):
         network, made = _own(model, head, where)
     else:
-        config = read_config(model, where, trust_remote_code)
+        config = read_config(model, where, trust_remote_code, model_type)
         network = TransformersNetwork(_pretrained(model, head, where, config, trust_remote_code))
         tokenizer = tokenizer or model
     if tokenizer is not None:
@@ -218,16 +229,30 @@ def _own(model: str, head: Head, where: str) -> tuple[Any, Tokenizer | None]:
     return network if head == "masked" else TransformersNetwork(network), tokenizer
 
 
-def read_config(model: str, where: str, trusted: bool) -> Any:
-    """The configuration of a model of transformers, from a folder or a hub."""
+def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
+    """The configuration of a model of transformers, from a folder or a hub.
+
+    `kind`: the kind of model, such as "bert", for a config.json without the line `model_type`; otherwise that line counts.
+    """
     try:
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+        from transformers.utils import logging
     except ImportError:
         raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
     check_name(model, where)
+    if kind is not None and kind not in CONFIG_MAPPING:
+        raise ValueError(f"model_type = {shown(kind)}: no kind of transformers; expected one of them, such as bert or roberta")
+    table: dict[str, Any] = {}
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
+        with without_lists(logging):
+            table = PretrainedConfig.get_config_dict(model)[0]
+            if kind is not None and "model_type" not in table:
+                return AutoConfig.for_model(kind, **table)
+            return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
+        if table and "model_type" not in table:
+            missing = 'its config.json lacks the line "model_type", such as "model_type": "bert"'
+            raise ValueError(f"{where}: {missing}; name the kind of model (model_type, --model-type bert)") from None
         raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None
 
 
@@ -242,7 +267,7 @@ def check_name(model: str, where: str) -> None:
         check_hub(model, "config.json")
 
 
-def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"]:
+def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:
     """Whether a model of transformers predicts the next token or masked ones.
 
     Raises
@@ -250,7 +275,7 @@ def kind_of(model: str, where: str, trusted: bool) -> Literal["causal", "masked"
     ValueError
         If the configuration does not state it, or names another kind of model.
     """
-    names = _architectures(read_config(model, where, trusted))
+    names = _architectures(read_config(model, where, trusted, kind))
     if any(name.endswith("ForMaskedLM") for name in names):
         return "masked"
     if any(name.endswith(_CAUSAL) for name in names):
@@ -285,7 +310,7 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
             )
     elif head == "causal" and has_decoder:
         raise ValueError(f"{where} has an encoder and a decoder; expected a causal or a masked model")
-    options = {"config": config, "trust_remote_code": trusted}
+    options = {"config": config, "trust_remote_code": trusted, "weights_only": True}  # pickles are not run
     reports = model_type(config) not in PLAIN
     logging = transformers.utils.logging
     try:
@@ -296,11 +321,13 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
-    # Missing weights of an encoder's pooler or of a decoder are not used.
-    missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
+    if head != "classifier":  # of all others, the weights of an encoder's pooler and of a decoder are not used
+        missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
     if missing:
+        trained = ", trained on classes" if head == "classifier" else ""
         raise ValueError(
             f"{where}: the weights {', '.join(missing[:3])} are missing; expected all weights of a {type(module).__name__}"
+            f"{trained}"
         )
     return module.get_encoder() if has_decoder and head == "encoder" else module
 

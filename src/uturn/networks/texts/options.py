@@ -25,6 +25,11 @@ class LanguageOptions(BaseModel):
         "vocab.txt, instead of using a tokenizer.",
         examples=["smiles", "characters"],
     )
+    model_type: str | None = Field(
+        default=None,
+        description="Kind of a model of transformers whose config.json lacks the line model_type.",
+        examples=["bert", "albert"],
+    )
     trust_remote_code: bool = Field(default=False, description="Run the model's or tokenizer's own code.")
     mask_id: int | None = Field(default=None, ge=0, description="Id of the mask token, if the tokenizer has none.")
     shift: bool | None = Field(
