@@ -129,7 +129,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     Writes the page `index.html` (truth, measurement, reconstructions and their spread at each strength), `inverse.json`,
     `inverse.csv`, `errors/`, the files of `uturn images`, and a store for each sampler. The command can be stopped at any
     time; running it again resumes. More samplers, items, levels or clones extend the results. Without options, it tests two
-    samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in ten minutes. Needs uturn[inverse].
+    samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs uturn[inverse].
 
     Example:
 
