@@ -125,7 +125,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
-        self._check_range(noisy.law, _sampler(self))
+        sampler = _sampler(self)
+        self._check_range(noisy.law, sampler)
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
         labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
@@ -133,7 +134,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         for rows, clone in steps(calls):
             denoiser = self._denoiser(noisy.law, None if labels is None else labels[rows])
             where = f"item {streams.items[rows[0] // streams.count]}, noise {streams.noise:g}"
-            of_rows[rows, clone] = self._drawn(noisy, rows, keys[rows[0], clone], denoiser, where)
+            of_rows[rows, clone] = self._drawn(sampler, noisy, rows, keys[rows[0], clone], denoiser, where)
         data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
@@ -145,11 +146,11 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
                 few.network_calls(noise, experiment.parts.corruption, experiment.parts.source)
         return {}
 
-    def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
+    def _drawn(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
         """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
         import torch
 
-        sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
+        label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
         code = None if self.sampler.startswith(DEEPINV) else _function(self.sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
@@ -199,10 +200,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
-        streams, counter = Streams(0, np.arange(1), noise), _Counter()
+        streams, counter, sampler = Streams(0, np.arange(1), noise), _Counter(), _sampler(self)
         noisy = corruption.observe(block, noise, streams)
-        self._check_range(noisy.law, _sampler(self))
-        self._drawn(noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
+        self._check_range(noisy.law, sampler)
+        self._drawn(sampler, noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
         return counter.calls, self.batch
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
