@@ -139,7 +139,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Nothing; ValueError if a sampler of deepinv cannot be used with its options and the measurements of a noise level."""
+        """No reconstruction is missing; ValueError if a sampler of deepinv does not fit its options or measurements."""
         if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
                 few = self.trial(10, noise)[0]  # with two steps, some diverge that do not with more
@@ -252,7 +252,7 @@ def _seeded(key: int) -> Iterator[torch.Generator]:
     with globally_seeded(key):
         torch.set_num_threads(1)
         try:
-            yield torch.Generator().manual_seed(key ^ 1)  # not the numbers of the global generator
+            yield torch.Generator().manual_seed(key ^ 1)  # its numbers differ from those of the global generator
         finally:
             torch.set_num_threads(threads)
 
