@@ -12,7 +12,6 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.options import SIZES
-from uturn.engine.sweep import parsed_value
 from uturn.networks.images.options import DenoiserOptions
 
 if TYPE_CHECKING:
@@ -189,6 +188,8 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     >>> named_options("sampler", "deepinv:DiffPIR steps=50 zeta=0.3")
     ('deepinv:DiffPIR', {'steps': 50, 'zeta': 0.3})
     """
+    from uturn.engine.sweep import parsed_value
+
     try:
         name, *pairs = shlex.split(text)
     except ValueError:  # no word, or a quote that is not closed
