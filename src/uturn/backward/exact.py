@@ -30,7 +30,7 @@ class ExactPosterior(Spec, Backward):
         return noisy.posterior_draws(streams, clones)
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Nothing; ValueError if a measurement has no exact posterior."""
+        """No reconstruction is missing; ValueError if a measurement has no exact posterior."""
         source, corruption = experiment.parts.source, experiment.parts.corruption
         if corruption.process == "operator":
             block = next(iter(source.blocks(np.arange(1), experiment.seed, 1)))

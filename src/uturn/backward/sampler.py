@@ -125,7 +125,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return corruption
 
     def reconstruct(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray:
-        self._check_range(noisy.law, _sampler(self))
+        sampler = _sampler(self)
+        self._check_range(noisy.law, sampler)
         keys = streams.keys(Purpose.RECONSTRUCTION, clones).reshape(len(noisy.values), clones)
         labels = self._model().labels_of(noisy, streams) if self._calls_model else None
         of_rows = np.empty((len(keys), clones, *noisy.shape), np.float32)
@@ -133,23 +134,23 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         for rows, clone in steps(calls):
             denoiser = self._denoiser(noisy.law, None if labels is None else labels[rows])
             where = f"item {streams.items[rows[0] // streams.count]}, noise {streams.noise:g}"
-            of_rows[rows, clone] = self._drawn(noisy, rows, keys[rows[0], clone], denoiser, where)
+            of_rows[rows, clone] = self._drawn(sampler, noisy, rows, keys[rows[0], clone], denoiser, where)
         data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Nothing; ValueError if a sampler of deepinv cannot be used with its options and the measurements of a noise level."""
+        """No reconstruction is missing; ValueError if a sampler of deepinv does not fit its options or measurements."""
         if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
                 few = self.trial(10, noise)[0]  # with two steps, some diverge that do not with more
                 few.network_calls(noise, experiment.parts.corruption, experiment.parts.source)
         return {}
 
-    def _drawn(self, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
+    def _drawn(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
         """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
         import torch
 
-        sampler, label, operator = _sampler(self), f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
+        label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
         code = None if self.sampler.startswith(DEEPINV) else _function(self.sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, errors_named(label, code):
@@ -199,10 +200,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
-        streams, counter = Streams(0, np.arange(1), noise), _Counter()
+        streams, counter, sampler = Streams(0, np.arange(1), noise), _Counter(), _sampler(self)
         noisy = corruption.observe(block, noise, streams)
-        self._check_range(noisy.law, _sampler(self))
-        self._drawn(noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
+        self._check_range(noisy.law, sampler)
+        self._drawn(sampler, noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
         return counter.calls, self.batch
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
@@ -251,7 +252,7 @@ def _seeded(key: int) -> Iterator[torch.Generator]:
     with globally_seeded(key):
         torch.set_num_threads(1)
         try:
-            yield torch.Generator().manual_seed(key ^ 1)  # not the numbers of the global generator
+            yield torch.Generator().manual_seed(key ^ 1)  # its numbers differ from those of the global generator
         finally:
             torch.set_num_threads(threads)
 

@@ -219,7 +219,7 @@ def _plan_until(
     for name, part in zip(("pilot", "around the place", "at the place"), experiments, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
-        known = f"{store.rstrip('/')}/pilot.zarr" if store is not None and name == "pilot" else None
+        known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
         part_plan = plan_experiment(part, known, workers=workers)
         assert part_plan is not None
         for line in part_plan.lines():

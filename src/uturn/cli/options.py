@@ -179,7 +179,7 @@ class OfTable:
         return typed
 
     def typed(self) -> list[str]:
-        """The options as they are typed."""
+        """The options as arguments of a command."""
         values = {"start": self.start, "chance": self.chance, "coordinate": self.coordinate}
         unit = [] if self.noise_unit is None else ["--noise-unit", self.noise_unit]
         return [*(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)), *unit]

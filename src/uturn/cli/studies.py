@@ -158,11 +158,10 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
             console().print(f"{out}: share {running.shard} done, {missing} tasks of other shares left")
             return
         title = "Posterior samplers" if len(runs) > 1 else f"Posterior sampler {runs[0].name}"
-        studies = write_study(
-            readings if len(runs) > 1 else readings[runs[0].name], out, title=title, groups=("class", "distance")
-        )
+        studied = readings if len(runs) > 1 else readings[runs[0].name]
+        studies = write_study(studied, out, title=title, groups=("class", "distance"), page=False)
         results = write_inverse(runs, readings, studies if len(runs) > 1 else {runs[0].name: studies}, calls, folder)
-        report([out])  # the page that `write_study` wrote has no section of the samplers yet
+        report([out])
     show(overview(results))
     for line in results["notes"]:
         console().print(line)

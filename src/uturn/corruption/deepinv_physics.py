@@ -36,7 +36,7 @@ def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) 
 
     cls = _class_of_deepinv(name, "Physics", "BlurFFT")
     taken = inspect.signature(cls.__init__).parameters
-    # Parents' options: classes swallow unknown ones.
+    # Names are checked here, since deepinv's classes take unknown ones (**kwargs) and ignore them.
     known_names = {option for parent in cls.__mro__ for option in inspect.signature(parent.__init__).parameters}
     unknown = [option for option in options if option not in known_names]
     if unknown:

@@ -168,20 +168,25 @@ class Measurement(Spec, Corruption):
             law=law,
             labels=None if labels is None else np.repeat(labels, streams.count),
         )
-        read, row_keys = unmeasured.read_by_operator(data), streams.keys(self.purpose)
-        with self._errors_named():
-            operators = self._operators(noise, unmeasured.shape, streams.seed, row_keys)
-            values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, read, row_keys, strict=True)]
-            shapes = sorted({value.shape for value in values})
-            if len(shapes) > 1:
-                raise ValueError(f"measurements have shapes {shapes[0]} and {shapes[1]}; expected the same for all data")
-        return replace(unmeasured, values=np.stack(values), operators=operators)
+        read = unmeasured.read_by_operator(data)
+        values, operators = self._measured(read, noise, streams.seed, streams.keys(self.purpose))
+        return replace(unmeasured, values=values, operators=operators)
 
     def corrupt(self, data: np.ndarray, noise: float, keys: np.ndarray) -> np.ndarray:
         """Measurements float32 (batch, ...) of data (batch, channels, height, width), with an operator drawn for each."""
+        return self._measured(data, noise, 0, keys)[0]
+
+    def _measured(
+        self, data: np.ndarray, noise: float, seed: int, row_keys: np.ndarray
+    ) -> tuple[np.ndarray, tuple[Operator, ...]]:
+        """Measurements of data as operators read them, and the operator of each."""
         with self._errors_named():
-            operators = self._operators(noise, data.shape[1:], 0, keys)
-            return np.stack([operator.measure(x, key[None]) for operator, x, key in zip(operators, data, keys, strict=True)])
+            operators = self._operators(noise, data.shape[1:], seed, row_keys)
+            values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]
+            shapes = sorted({value.shape for value in values})
+            if len(shapes) > 1:
+                raise ValueError(f"measurements have shapes {shapes[0]} and {shapes[1]}; expected the same for all data")
+        return np.stack(values), operators
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
         """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2).

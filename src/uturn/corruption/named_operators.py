@@ -14,6 +14,7 @@ from uturn.core.checks import checked_path, shown
 from uturn.core.files import read_array
 from uturn.corruption.deepinv_physics import Shape, deepinv
 from uturn.corruption.operators import Operator
+from uturn.exact.laws import hartley
 
 if TYPE_CHECKING:
     import torch
@@ -139,14 +140,6 @@ NAMED = {
     "fourier": Named(fourier, "hidden", "share of hidden Fourier coefficients", 1.0, lambda options: True),
     "denoising": Named(denoising, "sigma", "sigma of the measurement", np.inf, lambda options: False),
 }
-
-
-def hartley(x: torch.Tensor) -> torch.Tensor:
-    """Orthonormal Hartley transform of the last two axes, its own inverse: (Re F - Im F) / sqrt(pixels)."""
-    import torch
-
-    spectrum = torch.fft.fft2(x, norm="ortho")
-    return spectrum.real - spectrum.imag
 
 
 def _masked(hidden: np.ndarray) -> Operator:

@@ -196,12 +196,9 @@ class GaussianMixture:
 
     def _to_torch_basis(self, values: torch.Tensor) -> torch.Tensor:
         """`to_basis` of tensors (batch, dimension)."""
-        import torch
-
         if self.grid is None:
             return values
-        spectrum = torch.fft.fftn(values.reshape(-1, *self.grid), dim=tuple(range(1, len(self.grid) + 1)), norm="ortho")
-        return (spectrum.real - spectrum.imag).reshape(values.shape)
+        return hartley(values.reshape(-1, *self.grid), len(self.grid)).reshape(values.shape)
 
     # -- modes given x_t --------------------------------------------------------------------------------------------
     def responsibilities(self, observed: Any, noise: Any = 0.0) -> np.ndarray:
@@ -235,6 +232,14 @@ class GaussianMixture:
         if values.ndim != 2 or values.shape[1] != self.dimension:
             raise ValueError(f"the vectors have shape {values.shape}; expected (batch, {self.dimension})")
         return values, checked_noise(noise, np.inf, len(values)).reshape(-1, 1)
+
+
+def hartley(values: torch.Tensor, axes: int = 2) -> torch.Tensor:
+    """Orthonormal Hartley transform of the last `axes` axes, its own inverse: (Re F - Im F) / sqrt(points)."""
+    import torch
+
+    spectrum = torch.fft.fftn(values, dim=tuple(range(-axes, 0)), norm="ortho")
+    return spectrum.real - spectrum.imag
 
 
 def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> np.ndarray:

@@ -56,7 +56,7 @@ class PosteriorTests(xr.Dataset):
 
         console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
-            for at in (self.isel(noise=k) for k in range(self.sizes["noise"])):
+            for at in by_level(self):
                 heads, rows = rows_of(at)
                 table = Table(*(Column(head, overflow="fold") for head in heads), title=title_of(at), title_justify="left")
                 for row in rows:
@@ -153,8 +153,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         effect_unit=("reading", [_unit_of_effect(ds, name) for name in readings]),
         blind=("reading", [BLIND[plain_name(name)] for name in readings]),
     )
-    with_variance = result.assign(variance=variance)
-    result["kind"] = ("noise", [_kind(with_variance.isel(noise=k), level) for k in range(result.sizes["noise"])])
+    result["kind"] = ("noise", [_kind(at, level) for at in by_level(result.assign(variance=variance))])
     result.attrs = {
         "passed": bool(tests["posterior"].attrs["passed"]),
         "passed_beside": bool((result.rank_p_holm.fillna(1) > level).all())
@@ -230,6 +229,17 @@ def _kind(tests: xr.Dataset, level: float) -> str:
     return OTHER
 
 
+def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
+    """The tests of each noise level."""
+    return [tests.isel(noise=k) for k in range(tests.sizes["noise"])]
+
+
+def untested(at: xr.Dataset) -> dict[str, tuple[np.ndarray, float]]:
+    """The numbers of one noise level that have no test: their value with its interval, and what exact draws give."""
+    expected = {"coverage": float(at.coverage_expected), "z_squared": 1.0}
+    return {name: (at[name].values, number) for name, number in expected.items() if name in at}
+
+
 def title_of(at: xr.Dataset) -> str:
     """The kind of error at one noise level in words."""
     kind = str(at.kind.item())
@@ -246,9 +256,8 @@ def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
         beside = "" if of.family.item() == "posterior" else " (beside)"
         rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
-    for name, expected in (("coverage", float(at.coverage_expected)), ("z_squared", 1.0)):
-        if name in at:
-            rows.append((name, f"{_with_interval(at[name].values)}, expected {expected:.2g}", "", "", BLIND[name]))
+    for name, (values, expected) in untested(at).items():
+        rows.append((name, f"{_with_interval(values)}, expected {expected:.2g}", "", "", BLIND[name]))
     return heads, rows
 
 

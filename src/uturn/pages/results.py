@@ -48,6 +48,7 @@ def write_study(
     title: str = "",
     groups: Sequence[str] = (),
     save_images: bool = False,
+    page: bool = True,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
@@ -70,6 +71,8 @@ def write_study(
         Groups of readings that are drawn first.
     save_images
         Write the stored reconstructions as PNG files into the folder `reconstructions`.
+    page
+        Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
 
     Returns
     -------
@@ -126,7 +129,8 @@ def write_study(
                 _save_images(run, pictures)
         for name in earlier:
             shutil.rmtree(results.path / name, ignore_errors=results.is_remote)
-        write_page(results.path)
+        if page:
+            write_page(results.path)
         results.push(*RESULTS, *datasets, *earlier, *([PICTURES] if save_images else []))
     return result
 

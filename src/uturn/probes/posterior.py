@@ -94,7 +94,7 @@ def _of_measurement(noisy: Any, row: int, data: np.ndarray, known: dict[str, np.
     """The readings of a measurement; `data` (K + 1, ...): the original, then its clones; `known`: class and log p(x) of each."""
     K, flat = len(data) - 1, data.reshape(len(data), -1).astype(float)
     hidden = noisy.hidden(row)
-    values = flat if hidden is None or not hidden.any() else flat[:, hidden.ravel()]
+    values = flat if hidden is None else flat[:, hidden.ravel()]
     reference = noisy.reference(row)
     to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, np.ravel(reference))
     likelihood = np.full(K + 1, np.nan)

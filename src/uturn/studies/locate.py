@@ -43,10 +43,7 @@ _MOST_LEVELS = 6  # of a stage; most need two or one
 _MOST_MOVES = 10  # to other levels; most runs need one
 _NARROWED = 2.0  # interval over the wanted width at which two levels have served; calls hardly depend on it from 1.6 to 2.5
 _KNOWN = 0.4  # error of the place over the reach up to which one level can be at the place
-_OFF_CENTRE, _ONE_OFF = (
-    0.5,
-    0.45,
-)  # distance of the place from the middle of two levels, or from one, from which others are better
+_OFF_CENTRE, _ONE_OFF = 0.5, 0.45  # distance of the place from the middle of two levels, or from one, that moves them
 _STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
 _MOST_ITEMS = 10_000
 _UNIT = 1e-3  # distance of levels, in units of the largest

@@ -351,7 +351,7 @@ def _is_twin(name: str, arrays: Mapping[str, Any]) -> bool:
 
 
 def _is_of_originals(name: str, arrays: Mapping[str, Any]) -> bool:
-    """Whether an array holds readings of the originals that belong to those of clones."""
+    """Whether an array holds the values h(x_0; y) of a reading whose values of clones are given too."""
     of = arrays.get(name.removeprefix("original_"))
     return name.startswith("original_") and of is not None and "clone" in of.dims
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.core.checks import plain
 from uturn.core.files import named_errors, whole_file, whole_folder
-from uturn.measures.posteriors import KINDS, plain_name, posterior_tests, rows_of, title_of
+from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.pages.results import write_figures
 from uturn.pages.samplers import ERRORS, FORMAT, error_name
 from uturn.store.datasets import write_dataset
@@ -75,7 +75,7 @@ def write_inverse(
         "tables": [
             {"title": f"{run.name}, {title_of(at)}", **dict(zip(("heads", "rows"), rows_of(at), strict=True))}
             for run in runs
-            for at in (tests[run.name].isel(noise=k) for k in range(tests[run.name].sizes["noise"]))
+            for at in by_level(tests[run.name])
         ],
         "runs": entries,
     }
@@ -121,9 +121,9 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
                 for name in at.reading.values
                 for of in [at.sel(reading=name)]
             ],
-            **{key: _numbers(at[key].values) for key in ("coverage", "z_squared") if key in at},
+            **{key: _numbers(values) for key, (values, _) in untested(at).items()},
         }
-        for at in (tests.isel(noise=k) for k in range(tests.sizes["noise"]))
+        for at in by_level(tests)
     ]
     return {
         "name": run.name,

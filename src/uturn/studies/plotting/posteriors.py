@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.posteriors import KINDS, NONE_SEEN, plain_name
+from uturn.measures.posteriors import KINDS, NONE_SEEN, plain_name, untested
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
 
@@ -97,10 +97,8 @@ def _draw_effects(axes: Any, at: xr.Dataset) -> None:
         rejected = bool(of.p_holm <= at.attrs["level"])
         unit = {"share": "", "difference of shares": ""}.get(of.effect_unit.item(), f" {of.effect_unit.item()}".rstrip())
         rows.append((name, of.effect.values, float(of.visible), rejected, f"{of.effect.values[0]:+.2g}{unit}"))
-    for name, expected in (("coverage", float(at.coverage_expected)), ("z_squared", 1.0)):
-        if name in at:
-            value = at[name].values
-            rows.append((name, value - expected, np.nan, False, f"{value[0]:.2f}, {expected:.2g} expected"))
+    for name, (value, expected) in untested(at).items():
+        rows.append((name, value - expected, np.nan, False, f"{value[0]:.2f}, {expected:.2g} expected"))
     for y, (name, effect, visible, marked, number) in enumerate(rows[::-1]):
         ends = np.abs([*effect, visible])
         scale = max(float(np.nanmax(ends[np.isfinite(ends)], initial=0)), 1e-12)
