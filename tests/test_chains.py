@@ -8,6 +8,7 @@ import pytest
 import enumeration
 import uturn as ut
 from uturn.exact.noise_chains import NoiseChain
+from uturn.measures.hierarchy import site_changes
 
 STATES, SYMBOLS, LENGTH = 3, 4, 5
 
@@ -46,6 +47,7 @@ def test_marginals_and_evidence_of_a_chain_equal_enumeration():
     states, strings, weight = all_pairs(chain)
     values = evidence(3, LENGTH, SYMBOLS)
     beliefs = ut.infer(chain, values, outputs=("marginals", "log_evidence"))
+    assert ut.infer(chain, values[:0]).marginals[1].shape == (0, LENGTH, STATES)
     for b in range(3):
         seen = weight + values[b][np.arange(LENGTH), strings].sum(1)
         total = np.logaddexp.reduce(seen.ravel())
@@ -117,6 +119,26 @@ def test_reconstructions_of_a_chain_are_draws_from_the_posterior(corruption):
 
 def test_the_epsilon_process_of_a_chain_fails_calibration():
     assert not ut.calibration(run(CHAIN, "epsilon"), "unchanged").attrs["passed"]
+
+
+def test_a_chain_is_a_control_without_a_hierarchy():
+    """No transition between its levels, no nested changes; of a grammar, as a positive control, there are some."""
+
+    def indices(source, noise=(0.1, 0.3, 0.5, 0.7, 0.9, 1.0)):
+        spec = {"items": 400, "trajectories": 8, "source": source, "corruption": {"type": "masking", "noise": list(noise)}}
+        spec |= {"backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+        experiment = ut.Experiment.from_dict(spec)
+        levels = ut.run(experiment).belief
+        abrupt = ut.hierarchy_index(levels.isel(tree_level=-1), levels.isel(tree_level=0))
+        return abrupt, ut.nesting_index(site_changes(experiment), branching=2)
+
+    abrupt, nesting = indices({"type": "hmm", "states": 4, "symbols": 8, "length": 16, "persistence": 0.8, "chains": 10})
+    assert abrupt.high == 0
+    assert nesting.high < 0.05
+    grammar = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "num_classes": 4, "branching": 2, "depth": 4, "grammars": 10}
+    abrupt, nesting = indices(grammar)
+    assert abrupt.low > 0
+    assert nesting.low > 0.15
 
 
 def test_a_chain_of_given_matrices_in_a_spec():

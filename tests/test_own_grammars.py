@@ -9,6 +9,8 @@ import enumeration
 import uturn as ut
 from uturn.exact.inference import prior_entropy
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of logarithms of rules of probability 0
+
 RULES = {
     1: [[[0, 1], [1, 1], [2, 0]], [[0, 0]], [[2, 2], [1, 0]]],
     2: [[[0, 1]], [[1, 2], [2, 2], [0, 0]], [[2, 1], [1, 0]]],
@@ -35,7 +37,6 @@ def evidence():
     return values
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_inference_equals_enumeration(rhm, evidence, backend):
     beliefs = ut.infer(rhm, evidence, backend, ("marginals", "log_evidence"))
@@ -46,7 +47,6 @@ def test_inference_equals_enumeration(rhm, evidence, backend):
             np.testing.assert_allclose(beliefs.marginals[level][b], exact, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_entropies_equal_enumeration(rhm, evidence):
     entropy = ut.posterior_entropy(rhm, evidence)
     for b in range(3):
@@ -56,7 +56,6 @@ def test_entropies_equal_enumeration(rhm, evidence):
         assert prior_entropy(rhm)[level] == pytest.approx(exact, abs=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     """Strings and posterior draws without evidence by chi-square at 1e-4; a wrong law fails."""
     from scipy.stats import chisquare
@@ -82,6 +81,15 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     assert p_value(draw.leaves, p) > 1e-4
     assert p_value(posterior, p) > 1e-4
     assert p_value(draw.leaves, np.sqrt(p) / np.sqrt(p).sum()) < 1e-4
+
+
+def test_gradients_of_the_evidence_are_the_marginals(rhm, evidence):
+    import torch
+
+    values = torch.from_numpy(evidence).requires_grad_()
+    beliefs = ut.infer(rhm, values, outputs=("marginals", "log_evidence"))
+    beliefs.log_evidence.sum().backward()
+    np.testing.assert_allclose(values.grad, beliefs.marginals[0].detach(), atol=1e-10)
 
 
 def test_a_rule_of_probability_0_is_no_rule():

@@ -191,7 +191,8 @@ class HiddenMarkovModel:
         """log ell_i(s), (batch, N, states)."""
         like = np.empty((*evidence.shape[:2], self.num_states))
         emission = np.ascontiguousarray(self.emission.T)
-        over_blocks(len(evidence), lambda first, last: _over_sites(evidence, emission, first, last, like), evidence[0].size * 4)
+        numbers = like.shape[1] * emission.size
+        over_blocks(len(evidence), lambda first, last: _over_sites(evidence, emission, first, last, like), numbers)
         return like
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
