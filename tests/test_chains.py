@@ -42,13 +42,21 @@ def marginals_of(table, probability, symbols):
     return np.stack([np.bincount(column, probability, minlength=symbols) for column in table.T])
 
 
-def test_marginals_and_evidence_of_a_chain_equal_enumeration():
-    chain = some_chain()
+CYCLE = ut.HiddenMarkovModel(
+    [0.5, 0.5, 0],
+    [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]],
+    [[0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]],
+    length=LENGTH,
+)
+
+
+@pytest.mark.parametrize("chain", [some_chain(), CYCLE], ids=["all steps", "steps of probability 0"])
+def test_marginals_and_evidence_of_a_chain_equal_enumeration(chain):
     states, strings, weight = all_pairs(chain)
-    values = evidence(3, LENGTH, SYMBOLS)
+    values = np.concatenate([evidence(3, LENGTH, SYMBOLS), 1000 * evidence(10, LENGTH, SYMBOLS, seed=2)])
     beliefs = ut.infer(chain, values, outputs=("marginals", "log_evidence"))
     assert ut.infer(chain, values[:0]).marginals[1].shape == (0, LENGTH, STATES)
-    for b in range(3):
+    for b in range(13):
         seen = weight + values[b][np.arange(LENGTH), strings].sum(1)
         total = np.logaddexp.reduce(seen.ravel())
         p = np.exp(seen - total)

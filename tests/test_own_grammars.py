@@ -8,6 +8,7 @@ import pytest
 import enumeration
 import uturn as ut
 from uturn.exact.inference import prior_entropy
+from uturn.exact.rhm import cumulative_sums
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of logarithms of rules of probability 0
 
@@ -90,6 +91,13 @@ def test_gradients_of_the_evidence_are_the_marginals(rhm, evidence):
     beliefs = ut.infer(rhm, values, outputs=("marginals", "log_evidence"))
     beliefs.log_evidence.sum().backward()
     np.testing.assert_allclose(values.grad, beliefs.marginals[0].detach(), atol=1e-10)
+
+
+def test_rounding_draws_no_rule_of_probability_0():
+    sums = cumulative_sums(np.array([[0.1] * 10 + [0.0], [0.5] + [0.0] * 9 + [0.5]]))
+    assert np.cumsum([0.1] * 10)[-1] < 1  # what a uniform number could exceed
+    assert (sums[0, 9:] == 1).all()
+    assert (sums[1, :10] == 0.5).all()
 
 
 def test_a_rule_of_probability_0_is_no_rule():

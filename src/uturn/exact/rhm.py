@@ -322,8 +322,8 @@ class RandomHierarchyModel:
         key = streams(seed, count, STRINGS)
         L = self.depth
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
-        cumulative = {level: _cumulative(p) for level, p in self.rule_probabilities.items()}
-        of_class = _cumulative(self.class_probabilities)
+        cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
+        of_class = cumulative_sums(self.class_probabilities)
 
         def block(first: int, last: int) -> None:
             _draw_roots(key, of_class, first, last, latents[L])
@@ -553,7 +553,7 @@ def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list
     return rules, [[*law, *[0.0] * (most - len(law))] for law in laws]
 
 
-def _cumulative(probabilities: np.ndarray) -> np.ndarray:
+def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:
     """Cumulative sums along the last axis, in which rounding reaches no entry of probability 0: 1 from the last positive one."""
     sums = np.cumsum(probabilities, axis=-1)
     return np.where(np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums)
