@@ -175,6 +175,14 @@ def test_a_chain_that_is_not_described_is_one_line(options, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("probe", ["messages", "parsed_levels", "tree_nodes"])
+def test_what_only_trees_have_is_refused_in_one_line(probe):
+    spec = {"items": 2, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
+    with pytest.raises(ValueError, match=r"hidden Markov model|no trees") as error:
+        ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}))
+    assert "\n" not in str(error.value)
+
+
 def test_impossible_evidence_names_the_samples():
     chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=2)
     contradiction = np.array([[[0.0, 0.0], [0.0, 0.0]], [[0.0, -np.inf], [-np.inf, 0.0]]])
