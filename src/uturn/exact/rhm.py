@@ -543,7 +543,9 @@ def _is_ragged(table: Any) -> bool:
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
     sizes = [len(rules) for rules in table]
-    laws = [[1 / size] * size if size else [] for size in sizes] if probabilities is None else list(map(np.ravel, probabilities))
+    laws: list[Any] = [np.full(size, 1 / max(size, 1)) for size in sizes]
+    if probabilities is not None:
+        laws = [np.ravel(law) for law in probabilities]
     if not min(sizes) or [len(law) for law in laws] != sizes:
         raise ValueError(
             f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
