@@ -9,9 +9,11 @@ import numpy as np
 
 def all_trees(rhm):
     """Every tree the grammar can produce: {tree_level: (trees, nodes)} and the log-probabilities (trees,)."""
-    trees = [({rhm.depth: (y,)}, float(np.log(p))) for y, p in enumerate(rhm.class_probabilities)]
+    with np.errstate(divide="ignore"):
+        log_laws = {level: np.log(p) for level, p in rhm.rule_probabilities.items()}
+        trees = [({rhm.depth: (y,)}, float(np.log(p))) for y, p in enumerate(rhm.class_probabilities)]
     for level in range(rhm.depth, 0, -1):
-        rules, log_p = rhm.rules[level].tolist(), np.log(rhm.rule_probabilities[level])
+        rules, log_p = rhm.rules[level].tolist(), log_laws[level]
         grown = []
         for tree, weight in trees:
             for choice in product(*(range(len(rules[y])) for y in tree[level])):

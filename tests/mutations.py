@@ -146,8 +146,8 @@ MUTATIONS = (
     Mutation(
         "all clones identical",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
-        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
+        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "trees = sample(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
         {"fig3": CALIBRATION, "fig5": CALIBRATION},
     ),
     Mutation(
@@ -225,7 +225,7 @@ MUTATIONS = (
     Mutation(
         "a sampler of marginals",
         "uturn.exact.inference:sample_posterior",
-        "trees = sample_numba(rhm, evidence, streams(seed, len(evidence)), numbers)",
+        "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
         "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
         {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
     ),

@@ -8,6 +8,7 @@ import pytest
 import enumeration
 import uturn as ut
 from uturn.exact.noise_chains import NoiseChain
+from uturn.measures.hierarchy import site_changes
 
 STATES, SYMBOLS, LENGTH = 3, 4, 5
 
@@ -41,12 +42,21 @@ def marginals_of(table, probability, symbols):
     return np.stack([np.bincount(column, probability, minlength=symbols) for column in table.T])
 
 
-def test_marginals_and_evidence_of_a_chain_equal_enumeration():
-    chain = some_chain()
+CYCLE = ut.HiddenMarkovModel(
+    [0.5, 0.5, 0],
+    [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]],
+    [[0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]],
+    length=LENGTH,
+)
+
+
+@pytest.mark.parametrize("chain", [some_chain(), CYCLE], ids=["all steps", "steps of probability 0"])
+def test_marginals_and_evidence_of_a_chain_equal_enumeration(chain):
     states, strings, weight = all_pairs(chain)
-    values = evidence(3, LENGTH, SYMBOLS)
+    values = np.concatenate([evidence(3, LENGTH, SYMBOLS), 1000 * evidence(10, LENGTH, SYMBOLS, seed=2)])
     beliefs = ut.infer(chain, values, outputs=("marginals", "log_evidence"))
-    for b in range(3):
+    assert ut.infer(chain, values[:0]).marginals[1].shape == (0, LENGTH, STATES)
+    for b in range(13):
         seen = weight + values[b][np.arange(LENGTH), strings].sum(1)
         total = np.logaddexp.reduce(seen.ravel())
         p = np.exp(seen - total)
@@ -119,6 +129,26 @@ def test_the_epsilon_process_of_a_chain_fails_calibration():
     assert not ut.calibration(run(CHAIN, "epsilon"), "unchanged").attrs["passed"]
 
 
+def test_a_chain_is_a_control_without_a_hierarchy():
+    """No transition between its levels, no nested changes; of a grammar, as a positive control, there are some."""
+
+    def indices(source, noise=(0.1, 0.3, 0.5, 0.7, 0.9, 1.0)):
+        spec = {"items": 400, "trajectories": 8, "source": source, "corruption": {"type": "masking", "noise": list(noise)}}
+        spec |= {"backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
+        experiment = ut.Experiment.from_dict(spec)
+        levels = ut.run(experiment).belief
+        abrupt = ut.hierarchy_index(levels.isel(tree_level=-1), levels.isel(tree_level=0))
+        return abrupt, ut.nesting_index(site_changes(experiment), branching=2)
+
+    abrupt, nesting = indices({"type": "hmm", "states": 4, "symbols": 8, "length": 16, "persistence": 0.8, "chains": 10})
+    assert abrupt.high == 0
+    assert nesting.high < 0.05
+    grammar = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "num_classes": 4, "branching": 2, "depth": 4, "grammars": 10}
+    abrupt, nesting = indices(grammar)
+    assert abrupt.low > 0
+    assert nesting.low > 0.15
+
+
 def test_a_chain_of_given_matrices_in_a_spec():
     source = {
         "type": "hmm",
@@ -142,6 +172,14 @@ def test_a_chain_of_given_matrices_in_a_spec():
 def test_a_chain_that_is_not_described_is_one_line(options, line):
     with pytest.raises(ValueError, match=line) as error:
         run({"type": "hmm", "length": 4, **options}, "masking")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("probe", ["messages", "parsed_levels", "tree_nodes"])
+def test_what_only_trees_have_is_refused_in_one_line(probe):
+    spec = {"items": 2, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
+    with pytest.raises(ValueError, match=r"hidden Markov model|no trees") as error:
+        ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}))
     assert "\n" not in str(error.value)
 
 

@@ -8,6 +8,9 @@ import pytest
 import enumeration
 import uturn as ut
 from uturn.exact.inference import prior_entropy
+from uturn.exact.rhm import cumulative_sums
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of logarithms of rules of probability 0
 
 RULES = {
     1: [[[0, 1], [1, 1], [2, 0]], [[0, 0]], [[2, 2], [1, 0]]],
@@ -35,7 +38,6 @@ def evidence():
     return values
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_inference_equals_enumeration(rhm, evidence, backend):
     beliefs = ut.infer(rhm, evidence, backend, ("marginals", "log_evidence"))
@@ -46,7 +48,6 @@ def test_inference_equals_enumeration(rhm, evidence, backend):
             np.testing.assert_allclose(beliefs.marginals[level][b], exact, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_entropies_equal_enumeration(rhm, evidence):
     entropy = ut.posterior_entropy(rhm, evidence)
     for b in range(3):
@@ -56,7 +57,6 @@ def test_entropies_equal_enumeration(rhm, evidence):
         assert prior_entropy(rhm)[level] == pytest.approx(exact, abs=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     """Strings and posterior draws without evidence by chi-square at 1e-4; a wrong law fails."""
     from scipy.stats import chisquare
@@ -84,6 +84,32 @@ def test_sampler_parser_and_likelihood_equal_enumeration(rhm):
     assert p_value(draw.leaves, np.sqrt(p) / np.sqrt(p).sum()) < 1e-4
 
 
+def test_gradients_of_the_evidence_are_the_marginals(rhm, evidence):
+    import torch
+
+    values = torch.from_numpy(evidence).requires_grad_()
+    beliefs = ut.infer(rhm, values, outputs=("marginals", "log_evidence"))
+    beliefs.log_evidence.sum().backward()
+    np.testing.assert_allclose(values.grad, beliefs.marginals[0].detach(), atol=1e-10)
+
+
+def test_rounding_draws_no_rule_of_probability_0():
+    sums = cumulative_sums(np.array([[0.1] * 10 + [0.0], [0.5] + [0.0] * 9 + [0.5]]))
+    assert np.cumsum([0.1] * 10)[-1] < 1  # what a uniform number could exceed
+    assert (sums[0, 9:] == 1).all()
+    assert (sums[1, :10] == 0.5).all()
+
+
+def test_levels_with_equal_numbers_of_rules_keep_the_form_of_their_probabilities():
+    rules = {1: [[[0, 1], [1, 1]], [[0, 0]]], 2: [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]}
+    laws = {1: [[0.5, 0.5], [1]], 2: [0.3, 0.7]}
+    rhm = ut.RandomHierarchyModel.from_rules(rules, rule_probabilities=laws)
+    assert {level: table.tolist() for level, table in rhm.rule_probabilities.items()} == {
+        1: [[0.5, 0.5], [1, 0]],
+        2: [[0.3, 0.7], [0.3, 0.7]],
+    }
+
+
 def test_a_rule_of_probability_0_is_no_rule():
     rhm = ut.RandomHierarchyModel.from_rules({1: [[[0, 0], [0, 1]], [[1, 1], [0, 1]]]}, rule_probabilities=[[1, 0], [0.5, 0.5]])
     parse = rhm.parse(np.array([[0, 1], [1, 0]]))
@@ -98,6 +124,7 @@ def test_a_rule_of_probability_0_is_no_rule():
         ({1: [[[0, 0], [0, 1]], []]}, None, "at least one rule of each symbol"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [[0.5, 0.5], [0.5, 0.5]]}, "a probability of each rule"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, [0.5, 0.5], "expected {tree_level: lists}"),
+        ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [0.5, 0.5]}, "a probability of each rule"),
     ],
 )
 def test_mistakes_in_rules_are_one_line(rules, laws, line):

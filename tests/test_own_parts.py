@@ -288,6 +288,46 @@ def test_a_corruption_of_known_evidence_is_a_channel(cls):
     assert (part.process, part.is_reversible, part.value_shape(3, 8)) == ("channel", False, (3,))
 
 
+GRAMMAR = ut.RandomHierarchyModel(vocab_size=3, multiplicity=2, branching=2, depth=2, seed=0)
+
+
+class Trees:
+    """Strings that say no more of themselves than docs/own-parts.md asks."""
+
+    kind, vocab_size, branching, depth = "strings", 3, 2, 2
+
+    def blocks(self, items, seed, num_items):
+        yield ut.sources.Strings(items, GRAMMAR, GRAMMAR.sample(len(items), ut.random.keys(seed, items)))
+
+
+class Unknown:
+    """A corruption of strings without a likelihood."""
+
+    unit, max_noise = "share", 1.0
+
+    def corrupt(self, leaves, noise, vocab_size, seed=0):
+        return ut.UniformReplacement().corrupt(leaves, noise, vocab_size, seed)
+
+
+class Returns:
+    """Gives noisy strings back."""
+
+    def reconstruct(self, noisy, streams, clones=1):
+        return noisy.parsed(np.repeat(noisy.values, clones, axis=0), len(streams.items), streams.keys(999, clones))
+
+
+@pytest.mark.parametrize("corruption", ["masking", f"{__name__}:Unknown"])
+def test_strings_of_all_makes(corruption):
+    spec = {"items": 4, "trajectories": 2, "source": {"type": f"{__name__}:Trees"}, "probes": [{"type": "changes"}]}
+    backward = {"type": "denoiser", "steps": 2} if corruption == "masking" else {"type": f"{__name__}:Returns"}
+    spec |= {"corruption": {"type": corruption, "noise": [0.5]}, "backward": backward}
+    experiment = ut.Experiment.from_dict(spec)
+    assert ut.run(experiment).change.shape == (1, 4)
+    source = experiment.parts.source
+    if corruption == "masking":
+        assert experiment.parts.backward.network_calls(0.5, experiment.parts.corruption, source)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("wrong", "call"),
     [

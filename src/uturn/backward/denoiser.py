@@ -15,7 +15,7 @@ from uturn.core.random import Purpose, Streams
 from uturn.corruption import Masking, UniformReplacement, in_time
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise, strings_at_once
 from uturn.corruption.unmasking import Decoder, unmask
-from uturn.sources.strings import NoisyStrings
+from uturn.sources.strings import NoisyStrings, num_leaves
 
 # Options of the decoder with the defaults, which are those of the reverse process of masking.
 _DECODER = {option.name: option.default for option in fields(Decoder) if option.name != "steps"}
@@ -79,7 +79,7 @@ class StringDenoiser(Spec, Backward):
             reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)
-            v, d = source.vocab_size, source.num_leaves
+            v, d = source.vocab_size, num_leaves(source)
             if (denoiser.vocab_size, denoiser.num_leaves) != (v, d):
                 raise ValueError(
                     f"model = {self.model!r} denoises {denoiser.num_leaves} leaves over {denoiser.vocab_size} symbols, but the "
@@ -88,14 +88,14 @@ class StringDenoiser(Spec, Backward):
         return corruption
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        num_leaves = source.num_leaves
-        at_once = strings_at_once(num_leaves, source.vocab_size)
+        d = num_leaves(source)
+        at_once = strings_at_once(d, source.vocab_size)
         if self.model != "exact":
             at_once = min(at_once, getattr(self._learned(corruption), "batch_size", at_once))
         if self.decoder is not None and self.decoder.in_time and noise > 0:
-            return in_time.evaluations(self.decoder, noise, num_leaves), at_once
-        blocks = -(-num_leaves // self.block) if self.causal else 1
-        return corruption.evaluations(noise, self.steps * blocks, num_leaves), at_once
+            return in_time.evaluations(self.decoder, noise, d), at_once
+        blocks = -(-d // self.block) if self.causal else 1
+        return corruption.evaluations(noise, self.steps * blocks, d), at_once
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self.model_copy(update={"steps": min(calls, self.steps)}), noise

@@ -19,7 +19,7 @@ from uturn.corruption import in_time
 from uturn.corruption.denoising import denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import LanguageOptions
-from uturn.sources.strings import NoisyStrings
+from uturn.sources.strings import NoisyStrings, num_leaves
 from uturn.sources.tokens import PAD
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
             reverse_process(self.decoder, model.channel)
         if source.kind == "strings":
-            v, d = source.vocab_size, source.num_leaves
+            v, d = source.vocab_size, num_leaves(source)
             if v > model.vocab_size or (model.mask_id is not None and model.mask_id < v) or d > (model.most_tokens or d):
                 raise ValueError(
                     f"model = {self.model!r} has {model.vocab_size} tokens (mask {model.mask_id}) and takes {model.most_tokens}"
@@ -185,7 +185,7 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         model = self.language()
-        length = source.num_leaves if source.kind == "strings" else source.max_length
+        length = num_leaves(source) if source.kind == "strings" else source.max_length
         batch_size = model.pieces(self.batch_size, length).batch_size
         if model.corruption == "masking" and self.decoder.in_time and noise > 0:
             return in_time.evaluations(self.decoder, noise, length), batch_size

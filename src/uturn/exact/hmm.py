@@ -17,7 +17,7 @@ from numba import njit
 from uturn.core.checks import check_memory, checked_integer, checked_numbers
 from uturn.core.random import STRINGS, checked_seed, fold, keys, streams, uniform_at, uniforms
 from uturn.core.threads import over_blocks
-from uturn.exact.rhm import Draw, checked_leaves, inverse_cdf
+from uturn.exact.rhm import Draw, checked_leaves, cumulative_sums, inverse_cdf
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-280  # smaller sums may have lost their largest term
@@ -122,7 +122,7 @@ class HiddenMarkovModel:
         count, N = checked_integer("count", count, 0), self.num_leaves
         check_memory(f"{count} strings of {N} symbols", 16 * count * N, "draw fewer, or shorter ones")
         key, leaves, states = streams(seed, count, STRINGS), *(np.empty((count, N), np.int64) for _ in range(2))
-        laws = [np.cumsum(law, axis=-1) for law in (self.initial, self.transition, self.emission)]
+        laws = [cumulative_sums(law) for law in (self.initial, self.transition, self.emission)]
         over_blocks(count, lambda first, last: _draw_strings(key, *laws, first, last, states, leaves), 2 * N)
         return Draw({0: leaves, 1: states})
 
@@ -191,7 +191,8 @@ class HiddenMarkovModel:
         """log ell_i(s), (batch, N, states)."""
         like = np.empty((*evidence.shape[:2], self.num_states))
         emission = np.ascontiguousarray(self.emission.T)
-        over_blocks(len(evidence), lambda first, last: _over_sites(evidence, emission, first, last, like), evidence[0].size * 4)
+        numbers = like.shape[1] * emission.size
+        over_blocks(len(evidence), lambda first, last: _over_sites(evidence, emission, first, last, like), numbers)
         return like
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -240,8 +241,8 @@ def _log_product(logs, matrix, out):
             if matrix[r, j] > 0:
                 largest = max(largest, logs[r])
         total = 0.0
-        if largest > -np.inf:
-            for r in range(len(logs)):
+        for r in range(len(logs)):
+            if matrix[r, j] > 0 and logs[r] > -np.inf:
                 total += np.exp(logs[r] - largest) * matrix[r, j]
         out[j] = largest + np.log(total) if total > 0 else -np.inf
 
@@ -316,7 +317,7 @@ def _choose(logs, cumulative, u):
     for j in range(1, len(cumulative)):
         cumulative[j] += cumulative[j - 1]
     chosen = inverse_cdf(cumulative, u)
-    while logs[chosen] == -np.inf:  # rounding of the last entries
+    while chosen > 0 and logs[chosen] == -np.inf:  # rounding of the last entries
         chosen -= 1
     return chosen
 

@@ -187,8 +187,9 @@ class RandomHierarchyModel:
             given = _by_level("rule_probabilities", rule_probabilities, L) if isinstance(rule_probabilities, Mapping) else {}
             if rule_probabilities is not None and not given:
                 raise ValueError("rule_probabilities: symbols have different numbers of rules; expected {tree_level: lists}")
-            filled = {level: _filled(level, table, given.get(level)) for level, table in lists.items()}
-            lists, rule_probabilities = ({level: pair[k] for level, pair in filled.items()} for k in (0, 1))
+            filled = {level: _filled(level, table, given.get(level)) for level, table in lists.items() if _is_ragged(table)}
+            lists = {level: filled[level][0] if level in filled else table for level, table in lists.items()}
+            rule_probabilities = {level: filled[level][1] if level in filled else given.get(level) for level in lists}
         tables = {level: checked_array(f"rules[{level}]", table) for level, table in lists.items()}
         for level, table in tables.items():
             if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
@@ -322,8 +323,8 @@ class RandomHierarchyModel:
         key = streams(seed, count, STRINGS)
         L = self.depth
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
-        cumulative = {level: _cumulative(p) for level, p in self.rule_probabilities.items()}
-        of_class = _cumulative(self.class_probabilities)
+        cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
+        of_class = cumulative_sums(self.class_probabilities)
 
         def block(first: int, last: int) -> None:
             _draw_roots(key, of_class, first, last, latents[L])
@@ -542,7 +543,9 @@ def _is_ragged(table: Any) -> bool:
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
     sizes = [len(rules) for rules in table]
-    laws = [[1 / size] * size if size else [] for size in sizes] if probabilities is None else list(map(list, probabilities))
+    laws: list[Any] = [np.full(size, 1 / max(size, 1)) for size in sizes]
+    if probabilities is not None:
+        laws = [np.ravel(law) for law in probabilities]
     if not min(sizes) or [len(law) for law in laws] != sizes:
         raise ValueError(
             f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
@@ -553,7 +556,7 @@ def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list
     return rules, [[*law, *[0.0] * (most - len(law))] for law in laws]
 
 
-def _cumulative(probabilities: np.ndarray) -> np.ndarray:
+def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:
     """Cumulative sums along the last axis, in which rounding reaches no entry of probability 0: 1 from the last positive one."""
     sums = np.cumsum(probabilities, axis=-1)
     return np.where(np.cumsum(probabilities[..., ::-1], axis=-1)[..., ::-1] <= probabilities, 1.0, sums)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from uturn.core.checks import shown
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 
 MOST_NODES = 64  # largest number of shown nodes of a tree level
@@ -51,5 +52,7 @@ class TreeNodes(Spec, Probe):
 
 
 def shown_levels(source: Any) -> list[int]:
-    """Tree levels with at most 64 nodes, from the root down."""
+    """Tree levels with at most 64 nodes, from the root down; ValueError for strings that are no trees."""
+    if not hasattr(source, "branching"):
+        raise ValueError(f"tree_nodes: source {shown(source)} has no trees; read its levels with tree_levels")
     return [level for level in range(source.depth, -1, -1) if source.branching ** (source.depth - level) <= MOST_NODES]

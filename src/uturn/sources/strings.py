@@ -53,7 +53,7 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        chain = corruption.noise_chain(noise)
+        chain = corruption.noise_chain(noise) if corruption.process == "channel" else None
         kind = NoisyStrings if chain is None else partial(NoisyInChains, noise_chain=chain)
         return kind(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
@@ -165,17 +165,17 @@ class NoisyInChains(NoisyStrings):
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
 
+def num_leaves(source: Any) -> int:
+    """Number of symbols of the strings of a source, which are trees unless it says `num_leaves`."""
+    return int(source.num_leaves if hasattr(source, "num_leaves") else source.branching**source.depth)
+
+
 class StringSource(Spec, Source):
     """Strings of one or several grammars (or chains), over which the items are spread evenly. Coordinate of `item`: `grammar`."""
 
     kind: ClassVar[str] = "strings"
     site_name: ClassVar[str] = "leaves"
     batch_invariant: ClassVar[bool] = True
-
-    @property
-    def num_leaves(self) -> int:
-        """Number of symbols of a string."""
-        return int(self.branching**self.depth)  # type: ignore[attr-defined]
 
     @property
     def number(self) -> tuple[str, int]:

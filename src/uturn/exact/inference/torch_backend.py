@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from uturn.exact.inference.beliefs import Beliefs
@@ -40,9 +39,9 @@ def _infer_chunk(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...])
     batch = log_evidence.shape[0]
     rules = {level: torch.tensor(rhm.rules[level].reshape(-1, s), device=device) for level in rhm.rules}
     log_rule = {
-        level: torch.tensor(np.log(p.reshape(-1)), device=device, dtype=dtype) for level, p in rhm.rule_probabilities.items()
+        level: torch.tensor(p.reshape(-1), device=device, dtype=dtype).log() for level, p in rhm.rule_probabilities.items()
     }
-    log_class = torch.tensor(np.log(rhm.class_probabilities), device=device, dtype=dtype)
+    log_class = torch.tensor(rhm.class_probabilities, device=device, dtype=dtype).log()
 
     def children(level: int) -> list[torch.Tensor]:  # child i's log-message at every rule: (batch, nodes, rules)
         below = up[level - 1].unflatten(1, (rhm.num_nodes(level), s))
