@@ -98,6 +98,8 @@ def test_a_rule_of_probability_0_is_no_rule():
         ({1: [[[0, 0], [0, 1]], []]}, None, "at least one rule of each symbol"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [[0.5, 0.5], [0.5, 0.5]]}, "a probability of each rule"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, [0.5, 0.5], "expected {tree_level: lists}"),
+        ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [0.5, 0.5]}, "a list for each symbol"),
+        ({1: [[[0, 0], [0, 1]], 5, [[1, 1]]]}, None, "a list for each symbol"),
     ],
 )
 def test_mistakes_in_rules_are_one_line(rules, laws, line):
@@ -132,12 +134,23 @@ def test_a_grammar_in_a_file_is_a_source(tmp_path, suffix):
     assert ut.calibration(ds, "parsed").attrs["passed"]
 
 
-def test_a_file_that_is_no_grammar_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rule": {}}',
+        "5",
+        '{"rules": {"1": [[[0, 1]]]}, "prior": [1]}',
+        '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}',
+    ],
+)
+def test_a_file_that_is_no_grammar_is_one_line(tmp_path, text):
     path = tmp_path / "grammar.json"
-    path.write_text('{"rule": {}}')
-    for file in (str(path), str(tmp_path / "missing.json"), str(tmp_path / "missing.safetensors")):
+    path.write_text(text)
+    (tmp_path / "grammar.yaml").write_text(text)
+    for name in ("grammar.json", "grammar.yaml", "missing.json", "missing.safetensors"):
+        file = str(tmp_path / name)
         spec = {"items": 2, "source": {"type": "grammar", "file": file}, "corruption": {"type": "masking", "noise": [0.3]}}
-        with pytest.raises(ValueError, match=r"grammar\.json|missing") as error:
+        with pytest.raises(ValueError, match=r"grammar\.(json|yaml)|missing") as error:
             ut.run(ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}))
         assert "\n" not in str(error.value)
 

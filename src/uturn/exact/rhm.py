@@ -541,9 +541,13 @@ def _is_ragged(table: Any) -> bool:
 
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
-    sizes = [len(rules) for rules in table]
-    laws = [[1 / size] * size if size else [] for size in sizes] if probabilities is None else list(map(list, probabilities))
-    if not min(sizes) or [len(law) for law in laws] != sizes:
+    try:
+        table = list(map(list, table))
+        sizes = list(map(len, table))
+        laws = [[1 / size] * size if size else [] for size in sizes] if probabilities is None else list(map(list, probabilities))
+    except TypeError:  # a number in the place of a list
+        raise ValueError(f"rules[{level}], rule_probabilities[{level}]: expected a list for each symbol") from None
+    if not min(sizes, default=0) or [len(law) for law in laws] != sizes:
         raise ValueError(
             f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
             f"at least one rule of each symbol, and a probability of each rule"

@@ -251,18 +251,26 @@ class GrammarSource(StringSource):
 @cached_while_unchanged(files=lambda path: [path], maxsize=8)
 def _grammar_of(path: str) -> RandomHierarchyModel:
     if not path.endswith(".json"):
-        return RandomHierarchyModel.load(path)
+        try:
+            return RandomHierarchyModel.load(path)
+        except ValueError as error:
+            raise ValueError(f"{error}, or give a .json file of rules") from None
     try:
         table = read_table(Path(checked_path("file", path)))
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
     known = ("rules", "rule_probabilities", "class_probabilities", "vocab_size")
-    if "rules" not in table or set(table) > set(known):
-        raise ValueError(f"file = {path!r} has the keys {sorted(table)}; expected rules, and perhaps {', '.join(known[1:])}")
+    keys_of = list(table) if isinstance(table, dict) else [type(table).__name__]
+    if "rules" not in keys_of or not set(keys_of) <= set(known):
+        raise ValueError(f"file = {path!r} has the keys {sorted(keys_of)}; expected rules, and perhaps {', '.join(known[1:])}")
     try:
-        return RandomHierarchyModel.from_rules(**table)
+        rhm = RandomHierarchyModel.from_rules(**table)
     except ValueError as error:
         raise ValueError(f"file = {path!r}: {error}") from None
+    if (size := 4 * rhm.vocab_size * rhm.num_leaves) > _MOST_BYTES:
+        bits = size.bit_length() - 1
+        raise ValueError(f"file = {path!r}: one string needs 2**{bits} bytes of evidence; expected fewer levels or symbols")
+    return rhm
 
 
 class RHMSource(StringSource):
