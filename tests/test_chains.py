@@ -165,6 +165,14 @@ def test_a_chain_that_is_not_described_is_one_line(options, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("probe", ["tree_nodes", "parsed_levels", "messages"])
+def test_probes_of_trees_refuse_chains_before_a_store_is_written(tmp_path, probe):
+    spec = {"items": 2, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
+    with pytest.raises(ValueError, match=f"'{probe}' reads trees"):
+        ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_impossible_evidence_names_the_samples():
     chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=2)
     contradiction = np.array([[[0.0, 0.0], [0.0, 0.0]], [[0.0, -np.inf], [-np.inf, 0.0]]])
@@ -244,6 +252,12 @@ def test_bursts_are_calibrated_and_evidence_that_ignores_them_is_not():
     ignoring = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9, evidence="factorised")
     assert ut.calibration(exact, "unchanged").attrs["passed"]
     assert not ut.calibration(ignoring, "unchanged").attrs["passed"]
+
+
+def test_bursts_have_only_their_own_options():
+    for option in ({"purpose": 5}, {"persistence": 1}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            run(CHAIN, "bursts", items=2, **option)
 
 
 def test_bursts_without_persistence_are_uniform_replacement():

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.protocols import Channel, Noisy, Spec
-from uturn.core.random import NOISE, streams, uniforms
+from uturn.core.random import NOISE, Purpose, streams, uniforms
 from uturn.corruption.strings import checked_noisy, checked_strings
 from uturn.corruption.uniform import UniformReplacement
 from uturn.exact.noise_chains import NoiseChain
@@ -39,6 +39,7 @@ class Bursts(Spec, Channel):
     unit: ClassVar[str] = "replaced fraction, in bursts"
     max_noise: ClassVar[float] = 1.0
     batch_invariant: ClassVar[bool] = True
+    purpose: ClassVar[int] = Purpose.CORRUPTION  # type: ignore[misc]  # no option
     type: Literal["bursts"] = "bursts"
     persistence: float = Field(default=0.8, ge=0, lt=1)
     evidence: Literal["exact", "factorised"] = "exact"

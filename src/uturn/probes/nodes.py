@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.probes.tree import check_tree
 
 MOST_NODES = 64  # largest number of shown nodes of a tree level
 
@@ -32,6 +33,7 @@ class TreeNodes(Spec, Probe):
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
+        check_tree(self, source)
         return {"node": np.arange(sum(source.branching ** (source.depth - level) for level in shown_levels(source)))}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:

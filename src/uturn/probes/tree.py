@@ -8,9 +8,16 @@ import numpy as np
 
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
+from uturn.sources.chains import HiddenMarkovSource
 
 AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels", "order": "tree_level"}
 """Reading instructions of shares and beliefs of tree levels."""
+
+
+def check_tree(probe: Any, source: Any) -> None:
+    """ValueError for a probe of trees and a source of chains."""
+    if isinstance(source, HiddenMarkovSource):
+        raise ValueError(f"probe {probe.type!r} reads trees, and source 'hmm' has none; expected 'tree_levels' or 'changes'")
 
 
 class TreeLevels(Spec, Probe):
@@ -63,6 +70,7 @@ class ParsedLevels(Spec, Probe):
     type: Literal["parsed_levels"] = "parsed_levels"
 
     def variables(self, source: Any) -> dict[str, Variable]:
+        check_tree(self, source)
         dims = ("noise", "item", "trajectory", "tree_level")
         return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True, **AS_LEVELS)}
 
@@ -93,6 +101,7 @@ class Messages(Spec, Probe):
     directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
 
     def variables(self, source: Any) -> dict[str, Variable]:
+        check_tree(self, source)
         dims = ("noise", "item", "tree_level")
         read_as: dict[str, Any] = {"bounds": (0, 1), "group": "messages"}
         return {
