@@ -7,7 +7,9 @@ import pytest
 
 import enumeration
 import uturn as ut
+from uturn.engine.run import run_task
 from uturn.exact.inference import prior_entropy
+from uturn.store.record import Store
 
 RULES = {
     1: [[[0, 1], [1, 1], [2, 0]], [[0, 0]], [[2, 2], [1, 0]]],
@@ -132,6 +134,21 @@ def test_a_grammar_in_a_file_is_a_source(tmp_path, suffix):
     assert np.isfinite(rhm.log_likelihood(block.data)).all()
     ds = ut.run(experiment)
     assert ut.calibration(ds, "parsed").attrs["passed"]
+
+
+def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
+    """A process keeps the rules it began with; one that begins later stops."""
+    path = tmp_path / "grammar.json"
+    path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.3, 0.7]}))
+    spec = {"items": 2, "source": {"type": "grammar", "file": str(path)}, "corruption": {"type": "masking", "noise": [0.3]}}
+    experiment = ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]})
+    ut.run(experiment, tmp_path / "run")
+    source, (task, *_) = experiment.parts.source, Store.open(str(tmp_path / "run")).tasks()
+    before = source.fingerprint()
+    path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.25, 0.75]}))
+    assert source.grammar(0, 0).fingerprint == before
+    with pytest.raises(ValueError, match="changed since the run began"):
+        run_task(json.dumps(experiment.to_dict()), str(tmp_path / "run"), task, 0)
 
 
 @pytest.mark.parametrize(

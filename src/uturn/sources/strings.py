@@ -218,31 +218,35 @@ class GrammarSource(StringSource):
     type: Literal["grammar"] = "grammar"
     file: str
 
+    @cached_property
+    def _rhm(self) -> RandomHierarchyModel:  # one grammar for all tasks, also if the file changes meanwhile
+        return _grammar_of(self.file)
+
     @property
     def vocab_size(self) -> int:
-        return _grammar_of(self.file).vocab_size
+        return self._rhm.vocab_size
 
     @property
     def branching(self) -> int:
-        return _grammar_of(self.file).branching
+        return self._rhm.branching
 
     @property
     def depth(self) -> int:
-        return _grammar_of(self.file).depth
+        return self._rhm.depth
 
     @property
     def num_classes(self) -> int:
-        return _grammar_of(self.file).num_classes
+        return self._rhm.num_classes
 
     @property
     def item_bytes(self) -> int:
         return 4 * self.vocab_size * self.branching**self.depth
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
-        return _grammar_of(self.file)
+        return self._rhm
 
     def fingerprint(self) -> str:
-        return _grammar_of(self.file).fingerprint
+        return self._rhm.fingerprint
 
     def files(self) -> list[str]:
         return [self.file]
