@@ -327,13 +327,13 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
     Raises
     ------
     ValueError
-        If a step reaches more partial strings, for "conf", and for other decoders of replaced symbols than "analytic", "euler".
+        If a step reaches more partial strings, for "conf", and for replaced symbols any decoder but a plain "analytic" or "euler".
     """
     is_replaced = isinstance(denoiser.corruption, UniformReplacement)
     if is_replaced and (noise is None or not decoder.in_time or decoder != Decoder(decoder.order, decoder.steps)):
         raise ValueError(
-            f"{decoder.description}, noise = {noise}: expected order 'analytic' or 'euler' alone, and a noise level, for replaced "
-            f"symbols"
+            f"{decoder.description}, noise = {noise}: expected order 'analytic' or 'euler' alone, and a noise level, "
+            f"for replaced symbols"
         )
     values = np.asarray(values)
     level = np.array([(values < 0).mean() if noise is None else noise])
