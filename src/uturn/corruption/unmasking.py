@@ -327,7 +327,7 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
     Raises
     ------
     ValueError
-        If a step reaches more partial strings, for "conf", and for replaced symbols any decoder but a plain "analytic" or "euler".
+        If a step reaches more partial strings, for "conf", and if the decoder is not one of replaced symbols.
     """
     is_replaced = isinstance(denoiser.corruption, UniformReplacement)
     if is_replaced and (noise is None or not decoder.in_time or decoder != Decoder(decoder.order, decoder.steps)):
