@@ -65,6 +65,25 @@ def test_marginals_and_evidence_of_a_chain_equal_enumeration(chain):
         np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), SYMBOLS), atol=1e-10)
 
 
+def test_zeros_in_a_chain_and_strong_evidence_equal_enumeration():
+    """Terms of probability 0 are more than e**1000 above the others."""
+    chain = ut.HiddenMarkovModel([1, 0, 0], [[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]], [[1, 0], [0.5, 0.5], [0, 1]], length=5)
+    states, strings, weight = all_pairs(chain)
+    values = np.random.default_rng(0).normal(size=(30, 5, 2)) * 3000
+    beliefs = ut.infer(chain, values)
+    for b in range(30):
+        seen = weight + values[b][np.arange(5), strings].sum(1)
+        p = np.exp(seen - np.logaddexp.reduce(seen.ravel()))
+        np.testing.assert_allclose(beliefs.marginals[1][b], marginals_of(states, p.sum(1), 3), atol=1e-10)
+        np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), 2), atol=1e-10)
+
+
+def test_no_strings_have_no_beliefs_and_impossible_strings_no_states():
+    chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=3)
+    assert ut.infer(chain, np.zeros((0, 3, 2))).marginals[1].shape == (0, 3, 2)
+    assert (chain.completed(np.array([[1, 1, 1]]), ut.random.keys(0, [0]))[1] == -1).all()
+
+
 def test_likelihoods_of_all_strings_add_up_to_one():
     chain = some_chain()
     _, strings, weight = all_pairs(chain)
@@ -166,7 +185,8 @@ def test_a_chain_of_given_matrices_in_a_spec():
     [
         ({"states": 3}, "expected states and symbols"),
         ({"states": 3, "symbols": 2, "initial": [1.0]}, "expected states and symbols"),
-        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, "add up to 1"),
+        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, r"sums \[0.5\]; expected probabilities"),
+        ({"states": 10**6, "symbols": 2}, "take fewer"),
     ],
 )
 def test_a_chain_that_is_not_described_is_one_line(options, line):
@@ -175,12 +195,12 @@ def test_a_chain_that_is_not_described_is_one_line(options, line):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("probe", ["messages", "parsed_levels", "tree_nodes"])
-def test_what_only_trees_have_is_refused_in_one_line(probe):
+@pytest.mark.parametrize("probe", ["tree_nodes", "parsed_levels", "messages"])
+def test_probes_of_trees_refuse_chains_before_a_store_is_written(tmp_path, probe):
     spec = {"items": 2, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
-    with pytest.raises(ValueError, match=r"hidden Markov model|no trees") as error:
-        ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}))
-    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=f"'{probe}' reads trees"):
+        ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_impossible_evidence_names_the_samples():
@@ -222,6 +242,12 @@ def test_correlated_noise_of_a_grammar_equals_enumeration(branching, depth, voca
             np.testing.assert_allclose(beliefs.marginals[level][b], exact, atol=1e-10)
 
 
+def test_evidence_beyond_the_range_of_messages_is_refused():
+    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=1)
+    with pytest.raises(ValueError, match="nats apart"):
+        NOISE.infer(rhm, evidence(3, 8, 2, 4))
+
+
 def test_correlated_noise_of_a_chain_equals_enumeration():
     chain = some_chain()
     states, strings, weight = all_pairs(chain)
@@ -256,6 +282,12 @@ def test_bursts_are_calibrated_and_evidence_that_ignores_them_is_not():
     ignoring = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9, evidence="factorised")
     assert ut.calibration(exact, "unchanged").attrs["passed"]
     assert not ut.calibration(ignoring, "unchanged").attrs["passed"]
+
+
+def test_bursts_have_only_their_own_options():
+    for option in ({"purpose": 5}, {"persistence": 1}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            run(CHAIN, "bursts", items=2, **option)
 
 
 def test_bursts_without_persistence_are_uniform_replacement():

@@ -514,6 +514,17 @@ def test_samplers_of_masks_are_refused_for_replaced_symbols():
         gap(causal=True)
 
 
+def test_laws_of_other_decoders_are_refused_for_replaced_symbols():
+    for decoder, noise in ((Decoder(), 0.5), (Decoder("analytic", 2, remask="cap"), 0.5), (Decoder("euler", 2), None)):
+        with pytest.raises(ValueError, match="for replaced symbols"):
+            law_of(Replaced(2), np.array([1, 2]), decoder, noise)
+
+
+@pytest.mark.parametrize("options", [{}, {"remask": "cap", "remask_given": True}])
+def test_the_law_without_a_masked_token_is_that_string(options):
+    assert law_of(Masked(), np.array([1, 2, 0]), Decoder("analytic", 2, **options)) == {(1, 2, 0): 1.0}
+
+
 def test_the_table_is_not_of_independent_symbols():
     """A control: the laws of these tests have correlations that one-step draws miss."""
     assert to_posterior(ALL, Decoder("analytic", 1)) > 0.3

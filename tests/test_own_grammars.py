@@ -7,8 +7,10 @@ import pytest
 
 import enumeration
 import uturn as ut
+from uturn.engine.run import run_task
 from uturn.exact.inference import prior_entropy
 from uturn.exact.rhm import cumulative_sums
+from uturn.store.record import Store
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of logarithms of rules of probability 0
 
@@ -125,6 +127,7 @@ def test_a_rule_of_probability_0_is_no_rule():
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [[0.5, 0.5], [0.5, 0.5]]}, "a probability of each rule"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, [0.5, 0.5], "expected {tree_level: lists}"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [0.5, 0.5]}, "a probability of each rule"),
+        ({1: [[[0, 0], [0, 1]], 5, [[1, 1]]]}, None, "a list for each symbol"),
     ],
 )
 def test_mistakes_in_rules_are_one_line(rules, laws, line):
@@ -159,12 +162,38 @@ def test_a_grammar_in_a_file_is_a_source(tmp_path, suffix):
     assert ut.calibration(ds, "parsed").attrs["passed"]
 
 
-def test_a_file_that_is_no_grammar_is_one_line(tmp_path):
+def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
+    """A process keeps the rules it began with; one that begins later stops."""
     path = tmp_path / "grammar.json"
-    path.write_text('{"rule": {}}')
-    for file in (str(path), str(tmp_path / "missing.json"), str(tmp_path / "missing.safetensors")):
+    path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.3, 0.7]}))
+    spec = {"items": 2, "source": {"type": "grammar", "file": str(path)}, "corruption": {"type": "masking", "noise": [0.3]}}
+    experiment = ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]})
+    ut.run(experiment, tmp_path / "run")
+    source, (task, *_) = experiment.parts.source, Store.open(str(tmp_path / "run")).tasks()
+    before = source.fingerprint()
+    path.write_text(json.dumps({"rules": RULES, "class_probabilities": [0.25, 0.75]}))
+    assert source.grammar(0, 0).fingerprint == before
+    with pytest.raises(ValueError, match="changed since the run began"):
+        run_task(json.dumps(experiment.to_dict()), str(tmp_path / "run"), task, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rule": {}}',
+        "5",
+        '{"rules": {"1": [[[0, 1]]]}, "prior": [1]}',
+        '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}',
+    ],
+)
+def test_a_file_that_is_no_grammar_is_one_line(tmp_path, text):
+    path = tmp_path / "grammar.json"
+    path.write_text(text)
+    (tmp_path / "grammar.yaml").write_text(text)
+    for name in ("grammar.json", "grammar.yaml", "missing.json", "missing.safetensors"):
+        file = str(tmp_path / name)
         spec = {"items": 2, "source": {"type": "grammar", "file": file}, "corruption": {"type": "masking", "noise": [0.3]}}
-        with pytest.raises(ValueError, match=r"grammar\.json|missing") as error:
+        with pytest.raises(ValueError, match=r"grammar\.(json|yaml)|missing") as error:
             ut.run(ut.Experiment.from_dict({**spec, "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}))
         assert "\n" not in str(error.value)
 

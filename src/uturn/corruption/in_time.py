@@ -130,6 +130,8 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
     if decoder.remask == "conf":
         raise ValueError("remask = 'conf': depends on the probabilities of earlier draws; its law is not enumerated")
     free = np.flatnonzero((values < 0) | decoder.remask_given | (not is_masking))
+    if not free.size or noise <= replacement.clean_noise:  # nothing changes, as in `denoise`
+        return {tuple(values.tolist()): 1.0}
     singly, m = decoder.order == "random", len(free)
     A = v + is_masking + (is_masking and singly)
     if A**m > most:

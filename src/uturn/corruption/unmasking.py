@@ -22,6 +22,7 @@ from uturn.core.random import streams, uniforms
 from uturn.corruption import in_time
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
 from uturn.corruption.strings import draw
+from uturn.corruption.uniform import UniformReplacement
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler")
 REMASKING = ("none", "cap", "rescale", "conf")
@@ -326,8 +327,14 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
     Raises
     ------
     ValueError
-        If a step reaches more partial strings, or for "conf".
+        If a step reaches more partial strings, for "conf", and if the decoder is not one of replaced symbols.
     """
+    is_replaced = isinstance(denoiser.corruption, UniformReplacement)
+    if is_replaced and (noise is None or not decoder.in_time or decoder != Decoder(decoder.order, decoder.steps)):
+        raise ValueError(
+            f"{decoder.description}, noise = {noise}: expected order 'analytic' or 'euler' alone, and a noise level, "
+            f"for replaced symbols"
+        )
     values = np.asarray(values)
     level = np.array([(values < 0).mean() if noise is None else noise])
     noisy = checked_observation(denoiser, Noisy(values[None], level, denoiser.vocab_size))

@@ -19,6 +19,7 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, shown
 from uturn.core.experiment import Experiment, checked_experiment
+from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import listening, progress_bar
 from uturn.engine.tasks import Tasks
@@ -271,7 +272,7 @@ def _tasks_of(spec: str, store: str) -> Tasks:
         raise ValueError(
             f"it does not see the store, which must be on a file system that all nodes share, or on object storage: {error}"
         ) from None
-    return Tasks(Experiment.from_dict(json.loads(spec)), opened)
+    return Tasks(_unchanged(Experiment.from_dict(json.loads(spec)), opened), opened)
 
 
 def run_task(spec: str, store: str, task: Task, first: int) -> None:
@@ -282,4 +283,13 @@ def run_task(spec: str, store: str, task: Task, first: int) -> None:
 
 @lru_cache(maxsize=1)
 def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
-    return Experiment.from_dict(json.loads(spec)), Store.open(store)
+    opened = Store.open(store)
+    return _unchanged(Experiment.from_dict(json.loads(spec)), opened), opened
+
+
+def _unchanged(experiment: Experiment, opened: Store) -> Experiment:
+    """The experiment as a worker builds it; ValueError if the data of its source are not those of the store."""
+    source = experiment.parts.source
+    if not is_own(source) and source.fingerprint() != json.loads(opened.attributes["models"]).get("source", ""):
+        raise ValueError(f"source {source!r}: its data have changed since the run began; bring them back, and resume")
+    return experiment

@@ -90,6 +90,7 @@ class HiddenMarkovModel:
         S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
         if not 0 <= persistence <= 1 or (S == 1 and persistence != 1):
             raise ValueError(f"persistence = {persistence}: expected a probability, and 1 for a single state")
+        check_memory(f"{S} states and {v} symbols", 32 * S * (S + v), "take fewer")
         moved = (1 - persistence) / max(S - 1, 1)
         transition = np.full((S, S), moved) + (persistence - moved) * np.eye(S)
         weights = -np.log1p(-uniforms(keys(checked_seed(seed), np.arange(S)), v))
@@ -211,7 +212,10 @@ def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
     array = checked_numbers(name, values)
     if array.ndim != ndim or not array.size or not ((array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)):
         axes = "(states,)" if ndim == 1 else "(states, ..)"
-        raise ValueError(f"{name} has shape {array.shape}; expected probabilities {axes} that add up to 1 along the last axis")
+        wrong = f", smallest value {array.min():g}, sums {np.unique(array.sum(-1))[:3]}" if array.size else ""
+        raise ValueError(
+            f"{name} has shape {array.shape}{wrong}; expected probabilities {axes} that add up to 1 along the last axis"
+        )
     total = array.sum(axis=-1, keepdims=True)
     array = np.array(np.where(np.abs(total - 1) < 1e-12, array, array / total), order="C")
     array.setflags(write=False)
@@ -241,9 +245,10 @@ def _log_product(logs, matrix, out):
             if matrix[r, j] > 0:
                 largest = max(largest, logs[r])
         total = 0.0
-        for r in range(len(logs)):
-            if matrix[r, j] > 0 and logs[r] > -np.inf:
-                total += np.exp(logs[r] - largest) * matrix[r, j]
+        if largest > -np.inf:
+            for r in range(len(logs)):
+                if matrix[r, j] > 0:
+                    total += np.exp(logs[r] - largest) * matrix[r, j]
         out[j] = largest + np.log(total) if total > 0 else -np.inf
 
 

@@ -21,6 +21,7 @@ from uturn.exact.inference.evidence import Evidence, impossible_evidence
 from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 2**22  # largest number of values of a message in memory
+_MOST_APART = 300.0  # nats between finite values of a leaf; messages of a grammar are numbers relative to their largest
 _Messages = list[np.ndarray]
 
 
@@ -55,7 +56,7 @@ class NoiseChain:
         """Exact marginals {tree_level: float64 (batch, nodes, symbols)} and log-evidence (batch,).
 
         `log_evidence`: log p(y_i | x, a) in nats, (batch, num_leaves, noise states, vocab_size); -inf is allowed. ValueError if
-        no string has positive probability.
+        no string has positive probability, and for grammars if finite values of a leaf are more than 300 nats apart.
         """
         evidence = self._checked(model, log_evidence)
         if isinstance(model, HiddenMarkovModel):
@@ -89,6 +90,14 @@ class NoiseChain:
                 f"log_evidence has shape {values.shape}; expected finite values or -inf, (batch, leaves, noise states, "
                 f"vocab_size) = (batch, {', '.join(map(str, expected))})"
             )
+        if not isinstance(model, HiddenMarkovModel):
+            finite = np.where(values == -np.inf, np.nan, values)
+            apart = np.fmax.reduce(finite, axis=(2, 3)) - np.fmin.reduce(finite, axis=(2, 3))
+            if (apart > _MOST_APART).any():
+                raise ValueError(
+                    f"log_evidence: finite values of a leaf are {np.nanmax(apart):g} nats apart; expected at most "
+                    f"{_MOST_APART:g} in a grammar: raise the smaller ones, or put -inf"
+                )
         return values
 
     # -- hidden Markov models: one chain of pairs (hidden state, noise state), which emits pairs (noise state, symbol) --------

@@ -542,11 +542,15 @@ def _is_ragged(table: Any) -> bool:
 
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
-    sizes = [len(rules) for rules in table]
-    laws: list[Any] = [np.full(size, 1 / max(size, 1)) for size in sizes]
-    if probabilities is not None:
-        laws = [np.ravel(law) for law in probabilities]
-    if not min(sizes) or [len(law) for law in laws] != sizes:
+    try:
+        table = list(map(list, table))
+        laws: list[Any] = [np.full(len(rules), 1 / max(len(rules), 1)) for rules in table]
+        if probabilities is not None:
+            laws = [np.ravel(law) for law in probabilities]
+    except TypeError:  # a number in the place of a list
+        raise ValueError(f"rules[{level}], rule_probabilities[{level}]: expected a list for each symbol") from None
+    sizes = list(map(len, table))
+    if not min(sizes, default=0) or [len(law) for law in laws] != sizes:
         raise ValueError(
             f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
             f"at least one rule of each symbol, and a probability of each rule"

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import shown
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
+from uturn.probes.tree import check_tree
 
 MOST_NODES = 64  # largest number of shown nodes of a tree level
 
@@ -33,6 +33,7 @@ class TreeNodes(Spec, Probe):
         }
 
     def coordinates(self, source: Any) -> dict[str, Any]:
+        check_tree(self, source)
         return {"node": np.arange(sum(source.branching ** (source.depth - level) for level in shown_levels(source)))}
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
@@ -52,7 +53,5 @@ class TreeNodes(Spec, Probe):
 
 
 def shown_levels(source: Any) -> list[int]:
-    """Tree levels with at most 64 nodes, from the root down; ValueError for strings that are no trees."""
-    if not hasattr(source, "branching"):
-        raise ValueError(f"tree_nodes: source {shown(source)} has no trees; read its levels with tree_levels")
+    """Tree levels with at most 64 nodes, from the root down."""
     return [level for level in range(source.depth, -1, -1) if source.branching ** (source.depth - level) <= MOST_NODES]

@@ -13,6 +13,12 @@ AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels
 """Reading instructions of shares and beliefs of tree levels."""
 
 
+def check_tree(probe: Any, source: Any) -> None:
+    """ValueError for a probe of trees and a source of strings without trees."""
+    if not hasattr(source, "branching"):
+        raise ValueError(f"probe {probe.type!r} reads trees, and the source has none; expected 'tree_levels' or 'changes'")
+
+
 class TreeLevels(Spec, Probe):
     """Share of the nodes of each tree level whose symbol is unchanged, and the exact belief in the original's symbols.
 
@@ -63,6 +69,7 @@ class ParsedLevels(Spec, Probe):
     type: Literal["parsed_levels"] = "parsed_levels"
 
     def variables(self, source: Any) -> dict[str, Variable]:
+        check_tree(self, source)
         dims = ("noise", "item", "trajectory", "tree_level")
         return {"parsed": Variable(dims, "share of unchanged nodes after parsing the leaves", symmetric=True, **AS_LEVELS)}
 
@@ -93,6 +100,7 @@ class Messages(Spec, Probe):
     directions: tuple[Literal["upward", "downward"], ...] = ("upward", "downward")
 
     def variables(self, source: Any) -> dict[str, Variable]:
+        check_tree(self, source)
         dims = ("noise", "item", "tree_level")
         read_as: dict[str, Any] = {"bounds": (0, 1), "group": "messages"}
         return {

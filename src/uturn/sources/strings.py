@@ -218,31 +218,35 @@ class GrammarSource(StringSource):
     type: Literal["grammar"] = "grammar"
     file: str
 
+    @cached_property
+    def _rhm(self) -> RandomHierarchyModel:  # one grammar for all tasks, also if the file changes meanwhile
+        return _grammar_of(self.file)
+
     @property
     def vocab_size(self) -> int:
-        return _grammar_of(self.file).vocab_size
+        return self._rhm.vocab_size
 
     @property
     def branching(self) -> int:
-        return _grammar_of(self.file).branching
+        return self._rhm.branching
 
     @property
     def depth(self) -> int:
-        return _grammar_of(self.file).depth
+        return self._rhm.depth
 
     @property
     def num_classes(self) -> int:
-        return _grammar_of(self.file).num_classes
+        return self._rhm.num_classes
 
     @property
     def item_bytes(self) -> int:
         return 4 * self.vocab_size * self.branching**self.depth
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
-        return _grammar_of(self.file)
+        return self._rhm
 
     def fingerprint(self) -> str:
-        return _grammar_of(self.file).fingerprint
+        return self._rhm.fingerprint
 
     def files(self) -> list[str]:
         return [self.file]
@@ -251,18 +255,26 @@ class GrammarSource(StringSource):
 @cached_while_unchanged(files=lambda path: [path], maxsize=8)
 def _grammar_of(path: str) -> RandomHierarchyModel:
     if not path.endswith(".json"):
-        return RandomHierarchyModel.load(path)
+        try:
+            return RandomHierarchyModel.load(path)
+        except ValueError as error:
+            raise ValueError(f"{error}, or give a .json file of rules") from None
     try:
         table = read_table(Path(checked_path("file", path)))
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
     known = ("rules", "rule_probabilities", "class_probabilities", "vocab_size")
-    if "rules" not in table or set(table) > set(known):
-        raise ValueError(f"file = {path!r} has the keys {sorted(table)}; expected rules, and perhaps {', '.join(known[1:])}")
+    keys_of = list(table) if isinstance(table, dict) else [type(table).__name__]
+    if "rules" not in keys_of or not set(keys_of) <= set(known):
+        raise ValueError(f"file = {path!r} has the keys {sorted(keys_of)}; expected rules, and perhaps {', '.join(known[1:])}")
     try:
-        return RandomHierarchyModel.from_rules(**table)
+        rhm = RandomHierarchyModel.from_rules(**table)
     except ValueError as error:
         raise ValueError(f"file = {path!r}: {error}") from None
+    if (size := 4 * rhm.vocab_size * rhm.num_leaves) > _MOST_BYTES:
+        bits = size.bit_length() - 1
+        raise ValueError(f"file = {path!r}: one string needs 2**{bits} bytes of evidence; expected fewer levels or symbols")
+    return rhm
 
 
 class RHMSource(StringSource):
