@@ -1,6 +1,7 @@
 """`uturn text --audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
 
 import json
+import re
 import sys
 from itertools import permutations, product
 
@@ -177,8 +178,23 @@ def test_rows_with_several_decoders_and_lengths_are_independent():
     alone = [log_likelihoods(recorded, texts[[k]], values[[k]], keys[[k]], [decoders[k]])[0] for k in range(3)]
     np.testing.assert_array_equal(together, alone)
     assert [float(share[0]) for share in shares] == [1, 0.75, 0.5, 0.25, 0.5, 0.25, 0.75, 0.5, 0.25]
-    with pytest.raises(ValueError, match="confidence"):
-        likelihoods(model, texts, values, Decoder("confidence"))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        Decoder("confidence"),
+        Decoder("blocks", causal=True),
+        Decoder("random", 4, remask="cap"),
+        Decoder("analytic", 4),
+        Decoder("first_hitting"),
+    ],
+    ids=str,
+)
+def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
+    with pytest.raises(ValueError, match=f"likelihood of a decoder with {re.escape(decoder.description)} is not known") as error:
+        likelihoods(Inconsistent(), STRINGS, np.full_like(STRINGS, -1), decoder)
+    assert "\n" not in str(error.value)
 
 
 # --- the probes ------------------------------------------------------------------------------------------------------------
@@ -320,7 +336,9 @@ def test_repetition_against_a_plain_loop(folder):
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ({"type": "order_likelihood", "decoders": [{"order": "confidence"}]}, "likelihood of order 'confidence' is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "confidence"}]}, "decoders: .* order confidence is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "blocks", "causal": True}]}, "decoders: .* is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "entropyy"}]}, "decoders: order = 'entropyy'"),
         ({"type": "order_likelihood", "decoders": [{"orders": "entropy"}]}, "decoders: .*orders"),
         ({"type": "order_consistency", "pairs": 0}, "pairs"),
     ],
@@ -405,6 +423,30 @@ def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
     with pytest.raises(ValueError, match=message.replace("= 6:", f"= {shortest}:")) as error:
         ut.run(letters(folder, **more).experiment())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "confidence", "steps": 2},
+        {"order": "blocks", "block": 2, "causal": True},
+        {"order": "analytic", "steps": 8},
+        {"order": "analytic", "steps": 8, "remask": "cap", "eta": 1.0},
+        {"steps": 8, "remask": "conf"},
+    ],
+    ids=str,
+)
+def test_no_decoder_changes_fixed_tokens(folder, decoder):
+    experiment = letters(folder, clones=2, keep_first=2, **decoder).experiment()
+    after, ids = ut.run(experiment).token.values, experiment.parts.source.ids(range(12))
+    assert (after[..., :2] == ids[:, None, None, :2]).all()
+    assert (after[..., 2:] != ids[:, None, None, 2:]).any()
+
+
+def test_given_tokens_that_are_masked_again_cannot_be_fixed(folder):
+    chosen = letters(folder, keep_first=1, order="analytic", steps=4, remask="cap", remask_given=True)
+    with pytest.raises(ValueError, match="remask_given = True masks the fixed tokens"):
+        ut.run(chosen.experiment())
 
 
 def test_replaced_tokens_cannot_be_fixed(folder):

@@ -13,6 +13,7 @@ from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable, run_into
+from uturn.corruption.in_time import evaluations
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -128,9 +129,12 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
     from uturn.pages.charts import numbers
     from uturn.studies import study
 
-    tested = study(run).sel(reading=_KEPT, noise=list(COMPARED))
-    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).sum("position").values
-    calls = masked if options.steps is None else np.minimum(masked, options.steps)
+    tested, decoder = study(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
+    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
+    if decoder.in_time:  # the expected number
+        calls = [[evaluations(decoder, noise, length) for length in run["length"].values.tolist()] for noise in COMPARED]
+    else:
+        calls = [decoder.numbers(of_noise)[0] for of_noise in masked]
 
     def above_original(reading: str, **at: int) -> list[Any]:
         difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])
@@ -138,8 +142,8 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
 
     return {
         "decoder": name,
-        "is_exact": "not a draw from the posterior" not in str(run.attrs["description"]),
-        "calls": numbers(calls.mean(1)),
+        "is_exact": decoder.is_exact,
+        "calls": numbers(np.mean(calls, axis=1)),
         "kept": [numbers(row) for row in tested.curve.values],
         "gap": [numbers(row) for row in tested.gap.values],
         "gap_p": numbers(tested.gap_p.values),
