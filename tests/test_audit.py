@@ -11,7 +11,9 @@ import pytest
 import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
+from uturn.cli.auditing import _decoder
 from uturn.cli.presets import TextOptions
+from uturn.cli.presets.texts import COMPARED
 from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
@@ -245,6 +247,20 @@ class Letters:
 
 def letters():
     return Letters()
+
+
+class Counting(Letters):
+    """Counts the texts that it has read."""
+
+    rows = 0
+
+    def logits(self, ids, noise):
+        Counting.rows += len(ids)
+        return super().logits(ids, noise)
+
+
+def counting():
+    return Counting()
 '''
 
 
@@ -471,6 +487,53 @@ def test_all_texts_are_taken_by_default(folder):
 # --- the command -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"steps": 3},
+        {"order": "blocks", "block": 4, "causal": True},
+        {"order": "blocks", "block": 4, "causal": True, "steps": 2},
+        {"order": "analytic", "steps": 6},
+        {"order": "analytic", "steps": 6, "remask": "rescale", "eta": 0.8},
+        {"steps": 6, "remask": "cap", "eta": 1.0},
+    ],
+    ids=str,
+)
+def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
+    """Per text; where chance decides, the expected number rounded up, within six standard errors (at most .5 calls).
+
+    The check of the model before a run reads some texts, too: .1 for each of the 480 draws.
+    """
+    audited = letters(folder, model="audit_models:counting", keep_first=1, **own).audited()
+    name, options = [*audited.items()][-1]
+    experiment = options.model_copy(update={"clones": 40}).experiment()
+    assert experiment.parts.source.max_length  # the texts are read, for which the network is called
+    network = sys.modules["audit_models"].Counting
+    network.rows = 0
+    run = ut.run(experiment, workers=1)
+    made = network.rows / 12 / 40
+    row, decoder = _decoder(name, run, options), options.denoiser().decoder
+    assert len(audited) == 13
+    assert row["is_exact"] == (own == {"steps": 6, "remask": "cap", "eta": 1.0})
+    rounded, error = (len(COMPARED), 0.5) if decoder.in_time else (0, 0.15)
+    assert made - error <= sum(row["calls"]) <= made + rounded + error
+
+
+def test_options_of_decoders_in_time_have_their_default_of_steps(folder):
+    assert "order analytic, 64 steps" in letters(folder, order="analytic").audited()
+
+
+def test_ones_own_decoder_has_its_likelihood_if_that_is_known(folder):
+    def compared(**own):
+        probes = letters(folder, audit=True, **own).experiment().parts.probes
+        return next(probe.decoders for probe in probes if probe.type == "order_likelihood")
+
+    plain = ({"order": "entropy"}, {"order": "probability"}, {"steps": 16}, {"order": "entropy", "steps": 16})
+    assert compared() == compared(order="confidence") == compared(order="blocks", causal=True) == plain
+    assert compared(order="blocks", block=1) == compared(temperature=0.5) == compared(steps=4, remask="cap") == plain
+    assert compared(order="blocks", block=4) == (*plain, {"order": "blocks", "block": 4})
+
+
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """The embedded model on three passages of twelve characters, the first of which is fixed."""
@@ -498,12 +561,12 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
         "entropy",
         "probability",
     ]
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert rows["order blocks of 1"]["calls"][1] == 11
     assert (out / "audit.png").exists()
     sections = {section["kind"]: section for section in collect([out]).sections}
     assert set(sections) == {"study", "audit"}
-    assert len(sections["audit"]["tables"][0]["rows"]) == 10
+    assert len(sections["audit"]["tables"][0]["rows"]) == 12
     assert sections["audit"]["pictures"]
     assert "Audit of the masked model" in (out / "index.html").read_text()
     for text in ("what a decoder costs on this model", "order_discrepancy", "order random"):

@@ -119,8 +119,9 @@ class OrderLikelihood(_OfTheModel):
     law all decoders with one token a call have the same; several tokens a call are drawn independently, so that q is another law.
 
     `decoders`: tables of options of `uturn.corruption.unmasking.Decoder`, with order "random", "blocks", "entropy" or
-    "probability", without remasking and `causal`. `orders`: random orders of each text, which are drawn beforehand; the reading is their mean. `batch_size`:
-    texts in a call (execution-only). A masked token of a text costs one row of a call for each decoder and random order.
+    "probability", without remasking and `causal`. `orders`: random orders of each text, which are drawn beforehand; the reading
+    is their mean. `batch_size`: texts in a call (execution-only). A masked token of a text costs one row of a call for each
+    decoder and random order.
 
     Variables. `left_to_right`: log-likelihood in the order from left to right, one token a call, in nats. `order_nats`: that of
     each decoder, minus `left_to_right`. `random_orders_differ`: mean size of the difference of two random orders, one token a
