@@ -616,11 +616,12 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
     assert rows["order blocks of 1"]["calls"][1] == 11
     assert (out / "audit.png").exists()
     sections = {section["kind"]: section for section in collect([out]).sections}
-    assert set(sections) == {"study", "audit"}
-    assert len(sections["audit"]["tables"][0]["rows"]) == 12
+    assert list(sections) == ["audit", "study"]
+    assert [headline["axis"] for headline in sections["audit"]["headlines"]] == ["nats a pair", "nats a text"]
+    assert len(sections["audit"]["overview"]["rows"]) == 12
     assert sections["audit"]["pictures"]
     assert "Audit of the masked model" in (out / "index.html").read_text()
-    for text in ("what a decoder costs on this model", "order_discrepancy", "order random"):
+    for text in ("what each decoder costs on this model", "order_discrepancy", "random order"):
         assert text in done.stdout
 
 

@@ -55,9 +55,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
                         accept_changes=running.accept_changes,
                         **running.on_cluster(),
                     )
-    study = write_study(
-        run, out, source=experiment.parts.source, title="Audit of a masked model of texts", groups=("order consistency",)
-    )
+    study = write_study(run, out, source=experiment.parts.source, title="U-turns of texts", groups=("tokens",))
     numbers = audit_numbers(study, run, runs, decoders)
     _write(out, numbers)
     for table in summary(study, width=console().width):
