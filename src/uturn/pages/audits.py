@@ -21,7 +21,7 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
     """What each decoder costs on the model: a row for each."""
     first, last = numbers["compared"]
     heads = (
-        *("decoder", f"calls at {first:g}", f"kept at {first:g} [95 % interval]", f"gap at {first:g}", "p by Holm"),
+        *("decoder", f"calls at {first:g}, at {last:g}", f"kept at {first:g} [95 % interval]", f"gap at {first:g}", "p by Holm"),
         *(f"entropy at {last:g} minus originals, nats", f"repeated 4-grams at {last:g} minus originals"),
         f"log-likelihood at {numbers['noise'][-1]:g} minus left to right, nats",
     )
@@ -34,7 +34,7 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
         rows.append(
             (
                 decoder_words(row["decoder"]) + ("" if row["is_exact"] else " *"),
-                f"{row['calls'][0]:.3g}",
+                ", ".join(f"{calls:.3g}" for calls in row["calls"]),
                 *(_words(row[key][0]) for key in ("kept", "gap")),
                 "" if p is None else f"{p:.2g}",
                 *cells,
