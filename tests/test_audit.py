@@ -254,7 +254,6 @@ def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
 
 MODELS = '''
 import numpy as np
-import torch
 
 from test_audit import Inconsistent
 from tiny_language import Table
@@ -436,7 +435,7 @@ def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
     fixed = {"keep_first": 2} if kind == "first" else {"fixed": masks(folder)}
     where = [0, 1] if kind == "first" else [0, 2]
     experiment = letters(folder, clones=2, **fixed).experiment()
-    run, plain = ut.run(experiment), ut.run(letters(folder, clones=2).experiment())
+    run, plain = (ut.run(of, workers=1) for of in (experiment, letters(folder, clones=2).experiment()))
     ids = experiment.parts.source.ids(range(12))
     noisy, after = run.noisy_token.values, run.token.values  # (noise, item, trajectory, clone, position)
     assert (noisy[..., where] == ids[:, None, None, where]).all()
@@ -488,7 +487,7 @@ def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
     more = {**more, **({"keep_first": shortest} if "keep_first" in more else {})}
     np.save(folder / "mask.npy", np.zeros((60, D), bool))
     with pytest.raises(ValueError, match=message.replace("= 6:", f"= {shortest}:")) as error:
-        ut.run(letters(folder, **more).experiment())
+        ut.run(letters(folder, **more).experiment(), workers=1)
     assert "\n" not in str(error.value)
 
 
@@ -505,7 +504,7 @@ def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
 )
 def test_no_decoder_changes_fixed_tokens(folder, decoder):
     experiment = letters(folder, clones=2, keep_first=2, **decoder).experiment()
-    after, ids = ut.run(experiment).token.values, experiment.parts.source.ids(range(12))
+    after, ids = ut.run(experiment, workers=1).token.values, experiment.parts.source.ids(range(12))
     assert (after[..., :2] == ids[:, None, None, :2]).all()
     assert (after[..., 2:] != ids[:, None, None, 2:]).any()
 
@@ -513,7 +512,7 @@ def test_no_decoder_changes_fixed_tokens(folder, decoder):
 def test_given_tokens_that_are_masked_again_cannot_be_fixed(folder):
     chosen = letters(folder, keep_first=1, order="analytic", steps=4, remask="cap", remask_given=True)
     with pytest.raises(ValueError, match="remask_given = True masks the fixed tokens"):
-        ut.run(chosen.experiment())
+        ut.run(chosen.experiment(), workers=1)
 
 
 def test_replaced_tokens_cannot_be_fixed(folder):
