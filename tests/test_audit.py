@@ -254,6 +254,7 @@ def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
 
 MODELS = '''
 import numpy as np
+import torch
 
 from test_audit import Inconsistent
 from tiny_language import Table
