@@ -1,6 +1,7 @@
 """`uturn text --audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
 
 import json
+import re
 import sys
 from itertools import permutations, product
 
@@ -10,7 +11,9 @@ import pytest
 import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
+from uturn.cli.auditing import _decoder
 from uturn.cli.presets import TextOptions
+from uturn.cli.presets.texts import COMPARED
 from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
@@ -177,8 +180,74 @@ def test_rows_with_several_decoders_and_lengths_are_independent():
     alone = [log_likelihoods(recorded, texts[[k]], values[[k]], keys[[k]], [decoders[k]])[0] for k in range(3)]
     np.testing.assert_array_equal(together, alone)
     assert [float(share[0]) for share in shares] == [1, 0.75, 0.5, 0.25, 0.5, 0.25, 0.75, 0.5, 0.25]
-    with pytest.raises(ValueError, match="confidence"):
-        likelihoods(model, texts, values, Decoder("confidence"))
+
+
+def in_a_plain_loop(model, text, values, order, steps, temperature):
+    """log q of a text, position by position."""
+    values, total = list(values), 0.0
+    masked = values.count(-1)
+    for k in range(min(masked, steps)):
+        laws = model.conditionals([values])[0]
+        uncertainty = {
+            "blocks": range(D),
+            "entropy": [-sum(p * np.log(p) for p in law) for law in laws],
+            "probability": [-max(law) for law in laws],
+        }[order]
+        left = sorted((i for i in range(D) if values[i] == -1), key=lambda i: (uncertainty[i], i))
+        calls = min(masked, steps)
+        chosen = left[: masked * (k + 1) // calls - masked * k // calls]
+        for i in chosen:
+            law = laws[i] ** (1 / temperature)
+            total += np.log(law[text[i]] / law.sum())
+        for i in chosen:
+            values[i] = text[i]
+    return total
+
+
+@pytest.mark.parametrize("order", ["blocks", "entropy", "probability"])
+@pytest.mark.parametrize(("steps", "temperature"), [(9, 1.0), (3, 1.0), (2, 0.7), (1, 1.0)])
+def test_likelihoods_against_a_plain_loop(order, steps, temperature):
+    values = np.where(np.random.default_rng(0).random(STRINGS.shape) < 0.7, -1, STRINGS)
+    values[:9] = -1
+    nats = likelihoods(Inconsistent(), STRINGS, values, Decoder(order, steps, block=1, temperature=temperature))
+    plain = [in_a_plain_loop(Inconsistent(), *rows, order, steps, temperature) for rows in zip(STRINGS, values, strict=True)]
+    np.testing.assert_allclose(nats, plain, rtol=0, atol=1e-10)
+
+
+def test_random_orders_are_uniform():
+    """The mean of q over keys is that over all orders, within four standard errors (6e-5)."""
+    model, text, count = Inconsistent(), [2, 0, 1, 1], 4000
+    by_order = []
+    for order in permutations(range(D)):
+        values, q = [-1] * D, 1.0
+        for i in order:
+            q *= model.conditionals([values])[0, i, text[i]]
+            values[i] = text[i]
+        by_order.append(q)
+    texts, keys = np.tile(text, (count, 1)), ut.random.keys(0, range(count))
+    drawn = np.exp(
+        log_likelihoods(lambda values, noise: Beliefs(model, values), texts, -np.ones_like(texts), keys, [Decoder()] * count)
+    )
+    assert len(np.unique(drawn.round(12))) == len(by_order)
+    assert abs(drawn.mean() - np.mean(by_order)) < 4 * drawn.std() / np.sqrt(count)
+    assert np.ptp(by_order) > 0.1 * np.mean(by_order)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        Decoder("confidence"),
+        Decoder("blocks", causal=True),
+        Decoder("random", 4, remask="cap"),
+        Decoder("analytic", 4),
+        Decoder("first_hitting"),
+    ],
+    ids=str,
+)
+def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
+    with pytest.raises(ValueError, match=f"likelihood of a decoder with {re.escape(decoder.description)} is not known") as error:
+        likelihoods(Inconsistent(), STRINGS, np.full_like(STRINGS, -1), decoder)
+    assert "\n" not in str(error.value)
 
 
 # --- the probes ------------------------------------------------------------------------------------------------------------
@@ -229,6 +298,20 @@ class Letters:
 
 def letters():
     return Letters()
+
+
+class Counting(Letters):
+    """Counts the texts that it has read."""
+
+    rows = 0
+
+    def logits(self, ids, noise):
+        Counting.rows += len(ids)
+        return super().logits(ids, noise)
+
+
+def counting():
+    return Counting()
 '''
 
 
@@ -320,7 +403,9 @@ def test_repetition_against_a_plain_loop(folder):
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ({"type": "order_likelihood", "decoders": [{"order": "confidence"}]}, "likelihood of order 'confidence' is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "confidence"}]}, "decoders: .* order confidence is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "blocks", "causal": True}]}, "decoders: .* is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "entropyy"}]}, "decoders: order = 'entropyy'"),
         ({"type": "order_likelihood", "decoders": [{"orders": "entropy"}]}, "decoders: .*orders"),
         ({"type": "order_consistency", "pairs": 0}, "pairs"),
     ],
@@ -351,7 +436,7 @@ def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
     fixed = {"keep_first": 2} if kind == "first" else {"fixed": masks(folder)}
     where = [0, 1] if kind == "first" else [0, 2]
     experiment = letters(folder, clones=2, **fixed).experiment()
-    run, plain = ut.run(experiment), ut.run(letters(folder, clones=2).experiment())
+    run, plain = (ut.run(of, workers=1) for of in (experiment, letters(folder, clones=2).experiment()))
     ids = experiment.parts.source.ids(range(12))
     noisy, after = run.noisy_token.values, run.token.values  # (noise, item, trajectory, clone, position)
     assert (noisy[..., where] == ids[:, None, None, where]).all()
@@ -403,8 +488,32 @@ def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
     more = {**more, **({"keep_first": shortest} if "keep_first" in more else {})}
     np.save(folder / "mask.npy", np.zeros((60, D), bool))
     with pytest.raises(ValueError, match=message.replace("= 6:", f"= {shortest}:")) as error:
-        ut.run(letters(folder, **more).experiment())
+        ut.run(letters(folder, **more).experiment(), workers=1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"order": "confidence", "steps": 2},
+        {"order": "blocks", "block": 2, "causal": True},
+        {"order": "analytic", "steps": 8},
+        {"order": "analytic", "steps": 8, "remask": "cap", "eta": 1.0},
+        {"steps": 8, "remask": "conf"},
+    ],
+    ids=str,
+)
+def test_no_decoder_changes_fixed_tokens(folder, decoder):
+    experiment = letters(folder, clones=2, keep_first=2, **decoder).experiment()
+    after, ids = ut.run(experiment, workers=1).token.values, experiment.parts.source.ids(range(12))
+    assert (after[..., :2] == ids[:, None, None, :2]).all()
+    assert (after[..., 2:] != ids[:, None, None, 2:]).any()
+
+
+def test_given_tokens_that_are_masked_again_cannot_be_fixed(folder):
+    chosen = letters(folder, keep_first=1, order="analytic", steps=4, remask="cap", remask_given=True)
+    with pytest.raises(ValueError, match="remask_given = True masks the fixed tokens"):
+        ut.run(chosen.experiment(), workers=1)
 
 
 def test_replaced_tokens_cannot_be_fixed(folder):
@@ -427,6 +536,53 @@ def test_all_texts_are_taken_by_default(folder):
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"steps": 3},
+        {"order": "blocks", "block": 4, "causal": True},
+        {"order": "blocks", "block": 4, "causal": True, "steps": 2},
+        {"order": "analytic", "steps": 6},
+        {"order": "analytic", "steps": 6, "remask": "rescale", "eta": 0.8},
+        {"steps": 6, "remask": "cap", "eta": 1.0},
+    ],
+    ids=str,
+)
+def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
+    """Per text; where chance decides, the expected number rounded up, within six standard errors (at most .5 calls).
+
+    The check of the model before a run reads some texts, too: .1 for each of the 480 draws.
+    """
+    audited = letters(folder, model="audit_models:counting", keep_first=1, **own).audited()
+    name, options = [*audited.items()][-1]
+    experiment = options.model_copy(update={"clones": 40}).experiment()
+    assert experiment.parts.source.max_length  # the texts are read, for which the network is called
+    network = sys.modules["audit_models"].Counting
+    network.rows = 0
+    run = ut.run(experiment, workers=1)
+    made = network.rows / 12 / 40
+    row, decoder = _decoder(name, run, options), options.denoiser().decoder
+    assert len(audited) == 13
+    assert row["is_exact"] == (own == {"steps": 6, "remask": "cap", "eta": 1.0})
+    rounded, error = (len(COMPARED), 0.5) if decoder.in_time else (0, 0.15)
+    assert made - error <= sum(row["calls"]) <= made + rounded + error
+
+
+def test_options_of_decoders_in_time_have_their_default_of_steps(folder):
+    assert "order analytic, 64 steps" in letters(folder, order="analytic").audited()
+
+
+def test_ones_own_decoder_has_its_likelihood_if_that_is_known(folder):
+    def compared(**own):
+        probes = letters(folder, audit=True, **own).experiment().parts.probes
+        return next(probe.decoders for probe in probes if probe.type == "order_likelihood")
+
+    plain = ({"order": "entropy"}, {"order": "probability"}, {"steps": 16}, {"order": "entropy", "steps": 16})
+    assert compared() == compared(order="confidence") == compared(order="blocks", causal=True) == plain
+    assert compared(order="blocks", block=1) == compared(temperature=0.5) == compared(steps=4, remask="cap") == plain
+    assert compared(order="blocks", block=4) == (*plain, {"order": "blocks", "block": 4})
 
 
 @pytest.fixture(scope="module")
@@ -456,15 +612,16 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
         "entropy",
         "probability",
     ]
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert rows["order blocks of 1"]["calls"][1] == 11
     assert (out / "audit.png").exists()
     sections = {section["kind"]: section for section in collect([out]).sections}
-    assert set(sections) == {"study", "audit"}
-    assert len(sections["audit"]["tables"][0]["rows"]) == 10
+    assert list(sections) == ["audit", "study"]
+    assert [headline["axis"] for headline in sections["audit"]["headlines"]] == ["nats a pair", "nats a text"]
+    assert len(sections["audit"]["overview"]["rows"]) == 12
     assert sections["audit"]["pictures"]
     assert "Audit of the masked model" in (out / "index.html").read_text()
-    for text in ("what a decoder costs on this model", "order_discrepancy", "order random"):
+    for text in ("what each decoder costs on this model", "order_discrepancy", "random order"):
         assert text in done.stdout
 
 

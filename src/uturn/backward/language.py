@@ -144,6 +144,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
             )
         if model.corruption == "uniform" and getattr(source, "has_fixed", False):
             raise ValueError("fixed tokens (keep_first, fixed): for masked tokens; replaced tokens are all drawn again")
+        if self.remask_given and getattr(source, "has_fixed", False):
+            raise ValueError("remask_given = True masks the fixed tokens (keep_first, fixed) again; leave it out")
         if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
             reverse_process(self.decoder, model.channel)
         if source.kind == "strings":

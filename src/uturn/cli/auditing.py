@@ -13,6 +13,7 @@ from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable, run_into
+from uturn.corruption.in_time import evaluations
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,9 +55,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
                         accept_changes=running.accept_changes,
                         **running.on_cluster(),
                     )
-    study = write_study(
-        run, out, source=experiment.parts.source, title="Audit of a masked model of texts", groups=("order consistency",)
-    )
+    study = write_study(run, out, source=experiment.parts.source, title="U-turns of texts", groups=("tokens",))
     numbers = audit_numbers(study, run, runs, decoders)
     _write(out, numbers)
     for table in summary(study, width=console().width):
@@ -128,9 +127,12 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
     from uturn.pages.charts import numbers
     from uturn.studies import study
 
-    tested = study(run).sel(reading=_KEPT, noise=list(COMPARED))
-    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).sum("position").values
-    calls = masked if options.steps is None else np.minimum(masked, options.steps)
+    tested, decoder = study(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
+    masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
+    if decoder.in_time:  # the expected number
+        calls = [[evaluations(decoder, noise, length) for length in run["length"].values.tolist()] for noise in COMPARED]
+    else:
+        calls = [decoder.numbers(of_noise)[0] for of_noise in masked]
 
     def above_original(reading: str, **at: int) -> list[Any]:
         difference = (run[reading] - run[f"original_{reading}"]).sel(at).isel(noise=[-1])
@@ -138,8 +140,8 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
 
     return {
         "decoder": name,
-        "is_exact": "not a draw from the posterior" not in str(run.attrs["description"]),
-        "calls": numbers(calls.mean(1)),
+        "is_exact": decoder.is_exact,
+        "calls": numbers(np.mean(calls, axis=1)),
         "kept": [numbers(row) for row in tested.curve.values],
         "gap": [numbers(row) for row in tested.gap.values],
         "gap_p": numbers(tested.gap_p.values),

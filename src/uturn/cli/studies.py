@@ -92,7 +92,7 @@ def text(
     --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     --audit also asks the masked model itself: does the probability of two tokens depend on which is drawn first (nats a pair),
-    how many nats of a text's likelihood depend on the order, and what does each of ten decoders cost (calls, kept tokens,
+    how many nats of a text's likelihood depend on the order, and what does each of twelve decoders cost (calls, kept tokens,
     calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
 
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),

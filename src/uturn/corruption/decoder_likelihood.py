@@ -16,6 +16,15 @@ DETERMINED = ("random", "blocks", "entropy", "probability")
 """Orders whose positions are a function of the tokens already revealed and, for "random" and "blocks", of the key."""
 
 
+def check_determined(decoder: Decoder) -> None:
+    """ValueError for a decoder whose likelihood `log_likelihoods` does not give."""
+    if decoder.order not in DETERMINED or decoder.remask != "none" or decoder.causal:
+        raise ValueError(
+            f"the likelihood of a decoder with {decoder.description} is not known here; expected an order of "
+            f"{', '.join(map(repr, DETERMINED))}, without remask and causal"
+        )
+
+
 def log_likelihoods(
     beliefs: Callable[[np.ndarray, np.ndarray], NetworkBeliefs],
     texts: Any,
@@ -49,14 +58,11 @@ def log_likelihoods(
     Raises
     ------
     ValueError
-        For an order that is not determined by the revealed tokens, such as "confidence".
+        For decoders whose positions are not determined by the revealed tokens, such as order "confidence" and those with
+        `remask`, and for `causal` ones.
     """
     for decoder in decoders:
-        if decoder.order not in DETERMINED:
-            raise ValueError(
-                f"order = {decoder.order!r}: its positions depend on tokens that are not revealed, so that the likelihood is not "
-                f"known; expected one of {', '.join(map(repr, DETERMINED))}"
-            )
+        check_determined(decoder)
     texts, values = np.asarray(texts), np.array(values)
     chance = uniforms(streams(keys, len(values), ORDER), values.shape[1])
     masked, lengths = (values == MASKED).sum(1), (values >= MASKED).sum(1)

@@ -106,13 +106,17 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 
 
 def evaluations(decoder: Decoder, noise: float, num_leaves: int) -> int:
-    """Expected number of evaluations for a string, rounded up; at most `steps` unless tokens are revealed singly."""
-    if decoder.order != "random":
-        return decoder.steps or 1
+    """Expected number of evaluations for a string, rounded up: of revealed tokens with order "random", of steps otherwise.
+
+    A step without a token to reveal has none.
+    """
     now = levels(noise, decoder.steps or 1)
     reveal, _ = chances(decoder, now[:-1], now[1:], 1 if decoder.remask_given else noise)
+    share = now[:-1] * reveal  # of the tokens, revealed in each step
+    if decoder.order != "random":
+        return decoder.steps or 1 if decoder.remask == "conf" else int(np.ceil((1 - (1 - share) ** num_leaves).sum() - 1e-9))
     returning = decoder.steps or 1 if decoder.remask == "conf" else 0  # at most one token a step
-    return int(np.ceil(num_leaves * (now[:-1] * reveal).sum() + returning))
+    return int(np.ceil(num_leaves * share.sum() + returning))
 
 
 # --- laws by enumeration ---------------------------------------------------------------------------------------------

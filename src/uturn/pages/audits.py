@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.pages.sections import new_section
+from uturn.pages.sections import card, new_section
 from uturn.studies.curves import with_interval
+from uturn.studies.plotting.audit import decoder_words
 from uturn.studies.tables import TextTable
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
     """What each decoder costs on the model: a row for each."""
     first, last = numbers["compared"]
     heads = (
-        *("decoder", f"calls at {first:g}", f"kept at {first:g} [95 % interval]", f"gap at {first:g}", "p by Holm"),
-        *(f"entropy at {last:g}, nats", "repeated 4-grams", "order, nats a text"),
+        *("decoder", f"calls at {first:g}, at {last:g}", f"kept at {first:g} [95 % interval]", f"gap at {first:g}", "p by Holm"),
+        *(f"entropy at {last:g} minus originals, nats", f"repeated 4-grams at {last:g} minus originals"),
+        f"log-likelihood at {numbers['noise'][-1]:g} minus left to right, nats",
     )
     rows = []
     for row in numbers["decoders"]:
@@ -31,25 +33,21 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
         p = row["gap_p"][0]
         rows.append(
             (
-                row["decoder"] + ("" if row["is_exact"] else " *"),
-                f"{row['calls'][0]:.3g}",
+                decoder_words(row["decoder"]) + ("" if row["is_exact"] else " *"),
+                ", ".join(f"{calls:.3g}" for calls in row["calls"]),
                 *(_words(row[key][0]) for key in ("kept", "gap")),
                 "" if p is None else f"{p:.2g}",
                 *cells,
                 "0" if name == "blocks of 1" else "" if order is None else _words(order[-1]),
             )
         )
-    title = (
-        f"what a decoder costs on this model; entropy and repeated 4-grams minus those of originals, at noise {last:g}; "
-        f"order: log-likelihood of originals minus that from left to right, at noise {numbers['noise'][-1]:g}; * draws from "
-        f"another law even if the model is consistent"
-    )
+    title = "what each decoder costs on this model; * draws from another law even if the model is consistent"
     return TextTable(title, heads, rows)
 
 
 def _words(estimate: list[Any]) -> str:
     bounds = np.array(estimate, float)
-    return with_interval(bounds) if np.isfinite(bounds[0]) else ""
+    return with_interval(bounds, ".2g") if np.isfinite(bounds[0]) else ""
 
 
 def audit_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -57,13 +55,21 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     numbers = json.loads(path.read_bytes())
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != ("uturn.audit", 1):
         raise ValueError("expected an audit that `uturn text --audit` has written, version 1")
-    section = new_section("audit", "audit", "text", "Audit of the masked model")
-    largest = max((row for row in numbers["order_discrepancy"] if row[0] is not None), key=lambda row: row[0], default=None)
+    section = new_section("audit", "audit", "audit", "Audit of the masked model")
+    exist = [(row, at) for row, at in zip(numbers["order_discrepancy"], numbers["noise"], strict=True) if row[0] is not None]
+    if exist:
+        largest, at = max(exist, key=lambda level: level[0][0])
+        claim = f"Dependence of the log-probability of two tokens on their order, at masked fraction {at:g}; 0 for one joint law."
+        section["headlines"].append(card("two tokens in two orders", "nats a pair", largest, claim))
+    differ, at = numbers["random_orders_differ"][-1], numbers["noise"][-1]
+    claim = f"Difference of the log-likelihoods of a text in two random orders, at masked fraction {at:g}; 0 for one joint law."
+    section["headlines"].append(card("a text in two orders", "nats a text", differ, claim))
     section["words"] = (
-        "" if largest is None else f"Two tokens drawn in two orders differ by up to {_words(largest)} nats a pair. "
-    ) + f"Two random orders of a whole text differ by {_words(numbers['random_orders_differ'][-1])} nats; 0 for one joint law."
+        "A masked model is consistent if its conditionals belong to one joint law; the order in which tokens are drawn then has "
+        "no influence. If it is not, results depend on the decoder."
+    )
     section["caption"] = str(numbers["description"])
-    section["tables"] = [decoder_table(numbers)._asdict()]
+    section["overview"] = decoder_table(numbers)._asdict()
     section["files"] = [path, path.with_suffix(".pdf")]
     read.add_picture(section, path.with_suffix(".png"), "audit")
     return section

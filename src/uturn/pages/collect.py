@@ -58,6 +58,8 @@ def _collect(folder: Path, read: Reader) -> None:
     )
     for path in of_figures:
         add(path, figures.figure_section)
+    if (folder / "audit.json").exists():
+        add(folder / "audit.json", audits.audit_section)
     of_samplers = (folder / "samplers.zarr").exists() and add(folder / "samplers.zarr", samplers.samplers_section)
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
     several = studies.numbered(folder)
@@ -71,8 +73,6 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
-    if (folder / "audit.json").exists():
-        add(folder / "audit.json", audits.audit_section)
     if (folder / "atlas.zarr").exists() and add(folder / "atlas.zarr", studies.atlas_section):
         stores = set()  # one for each row of the atlas
     if of_samplers:

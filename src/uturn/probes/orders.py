@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.core.random import Purpose, Streams, streams
-from uturn.corruption.decoder_likelihood import DETERMINED, log_likelihoods
+from uturn.corruption.decoder_likelihood import check_determined, log_likelihoods
 from uturn.corruption.unmasking import MASKED, Decoder
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 
@@ -119,8 +119,9 @@ class OrderLikelihood(_OfTheModel):
     law all decoders with one token a call have the same; several tokens a call are drawn independently, so that q is another law.
 
     `decoders`: tables of options of `uturn.corruption.unmasking.Decoder`, with order "random", "blocks", "entropy" or
-    "probability". `orders`: random orders of each text, which are drawn beforehand; the reading is their mean. `batch_size`:
-    texts in a call (execution-only). A masked token of a text costs one row of a call for each decoder and random order.
+    "probability", without remasking and `causal`. `orders`: random orders of each text, which are drawn beforehand; the reading
+    is their mean. `batch_size`: texts in a call (execution-only). A masked token of a text costs one row of a call for each
+    decoder and random order.
 
     Variables. `left_to_right`: log-likelihood in the order from left to right, one token a call, in nats. `order_nats`: that of
     each decoder, minus `left_to_right`. `random_orders_differ`: mean size of the difference of two random orders, one token a
@@ -136,13 +137,9 @@ class OrderLikelihood(_OfTheModel):
     def _known(cls, decoders: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         for options in decoders:
             try:
-                decoder = Decoder(**options)
-            except TypeError as error:
+                check_determined(Decoder(**options))
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"decoders: {error}") from None
-            if decoder.order not in DETERMINED:
-                raise ValueError(
-                    f"decoders: the likelihood of order {decoder.order!r} is not known; take {', '.join(DETERMINED)}"
-                )
         return decoders
 
     def _decoders(self) -> dict[str, Decoder]:

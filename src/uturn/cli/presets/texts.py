@@ -12,6 +12,7 @@ from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_
 from uturn.networks.texts.options import LanguageOptions
 
 if TYPE_CHECKING:
+    from uturn.backward.language import LanguageDenoiser
     from uturn.core.experiment import Experiment
 
 PASSAGES = 30  # of those of the package, without --items
@@ -27,6 +28,8 @@ AUDITED: tuple[dict[str, Any], ...] = (
     {"steps": 16},
     {"order": "entropy", "steps": 16},
     {"order": "confidence", "steps": 16},
+    {"order": "analytic", "steps": 16},
+    {"order": "analytic", "steps": 16, "remask": "cap"},
 )
 """The decoders that an audit compares, as options of `Decoder`."""
 
@@ -103,7 +106,7 @@ class TextOptions(LanguageOptions, PresetOptions):
     audit: bool = Field(
         False,
         description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
-        "likelihood depend on the order, and what each of ten decoders costs.",
+        "likelihood depend on the order, and what each of twelve decoders costs.",
     )
     items: int | None = Field(  # type: ignore[assignment]
         None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
@@ -119,13 +122,10 @@ class TextOptions(LanguageOptions, PresetOptions):
         ValueError
             For options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
-        from uturn.core.spec import build
-
         if self.items is None:
             available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
             items = min(available, PASSAGES) if self.data == "embedded" else available
             return self.model_copy(update={"items": items}).experiment()
-        backward = {"type": "language", **self._set(*LanguageOptions.model_fields)}
         fixed = {"keep_first": self.keep_first} if self.keep_first else {}
         segments = {"segments": self.segments} if self.segments else {}
         return self._experiment(
@@ -137,26 +137,36 @@ class TextOptions(LanguageOptions, PresetOptions):
                 **self._set("length", "regions", "labels", "fixed"),
             },
             corruption={
-                "type": self.corruption or build("backward", backward).language().corruption,
+                "type": self.corruption or self.denoiser().language().corruption,
                 "noise": noise_levels(self.levels),
             },
-            backward=backward,
+            backward=self._backward(),
             probes=self._probes(),
         )
+
+    def denoiser(self) -> LanguageDenoiser:
+        """The backward of these options."""
+        from uturn.core.spec import build
+
+        denoiser: LanguageDenoiser = build("backward", self._backward())
+        return denoiser
+
+    def _backward(self) -> dict[str, Any]:
+        return {"type": "language", **self._set(*LanguageOptions.model_fields)}
 
     def audited(self) -> dict[str, TextOptions]:
         """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`."""
         from uturn.corruption.unmasking import Decoder
 
-        names = [field.name for field in fields(Decoder)]
-        plain = {name: LanguageOptions.model_fields[name].default for name in names if name in LanguageOptions.model_fields}
+        plain = {option.name: LanguageOptions.model_fields[option.name].default for option in fields(Decoder)}
         own = {name: getattr(self, name) for name in plain}
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "audit": False, "repetition": True}
+        probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "classifier": None}
+        probes |= {"audit": False, "repetition": True}
         runs: dict[str, TextOptions] = {}
         for options in (*AUDITED, own):
-            decoder = Decoder(**{name: {**plain, **options}[name] for name in names if name in plain})
-            runs.setdefault(decoder.description, self.model_copy(update={**plain, **options, **sizes, **probes}))
+            of_decoder = self.model_copy(update={**plain, **options, **sizes, **probes})
+            runs.setdefault(of_decoder.denoiser().decoder.description, of_decoder)
         return runs
 
     def _probes(self) -> list[dict[str, Any]]:
@@ -171,15 +181,21 @@ class TextOptions(LanguageOptions, PresetOptions):
         if self.repetition or self.audit:
             probes.append({"type": "repetition"})
         if self.audit:
-            whole = [
-                of
-                for of in AUDITED
-                if of.get("order") in (None, "entropy", "probability") and not {"temperature", "top_p"} & {*of}
-            ]
-            probes += [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": whole[1:]}]
+            probes += [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": self._with_likelihood()}]
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes
+
+    def _with_likelihood(self) -> list[dict[str, Any]]:
+        """Options of the audited decoders whose likelihood is compared with that from left to right."""
+        from uturn.corruption.decoder_likelihood import DETERMINED
+        from uturn.corruption.unmasking import Decoder
+
+        decoder = self.denoiser().decoder
+        own = {of.name: value for of in fields(Decoder) if (value := getattr(decoder, of.name)) != of.default}
+        known = {Decoder(**options): options for options in (*AUDITED, own)}
+        without = [of for of in known if of.order not in DETERMINED or of.remask != "none" or not of.is_exact_singly]
+        return [options for of, options in known.items() if of not in without][2:]  # random and left to right are compared anyway
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
         """The table of a probe that reads texts with a second model."""

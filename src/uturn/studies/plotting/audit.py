@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,38 @@ from uturn.studies.plotting.curves import draw_curve, draw_legend, evenly_spaced
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY
 
 _MOST = 3  # noise levels of the panel of distances
+_WIDTH = 44  # characters in a line of a name
+_ORDERS = {
+    "random": "random order",
+    "blocks of 1": "left to right",
+    "entropy": "lowest entropy",
+    "probability": "largest probability",
+}
+
+
+def decoder_words(description: str) -> str:
+    """A decoder in few words.
+
+    >>> decoder_words("order blocks of 1, 16 steps")
+    'left to right, 16 steps'
+    >>> decoder_words("order analytic, 16 steps, drawn tokens masked again (cap, eta 0.1)")
+    'analytic, 16 steps, remasked (cap, eta 0.1)'
+    """
+    order, *more = description.removeprefix("order ").replace("drawn tokens masked again", "remasked").split(", ")
+    return ", ".join([_ORDERS.get(order, order), *more])
 
 
 def draw_audit(numbers: dict[str, Any]) -> Any:
     """The figure of the content of `audit.json`."""
     import matplotlib.pyplot as plt
 
-    figure, ((pairs, distances), (orders, decoders)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, ((pairs, distances), (orders, decoders)) = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
     noise = np.array(numbers["noise"], float)
     for axis, title in ((pairs, "(a) Two tokens in two orders"), (orders, "(c) A text in several orders")):
         axis.set_title(title)
         axis.set_xlabel("masked fraction")
         axis.axhline(0, color=THEORY, lw=0.8, ls=":")
+        axis.set_xlim(0, 1.02)
     draw_curve(pairs, noise, _table(numbers["order_discrepancy"]), ACCENT, 0.2, marker="o", ms=4)
     pairs.set_ylabel("inconsistency, nats a pair")
 
@@ -37,11 +58,11 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
     draw_legend(distances, "best")
 
     for color, (name, rows) in zip(DISTINCT, numbers["order_nats"].items(), strict=False):
-        draw_curve(orders, noise, _table(rows), color, 0.15, marker="o", ms=4, label=name)
+        draw_curve(orders, noise, _table(rows), color, 0.1, marker="o", ms=4, label=decoder_words(name))
     differ = _table(numbers["random_orders_differ"])
     draw_curve(orders, noise, differ, MUTED, 0.15, ls="--", label="two random orders differ by")
     orders.set_ylabel("log-likelihood minus left to right, nats")
-    draw_legend(orders, "best")
+    figure.legend(*orders.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
 
     rows, y = numbers["decoders"], np.arange(len(numbers["decoders"]))[::-1]
     for at, row in zip(y, rows, strict=True):
@@ -50,8 +71,12 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
         decoders.plot([low, high], [at, at], color=color, lw=2)
         decoders.plot([value], [at], "o", color=color, ms=5)
     decoders.axvline(0, color=THEORY, lw=0.8, ls=":")
-    decoders.set_yticks(y, [row["decoder"].removeprefix("order ") for row in rows])
-    decoders.set(title="(d) Entropy of decoded texts", xlabel="entropy of tokens minus that of originals, nats")
+    decoders.set_yticks(y, [fill(decoder_words(row["decoder"]), _WIDTH) for row in rows], fontsize=8.5)
+    decoders.set_title("(d) Entropy of texts decoded from masks alone")
+    decoders.set_xlabel("entropy of tokens minus that of originals, nats")
+    for color, words in ((ACCENT, "exact for a consistent model"), (CLASS, "draws from another law")):
+        decoders.plot([], [], "o-", color=color, ms=5, lw=2, label=words)
+    figure.legend(*decoders.get_legend_handles_labels(), loc="outside lower right", fontsize=8.5)
     return figure
 
 
