@@ -389,7 +389,7 @@ def test_mask_files_of_booleans_regions_and_segments(folder):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"keep_first": 6}, "keep_first = 6: text .* has no token left that noise can change"),
+        ({"keep_first": 6}, "keep_first = 6: line .* has no token left that noise can change"),
         ({"fixed": "nowhere.txt"}, "fixed = 'nowhere.txt': no such file"),
         ({"fixed": "letters.txt"}, "expected 1 for a fixed token and 0 for the others"),
         ({"fixed": "mask.npy"}, r"fixed = .* has shape \(60, 4\) and dtype bool; expected booleans of shape"),

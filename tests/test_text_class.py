@@ -261,7 +261,7 @@ def hostile(folder):
         "kind that does not exist": (model("classes") | {"model_type": "brt"}, "no kind of transformers"),
         "another tokenizer": (model("classes") | {"tokenizer": str(folder / "letters")}, "has 43 tokens, but its tokenizer 57"),
         "unknown tokens": (model("classes") | {"split": r"\w\w"}, "are unknown to the model's tokenizer"),
-        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(1, 6, 3\) for 1 texts; expected logits"),
+        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(2, 6, 3\) for 2 texts; expected logits"),
         "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite"),
         "not a module": ({"model": "test_text_class:hostile_function"}, "is a dict|gives a dict"),
     }
