@@ -123,7 +123,7 @@ def test_readings_do_not_depend_on_batches_or_order(folder):
 
     def read(order, **options):
         items = np.asarray(order)
-        block = Tokens(items, before[items], source.vocab_size, source.labels_of(items))
+        block = Tokens(items, before[items], source.vocab_size, labels=source.labels_of(items))
         probe = TextClass(model=str(folder / "letters"), **options)
         return probe.read(UTurns(block, None, after[items], clones=2), source)
 
