@@ -14,11 +14,15 @@ from tiny_language import Table, TableDenoiser
 from uturn.cli.auditing import _decoder
 from uturn.cli.presets import TextOptions
 from uturn.cli.presets.texts import COMPARED
+from uturn.core.protocols import UTurns
+from uturn.core.random import Streams
 from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
+from uturn.networks.texts.language import LanguageModel
 from uturn.pages import write_page
 from uturn.pages.collect import collect
+from uturn.probes import OrderConsistency, OrderLikelihood
 
 V, D = Table.V, Table.D
 ORDERS = [
@@ -281,6 +285,18 @@ def wrong():
     return Network(Inconsistent())
 
 
+class Impossible:
+    """A symbol repeats its left neighbour, and is any where that is masked."""
+
+    def conditionals(self, ids):
+        left = np.pad(ids, ((0, 0), (1, 0)), constant_values=3)[:, :-1]
+        return np.where(left[..., None] < 3, left[..., None] == np.arange(3), 1 / 3)
+
+
+def impossible():
+    return Network(Impossible())
+
+
 class Letters:
     """A letter is that of its left neighbour with probability .8, or of its right neighbour where there is none: no joint law."""
 
@@ -375,6 +391,35 @@ def test_a_run_resumes_and_does_not_depend_on_batches(folder):
         np.testing.assert_allclose(run[name], small[name], atol=1e-6)
     fewer = run_of(folder, "wrong", probes=probes, chunk=7)
     np.testing.assert_allclose(run.order_discrepancy, fewer.order_discrepancy, atol=1e-6)
+
+
+def test_texts_that_the_model_never_draws_are_told(folder):
+    for probe, message in {
+        "order_likelihood": r"gives text \d+ the probability 0: .* remove it from the text, or fix it \(fixed\)",
+        "order_consistency": r"text \d+: the model draws two tokens in one order that have the probability 0 in the other",
+    }.items():
+        with pytest.raises(ValueError, match=message) as error:
+            run_of(folder, "impossible", probe, noise=[1.0])
+        assert "\n" not in str(error.value)
+
+
+def test_calls_are_counted_before_they_are_made(folder, monkeypatch):
+    """Texts of one length that are masked whole, in calls of one text: the largest number is reached."""
+    made, logits = [0], LanguageModel.logits
+
+    def counted(*arguments):
+        made[0] += 1
+        return logits(*arguments)
+
+    source = letters(folder, model="audit_models:wrong", data=str(folder / "ids.npy")).experiment().parts.source
+    block = next(source.blocks(np.arange(5), 0, 60))
+    u_turns = UTurns(block, ut.Masking().observe(block, 1.0, Streams(0, block.items, 1.0)), None)
+    decoders = ({"order": "entropy"}, {"steps": D}, {"order": "blocks", "block": 1})
+    monkeypatch.setattr(LanguageModel, "logits", counted)
+    for probe in OrderConsistency(batch_size=1, pairs=2), OrderLikelihood(batch_size=1, orders=3, decoders=decoders):
+        made[0] = 0
+        probe.read(u_turns, source)
+        assert probe.network_calls(5, 1, 1, source) == made[0] > 0
 
 
 def test_repetition_against_a_plain_loop(folder):
@@ -474,10 +519,11 @@ def test_mask_files_of_booleans_regions_and_segments(folder):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"keep_first": 6}, "keep_first = 6: text .* has no token left that noise can change"),
+        ({"keep_first": 6}, "keep_first = 6: line .* has no token left that noise can change"),
         ({"fixed": "nowhere.txt"}, "fixed = 'nowhere.txt': no such file"),
         ({"fixed": "letters.txt"}, "expected 1 for a fixed token and 0 for the others"),
         ({"fixed": "mask.npy"}, r"fixed = .* has shape \(60, 4\) and dtype bool; expected booleans of shape"),
+        ({"fixed": "more.txt"}, "fixed = 'more.txt' has 13 lines, but the texts have 12"),
         ({"fixed": "x.txt", "windows": True, "length": 6}, "take a .npy file for windows and ids"),
     ],
 )
@@ -487,6 +533,7 @@ def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
     shortest = min(map(len, lines))
     more = {**more, **({"keep_first": shortest} if "keep_first" in more else {})}
     np.save(folder / "mask.npy", np.zeros((60, D), bool))
+    (folder / "more.txt").write_text("\n".join("0" * len(line) for line in [*lines, "abc"]))
     with pytest.raises(ValueError, match=message.replace("= 6:", f"= {shortest}:")) as error:
         ut.run(letters(folder, **more).experiment(), workers=1)
     assert "\n" not in str(error.value)
@@ -634,6 +681,9 @@ def test_an_audit_continues_and_damage_is_told(audited):
     assert (out / "audit.json").read_text() == before
     assert stores
     assert stores == {path: path.stat().st_mtime_ns for path in stores}  # nothing is measured again
+    searched = uturn(*arguments, "--until", 0.1, "--reading", "left_to_right", cwd=out.parent)
+    assert searched.returncode == 2
+    assert "leave out --audit or --until" in searched.stderr
     shared = uturn(*arguments, "--shard", "1/2", cwd=out.parent)
     assert shared.returncode == 2
     assert "leave out --shard" in shared.stderr
@@ -643,3 +693,16 @@ def test_an_audit_continues_and_damage_is_told(audited):
     assert "expected an audit" in collected.problems[0]["words"]
     (out / "audit.json").write_text(before)
     write_page(out)
+
+
+def test_an_audit_of_one_text_of_one_token(tmp_path):
+    """There are no pairs, no gap and no intervals."""
+    (tmp_path / "text.txt").write_text("a\n")
+    done = uturn("text", "--audit", "--data", "text.txt", "--levels", "1.0", "--trajectories", 1, "--keep", 0, "--workers", 1,
+                 "--out", "out", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert numbers["order_discrepancy"] == [[None] * 3]
+    assert numbers["left_to_right"][0][0] < 0
+    assert numbers["decoders"][0]["gap"] == [[None] * 3] * 2
+    assert "Audit of the masked model" in (tmp_path / "out" / "index.html").read_text()

@@ -20,6 +20,7 @@ from uturn.core.random import Streams, keys
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks import load_language_model
 from uturn.networks.texts.language import LanguageModel
+from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
 
 TABLE = "tiny_language:table"
@@ -474,3 +475,16 @@ def test_a_source_alone_says_what_it_needs():
 def test_keys_of_rows_with_steps_of_their_own():
     own = ut.random.streams(keys(0, range(3)), 3, np.array([4, 5, 6]))
     assert own.tolist() == [int(ut.random.streams(keys(0, [k]), 1, 4 + k)[0]) for k in range(3)]
+
+
+def test_a_text_is_framed_though_the_tokenizer_drops_unknown_letters(tmp_path):
+    """A tokenizer of DNA without an unknown token has no token for "a"."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "<mask>": 2, "A": 3, "C": 4, "G": 5, "T": 6}, []))
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.encode("GAT")) == ((0,), (1,), [5, 3, 6])

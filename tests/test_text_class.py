@@ -14,6 +14,7 @@ import uturn as ut
 from command_line import uturn
 from tiny_language import Table
 from uturn.core.protocols import UTurns
+from uturn.networks.texts.classifiers import class_logits
 from uturn.networks.texts.language_files import load_text_model
 from uturn.probes import TextClass
 from uturn.sources.tokens import PAD, Tokens
@@ -261,7 +262,8 @@ def hostile(folder):
         "kind that does not exist": (model("classes") | {"model_type": "brt"}, "no kind of transformers"),
         "another tokenizer": (model("classes") | {"tokenizer": str(folder / "letters")}, "has 43 tokens, but its tokenizer 57"),
         "unknown tokens": (model("classes") | {"split": r"\w\w"}, "are unknown to the model's tokenizer"),
-        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(1, 6, 3\) for 1 texts; expected logits"),
+        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(2, 6, 3\) for 2 texts; expected logits"),
+        "one row": ({"model": "test_text_class:OneRow"}, r"gives shape \(1, 3\) for 2 texts"),
         "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite"),
         "not a module": ({"model": "test_text_class:hostile_function"}, "is a dict|gives a dict"),
     }
@@ -270,6 +272,11 @@ def hostile(folder):
 class Wrong(torch.nn.Module):
     def forward(self, ids):
         return torch.zeros(*ids.shape, 3)
+
+
+class OneRow(torch.nn.Module):
+    def forward(self, ids):
+        return torch.zeros(1, 3)
 
 
 class Nan(torch.nn.Module):
@@ -329,6 +336,8 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
         ("0\n1\n", "line 3 is ''; expected the number of a class"),
         ("cat\n" * 8, "line 1 is 'cat'; expected the number of a class"),
         ("-2\n" * 8, "line 1 is '-2'"),
+        ("0\n" * 9, "has 9 lines, but the texts have 8"),
+        ("9" * 20 + "\n", "line 1 is '99999999999999999999'"),
         ("9\n" * 8, "knows the classes 0 .. 3, but the largest label of the texts is 9"),
         (None, "no such file; expected a text file with a line for each text"),
     ],
@@ -340,3 +349,23 @@ def test_wrong_labels(folder, tmp_path, lines, words):
     with pytest.raises(ValueError, match=words) as error:
         ut.run(experiment(folder, {"type": "text_class", "model": str(folder / "classes")}, source=source))
     assert "\n" not in str(error.value)
+
+
+def test_a_classifier_that_looks_for_its_padding_finds_it(tmp_path):
+    """GPT-2 reads the last token that is not `pad_token_id` of its config.json; the tokenizer has another one, or none."""
+    import transformers
+
+    tiny_texts.write_gpt2(tmp_path)
+    config = transformers.GPT2Config.from_pretrained(tmp_path, num_labels=3, pad_token_id=28)  # of the letter '
+    torch.manual_seed(1)
+    transformers.GPT2ForSequenceClassification(config).eval().save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    model = load_text_model(str(tmp_path), "classifier")
+    assert model.tokenizer.pad_id == 0
+    rows = [np.array(model.tokenizer.encode(text)) for text in ("cat", "a", "horse")]
+    padded = np.stack([np.pad(row, (0, 5 - len(row)), constant_values=PAD) for row in rows])
+    alone = np.concatenate([class_logits(model, row[None], 1) for row in rows])
+    np.testing.assert_allclose(class_logits(model, padded, 3), alone, atol=1e-5)
+    assert np.ptp(alone[:, 0]) > 0.01

@@ -12,7 +12,7 @@ import numpy as np
 from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
 from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import resumable, run_into
+from uturn.cli.running import run_into
 from uturn.corruption.in_time import evaluations
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
     from rich.table import Table
 
-    from uturn.engine.run import run as measured
     from uturn.pages import live_page
     from uturn.pages.audits import decoder_table
     from uturn.pages.results import check_folder, write_study, written
@@ -45,16 +44,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
             for k, (name, options) in enumerate(decoders.items(), 1):
                 page.says(f"decoder: {name}", k, len(decoders) + 1, "runs")
                 store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
-                with resumable(f"what is done is in {out}; run the same command again to resume"):
-                    runs[name] = measured(
-                        options.experiment(),
-                        store,
-                        running.resume,
-                        workers=running.workers,
-                        progress=True,
-                        accept_changes=running.accept_changes,
-                        **running.on_cluster(),
-                    )
+                runs[name] = run_into(store, options.experiment(), running)
     study = write_study(run, out, source=experiment.parts.source, title="U-turns of texts", groups=("tokens",))
     numbers = audit_numbers(study, run, runs, decoders)
     _write(out, numbers)
@@ -128,6 +118,7 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
     from uturn.studies import study
 
     tested, decoder = study(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
+    has_gap = "gap" in tested  # not for a single text
     masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
     if decoder.in_time:  # the expected number
         calls = [[evaluations(decoder, noise, length) for length in run["length"].values.tolist()] for noise in COMPARED]
@@ -143,8 +134,8 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
         "is_exact": decoder.is_exact,
         "calls": numbers(np.mean(calls, axis=1)),
         "kept": [numbers(row) for row in tested.curve.values],
-        "gap": [numbers(row) for row in tested.gap.values],
-        "gap_p": numbers(tested.gap_p.values),
+        "gap": [numbers(row) for row in tested.gap.values] if has_gap else [[None] * 3] * len(COMPARED),
+        "gap_p": numbers(tested.gap_p.values) if has_gap else [None] * len(COMPARED),
         "ngram_entropy": above_original("ngram_entropy", ngram=1),
         "repeated_ngrams": above_original("repeated_ngrams", ngram=4),
         "repeated_tokens": above_original("repeated_tokens"),

@@ -113,6 +113,8 @@ def text(
     ```
     """
     if until is not None:
+        if chosen.audit:
+            raise ValueError("audit: measures all of its noise levels; leave out --audit or --until")
         return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, out)
     if chosen.audit and finished is None:
         from uturn.cli.auditing import audit_into

@@ -84,6 +84,12 @@ class OrderConsistency(_OfTheModel):
         of_pairs = np.stack([streams(of, len(of), 2**32 + end) for of in repeated for end in range(len(ends))], 1)
         of_pairs = of_pairs.reshape(len(keys), self.pairs, len(ends)).swapaxes(0, 1)[exist]
         discrepancies[exist] = self._discrepancies(self.model(source), noisy.values[exist[1]], first, second, of_pairs)
+        if np.isinf(discrepancies).any():
+            text = items[exist[1][np.flatnonzero(np.isinf(discrepancies[exist]))[0]] // (len(keys) // len(items))]
+            raise ValueError(
+                f"text {text}: the model draws two tokens in one order that have the probability 0 in the other, so that their "
+                f"divergence is infinite; leave the text out, or the probe"
+            )
         with np.errstate(invalid="ignore"):
             of_all = np.where(shares > 0, shares * discrepancies, 0).sum(2) / (shares.sum(2) > 0)
         by_item = (len(items), -1)
@@ -175,6 +181,12 @@ class OrderLikelihood(_OfTheModel):
             chosen = [rows[row % len(rows)][0] for row in some]
             out[some] = log_likelihoods(beliefs, texts[some], masked[some], of_rows[some], chosen)
         table = out.reshape(len(items), len(rows))
+        if not (possible := np.isfinite(table).all(1)).all():
+            text = items[np.flatnonzero(~possible)[0]]
+            raise ValueError(
+                f"the model gives text {text} the probability 0: it never draws one of its tokens, such as a special one like "
+                f"[SEP]; remove it from the text, or fix it (fixed)"
+            )
         means = [table[:, [k for k, (of, _) in enumerate(rows) if k and of == decoder]].mean(1) for decoder in decoders]
         random = table[:, 1 : 1 + self.orders]
         i, j = np.triu_indices(self.orders, 1)
@@ -185,7 +197,8 @@ class OrderLikelihood(_OfTheModel):
         }
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        length, rows = source.max_length, items * (1 + self.orders + len(self.decoders))
+        random = sum(decoder.order == "random" for decoder in self._decoders().values())
+        length, rows = source.max_length, items * (1 + len(self._decoders()) + random * (self.orders - 1))
         return length * -(-rows // self.model(source).pieces(self.batch_size, length).batch_size)
 
 

@@ -116,7 +116,7 @@ def classes_of(spec: TextClass, source: Any) -> Classes:
 
     model = spec.loaded()
     texts = TextsOf(source, model, f"model = {spec.model!r}")
-    num_classes = class_logits(model, texts.rows(source.ids([0])), spec.batch_size).shape[1]
+    num_classes = class_logits(model, texts.rows(source.ids([0, 0])), 2).shape[1]
     return Classes(model, texts, spec.batch_size, num_classes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,7 +271,8 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
 
 def _texts_of_ids(source: TokenSource) -> _Texts:
     ids = _read_ids(source.path, source.vocab_size)
-    return _Texts(ids, _free(source, ids, {}), labels=_read_labels(source.labels, range(1, len(ids) + 1)))
+    numbers = range(1, len(ids) + 1)
+    return _Texts(ids, _free(source, ids, {}, len(ids)), labels=_read_labels(source.labels, numbers, len(ids)))
 
 
 def _read_ids(path: str, vocab_size: int) -> np.ndarray:
@@ -292,6 +294,7 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
         raise ValueError(f"{where}: the model has no tokenizer, so that only a .npy file of ids can be read")
     texts = [_content(path, str(path)) for path in _text_files(source.path)]
     left_out: dict[str, str] = {}
+    lines = [line for text in texts for line in text.splitlines()]
     if source.windows:
         size = source.length or most
         if size is None:
@@ -302,17 +305,18 @@ def _read_texts(source: TokenSource, most: int | None) -> _Texts:
         if not rows:
             raise ValueError(f"{where}: no text has {size} tokens; take shorter windows (length), or lines")
     else:
-        rows, left_out = _lines(where, [line for text in texts for line in text.splitlines()], tokenizer, source.length, most)
+        rows, left_out = _lines(where, lines, tokenizer, source.length, most)
     check_known(where, list(rows.values()), tokenizer)
     padded = np.full((len(rows), max(map(len, rows.values()))), PAD, np.int64)
     for row, tokens in enumerate(rows.values()):
         padded[row, : len(tokens)] = tokens
-    regions = [] if source.regions is None else _read_line_by_line("regions", source.regions, rows)
-    return _Texts(padded, _free(source, padded, rows), regions, left_out, _read_labels(source.labels, rows))
+    count = len(lines)
+    regions = [] if source.regions is None else _read_line_by_line("regions", source.regions, rows, count)
+    return _Texts(padded, _free(source, padded, rows, count), regions, left_out, _read_labels(source.labels, rows, count))
 
 
-def _free(source: TokenSource, ids: np.ndarray, rows: dict[int, list[int]]) -> np.ndarray:
-    """Which tokens can become noisy, bool (texts, longest); `rows`: tokens by the number of their line."""
+def _free(source: TokenSource, ids: np.ndarray, rows: dict[int, list[int]], count: int) -> np.ndarray:
+    """Which tokens can become noisy, bool (texts, longest); `rows`: tokens by the number of their line, out of `count`."""
     free = (ids != PAD) & (np.arange(ids.shape[1]) >= source.keep_first)
     if source.fixed is not None:
         where, free = f"fixed = {source.fixed!r}", np.array(free)
@@ -322,14 +326,15 @@ def _free(source: TokenSource, ids: np.ndarray, rows: dict[int, list[int]]) -> n
                 raise ValueError(f"{where} has shape {mask.shape} and dtype {mask.dtype}; expected booleans of shape {ids.shape}")
             free &= ~mask
         else:
-            for row, line in enumerate(_read_line_by_line("fixed", source.fixed, rows)):
+            for row, line in enumerate(_read_line_by_line("fixed", source.fixed, rows, count)):
                 if not set(line) <= set("01"):
                     raise ValueError(f"{where}: a line has {shown(line)}; expected 1 for a fixed token and 0 for the others")
                 free[row, : len(line)] &= np.array([character == "0" for character in line])
     if not (shortest := free.any(1)).all():
         text = int(np.flatnonzero(~shortest)[0])
+        which = f"text {text}" if source.windows or not rows else f"line {list(rows)[text]} of the texts"
         name = "keep_first" if source.fixed is None else "fixed"
-        raise ValueError(f"{name} = {getattr(source, name)!r}: text {text} has no token left that noise can change; fix fewer")
+        raise ValueError(f"{name} = {getattr(source, name)!r}: {which} has no token left that noise can change; fix fewer")
     return free
 
 
@@ -387,14 +392,22 @@ def check_known(where: str, rows: Sequence[Sequence[int]], tokenizer: Any) -> No
         )
 
 
-def _read_labels(path: str | None, numbers: Iterable[int]) -> np.ndarray | None:
+def _lines_of(name: str, path: str, count: int) -> list[str]:
+    """The lines of a file that has one for each of `count` lines or rows of texts; ValueError if it has more."""
+    lines = _content(Path(path), f"{name} = {path!r}").splitlines()
+    if any(line.strip() for line in lines[count:]):
+        raise ValueError(f"{name} = {path!r} has {len(lines)} lines, but the texts have {count}; expected a line for each")
+    return lines
+
+
+def _read_labels(path: str | None, numbers: Iterable[int], count: int) -> np.ndarray | None:
     """The classes on the lines with these numbers, int64; None without a file."""
     if path is None:
         return None
-    lines, labels = _content(Path(path), f"labels = {path!r}").splitlines(), []
+    lines, labels = _lines_of("labels", path, count), []
     for number in numbers:
         line = lines[number - 1].strip() if number <= len(lines) else ""
-        if not line.isdecimal() and line != "-1":
+        if not re.fullmatch(r"-1|\d{1,9}", line):
             raise ValueError(
                 f"labels = {path!r}: line {number} is {shown(line)}; expected the number of a class, or -1 where it is unknown"
             )
@@ -402,9 +415,9 @@ def _read_labels(path: str | None, numbers: Iterable[int]) -> np.ndarray | None:
     return np.array(labels, np.int64)
 
 
-def _read_line_by_line(name: str, path: str, rows: dict[int, list[int]]) -> list[str]:
+def _read_line_by_line(name: str, path: str, rows: dict[int, list[int]], count: int) -> list[str]:
     """A character for each token of the lines with these numbers."""
-    lines, read = _content(Path(path), f"{name} = {path!r}").splitlines(), []
+    lines, read = _lines_of(name, path, count), []
     for number, tokens in rows.items():
         line = lines[number - 1] if number <= len(lines) else ""
         if len(line) != len(tokens):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from uturn.core.pieces import half_precision_words
 from uturn.networks.texts.language import LanguageModel
 
 
@@ -27,9 +28,8 @@ def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np
             raise ValueError(
                 f"{model.description} gives {what} for {len(ids)} texts; expected logits (texts, classes) of two or more classes"
             )
-        for number, row in zip(numbers, logits.double().cpu().numpy(), strict=True):
+        if not logits.isfinite().all():
+            raise ValueError(f"{model.description} gives logits that are not finite{half_precision_words(logits.dtype)}")
+        for number, row in zip(numbers, logits.detach().double().cpu().numpy(), strict=True):
             rows[number] = row
-    table = np.array(rows, float).reshape(len(texts), -1)
-    if not np.isfinite(table).all():
-        raise ValueError(f"{model.description} gives logits that are not finite; take dtype = 'float32'")
-    return table
+    return np.array(rows, float).reshape(len(texts), -1)

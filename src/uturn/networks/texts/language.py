@@ -181,9 +181,9 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The id beyond the end of a text."""
-        ids = (getattr(self.tokenizer, "pad_id", None), getattr(self.config, "pad_token_id", None))
-        return next((pad_id for pad_id in ids if pad_id is not None), 0)
+        """The id beyond the end of a text: that of the network, which may look for it."""
+        ids = (getattr(self.config, "pad_token_id", None), getattr(self.tokenizer, "pad_id", None))
+        return next((pad_id for pad_id in ids if pad_id is not None and pad_id >= 0), 0)
 
     def fingerprint(self) -> str:
         """SHA-256 of weights, tokenizer and form of the output (hexadecimal)."""

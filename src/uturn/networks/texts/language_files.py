@@ -250,7 +250,7 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
                 return AutoConfig.for_model(kind, **table)
             return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
-        if table and "model_type" not in table:
+        if table and kind is None and "model_type" not in table:
             missing = 'its config.json lacks the line "model_type", such as "model_type": "bert"'
             raise ValueError(f"{where}: {missing}; name the kind of model (model_type, --model-type bert)") from None
         raise ValueError(f"{where} cannot be read ({_reason(error, trusted)})") from None

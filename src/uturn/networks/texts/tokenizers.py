@@ -198,7 +198,10 @@ class PretrainedTokenizer:
         self.prefix, self.suffix = self._frame()
 
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        bare, framed = self.encode("a"), list(self._tokenizer("a")["input_ids"])
+        special = self._tokenizer.all_special_tokens
+        words = ("a", *(token for token in self._vocabulary if token not in special))  # "a" may have no token, as in DNA
+        word = next((word for word in words if self.encode(word)), "a")
+        bare, framed = self.encode(word), list(self._tokenizer(word)["input_ids"])
         for start in range(len(framed) - len(bare) + 1):
             if framed[start : start + len(bare)] == bare:
                 return tuple(framed[:start]), tuple(framed[start + len(bare) :])
