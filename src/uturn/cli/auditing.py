@@ -120,6 +120,7 @@ def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]
     tested, decoder = study(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
     has_gap = "gap" in tested  # not for a single text
     masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
+    calls: Any
     if decoder.in_time:  # the expected number
         calls = [[evaluations(decoder, noise, length) for length in run["length"].values.tolist()] for noise in COMPARED]
     else:

@@ -108,7 +108,7 @@ def text(
       --items 100 --out results/bert
     uturn text --model out/reactions --split smiles --data out/reactions.txt \\
       --segment . --segment ">>" --clones 2 --out results/reactions
-    uturn text --audit --items 20 --out results/audit
+    uturn text --audit --out results/audit
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_names
 from uturn.networks.texts.options import LanguageOptions
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PASSAGES = 30  # of those of the package, without --items
 COMPARED = (0.5, 1.0)  # noise levels at which an audit compares decoders
+AUDIT_SIZES = {"levels": 4, "trajectories": 2}  # defaults of an audit, whose readings cost more than U-turns
 AUDITED: tuple[dict[str, Any], ...] = (
     {},
     {"order": "blocks", "block": 1},
@@ -106,13 +107,19 @@ class TextOptions(LanguageOptions, PresetOptions):
     audit: bool = Field(
         False,
         description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
-        "likelihood depend on the order, and what each of twelve decoders costs.",
+        "likelihood depend on the order, and what each of twelve decoders costs. Without --levels and --trajectories it takes 4 "
+        "levels and 2 noisy versions.",
     )
     items: int | None = Field(  # type: ignore[assignment]
         None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
     )
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_an_audit(cls, options: Any) -> Any:
+        return {**AUDIT_SIZES, **options} if isinstance(options, Mapping) and options.get("audit") else options
 
     def experiment(self) -> Experiment:
         """The experiment that these options describe. Loads the model to find the corruption that it reverses.
@@ -194,8 +201,10 @@ class TextOptions(LanguageOptions, PresetOptions):
         decoder = self.denoiser().decoder
         own = {of.name: value for of in fields(Decoder) if (value := getattr(decoder, of.name)) != of.default}
         known = {Decoder(**options): options for options in (*AUDITED, own)}
-        without = [of for of in known if of.order not in DETERMINED or of.remask != "none" or not of.is_exact_singly]
-        return [options for of, options in known.items() if of not in without][2:]  # random and left to right are compared anyway
+        compared = [
+            options for of, options in known.items() if of.is_exact_singly and of.remask == "none" and of.order in DETERMINED
+        ]
+        return compared[2:]  # random and left to right are compared anyway
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
         """The table of a probe that reads texts with a second model."""

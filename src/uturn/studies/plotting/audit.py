@@ -36,7 +36,9 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
     """The figure of the content of `audit.json`."""
     import matplotlib.pyplot as plt
 
-    figure, ((pairs, distances), (orders, decoders)) = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+    figure = plt.figure(figsize=(11, 8.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.2])  # the names of decoders narrow the lower panels alone
+    (pairs, distances), (orders, decoders) = above.subplots(1, 2), below.subplots(1, 2)
     noise = np.array(numbers["noise"], float)
     for axis, title in ((pairs, "(a) Two tokens in two orders"), (orders, "(c) A text in several orders")):
         axis.set_title(title)
@@ -63,7 +65,7 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
     differ = _table(numbers["random_orders_differ"])
     draw_curve(orders, noise, differ, MUTED, 0.15, ls="--", label="two random orders differ by")
     orders.set_ylabel("log-likelihood minus left to right, nats")
-    figure.legend(*orders.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
+    below.legend(*orders.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
 
     rows, y = numbers["decoders"], np.arange(len(numbers["decoders"]))[::-1]
     for at, row in zip(y, rows, strict=True):
@@ -77,7 +79,7 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
     decoders.set_xlabel("entropy of tokens minus that of originals, nats")
     for color, words in ((ACCENT, "exact for a consistent model"), (CLASS, "draws from another law")):
         decoders.plot([], [], "o-", color=color, ms=5, lw=2, label=words)
-    figure.legend(*decoders.get_legend_handles_labels(), loc="outside lower right", fontsize=8.5)
+    below.legend(*decoders.get_legend_handles_labels(), loc="outside lower right", fontsize=8.5)
     return figure
 
 
