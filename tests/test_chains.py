@@ -78,6 +78,18 @@ def test_zeros_in_a_chain_and_strong_evidence_equal_enumeration():
         np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), 2), atol=1e-10)
 
 
+def test_products_of_messages_below_the_range_of_float64_are_not_lost():
+    """The sites at both ends make state 1 e**-800 as probable as state 0 each, those between them e**1700 times as probable."""
+    chain = ut.HiddenMarkovModel([0.5, 0.5], np.eye(2), np.eye(2), length=8)
+    values = np.array([[0, -400.0]] * 2 + [[-425.0, 0]] * 4 + [[0, -400.0]] * 2)
+    batch = np.stack([values, values[:, ::-1], values / 100])  # in and out of range
+    beliefs = ut.infer(chain, batch, outputs=("marginals", "log_evidence"))
+    np.testing.assert_allclose(beliefs.marginals[1][0], [[np.exp(-100), 1]] * 8, rtol=1e-12)
+    np.testing.assert_allclose(beliefs.marginals[1][1], [[1, np.exp(-100)]] * 8, rtol=1e-12)
+    np.testing.assert_allclose(beliefs.marginals[1][2, :, 0], 1 / (1 + np.exp(1)), rtol=1e-12)
+    np.testing.assert_allclose(beliefs.log_evidence, np.array([-1600, -1600, -16 + np.log1p(np.exp(-1))]) - np.log(2))
+
+
 def test_no_strings_have_no_beliefs_and_impossible_strings_no_states():
     chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=3)
     assert ut.infer(chain, np.zeros((0, 3, 2))).marginals[1].shape == (0, 3, 2)

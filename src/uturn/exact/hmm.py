@@ -21,6 +21,7 @@ from uturn.exact.rhm import Draw, checked_leaves, cumulative_sums, inverse_cdf
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-280  # smaller sums may have lost their largest term
+_FACTOR = 1e-60  # products of five factors above this, and their sums, are in the range of float64
 _options: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
@@ -140,21 +141,33 @@ class HiddenMarkovModel:
 
         With `ell_i(s) = sum_x E(s, x) e_i(x)`: forward `alpha_i(s) ~ ell_i(s) sum_r alpha_{i-1}(r) A(r, s)`, backward
         `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have `alpha beta`, the symbols
-        `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
+        `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`. Strings whose messages leave the range of float64 are
+        computed once more with logarithms of messages.
         """
         evidence = np.ascontiguousarray(log_evidence, np.float64)
-        like = self._emitted(evidence)
-        alpha, total = self._forward(like)
-        if not marginals:
-            return {}, total
         batch, N, v = evidence.shape
-        symbols, states = np.empty((batch, N, v)), np.empty((batch, N, self.num_states))
+        sizes = (v, self.num_states) if marginals else (0, 0)
+        (symbols, states), total = (np.empty((batch, N, size)) for size in sizes), np.empty(batch)
+        in_range, model = np.empty(batch, bool), (self.initial, self.transition, self.emission)
 
         def block(first: int, last: int) -> None:
-            _backward(self.initial, self.transition, self.emission, evidence, like, alpha, first, last, symbols, states)
+            values = evidence[first:last]
+            top = values.max(axis=2, keepdims=True)
+            top[np.isneginf(top)] = 0
+            some = slice(first, last)
+            _scaled(*model, values, np.exp(values - top), symbols[some], states[some], total[some], in_range[some])
+            total[some] += top.sum(axis=(1, 2))
 
-        over_blocks(batch, block, 4 * N * self.num_states * max(v, self.num_states))
-        return {0: symbols, 1: states}, total
+        over_blocks(batch, block, N * (self.num_states + v) * self.num_states)
+        if (rows := np.flatnonzero(~in_range)).size:
+            values = evidence[rows]
+            like = self._emitted(values)
+            alpha, total[rows] = self._forward(like)
+            if marginals:
+                of_symbols, of_states = np.empty((len(rows), N, v)), np.empty((len(rows), N, self.num_states))
+                _backward(*model, values, like, alpha, of_symbols, of_states)
+                symbols[rows], states[rows] = of_symbols, of_states
+        return ({0: symbols, 1: states} if marginals else {}), total
 
     def draw(self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf where there is no posterior.
@@ -222,7 +235,87 @@ def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
     return array
 
 
-# -- kernels: logarithms of messages, so that evidence of any size is exact ------------------------------------------------
+# -- kernels ------------------------------------------------------------------------------------------------------------
+@njit(**_options)
+def _scaled(initial, transition, emission, evidence, e, symbols, states, total, in_range):
+    """`HiddenMarkovModel.infer` with messages that are scaled at each site, for strings where none is too small for float64.
+
+    `e`: exp(evidence), divided by the largest value of each site. Products have at most five factors, entries of matrices, of e,
+    alpha and beta, each of which is 0 or above `_FACTOR`; if not, `in_range` is False. No marginals if `states` is empty.
+    """
+    (count, N, v), S = e.shape, len(initial)
+    like, before, alpha, beta, ahead = np.empty((N, S)), np.empty((N, S)), np.empty((N, S)), np.empty(S), np.empty(S)
+    emitted, backwards, fits = np.ascontiguousarray(emission.T), np.ascontiguousarray(transition.T), True
+    for matrix in (transition, emission, initial.reshape(1, S)):
+        for value in matrix.ravel():
+            fits &= value == 0 or value > _FACTOR
+    for b in range(count):
+        ok, scale = fits, 1.0
+        total[b] = 0
+        for i in range(N):
+            like[i] = 0
+            for x in range(v):
+                weight = e[b, i, x]
+                if weight > 0:
+                    for s in range(S):
+                        like[i, s] += weight * emitted[x, s]
+                ok &= weight > _FACTOR or evidence[b, i, x] == -np.inf
+            if i:
+                before[i] = 0
+                for r in range(S):
+                    for s in range(S):
+                        before[i, s] += alpha[i - 1, r] * transition[r, s]
+            else:
+                before[0] = initial
+            norm = 0.0
+            for s in range(S):
+                alpha[i, s] = before[i, s] * like[i, s]
+                norm += alpha[i, s]
+            ok &= norm > _FACTOR
+            if not ok:
+                break
+            for s in range(S):
+                alpha[i, s] /= norm
+                ok &= alpha[i, s] == 0 or alpha[i, s] > _FACTOR
+            scale *= norm
+            if scale < _FACTOR:
+                total[b] += np.log(scale)
+                scale = 1.0
+        total[b] += np.log(scale)
+        in_range[b] = ok
+        if not ok or not states.size:
+            continue
+        beta[:] = 1
+        for i in range(N - 1, -1, -1):
+            norm = 0.0
+            for s in range(S):
+                states[b, i, s] = alpha[i, s] * beta[s]
+                norm += states[b, i, s]
+            symbols[b, i] = 0
+            for s in range(S):
+                states[b, i, s] /= norm
+                for x in range(v):
+                    symbols[b, i, x] += before[i, s] * beta[s] * emission[s, x]
+                ahead[s] = like[i, s] * beta[s]
+            norm = 0.0
+            for x in range(v):
+                symbols[b, i, x] *= e[b, i, x]
+                norm += symbols[b, i, x]
+            for x in range(v):
+                symbols[b, i, x] /= norm
+            ok &= norm > _FACTOR
+            beta[:] = 0
+            for s in range(S):
+                for r in range(S):
+                    beta[r] += ahead[s] * backwards[s, r]
+            norm = beta.max()
+            for s in range(S):
+                beta[s] /= norm
+                ok &= beta[s] == 0 or beta[s] > _FACTOR
+        in_range[b] = ok
+
+
+# Logarithms of messages, so that evidence of any size is exact.
 @njit(**_options)
 def _log_product(logs, matrix, out):
     """out[j] = log sum_r exp(logs[r]) matrix[r, j]; -inf where the sum is 0."""
@@ -295,11 +388,11 @@ def _filter(initial, transition, like, first, last, alpha, total):
 
 
 @njit(**_options)
-def _backward(initial, transition, emission, evidence, like, alpha, first, last, symbols, states):
+def _backward(initial, transition, emission, evidence, like, alpha, symbols, states):
     S, backwards, prior = len(initial), np.ascontiguousarray(transition.T), np.log(initial)
     beta, ahead, before = np.empty(S), np.empty(S), np.empty(S)
     of_symbols = np.empty(emission.shape[1])
-    for b in range(first, last):
+    for b in range(len(evidence)):
         beta[:] = 0
         for i in range(like.shape[1] - 1, -1, -1):
             _normalise(alpha[b, i] + beta, states[b, i])

@@ -36,7 +36,7 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
     """The figure of the content of `audit.json`."""
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(11, 8.6), layout="constrained")
+    figure: Any = plt.figure(figsize=(11, 8.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.2])  # the names of decoders narrow the lower panels alone
     (pairs, distances), (orders, decoders) = above.subplots(1, 2), below.subplots(1, 2)
     noise = np.array(numbers["noise"], float)
