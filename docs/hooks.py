@@ -41,9 +41,9 @@ REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For 
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
 ALSO_PUBLIC = (
     *("backward.deepinv_samplers", "backward.sampler", "cli.presets", "core.experiment", "core.u_turns"),
-    *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.linear"),
-    *("measures.posteriors", "measures.ranks", "measures.two_samplers", "pages", "pages.laboratory", "studies.locate"),
-    "studies.readings",
+    *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.hmm", "exact.linear"),
+    *("exact.noise_chains", "measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
+    *("pages.laboratory", "studies.locate", "studies.readings"),
 )
 
 
