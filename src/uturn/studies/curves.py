@@ -59,8 +59,12 @@ def with_interval(values: Any, form: str = ".3g") -> str:
 
     >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
     ('0.731 [0.718, 0.744]', '0.73')
+    >>> with_interval((-1e-9, -0.2, 0.2))  # a mean of 0, and the rounding of its terms
+    '0 [-0.2, 0.2]'
     """
     number = Estimate(*np.asarray(values, float).tolist())
+    if abs(number.value) < 1e-6 * (number.high - number.low):
+        number = number._replace(value=0.0)
     if not np.isfinite(number.value):
         return "none"
     return format(number, form) if np.isfinite(number).all() else format(number.value, form)
