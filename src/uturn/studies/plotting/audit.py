@@ -55,7 +55,7 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
         draw_curve(distances, np.array(ends), rows, color, 0.15, marker="o", ms=4, label=f"{noise[k]:g} masked")
     if ends:  # none in texts of one token
         distances.set_xscale("log", base=2)
-        distances.set_xticks(ends, [f"{end // 2 + 1}-{end}" if end > 2 else str(end) for end in ends])
+        distances.set_xticks(ends, [f"{end // 2 + 1}-{end}" if end > 2 else str(end) for end in ends], fontsize=8.5)
     distances.axhline(0, color=THEORY, lw=0.8, ls=":")
     distances.set(title="(b) Against their distance", xlabel="distance of the two tokens", ylabel="inconsistency, nats a pair")
     draw_legend(distances, "best")
