@@ -383,6 +383,16 @@ def test_an_inconsistent_model_has_its_known_divergence_within_its_interval(fold
     assert float(run.random_orders_differ.mean()) > 0.3
 
 
+def test_two_random_orders_are_compared_with_each_other(folder):
+    """Of two tokens, a random order is left to right or not: the two orders agree, or differ by twice their mean difference."""
+    source = {"type": "tokens", "path": str(folder / "ids.npy"), "keep_first": D - 2}
+    run = run_of(folder, "wrong", "order_likelihood", noise=[1.0], source=source)
+    nats, differ = np.abs(run.order_nats.sel(decoder="random").values), run.random_orders_differ.values
+    agree = differ < 1e-6
+    np.testing.assert_allclose(differ, np.where(agree, 0, 2 * nats), atol=1e-5)
+    assert 0 < (agree & (nats > 1e-6)).sum() and 0 < (~agree).sum()  # both came, also two orders from right to left
+
+
 def test_a_run_resumes_and_does_not_depend_on_batches(folder):
     run = run_of(folder, "wrong", "order_consistency", "order_likelihood")
     probes = [{"type": "order_consistency", "batch_size": 3}, {"type": "order_likelihood", "batch_size": 5}]
@@ -443,6 +453,11 @@ def test_repetition_against_a_plain_loop(folder):
     np.testing.assert_allclose(run.repeated_tokens, (ids[..., 1:] == ids[..., :-1]).mean(-1), atol=1e-6)
     study = ut.study(run)
     assert {"ngram_entropy, ngram = 2", "repeated_tokens"} <= set(study.reading.values.tolist())
+    run = ut.run(letters(folder, repetition=True).experiment(), workers=1)  # texts of several lengths
+    for item, line in enumerate((folder / "letters.txt").read_text().splitlines()):
+        assert float(run.original_repeated_ngrams.sel(item=item, noise=1.0, ngram=2)) == pytest.approx(read(line, 2)[1], abs=1e-6)
+        ids = run.token.values[1, item, 2, : len(line)]
+        assert float(run.repeated_tokens.values[1, item, 2]) == pytest.approx((ids[1:] == ids[:-1]).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
