@@ -598,6 +598,11 @@ def test_all_texts_are_taken_by_default(folder):
     assert TextOptions(levels=[1.0]).experiment().items == 30  # of the 400 passages of the package
 
 
+def test_an_audit_has_few_levels_and_versions_by_default():
+    sizes = [{}, {"audit": True}, {"audit": True, "levels": 7, "trajectories": 3}]
+    assert [(of.levels, of.trajectories) for of in map(TextOptions.from_dict, sizes)] == [(10, 8), (4, 2), (7, 3)]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------------
 
 

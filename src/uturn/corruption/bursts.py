@@ -55,7 +55,6 @@ class Bursts(Spec, Channel):
         u = uniforms(streams(seed, len(leaves), NOISE), 3 * d)
         fresh = u[:, :d] < share[:, None]  # state of a leaf whose state does not follow from the one before
         begins = u[:, d : 2 * d] >= self.persistence
-        begins[:, 0] = True
         last = np.maximum.accumulate(np.where(begins, np.arange(d), 0), axis=1)
         is_on = np.take_along_axis(fresh, last, axis=1)
         return Noisy(np.where(is_on, (u[:, 2 * d :] * vocab_size).astype(np.int64), leaves), share, vocab_size)
