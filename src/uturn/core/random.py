@@ -255,6 +255,12 @@ def uniforms(keys: np.ndarray, n: int) -> np.ndarray:
     return out
 
 
+def choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Indices int64 (..) drawn with probability ~ weights (.., v), by inverting their cumulative sums at uniform numbers (..)."""
+    below = np.cumsum(weights, axis=-1, dtype=np.float64)
+    return np.minimum((below <= (u * below[..., -1])[..., None]).sum(-1), weights.shape[-1] - 1)
+
+
 def normals(keys: np.ndarray, n: int, dtype: Any = np.float32) -> np.ndarray:
     """Standard normal numbers, float32 or float64 (len(keys), n): row i holds the first n numbers of stream keys[i].
 

@@ -22,9 +22,8 @@ import numpy as np
 
 from uturn.core import progress
 from uturn.core.protocols import Noisy
-from uturn.core.random import streams, uniforms
+from uturn.core.random import choices, streams, uniforms
 from uturn.corruption.denoising import Denoiser, checked_posterior
-from uturn.corruption.strings import draw
 from uturn.corruption.uniform import UniformReplacement
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
             belief = checked_posterior(denoiser, Noisy(leaves[rows], told, v))
             law = belief[chosen]
             place = rows[np.nonzero(chosen)[0]], np.nonzero(chosen)[1]
-            leaves[place] = draw(decoder.weights(law), heights[place])
+            leaves[place] = choices(decoder.weights(law), heights[place])
             sure[place] = np.take_along_axis(law, leaves[place][:, None], 1)[:, 0]
             turn[place] = False
         if decoder.order != "random":

@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.core.checks import checked_integer, checked_noise, shown
 from uturn.core.protocols import Channel, Noisy
-from uturn.core.random import streams, uniforms
+from uturn.core.random import choices, streams, uniforms
 from uturn.exact.inference.evidence import SYMBOLS, Evidence
 from uturn.exact.rhm import checked_leaves
 
@@ -84,10 +84,4 @@ def _two_logs(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_symbols(law: np.ndarray, keys: np.ndarray, stream: int) -> np.ndarray:
     """Independent draws of a symbol for every leaf, int64 (batch, leaves), from weights (batch, leaves, v)."""
-    return draw(law, uniforms(streams(keys, len(law), stream), law.shape[1]))
-
-
-def draw(weights: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Draws of a symbol, int64 (..), from weights (.., v) and uniform numbers (..)."""
-    below = np.cumsum(weights, axis=-1, dtype=np.float64)
-    return np.minimum((below <= (heights * below[..., -1])[..., None]).sum(-1), weights.shape[-1] - 1)
+    return choices(law, uniforms(streams(keys, len(law), stream), law.shape[1]))

@@ -18,10 +18,9 @@ import numpy as np
 from uturn.core import progress
 from uturn.core.checks import checked_integer, shown
 from uturn.core.protocols import Noisy
-from uturn.core.random import streams, uniforms
+from uturn.core.random import choices, streams, uniforms
 from uturn.corruption import in_time
 from uturn.corruption.denoising import ORDER, Denoiser, checked_observation, checked_posterior
-from uturn.corruption.strings import draw
 from uturn.corruption.uniform import UniformReplacement
 
 ORDERS = ("random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler")
@@ -286,7 +285,7 @@ def reveal(
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         law = beliefs.at(rows[part], positions[part])
-        drawn[part] = draw(decoder.weights(law), heights[rows[part], positions[part]])
+        drawn[part] = choices(decoder.weights(law), heights[rows[part], positions[part]])
         sure[rows[part], positions[part]] = -np.take_along_axis(law, drawn[part, None], 1)[:, 0]
     out = values.copy()
     out[rows, positions] = drawn

@@ -192,14 +192,8 @@ class HiddenMarkovModel:
         """
         with np.errstate(divide="ignore"):
             evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
-        states, possible = np.full(leaves.shape, -1), np.isfinite(self.log_likelihood(leaves))
-        own = streams(keys, len(leaves), _STATES)
-        states[possible] = self.draw(evidence[possible], own[possible], np.zeros(1, np.uint64))[0][1][0]
-        return {0: leaves, 1: states}
-
-    def parse(self, leaves: np.ndarray) -> Any:
-        """Not defined: a string does not determine the hidden states."""
-        raise ValueError("a hidden Markov model has no parse, a string does not determine its states; read with tree_levels")
+        drawn, total = self.draw(evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64))
+        return {0: leaves, 1: np.where(np.isfinite(total)[:, None], drawn[1][0], -1)}
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uturn.core.checks import shown
-from uturn.core.random import streams, uniforms
+from uturn.core.random import choices, streams, uniforms
 from uturn.exact.hmm import HiddenMarkovModel, as_laws
 from uturn.exact.inference.beliefs import Beliefs
 from uturn.exact.inference.chains import draw_chain, infer_chain
@@ -181,7 +181,7 @@ class NoiseChain:
         root = (self._root(rhm) * messages[-1][:, 0]).reshape(batch, -1)
         if not (root.sum(axis=1) > 0).all() or not np.isfinite(logs).all():
             raise impossible_evidence(np.flatnonzero(~((root.sum(axis=1) > 0) & np.isfinite(logs))).tolist())
-        chosen = _choices(root[row[:, 0]][:, None], uniforms(key, 1))
+        chosen = choices(root[row[:, 0]][:, None], uniforms(key, 1))
         symbols, before, after = chosen // (h * h), chosen // h % h, chosen % h  # (draws * batch, nodes)
         latents = {rhm.depth: symbols}
         for level in range(rhm.depth, 0, -1):
@@ -196,14 +196,14 @@ class NoiseChain:
                 whole = whole @ matrices[:, :, :, i]
             here = np.arange(len(key))[:, None], np.arange(nodes)
             weights = np.moveaxis(whole, 2, -1)[(*here, before, after)] * rhm.rule_probabilities[level][symbols]
-            rule = _choices(weights, u[..., 0])
+            rule = choices(weights, u[..., 0])
             matrices, children = matrices[(*here, rule)], of_rules[(*here, rule)]
             ends, state = [before], before
             for i in range(s - 1):  # the state between children i and i + 1, given the one before and the one at the end
                 rest = matrices[:, :, s - 1]
                 for j in range(s - 2, i, -1):
                     rest = matrices[:, :, j] @ rest
-                state = _choices(matrices[:, :, i][(*here, state)] * rest.swapaxes(-1, -2)[(*here, after)], u[..., i + 1])
+                state = choices(matrices[:, :, i][(*here, state)] * rest.swapaxes(-1, -2)[(*here, after)], u[..., i + 1])
                 ends.append(state)
             ends.append(after)
             symbols = children.reshape(len(key), -1)
@@ -229,9 +229,3 @@ def _children(rhm: RandomHierarchyModel, level: int, below: np.ndarray) -> list[
     """Messages of child i of each rule of a level, (batch, nodes, symbols, rules of a symbol, h, h), for each i."""
     nodes = below.reshape(len(below), -1, rhm.branching, *below.shape[2:])
     return [nodes[:, :, i][:, :, rhm.rules[level][..., i]] for i in range(rhm.branching)]
-
-
-def _choices(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Indices along the last axis, drawn with probability ~ weights, by the uniform numbers u."""
-    below = np.cumsum(weights, axis=-1)
-    return np.minimum((below <= (u * below[..., -1])[..., None]).sum(-1), weights.shape[-1] - 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.random import streams, uniforms
+from uturn.core.random import choices, streams, uniforms
 
 MASKED = -1  # value of a masked site
 Conditionals = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -72,18 +72,12 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
         return after
 
     p_i, p_j = np.split(conditionals(texts, np.r_[rows, rows], np.r_[first, second]), 2)
-    a = _drawn(p_i, heights[:, 0])
+    a = choices(p_i, heights[:, 0])
     p_j_after = conditionals(revealed(first, a), rows, second)
-    b = _drawn(p_j_after, heights[:, 1])
+    b = choices(p_j_after, heights[:, 1])
     p_i_after = conditionals(revealed(second, b), rows, first)
     with np.errstate(divide="ignore"):
         return np.log(p_i[rows, a]) + np.log(p_j_after[rows, b]) - np.log(p_j[rows, b]) - np.log(p_i_after[rows, a])
-
-
-def _drawn(law: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Symbols drawn from laws (n, V) by inverting their cumulative sums at uniform numbers (n,)."""
-    cumulative = np.cumsum(law, axis=1)
-    return (cumulative <= heights[:, None] * cumulative[:, -1:]).sum(axis=1)
 
 
 def distance_ranges(length: int) -> np.ndarray:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.random import Purpose, keys
 from uturn.exact.hmm import HiddenMarkovModel
-from uturn.exact.rhm import Draw
-from uturn.sources.strings import Strings, StringSource
+from uturn.sources.strings import StringSource
 
 _MATRICES = ("initial", "transition", "emission")
-
-
-@dataclass(frozen=True, repr=False)
-class Chains(Strings):
-    """Originals from one hidden Markov model, in the place of the grammar: strings, and hidden states as tree level 1."""
-
-    distance = None  # type: ignore[assignment]  # differences of places
 
 
 class HiddenMarkovSource(StringSource):
@@ -75,9 +65,6 @@ class HiddenMarkovSource(StringSource):
     def grammar(self, number: int, seed: int) -> HiddenMarkovModel:
         """Chain `number` (0 .. chains - 1) of an experiment with this seed."""
         return _chain(self, number, seed)
-
-    def block_of(self, items: np.ndarray, grammar: Any, draw: Draw) -> Chains:
-        return Chains(items, grammar, draw)
 
 
 @lru_cache(maxsize=32)

@@ -40,9 +40,9 @@ class Strings(Originals):
         return self.draw.leaves
 
     @property
-    def distance(self) -> Tree:
-        """Distances of leaves in the tree."""
-        return Tree(self.rhm.num_leaves, self.rhm.branching)
+    def distance(self) -> Tree | None:
+        """Distances of leaves in the tree; None for a chain, whose distances are those of places."""
+        return None if isinstance(self.rhm, HiddenMarkovModel) else Tree(self.rhm.num_leaves, self.rhm.branching)
 
     def data_of(self, reconstructions: Any) -> np.ndarray:
         """The leaves of reconstructions, int64 (batch, draws, num_leaves)."""
@@ -103,17 +103,26 @@ class NoisyStrings(Noisy):
         `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further outputs needed later, computed
         in the same pass.
         """
-        from uturn.exact.inference import infer
-
         if output not in self._beliefs:
             wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
-            computed = infer(self.rhm, self.evidence, outputs=tuple(wanted))
+            computed = self._inferred(tuple(wanted))
             for name in wanted:
                 messages = getattr(computed, name)
                 for nodes in messages.values():
                     nodes.flags.writeable = False  # read-only, since probes share them
                 self._beliefs[name] = messages
         return self._beliefs[output]
+
+    def _inferred(self, outputs: tuple[str, ...]) -> Any:
+        from uturn.exact.inference import infer
+
+        return infer(self.rhm, self.evidence, outputs=outputs)
+
+    def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+        """Posterior draws, {tree_level: int64 (draws, batch, nodes)}."""
+        from uturn.exact.inference import sample_posterior
+
+        return sample_posterior(self.rhm, self.evidence, keys, numbers)
 
     def repeated(self, clones: int) -> Noisy:
         """Every noisy string `clones` times, copies next to each other."""
@@ -128,15 +137,12 @@ class NoisyStrings(Noisy):
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
         """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
-        from uturn.exact.inference import sample_posterior
-
         if self.channel.is_random:
             numbers = np.arange(clones, dtype=np.uint64)
         else:  # all trajectories of an item are draws given its only noisy string
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
-        drawn = sample_posterior(self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
-        count = len(streams.items)
+        drawn, count = self._drawn(streams.keys(Purpose.RECONSTRUCTION), numbers), len(streams.items)
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
 
@@ -149,20 +155,16 @@ class NoisyInChains(NoisyStrings):
     def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
         return self._marginals_at(symbols)
 
-    def beliefs(self, output: str, *also: str) -> Any:
-        """Exact marginals, {tree_level: (batch, nodes, symbols)}, cached for other probes; other messages are not defined."""
-        if {output, *also} != {"marginals"}:
-            raise ValueError(f"messages {output!r}: matrices between noise states for {self.channel!r}; only marginals are read")
-        if "marginals" not in self._beliefs:
-            inferred = self.noise_chain.infer(self.rhm, self.channel.state_evidence(self))
-            self._beliefs["marginals"] = inferred.marginals
-        return self._beliefs["marginals"]
+    def _inferred(self, outputs: tuple[str, ...]) -> Any:
+        if outputs != ("marginals",):
+            raise ValueError(f"messages {outputs[0]!r}: matrices of noise states for {self.channel!r}; only marginals are read")
+        return self.noise_chain.infer(self.rhm, self.channel.state_evidence(self))
 
-    def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
-        evidence, keys = self.channel.state_evidence(self), streams.keys(Purpose.RECONSTRUCTION)
-        drawn = self.noise_chain.sample_posterior(self.rhm, evidence, keys, np.arange(clones, dtype=np.uint64))
-        count = len(streams.items)
-        return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
+    def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+        drawn: dict[int, np.ndarray] = self.noise_chain.sample_posterior(
+            self.rhm, self.channel.state_evidence(self), keys, numbers
+        )
+        return drawn
 
 
 def num_leaves(source: Any) -> int:
@@ -186,16 +188,12 @@ class StringSource(Spec, Source):
         """Grammar `number` of an experiment with this seed."""
         raise NotImplementedError
 
-    def block_of(self, items: np.ndarray, grammar: Any, draw: Draw) -> Strings:
-        """Originals from one grammar."""
-        return Strings(items, grammar, draw)
-
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Strings]:
         items = np.asarray(items)
         numbers = self._numbers(num_items)[items]
         for part in np.split(items, np.flatnonzero(np.diff(numbers)) + 1):
             grammar = self.grammar(int(self._numbers(num_items)[part[0]]), seed)
-            yield self.block_of(part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
+            yield Strings(part, grammar, grammar.sample(len(part), keys(seed, Purpose.ORIGINAL, part)))
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         option, count = self.number
