@@ -14,13 +14,10 @@ class is its place in the alphabetical order of the names in `out/classes.txt`, 
 """
 
 import argparse
-import csv
-import io
 import random
-import tarfile
 from pathlib import Path
 
-from reactions import TOKEN, one
+from reactions import TOKEN, one, rows_of
 
 TABLE = "drfp-0.3.7/data/schneider50k.tsv"
 VOCABULARY = "rxnfp/models/transformers/bert_pretrained/vocab.txt"
@@ -28,10 +25,7 @@ VOCABULARY = "rxnfp/models/transformers/bert_pretrained/vocab.txt"
 
 def labelled(archive: Path, known: set[str], number: int, longest: int, seed: int) -> tuple[list[str], list[tuple[str, int]]]:
     """Names of the classes; distinct reactions of the test split of at most `longest` known tokens, with their classes."""
-    with tarfile.open(archive) as files:
-        table = files.extractfile(TABLE)
-        assert table is not None
-        rows = list(csv.DictReader(io.TextIOWrapper(table), delimiter="\t"))
+    rows = rows_of(archive, TABLE, delimiter="\t")
     names = sorted({row["rxn_class"] for row in rows})
     trained = {row["rxn"] for row in rows if row["split"] == "train"}
     test = sorted({(row["rxn"], names.index(row["rxn_class"])) for row in rows if row["split"] == "test"})

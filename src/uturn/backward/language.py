@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
-from uturn.backward.denoiser import reverse_process
+from uturn.backward.denoiser import evaluations, reverse_process
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
 from uturn.core.checks import Finding
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import in_time
 from uturn.corruption.denoising import denoise
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import LanguageOptions
@@ -189,10 +188,8 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         model = self.language()
         length = num_leaves(source) if source.kind == "strings" else source.max_length
         batch_size = model.pieces(self.batch_size, length).batch_size
-        if model.corruption == "masking" and self.decoder.in_time and noise > 0:
-            return in_time.evaluations(self.decoder, noise, length), batch_size
         steps = length if self.steps is None and model.corruption == "masking" else self._steps
-        return corruption.evaluations(noise, steps * (-(-length // self.block) if self.causal else 1), length), batch_size
+        return evaluations(self.decoder, corruption, noise, steps, length), batch_size
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         return self.model_copy(update={"steps": min(calls, self._steps)}), noise

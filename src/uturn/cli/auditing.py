@@ -24,13 +24,14 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
-    from rich.table import Table
-
-    from uturn.pages import live_page
+    from uturn.core.files import whole_file
+    from uturn.pages import live_page, report
     from uturn.pages.audits import decoder_table
-    from uturn.pages.results import check_folder, write_study, written
+    from uturn.pages.results import check_folder, write_figures, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies import summary
+    from uturn.studies.plotting.audit import draw_audit
+    from uturn.studies.tables import for_terminal
 
     if running.shard != "1/1":
         raise ValueError("audit: decoders are compared when all of their runs are finished; leave out --shard")
@@ -45,35 +46,19 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
                 page.says(f"decoder: {name}", k, len(decoders) + 1, "runs")
                 store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
                 runs[name] = run_into(store, options.experiment(), running)
-    study = write_study(run, out, source=experiment.parts.source, title="U-turns of texts", groups=("tokens",))
-    numbers = audit_numbers(study, run, runs, decoders)
-    _write(out, numbers)
-    for table in summary(study, width=console().width):
-        show(table)
-    part = decoder_table(numbers)
-    table = Table(*part.heads, title=part.title, title_justify="left")
-    for row in part.rows:
-        table.add_row(*row)
-    show(table)
-    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
-    say_next(open=inside(out, "index.html"))
-
-
-def _write(out: str, numbers: dict[str, Any]) -> None:
-    """Write `audit.json` and its picture into a folder or to a URL, and the page of the folder."""
-    from uturn.core.files import whole_file
-    from uturn.pages import fetch, write_page
-    from uturn.pages.results import write_figures
-    from uturn.store.outputs import output_folder
-    from uturn.studies.plotting.audit import draw_audit
-
-    with output_folder("out", out) as folder:
-        fetch(folder)
+        looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
+        study = write_study(run, out, source=experiment.parts.source, **looks)
+        numbers = audit_numbers(study, run, runs, decoders)
         with whole_file(folder.path / "audit.json") as file:
             file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
         write_figures(folder.path, {"audit": lambda: draw_audit(numbers)})
-        write_page(folder.path)
-        folder.push(*_FILES, "index.html")
+        folder.push(*_FILES)
+        report([out])
+    for table in summary(study, width=console().width):
+        show(table)
+    show(for_terminal(decoder_table(numbers)))
+    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
+    say_next(open=inside(out, "index.html"))
 
 
 def audit_numbers(

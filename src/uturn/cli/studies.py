@@ -151,11 +151,12 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
       --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
     ```
     """
-    from uturn.cli.presets.inverse_results import RESULTS, calls_of, overview, write_inverse
+    from uturn.cli.presets.inverse_results import RESULTS, calls_of, write_inverse
     from uturn.pages import live_page, report
     from uturn.pages.results import check_folder, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies.runs import missing_tasks
+    from uturn.studies.tables import TextTable, for_terminal
 
     with output_folder("out", out) as folder:
         check_folder(folder)
@@ -173,7 +174,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
         studies = write_study(studied, out, title=title, groups=("class", "distance"), page=False)
         results = write_inverse(runs, readings, studies if len(runs) > 1 else {runs[0].name: studies}, calls, folder)
         report([out])
-    show(overview(results))
+    show(for_terminal(TextTable(**results["table"])))
     for line in results["notes"]:
         console().print(line)
     console().print(f"written to {out}: {', '.join([*RESULTS, *written(out)])}")

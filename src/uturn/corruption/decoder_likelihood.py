@@ -16,9 +16,14 @@ DETERMINED = ("random", "blocks", "entropy", "probability")
 """Orders whose positions are a function of the tokens already revealed and, for "random" and "blocks", of the key."""
 
 
+def is_determined(decoder: Decoder) -> bool:
+    """Whether `log_likelihoods` gives the likelihood of a decoder."""
+    return decoder.order in DETERMINED and decoder.remask == "none" and not decoder.causal
+
+
 def check_determined(decoder: Decoder) -> None:
     """ValueError for a decoder whose likelihood `log_likelihoods` does not give."""
-    if decoder.order not in DETERMINED or decoder.remask != "none" or decoder.causal:
+    if not is_determined(decoder):
         raise ValueError(
             f"the likelihood of a decoder with {decoder.description} is not known here; expected an order of "
             f"{', '.join(map(repr, DETERMINED))}, without remask and causal"

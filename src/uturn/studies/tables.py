@@ -66,14 +66,24 @@ class TextTable(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
+def for_terminal(part: TextTable) -> Any:
+    """The table as rich draws it on a terminal."""
+    from rich.table import Table
+
+    table = Table(title=part.title, title_justify="left")
+    for head in part.heads:
+        table.add_column(head, overflow="fold")
+    for row in part.rows:
+        table.add_row(*row)
+    return table
+
+
 def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Any]:
     """A study for a terminal: tables (rich) of half-lives, inversions, changes and calibration, then remarks as lines of text.
 
     Variables with more than `most` levels show `most` evenly spaced levels. A table wider than `width` columns leaves out the
     further noise axes, and then other columns, all of which are in the files of the study.
     """
-    from rich.table import Table
-
     _check_study(study)
     axes = tuple(map(str, study.axis.values[1:]))
     for part in parts_of(study, most):
@@ -82,13 +92,8 @@ def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Itera
             chosen = [column for column in columns if column[0] not in hidden]
             if width is None or sum(2 + max(map(len, column)) for column in chosen) - 2 <= width:
                 break
-        table = Table(title=part.title, title_justify="left")
         heads, *rows = zip(*chosen, strict=True)
-        for head in heads:
-            table.add_column(head, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        yield table
+        yield for_terminal(TextTable(part.title, heads, rows))
     yield from remarks(study)
 
 

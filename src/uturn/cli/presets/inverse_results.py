@@ -24,7 +24,6 @@ from uturn.studies.runs import kept_images
 if TYPE_CHECKING:
     import pandas
     import xarray as xr
-    from rich.table import Table
 
     from uturn.cli.presets.inverse import Run
     from uturn.store.outputs import OutputFolder
@@ -277,13 +276,3 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
         shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
     return named.merge(xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"), combine_attrs="override")
-
-
-def overview(content: Mapping[str, Any]) -> Table:
-    """The table over runs for a terminal."""
-    from rich.table import Table
-
-    table = Table(*content["table"]["heads"], title=content["table"]["title"])
-    for row in content["table"]["rows"]:
-        table.add_row(*row)
-    return table

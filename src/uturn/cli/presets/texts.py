@@ -107,8 +107,8 @@ class TextOptions(LanguageOptions, PresetOptions):
     audit: bool = Field(
         False,
         description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
-        "likelihood depend on the order, and what each of twelve decoders costs. Without --levels and --trajectories it takes 4 "
-        "levels and 2 noisy versions.",
+        "likelihood depend on the order, and what each of twelve decoders costs. By default it takes 4 noise levels and 2 noisy "
+        "versions of each text.",
     )
     items: int | None = Field(  # type: ignore[assignment]
         None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
@@ -195,15 +195,13 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     def _with_likelihood(self) -> list[dict[str, Any]]:
         """Options of the audited decoders whose likelihood is compared with that from left to right."""
-        from uturn.corruption.decoder_likelihood import DETERMINED
+        from uturn.corruption.decoder_likelihood import is_determined
         from uturn.corruption.unmasking import Decoder
 
         decoder = self.denoiser().decoder
         own = {of.name: value for of in fields(Decoder) if (value := getattr(decoder, of.name)) != of.default}
         known = {Decoder(**options): options for options in (*AUDITED, own)}
-        compared = [
-            options for of, options in known.items() if of.is_exact_singly and of.remask == "none" and of.order in DETERMINED
-        ]
+        compared = [options for of, options in known.items() if is_determined(of) and of.is_exact_singly]
         return compared[2:]  # random and left to right are compared anyway
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
