@@ -15,7 +15,8 @@ from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import zipf
 from uturn.paper import Workshop, exam, exam_runs, exam_samplers, exam_verdicts
 from uturn.paper.decoder_laws import _confident, divergence, log_ratios
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, AllPossible, decoders, in_steps
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
+from uturn.paper.exam_samplers import AllPossible, in_steps
 
 V, D = 3, 4
 DENSE = ut.RandomHierarchyModel(vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0))

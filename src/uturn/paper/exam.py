@@ -18,8 +18,9 @@ from scipy.special import stdtrit
 from uturn.measures.calibration import calibrate
 from uturn.paper import exam_samplers
 from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, in_steps, settings
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, settings
 from uturn.paper.exam_runs import measure as measure  # of the figure
+from uturn.paper.exam_samplers import in_steps
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict
 from uturn.paper.workshop import Scale

@@ -19,8 +19,7 @@ from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
 from uturn.paper import exam_samplers
 from uturn.paper.decoder_laws import divergence, log_ratios
-from uturn.paper.exam_samplers import AllPossible as AllPossible
-from uturn.paper.exam_samplers import in_steps as in_steps
+from uturn.paper.exam_samplers import AllPossible, in_steps
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
 

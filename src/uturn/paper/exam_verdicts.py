@@ -14,8 +14,8 @@ from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
 from uturn.paper import exam_samplers
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders, in_steps
-from uturn.paper.exam_samplers import CHAIN, GRAMMAR
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
+from uturn.paper.exam_samplers import CHAIN, GRAMMAR, in_steps
 from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
 
 LEVEL = 1e-3
