@@ -13,6 +13,7 @@ grow with their number.
 `ratios`: chi, C(r)/C(0) at r = 1 and 12, and 1/xi. An original has 40 sites in a row. Each site repeats the change of the one
 before with probability exp(-1/3), and otherwise changes with the rate of the original, so that xi = 3. Rates are .3 ("even"),
 Beta(.3, 1), or "rare": 5 % of the originals have rate .5, and the others a small rate (in the name) at which sites change alone.
+"few": all originals have the small rate in the name, so that few pairs of sites change together.
 "given": share of the runs with an interval; coverage is among those, and "too low" the share of them that lie below the truth.
 
 `peak`: the level of the largest chi, for four curves chi(x), at ten levels. Every original has the curve shifted along x by a
@@ -85,11 +86,16 @@ DISTANCES = (1, 12)
 _R = np.arange(1, SITES)
 RATES: dict[str, Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]] = {
     "even": lambda rng, n: (np.full(n, 0.3), np.ones(n, bool)),
+    **{
+        f"few, {rate:g}": partial(lambda rng, n, rate: (np.full(n, rate), np.ones(n, bool)), rate=rate)
+        for rate in (0.005, 0.014, 0.03)
+    },
     "Beta(.3, 1)": lambda rng, n: (rng.beta(0.3, 1.0, n), np.ones(n, bool)),
     **{f"rare, others {quiet:g}": partial(lambda rng, n, quiet: _rare(rng, n, quiet), quiet=quiet) for quiet in (0.002, 0.01)},
 }
 """Rates of originals, and which of them are active: have sites that repeat each other."""
 _SIZES = ((20, 2), (20, 8), (40, 4), (100, 2), (100, 3), (100, 8))
+_SIZES_OF_FEW = ((8, 3), (8, 20), (12, 8), (20, 6), (60, 3), (100, 8))
 
 
 def _rare(rng: np.random.Generator, n: int, quiet: float) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +142,7 @@ def ratios(runs: int, pool: ProcessPoolExecutor) -> None:
     print(f"{'coverage':>8} {'too low':>7} {'width':>7}")
     for name in RATES:
         truth = ratio_truth(name)
-        for size in _SIZES:
+        for size in _SIZES_OF_FEW if name.startswith("few") else _SIZES:
             found = list(pool.map(partial(ratio_run, name, *size), range(runs), chunksize=20))
             number = np.median([one["n_eff"] for one in found])
             for key, true in truth.items():

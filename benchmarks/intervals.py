@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, on simulated runs: `estimate`, `located`, `proportion`, `hierarchy_index`, `study`.
 
-    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index|proportions|grids|skewed] [--workers 2]
+    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index|proportions|grids|skewed|rare] [--workers 2]
 
 Readings are coin tosses. The truth is the statistic of the mean curve of the population at the same noise levels, from an
 integral over what differs between grammars and items. Where it lies between two noise levels is drawn anew for every run. (If
@@ -15,6 +15,8 @@ runs in which the statistic exists but its interval does not. "exists": share in
   "outwards": both ends moved to the next level; "undecided": from the last level before the first one that is not above 1/2 by
   its own interval to the first level from which on all are below.
 - skewed: means of few or skewed numbers, and of grammars of 1 to 30 items.
+- rare: shares of 20 sites, kept with a probability that is small for some originals (in the name). "without a remark": the same
+  among the samples in which `rests_on_few` sees no two originals that make the spread; "missing" is the share that it sees.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from uturn.measures.statistics import (
     located,
     proportion,
     replicates,
+    rests_on_few,
     transition,
 )
 from uturn.studies import study
@@ -254,6 +257,30 @@ def skewed_run(law: str, seed: int) -> dict[str, tuple[float, ...]]:
     return {"mean": (truth, *estimate(values, lambda c: float(c[0])))}
 
 
+_RARE: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {  # probabilities that a site is kept, and their law
+    "5 % at .3, others .98": lambda rng, n: np.where(rng.random(n) < 0.05, 0.3, 0.98),
+    "5 % at .7, others .95": lambda rng, n: np.where(rng.random(n) < 0.05, 0.7, 0.95),
+    "10 % at .3, others .95": lambda rng, n: np.where(rng.random(n) < 0.1, 0.3, 0.95),
+    "all .99": lambda rng, n: np.full(n, 0.99),
+    "all .8": lambda rng, n: np.full(n, 0.8),
+    "Beta(4, 2)": lambda rng, n: rng.beta(4, 2, n),
+}
+_SIZES_OF_RARE = ((8, 4), (20, 4), (40, 4), (100, 2))
+
+
+def rare_run(law: str, items: int, trajectories: int, seed: int) -> dict[str, tuple[float, ...]]:
+    rng = np.random.default_rng(seed)
+    shares = rng.binomial(20, _RARE[law](rng, items)[:, None], (items, trajectories)) / 20
+    values, truth = (
+        xr.DataArray(shares[None], dims=("noise", "item", "trajectory")),
+        _RARE[law](np.random.default_rng(1), 10**6).mean(),
+    )
+    value, low, high = proportion(values)[:, 0]
+    seen = bool(rests_on_few(values))
+    ends = (np.nan, np.nan) if seen else (low, high)
+    return {"proportion": (truth, value, low, high), "without a remark": (truth, value, *ends)}
+
+
 # --- grids -----------------------------------------------------------------------------------------------------------------
 
 
@@ -330,13 +357,15 @@ def simulated(part: str) -> dict[str, Callable[[int], Any]]:
         return {name: partial(proportion_runs, of) for name, of in PROPORTIONS.items()}
     if part == "grids":
         return {name: partial(grid_run, grid) for name, grid in GRIDS.items()}
+    if part == "rare":
+        return {f"{law}, {n} x {m}": partial(rare_run, law, n, m) for law in _RARE for n, m in _SIZES_OF_RARE}
     if part == "skewed":
         return {name: partial(skewed_run, name) for name in SKEWED}
     sizes = {"600 items": Design(items=600), "6 grammars of 20": Design(items=120, grammars=6, between_grammars=0.02)}
     return {f"{n}, {size}": partial(index_run, pair, design) for n, pair in PAIRS.items() for size, design in sizes.items()}
 
 
-PARTS = ("curves", "images", "index", "proportions", "grids", "skewed")
+PARTS = ("curves", "images", "index", "proportions", "grids", "skewed", "rare")
 
 
 def main() -> None:

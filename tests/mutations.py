@@ -353,9 +353,54 @@ MUTATIONS = (
     Mutation(
         "intervals of chi with the degrees of freedom of all originals",
         "uturn.measures.statistics:Replicates.half_width",
-        "np.minimum(number, self.groups) - 1",
-        "self.groups - 1.0",
+        "decide = np.minimum(number, self.groups)",
+        "decide = self.groups + 0.0 * np.asarray(number)",
         tests=(("test_changes::test_intervals_have_the_degrees_of_freedom_of_the_originals_that_decide", {}),),
+    ),
+    Mutation(
+        "C(r) at all distances with the originals that decide the variance",
+        "uturn.measures.changes:_correlations",
+        "contributing = np.minimum(contributing, number[:, None])",
+        "contributing = 0 * contributing + number[:, None]",
+        tests=(("test_changes::test_correlations_that_rest_on_few_common_changes_have_no_interval", {}),),
+    ),
+    Mutation(
+        "the peak has the degrees of freedom of its own level alone",
+        "uturn.measures.peaks:_not_below",
+        "np.minimum(number, number[k])",
+        "number[k] + 0 * number",
+        tests=(
+            (
+                "test_changes::test_levels_of_the_peak_are_those_of_one_sided_tests_with_the_smaller_number",
+                {"few": 6, "is_level": True},
+            ),
+        ),
+    ),
+    Mutation(
+        "the tests of the levels of the peak are two-sided",
+        "uturn.measures.peaks:_not_below",
+        "one_sided = 2 * _CONFIDENCE - 1",
+        "one_sided = _CONFIDENCE",
+        tests=(
+            (
+                "test_changes::test_levels_of_the_peak_are_those_of_one_sided_tests_with_the_smaller_number",
+                {"few": 0, "is_level": False},
+            ),
+        ),
+    ),
+    Mutation(
+        "effective number of a share with z/t counted once",
+        "uturn.measures.statistics:proportion",
+        "p * (1 - p) / s2 * ratio**2",
+        "p * (1 - p) / s2 * ratio",
+        tests=(("test_statistics::test_shares_have_the_effective_number_that_t_and_z_leave", {}),),
+    ),
+    Mutation(
+        "width of a fall without what the levels around its ends leave open above",
+        "uturn.studies.analysis:_places",
+        "high = np.maximum(high, brackets[:, 3] - brackets[:, 0])",
+        "high = high + 0 * brackets[:, 0]",
+        tests=(("test_study::test_a_width_can_reach_from_the_level_before_its_first_end_to_that_after_its_second", {}),),
     ),
     Mutation(
         "levels of the peak without half a step beyond them",
@@ -448,6 +493,13 @@ MUTATIONS = (
         "drawn * (equal + 1)",
         "drawn * equal",
         tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),
+    ),
+    Mutation(
+        "rank bands without the number of tests",
+        "uturn.measures.ranks:ranks",
+        "level / rank.isel(item=0).size",
+        "level",
+        tests=(("test_posterior_tests::test_the_band_counts_all_tests_of_a_call", {}),),
     ),
     Mutation(
         "counts of ranks are drawn from all items at each rank",

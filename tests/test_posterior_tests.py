@@ -195,6 +195,17 @@ def test_the_band_holds_all_ranks_at_once():
     assert 0.03 < outside < 0.05 + 3 * 0.0016
 
 
+def test_the_band_counts_all_tests_of_a_call():
+    """A call tests two readings at six noise levels. Of 4,000 draws of uniform ranks, .2 leave a band of level .2 at most."""
+    h = np.random.default_rng(1).standard_normal((6, 50, 1, 1 + CLONES, 2))
+    arrays = {f"h{k}": h[..., 1:, k] for k in range(2)} | {f"original_h{k}": h[..., 0, k] for k in range(2)}
+    found = ut.ranks(ut.readings(arrays, np.arange(1.0, 7)), ["h0", "h1"], level=0.2)
+    counts = np.random.default_rng(2).multinomial(50, np.full(CLONES + 1, 1 / (CLONES + 1)), size=(4000, 12))
+    differences = counts[..., :-1].cumsum(-1) / 50 - np.arange(1, CLONES + 1) / (CLONES + 1)
+    outside = (differences < found.low.values - 1e-9) | (differences > found.high.values + 1e-9)
+    assert 0.02 < outside.any((1, 2)).mean() < 0.2 + 3 * 0.0064
+
+
 def test_the_readings_of_the_probe_are_their_definition(u_turn):
     turned, source = u_turn
     readings, item, K = Posterior().read(turned, source), 3, CLONES

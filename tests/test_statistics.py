@@ -21,6 +21,7 @@ from uturn.measures.statistics import (
     located,
     proportion,
     replicates,
+    rests_on_few,
     shift,
     transition,
 )
@@ -208,6 +209,34 @@ def test_trajectories_count_as_far_as_they_differ():
     assert high - low < 1.25 * (exact.high - exact.low)
     all_kept = proportion(readings(np.ones((1, 40, 5))))[:, 0]
     np.testing.assert_allclose(all_kept, [1, 0.025 ** (1 / 40), 1])  # 40 originals, not 200 U-turns
+
+
+def test_shares_have_the_effective_number_that_t_and_z_leave():
+    """n_eff = p (1 - p) / s² (z/t)² in plain numpy, for few items of unequal shares."""
+    for n in (4, 6, 11):
+        means = 0.6 + 0.1 * np.cos(np.arange(n))
+        p = means.mean()
+        number = p * (1 - p) / (means.var(ddof=1) / n) * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, n - 1)) ** 2
+        ends = stats.beta.ppf([0.025, 0.975], [p * number, p * number + 1], [(1 - p) * number + 1, (1 - p) * number])
+        np.testing.assert_allclose(proportion(readings(means[None]))[:, 0], [p, *ends])
+
+
+def test_a_spread_that_rests_on_two_originals_is_seen():
+    """5 % of the originals lose half of their 25 sites; in the negative control, all lose sites alike."""
+    rng = np.random.default_rng(3)
+    found = {}
+    for name, bad in (("rare", rng.random((300, 16)) < 0.05), ("alike", np.zeros((300, 16), bool))):
+        shares = rng.binomial(25, np.where(bad, 0.5, 0.95)[..., None], (300, 16, 6)) / 25
+        found[name] = rests_on_few(readings(shares, noise=np.arange(1, 301)))
+        one_or_two = np.isin(bad.sum(1), (1, 2))
+        if name == "rare":
+            assert found[name][one_or_two].mean() > 0.9
+            assert found[name][~one_or_two].mean() < 0.1
+    assert found["alike"].mean() < 0.01
+    for quiet in (np.ones((1, 16)), np.eye(16)[:1], rng.random((1, 4))):  # no spread; readings 0 and 1; few originals
+        assert not rests_on_few(readings(quiet)).any()
+    some = readings(np.where(np.arange(16) == 3, np.nan, shares[:1, :, 0]))
+    assert rests_on_few(some) == rests_on_few(some[:, np.arange(16) != 3])
 
 
 def test_shares_count_grammars_where_there_are_several():

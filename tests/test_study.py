@@ -287,6 +287,36 @@ def test_noise_may_be_in_any_order():
 # --- axes -------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_width_can_reach_from_the_level_before_its_first_end_to_that_after_its_second():
+    """All originals fall from 1 at .3 to .5 at .6 and to 0 at .9: each end of the width lies anywhere between two levels."""
+    values = np.array([1.0, 1.0, 0.5, 0.0])[:, None].repeat(15, 1)
+    found = ut.study(ut.readings({"near": values}, [0.1, 0.3, 0.6, 0.9], start=1, chance=0))
+    np.testing.assert_allclose(found.width.sel(reading="near", axis="noise"), [0.3, 0.0, 0.6], atol=1e-9)
+
+
+def test_a_study_names_the_levels_at_which_two_originals_make_the_spread():
+    shares = np.linspace(0.9, 0.6, 4)[:, None] + 0.02 * np.random.default_rng(0).random((4, 14))
+    shares[1:3, 5] = 0.1
+    found = ut.study(ut.readings({"kept": shares}, [0.1, 0.2, 0.4, 0.8], start=1))
+    assert "two originals make the spread at 2 levels, noise 0.2 to 0.4" in found.remark.item()
+    alike = ut.study(ut.readings({"kept": np.delete(shares, 5, 1)}, [0.1, 0.2, 0.4, 0.8], start=1))
+    assert "spread" not in alike.remark.item()
+
+
+def test_a_study_gives_correlations_an_interval_only_where_sites_change_together_in_five_originals():
+    rng = np.random.default_rng(8)
+    rates = np.array([0.01, 0.4])[:, None, None, None]
+    changed = rng.random((2, 25, 4, 16)) < rates
+    ds = ut.readings({"share": changed.mean(-1)}, [0.3, 0.6], changes={"site": changed})
+    found = ut.study(ds)
+    few = np.isnan(found.correlation.sel(noise=[0.3, 0.6])[0, :, 1:, 1]).values
+    assert few[0].mean() > 0.8
+    assert few[1].mean() < 0.3
+    assert f"in fewer than 5 originals sites change together at {few.sum()} of 30 pairs of noise and distance" in str(
+        found.changes_remark.values[0]
+    )
+
+
 def test_places_and_widths_on_all_axes():
     """Steps are interpolated linearly; abar, log-SNR and sigma in the angle whose tangent is sigma."""
     abar = np.array([0.97, 0.8, 0.65, 0.2, 0.01])

@@ -19,9 +19,20 @@ several). The ratio is decided by about
 
 originals, the number of equal ones with the same relative variance of the sum. Intervals therefore have n_eff - 1 degrees of
 freedom of Student's t. That of chi, which is positive, is symmetric in log chi; that of C(r)/C(0), which can be negative, is
-symmetric in C(r)/C(0). With n_eff < 2 the ends are NaN. Below about 5, originals that change much may be missing in the sample;
-intervals are then too low, and no rule that sees only the sample can help. `benchmarks/correlated_changes.py ratios` measures how
-often the intervals contain the truth.
+symmetric in C(r)/C(0).
+
+Few pairs of sites change together where changes are rare or distances are large. C(r) then rests on the originals in which some
+did, and its own number is
+
+    n_eff(r) = 2 (sum_g C_g(r)+)^2 / sum_g (C_g(r)+)^2,    at most n_eff,
+
+with the positive parts C_g(r)+ of the covariances at distance r. The factor 2 stands for the other half of the originals where
+C(r) is 0 and C_g(r) fluctuates about it. Negative parts do not count, because originals without a common change have small
+negative covariances that are nearly equal; they count instead of the positive ones, without the factor, only where C(r) lies more
+than ten standard errors below 0.
+
+With a number below 5 (`FEW`) there is no interval: originals that change much may be missing in the sample, and no rule that sees
+only the sample can help. `benchmarks/correlated_changes.py --part ratios` measures how often the intervals contain the truth.
 """
 
 from __future__ import annotations
@@ -52,8 +63,8 @@ __all__ = [
     "susceptibility_of",
 ]
 
-FEW = 5
-"""Number of originals below which, if they decide a ratio, rare ones that change much may be missing in the sample."""
+_ROUNDING = 1e-9  # of covariances by Fourier transform, relative to the variance
+_FAR_BELOW = 10  # standard errors below 0 from which on a negative C(r) is that of pairs, not of their absence
 
 
 def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Dataset:
@@ -76,8 +87,7 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Data
     Estimate, or Dataset (noise) with `chi`, `low`, `high`, `n_eff`
         With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if a
         DataArray has several in a coordinate along its dim item. 1 for independent changes, `sites` if all sites change together.
-        NaN if no change varies between trajectories. The ends are NaN if n_eff < 2, so for a single item (see above;
-        `correlations` gives n_eff).
+        NaN if no change varies between trajectories. The ends are NaN if n_eff < 5 (see above; `correlations` gives n_eff).
 
     Raises
     ------
@@ -126,9 +136,10 @@ def correlations(
     Returns
     -------
     Dataset with the dim distance, and noise if `changed` has it
-        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff - 1 degrees
-        of freedom); `covariance` C(r) in the squared unit of the changes; `pairs`, the number of ordered pairs; `n_eff`, the
-        number of items, or grammars, that decide (see above; no dim). `chi = sum of pairs * correlation / sites`.
+        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff(r) - 1
+        degrees of freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `pairs`, the number of
+        ordered pairs; `n_eff`, the number of items, or grammars, that decide, and `n_contributing` that of each distance,
+        n_eff(r) (see above; n_eff has no dim distance). `chi = sum of pairs * correlation / sites`.
 
     Raises
     ------
@@ -314,8 +325,8 @@ def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: 
     """Correlation against distance at every noise level, from the readings of the probe `changes`.
 
     Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. `present`: for data of
-    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance` (noise, distance) and `n_eff`
-    (noise), as `correlations`.
+    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance`, `n_contributing` (noise, distance)
+    and `n_eff` (noise), as `correlations`.
     """
     import xarray as xr
 
@@ -334,12 +345,18 @@ def _correlations(covariance: xr.DataArray, confidence: float, present: xr.DataA
         c = of_present(mean)
         return c / c[..., :1]
 
-    number = effective_number(covariance.isel(distance=0, drop=True))
+    variance = covariance.isel(distance=0, drop=True)
+    number, sure = effective_number(variance), np.abs(covariance) > _ROUNDING * variance
+    joint = covariance.where(sure, 0)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        correlation, low, high = of.interval(normalised, confidence, number[:, None])
+        below = normalised(of.mean) < -_FAR_BELOW * of.error(normalised)
+        contributing = np.where(below, effective_number(-joint), 2 * effective_number(joint))
+        contributing = np.minimum(contributing, number[:, None])
+        correlation, low, high = of.interval(normalised, confidence, contributing)
     dims = ("noise", "distance")
     axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
     curves = {"correlation": correlation, "low": low, "high": high, "covariance": of_present(of.mean)}
+    curves["n_contributing"] = contributing
     return xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", number)}, coords=axes)
 
 
@@ -384,20 +401,20 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
 
     Parameters
     ----------
-    variance : DataArray (noise, item)
+    variance : DataArray (noise, item, ..)
         V, the mean variance of the changes of an item: `change_covariance` at distance 0. Grammars count instead of items if
-        there are several in a coordinate along item.
+        there are several in a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
 
     Returns
     -------
-    array (noise,)
+    array (noise, ..)
         1 if only one original varies, their number if all vary equally, 0 if none does.
     """
     if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
         variance = variance.groupby("grammar").sum("item").rename(grammar="item")
-    values = np.nan_to_num(variance.transpose("noise", "item").values.astype(float))
+    values = np.nan_to_num(variance.transpose("noise", "item", ...).values.astype(float)).clip(0)
     squares = (values**2).sum(axis=1)
-    return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(len(values)), where=squares > 0)
+    return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(squares.shape), where=squares > 0)
 
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from uturn.measures.changes import FEW, chi_of, effective_number, log_chi
-from uturn.measures.statistics import Estimate, independent_groups, replicates
+from uturn.measures.changes import chi_of, effective_number, log_chi
+from uturn.measures.statistics import FEW, Estimate, independent_groups, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,14 +27,15 @@ class Peak(NamedTuple):
         largest chi if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side,
         within the measured range.
     height : Estimate
-        The largest chi as found. It is too high on average, since the largest of several fluctuating values is chosen.
+        The largest chi of the measured levels, as found. It is too high on average, since the largest of several fluctuating
+        values is chosen. It says nothing of chi between the levels, where the curve can be higher.
     cross_fitted : float
         The height without this bias: the level is chosen on one half of the originals, and chi at it is read on the other half;
         the mean of both assignments. It is too low where a half chooses another level than that of the peak.
     levels : bool array (noise,)
         Levels at which chi is not below its largest value.
     used : bool array (noise,)
-        Levels that take part: those at which chi has an interval (n_eff >= 2), or a value if it has no interval anywhere.
+        Levels that take part: those at which chi has an interval (n_eff >= 5), or a value if it has no interval anywhere.
     largest : int
         Index of the level of the largest chi among those; -1 if there is none.
     """
@@ -127,22 +128,32 @@ def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str
             yield f"the susceptibility at the {word} noise, {x:.3g}, is not below its largest: the peak may lie there; {advice}"
     if peak.plateau:
         yield (
-            f"the susceptibility is not below its largest value at {_among(noise[peak.levels])}: a plateau, or a peak that so "
+            f"the susceptibility is not below its largest value at {among(noise[peak.levels])}: a plateau, or a peak that so "
             f"few originals do not resolve"
         )
 
 
-def about_few(number: np.ndarray, noise: np.ndarray) -> Iterator[str]:
-    """A remark on the noise levels at which fewer than five originals decide chi; `number`: n_eff at the levels."""
+def about_few(number: np.ndarray, contributing: np.ndarray, noise: np.ndarray) -> Iterator[str]:
+    """Remarks on the noise levels and distances at which fewer than five originals decide chi and C(r).
+
+    `number`: n_eff at the levels; `contributing` (noise, distance): n_eff(r).
+    """
     few = (number > 0) & (number < FEW)
     if few.any():
         yield (
-            f"fewer than {FEW} originals decide the susceptibility at {_among(noise[few])} (n_eff): rare ones that change much "
-            f"may be missing, and its intervals too low"
+            f"fewer than {FEW} originals decide the susceptibility at {among(noise[few])} (n_eff): rare ones that change much "
+            f"may be missing, so that it has no interval there"
+        )
+    far = contributing[number >= FEW, 1:] < FEW
+    if far.any():
+        yield (
+            f"in fewer than {FEW} originals sites change together at {far.sum()} of {far.size} pairs of noise and distance: "
+            f"C(r)/C(0) has no interval there"
         )
 
 
-def _among(levels: np.ndarray) -> str:
+def among(levels: np.ndarray) -> str:
+    """The noise levels in words."""
     return f"noise {levels[0]:.3g}" if len(levels) == 1 else f"{len(levels)} levels, noise {levels[0]:.3g} to {levels[-1]:.3g}"
 
 

@@ -248,7 +248,7 @@ def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headlin
         changes = data.isel(changes=k)
         if first is None or first.reading:
             unit, peak = changes.unit_of_distance.item(), with_interval(changes.peak.values)
-            claim = f"The number of {unit} that change together is largest at this noise: χ = {peak}"
+            claim = f"The number of {unit} that change together is largest at this noise: χ = {peak} at the measured levels"
             yield Headline("χ is largest", "", changes.peak_at.values, claim)
 
 

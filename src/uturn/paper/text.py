@@ -164,7 +164,7 @@ def _peak(data: xr.Dataset, run: xr.Dataset) -> Verdict:
     noise, chi = data.noise.values[data.n_eff.values > 0], data.chi.values[data.n_eff.values > 0]
     ends = listed(chi[[0, -1]])
     return verdict(
-        "peak of the susceptibility: noise t*, height as found and cross-fitted; chi at the ends",
+        "peak of the susceptibility: noise t*, height at the measured levels, as found and cross-fitted; chi at the ends",
         f"t* = {peak.place}, chi = {peak.height}, {peak.cross_fitted:.2f}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
         "larger inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
         Rule(peak.inside and not any(peak.reaches), "chi at the smallest and at the largest noise is below the largest"),

@@ -13,7 +13,8 @@ import xarray as xr
 from uturn.core.checks import LARGEST, shown
 from uturn.core.reading import Instructions
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
-from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around
+from uturn.measures.peaks import among
+from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around, rests_on_few
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
@@ -43,7 +44,7 @@ def study(ds: xr.Dataset) -> Study:
       .5; t* is the half-life of a class. `width`: distance between the places at .25 and .75.
     - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
     - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
-      `uturn.correlations`); `peak`, `peak_at`: largest chi and its noise.
+      `uturn.correlations`); `peak`, `peak_at`: largest chi of the measured levels; noise of the peak.
     - `gap` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') of symmetric readings, and E h(x0; y) - E h(x̂; y) of ranked ones: 0 if
       reconstructions are draws from the posterior (`uturn.calibration`, level .001 in each family of tests).
 
@@ -193,6 +194,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
+    few = _on_few(stacked, run) if how.is_share else [""] * stacked.sizes[_LEVEL]
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
@@ -209,7 +211,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
         level = Level(how, texts, of, band_of, places, width, float(top), end)
-        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [outside, gone[k]])])
+        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [outside, gone[k], few[k]])])
         yield level
 
 
@@ -286,6 +288,13 @@ def _missing(stacked: xr.DataArray, run: xr.Dataset) -> Iterator[str]:
         where += [f"{_item(run, items[i])} at noise {x[k]:.3g}" for k, i in np.argwhere(gone.any(axis=2)) if not whole[k]]
         others = f" and {len(where) - _MOST_NAMED} more places" if len(where) > _MOST_NAMED else ""
         yield f"{gone.sum()} of {gone.size} readings are missing: {', '.join(where[:_MOST_NAMED])}{others}"
+
+
+def _on_few(stacked: xr.DataArray, run: xr.Dataset) -> list[str]:
+    """A remark for each level on noise levels at which two originals make the spread of a share; "" if there are none."""
+    few = rests_on_few(stacked.transpose("noise", ..., _LEVEL)) & (run.noise.values > 0)[:, None]
+    advice = "others like them may be missing, and the interval too narrow"
+    return [f"two originals make the spread at {among(run.noise.values[at])}: {advice}" if at.any() else "" for at in few.T]
 
 
 def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:

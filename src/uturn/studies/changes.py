@@ -64,7 +64,7 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
     x = x[len(x) - run.sizes["noise"] :]
     chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
     remarks = [f"{left} of {run.sizes['item'] + left} originals are left out: U-turns are missing"] if left else []
-    remarks += [*about_peak(located, run.noise.values, axes.most), *about_few(chi.n_eff.values, run.noise.values)]
+    remarks += about_peak(located, run.noise.values, axes.most)
     covariance, present = run["change_covariance"], None
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)
@@ -73,6 +73,7 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
         near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
     curves = correlations_of(covariance, present=present)
+    remarks += about_few(chi.n_eff.values, curves.n_contributing.values, run.noise.values)
     lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):

@@ -120,7 +120,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         rows = []
         for changes in (study.isel(changes=k) for k in range(study.sizes["changes"])):
             place = _place(changes.peak_at.values, axes)
-            rows.append((f"{changes.changes.item()}: chi is largest", *place, f"chi {with_interval(changes.peak.values)}"))
+            height = f"chi {with_interval(changes.peak.values)}, largest of the measured levels"
+            rows.append((f"{changes.changes.item()}: chi is largest", *place, height))
             near = nearest(study, changes.peak_at.values[0, 0])
             if near is not None:
                 _, low, high = bounds = changes.xi.values[near]
