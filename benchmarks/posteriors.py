@@ -1,14 +1,15 @@
 """Which test of `uturn.posterior_tests` sees which wrong posterior sampler, how often the kind of error is right, false alarms.
 
     python benchmarks/posteriors.py [--clones 4] [--experiments 200] [--items 100] [--law 5] [--only NAME ..]
+    python benchmarks/posteriors.py --mixing --only "values one by one"
     python benchmarks/posteriors.py --null [--experiments 200]
     python benchmarks/posteriors.py --items 300 --only "spread x 1.15" --plot docs/images/posterior-tests.png
 
 The law is a mixture of three Gaussians of different covariances in 16 dimensions, drawn with the seed `--law`; every fourth value
-is measured with Gaussian noise of standard deviation .1. The exact posterior is known (`uturn.exact.linear`), and wrong samplers
-are made from it. Power is the share of experiments in which a test, or the family by Holm, has p <= .05. `--null`: runs of
-`uturn.run` with exact draws, and the shares of p <= .05 among them, the false-alarm rates. `--plot`: the picture of one
-experiment with the sampler in `--only`.
+is measured with Gaussian noise of standard deviation .1, or with `--mixing` as many orthonormal mixtures of all values. The exact
+posterior is known (`uturn.exact.linear`), and wrong samplers are made from it. Power is the share of experiments in which a test,
+or the family by Holm, has p <= .05. `--null`: runs of `uturn.run` with exact draws, and the shares of p <= .05 among them, the
+false-alarm rates. `--plot`: the picture of one experiment with the sampler in `--only`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from scipy.special import logsumexp
 
@@ -45,6 +47,7 @@ KINDS = {
     "noise taken 3 times": "deaf to the data",
     "noise taken 1/3": "too sure",
     "values one by one": "unlike the data",
+    "heavy tails": "some other error",
     "weights^.3": "wrong modes",
     "weights^3": "wrong modes",
     "likeliest mode alone": "wrong modes",
@@ -85,10 +88,9 @@ class Mixture:
     law = True  # as a source, it has a law
 
 
-def samplers(law: Mixture, observed: np.ndarray, clones: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def samplers(law: Mixture, observed: np.ndarray, clones: int, seed: int, H: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Wrong samplers by name, and their clones (items, clones, dimension) of measurements (items, measurements)."""
     items, rng, streams = len(observed), np.random.default_rng(seed), iter(range(100))
-    H = np.eye(DIMENSION)[::4]
 
     def drawn(count: int, sigma: float = SIGMA, weights: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
         posterior = LinearPosterior(law.means, law.covariances, law.weights, H, sigma**2)
@@ -121,29 +123,43 @@ def samplers(law: Mixture, observed: np.ndarray, clones: int, seed: int) -> Iter
     for value in range(DIMENSION):
         one_by_one[..., value] = drawn(clones)[..., value]
     yield "values one by one", one_by_one
+    scale = np.sqrt(2 / rng.chisquare(4, (items, clones, 1)))  # of Student's t with four degrees of freedom, variance 1
+    yield "heavy tails", mean + scale * (exact - mean)
     yield "weights^.3", drawn(clones, weights=lambda weights: flattened(weights, 0.3))
     yield "weights^3", drawn(clones, weights=lambda weights: flattened(weights, 3))
     yield "likeliest mode alone", drawn(clones, weights=lambda weights: np.eye(MODES)[weights.argmax(1)])
     yield "deterministic", np.repeat(mean, clones, axis=1)
 
 
-def measured(law: Mixture, data: np.ndarray, rng: np.random.Generator) -> Measured:
-    """Every fourth value of data (items, dimension), with noise."""
-    seen = np.arange(DIMENSION) % 4 == 0
-    operator = Operator(lambda x: x[..., ::4], SIGMA, hidden=~seen.reshape(1, 1, -1))
-    values = (data[:, ::4] + SIGMA * rng.standard_normal((len(data), DIMENSION // 4))).reshape(len(data), 1, 1, -1)
+def rows_of(mixing: bool) -> np.ndarray:
+    """The matrix of the operator: every fourth value, or as many orthonormal mixtures of all values."""
+    return (
+        np.linalg.qr(np.random.default_rng(0).standard_normal((DIMENSION, DIMENSION)))[0][::4]
+        if mixing
+        else np.eye(DIMENSION)[::4]
+    )
+
+
+def measured(law: Mixture, data: np.ndarray, rng: np.random.Generator, H: np.ndarray) -> Measured:
+    """Measurements H x of data (items, dimension), with noise."""
+    mixing, rows = (H != 0).all(), torch.as_tensor(H, dtype=torch.float32)
+    hidden = None if mixing else (H.sum(0) == 0).reshape(1, 1, -1)
+    operator = Operator(lambda x: x @ rows.T, SIGMA, hidden=hidden)
+    values = (data @ H.T + SIGMA * rng.standard_normal((len(data), len(H)))).reshape(len(data), 1, 1, -1)
     return Measured(
         values.astype(np.float32), np.full(len(data), SIGMA), operators=(operator,) * len(data), shape=(1, 1, DIMENSION), law=law
     )
 
 
-def runs(items: int, clones: int, seed: int, of_law: int = 5, only: Sequence[str] = ()) -> Iterator[tuple[str, xr.Dataset]]:
+def runs(
+    items: int, clones: int, seed: int, of_law: int = 5, only: Sequence[str] = (), mixing: bool = False
+) -> Iterator[tuple[str, xr.Dataset]]:
     """The readings of samplers, by default of all, as runs of many items."""
     rng, law = np.random.default_rng(seed), Mixture(np.random.default_rng(of_law))
     data = law.sample(items, rng).astype(np.float32)
-    noisy = measured(law, data, rng)
+    noisy = measured(law, data, rng, H := rows_of(mixing))
     originals = ut.sources.Vectors(np.arange(items), law, data, law.classify(data))
-    for name, draws in samplers(law, noisy.values.reshape(items, -1).astype(float), clones, seed):
+    for name, draws in samplers(law, noisy.values.reshape(items, -1).astype(float), clones, seed, H):
         if only and name not in only:
             continue
         read = Posterior().read(UTurns(originals, noisy, draws.astype(np.float32), clones), law)
@@ -195,6 +211,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--law", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--mixing", action="store_true", help="an operator that mixes the values")
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--plot", type=Path)
     of = parser.parse_args()
@@ -209,7 +226,7 @@ def main() -> None:
         tests = [ut.posterior_tests(run, LEVEL) for run in nulls(of.experiments, of.items, of.clones)]
         print(row("exact", tests))
         return
-    for name, run in runs(of.items * of.experiments, of.clones, 0, of.law, of.only):
+    for name, run in runs(of.items * of.experiments, of.clones, 0, of.law, of.only, of.mixing):
         tests = [ut.posterior_tests(part, LEVEL) for part in experiments(run, of.items)]
         print(f"{row(name, tests)}   (is: {KINDS[name]})", flush=True)
 

@@ -13,6 +13,7 @@ from scipy.stats import kstest
 import uturn as ut
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
+from uturn.measures.posteriors import title_of
 from uturn.measures.ranks import band
 from uturn.probes.posterior import Posterior
 from uturn.studies.plotting.posteriors import draw_posterior_tests
@@ -121,6 +122,55 @@ def test_values_drawn_one_by_one_are_seen_by_the_prior_alone():
     assert tests.kind.item() == "unlike the data"
     assert tests.p.sel(reading="log_prior") < LEVEL / 10 < LEVEL < tests.p.sel(reading="distance")
     assert "no test sees a sampler that ignores the measurement" in tests.attrs["remark"]
+
+
+def of_densities(name, original, clones):
+    """A run with one ranked reading, of originals (items,) and clones (items, clones)."""
+    return ut.readings({name: clones[None, :, None], f"original_{name}": original[None, :, None]}, [1.0])
+
+
+def test_heavy_tails_of_the_right_mean_are_seen_by_ranks_and_do_not_pass():
+    """Clones have the mean and the variance of the original, and the tails of Student's t with three degrees of freedom."""
+    rng = np.random.default_rng(4)
+    run = of_densities("log_prior", rng.standard_normal(900), rng.standard_t(3, (900, 9)) / np.sqrt(3))
+    tests = ut.posterior_tests(run, LEVEL).isel(noise=0)
+    assert tests.p.item() > 0.01
+    assert tests.rank_p_holm.item() < LEVEL
+    assert not tests.attrs["passed"]
+    assert tests.decided == "ranks of log_prior"
+    assert "decided by ranks of log_prior, p = " in title_of(tests)
+    exact = ut.posterior_tests(of_densities("log_prior", rng.standard_normal(900), rng.standard_normal((900, 9))))
+    assert exact.attrs["passed"]
+    assert exact.decided.item() == ""
+
+
+def test_the_family_holds_means_and_ranks():
+    """p-values by Holm in a loop, over means and ranks of the family at both noise levels, and over those beside it."""
+    h = np.random.default_rng(5).standard_normal((2, 80, 1, 1 + CLONES, 3))
+    names = ("log_likelihood", "log_prior", "mean_value")
+    arrays = {name: h[..., 1:, k] for k, name in enumerate(names)} | {
+        f"original_{name}": h[..., 0, k] for k, name in enumerate(names)
+    }
+    tests = ut.posterior_tests(ut.readings(arrays, [1.0, 2.0]))
+    for some in (names[:2], names[2:]):
+        of = tests.sel(reading=list(some))
+        p, adjusted = (np.concatenate([of[key].values.ravel(), of[f"rank_{key}"].values.ravel()]) for key in ("p", "p_holm"))
+        expected, largest = np.empty_like(p), 0.0
+        for rank, k in enumerate(np.argsort(p)):
+            largest = max(largest, min(1.0, p[k] * (len(p) - rank)))
+            expected[k] = largest
+        np.testing.assert_allclose(adjusted, expected)
+
+
+@pytest.mark.parametrize("times", [1.7, 5.0])
+def test_clones_that_are_deaf_are_said_to_be_so_many_noises_away(times):
+    """Ten measured values with Gaussian noise; residuals of the clones are `times` as large as those of the original."""
+    squares = np.random.default_rng(6).chisquare(10, (700, 5))
+    tests = ut.posterior_tests(of_densities("log_likelihood", -squares[:, 0] / 2, -(times**2) * squares[:, 1:] / 2))
+    assert tests.kind.item() == "deaf to the data"
+    assert tests.residual.item() == pytest.approx(times, rel=0.1)
+    words = f"residuals about {tests.residual.item():.2g} times as large); decided by log_likelihood, p = "
+    assert words in title_of(tests.isel(noise=0))
 
 
 def test_p_values_of_exact_draws_are_uniform():

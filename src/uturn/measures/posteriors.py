@@ -9,13 +9,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import shown
-from uturn.measures.calibration import calibration, items_tested, twin_of
+from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import WITHIN, replicates
+from uturn.measures.statistics import WITHIN, checked_share, replicates
 
-NONE_SEEN, OTHER = "none seen", "some other error"
+NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {
-    "deaf to the data": "clones fit the measurement far worse than the original does",
+    DEAF: "clones fit the measurement far worse than the original does",
     "shifted": "clones have another mean than the originals",
     "too sure": "clones are closer to each other, or to the measurement, than to the original",
     "not sure enough": "clones are farther from each other than from the original",
@@ -70,13 +70,13 @@ class PosteriorTests(xr.Dataset):
 def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> PosteriorTests:
     """Test whether the clones of a run are draws from the posterior, and say which kind of error they have.
 
-    The family, by Holm over its readings and the noise levels, is `distance`, `same_component` (or the first `same_class` of a
-    classifier), `log_likelihood` and `log_prior`, as far as the run has them (probe `posterior`), since each sees other errors.
-    All are tests by relabelling (`uturn.calibration`), exact at any number of items. A ranked reading h(x; y) is tested by the
-    difference of means E h(x_0; y) - E h(x̂; y), which has more power than its ranks. Beside the family, with its own false-alarm
-    rate, stand `reference_distance` and `mean_value`; the ranks of all ranked readings (`uturn.ranks`), of which that of
-    `reference_distance` is the test of coverage TARP (arXiv:2302.03026); and two numbers without a test, `coverage` and
-    `z_squared`.
+    The family is `distance`, `same_component` (or the first `same_class` of a classifier), `log_likelihood` and `log_prior`, as
+    far as the run has them (probe `posterior`), since each sees other errors. They are tested by relabelling
+    (`uturn.calibration`), exact at any number of items. A ranked reading h(x; y) is tested twice: by the difference of means
+    E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors that keep the mean, such as heavy tails. Holm's
+    adjustment is over both tests of all readings of the family and all noise levels. Beside the family, with a false-alarm rate
+    of their own, stand both tests of `reference_distance`, whose ranks are the test of coverage TARP (arXiv:2302.03026), and of
+    `mean_value`. `coverage` and `z_squared` are numbers without a test.
 
     Parameters
     ----------
@@ -96,7 +96,9 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `rank_difference` (noise, reading,
         rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` =
         (K - 1) / (K + 1) and 1. `kind` (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if
-        no test rejects. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
+        no test rejects; `decided` (noise): the test that rejects most clearly, such as "log_prior" or "ranks of log_prior";
+        `residual` (noise): root mean square residual of the clones from the measurement, in those of the originals, for Gaussian
+        noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
         see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Raises
@@ -120,7 +122,12 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     ('too sure', 0.34...)
     """
     names, remarks = _names(ds)
-    tests = {family: calibration(ds, some, level=level, seed=seed) for family, some in names.items() if some}
+    ranked = [name for some in names.values() for name in some if not twin_of(ds, name).startswith("clone_")]
+    tests = {}
+    for family, some in names.items():
+        if some:  # the relabellings, and what is visible, are those of all tests of the family
+            share = len(some) / (len(some) + len(set(some) & set(ranked)))
+            tests[family] = calibration(ds, some, level=checked_share("level", level) * share, seed=seed)
     if "posterior" not in tests:
         raise ValueError(
             f"ds = {shown(ds)}: no reading of the family {', '.join(_FAMILY)} can be tested; expected a run with clones >= 2, "
@@ -130,7 +137,6 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     of_all = xr.concat([test.assign_coords(family=families[family]) for family, test in tests.items()], "reading")
     of_all = of_all.transpose("noise", "reading")
     readings = [str(name) for name in of_all.reading.values]
-    ranked = [name for name in readings if not twin_of(ds, name).startswith("clone_")]
     size, variance = xr.ones_like(of_all.p), xr.full_like(of_all.p, np.nan)
     if "distance" in readings:
         size.loc[{"reading": "distance"}] = ds.distance.mean([dim for dim in ds.distance.dims if dim != "noise"])
@@ -139,10 +145,15 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     gap = of_all[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=list(_ESTIMATE)).transpose(..., "estimate")
     with np.errstate(invalid="ignore", divide="ignore"):
         result = of_all[["p", "p_holm"]].assign(gap=gap, effect=gap / size, visible=of_all.visible / size)
-    result = result.assign(rank_p=xr.full_like(of_all.p, np.nan), rank_p_holm=xr.full_like(of_all.p, np.nan))
+    result = result.assign({key: xr.full_like(of_all.p, np.nan) for key in ("rank_p", "rank_p_holm")})
     if ranked:
-        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "p_holm", "difference"]].reindex(reading=readings)
+        of_ranks = ranks(ds, ranked, level=level, seed=seed)[["p", "difference"]].reindex(reading=readings)
         result = result.assign({f"rank_{key}": values for key, values in of_ranks.transpose("noise", "reading", ...).items()})
+    both = np.stack([result.p.values, result.rank_p.values])  # (means and ranks, noise, reading)
+    for family in tests:
+        there = np.isfinite(both) & (result.family.values == family)
+        both[there] = holm(both[there])
+    result = result.assign(p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1]))
     for name in ("coverage", "z_squared"):
         if name in ds:
             interval = replicates(ds[name].transpose("noise", "item", ...)).interval(lambda mean: mean)
@@ -154,10 +165,15 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         blind=("reading", [BLIND[plain_name(name)] for name in readings]),
     )
     result["kind"] = ("noise", [_kind(at, level) for at in by_level(result.assign(variance=variance))])
+    result["decided"] = ("noise", [_decided(at, level) for at in by_level(result)])
+    fits = np.array([plain_name(name) == "log_likelihood" for name in readings])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        misfit = (result.gap.sel(estimate="value") / variance).values[:, fits]
+    result["residual"] = ("noise", np.sqrt((1 + misfit).clip(0))[:, 0] if fits.any() else np.full(len(misfit), np.nan))
+    passed = {family: bool((np.nanmin(both, axis=(0, 1))[result.family.values == family] > level).all()) for family in names}
     result.attrs = {
-        "passed": bool(tests["posterior"].attrs["passed"]),
-        "passed_beside": bool((result.rank_p_holm.fillna(1) > level).all())
-        and ("beside" not in tests or bool(tests["beside"].attrs["passed"])),
+        "passed": passed["posterior"],
+        "passed_beside": passed["beside"],
         "level": float(level),
         "items": tests["posterior"].attrs["items"],
         "clones": K,
@@ -210,7 +226,7 @@ def _kind(tests: xr.Dataset, level: float) -> str:
     modes, spread = abs(clear.get("same_component", 0.0)), clear.get("distance", 0.0)
     spread = spread if abs(spread) >= _MATTERS else 0.0
     if misfit > 1 and abs(closer) < _SMALL:
-        return "deaf to the data"
+        return DEAF
     if "mean_value" in readings:
         of_mean = tests.isel(reading=readings.index("mean_value"))
         value, low, high = of_mean.effect.values
@@ -225,8 +241,20 @@ def _kind(tests: xr.Dataset, level: float) -> str:
     if improbable > 0:
         return "not sure enough" if misfit > 0 else "unlike the data"
     if misfit:
-        return "deaf to the data" if misfit > 0 else "too sure"
+        return DEAF if misfit > 0 else "too sure"
     return OTHER
+
+
+def _decided(tests: xr.Dataset, level: float) -> str:
+    """The test that rejects most clearly, "" if none does: among means that of the smallest p-value by Holm, and of the largest
+    effect in units of what is visible, since relabellings bound p-values from below; if no mean rejects, among ranks."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        size = np.abs(tests.effect.sel(estimate="value").values / tests.visible.values)
+    for key, words in (("p_holm", ""), ("rank_p_holm", "ranks of ")):
+        first = int(np.lexsort((-size, tests[key].values))[0])  # NaN are last
+        if tests[key].values[first] <= level:
+            return f"{words}{tests.reading.values[first]}"
+    return ""
 
 
 def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
@@ -240,10 +268,26 @@ def untested(at: xr.Dataset) -> dict[str, tuple[np.ndarray, float]]:
     return {name: (at[name].values, number) for name, number in expected.items() if name in at}
 
 
+def meaning_of(at: xr.Dataset) -> str:
+    """What the kind of error at one noise level means, and how far clones that fit the measurement worse are from it."""
+    kind, residual = str(at.kind.item()), float(at.residual)
+    far = f", with residuals about {residual:.2g} times as large" if kind == DEAF and np.isfinite(residual) else ""
+    return f"{KINDS[kind]}{far}" if kind in KINDS else ""
+
+
+def decision_of(at: xr.Dataset) -> str:
+    """The test that decided at one noise level, with its p-value by Holm; "" if none rejects."""
+    if not at.decided.item():
+        return ""
+    decided = str(at.decided.item())
+    p = at["rank_p_holm" if decided.startswith("ranks of ") else "p_holm"].sel(reading=decided.removeprefix("ranks of "))
+    return f"decided by {decided}, p = {float(p):.2g}"
+
+
 def title_of(at: xr.Dataset) -> str:
-    """The kind of error at one noise level in words."""
-    kind = str(at.kind.item())
-    return f"noise {float(at.noise):.3g}: {kind}{f' ({KINDS[kind]})' if kind in KINDS else ''}"
+    """The kind of error at one noise level in words, and the test that decided."""
+    meaning = f" ({words})" if (words := meaning_of(at)) else ""
+    return "; ".join(filter(None, [f"noise {float(at.noise):.3g}: {at.kind.item()}{meaning}", decision_of(at)]))
 
 
 def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

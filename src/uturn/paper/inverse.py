@@ -29,8 +29,8 @@ CAPTION = (
     "exact conditional score with errors put in on purpose. A cell is a law, an operator and a strength of noise. (a) "
     "Energy distance to exact draws, which tests of real samplers do not know, with 95 % intervals over measurements; "
     "values below .001 stand there, and grey is what other exact draws reach (upper ends of intervals). Full marks: the "
-    "family of tests sees an error. (b) Number of cells in which a test of original and clones sees an error at level .01: "
-    "the four of the family, each with Holm's correction for four; the family; and beside it the ranks of log p(y|x), log "
+    "four tests of means together see an error. (b) Number of cells in which a test of clones sees one at level .01: "
+    "the four tests of means, each with Holm's correction for four; the four together; and the ranks of log p(y|x), log "
     "p(x) and the mean value, and TARP. (c) The kind of error that `ut.posterior_tests` names. (d) Calls of the network for"
     " a draw. (e, f) Sizes of two gaps against the true distance, of samplers without errors put in on purpose: gaps of one"
     " size belong to very different distances."
@@ -154,7 +154,7 @@ def _draw_tests(axes: Any, data: xr.Dataset) -> None:
     single = ordered.p.sel(test=FAMILY) * len(FAMILY) <= LEVEL
     columns = [single.sel(test=test) for test in FAMILY] + [p_of_family(ordered) <= LEVEL]
     columns += [ordered.p.sel(test=test) <= LEVEL for test in BESIDE]
-    names = ["distance", "same\nclass", "log\np(y|x)", "log\np(x)", "the\nfamily", "ranks", "TARP"]
+    names = ["distance", "same\nclass", "log\np(y|x)", "log\np(x)", "the\nfour", "ranks", "TARP"]
     _draw_counts(axes, np.stack([column.sum("cell").values for column in columns], axis=1), names, data.sizes["cell"])
     axes.axvline(len(FAMILY) - 0.5, color="white", lw=4)
     axes.axvline(len(FAMILY) + 0.5, color="white", lw=4)

@@ -109,6 +109,8 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         {
             "strength": float(at.noise),
             "kind": str(at.kind.item()),
+            "decided": str(at.decided.item()),
+            "residual": _numbers(at.residual.values),
             "readings": [
                 {
                     "reading": str(name),
@@ -192,12 +194,17 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
         readings = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"]]
         gaps = [of for of in readings if of["reading"] == "distance"]
         gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
-        p_values = [[of["p_holm"] for of in readings if of["reading"] == name and of["p_holm"] is not None] for name in tested]
+        p_values = [
+            [of[key] for of in readings for key in ("p_holm", "rank_p_holm") if of["reading"] == name and of[key] is not None]
+            for name in tested
+        ]
+        decided = dict.fromkeys(_in_words(at["decided"]) for at in entry["tests"] if at["decided"])
         rows.append(
             (
                 entry["sampler"],
                 *([f"{entry['judges']} ({entry['data']})"] if several_data else []),
                 entry["kinds"],
+                ", ".join(decided),
                 *(f"{min(some):.2g}" if some else "" for some in p_values),
                 f"{with_interval(_floats(gap['effect']), '+.2g')} at {gap['strength']:.3g}",
                 with_interval(_floats(entry["kept"]["curve"][-1])),
@@ -209,17 +216,23 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
         "sampler",
         *(["judged (originals)"] if several_data else []),
         "kind of error",
+        "decided by",
         *(f"p, {_in_words(name)}" for name in tested),
         "gap of the distance, relative",
         f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}",
         "t*",
         "calls",
     )
-    return {"title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths", "heads": heads, "rows": rows}
+    return {
+        "title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and ranks",
+        "heads": heads,
+        "rows": rows,
+    }
 
 
 def _in_words(reading: str) -> str:
-    return NAMES.get(plain_name(reading), reading.replace("_", " "))
+    name = reading.removeprefix("ranks of ")
+    return f"{'ranks of ' if name != reading else ''}{NAMES.get(plain_name(name), name.replace('_', ' '))}"
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.posteriors import KINDS, NONE_SEEN, plain_name, untested
+from uturn.measures.posteriors import NONE_SEEN, decision_of, meaning_of, plain_name, untested
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
 
@@ -52,9 +52,10 @@ def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Any:
     kind = str(at.kind.item())
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8), width_ratios=[1, 1.3], layout="constrained")
-        words = KINDS.get(kind, "no test rejects" if kind == NONE_SEEN else "a test rejects, and no rule names the error")
+        words = meaning_of(at) or ("no test rejects" if kind == NONE_SEEN else "a test rejects, and no rule names the error")
+        words = "; ".join(filter(None, [f"{kind}: {words}", decision_of(at)]))
         color = ACCENT if kind == NONE_SEEN else CLASS
-        figure.suptitle(f"{kind}: {words}", fontsize=13, fontweight="bold", color=color, x=0.01, ha="left")
+        figure.suptitle(fill(words, 105), fontsize=13, fontweight="bold", color=color, x=0.01, ha="left")
         _draw_ranks(left, at, tests.sizes["noise"])
         _draw_effects(right, at)
     return figure
@@ -70,12 +71,14 @@ def _draw_ranks(axes: Any, at: xr.Dataset, levels: int) -> None:
         return
     items, K, level = (at.attrs[key] for key in ("items", "clones", "level"))
     x = np.arange(K + 2) / (K + 1)
+    counts = at.p.notnull().astype(int) + at.rank_p.notnull().astype(int)
+    tests = int(counts.groupby("family").sum().max())  # of the larger family
 
     def whole(difference: Any) -> np.ndarray:
         return np.concatenate([[0], difference, [0]])
 
     for of, alpha, name in (
-        (level / (len(ranked) * levels), 0.10, f"all curves, {100 * (1 - level):g} %"),
+        (level / (tests * levels), 0.10, f"all curves, {100 * (1 - level):g} %"),
         (0.05, 0.16, "a curve, 95 %"),
     ):
         low, high = band(items, K, of)
