@@ -53,9 +53,17 @@ def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Any:
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8), width_ratios=[1, 1.3], layout="constrained")
         words = meaning_of(at) or ("no test rejects" if kind == NONE_SEEN else "a test rejects, and no rule names the error")
-        words = "; ".join(filter(None, [f"{kind}: {words}", decision_of(at)]))
+        decided = str(at.decided.item()).removeprefix("ranks of ")
+        decision = decision_of(at).replace(decided, NAMES.get(plain_name(decided), decided)) if decided else ""
         color = ACCENT if kind == NONE_SEEN else CLASS
-        figure.suptitle(fill(words, 105), fontsize=13, fontweight="bold", color=color, x=0.01, ha="left")
+        figure.suptitle(
+            "\n".join(filter(None, [fill(f"{kind}: {words}", 105), decision])),
+            fontsize=13,
+            fontweight="bold",
+            color=color,
+            x=0.01,
+            ha="left",
+        )
         _draw_ranks(left, at, tests.sizes["noise"])
         _draw_effects(right, at)
     return figure
