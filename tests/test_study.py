@@ -1042,3 +1042,84 @@ def test_a_store_is_not_given_twice(tmp_path):
     for second in ("run", "run/", "link"):
         done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), f"{tmp_path}/{second}"])
         assert str(done.exception) == f"{tmp_path / 'run'}: this store is given twice"
+
+
+# --- what the readings can show ---------------------------------------------------------------------------------------------
+
+
+def test_originals_count_equally_if_readings_are_missing():
+    """An original with one version weighs as much as one with four: the mean of originals, their spread, their number."""
+    rng = np.random.default_rng(3)
+    values = np.sort(rng.random((5, 9, 4)), 0)[::-1].copy()
+    values[:, 2:5, 1:] = np.nan
+    values[3, 7, 2] = np.nan
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept"))})).curve[0, 1:].values
+    of_originals = np.nanmean(values, 2)
+    half = student.ppf(0.975, 8) * of_originals.std(1, ddof=1) / 3
+    np.testing.assert_allclose(found[:, 0], of_originals.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(found[:, 2] - found[:, 0], half, rtol=1e-12)
+    share = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", bounds=(0, 1)))}))
+    np.testing.assert_allclose(share.curve[0, 1:, 0], of_originals.mean(1), rtol=1e-12)
+
+
+def test_each_reading_shows_how_many_originals_it_has():
+    few = falling(items=11)
+    few[:, 4:] = np.nan
+    run = dataset({"kept": (falling(items=11), Variable(DIMS, "kept", start=1)), "part": (few, Variable(DIMS, "part", start=1))})
+    found = ut.study(run)
+    assert found.originals.values.tolist() == [11, 4]
+    assert "part: 4 of 11 originals have this reading" in remarks(found)
+    assert [entry["originals"] for entry in as_data(found)["readings"]] == [11, 4]
+    assert not [line for line in remarks(ut.study(run[["part"]])) if "have this reading" in line]
+
+
+def flat(kind, rng):
+    """Readings (noise, item) of 30 originals that do not change with noise."""
+    return {
+        "tosses": (rng.random((4, 30)) < 0.4).astype(float),
+        "covariate": np.repeat(rng.lognormal(size=(1, 30)), 4, 0),
+        "scattered": rng.normal(3, 2, (1, 30)) + rng.normal(size=(4, 30)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["tosses", "covariate", "scattered"])
+def test_a_reading_that_does_not_change_has_no_half_life(kind):
+    noise, rng = [0.2, 0.3, 0.6, 0.8], np.random.default_rng(8)
+    rules = {}, {"start": 1, "bounds": (None, None)}
+    unknown, given = (ut.study(ut.readings({"r": flat(kind, rng)}, noise, **rule)) for rule in rules)
+    assert np.isnan(unknown[["place", "half_life", "width", "start"]].to_array()).all()
+    assert np.isnan(unknown.curve[0, 0]).all()  # nothing shows a value without noise
+    if kind == "tosses":
+        assert "r: no change between 0.2 and 0.8: the 95 % interval of the difference holds 0" in remarks(unknown)
+        assert np.isfinite(given.half_life).all()  # from a start that is known, half of the change lies below the first level
+    same = ut.study(ut.readings({"r": flat(kind, rng)}, [0.0, *noise[1:]]))
+    assert np.isnan(same.half_life).all()
+    assert [line for line in remarks(same) if line.startswith("r: no change between 0 and 0.8")]
+
+
+def test_flat_readings_called_same_have_no_half_life():
+    tosses = (np.random.default_rng(4).random((5, 25, 2)) < 0.7).astype(float)
+    found = ut.study(ut.readings({"same_word": tosses}, NOISE))
+    assert np.isnan(found.half_life).all()
+    assert found.start.item() == 1
+    assert "same_word: no change between 0.1 and 1" in "".join(remarks(found))
+
+
+def test_few_flat_readings_have_a_half_life():
+    """False alarms of the test of first against last level: .05, so 11 to 30 of 400 with probability .98."""
+    rng = np.random.default_rng(1)
+    values = np.repeat(rng.normal(size=(1, 16, 1)), 2, 0) + rng.normal(size=(2, 16, 400))
+    run = dataset({"r": (values, Variable(("noise", "item", "kind"), "r", start=0.5, guessed=True))}, [0.2, 0.9])
+    assert 11 <= np.isfinite(ut.study(run).start).sum() <= 30
+
+
+def test_readings_that_change_keep_their_half_lives():
+    """A fall from a guessed start, and one below the first level from a known start, are located as before."""
+    run = ut.readings({"kept": falling(0.1)}, NOISE)
+    given = ut.study(ut.readings({"kept": falling(0.1)}, NOISE, start=1))
+    np.testing.assert_array_equal(ut.study(run).place, given.place)
+    assert "kept: its start is taken as 1, which is a guess: give start" in remarks(ut.study(run))
+    assert not [line for line in remarks(given) if "guess" in line]
+    lost = np.full((5, 12, 2), 0.1) + 0.01 * np.random.default_rng(0).normal(size=(5, 12, 2))
+    early = ut.study(dataset({"kept": (lost, Variable(DIMS, "kept", start=1))}))
+    assert 0 < early.half_life.sel(axis="noise")[0, 0] < 0.1

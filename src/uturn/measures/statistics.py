@@ -156,7 +156,7 @@ class Replicates(NamedTuple):
         d_r, with R the smallest power of 2 that is at least G; empty for a single group.
     groups : int
     freedom : float
-        Degrees of freedom of Student's t: `(sum w)^2 / sum w^2 - 1` with the number of readings w of every group (Kish 1965), at
+        Degrees of freedom of Student's t: `(sum w)^2 / sum w^2 - 1` with the number of items w of every group (Kish 1965), at
         least 1. It is G - 1 for groups of equal size.
     """
 
@@ -232,7 +232,8 @@ def replicates(values: xr.DataArray) -> Replicates:
     ----------
     values : DataArray with dims noise, item, perhaps trajectory and clone, and others
         The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. If they are
-        more than 64, neighbours are joined into 64 groups. Missing readings (NaN) are left out of the means.
+        more than 64, neighbours are joined into 64 groups. Items count equally: the mean is that of their means over the
+        trajectories and clones that they have. Missing readings (NaN) are left out.
 
     Raises
     ------
@@ -275,13 +276,16 @@ def _readings(values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def _sums(readings: np.ndarray, label: np.ndarray, over: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and numbers of the readings that are not missing, group by group: two arrays (groups, noise, ..)."""
-    present = ~np.isnan(readings)
+    """Sums and numbers of readings, group by group: two arrays (groups, noise, ..).
+
+    Items count equally: one that lacks some of its readings enters with its mean, as if it had all; one without any is left out.
+    """
+    present, whole = (~np.isnan(readings)).sum(axis=over[1:]), math.prod(readings.shape[axis] for axis in over[1:])
+    sums = np.nansum(readings, axis=over[1:]) * (whole / np.maximum(present, 1))
     order = np.argsort(label, kind="stable")
     first = np.searchsorted(label[order], np.arange(label.max() + 1))
-    parts = (part.sum(axis=over[1:])[order] for part in (np.where(present, readings, 0.0), present))
-    sums, counts = (np.add.reduceat(part, first, axis=0) for part in parts)
-    return sums, counts
+    counts = np.where(present > 0, whole, 0)
+    return np.add.reduceat(sums[order], first, axis=0), np.add.reduceat(counts[order], first, axis=0)
 
 
 def _even_number(sizes: np.ndarray) -> np.ndarray:
@@ -322,7 +326,8 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
     Parameters
     ----------
     values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        Readings in [0, 1], such as `same_class`, `kept`, `unchanged`, `belief`. Missing ones (NaN) are left out.
+        Readings in [0, 1], such as `same_class`, `kept`, `unchanged`, `belief`. Missing ones (NaN) are left out, and items count
+        equally, as in `replicates`. If some items lack readings 0 and 1, their number is `N^2 / sum 1/m` for N items with m each.
     confidence : float in (0, 1)
 
     Returns
@@ -357,7 +362,10 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         s2 = (n - 1) / n * (((sums - p * counts) / (total - counts)) ** 2).sum(axis=0)
         least = _even_number(counts)
         tosses = ((readings == 0) | (readings == 1) | np.isnan(readings)).all(axis=over)
-        most = np.where(tosses, total, _MOST_TRIALS)
+        present = (~np.isnan(readings)).sum(axis=over[1:])
+        whole = math.prod(readings.shape[axis] for axis in over[1:])
+        most = total * (present > 0).sum(axis=0) / np.where(present > 0, whole / present, 0).sum(axis=0)
+        most = np.where(tosses, most, _MOST_TRIALS)
         ratio = ndtri(upper) / stdtrit(np.maximum(least - 1, 1.0), upper)
         trials = np.where(s2 > _ROUNDING**2, np.clip(p * (1 - p) / s2 * ratio**2, least, most), least)
         low = np.where(p > 0, betaincinv(p * trials, (1 - p) * trials + 1, 1 - upper), 0.0)

@@ -34,13 +34,15 @@ def study(ds: xr.Dataset) -> Study:
     """Curves of all readings of a run against noise, the noise levels at which they change, and the correlation of changes.
 
     A reading is a variable of the run, or one of its levels. Its reading instructions (`uturn.protocols.Variable`) are stored
-    with the run. Let c(x) be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between
-    measured levels, c is interpolated linearly.
+    with the run. Let c(x) be the mean of a reading over items at noise x, each with its mean over trajectories and clones, and
+    c(0) its start. Between measured levels, c is interpolated linearly.
 
     - `curve`: c with its 95 % interval.
     - `place`: smallest noise at which c has gone a share .25, .5 or .75 of the way from its start to chance, on all axes of the
-      run. If chance is not known, the value at the largest noise is used as the chance level. `half_life` is the place at share
-      .5; t* is the half-life of a class. `width`: distance between the places at .25 and .75.
+      run. If chance is not known, the value at the largest noise is used as the chance level; there is then no place unless the
+      curve changes: the 95 % interval of its last minus its first level, paired over items, does not hold 0. The same is asked
+      of a start that is guessed. `half_life` is the place at share .5; t* is the half-life of a class. `width`: distance between
+      the places at .25 and .75.
     - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
     - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
       `uturn.correlations`); `peak`, `peak_at`: largest chi and its noise.
@@ -60,7 +62,7 @@ def study(ds: xr.Dataset) -> Study:
         gap_p, p-values by Holm, and gap_visible, the smallest detectable gap (reading, noise). `estimate`: value, low and
         high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist
         (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`,
-        `words`.
+        `words`, and `originals`, the number of items that have it.
 
     Raises
     ------
@@ -95,6 +97,10 @@ def study_of(ds: xr.Dataset) -> Study:
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
     levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
+    for level in levels:
+        if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
+            few = f"{level.originals} of {run.sizes['item']} originals have this reading"
+            level.texts["remark"] = "; ".join(filter(None, [few, level.texts["remark"]]))
     data = xr.Dataset(
         coords={
             "noise": ("noise", axes.noise, run.noise.attrs),
@@ -181,6 +187,8 @@ class Level:
     width: np.ndarray
     start: float
     chance: float
+    is_flat: bool
+    originals: int
 
 
 def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95) -> Iterator[Level]:
@@ -193,11 +201,16 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
+    read = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", _LEVEL)]).sum("item").values
     for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
-        places, width = _places(of, top, end, axes)
+        is_flat = (how.guessed or np.isnan(end)) and not _changes(of, int(how.guessed))
+        is_guess = how.guessed and not name.startswith("same_")  # what is the same starts at 1
+        if is_flat and is_guess:  # nothing shows the start
+            top, band_of[0] = np.nan, np.nan
+        places, width = _places(of, np.nan if is_flat else top, end, axes)
         texts = {
             "reading": label_of(name, at),
             "variable": name,
@@ -208,8 +221,9 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
             "order": how.order or "",
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
-        level = Level(how, texts, of, band_of, places, width, float(top), end)
-        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [outside, gone[k]])])
+        level = Level(how, texts, of, band_of, places, width, float(top), end, is_flat, int(read[k]))
+        about_start = how.about_start if is_guess and np.isfinite(top) else ""
+        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [about_start, outside, gone[k]])])
         yield level
 
 
@@ -361,6 +375,15 @@ def _curves(
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
 
+def _changes(of: Replicates, first: int) -> bool:
+    """Whether a curve differs between its first and its last level: the interval of the paired difference does not hold 0.
+
+    True without an interval: for a single group, and if one of the levels has no readings.
+    """
+    _, low, high = of.interval(lambda c: c[-1] - c[first])
+    return not low <= 0 <= high
+
+
 def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     """Places (share, axis, estimate) and widths (axis, estimate); NaN without a start or for a single level."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
@@ -402,7 +425,8 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     }
     names = ("reading", *TEXTS, "order", "remark")
     texts = {name: ("reading", np.array([level.texts[name] for level in levels], str)) for name in names}
-    readings = xr.Dataset(numbers, {**texts, "share": list(SHARES)})
+    originals = "reading", np.array([level.originals for level in levels], int)
+    readings = xr.Dataset(numbers, {**texts, "originals": originals, "share": list(SHARES)})
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 
@@ -490,7 +514,10 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
     """Remarks on numbers of a reading that do not exist or are uncertain, with the reasons; `gone` says which are missing."""
     x = axes.noise[np.isfinite(axes.noise)]
     half, end = level.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
-    if np.isnan(level.start) or len(x) < 3:
+    if level.is_flat:
+        first = axes.noise[int(level.instructions.guessed)]
+        yield f"no change between {first:.3g} and {axes.noise[-1]:.3g}: the 95 % interval of the difference holds 0"
+    if np.isnan(level.start) or level.is_flat or len(x) < 3:
         return
     if level.chance == level.start:
         yield "chance equals the value without noise: no half-life"
