@@ -23,6 +23,7 @@ from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.pages import report, write_study
 from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
+from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
@@ -1123,3 +1124,39 @@ def test_readings_that_change_keep_their_half_lives():
     lost = np.full((5, 12, 2), 0.1) + 0.01 * np.random.default_rng(0).normal(size=(5, 12, 2))
     early = ut.study(dataset({"kept": (lost, Variable(DIMS, "kept", start=1))}))
     assert 0 < early.half_life.sel(axis="noise")[0, 0] < 0.1
+
+
+# --- originals that occur several times -----------------------------------------------------------------------------------
+
+
+def test_originals_that_occur_several_times_are_refused():
+    """By their labels; copies with labels of their own by their readings, of any kind."""
+    tosses = np.sort(np.random.default_rng(0).random((5, 90, 2)) < 0.5, 0)[::-1].astype(float)
+    for values in (falling(items=21), tosses):
+        run = dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1) if values is tosses else (None, None)))})
+        run = run.assign_coords(item=np.arange(run.sizes["item"]))
+        ut.study(run)
+        for copies in (2, 3):
+            repeated = xr.concat([run] * copies, "item")
+            renumbered = repeated.assign_coords(item=np.arange(repeated.sizes["item"]))
+            with pytest.raises(ValueError, match=f"item = 0 occurs {copies} times; expected each original once"):
+                ut.study(repeated)
+            for function in (ut.study, lambda ds: ut.choose(ds, "kept", 0.9)):
+                with pytest.raises(ValueError, match=f"occur {copies} times or a multiple of that; expected each original once"):
+                    function(renumbered)
+    alone = run.isel(item=[7] * 40)
+    with pytest.raises(ValueError, match="item = 7 occurs 40 times"):
+        ut.choose(alone, "kept", 0.9)
+    named = run.assign_coords(item_name=("item", ["a"] * 2 + [f"b{k}" for k in range(88)]))
+    with pytest.raises(ValueError, match="item_name = 'a' occurs 2 times"):
+        ut.study(named)
+
+
+def test_originals_that_are_alike_are_none_that_are_repeated():
+    """All kept, equal by construction, or few values: 400 runs of 200 originals with readings 0 and 1."""
+    kept = Variable(("noise", "item"), "kept", start=1, bounds=(0, 1))
+    ut.study(dataset({"kept": (np.ones((5, 60)), kept)}))
+    ut.study(dataset({"kept": (NOISE[::-1, None] * np.ones((1, 60)), kept)}))
+    rng = np.random.default_rng(2)
+    for _ in range(400):
+        _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))

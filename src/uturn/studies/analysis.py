@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of 
 _MOST_LEVELS = 512  # of a variable
 _MOST_NAMES = 12  # of readings in an error
 _MOST_NAMED = 4  # places of missing readings, or items, in a remark
+_SURE = 16  # different rows of readings that all occur several times
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -67,7 +69,7 @@ def study(ds: xr.Dataset) -> Study:
     Raises
     ------
     ValueError
-        If `ds` is not a run, is not finished, or has damaged reading instructions.
+        If `ds` is not a run, is not finished, has damaged reading instructions, or holds originals several times.
 
     Examples
     --------
@@ -149,7 +151,28 @@ def finished_run(ds: Any) -> xr.Dataset:
         raise ValueError(
             f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
         )
+    _check_originals(run)
     return run
+
+
+def _check_originals(run: xr.Dataset) -> None:
+    """ValueError for a run in which originals occur several times: copies would narrow all intervals.
+
+    Originals are known by their labels. Where copies have labels of their own, they are known by their readings: all rows of
+    readings occur 2 (or 3, ..) times, or a multiple of that. The multiples of D different rows of other data have a common
+    divisor with a probability of about 2^-D at most.
+    """
+    advice = "expected each original once, and its U-turns along trajectory"
+    for name in {"item", "item_name"} & set(run.coords):
+        label, times = Counter(np.ravel(run[name].values).tolist()).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{name} = {shown(label)} occurs {times} times; {advice}")
+    readings = [run[name] for name, how in instructions_of(run).items() if how.role == "reading" and not _no_reading(run, name)]
+    rows = [of.transpose("item", ...).values.reshape(run.sizes["item"], -1) for of in readings]
+    copies = Counter(b"".join(parts) for parts in zip(*([row.tobytes() for row in part] for part in rows), strict=True))
+    times = math.gcd(*copies.values())
+    if len(copies) >= _SURE and times > 1:
+        raise ValueError(f"the readings of all originals occur {times} times or a multiple of that; {advice}")
 
 
 def by_noise(run: xr.Dataset) -> xr.Dataset:
