@@ -6,9 +6,11 @@ import re
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 import zarr
+from scipy.stats import beta
 from scipy.stats import t as student
 from typer.testing import CliRunner
 
@@ -25,8 +27,10 @@ from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
+from uturn.studies.difference import difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
+from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
@@ -1160,3 +1164,124 @@ def test_originals_that_are_alike_are_none_that_are_repeated():
     rng = np.random.default_rng(2)
     for _ in range(400):
         _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))
+
+
+# --- the difference of two runs ---------------------------------------------------------------------------------------------
+
+
+def distances(x, speed, names, seed, versions=3):
+    """Distances (noise, item, trajectory) that rise with noise, faster for some originals."""
+    rng = np.random.default_rng(seed)
+    values = speed[None, :, None] * x[:, None, None] ** 2 + 0.05 * rng.random((len(x), len(names), versions))
+    return ut.readings({"d": values}, x, start=0, chance=2.0, coords={"item": names})
+
+
+def test_the_difference_of_two_runs_is_paired():
+    """Originals by their names, in any order; the levels that both have; Student's t of the differences of originals."""
+    rng, x = np.random.default_rng(5), np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+    speed, names = rng.uniform(1, 3, 13), np.array([f"m{k:02d}" for k in range(13)])
+    second = np.r_[11, 3, 12, 0:3, 4:10]  # other originals, in another order, at other levels
+    a = distances(x, speed, names, 1)
+    b = distances(np.r_[0.1, x[1:]], 1.3 * speed[second], names[second], 2, versions=2)
+    a.d[2, 0, :] = np.nan
+    b.d[1, 0, 1] = np.nan
+    found = difference({"a": a, "b": b})
+    assert found.noise.values.tolist() == x[1:].tolist()
+    assert found.originals.item() == 12
+    of_a, of_b = a.d.mean("trajectory")[1:, second].values, b.d.mean("trajectory")[1:].values
+    for k in range(4):
+        apart = (of_b[k] - of_a[k])[~np.isnan(of_a[k] + of_b[k])]
+        half = student.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+        value, low, high = found.curve.values[0, k]
+        assert value == pytest.approx(apart.mean(), rel=1e-5)
+        if k != 1:  # where an original is missing, the degrees of freedom are those of nearly equal groups
+            np.testing.assert_allclose([value - low, high - value], half, rtol=5e-3)
+    alone = [ut.study(run).curve.sel(noise=0.8).values[0] for run in (a, b)]
+    assert np.ptp(found.curve.sel(noise=0.8).values[0, 1:]) < 0.6 * np.hypot(*(np.ptp(ends[1:]) for ends in alone))
+
+
+def test_the_difference_of_half_lives():
+    """The same fall later by .05, for originals that differ: the difference is known much better than either place."""
+    x, centre = np.linspace(0.02, 0.98, 49), 0.4 + 0.1 * np.random.default_rng(3).standard_normal((1, 30))
+    log_snr = np.log((1 - x) / x)
+    runs = {
+        name: ut.readings(
+            {"kept": 1 / (1 + np.exp((x[:, None] - centre - late) / 0.05))},
+            x,
+            start=1,
+            chance=0,
+            coords={"log_snr": ("noise", log_snr)},
+        )
+        for name, late in (("early", 0.0), ("late", 0.05))
+    }
+    found = difference(runs)
+    places = [ut.study(run).half_life.sel(reading="kept") for run in runs.values()]
+    np.testing.assert_allclose(found.half_lives.values[0], places)
+    np.testing.assert_allclose(found.half_life[0, :, 0], (places[1] - places[0])[:, 0])
+    value, low, high = found.half_life.sel(axis="noise").values[0]
+    assert value == pytest.approx(0.05, abs=0.005)
+    assert low >= 0.05 - 0.041  # the two levels around each place, and no more
+    assert high <= 0.05 + 0.041
+    assert float(found.half_life.sel(axis="log_snr", estimate="value")[0]) < 0
+    back = difference({"late": runs["late"], "early": runs["early"]})
+    np.testing.assert_allclose(back.half_life.values[0, 0], -found.half_life.values[0, 0][[0, 2, 1]], atol=1e-12)
+
+
+def test_differences_of_shares_where_all_originals_agree_have_a_width():
+    kept = np.ones((3, 25))
+    lost = np.where([[False], [False], [True]], np.arange(25) < 20, True)
+    runs = {name: ut.readings({"kept": of}, [0.2, 0.5, 0.8], start=1) for name, of in (("a", kept), ("b", lost * 1.0))}
+    curve = difference(runs).curve.values[0]
+    lost_of_25 = 1 - 0.025 ** (1 / 25)
+    np.testing.assert_allclose(curve[0], [0, -lost_of_25, lost_of_25])
+    low, high = beta.ppf(0.025, 20, 6), beta.ppf(0.975, 21, 5)  # no correlation with a constant
+    np.testing.assert_allclose(curve[2], [-0.2, -0.2 - (0.8 - low), -0.2 + np.hypot(high - 0.8, lost_of_25)], rtol=0.03)
+
+
+def test_differences_of_other_originals_are_refused():
+    x, names = NOISE, ["a", "b", "c"]
+    run = distances(x, np.ones(3), names, 0)
+    source = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
+    rest = {
+        "corruption": {"type": "epsilon", "noise": [0.3, 0.6]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    own = [ut.run(ut.Experiment.from_dict({"items": 4, "seed": seed, "source": source, **rest})) for seed in (0, 1)]
+    other = ut.readings({"e": run.d.values}, x, coords={"item": names})
+    for pair, message in (
+        ({"a": run}, "expected two"),
+        (dict(zip("ab", own, strict=True)), "different originals: their sources or seeds differ"),
+        ({"a": run, "b": distances(x, np.ones(3), ["d", "e", "f"], 0)}, "no originals in common"),
+        ({"a": run, "b": distances(x + 0.01, np.ones(3), names, 0)}, "no noise levels in common"),
+        ({"a": run, "b": other}, "expected readings that both have"),
+        ({"a": run.assign_coords(label=("item", [0, 1, 2])), "b": run.assign_coords(label=("item", [0, 2, 1]))}, "label differs"),
+        (
+            {"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))},
+            "no axis in common: their noise is noise, t/T",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            difference(pair)
+
+
+def test_the_command_writes_the_difference(tmp_path):
+    x, names, speed = NOISE, [f"m{k}" for k in range(8)], np.linspace(1, 2, 8)
+    for k, name in enumerate("ab"):
+        table = distances(x, speed + k, names, k).to_dataframe().reset_index()
+        table.assign(item=table["item_name"].astype(str)).drop(columns="item_name").to_csv(tmp_path / f"{name}.csv", index=False)
+    stores, out = [str(tmp_path / f"{name}.csv") for name in "ab"], tmp_path / "out"
+    done = CliRunner().invoke(app, ["study", *stores, "--start", "d=0", "--difference", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "paired over 8 originals" in " ".join(done.output.split())
+    numbers = json.loads((out / "difference.json").read_text())["readings"][0]
+    expected = difference({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)})
+    assert [level["low"] for level in numbers["curve"]] == expected.curve.values[0, :, 1].tolist()
+    frame = pd.read_csv(out / "difference.csv")
+    of_half_life = frame[(frame.quantity == "half_life") & (frame.run.str.contains(" minus "))]
+    np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
+    assert (out / "difference.png").is_file()
+    write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)
+    assert not list(out.glob("difference.*"))
+    alone = CliRunner().invoke(app, ["study", stores[0], "--difference"])
+    assert isinstance(alone.exception, ValueError)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -407,20 +408,27 @@ def _changes(of: Replicates, first: int) -> bool:
     return not low <= 0 <= high
 
 
+def reaching(mean: np.ndarray, chance: float, axes: Axes, share: float) -> Callable[[np.ndarray], float]:
+    """The first noise at which a curve has gone a share of the way from its start to chance, or to its last value if NaN.
+
+    A function of curves that rise or fall as `mean` does.
+    """
+    finite, end = np.isfinite(axes.noise), mean[-1] if np.isnan(chance) else chance
+    x, sign = axes.noise[finite], -1.0 if end > mean[0] else 1.0
+
+    def statistic(c: np.ndarray) -> float:
+        bottom = c[-1] if np.isnan(chance) else chance
+        return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
+
+    return statistic
+
+
 def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     """Places (share, axis, estimate) and widths (axis, estimate); NaN without a start or for a single level."""
-    finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
+    x = axes.noise[np.isfinite(axes.noise)]
     if np.isnan(top) or len(x) < 3:
         return np.full((len(SHARES), len(axes.names), 3), np.nan), np.full((len(axes.names), 3), np.nan)
-    end = of.mean[-1] if np.isnan(chance) else chance
-    sign = -1.0 if end > top else 1.0
-
-    def reached(share: float) -> Callable[[np.ndarray], float]:
-        def statistic(c: np.ndarray) -> float:
-            bottom = c[-1] if np.isnan(chance) else chance
-            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
-
-        return statistic
+    reached = partial(reaching, of.mean, chance, axes)
 
     def widths(c: np.ndarray) -> np.ndarray:
         ends = axes.convert(np.array([reached(SHARES[0])(c), reached(SHARES[-1])(c)]))
