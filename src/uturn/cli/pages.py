@@ -23,6 +23,12 @@ def study(
         ),
     ],
     out: OptionalOut = None,
+    centre: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|median", help="Curves of readings beyond [0, 1]: means or, for heavy tails, medians over originals."
+        ),
+    ] = "mean",
     difference: Annotated[
         bool,
         typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
@@ -73,15 +79,15 @@ def study(
         raise ValueError(f"{twice}: this store is given twice")
     settings = table.settings(stores)
     runs = named_runs({place: opened(place, **settings) for place in stores})
-    several = len(runs) > 1
+    several, typed_centre = len(runs) > 1, [] if centre == "mean" else ["--centre", centre]
     if difference and len(runs) != 2:
         raise ValueError(
             f"difference: {len(runs)} {'store' if len(runs) == 1 else 'stores'}; expected two, A and B for B minus A"
         )
     if out is None:
-        studies: Any = {name: study_of_run(run) for name, run in runs.items()}
+        studies: Any = {name: study_of_run(run, centre) for name, run in runs.items()}
     else:
-        written_studies = write_study(runs if several else next(iter(runs.values())), out, difference=difference)
+        written_studies = write_study(runs if several else next(iter(runs.values())), out, centre=centre, difference=difference)
         studies = written_studies if several else {"": written_studies}
     for name, one_study in studies.items():
         if several:
@@ -90,12 +96,14 @@ def study(
             show(part)
         console().print(one_study.attrs["description"])
     if difference:
-        paired = of_pairs(runs)
+        paired = of_pairs(runs, centre)
         show(for_terminal(table_of(paired)))
         for line in remarks_of(paired):
             show(line)
     if out is None:
-        return say_next(run=("study", *stores, *(["--difference"] if difference else []), *table.typed(), "--out", "FOLDER"))
+        return say_next(
+            run=("study", *stores, *(["--difference"] if difference else []), *typed_centre, *table.typed(), "--out", "FOLDER")
+        )
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
 

@@ -51,6 +51,7 @@ def write_study(
     groups: Sequence[str] = (),
     save_images: bool = False,
     page: bool = True,
+    centre: str = "mean",
     difference: bool = False,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
@@ -77,6 +78,8 @@ def write_study(
     page
         Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
 
+    centre
+        "mean" or "median", as in `uturn.study`.
     difference
         Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
         `.pdf`.
@@ -96,7 +99,7 @@ def write_study(
     run = next(iter(named.values()))
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
-        studies = {name: study(dataset) for name, dataset in named.items()}
+        studies = {name: study(dataset, centre) for name, dataset in named.items()}
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
         result: Any
@@ -107,7 +110,7 @@ def write_study(
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
             figures["study"] = lambda: draw_studies(studies)
             if difference:
-                paired = paired_difference(named)
+                paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
                 texts["difference.json"] = json.dumps(data_of(paired), indent=1, ensure_ascii=False, allow_nan=False)
                 texts["difference.csv"] = frame_of(paired).to_csv(index=False)

@@ -23,6 +23,7 @@ from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
+CENTRES = "mean", "median"
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
 _MOST_NAMES = 12  # of readings in an error
@@ -33,7 +34,7 @@ _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, nam
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
 
 
-def study(ds: xr.Dataset) -> Study:
+def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     """Curves of all readings of a run against noise, the noise levels at which they change, and the correlation of changes.
 
     A reading is a variable of the run, or one of its levels. Its reading instructions (`uturn.protocols.Variable`) are stored
@@ -55,6 +56,9 @@ def study(ds: xr.Dataset) -> Study:
     Parameters
     ----------
     ds : Dataset of `uturn.run`, or of `uturn.store.record.Store.dataset`
+    centre : "mean" or "median"
+        With "median", c is the median over items, for heavy tails: a few originals move a mean, and hardly a median. Readings in
+        [0, 1], which have no tails, correlations of changes and gaps stay means.
 
     Returns
     -------
@@ -87,10 +91,12 @@ def study(ds: xr.Dataset) -> Study:
     >>> bool(root[1] < root[0] < root[2])
     True
     """
-    return study_of(finished_run(ds))
+    if centre not in CENTRES:
+        raise ValueError(f"centre = {shown(centre)}: expected one of {', '.join(CENTRES)}")
+    return study_of(finished_run(ds), centre)
 
 
-def study_of(ds: xr.Dataset) -> Study:
+def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
     """`study` for a run that may be unfinished: means leave out missing readings, and a remark reports them."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
@@ -99,7 +105,7 @@ def study_of(ds: xr.Dataset) -> Study:
     not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
-    levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
+    levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes, centre=centre)]
     for level in levels:
         if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
             few = f"{level.originals} of {run.sizes['item']} originals have this reading"
@@ -117,15 +123,21 @@ def study_of(ds: xr.Dataset) -> Study:
             "estimate": list(ESTIMATE),
         }
     )
-    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(run, instructions, axes))
+    data = (
+        data.merge(_readings(levels, axes))
+        .merge(_inversions(run, readings, axes, centre))
+        .merge(changes_of(run, instructions, axes))
+    )
     data = data.merge(_gaps(run, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
+    medians = dict.fromkeys(level.texts["variable"] for level in levels if level.centre == "median")
+    about_centre = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
     data.attrs |= {
         "description": describe(run),
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, instructions, axes, not_studied, levels, "chi" in data)),
+        "remark": "; ".join([*about_centre, *_remarks(run, instructions, axes, not_studied, levels, "chi" in data)]),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -213,9 +225,12 @@ class Level:
     chance: float
     is_flat: bool
     originals: int
+    centre: str
 
 
-def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95) -> Iterator[Level]:
+def levels_of(
+    run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95, centre: str = "mean"
+) -> Iterator[Level]:
     """The readings of a variable, one for each combination of its own dims; `confidence` of the intervals of curves."""
     values = run[name]
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
@@ -224,9 +239,10 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
     outside = _outside(values, *_bounds(how))
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
+    centre = "mean" if how.is_share else centre  # numbers in [0, 1] have no tails
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
     read = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", _LEVEL)]).sum("item").values
-    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence)):
+    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence, centre)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
@@ -245,7 +261,7 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
             "order": how.order or "",
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
-        level = Level(how, texts, of, band_of, places, width, float(top), end, is_flat, int(read[k]))
+        level = Level(how, texts, of, band_of, places, width, float(top), end, is_flat, int(read[k]), centre)
         about_start = how.about_start if is_guess and np.isfinite(top) else ""
         texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [about_start, outside, gone[k]])])
         yield level
@@ -377,7 +393,7 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
 
 
 def _curves(
-    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float, centre: str
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
@@ -393,7 +409,7 @@ def _curves(
     for levels in [np.arange(len(there))] if alike else np.arange(len(there))[:, None]:
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
-        of = curve(values, x, tops[levels])
+        of = curve(values, x, tops[levels], centre)
         bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *_bounds(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
@@ -461,7 +477,7 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 
-def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
+def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes, centre: str) -> xr.Dataset:
     """Noise beyond which the last level of each ordered series stays below the first, (series, axis, estimate)."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
     names: list[str] = []
@@ -477,7 +493,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         for k in range(stacked.sizes[_SERIES]):
             values = stacked.isel({_SERIES: k}, drop=True)
             tops = np.nan if starts is None else starts.isel({_SERIES: k}).values
-            of = curve(values.transpose(..., how.order), axes.noise, tops)
+            of = curve(values.transpose(..., how.order), axes.noise, tops, "mean" if how.is_share else centre)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:

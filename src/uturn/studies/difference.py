@@ -29,7 +29,7 @@ _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of rea
 _MOST, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
 
 
-def difference(runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
+def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
     """The second of two runs on the same originals minus the first: curves and half-lives, paired over originals.
 
     Both curves of a reading are means over the same originals, at the noise levels that both runs have. Originals vary together
@@ -39,6 +39,8 @@ def difference(runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
     ----------
     runs : {name: Dataset of `uturn.run` or `uturn.readings`}
         Two runs. Originals are matched by their names (`item_name`), or else by their numbers.
+    centre : "mean" or "median"
+        As in `uturn.study`; the difference of two medians.
 
     Returns
     -------
@@ -74,7 +76,7 @@ def difference(runs: Mapping[str, xr.Dataset]) -> xr.Dataset:
         has = [run[name].notnull().any([dim for dim in _WITHIN if dim in run[name].dims]) for run in (first, second)]
         parts = [run.assign({name: run[name].where(has[0] & has[1])}) for run in (first, second)]
         of_runs = [
-            {level.texts["reading"]: level for level in levels_of(part, name, of, axis)}
+            {level.texts["reading"]: level for level in levels_of(part, name, of, axis, centre=centre)}
             for part, of, axis in zip(parts, (how, names[1][name]), both, strict=True)
         ]
         rows += [_difference([of[label] for of in of_runs], both, axes) for label in of_runs[0] if label in of_runs[1]]
@@ -112,7 +114,7 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
         if not aligned[0].sizes[dim]:
             raise ValueError(f"the runs have no {words} in common")
     for name in {str(name) for name, of in aligned[0].coords.items() if of.dims == ("item",)} & set(aligned[1].coords):
-        if not np.array_equal(*(run[name].values for run in aligned)):
+        if not np.array_equal(aligned[0][name].values, aligned[1][name].values):
             raise ValueError(f"the runs have different originals: {name} differs")
     return [run.sortby("noise") for run in aligned]
 
