@@ -1,6 +1,8 @@
 """How often 95 % intervals hold the truth, on simulated runs: `estimate`, `located`, `proportion`, `hierarchy_index`, `study`.
 
-    python benchmarks/intervals.py [--runs 2000] [--part curves|images|index|proportions|grids|skewed|rare] [--workers 2]
+    python benchmarks/intervals.py [--runs 2000] [--workers 2] [--part NAME ..]
+
+Parts: curves, images, index, proportions, grids, skewed, rare, medians, flat, differences.
 
 Readings are coin tosses. The truth is the statistic of the mean curve of the population at the same noise levels, from an
 integral over what differs between grammars and items. Where it lies between two noise levels is drawn anew for every run. (If
@@ -17,6 +19,9 @@ runs in which the statistic exists but its interval does not. "exists": share in
 - skewed: means of few or skewed numbers, and of grammars of 1 to 30 items.
 - rare: shares of 20 sites, kept with a probability that is small for some originals (in the name). "without a remark": the same
   among the samples in which `rests_on_few` sees no two originals that make the spread; "missing" is the share that it sees.
+- medians: of lognormal distances, and the noise at which the median curve crosses a height; beside them the mean.
+- flat: readings that do not change with noise; 1 - coverage is how often a study takes them for changing.
+- differences: of two runs on the same items, between shares and between half-lives.
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ from uturn.measures.statistics import (
     rests_on_few,
     transition,
 )
-from uturn.studies import study
+from uturn.studies import difference, study
+from uturn.studies.readings import readings
 
 
 class Design(NamedTuple):
@@ -80,6 +86,11 @@ IMAGES = {
     "40 originals": Design(levels=10),
     "40 originals, 4 U-turns, items differ": Design(trajectories=4, between_items=0.1, levels=10),
     "200 originals, 20 levels": Design(items=200, between_items=0.1, levels=20),
+}
+DIFFERENCES = {
+    "40 originals, 10 levels": Design(between_items=0.1, levels=11),
+    "12 originals, 4 U-turns, 20 levels": Design(items=12, trajectories=4, between_items=0.1),
+    "100 originals, 2 U-turns, 40 levels": Design(items=100, trajectories=2, between_items=0.1, levels=41),
 }
 PAIRS = {  # of levels: the noise where the high level is lost, and the width of its logistic fall; the low level: 0.45, 0.15
     "an inversion": (0.45, 0.03),
@@ -344,6 +355,55 @@ def grid_run(grid: Grid, seed: int) -> dict[str, tuple[float, ...]]:
     }
 
 
+# --- medians, and readings that do not change --------------------------------------------------------------------------------
+
+MEDIANS = (8, 10, 20, 40, 100, 400)
+FLAT: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {  # readings (noise, item) at the first and the last level
+    "tosses .5": lambda rng, n: (rng.random((2, n)) < 0.5).astype(float),
+    "tosses .9": lambda rng, n: (rng.random((2, n)) < 0.9).astype(float),
+    "shares of 20 sites": lambda rng, n: rng.binomial(20, 0.3, (2, n)) / 20,
+    "normal, items differ": lambda rng, n: 3 * rng.standard_normal((1, n)) + rng.standard_normal((2, n)),
+    "lognormal": lambda rng, n: rng.lognormal(size=(2, n)),
+}
+
+
+def median_run(items: int, seed: int) -> dict[str, tuple[float, ...]]:
+    """Distances with heavy tails between items, which rise as a power of the noise: the median at a level, and its place."""
+    rng, x, power = np.random.default_rng(seed), np.linspace(0, 1, 41), np.random.default_rng([1, seed]).uniform(1.5, 2.5)
+    tails = rng.lognormal(0, 1.5, (1, items)) * rng.lognormal(0, 0.3, (len(x), items))
+    of = replicates(xr.DataArray(x[:, None] ** power * tails, dims=("noise", "item")), "median")
+    place = of.interval(lambda c: crossing(x, -c, -0.5, first=True))
+    mean = replicates(xr.DataArray(tails[20:21], dims=("noise", "item"))).interval(lambda c: c[0])
+    return {
+        "median": (x[20] ** power, *of.interval(lambda c: c[20])),
+        "place on it": (0.5 ** (1 / power), *place),
+        "mean": (float(np.exp((1.5**2 + 0.3**2) / 2)), *mean),
+    }
+
+
+def flat_run(law: str, items: int, seed: int) -> dict[str, tuple[float, ...]]:
+    """Last minus first level, as the study tests whether a reading changes: coverage is 1 minus the false-alarm rate."""
+    values = xr.DataArray(FLAT[law](np.random.default_rng(seed), items), dims=("noise", "item"))
+    return {"last minus first": (0.0, *estimate(values, lambda c: float(c[1] - c[0])))}
+
+
+def difference_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
+    """Two runs on the same items, the second with its fall later by .05: shares at two levels, and half-lives."""
+    rng, x = np.random.default_rng(seed), np.linspace(0, 1, design.levels)[1:]
+    centre = 0.45 + rng.random() * x[0]
+    offset, grammar = centres(design, rng)
+    runs, curves = {}, []
+    for name, late in (("first", 0.0), ("second", 0.05)):
+        kept = tossed(design, rng, logistic(x, centre + late + offset, 0.07), grammar, x)
+        runs[name] = readings({"kept": kept}, start=1, chance=0.0)
+        curves.append(population(design, x, centre + late, 0.07))
+    found = difference(runs).sel(reading="kept")
+    truth = curves[1] - curves[0]
+    levels = {f"shares at {share}": int(np.abs(curves[0] - share).argmin()) for share in (0.99, 0.5)}
+    of_curve = {name: (float(truth[k]), *found.curve.values[k]) for name, k in levels.items()}
+    return {**of_curve, "half-lives": (0.05, *found.half_life.sel(axis="noise").values)}
+
+
 # --- the table -------------------------------------------------------------------------------------------------------------
 
 
@@ -359,13 +419,19 @@ def simulated(part: str) -> dict[str, Callable[[int], Any]]:
         return {name: partial(grid_run, grid) for name, grid in GRIDS.items()}
     if part == "rare":
         return {f"{law}, {n} x {m}": partial(rare_run, law, n, m) for law in _RARE for n, m in _SIZES_OF_RARE}
+    if part == "medians":
+        return {f"{n} items": partial(median_run, n) for n in MEDIANS}
+    if part == "flat":
+        return {f"{law}, {n} items": partial(flat_run, law, n) for law in FLAT for n in (2, 3, 5, 10, 40, 200)}
+    if part == "differences":
+        return {name: partial(difference_run, design) for name, design in DIFFERENCES.items()}
     if part == "skewed":
         return {name: partial(skewed_run, name) for name in SKEWED}
     sizes = {"600 items": Design(items=600), "6 grammars of 20": Design(items=120, grammars=6, between_grammars=0.02)}
     return {f"{n}, {size}": partial(index_run, pair, design) for n, pair in PAIRS.items() for size, design in sizes.items()}
 
 
-PARTS = ("curves", "images", "index", "proportions", "grids", "skewed", "rare")
+PARTS = ("curves", "images", "index", "proportions", "grids", "skewed", "rare", "medians", "flat", "differences")
 
 
 def main() -> None:

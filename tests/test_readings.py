@@ -77,7 +77,7 @@ def test_a_table_becomes_t_star_and_a_page(tmp_path):
     assert "20 originals of rmsd.csv · 3 noisy versions of each" in done.stdout
     assert "rmsd: 1 of 300 readings are missing: 1abc_4 at noise 0.5" in done.stdout
     numbers = json.loads((tmp_path / "out/study.json").read_text(encoding="utf-8"))
-    curve = np.nanmean(values, (1, 2))
+    curve = np.nanmean(values, 2).mean(1)
     place = numbers["readings"][0]["half_life"]["noise"]["value"]
     assert place == pytest.approx(half_life(curve, 0, curve[-1]), rel=1e-5)
     assert {"index.html", "study.png", "curves.csv", "numbers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -491,11 +491,12 @@ def test_what_is_guessed_is_said():
         ut.readings({"energy": rng.normal(size=(5, 6)) - 5, "tm": 0.9 - 0.8 * NOISE[:, None] * rng.random((5, 6))}, NOISE)
     )
     assert "no place is located on the curve of energy: no start is given" in remarks(unknown)
-    assert "the start of tm is taken as 1, as its readings lie in [0, 1]; give start if it is not" in remarks(unknown)
+    assert "tm: its start is taken as 1, which is a guess: give start" in remarks(unknown)
     kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]  # 59 of 60 at the first level, 60 of 60 beyond
     run = ut.readings({"same_fold": kept, "sound": kept}, NOISE)
     assert ut.choose(run, "same_fold", 0.9).keep.words == "same_fold >= 0.9"
-    assert any("the start of sound is taken as 0" in line for line in remarks(ut.study(run)))
+    rising = ut.readings({"sound": kept & (np.arange(60) < [[9], [29], [39], [49], [60]])}, NOISE)
+    assert "sound: its start is taken as 0, which is a guess: give start" in remarks(ut.study(rising))
     given = ut.study(
         ut.readings({"energy": rng.normal(size=(5, 6)), "tm": rng.random((5, 6))}, NOISE, start={"energy": 0, "tm": 1})
     )
@@ -535,3 +536,16 @@ def test_structures(tmp_path, monkeypatch, capsys):
     curve = study.curve.sel(noise=2, estimate="value")
     assert float(curve.sel(reading="rmsd")) == pytest.approx(np.mean(distances), rel=1e-3)
     assert (study.chi.sel(noise=2, estimate="value") > 1).all()
+
+
+def test_a_column_of_labels_is_a_coordinate():
+    """A number that is the same in all rows of an item labels it, unless it is 0 or 1, or an item has one level."""
+    table = long_form({"rmsd": rmsd(), "mass": np.broadcast_to(np.arange(20)[:, None] + 7.5, (5, 20, 3))})
+    run = ut.readings(table.assign(charged=(table["item"] > 8).astype(int)), start={"rmsd": 0})
+    assert run["mass"].dims == ("item",)
+    assert set(run.data_vars) == {"rmsd", "charged"}
+    assert "mass is the same in all rows of an item, so it is a coordinate and no reading" in remarks(ut.study(run))
+    one_level = ut.readings(table[table["noise"] == table["noise"].max()])
+    assert set(one_level.data_vars) == {"rmsd", "mass"}
+    chosen = ut.readings(table, start={"rmsd": 0}, coords=["mass"])
+    assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]

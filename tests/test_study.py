@@ -6,9 +6,11 @@ import re
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 import zarr
+from scipy.stats import beta
 from scipy.stats import t as student
 from typer.testing import CliRunner
 
@@ -20,12 +22,16 @@ from uturn.core.registry import PARTS, part_class
 from uturn.core.spec import filled
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
+from uturn.measures.statistics import replicates
 from uturn.pages import report, write_study
 from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
+from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
+from uturn.studies.difference import difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
+from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
@@ -1072,3 +1078,280 @@ def test_a_store_is_not_given_twice(tmp_path):
     for second in ("run", "run/", "link"):
         done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), f"{tmp_path}/{second}"])
         assert str(done.exception) == f"{tmp_path / 'run'}: this store is given twice"
+
+
+# --- what the readings can show ---------------------------------------------------------------------------------------------
+
+
+def test_originals_count_equally_if_readings_are_missing():
+    """An original with one version weighs as much as one with four: the mean of originals, their spread, their number."""
+    rng = np.random.default_rng(3)
+    values = np.sort(rng.random((5, 9, 4)), 0)[::-1].copy()
+    values[:, 2:5, 1:] = np.nan
+    values[3, 7, 2] = np.nan
+    found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept"))})).curve[0, 1:].values
+    of_originals = np.nanmean(values, 2)
+    half = student.ppf(0.975, 8) * of_originals.std(1, ddof=1) / 3
+    np.testing.assert_allclose(found[:, 0], of_originals.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(found[:, 2] - found[:, 0], half, rtol=1e-12)
+    share = ut.study(dataset({"kept": (values, Variable(DIMS, "kept", bounds=(0, 1)))}))
+    np.testing.assert_allclose(share.curve[0, 1:, 0], of_originals.mean(1), rtol=1e-12)
+
+
+def test_each_reading_shows_how_many_originals_it_has():
+    few = falling(items=11)
+    few[:, 4:] = np.nan
+    run = dataset({"kept": (falling(items=11), Variable(DIMS, "kept", start=1)), "part": (few, Variable(DIMS, "part", start=1))})
+    found = ut.study(run)
+    assert found.originals.values.tolist() == [11, 4]
+    assert "part: 4 of 11 originals have this reading" in remarks(found)
+    assert [entry["originals"] for entry in as_data(found)["readings"]] == [11, 4]
+    assert not [line for line in remarks(ut.study(run[["part"]])) if "have this reading" in line]
+
+
+def flat(kind, rng):
+    """Readings (noise, item) of 30 originals that do not change with noise."""
+    return {
+        "tosses": (rng.random((4, 30)) < 0.4).astype(float),
+        "covariate": np.repeat(rng.lognormal(size=(1, 30)), 4, 0),
+        "scattered": rng.normal(3, 2, (1, 30)) + rng.normal(size=(4, 30)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["tosses", "covariate", "scattered"])
+def test_a_reading_that_does_not_change_has_no_half_life(kind):
+    noise, rng = [0.2, 0.3, 0.6, 0.8], np.random.default_rng(8)
+    rules = {}, {"start": 1, "bounds": (None, None)}
+    unknown, given = (ut.study(ut.readings({"r": flat(kind, rng)}, noise, **rule)) for rule in rules)
+    assert np.isnan(unknown[["place", "half_life", "width", "start"]].to_array()).all()
+    assert np.isnan(unknown.curve[0, 0]).all()  # nothing shows a value without noise
+    if kind == "tosses":
+        assert "r: no change between 0.2 and 0.8: the 95 % interval of the difference holds 0" in remarks(unknown)
+        assert np.isfinite(given.half_life).all()  # from a start that is known, half of the change lies below the first level
+    same = ut.study(ut.readings({"r": flat(kind, rng)}, [0.0, *noise[1:]]))
+    assert np.isnan(same.half_life).all()
+    assert [line for line in remarks(same) if line.startswith("r: no change between 0 and 0.8")]
+
+
+def test_flat_readings_called_same_have_no_half_life():
+    tosses = (np.random.default_rng(4).random((5, 25, 2)) < 0.7).astype(float)
+    found = ut.study(ut.readings({"same_word": tosses}, NOISE))
+    assert np.isnan(found.half_life).all()
+    assert found.start.item() == 1
+    assert "same_word: no change between 0.1 and 1" in "".join(remarks(found))
+
+
+def test_few_flat_readings_have_a_half_life():
+    """False alarms of the test of first against last level: .05, so 11 to 30 of 400 with probability .98."""
+    rng = np.random.default_rng(1)
+    values = np.repeat(rng.normal(size=(1, 16, 1)), 2, 0) + rng.normal(size=(2, 16, 400))
+    run = dataset({"r": (values, Variable(("noise", "item", "kind"), "r", start=0.5, guessed=True))}, [0.2, 0.9])
+    assert 11 <= np.isfinite(ut.study(run).start).sum() <= 30
+
+
+def test_readings_that_change_keep_their_half_lives():
+    """A fall from a guessed start, and one below the first level from a known start, are located as before."""
+    run = ut.readings({"kept": falling(0.1)}, NOISE)
+    given = ut.study(ut.readings({"kept": falling(0.1)}, NOISE, start=1))
+    np.testing.assert_array_equal(ut.study(run).place, given.place)
+    assert "kept: its start is taken as 1, which is a guess: give start" in remarks(ut.study(run))
+    assert not [line for line in remarks(given) if "guess" in line]
+    lost = np.full((5, 12, 2), 0.1) + 0.01 * np.random.default_rng(0).normal(size=(5, 12, 2))
+    early = ut.study(dataset({"kept": (lost, Variable(DIMS, "kept", start=1))}))
+    assert 0 < early.half_life.sel(axis="noise")[0, 0] < 0.1
+
+
+# --- originals that occur several times -----------------------------------------------------------------------------------
+
+
+def test_originals_that_occur_several_times_are_refused():
+    """By their labels; copies with labels of their own by their readings, of any kind."""
+    tosses = np.sort(np.random.default_rng(0).random((5, 90, 2)) < 0.5, 0)[::-1].astype(float)
+    for values in (falling(items=21), tosses):
+        run = dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1) if values is tosses else (None, None)))})
+        run = run.assign_coords(item=np.arange(run.sizes["item"]))
+        ut.study(run)
+        for copies in (2, 3):
+            repeated = xr.concat([run] * copies, "item")
+            renumbered = repeated.assign_coords(item=np.arange(repeated.sizes["item"]))
+            with pytest.raises(ValueError, match=f"item = 0 occurs {copies} times; expected each original once"):
+                ut.study(repeated)
+            for function in (ut.study, lambda ds: ut.choose(ds, "kept", 0.9)):
+                with pytest.raises(ValueError, match=f"occur {copies} times or a multiple of that; expected each original once"):
+                    function(renumbered)
+    alone = run.isel(item=[7] * 40)
+    with pytest.raises(ValueError, match="item = 7 occurs 40 times"):
+        ut.choose(alone, "kept", 0.9)
+    named = run.assign_coords(item_name=("item", ["a"] * 2 + [f"b{k}" for k in range(88)]))
+    with pytest.raises(ValueError, match="item_name = 'a' occurs 2 times"):
+        ut.study(named)
+
+
+def test_originals_that_are_alike_are_none_that_are_repeated():
+    """All kept, equal by construction, or few values: 400 runs of 200 originals with readings 0 and 1."""
+    kept = Variable(("noise", "item"), "kept", start=1, bounds=(0, 1))
+    ut.study(dataset({"kept": (np.ones((5, 60)), kept)}))
+    ut.study(dataset({"kept": (NOISE[::-1, None] * np.ones((1, 60)), kept)}))
+    rng = np.random.default_rng(2)
+    for _ in range(400):
+        _check_originals(dataset({"kept": ((rng.random((5, 200)) < NOISE[::-1, None] ** 2).astype(float), kept)}))
+
+
+# --- the difference of two runs ---------------------------------------------------------------------------------------------
+
+
+def distances(x, speed, names, seed, versions=3):
+    """Distances (noise, item, trajectory) that rise with noise, faster for some originals."""
+    rng = np.random.default_rng(seed)
+    values = speed[None, :, None] * x[:, None, None] ** 2 + 0.05 * rng.random((len(x), len(names), versions))
+    return ut.readings({"d": values}, x, start=0, chance=2.0, coords={"item": names})
+
+
+def test_the_difference_of_two_runs_is_paired():
+    """Originals by their names, in any order; the levels that both have; Student's t of the differences of originals."""
+    rng, x = np.random.default_rng(5), np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+    speed, names = rng.uniform(1, 3, 13), np.array([f"m{k:02d}" for k in range(13)])
+    second = np.r_[11, 3, 12, 0:3, 4:10]  # other originals, in another order, at other levels
+    a = distances(x, speed, names, 1)
+    b = distances(np.r_[0.1, x[1:]], 1.3 * speed[second], names[second], 2, versions=2)
+    a.d[2, 0, :] = np.nan
+    b.d[1, 0, 1] = np.nan
+    found = difference({"a": a, "b": b})
+    assert found.noise.values.tolist() == x[1:].tolist()
+    assert found.originals.item() == 12
+    of_a, of_b = a.d.mean("trajectory")[1:, second].values, b.d.mean("trajectory")[1:].values
+    for k in range(4):
+        apart = (of_b[k] - of_a[k])[~np.isnan(of_a[k] + of_b[k])]
+        half = student.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+        value, low, high = found.curve.values[0, k]
+        assert value == pytest.approx(apart.mean(), rel=1e-5)
+        if k != 1:  # where an original is missing, the degrees of freedom are those of nearly equal groups
+            np.testing.assert_allclose([value - low, high - value], half, rtol=5e-3)
+    alone = [ut.study(run).curve.sel(noise=0.8).values[0] for run in (a, b)]
+    assert np.ptp(found.curve.sel(noise=0.8).values[0, 1:]) < 0.6 * np.hypot(*(np.ptp(ends[1:]) for ends in alone))
+
+
+def test_the_difference_of_half_lives():
+    """The same fall later by .05, for originals that differ: the difference is known much better than either place."""
+    x, centre = np.linspace(0.02, 0.98, 49), 0.4 + 0.1 * np.random.default_rng(3).standard_normal((1, 30))
+    log_snr = np.log((1 - x) / x)
+    runs = {
+        name: ut.readings(
+            {"kept": 1 / (1 + np.exp((x[:, None] - centre - late) / 0.05))},
+            x,
+            start=1,
+            chance=0,
+            coords={"log_snr": ("noise", log_snr)},
+        )
+        for name, late in (("early", 0.0), ("late", 0.05))
+    }
+    found = difference(runs)
+    places = [ut.study(run).half_life.sel(reading="kept") for run in runs.values()]
+    np.testing.assert_allclose(found.half_lives.values[0], places)
+    np.testing.assert_allclose(found.half_life[0, :, 0], (places[1] - places[0])[:, 0])
+    value, low, high = found.half_life.sel(axis="noise").values[0]
+    assert value == pytest.approx(0.05, abs=0.005)
+    assert low >= 0.05 - 0.041  # the two levels around each place, and no more
+    assert high <= 0.05 + 0.041
+    assert float(found.half_life.sel(axis="log_snr", estimate="value")[0]) < 0
+    back = difference({"late": runs["late"], "early": runs["early"]})
+    np.testing.assert_allclose(back.half_life.values[0, 0], -found.half_life.values[0, 0][[0, 2, 1]], atol=1e-12)
+
+
+def test_differences_of_shares_where_all_originals_agree_have_a_width():
+    kept = np.ones((3, 25))
+    lost = np.where([[False], [False], [True]], np.arange(25) < 20, True)
+    runs = {name: ut.readings({"kept": of}, [0.2, 0.5, 0.8], start=1) for name, of in (("a", kept), ("b", lost * 1.0))}
+    curve = difference(runs).curve.values[0]
+    lost_of_25 = 1 - 0.025 ** (1 / 25)
+    np.testing.assert_allclose(curve[0], [0, -lost_of_25, lost_of_25])
+    low, high = beta.ppf(0.025, 20, 6), beta.ppf(0.975, 21, 5)  # no correlation with a constant
+    np.testing.assert_allclose(curve[2], [-0.2, -0.2 - (0.8 - low), -0.2 + np.hypot(high - 0.8, lost_of_25)], rtol=0.03)
+
+
+def test_differences_of_other_originals_are_refused():
+    x, names = NOISE, ["a", "b", "c"]
+    run = distances(x, np.ones(3), names, 0)
+    source = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
+    rest = {
+        "corruption": {"type": "epsilon", "noise": [0.3, 0.6]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    own = [ut.run(ut.Experiment.from_dict({"items": 4, "seed": seed, "source": source, **rest})) for seed in (0, 1)]
+    other = ut.readings({"e": run.d.values}, x, coords={"item": names})
+    for pair, message in (
+        ({"a": run}, "expected two"),
+        (dict(zip("ab", own, strict=True)), "different originals: their sources or seeds differ"),
+        ({"a": run, "b": distances(x, np.ones(3), ["d", "e", "f"], 0)}, "no originals in common"),
+        ({"a": run, "b": distances(x + 0.01, np.ones(3), names, 0)}, "no noise levels in common"),
+        ({"a": run, "b": other}, "expected readings that both have"),
+        ({"a": run.assign_coords(label=("item", [0, 1, 2])), "b": run.assign_coords(label=("item", [0, 2, 1]))}, "label differs"),
+        (
+            {"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))},
+            "no axis in common: their noise is noise, t/T",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            difference(pair)
+
+
+def test_the_command_writes_the_difference(tmp_path):
+    x, names, speed = NOISE, [f"m{k}" for k in range(8)], np.linspace(1, 2, 8)
+    for k, name in enumerate("ab"):
+        table = distances(x, speed + k, names, k).to_dataframe().reset_index()
+        table.assign(item=table["item_name"].astype(str)).drop(columns="item_name").to_csv(tmp_path / f"{name}.csv", index=False)
+    stores, out = [str(tmp_path / f"{name}.csv") for name in "ab"], tmp_path / "out"
+    done = CliRunner().invoke(app, ["study", *stores, "--start", "d=0", "--difference", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "paired over 8 originals" in " ".join(done.output.split())
+    numbers = json.loads((out / "difference.json").read_text())["readings"][0]
+    expected = difference({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)})
+    assert [level["low"] for level in numbers["curve"]] == expected.curve.values[0, :, 1].tolist()
+    frame = pd.read_csv(out / "difference.csv")
+    of_half_life = frame[(frame.quantity == "half_life") & (frame.run.str.contains(" minus "))]
+    np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
+    assert (out / "difference.png").is_file()
+    write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)
+    assert not list(out.glob("difference.*"))
+    alone = CliRunner().invoke(app, ["study", stores[0], "--difference"])
+    assert isinstance(alone.exception, ValueError)
+
+
+# --- medians ----------------------------------------------------------------------------------------------------------------
+
+
+def test_medians_of_readings_with_heavy_tails():
+    """The median of the means of originals, its places, and the same in the difference of two runs; shares stay means."""
+    rng, x = np.random.default_rng(7), np.linspace(0.05, 1, 20)
+    scale = rng.lognormal(0, 1.5, (1, 31, 1))
+    values = scale * x[:, None, None] ** 1.5 * rng.lognormal(0, 0.1, (20, 31, 2))
+    values[4, 9, 1] = np.nan
+    kept = (rng.random((20, 31, 2)) > x[:, None, None]).astype(float)
+    run = ut.readings({"d": values, "kept": kept}, x, start={"d": 0, "kept": 1}, chance={"d": 1.0})
+    found, usual = ut.study(run, centre="median"), ut.study(run)
+    medians = np.median(np.nanmean(run.d.values.astype(float), 2), 1)
+    check_places(found, "d", medians, 0, 1)
+    xr.testing.assert_identical(found.sel(reading="kept"), usual.sel(reading="kept").assign_attrs(found.attrs))
+    assert "the curves of d are medians over originals" in remarks(found)
+    assert not [line for line in remarks(usual) if "median" in line]
+    outlier = run.assign(d=run.d.where((run.item != int(scale.argmax())) | run.d.isnull(), 1e4 * x[:, None, None]))
+    outlier.d.attrs = run.d.attrs
+    np.testing.assert_array_equal(ut.study(outlier, centre="median").place[0], found.place[0])
+    twice = difference({"a": run, "b": run.assign(d=(2 * run.d).assign_attrs(run.d.attrs))}, "median")
+    np.testing.assert_allclose(twice.curve.sel(reading="d", estimate="value"), medians, rtol=1e-6)
+    with pytest.raises(ValueError, match="centre = 'mode': expected one of mean, median"):
+        ut.study(run, centre="mode")
+
+
+def test_intervals_of_medians_hold_the_truth():
+    """Of 300 runs of 25 lognormal numbers, .95 would be 273 to 295 with probability .99; `benchmarks/intervals.py` finds .93."""
+    draws = np.random.default_rng(11).lognormal(0, 2, (1, 25, 300))
+    of = replicates(xr.DataArray(draws, dims=("noise", "item", "run")), "median")
+    _, low, high = of.interval(lambda c: c[0])
+    assert 268 <= ((low <= 1) & (1 <= high)).sum() <= 295
+    groups = xr.DataArray(draws[:, :, :5].repeat(4, 1), dims=("noise", "item", "run")).assign_coords(
+        grammar=("item", np.arange(100) // 4)
+    )
+    ends = replicates(groups, "median").interval(lambda c: c[0])
+    np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:, :5])  # four copies in a group are one reading

@@ -23,6 +23,16 @@ def study(
         ),
     ],
     out: OptionalOut = None,
+    centre: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|median", help="Curves of readings beyond [0, 1]: means or, for heavy tails, medians over originals."
+        ),
+    ] = "mean",
+    difference: Annotated[
+        bool,
+        typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
+    ] = False,
     *,
     table: OfTable,
 ) -> None:
@@ -38,6 +48,9 @@ def study(
     A table holds readings of U-turns made elsewhere: a row for each U-turn with the columns noise, item (the original), perhaps
     trajectory (its noisy versions) and clone (reconstructions of one noisy version), and a column for each reading.
 
+    With --difference, two runs on the same originals are also compared: the second minus the first, for the curves at each noise
+    level that both have and for half-lives, with intervals paired over originals, which are matched by their names.
+
     With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` to the folder; for
     several stores the tables have the column run and the spec fields that differ. Measures nothing.
 
@@ -46,6 +59,7 @@ def study(
     ```
     uturn study runs/epsilon --out results/epsilon
     uturn study runs/m4 runs/m6 runs/m8 --out results/sweep
+    uturn study runs/ddpm runs/ddim --difference --out results/both
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
     """
@@ -55,6 +69,9 @@ def study(
     from uturn.store.objects import is_url
     from uturn.studies import named_runs, summary
     from uturn.studies.analysis import study as study_of_run
+    from uturn.studies.difference import difference as of_pairs
+    from uturn.studies.difference import remarks_of, table_of
+    from uturn.studies.tables import for_terminal
 
     places = [place if is_url(place) else os.path.realpath(place) for place in stores]
     if len(set(places)) < len(places):
@@ -62,11 +79,15 @@ def study(
         raise ValueError(f"{twice}: this store is given twice")
     settings = table.settings(stores)
     runs = named_runs({place: opened(place, **settings) for place in stores})
-    several = len(runs) > 1
+    several, typed_centre = len(runs) > 1, [] if centre == "mean" else ["--centre", centre]
+    if difference and len(runs) != 2:
+        raise ValueError(
+            f"difference: {len(runs)} {'store' if len(runs) == 1 else 'stores'}; expected two, A and B for B minus A"
+        )
     if out is None:
-        studies: Any = {name: study_of_run(run) for name, run in runs.items()}
+        studies: Any = {name: study_of_run(run, centre) for name, run in runs.items()}
     else:
-        written_studies = write_study(runs if several else next(iter(runs.values())), out)
+        written_studies = write_study(runs if several else next(iter(runs.values())), out, centre=centre, difference=difference)
         studies = written_studies if several else {"": written_studies}
     for name, one_study in studies.items():
         if several:
@@ -74,8 +95,15 @@ def study(
         for part in summary(one_study, width=console().width):
             show(part)
         console().print(one_study.attrs["description"])
+    if difference:
+        paired = of_pairs(runs, centre)
+        show(for_terminal(table_of(paired)))
+        for line in remarks_of(paired):
+            show(line)
     if out is None:
-        return say_next(run=("study", *stores, *table.typed(), "--out", "FOLDER"))
+        return say_next(
+            run=("study", *stores, *(["--difference"] if difference else []), *typed_centre, *table.typed(), "--out", "FOLDER")
+        )
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
 

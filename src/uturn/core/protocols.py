@@ -44,6 +44,9 @@ class Variable:
         Value without changes, at noise 0: a number; the name of a variable or coordinate without noise, whose values may differ
         by item or level; "same:NAME", the probability that two originals agree in NAME; or "same:A=B", the share of originals
         whose A equals B. Without a start, no place is located on the curve.
+    guessed : bool
+        Whether the start is a guess from the readings themselves. The study says so, and uses it only if the readings change
+        between the first and the last noise level.
     chance : number or str, optional
         Value for independent data, as `start`; by default the value at the largest noise. Start and chance give the direction: a
         distance rises from 0.
@@ -92,6 +95,7 @@ class Variable:
     pooled: bool = True
     probe: str = ""
     model: str = ""
+    guessed: bool = False
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data."""

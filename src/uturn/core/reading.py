@@ -35,6 +35,7 @@ class Instructions(BaseModel):
     ranked: bool = False
     probe: StrictStr = ""
     model: StrictStr = ""
+    guessed: bool = False
 
     def check(self, dims: Sequence[str]) -> None:
         """ValueError for bounds that are not increasing, a start or chance beyond them, and an `order` that is not an own dim."""
@@ -51,6 +52,11 @@ class Instructions(BaseModel):
         own_dims = tuple(dim for dim in dims if dim not in _SHARED_DIMS)
         if self.order is not None and self.order not in own_dims:
             raise ValueError(f"order = {shown(self.order)}: expected one of its own dims {own_dims}")
+
+    @property
+    def about_start(self) -> str:
+        """A remark on a start that is a guess; "" for others."""
+        return f"its start is taken as {self.start:g}, which is a guess: give start" if self.guessed else ""
 
     @property
     def is_share(self) -> bool:

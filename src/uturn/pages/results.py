@@ -22,6 +22,8 @@ from uturn.store.objects import Objects
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.studies import as_data, records_of, study, tidy
 from uturn.studies.axes import common_axis
+from uturn.studies.difference import data_of, draw_difference, frame_of
+from uturn.studies.difference import difference as paired_difference
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
 from uturn.studies.plotting.style import save_figure, style
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
-_FIGURES = ("study", "grid", "tokens")
+_FIGURES = ("study", "grid", "tokens", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
-    *("index.html", "study.json", "curves.csv", "numbers.csv", "tokens.html"),
+    *("index.html", "study.json", "curves.csv", "numbers.csv", "tokens.html", "difference.json", "difference.csv"),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -49,6 +51,8 @@ def write_study(
     groups: Sequence[str] = (),
     save_images: bool = False,
     page: bool = True,
+    centre: str = "mean",
+    difference: bool = False,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
@@ -74,6 +78,12 @@ def write_study(
     page
         Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
 
+    centre
+        "mean" or "median", as in `uturn.study`.
+    difference
+        Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
+        `.pdf`.
+
     Returns
     -------
     The study (`uturn.studies.Study`), or a dict of the studies by name.
@@ -89,7 +99,7 @@ def write_study(
     run = next(iter(named.values()))
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
-        studies = {name: study(dataset) for name, dataset in named.items()}
+        studies = {name: study(dataset, centre) for name, dataset in named.items()}
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
         result: Any
@@ -99,6 +109,11 @@ def write_study(
             result, numbers = studies, {"runs": {label: as_data(dataset) for label, dataset in studies.items()}}
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
             figures["study"] = lambda: draw_studies(studies)
+            if difference:
+                paired = paired_difference(named, centre)
+                figures["difference"] = lambda: draw_difference(paired)
+                texts["difference.json"] = json.dumps(data_of(paired), indent=1, ensure_ascii=False, allow_nan=False)
+                texts["difference.csv"] = frame_of(paired).to_csv(index=False)
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:
@@ -118,8 +133,8 @@ def write_study(
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        if "tokens.html" not in texts:
-            (results.path / "tokens.html").unlink(missing_ok=True)  # left by an earlier run with tokens
+        for name in {"tokens.html", "difference.json", "difference.csv"} - set(texts):
+            (results.path / name).unlink(missing_ok=True)  # left by an earlier call
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))

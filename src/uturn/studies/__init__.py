@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uturn.studies.analysis import study_of as study_of
     from uturn.studies.choice import Choice as Choice
     from uturn.studies.choice import choose as choose
+    from uturn.studies.difference import difference as difference
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
     from uturn.studies.records import records_of as records_of
@@ -31,6 +32,7 @@ _HOMES = {
     "Study": "studies.tables",
     "as_data": "studies.tables",
     "choose": "studies.choice",
+    "difference": "studies.difference",
     "draw_studies": "studies.figure",
     "draw_study": "studies.figure",
     "named_runs": "studies.runs",

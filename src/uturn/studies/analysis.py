@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,26 +24,30 @@ from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study
 
+CENTRES = "mean", "median"
 SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of the dim `share`
 _MOST_LEVELS = 512  # of a variable
 _MOST_NAMES = 12  # of readings in an error
 _MOST_NAMED = 4  # places of missing readings, or items, in a remark
+_SURE = 16  # different rows of readings that all occur several times
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
 
 
-def study(ds: xr.Dataset) -> Study:
+def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     """Curves of all readings of a run against noise, the noise levels at which they change, and the correlation of changes.
 
     A reading is a variable of the run, or one of its levels. Its reading instructions (`uturn.protocols.Variable`) are stored
-    with the run. Let c(x) be the mean of a reading over items, trajectories and clones at noise x, and c(0) its start. Between
-    measured levels, c is interpolated linearly.
+    with the run. Let c(x) be the mean of a reading over items at noise x, each with its mean over trajectories and clones, and
+    c(0) its start. Between measured levels, c is interpolated linearly.
 
     - `curve`: c with its 95 % interval.
     - `place`: smallest noise at which c has gone a share .25, .5 or .75 of the way from its start to chance, on all axes of the
-      run. If chance is not known, the value at the largest noise is used as the chance level. `half_life` is the place at share
-      .5; t* is the half-life of a class. `width`: distance between the places at .25 and .75.
+      run. If chance is not known, the value at the largest noise is used as the chance level; there is then no place unless the
+      curve changes: the 95 % interval of its last minus its first level, paired over items, does not hold 0. The same is asked
+      of a start that is guessed. `half_life` is the place at share .5; t* is the half-life of a class. `width`: distance between
+      the places at .25 and .75.
     - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
     - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
       `uturn.correlations`); `peak`, `peak_at`: largest chi of the measured levels; noise of the peak.
@@ -51,6 +57,9 @@ def study(ds: xr.Dataset) -> Study:
     Parameters
     ----------
     ds : Dataset of `uturn.run`, or of `uturn.store.record.Store.dataset`
+    centre : "mean" or "median"
+        With "median", c is the median over items, for heavy tails: a few originals move a mean, and hardly a median. Readings in
+        [0, 1], which have no tails, correlations of changes and gaps stay means.
 
     Returns
     -------
@@ -61,12 +70,12 @@ def study(ds: xr.Dataset) -> Study:
         gap_p, p-values by Holm, and gap_visible, the smallest detectable gap (reading, noise). `estimate`: value, low and
         high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist
         (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`,
-        `words`.
+        `words`, and `originals`, the number of items that have it.
 
     Raises
     ------
     ValueError
-        If `ds` is not a run, is not finished, or has damaged reading instructions.
+        If `ds` is not a run, is not finished, has damaged reading instructions, or holds originals several times.
 
     Examples
     --------
@@ -83,10 +92,12 @@ def study(ds: xr.Dataset) -> Study:
     >>> bool(root[1] < root[0] < root[2])
     True
     """
-    return study_of(finished_run(ds))
+    if centre not in CENTRES:
+        raise ValueError(f"centre = {shown(centre)}: expected one of {', '.join(CENTRES)}")
+    return study_of(finished_run(ds), centre)
 
 
-def study_of(ds: xr.Dataset) -> Study:
+def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
     """`study` for a run that may be unfinished: means leave out missing readings, and a remark reports them."""
     run = by_noise(checked_run(ds))
     axes, instructions = Axes(run), instructions_of(run)
@@ -95,7 +106,11 @@ def study_of(ds: xr.Dataset) -> Study:
     not_studied = {name: why for name in readings if (why := _no_reading(run, name))}
     not_studied |= {name: why for name in changes if (why := why_no_changes(run, name))}
     readings = {name: how for name, how in readings.items() if name not in not_studied}
-    levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes)]
+    levels = [level for name, how in readings.items() for level in levels_of(run, name, how, axes, centre=centre)]
+    for level in levels:
+        if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
+            few = f"{level.originals} of {run.sizes['item']} originals have this reading"
+            level.texts["remark"] = "; ".join(filter(None, [few, level.texts["remark"]]))
     data = xr.Dataset(
         coords={
             "noise": ("noise", axes.noise, run.noise.attrs),
@@ -109,15 +124,21 @@ def study_of(ds: xr.Dataset) -> Study:
             "estimate": list(ESTIMATE),
         }
     )
-    data = data.merge(_readings(levels, axes)).merge(_inversions(run, readings, axes)).merge(changes_of(run, instructions, axes))
+    data = (
+        data.merge(_readings(levels, axes))
+        .merge(_inversions(run, readings, axes, centre))
+        .merge(changes_of(run, instructions, axes))
+    )
     data = data.merge(_gaps(run, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
+    medians = dict.fromkeys(level.texts["variable"] for level in levels if level.centre == "median")
+    about_centre = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
     data.attrs |= {
         "description": describe(run),
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join(_remarks(run, instructions, axes, not_studied, levels, "chi" in data)),
+        "remark": "; ".join([*about_centre, *_remarks(run, instructions, axes, not_studied, levels, "chi" in data)]),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -144,7 +165,28 @@ def finished_run(ds: Any) -> xr.Dataset:
         raise ValueError(
             f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
         )
+    _check_originals(run)
     return run
+
+
+def _check_originals(run: xr.Dataset) -> None:
+    """ValueError for a run in which originals occur several times: copies would narrow all intervals.
+
+    Originals are known by their labels. Where copies have labels of their own, they are known by their readings: all rows of
+    readings occur 2 (or 3, ..) times, or a multiple of that. The multiples of D different rows of other data have a common
+    divisor with a probability of about 2^-D at most.
+    """
+    advice = "expected each original once, and its U-turns along trajectory"
+    for name in {"item", "item_name"} & set(run.coords):
+        label, times = Counter(np.ravel(run[name].values).tolist()).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{name} = {shown(label)} occurs {times} times; {advice}")
+    readings = [run[name] for name, how in instructions_of(run).items() if how.role == "reading" and not _no_reading(run, name)]
+    rows = [of.transpose("item", ...).values.reshape(run.sizes["item"], -1) for of in readings]
+    copies = Counter(b"".join(parts) for parts in zip(*([row.tobytes() for row in part] for part in rows), strict=True))
+    times = math.gcd(*copies.values())
+    if len(copies) >= _SURE and times > 1:
+        raise ValueError(f"the readings of all originals occur {times} times or a multiple of that; {advice}")
 
 
 def by_noise(run: xr.Dataset) -> xr.Dataset:
@@ -182,9 +224,14 @@ class Level:
     width: np.ndarray
     start: float
     chance: float
+    is_flat: bool
+    originals: int
+    centre: str
 
 
-def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95) -> Iterator[Level]:
+def levels_of(
+    run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95, centre: str = "mean"
+) -> Iterator[Level]:
     """The readings of a variable, one for each combination of its own dims; `confidence` of the intervals of curves."""
     values = run[name]
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
@@ -193,13 +240,19 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
     outside = _outside(values, *_bounds(how))
     if outside:  # then intervals are not clipped
         how = how.model_copy(update={"bounds": (None, None)})
+    centre = "mean" if how.is_share else centre  # numbers in [0, 1] have no tails
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
     few = _on_few(stacked, run) if how.is_share else [""] * stacked.sizes[_LEVEL]
-    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence)):
+    read = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", _LEVEL)]).sum("item").values
+    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence, centre)):
         at = {dim: stacked[dim].values[k] for dim in dims}
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
-        places, width = _places(of, top, end, axes)
+        is_flat = (how.guessed or np.isnan(end)) and not _changes(of, int(how.guessed))
+        is_guess = how.guessed and not name.startswith("same_")  # what is the same starts at 1
+        if is_flat and is_guess:  # nothing shows the start
+            top, band_of[0] = np.nan, np.nan
+        places, width = _places(of, np.nan if is_flat else top, end, axes)
         texts = {
             "reading": label_of(name, at),
             "variable": name,
@@ -210,8 +263,9 @@ def levels_of(run: xr.Dataset, name: str, how: Instructions, axes: Axes, confide
             "order": how.order or "",
             **{key: getattr(how, key) for key in ("probe", "model", "unit")},
         }
-        level = Level(how, texts, of, band_of, places, width, float(top), end)
-        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [outside, gone[k], few[k]])])
+        level = Level(how, texts, of, band_of, places, width, float(top), end, is_flat, int(read[k]), centre)
+        about_start = how.about_start if is_guess and np.isfinite(top) else ""
+        texts["remark"] = "; ".join([*_about(level, axes, gone[k]), *filter(None, [about_start, outside, gone[k], few[k]])])
         yield level
 
 
@@ -348,7 +402,7 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
 
 
 def _curves(
-    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float, centre: str
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
@@ -364,26 +418,42 @@ def _curves(
     for levels in [np.arange(len(there))] if alike else np.arange(len(there))[:, None]:
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
-        of = curve(values, x, tops[levels])
+        of = curve(values, x, tops[levels], centre)
         bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *_bounds(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
 
+def _changes(of: Replicates, first: int) -> bool:
+    """Whether a curve differs between its first and its last level: the interval of the paired difference does not hold 0.
+
+    True without an interval: for a single group, and if one of the levels has no readings.
+    """
+    _, low, high = of.interval(lambda c: c[-1] - c[first])
+    return not low <= 0 <= high
+
+
+def reaching(mean: np.ndarray, chance: float, axes: Axes, share: float) -> Callable[[np.ndarray], float]:
+    """The first noise at which a curve has gone a share of the way from its start to chance, or to its last value if NaN.
+
+    A function of curves that rise or fall as `mean` does.
+    """
+    finite, end = np.isfinite(axes.noise), mean[-1] if np.isnan(chance) else chance
+    x, sign = axes.noise[finite], -1.0 if end > mean[0] else 1.0
+
+    def statistic(c: np.ndarray) -> float:
+        bottom = c[-1] if np.isnan(chance) else chance
+        return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
+
+    return statistic
+
+
 def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     """Places (share, axis, estimate) and widths (axis, estimate); NaN without a start or for a single level."""
-    finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
+    x = axes.noise[np.isfinite(axes.noise)]
     if np.isnan(top) or len(x) < 3:
         return np.full((len(SHARES), len(axes.names), 3), np.nan), np.full((len(axes.names), 3), np.nan)
-    end = of.mean[-1] if np.isnan(chance) else chance
-    sign = -1.0 if end > top else 1.0
-
-    def reached(share: float) -> Callable[[np.ndarray], float]:
-        def statistic(c: np.ndarray) -> float:
-            bottom = c[-1] if np.isnan(chance) else chance
-            return crossing(x, sign * c[finite], sign * (bottom + (1 - share) * (c[0] - bottom)), first=True)
-
-        return statistic
+    reached = partial(reaching, of.mean, chance, axes)
 
     def widths(c: np.ndarray) -> np.ndarray:
         ends = axes.convert(np.array([reached(SHARES[0])(c), reached(SHARES[-1])(c)]))
@@ -411,11 +481,12 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     }
     names = ("reading", *TEXTS, "order", "remark")
     texts = {name: ("reading", np.array([level.texts[name] for level in levels], str)) for name in names}
-    readings = xr.Dataset(numbers, {**texts, "share": list(SHARES)})
+    originals = "reading", np.array([level.originals for level in levels], int)
+    readings = xr.Dataset(numbers, {**texts, "originals": originals, "share": list(SHARES)})
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 
-def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
+def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes, centre: str) -> xr.Dataset:
     """Noise beyond which the last level of each ordered series stays below the first, (series, axis, estimate)."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
     names: list[str] = []
@@ -431,7 +502,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
         for k in range(stacked.sizes[_SERIES]):
             values = stacked.isel({_SERIES: k}, drop=True)
             tops = np.nan if starts is None else starts.isel({_SERIES: k}).values
-            of = curve(values.transpose(..., how.order), axes.noise, tops)
+            of = curve(values.transpose(..., how.order), axes.noise, tops, "mean" if how.is_share else centre)
             sign = -1.0 if of.mean[-1].sum() > of.mean[0].sum() else 1.0  # a distance rises where a similarity falls
 
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
@@ -499,7 +570,10 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
     """Remarks on numbers of a reading that do not exist or are uncertain, with the reasons; `gone` says which are missing."""
     x = axes.noise[np.isfinite(axes.noise)]
     half, end = level.place[1, 0], f"{axes.words['noise']} = {x[-1]:.3g}"
-    if np.isnan(level.start) or len(x) < 3:
+    if level.is_flat:
+        first = axes.noise[int(level.instructions.guessed)]
+        yield f"no change between {first:.3g} and {axes.noise[-1]:.3g}: the 95 % interval of the difference holds 0"
+    if np.isnan(level.start) or level.is_flat or len(x) < 3:
         return
     if level.chance == level.start:
         yield "chance equals the value without noise: no half-life"

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
 
 
-def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0) -> Replicates:
-    """Mean curve (noise, ..) of a variable and its replicates at the noise levels x.
+def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "mean") -> Replicates:
+    """Mean (or median) curve (noise, ..) of a variable and its replicates at the noise levels x.
 
     `start` is the value at noise 0; it is prepended if x has one level more than the variable.
     """
-    of = replicates(values)
+    of = replicates(values, centre)
     if len(of.mean) == len(x):
         return of
     return of._replace(

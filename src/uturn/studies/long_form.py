@@ -86,6 +86,8 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         values = np.full(shape, np.nan)
         values[codes] = table[name]
         arrays[str(name)] = xr.DataArray(values, dims=keys)
+    alike = [str(name) for name in names if len(names) > 1 and _is_label(table, name)]
+    labels, arrays = [*labels, *alike], {name: array for name, array in arrays.items() if name not in alike}
     coordinates: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
     for name in labels:
         by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
@@ -94,6 +96,17 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
         coordinates[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
     return arrays, np.asarray(uniques[0]), coordinates
+
+
+def _is_label(table: pandas.DataFrame, name: Any) -> bool:
+    """Whether a column of numbers labels the items: it differs between items, and not between the noise levels of an item.
+
+    Columns of 0 and 1 are readings, since a few originals may keep or lose something at all levels.
+    """
+    if str(name).startswith(("clone_", "original_")) or table[name].isin((0, 1)).all() or table[name].nunique() < 2:
+        return False
+    by_item = table.groupby("item")
+    return bool((by_item[name].nunique(dropna=False) == 1).all() and (by_item["noise"].nunique() > 1).all())
 
 
 def _is_number(column: Any) -> bool:

@@ -115,10 +115,16 @@ def readings(
     """
     import pandas
 
+    hints: list[str] = []
     if isinstance(values, pandas.DataFrame):
         if noise is not None or dims:
             raise ValueError(f"noise = {shown(noise)}: a table has the column noise; leave out noise and dims")
-        values, noise, coords = arrays_of(values, coords)
+        chosen, (values, noise, coords) = coords, arrays_of(values, coords)
+        hints += [
+            f"{name} is the same in all rows of an item, so it is a coordinate and no reading"
+            for name in coords
+            if name not in ("item", *(chosen or ()))
+        ]
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {COLUMNS}")
     values = {name: _array(name, of) for name, of in values.items()}
@@ -146,21 +152,14 @@ def readings(
     values_of = zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True)
     options = {key: _by_name(key, value, arrays, sites) for key, value in values_of}
     settings_of = {name: {key: of[name] for key, of in options.items() if name in of} for name in (*arrays, *sites)}
-    hints = []
     for name, array in arrays.items():
         settings = settings_of[name]
         variable = _variable(name, array, settings, levels, arrays)
         for key in ("start", "chance"):
             _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
         run[name] = variable.dims, array.values, attributes_of(variable)
-        if variable.role != "reading" or variable.ranked or "start" in settings:
-            continue
-        if variable.start is None:
+        if variable.role == "reading" and not variable.ranked and variable.start is None and "start" not in settings:
             hints.append(f"no place is located on the curve of {name}: no start is given")
-        elif levels[0] > 0 and not (variable.start == 1 and array.isin((0, 1)).where(array.notnull(), True).all()):
-            hints.append(
-                f"the start of {name} is taken as {variable.start:g}, as its readings lie in [0, 1]; give start if it is not"
-            )
     for name, array in sites.items():
         run = run.merge(_changes(name, array, settings_of[name].get("units", f"{name}s")))
     spec = {
@@ -390,6 +389,7 @@ def _variable(
         low, high = float(array.min()), float(array.max())
         if settings.get("start") is None and not ranked:
             settings["start"] = _usual_start(name, array, noise, low, high)
+            settings["guessed"] = settings["start"] is not None and noise[0] > 0
         known = [level for key in ("start", "chance") if isinstance(level := settings.get(key), int | float | np.number)]
         if "bounds" not in settings and low >= 0 and min(known, default=0) >= 0:
             is_share = high <= 1 and max(known, default=1) <= 1
@@ -427,9 +427,10 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
 
 def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
     """The start of a reading for which none is given; None if it is not known."""
-    if noise[0] == 0 and np.isfinite(value := float(array.isel(noise=0).mean())):
-        return value
-    first, last = (float(array.isel(noise=k).mean()) for k in (0, -1))
+    of_originals = array.mean([dim for dim in ("trajectory", "clone") if dim in array.dims])  # which count equally
+    first, last = (float(of_originals.isel(noise=k).mean()) for k in (0, -1))
+    if noise[0] == 0 and np.isfinite(first):
+        return first
     return None if low < 0 or high > 1 else 1.0 if name.startswith("same_") or not first < last else 0.0
 
 

@@ -338,7 +338,7 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             for data in each
         ]
 
-    readings = entries("reading", *TEXTS, "start", "chance", "remark", "curve", "half_life", "width", places="place")
+    readings = entries("reading", *TEXTS, "originals", "start", "chance", "remark", "curve", "half_life", "width", places="place")
     if "gap" in study:
         for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
             if any(p is not None for p in tests["p"]):

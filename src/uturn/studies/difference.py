@@ -1,0 +1,278 @@
+"""The difference of two runs on the same originals: paired, for curves and half-lives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from uturn.core.checks import shown
+from uturn.measures.statistics import levels_around
+from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
+from uturn.studies.axes import Axes, axis_words
+from uturn.studies.curves import ESTIMATE, with_interval
+from uturn.studies.figure import _grid_of_panels
+from uturn.studies.plotting.curves import brief, draw_curve, draw_legend, end_of, evenly_spaced, markers, no_mathematics
+from uturn.studies.plotting.style import DISTINCT, MUTED, level_colors, style
+from uturn.studies.reading import instructions_of
+from uturn.studies.tables import TextTable, names_in_panel
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT, VERSION = "uturn.difference", 1
+_WITHIN = ("trajectory", "clone")
+_TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
+_MOST, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
+
+
+def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
+    """The second of two runs on the same originals minus the first: curves and half-lives, paired over originals.
+
+    Both curves of a reading are means over the same originals, at the noise levels that both runs have. Originals vary together
+    in both, so that the interval of the difference is narrower than those of the curves suggest.
+
+    Parameters
+    ----------
+    runs : {name: Dataset of `uturn.run` or `uturn.readings`}
+        Two runs. Originals are matched by their names (`item_name`), or else by their numbers.
+    centre : "mean" or "median"
+        As in `uturn.study`; the difference of two medians.
+
+    Returns
+    -------
+    Dataset
+        curve (reading, noise, estimate) and half_life (reading, axis, estimate), second minus first, with 95 % intervals over
+        originals, or grammars if there are several; half_lives (reading, run, axis, estimate), those of both runs at the common
+        levels; originals (reading); remark (reading). NaN if a number does not exist.
+
+    Raises
+    ------
+    ValueError
+        For other than two runs, runs that are not finished, and runs without common originals, noise levels or readings.
+
+    Examples
+    --------
+    >>> import uturn as ut
+    >>> noise, items = np.array([0.2, 0.4, 0.6, 0.8]), np.linspace(0.5, 1.5, 9)
+    >>> runs = {name: ut.readings({"rmsd": noise[:, None] * items * factor}, noise, start=0)
+    ...         for name, factor in (("slow", 1), ("fast", 2))}
+    >>> difference(runs).curve.sel(reading="rmsd", estimate="value").values.round(2)
+    array([0.2, 0.4, 0.6, 0.8])
+    """
+    if len(runs) != 2:
+        raise ValueError(f"runs = {shown(list(runs))}: expected two, for the second minus the first")
+    first, second = _paired(*(by_noise(finished_run(run)) for run in runs.values()))
+    both, names = (Axes(first), Axes(second)), [instructions_of(run) for run in (first, second)]
+    axes = [name for name in both[0].names if name in both[1].names]
+    rows = []
+    for name, how in names[0].items():
+        if name not in names[1] or (set(first[name].dims) ^ set(second[name].dims)) - set(_WITHIN):
+            continue
+        # At each noise and level, only originals with readings in both runs count.
+        has = [run[name].notnull().any([dim for dim in _WITHIN if dim in run[name].dims]) for run in (first, second)]
+        parts = [run.assign({name: run[name].where(has[0] & has[1])}) for run in (first, second)]
+        of_runs = [
+            {level.texts["reading"]: level for level in levels_of(part, name, of, axis, centre=centre)}
+            for part, of, axis in zip(parts, (how, names[1][name]), both, strict=True)
+        ]
+        rows += [_difference([of[label] for of in of_runs], both, axes) for label in of_runs[0] if label in of_runs[1]]
+    if not rows:
+        raise ValueError(f"runs = {shown(list(runs))}: expected readings that both have")
+    skipped = len(both[0].noise) - first.sizes["noise"]
+    data = {
+        "curve": (("reading", "noise", "estimate"), np.stack([row["curve"][skipped:] for row in rows])),
+        "half_life": (("reading", "axis", "estimate"), np.stack([row["half_life"] for row in rows])),
+        "half_lives": (("reading", "run", "axis", "estimate"), np.stack([row["half_lives"] for row in rows])),
+    }
+    texts = {key: ("reading", [row[key] for row in rows]) for key in (*_TEXTS, "originals", "remark")}
+    coords = {**texts, "noise": first.noise.variable, "run": list(runs), "axis": axes, "estimate": list(ESTIMATE)}
+    return xr.Dataset(data, coords, {"description": "{1} minus {0}".format(*runs)})
+
+
+def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
+    """Both runs with the same originals and noise levels in one order, and only what their readings need; or a ValueError."""
+    if len(units := dict.fromkeys(map(axis_words, runs))) > 1:
+        raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}")
+    named = all("item_name" in run.coords for run in runs)
+    sources = [(json.loads(run.attrs.get("models", "{}")).get("source"), run.attrs.get("seed")) for run in runs]
+    if not named and sources[0] != sources[1]:
+        raise ValueError("the runs have different originals: their sources or seeds differ")
+    aligned = []
+    for run in runs:
+        used = {name: how for name, how in instructions_of(run).items() if how.role == "reading"}
+        names = {part for how in used.values() for rule in (how.start, how.chance) for part in _names(rule)}
+        labels = run["item_name" if named else "item"].values.tolist()
+        levels = [float(f"{level:.9g}") for level in run.noise.values]
+        run = run[[name for name in run.data_vars if name in {*used, *names}]]
+        aligned.append(run.assign_coords(item=labels, noise=("noise", levels, run.noise.attrs)))
+    aligned = list(xr.align(*aligned, join="inner", exclude=_WITHIN))
+    for dim, words in (("item", "originals"), ("noise", "noise levels")):
+        if not aligned[0].sizes[dim]:
+            raise ValueError(f"the runs have no {words} in common")
+    for name in {str(name) for name, of in aligned[0].coords.items() if of.dims == ("item",)} & set(aligned[1].coords):
+        if not np.array_equal(aligned[0][name].values, aligned[1][name].values):
+            raise ValueError(f"the runs have different originals: {name} differs")
+    return [run.sortby("noise") for run in aligned]
+
+
+def _names(rule: Any) -> list[str]:
+    return rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
+
+
+def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) -> dict[str, Any]:
+    """The numbers of one reading; `levels`: it in the first and the second run, `names`: common axes."""
+    parts = [level.replicates for level in levels]
+    of = parts[0]._replace(
+        mean=np.stack([part.mean for part in parts], -1), deviations=np.stack([part.deviations for part in parts], -1)
+    )
+    index = [[axes.names.index(name) for name in names] for axes in both]
+    reached = [reaching(part.mean, level.chance, axes, 0.5) for part, level, axes in zip(parts, levels, both, strict=True)]
+
+    def on_axes(*places: Any) -> list[np.ndarray]:
+        return [axes.convert(np.ravel(place))[k] for axes, place, k in zip(both, places, index, strict=True)]
+
+    def lag(c: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # log-SNR is infinite without noise
+            first, second = on_axes(*(place(c[..., k]) for k, place in enumerate(reached)))
+            return (second - first)[:, 0]
+
+    half_lives = np.stack([level.place[1, k] for level, k in zip(levels, index, strict=True)])
+    half_life = np.full((len(names), 3), np.nan)
+    if np.isfinite(half_lives[:, 0, 0]).all():
+        # Each half-life can lie anywhere between its two noise levels.
+        x = [axes.noise[np.isfinite(axes.noise)] for axes in both]
+        around = [levels_around(x[k], float(half_lives[k, 0, 0])) for k in (0, 1)]
+        first, second = (np.sort(ends, axis=1) for ends in on_axes(*around))
+        value, low, high = of.interval(lag)
+        with np.errstate(invalid="ignore"):
+            half_life = np.stack(
+                [value, np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])], -1
+            )
+    is_share = all(level.instructions.is_share for level in levels)
+    remarks = [
+        f"{name}: {part}" for name, level in zip(("first", "second"), levels, strict=True) if (part := level.texts["remark"])
+    ]
+    return {
+        "curve": _of_shares(levels) if is_share else np.moveaxis(of.interval(lambda c: c[..., 1] - c[..., 0]), 0, -1),
+        "half_life": half_life,
+        "half_lives": half_lives,
+        "originals": levels[0].originals,
+        "remark": "; ".join(remarks),
+        **{key: levels[0].texts[key] for key in _TEXTS},
+    }
+
+
+def _of_shares(levels: list[Level]) -> np.ndarray:
+    """Differences of paired shares (noise, estimate) from the intervals of both, which have a width where all originals agree.
+
+    The method is the tenth of Newcombe (1998, Statistics in Medicine 17, 2635): distances of a share to the ends of its own
+    interval take the places of standard errors, with the correlation of the two means.
+    """
+    (p, low_p, high_p), (q, low_q, high_q) = (level.curve.T for level in levels)
+    a, b = (level.replicates.deviations for level in levels)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without differences
+        correlation = np.nan_to_num((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
+
+    def end(of_second: np.ndarray, of_first: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(of_second**2 - 2 * correlation * of_second * of_first + of_first**2, 0))
+
+    return np.stack([q - p, q - p - end(q - low_q, high_p - p), q - p + end(high_q - q, p - low_p)], -1)
+
+
+# --- table, files, figure ----------------------------------------------------------------------------------------------
+
+
+def table_of(data: xr.Dataset) -> TextTable:
+    """A difference as a table: half-lives of both runs, their difference, and that of the curves at some noise levels."""
+    x, rows = axis_words(data), []
+    noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
+    for part in (data.isel(reading=k) for k in _chosen(data)):
+        places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
+        cells = [with_interval(place) for place in places] if np.isfinite(part.half_lives.values).any() else [""] * 3
+        rows.append((str(part.reading.item()), *cells, *(with_interval(part.curve.values[k]) for k in noises)))
+    heads = ["half-life, first", "second", "difference [95 % interval]"]
+    heads += [f"at {x} = {float(data.noise[k]):.3g}" for k in noises]
+    count = int(data.originals.max())
+    return TextTable(f"{data.attrs['description']}, paired over {count} originals", ("reading", *heads), rows)
+
+
+def remarks_of(data: xr.Dataset) -> list[str]:
+    """The remarks on its readings as lines."""
+    return [f"{name}: {text}" for name, text in zip(data.reading.values, data.remark.values, strict=True) if text]
+
+
+def frame_of(data: xr.Dataset) -> pandas.DataFrame:
+    """A difference as a pandas frame: a row for each reading and noise level, then for each half-life, those of the runs too."""
+    import pandas
+
+    curves = pandas.MultiIndex.from_product([data.reading.values, data.noise.values], names=["reading", "noise"])
+    places = pandas.MultiIndex.from_product([data.reading.values, data.axis.values], names=["reading", "axis"])
+    frames = [
+        pandas.DataFrame(values.reshape(-1, 3), rows, list(ESTIMATE)).reset_index().assign(quantity=quantity, run=run)
+        for quantity, run, rows, values in (
+            ("curve", data.attrs["description"], curves, data.curve.values),
+            ("half_life", data.attrs["description"], places, data.half_life.values),
+            *(("half_life", name, places, data.half_lives.values[:, k]) for k, name in enumerate(data.run.values)),
+        )
+    ]
+    return pandas.concat(frames, ignore_index=True)[["reading", "quantity", "run", "noise", "axis", *ESTIMATE]]
+
+
+def data_of(data: xr.Dataset) -> dict[str, Any]:
+    """The content of `difference.json`; None for numbers that do not exist."""
+
+    def numbers(values: np.ndarray) -> dict[str, float | None]:
+        return {key: float(value) if np.isfinite(value) else None for key, value in zip(ESTIMATE, values, strict=True)}
+
+    def on_axes(values: np.ndarray) -> dict[str, Any]:
+        return {str(axis): numbers(row) for axis, row in zip(data.axis.values, values, strict=True)}
+
+    readings = [
+        {
+            **{key: part[key].item() for key in (*_TEXTS, "originals", "remark")},
+            "curve": [numbers(row) for row in part.curve.values],
+            "half_life": on_axes(part.half_life.values),
+            "half_lives": {str(name): on_axes(of) for name, of in zip(part.run.values, part.half_lives.values, strict=True)},
+        }
+        for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
+    ]
+    noise = [float(x) if np.isfinite(x) else None for x in data.noise.values]
+    about = {"format": FORMAT, "version": VERSION, "difference": data.attrs["description"]}
+    return {
+        **about,
+        "intervals": "95 %, paired over originals, or grammars if there are several",
+        "noise": noise,
+        "readings": readings,
+    }
+
+
+def draw_difference(data: xr.Dataset) -> Any:
+    """The differences of all curves: a panel for each variable, with some of its levels."""
+    x = data.noise.values
+    there = np.isfinite(x)
+    variables = dict.fromkeys(data.variable.values.tolist())
+    with style() as plt:
+        figure, axes = _grid_of_panels(plt, len(variables), 4.3)
+        for axis, name in zip(axes, variables, strict=True):
+            chosen = [k for k in _chosen(data) if data.variable.values[k] == name]
+            colors = level_colors(len(chosen)) if len(chosen) > len(DISTINCT) else DISTINCT
+            for k, label, color in zip(chosen, names_in_panel(data, chosen), colors, strict=False):
+                draw_curve(axis, x[there], data.curve.values[k, there], color, 0.15, label=brief(label, 34), **markers(x))
+            axis.axhline(0, color=MUTED, lw=1, ls=":")
+            axis.set(xlim=(0, end_of(x[there])), xlabel=no_mathematics(axis_words(data)))
+            axis.set_ylabel(no_mathematics(str(data.unit.values[chosen[0]]) or "difference"))
+            axis.set_title(brief(str(data.words.values[chosen[0]]), 60), fontsize=11, pad=8)
+            draw_legend(axis, "best")
+        line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
+        figure.text(0.005, -0.01, no_mathematics(line), color=MUTED, fontsize=9, va="top")
+    return figure
+
+
+def _chosen(data: xr.Dataset) -> list[int]:
+    """Indices of the readings shown: of each variable evenly spaced ones."""
+    rows = [np.flatnonzero(data.variable.values == name) for name in dict.fromkeys(data.variable.values.tolist())]
+    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), _MOST)]
