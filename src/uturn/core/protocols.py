@@ -92,6 +92,7 @@ class Variable:
     pooled: bool = True
     probe: str = ""
     model: str = ""
+    guessed: bool = False
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data."""
