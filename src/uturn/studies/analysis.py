@@ -229,12 +229,13 @@ def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, li
             label = label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
             ends = [] if how.order is None else [("first", 0), ("last", sizes[how.order] - 1)]
             short = [f"{end}_{str(how.order).rpartition('_')[2]}" for end, k in ends if where[str(how.order)] == k]
-            known += [name] * (math.prod(sizes.values()) == 1) + short + [label]
+            known += [name] * (label != name and math.prod(sizes.values()) == 1) + short + [label]
             if reading in (label, name, *short):
                 matching[label] = name, label, {dim: [k] for dim, k in where.items()}, how
     if len(matching) == 1:
         return next(iter(matching.values()))
-    names = list(matching) or sorted(dict.fromkeys(known), key=lambda name: "=" in name)  # short ones first
+    one = [name for name in known if known.count(name) == 1]  # names of one reading
+    names = list(matching) or sorted(one, key=lambda name: "=" in name)  # short ones first
     close = [] if matching else difflib.get_close_matches(str(reading), names, n=3)
     meant = f"did you mean {' or '.join(map(repr, close))}? Expected" if close else "expected"
     rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
