@@ -14,10 +14,12 @@ from scipy import stats
 import uturn as ut
 from command_line import SPEC, uturn
 from uturn.core.protocols import Variable
+from uturn.measures.statistics import mean_bounds
 from uturn.studies.choice import originals_needed
 
 DIMS = ("noise", "item", "trajectory")
 NOISE = (0.1, 0.2, 0.3, 0.4)
+NOISE_5 = (*NOISE, 0.5)
 SHARE = Variable(DIMS, "class kept", start=1, bounds=(0, 1))
 DISTANCE = Variable(DIMS, "distance", start=0, bounds=(0, None))
 
@@ -67,6 +69,38 @@ def test_bounds_of_other_readings_are_of_student():
     choice = ut.choose(run_of(rmsd=(values, DISTANCE)), "rmsd", keep=4.8)
     np.testing.assert_allclose(choice.keep.bound, expected)
     assert (choice.noise, choice.keep.words) == (0.2, "rmsd <= 4.8")
+
+
+def test_shares_are_bounded_though_the_run_has_no_bad_original():
+    """45 originals that keep .96 to 1 of their sites do not exclude 5 % of originals that keep .1."""
+    kept = 1 - np.random.default_rng(4).integers(0, 3, (1, 45, 1)) / 50
+    choice = ut.choose(run_of((0.1,), kept=(kept, SHARE)), "kept", keep=0.94)
+    assert (choice.answer, choice.keep.meets, choice.keep.guaranteed) == ("not decided", True, True)
+    assert kept.mean() * 0.05 ** (1 / 45) - 0.005 < choice.keep.bound[0] < kept.mean() * 0.05 ** (1 / 45)
+    sites = run_of((0.1,), kept=(np.tile(kept, (1, 10, 1)), SHARE))  # with more originals it is guaranteed
+    assert ut.choose(sites, "kept", keep=0.94).answer == "chosen"
+
+
+def test_trajectories_do_not_replace_originals():
+    """30 originals with a class that is kept in 39 of 40 U-turns of each: an original that always loses it may be missing."""
+    kept = np.ones((1, 30, 40))
+    kept[..., 0] = 0
+    choice = ut.choose(run_of((0.1,), same=(kept, SHARE)), "same", keep=0.9)
+    assert choice.keep.bound[0] == pytest.approx(0.975 * 0.05 ** (1 / 30))
+    assert choice.answer == "not decided"
+
+
+def test_readings_without_a_worst_value_are_estimated():
+    far = np.random.default_rng(0).lognormal(0, 0.3, (3, 70, 1)) * np.reshape([1, 2, 6], (3, 1, 1))
+    for bounds, answer in (((0, None), "estimated"), ((0, 40), "not decided"), ((0, 4), "estimated")):  # (0, 4) does not hold
+        run = run_of(NOISE[:3], rmsd=(far, Variable(DIMS, "distance", start=0, bounds=bounds)))
+        choice = ut.choose(run, "rmsd", keep=2.5)
+        assert (choice.answer, choice.keep.guaranteed) == (answer, bounds == (0, 40))
+        assert ("estimated: noise = 0.2" in repr(choice)) == ("guarantee nothing" in repr(choice)) == (answer == "estimated")
+    lost = ut.choose(
+        run_of(NOISE[:3], rmsd=(far, DISTANCE), all=(tosses([70] * 3, 70), SHARE)), "all", keep=0.9, lose={"rmsd": 4}
+    )
+    assert (lost.answer, lost.window, lost.lose.guaranteed) == ("chosen", (0.3, 0.3), True)  # 0 is the worst value
 
 
 def test_zeros_and_ones_are_shares_though_no_bounds_are_declared():
@@ -140,6 +174,64 @@ def test_a_window_and_none():
     assert (perhaps.answer, perhaps.lose.ended, perhaps.lose.missed) == ("not decided", 0.3, False)
 
 
+# --- directions that are not declared -----------------------------------------------------------------------------------
+
+
+def of_a_table(means, items, name, spread=0.0, noise=NOISE_5, **options):
+    """A run of a table: readings 0 and 1 with these means, or normal ones with a spread."""
+    rng, means = np.random.default_rng(5), np.reshape(means, (-1, 1))
+    values = rng.normal(means, spread, (5, items)) if spread else np.arange(items) < means * items
+    return ut.readings({name: values.astype(float)}, noise, **options)
+
+
+@pytest.mark.parametrize("name", ["class_kept", "same", "Accuracy", "unchanged_sites", "ok"])
+def test_a_hump_does_not_turn_the_goal_around(name):
+    choice = ut.choose(of_a_table((0.78, 0.9, 0.99, 0.93, 0.8), 150, name), name, keep=0.97)
+    assert (choice.keep.words, choice.answer) == (f"{name} >= 0.97", "no such level")
+    assert choice.keep.direction.startswith("large values are kept")
+    assert "a guess: declare its start if that is wrong" in repr(choice)
+    declared = ut.choose(of_a_table((0.78, 0.9, 0.99, 0.93, 0.8), 150, name, start=0), name, keep=0.97)
+    assert (declared.keep.words, declared.keep.direction) == (f"{name} <= 0.97", "")
+
+
+def test_a_name_says_that_shares_are_kept_if_large():
+    shares = np.random.default_rng(0).beta(30 * np.reshape([0.7, 0.85, 0.95, 0.9, 0.8], (5, 1)), 5, (5, 40))
+    for name, large in (("kept_sites", True), ("sites", False)):
+        run = ut.readings({name: shares}, NOISE_5)
+        choice = ut.choose(run, name, keep=0.93)
+        assert choice.keep.words == f"{name} {'>=' if large else '<='} 0.93"  # the mean rises from the first to the last level
+        assert json.loads(run[name].attrs["reading"])["start"] == large
+        assert ("by its name" in choice.keep.direction) == large
+
+
+def test_a_direction_is_taken_from_the_data_only_if_they_show_it():
+    for means, words in (((0.2, 0.2, 0.3, 0.5, 0.6), "score <= 0.4"), ((5, 4, 4, 2, 1), "score >= 0.4")):
+        choice = ut.choose(of_a_table(means, 60, "score", 0.1), "score", keep=0.4)
+        assert (choice.keep.words, "values are kept, as the mean changes by" in choice.keep.direction) == (words, True)
+    flat = [ut.readings({"score": np.random.default_rng(k).uniform(0.6, 1, (5, 25))}, NOISE_5) for k in range(60)]
+    refused = 0
+    for run in flat:
+        try:
+            ut.choose(run, "score", keep=0.75)
+        except ValueError as error:
+            refused += "not known whether large or small values are kept" in str(error) and "--start score=VALUE" in str(error)
+    assert refused >= 57 - 3 * math.sqrt(57 * 0.05)  # the test has a level of 5 %
+    declared = ut.readings({"score": flat[0].score.values}, NOISE_5, start=1)
+    assert ut.choose(declared, "score", keep=0.75).keep.words == "score >= 0.75"
+    with pytest.raises(ValueError, match=r"readings are 0 or 1, and the mean changes by 0\.5"):
+        ut.choose(of_a_table((0.1, 0.2, 0.3, 0.4, 0.6), 50, "error"), "error", keep=0.15)
+    alike = np.random.default_rng(1).normal(0, 1, 40) + np.reshape([0, 0.01, 0.02, 0.03, 0.04], (5, 1))
+    assert ut.choose(ut.readings({"shift": alike}, NOISE_5), "shift", keep=2).keep.words == "shift <= 2"  # paired
+
+
+def test_a_value_measured_at_noise_0_is_no_declared_direction():
+    noise = (0, 0.2, 0.3, 0.4, 0.5)
+    with pytest.raises(ValueError, match=r"from noise = 0 to 0\.5"):
+        ut.choose(of_a_table((1.5,) * 5, 64, "score", 0.2, noise), "score", keep=1.4)
+    falls = of_a_table((1.5, 1.4, 1.3, 1, 0.5), 40, "score", 0.2, noise)
+    assert ut.choose(falls, "score", keep=1.2).keep.words == "score >= 1.2"
+
+
 # --- originals ---------------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +289,7 @@ def test_further_originals():
     spread[:10, 0] = 0  # the same mean, of independent U-turns
     assert 0 < more(spread[None], 0.97) < more(tosses(98), 0.97) / 3
     beyond = np.random.default_rng(3).normal(0.98, 0.1, (1, 40, 1))  # leave [0, 1], so that bounds are of Student's t
-    assert more(beyond, 0.99) == more(beyond, 0.99, Variable(DIMS, "free", start=1))
+    assert more(beyond, 0.99) == more(beyond, 0.99, Variable(DIMS, "free", start=1, chance=0))
     grammars = run_of((0.1,), {"grammar": ("item", np.arange(100) // 10)}, value=(tosses(100), SHARE))
     assert ut.choose(grammars, "value", keep=0.95).more == 590 - 100  # 59 grammars of 10 items
     values = 1 + np.random.default_rng(2).normal(0, 1, (1, 40, 1)).clip(-1)
@@ -205,6 +297,28 @@ def test_further_originals():
     goal = values.mean() + error
     needed = 40 * ((stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) * error / (goal - values.mean())) ** 2
     assert more(values, goal, DISTANCE) == pytest.approx(needed - 40, rel=0.15)  # with the quantile of Student
+
+
+def test_further_originals_of_shares_have_the_power_that_is_said():
+    rng, pilot = np.random.default_rng(7), stats.beta(6, 0.5).ppf((np.arange(40) + 0.5) / 40)
+    for goal in (0.89, 0.94):
+        choice = ut.choose(run_of((0.1,), value=(pilot.reshape(1, 40, 1), SHARE)), "value", keep=goal)
+        assert choice.answer == "not decided"
+        drawn = rng.beta(6, 0.5, (1, 40 + int(choice.more), 600))
+        low, high = mean_bounds(xr.DataArray(drawn, dims=("noise", "item", "run")), 0, 1)
+        assert (low >= goal if goal == 0.89 else high < goal).mean() == pytest.approx(0.8, abs=0.12)
+
+
+def test_one_original_says_so_and_more_originals_say_what_for():
+    for of in (DISTANCE, Variable(DIMS, "share", start=1, bounds=(0, 1))):
+        alone = ut.choose(run_of((0.1,), value=(np.full((1, 1, 3), 0.7), of)), "value", keep=0.5)
+        assert "not decided: one original does not show how others differ" in repr(alone)
+        assert "no readings" not in repr(alone)
+    for kept, would in ((96, "met"), (92, "missed")):
+        choice = ut.choose(run_of((0.1,), same=(tosses(kept), SHARE)), "same", keep=0.94)
+        assert re.search(
+            rf"about \d+ more originals, if this mean is the truth, would show that the goal is {would}", repr(choice)
+        )
 
 
 # --- names and axes -----------------------------------------------------------------------------------------------------------
@@ -230,6 +344,11 @@ def test_names_are_those_of_the_study():
             ValueError, match=f"reading = '{name}': expected .*'similarity, layer = stem'; 'similarity, layer = head'"
         ):
             ut.choose(run, name, keep=0.5)
+    message = (
+        "reading = 'sme': did you mean 'same'? Expected the name of one reading: 'first_layer'; 'last_layer'; 'same'; 'simil"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ut.choose(run, "sme", keep=0.5)
     one = run.isel(layer=[1])
     assert ut.choose(one, "similarity", keep=0.5).keep.words == "similarity, layer = head >= 0.5"
 
@@ -320,6 +439,7 @@ def test_what_a_table_does_not_say_is_an_option(tmp_path, start, chosen):
     done = uturn("choose", "rmsd.csv", "--keep", "rmsd=4.5", *options, cwd=tmp_path)
     # A distance is kept below the goal, a similarity above.
     assert (done.returncode, done.stderr) == (0 if chosen else 1, "")
+    assert ("estimated: Å = 3" in done.stdout) == chosen
     assert ("rmsd <= 4.5" in done.stdout, "rmsd >= 4.5" in done.stdout, "Å = " in done.stdout) == (chosen, not chosen, True)
 
 
@@ -387,3 +507,16 @@ def test_false_choices():
         assert found["sequence"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
     found = of["false_choices"](of["CURVES"]["just below the goal"], design, 1000)
     assert found["largest"] > 0.12
+
+
+def test_false_bounds():
+    """The bound of readings in a range errs in 5 % at most for every law, that of Student's t does not (negative control)."""
+    of = runpy.run_path(str(RECIPES.parents[1] / "benchmarks" / "choice.py"))
+    at_most = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+    bounded = {name: law for name, law in of["LAWS"].items() if np.isfinite(law.high)}
+    assert len(bounded) == 7
+    for law in bounded.values():
+        for items in (6, 40, 150):
+            assert of["false_bounds"](law, items, 600)["mean_bounds"] <= at_most
+    rare = of["false_bounds"](bounded["share of 40 sites: .98; 4 % of originals .3"], 40, 600)
+    assert rare["Student"] > 0.15

@@ -19,6 +19,7 @@ from uturn.measures.statistics import (
     inversion,
     levels_around,
     located,
+    mean_bounds,
     proportion,
     replicates,
     rests_on_few,
@@ -276,6 +277,36 @@ def test_shares_of_levels_with_missing_readings():
             proportion(bad)
     with pytest.raises(ValueError, match="confidence"):
         proportion(values, 95)
+
+
+@pytest.mark.parametrize(("kept", "items"), [(0, 25), (1, 25), (59, 59), (141, 150)])
+def test_bounds_of_shares_are_those_of_clopper_and_pearson(kept, items):
+    values = readings([np.arange(items) < kept])
+    low, high = mean_bounds(values, 0, 1, 0.9)[:, 0]
+    for end, alternative in ((low, "greater"), (high, "less")):
+        exact = stats.binomtest(kept, items, alternative=alternative).proportion_ci(0.9, "exact")
+        assert end == pytest.approx(exact.low if alternative == "greater" else exact.high, abs=1e-9)
+    np.testing.assert_allclose(mean_bounds(7 * values - 3, -3, 4, 0.9)[:, 0], [7 * low - 3, 7 * high - 3])
+    np.testing.assert_allclose(mean_bounds(0.3 * values, 0, np.inf, 0.9)[:, 0], [0.3 * low, np.inf])
+
+
+def test_bounds_are_quantiles_of_random_weights():
+    """The definition, by simulation, with missing originals and groups of unequal size."""
+    rng = np.random.default_rng(2)
+    values = readings(rng.beta(3, 0.4, (3, 12, 2)))
+    values[1, :5] = values[2] = np.nan
+    for label in (np.arange(12), np.repeat([0, 1, 2, 3], [6, 3, 2, 1])):
+        found = mean_bounds(values.assign_coords(grammar=("item", label)), 0, 1)
+        assert np.isnan(found[:, 2]).all()
+        for k in (0, 1):
+            means = values[k].mean("trajectory").values
+            label_of, means = label[np.isfinite(means)], means[np.isfinite(means)]
+            groups, counts = np.unique(label_of, return_counts=True)
+            x, shape = [means[label_of == g].mean() for g in groups], counts * counts.sum() / (counts**2).sum()
+            weights = rng.standard_gamma([1, *shape], (200_000, 1 + len(x)))
+            weights /= weights.sum(1, keepdims=True)
+            expected = np.quantile(weights @ [0, *x], 0.05), np.quantile(weights @ [1, *x], 0.95)
+            np.testing.assert_allclose(found[:, k], expected, atol=0.004)
 
 
 def hits(run, runs=RUNS):

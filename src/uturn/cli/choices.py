@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -29,21 +30,22 @@ def choose(
     *,
     table: OfTable,
 ) -> None:
-    """Choose the largest measured noise that is guaranteed to keep a reading. Measures nothing.
+    """Choose the largest measured noise that keeps a reading, guaranteed if the reading has a worst value. Measures nothing.
 
     The levels are tested from small noise upwards by a one-sided bound of the mean reading, and the first level that misses the
-    goal ends the test. No correction for the number of levels is needed: the choice is false with a probability of at most 5 %
-    (1 - confidence). 59 originals that are all kept guarantee a share of .95; for goals by class, each class needs 59.
+    goal ends the test. No correction for the number of levels is needed: for shares and other readings in a range, the choice is
+    false with a probability of at most 5 % (1 - confidence). 59 originals that are all kept guarantee a share of .95; for goals
+    by class, each class needs 59. For readings without a worst value, such as a distance, the answer is "estimated".
 
     The noise is printed on all axes of the run, and as the strength of image-to-image pipelines. A similarity is kept if its mean
-    is at least the goal, a distance if it is at most the goal. With --lose, the window between both: the smallest noise that is
-    guaranteed to have lost, and the largest that is guaranteed to keep. The other answers are "no such level", and "not
-    decided" with the number of further originals needed. The interpolated crossing is an estimate without guarantee.
+    is at least the goal, a distance if it is at most the goal; if a table does not show which of them a reading is, --start does.
+    With --lose, the window between both: the smallest noise that has lost, and the largest that keeps. The other answers are "no
+    such level", and "not decided" with the number of further originals needed. The interpolated crossing is an estimate.
 
     Readings are named as by `uturn study`; a variable with one level by its name, and the ends of a series of layers as
     `first_layer`, `last_layer`.
 
-    Exit code: 0 if a level is chosen for all originals, 1 if there is none or it is not decided, 2 for mistakes.
+    Exit code: 0 if a level is chosen or estimated for all originals, 1 if there is none or it is not decided, 2 for mistakes.
 
     Example:
 
@@ -53,7 +55,6 @@ def choose(
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
-    from uturn.studies.choice import CHOSEN
     from uturn.studies.choice import choose as choose_level
 
     reading, goal = _goal("keep", keep)
@@ -64,7 +65,7 @@ def choose(
     run = opened(results, **settings)
     choice = choose_level(run, reading, goal, lose=lost, by=by, confidence=confidence)
     show(repr(choice))
-    if choice.answer != CHOSEN:
+    if math.isnan(choice.noise):
         raise typer.Exit(1)
 
 

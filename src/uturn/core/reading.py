@@ -62,3 +62,8 @@ class Instructions(BaseModel):
     def is_share(self) -> bool:
         """Whether readings lie in [0, 1], so that their mean is a proportion."""
         return self.bounds == (0.0, 1.0)
+
+
+def is_kept_if_large(name: str) -> bool:
+    """Whether the name of a reading says that large values are those without changes."""
+    return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))

@@ -427,6 +427,95 @@ def rests_on_few(values: xr.DataArray) -> np.ndarray:
     return ~tosses & spread & (squares[-2:].sum(axis=0) > 0.9 * squares.sum(axis=0))
 
 
+def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float = 0.95) -> np.ndarray:
+    """One-sided bounds of the mean of readings in [low, high], for readings of any law in this range.
+
+    If a few originals differ much from the others and the sample has none of them, its spread does not show them, and bounds that
+    are computed from the spread miss. The bound of Gaffke (2005) adds an original with the worst possible value. With the means
+    x_g of the n independent groups and random weights W, the lower bound is the 1 - confidence quantile of
+
+        low W_0 + sum_g x_g W_g,   (W_0, W_1, ..) ~ Dirichlet(1, k_1, ..),
+
+    and the upper bound likewise with `high`. k_g is 1 for groups of equal size; otherwise it is proportional to the size w_g, and
+    the sum is `(sum w)^2 / sum w^2`. For groups that are all kept or all lost, this is the bound of Clopper and Pearson; if all
+    x_g equal x, it is low + (x - low) (1 - confidence)^(1/n). No law is known for which the bound fails, but there is no proof
+    for all laws (Learned-Miller and Thomas 2019, arXiv:1905.06208). `benchmarks/choice.py` measures how often it is wrong.
+
+    Both of these cases are exact. Other quantiles are approximated by the formula of Lugannani and Rice (1980), with which the
+    probability of an error is .0479 to .05 at confidence .95 (n from 1 to 300).
+
+    Parameters
+    ----------
+    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
+        Missing readings (NaN) are left out. The groups are those of `replicates`, counted singly.
+    low, high : float
+        Ends of the range. At an infinite end there is no bound: it is infinite.
+    confidence : float in (.5, 1)
+        Confidence of each bound.
+
+    Returns
+    -------
+    array (2, noise, ..)
+        Lower and upper bounds; NaN without readings.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> kept = xr.DataArray(np.ones((1, 59)), dims=("noise", "item"))
+    >>> mean_bounds(kept, 0, 1).round(4)
+    array([[0.9505],
+           [1.    ]])
+    >>> mean_bounds(0.97 * kept, 0, 1).round(4)  # all originals keep .97 of their sites
+    array([[0.922 ],
+           [0.9715]])
+    """
+    alpha = 1 - checked_share("confidence", confidence)
+    readings, over = _readings(values)
+    sums, counts = _sums(readings, independent_groups(values), over)
+    x = np.clip(sums / np.maximum(counts, 1), low, high)
+    with np.errstate(invalid="ignore"):  # 0/0 without readings
+        weights = counts * _even_number(counts) / counts.sum(axis=0)
+    bounds = [
+        end + sign * _least_mean(sign * (x - end), weights, alpha) if math.isfinite(end) else np.full(x.shape[1:], end)
+        for end, sign in ((float(low), 1), (float(high), -1))
+    ]
+    return np.stack(bounds)
+
+
+def _least_mean(x: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
+    """The alpha quantile of sum_g W_g x_g for x >= 0, (groups, ..), and random weights (W_0, W_1, ..) ~ Dirichlet(1, weights).
+
+    The quantile t is that at which a sum of independent gamma variables, sum_g E_g (x_g - t) - E_0 t, is below 0 with probability
+    alpha. In the saddlepoint formula for this probability, terms are weighted by 1 / (1 + v x_g), and v gives t in closed form.
+    """
+    from scipy.special import betaincinv, ndtr
+
+    scale = np.where(weights > 0, x, 0).max(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    x, k = (np.concatenate([np.full_like(of[:1], first), of]) for of, first in ((x / scale, 0.0), (weights, 1.0)))
+    two_valued = ((x == 0) | (x == 1) | (k == 0)).all(axis=0)
+
+    def quantile(v: np.ndarray) -> np.ndarray:
+        return np.asarray((k * x / (1 + v * x)).sum(axis=0) / (k / (1 + v * x)).sum(axis=0))
+
+    def tail(v: np.ndarray) -> np.ndarray:
+        t = quantile(v)
+        tilt = (1 + v * x) / (1 + v * t)
+        w = -np.sqrt(2 * (k * np.log(tilt)).sum(axis=0))
+        u = -v / (1 + v * t) * np.sqrt((k * np.square((x - t) / tilt)).sum(axis=0))
+        return np.asarray(ndtr(w) + np.exp(-(w**2) / 2) / math.sqrt(2 * math.pi) * (1 / w - 1 / u))
+
+    low, high = np.full(scale.shape, -9.0), np.full(scale.shape, 60.0)  # log v
+    with np.errstate(invalid="ignore", divide="ignore"):  # where all x are 0
+        for _ in range(0 if two_valued.all() else 50):
+            middle = (low + high) / 2
+            above = tail(np.exp(middle)) > alpha
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        one, zero = (k * x).sum(axis=0), (k * (1 - x)).sum(axis=0)
+        exact = np.where(one == 0, 0.0, betaincinv(one, zero, alpha))
+    return scale * np.where(two_valued, exact, quantile(np.exp(low)))
+
+
 def levels_around(x: Any, place: float) -> tuple[float, float]:
     """The two neighbouring values of x, increasing (points,), with a place between them or at the second; NaN if it is NaN."""
     if np.isnan(place):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -282,17 +283,20 @@ def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, li
         for at in np.ndindex(*sizes.values()):
             where = dict(zip(sizes, at, strict=True))
             label = label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
-            known.append(label)
             ends = [] if how.order is None else [("first", 0), ("last", sizes[how.order] - 1)]
             short = [f"{end}_{str(how.order).rpartition('_')[2]}" for end, k in ends if where[str(how.order)] == k]
+            known += [name] * (label != name and math.prod(sizes.values()) == 1) + short + [label]
             if reading in (label, name, *short):
                 matching[label] = name, label, {dim: [k] for dim, k in where.items()}, how
     if len(matching) == 1:
         return next(iter(matching.values()))
-    names = list(matching) or known
+    one = [name for name in known if known.count(name) == 1]  # names of one reading
+    names = list(matching) or sorted(one, key=lambda name: "=" in name)  # short ones first
+    close = [] if matching else difflib.get_close_matches(str(reading), names, n=3)
+    meant = f"did you mean {' or '.join(map(repr, close))}? Expected" if close else "expected"
     rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     some = "; ".join(map(repr, names[:_MOST_NAMES]))
-    raise ValueError(f"reading = {shown(reading)}: expected the name of one reading: {some or 'the run has none'}{rest}")
+    raise ValueError(f"reading = {shown(reading)}: {meant} the name of one reading: {some or 'the run has none'}{rest}")
 
 
 def reading_of(run: xr.Dataset, reading: str) -> tuple[xr.DataArray, float, float]:

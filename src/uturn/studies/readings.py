@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from uturn.core.checks import LARGEST, checked_array, shown, validation_words
 from uturn.core.protocols import Variable
-from uturn.core.reading import Instructions
+from uturn.core.reading import Instructions, is_kept_if_large
 from uturn.measures.changes import covariances_of
 from uturn.store.record import READINGS, as_read, attributes_of
 from uturn.store.resume import versions_used
@@ -66,8 +66,8 @@ def readings(
     start, chance : number or str, or a dict of these by reading
         Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
         coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
-        [0, 1] that fall with noise or are called same_.., and 0 for others that rise; else unknown, and no place is located on
-        the curve. The default of chance is the value at the largest noise.
+        [0, 1] that fall with noise or have "kept", "same", "accuracy" or "unchanged" in their name, and 0 for others that rise;
+        else unknown, and no place is located on the curve. The default of chance is the value at the largest noise.
     bounds : (low, high), or a dict of these by reading
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
         readings that start at 0 and are never below, else no bounds.
@@ -431,7 +431,7 @@ def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, 
     first, last = (float(of_originals.isel(noise=k).mean()) for k in (0, -1))
     if noise[0] == 0 and np.isfinite(first):
         return first
-    return None if low < 0 or high > 1 else 1.0 if name.startswith("same_") or not first < last else 0.0
+    return None if low < 0 or high > 1 else 1.0 if is_kept_if_large(name) or not first < last else 0.0
 
 
 def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
