@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.files import check_plain
+from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
         return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
 
     return {
-        "noise": [float(f"{noise:.6g}") for noise in levels],
+        "noise": np.asarray(levels, float).tolist(),
+        "log": is_geometric(levels),
         "smooth": max(images.shape[-2:]) > 64,
         "items": [
             {

@@ -14,7 +14,7 @@ from uturn.pages.sections import card, new_section
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
-from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import Headline, headline_of
 from uturn.studies.plotting.tokens import blocks
@@ -101,12 +101,13 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     first = {headline.reading for headline in headlines.values()}
     if headlines:
         ends = dict.fromkeys(choose(places, key=lambda name: places[name][0]) for choose in (min, max))
-        verb = "goes from" if len(ends) > 1 else "is"
-        section["words"] = f"t* {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
+        labels = list(dict.fromkeys(headline.label for headline in headlines.values()))
+        label, verb = labels[0] if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
+        section["words"] = f"{label} {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
         rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]
-        section["tables"] = [{"title": "t* of each run", "heads": heads, "rows": rows}]
+        section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
     charts: list[dict[str, Any]] = []
 
     def add(title: str, kind: str, dim: str, label: str, y: str, shown: bool) -> None:
@@ -297,6 +298,7 @@ def _tokens(data: xr.Dataset) -> dict[str, Any]:
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
     return {
         "noise": numbers(data.shown_noise.values),
+        "log": is_geometric(data.shown_noise.values),
         "of": int(data.attrs.get("items", data.sizes["shown_item"])),
         "items": [
             {

@@ -13,6 +13,7 @@ import numpy as np
 
 from uturn.measures.statistics import proportion
 from uturn.pages.charts import numbers
+from uturn.studies.axes import is_geometric
 from uturn.studies.curves import ESTIMATE
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[s
     if not readings or branching < 2 or depth < 1 or len(noise) < 2:
         return None
     label = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
-    return {"branching": branching, "depth": depth, "words": label, "noise": numbers(np.sort(noise.values)), "readings": readings}
+    scale = {"words": label, "noise": numbers(np.sort(noise.values)), "log": is_geometric(np.sort(noise.values))}
+    return {"branching": branching, "depth": depth, **scale, "readings": readings}
 
 
 def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _draw_transition(axis: Any, data: xr.Dataset, grid: _Grid, star: float) -> l
         return []
     at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
     ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
-    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.2f}")
+    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.3g}")
 
 
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
