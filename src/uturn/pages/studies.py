@@ -40,7 +40,7 @@ _CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of
     ("chi", "Susceptibility: number of {} that change together", "χ"),
     ("xi", "Correlation length of the changes", "ξ ({})"),
 )
-_FILES = ("study.json", "curves.csv", "numbers.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
+_FILES = ("study.json", "curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
 
 
 def study_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -63,9 +63,9 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
         names = [str(item) for item in some.item_name.values]
-        section["grid"] = grid(
-            some.shown_noise.values, names, some.original.values, some.image.values, some.image_same_class.values, read.detail
-        ) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
+        pictures = (some.original.values, some.image.values, some.image_same_class.values)
+        half_lives = some.coords.get("item_half_life")
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
     run = folder / "run.zarr"

@@ -15,6 +15,7 @@ from uturn.measures.statistics import proportion
 from uturn.pages.charts import numbers
 from uturn.studies.axes import is_geometric
 from uturn.studies.curves import ESTIMATE
+from uturn.studies.runs import item_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,6 +77,6 @@ def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:
     mean = few.mean([dim for dim in few.dims if dim in ("trajectory", "clone")]).transpose("item", "noise", "node")
     known = mean[mean.notnull().all(("noise", "node")).values]
     return [
-        {"name": f"original {int(item)}", "nodes": np.round(100 * values).astype(int).tolist()}
-        for item, values in zip(known["item"].values, known.values, strict=True)
+        {"name": name, "nodes": np.round(100 * values).astype(int).tolist()}
+        for name, values in zip(item_names(known, np.arange(len(known))), known.values, strict=True)
     ]

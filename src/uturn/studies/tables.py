@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.study", 1
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
+_OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
 _VISIBLE = "smallest detectable gap"
 
 
@@ -253,6 +254,16 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def csv_of(frame: pandas.DataFrame) -> str:
+    """A frame as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
+
+    def text_of(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(_number(cell), str) else cell
+
+    texts = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].map(text_of) for name in texts}).rename(columns=text_of).to_csv(index=False)
 
 
 # --- frames and plain data ---------------------------------------------------------------------------------------------

@@ -275,9 +275,10 @@ function gridView(grid) {
   const updates = grid.items.map((item) => {
     const shown = image(item.images[0], ""), caption = make("span"), button = make("button", { type: "button", className: "tile" });
     button.append(make("div", { className: "pair" }, image(item.original, `${item.name}, original`), shown), caption);
-    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `${word} ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name);
+    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `${word} ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name + (grid.half_life ? `, ${grid.half_life}: ${short(item.half_life)}` : ""));
     const figure = (url, words) => make("figure", {}, image(url, `${item.name}, ${words}`), make("figcaption", {}, words));
     tiles.append(button);
+    item.button = button;
     return (k) => {
       const kept = item.kept ? item.kept[k] : null;
       if (item.images[k] && shown.tagName === "IMG") { shown.src = item.images[k]; shown.alt = `${item.name}, reconstructed from ${word} ${short(grid.noise[k])}`; }
@@ -292,7 +293,10 @@ function gridView(grid) {
       + (grid.kept > grid.items.length ? " They are a sample, drawn with seed 0." : "");
     updates.forEach((update) => update(k));
   });
-  return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), at, tiles);
+  const orders = { "as in the run": () => 0, "by name": (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }) };
+  if (grid.half_life) orders[`by ${grid.half_life}`] = (a, b) => (a.half_life ?? Infinity) - (b.half_life ?? Infinity) || 0; // Infinity - Infinity is NaN
+  const order = make("select", { onchange: () => tiles.append(...[...grid.items].sort(orders[order.value]).map((item) => item.button)) }, ...Object.keys(orders).map((words) => make("option", {}, words)));
+  return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), make("div", { className: "filter" }, make("label", {}, "Order", order)), at, tiles);
 }
 
 // The kind of error of each posterior sampler at the strength of the slider.
