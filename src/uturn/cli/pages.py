@@ -23,6 +23,10 @@ def study(
         ),
     ],
     out: OptionalOut = None,
+    theory: Annotated[
+        bool,
+        typer.Option("--theory", help="Add the mean field to the curves of a run of the ε-process on a grammar.", rich_help_panel=OUTPUT),
+    ] = False,
     *,
     table: OfTable,
 ) -> None:
@@ -38,13 +42,14 @@ def study(
     A table holds readings of U-turns made elsewhere: a row for each U-turn with the columns noise, item (the original), perhaps
     trajectory (its noisy versions) and clone (reconstructions of one noisy version), and a column for each reading.
 
-    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` to the folder; for
-    several stores the tables have the column run and the spec fields that differ. Measures nothing.
+    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
+    and `study.zarr` to the folder; for several stores the tables have the column run and the spec fields that differ. Measures
+    nothing.
 
     Example:
 
     ```
-    uturn study runs/epsilon --out results/epsilon
+    uturn study runs/epsilon --theory --out results/epsilon
     uturn study runs/m4 runs/m6 runs/m8 --out results/sweep
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
@@ -53,7 +58,7 @@ def study(
 
     from uturn.pages.results import write_study, written
     from uturn.store.objects import is_url
-    from uturn.studies import named_runs, summary
+    from uturn.studies import named_runs, summary, with_theory
     from uturn.studies.analysis import study as study_of_run
 
     places = [place if is_url(place) else os.path.realpath(place) for place in stores]
@@ -65,8 +70,9 @@ def study(
     several = len(runs) > 1
     if out is None:
         studies: Any = {name: study_of_run(run) for name, run in runs.items()}
+        studies = {name: with_theory(of, runs[name]) for name, of in studies.items()} if theory else studies
     else:
-        written_studies = write_study(runs if several else next(iter(runs.values())), out)
+        written_studies = write_study(runs if several else next(iter(runs.values())), out, theory=theory)
         studies = written_studies if several else {"": written_studies}
     for name, one_study in studies.items():
         if several:
@@ -75,7 +81,7 @@ def study(
             show(part)
         console().print(one_study.attrs["description"])
     if out is None:
-        return say_next(run=("study", *stores, *table.typed(), "--out", "FOLDER"))
+        return say_next(run=("study", *stores, *(["--theory"] if theory else []), *table.typed(), "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
 

@@ -80,6 +80,7 @@ def chart(
     joined: bool = False,
     shown: bool = False,
     group: str = "",
+    theory: xr.DataArray | None = None,
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
@@ -93,16 +94,22 @@ def chart(
     joined : whether lines skip levels without a value, where only other curves were measured
     shown : whether the chart is visible before the readings are unfolded
     group : distinguishes charts with the same title
+    theory : array (x, ..), optional; curves of the mean field, in the order of those of `values`
 
     Returns
     -------
     Axes {name, words, values, log}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide with
-        the line; the number of curves `left_out`; and whether the axis is noise (`slides`).
+        the line; lines of the theory also have `of`, the number of the line to which they belong; the number of curves `left_out`; and whether the axis is noise (`slides`).
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
     for line, on in zip(lines, lying_on([line["value"] for line in lines]), strict=True):
         line["on"] = on
+    if theory is not None:
+        predicted = _lines(theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)}), x)
+        number_of = {line["name"]: k for k, line in enumerate(lines)}
+        found = [line | {"on": 0, "of": number_of[line["name"]]} for line in predicted if line["name"] in number_of]
+        lines += [line | {"name": f"{line['name']}, mean field".removeprefix(", ")} for line in found]
     count = math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
     return {
         "name": name,

@@ -20,7 +20,7 @@ from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
 from uturn.store.objects import Objects
 from uturn.store.outputs import OutputFolder, output_folder
-from uturn.studies import as_data, records_of, study, tidy
+from uturn.studies import as_data, records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
@@ -52,6 +52,7 @@ def write_study(
     groups: Sequence[str] = (),
     save_images: bool = False,
     page: bool = True,
+    theory: bool = False,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
@@ -77,6 +78,9 @@ def write_study(
     page
         Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
 
+    theory
+        Add the mean field of the grammar to the curves (`uturn.studies.with_theory`).
+
     Returns
     -------
     The study (`uturn.studies.Study`), or a dict of the studies by name.
@@ -93,6 +97,7 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(dataset) for name, dataset in named.items()}
+        studies = {name: with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
         items = _items(named, studies)

@@ -181,6 +181,8 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     elif first is not None:
         section["words"] = f"No {first.label}: {first.reading}, {data.remark.sel(reading=first.reading).item()}."
     located = [first, *others] if first is not None and marks else others
+    if "critical_noise" in data.attrs:
+        marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
     section["headlines"] = [card(headline.label, _unit(data), headline.place[0], headline.claim) for headline in located]
     section["charts"] = _one_shown(list(_charts(data, first, others, marks)))
     return section
@@ -203,6 +205,7 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
             y=", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
             shown=not seen.isdisjoint(labels),
             group=title,
+            theory=_plain(data.theory.isel(reading=chosen), names_in_panel(data, chosen)) if "theory" in data else None,
         )
     for k in range(data.sizes.get("changes", 0)):
         changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
@@ -210,7 +213,9 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
         peak = [_mark("χ is largest", peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
         for kind, title, y in _CHANGES:
             shown = kind == "chi" and "" in seen
-            yield chart(f"{kind}-{k}", title.format(unit), changes[kind], "noise", peak, y=y.format(unit), shown=shown)
+            theory = changes.chi_theory if kind == "chi" and "chi_theory" in data else None
+            name, words = f"{kind}-{k}", title.format(unit)
+            yield chart(name, words, changes[kind], "noise", peak, y=y.format(unit), shown=shown, theory=theory)
     for k, (family, tested) in enumerate(tested_families(data).items()):
         gaps = _plain(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title = f"Calibration of {family.replace('_', ' ')}: 0 for draws from the posterior"

@@ -175,6 +175,8 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
         axis.plot(x, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
         if np.isfinite(half_lives[k, 0]) and (few or k in named):
             _tick_above(axis, half_lives[k, 0], color)
+        if "theory" in study and np.isfinite(study.theory.values[chosen[k]]).any() and (few or k in named):
+            _draw_theory(axis, noise, study.theory.values[chosen[k]], color)
     chance = float(study.chance.values[chosen[0]])
     if len(chosen) == 1 and np.isfinite(chance):
         axis.axhline(chance, color=colors[0], lw=0.8, ls=":", label="independent data")
@@ -196,6 +198,8 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     if not notes and len(chosen) == 1 and np.isfinite(half_lives[0, 0]):
         notes = [f"half-life {with_interval(half_lives[0])}"]
     _beside(axis, "; ".join(notes))
+    if "theory" in study and np.isfinite(study.theory.values[chosen]).any():
+        _name_theory(axis, study)
     if np.isfinite(half_lives[:, 0]).any():
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
@@ -205,6 +209,18 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     rises = curves[:, -1].mean() > curves[:, 0].mean()
     place = "lower right" if rises else "upper right" if early else "lower left"
     draw_legend(axis, place, title=title_of_legend, title_fontsize=8.5)
+
+
+def _draw_theory(axis: Any, noise: np.ndarray, theory: np.ndarray, color: Any) -> None:
+    points, band, _ = along(noise, theory[: len(noise), None])
+    axis.plot(points, band[:, 0], color=color, lw=1.3, ls=(0, (4, 2)), zorder=2)
+
+
+def _name_theory(axis: Any, study: xr.Dataset) -> None:
+    """The entry of the legend for the lines of the mean field, and ε*."""
+    axis.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label="mean field")
+    if "critical_noise" in study.attrs:
+        axis.axvline(study.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1, label=r"$\epsilon^*$ of the mean field")
 
 
 def _tick_above(axis: Any, place: float, color: Any) -> None:
@@ -260,6 +276,9 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     points, curve, look = along(noise, band)
     draw_curve(axis, points, curve, ACCENT, 0.2, **look)
     axis.axhline(1, color=MUTED, lw=1.2, ls=":", label="independent changes")
+    if "chi_theory" in study:
+        _draw_theory(axis, noise, study.chi_theory.values, ACCENT)
+        _name_theory(axis, study)
     axis.legend(fontsize=8.5, loc="upper left")
     star = study.peak_at.values[0]
     draw_transition(axis, star, CLASS, True)

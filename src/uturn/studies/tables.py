@@ -129,6 +129,15 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
                 place = [f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1)]
                 rows.append(("correlation length there", *place, f"xi {length} {changes.unit_of_distance.item()}"))
         yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
+    if "theory" in study:
+        rows, apart = [], abs(study.curve.isel(estimate=0) - study.theory)
+        for k in np.flatnonzero(apart.notnull().any("noise")):
+            at = int(apart[k].argmax("noise"))
+            values = with_interval(study.curve.values[k, at]), f"{study.theory.values[k, at]:.3g}"
+            rows.append((str(study.reading.values[k]), f"{study.noise.values[at]:.3g}", *values))
+        critical = f", ε* = {study.attrs['critical_noise']:.3g}" if "critical_noise" in study.attrs else ""
+        title = f"mean field{critical}: where it differs most from the curve"
+        yield TextTable(title, ("reading", f"at {x}", "curve [95 % interval]", "mean field"), rows)
     for family, tested in tested_families(study).items():
         rows = []
         for reading in readings:
@@ -313,6 +322,8 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     axes = {str(name): values.values for name, values in study.coords.items() if values.dims == ("noise",)}
     curves = readings.merge(pandas.DataFrame(axes), how="cross")
     curves[list(ESTIMATE)] = study.curve.values.reshape(-1, 3)
+    if "theory" in study:
+        curves["theory"] = study.theory.values.ravel()
     if "gap" in study:
         curves[["gap", "gap_low", "gap_high"]] = study.gap.values.reshape(-1, 3)
         curves["gap_p"] = study.gap_p.values.ravel()
@@ -348,14 +359,16 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             for data in each
         ]
 
-    readings = entries("reading", *TEXTS, "start", "chance", "remark", "curve", "half_life", "width", places="place")
+    theory = ["theory"] if "theory" in study else []
+    numbers_of = (*TEXTS, "start", "chance", "remark", "curve", "half_life", "width", *theory)
+    readings = entries("reading", *numbers_of, places="place")
     if "gap" in study:
         for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
             if any(p is not None for p in tests["p"]):
                 entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
     series = entries("series", "first", "last", "inversion", remark="series_remark")
     numbers = ("peak", "peak_at", "peak_cross_fitted", "plateau", "n_eff", "chi", "xi", "distance", "correlation")
-    changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
+    changes = entries("changes", *numbers, *(["chi_theory"] if theory and "chi" in study else []), unit="unit_of_distance", remark="changes_remark")
     for k, entry in enumerate(changes):
         entry["plateau"] = bool(entry["plateau"])
         entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()

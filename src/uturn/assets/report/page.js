@@ -98,7 +98,8 @@ const axisOf = (chart) => (chart.slides && chart.axes.find((axis) => axis.name =
 const place = (chart, noise) => { const axis = axisOf(chart); return interpolate(noise, chart.axes[0].values, axis.values); };
 
 const dashes = ["solid", "dash", "dot", "dashdot"]; // a line that lies on others is drawn over them with gaps
-const dashOf = (line) => dashes[Math.min(line.on, dashes.length - 1)];
+const lineColor = (chart, k) => color(chart.lines[k].of ?? k, chart.lines.filter((line) => line.of === undefined).length);
+const dashOf = (line) => line.of !== undefined ? "dot" : dashes[Math.min(line.on, dashes.length - 1)];
 const nameOfLine = (chart, line) => line.name || chart.y || "value";
 
 function traces(chart) {
@@ -109,14 +110,14 @@ function traces(chart) {
   chart.lines.map((line, k) => [line, k]).sort(([a], [b]) => (a === chart.bright) - (b === chart.bright)).forEach(([line, k]) => { // a bright line comes last, on top
     if (line.hidden) return;
     const bright = line === chart.bright, opacity = chart.bright && !bright ? 0.15 : 1;
-    const ink = color(k, chart.lines.length), [value, low, high] = [line.value, line.low, line.high].map(along);
+    const ink = lineColor(chart, k), [value, low, high] = [line.value, line.low, line.high].map(along);
     const there = x.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null && x[i] !== null);
     if (state.intervals === "1" && there.length > 1) {
       found.push({ x: [...there, ...there.slice().reverse()].map((i) => x[i]), y: [...there.map((i) => high[i]), ...there.reverse().map((i) => low[i])],
         fill: "toself", fillcolor: faded(ink), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, opacity });
     }
     const size = (one) => (levels.includes(one) ? (bright ? 8 : 5) : 0);
-    found.push({ x, y: value, name: nameOfLine(chart, line), text: x.map((_, i) => span(value[i], low[i], high[i])), mode: levels.length > 40 ? "lines" : "lines+markers", marker: { size: xs.map(size), line: { width: 0 } },
+    found.push({ x, y: value, name: nameOfLine(chart, line), text: x.map((_, i) => span(value[i], low[i], high[i])), mode: levels.length > 40 || line.of !== undefined ? "lines" : "lines+markers", marker: { size: xs.map(size), line: { width: 0 } },
       line: { color: ink, width: bright ? 4 : 2, dash: dashOf(line) }, opacity, connectgaps: chart.joined, showlegend: false, hovertemplate: "%{text}<extra>%{meta}</extra>",
       meta: plain(line.name || "value") });
   });
@@ -179,7 +180,7 @@ function chartView(section, chart) {
     const said = others.filter(([, x]) => x !== null).map(([words, x]) => `${words} ${short(x)}`);
     if (chart.slides) at.textContent = `At ${chart.axes[0].words}: ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
     for (const { button, value, line, k } of values) {
-      button.style.setProperty("--c", color(k, chart.lines.length));
+      button.style.setProperty("--c", lineColor(chart, k));
       const read = (name) => interpolate(noise, levels, line[name], chart.joined);
       value.textContent = chart.slides ? span(read("value"), read("low"), read("high")) : "";
     }
