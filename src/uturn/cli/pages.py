@@ -25,7 +25,9 @@ def study(
     out: OptionalOut = None,
     theory: Annotated[
         bool,
-        typer.Option("--theory", help="Add the mean field to the curves of a run of the ε-process on a grammar.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--theory", help="Add the mean field to the curves of a run of the ε-process on a grammar.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     *,
     table: OfTable,

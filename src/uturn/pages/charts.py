@@ -98,8 +98,9 @@ def chart(
 
     Returns
     -------
-    Axes {name, words, values, log}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide with
-        the line; lines of the theory also have `of`, the number of the line to which they belong; the number of curves `left_out`; and whether the axis is noise (`slides`).
+    Axes {name, words, values, log}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide
+        with the line; lines of the theory also have `of`, the number of the line to which they belong; the number of curves
+        `left_out`; and whether the axis is noise (`slides`).
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))

@@ -57,9 +57,10 @@ def write_study(
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
-    `items.csv` (a row for each original, of at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run has stored images, also `grid.png`, `.pdf` (like Fig. 1 of
-    arXiv:2402.16991); if it has stored tokens, `tokens.html`, `tokens.png`, `.pdf`: originals and reconstructions side by side.
-    Several runs are drawn in one chart for each reading, and their studies are `study-1.zarr`, `study-2.zarr`, ..
+    `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run
+    has stored images, also `grid.png`, `.pdf` (like Fig. 1 of arXiv:2402.16991); if it has stored tokens, `tokens.html`,
+    `tokens.png`, `.pdf`: originals and reconstructions side by side. Several runs are drawn in one chart for each reading, and
+    their studies are `study-1.zarr`, `study-2.zarr`, ..
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]) ->
     if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
         return None
     frames = [items_of(run, studies[name]) for name, run in runs.items()]
-    return frames[0] if len(frames) == 1 else pandas.concat([frame.assign(run=name) for name, frame in zip(runs, frames, strict=True)])
+    return frames[0] if len(frames) == 1 else pandas.concat(frames, keys=list(runs), names=["run"]).reset_index(level="run")
 
 
 def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:

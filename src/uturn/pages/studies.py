@@ -65,7 +65,9 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         names = [str(item) for item in some.item_name.values]
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
         half_lives = some.coords.get("item_half_life")
-        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
+        counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives)
+        section["grid"] |= {key: int(count) for key, count in counts.items()}
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
     run = folder / "run.zarr"

@@ -42,9 +42,9 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
         if np.prod([means.sizes[dim] for dim in dims]) > _MOST_LEVELS:
             continue
         for at in np.ndindex(*(means.sizes[dim] for dim in dims)):
-            level = means.isel(dict(zip(dims, at, strict=True)))
-            label = label_of(name, {dim: level[dim].item() for dim in dims})
-            curves = level.transpose("noise", "item").values
+            place = dict(zip(dims, at, strict=True))
+            label = label_of(name, {dim: run[name][dim].values[k] for dim, k in place.items()})
+            curves = means.isel(place).transpose("noise", "item").values
             if headline is not None and headline.reading == label:
                 columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
             table |= {f"{label} at {noise:.6g}": row for noise, row in zip(run.noise.values, curves, strict=True)}
@@ -58,4 +58,5 @@ def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
     sign, height = -1.0 if chance > start else 1.0, (start + chance) / 2
     curves = np.concatenate([np.full((len(x) - len(curves), curves.shape[1]), start), curves])
     there = np.isfinite(curves) & np.isfinite(x)[:, None]
-    return np.array([crossing(x[known], sign * of[known], sign * height, True) for of, known in zip(curves.T, there.T, strict=True)])
+    pairs = zip(sign * curves.T, there.T, strict=True)
+    return np.array([crossing(x[known], of[known], sign * height, first=True) for of, known in pairs])

@@ -367,8 +367,19 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             if any(p is not None for p in tests["p"]):
                 entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
     series = entries("series", "first", "last", "inversion", remark="series_remark")
-    numbers = ("peak", "peak_at", "peak_cross_fitted", "plateau", "n_eff", "chi", "xi", "distance", "correlation")
-    changes = entries("changes", *numbers, *(["chi_theory"] if theory and "chi" in study else []), unit="unit_of_distance", remark="changes_remark")
+    numbers: tuple[str, ...] = (
+        "peak",
+        "peak_at",
+        "peak_cross_fitted",
+        "plateau",
+        "n_eff",
+        "chi",
+        "xi",
+        "distance",
+        "correlation",
+    )
+    numbers += ("chi_theory",) if "chi_theory" in study else ()
+    changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
     for k, entry in enumerate(changes):
         entry["plateau"] = bool(entry["plateau"])
         entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()

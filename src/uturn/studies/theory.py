@@ -31,15 +31,16 @@ def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
     Raises
     ------
     ValueError
-        If the source is not a Random Hierarchy Model with one multiplicity and uniform rules, or the corruption not the ε-process.
+        If the source is not a Random Hierarchy Model with one multiplicity and uniform rules, or the corruption is not the
+        ε-process.
     """
     spec = stored_spec(run)
     source, corruption = spec["source"], spec.get("corruption", {}).get("type")
     uniform = isinstance(source.get("multiplicity"), int) and source.get("zipf_exponent") is None
     if source.get("type") != "rhm" or corruption != "epsilon" or not uniform:
         raise ValueError(
-            f"theory: the run has source = {source.get('type')}, corruption = {corruption}; mean-field theory exists for the source "
-            f"rhm with one multiplicity and uniform rules, and the corruption epsilon; leave out --theory"
+            f"theory: the run has source = {source.get('type')}, corruption = {corruption}; mean-field theory exists for the "
+            f"source rhm with one multiplicity and uniform rules, and the corruption epsilon; leave out --theory"
         )
     mean_field = MeanField(*(source.get(name) for name in ("vocab_size", "multiplicity", "branching", "num_classes")))
     curves = mean_field.curves(study.noise.values, source["depth"])

@@ -271,6 +271,7 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         words = item_names(readings[run.name], items, source.class_names())
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
-        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars(["label", *NAMES_OF_ITEMS], errors="ignore")
+        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore")
+        some = some.drop_vars(["label", *NAMES_OF_ITEMS], errors="ignore")
         shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
     return named.merge(xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"), combine_attrs="override")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.checks import visible
 from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.style import fonts_for, ticks
 
@@ -126,8 +127,8 @@ def brief(name: str, most: int = 22) -> str:
 
 
 def no_mathematics(text: str) -> str:
-    """Text with escaped dollar signs, which matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+    """Text whose dollar signs, which matplotlib would read as mathematics, and control characters are escaped."""
+    return visible(text).replace("$", r"\$")
 
 
 def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
