@@ -415,7 +415,7 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     np.testing.assert_allclose(study.chi_theory[0], mean_field.susceptibility(study.noise.values, 3))
     assert study.theory.sel(reading="change").isnull().all()
     table = next(part for part in parts_of(study) if part.title.startswith("mean field, ε* = "))
-    assert len(table.rows) == int(study.theory.notnull().any("noise").sum())
+    assert len(table.rows) == int(study.theory.notnull().any("noise").sum())  # at most eight of each variable
     assert tidy(study).curves.theory.notnull().sum() == int(study.theory.notnull().sum())
     assert as_data(study)["readings"][0]["theory"] == pytest.approx(study.theory.values[0].tolist())
     figure = draw_study(study)

@@ -152,8 +152,8 @@ def _is_noise(dim: str) -> bool:
 
 def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
     label_of_axis = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
-    axes = [{"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}]
-    axes[0]["log"] = _is_noise(x) and is_geometric(values[x].values)
+    first = {"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}
+    axes = [first | {"log": _is_noise(x) and is_geometric(values[x].values)}]
     for name, label in AXES.items():
         if name in values.coords and values[name].dims == (x,) and np.isfinite(values[name]).sum() > 1:
             axes.append({"name": name, "words": label, "values": numbers(values[name].values)})

@@ -153,7 +153,7 @@ def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
-    """Curves of some readings with their half-lives as ticks above; t* as a line, another headline in its own panel alone."""
+    """Curves of some readings with their half-lives as ticks above; t* of a class as a line, another headline in its own panel."""
     noise = _finite(study.noise.values)
     bands = study.curve.values[chosen, : len(noise)]  # (reading, noise, estimate)
     curves, half_lives = bands[..., 0], study.half_life.values[chosen, 0]
@@ -185,7 +185,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     notes, headline = [], headline_of(study)
     if headline is not None and np.isfinite(headline.place[0, 0]):
         of_panel, is_star = headline.reading in study.reading.values[chosen], headline.label == "t*"
-        if of_panel or is_star:
+        if of_panel or (is_star and headline.reading):
             draw_transition(axis, headline.place[0], CLASS, of_panel)
         if of_panel:
             notes.append(f"{'$t^*$' if is_star else brief(headline.label, 40)} = {with_interval(headline.place[0])}")

@@ -127,14 +127,15 @@ def _kept(run: xr.Dataset, probe: str, variable: str) -> int:
     return 0
 
 
-def item_names(run: xr.Dataset, items: np.ndarray, class_names: Sequence[str] | None = None) -> list[str]:
+def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Sequence[str] | None = None) -> list[str]:
     """Names of originals, those of their files if they have no others, or else their numbers and classes."""
     if named := next((name for name in NAMES if name in run.coords), None):
         return [str(name) for name in run[named].values[items]]
     known = dict(enumerate(class_names or []))
-    labels = run.label.values[items].tolist() if "label" in run.coords and run.label.dtype.kind in "iu" else [-1] * len(items)
+    has_labels = "label" in run.coords and run["label"].dtype.kind in "iu"
+    labels = run["label"].values[items].tolist() if has_labels else [-1] * len(items)
     classes = [f", {known.get(label, f'class {label}')}" if label >= 0 else "" for label in labels]
-    return [f"item {item}{of_class}" for item, of_class in zip(run.item.values[items], classes, strict=True)]
+    return [f"item {item}{of_class}" for item, of_class in zip(run["item"].values[items], classes, strict=True)]
 
 
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:

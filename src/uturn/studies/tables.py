@@ -130,11 +130,13 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
                 rows.append(("correlation length there", *place, f"xi {length} {changes.unit_of_distance.item()}"))
         yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
     if "theory" in study:
-        rows, apart = [], abs(study.curve.isel(estimate=0) - study.theory)
-        for k in np.flatnonzero(apart.notnull().any("noise")):
-            at = int(apart[k].argmax("noise"))
-            values = with_interval(study.curve.values[k, at]), f"{study.theory.values[k, at]:.3g}"
-            rows.append((str(study.reading.values[k]), f"{study.noise.values[at]:.3g}", *values))
+        rows = []
+        for reading in readings:
+            apart = abs(reading.curve.isel(estimate=0) - reading.theory)
+            if apart.notnull().any():
+                worst = reading.isel(noise=int(apart.argmax("noise")))
+                values = with_interval(worst.curve.values), f"{float(worst.theory):.3g}"
+                rows.append((str(reading.reading.item()), f"{float(worst.noise):.3g}", *values))
         critical = f", ε* = {study.attrs['critical_noise']:.3g}" if "critical_noise" in study.attrs else ""
         title = f"mean field{critical}: where it differs most from the curve"
         yield TextTable(title, ("reading", f"at {x}", "curve [95 % interval]", "mean field"), rows)
