@@ -153,7 +153,7 @@ def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
-    """Curves of some readings with their half-lives as ticks above; t* of a class as a line, another headline in its own panel."""
+    """Curves of some readings, half-lives as ticks above them; t* of a class as a line, another headline in its own panel."""
     noise = _finite(study.noise.values)
     bands = study.curve.values[chosen, : len(noise)]  # (reading, noise, estimate)
     curves, half_lives = bands[..., 0], study.half_life.values[chosen, 0]
