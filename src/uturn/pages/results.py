@@ -115,9 +115,10 @@ def write_study(
                 hidden = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
                 result = result.assign_attrs(remark="; ".join(filter(None, [result.attrs["remark"], hidden])))
             numbers, whole = as_data(result), result.merge(records, combine_attrs="override").assign_attrs(title=title)
-            halves = [] if items is None or "item" not in whole.dims else [name for name in items if name.startswith(HALF_LIFE)]
-            for name in halves:  # of the shown originals, by which the page sorts them
-                whole = whole.assign_coords(item_half_life=("item", items[name].values[whole.item.values], {"long_name": name}))
+            if items is not None and "item" in whole.dims:
+                for name in [name for name in items if name.startswith(HALF_LIFE)]:  # by which the page sorts pictures
+                    half_lives = items[name].values[whole.item.values]
+                    whole = whole.assign_coords(item_half_life=("item", half_lives, {"long_name": name}))
             datasets = {"study.zarr": whole}
             figures |= {"study": lambda: draw_study(result, groups), "grid": lambda: draw_grid(whole)}
             figures["tokens"] = lambda: draw_tokens(whole)
