@@ -32,7 +32,7 @@ from uturn.studies.tables import remarks as remarks_of
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
-NUMBERS = {"index.html", "study.zarr", "study.json", "curves.csv", "numbers.csv", "study.png", "study.pdf"}
+NUMBERS = {"index.html", "study.zarr", "study.json", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"}
 WITH_IMAGES = NUMBERS | {"grid.png", "grid.pdf"}
 FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
 
@@ -543,7 +543,7 @@ def test_command_writes_everything(results):
     kept = xr.open_zarr(out / "study.zarr").load()
     np.testing.assert_array_equal(kept.half_life, ut.study(run).half_life)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
-    assert kept.item_name.values.tolist() == ["T-shirt/top", "Trouser"]
+    assert kept.item_name.values.tolist() == ["item 0, T-shirt/top", "item 1, Trouser"]
 
 
 @pytest.mark.usefixtures("unsaved_figures", "unchecked_models")

@@ -374,4 +374,4 @@ def test_the_panel_of_the_distance():
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["layers", "perceptual distance"]
     panel = figure.axes[1]
     assert panel.get_ylabel().startswith("perceptual distance, torchvision:vgg16,")
-    assert panel.texts[0].get_text().startswith("half-life 0.40 [")
+    assert panel.texts[0].get_text().startswith("half-life 0.4 [")  # three digits

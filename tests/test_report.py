@@ -213,7 +213,7 @@ def test_the_tree_of_a_store_has_the_readings_of_its_nodes(tmp_path):
     assert np.isnan(run.node_belief.isel(item=2)).all()
     tree = collect([tmp_path]).sections[0]["tree"]
     reading = tree["readings"][0]
-    assert [one["name"] for one in reading["items"]] == ["original 0", "original 1"]
+    assert [one["name"] for one in reading["items"]] == ["item 0", "item 1"]  # as in items.csv
     np.testing.assert_allclose(reading["items"][1]["nodes"], 100 * run.node_belief.isel(item=1), atol=0.51)
     assert reading["levels"][4]["value"] == pytest.approx(run.belief.mean("item")[:, 4].values, abs=1e-5)
     ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": "tree_levels"}]}), tmp_path / "levels.zarr")

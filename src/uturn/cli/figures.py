@@ -75,7 +75,7 @@ def reproduce(
             announce=lambda text: console().print(text, style="bold"),
             cluster=machines.on_cluster(),
         )
-    show(_verdict_table(results, scale.value))
+    show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
     console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):

@@ -77,9 +77,11 @@ def schedule(
     if csv is not None:
         import pandas
 
+        from uturn.studies.tables import csv_of
+
         rows = pandas.concat([ds.to_dataframe().assign(model=ds.attrs["model"]) for ds in schedules])
         with whole_file(csv) as file:
-            file.write(rows.reset_index().set_index(["model", "step"]).to_csv().encode())
+            file.write(csv_of(rows.reset_index().set_index(["model", "step"]).reset_index()).encode())
         console().print(f"written: {csv}")
     if plot is None:
         chosen = {"--steps": str(steps), "--scheduler": scheduler, "--timestep-spacing": timestep_spacing, "--preset": preset}

@@ -33,6 +33,12 @@ def study(
         bool,
         typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
     ] = False,
+    theory: Annotated[
+        bool,
+        typer.Option(
+            "--theory", help="Add the mean field to the curves of a run of the ε-process on a grammar.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     *,
     table: OfTable,
 ) -> None:
@@ -51,13 +57,14 @@ def study(
     With --difference, two runs on the same originals are also compared: the second minus the first, for the curves at each noise
     level that both have and for half-lives, with intervals paired over originals, which are matched by their names.
 
-    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv` and `study.zarr` to the folder; for
-    several stores the tables have the column run and the spec fields that differ. Measures nothing.
+    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
+    and `study.zarr` to the folder; for several stores the tables have the column run and the spec fields that differ. Measures
+    nothing.
 
     Example:
 
     ```
-    uturn study runs/epsilon --out results/epsilon
+    uturn study runs/epsilon --theory --out results/epsilon
     uturn study runs/m4 runs/m6 runs/m8 --out results/sweep
     uturn study runs/ddpm runs/ddim --difference --out results/both
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
@@ -67,7 +74,7 @@ def study(
 
     from uturn.pages.results import write_study, written
     from uturn.store.objects import is_url
-    from uturn.studies import named_runs, summary
+    from uturn.studies import named_runs, summary, with_theory
     from uturn.studies.analysis import study as study_of_run
     from uturn.studies.difference import difference as of_pairs
     from uturn.studies.difference import remarks_of, table_of
@@ -86,8 +93,10 @@ def study(
         )
     if out is None:
         studies: Any = {name: study_of_run(run, centre) for name, run in runs.items()}
+        studies = {name: with_theory(of, runs[name]) for name, of in studies.items()} if theory else studies
     else:
-        written_studies = write_study(runs if several else next(iter(runs.values())), out, centre=centre, difference=difference)
+        of_out: Any = runs if several else next(iter(runs.values()))
+        written_studies = write_study(of_out, out, centre=centre, difference=difference, theory=theory)
         studies = written_studies if several else {"": written_studies}
     for name, one_study in studies.items():
         if several:
@@ -101,9 +110,8 @@ def study(
         for line in remarks_of(paired):
             show(line)
     if out is None:
-        return say_next(
-            run=("study", *stores, *(["--difference"] if difference else []), *typed_centre, *table.typed(), "--out", "FOLDER")
-        )
+        typed = [*(["--difference"] if difference else []), *(["--theory"] if theory else []), *typed_centre]
+        return say_next(run=("study", *stores, *typed, *table.typed(), "--out", "FOLDER"))
     console().print(f"written to {out}: {', '.join(written(out))}")
     say_next(open=inside(out, "index.html"))
 

@@ -42,11 +42,12 @@ class _Visible:
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-def show(table: Table | str) -> None:
-    """Print a line of text, or a table without a frame. If it is wider than the terminal, its cells fold."""
+def show(table: Table | str, widest: int = _UNFOLDED) -> None:
+    """Print a line of text, or a table without a frame. If it is wider than the terminal or `widest`, its cells fold."""
     from rich import box
 
     out = console()
+    out.width = min(out.width, widest)
     if not isinstance(table, str):
         if table.title:  # rich would fold a title to the width of the table
             out.print(table.title, style="bold")

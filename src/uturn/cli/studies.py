@@ -47,9 +47,10 @@ def images(
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
 
-    Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The
-    command can be stopped at any time; running it again resumes. Larger numbers of items, levels, trajectories or clones extend
-    the run. Without options, the command runs the package's Fashion-MNIST model, in a few minutes.
+    Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
+    image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
+    levels, trajectories or clones extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
+    minutes.
 
     Example:
 
@@ -96,9 +97,9 @@ def text(
     calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
 
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
-    `study.json`, `curves.csv`, `numbers.csv` and the run, `run.zarr`. The command can be stopped at any time; running it again
-    resumes. Larger numbers of items, levels, trajectories or clones extend the run. Without options, the command runs the
-    package's character model, in a few minutes.
+    `study.json`, `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
+    running it again resumes. Larger numbers of items, levels, trajectories or clones extend the run. Without options, the command
+    runs the package's character model, in a few minutes.
 
     Example:
 

@@ -332,7 +332,7 @@ class Corruption(Part, Protocol):
             ),
             "bits_per_leaf": (
                 self.bits_per_leaf(noise, v),
-                {"long_name": "information per leaf", "units": "bit", "clean": float(np.log2(v))},
+                {"long_name": "information per leaf", "units": "bits", "clean": float(np.log2(v))},
             ),
         }
         return {name: entry for name, entry in known.items() if entry[0] is not None}

@@ -209,7 +209,7 @@ class Measurement(Spec, Corruption):
             if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}
             bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
-        return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bit"})}
+        return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bits"})}
 
     def _errors_named(self) -> AbstractContextManager[None]:
         """Context in which errors begin with the name of the operator, and end with the line of a function of one's own."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.curves import evenly_spaced, lying_on
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ AXES = {
     "log_snr": "log-SNR (nats)",
     "effective_epsilon": "effective ε",
     "bits_per_leaf": "information per site (bits)",
+    "bits": "information about the original (bits)",
 }
 """Coordinates that a chart can use as its axis instead of the noise itself: {name: label}."""
 _ENDS = ["value", "low", "high"]  # labels of a dim with a number and its interval
@@ -28,9 +30,9 @@ _NO_LINES = {"item", "row", "column", "channel", "position", "trajectory", "clon
 
 
 def number(value: Any) -> float | None:
-    """A number with six digits; None if it is not finite."""
+    """A number in full, since the page rounds it as its tables do; None if it is not finite."""
     value = float(value)
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -78,6 +80,7 @@ def chart(
     joined: bool = False,
     shown: bool = False,
     group: str = "",
+    theory: xr.DataArray | None = None,
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
@@ -91,16 +94,23 @@ def chart(
     joined : whether lines skip levels without a value, where only other curves were measured
     shown : whether the chart is visible before the readings are unfolded
     group : distinguishes charts with the same title
+    theory : array (x, ..), optional; curves of the mean field, in the order of those of `values`
 
     Returns
     -------
-    Axes {name, words, values}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide with
-        the line; the number of curves `left_out`; and whether the axis is noise (`slides`).
+    Axes {name, words, values, log}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide
+        with the line; lines of the theory also have `of`, the number of the line to which they belong; the number of curves
+        `left_out`; and whether the axis is noise (`slides`).
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
     for line, on in zip(lines, lying_on([line["value"] for line in lines]), strict=True):
         line["on"] = on
+    if theory is not None:
+        predicted = _lines(theory.isel({x: evenly_spaced(theory.sizes[x], _MOST_POINTS)}), x)
+        number_of = {line["name"]: k for k, line in enumerate(lines)}
+        found = [line | {"on": 0, "of": number_of[line["name"]]} for line in predicted if line["name"] in number_of]
+        lines += [line | {"name": f"{line['name']}, mean field".removeprefix(", ")} for line in found]
     count = math.prod(size for dim, size in values.sizes.items() if dim not in (x, _bound(values)))
     return {
         "name": name,
@@ -142,7 +152,8 @@ def _is_noise(dim: str) -> bool:
 
 def _axes(values: xr.DataArray, x: str) -> list[dict[str, Any]]:
     label_of_axis = str(values[x].attrs.get("long_name", x.replace("_", " "))).replace("epsilon", "ε")
-    axes = [{"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}]
+    first = {"name": "noise" if _is_noise(x) else x, "words": label_of_axis, "values": numbers(values[x].values)}
+    axes = [first | {"log": _is_noise(x) and is_geometric(values[x].values)}]
     for name, label in AXES.items():
         if name in values.coords and values[name].dims == (x,) and np.isfinite(values[name]).sum() > 1:
             axes.append({"name": name, "words": label, "values": numbers(values[name].values)})

@@ -1,5 +1,7 @@
 """Pages as HTML, by the templates in `assets/`. Templates escape all text from results, and page scripts insert it as text.
 
+Control characters and direction marks in it are written as escapes (`visible`), since they could make it look like other text.
+
 The content security policy of the page of results allows only the scripts of this package, by their hashes, and no external
 resources.
 """
@@ -24,6 +26,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
+from uturn.core.checks import visible
 from uturn.pages.figures import tally
 from uturn.studies.curves import with_interval
 from uturn.studies.plotting.tokens import EDGES, Token, blocks
@@ -51,7 +54,8 @@ def rendered(template: str, **values: Any) -> str:
 @lru_cache(1)
 def _environment() -> Environment:
     spaces: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined, **spaces)
+    loader: Any = {"loader": FileSystemLoader(_ASSETS), "autoescape": True, "undefined": StrictUndefined}
+    environment = Environment(finalize=lambda value: visible(value) if type(value) is str else value, **loader, **spaces)
     environment.filters["sentence"] = _sentence
     environment.filters["interval"] = with_interval
     environment.filters["time"] = lambda seconds, form: time.strftime(form, time.localtime(seconds))
@@ -79,7 +83,9 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
     verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
     shown = ("id", "title", "short", "charts", "grid", "errors", "samples", "tree", "tokens", "rows", "headlines")
     data = json.dumps(
-        {"sections": [{key: section[key] for key in shown} for section in sections]}, ensure_ascii=False, separators=(",", ":")
+        {"sections": [{key: _visible(section[key]) for key in shown} for section in sections]},
+        ensure_ascii=False,
+        separators=(",", ":"),
     )
     plotly, packed = _plotly()
     script = asset("report/page.js")
@@ -98,6 +104,15 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
         plotly=packed,
         script=script,
     )
+
+
+def _visible(data: Any) -> Any:
+    """Plain data whose texts have no raw control characters and direction marks."""
+    if isinstance(data, dict):
+        return {key: _visible(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_visible(value) for value in data]
+    return visible(data) if isinstance(data, str) else data
 
 
 def _link(path: Path, folder: Path) -> str:

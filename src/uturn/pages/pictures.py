@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.files import check_plain
+from uturn.pages.charts import number
+from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample
 
 if TYPE_CHECKING:
@@ -33,7 +35,15 @@ def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
     return {"url": _as_url(small, 80), "words": words, "width": small.width, "height": small.height}
 
 
-def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarray, kept: np.ndarray | None, detail: float) -> Any:
+def grid(
+    levels: Any,
+    names: list[str],
+    originals: np.ndarray,
+    images: np.ndarray,
+    kept: np.ndarray | None,
+    detail: float,
+    half_lives: xr.DataArray | None = None,
+) -> Any:
     """Originals and their reconstructions at every shown noise level, for the page.
 
     Parameters
@@ -43,6 +53,7 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
     originals : array (items, channel, row, column), in [-1, 1]; NaN if they are unknown
     images : array (levels, items, channel, row, column)
     kept : array (levels, items), 1 where the class is unchanged; None if there are no classes
+    half_lives : array (items,), optional; noise at which half of the change of each original is done, with its name
     """
     total = images.shape[-1] * images.shape[-2] * (len(images) + 1) * len(originals)
     side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail)
@@ -51,11 +62,14 @@ def grid(levels: Any, names: list[str], originals: np.ndarray, images: np.ndarra
         return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
 
     return {
-        "noise": [float(f"{noise:.6g}") for noise in levels],
+        "noise": np.asarray(levels, float).tolist(),
+        "log": is_geometric(levels),
         "smooth": max(images.shape[-2:]) > 64,
+        "half_life": "" if half_lives is None else str(half_lives.attrs.get("long_name", "")).replace("_", "-", 1),
         "items": [
             {
                 "name": name,
+                "half_life": None if half_lives is None else number(half_lives.values[k]),
                 "original": url(originals[k]),
                 "images": [url(image) for image in images[:, k]],
                 "kept": None if kept is None else [bool(value == 1) for value in kept[:, k]],

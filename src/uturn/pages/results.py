@@ -20,24 +20,28 @@ from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
 from uturn.store.objects import Objects
 from uturn.store.outputs import OutputFolder, output_folder
-from uturn.studies import as_data, records_of, study, tidy
+from uturn.studies import as_data, records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.difference import data_of, draw_difference, frame_of
 from uturn.studies.difference import difference as paired_difference
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
+from uturn.studies.items import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.plotting.tokens import draw_tokens
 from uturn.studies.runs import kept_images, kept_texts, originals
+from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
+    import pandas
     import xarray as xr
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "tokens", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
-    *("index.html", "study.json", "curves.csv", "numbers.csv", "tokens.html", "difference.json", "difference.csv"),
+    *("index.html", "study.json", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
+    *("difference.json", "difference.csv"),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -53,13 +57,15 @@ def write_study(
     page: bool = True,
     centre: str = "mean",
     difference: bool = False,
+    theory: bool = False,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
     Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
-    `study.png`, `.pdf`, and the page `index.html`. If the run has stored images, also `grid.png`, `.pdf` (like Fig. 1 of
-    arXiv:2402.16991); if it has stored tokens, `tokens.html`, `tokens.png`, `.pdf`: originals and reconstructions side by side.
-    Several runs are drawn in one chart for each reading, and their studies are `study-1.zarr`, `study-2.zarr`, ..
+    `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run
+    has stored images, also `grid.png`, `.pdf` (like Fig. 1 of arXiv:2402.16991); if it has stored tokens, `tokens.html`,
+    `tokens.png`, `.pdf`: originals and reconstructions side by side. Several runs are drawn in one chart for each reading, and
+    their studies are `study-1.zarr`, `study-2.zarr`, ..
 
     Parameters
     ----------
@@ -83,6 +89,8 @@ def write_study(
     difference
         Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
         `.pdf`.
+    theory
+        Add the mean field of the grammar to the curves (`uturn.studies.with_theory`).
 
     Returns
     -------
@@ -100,8 +108,10 @@ def write_study(
     with output_folder("out", out) as results:
         check_folder(results, save_images, kept_images(run) if len(named) == 1 else 0)
         studies = {name: study(dataset, centre) for name, dataset in named.items()}
+        studies = {name: with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
+        items = _items(named, studies)
         result: Any
         numbers: dict[str, Any]
         if len(studies) > 1:
@@ -120,20 +130,25 @@ def write_study(
                 hidden = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
                 result = result.assign_attrs(remark="; ".join(filter(None, [result.attrs["remark"], hidden])))
             numbers, whole = as_data(result), result.merge(records, combine_attrs="override").assign_attrs(title=title)
+            if items is not None and "item" in whole.dims:
+                for name in [name for name in items if name.startswith(HALF_LIFE)]:  # by which the page sorts pictures
+                    half_lives = items[name].values[whole.item.values]
+                    whole = whole.assign_coords(item_half_life=("item", half_lives, {"long_name": name}))
             datasets = {"study.zarr": whole}
             figures |= {"study": lambda: draw_study(result, groups), "grid": lambda: draw_grid(whole)}
             figures["tokens"] = lambda: draw_tokens(whole)
             if "original_piece" in whole.coords:
                 texts["tokens.html"] = token_page(whole)
         texts["study.json"] = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
-        texts |= {f"{name}.csv": frame.to_csv(index=False) for name, frame in tidy(result)._asdict().items()}
+        frames = tidy(result)._asdict() | {"items": items}
+        texts |= {f"{name}.csv": csv_of(frame) for name, frame in frames.items() if frame is not None}
         with named_errors(results.path):
             results.path.mkdir(parents=True, exist_ok=True)
         # Studies of an earlier call with another number of runs are removed below: the page would show them too.
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        for name in {"tokens.html", "difference.json", "difference.csv"} - set(texts):
+        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv"} - set(texts):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
@@ -148,6 +163,16 @@ def write_study(
             write_page(results.path)
         results.push(*RESULTS, *datasets, *earlier, *([PICTURES] if save_images else []))
     return result
+
+
+def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]) -> pandas.DataFrame | None:
+    """The originals of all runs; None if they are more than 10,000."""
+    import pandas
+
+    if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
+        return None
+    frames = [items_of(run, studies[name]) for name, run in runs.items()]
+    return frames[0] if len(frames) == 1 else pandas.concat(frames, keys=list(runs), names=["run"]).reset_index(level="run")
 
 
 def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from uturn.pages.charts import number, numbers
 from uturn.pages.pictures import draws, preview
 from uturn.pages.sections import new_section
+from uturn.studies.axes import is_geometric
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,6 +50,7 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float)
     count = sum(len(run["tests"]) for run in runs)
     return {
         "noise": [at["strength"] for at in runs[0]["tests"]],
+        "log": is_geometric([at["strength"] for at in runs[0]["tests"]]),
         "words": words,
         "samplers": [
             {
@@ -89,6 +91,7 @@ def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:
         groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": _named(pictures, names)})
     return {
         "noise": numbers(data.noise.values),
+        "log": is_geometric(data.noise.values),
         "words": str(data.noise.attrs.get("long_name", "strength")),
         "smooth": max(data.image.shape[-2:]) > 64,
         "clones": data.sizes["clone"],

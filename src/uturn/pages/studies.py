@@ -14,7 +14,7 @@ from uturn.pages.sections import card, new_section
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
-from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import Headline, headline_of
 from uturn.studies.plotting.tokens import blocks
@@ -40,7 +40,7 @@ _CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of
     ("chi", "Susceptibility: number of {} that change together", "χ"),
     ("xi", "Correlation length of the changes", "ξ ({})"),
 )
-_FILES = ("study.json", "curves.csv", "numbers.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
+_FILES = ("study.json", "curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
 
 
 def study_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -63,9 +63,11 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
         names = [str(item) for item in some.item_name.values]
-        section["grid"] = grid(
-            some.shown_noise.values, names, some.original.values, some.image.values, some.image_same_class.values, read.detail
-        ) | {"of": int(data.attrs.get("items", data.sizes["item"])), "kept": int(data.attrs.get("kept", data.sizes["item"]))}
+        pictures = (some.original.values, some.image.values, some.image_same_class.values)
+        half_lives = some.coords.get("item_half_life")
+        counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives)
+        section["grid"] |= {key: int(count) for key, count in counts.items()}
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
     run = folder / "run.zarr"
@@ -101,12 +103,13 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     first = {headline.reading for headline in headlines.values()}
     if headlines:
         ends = dict.fromkeys(choose(places, key=lambda name: places[name][0]) for choose in (min, max))
-        verb = "goes from" if len(ends) > 1 else "is"
-        section["words"] = f"t* {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
+        labels = list(dict.fromkeys(headline.label for headline in headlines.values()))
+        label, verb = labels[0] if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
+        section["words"] = f"{label} {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
         rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]
-        section["tables"] = [{"title": "t* of each run", "heads": heads, "rows": rows}]
+        section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
     charts: list[dict[str, Any]] = []
 
     def add(title: str, kind: str, dim: str, label: str, y: str, shown: bool) -> None:
@@ -180,6 +183,8 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     elif first is not None:
         section["words"] = f"No {first.label}: {first.reading}, {data.remark.sel(reading=first.reading).item()}."
     located = [first, *others] if first is not None and marks else others
+    if "critical_noise" in data.attrs:
+        marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
     section["headlines"] = [card(headline.label, _unit(data), headline.place[0], headline.claim) for headline in located]
     section["charts"] = _one_shown(list(_charts(data, first, others, marks)))
     return section
@@ -202,6 +207,7 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
             y=", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
             shown=not seen.isdisjoint(labels),
             group=title,
+            theory=_plain(data.theory.isel(reading=chosen), names_in_panel(data, chosen)) if "theory" in data else None,
         )
     for k in range(data.sizes.get("changes", 0)):
         changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
@@ -209,7 +215,9 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
         peak = [_mark("χ is largest", peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
         for kind, title, y in _CHANGES:
             shown = kind == "chi" and "" in seen
-            yield chart(f"{kind}-{k}", title.format(unit), changes[kind], "noise", peak, y=y.format(unit), shown=shown)
+            theory = changes.chi_theory if kind == "chi" and "chi_theory" in data else None
+            name, words = f"{kind}-{k}", title.format(unit)
+            yield chart(name, words, changes[kind], "noise", peak, y=y.format(unit), shown=shown, theory=theory)
     for k, (family, tested) in enumerate(tested_families(data).items()):
         gaps = _plain(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title = f"Calibration of {family.replace('_', ' ')}: 0 for draws from the posterior"
@@ -297,6 +305,7 @@ def _tokens(data: xr.Dataset) -> dict[str, Any]:
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
     return {
         "noise": numbers(data.shown_noise.values),
+        "log": is_geometric(data.shown_noise.values),
         "of": int(data.attrs.get("items", data.sizes["shown_item"])),
         "items": [
             {

@@ -13,7 +13,9 @@ import numpy as np
 
 from uturn.measures.statistics import proportion
 from uturn.pages.charts import numbers
+from uturn.studies.axes import is_geometric
 from uturn.studies.curves import ESTIMATE
+from uturn.studies.runs import item_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +59,8 @@ def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[s
     if not readings or branching < 2 or depth < 1 or len(noise) < 2:
         return None
     label = str(noise.attrs.get("long_name", "noise")).replace("epsilon", "ε")
-    return {"branching": branching, "depth": depth, "words": label, "noise": numbers(np.sort(noise.values)), "readings": readings}
+    scale = {"words": label, "noise": numbers(np.sort(noise.values)), "log": is_geometric(np.sort(noise.values))}
+    return {"branching": branching, "depth": depth, **scale, "readings": readings}
 
 
 def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,6 +77,6 @@ def _nodes(run: xr.Dataset, name: str) -> list[dict[str, Any]]:
     mean = few.mean([dim for dim in few.dims if dim in ("trajectory", "clone")]).transpose("item", "noise", "node")
     known = mean[mean.notnull().all(("noise", "node")).values]
     return [
-        {"name": f"original {int(item)}", "nodes": np.round(100 * values).astype(int).tolist()}
-        for item, values in zip(known["item"].values, known.values, strict=True)
+        {"name": name, "nodes": np.round(100 * values).astype(int).tolist()}
+        for name, values in zip(item_names(known, np.arange(len(known))), known.values, strict=True)
     ]

@@ -19,11 +19,11 @@ def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     # zarr does not specify numpy's fixed-length text, nor lone surrogates, which file names may contain.
     valid = np.vectorize(lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object])
     text = {
-        key: coord.copy(data=valid(coord.values).astype(np.dtypes.StringDType()))
-        for key, coord in data.coords.items()
-        if coord.dtype.kind == "U"
+        key: values.copy(data=valid(values.values).astype(np.dtypes.StringDType()))
+        for key, values in data.variables.items()
+        if values.dtype.kind == "U"
     }
     # Written in one step: an unfinished folder would be read as missing values.
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        data.assign_coords(text).to_zarr(unfinished, mode="w", consolidated=True)
+        data.assign(text).to_zarr(unfinished, mode="w", consolidated=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uturn.studies.tables import as_data as as_data
     from uturn.studies.tables import summary as summary
     from uturn.studies.tables import tidy as tidy
+    from uturn.studies.theory import with_theory as with_theory
 
 _HOMES = {
     "Choice": "studies.choice",
@@ -41,6 +42,7 @@ _HOMES = {
     "study_of": "studies.analysis",
     "summary": "studies.tables",
     "tidy": "studies.tables",
+    "with_theory": "studies.theory",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _OF_STUDIES = {  # names in a study that are not axes
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
     "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
     "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
-    "largest", "originals",
+    "largest", "originals", "theory", "chi_theory",
 }  # fmt: skip
 
 
@@ -55,7 +55,8 @@ class Axes:
             clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
             axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
             self.values[axis] = np.r_[np.full(added, clean), coordinate.values]
-            self.words[axis] = str(coordinate.attrs.get("long_name", name))
+            units = f" ({coordinate.attrs['units']})" if coordinate.attrs.get("units") else ""
+            self.words[axis] = f"{coordinate.attrs.get('long_name', name)}{units}"
         if "log_snr" in run.coords:
             with np.errstate(over="ignore"):
                 sigma = np.exp(-np.r_[np.full(added, np.inf), run.log_snr.values] / 2)
@@ -83,6 +84,20 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR decrease with noise
         return rows
+
+
+def is_geometric(levels: Any) -> bool:
+    """Whether levels are drawn on a logarithmic axis: a factor of ten or more apart, in steps more even as ratios.
+
+    >>> is_geometric([0, 0.01, 0.1, 1]), is_geometric([0.1, 0.2, 0.4, 0.8]), is_geometric([0.01, 0.1, 0.2, 0.3, 0.4, 0.5])
+    (True, False, False)
+    """
+    levels = np.asarray(levels, float)
+    levels = levels[(levels > 0) & np.isfinite(levels)]
+    if len(levels) < 3 or levels[-1] < 10 * levels[0]:
+        return False
+    steps, ratios = np.diff(levels), np.diff(np.log(levels))
+    return bool(ratios.max() / ratios.min() < steps.max() / steps.min())
 
 
 def axis_words(data: xr.Dataset) -> str:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.studies.axes import axis_words, common_axis
+from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import (
+    along,
     brief,
     draw_curve,
     draw_gap,
     draw_legend,
+    draw_noise_axis,
     draw_transition,
     drawable,
     end_of,
@@ -95,7 +97,7 @@ def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
             xlabel = axis_words(first) if axis_name == "noise" else str(first[axis_name].attrs.get("long_name", axis_name))
             axis.set_xlabel(no_mathematics(xlabel))
             if axis_name == "noise":
-                axis.set_xlim(0, max(end_of(_finite(study.noise.values)) for study in studies.values()))
+                draw_noise_axis(axis, np.unique(np.concatenate([_finite(study.noise.values) for study in studies.values()])))
         handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
         handles["half-lives, peaks"] = axes[0].plot([], [], "|", color=MUTED, ms=9, mew=2)[0]
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
@@ -124,7 +126,8 @@ def _ends(study: xr.Dataset) -> Iterator[str]:
 def _draw_overlaid(axis: Any, study: xr.Dataset, curve: np.ndarray, place: Any, name: str, color: Any, label: str) -> None:
     x = (study.noise if name == "noise" else study[name]).values
     there = np.isfinite(x) & np.isfinite(curve[:, 0])
-    draw_curve(axis, x[there], curve[there], color, 0.15, label=label, **markers(x))
+    points, band, look = along(x[there], curve[there])
+    draw_curve(axis, points, band, color, 0.15, label=label, **look)
     at = float(place.sel(axis=name, estimate="value"))
     if np.isfinite(at):
         _tick_above(axis, at, color)
@@ -150,7 +153,7 @@ def _panels(study: xr.Dataset, groups: Sequence[str]) -> Iterator[_Draw]:
 
 
 def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str) -> None:
-    """Curves of some readings with their half-lives as ticks above, and t* with its band."""
+    """Curves of some readings, half-lives as ticks above them; t* of a class as a line, another headline in its own panel."""
     noise = _finite(study.noise.values)
     bands = study.curve.values[chosen, : len(noise)]  # (reading, noise, estimate)
     curves, half_lives = bands[..., 0], study.half_life.values[chosen, 0]
@@ -161,16 +164,19 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     few = len(chosen) <= _MOST_NAMED
     named = evenly_spaced(len(chosen), _MOST_NAMED if few else 4)
     below = lying_on(curves)
+    x, drawn, marks = along(noise, bands)
     for k, name in enumerate(names_in_panel(study, chosen)):
         color, edge = colors[k % len(colors)], k == 0 or (not several and k == len(chosen) - 1)
-        value, low, high = bands[k].T
+        value, low, high = drawn[k].T
         if edge or few:
-            axis.fill_between(noise, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
+            axis.fill_between(x, low, high, color=color, alpha=0.2 if edge else 0.07, lw=0)
         over = {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # dashes leave the curves below visible
-        look = {"lw": 2.2, "zorder": 4, **markers(noise)} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
-        axis.plot(noise, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
+        look = {"lw": 2.2, "zorder": 4, **marks} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
+        axis.plot(x, value, color=color, label=brief(name, 34) if k in named else None, **look, **over)
         if np.isfinite(half_lives[k, 0]) and (few or k in named):
             _tick_above(axis, half_lives[k, 0], color)
+        if "theory" in study and np.isfinite(study.theory.values[chosen[k]]).any() and (few or k in named):
+            _draw_theory(axis, noise, study.theory.values[chosen[k]], color)
     chance = float(study.chance.values[chosen[0]])
     if len(chosen) == 1 and np.isfinite(chance):
         axis.axhline(chance, color=colors[0], lw=0.8, ls=":", label="independent data")
@@ -178,26 +184,43 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     _limit(axis, study, chosen, curves)
     notes, headline = [], headline_of(study)
     if headline is not None and np.isfinite(headline.place[0, 0]):
-        of_panel = headline.reading in study.reading.values[chosen]
-        draw_transition(axis, headline.place[0], CLASS, of_panel)
-        notes += [f"$t^*$ = {with_interval(headline.place[0], '.2f')}"] if of_panel else []
+        of_panel, is_star = headline.reading in study.reading.values[chosen], headline.label == "t*"
+        if of_panel or (is_star and headline.reading):
+            draw_transition(axis, headline.place[0], CLASS, of_panel)
+        if of_panel:
+            notes.append(f"{'$t^*$' if is_star else brief(headline.label, 40)} = {with_interval(headline.place[0])}")
     for k in range(study.sizes.get("series", 0)):
         inversion = study.inversion.values[k, 0]
         if str(study.series.values[k]).partition(",")[0] == variables[0] and not several and np.isfinite(inversion[0]):
             at = np.interp(inversion[0], noise, curves[0])
             axis.plot([inversion[0]], [at], "o", ls="", mfc="white", mec=THEORY, mew=1.4, ms=7, zorder=5, label="order inverts")
-            notes.append(f"order inverts at {with_interval(inversion, '.2f')}")
+            notes.append(f"order inverts at {with_interval(inversion)}")
     if not notes and len(chosen) == 1 and np.isfinite(half_lives[0, 0]):
-        notes = [f"half-life {with_interval(half_lives[0], '.2f')}"]
+        notes = [f"half-life {with_interval(half_lives[0])}"]
     _beside(axis, "; ".join(notes))
+    if "theory" in study and np.isfinite(study.theory.values[chosen]).any():
+        _name_theory(axis, study)
     if np.isfinite(half_lives[:, 0]).any():
         axis.plot([], [], "|", color=MUTED, ms=9, mew=2, label="half-lives")
     title_of_legend = None if few or several else f"{len(chosen)} levels, first to last"
     bottom, top = axis.get_ylim()
-    early = np.interp(0.45 * noise[-1], noise, np.nanmin(curves, axis=0, initial=np.inf)) < bottom + 0.55 * (top - bottom)
+    middle = axis.transData.inverted().transform(axis.transAxes.transform((0.45, 0)))[0]
+    early = np.interp(middle, noise, np.nanmin(curves, axis=0, initial=np.inf)) < bottom + 0.55 * (top - bottom)
     rises = curves[:, -1].mean() > curves[:, 0].mean()
     place = "lower right" if rises else "upper right" if early else "lower left"
     draw_legend(axis, place, title=title_of_legend, title_fontsize=8.5)
+
+
+def _draw_theory(axis: Any, noise: np.ndarray, theory: np.ndarray, color: Any) -> None:
+    points, band, _ = along(noise, theory[: len(noise), None])
+    axis.plot(points, band[:, 0], color=color, lw=1.3, ls=(0, (4, 2)), zorder=2)
+
+
+def _name_theory(axis: Any, study: xr.Dataset) -> None:
+    """The entry of the legend for the lines of the mean field, and ε*."""
+    axis.plot([], [], color=MUTED, lw=1.3, ls=(0, (4, 2)), label="mean field")
+    if "critical_noise" in study.attrs:
+        axis.axvline(study.attrs["critical_noise"], color=THEORY, lw=1, ls=":", zorder=1, label=r"$\epsilon^*$ of the mean field")
 
 
 def _tick_above(axis: Any, place: float, color: Any) -> None:
@@ -223,7 +246,8 @@ def _limit(axis: Any, study: xr.Dataset, chosen: np.ndarray, curves: np.ndarray)
 
 def _label_axis(axis: Any, study: xr.Dataset, title: str, ylabel: str) -> None:
     noise = _finite(study.noise.values)
-    axis.set(xlim=(0, end_of(noise)), xlabel=no_mathematics(axis_words(study)), ylabel=ylabel)
+    draw_noise_axis(axis, noise)
+    axis.set(xlabel=no_mathematics(axis_words(study)), ylabel=ylabel)
     axis.set_title(brief(title, 60), pad=22)
 
 
@@ -249,8 +273,12 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     noise, unit = _finite(study.noise.values), str(study.unit_of_distance.item())
     band = study.chi.values[: len(noise)]
     value, low, high = band.T
-    draw_curve(axis, noise, band, ACCENT, 0.2, **markers(noise))
+    points, curve, look = along(noise, band)
+    draw_curve(axis, points, curve, ACCENT, 0.2, **look)
     axis.axhline(1, color=MUTED, lw=1.2, ls=":", label="independent changes")
+    if "chi_theory" in study:
+        _draw_theory(axis, noise, study.chi_theory.values, ACCENT)
+        _name_theory(axis, study)
     axis.legend(fontsize=8.5, loc="upper left")
     star = study.peak_at.values[0]
     draw_transition(axis, star, CLASS, True)
@@ -258,7 +286,7 @@ def draw_susceptibility(axis: Any, study: xr.Dataset) -> None:
     top = min(float(np.nanmax(high, initial=highest)), 3 * highest)
     _label_axis(axis, study, f"{unit} that change together", r"susceptibility $\chi$")
     axis.set_ylim(max(0.0, float(np.nanmin(low, initial=0.8))), 1.08 * top)
-    _beside(axis, f"$\\chi$ is largest at {with_interval(star, '.2f')}" if np.isfinite(star[0]) else "no peak, see below")
+    _beside(axis, f"$\\chi$ is largest at {with_interval(star)}" if np.isfinite(star[0]) else "no peak, see below")
 
 
 def draw_correlations(axis: Any, study: xr.Dataset) -> None:
@@ -267,7 +295,7 @@ def draw_correlations(axis: Any, study: xr.Dataset) -> None:
     chosen = there[evenly_spaced(len(there), 6)] if len(there) else there
     r, unit = study.distance.values, str(study.unit_of_distance.item())
     for color, k in zip(level_colors(len(chosen)), chosen, strict=True):
-        look = {"lw": 1.5, "marker": "o", "ms": 3, "label": f"{study.noise.values[k]:.2g}"}
+        look = {"lw": 1.5, "marker": "o", "ms": 3, "label": f"{study.noise.values[k]:.3g}"}
         draw_curve(axis, r[1:], study.correlation.isel(noise=int(k)).values[1:], color, 0.1, **look)
     axis.axhline(0, color=MUTED, lw=0.8, ls=":")
     lengths = study.xi.isel(estimate=0).values
@@ -304,7 +332,7 @@ def _draw_length(axis: Any, study: xr.Dataset) -> None:
     if k is not None:
         length = f"above {low[k]:.3g}" if high[k] > 10 * longest else f"= {with_interval((value[k], low[k], high[k]))}"
         arrows = f"; ↑ above {longest:.3g}" if (value > longest).any() else ""
-        _beside(axis, rf"$\xi$ {length} at {noise[k]:.2g}, next to the peak{arrows}")
+        _beside(axis, rf"$\xi$ {length} at {noise[k]:.3g}, next to the peak{arrows}")
 
 
 def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
@@ -316,7 +344,8 @@ def _draw_gaps(axis: Any, study: xr.Dataset, title: str) -> None:
     for place, (k, color) in enumerate(zip(chosen, level_colors(len(chosen)), strict=True)):
         p = study.gap_p.isel(reading=k).values
         tested = np.isfinite(p) & np.isfinite(noise)
-        x = noise[tested] + 0.007 * end_of(_finite(noise)) * (place - (len(chosen) - 1) / 2)
+        aside = place - (len(chosen) - 1) / 2
+        x = noise[tested] * 1.05**aside if is_geometric(noise) else noise[tested] + 0.007 * end_of(_finite(noise)) * aside
         draw_gap(axis, x, study.gap.isel(reading=k).values[tested], p[tested] <= level, color, brief(names[k], 34))
     _label_axis(axis, study, title, r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     _beside(axis, f"0 for draws from the posterior; full marks: p by Holm ≤ {level:g}")

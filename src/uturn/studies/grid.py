@@ -91,13 +91,13 @@ def _draw_transition(axis: Any, data: xr.Dataset, grid: _Grid, star: float) -> l
         return []
     at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
     ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
-    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.2f}")
+    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.3g}")
 
 
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
     """Noise levels above the columns, names of the originals beside the rows."""
     axis.set_xticks(grid.left + grid.width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
-    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [brief(str(name), 18) for name in data.item_name.values])
+    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [brief(str(name)) for name in data.item_name.values])
     axis.tick_params(length=0)
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")

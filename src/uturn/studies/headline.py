@@ -16,7 +16,7 @@ class Headline(NamedTuple):
     Attributes
     ----------
     label : str
-        "t*", or the name of the place.
+        "t*" for a class and for the peak of chi, otherwise "half-life of NAME".
     reading : str
         The reading on whose curve the place lies; "" for the peak of chi.
     place : array (axis, estimate)
@@ -57,12 +57,12 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     ordered = bool(study.order.values[places[0]])
     k = int(places[study.variable.values[places] == first][-1] if ordered else places[0])
     label = str(study.reading.values[k])
-    return _of_reading(study, k, "t*" if ordered else "half-life", f"At this noise, {label} is halfway from its start to chance")
+    return _of_reading(study, k, f"half-life of {label}", f"At this noise, {label} is halfway from its start to chance")
 
 
 def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
     fall = study.place.values[k, [0, -1], 0, 0]
     between = (
-        f"; a quarter of the change is done at {fall[0]:.2g}, three quarters at {fall[1]:.2g}" if np.isfinite(fall).all() else ""
+        f"; a quarter of the change is done at {fall[0]:.3g}, three quarters at {fall[1]:.3g}" if np.isfinite(fall).all() else ""
     )
     return Headline(label, str(study.reading.values[k]), study.half_life.values[k], f"{claim}{between}.")

@@ -14,6 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
+NAMES = ("item_name", "file")
+"""Coordinates with the names of originals, the first that a run has."""
 _LONGEST = 60  # most characters of a value in a name
 
 
@@ -125,21 +127,28 @@ def _kept(run: xr.Dataset, probe: str, variable: str) -> int:
     return 0
 
 
+def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Sequence[str] | None = None) -> list[str]:
+    """Names of originals, those of their files if they have no others, or else their numbers and classes."""
+    if named := next((name for name in NAMES if name in run.coords), None):
+        return [str(name) for name in run[named].values[items]]
+    known = dict(enumerate(class_names or []))
+    has_labels = "label" in run.coords and run["label"].dtype.kind in "iu"
+    labels = run["label"].values[items].tolist() if has_labels else [-1] * len(items)
+    classes = [f", {known.get(label, f'class {label}')}" if label >= 0 else "" for label in labels]
+    return [f"item {item}{of_class}" for item, of_class in zip(run["item"].values[items], classes, strict=True)]
+
+
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Originals of the stored images of a run, and their names; NaN if the source is missing or has changed."""
-    labels = run.label.values[items] if "label" in run.coords else np.full(len(items), -1)
-    names = [f"class {label}" if label >= 0 else f"item {item}" for item, label in zip(items, labels, strict=True)]
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
+    class_names: list[str] | None = None
     # Other programs may change an image at noise 0, as an autoencoder does.
     if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
-        return run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values, names
-    of_source = _images_of_source(run, items)
-    if of_source is None:  # the folder of originals may have been removed
-        return np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32), names
-    images, class_names = of_source
-    if class_names:
-        names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]
-    return images, names
+        images = run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values
+    else:
+        blank = np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32)  # the folder of originals may have been removed
+        images, class_names = _images_of_source(run, items) or (blank, None)
+    return images, item_names(run, items, class_names)
 
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str] | None] | None:

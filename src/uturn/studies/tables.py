@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "uturn.study", 1
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
+_OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
 _VISIBLE = "smallest detectable gap"
 
 
@@ -129,6 +130,17 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
                 place = [f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1)]
                 rows.append(("correlation length there", *place, f"xi {length} {changes.unit_of_distance.item()}"))
         yield TextTable("changes of sites", ("", *on_axes, "value [95 % interval]"), rows)
+    if "theory" in study:
+        rows = []
+        for reading in readings:
+            apart = abs(reading.curve.isel(estimate=0) - reading.theory)
+            if apart.notnull().any():
+                worst = reading.isel(noise=int(apart.argmax("noise")))
+                values = with_interval(worst.curve.values), f"{float(worst.theory):.3g}"
+                rows.append((str(reading.reading.item()), f"{float(worst.noise):.3g}", *values))
+        critical = f", ε* = {study.attrs['critical_noise']:.3g}" if "critical_noise" in study.attrs else ""
+        title = f"mean field{critical}: where it differs most from the curve"
+        yield TextTable(title, ("reading", f"at {x}", "curve [95 % interval]", "mean field"), rows)
     for family, tested in tested_families(study).items():
         rows = []
         for reading in readings:
@@ -256,6 +268,16 @@ def _number(text: str) -> float | str:
         return text
 
 
+def csv_of(frame: pandas.DataFrame) -> str:
+    """A frame as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
+
+    def text_of(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(_number(cell), str) else cell
+
+    texts = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].map(text_of) for name in texts}).rename(columns=text_of).to_csv(index=False)
+
+
 # --- frames and plain data ---------------------------------------------------------------------------------------------
 
 
@@ -303,6 +325,8 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     axes = {str(name): values.values for name, values in study.coords.items() if values.dims == ("noise",)}
     curves = readings.merge(pandas.DataFrame(axes), how="cross")
     curves[list(ESTIMATE)] = study.curve.values.reshape(-1, 3)
+    if "theory" in study:
+        curves["theory"] = study.theory.values.ravel()
     if "gap" in study:
         curves[["gap", "gap_low", "gap_high"]] = study.gap.values.reshape(-1, 3)
         curves["gap_p"] = study.gap_p.values.ravel()
@@ -338,13 +362,26 @@ def as_data(study: xr.Dataset) -> dict[str, Any]:
             for data in each
         ]
 
-    readings = entries("reading", *TEXTS, "originals", "start", "chance", "remark", "curve", "half_life", "width", places="place")
+    theory = ["theory"] if "theory" in study else []
+    numbers_of = (*TEXTS, "originals", "start", "chance", "remark", "curve", "half_life", "width", *theory)
+    readings = entries("reading", *numbers_of, places="place")
     if "gap" in study:
         for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
             if any(p is not None for p in tests["p"]):
                 entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
     series = entries("series", "first", "last", "inversion", remark="series_remark")
-    numbers = ("peak", "peak_at", "peak_cross_fitted", "plateau", "n_eff", "chi", "xi", "distance", "correlation")
+    numbers: tuple[str, ...] = (
+        "peak",
+        "peak_at",
+        "peak_cross_fitted",
+        "plateau",
+        "n_eff",
+        "chi",
+        "xi",
+        "distance",
+        "correlation",
+    )
+    numbers += ("chi_theory",) if "chi_theory" in study else ()
     changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
     for k, entry in enumerate(changes):
         entry["plateau"] = bool(entry["plateau"])

@@ -18,13 +18,32 @@ function make(tag, properties = {}, ...children) {
   element.append(...children);
   return element;
 }
-const short = (x) => (x === null || !Number.isFinite(x) ? "none" : Number(x.toPrecision(3)).toString());
-const span = (value, low, high) => short(value) + (low === null || high === null ? "" : ` [${short(low)}, ${short(high)}]`);
+// Three digits as in the tables of the page, which Python writes: it rounds a half to the even digit, toPrecision away from zero.
+function short(x) {
+  if (x === null || !Number.isFinite(x)) return "none";
+  const half = /^(-?\d\.\d[02468])50*(e.*)$/.exec(x.toExponential(60));
+  return String(Number(half ? half[1] + half[2] : x.toPrecision(3)));
+}
+function span(value, low, high) {
+  if (low === null || high === null) return short(value);
+  return `${short(Math.abs(value) < 1e-6 * (high - low) ? 0 : value)} [${short(low)}, ${short(high)}]`;
+}
 
 // --- noise -----------------------------------------------------------------------------------------------------------
-// The slider goes from 0 to 1. A view whose noise goes beyond 1 has 1 of the slider at its largest noise.
-const largest = (levels) => { const most = Math.max(...levels.filter(Number.isFinite)); return most <= 1.0001 ? 1 : most; };
-const noiseOf = (levels) => state.noise * largest(levels);
+// The slider goes from 0 to 1. A view whose noise goes beyond 1, or is logarithmic, has 1 of the slider at its largest noise.
+// A logarithmic scale is linear below its smallest level, so that noise 0 has a place: half a decade to the left.
+const largest = ({ values, log }) => { const most = Math.max(...values.filter(Number.isFinite)); return most <= 1.0001 && !log ? 1 : most; };
+const least = (values) => Math.min(...values.filter((x) => x > 0));
+const onScale = ({ values, log }, x) => (!log || x === null ? x : x < least(values) ? x / least(values) / 2 : Math.log10(x / least(values)) + 0.5);
+const offScale = ({ values, log }, u) => (!log ? u : u < 0.5 ? 2 * u * least(values) : least(values) * 10 ** (u - 0.5));
+const noiseOf = (scale) => offScale(scale, state.noise * onScale(scale, largest(scale)));
+const scaleOf = (view) => ({ values: view.noise, log: view.log, words: view.words });
+function ticks({ values, log }) {
+  if (!log) return {};
+  const [low, high] = [least(values), largest({ values, log })], marks = Math.log10(high / low) > 2.5 ? [1] : [1, 2, 5], at = [0];
+  for (let k = Math.floor(Math.log10(low)); k <= Math.log10(high); k++) at.push(...marks.map((m) => Number(`${m}e${k}`)).filter((x) => x >= low && x <= high));
+  return { tickvals: at.map((x) => onScale({ values, log }, x)), ticktext: at.map(short) };
+}
 
 function interpolate(x, xs, ys, joined = false) {
   const at = xs.map((one, k) => [one, ys[k]]).filter(([a, y]) => a !== null && !(joined && y === null)).sort((a, b) => a[0] - b[0]);
@@ -79,22 +98,27 @@ const axisOf = (chart) => (chart.slides && chart.axes.find((axis) => axis.name =
 const place = (chart, noise) => { const axis = axisOf(chart); return interpolate(noise, chart.axes[0].values, axis.values); };
 
 const dashes = ["solid", "dash", "dot", "dashdot"]; // a line that lies on others is drawn over them with gaps
-const dashOf = (line) => dashes[Math.min(line.on, dashes.length - 1)];
+const lineColor = (chart, k) => color(chart.lines[k].of ?? k, chart.lines.filter((line) => line.of === undefined).length);
+const dashOf = (line) => line.of !== undefined ? "dot" : dashes[Math.min(line.on, dashes.length - 1)];
 const nameOfLine = (chart, line) => line.name || chart.y || "value";
 
 function traces(chart) {
-  const x = axisOf(chart).values, found = [];
+  const axis = axisOf(chart), found = [], levels = axis.values, known = levels.filter((x) => x !== null);
+  // Curves are linear in the noise between levels, on a logarithmic axis too.
+  const xs = axis.log ? known.flatMap((x, k) => (k ? [...Array.from({ length: 7 }, (_, j) => known[k - 1] + ((x - known[k - 1]) * (j + 1)) / 8), x] : [x])) : levels;
+  const x = xs.map((one) => onScale(axis, one)), along = (ys) => (axis.log ? xs.map((one) => interpolate(one, levels, ys, chart.joined)) : ys);
   chart.lines.map((line, k) => [line, k]).sort(([a], [b]) => (a === chart.bright) - (b === chart.bright)).forEach(([line, k]) => { // a bright line comes last, on top
     if (line.hidden) return;
     const bright = line === chart.bright, opacity = chart.bright && !bright ? 0.15 : 1;
-    const ink = color(k, chart.lines.length), known = x.map((_, i) => i).filter((i) => line.low[i] !== null && line.high[i] !== null && x[i] !== null);
-    if (state.intervals === "1" && known.length > 1) {
-      found.push({ x: [...known, ...known.slice().reverse()].map((i) => x[i]), y: [...known.map((i) => line.high[i]), ...known.reverse().map((i) => line.low[i])],
+    const ink = lineColor(chart, k), [value, low, high] = [line.value, line.low, line.high].map(along);
+    const there = x.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null && x[i] !== null);
+    if (state.intervals === "1" && there.length > 1) {
+      found.push({ x: [...there, ...there.slice().reverse()].map((i) => x[i]), y: [...there.map((i) => high[i]), ...there.reverse().map((i) => low[i])],
         fill: "toself", fillcolor: faded(ink), line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, opacity });
     }
-    const ends = x.map((_, i) => (line.low[i] === null ? "" : ` [${short(line.low[i])}, ${short(line.high[i])}]`));
-    found.push({ x, y: line.value, name: nameOfLine(chart, line), text: ends, mode: x.length > 40 ? "lines" : "lines+markers", marker: { size: bright ? 8 : 5 },
-      line: { color: ink, width: bright ? 4 : 2, dash: dashOf(line) }, opacity, connectgaps: chart.joined, showlegend: false, hovertemplate: "%{y:.3g}%{text}<extra>%{meta}</extra>",
+    const size = (one) => (levels.includes(one) ? (bright ? 8 : 5) : 0);
+    found.push({ x, y: value, name: nameOfLine(chart, line), text: x.map((_, i) => span(value[i], low[i], high[i])), mode: levels.length > 40 || line.of !== undefined ? "lines" : "lines+markers", marker: { size: xs.map(size), line: { width: 0 } },
+      line: { color: ink, width: bright ? 4 : 2, dash: dashOf(line) }, opacity, connectgaps: chart.joined, showlegend: false, hovertemplate: "%{text}<extra>%{meta}</extra>",
       meta: plain(line.name || "value") });
   });
   return found;
@@ -105,14 +129,14 @@ function shapes(chart) {
   const found = [], style = getComputedStyle(document.body), ink = style.getPropertyValue("--ink").trim(), accent = style.getPropertyValue("--accent").trim();
   const vertical = (x0, x1, more) => ({ type: x0 === x1 ? "line" : "rect", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, layer: "below", ...more });
   chart.marks.forEach((mark, k) => {
-    const own = mark.at[axisOf(chart).name] || mark.at.noise.map((one) => (one === null ? null : place(chart, one)));
+    const own = (mark.at[axisOf(chart).name] || mark.at.noise.map((one) => (one === null ? null : place(chart, one)))).map((one) => onScale(axisOf(chart), one));
     if (own[0] === null) return;
     if (own[1] !== null && own[2] !== null && state.intervals === "1") found.push(vertical(own[1], own[2], { fillcolor: ink, opacity: 0.08, line: { width: 0 } }));
     found.push(vertical(own[0], own[0], { line: { color: ink, width: 1.5, dash: "dot" }, label: { text: plain(mark.label), textposition: "end", textangle: 0,
       xanchor: chart.marks.length > 1 && k === 0 ? "right" : "left", padding: 3, font: { size: 12, color: ink } } }));
   });
   if (chart.slides) {
-    const at = place(chart, noiseOf(chart.axes[0].values));
+    const at = onScale(axisOf(chart), place(chart, noiseOf(chart.axes[0])));
     if (at !== null) found.push(vertical(at, at, { line: { color: accent, width: 2.5 }, layer: "above" }));
   }
   return found;
@@ -124,7 +148,7 @@ function layout(chart) {
   return { margin: { l: 44, r: 12, t: 22, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     font: { family: "system-ui, sans-serif", size: 13, color: ink }, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     hoverlabel: { bgcolor: style.getPropertyValue("--raised").trim(), font: { color: ink } }, shapes: shapes(chart),
-    xaxis: { ...both, title: { text: plain(axis.words) }, autorange: axis.name === "log_snr" ? "reversed" : true }, yaxis: { ...both, title: { text: plain(chart.y || "") } } };
+    xaxis: { ...both, ...ticks(axis), title: { text: plain(axis.words) }, autorange: axis.name === "log_snr" ? "reversed" : true }, yaxis: { ...both, title: { text: plain(chart.y || "") } } };
 }
 const settings = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
@@ -152,11 +176,11 @@ function chartView(section, chart) {
   const picture = (format) => Plotly && Plotly.downloadImage(plot, { format, filename: file, width: 900, height: 540, scale: format === "png" ? 2 : 1 });
   const view = { plot, chart, values, ready: false };
   function slide() {
-    const levels = chart.axes[0].values, noise = noiseOf(levels), others = chart.axes.slice(1).map((axis) => [axis.words, interpolate(noise, levels, axis.values)]);
+    const levels = chart.axes[0].values, noise = noiseOf(chart.axes[0]), others = chart.axes.slice(1).map((axis) => [axis.words, interpolate(noise, levels, axis.values)]);
     const said = others.filter(([, x]) => x !== null).map(([words, x]) => `${words} ${short(x)}`);
     if (chart.slides) at.textContent = `At ${chart.axes[0].words}: ${short(noise)}${said.length ? ` (${said.join(", ")})` : ""}:`;
     for (const { button, value, line, k } of values) {
-      button.style.setProperty("--c", color(k, chart.lines.length));
+      button.style.setProperty("--c", lineColor(chart, k));
       const read = (name) => interpolate(noise, levels, line[name], chart.joined);
       value.textContent = chart.slides ? span(read("value"), read("low"), read("high")) : "";
     }
@@ -252,9 +276,10 @@ function gridView(grid) {
   const updates = grid.items.map((item) => {
     const shown = image(item.images[0], ""), caption = make("span"), button = make("button", { type: "button", className: "tile" });
     button.append(make("div", { className: "pair" }, image(item.original, `${item.name}, original`), shown), caption);
-    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `${word} ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name);
+    button.onclick = () => enlarge(make("div", { className: `strip${hard}` }, figure(item.original, "original"), ...item.images.map((url, k) => figure(url, `${word} ${short(grid.noise[k])}${item.kept ? (item.kept[k] ? ", class kept" : ", class lost") : ""}`))), item.name + (grid.half_life ? `, ${grid.half_life}: ${short(item.half_life)}` : ""));
     const figure = (url, words) => make("figure", {}, image(url, `${item.name}, ${words}`), make("figcaption", {}, words));
     tiles.append(button);
+    item.button = button;
     return (k) => {
       const kept = item.kept ? item.kept[k] : null;
       if (item.images[k] && shown.tagName === "IMG") { shown.src = item.images[k]; shown.alt = `${item.name}, reconstructed from ${word} ${short(grid.noise[k])}`; }
@@ -263,13 +288,16 @@ function gridView(grid) {
     };
   });
   sliding.push(() => {
-    const k = nearest(noiseOf(grid.noise), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
+    const k = nearest(noiseOf(scaleOf(grid)), grid.noise), known = grid.items.filter((item) => item.kept), kept = known.filter((item) => item.kept[k]).length;
     at.textContent = `Original and reconstruction from ${word} ${short(grid.noise[k])}, the nearest stored level` + (known.length ? `: ${kept} of ${known.length} keep the class.` : ".")
       + ` ${counted(grid.items.length, grid.of, "originals")}` + (grid.kept < grid.of ? ` The run kept the images of ${grid.kept}.` : "")
       + (grid.kept > grid.items.length ? " They are a sample, drawn with seed 0." : "");
     updates.forEach((update) => update(k));
   });
-  return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), at, tiles);
+  const orders = { "as in the run": () => 0, "by name": (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }) };
+  if (grid.half_life) orders[`by ${grid.half_life}`] = (a, b) => (a.half_life ?? Infinity) - (b.half_life ?? Infinity) || 0; // Infinity - Infinity is NaN
+  const order = make("select", { onchange: () => tiles.append(...[...grid.items].sort(orders[order.value]).map((item) => item.button)) }, ...Object.keys(orders).map((words) => make("option", {}, words)));
+  return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), make("div", { className: "filter" }, make("label", {}, "Order", order)), at, tiles);
 }
 
 // The kind of error of each posterior sampler at the strength of the slider.
@@ -280,12 +308,12 @@ function errorsView(errors) {
     button.onclick = () => enlarge(make("img", { src: image.src, alt: image.alt }), image.alt);
     box.append(make("h4", {}, sampler.name), button);
     sliding.push(() => {
-      const { url, words, width, height } = sampler.levels[nearest(noiseOf(errors.noise), errors.noise)];
+      const { url, words, width, height } = sampler.levels[nearest(noiseOf(scaleOf(errors)), errors.noise)];
       Object.assign(image, { src: url, alt: words, width, height });
     });
   }
   sliding.push(() => {
-    at.textContent = `At ${errors.words}: ${short(errors.noise[nearest(noiseOf(errors.noise), errors.noise)])}, the nearest level of the run.`;
+    at.textContent = `At ${errors.words}: ${short(errors.noise[nearest(noiseOf(scaleOf(errors)), errors.noise)])}, the nearest level of the run.`;
   });
   return make("article", { className: "whole" }, make("h3", {}, "Kind of error"), at, box);
 }
@@ -322,7 +350,7 @@ function samplesView(samples) {
     box.append(...(samples.groups.length > 1 ? [make("h4", {}, group.name)] : []), region);
   }
   sliding.push(() => {
-    const k = nearest(noiseOf(samples.noise), samples.noise);
+    const k = nearest(noiseOf(scaleOf(samples)), samples.noise);
     at.replaceChildren(`At ${samples.words}: ${short(samples.noise[k])}, the nearest level of the run. Spread: standard deviation of the clones, pixel by pixel. `
       + "Error: distance of their mean from the truth. For draws from the posterior both are of one size, on average. ",
     make("i", { className: "heat" }), ` 0 to ${short(samples.most)}, for pixels in [-1, 1]. `, make("i", { className: "unseen" }), " hidden. ", counted(samples.kept, samples.of, "originals"));
@@ -343,7 +371,7 @@ function tokensView(tokens) {
     };
   });
   sliding.push(() => {
-    const k = nearest(noiseOf(tokens.noise), tokens.noise);
+    const k = nearest(noiseOf(scaleOf(tokens)), tokens.noise);
     at.replaceChildren(`Reconstructions from noise ${short(tokens.noise[k])}, the nearest stored level. `, make("i", { className: "key" }, "Shaded"), ": masked or replaced, and the same again. ",
       make("mark", {}, "Marked"), ": another token." + ` ${counted(tokens.items.length, tokens.of, "texts")}`);
     updates.forEach((update) => update(k));
@@ -391,7 +419,7 @@ function treeView(tree) {
     element.classList.toggle("unknown", share === null);
   };
   function show() {
-    const reading = tree.readings[shared.reading], k = nearest(noiseOf(tree.noise), tree.noise), item = reading.items[Number(shared.item)];
+    const reading = tree.readings[shared.reading], k = nearest(noiseOf(scaleOf(tree)), tree.noise), item = reading.items[Number(shared.item)];
     const said = [];
     for (const { level, own, value, first, single } of rows) {
       const mean = reading.levels[level], known = item && single, shares = known ? item.nodes[k].slice(first, first + own.length).map((x) => x / 100) : own.map(() => mean.value[k]);
@@ -492,10 +520,12 @@ function follow() {
 
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0].values), ...sections.flatMap((section) => [section.grid, section.errors, section.samples, section.tree, section.tokens]).filter(Boolean).map((one) => one.noise)];
+const views = sections.flatMap((section) => [section.grid, section.errors, section.samples, section.tree, section.tokens]).filter(Boolean);
+const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0]), ...views.map(scaleOf)];
+const alike = (of) => new Set(scales.map(of).filter((one) => one !== undefined)).size === 1;
+const unit = alike((scale) => scale.words) && alike(largest) && alike((scale) => scale.log) ? scales.find((scale) => scale.words).words : null; // of the only run
 function slide() {
-  const same = scales.every((levels) => largest(levels) === 1) && scales.length;
-  byId("reading").textContent = same ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
+  byId("reading").textContent = unit ? short(noiseOf(scales[0])) : scales.every((scale) => largest(scale) === 1) ? short(state.noise) : `${Math.round(100 * state.noise)} % of each range`;
   byId("noise").setAttribute("aria-valuetext", byId("reading").textContent);
   cancelAnimationFrame(frame);
   frame = requestAnimationFrame(() => sliding.forEach((run) => run()));
@@ -504,8 +534,8 @@ function start() {
   // It begins at the first t*.
   const starred = sections.find((section) => section.headlines.length && !section.rows && (section.charts || []).some((chart) => chart.slides));
   if (starred) {
-    const share = starred.headlines[0].place[0] / largest(starred.charts.find((chart) => chart.slides).axes[0].values);
-    if (share <= 1) defaults.noise = state.noise = Number(share.toFixed(3));
+    const axis = starred.charts.find((chart) => chart.slides).axes[0], share = onScale(axis, starred.headlines[0].place[0]) / onScale(axis, largest(axis));
+    if (share <= 1) defaults.noise = state.noise = share;
   }
   readAddress();
   const hidden = new Set(before && before.hidden);
@@ -522,9 +552,9 @@ function start() {
     const shown = views.querySelectorAll(":scope > .chart");
     if (shown.length === 1) shown[0].classList.add("whole");
   }
-  byId("word").textContent = word[0].toUpperCase() + word.slice(1);
+  byId("word").textContent = unit || word[0].toUpperCase() + word.slice(1);
   byId("bar").setAttribute("aria-label", `${word}, axis and intervals`);
-  const axes = new Map([["noise", `${word}, each in its own unit`]]);
+  const axes = new Map([["noise", unit || `${word}, each in its own unit`]]);
   for (const chart of charts) if (chart.slides) for (const axis of chart.axes) if (!axes.has(axis.name)) axes.set(axis.name, axis.words);
   byId("axis").append(...[...axes].map(([value, words]) => make("option", { value }, words)));
   byId("bar").hidden = !sliding.length;

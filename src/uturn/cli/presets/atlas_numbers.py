@@ -14,6 +14,7 @@ from uturn.measures.statistics import Estimate
 from uturn.store.record import warnings_of
 from uturn.studies import study
 from uturn.studies.curves import ESTIMATE
+from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -216,7 +217,7 @@ def to_csv(table: xr.Dataset) -> str:
         line |= {name: str(entry[name].item()) for name in ("description", "remark", "failure")}
         line |= {f"fact_{name}": value for name, value in json.loads(entry.facts.item()).items()}
         lines.append(line)
-    return pandas.DataFrame(lines).to_csv(index=False)
+    return csv_of(pandas.DataFrame(lines))
 
 
 def summary(table: xr.Dataset) -> Iterator[Any]:

@@ -19,7 +19,9 @@ from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.posteriors import NAMES, draw_posterior_tests
-from uturn.studies.runs import kept_images
+from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
+from uturn.studies.runs import item_names, kept_images
+from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
     import pandas
@@ -82,7 +84,7 @@ def write_inverse(
         folder.path.mkdir(parents=True, exist_ok=True)
     texts = {
         "inverse.json": json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False),
-        "inverse.csv": _tidy(entries).to_csv(index=False),
+        "inverse.csv": csv_of(_tidy(entries)),
     }
     for name, text in texts.items():
         with whole_file(folder.path / name) as file:
@@ -279,13 +281,10 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         source, experiment = run.experiment.parts.source, run.experiment
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
         some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
-        names, classes = source.class_names(), np.concatenate([block.labels for block in blocks])
-        words = [
-            f"{item}: {names[label]}" if names and label >= 0 else f"item {item}"
-            for item, label in zip(items, classes, strict=True)
-        ]
+        words = item_names(readings[run.name], items, source.class_names())
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
-        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore").drop_vars("label", errors="ignore")
+        some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore")
+        some = some.drop_vars(["label", *NAMES_OF_ITEMS], errors="ignore")
         shown.append(some.assign(original=(dims, originals), item_name=("item", np.array(words, str))))
     return named.merge(xr.concat(shown, "run", combine_attrs="drop").set_coords("item_name"), combine_attrs="override")

@@ -1,1 +1,29 @@
-"""Drawing: one look for all figures, trees, images, and the map of the theory."""
+"""Drawing: one look for all figures, trees, images, and the map of the theory.
+
+Functions draw on matplotlib axes, or return a figure. The modules are attributes: `style` sets fonts and colours, `curves` draws
+readings with intervals against noise, `levels` tree levels and layers, `theory` the map of the mean field, `trees` grammars and
+their messages, `tokens` texts with changes marked; `atlas`, `audit`, `posteriors` and `schedules` are the figures of these names.
+
+>>> import matplotlib
+>>> matplotlib.use("Agg")
+>>> import uturn as ut
+>>> run = ut.readings({"kept": [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]}, noise=[0.01, 0.1, 1, 10], start=1, chance=0)
+>>> kept = ut.study(run).sel(reading="kept")
+>>> with ut.plotting.style.style() as plt:
+...     figure, axis = plt.subplots()
+...     x, band, look = ut.plotting.curves.along(kept.noise.values, kept.curve.values)
+...     ut.plotting.curves.draw_curve(axis, x, band, ut.plotting.style.ACCENT, alpha=0.2, **look)
+...     ut.plotting.curves.draw_noise_axis(axis, kept.noise.values)
+>>> axis.get_xscale()  # geometric levels
+'symlog'
+>>> plt.close(figure)
+"""
+
+from __future__ import annotations
+
+from uturn.core.lazy import lazy
+
+_MODULES = ("atlas", "audit", "curves", "levels", "posteriors", "schedules", "style", "theory", "tokens", "trees")
+_HOMES = {name: f"studies.plotting.{name}." for name in _MODULES}
+
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.studies.plotting.style import fonts_for
+from uturn.core.checks import visible
+from uturn.studies.axes import is_geometric
+from uturn.studies.plotting.style import fonts_for, ticks
 
 if TYPE_CHECKING:
     import xarray as xr
 
+_BETWEEN = 8  # parts of a line between two geometric levels
 _NEAR = 0.03  # curves closer than this share of the height of all curves count as coincident
 
 
@@ -86,6 +90,32 @@ def markers(noise: np.ndarray) -> dict[str, Any]:
     return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
 
 
+def along(noise: np.ndarray, bands: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Points, curves (.., noise, estimate) at them, and markers: curves are linear between levels, on a logarithmic axis too."""
+    if not is_geometric(noise):
+        return noise, bands, markers(noise)
+    left, share = np.repeat(np.arange(len(noise) - 1), _BETWEEN), np.tile(np.arange(_BETWEEN) / _BETWEEN, len(noise) - 1)
+
+    def filled(values: np.ndarray) -> np.ndarray:
+        step = np.where(share > 0, share * (values[..., left + 1] - values[..., left]), 0)
+        return np.concatenate([values[..., left] + step, values[..., -1:]], axis=-1)
+
+    return filled(noise), np.moveaxis(filled(np.moveaxis(bands, -2, -1)), -1, -2), markers(noise) | {"markevery": _BETWEEN}
+
+
+def draw_noise_axis(axis: Any, noise: np.ndarray) -> None:
+    """The axis of noise from 0 on, logarithmic for geometric levels: then noise 0 is half a decade left of the smallest one."""
+    if not is_geometric(noise):
+        axis.set_xlim(0, end_of(noise))
+        return
+    low, high = float(np.min(noise[noise > 0])), float(noise[-1])
+    axis.set_xscale("symlog", linthresh=low, linscale=0.45)
+    axis.set_xlim(0, 1.12 * high)
+    decades = [float(f"1e{k}") for k in range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    marks = [m * at for at in decades for m in ((1,) if math.log10(high / low) > 2.5 else (1, 2, 5))]
+    ticks(axis, [0.0, *(at for at in marks if low <= at <= high)])
+
+
 def end_of(noise: np.ndarray) -> float:
     """The right end of an axis of noise."""
     return 1.03 * float(noise[-1]) if noise[-1] > 0 else 1.0
@@ -97,8 +127,8 @@ def brief(name: str, most: int = 22) -> str:
 
 
 def no_mathematics(text: str) -> str:
-    """Text with escaped dollar signs, which matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+    """Text whose dollar signs, which matplotlib would read as mathematics, and control characters are escaped."""
+    return visible(text).replace("$", r"\$")
 
 
 def drawable(data: xr.Dataset, coordinates: Sequence[str]) -> tuple[xr.Dataset, list[str]]:
