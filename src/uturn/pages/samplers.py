@@ -45,7 +45,7 @@ def _verdict(run: dict[str, Any]) -> dict[str, Any]:
     """The card of a sampler: its kind of error, also if none is seen."""
     seen = [KINDS[kind] for kind in dict.fromkeys(at["kind"] for at in run["tests"]) if kind in KINDS]
     claim = "; ".join(seen) or "no test rejects; each is blind to some errors"
-    return card(run["name"], f"the tests judge {run['judges']}", run["kinds"], claim)
+    return card(run["name"], f"the tests judge the {run['judges']}", run["kinds"], claim)
 
 
 def error_name(store: str, strength: float) -> str:
