@@ -125,7 +125,8 @@ class InverseOptions(ImageOptions):
         runs = []
         for data in self.data:
             # Options of folders and .npy files concern these data only.
-            is_named = data in ("fashion_mnist", "generated") or _law(data)
+            law = _law(data)
+            is_named = law or data in ("fashion_mnist", "generated")
             of_files = dict.fromkeys(("size", "channels", "classes", "labels")) if is_named else {}
             arm = self.model_copy(update={"data": data, **(of_files if len(self.data) > 1 else {})})
             kind = data if is_named else Path(data).stem
@@ -133,7 +134,7 @@ class InverseOptions(ImageOptions):
                 label = sampler.removeprefix("deepinv:")
                 store = f"{_file_name(kind)}-{_file_name(label)}.zarr"
                 name = label if len(self.data) == 1 else f"{label}, {kind}"
-                runs.append(Run(name, store, label, data, arm._of_sampler(sampler, originals)))
+                runs.append(Run(name, store, label, data, arm._of_sampler(sampler, law, originals)))
         if len({run.store for run in runs}) < len(runs):
             raise ValueError(f"data, samplers: two of {', '.join(run.store for run in runs)} would share a store; rename one")
         return runs
@@ -142,10 +143,9 @@ class InverseOptions(ImageOptions):
         """The experiment of the first sampler."""
         return self.runs(originals)[0].experiment
 
-    def _of_sampler(self, sampler: str, originals: str | None) -> Experiment:
-        """The experiment of a sampler; `data` is one kind of originals here."""
+    def _of_sampler(self, sampler: str, law: dict[str, Any], originals: str | None) -> Experiment:
+        """The experiment of a sampler; `data` is one kind of originals here, of which `law` is the table if it is a law."""
         name, of_sampler = named_options("sampler", sampler)
-        law = _law(self.data)
         table = law or self._source(originals)
         backward: dict[str, Any] = {"type": "exact"}
         if name != "exact":
