@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.posteriors import KINDS
+from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
 from uturn.pages.pictures import draws, preview
 from uturn.pages.sections import card, new_section
@@ -44,7 +44,8 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
 def _verdict(run: dict[str, Any]) -> dict[str, Any]:
     """The card of a sampler: its kind of error, also if none is seen."""
     seen = [KINDS[kind] for kind in dict.fromkeys(at["kind"] for at in run["tests"]) if kind in KINDS]
-    claim = "; ".join(seen) or "no test rejects; each is blind to some errors"
+    without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
+    claim = "; ".join(seen) or f"{without}; each is blind to some errors"
     return card(run["name"], f"the tests judge the {run['judges']}", run["kinds"], claim)
 
 
