@@ -724,9 +724,9 @@ class OneBlock(SmallResNet):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (OneBlock, r"activation functions inside of a block \(layer1\.0\.relu\) in OneBlock; name the layers"),
-        (Tokens, "only mix in Tokens; name the layers"),
-        (nn.Identity, "only nothing in Identity"),
+        (OneBlock, r"activation functions inside of a block \('layer1\.0\.relu'\) in OneBlock; name the layers, some of 'conv1'"),
+        (Tokens, "only 'mix' in Tokens; name the layers, some of "),
+        (nn.Identity, "nothing in Identity; it has no modules"),
     ],
 )
 def test_every_block_of_a_network_without_blocks(model, words):

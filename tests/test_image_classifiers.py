@@ -12,6 +12,7 @@ from torch import nn
 
 import uturn as ut
 from uturn.backward import UTurns
+from uturn.cli.presets import ImageOptions, InverseOptions
 from uturn.measures.transitions import class_transitions
 from uturn.networks.images import classifiers as image_classifiers
 from uturn.networks.images.classifiers import in_top, load_classifier
@@ -325,6 +326,83 @@ def test_a_function_that_makes_a_network():
     # Put into evaluation mode: nothing is dropped.
     model = load_classifier(f"{HERE}:dropping", image_shape=(1, 28, 28), layers=["0"]).module
     assert not any(module.training for module in model.modules())
+
+
+class WithoutModules(nn.Module):
+    """Activation functions that are no modules."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.filters, self.hidden, self.answer = nn.Conv2d(1, 3, 5, 4), nn.Linear(3 * 6 * 6, 12), nn.Linear(12, 7)
+
+    def forward(self, images):
+        return self.answer(self.hidden(self.filters(images).relu().flatten(1)).tanh())
+
+
+class AloneHead(nn.Linear):
+    def forward(self, images):
+        return super().forward(images.flatten(1))
+
+
+def without_modules():
+    return WithoutModules()
+
+
+def encoder_without_modules():
+    model = WithoutModules()
+    model.num_classes = 0
+    return model
+
+
+def logistic_regression():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
+
+
+def alone_head():
+    torch.manual_seed(3)
+    return AloneHead(784, 6)
+
+
+@pytest.mark.parametrize(
+    ("function", "remark"),
+    [
+        ("without_modules", "finds only 'answer' in WithoutModules; name the layers, some of 'filters', 'hidden', 'answer'"),
+        ("logistic_regression", "finds only '1' in Sequential; name the layers, some of '0', '1'"),
+        ("alone_head", "finds nothing in AloneHead; it has no modules to name"),
+    ],
+)
+def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 1, 28, 28)).astype(np.float32)
+    draws = np.random.default_rng(1).uniform(-1, 1, (4, 6, 1, 28, 28)).astype(np.float32)
+    probe, source = NetworkLayers(classifier=f"{HERE}:{function}"), Source(images)
+    originals = Images(np.arange(4), images, np.full(4, -1))
+    readings = probe.read(UTurns(originals, None, draws, 3), source)
+    with torch.no_grad():
+        network = globals()[function]()
+        before, after = (network(torch.from_numpy(x)).argmax(-1).numpy() for x in (images, draws.reshape(24, 1, 28, 28)))
+    assert np.array_equal(readings["same_class"], after.reshape(4, 6) == before[:, None])
+    assert not {"similarity", "distance", "clone_similarity"} & {*readings, *probe.variables(source)}
+    assert "clone_same_class" in readings
+    assert probe.coordinates(source) == {}
+    (finding,) = probe.model_check(source, [originals])
+    assert str(finding).endswith(f"is compared by its classes alone: layers: 'every block' {remark}")
+    named = NetworkLayers(classifier=f"{HERE}:without_modules", layers=("filters", "hidden"))
+    assert list(named.coordinates(source)["network_layer"]) == ["filters", "hidden"]
+    assert named.model_check(source, [originals]) == []
+
+
+def test_an_encoder_without_blocks_needs_names():
+    with pytest.raises(ValueError, match=r"encoder_without_modules': layers: 'every block' finds only 'answer'.*'hidden'"):
+        load_classifier(f"{HERE}:encoder_without_modules", image_shape=(1, 28, 28))
+
+
+def test_layers_are_an_option_of_the_command():
+    options = ImageOptions(classifiers=["a:f", "b:g"], layers=["blocks.*", "head"], perceptual="torchvision:vgg16")
+    layers = [probe.get("layers") for probe in options._probes()]
+    assert layers == [["blocks.*", "head"]] * 2 + [None, None]
+    assert InverseOptions(layers=["block2"]).runs()[0].experiment.parts.probes[1].layers == ("block2",)
 
 
 def test_weights_of_a_function(tmp_path):

@@ -512,7 +512,7 @@ def test_arrays(tmp_path):
     with pytest.raises(ValueError, match="holds the label -2"):
         first_images(labelled, 2)
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(ValueError, match=r"holds float64 images, values in \[7, 7\]; expected uint8"):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="not a readable"):

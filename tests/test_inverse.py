@@ -1,5 +1,6 @@
 """`uturn inverse`: the stories of the docs, its table, files and page, and mistakes as a user makes them."""
 
+import importlib
 import itertools
 import json
 import re
@@ -28,6 +29,29 @@ OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
 FAST = ("--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)
 SMALL = ("--items", 2, "--clones", 2, "--keep", 1, *FAST)
 WRONG = '''
+import itertools
+import random
+import time
+
+import numpy as np
+
+COVARIANCES = np.array([[[2.0, 0.9], [0.9, 1.0]], [[0.5, 0.0], [0.0, 3.0]], [[1.0, -0.4], [-0.4, 1.0]]])
+MEANS = np.array([[300.0, -9.0], [302.0, -4.0], [297.0, -2.0]])
+
+
+def total(strength, shape):
+    return Operator(lambda x: x.reshape(len(x), -1).sum(1, keepdim=True), noise=strength)
+
+
+def drawn(observed, operator, generator, shape, narrow=1.0):
+    """Draws from the posterior of the mixture, drawn towards their mean."""
+    from uturn.exact.linear import LinearPosterior
+
+    law = LinearPosterior(MEANS, COVARIANCES, [0.2, 0.5, 0.3], [[1.0, 1.0]], operator.noise.sigma**2)
+    draw = law.sample(observed.numpy(), int(torch.randint(2**31, (1,), generator=generator)))
+    mean = law.mean(observed.numpy())
+    return torch.from_numpy(mean + narrow * (draw - mean)).float().reshape(1, *shape)
+
 
 def prior(observed, operator, generator):
     """Ignores the measurement: another image of the data."""
@@ -47,6 +71,38 @@ def diverging(observed, operator, generator):
 
 def squared(strength, shape):
     return Operator(lambda x: x**2, noise=strength, is_linear=False)
+
+
+def unseeded(observed, operator, generator, denoiser):
+    x = torch.from_numpy(np.random.default_rng().normal(size=(1, 1, 28, 28))).float()
+    return denoiser(x, 0.5)
+
+
+def counting(observed, operator, generator, denoiser, numbers=itertools.count()):
+    x = torch.randn(1, 1, 28, 28, generator=generator.manual_seed(next(numbers)))
+    return denoiser(x, 0.5)
+
+
+def timed(observed, operator, generator, denoiser):
+    return denoiser(torch.randn(1, 1, 28, 28, generator=generator.manual_seed(int(time.time()))), 0.5)
+
+
+def more_and_more(observed, operator, generator, denoiser, calls=[0]):
+    calls[0] += 1
+    for _ in range(calls[0]):
+        x = denoiser(torch.ones(1, 1, 28, 28), 0.5)
+    return x
+
+
+def global_generators(observed, operator, generator, denoiser):
+    x = torch.randn(1, 1, 28, 28) + float(np.random.rand()) + random.random()
+    return denoiser(x, 0.5)
+
+
+def wide_images(observed, operator, generator, shape):
+    """Images in [-1, 1], without a denoiser, of any shape."""
+    dark = torch.rand(1, *shape, generator=generator) < 0.4
+    return torch.where(dark, -0.8, 0.7)
 
 
 def salted(strength, shape):
@@ -285,6 +341,55 @@ def test_names_with_options():
         "own:f",
         {"path": "a b", "n": [1, 2], "flag": True, "x": 0.001},
     )
+
+
+# --- without a model, and with a law --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["unseeded", "counting", "timed", "more_and_more"])
+def test_a_sampler_whose_calls_with_one_seed_differ_is_refused_before_the_run(own, sampler):
+    (run,) = InverseOptions(samplers=[f"own:{sampler}"], operator="own:rows", levels=[0.5]).runs()
+    with pytest.raises(ValueError, match=f"sampler = 'own:{sampler}': two calls with the same measurement and seed differ"):
+        calls_of([run])
+
+
+def test_a_sampler_that_draws_from_the_global_generators_is_not(own):
+    samplers = ["own:global_generators", "own:langevin steps=3"]
+    runs = InverseOptions(samplers=samplers, operator="own:rows", levels=[0.5]).runs()
+    assert calls_of(runs) == {"own:global_generators": 1, "own:langevin steps=3": 4}
+
+
+def test_images_of_ones_own_need_no_model_and_no_classifier(own, no_live_page):
+    """RGB images of another size than those of the default model; a sampler in [-1, 1] is clipped, and named."""
+    np.save(own / "photos.npy", np.random.default_rng(0).integers(0, 255, (6, 9, 12, 3), np.uint8))
+    words = ("--operator", "own:rows", "--levels", 0.5, "--data", "photos.npy", "--sampler", "own:wide_images")
+    done = uturn("inverse", "--out", "out", *words, "--items", 4, "--clones", 2, "--keep", 1, "--workers", 1, cwd=own)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"data check: sampler = 'own:wide_images' gives values in \[-0.8, 0.7\] .* 4\d% of them are clipped", done.stderr
+    )
+    assert "clipped" in (own / "out" / "index.html").read_text(encoding="utf-8")
+    run = xr.open_zarr(own / "out" / "photos-own-wide_images.zarr")
+    assert "same_class" not in run
+    assert float(run.mean_value.mean()) == pytest.approx(0.6 * 0.7, abs=0.05)  # in [0, 1], after clipping
+
+
+def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own, no_live_page):
+    """Vectors in any range: the exact posterior and a right sampler pass, a narrow one does not; each has its card."""
+    np.save(own / "covariances.npy", importlib.import_module("own").COVARIANCES)
+    law = "gaussian_mixture means=[[300,-9],[302,-4],[297,-2]] covariances=covariances.npy weights=[0.2,0.5,0.3]"
+    samplers = ("--sampler", "exact", "--sampler", "own:drawn", "--sampler", "own:drawn narrow=0.4")
+    words = ("--operator", "own:total", "--levels", 0.8, "--data", law, *samplers)
+    done = uturn("inverse", "--out", "out", *words, "--items", 80, "--clones", 3, "--workers", 1, cwd=own)
+    assert done.returncode == 0, done.stderr
+    runs = {run["sampler"]: run for run in json.loads((own / "out" / "inverse.json").read_text())["runs"]}
+    assert [run["passed"] for run in runs.values()] == [True, True, False]
+    assert {run["judges"] for run in runs.values()} == {"sampler"}
+    kinds = {name: run["kinds"] for name, run in runs.items()}
+    assert kinds == {"exact": "none seen", "own:drawn": "none seen", "own:drawn narrow=0.4": "too sure"}
+    page = (own / "out" / "index.html").read_text(encoding="utf-8")
+    cards = re.findall(r'class="card"><p class="label">([^<]*) · .*?<p class="big">([^<]*)</p>', page, re.DOTALL)
+    assert cards[:3] == list(kinds.items())
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from uturn.backward import ExactPosterior, UTurns
@@ -17,6 +18,9 @@ from uturn.core.u_turns import u_turn
 from uturn.corruption import Gaussian
 from uturn.engine.run import run
 from uturn.exact.laws import GaussianMixture, power_law, simplex, wave_numbers
+from uturn.exact.linear import LinearPosterior
+from uturn.exact.mixtures import CorrelatedMixture
+from uturn.measures.posteriors import posterior_tests
 from uturn.probes.scales import Scales
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
 
@@ -382,3 +386,114 @@ def test_labels_of_many_vectors_are_made_block_by_block(monkeypatch):
     labels = source.coordinates(0, 40)["label"]
     np.testing.assert_array_equal(labels, np.arange(40) % 2)
     assert [len(items) for items in asked] == [16, 16, 8]
+
+
+# -- mixtures of one's own --------------------------------------------------------------------------------------------
+
+OWN = {
+    "means": [[-70.0, 3.0, 12.0], [-64.0, 5.0, 9.0], [-66.0, -2.0, 15.0]],
+    "covariances": [
+        [[4.0, 1.5, 0.0], [1.5, 2.0, -0.6], [0.0, -0.6, 1.0]],
+        [[0.5, 0.0, 0.3], [0.0, 3.0, 0.0], [0.3, 0.0, 6.0]],
+        [[1.0, -0.9, 0.2], [-0.9, 1.2, 0.1], [0.2, 0.1, 0.4]],
+    ],
+    "weights": [0.5, 0.2, 0.3],
+}
+
+
+def dense_joint(x: np.ndarray, t: float) -> np.ndarray:
+    """w_k p(x_t | mode k) of the mixture above by scipy, (batch, modes)."""
+    parts = zip(OWN["weights"], np.array(OWN["means"]), np.array(OWN["covariances"]), strict=True)
+    rest = (1 - np.exp(-2 * t)) * np.eye(3)
+    return np.stack(
+        [w * stats.multivariate_normal(np.exp(-t) * m, np.exp(-2 * t) * C + rest).pdf(x) for w, m, C in parts], axis=1
+    )
+
+
+def test_covariances_of_ones_own_give_the_formulas_of_dense_matrices():
+    law = CorrelatedMixture(**OWN)
+    x = law.sample(30, seed=1).values
+    for t in (0.0, 0.4):
+        noisy = law.diffuse(x, t, seed=2)
+        joint = dense_joint(noisy, t)
+        np.testing.assert_allclose(law.responsibilities(noisy, t), joint / joint.sum(1, keepdims=True), atol=1e-9)
+    np.testing.assert_allclose(law.log_density(x), np.log(dense_joint(x, 0.0).sum(1)), rtol=1e-9)
+    for sigma in (0.2, 3.0):
+        exact = LinearPosterior(OWN["means"], OWN["covariances"], OWN["weights"], np.eye(3), sigma**2).mean(x)
+        clean = law.denoise(torch.from_numpy(x).reshape(30, 1, 1, 3), torch.full((30,), sigma, dtype=torch.float64))
+        np.testing.assert_allclose(clean.reshape(30, 3), exact, rtol=1e-9)
+    below = [stats.norm.cdf((-66 - m[0]) / np.sqrt(C[0][0])) for m, C in zip(OWN["means"], OWN["covariances"], strict=True)]
+    assert law.share_outside(-66.0, np.inf) == pytest.approx(np.dot(OWN["weights"], below) / 3, abs=1e-9)
+
+
+@pytest.mark.parametrize("t", [0.3, 2.0])
+def test_original_and_draw_of_ones_own_mixture_are_exchangeable(t):
+    """Means and second moments of originals and of draws given x_t, also with x_t; 4.5 standard errors."""
+    law, count = CorrelatedMixture(**OWN), 40_000
+    x = law.sample(count, seed=3).values
+    noisy = law.diffuse(x, t, seed=4)
+    draws = law.sample_posterior(noisy, t, seed=5).values
+    for f in (
+        lambda a: a,
+        lambda a: (a[:, :, None] * a[:, None]).reshape(count, -1),
+        lambda a: a * noisy,
+        lambda a: law.classify(a)[:, None],
+    ):
+        differences = f(x) - f(draws)
+        assert (np.abs(differences.mean(0)) < 4.5 * differences.std(0) / np.sqrt(count)).all()
+    assert np.array_equal(law.sample_posterior(noisy[:9], 0.0).values, noisy[:9])
+
+
+def test_a_covariance_that_is_diagonal_gives_the_mixture_without_it():
+    means, v = np.array([[1.0, 5.0], [3.0, 2.0]]), np.array([0.7, 2.5])
+    law, plain = CorrelatedMixture(means, np.diag(v), [0.4, 0.6]), GaussianMixture(means, [0.4, 0.6], v)
+    x = plain.sample(20, seed=1).values
+    np.testing.assert_allclose(law.log_density(x), plain.log_density(x), rtol=1e-12)
+    np.testing.assert_allclose(law.power, plain.power, rtol=1e-12)
+    np.testing.assert_allclose(law.covariance, plain.covariance)
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_source_of_ones_own_mixture(tmp_path, in_files):
+    """Exact draws are calibrated under a linear measurement, in a range far from [0, 1]."""
+    table = dict(OWN)
+    if in_files:
+        for name, values in OWN.items():
+            np.save(tmp_path / f"{name}.npy", values)
+            table[name] = str(tmp_path / f"{name}.npy")
+    spec = {
+        "items": 200,
+        "clones": 3,
+        "source": {"type": "gaussian_mixture", "scale": 2.0, **table},
+        "corruption": {"type": "operator", "operator": "inpainting", "sigma": 0.5, "drawn": "once", "noise": [0.4]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "posterior"}],
+    }
+    pytest.importorskip("deepinv")
+    ds = run(Experiment.from_dict(spec))
+    assert posterior_tests(ds).attrs["passed"]
+    source = Experiment.from_dict(spec).parts.source
+    values = next(source.blocks(np.arange(200), 0, 200)).values
+    assert abs(values[:, 0].mean() + 2 * 67.6) < 1.5
+    assert np.bincount(ds.label.values, minlength=3) / 200 == pytest.approx(OWN["weights"], abs=0.15)
+    if in_files:
+        first = source.fingerprint()
+        np.save(tmp_path / "covariances.npy", 2 * np.array(OWN["covariances"]))
+        assert GaussianMixtureSource(**{**table, "scale": 2.0}).fingerprint() != first
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"means": [[1.0, 2.0]], "num_modes": 3}, "num_modes: that of means; leave it out"),
+        ({"covariances": [[1.0]]}, "covariances: go with means"),
+        ({"means": [[1.0, 2.0]], "covariances": [[1.0]]}, r"covariances has shape \(1, 1\); expected \(2, 2\), or"),
+        ({"means": [[1.0, 2.0]], "covariances": [[1.0, 2.0], [2.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
+        ({"means": [[1.0, 2.0]], "covariances": [[1.0, 0.5], [0.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
+        ({"means": [[1.0], [2.0]], "weights": [0.9, 0.2]}, "weights has shape"),
+        ({"means": "absent.npy"}, "absent.npy is not a readable .npy file"),
+    ],
+)
+def test_bad_mixtures_of_ones_own(options, words):
+    with pytest.raises(ValueError, match=words):
+        GaussianMixtureSource(**options)

@@ -351,7 +351,7 @@ def test_what_a_sampler_gives_is_checked(value, words):
 def test_images_of_another_range_are_refused(folder):
     global returned
     returned = torch.full((1, 1, 8, 8), 255.0)
-    with pytest.raises(ValueError, match=r"gives values in \[255, 255\] for item 0, noise 0.3; expected images in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"gives values in \[255, 255\] for noise 0.3; expected images in \[0, 1\]"):
         ut.run(of_images(folder, sampler=f"{__name__}:faulty", model="exact"))
 
 

@@ -13,9 +13,12 @@ from scipy.stats import kstest
 import uturn as ut
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
+from uturn.corruption.measurement import Measurement
+from uturn.corruption.operators import Operator
 from uturn.measures.posteriors import title_of
 from uturn.measures.ranks import band
 from uturn.probes.posterior import Posterior
+from uturn.sources.images import FashionMNISTSource, Images
 from uturn.studies.plotting.posteriors import draw_posterior_tests
 
 LEVEL, CLONES, ITEMS = 1e-3, 4, 250
@@ -91,6 +94,29 @@ def test_each_wrong_sampler_is_caught_and_named(u_turn, name, kind):
     tests = ut.posterior_tests(read(*u_turn, sampled(name, u_turn[0])), LEVEL)
     assert tests.attrs["passed"] == (name == "exact")
     assert tests.kind.item() == kind
+
+
+def identity(strength, shape):
+    return Operator(lambda x: x, noise=strength)
+
+
+def test_readings_of_images_have_the_scale_of_samplers():
+    """Black originals, and clones of grey .3 and .5 in [0, 1], which are -.4 and 0 in the data."""
+    originals = Images(np.arange(2), np.full((2, 3, 5, 4), -1, np.float32), np.full(2, -1))
+    noisy = Measurement(operator=f"{__name__}:identity").observe(originals, 0.1, Streams(0, np.arange(2), 0.1))
+    draws = np.broadcast_to(np.array([-0.4, 0.0], np.float32)[:, None, None, None], (2, 2, 3, 5, 4))
+    readings = Posterior().read(UTurns(originals, noisy, draws, 2), FashionMNISTSource())
+    for name, expected in {"distance": [0.3, 0.5], "clone_distance": [0.2, 0.2], "mean_value": [0.3, 0.5]}.items():
+        assert readings[name] == pytest.approx(np.array([expected] * 2), abs=1e-6)
+    assert readings["original_mean_value"] == pytest.approx(0, abs=1e-6)
+    references = [
+        operator.back_projection(y[None], (3, 5, 4))[0] for operator, y in zip(noisy.operators, noisy.values, strict=True)
+    ]
+    assert readings["original_reference_distance"].ravel() == pytest.approx(
+        [np.sqrt((r**2).mean()) for r in references], abs=1e-6
+    )
+    units = {name: variable.unit for name, variable in Posterior().variables(FashionMNISTSource()).items()}
+    assert units["distance"] == units["mean_value"] == units["reference_distance"] == "of the range [0, 1]"
 
 
 def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):

@@ -120,6 +120,10 @@ def test_from_rules_and_files(tmp_path):
     other = RandomHierarchyModel.from_rules(strings, rule_probabilities=zipf(2, 0.7))
     assert other.fingerprint == rhm.fingerprint
     assert RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 1]]]}).vocab_size == 4  # depth 1: largest symbol + 1
+    with pytest.raises(
+        ValueError, match=r"rules\[1\] contains the symbol 700000; number the symbols 0, 1, .., or give vocab_size"
+    ):
+        RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 700_000]]]})
     (tmp_path / "cut").write_bytes((tmp_path / "grammar.safetensors").read_bytes()[:100])
     with pytest.raises(ValueError, match="not a readable grammar file"):
         RandomHierarchyModel.load(tmp_path / "cut")

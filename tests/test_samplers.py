@@ -186,6 +186,12 @@ def test_recorded_files_are_checked(sampler, code, tmp_path):
     assert [test["verdict"] for test in tests[3:]] == ["not tested"] * 2
     refused = uturn(*words, *pattern, "--steps", 7, cwd=tmp_path)
     assert (refused.returncode, "expected k/steps" in refused.stderr) == (2, True)
+    for path in tmp_path.glob("strength_*/*_1.png"):
+        path.rename(path.with_suffix(".hidden"))
+    single = uturn(*words, *pattern, cwd=tmp_path)
+    assert (single.returncode, "the files have one trajectory of each original" in single.stderr) == (2, True)
+    for path in tmp_path.glob("strength_*/*_1.hidden"):
+        path.rename(path.with_suffix(".png"))
     (tmp_path / "strength_0.5" / "03_1.png").unlink()
     missing = uturn(*words, *pattern, cwd=tmp_path)
     assert (missing.returncode, "files of the first 24 originals are missing" in missing.stderr) == (2, True)
@@ -287,11 +293,16 @@ def too_small(images, noise, seed):
     return images[:, :, :4]
 
 
+def forgetful(images, noise, seed):
+    gallery.ddpm(images, noise, seed)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--sampler", f"{__name__}:broken"], "test_samplers:broken'.*no such scheduler .test_samplers.py, line"),
         (["--sampler", f"{__name__}:too_small"], "it gives shape .*expected finite numbers"),
+        (["--sampler", f"{__name__}:forgetful"], r"it gives None; expected a tensor \(32, 1, 8, 8\)"),
         (["--sampler", "absent_module:f"], "sampler = 'absent_module:f' cannot be imported"),
         (["--sampler", "no_scheduler"], "scheduler = 'no_scheduler'"),
         (["--items", "4"], "items = 4: so few could not make the check fail"),

@@ -294,6 +294,7 @@ def test_mistakes_are_one_line_with_the_way_out(folder, case):
     with pytest.raises(ValueError, match=words) as error:
         ut.run(experiment(folder, {"type": "text_class", **options}))
     assert "\n" not in str(error.value)
+    assert "model = " not in str(error.value)  # that is the option of the masked model
 
 
 def test_texts_longer_than_the_classifier_takes(folder, tmp_path):

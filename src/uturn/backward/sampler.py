@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _FORM = "a function (observed, operator, generator), perhaps with the parameters denoiser and shape"
 _MOST_OUTSIDE = 0.01  # share of values that a sampler may clip
 _FAR = 10.0  # distance from [0, 1] beyond which images have another range, or diverged
+_CLIPPED = 0.1  # distance from [0, 1] beyond which clipping a value counts as a change
+_RECORDED = 256  # values of a call of the denoiser that are compared
+_SAME = 1e-3  # relative difference of two calls with one seed, which rounding on a GPU may cause
 
 
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
@@ -53,7 +57,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     options : table
         Options of the sampler; for a function, further keyword arguments.
     model : str
-        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`.
+        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`. A function
+        without a parameter `denoiser` needs no model, and none is loaded for it.
     batch : int
         Measurements in a call of the sampler, 1 by default.
 
@@ -92,14 +97,14 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     @property
     def _calls_model(self) -> bool:
         """Whether the sampler calls a model of images."""
-        return self.model != "exact"
+        return self.model != "exact" and _takes_denoiser(self)
 
     def chain(self, steps: int = 250) -> DiffusionModel:
         """The model of images with this number of reverse steps, to draw originals.
 
         Draws with few steps have another law than the denoiser assumes.
         """
-        if not self._calls_model:
+        if self.model == "exact":
             raise ValueError(
                 "model = 'exact': the law of the originals is not known; give a model of images, such as 'fashion_mnist'"
             )
@@ -139,15 +144,56 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """No reconstruction is missing; ValueError if a sampler of deepinv does not fit its options or measurements."""
+        """No reconstruction is missing.
+
+        ValueError if a sampler of deepinv does not fit its options or measurements, or if two calls of a function with one seed
+        differ.
+        """
+        source, corruption = experiment.parts.source, experiment.parts.corruption
         if isinstance(_sampler(self), DeepinvSampler):
             for noise in experiment.noise:
                 few = self.trial(10, noise)[0]  # with two steps, some diverge that do not with more
-                few.network_calls(noise, experiment.parts.corruption, experiment.parts.source)
+                few.network_calls(noise, corruption, source)
+            return {}
+        first = self._tried(experiment.noise[0], corruption, source)
+        time.sleep(1 - time.time() % 1)  # a sampler may be seeded with the time in seconds
+        second = self._tried(experiment.noise[0], corruption, source)
+        if len(first) != len(second) or not all(
+            np.allclose(a, b, rtol=_SAME, atol=_SAME * np.abs(a).max()) for a, b in zip(first, second, strict=True)
+        ):
+            raise ValueError(
+                f"sampler = {self.sampler!r}: two calls with the same measurement and seed differ; draw all random numbers from "
+                f"`generator`, or from the global generators of torch, numpy or Python, and let nothing depend on time or on "
+                f"earlier calls"
+            )
         return {}
 
+    def doubts(self, experiment: Any) -> list[str]:
+        """A sentence if a function gives images outside of [0, 1], judged by a draw for the first original."""
+        source, corruption, noise = experiment.parts.source, experiment.parts.corruption, experiment.noise[0]
+        if self.sampler.startswith(DEEPINV) or source.image_shape() is None:
+            return []
+        block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
+        streams = Streams(experiment.seed, block.items, noise)
+        noisy = corruption.observe(block, noise, streams)
+        labels = self._model().labels_of(noisy, streams) if self._calls_model else None
+        key = streams.keys(Purpose.RECONSTRUCTION)[0]
+        draw = self._called(_sampler(self), noisy, np.arange(1), key, self._denoiser(noisy.law, labels), f"noise {noise:g}")
+        share = float(((draw < -_CLIPPED) | (draw > 1 + _CLIPPED)).mean())
+        if share <= _MOST_OUTSIDE:
+            return []
+        return [
+            f"sampler = {self.sampler!r} gives values in [{draw.min():.2g}, {draw.max():.2g}] for the first original, and "
+            f"{share:.0%} of them are clipped; samplers draw images in [0, 1], so map images in [-1, 1] by (x + 1) / 2"
+        ]
+
     def _drawn(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width)."""
+        """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width); images clipped."""
+        draws = self._called(sampler, noisy, rows, key, denoiser, where)
+        return draws if noisy.values_of_data[0] == 0 else draws.clip(0, 1)
+
+    def _called(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
+        """The draws as the sampler gives them; ValueError for a wrong shape or values far outside of the range."""
         import torch
 
         label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
@@ -162,14 +208,12 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         draws = values.detach().cpu().float().numpy()
         if not np.isfinite(draws).all():
             raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
-        if noisy.values_of_data[0] == 0:  # vectors
-            return draws
-        if draws.min() < -_FAR or draws.max() > 1 + _FAR:
+        if noisy.values_of_data[0] != 0 and (draws.min() < -_FAR or draws.max() > 1 + _FAR):  # images
             raise ValueError(
                 f"{label} gives values in [{draws.min():.3g}, {draws.max():.3g}] for {where}; expected images in [0, 1], "
                 f"or a little outside, which is clipped: it has another range, or diverged"
             )
-        return draws.clip(0, 1)
+        return draws
 
     def _check_range(self, law: Any, sampler: Any) -> None:
         """ValueError if more than 1 % of the values of a law of vectors are outside of the range to which the sampler clips."""
@@ -199,12 +243,17 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
         """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
+        return len(self._tried(noise, corruption, source)) - 1, self.batch
+
+    def _tried(self, noise: float, corruption: Any, source: Any) -> list[np.ndarray]:
+        """What a draw gives to a denoiser that always answers 0.5 (the first values of each call), and then the draw."""
         block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
-        streams, counter, sampler = Streams(0, np.arange(1), noise), _Counter(), _sampler(self)
+        streams, seen, sampler = Streams(0, np.arange(1), noise), _Recorder(), _sampler(self)
         noisy = corruption.observe(block, noise, streams)
         self._check_range(noisy.law, sampler)
-        self._drawn(sampler, noisy, np.arange(1), streams.keys(Purpose.RECONSTRUCTION)[0], counter, f"noise {noise:g}")
-        return counter.calls, self.batch
+        key = streams.keys(Purpose.RECONSTRUCTION)[0]
+        draw = self._drawn(sampler, noisy, np.arange(1), key, seen, f"noise {noise:g}")
+        return [*seen.calls, draw]
 
     def trial(self, calls: int, noise: float) -> tuple[Any, float]:
         sampler = _sampler(self)
@@ -306,14 +355,14 @@ class _LawDenoiser:
         return self.law.denoise(x, sigma)
 
 
-class _Counter:
-    """A denoiser that counts its calls."""
+class _Recorder:
+    """A denoiser that always answers 0.5, and records the first values of what it is given."""
 
     range = (0.0, np.inf)
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls: list[np.ndarray] = []
 
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
+        self.calls.append(x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy())
         return 0 * x + 0.5

@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.image_queue import ImageQueue
-from uturn.core.checks import errors_named
+from uturn.core.checks import errors_named, shown
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance
@@ -66,7 +66,9 @@ def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: 
 
     with errors_named(label, function):
         result = function(torch.tensor(values), noise, seed)
-        made = torch.as_tensor(result).detach().float().cpu().numpy()
+    if not isinstance(result, torch.Tensor | np.ndarray):
+        raise ValueError(f"{label}: it gives {shown(result)}; expected a tensor {values.shape}")
+    made = torch.as_tensor(result).detach().float().cpu().numpy()
     if made.shape != values.shape or not np.isfinite(made).all():
         what = f"shape {made.shape}" if made.shape != values.shape else "NaN or infinity"
         raise ValueError(

@@ -136,7 +136,8 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     to the data. Beside the tests stand what reconstructions keep of the class, t\\*, and calls of the network.
 
     With real images, sampler and model are judged together; --data generated, originals drawn by the model, judges the sampler
-    alone. Both can be given. Samplers and operators are those of deepinv by name, or your own: module:function.
+    alone, as do vectors of a law of your own, which need no model. Several can be given. Samplers and operators are those of
+    deepinv by name, or your own: module:function. A function without a denoiser needs no model either.
 
     Writes the page `index.html` (truth, measurement, reconstructions and their spread at each strength), `inverse.json`,
     `inverse.csv`, `errors/`, the files of `uturn images`, and a store for each sampler. The command can be stopped at any

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Sub-streams of a sample, distinct from STRINGS and NOISE in uturn.random.
-_MODE, _VALUES, _POSTERIOR_MODE, _POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
+MODE, VALUES, POSTERIOR_MODE, POSTERIOR_VALUES = (2**63 + k for k in range(10, 14))
 
 
 class Sample(NamedTuple):
@@ -119,9 +119,9 @@ class GaussianMixture:
     def sample(self, count: int, seed: Any = 0) -> Sample:
         """Draw `count` vectors. `seed`: an integer, or one uint64 key per vector (`uturn.random.keys`)."""
         count = checked_integer("count", count, 0)
-        u = uniforms(streams(seed, count, _MODE), 1)
+        u = uniforms(streams(seed, count, MODE), 1)
         modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
-        xi = normals(streams(seed, count, _VALUES), self.dimension, np.float64)
+        xi = normals(streams(seed, count, VALUES), self.dimension, np.float64)
         return Sample(self.to_basis(self._means[modes] + np.sqrt(self.variance) * xi), modes)
 
     def diffuse(self, values: Any, noise: Any, seed: Any = 0) -> np.ndarray:
@@ -137,11 +137,11 @@ class GaussianMixture:
         """
         x, t = self._checked(observed, noise)
         abar, rest, total = self._variances(t)
-        u = uniforms(streams(seed, len(x), _POSTERIOR_MODE), 1)
+        u = uniforms(streams(seed, len(x), POSTERIOR_MODE), 1)
         modes = (np.cumsum(self.responsibilities(x, noise), axis=1)[:, :-1] <= u).sum(axis=1)
         centre, m = self.to_basis(x), self._means[modes]
         gain = np.sqrt(abar) * self.variance / total
-        xi = normals(streams(seed, len(x), _POSTERIOR_VALUES), self.dimension, np.float64)
+        xi = normals(streams(seed, len(x), POSTERIOR_VALUES), self.dimension, np.float64)
         drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
         return Sample(np.where(t == 0, x, drawn), modes)
 
@@ -154,7 +154,7 @@ class GaussianMixture:
 
         Samplers that clip to this range are wrong for them.
         """
-        spread = np.sqrt(np.diagonal(self.covariance))
+        spread = np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
         below, above = ndtr((low - self.means) / spread), ndtr((self.means - high) / spread)
         return float(self.weights @ (below + above).mean(axis=1))
 

@@ -19,6 +19,7 @@ from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, 
 from uturn.core.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
+_MOST_UNUSED = 2**16  # size of an alphabet, told by the largest leaf symbol, up to which most symbols may occur in no rule
 _MOST_DRAWN = 32  # nodes of a level in the drawing of a grammar
 _FILE_FORMAT, _FILE_VERSION = "uturn.rhm", "1"
 
@@ -202,6 +203,8 @@ class RandomHierarchyModel:
             raise ValueError(f"rules: the levels have branching {sorted(branchings)}; expected one branching >= 2 for all")
         if vocab_size is None:
             v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
+            if v > max(tables[1].size, _MOST_UNUSED):
+                raise ValueError(f"rules[1] contains the symbol {v - 1}; number the symbols 0, 1, .., or give vocab_size = {v}")
         else:
             v = checked_integer("vocab_size", vocab_size, 1)
         for level, table in tables.items():

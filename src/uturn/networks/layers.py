@@ -13,6 +13,7 @@ from torch import nn
 
 EVERY_BLOCK = "every block"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_MOST_QUOTED = 12  # names of modules in a message
 _WRAPPED = ("_orig_mod", "module", "model")  # child names in wrappers: torch.compile, DataParallel, user-defined
 
 
@@ -169,10 +170,11 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     if last is not None and last not in names:
         names.append(last)
     if inside or len(names) < 2:
-        finding = (
-            f"activation functions inside of a block ({', '.join(inside)})" if inside else f"only {', '.join(names) or 'nothing'}"
-        )
-        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; name the layers")
+        only = f"only {', '.join(map(repr, names))}" if names else "nothing"
+        finding = f"activation functions inside of a block ({', '.join(map(repr, inside))})" if inside else only
+        known = ", ".join(map(repr, list(modules)[1 : _MOST_QUOTED + 1])) + ", .." * (len(modules) > _MOST_QUOTED + 1)
+        way_out = f"name the layers, some of {known}" if known else "it has no modules to name"
+        raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}")
     return tuple(names)
 
 

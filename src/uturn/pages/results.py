@@ -123,7 +123,7 @@ def write_study(
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
                 texts["difference.json"] = json.dumps(data_of(paired), indent=1, ensure_ascii=False, allow_nan=False)
-                texts["difference.csv"] = frame_of(paired).to_csv(index=False)
+                texts["difference.csv"] = csv_of(frame_of(paired))
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
 from uturn.pages.pictures import draws, preview
-from uturn.pages.sections import new_section
+from uturn.pages.sections import card, new_section
 from uturn.studies.axes import is_geometric
 
 if TYPE_CHECKING:
@@ -32,12 +33,21 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
         raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
     section |= {key: results[key] for key in ("words", "caption", "notes", "tables")}
+    section["headlines"] = [_verdict(run) for run in results["runs"]]
     section["overview"] = results["table"]
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
     section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")), read.detail)
     if "image" in data:
         section["samples"] = _samples(data, read.detail)
     return section
+
+
+def _verdict(run: dict[str, Any]) -> dict[str, Any]:
+    """The card of a sampler: its kind of error, also if none is seen."""
+    seen = [KINDS[kind] for kind in dict.fromkeys(at["kind"] for at in run["tests"]) if kind in KINDS]
+    without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
+    claim = "; ".join(seen) or f"{without}; each is blind to some errors"
+    return card(run["name"], f"the tests judge the {run['judges']}", run["kinds"], claim)
 
 
 def error_name(store: str, strength: float) -> str:
@@ -71,8 +81,8 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float)
 
 def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:
     """Originals, measurements, clones and their spread, for each kind of originals and each sampler."""
-    spread = data.image.std("clone", ddof=1)
-    error = abs(data.image.mean("clone") - data.original)
+    spread = data.image.std("clone", ddof=1) / 2  # of images in [0, 1], as samplers draw them
+    error = abs(data.image.mean("clone") - data.original) / 2
     most = float(max(spread.quantile(0.995), error.quantile(0.995), 1e-6))
     groups = []
     for kind in dict.fromkeys(data.data.values.tolist()):

@@ -53,8 +53,8 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
 
 
 def card(label: str, axis: str, place: Any, claim: str, supports: str = "", is_range: bool = False) -> dict[str, Any]:
-    """A number of the summary: label, axis, value with interval (or range), and claim."""
-    place = numbers(place)
+    """An entry of the summary: label, axis, value with interval (or range), or a verdict in words, and claim."""
+    place = place if isinstance(place, str) else numbers(place)
     return {"label": label, "axis": axis, "place": place, "claim": claim, "supports": supports, "is_range": is_range}
 
 

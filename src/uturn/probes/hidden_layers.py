@@ -70,7 +70,7 @@ class HiddenLayers:
     layers
         Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`. By default the
         direct children of the model. The output of each module must be a tensor (or a tuple that starts with one), produced once
-        in a forward pass. Choose modules whose outputs are post-activations.
+        in a forward pass. Choose modules whose outputs are post-activations. (): none, to read the logits alone.
     preprocess
         Function applied to each batch (a tensor) before the model: resizing, ImageNet's normalisation, ... Statistics refer to
         the preprocessed data. Statistics files do not record the preprocessing; pass the same function when they are loaded.
@@ -110,7 +110,7 @@ class HiddenLayers:
         self.model = checked_model(model)
         self.preprocess = preprocess
         self.batch_size = checked_integer("batch_size", batch_size, 1)
-        self.layers = select_layers(model, layers)
+        self.layers = () if layers == () else select_layers(model, layers)
         self.legacy = legacy
         self._axes = _channel_axes(self.layers, channel_axis)
         self._take(LayerStatistics({}, {}, {}, {}, 0))
@@ -278,7 +278,7 @@ class HiddenLayers:
 
     def _compare(self, first: torch.Tensor, second: torch.Tensor, clones: int = 1, *, distances: bool, outputs: bool) -> Readings:
         """Compare (items, ...) with (items, draws, ...); logits are computed only if `outputs`."""
-        if not self.mean:
+        if self.layers and not self.mean:
             raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
         items, draws = second.shape[:2]
         tables = [np.empty((items, draws, len(self.layers))) for _ in range(2 if clones == 1 else 4)]

@@ -40,7 +40,8 @@ class NetworkLayers(Named):
     original. For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the
     predicted class of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`,
     `label_top5`: whether the predicted class of the original, or the label, is among the five most probable classes of the
-    reconstruction. An encoder has no classes: only `similarity` and `distance` are measured.
+    reconstruction. An encoder has no classes: only `similarity` and `distance` are measured. A classifier of images without
+    blocks has no layers unless `layers` names some: only its classes are compared, and the model check says so.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -91,7 +92,8 @@ class NetworkLayers(Named):
         return self.prefixed({name: every[name] for name in _measured(self, source)})
 
     def coordinates(self, source: Any) -> dict[str, Any]:
-        return {f"{self.prefix}network_layer": np.array(hidden_layers_of(self, source).layers)}
+        layers = hidden_layers_of(self, source).layers
+        return {f"{self.prefix}network_layer": np.array(layers)} if layers else {}
 
     def taken_from(self, source: Any) -> str:
         texts = self.texts(source)
@@ -104,6 +106,7 @@ class NetworkLayers(Named):
         layers = hidden_layers_of(self, source).read(_readable(originals.data), reconstructions, clones, logits=has_classes)
         readings: dict[str, Any] = {"similarity": layers.similarity, "distance": layers.distance}
         twins = {"similarity": layers.clone_similarity, "distance": layers.clone_distance} if clones > 1 else {}
+        twins = {name: twin for name, twin in twins.items() if name in measured}
         if has_classes:
             readings |= _verdicts(layers.original_logits, layers.logits, getattr(originals, "labels", None), measured)
             if clones > 1:
@@ -131,6 +134,8 @@ class NetworkLayers(Named):
 
         with torch.inference_mode():
             mistakes = [*check_calls(logits, images), *([WRITES] if writes_into(logits, images[-2:]) else [])]
+        if classifier.without_layers:
+            mistakes.append(f"is compared by its classes alone: {classifier.without_layers}")
         return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
@@ -203,6 +208,8 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         classifier = _classifier(spec, source, shape)
         options["channel_axis"] = classifier.channel_axes
         probe = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
+    if not probe.layers:
+        return probe
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
     if shape is None:
@@ -220,9 +227,12 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
     shape = source.image_shape()
     if shape is None:
         return tuple(names)
-    num_classes = _classifier(spec, source, shape).num_classes
+    classifier = _classifier(spec, source, shape)
+    num_classes = classifier.num_classes
     if num_classes == 0:
         return ("similarity", "distance")
+    if not classifier.layers:
+        names = names[2:]
     names.append("original_class")
     if num_classes > 5:
         names.append("same_class_top5")

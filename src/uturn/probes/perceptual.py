@@ -104,6 +104,8 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
     else:
         classifier = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
+        if classifier.without_layers:
+            raise ValueError(f"classifier = {spec.classifier!r}: {classifier.without_layers}")
         options: Any = {"batch_size": spec.batch_size, "channel_axis": classifier.channel_axes}
         layers = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
     distance = PerceptualDistance(layers, None if spec.linear is None else read_linear(spec.linear, layers.layers))

@@ -15,7 +15,8 @@ _IMPOSSIBLE = -1e6  # nats that stand for log 0
 class Posterior(Spec, Probe):
     """Readings of a posterior sampler from an original x_0, its measurement y and the clones x̂_k; each sees other errors.
 
-    Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum.
+    Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum. They are
+    in the units in which operators and samplers read a datum: images in [0, 1], vectors in their own units.
 
     - `distance`: root mean square difference of the values of two data. It has no start, and so no half-life: hidden values
       differ at any strength.
@@ -38,6 +39,7 @@ class Posterior(Spec, Probe):
     def variables(self, source: Any) -> dict[str, Variable]:
         dims, shared = ("noise", "item", "trajectory"), dict[str, Any](family="posterior")
         ranked = dict[str, Any](ranked=True, **shared)
+        units = "" if source.image_shape() is None else "of the range [0, 1]"
         law = {
             "same_component": Variable(
                 dims,
@@ -53,14 +55,20 @@ class Posterior(Spec, Probe):
         }
         return {
             "distance": Variable(
-                dims, "RMS difference of the values", bounds=(0, None), group="distance", symmetric=True, **shared
+                dims,
+                "RMS difference of the values",
+                unit=units,
+                bounds=(0, None),
+                group="distance",
+                symmetric=True,
+                **shared,
             ),
             "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", unit="nats", group="log-density", **ranked),
             **(law if hasattr(source, "law") else {}),
             "reference_distance": Variable(
-                dims, "RMS difference from the reference", bounds=(0, None), group="distance", **ranked
+                dims, "RMS difference from the reference", unit=units, bounds=(0, None), group="distance", **ranked
             ),
-            "mean_value": Variable(dims, "mean of the values", group="mean", **ranked),
+            "mean_value": Variable(dims, "mean of the values", unit=units, group="mean", **ranked),
             "coverage": Variable(
                 dims[:2], "share of values in the range of the clones", bounds=(0, 1), group="coverage", **shared
             ),
@@ -92,11 +100,11 @@ class Posterior(Spec, Probe):
 
 def _of_measurement(noisy: Any, row: int, data: np.ndarray, known: dict[str, np.ndarray]) -> dict[str, Any]:
     """The readings of a measurement; `data` (K + 1, ...): the original, then its clones; `known`: class and log p(x) of each."""
-    K, flat = len(data) - 1, data.reshape(len(data), -1).astype(float)
+    K, flat = len(data) - 1, noisy.read_by_operator(data).reshape(len(data), -1).astype(float)
     hidden = noisy.hidden(row)
     values = flat if hidden is None else flat[:, hidden.ravel()]
     reference = noisy.reference(row)
-    to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, np.ravel(reference))
+    to_reference = np.full(K + 1, np.nan) if reference is None else _rms(flat, noisy.read_by_operator(reference[None]).ravel())
     likelihood = np.full(K + 1, np.nan)
     if noisy.operators[row].noise.is_known:
         likelihood = np.maximum(noisy.log_likelihood(row, data), _IMPOSSIBLE)

@@ -60,7 +60,7 @@ class SecondModel(Named):
         """The user's function if the model is an import path; otherwise None."""
         from uturn.networks.texts.language_files import own_language
 
-        return own_language(self.model)
+        return own_language(self.model, self.head)
 
     def files(self) -> list[Path]:
         from uturn.networks.texts.language_files import text_files

@@ -38,7 +38,9 @@ class TextClass(SecondModel):
     @model_validator(mode="after")
     def _is_no_masked_model(self) -> TextClass:
         if self.model == "same":
-            raise ValueError("model = 'same' is the masked model of the backward, which has no classes; expected a classifier")
+            raise ValueError(
+                "classifier = 'same' is the masked model of the backward, which has no classes; expected a classifier"
+            )
         return self
 
     @property
@@ -82,7 +84,7 @@ class TextClass(SecondModel):
         num_labels, num_classes = source.num_labels() if self.labels else None, classes_of(self, source).num_classes
         if num_labels is not None and num_labels > num_classes:
             raise ValueError(
-                f"model = {self.model!r} knows the classes 0 .. {num_classes - 1}, but the largest label of the texts is "
+                f"classifier = {self.model!r} knows the classes 0 .. {num_classes - 1}, but the largest label of the texts is "
                 f"{num_labels - 1}; number the labels as the classifier does, or leave them out (labels = false)"
             )
         return num_labels is not None
@@ -115,7 +117,7 @@ def classes_of(spec: TextClass, source: Any) -> Classes:
     from uturn.networks.texts.classifiers import class_logits
 
     model = spec.loaded()
-    texts = TextsOf(source, model, f"model = {spec.model!r}")
+    texts = TextsOf(source, model, f"classifier = {spec.model!r}")
     num_classes = class_logits(model, texts.rows(source.ids([0, 0])), 2).shape[1]
     return Classes(model, texts, spec.batch_size, num_classes)
 

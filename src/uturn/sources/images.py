@@ -510,4 +510,5 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         if doubt := doubtful_range(array):
             warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
-    raise ValueError(f"{where} holds {array.dtype} images; expected uint8 in 0..255, or finite floats in [-1, 1]")
+    found = f"values in [{array.min():.4g}, {array.max():.4g}]" if array.dtype.kind in "biuf" and array.size else "no numbers"
+    raise ValueError(f"{where} holds {array.dtype} images, {found}; expected uint8 in 0..255, or finite floats in [-1, 1]")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.checks import checked_numbers, checked_path
+from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
@@ -107,6 +111,10 @@ class GaussianMixtureSource(VectorSource):
     `separation`: distance between means over sqrt(dimension), > 0. `exponent`: the modes are Gaussian fields of power spectrum
     `|k|^-exponent` around their means, on a periodic square grid; 0 for independent components and no grid. The class is the most
     probable mode. All components form one scale. The law has classes, but no hierarchy.
+
+    A mixture of one's own: `means` (modes, dimension), in place of `dimension`, `num_modes`, `separation` and `exponent`;
+    `covariances`, (dimension, dimension) or (modes, dimension, dimension), by default the identity; `weights` (modes,), by
+    default equal. Each is a list, or the path of a .npy file.
     """
 
     type: Literal["gaussian_mixture"] = "gaussian_mixture"
@@ -114,9 +122,22 @@ class GaussianMixtureSource(VectorSource):
     num_modes: int = Field(default=2, ge=1)
     separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     exponent: float = Field(default=0.0, ge=0, le=20)
+    means: str | list[Any] | None = None
+    covariances: str | list[Any] | None = None
+    weights: str | list[float] | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # lists have no hash
 
     @model_validator(mode="after")
     def _fits(self) -> GaussianMixtureSource:
+        if self.means is not None:
+            for name in {"dimension", "num_modes", "separation", "exponent"} & self.model_fields_set:
+                raise ValueError(f"{name}: that of means; leave it out")
+            self.law(0)  # raises ValueError if shapes do not fit together
+            return self
+        if self.covariances is not None:
+            raise ValueError("covariances: go with means; give them too")
         if self.num_modes > self.dimension:
             raise ValueError(f"num_modes = {self.num_modes}, but dimension = {self.dimension}; lower num_modes")
         if self.num_modes * self.dimension > 16 * _MOST_COMPONENTS:
@@ -137,18 +158,43 @@ class GaussianMixtureSource(VectorSource):
         return law.classify(values)
 
     def scales(self) -> dict[float, np.ndarray]:
-        return {0: np.ones(self.dimension, bool)}
+        means = self.array("means")
+        return {0: np.ones(self.dimension if means is None else means.shape[1], bool)}
+
+    def array(self, name: str) -> np.ndarray | None:
+        """The numbers of the option `name`: a list, or the content of a file."""
+        given = getattr(self, name)
+        return (
+            checked_numbers(name, read_array(checked_path(name, given)) if isinstance(given, str) else given) if given else None
+        )
+
+    def files(self) -> list[Path]:
+        return [Path(given) for given in (self.means, self.covariances, self.weights) if isinstance(given, str)]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the arrays in files; empty without files."""
+        if not self.files():
+            return ""
+        law = self.law(0)
+        return hashlib.sha256(b"".join(part.tobytes() for part in (law.means, law.covariance, law.weights))).hexdigest()
 
 
-@lru_cache(maxsize=8)
+@cached_while_unchanged(files=lambda source, seed: source.files())
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
     from uturn.exact.laws import GaussianMixture, power_law, simplex
+    from uturn.exact.mixtures import CorrelatedMixture
 
+    own, weights = source.array("means"), source.array("weights")
+    if own is not None:
+        covariances = source.array("covariances")
+        if covariances is None:
+            return GaussianMixture(source.centre + source.scale * own, weights, source.scale**2)
+        return CorrelatedMixture(source.centre + source.scale * own, source.scale**2 * covariances, weights)
     K, d = source.num_modes, source.dimension
     means = simplex(K, d, source.separation * np.sqrt(d), keys(seed, Purpose.GRAMMAR, np.arange(K)))
     grid = (math.isqrt(d),) * 2 if source.exponent > 0 else None
     variance = 1.0 if grid is None else power_law(grid, source.exponent)
-    return GaussianMixture(source.centre + source.scale * means, variance=source.scale**2 * variance, grid=grid)
+    return GaussianMixture(source.centre + source.scale * means, weights, source.scale**2 * variance, grid)
 
 
 class GaussianFieldSource(VectorSource):

@@ -353,7 +353,7 @@ function samplesView(samples) {
     const k = nearest(noiseOf(scaleOf(samples)), samples.noise);
     at.replaceChildren(`At ${samples.words}: ${short(samples.noise[k])}, the nearest level of the run. Spread: standard deviation of the clones, pixel by pixel. `
       + "Error: distance of their mean from the truth. For draws from the posterior both are of one size, on average. ",
-    make("i", { className: "heat" }), ` 0 to ${short(samples.most)}, for pixels in [-1, 1]. `, make("i", { className: "unseen" }), " hidden. ", counted(samples.kept, samples.of, "originals"));
+    make("i", { className: "heat" }), ` 0 to ${short(samples.most)}, for pixels in [0, 1]. `, make("i", { className: "unseen" }), " hidden. ", counted(samples.kept, samples.of, "originals"));
     updates.forEach((update) => update(k));
   });
   return make("article", { className: "grid whole" }, make("h3", {}, "Truth, measurement and what the samplers draw, at the strength of the slider"), at, box);

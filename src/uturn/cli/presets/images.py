@@ -35,11 +35,12 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         "Reverse process": ("scheduler", "steps", "eta", "timestep_spacing", "pure_noise"),
         "Data": ("data", "size", "channels", "classes", "labels"),
         "U-turns made elsewhere": ("recorded", "unit", "schedule"),
-        "Measures": ("classifiers", "weights", "class_prompts", "compare_labels", "perceptual", "perceptual_linear"),
+        "Measures": ("classifiers", "weights", "layers", "class_prompts", "compare_labels", "perceptual", "perceptual_linear"),
         "Size and seed": SIZES,
         "Speed and memory": _SPEED,
     }
     flags: ClassVar[Mapping[str, str]] = {"classifiers": "--classifier"}
+    needs_classifier: ClassVar[bool] = True
 
     data: str = Field(
         "fashion_mnist",
@@ -56,6 +57,11 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         [],
         description="Weights of each classifier, in the same order, then of the perceptual network: a name, a file, or '' for "
         "the default of its library.",
+    )
+    layers: list[str] = Field(
+        [],
+        description="Layers of the classifiers that are compared, names or patterns of modules, such as layer1.*; by default "
+        "every block.",
     )
     class_prompts: str | None = Field(
         None,
@@ -168,7 +174,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the stored images."""
         generating = self.model if self.data == "generated" else None
         classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
-        if not classifiers:
+        if not classifiers and self.needs_classifier:
             raise ValueError(
                 f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"
             )
@@ -182,6 +188,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
                 "type": "network_layers",
                 "classifier": classifier,
                 **({"weights": own_weights} if own_weights else {}),
+                **({"layers": self.layers} if self.layers else {}),
                 **({"name": name} if name else {}),
                 **({} if self.compare_labels else {"labels": False}),
                 **(self._set("class_prompts") if classifier.startswith("clip:") else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -30,11 +31,11 @@ class Run(NamedTuple):
     @property
     def judges(self) -> str:
         """What the tests of the run judge: the law of generated originals is that of the model, so only the sampler can err."""
-        return "sampler" if self.data == "generated" else "sampler and prior"
+        return "sampler" if self.data == "generated" or _law(self.data) else "sampler and prior"
 
 
 class InverseOptions(ImageOptions):
-    """Posterior samplers of inverse problems of images, each on the same measurements.
+    """Posterior samplers of inverse problems of images or of vectors of a known law, each on the same measurements.
 
     `runs` gives one experiment for each sampler and each kind of originals.
 
@@ -57,6 +58,7 @@ class InverseOptions(ImageOptions):
         ),
     }
     flags: ClassVar[Mapping[str, str]] = {**ImageOptions.flags, "samplers": "--sampler"}
+    needs_classifier: ClassVar[bool] = False
 
     operator: str = Field(
         "boxes",
@@ -88,7 +90,8 @@ class InverseOptions(ImageOptions):
     samplers: list[str] = Field(
         ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
         description="Posterior sampler: deepinv:NAME, or module:function, a function (observed, operator, generator[, denoiser]) "
-        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR steps=50 zeta=0.3'.",
+        "that returns a reconstruction; with its options behind it: 'deepinv:DiffPIR steps=50 zeta=0.3'. Without denoiser, it "
+        "needs no model. exact: the posterior of a mixture.",
         examples=["deepinv:DDRM", "deepinv:DPS", "deepinv:DiffPIR"],
     )
     batch: int = Field(
@@ -97,7 +100,8 @@ class InverseOptions(ImageOptions):
     data: list[str] = Field(  # type: ignore[assignment] # several kinds of originals
         ["fashion_mnist"],
         description="Originals: a folder of images, whose sub-folders are classes; a .npy file; or generated (drawn by the "
-        "model), which judges the sampler alone.",
+        "model), which judges the sampler alone; or a law of vectors with its options, 'gaussian_mixture means=means.npy "
+        "covariances=covariances.npy weights=[0.3,0.7]', which needs no model.",
         examples=["fashion_mnist", "generated"],
     )
     generated_steps: int = Field(
@@ -121,16 +125,16 @@ class InverseOptions(ImageOptions):
         runs = []
         for data in self.data:
             # Options of folders and .npy files concern these data only.
-            of_files = (
-                {} if data not in ("fashion_mnist", "generated") else dict.fromkeys(("size", "channels", "classes", "labels"))
-            )
+            law = _law(data)
+            is_named = law or data in ("fashion_mnist", "generated")
+            of_files = dict.fromkeys(("size", "channels", "classes", "labels")) if is_named else {}
             arm = self.model_copy(update={"data": data, **(of_files if len(self.data) > 1 else {})})
-            kind = data if data in ("fashion_mnist", "generated") else Path(data).stem
+            kind = data if is_named else Path(data).stem
             for sampler in self.samplers:
                 label = sampler.removeprefix("deepinv:")
                 store = f"{_file_name(kind)}-{_file_name(label)}.zarr"
                 name = label if len(self.data) == 1 else f"{label}, {kind}"
-                runs.append(Run(name, store, label, data, arm._of_sampler(sampler, originals)))
+                runs.append(Run(name, store, label, data, arm._of_sampler(sampler, law, originals)))
         if len({run.store for run in runs}) < len(runs):
             raise ValueError(f"data, samplers: two of {', '.join(run.store for run in runs)} would share a store; rename one")
         return runs
@@ -139,24 +143,28 @@ class InverseOptions(ImageOptions):
         """The experiment of the first sampler."""
         return self.runs(originals)[0].experiment
 
-    def _of_sampler(self, sampler: str, originals: str | None) -> Experiment:
-        """The experiment of a sampler; `data` is one kind of originals here."""
+    def _of_sampler(self, sampler: str, law: dict[str, Any], originals: str | None) -> Experiment:
+        """The experiment of a sampler; `data` is one kind of originals here, of which `law` is the table if it is a law."""
         name, of_sampler = named_options("sampler", sampler)
-        table = self._source(originals)
+        table = law or self._source(originals)
+        backward: dict[str, Any] = {"type": "exact"}
+        if name != "exact":
+            backward = {
+                "type": "sampler",
+                "sampler": name,
+                **({"options": of_sampler} if of_sampler else {}),
+                **({"batch": self.batch} if self.batch > 1 else {}),
+                **({} if law else self._set("model", *DenoiserOptions.model_fields)),
+            }
+        of_images = [] if law else [{**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes()]
         if table["type"] == "generated":
             table["steps"] = self.generated_steps
         return self._experiment(
             10 if self.items <= 200 else 50,
             source=table,
             corruption=self._corruption(),
-            backward={
-                "type": "sampler",
-                "sampler": name,
-                **({"options": of_sampler} if of_sampler else {}),
-                **({"batch": self.batch} if self.batch > 1 else {}),
-                **self._set("model", *DenoiserOptions.model_fields),
-            },
-            probes=[{"type": "posterior"}, *({**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes())],
+            backward=backward,
+            probes=[{"type": "posterior"}, *of_images],
         )
 
     def _corruption(self) -> dict[str, Any]:
@@ -176,6 +184,8 @@ class InverseOptions(ImageOptions):
         }
 
 
+_LAWS = ("gaussian_mixture", "gaussian_field")
+_LONGEST = 80  # characters of a part of the name of a file
 _ADDED: dict[str, dict[str, Any]] = {
     "images": {"observation": True},  # the page shows what was measured
     "network_layers": {"name": "classifier"},  # the probe `posterior` has a distance, too
@@ -203,5 +213,15 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def _law(data: str) -> dict[str, Any]:
+    """The table of the source for originals of a known law of vectors; empty for images."""
+    if not data.startswith(_LAWS):
+        return {}
+    name, options = named_options("data", data)
+    return {"type": name, **options}
+
+
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.=,+-]+", "-", text)
+    """A text as part of the name of a file; a long one is cut, with a digest of the whole."""
+    name = re.sub(r"[^\w.=,+-]+", "-", text)
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

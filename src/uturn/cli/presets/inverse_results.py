@@ -39,11 +39,12 @@ def calls_of(runs: Sequence[Run]) -> dict[str, int]:
     """Largest number of calls of the network for a reconstruction, by run.
 
     A reconstruction is drawn at the first and the last level, with a denoiser that only counts, so that samplers that do not
-    fit the operator end before anything is measured.
+    fit the operator, or whose calls with one seed differ, end before anything is measured.
     """
     calls = {}
     for run in runs:
         source, corruption, backward, _ = run.experiment.parts
+        backward.missing(run.experiment)  # before any run, since those of many samplers take long
         levels = {run.experiment.noise[0], run.experiment.noise[-1]}
         calls[run.name] = max(backward.network_calls(level, corruption, source)[0] for level in levels)
     return calls
@@ -267,12 +268,13 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
     """
     import xarray as xr
 
+    runs = [run for run in runs if kept_images(readings[run.name])] or list(runs)
     first = readings[runs[0].name]
     labels = {key: ("run", [getattr(run, key) for run in runs]) for key in ("name", "sampler", "data")}
     named = xr.Dataset(coords={"run": range(len(runs)), **labels}, attrs={"format": FORMAT, "items": first.sizes["item"]})
     count = kept_images(first)
     if not count:
-        return named
+        return named.assign_coords(noise=first.noise)
     levels = evenly_spaced(first.sizes["noise"], _MOST_LEVELS)
     of_item = first.image.isel(item=0, noise=0).nbytes * len(levels) * len(runs)
     items = np.arange(min(count, max(4, _MOST_BYTES // of_item)))

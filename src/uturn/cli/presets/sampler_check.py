@@ -237,6 +237,8 @@ class _Checked(NamedTuple):
     def recorded_u_turns(self, pattern: str) -> np.ndarray:
         """The first two recorded U-turns of each original, (noise, items, 2, ...)."""
         backward = RecordedImages(pattern=pattern)
+        if len(backward.files.trajectories) < 2:
+            raise ValueError(f"recorded = {pattern!r}: the files have one trajectory of each original; the tests compare two")
         made = self.u_turns(backward.undone(Recorded(), self.own.parts.source), backward, range(2))
         if not np.isfinite(made).all():
             raise ValueError(

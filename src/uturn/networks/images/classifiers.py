@@ -36,6 +36,8 @@ class Classifier:
     num_classes : int
         0 for an encoder.
     class_names : tuple of str, or None where they are not known
+    without_layers : str
+        Why it has no layers, if it has none: then only its classes can be compared.
     """
 
     module: nn.Module
@@ -44,6 +46,7 @@ class Classifier:
     channel_axes: dict[str, int]
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    without_layers: str = ""
 
 
 def load_classifier(
@@ -76,7 +79,8 @@ def load_classifier(
         number of classes may differ from the library's.
     layers
         Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
-        when the network is evaluated (auxiliary heads, shared modules).
+        when the network is evaluated (auxiliary heads, shared modules). A classifier without such blocks, such as a logistic
+        regression or a network whose activation functions are no modules, has no layers by default.
     image_shape
         Channels, height and width of the images.
     texts
@@ -87,7 +91,7 @@ def load_classifier(
     ------
     ValueError
         For unknown names (close names are listed), weights that are missing, damaged, of another network or cannot be
-        downloaded, and networks that do not take such images or do not return logits (batch, classes).
+        downloaded, encoders without layers, and networks that do not take such images or do not return logits (batch, classes).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     return _classifier(spec, weights, names, tuple(image_shape), classes)
@@ -108,7 +112,14 @@ def _classifier(
         clip: Any = loaded.module
         loaded = loaded._replace(module=clip.with_classes(loaded.texts.encode(texts)), class_names=texts, has_classes=True)
     module, preprocess, class_names = loaded.module, loaded.preprocess, loaded.class_names
-    chosen = select_layers(module, layers or EVERY_BLOCK)
+    chosen: tuple[str, ...] = ()
+    without_layers = ""
+    try:
+        chosen = select_layers(module, layers or EVERY_BLOCK)
+    except ValueError as error:
+        if layers is not None or not loaded.has_classes:
+            raise ValueError(f"classifier = {spec!r}: {error}") from None
+        without_layers = str(error)
     if spec == "fashion_mnist":  # known without a run, for any image shape
         return Classifier(module, preprocess, chosen, dict.fromkeys(chosen, 1), len(class_names or ()), class_names)
     shapes, output = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
@@ -122,13 +133,17 @@ def _classifier(
         num_classes = logits.shape[1]
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:
-        if len(once) < 2:
-            raise ValueError(f"classifier = {spec!r}: fewer than two of its blocks run once with a tensor; name the layers")
         chosen = tuple(layer for layer in chosen if layer in once)
+        if len(chosen) < 2 and not without_layers:
+            blocks = ", ".join(map(repr, shapes))
+            without_layers = f"fewer than two of its blocks ({blocks}) run once with a tensor; name the layers"
+            if not loaded.has_classes:
+                raise ValueError(f"classifier = {spec!r}: {without_layers}")
+            chosen = ()
     axes = dict.fromkeys(chosen, 1) | channel_axes(module, once)
     if class_names is not None and len(class_names) != num_classes:
         class_names = None  # the file has another number of classes than the library
-    return Classifier(module, preprocess, chosen, axes, num_classes, class_names)
+    return Classifier(module, preprocess, chosen, axes, num_classes, class_names, without_layers)
 
 
 # -- shapes from a dry run --------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def load_text_model(model: str, head: Head = "encoder", **options: Any) -> Langu
     """
     if is_packaged(model) and head in ("causal", "classifier"):
         instead = "likelihood = 'masked'" if head == "causal" else "a classifier of transformers, or 'module:function'"
-        raise ValueError(f"model = {model!r} is a masked model; expected {instead}")
+        raise ValueError(f"{named(model, head)} is a masked model; expected {instead}")
     return load_language_model(model, **options) if head == "masked" or is_packaged(model) else _read(model, head, **options)[0]
 
 
@@ -158,7 +158,7 @@ def _read(
     device: str | None = None,
 ) -> tuple[LanguageModel, dict[str, Any]]:
     """A network on its device with its tokenizer, and the stated properties of its output."""
-    where, place, config = f"model = {model!r}", checked_device(device), None
+    where, place, config = named(model, head), checked_device(device), None
     made: Tokenizer | None = None
     if is_packaged(model):
         network, made = _packaged(model)
@@ -201,14 +201,19 @@ def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
     return TransformersNetwork(network), None if characters is None else Vocabulary(tuple(characters), "characters")
 
 
-def own_language(model: str) -> Any:
+def named(model: str, head: Head) -> str:
+    """How errors name a model: as the option that gives it, "classifier = .." or "model = .."."""
+    return f"{'classifier' if head == 'classifier' else 'model'} = {model!r}"
+
+
+def own_language(model: str, head: Head = "masked") -> Any:
     """The user's function if the model is an import path; otherwise None."""
-    return import_function(model, f"model = {model!r}", FORMS) if is_import_path(model) else None
+    return import_function(model, named(model, head), FORMS) if is_import_path(model) else None
 
 
 def _own(model: str, head: Head, where: str) -> tuple[Any, Tokenizer | None]:
     """The network returned by the user's function, and its tokenizer."""
-    function = own_language(model)
+    function = own_language(model, head)
     try:
         network = function()
     except Exception as error:
