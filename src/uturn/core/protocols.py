@@ -168,10 +168,13 @@ class Originals(Protocol):
         The originals in the form read by networks.
     distance : Distance of `uturn.measures.covariances`, or None
         Distances between the sites of an original; by default the differences of their indices.
+    free : bool array (batch, sites), or None
+        The sites that an original has and noise can change; by default all.
     """
 
     items: np.ndarray
     distance: Any = None
+    free: Any = None
     if TYPE_CHECKING:  # may be a field or a property
 
         @property
