@@ -251,7 +251,11 @@ class Source(Part, Protocol):
         return 0, 0
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
-        """Further coordinates along `item`, such as labels: {name: values (num_items,)}."""
+        """Further coordinates along `item`, such as labels: {name: values (num_items,)}.
+
+        `file` and `file_digest` (texts) are the file of each item and the digest of its content: a run goes on only while the
+        digests of its items are the same.
+        """
         return {}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:

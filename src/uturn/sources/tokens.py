@@ -34,7 +34,7 @@ class Tokens(Originals):
     items: np.ndarray
     data: np.ndarray
     vocab_size: int
-    free: np.ndarray | None = None
+    free: Any = None
     labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:

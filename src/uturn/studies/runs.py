@@ -137,12 +137,10 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
     if of_source is None:  # the folder of originals may have been removed
         return np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32), names
     images, class_names = of_source
-    if class_names:
-        names = [class_names[label] if 0 <= label < len(class_names) else name for name, label in zip(names, labels, strict=True)]
-    return images, names
+    return images, [class_names.get(label, name) for label, name in zip(labels.tolist(), names, strict=True)]
 
 
-def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str] | None] | None:
+def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, dict[int, str]] | None:
     """Images from the source of a run, and the names of its classes; None if they cannot be read or have changed."""
     from uturn.core.spec import build
 
@@ -152,10 +150,15 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, l
         source = build("source", spec["source"], trusted=False)
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
             images_of_items = source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
-            return None if images_of_items is None else (images_of_items, None)
+            return None if images_of_items is None else (images_of_items, {})
+        if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
+            files, labels = (run[name].values[items].tolist() for name in ("file", "label"))
+            images_of_items = source.kept(files, run["file_digest"].values[items].tolist())
+            names = {label: os.path.dirname(file) for file, label in zip(files, labels, strict=True) if label >= 0}
+            return None if images_of_items is None else (images_of_items, names)
         if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
         images = np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
-        return images, source.class_names()
+        return images, dict(enumerate(source.class_names() or []))
     except (ValueError, OSError, KeyError, TypeError):
         return None
