@@ -36,7 +36,7 @@ class Changes(Named):
     sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
     over all ordered pairs, divided by the number of sites. Both are divided by the numbers of the longest original
     (`uturn.measures.changes.present_pairs`). `uturn.measures.changes` computes the susceptibility and the correlations from them,
-    with intervals. With several clones, the trajectories of each clone number are independent, and their covariances are averaged.
+    with intervals. With several clones, the trajectories of each clone number are independent; their covariances are averaged.
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
     network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
