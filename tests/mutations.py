@@ -773,6 +773,21 @@ MUTATIONS = (
             ),
         ),
     ),
+    # --- texts ---
+    Mutation(
+        "remasking that tells the denoiser the noise of the step",
+        "uturn.corruption.in_time:unmask",
+        "told = (leaves[rows] < 0).mean(axis=1)",
+        "told = now[rows]",
+        tests=(("test_in_time::test_remasking_tells_the_denoiser_what_it_sees", {"order": "random"}),),
+    ),
+    Mutation(
+        "the change of a text is over the tokens of the longest one",
+        "uturn.probes.changes:Changes.accumulate",
+        "free.sum(axis=1)",
+        "np.full(items, sites)",
+        tests=(("test_changes_probe::test_the_change_of_a_text_is_that_of_its_own_free_tokens", {"clones": 3}),),
+    ),
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",

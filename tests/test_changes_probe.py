@@ -9,7 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec
+from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec, UTurns
 from uturn.core.random import Streams, keys, uniforms
 from uturn.engine import measuring
 from uturn.exact.theory import MeanField
@@ -18,6 +18,7 @@ from uturn.measures.covariances import Covariances, Grid, Tree
 from uturn.measures.hierarchy import site_changes
 from uturn.measures.scaling import correlation_length
 from uturn.probes.changes import Changes, sites_of
+from uturn.sources.tokens import PAD, Tokens
 
 RHM = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4}
 
@@ -383,3 +384,39 @@ def test_missing_readings_are_named():
             with pytest.raises(ValueError, match=message) as caught:
                 function(bad)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("clones", [1, 3])
+def test_the_change_of_a_text_is_that_of_its_own_free_tokens(clones):
+    """Texts of 3, 11 and 6 tokens, of which the first one, none and every second one are fixed, against a plain loop."""
+    rng, trajectories = np.random.default_rng(0), 4
+    ids = np.full((3, 11), PAD)
+    free = np.zeros(ids.shape, bool)
+    for row, (length, fixed) in enumerate(((3, [0]), (11, []), (6, [0, 2, 4]))):
+        ids[row, :length], free[row, :length] = rng.integers(20, size=length), True
+        free[row, fixed] = False
+    after = np.where(free[:, None] & (rng.random((3, trajectories * clones, 11)) < 0.6), 99, ids[:, None])
+    turned = UTurns(Tokens(np.arange(3), ids, 100, free), None, after, clones=clones)
+    expected = [np.mean([of[free[row]] != ids[row, free[row]] for of in after[row]]) for row in range(3)]
+    readings = Changes().read(turned, InMemory(ids))
+    np.testing.assert_allclose(readings["change"], expected)
+    # By default all tokens up to the end of a text.
+    whole = UTurns(Tokens(np.arange(3), ids, 100), None, after, clones=clones)
+    lengths = (ids != PAD).sum(1)
+    np.testing.assert_allclose(Changes().read(whole, InMemory(ids))["change"], expected * free.sum(1) / lengths)
+
+
+class InMemory:
+    """Texts as a source for the probe."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def image_shape(self):
+        return None
+
+    def blocks(self, items, seed, num_items):
+        yield Tokens(items, self.ids[items], 100)
+
+    def files(self):
+        return []

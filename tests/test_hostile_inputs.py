@@ -27,7 +27,7 @@ from uturn.cli.presets import image_experiment
 from uturn.cli.printing import show
 from uturn.cli.solvable import theory
 from uturn.core.checks import visible
-from uturn.core.files import read_array
+from uturn.core.files import read_array, read_table
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.networks.images.pipelines import load_scheduler
 from uturn.networks.texts.tokenizers import Vocabulary
@@ -509,3 +509,35 @@ def test_names_that_are_no_unicode_in_a_report(stored, tmp_path):
     figure(tmp_path / name, f"fig7{name}", files={"pdf": "a.pdf"})
     page, _ = report([tmp_path / name])
     assert "Run \\udcff.zarr" in Path(page).read_text()
+
+
+# --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["model", "tokenizer"])
+def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch, option):
+    """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
+    import socket
+
+    from tiny_texts import write_bert
+    from uturn.cli.presets import TextOptions
+    from uturn.studies import records_of
+
+    model = write_bert(tmp_path / "bert")
+    (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
+    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
+    run, asked = ut.run(TextOptions.from_dict(options).experiment()), []
+    assert "original_piece" in records_of(run).coords
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names) or [])
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
+    spec = json.loads(run.attrs["spec"])
+    spec["backward"][option] = "nobody/no-such-model"
+    assert not records_of(run.assign_attrs(spec=json.dumps(spec))).coords
+    assert not asked
+
+
+@pytest.mark.parametrize("read", [read_array, read_table])
+def test_pipes_are_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises((ValueError, OSError), match="no regular file"):
+        read(tmp_path / "pipe.json")

@@ -544,3 +544,25 @@ def test_the_table_is_not_of_independent_symbols():
     """A control: the laws of these tests have correlations that one-step draws miss."""
     assert to_posterior(ALL, Decoder("analytic", 1)) > 0.3
     assert Table().law.max() > 0.05
+
+
+@pytest.mark.parametrize("order", ["random", "analytic"])
+def test_remasking_tells_the_denoiser_what_it_sees(order):
+    """One token at a time: the share of masked tokens, as the posterior of what is kept needs; else the noise of the step."""
+    told, levels = [], set(in_time.levels(0.75, 6).round(12).tolist())
+
+    class Told(TableDenoiser):
+        def posterior(self, noisy):
+            told.extend(zip(noisy.noise.tolist(), (noisy.values < 0).mean(axis=1).tolist(), strict=True))
+            return super().posterior(noisy)
+
+    values = np.where(np.arange(Table.D) < 3, -1, 1)[None].repeat(50, axis=0)
+    decoder = Decoder(order, 6, remask="rescale", eta=0.7)
+    unmask(Told(), Noisy(values, np.full(50, 0.75), Table.V), keys(0, range(50)), decoder)
+    level, share = np.array(told).T
+    assert len(np.unique(share)) == 3
+    if order == "random":
+        np.testing.assert_array_equal(level, share)
+    else:
+        assert set(level.round(12).tolist()) <= levels
+        assert (level != share).any()

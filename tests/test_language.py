@@ -20,7 +20,7 @@ from uturn.core.random import Streams, keys
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks import load_language_model
 from uturn.networks.texts.language import LanguageModel
-from uturn.networks.texts.tokenizers import load_tokenizer
+from uturn.networks.texts.tokenizers import Vocabulary, load_tokenizer
 from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
 
 TABLE = "tiny_language:table"
@@ -488,3 +488,43 @@ def test_a_text_is_framed_though_the_tokenizer_drops_unknown_letters(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     assert (tokenizer.prefix, tokenizer.suffix, tokenizer.encode("GAT")) == ((0,), (1,), [5, 3, 6])
+
+
+# --- texts of words ----------------------------------------------------------------------------------------------------------
+
+WORDS = ["[PAD]", "[UNK]", "[MASK]", "rain", "falls", "a", "aa", "on", "hills", ",", "7"]
+
+
+def word_level(folder):
+    """A tokenizer of transformers whose tokens are words between blanks and punctuation."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"unk_token": "[UNK]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vocabulary"])
+def test_words_are_shown_with_blanks_and_read_by_other_tokenizers(tmp_path, kind):
+    tokenizer = word_level(tmp_path) if kind == "transformers" else Vocabulary(WORDS, r"(\w+)|[^\w\s]")
+    ids = tokenizer.encode("rain falls, on 7 hills")
+    assert "".join(tokenizer.pieces(ids)) == " rain falls , on 7 hills"
+    assert tokenizer.text(ids) == "rain falls , on 7 hills"
+    assert tokenizer.encode(tokenizer.text(ids)) == ids
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        Vocabulary(["A", "C", "G", "T", "N"], "characters"),
+        Vocabulary(["C", "Cl", "N", "(", ")", "1"], "smiles"),
+        Vocabulary(["rain", "falls", " "], r"\w+|\s"),  # the blank is a token
+        Vocabulary(["AAA", "AAC", "ACA", "CAA"], r"[ACGT]{3}"),
+    ],
+    ids=lambda tokenizer: tokenizer.split,
+)
+def test_tokens_that_need_no_blank_have_none(tokenizer):
+    assert tokenizer.pieces(range(2)) == list(tokenizer.tokens[:2])

@@ -1,7 +1,9 @@
 """U-turns that another program has written to image files: `uturn images --recorded`, the corruption and backward `recorded`."""
 
+import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import warnings
@@ -261,7 +263,8 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
     lost.rename(elsewhere)
     asked, images = [], Recordings.images
     monkeypatch.setattr(Recordings, "images", lambda self, s, c: asked.append((s.noise, [*s.trajectories])) or images(self, s, c))
-    monkeypatch.setattr(Recordings, "swapped", lambda *_: [])  # reads images, too
+    for check_of in ("swapped", "copies"):
+        monkeypatch.setattr(Recordings, check_of, lambda *_: [])  # reads images, too
 
     def measured():
         """The levels and trajectories that are measured into the store."""
@@ -344,7 +347,7 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
         ({"levels": 3}, "levels = 3: expected levels of the recorded files"),
         ({"levels": [0.1, 0.2]}, "noise = 0.2: no recorded file has this level; expected some of 0.1, 0.5, 0.9"),
         ({"size": 0}, "source: size = 0: Input should be greater"),
-        ({"trajectories": 3}, r"trajectories = 3, but the recorded files have 2 \(numbers 0, 1\)"),
+        ({"trajectories": 3}, r"trajectories = 3, but the recorded files have 2 \(0, 1\)"),
         ({"recorded": None, "unit": "strength"}, "unit = 'strength': goes with recorded"),
     ],
 )
@@ -502,3 +505,192 @@ def test_the_program_names_a_swapped_pair(copied, tmp_path):
     with pytest.warns(UserWarning, match="swapped: b.png and e.png?"):
         ds = ut.run(experiment, tmp_path / "run.zarr")
     assert "swapped" in ds.attrs["warnings"]
+
+
+@pytest.mark.parametrize("level", [0.2, 0.5])
+def test_files_swapped_at_a_larger_noise_are_named(tmp_path, level):
+    """Files come for a further level, and two originals are swapped there alone; a level without a trace is not judged."""
+    folder = make(tmp_path, list("abcdefghij"), [0.1, 0.2, 0.5, 1.0], 2)
+    pattern = "strength_{noise}/{item}_{trajectory}_0.png"
+    experiment = image_experiment(**options(folder, pattern))
+    assert not [line for line in map(str, experiment.model_check()) if line.startswith(CHECKS)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run(folder, pattern, folder / "run.zarr", levels=[0.1, 1.0])
+        assert not [warning for warning in said if "swapped" in str(warning.message)]
+        for draw in ("0_0", "1_0"):
+            swap(folder / f"strength_{level}" / f"c_{draw}.png", folder / f"strength_{level}" / f"h_{draw}.png")
+        ds = run(folder, pattern, folder / "run.zarr")
+    (words,) = [words for words in json.loads(ds.attrs["warnings"]) if "swapped" in words]
+    assert f"at {level:g}, reconstructions lie closer to another original" in words
+    assert "swapped: c.png and h.png?" in words
+
+
+# --- what is found, and what is not ------------------------------------------------------------------------------------------
+
+
+def test_trajectories_and_clones_may_be_words(tmp_path):
+    """In alphabetical order; numbers beside them count alone."""
+    seeds = ["cold", "hot", "warm"]
+    folder = make(
+        tmp_path, "ab", [0.3, 0.6], 3, name_of=lambda noise, item, trajectory, **_: f"{noise}/{item}-{seeds[trajectory]}.png"
+    )
+    ds = run(folder, "{noise}/{item}-{trajectory}.png")
+    for k, seed in enumerate(seeds):
+        path = folder / "0.6" / f"b-{seed}.png"
+        np.testing.assert_array_equal(ds.image.sel(noise=0.6)[1, k, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
+    backward = RecordedImages(pattern=str(folder / "{noise}/{item}-{clone}.png"))
+    assert (backward.files.clones, backward.files.trajectories) == (seeds, [0])
+    for name in "ab":
+        shutil.copy(folder / "0.6" / f"{name}-cold.png", folder / "0.6" / f"{name}-12.png")
+    files = RecordedImages(pattern=str(folder / "{noise}/{item}-{trajectory}.png")).files
+    assert files.trajectories == [12]
+    assert "14 files" not in files.left_out()[0]
+    assert "12 files of" in files.left_out()[0]
+    assert "0.3/a-cold.png ({trajectory} = 'cold' is no number)" in files.left_out()[0]
+
+
+def test_files_that_nearly_match_are_counted_and_named(tmp_path):
+    folder = make(tmp_path, "abc", [0.4, 0.8], 2)
+    levels = folder / "strength_0.4", folder / "strength_0.8"
+    shutil.copytree(levels[0], folder / "strength_0,6")
+    (levels[1] / "b_1_0.png").rename(levels[1] / "b_1_0.PNG")
+    for other in ("notes/of_2024_1_0.png", "strength_none/a_0_0.png", "strength_0.4/thumbs.db"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        shutil.copy(levels[0] / "a_0_0.png", folder / other)
+    with pytest.warns(UserWarning, match="left out") as said:
+        ds = run(folder)
+    words = [str(warning.message) for warning in said if "left out" in str(warning.message)]
+    assert len(words) == 1
+    assert re.fullmatch(
+        r"data check: 7 files of .* left out, which the pattern does not match: "
+        r"strength_0,6/a_0_0\.png \(\{noise\} = '0,6' is no number\), .*, \.\.",
+        words[0],
+    )
+    assert words[0] in json.loads(ds.attrs["warnings"])
+    assert ds.noise.values.tolist() == [0.4, 0.8]
+    shutil.rmtree(folder / "strength_0,6")
+    (sentence,) = RecordedImages(pattern=str(folder / PATTERN)).files.left_out()
+    assert sentence.startswith("1 file of ")
+    assert sentence.endswith("strength_0.8/b_1_0.PNG (differs in upper and lower case)")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "says"),
+    [
+        ("out/s0,25/cat 1.png", "out/s{noise}/{item}.png", "s0,25/cat 1.png, .. ({noise} = '0,25' is no number)"),
+        ("out/0.25/cat.PNG", "out/{noise}/{item}.png", "0.25/cat.PNG, .. (differs in upper and lower case)"),
+        ("out/0.25/cat.jpg", "out/{noise}/{item}_{clone}.jpg", "0.25/cat.jpg, .. (does not go on behind {item} with '_')"),
+        ("out/0.25/cat.jpg", "out/{noise}/{item}.png", "0.25/cat.jpg, .. (does not go on behind {item} with '.png')"),
+        ("out/t0.25/cat.png", "out/s{noise}/{item}.png", "t0.25/cat.png, .. (does not begin with 's')"),
+    ],
+)
+def test_the_field_of_a_name_that_fails_is_said(tmp_path, name, pattern, says):
+    save(tmp_path / name, np.zeros((4, 4)))
+    with pytest.raises(ValueError, match=re.escape(f"no file matches it, {tmp_path / 'out'} holds {says}; ")):
+        _ = RecordedImages(pattern=str(tmp_path / pattern)).files
+
+
+def test_files_none_of_which_can_be_read_are_an_error(tmp_path):
+    folder = make(tmp_path, "ab", [0.2, 0.7], 2)
+    for path in folder.glob("strength_*/*.png"):
+        path.write_bytes(path.read_bytes()[:50])
+    done = uturn("images", "--recorded", PATTERN, "--data", "originals", "--channels", 1, "--classifier", CLASSIFIER,
+                 "--no-compare-labels", "--out", "out", cwd=folder)  # fmt: skip
+    assert done.returncode == 2
+    assert "none of the 8 recorded files can be read: strength_0.2/a_0_0.png (" in " ".join(done.stderr.split())
+    assert not (folder / "out" / "run.zarr").exists()
+
+
+def test_copies_are_named(tmp_path):
+    """Reconstructions that are the originals; equal trajectories; equal clones; at noise 0, and for one draw, they are not."""
+
+    def said(levels, trajectories, clones, chosen):
+        folder = make(tmp_path / f"{len(list(tmp_path.iterdir()))}", "abc", levels, trajectories, clones)
+        for path in folder.glob("strength_*/*.png"):
+            item, trajectory, clone = path.stem.split("_")
+            other = chosen(path, item, int(trajectory), int(clone))
+            path.write_bytes((folder / other if isinstance(other, str) else other).read_bytes())
+        return [line for line in map(str, image_experiment(**options(folder)).model_check()) if "data check: at" in line]
+
+    originals = said([0.3, 0.9], 2, 1, lambda path, item, *_: f"originals/{item}.png")
+    assert originals == [
+        "data check: at 0.9, the largest noise, all reconstructions equal their originals; are they copies of them?"
+    ]
+    equal = said([0.3, 0.9], 3, 2, lambda path, item, _, clone: path.with_name(f"{item}_0_{clone}.png"))
+    assert [line.partition("all ")[2][:12] for line in equal] == ["trajectories"]
+    equal = said([0.3, 0.9], 3, 2, lambda path, item, trajectory, _: path.with_name(f"{item}_{trajectory}_0.png"))
+    assert [line.partition("all ")[2][:6] for line in equal] == ["clones"]
+    assert not said([0.0], 2, 1, lambda path, item, *_: f"originals/{item}.png")[1:]
+    assert not said([0.3, 0.9], 3, 2, lambda path, *_: path)
+
+
+def test_sixteen_bits_that_are_black_are_unreadable(tmp_path):
+    """8-bit values in files of 16 bits; a few bright pixels, or a black image, are read."""
+    folder = make(tmp_path, "ab", [0.4], 2)
+    files = [folder / "strength_0.4" / f"{name}.png" for name in ("a_0_0", "a_1_0", "b_0_0")]
+    pixels = np.asarray(Image.open(files[0])).astype(np.uint16)
+    Image.fromarray(pixels).save(files[0])
+    Image.fromarray(0 * pixels).save(files[1])
+    Image.fromarray(257 * pixels).save(files[2])
+    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*a_0_0.png \(black: 16 bits, but no value above \d+ of 65535"):
+        ds = run(folder)
+    assert np.isnan(ds.image[0, 0, 0]).all()
+    assert (ds.image[0, 0, 1] == -1).all()
+    np.testing.assert_array_equal(ds.image[0, 1, 0, 0], pixels.astype(np.float32) / 127.5 - 1)
+
+
+# --- originals that change ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "ppm", "tiff"])
+def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path, suffix):
+    """Of a run that is extended by a level, by trajectories, or resumed; brought back, it goes on."""
+    folder = make(tmp_path, NAMES, [0.1, 0.5, 0.9], 2)
+    for path in folder.glob("originals/*.png"):
+        Image.open(path).save(path.with_suffix(f".{suffix}"))
+        path.unlink()
+    pattern, store = "strength_{noise}/{item}_{trajectory}_0.png", folder / "run.zarr"
+    first = run(folder, pattern, store, levels=[0.1, 0.5], trajectories=1)
+    changed = folder / "originals" / f"d.{suffix}"
+    before = changed.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    assert len(changed.read_bytes()) == len(before)
+    says = rf"the contents of 1 of its originals have changed since they were measured: d\.{suffix}; bring them back"
+    for sizes in ({"levels": [0.1, 0.5], "trajectories": 2}, {}, {"levels": [0.1, 0.5], "trajectories": 1}):
+        with pytest.raises(ValueError, match=says):
+            run(folder, pattern, store, **sizes)
+    xr.testing.assert_identical(xr.open_zarr(store).load().drop_attrs(), first.load().drop_attrs())
+    images, _ = originals(first, np.arange(6))
+    assert np.isnan(images[[3]]).all()
+    changed.write_bytes(before)
+    np.testing.assert_array_equal(
+        originals(first, np.arange(6))[0][3, 0], np.asarray(Image.open(changed)) / np.float32(127.5) - 1
+    )
+    assert run(folder, pattern, store).sizes["noise"] == 3
+
+
+def test_a_store_names_no_file_outside_of_its_folder(tmp_path, monkeypatch):
+    """Originals are read by their stored names; nothing is listed, and no pipe and no file outside of the folder is read."""
+    folder = make(tmp_path, "ab", [0.5])
+    ds = run(folder, "strength_{noise}/{item}_0_0.png")
+    expected, _ = originals(ds, np.arange(2))
+    assert np.isfinite(expected).all()
+    monkeypatch.setattr("uturn.sources.images.listed", lambda *_: pytest.fail("listed"))
+    np.testing.assert_array_equal(originals(ds, np.arange(2))[0], expected)
+    os.mkfifo(folder / "originals" / "pipe.png")
+    (folder / "originals" / "link.png").symlink_to(folder / "strength_0.5" / "a_0_0.png")
+    for place, name in (
+        ("/", "etc/hostname"),
+        (str(folder / "originals" / "pipe.png"), "a.png"),
+        (str(folder / "originals"), "pipe.png"),
+        (str(folder / "originals"), "link.png"),
+        (str(folder / "originals"), "../strength_0.5/a_0_0.png"),
+    ):
+        spec = json.loads(ds.attrs["spec"])
+        spec["source"]["path"] = place
+        digest = hashlib.sha256((folder / "strength_0.5" / "a_0_0.png").read_bytes()).hexdigest()
+        forged = ds.assign_attrs(spec=json.dumps(spec)).assign_coords(
+            file=("item", np.array([name, "b.png"], object)), file_digest=("item", np.array([digest, digest], object))
+        )
+        assert np.isnan(originals(forged, np.arange(1))[0]).all()

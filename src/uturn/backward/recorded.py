@@ -10,7 +10,7 @@ import string
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.files import cached_while_unchanged, digest_of_file
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
 from uturn.corruption.recorded import Recorded
@@ -34,9 +35,12 @@ from uturn.sources.images import (
 )
 
 _FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
+_ANY = {"noise": "[^/]+?", "item": ".+", "trajectory": "[^/]+?", "clone": "[^/]+?"}
+_WORDS = _FIELDS | {name: _ANY[name] for name in ("trajectory", "clone")}
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
-_SWAPPED = 0.7
+_COMPARED = 32  # originals among which copies are sought
+_SWAPPED, _CLEAR = 0.7, 1.2  # ratio below which a pair is named, and least median of the ratios of all others
 _COLOURS = ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")  # modes of Pillow
 
 
@@ -48,9 +52,9 @@ class RecordedImages(Spec, Backward):
     Options. `pattern`: path of the files with {noise} and {item}, perhaps {trajectory} and {clone}, such as
     "strength_{noise}/{item}_{trajectory}.png". {item} is the name of the original's file without its suffix, or its path below
     the folder of originals, as in "cat/001", if several sub-folders have files of one name. {noise} is a number of 0 or more in
-    any notation; {trajectory} and {clone} are whole numbers, and the numbers found in all names, in increasing order, are
-    trajectories (clones) 0, 1, .. Only files below the folder in front of the first field are read; files and folders whose names
-    begin with a dot are ignored, and links are followed.
+    any notation. {trajectory} and {clone} are whole numbers, or words if no file has numbers; those found in all names, in
+    increasing or alphabetical order, are trajectories (clones) 0, 1, .. Only files below the folder in front of the first field
+    are read; files and folders whose names begin with a dot are ignored, and links are followed.
 
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1]; NaN where a file is missing or unreadable.
 
@@ -86,23 +90,23 @@ class RecordedImages(Spec, Backward):
         return experiment.parts.corruption.recordings.missing(experiment)
 
     def doubts(self, experiment: Any) -> list[str]:
-        """Missing files, and originals whose files seem to be swapped at the smallest noise, as sentences."""
-        recordings, sentences = experiment.parts.corruption.recordings, []
+        """Missing files, files that nearly match, copies, and originals whose files seem to be swapped, as sentences."""
+        recordings, sentences = experiment.parts.corruption.recordings, self.files.left_out()
         if missing := recordings.missing(experiment):
             files = len(experiment.noise) * experiment.items * experiment.trajectories * experiment.clones
             names = some_of([f"{name} ({reason})" for name, reason in missing.items()])
-            sentences = [f"{len(missing):,} of {files:,} recorded files are missing or unreadable: {names}"]
-        return sentences + recordings.swapped(experiment)
+            sentences.append(f"{len(missing):,} of {files:,} recorded files are missing or unreadable: {names}")
+        return sentences + recordings.copies(experiment) + recordings.swapped(experiment)
 
     def fingerprint(self) -> str:
         """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
         files = self.files
         names = sorted(files.places.items(), key=lambda entry: entry[1])
-        contents = in_threads(lambda entry: _digest(*files.state(entry[1])), names)
+        contents = in_threads(lambda entry: digest_of_file(files.path(entry[1])), names)
         draws = product(files.levels, enumerate(files.trajectories), enumerate(files.clones))
         digests = {(level, t, c): (f"{level} {j} {k}", hashlib.sha256()) for level, (j, t), (k, c) in draws}
         for (place, name), content in zip(names, contents, strict=True):
-            digests[place.noise, place.trajectory, place.clone][1].update(os.fsencode(name) + b"\0" + content)
+            digests[place.noise, place.trajectory, place.clone][1].update(os.fsencode(name) + b"\0" + content.encode())
         return "; ".join(f"{draw} {digest.hexdigest()[:32]}" for draw, digest in digests.values())
 
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
@@ -149,18 +153,18 @@ class _Unknown(Noisy):
 
 
 class _Place(NamedTuple):
-    """Place of a file in an experiment: noise level, text of {item}, numbers of trajectory and clone (0 without such a field)."""
+    """Place of a file in an experiment: noise level, {item}, {trajectory} and {clone} (0 without such a field)."""
 
     noise: float
     item: str
-    trajectory: int
-    clone: int
+    trajectory: int | str
+    clone: int | str
 
 
 class _Files:
     """The files that match a pattern; ValueError if it is malformed, if none match it, or if two have the same place.
 
-    `places`: {place: name below the folder `root`}. `levels`, `trajectories`, `clones`: the numbers found in all names.
+    `places`: {place: name below the folder `root`}. `levels`, `trajectories`, `clones`: what is found in all names.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -181,43 +185,68 @@ class _Files:
         self._parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
         self.places: dict[_Place, str] = {}
         self._texts: dict[tuple[str, Any], str] = {}  # (field, value): how the value is first written
-        matches, names = re.compile(self._expression(), re.DOTALL), sorted(name for name, _ in listed(self.root))
-        for name in names:
-            if (match := matches.fullmatch(name)) is None:
-                continue
-            fields = match.groupdict()
-            numbers = [int(fields.get(field, 0)) for field in ("trajectory", "clone")]
-            place = _Place(rounded(float(fields["noise"])), fields["item"], *numbers)
+        self._names = sorted(name for name, _ in listed(self.root))
+        self._forms = _FIELDS if self._found(_FIELDS) else _WORDS
+        for name, fields in self._found(self._forms).items():
+            draw = [int(text) if text.isdecimal() else text for text in (fields.get(of, "0") for of in ("trajectory", "clone"))]
+            place = _Place(rounded(float(fields["noise"])), fields["item"], *draw)
             if place in self.places:
                 raise ValueError(f"pattern = {pattern!r}: {self.places[place]} and {name} are the same U-turn; move one away")
             self.places[place] = name
             for field, text in fields.items():
                 self._texts.setdefault((field, getattr(place, field)), text)
         if not self.places:
-            holds = f"holds {as_unicode(names[0])}, .." if names else "holds no files"
-            raise ValueError(f"pattern = {pattern!r}: no file matches it, {self.root} {holds}; {expected}")
-        levels, _, trajectories, clones = map(set, zip(*self.places, strict=True))
-        self.levels, self.trajectories, self.clones = sorted(levels), sorted(trajectories), sorted(clones)
+            near = self._found(_ANY)
+            some = [*near, *self._names][:1]
+            holds = [f"holds {as_unicode(name)}, .. ({self._misfit(name, near.get(name))})" for name in some]
+            raise ValueError(
+                f"pattern = {pattern!r}: no file matches it, {self.root} {(holds or ['holds no files'])[0]}; {expected}"
+            )
+        levels, _, *draws = map(set, zip(*self.places, strict=True))
+        self.levels = sorted(levels)
+        self.trajectories, self.clones = (sorted(of, key=lambda value: (isinstance(value, str), value)) for of in draws)
 
-    def _expression(self) -> str:
-        """The regular expression of names below the folder; a field that is repeated has the same text."""
+    def _found(self, forms: Mapping[str, str], count: int | None = None) -> dict[str, dict[str, str]]:
+        """{name: text of each field} of the names that match the first `count` parts of the pattern, by default all of them.
+
+        `forms`: regular expressions of the fields; a field that is repeated has the same text.
+        """
         expression, seen = "", set[str]()
-        for literal, field in self._parts:
-            group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{_FIELDS[field]})"
+        for literal, field in self._parts[:count]:
+            group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{forms[field]})"
             expression += re.escape(literal) + group
             seen |= {field} if field else set()
-        return expression
+        pattern = re.compile(expression, re.DOTALL | (re.IGNORECASE if forms is _ANY else 0))
+        matching = pattern.fullmatch if count is None else pattern.match
+        return {name: match.groupdict() for name in self._names if (match := matching(name)) is not None}
+
+    def _misfit(self, name: str, fields: Mapping[str, str] | None) -> str:
+        """Why a name does not match the pattern; `fields`: texts of its fields, None if its other parts do not match either."""
+        if fields is not None:
+            wrong = [of for of, text in fields.items() if not re.fullmatch(self._forms[of], text, re.DOTALL)]
+            return f"{{{wrong[0]}}} = {shown(fields[wrong[0]])} is no number" if wrong else "differs in upper and lower case"
+        count = next((k for k in range(len(self._parts)) if name not in self._found(_ANY, k + 1)), len(self._parts) - 1)
+        before = self._parts[count - 1][1] if count else None
+        where = "does not begin with" if before is None else f"does not go on behind {{{before}}} with"
+        return f"{where} {self._parts[count][0]!r}"
+
+    def left_out(self) -> list[str]:
+        """A sentence on the files that match the pattern except for a field or the case of letters, if the level has digits."""
+        near, known = self._found(_ANY), set(self.places.values())
+        names = [name for name, of in near.items() if name not in known and re.search(r"\d", of["noise"])]
+        if not names:
+            return []
+        some = some_of([f"{as_unicode(name)} ({self._misfit(name, near[name])})" for name in names])
+        return [f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some}"]
 
     def name(self, place: _Place) -> str:
         """The name that a file of this place has, or would have."""
         texts = {field: self._texts.get((field, value), str(value)) for field, value in place._asdict().items()}
         return "".join(literal + (texts[field] if field else "") for literal, field in self._parts)
 
-    def state(self, name: str) -> tuple[str, int, int]:
-        """Path, size and time of change of a file."""
-        path = os.path.join(self.root, name)
-        status = os.stat(path)
-        return path, status.st_size, status.st_mtime_ns
+    def path(self, name: str) -> str:
+        """Path of a file."""
+        return os.path.join(self.root, name)
 
 
 def rounded(noise: float) -> float:
@@ -225,16 +254,10 @@ def rounded(noise: float) -> float:
     return float(f"{noise:.{_DIGITS}g}")
 
 
-@lru_cache(maxsize=2**18)
-def _digest(path: str, size: int, changed: int) -> bytes:
-    """SHA-256 of a file; `size` and `changed`, the time of its last change, tell its states apart."""
-    return hashlib.sha256(Path(path).read_bytes()).digest()
-
-
-@lru_cache(maxsize=2**18)
-def _seen(state: tuple[str, int, int], channels: int, size: int | None) -> tuple[tuple[int, ...], str] | str:
+@cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
+def _seen(path: str, channels: int, size: int | None) -> tuple[tuple[int, ...], str] | str:
     """Height and width after resizing and the mode of an image file, or why it is unreadable; read again when it has changed."""
-    data = Path(state[0]).read_bytes()
+    data = Path(path).read_bytes()
     pixels = decode(data, channels, size)
     return pixels if isinstance(pixels, str) else (pixels.shape[:2], _mode(data))
 
@@ -316,8 +339,8 @@ class Recordings:
         """Pixels of a file, uint8 (height, width, channels); None if it is missing or unreadable."""
         if place not in self.files.places:
             return None
-        path, *_ = self.files.state(self.files.places[place])
-        pixels = decode(Path(path).read_bytes(), self.source.channels, self.source.size)
+        path = Path(self.files.path(self.files.places[place]))
+        pixels = decode(path.read_bytes(), self.source.channels, self.source.size)
         return None if isinstance(pixels, str) else pixels
 
     def missing(self, experiment: Any) -> dict[str, str]:
@@ -333,7 +356,7 @@ class Recordings:
             wanted, numbers = getattr(experiment, option), getattr(self.files, option)
             if wanted > len(numbers):
                 known = some_of([str(number) for number in numbers])
-                raise ValueError(f"{option} = {wanted}, but the recorded files have {len(numbers)} (numbers {known})")
+                raise ValueError(f"{option} = {wanted}, but the recorded files have {len(numbers)} ({known})")
         absent = [level for level in experiment.noise if rounded(level) not in self.files.levels]
         if absent:
             levels = ", ".join(f"{level:g}" for level in self.files.levels)
@@ -350,12 +373,18 @@ class Recordings:
         places = [place for level in experiment.noise for place in self._places(level, names, *draws)]
         seen = dict(zip(places, in_threads(self._look, places), strict=True))
         self._check_pixels({place: of for place, of in seen.items() if not isinstance(of, str)}, names)
-        return {as_unicode(self._of(place)): of for place, of in seen.items() if isinstance(of, str)}
+        missing = {as_unicode(self._of(place)): of for place, of in seen.items() if isinstance(of, str)}
+        if len(missing) == len(seen):
+            reasons = some_of([f"{name} ({reason})" for name, reason in missing.items()])
+            raise ValueError(
+                f"none of the {len(seen)} recorded files can be read: {reasons}; expected images such as PNG or JPEG"
+            )
+        return missing
 
     def _look(self, place: _Place) -> tuple[tuple[int, ...], str] | str:
         if place not in self.files.places:
             return "no such file"
-        return _seen(self.files.state(self.files.places[place]), self.source.channels, self.source.size)
+        return _seen(self.files.path(self.files.places[place]), self.source.channels, self.source.size)
 
     def _check_pixels(self, seen: Mapping[_Place, tuple[tuple[int, ...], str]], names: Sequence[str]) -> None:
         """ValueError for a file whose size or mode differs from that of its original, one of `names`."""
@@ -377,30 +406,61 @@ class Recordings:
                     f"the file in colour, or give channels = 1 to compare both in grey"
                 )
 
+    def copies(self, experiment: Any) -> list[str]:
+        """Sentences if at the largest noise all reconstructions equal their originals, or all trajectories or clones each other.
+
+        The first 32 originals are compared.
+        """
+        noise, items, clones = max(experiment.noise), np.arange(min(experiment.items, _COMPARED)), experiment.clones
+        images = self.images(Streams(0, items, noise, range(experiment.trajectories)), clones)
+        images = images.reshape(len(items), experiment.trajectories, clones, -1)
+        originals = self.source.images_at(items)[0].reshape(len(items), 1, 1, -1)
+
+        def are_equal(others: np.ndarray) -> bool:
+            both = ~np.isnan(images + others).any(axis=3)
+            return bool(both.any()) and bool((images == others).all(axis=3)[both].all())
+
+        if noise > 0 and are_equal(originals):
+            return [f"at {noise:g}, the largest noise, all reconstructions equal their originals; are they copies of them?"]
+        return [
+            f"at {noise:g}, the largest noise, all {option} of an original are equal; were they made with one seed, or copied?"
+            for option, first in (("trajectories", images[:, :1]), ("clones", images[:, :, :1]))
+            if getattr(experiment, option) > 1 and are_equal(first)
+        ]
+
     def swapped(self, experiment: Any) -> list[str]:
-        """Sentences on pairs of originals whose files at the smallest noise seem to be swapped.
+        """Sentences on pairs of originals whose files seem to be swapped.
 
         With c_ij the mean distance of the reconstructions of i to original j, a pair is named if j has the smallest
-        (c_ij + c_ji) / (c_ii + c_jj) of i, and this is below .7. Images are averaged to at most 32 pixels a side; the first
-        1,000 originals are compared.
+        (c_ij + c_ji) / (c_ii + c_jj) of i, and this is below .7. Levels are judged in increasing order as long as the median of
+        the smallest ratios of all other originals, among each other, is 1.2 or more, because strong noise leaves no trace of the
+        original. Images are averaged to at most 32 pixels a side; the first 1,000 originals are compared.
         """
-        noise, items = min(experiment.noise), np.arange(min(experiment.items, _MOST_PAIRED))
-        originals, reconstructions = [], []
-        for block in np.array_split(items, -(-len(items) // 32)):
-            streams = Streams(0, block, noise, range(experiment.trajectories))
-            originals.append(coarse(self.source.images_at(block)[0][:, None])[:, 0])
-            reconstructions.append(coarse(self.images(streams, experiment.clones)))
-        ratio, partner = pairing(np.concatenate(originals), np.concatenate(reconstructions))
-        pairs = {(min(i, partner[i]), max(i, partner[i])): ratio[i] for i in np.flatnonzero(ratio < _SWAPPED)}
-        if not pairs:
-            return []
-        names = [as_unicode(name) for name in self.source.names(items)]
-        named = [f"{names[i]} and {names[j]}" for i, j in sorted(pairs, key=lambda pair: pairs[pair])]
-        return [
-            f"at {noise:g}, the smallest noise, reconstructions lie closer to another original than to their own; are the files "
-            f"of these originals swapped: {', '.join(named[:5])}{', ..' if len(named) > 5 else ''}? (distances to the other over "
-            f"distances to their own: {min(pairs.values()):.2f}; below {_SWAPPED:g} is suspicious)"
-        ]
+        items, noise = np.arange(min(experiment.items, _MOST_PAIRED)), sorted(experiment.noise)
+        blocks = np.array_split(items, -(-len(items) // 32))
+        originals = np.concatenate([coarse(self.source.images_at(block)[0][:, None])[:, 0] for block in blocks])
+        names, known, sentences = [as_unicode(name) for name in self.source.names(items)], set[tuple[int, int]](), []
+        for level in noise:
+            streams = [Streams(0, block, level, range(experiment.trajectories)) for block in blocks]
+            images = np.concatenate([coarse(self.images(of, experiment.clones)) for of in streams])
+            ratio, partner = pairing(originals, images)
+            rest = ratio >= _SWAPPED
+            clear = np.inf if level == noise[0] else 0.0
+            if rest.sum() > 1:
+                clear = np.median(pairing(originals[rest], images[rest])[0])
+            if clear < _CLEAR:
+                break
+            pairs = {(min(i, partner[i]), max(i, partner[i])): ratio[i] for i in np.flatnonzero(ratio < _SWAPPED)}
+            named = [f"{names[i]} and {names[j]}" for i, j in sorted(pairs.keys() - known, key=lambda pair: pairs[pair])]
+            known |= pairs.keys()
+            if named:
+                sentences.append(
+                    f"at {level:g}{', the smallest noise' if level == noise[0] else ''}, reconstructions lie closer to another "
+                    f"original than to their own; are the files of these originals swapped: {', '.join(named[:5])}"
+                    f"{', ..' if len(named) > 5 else ''}? (distances to the other over distances to their own: "
+                    f"{min(pairs.values()):.2f}; below {_SWAPPED:g} is suspicious)"
+                )
+        return sentences
 
 
 def _files(names: Sequence[str], what: str) -> str:

@@ -26,7 +26,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
     from uturn.core.files import whole_file
     from uturn.pages import live_page, report
-    from uturn.pages.audits import decoder_table
+    from uturn.pages.audits import decoder_table, meaning
     from uturn.pages.results import check_folder, write_figures, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies import summary
@@ -57,6 +57,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     for table in summary(study, width=console().width):
         show(table)
     show(for_terminal(decoder_table(numbers)))
+    console().print(meaning(numbers))
     console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
     say_next(open=inside(out, "index.html"))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import hashlib
 import json
 import os
 import re
@@ -72,8 +74,9 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
 def read_table(path: str | os.PathLike[str]) -> Any:
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark.
 
-    An OSError if the file cannot be read; a ValueError if its content is not valid, or nested too deeply.
+    An OSError if the file cannot be read or is a pipe or device; a ValueError if its content is not valid, or nested too deeply.
     """
+    check_regular(path)
     text = Path(path).read_text(encoding="utf-8-sig")
     with suppress(RecursionError):
         table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
@@ -92,6 +95,7 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
     The file is mapped before it is copied, so a header with a size beyond the end of the file is an immediate error.
     """
     try:
+        check_regular(path)
         with np.errstate(over="ignore"):  # the size in a damaged header may overflow
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(mapped, np.ndarray):
@@ -99,6 +103,12 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
         return np.array(mapped)
     except Exception as error:  # numpy raises many kinds for damaged headers
         raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """OSError for a pipe, a socket or a device: a reader of one may wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
@@ -189,6 +199,12 @@ def cached_while_unchanged(
         return current
 
     return decorated
+
+
+@cached_while_unchanged(files=lambda path: [path], maxsize=2**18)
+def digest_of_file(path: str) -> str:
+    """SHA-256 of the content of a file (hexadecimal)."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def clear_caches() -> None:

@@ -172,10 +172,13 @@ class Originals(Protocol):
         The originals in the form read by networks.
     distance : Distance of `uturn.measures.covariances`, or None
         Distances between the sites of an original; by default the differences of their indices.
+    free : bool array (batch, sites), or None
+        The sites that an original has and noise can change; by default all.
     """
 
     items: np.ndarray
     distance: Any = None
+    free: Any = None
     if TYPE_CHECKING:  # may be a field or a property
 
         @property
@@ -252,7 +255,11 @@ class Source(Part, Protocol):
         return 0, 0
 
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
-        """Further coordinates along `item`, such as labels: {name: values (num_items,)}."""
+        """Further coordinates along `item`, such as labels: {name: values (num_items,)}.
+
+        `file` and `file_digest` (texts) are the file of each item and the digest of its content: a run goes on only while the
+        digests of its items are the same.
+        """
         return {}
 
     def skipped(self, num_items: int) -> Mapping[str, str]:

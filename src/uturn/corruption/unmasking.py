@@ -103,6 +103,13 @@ class Decoder:
         if self.in_time and self.steps is None:
             raise ValueError(f"{self.description}: expected steps, the number of steps in time")
 
+    def on_texts_of(self, length: int) -> Decoder:
+        """The simplest decoder that gives the same texts of at most `length` tokens: a token a step, blocks as long as a text."""
+        one_block = self.order == "blocks" and self.block >= max(length, 2)  # blocks of one are left to right
+        order, block, causal = ("random", Decoder.block, False) if one_block else (self.order, self.block, self.causal)
+        is_singly = self.steps is not None and not self.in_time and self.steps >= (block if causal else length)
+        return replace(self, order=order, block=block, causal=causal, steps=None if is_singly else self.steps)
+
     @property
     def in_time(self) -> bool:
         """Whether tokens change by chance in each step of the noise level (`uturn.corruption.in_time`)."""

@@ -41,8 +41,31 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
                 "0" if name == "blocks of 1" else "" if order is None else _words(order[-1]),
             )
         )
-    title = "what each decoder costs on this model; * draws from another law even if the model is consistent"
+    title = (
+        "what each decoder costs on this model, once for decoders that are equal on texts of this length; * draws from another "
+        "law even if the model is consistent"
+    )
     return TextTable(title, heads, rows)
+
+
+def meaning(numbers: dict[str, Any]) -> str:
+    """What the discrepancies of an audit mean, in two sentences; "" if no text has two masked tokens."""
+    if (found := _largest(numbers)) is None:
+        return ""
+    pair, at = found
+    factor, is_seen = with_interval(np.exp(np.array(pair, float)), ".3g"), (pair[1] or 0) > 0
+    order = "The order of two tokens matters most" if is_seen else "No influence of the order of two tokens is seen, the largest"
+    return (
+        f"{order} at masked fraction {at:g}: a drawn pair is on average {factor} times as probable in its own order as in the "
+        f"other (1 for one joint law). Two random orders of a text differ by {_words(numbers['random_orders_differ'][-1])} nats "
+        f"at masked fraction {numbers['noise'][-1]:g}: smaller differences between the log-likelihoods of texts say nothing."
+    )
+
+
+def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
+    """The largest discrepancy of pairs, with its interval, and its masked fraction; None without pairs."""
+    levels = zip(numbers["order_discrepancy"], numbers["noise"], strict=True)
+    return max((level for level in levels if level[0][0] is not None), key=lambda level: level[0][0], default=None)
 
 
 def _words(estimate: list[Any]) -> str:
@@ -56,9 +79,8 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != ("uturn.audit", 1):
         raise ValueError("expected an audit that `uturn text --audit` has written, version 1")
     section = new_section("audit", "audit", "audit", "Audit of the masked model")
-    exist = [(row, at) for row, at in zip(numbers["order_discrepancy"], numbers["noise"], strict=True) if row[0] is not None]
-    if exist:
-        largest, at = max(exist, key=lambda level: level[0][0])
+    if (found := _largest(numbers)) is not None:
+        largest, at = found
         claim = f"Dependence of the log-probability of two tokens on their order, at masked fraction {at:g}; 0 for one joint law."
         section["headlines"].append(card("two tokens in two orders", "nats a pair", largest, claim))
     differ, at = numbers["random_orders_differ"][-1], numbers["noise"][-1]
@@ -66,8 +88,8 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     section["headlines"].append(card("a text in two orders", "nats a text", differ, claim))
     section["words"] = (
         "A masked model is consistent if its conditionals belong to one joint law; the order in which tokens are drawn then has "
-        "no influence. If it is not, results depend on the decoder."
-    )
+        f"no influence. If it is not, results depend on the decoder. {meaning(numbers)}"
+    ).strip()
     section["caption"] = str(numbers["description"])
     section["overview"] = decoder_table(numbers)._asdict()
     section["files"] = [path, path.with_suffix(".pdf")]

@@ -17,7 +17,7 @@ from uturn.measures.covariances import Covariances, Distance, Grid
 from uturn.probes.named import Named, files_of
 from uturn.probes.network_layers import NetworkLayers
 
-_Kept = tuple[int, Covariances]
+_Kept = tuple[int, np.ndarray, Covariances]
 
 
 class Changes(Named):
@@ -31,11 +31,12 @@ class Changes(Named):
     | vectors | components | size of the change | periodic grid for fields; else difference of indices |
     | others, such as tokens | sites | 1 if an integer differs; size of the change of a number | difference of indices |
 
-    Variables. `change`: mean change, over sites and trajectories. `change_covariance`: mean covariance C(r) of the ordered pairs
-    of sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
-    over all ordered pairs, divided by the number of sites. `uturn.measures.changes` computes the susceptibility and the
-    correlations from them, with intervals. With several clones, the trajectories of each clone number are independent, and their
-    covariances are averaged.
+    Variables. `change`: mean change, over trajectories and the sites that an original has and noise can change (of texts, over
+    the tokens up to the end of each text, without fixed ones). `change_covariance`: mean covariance C(r) of the ordered pairs of
+    sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
+    over all ordered pairs, divided by the number of sites. Both are divided by the numbers of the longest original
+    (`uturn.measures.changes.present_pairs`). `uturn.measures.changes` computes the susceptibility and the correlations from them,
+    with intervals. With several clones, the trajectories of each clone number are independent; their covariances are averaged.
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
     network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
@@ -83,21 +84,22 @@ class Changes(Named):
         return self.readings(self.accumulate(None, u_turns, source), source)
 
     def accumulate(self, kept: _Kept | None, u_turns: UTurns, source: Any) -> _Kept:
-        """The number of clones, and the running covariances of the changes, a row for each item and clone."""
+        """The number of clones, the sites of each item, and the running covariances, a row for each item and clone."""
         space, originals = sites_of(self, source), u_turns.originals
         changed = space.changed(originals.data, originals.data_of(u_turns.reconstructions))
         items, clones, sites = len(changed), u_turns.clones, changed.shape[2]
         of_each_clone = changed.reshape(items, -1, clones, sites).swapaxes(1, 2).reshape(items * clones, -1, sites)
-        covariances = Covariances(space.distance) if kept is None else kept[1]
-        return clones, covariances.add(of_each_clone)
+        covariances = Covariances(space.distance) if kept is None else kept[2]
+        free = getattr(originals, "free", None)
+        return clones, np.full(items, sites) if free is None else free.sum(axis=1), covariances.add(of_each_clone)
 
     def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
         return 0 if self.layer is None else items * (1 + -(-draws // self.batch_size))
 
     def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
-        clones, covariances = kept
+        clones, sites, covariances = kept
         tables = {
-            "change": covariances.mean.mean(axis=1),
+            "change": covariances.mean.sum(axis=1) / sites.repeat(clones),
             "change_covariance": covariances.covariance,
             "change_covariance_sum": covariances.total,
         }

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from uturn.core.checks import checked_path, one_line
-from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.files import cached_while_unchanged, digest_of_file, read_array
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
@@ -178,10 +178,11 @@ class ImageFolderSource(ImageSource):
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
     sub-folders form a further group, which comes first and has label -1.
 
-    A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels) is skipped, and the next
-    file takes its item number. To find such files, each process decodes the first `items` files once, on all cores, before it
-    uses the first (milliseconds for a photograph and core). `coordinates` warns of skipped files and records the file of every
-    item. A file that the file system cannot read is an error: another machine might read it and number the items differently.
+    A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels), or that is black because
+    its 16 bits hold values below 256, is skipped, and the next file takes its item number. To find such files, each process
+    decodes the first `items` files once, on all cores, before it uses the first (milliseconds for a photograph and core).
+    `coordinates` warns of skipped files, and records the file of every item with the digest of its content. A file that the file
+    system cannot read is an error: another machine might read it and number the items differently.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.
@@ -249,7 +250,7 @@ class ImageFolderSource(ImageSource):
         return None if names is None else [as_unicode(name) for name in names]
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and labels of all files, not of their contents: it is fast, and equal for a copy."""
+        """SHA-256 of names, sizes and labels of all files, equal for a copy; the contents are in the coordinate `file_digest`."""
         digest = hashlib.sha256()
         for file in self._folder.files:
             digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
@@ -269,7 +270,27 @@ class ImageFolderSource(ImageSource):
         if skipped:
             warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
         labels = np.array([folder.files[i].label for i in folder.readable[:num_items]], np.int64)
-        return {"label": labels, "file": np.array([as_unicode(name) for name in self.names(np.arange(num_items))], object)}
+        names = self.names(np.arange(num_items))
+        digests = in_threads(digest_of_file, [str(folder.root / name) for name in names])
+        files = {"file": [as_unicode(name) for name in names], "file_digest": digests}
+        return {"label": labels, **{name: np.array(texts, object) for name, texts in files.items()}}
+
+    def kept(self, names: Sequence[str], digests: Sequence[str]) -> np.ndarray | None:
+        """Images of some files of the folder, as `images_at`; None unless all of them are there with these digests.
+
+        The folder is not listed, and nothing outside of it is read, so that names and digests may come from a store.
+        """
+        root, images = os.path.realpath(self.path), []
+        for name, digest in zip(names, digests, strict=True):
+            path = os.path.join(root, name)
+            inside = os.path.realpath(path).startswith(os.path.join(root, ""))
+            if not (inside and os.path.isfile(path) and 0 < os.path.getsize(path) <= MOST_FILE_BYTES):
+                return None
+            pixels = decode(Path(path).read_bytes(), self.channels, self.size) if digest_of_file(path) == digest else ""
+            if isinstance(pixels, str):
+                return None
+            images.append(scaled(pixels.transpose(2, 0, 1), self.path))
+        return np.stack(images)
 
     def names(self, indices: Any = None) -> list[str]:
         """Names of the files of items, relative to the folder; by default those of all files, readable or not."""
@@ -454,7 +475,10 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return Image.fromarray(((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if 0 < (most := int(values.max())) < 256:
+            raise ValueError(f"black: 16 bits, but no value above {most} of 65535; write 8 bits, or values times 257")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"{kind} with pixels of mode {image.mode!r}, whose range is not known")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

@@ -27,22 +27,24 @@ _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a tokenizer cannot b
 class Tokens(Originals):
     """Texts as ids, int64 (batch, length), `PAD` beyond the end of a shorter text; V: number of tokens of the model.
 
-    `free`, bool (batch, length): the tokens that noise can change; by default all.
+    `free`, bool (batch, length): the tokens that noise can change; by default all up to the end of each text.
     `labels`: classes int64 (batch,), -1 where unknown; None without labels.
     """
 
     items: np.ndarray
     data: np.ndarray
     vocab_size: int
-    free: np.ndarray | None = None
+    free: Any = None
     labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.free is None:
+            object.__setattr__(self, "free", self.data != PAD)
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""
-        data = np.repeat(self.data, streams.count, axis=0)
-        is_token = data != PAD
-        is_free = is_token if self.free is None else np.repeat(self.free, streams.count, axis=0)
-        noisy = corruption.corrupt(np.where(is_token, data, 0), noise, self.vocab_size, streams.keys(corruption.purpose))
+        data, is_free = (np.repeat(of, streams.count, axis=0) for of in (self.data, self.free))
+        noisy = corruption.corrupt(np.where(data == PAD, 0, data), noise, self.vocab_size, streams.keys(corruption.purpose))
         return NoisyTokens(np.where(is_free, noisy.values, data), noisy.noise, noisy.vocab_size, corruption)
 
 

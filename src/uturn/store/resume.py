@@ -16,6 +16,7 @@ from uturn.core import random
 from uturn.core.checks import shown
 from uturn.core.contracts import checked_blocks, checked_text
 from uturn.core.own_parts import is_own
+from uturn.core.protocols import Coordinates
 from uturn.core.spec import added, build, differences, filled, with_size_of
 from uturn.store.places import Place
 from uturn.store.record import Blocks, MemoryStore, Store, Task
@@ -43,6 +44,7 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
     with store.locked():  # only one process at a time extends the store
         opened = Store.open(store)
         new, changes, stale = _compared(experiment, opened, models, accept_changes)
+        _check_contents(layout[1], opened)
         store.remove_unfinished()
         if stale:
             levels = ", ".join(f"{level:g}" for level in sorted(stale))
@@ -141,6 +143,22 @@ def _compared(
             f"accept_changes=True (--accept-changes)"
         )
     return new, {key: known.get(key) for key in acceptable}, stale or ()
+
+
+def _check_contents(coordinates: Coordinates, opened: Store) -> None:
+    """ValueError if files of stored items have other contents than when they were measured."""
+    known = None
+    with suppress(ValueError):  # a damaged coordinate is written again
+        known = opened.coordinate("file_digest")
+    if known is None or "file_digest" not in coordinates:
+        return
+    digests, names = (coordinates[name][1] for name in ("file_digest", "file"))
+    changed = [str(name) for name, digest, before in zip(names, digests, known, strict=False) if digest != before]
+    if changed:
+        raise ValueError(
+            f"{opened.where}: the contents of {len(changed)} of its originals have changed since they were measured: "
+            f"{', '.join(changed[:3])}{', ..' if len(changed) > 3 else ''}; bring them back, or choose another folder"
+        )
 
 
 def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:

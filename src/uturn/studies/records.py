@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -134,14 +136,30 @@ def _pieces(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
     return np.array([table.get(token, "") for token in ids.ravel().tolist()], str).reshape(ids.shape)
 
 
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Context without requests to a hub: a store, perhaps of others, names the model. Models in the cache are read."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield
+        return
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _source_of(run: xr.Dataset) -> Any:
-    """The source of a run with its tokenizer; None if it needs user code, cannot be read, or has changed."""
+    """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
     spec = stored_spec(run)
     try:
         if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):
             return None
-        backward = build("backward", spec["backward"], trusted=False)
-        source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
-        return source if source.fingerprint() == json.loads(run.attrs["models"])["source"] else None
+        with _offline():
+            backward = build("backward", spec["backward"], trusted=False)
+            source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
+            return source if source.fingerprint() == json.loads(run.attrs["models"])["source"] else None
     except (ValueError, OSError, KeyError, TypeError):
         return None

@@ -127,11 +127,11 @@ def _kept(run: xr.Dataset, probe: str, variable: str) -> int:
     return 0
 
 
-def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Sequence[str] | None = None) -> list[str]:
+def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Mapping[int, str] | None = None) -> list[str]:
     """Names of originals, those of their files if they have no others, or else their numbers and classes."""
     if named := next((name for name in NAMES if name in run.coords), None):
         return [str(name) for name in run[named].values[items]]
-    known = dict(enumerate(class_names or []))
+    known = class_names or {}
     has_labels = "label" in run.coords and run["label"].dtype.kind in "iu"
     labels = run["label"].values[items].tolist() if has_labels else [-1] * len(items)
     classes = [f", {known.get(label, f'class {label}')}" if label >= 0 else "" for label in labels]
@@ -141,7 +141,7 @@ def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: S
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Originals of the stored images of a run, and their names; NaN if the source is missing or has changed."""
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
-    class_names: list[str] | None = None
+    class_names: dict[int, str] | None = None
     # Other programs may change an image at noise 0, as an autoencoder does.
     if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         images = run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values
@@ -151,7 +151,7 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
     return images, item_names(run, items, class_names)
 
 
-def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str] | None] | None:
+def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, dict[int, str]] | None:
     """Images from the source of a run, and the names of its classes; None if they cannot be read or have changed."""
     from uturn.core.spec import build
 
@@ -161,10 +161,15 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, l
         source = build("source", spec["source"], trusted=False)
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
             images_of_items = source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
-            return None if images_of_items is None else (images_of_items, None)
+            return None if images_of_items is None else (images_of_items, {})
+        if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
+            files, labels = (run[name].values[items].tolist() for name in ("file", "label"))
+            images_of_items = source.kept(files, run["file_digest"].values[items].tolist())
+            names = {label: os.path.dirname(file) for file, label in zip(files, labels, strict=True) if label >= 0}
+            return None if images_of_items is None else (images_of_items, names)
         if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
         images = np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
-        return images, source.class_names()
+        return images, dict(enumerate(source.class_names() or []))
     except (ValueError, OSError, KeyError, TypeError):
         return None

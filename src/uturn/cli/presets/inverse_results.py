@@ -283,7 +283,7 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
         source, experiment = run.experiment.parts.source, run.experiment
         blocks = list(source.blocks(items, experiment.seed, experiment.items))
         some = readings[run.name][["image", "observation"]].isel(noise=levels, item=items, trajectory=0, drop=True)
-        words = item_names(readings[run.name], items, source.class_names())
+        words = item_names(readings[run.name], items, dict(enumerate(source.class_names() or [])))
         originals = np.concatenate([block.data for block in blocks])
         dims = ("item", "channel", "row", "column")
         some = some.transpose("noise", "item", "clone", *dims[1:], missing_dims="ignore")

@@ -14,6 +14,7 @@ from uturn.networks.texts.options import LanguageOptions
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser
     from uturn.core.experiment import Experiment
+    from uturn.corruption.unmasking import Decoder
 
 PASSAGES = 30  # of those of the package, without --items
 COMPARED = (0.5, 1.0)  # noise levels at which an audit compares decoders
@@ -133,16 +134,9 @@ class TextOptions(LanguageOptions, PresetOptions):
             available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
             items = min(available, PASSAGES) if self.data == "embedded" else available
             return self.model_copy(update={"items": items}).experiment()
-        fixed = {"keep_first": self.keep_first} if self.keep_first else {}
-        segments = {"segments": self.segments} if self.segments else {}
         return self._experiment(
             5 if self.items <= 200 else 20,
-            source={
-                **{"type": "tokens", "path": self.data, "windows": self.windows},
-                **segments,
-                **fixed,
-                **self._set("length", "regions", "labels", "fixed"),
-            },
+            source=self._source(),
             corruption={
                 "type": self.corruption or self.denoiser().language().corruption,
                 "noise": noise_levels(self.levels),
@@ -150,6 +144,12 @@ class TextOptions(LanguageOptions, PresetOptions):
             backward=self._backward(),
             probes=self._probes(),
         )
+
+    def _source(self) -> dict[str, Any]:
+        fixed = {"keep_first": self.keep_first} if self.keep_first else {}
+        segments = {"segments": self.segments} if self.segments else {}
+        own = self._set("length", "regions", "labels", "fixed")
+        return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **fixed, **own}
 
     def denoiser(self) -> LanguageDenoiser:
         """The backward of these options."""
@@ -162,19 +162,34 @@ class TextOptions(LanguageOptions, PresetOptions):
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}
 
     def audited(self) -> dict[str, TextOptions]:
-        """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`."""
+        """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`.
+
+        Decoders that give the same texts of at most as many tokens as these are one.
+        """
         from uturn.corruption.unmasking import Decoder
 
         plain = {option.name: LanguageOptions.model_fields[option.name].default for option in fields(Decoder)}
-        own = {name: getattr(self, name) for name in plain}
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
         probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "classifier": None}
         probes |= {"audit": False, "repetition": True}
         runs: dict[str, TextOptions] = {}
-        for options in (*AUDITED, own):
+        for decoder, options in self._decoders():
             of_decoder = self.model_copy(update={**plain, **options, **sizes, **probes})
-            runs.setdefault(of_decoder.denoiser().decoder.description, of_decoder)
+            runs.setdefault(decoder.description, of_decoder)
         return runs
+
+    def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
+        """The audited decoders and one's own on texts of the length of these, with their options that are not the defaults."""
+        from uturn.core.spec import build
+        from uturn.corruption.unmasking import Decoder
+
+        own, source = self.denoiser(), build("source", self._source()).made_by(self.denoiser(), self.seed)
+        length = int(source.free(range(source.count())).sum(1).max())
+        decoders = [of.on_texts_of(length) for of in (*(Decoder(**options) for options in AUDITED), own.decoder)]
+        return [
+            (of, {option.name: value for option in fields(of) if (value := getattr(of, option.name)) != option.default})
+            for of in decoders
+        ]
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
@@ -196,13 +211,10 @@ class TextOptions(LanguageOptions, PresetOptions):
     def _with_likelihood(self) -> list[dict[str, Any]]:
         """Options of the audited decoders whose likelihood is compared with that from left to right."""
         from uturn.corruption.decoder_likelihood import is_determined
-        from uturn.corruption.unmasking import Decoder
 
-        decoder = self.denoiser().decoder
-        own = {of.name: value for of in fields(Decoder) if (value := getattr(decoder, of.name)) != of.default}
-        known = {Decoder(**options): options for options in (*AUDITED, own)}
+        known = dict(self._decoders())
         compared = [options for of, options in known.items() if is_determined(of) and of.is_exact_singly]
-        return compared[2:]  # random and left to right are compared anyway
+        return compared[2:]  # random and left to right, the first two, are compared anyway
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
         """The table of a probe that reads texts with a second model."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,19 +161,27 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
-        matches = [match.group() for match in self._pattern.finditer(text)]
-        matched = [word for word in matches if word.strip() or (word == " " and " " in self._places)]
-        unknown = self.unknown_id
+        matched, unknown = self._matched(text), self.unknown_id
         strange = next((word for word in matched if word not in self._places), None)
         if unknown is None and strange is not None:
             raise ValueError(f"the text {shown(text)} has {strange!r}, which is none of the {self.size} tokens of the model")
         return [self._places.get(word, unknown or 0) for word in matched]
 
+    def _matched(self, text: str) -> list[str]:
+        """The matches in a text, without blanks unless a blank is a token."""
+        matches = [match.group() for match in self._pattern.finditer(text)]
+        return [word for word in matches if word.strip() or (word == " " and " " in self._places)]
+
+    @cached_property
+    def _blank(self) -> str:
+        """What stands before each token in a text: a blank before words."""
+        return " " if are_words(self._matched, self.tokens) else ""
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self.tokens[place] for place in ids]
+        return [self._blank + self.tokens[place] for place in ids]
 
     def text(self, ids: Sequence[int]) -> str:
-        return "".join(self.pieces(ids))
+        return "".join(self.pieces(ids)).removeprefix(self._blank)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([list(self.tokens), self.split, self.framed]).encode()).hexdigest()
@@ -185,6 +194,15 @@ class Vocabulary:
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read the vocabulary {path} ({one_line(error)}); expected one token a line") from None
         return cls(tuple(text.removesuffix("\n").split("\n")), split)
+
+
+def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
+    """Whether tokens are words between blanks: `read` finds a word twice in "word word", but not in "wordword".
+
+    The first twenty tokens of letters that `read` leaves whole are tried; all have to be words.
+    """
+    words = list(islice((token for token in tokens if token.isalpha() and len(read(token)) == 1), 20))
+    return bool(words) and all(read(word + word) != 2 * read(word) == read(f"{word} {word}") for word in words)
 
 
 class PretrainedTokenizer:
@@ -221,7 +239,7 @@ class PretrainedTokenizer:
         return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))).strip()
 
     def _shown(self, token: str) -> str:
-        if self._has_word_pieces:  # words are separated by blanks, and their continuations begin with ##
+        if self._has_word_pieces or self._are_words:  # words are separated by blanks, and their continuations begin with ##
             return token[2:] if token.startswith("##") else f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
@@ -235,6 +253,10 @@ class PretrainedTokenizer:
     def _has_blanks(self) -> bool:
         """Whether tokens contain the blanks; such tokens may also be parts of a character."""
         return not self._has_word_pieces and any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
+
+    @cached_property
+    def _are_words(self) -> bool:
+        return not self._has_blanks and are_words(self.encode, self._vocabulary)
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
