@@ -144,8 +144,8 @@ def test_several_stores_share_a_tidy_table(tmp_path):
 
 
 def test_stored_readings_are_read_back(tmp_path):
-    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords={"kind": ["a", "b"] * 10, "log_snr": -np.log(NOISE)})
-    run.to_zarr(tmp_path / "rmsd.zarr", consolidated=False)
+    coords = {"kind of fold": ("item", ["a", "b"] * 10), "log_snr": ("noise", -np.log(NOISE))}
+    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords=coords, store=tmp_path / "rmsd.zarr")
     stored = open_run(tmp_path / "rmsd.zarr").load()
     xr.testing.assert_equal(stored, run)
     assert ut.study(stored).equals(ut.study(run))
@@ -225,6 +225,7 @@ def test_the_study_equals_that_of_a_run_of_our_own(own_run):
         own_run.noise.values,
         start=1,
         coords={"tree_level": own_run.tree_level.values},
+        dims={"parsed": ("noise", "item", "trajectory", "clone", "tree_level")},
     )
     np.testing.assert_array_equal(ut.study(plain).curve, expected.curve)
 
@@ -391,6 +392,7 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD.astype(str)}, {}, "a has dtype <U"),
         ({"a": GOOD * np.nan}, {}, "a has no reading: all are NaN"),
         ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
+        ({"a": GOOD * 1e40}, {}, r"a has readings beyond 3.4e\+38, the largest stored"),
         ({"a": np.zeros((5, 6, 2, 2, 2, 2))}, {}, "a has shape .*; expected"),
         ({"item": GOOD}, {}, "the name 'item'"),
         ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
@@ -403,13 +405,13 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"start": "1.0.0"}, "neither a reading nor a coordinate"),
         ({"a": GOOD}, {"bounds": (1, 0)}, r"a: bounds = \(1.0, 0.0\)"),
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2: expected a number in its bounds"),
-        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values, but no reading has"),
+        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values along label, which is no dim"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
         ({"a": GOOD}, {"coords": {"a/b": np.arange(6)}}, "coords: a/b is .* with a name of its own"),
         ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
         ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
-        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "last axis could be"),
+        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "axis of levels in dims"),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
     ],
 )  # fmt: skip
@@ -457,7 +459,7 @@ def test_row_numbers_are_no_reading_and_further_cells_an_error(tmp_path):
 
 
 def test_axes_of_noise():
-    half = {"log_snr": [3.0, np.nan, 1.0, 0.0, -1.0]}
+    half = {"log_snr": ("noise", [3.0, np.nan, 1.0, 0.0, -1.0])}
     study = ut.study(ut.readings({"a": GOOD}, NOISE, coords=half))
     assert np.isnan([study.sigma[2], study.log_snr[2]]).all()  # the level 0 is added
     run = ut.readings({"a": GOOD}, NOISE, coords={"log_snr": ("noise", list("abcde"))})
