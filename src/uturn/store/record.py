@@ -186,8 +186,8 @@ class Store(Blocks):
             if form != FORMAT or version not in _READABLE:
                 advice = "another version of uturn or another program made it"
                 raise ValueError(f"it has format {shown(form)} and version {shown(version)}, not {FORMAT!r} and {VERSION}")
-            if "spec" in group.attrs and "identity" not in group.attrs:
-                advice = "xarray wrote it; give `store` to uturn.run or uturn.readings instead"
+            if _RECORDS not in group:
+                advice = "copy it again; if Dataset.to_zarr wrote it, give `store` to uturn.run or uturn.readings instead"
                 raise ValueError("its readings have no digests")
             _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
             return cls(group, place)
