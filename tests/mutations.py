@@ -721,7 +721,7 @@ MUTATIONS = (
             ),
         ),
     ),
-    # --- stores and readings ---
+    # --- stores ---
     Mutation(
         "stores of any format of zarr are opened",
         "uturn.store.record:Store.open",
@@ -735,13 +735,6 @@ MUTATIONS = (
         "self.group.store, zarr_format=3, consolidated=False",
         "self.group.store, consolidated=False",
         tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
-    ),
-    Mutation(
-        "labels of clones in another order are joined by position",
-        "uturn.studies.readings:_agree",
-        "return np.array_equal(a, b)",
-        "return np.array_equal(np.sort(a), np.sort(b))",
-        tests=(("test_readings::test_trajectories_and_clones_in_another_order_are_refused", {}),),
     ),
     # --- atlas and pages ---
     Mutation(
