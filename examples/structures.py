@@ -88,6 +88,7 @@ def main() -> None:
         units={"rmsd": "Å"},
         long_name={"rmsd": "Cα-RMSD (Å)", "secondary_structure": "secondary structure kept", "contacts": "contacts kept"},
         coords={"item": names, "range": list(RANGES)},
+        dims={"contacts": ("noise", "item", "trajectory", "range")},
         changes={"residue": moved},
         description="partial diffusion",
     )

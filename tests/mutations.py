@@ -788,6 +788,21 @@ MUTATIONS = (
         "np.full(items, sites)",
         tests=(("test_changes_probe::test_the_change_of_a_text_is_that_of_its_own_free_tokens", {"clones": 3}),),
     ),
+    # --- stores ---
+    Mutation(
+        "stores of any format of zarr are opened",
+        "uturn.store.record:Store.open",
+        'mode="r+", use_consolidated=False, zarr_format=3)',
+        'mode="r+", use_consolidated=False)',
+        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
+    ),
+    Mutation(
+        "readings of any format of zarr are opened",
+        "uturn.store.record:Store.dataset",
+        "self.group.store, zarr_format=3, consolidated=False",
+        "self.group.store, consolidated=False",
+        tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
+    ),
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",

@@ -1,5 +1,6 @@
 """Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
 
+import ast
 import errno
 import json
 import os
@@ -8,15 +9,20 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import matplotlib.pyplot as plt
+import numcodecs.abc
+import numcodecs.registry
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from rich.table import Table
 
 import uturn as ut
@@ -35,6 +41,7 @@ from uturn.pages import report
 from uturn.pages.collect import collect
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
+from uturn.store.record import open_run
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -458,6 +465,85 @@ def test_empty_paths(words, capsys, tmp_path, monkeypatch):
 def test_closed_streams(closed, words, code, stored):
     command = f"{sys.executable} -m uturn.cli {words} {closed}".replace("STORE", str(stored))
     assert subprocess.run(["sh", "-c", command], check=False, timeout=100).returncode == code
+
+
+# --- zarr ------------------------------------------------------------------------------------------------------------
+
+
+def opened_by_zarr():
+    """Calls in the package that open zarr: (file, line, function, value of zarr_format)."""
+    for file in sorted(Path(ut.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            name, of = node.func.attr, getattr(node.func.value, "id", "")
+            if (of == "zarr" and name.islower()) or name in (
+                "to_zarr",
+                "open_zarr",
+                "open_dataset",
+                "load_dataset",
+                "open_datatree",
+            ):
+                formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
+                yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
+
+
+def test_every_call_opens_format_3():
+    calls = list(opened_by_zarr())
+    assert {"record.py", "datasets.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
+    assert [call for call in calls if call[-1] != 3] == []
+
+
+class Spy(numcodecs.abc.Codec):
+    """A codec of format 2 that is run when a chunk is read, as those are that unpickle."""
+
+    codec_id = "spy_of_uturn"
+    runs: ClassVar[list[int]] = []
+
+    def encode(self, buf):
+        return buf
+
+    def decode(self, buf, out=None):
+        self.runs.append(1)
+        return buf
+
+
+@pytest.mark.parametrize("place", ["filters", "compressors"])
+@pytest.mark.parametrize("form", ["uturn.store", "uturn.readings"])
+def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, capsys):
+    numcodecs.registry.register_codec(Spy)
+    Spy.runs.clear()
+    path = tmp_path / "mine.zarr"
+    codecs = {"filters": [Spy()]} if place == "filters" else {"compressors": Spy()}
+    with xr.open_zarr(stored, zarr_format=3) as run:
+        run = run.load().drop_encoding().assign_attrs(format=form, complete=True, missing_tasks=0)
+    run.to_zarr(path, zarr_format=2, encoding={name: codecs for name in ("item", "noise", "belief")}, consolidated=False)
+    for words in (["study", path], ["choose", path, "--keep", "belief=.5"], ["images", "--run", path, "--out", tmp_path / "out"]):
+        code, (line,), _ = ended(capsys, *words)
+        assert (code, "is not a readable store" in line) == (2, True), line
+    with pytest.raises(ValueError, match="is not a readable store"):
+        ut.run(ut.Experiment.from_dict({**SPEC, "trajectories": 2, "clones": 2}), path)
+    assert Spy.runs == []
+    xr.open_zarr(path, zarr_format=2, consolidated=False).load()
+    assert Spy.runs  # negative control
+
+
+def test_format_3_is_asked_for():
+    """Stores are written and opened in format 3 alone."""
+    asked = []
+
+    def noted(function):
+        return lambda *args, **options: (
+            asked.append((function.__name__, options.get("zarr_format"))) or function(*args, **options)
+        )
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for module, name in ((zarr, "open_group"), (zarr, "consolidate_metadata"), (xr, "open_zarr")):
+            patch.setattr(module, name, noted(getattr(module, name)))
+        ut.readings({"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr")
+        open_run(f"{folder}/mine.zarr")
+    assert {name for name, _ in asked} == {"open_group", "consolidate_metadata", "open_zarr"}
+    assert {version for _, version in asked} == {3}
 
 
 # --- folders of results ----------------------------------------------------------------------------------------------

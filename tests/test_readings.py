@@ -1,8 +1,12 @@
 """U-turns made elsewhere: arrays, frames and tables as runs, with the studies of the same readings in a run of our own."""
 
 import json
+import os
+import resource
 import runpy
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +17,10 @@ from scipy.stats import t as student
 
 import uturn as ut
 from command_line import uturn
+from uturn.measures.calibration import paired
 from uturn.measures.changes import covariances_of
 from uturn.pages import write_study
-from uturn.store.record import open_run
+from uturn.store.record import Store, open_run
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -144,8 +149,8 @@ def test_several_stores_share_a_tidy_table(tmp_path):
 
 
 def test_stored_readings_are_read_back(tmp_path):
-    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords={"kind": ["a", "b"] * 10, "log_snr": -np.log(NOISE)})
-    run.to_zarr(tmp_path / "rmsd.zarr", consolidated=False)
+    coords = {"kind of fold": ("item", ["a", "b"] * 10), "log_snr": ("noise", -np.log(NOISE))}
+    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords=coords, store=tmp_path / "rmsd.zarr")
     stored = open_run(tmp_path / "rmsd.zarr").load()
     xr.testing.assert_equal(stored, run)
     assert ut.study(stored).equals(ut.study(run))
@@ -153,6 +158,151 @@ def test_stored_readings_are_read_back(tmp_path):
         done = uturn(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "rmsd" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A store of two readings, one with levels, and changes of sites; its run in memory."""
+    rng, place = np.random.default_rng(3), tmp_path_factory.mktemp("stored") / "mine.zarr"
+    run = ut.readings(
+        {"energy": rng.random((3, 1100, 2)), "kept": rng.random((3, 1100, 2, 4))},
+        [0.2, 0.4, 8.0],
+        start={"energy": 0, "kept": 1},
+        coords={"layer": list("wxyz"), "fold class": ("item", np.arange(1100) % 7), "log_snr": ("noise", [3.0, 1.0, -2.0])},
+        dims={"kept": ("noise", "item", "trajectory", "layer")},
+        changes={"atom": rng.normal(size=(3, 1100, 2, 5))},
+        store=place,
+    )
+    return place, run
+
+
+def test_a_store_of_readings_is_one_of_run(stored, tmp_path):
+    place, run = stored
+    found = open_run(place).load()
+    xr.testing.assert_equal(found, run)
+    assert found.attrs == run.attrs
+    assert ut.study(found.isel(item=slice(20))).equals(ut.study(run.isel(item=slice(20))))
+    assert {path.name for path in (place / "energy/c/0").iterdir()} == {"0", "1"}  # two chunks of items
+    opened = Store.open(place)
+    assert set(opened.states().values()) == {("done", 2)}
+    other = {"energy": np.full((1, 4), 0.5)}
+    ut.readings(other, [0.3], store=shutil.copytree(place, tmp_path / "copy.zarr"))  # replaced as a whole
+    assert dict(open_run(tmp_path / "copy.zarr").sizes) == {"noise": 1, "item": 4, "trajectory": 1}
+
+
+def test_readings_replace_nothing_else(own_run, tmp_path):
+    ut.run(ut.Experiment.from_dict(json.loads(own_run.attrs["spec"])), tmp_path / "run.zarr")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine.txt").touch()
+    with pytest.raises(ValueError, match=r"run.zarr' holds a run of U-turns; choose another folder"):
+        ut.readings({"a": GOOD}, NOISE, store=tmp_path / "run.zarr")
+    with pytest.raises(ValueError, match=r"folder is not a readable store: .*choose another folder"):
+        ut.readings({"a": GOOD}, NOISE, store=tmp_path / "folder")
+    assert open_run(tmp_path / "run.zarr").attrs["complete"]
+    assert (tmp_path / "folder/mine.txt").exists()
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 5])
+def test_readings_that_were_cut_short_are_no_store(killed_at, tmp_path, monkeypatch):
+    writes, write = [], Store.write
+
+    def killed(self, *args):
+        if len(writes) == killed_at:
+            raise KeyboardInterrupt
+        writes.append(args)
+        write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ut.readings({"a": np.random.default_rng(0).random((6, 3))}, np.arange(6), store=tmp_path / "mine.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def lost(*names):
+    def change(folder):
+        for name in names:
+            shutil.rmtree(folder / name)
+
+    return change
+
+
+def overwritten(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def attributes(**values):
+    def change(folder):
+        layout = json.loads((folder / "zarr.json").read_text())
+        layout["attributes"] |= values
+        (folder / "zarr.json").write_text(json.dumps(layout))
+
+    return change
+
+
+def enlarged(name, axis, size, **attributes):
+    """A change of the shape of an array, in its own metadata and in the consolidated ones."""
+
+    def change(folder):
+        root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", name))
+        for layout in (own, root["consolidated_metadata"]["metadata"][name]):
+            layout["shape"][axis] = layout["chunk_grid"]["configuration"]["chunk_shape"][axis] = size
+        root["attributes"] |= attributes
+        (folder / name / "zarr.json").write_text(json.dumps(own))
+        (folder / "zarr.json").write_text(json.dumps(root))
+
+    return change
+
+
+def piped(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lost("noise"), "it has no 'noise'"),
+        (lost("energy"), "it has no 'energy'"),
+        (lost("fold class"), "the coordinate fold class is missing; copy the store again"),
+        (lost("fold class/c"), "the coordinate fold class is damaged"),
+        (lost("log_snr/c"), "the coordinate log_snr is damaged"),
+        (lost("energy/c/1"), "2 chunks of readings are missing or damaged; copy the store again"),
+        (lost("tasks/records/c/2"), "2 chunks of readings are missing or damaged"),
+        (lost("tasks"), "is not a readable store"),
+        (overwritten("kept/c/1/0/0/0", b"none"), "1 chunks of readings are missing or damaged"),
+        (overwritten("layer/c/0", b"none"), "the coordinate layer is damaged"),
+        (attributes(variables=5), "is not a readable store"),
+        (attributes(variables=["energy"]), "is not a readable store"),
+        (attributes(variables={"energy": 1, "kept": 2}), "is not a readable store"),
+        (attributes(version=1000), "it has format 'uturn.store' and version 1000, .*; another version of uturn"),
+        (attributes(format="uturn.readings"), "it has format 'uturn.readings'"),
+        (enlarged("noise", 0, 2**28), "is not a readable store"),
+        (enlarged("fold class", 0, 2**28), "the coordinate fold class is damaged|is not a readable store"),
+        (enlarged("layer", 0, 2**30), "is not a readable store"),
+        (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
+        (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
+        (piped("log_snr/c/0"), "log_snr/c/0 is a link, a pipe or a device"),
+    ],
+)
+def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored, tmp_path):
+    folder = shutil.copytree(stored[0], tmp_path / "mine.zarr")
+    change(folder)
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=message) as caught:
+        open_run(folder)
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
+
+
+def test_a_store_without_digests_says_how_to_make_one(stored, tmp_path):
+    stored[1][["energy"]].isel(item=slice(3)).drop_vars("fold class").to_zarr(tmp_path / "mine.zarr", consolidated=False)
+    with pytest.raises(ValueError, match=r"readings have no digests; .*give `store` to uturn\.run or uturn\.readings"):
+        open_run(tmp_path / "mine.zarr")
 
 
 # --- the same run ---------------------------------------------------------------------------------------------------------------
@@ -225,8 +375,144 @@ def test_the_study_equals_that_of_a_run_of_our_own(own_run):
         own_run.noise.values,
         start=1,
         coords={"tree_level": own_run.tree_level.values},
+        dims={"parsed": ("noise", "item", "trajectory", "clone", "tree_level")},
     )
     np.testing.assert_array_equal(ut.study(plain).curve, expected.curve)
+
+
+# --- where a coordinate lies ----------------------------------------------------------------------------------------------------
+
+
+def test_the_length_of_an_axis_says_nothing():
+    """Three levels of a reading beside three trajectories, items and noise levels."""
+    rng, dims = np.random.default_rng(0), {"kept": ("noise", "item", "layer")}
+    values, layers = {"kept": rng.random((3, 3, 3))}, {"layer": list("abc")}
+    run = ut.readings(values, [1, 2, 3], coords=layers, dims=dims)
+    assert run.kept.dims == ("noise", "item", "layer")
+    assert run.layer.values.tolist() == list("abc")
+    assert ut.readings(values, [1, 2, 3]).kept.dims == ("noise", "item", "trajectory")
+    for coords in (layers, {"fold": [1, 2, 3]}):
+        with pytest.raises(ValueError, match=r"which is no dim of a reading; give \('noise', values\) or \('item', values\)"):
+            ut.readings(values, [1, 2, 3], coords=coords)
+    with pytest.raises(ValueError, match="layer has 3 values along item"):
+        ut.readings(values, [1, 2, 3], coords={"layer": ("item", [1, 2, 3])}, dims=dims)
+    labelled = {"kept": xr.DataArray(values["kept"], {"fold": ("item", [4, 5, 6])}, ("noise", "item", "layer"))}
+    xr.testing.assert_equal(
+        ut.readings(labelled, [1, 2, 3], coords=layers),
+        ut.readings(values, [1, 2, 3], coords=layers | {"fold": ("item", [4, 5, 6])}, dims=dims),
+    )
+
+
+def test_trajectories_and_clones_in_another_order_are_refused():
+    rng = np.random.default_rng(0)
+    h, dims = rng.normal(size=(1, 300, 2, 6)), ("noise", "item", "trajectory", "clone")
+    start = rng.normal(size=(1, 300, 2))
+    h[:, :, 1] += 3  # the two noisy data of an original are unlike
+    start[:, :, 1] += 3
+    labels = {"noise": [0.5], "trajectory": [11, 12], "clone": list("uvwxyz")}
+    clones, originals = xr.DataArray(h, labels, dims), xr.DataArray(start, {"trajectory": [11, 12]}, dims[:3])
+    assert ut.ranks(ut.readings({"h": clones, "original_h": originals}), "h").attrs["passed"]
+    with pytest.raises(ValueError, match="original_h: its coordinate trajectory differs from that of another reading"):
+        ut.readings({"h": clones, "original_h": originals.isel(trajectory=[1, 0])})
+    with pytest.raises(ValueError, match="b: its coordinate clone differs"):
+        ut.readings({"a": clones, "b": clones.isel(clone=[5, 4, 3, 2, 1, 0])})
+    moved = rng.normal(size=(1, 300, 2, 4))
+    with pytest.raises(ValueError, match="residue: its coordinate trajectory differs"):
+        ut.readings(
+            {"a": clones},
+            changes={"residue": xr.DataArray(moved, {"trajectory": [12, 11]}, ("noise", "item", "trajectory", "residue_site"))},
+        )
+
+
+def test_noise_levels_that_differ_by_rounding_are_one():
+    rows = [(0.7, 1), (0.1 * 7, 2), (1.1 + 2.2, 1), (3.3, 2), (np.inf, 1), (np.inf, 2)]
+    frame = pd.DataFrame([(noise, item, 5.0) for noise, item in rows], columns=["noise", "item", "energy"])
+    run = ut.readings(frame)
+    assert run.noise.values.tolist() == [0.7, 3.3, np.inf]
+    assert run.energy.notnull().all()
+    with pytest.raises(ValueError, match=r"row 7 of the table repeats noise = 0.7\d*, item = 1"):
+        ut.readings(pd.concat([frame, frame.iloc[[0]].assign(noise=0.1 * 7)]))
+    with pytest.raises(ValueError, match="expected increasing numbers"):
+        ut.readings({"a": GOOD[:2]}, [0.7, 0.1 * 7])
+    one, two = (xr.DataArray(GOOD[:2], {"noise": [level, 3.3]}, ("noise", "item")) for level in (0.7, 0.1 * 7))
+    assert ut.readings({"a": one, "b": two}).noise.values.tolist() == [0.7, 3.3]
+
+
+# --- tables of others ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_text(tmp_path):
+    names = ["07", "007", "7", "NA", "None", "null", "n/a", "nan", "1e3", "1000"]
+    rows = [f"{noise},{name},{name},{noise * k}" for noise in (0.5, 2) for k, name in enumerate(names)]
+    (tmp_path / "a.csv").write_text("\n".join(["noise,item,kind,energy", *rows, "0.5,12,,NA", "2,12,,"]))
+    run = read_readings(tmp_path / "a.csv", coords=["kind"])
+    assert run.item_name.values.tolist() == [*names, "12"]
+    assert run.kind.values.tolist() == [*names, ""]
+    np.testing.assert_array_equal(run.energy[1], [*(2.0 * np.arange(10)), np.nan])
+    (tmp_path / "b.csv").write_text("noise,item,axis,energy\n0.5,10,-1.5,1\n0.5,9,-1.5,2\n2,9,,3\n")
+    numbers = read_readings(tmp_path / "b.csv", coords=["axis"])
+    assert numbers.item.values.tolist() == [9, 10]
+    np.testing.assert_array_equal(numbers.axis, [-1.5, np.nan])
+    large = pd.DataFrame({"noise": 1.0, "item": ["9007199254740993", "9007199254740992"], "energy": [1.0, 2.0]})
+    assert ut.readings(large).item_name.values.tolist() == large["item"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("separator", "decimal", "suffix"), [(";", ",", "csv"), (";", ".", "csv"), ("\t", ".", "tsv"), (",", ".", "csv")]
+)
+def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_path):
+    table = long_form({"rmsd": rmsd()}, [f"a, {k}" if separator == "," else f"a {k}" for k in range(20)])
+    table.to_csv(tmp_path / "plain.csv", index=False)
+    expected = read_readings(tmp_path / "plain.csv")
+    named = table.rename(columns={"noise": "Sigma", "item": "Molecule ID", "trajectory": "TRAJECTORY"})
+    named.to_csv(tmp_path / f"other.{suffix}", index=False, sep=separator, decimal=decimal)
+    columns = {"noise": "Sigma", "item": "Molecule ID"}
+    xr.testing.assert_allclose(read_readings(tmp_path / f"other.{suffix}", columns=columns), expected)
+    arguments = (f"other.{suffix}", "--columns", "noise=Sigma,item=Molecule ID", "--start", "rmsd=0")
+    done, plain = (uturn("study", *words, cwd=tmp_path) for words in (arguments, ("plain.csv", "--start", "rmsd=0")))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.replace(f"other.{suffix}", "plain.csv").splitlines()[:4] == plain.stdout.splitlines()[:4]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"noise": "t"},
+            "columns: noise = 't'; expected one of noise, item, trajectory, clone, and a column of the table: noise",
+        ),
+        ({"reading": "rmsd"}, "columns: reading = 'rmsd'; expected one of noise, item"),
+    ],
+)
+def test_columns_that_are_none(columns, message, tmp_path):
+    long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        read_readings(tmp_path / "a.csv", columns=columns)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_table_that_is_a_pipe_or_device_is_not_read(link, tmp_path):
+    path = tmp_path / "a.csv"
+    path.symlink_to("/dev/zero") if link else os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a link, a pipe or a device, which is not read"):
+        read_readings(path)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "a\\b", "..", "__b", "x" * 300, "ü" * 120, "a\0b", "\udcff"])
+@pytest.mark.parametrize("of", ["reading", "coordinate", "dim", "changes"])
+def test_names_that_no_store_can_hold(name, of):
+    values, settings = {"a": np.zeros((2, 3, 2))}, {"dims": {"a": ("noise", "item", name)}}
+    if of == "reading":
+        values, settings = {name: np.zeros((2, 3, 2))}, {}
+    elif of == "coordinate":
+        settings = {"coords": {name: ("item", [1, 2, 3])}}
+    elif of == "changes":
+        if name in ("..", "zarr.json"):
+            return  # "zarr.json_change" is a name like others
+        settings = {"changes": {name: np.random.default_rng(0).random((2, 3, 2, 4))}}
+    with pytest.raises(ValueError, match=r"the name .*(expected|has \d+ characters)") as caught:
+        ut.readings(values, [1, 2], **settings)
+    assert "\n" not in str(caught.value)
 
 
 # --- calibration ----------------------------------------------------------------------------------------------------------------
@@ -259,6 +545,19 @@ def test_calibration_equals_that_of_arrays(shrink, passes):
     expected = ut.calibrate(first.transpose(1, 2, 0), twins.transpose(1, 2, 0))
     np.testing.assert_allclose(tests.p, expected.p_value)
     assert tests.attrs["passed"] == expected.passed == passes
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int64])
+def test_integers_are_compared_as_real_numbers(kind):
+    rng = np.random.default_rng(0)
+    x, turned = rng.integers(0, 120, (9, 4)), rng.integers(0, 120, (2, 9, 1, 3, 4))
+    found = ut.readings_of(x.astype(kind), turned.astype(kind), distance)
+    expected = ut.readings_of(x.astype(float), turned.astype(float), distance)
+    for name in ("distance", "clone_distance"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    pair = np.concatenate([x[:, None], turned[0, :, 0]], axis=1)
+    for some, others in zip(paired(pair.astype(kind), distance), paired(pair.astype(float), distance), strict=True):
+        np.testing.assert_array_equal(some, others)
 
 
 def test_calibration_without_a_missing_clone():
@@ -391,6 +690,7 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD.astype(str)}, {}, "a has dtype <U"),
         ({"a": GOOD * np.nan}, {}, "a has no reading: all are NaN"),
         ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
+        ({"a": GOOD * 1e40}, {}, r"a has readings beyond 3.4e\+38, the largest stored"),
         ({"a": np.zeros((5, 6, 2, 2, 2, 2))}, {}, "a has shape .*; expected"),
         ({"item": GOOD}, {}, "the name 'item'"),
         ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
@@ -403,13 +703,13 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"start": "1.0.0"}, "neither a reading nor a coordinate"),
         ({"a": GOOD}, {"bounds": (1, 0)}, r"a: bounds = \(1.0, 0.0\)"),
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2: expected a number in its bounds"),
-        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values, but no reading has"),
+        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values along label, which is no dim"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
         ({"a": GOOD}, {"coords": {"a/b": np.arange(6)}}, "coords: a/b is .* with a name of its own"),
         ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
         ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
-        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "last axis could be"),
+        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "axis of levels in dims"),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
     ],
 )  # fmt: skip
@@ -457,7 +757,7 @@ def test_row_numbers_are_no_reading_and_further_cells_an_error(tmp_path):
 
 
 def test_axes_of_noise():
-    half = {"log_snr": [3.0, np.nan, 1.0, 0.0, -1.0]}
+    half = {"log_snr": ("noise", [3.0, np.nan, 1.0, 0.0, -1.0])}
     study = ut.study(ut.readings({"a": GOOD}, NOISE, coords=half))
     assert np.isnan([study.sigma[2], study.log_snr[2]]).all()  # the level 0 is added
     run = ut.readings({"a": GOOD}, NOISE, coords={"log_snr": ("noise", list("abcde"))})

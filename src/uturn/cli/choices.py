@@ -20,7 +20,7 @@ def choose(
     results: Annotated[
         str,
         typer.Argument(
-            metavar="RESULTS", help="A finished store, a folder with a `run.zarr`, or a table of readings (.csv, .parquet)."
+            metavar="RESULTS", help="A finished store, a folder with a `run.zarr`, or a table of readings (.csv, .tsv, .parquet)."
         ),
     ],
     keep: Annotated[list[str], typer.Option(metavar=_GOAL, help="The reading to keep, and the goal for its mean.")],

@@ -135,6 +135,15 @@ class Running(Machines):
 class OfTable:
     """What a table of readings does not say itself."""
 
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=COLUMN,..",
+            help="Columns of a table that have other names than noise, item, trajectory and clone, such as "
+            "noise=sigma,item=molecule.",
+            rich_help_panel=TABLE,
+        ),
+    ] = None
     noise_unit: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the noise of a table is, such as strength.", rich_help_panel=TABLE)
     ] = None
@@ -166,6 +175,7 @@ class OfTable:
         from uturn.studies.long_form import is_table
 
         values = {
+            "columns": _by_name("columns", self.columns.split(",") if self.columns else None, "noise=sigma"),
             "unit": self.noise_unit,
             "start": _by_name("start", self.start),
             "chance": _by_name("chance", self.chance),
@@ -174,24 +184,28 @@ class OfTable:
         typed = {name: value for name, value in values.items() if value}
         if typed and not any(map(is_table, places)):
             raise ValueError(
-                f"{places[0]} is no table: --noise-unit, --start, --chance and --coordinate are for tables (.csv, .parquet)"
+                f"{places[0]} is no table: --columns, --noise-unit, --start, --chance and --coordinate are for tables (.csv, "
+                f".tsv, .parquet)"
             )
         return typed
 
     def typed(self) -> list[str]:
         """The options as arguments of a command."""
         values = {"start": self.start, "chance": self.chance, "coordinate": self.coordinate}
-        unit = [] if self.noise_unit is None else ["--noise-unit", self.noise_unit]
-        return [*(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)), *unit]
+        single = {"--columns": self.columns, "--noise-unit": self.noise_unit}
+        return [
+            *(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)),
+            *(part for flag, text in single.items() if text is not None for part in (flag, text)),
+        ]
 
 
-def _by_name(option: str, pairs: list[str] | None) -> dict[str, float | str]:
+def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> dict[str, float | str]:
     """The values of NAME=VALUE by name: numbers, or names of coordinates."""
     values: dict[str, float | str] = {}
     for pair in pairs or []:
         name, equal, value = pair.partition("=")
         if not (name and equal and value):
-            raise ValueError(f"{option} = {pair!r}: expected NAME=VALUE, such as rmsd=0")
+            raise ValueError(f"{option} = {pair!r}: expected NAME=VALUE, such as {example}")
         try:
             values[name] = float(value)
         except ValueError:

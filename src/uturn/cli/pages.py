@@ -19,7 +19,7 @@ def study(
         typer.Argument(
             metavar="STORE",
             help="Finished stores of any command that runs U-turns, folders with a `run.zarr`, or tables of readings (.csv, "
-            ".parquet).",
+            ".tsv, .parquet).",
         ),
     ],
     out: OptionalOut = None,

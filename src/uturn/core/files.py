@@ -117,7 +117,9 @@ def check_plain(path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:
             for entry in entries:
-                check_plain(entry.path)
+                if not entry.is_file(follow_symlinks=False):  # known from the listing of the folder
+                    with suppress(FileNotFoundError):  # another process has removed it
+                        check_plain(entry.path)
     elif not stat.S_ISREG(mode):
         raise ValueError(f"{os.fspath(path)} is a link, a pipe or a device, which is not read")
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from uturn.core.checks import checked_array, checked_integer, checked_numbers, shown
 from uturn.core.random import Purpose, checked_seed, keys
-from uturn.measures.clones import between_clones
+from uturn.measures.clones import as_real, between_clones
 from uturn.measures.relabelling import MARGIN, p_values
 from uturn.measures.statistics import WITHIN, check_dims, checked_share, complete_items, replicates
 
@@ -338,13 +338,13 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
     data : array (items, K + 1, ...)
         The original of every item, then its clones.
     f : (array (items, ...), array (items, ...)) -> array (items, ...)
-        Symmetric in its two arguments.
+        Symmetric in its two arguments; it is given integers as float64.
 
     Returns
     -------
     with_original, with_clones : arrays (items, K, ...)
     """
-    data = checked_array("data", data)
+    data = as_real(checked_array("data", data))
     if data.ndim < 2 or data.shape[1] < 3:
         raise ValueError(f"data has shape {data.shape}; expected (items, clones + 1, ...), an original and at least two clones")
     original, clones = data[:, 0], data[:, 1:]

@@ -50,7 +50,8 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
         The data x̂, each of the shape of an original. The number of axes tells whether there are trajectories and clones; a
         single noisy datum of each original with clones has a trajectory axis of length 1. NaN where one is missing.
     f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
-        Compares data pairwise. Symmetric in its arguments if there are clones.
+        Compares data pairwise; it is given integers as float64, whose differences do not wrap round. Symmetric in its arguments
+        if there are clones.
     name : str, optional
         Name of the reading, by default that of the function.
 
@@ -99,9 +100,10 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
         gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
         return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
 
+    before = as_real(before)
     with_original, with_clones = [], []
     for turned in after:
-        flat = turned.reshape(len(before), -1, *data)  # (item, draws, ...)
+        flat = as_real(turned).reshape(len(before), -1, *data)  # (item, draws, ...)
         of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
         with_original.append(np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:]))
         if clones > 1:
@@ -116,3 +118,8 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     return {
         key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
     }
+
+
+def as_real(data: np.ndarray) -> np.ndarray:
+    """Integers as float64, and other data unchanged."""
+    return data.astype(float) if data.dtype.kind in "iu" else data

@@ -26,4 +26,4 @@ def write_dataset(data: xr.Dataset, path: str | Path) -> None:
     # Written in one step: an unfinished folder would be read as missing values.
     with whole_folder(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        data.assign(text).to_zarr(unfinished, mode="w", consolidated=True)
+        data.assign(text).to_zarr(unfinished, mode="w", zarr_format=3, consolidated=True)

@@ -29,7 +29,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from uturn.core.checks import checked_path
-from uturn.core.files import locked_folder, remove_unfinished_folders, whole_folder
+from uturn.core.files import check_plain, locked_folder, remove_unfinished_folders, whole_folder
 from uturn.store.objects import AT_ONCE, INTERRUPTED_SECONDS, UNFINISHED, Objects, StorageError, Tagged, checked_url, is_url
 
 ROOT = "zarr.json"
@@ -51,6 +51,9 @@ class Place(Protocol):
 
     def target(self) -> Any:
         """The argument with which zarr and xarray open the store."""
+
+    def check_plain(self) -> None:
+        """ValueError if the store holds anything but files and folders, such as a pipe, which could be read for ever."""
 
     def whole(self, *, replace: bool = True) -> AbstractContextManager[Path]:
         """An empty folder whose content replaces that of this place at the end, completely or not at all."""
@@ -107,6 +110,9 @@ class LocalFolder:
         # Absolute, because zarr removes a relative path from chunk names wherever it occurs ("s/" in "tasks/..").
         return os.path.abspath(self.where)
 
+    def check_plain(self) -> None:
+        check_plain(os.path.realpath(self.where))
+
     def whole(self, *, replace: bool = True) -> AbstractContextManager[Path]:
         return whole_folder(self.where, replace=replace)
 
@@ -147,6 +153,9 @@ class ObjectPrefix:
     def target(self) -> Objects:
         self._settled()
         return self.objects
+
+    def check_plain(self) -> None:
+        pass
 
     @contextmanager
     def whole(self, *, replace: bool = True) -> Iterator[Path]:

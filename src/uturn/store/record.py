@@ -24,7 +24,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 
-from uturn.core.checks import StoreError, checked_integer, one_line
+from uturn.core.checks import StoreError, checked_integer, one_line, shown
 from uturn.core.files import named_errors
 from uturn.core.protocols import Coordinates
 from uturn.core.protocols import Variable as Variable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT, VERSION = "uturn.store", 5
-READINGS = "uturn.readings"  # format of the datasets of `uturn.readings`, which xarray stores
 _READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to version 4 contain defaults
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
@@ -178,21 +177,24 @@ class Store(Blocks):
         path = place.where
         if place.is_empty():
             raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
+        advice = "if it was cut short while being copied, copy it again; else choose another folder"
         try:
+            place.check_plain()
             target = place.target()
             group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
             form, version = (group.attrs.get(key) for key in ("format", "version"))
             if form != FORMAT or version not in _READABLE:
-                raise ValueError(f"it has format {form!r} and version {version!r}, not {FORMAT!r} and {VERSION}")
+                advice = "another version of uturn or another program made it"
+                raise ValueError(f"it has format {shown(form)} and version {shown(version)}, not {FORMAT!r} and {VERSION}")
+            if _RECORDS not in group:
+                advice = "copy it again; if Dataset.to_zarr wrote it, give `store` to uturn.run or uturn.readings instead"
+                raise ValueError("its readings have no digests")
             _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
             return cls(group, place)
         except StorageError:
             raise
         except Exception as error:
-            raise ValueError(
-                f"{path} is not a readable store: {_reason(error)}; if it was cut short while being copied, copy it again; else "
-                f"choose another folder"
-            ) from None
+            raise ValueError(f"{path} is not a readable store: {_reason(error)}; {advice}") from None
 
     def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
         """Check the layout against the spec, and rewrite damaged coordinates.
@@ -228,7 +230,10 @@ class Store(Blocks):
             return None
         values = self._stored(name)
         if values is None:
-            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
+            raise ValueError(
+                f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again, else copy the "
+                f"store again"
+            )
         return values
 
     def _stored(self, name: str) -> np.ndarray | None:
@@ -243,14 +248,21 @@ class Store(Blocks):
         return None if values is None else np.asarray(values)
 
     def check_coordinates(self) -> None:
-        """ValueError if a coordinate cannot be read."""
-        for name in {*chain(*self.dims.values()), *str(self.attributes.get("coordinates", "")).split()}:
-            self.coordinate(name)
+        """ValueError if a coordinate cannot be read. The consolidated metadata, which are written once, say which there are."""
+        written = zarr.open_group(self.group.store, mode="r", use_consolidated=True, zarr_format=3)
+        for name in {*chain(*self.dims.values()), *written.array_keys()}.difference(self.variables):
+            if self.coordinate(name) is None:
+                raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
 
     @property
     def attributes(self) -> dict[str, Any]:
         """A copy of the attributes."""
         return dict(self.group.attrs)
+
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """Whether it holds readings that `uturn.readings` stored."""
+        return json.loads(self.attributes["identity"]).get("backward") == {"type": "readings"}
 
     def update(self, **attributes: Any) -> None:
         """Write attributes, in one atomic step."""
@@ -423,7 +435,10 @@ class Store(Blocks):
             self.check_coordinates()
         # Attributes in a store that would rescale values or convert them to dates are ignored.
         try:
-            ds = xr.open_zarr(self.group.store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
+            ds = xr.open_zarr(
+                self.group.store, zarr_format=3, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False
+            )
+            ds = ds.set_coords(set(ds.data_vars).difference(self.variables))  # CF has no names with blanks
         except StorageError:
             raise
         except Exception as error:  # xarray raises many kinds for metadata of coordinates that are damaged
@@ -566,17 +581,27 @@ class Store(Blocks):
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """The run in a folder or at a URL, read lazily: a store of `uturn.run`, or the readings that `to_zarr` has written.
+    """The run in a folder or at a URL, read lazily; ValueError if there is none, or if it is damaged."""
+    store = Store.open(path)
+    ds = store.dataset()
+    if store.is_made_elsewhere and (missing := ds.attrs["missing_tasks"]):
+        raise ValueError(f"{store.where}: {missing} chunks of readings are missing or damaged; copy the store again")
+    return ds
 
-    ValueError if there is none, or if it is damaged.
-    """
-    import xarray as xr
 
-    place = place_of("store", path)
-    with suppress(ValueError, KeyError, OSError):  # `Store.open` gives the reason
-        if not place.is_empty() and zarr.open_group(place.target(), mode="r").attrs.get("format") == READINGS:
-            return xr.open_zarr(place.target(), consolidated=False, chunks=None, mask_and_scale=False, decode_times=False)
-    return Store.open(place).dataset()
+def write_run(place: Place, run: MemoryStore) -> None:
+    """Write a finished run to a place in one step, as `run` stores its results."""
+    with place.whole() as unfinished:
+        _laid_out(str(unfinished), run.variables, run.coordinates, run.chunk, run.attributes)
+        store = Store.open(unfinished)
+        fill(store, run.values)
+        store._finish()
+
+
+def fill(store: MemoryStore | Store, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write all tasks of a store from the readings of a whole run, {variable: array (noise, items, ..)}."""
+    for task in store.tasks():
+        store.write(task, {name: values[store._region(task)][0] for name, values in arrays.items()})
 
 
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
@@ -657,7 +682,7 @@ def _laid_out(
     attributes: Mapping[str, Any],
 ) -> zarr.Group:
     """Create the arrays and attributes of an empty store in an empty zarr group."""
-    group = zarr.open_group(target, mode="w")
+    group = zarr.open_group(target, mode="w", zarr_format=3)
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
         made = group.create_array(
@@ -693,8 +718,8 @@ def _laid_out(
         compressors=compressors,
         attributes={"long_name": "trajectories (and clones) done, then a digest of every variable"},
     )
-    # CF convention: names of the coordinates that are not dims.
-    others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,))
+    # CF convention: names of the coordinates that are not dims, separated by blanks.
+    others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,) and not any(map(str.isspace, name)))
     about = _about(chunk, variables, levels * blocks)
     group.attrs.update({**about, "coordinates": others, **attributes})
     _consolidate(target)
@@ -739,7 +764,7 @@ def _consolidate(where: Any) -> None:
     """Collect the metadata of all arrays in the file that readers open first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(where)
+        zarr.consolidate_metadata(where, zarr_format=3)
 
 
 class Scratch:

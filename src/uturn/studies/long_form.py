@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,26 +12,35 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import checked_path, shown
+from uturn.core.files import check_plain
 
 if TYPE_CHECKING:
     import pandas
 
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
+NEAR = 1e-9  # relative difference of two noise levels up to which they are one
+_NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
 
 def is_table(place: Any) -> bool:
     """Whether a place is that of a table of readings, by the ending of its name."""
-    return str(place).lower().endswith((".csv", ".parquet"))
+    return str(place).lower().endswith((".csv", ".tsv", ".parquet"))
 
 
-def read_long_form(path: str | Path) -> pandas.DataFrame:
-    """The table in a file, CSV or Parquet (.parquet), or a ValueError."""
+def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapping[str, str] = {}) -> pandas.DataFrame:
+    """The table in a file, CSV or Parquet (.parquet), or a ValueError.
+
+    `labels`: columns that are read as text, beside those of items, trajectories and clones. `columns`: the names that columns
+    have in the file, by the names in `AXES`.
+    """
     import pandas
 
     path = checked_path("path", path)
     try:
-        table = pandas.read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
+        check_plain(os.path.realpath(path))
+        names = {*labels, *(name for axis, name in columns.items() if axis != "noise")}
+        table = pandas.read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path, names)
     except ImportError:
         raise ValueError(
             f"cannot read the table {path}: needs pyarrow; `pip install pyarrow`, or write it as a CSV file"
@@ -38,19 +49,37 @@ def read_long_form(path: str | Path) -> pandas.DataFrame:
         is_missing = isinstance(error, FileNotFoundError)
         reason = "No such file" if is_missing else getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV or Parquet file with {COLUMNS}") from None
-    return table.rename(columns=str.strip)
+    table = table.rename(columns=str.strip)
+    for axis, name in columns.items():
+        if axis not in AXES or name not in table.columns:
+            raise ValueError(
+                f"columns: {axis} = {shown(name)}; expected one of {', '.join(AXES)}, and a column of the table: "
+                f"{', '.join(map(str, table.columns))}"
+            )
+    return table.rename(columns={name: axis for axis, name in columns.items()})
 
 
-def _read_csv(path: str) -> pandas.DataFrame:
-    """The table in a CSV file; columns without a name, such as the row numbers that pandas writes, are left out."""
+def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
+    """The table in a CSV file; columns without a name, such as the row numbers that pandas writes, are left out.
+
+    Columns of labels are text, which pandas would read as numbers or as missing. The separator is the comma, semicolon or tab
+    that the header has most often; numbers between semicolons may have a decimal comma.
+    """
     import pandas
 
-    table = pandas.read_csv(path, encoding="utf-8-sig")
+    with open(path, encoding="utf-8-sig") as file:
+        header, row = file.readline(), file.readline()
+    separator = max(",;\t", key=header.count)
+    form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": "," if separator == ";" and "," in row else "."}
+    table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
         raise ValueError("the rows have more cells than the header")
+    text = pandas.read_csv(path, **form, header=None, dtype=str, keep_default_na=False)
     # pandas renames columns of one name, and those without any.
-    header = pandas.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
-    table.columns = pandas.Index(header.str.strip())
+    table.columns = text.iloc[0].str.strip()
+    for k, name in enumerate(table.columns):
+        if name in labels or name.lower() in AXES[1:]:
+            table.isetitem(k, text.iloc[1:, k].str.strip().to_numpy())
     return table.loc[:, table.columns != ""]
 
 
@@ -60,19 +89,25 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
 
     if None not in table.index.names:  # columns that are names of the rows
         table = table.reset_index()
+    lower = {name: str(name).lower() for name in table.columns}
+    table = table.rename(columns={name: axis for name, axis in lower.items() if axis in AXES and axis not in table.columns})
     columns, labels = list(table.columns), [] if coords is None else coords
     if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
         raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
     keys = [name for name in AXES if name in columns]
     names = [name for name in columns if name not in (*keys, *labels)]
     if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
-        raise ValueError(f"the table has the columns {', '.join(map(str, columns))}; expected {COLUMNS}")
+        raise ValueError(
+            f"the table has the columns {', '.join(map(str, columns))}; expected {COLUMNS}, or their names in columns = "
+            f"{{'noise': NAME, 'item': NAME}} (--columns noise=NAME,item=NAME)"
+        )
     if not len(table):
         raise ValueError("the table has no rows; expected one for each U-turn")
     table = table.assign(**{str(name): _numbers(table[name], name) for name in ("noise", *names)})
     for name in keys:
-        if table[name].isnull().any():
-            raise ValueError(f"column {name}: row {_row(table[name].isnull())} has no value; expected one in every row")
+        if (missing := table[name].isnull() | (table[name] == "")).any():
+            raise ValueError(f"column {name}: row {_row(missing)} has no value; expected one in every row")
+    table = table.assign(noise=_levels(table["noise"]), **{str(name): _labels(table[name]) for name in (*keys[1:], *labels)})
     if (repeated := table.duplicated(keys)).any():
         where = ", ".join(f"{name} = {table[name][repeated].iloc[0]}" for name in keys)
         advice = "" if "trajectory" in keys else "; number several U-turns of an original by a column trajectory"
@@ -107,6 +142,26 @@ def _is_label(table: pandas.DataFrame, name: Any) -> bool:
         return False
     by_item = table.groupby("item")
     return bool((by_item[name].nunique(dropna=False) == 1).all() and (by_item["noise"].nunique() > 1).all())
+
+
+def _levels(noise: Any) -> np.ndarray:
+    """Noise levels of rows; those that differ by rounding are one, the shortest to write."""
+    levels, at = np.unique(noise, return_inverse=True)
+    groups = np.split(levels, np.flatnonzero(~(np.diff(levels) <= NEAR * levels[:-1])) + 1)
+    return np.concatenate([[min(group, key=lambda level: len(repr(level)))] * len(group) for group in groups])[at]
+
+
+def _labels(column: Any) -> Any:
+    """A column of labels; texts become numbers if all are written as numbers, and different texts are different numbers."""
+    if _is_number(column):
+        return column
+    texts = column.astype(object).where(column.notnull(), "").astype(str)
+    known = [text for text in texts.unique() if text]
+    numbers = {text: float(text) for text in known if _NUMBER.fullmatch(text)}
+    if len(known) > len(set(numbers.values())) or any(abs(number) >= 2**53 for number in numbers.values()):
+        return texts
+    values = texts.map(lambda text: numbers.get(text, np.nan))
+    return values.astype(np.int64) if (values % 1 == 0).all() else values
 
 
 def _is_number(column: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,19 @@ import numpy as np
 import xarray as xr
 from pydantic import ValidationError
 
+from uturn.core import random
 from uturn.core.checks import LARGEST, checked_array, shown, validation_words
 from uturn.core.protocols import Variable
 from uturn.core.reading import Instructions, is_kept_if_large
 from uturn.measures.changes import covariances_of
-from uturn.store.record import READINGS, as_read, attributes_of
+from uturn.store.places import place_of
+from uturn.store.record import MemoryStore, Store, fill, write_run
 from uturn.store.resume import versions_used
-from uturn.studies.long_form import AXES, COLUMNS, arrays_of, read_long_form
+from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
 
+_CHUNK = 1024  # items of a chunk of a store
+_LONGEST = 200  # bytes of a name; file systems take 255, with what zarr adds while it writes
+_LARGEST = float(np.finfo(np.float32).max)
 _OF_VARIABLES = ("start", "chance", "bounds", "units", "group", "order", "family", "long_name")
 
 
@@ -41,21 +46,23 @@ def readings(
     max_noise: float | None = None,
     description: str = "",
     source: str = "",
+    store: str | Path | None = None,
 ) -> xr.Dataset:
     """Readings of U-turns made elsewhere as a run: the dataset that `uturn.run` gives for U-turns of its own.
 
     A reading is a number for each U-turn: the Cα-RMSD of a protein after partial diffusion, or whether an image keeps its class.
-    `uturn.study`, `uturn.calibration`, the page and the commands read the result like any other run. `to_zarr(path)` stores it,
-    and `uturn study PATH` reads it back.
+    `uturn.study`, `uturn.calibration`, the page and the commands read the result like any other run.
 
     Parameters
     ----------
     values : dict of arrays, xarray Dataset, or pandas DataFrame
         Arrays or nested lists of numbers by name, `(noise, item[, trajectory[, clone]][, levels])`: `item` counts originals,
         `trajectory` independent noisy data of an original, `clone` independent reconstructions of one noisy datum, and levels are
-        those of the reading, such as layers of a network. NaN where a reading is missing. A DataArray has dims of these names, in
-        any order. A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
-        clone, and a column for each reading; rows that do not exist are missing. The reading `clone_NAME` is the twin of NAME,
+        those of the reading, such as layers of a network, whose axis is named in `dims`. NaN where a reading is missing. A
+        DataArray has dims of these names, in any order; the labels of a dim must be those of the other readings, in their order.
+        A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
+        clone (in any case), and a column for each reading; rows that do not exist are missing, and noise levels that differ by
+        rounding are one. The reading `clone_NAME` is the twin of NAME,
         clone k compared with the other clones (`uturn.readings_of` computes both); NAME is then tested for calibration.
         `original_NAME` beside NAME with clones makes NAME a function h(x̂; y) of one reconstruction and the noisy datum, with
         h(x_0; y) for the original, without the dim clone; it is then tested, too (`uturn.calibration`, `uturn.ranks`).
@@ -72,17 +79,16 @@ def readings(
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
         readings that start at 0 and are never below, else no bounds.
     coords : dict of arrays, or for a DataFrame a list of columns
-        Further labels by name. A coordinate along noise or item may be given as (dim, values), and must be if there are as many
-        items as noise levels: {"log_snr": .., "label": .., "sigma": ("noise", ..)}. The other names are dims of levels with the
-        names of their levels: {"layer": ["stem", "logits"]}. A column of a DataFrame must be constant for each item or noise.
-        `log_snr` makes the axes sigma and abar, too.
+        Further labels by name, as (dim, values): {"log_snr": ("noise", ..), "label": ("item", ..)}. The values alone suffice for
+        the labels of a dim, the names of originals or of levels: {"item": names, "layer": ["stem", "logits"]}. A column of a
+        DataFrame must be constant for each item or noise. `log_snr` makes the axes sigma and abar, too.
     changes : dict of arrays (noise, item, trajectory, site), optional
         Changes of sites on a line, by the name of a site: {"residue": ..}. Covariances are stored as by the probe `changes`,
         so that the study has the susceptibility and the correlation length (`uturn.susceptibility`, `uturn.correlations`). NaN
         where a U-turn is missing, and beyond the end of shorter items. The unit of distance is `units`, or else the plural.
     dims : dict of tuples of str, optional
-        Dims of plain arrays, by reading, if they are not as above. By default the last of three or more axes is one of levels if
-        `coords` names levels of this number.
+        Dims of plain arrays, by reading, if they are not (noise, item[, trajectory[, clone]]):
+        {"kept": ("noise", "item", "layer")}.
     units, group, order, family, long_name : str, or a dict of these by reading
         Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
         same_.., and a panel each for the others); dim of levels whose first and last may swap order; family of calibration
@@ -91,6 +97,9 @@ def readings(
         Largest possible noise, such as 1 for a strength.
     description, source : str
         What made the U-turns, and where they come from, for titles.
+    store : path or URL, optional
+        Where to store the readings as `uturn.run` stores its own, for `uturn study STORE` and all other commands. It appears in
+        one step. A store of readings that is there is replaced.
 
     Returns
     -------
@@ -102,7 +111,7 @@ def readings(
     ------
     ValueError
         For arrays of other shapes, levels of noise that do not increase, rows that occur twice, text, readings that are all
-        missing or infinite, and names that are not those of a reading.
+        missing or infinite, names that are not those of a reading or that no store can hold, and a `store` with other content.
 
     Examples
     --------
@@ -128,75 +137,90 @@ def readings(
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {COLUMNS}")
     values = {name: _array(name, of) for name, of in values.items()}
-    coords = {**_coordinates_of(values), **_pairs("coords", coords)}
+    changed = {name: _array(name, of) for name, of in _pairs("changes", changes).items()}
+    coords = {**_coordinates_of(values, changed), **_pairs("coords", coords)}
     of_arrays = coords.pop("noise", (None, None))[1]
     levels = _checked_levels(of_arrays if noise is None else noise)
-    if of_arrays is not None and not np.array_equal(of_arrays, levels):
+    if of_arrays is not None and not _agree(np.asarray(of_arrays, float), levels):
         raise ValueError(f"noise = {shown(noise)}: differs from the coordinate noise of the arrays; leave one of them out")
-    coords = _placed(coords, levels, values)
-    arrays = {name: _labelled(name, array, coords, dims or {}) for name, array in values.items()}
+    arrays = {name: _labelled(name, array, dims or {}) for name, array in values.items()}
     arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
-    sites = {
-        name: _labelled(name, _array(name, array), coords, {name: ("noise", "item", "trajectory", f"{name}_site")})
-        for name, array in _pairs("changes", changes).items()
-    }
+    site_dims = {name: ("noise", "item", "trajectory", f"{name}_site") for name in changed}
+    sites = {name: _labelled(name, array, site_dims) for name, array in changed.items()}
+    coords = _placed(coords, arrays)
     sizes = _checked_sizes(arrays | sites, levels, coords)
-    for name, array in arrays.items():
-        guessed, other = str(array.dims[-1]), (*AXES, "")[array.ndim - 1]
-        is_given = name in (dims or {}) or isinstance(values[name], xr.DataArray)
-        if not is_given and guessed not in AXES and sizes[guessed] == sizes.get(other):
-            raise ValueError(
-                f"{name}: its last axis could be {guessed} or {other}, which are of one length; give dims = {{{name!r}: (..)}}"
-            )
-    run = _with_coordinates(coords, levels, sizes, {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)}))
+    own = dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dims if dim not in AXES)
+    end = {} if max_noise is None else {"max": float(max_noise)}
+    coordinates = _coordinates(coords, levels, sizes, own, {"long_name": unit, **end})
     values_of = zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True)
     options = {key: _by_name(key, value, arrays, sites) for key, value in values_of}
     settings_of = {name: {key: of[name] for key, of in options.items() if name in of} for name in (*arrays, *sites)}
+    variables = {}
     for name, array in arrays.items():
         settings = settings_of[name]
-        variable = _variable(name, array, settings, levels, arrays)
+        variables[name] = variable = _variable(name, array, settings, levels, arrays)
         for key in ("start", "chance"):
-            _check_reference(f"{key} of {name}", getattr(variable, key), {*run.variables, *arrays})
-        run[name] = variable.dims, array.values, attributes_of(variable)
+            _check_reference(f"{key} of {name}", getattr(variable, key), {*coordinates, *arrays})
         if variable.role == "reading" and not variable.ranked and variable.start is None and "start" not in settings:
             hints.append(f"no place is located on the curve of {name}: no start is given")
     for name, array in sites.items():
-        run = run.merge(_changes(name, array, settings_of[name].get("units", f"{name}s")))
+        of_sites, further, arrays_of_sites = _changes(name, array, settings_of[name].get("units", f"{name}s"))
+        names += [*of_sites, *further]
+        variables |= of_sites
+        coordinates |= further
+        arrays |= arrays_of_sites
+    _check_names(names)
+    part = {"type": "readings"}
     spec = {
         "items": sizes["item"],
         "trajectories": sizes["trajectory"],
         "clones": sizes.get("clone", 1),
-        "source": {"type": "readings"} | ({"path": source} if source else {}),
-        **{idea: {"type": "readings"} for idea in ("corruption", "backward")},
-        "probes": [{"type": "readings"}],
+        "source": part | ({"path": source} if source else {}),
+        "corruption": part,
+        "backward": part,
+        "probes": [part],
     }
+    chunk = min(sizes["item"], _CHUNK)
     attributes = {
-        "format": READINGS,
-        "variables": [str(name) for name in run.data_vars],
-        "complete": True,
-        "missing_tasks": 0,
         "spec": json.dumps(spec),
+        "identity": json.dumps({**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}}),
         "models": "{}",
         "versions": json.dumps(versions_used()),
+        "random_version": random.VERSION,
     }
     attributes |= {"description": description} if description else {}
     attributes |= {"warnings": json.dumps(hints)} if hints else {}
-    return run.assign_attrs(attributes)
+    run = MemoryStore(variables, coordinates, chunk, attributes)
+    fill(run, {name: arrays[name].values for name in variables})
+    if store is not None:
+        _write(store, run)
+    return run.dataset()
 
 
-def read_readings(path: str | Path, *, unit: str = "noise", coords: Sequence[str] = (), **settings: Any) -> xr.Dataset:
+def read_readings(
+    path: str | Path,
+    *,
+    unit: str = "noise",
+    coords: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> xr.Dataset:
     """`readings` from a table in long form: a CSV file, or a Parquet file (.parquet; needs pyarrow).
 
     Parameters
     ----------
     path
-        File with the columns noise, item, perhaps trajectory and clone, and a column for each reading. Empty cells are missing.
+        File with the columns noise, item, perhaps trajectory and clone, and a column for each reading. Cells of a CSV file are
+        separated by commas, semicolons or tabs. Empty cells are missing.
     unit, settings
         As in `readings`.
     coords
         Columns that are labels of items or further axes of noise.
+    columns
+        Other names of the columns noise, item, trajectory and clone: {"noise": "sigma", "item": "molecule"}.
     """
-    return readings(read_long_form(path), unit=unit, coords=list(coords), source=str(path), **settings)
+    table = read_long_form(path, coords, columns or {})
+    return readings(table, unit=unit, coords=list(coords), source=str(path), **settings)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------------
@@ -215,19 +239,25 @@ def _pairs(name: str, table: Any) -> dict[str, Any]:
     return dict(table or {})
 
 
-def _coordinates_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ."""
+def _coordinates_of(arrays: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ, since arrays are joined by position."""
     coords: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, array in [*arrays.items(), *changes.items()]:
         for key, coordinate in getattr(array, "coords", {}).items():
-            if coordinate.ndim == 1 and key not in ("trajectory", "clone"):
-                entry = str(coordinate.dims[0]), coordinate.values
-                if str(key) in coords and not np.array_equal(coords[str(key)][1], entry[1]):
+            if coordinate.ndim == 1 and (name in arrays or coordinate.dims[0] in AXES):
+                dim, values = coords.setdefault(str(key), (str(coordinate.dims[0]), coordinate.values))
+                if dim != coordinate.dims[0] or not _agree(values, coordinate.values):
                     raise ValueError(
-                        f"{name}: its coordinate {key} differs from that of another reading; expected the same labels"
+                        f"{name}: its coordinate {key} differs from that of another reading; expected the same labels and order"
                     )
-                coords[str(key)] = entry
-    return coords
+    return {key: entry for key, entry in coords.items() if key not in ("trajectory", "clone")}
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether labels are equal; real numbers up to rounding."""
+    if a.dtype.kind == b.dtype.kind == "f" and a.shape == b.shape:
+        return np.allclose(a, b, rtol=NEAR, atol=0, equal_nan=True)
+    return np.array_equal(a, b)
 
 
 def _checked_levels(noise: Any) -> np.ndarray:
@@ -236,46 +266,38 @@ def _checked_levels(noise: Any) -> np.ndarray:
     if levels.ndim != 1 or not len(levels) or levels.dtype.kind not in "iuf":
         raise ValueError(f"noise = {shown(noise)}: expected a list of increasing numbers, 0 or more")
     levels = levels.astype(float)
-    if not ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() or not (np.diff(levels) > 0).all():
+    if not ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() or not (np.diff(levels) > NEAR * levels[:-1]).all():
         raise ValueError(f"noise = {shown(levels.tolist())}: expected increasing numbers, 0 or more")
     return levels
 
 
-def _placed(coords: Mapping[str, Any], noise: np.ndarray, values: Mapping[Any, Any]) -> dict[str, tuple[str, np.ndarray]]:
-    """Coordinates as {name: (dim, values)}: those along noise or item are found by their dim or their length."""
-    first = next(iter(values.values()))
-    items = dict(zip(getattr(first, "dims", AXES), first.shape, strict=False)).get("item")
-    placed = {}
+def _placed(coords: Mapping[str, Any], arrays: Mapping[str, xr.DataArray]) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates as {name: (dim, values)}; ValueError for values alone, unless the coordinate is that of a dim."""
+    dims, placed = {"item"}.union(*(array.dims for array in arrays.values())), {}
     for name, entry in coords.items():
-        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (None, entry)
+        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (name, entry)
         labels = checked_array(f"coords {name}", of)
-        taken = "/" in str(name) or name in ("noise", "trajectory", "clone", *values)
+        taken = "/" in str(name) or name in ("noise", "trajectory", "clone", *arrays)
         if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or taken:
             raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
-        if dim is None and name != "item":
-            fitting = [key for key, size in (("noise", len(noise)), ("item", items)) if size == len(labels)]
-            if len(fitting) > 1:
-                raise ValueError(
-                    f"coords: {name} has {len(labels)} values, as noise and item; give ('noise', values) or ('item', values)"
-                )
-            dim = fitting[0] if fitting else name
-        placed[str(name)] = (dim or "item", labels.astype(str) if labels.dtype.kind in "UTO" else labels)
+        if dim not in dims or (name in dims and name != dim):
+            raise ValueError(
+                f"coords: {name} has {len(labels)} values along {dim}, which is no dim of a reading; give ('noise', values) or "
+                f"('item', values), or name the axis of levels in dims"
+            )
+        placed[str(name)] = (str(dim), labels.astype(str) if labels.dtype.kind in "UTO" else labels)
     return placed
 
 
-def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> xr.DataArray:
+def _labelled(name: Any, values: Any, dims: Mapping[str, Sequence[str]]) -> xr.DataArray:
     """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
     if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
         raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
     if not isinstance(values, xr.DataArray):
-        array = values
-        levels = [dim for dim, (along, labels) in coords.items() if dim == along != "item" and array.shape[-1:] == labels.shape]
-        axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: array.ndim]
-        if name not in dims and array.ndim > 2 and len(levels) == 1:
-            axes = (*AXES[: array.ndim - 1], levels[0])
-        if len(axes) != array.ndim:
-            raise ValueError(f"{name} has shape {array.shape}; expected (noise, item[, trajectory[, clone]][, levels])")
-        values = xr.DataArray(array, dims=axes)
+        axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: values.ndim]
+        if len(axes) != values.ndim:
+            raise ValueError(f"{name} has shape {values.shape}; expected (noise, item[, trajectory[, clone]][, levels])")
+        values = xr.DataArray(values, dims=axes)
     own = [str(dim) for dim in values.dims if dim not in AXES]
     if not {"noise", "item"} <= set(values.dims) or not values.size:
         raise ValueError(
@@ -285,12 +307,12 @@ def _labelled(name: Any, values: Any, coords: Mapping[str, Any], dims: Mapping[s
         raise ValueError(f"{name} has dtype {values.dtype}; expected numbers, with NaN where one is missing")
     if "clone" in values.dims and "trajectory" not in values.dims:
         values = values.expand_dims("trajectory")
-    with np.errstate(over="ignore"):
-        values = values.transpose(*(dim for dim in AXES if dim in values.dims), *own).reset_coords(drop=True).astype(np.float32)
-    if np.isinf(values).any() or values.isnull().all():
-        what = "infinite readings" if np.isinf(values).any() else "no reading: all are NaN"
+    values = values.transpose(*(dim for dim in AXES if dim in values.dims), *own).reset_coords(drop=True)
+    if (beyond := abs(values) > _LARGEST).any() or values.isnull().all():
+        too_large = "infinite readings" if np.isinf(values).any() else f"readings beyond {_LARGEST:.1e}, the largest stored"
+        what = too_large if beyond.any() else "no reading: all are NaN"
         raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
-    return values
+    return values.astype(np.float32)
 
 
 def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords: Mapping[str, Any]) -> dict[str, int]:
@@ -300,35 +322,34 @@ def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords
     entries += [(f"coords: {name}", {dim: len(labels)}) for name, (dim, labels) in coords.items()]
     for name, lengths in entries:
         for dim, size in lengths.items():
-            if name.startswith("coords: ") and dim not in sizes:
-                raise ValueError(
-                    f"{name} has {size} values, but no reading has as many items, noise levels, or levels called {dim}"
-                )
             if sizes.setdefault(str(dim), size) != size:
                 raise ValueError(f"{name} has {size} along {dim}; expected {sizes[str(dim)]}, as {of[str(dim)]} has")
             of.setdefault(str(dim), name)
     return {"trajectory": 1, **sizes}
 
 
-def _with_coordinates(coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], attributes: Any) -> xr.Dataset:
-    """A dataset of the coordinates alone."""
-    run = xr.Dataset(coords={dim: np.arange(sizes[dim]) for dim in AXES[1:] if dim in sizes}).assign_coords(
-        noise=("noise", noise, attributes)
-    )
+def _coordinates(
+    coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], own: Iterable[str], attributes: Any
+) -> dict[str, Any]:
+    """All coordinates, (dims, values, attributes) by name. `own`: dims of levels."""
+    made = {dim: np.arange(sizes[dim]) for dim in (*AXES[1:], *own) if dim in sizes}
+    labels = {name: entry for name, entry in coords.items() if name != "item"}
     if "item" in coords:
-        labels = coords["item"][1]
-        if (originals := len(np.unique(labels))) < len(labels):
+        names = coords["item"][1]
+        if (originals := len(np.unique(names))) < len(names):
             raise ValueError(
-                f"coords: item names {originals} originals in {len(labels)} places; several U-turns of an original go along "
+                f"coords: item names {originals} originals in {len(names)} places; several U-turns of an original go along "
                 f"trajectory"
             )
-        if labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and (labels == np.floor(labels)).all()):
-            run = run.assign_coords(item=labels.astype(np.int64))
+        if names.dtype.kind in "iu" or (names.dtype.kind == "f" and (names == np.floor(names)).all()):
+            made["item"] = names.astype(np.int64)
         else:
-            run = run.assign_coords(item_name=("item", as_read(labels.astype(str))))
-    others = {name: (dim, as_read(labels)) for name, (dim, labels) in coords.items() if name != "item"}
-    levels = {dim: np.arange(n) for dim, n in sizes.items() if dim not in (*AXES, *others) and not dim.endswith("_site")}
-    return run.assign_coords(levels | others)
+            labels["item_name"] = "item", names.astype(str)
+    return {
+        **{dim: ((dim,), values, {}) for dim, values in made.items()},
+        "noise": (("noise",), noise, attributes),
+        **{name: ((dim,), values, {}) for name, (dim, values) in labels.items()},
+    }
 
 
 # --- reading instructions ----------------------------------------------------------------------------------------------
@@ -404,7 +425,7 @@ def _variable(
     return variable
 
 
-def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
+def _changes(name: str, changed: xr.DataArray, unit: str) -> tuple[dict[str, Variable], dict[str, Any], dict[str, xr.DataArray]]:
     """The covariances of the changes of sites on a line, as the probe `changes` stores them, or a ValueError."""
     readings = covariances_of(changed)
     distance, whole = f"{name}_distance", readings.present_pairs
@@ -419,10 +440,14 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> xr.Dataset:
         ),
         "change_covariance_sum": Variable(("noise", "item"), "sum of all covariances over the number of sites", role="changes"),
     }
-    run = xr.Dataset(coords={distance: readings.distance.values})
-    for key, variable in variables.items():
-        run[f"{name}_{key}"] = variable.dims, readings[key].values.astype(np.float32), attributes_of(variable)
-    return run if (lengths == sites).all() else run.assign_coords(length=("item", lengths.values.astype(np.int64)))
+    coordinates: dict[str, Any] = {distance: ((distance,), readings.distance.values, {})}
+    if not (lengths == sites).all():
+        coordinates["length"] = ("item",), lengths.values.astype(np.int64), {}
+    return (
+        {f"{name}_{key}": variable for key, variable in variables.items()},
+        coordinates,
+        {f"{name}_{key}": readings[key].astype(np.float32) for key in variables},
+    )
 
 
 def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
@@ -440,3 +465,23 @@ def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
         raise ValueError(
             f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these"
         )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """ValueError for a name that no store can hold: arrays of zarr are folders, beside the file `zarr.json`."""
+    for name in names:
+        text = name.encode(errors="replace").decode()
+        if set(text) & set("/\\\0") or not text.strip(".") or text.startswith("__") or text == "zarr.json" or text != name:
+            raise ValueError(f"the name {shown(name)}: expected one that can be the name of a folder and of an array in zarr")
+        if len(text.encode()) > _LONGEST:
+            raise ValueError(f"the name {shown(name)} has {len(name)} characters; expected at most {_LONGEST}")
+        if names.count(name) > 1:
+            raise ValueError(f"the name {shown(name)} stands for two readings or coordinates; choose another one")
+
+
+def _write(store: str | Path, run: MemoryStore) -> None:
+    """Write readings to a place that is empty or holds readings."""
+    place = place_of("store", store)
+    if not place.is_empty() and not Store.open(place).is_made_elsewhere:
+        raise ValueError(f"store = {str(store)!r} holds a run of U-turns; choose another folder")
+    write_run(place, run)
