@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from PIL import Image
 from rich.table import Table
 
@@ -529,6 +530,29 @@ def test_long_texts_in_a_store_are_shortened_in_figures(array, text, stored, tmp
     assert len(json.loads((tmp_path / "out" / "study.json").read_text())["run"]) < 600
     with Image.open(tmp_path / "out" / "study.png") as picture:
         assert picture.width < 5000
+
+
+def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
+    """Its chunks are not looked for one by one, which would take minutes."""
+    store, items = shutil.copytree(stored, tmp_path / "run"), 300_000
+    layout = json.loads((store / "zarr.json").read_text())
+    for name, about in layout["consolidated_metadata"]["metadata"].items():
+        dims, chunks = about.get("dimension_names"), about.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape")
+        if name == "tasks/records" or (dims and "item" in dims):
+            axis = 1 if name == "tasks/records" else dims.index("item")
+            about["shape"][axis], chunks[axis] = items, items if dims == ["item"] else 1
+            (store / name / "zarr.json").write_text(json.dumps(about))
+            if dims == ["item"]:
+                zarr.open_array(store / name, zarr_format=3)[...] = 1
+    layout["attributes"]["chunk"] = 1
+    for key in ("spec", "identity"):
+        layout["attributes"][key] = json.dumps(json.loads(layout["attributes"][key]) | {"items": items, "chunk": 1})
+    (store / "zarr.json").write_text(json.dumps(layout))
+    begin = time.monotonic()
+    code, (line,), _ = ended(capsys, "study", store)
+    assert code == 2
+    assert re.search(r"not finished: \d{6} tasks are missing", line)
+    assert time.monotonic() - begin < 20
 
 
 @pytest.mark.parametrize("first", [-3, "many", 1e999, 2.5, [1]])
