@@ -167,6 +167,23 @@ def completed(words):
     return done.stdout.split(), done.stderr.split()
 
 
+def test_ctrl_c_while_modules_load():
+    """At the import of a library, before `main` begins."""
+    for name in ("typer", "pydantic", "uturn.cli.pages"):
+        code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(name, *_):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+from uturn.cli import program
+program()
+"""
+        done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_completion_of_names_without_heavy_modules():
     for words, expected in (
         ("uturn re", ["reproduce", "report"]),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -283,13 +284,13 @@ def test_added_trajectories_and_damaged_readings(cluster, tmp_path):
 
 
 def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
-    """Workers import modules of the driver from files that they cannot see."""
-    module = tmp_path / "elsewhere" / "own_probe_of_driver.py"
+    """Workers import modules of the driver from files that they cannot see. They leave copies to Ray alone, which ends them."""
+    module = tmp_path / "elsewhere" / f"own_probe_of_{os.getpid()}.py"
     module.parent.mkdir()
     module.write_text(OWN_PROBE)
     (module.parent / "helper_of_own_probe.py").write_text("FACTOR = 2.0\n")
     monkeypatch.syspath_prepend(str(module.parent))
-    spec = {**STRINGS, "items": 4, "probes": [{"type": "own_probe_of_driver:Twice"}]}
+    spec = {**STRINGS, "items": 4, "probes": [{"type": f"{module.stem}:Twice"}]}
     experiment = ut.Experiment.from_dict(spec)
     arguments = driver._start_arguments
 
@@ -301,6 +302,9 @@ def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "_start_arguments", hidden_afterwards)
     found = ut.run(experiment, tmp_path / "x", cluster=cluster.address)
     assert (found.twice == 2.0).all()
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert [*session.glob(f"uturn-modules-*/{module.name}")]
+    assert not [*Path(tempfile.gettempdir()).glob(f"uturn-modules-*/{module.name}")]
 
 
 @pytest.mark.parametrize(

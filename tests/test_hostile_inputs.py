@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from PIL import Image
 from rich.table import Table
 
 import uturn as ut
@@ -42,6 +43,7 @@ from uturn.pages.collect import collect
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, ImageFolderSource
 from uturn.store.record import open_run
+from uturn.studies.runs import kept_images
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -573,6 +575,77 @@ def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path
     assert Path(page).stat().st_size > 1000
     words = f"{place} is a link, a pipe or a device"
     assert place.startswith("x") or any(words in line for line in problems)  # x is no store, so nothing is shown of it
+
+
+def test_a_report_writes_through_no_link(stored, tmp_path):
+    outside, folder = tmp_path / "outside.txt", figure(tmp_path / "results")
+    outside.write_text("mine")
+    (folder / "index.html.unfinished").symlink_to(outside)
+    page, problems = report([folder])
+    assert (outside.read_text(), problems) == ("mine", [])
+    assert not Path(page).is_symlink()
+    assert sorted(path.name for path in folder.iterdir()) == ["fig6.json", "index.html"]
+
+
+def test_a_report_starts_no_other_program_for_a_picture(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the name of the file."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: started.append("Ghostscript"))
+    folder = figure(tmp_path / "results", files={"png": "fig6.png"})
+    (folder / "fig6.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    _, problems = report([folder])
+    assert "fig6.png" in problems[0]
+    assert started == []
+
+
+@pytest.mark.parametrize(("array", "text"), [("", "x y" * 60_000), ("noise", "$\n" * 4_000)])
+def test_long_texts_in_a_store_are_shortened_in_figures(array, text, stored, tmp_path, capsys):
+    """Matplotlib would take minutes and gigabytes."""
+    store = shutil.copytree(stored, tmp_path / "run")
+    layout = json.loads((store / "zarr.json").read_text())
+    if array:
+        layout["consolidated_metadata"]["metadata"][array]["attributes"]["long_name"] = text
+        own = json.loads((store / array / "zarr.json").read_text())
+        own["attributes"]["long_name"] = text
+        (store / array / "zarr.json").write_text(json.dumps(own))
+    else:
+        layout["attributes"]["description"] = text
+    (store / "zarr.json").write_text(json.dumps(layout))
+    assert ended(capsys, "study", store, "--out", tmp_path / "out")[0] == 0
+    assert len(json.loads((tmp_path / "out" / "study.json").read_text())["run"]) < 600
+    with Image.open(tmp_path / "out" / "study.png") as picture:
+        assert picture.width < 5000
+
+
+def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
+    """Its chunks are not looked for one by one, which would take minutes."""
+    store, items = shutil.copytree(stored, tmp_path / "run"), 300_000
+    layout = json.loads((store / "zarr.json").read_text())
+    for name, about in layout["consolidated_metadata"]["metadata"].items():
+        dims, chunks = about.get("dimension_names"), about.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape")
+        if name == "tasks/records" or (dims and "item" in dims):
+            axis = 1 if name == "tasks/records" else dims.index("item")
+            about["shape"][axis], chunks[axis] = items, items if dims == ["item"] else 1
+            (store / name / "zarr.json").write_text(json.dumps(about))
+            if dims == ["item"]:
+                zarr.open_array(store / name, zarr_format=3)[...] = 1
+    layout["attributes"]["chunk"] = 1
+    for key in ("spec", "identity"):
+        layout["attributes"][key] = json.dumps(json.loads(layout["attributes"][key]) | {"items": items, "chunk": 1})
+    (store / "zarr.json").write_text(json.dumps(layout))
+    begin = time.monotonic()
+    code, (line,), _ = ended(capsys, "study", store)
+    assert code == 2
+    assert re.search(r"not finished: \d{6} tasks are missing", line)
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("first", [-3, "many", 1e999, 2.5, [1]])
+def test_a_store_that_keeps_no_number_of_images(first, stored, tmp_path):
+    run = ut.store.record.open_run(stored).assign(image=lambda ds: ds.belief)
+    spec = json.loads(run.attrs["spec"]) | {"probes": [{"type": "images", "first": first}]}
+    with pytest.raises(ValueError, match=r"the run's spec keeps the images of .* items; copy the store again"):
+        kept_images(run.assign_attrs(spec=json.dumps(spec)))
 
 
 def test_a_report_reads_no_folder_outside(stored, tmp_path):

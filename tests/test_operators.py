@@ -318,6 +318,7 @@ def nothing(strength, shape): return None
 def fails(strength, shape): raise KeyError("mask")
 def fails_later(strength, shape): return Operator(lambda x: x[9999], 0.1)
 def one_number(strength, shape): return Operator(lambda x: x.sum(), 0.1)
+def no_row_left(strength, shape): return Operator(lambda x: x[:, :, int(4 * strength) :], 0.1)
 def infinite(strength, shape): return Operator(lambda x: x / 0, 0.1)
 def beside(strength, shape): return Operator(lambda x: x - x.mean(0, keepdim=True), 0.1)
 def by_chance(strength, shape):
@@ -422,6 +423,7 @@ type = "scales"
         ("fails", r"KeyError: 'mask' \(my_operators.py, line \d+\)"),
         ("fails_later", r"IndexError: .*\(my_operators.py, line \d+\)"),
         ("one_number", r"A\(x\) of 2 data is a tensor of shape \(\), torch.float32; expected a tensor \(2, ..\)"),
+        ("no_row_left", r"A\(x\) of 2 data is a tensor of shape \(2, 1, 0, 16\), torch.float32; .* at least one for each"),
         ("infinite", r"A\(x\) has NaN or infinity"),
         ("beside", r"A\(x\) of a datum differs if another datum stands beside it"),
         ("by_chance", "y of a datum differs from call to call; expected random numbers from the given `generator` alone"),

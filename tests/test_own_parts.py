@@ -642,6 +642,13 @@ def test_an_unknown_type_lists_those_that_are_registered(site):
         build("probes[0]", {"type": "third"})
 
 
+def test_an_installed_part_with_a_built_in_name_is_listed_once(site):
+    by_hand(site, "quarters", "scales")
+    with pytest.raises(ValueError, match="expected one of") as raised:
+        build("probes[0]", {"type": "third"})
+    assert str(raised.value).count("'scales'") == 1
+
+
 def test_two_packages_with_one_type_are_named(site):
     for package in ("quarters", "others"):
         by_hand(site, package, "quarter")

@@ -37,7 +37,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
         with named_errors(path):
-            with open(unfinished, "wb") as file:
+            with suppress(FileNotFoundError):
+                os.remove(unfinished)  # left by a killed process, or a link, which would be written through
+            with open(unfinished, "xb") as file:
                 yield file
             os.replace(unfinished, path)
     finally:

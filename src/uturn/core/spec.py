@@ -42,7 +42,7 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
             raise ValueError(f"{name}: {one_line(error)}") from None
     path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
     if path is None:
-        known = [*PARTS[idea], *installed_parts()]
+        known = [*dict.fromkeys([*PARTS[idea], *installed_parts()])]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     if not trusted:
         raise ValueError(

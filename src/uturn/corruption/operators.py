@@ -116,15 +116,18 @@ class Operator:
         Raises
         ------
         ValueError
-            If A gives no tensor of finite real numbers, or another number of rows.
+            If A gives no tensor of finite real numbers, none for a datum, or another number of rows.
         """
         import torch
 
         with torch.no_grad():
             clean = self.forward(torch.from_numpy(np.array(data, np.float32)))
-        if not isinstance(clean, torch.Tensor) or clean.is_complex() or clean.ndim < 2 or len(clean) != len(data):
+        is_real = isinstance(clean, torch.Tensor) and not clean.is_complex()
+        if not is_real or clean.ndim < 2 or len(clean) != len(data) or 0 in clean.shape[1:]:
             what = f"a tensor of shape {tuple(clean.shape)}, {clean.dtype}" if isinstance(clean, torch.Tensor) else shown(clean)
-            raise ValueError(f"A(x) of {len(data)} data is {what}; expected a tensor ({len(data)}, ..) of real numbers")
+            raise ValueError(
+                f"A(x) of {len(data)} data is {what}; expected a tensor ({len(data)}, ..) of real numbers, at least one for each"
+            )
         values = clean.detach().cpu().numpy().astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("A(x) has NaN or infinity; expected finite numbers")

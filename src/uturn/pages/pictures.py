@@ -26,7 +26,7 @@ def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
     from PIL import Image
 
     check_plain(path)
-    with Image.open(path) as opened:
+    with Image.open(path, formats=("PNG",)) as opened:  # some formats start other programs, whatever the name of the file
         opened.load()
         picture = opened.convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")

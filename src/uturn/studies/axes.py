@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.studies.runs import label
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -63,6 +65,7 @@ class Axes:
             self.angle = np.arctan(sigma)
             self.values |= self._of_angle(self.angle)
             self.words |= {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
+        self.words = {axis: label(words) for axis, words in self.words.items()}
         self.names = list(self.values)
 
     @staticmethod
@@ -102,7 +105,7 @@ def is_geometric(levels: Any) -> bool:
 
 def axis_words(data: xr.Dataset) -> str:
     """The long name of the noise axis of a run or a study."""
-    return str(data.noise.attrs.get("long_name", "noise"))
+    return label(data.noise.attrs.get("long_name", "noise"))
 
 
 def common_axis(studies: Sequence[xr.Dataset]) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.checks import shown
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -101,7 +103,13 @@ def describe(run: xr.Dataset) -> str:
         phrases.append(f"{trajectories} noisy versions of each")
     if clones > 1:
         phrases.append(f"{clones} clones of each noisy version")
-    return " · ".join(phrases)
+    return label(" · ".join(phrases), 500)
+
+
+def label(text: Any, most: int = 120) -> str:
+    """A text from a store as one line of limited length: a figure with a longer one would take minutes and gigabytes."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[:most]} .."
 
 
 def _file_name(path: str) -> str:
@@ -122,8 +130,10 @@ def kept_texts(run: xr.Dataset) -> int:
 def _kept(run: xr.Dataset, probe: str, variable: str) -> int:
     for table in stored_spec(run)["probes"]:
         if table.get("type") == probe and variable in run:
-            first = table.get("first")
-            return run.sizes["item"] if first is None else min(int(first), run.sizes["item"])
+            first = run.sizes["item"] if table.get("first") is None else table["first"]
+            if not isinstance(first, int) or first < 0:
+                raise ValueError(f"the run's spec keeps the {variable}s of {shown(first)} items; copy the store again")
+            return min(first, run.sizes["item"])
     return 0
 
 

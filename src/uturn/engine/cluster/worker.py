@@ -81,8 +81,11 @@ class Worker:
     def _add_modules(self, modules: Mapping[str, str]) -> None:
         sys.path.append(os.getcwd())
         if modules:
-            # Kept for the life of the process; Ray ends actors without clean-up.
-            place = Path(tempfile.mkdtemp(prefix="uturn-modules-"))
+            import ray
+
+            # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of the session.
+            session = ray._private.worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+            place = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
             for name, text in modules.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_text(text, encoding="utf-8")
