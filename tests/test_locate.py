@@ -261,7 +261,7 @@ def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
     found = [search(simulated(SHOULDERS[curve], seed), GRID, 0.06, most=3000) for seed in range(120)]
     wrong = sum(of.reached and not of.place.low <= place <= of.place.high for of in found)
     assert wrong <= binom.ppf(1 - 5e-3, 120, 0.09)
-    assert np.mean([of.reached for of in found]) > 0.4
+    assert np.mean([of.reached for of in found]) > 0.25
 
 
 @pytest.mark.parametrize("probability", [*SHOULDERS.values(), falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)])

@@ -46,7 +46,7 @@ _OFF_CENTRE, _ONE_OFF = 0.5, 0.45  # distance of the place from the middle of tw
 _STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
 _ENOUGH = 1.05  # interval of the fit over the wanted width at which the ends are measured, since they narrow it too
 _FIRST_PART, _MOST_ENDS = 0.3, 3  # originals at the ends over those of the fit, at first and at most
-_CHECK, _CHECK_MORE, _CHECK_MOST = 0.6, 0.2, 2.5  # standard errors of the first test of two ends, more for each test, at most
+_CHECK, _CHECK_MORE, _CHECK_MOST = 0.5, 0.2, 2.5  # standard errors of the first test of two ends, more for each test, at most
 _AGREE, _AGREE_PART = 1.5, 0.4  # standard errors below the predicted distance from the height, and part of it, that still agree
 _WRONG = 1.0  # standard errors on the wrong side that contradict the fit
 _OFF_ENDS, _UNEVEN, _MOVE_FROM = 0.25, 2.0, 0.4  # place off the middle of the ends, in widths; difference of the two distances;
@@ -486,7 +486,7 @@ def search(
     else:
         fit = check.local
     # The interval of the fit alone would be believed; the readings are clearly above and below only at these two levels.
-    low, high = _sides(_heights(stage.data, share), look.largest, 2.0)
+    low, high = _sides(_heights(stage.data, share), look.largest, 3.0)
     half, at = _wide(fit) / 2, float(np.clip(fit.place, low, high))
     place = Estimate(at, max(0.0, min(at - half, low)), min(look.largest, max(at + half, high)))
     if items >= most:
@@ -610,15 +610,15 @@ def _heights(data: Data, share: float) -> dict[float, _Height]:
 def _sides(heights: dict[float, _Height], largest: float, least: float) -> tuple[float, float]:
     """The largest level clearly above the height of the place, and the smallest clearly below it, by `least` standard errors.
 
-    Of two that contradict each other, the one nearer to the height counts as unknown.
+    The readings of neighbouring levels that rise with noise are pooled, since the curve falls (isotonic regression).
     """
-    sides = {level: of.distance for level, of in heights.items() if abs(of.distance) >= least}
-    while True:
-        low = max((level for level, distance in sides.items() if distance > 0), default=0.0)
-        high = min((level for level, distance in sides.items() if distance < 0), default=largest)
-        if low < high or not {low, high} <= set(sides):
-            return low, max(low, high)
-        del sides[min((low, high), key=lambda level: abs(sides[level]))]
+    from scipy.optimize import isotonic_regression
+
+    levels = np.array(sorted(heights))
+    distance, error = np.array([heights[level] for level in levels.tolist()]).T
+    pooled = isotonic_regression(distance * error, weights=error**-2, increasing=False)
+    t = pooled.x * np.sqrt(np.repeat(pooled.weights, np.diff(pooled.blocks)))
+    return float(max(levels[t >= least], default=0.0)), float(min(levels[t <= -least], default=largest))
 
 
 def _enclosed(data: Data, width: float, share: float, step: float, largest: float) -> Stage:
