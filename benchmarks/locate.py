@@ -1,10 +1,15 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--plot FILE]
+    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--any-shape] [--plot FILE]
+    python benchmarks/locate.py --part shoulders [--repeats 400] [--first-seed 0] [--any-shape]
     python benchmarks/locate.py --part images --store FOLDER [--repeats 400] [--first-seed 0]
 
 Part curves: simulated originals, each with a threshold m of its own; a reading keeps its class with the probability
 .1 + .9 / (1 + exp((x - m)/W)).
+
+Part shoulders: the same with thresholds of two or three kinds, so that the curve falls, is flat or slow, and falls again. No
+logistic describes it, and a fit finds a place where the curve is flat. "reached" is the share of runs that reach the width with
+at most 6,000 originals; "wrong" is the share of all runs that reach it with an interval that misses the place.
 
 Part images: the embedded Fashion-MNIST model. All its 1,000 originals make one U-turn of 20 steps at each of the 20 levels, into
 a store that is resumed (16 minutes on two cores); then each search draws its originals from these with replacement. The true
@@ -15,6 +20,10 @@ levels.
 Calls are the sum of the noise of all U-turns, since a U-turn of a diffusion model from noise x takes x times its steps. Ten even
 levels need n originals until the interval of the interpolated crossing (jackknife) has the width; n is found from runs of 200
 originals. The interval that `uturn study` reports for them is wider: it contains both neighbouring levels.
+
+With --any-shape the comparison is a grid whose spacing is the width, at which the same originals are measured. They must suffice
+to tell, in .8 of all runs, that the two levels around the place, half a width from it, are above and below the height, each with
+the false-alarm rate .05.
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, logit
 
-from uturn.studies.locate import INFLATION, Data, _fitted, search
+from uturn.studies.locate import Data, Location, _fitted, search
 
 CHANCE, WIDTHS, LEVELS = 0.1, (0.2, 0.1, 0.05, 0.03), np.linspace(0.1, 1, 10)
 CURVES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
@@ -35,6 +44,31 @@ CURVES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]
     "skew": (lambda random, n: 0.25 + random.gamma(2.0, 0.13, n), 0.035),
     "wide": (lambda random, n: random.normal(0.55, 0.22, n), 0.05),
     "early": (lambda random, n: random.normal(0.30, 0.08, n), 0.03),
+}
+
+
+def kinds(*parts: tuple[float, float, float]) -> Callable[[np.random.Generator, int], np.ndarray]:
+    """Thresholds of several kinds (share, centre, standard deviation)."""
+    weights, centres, spreads = np.array(parts).T
+
+    def draw(random: np.random.Generator, n: int) -> np.ndarray:
+        kind = random.choice(len(weights), n, p=weights)
+        return random.normal(centres[kind], spreads[kind])
+
+    return draw
+
+
+SHOULDERS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
+    "at .62": (kinds((0.38, 0.25, 0.05), (0.62, 0.78, 0.05)), 0.03),
+    "at .56": (kinds((0.44, 0.25, 0.05), (0.56, 0.78, 0.05)), 0.03),
+    "at .53": (kinds((0.47, 0.3, 0.02), (0.53, 0.7, 0.02)), 0.01),
+    "at .46": (kinds((0.54, 0.25, 0.05), (0.46, 0.78, 0.05)), 0.03),
+    "at .40": (kinds((0.6, 0.25, 0.05), (0.4, 0.78, 0.05)), 0.03),
+    "at .30": (kinds((0.7, 0.3, 0.05), (0.3, 0.8, 0.05)), 0.03),
+    "at .30, steep": (kinds((0.7, 0.3, 0.02), (0.3, 0.8, 0.02)), 0.01),
+    "three": (kinds((0.3, 0.2, 0.03), (0.4, 0.5, 0.03), (0.3, 0.8, 0.03)), 0.02),
+    "tail": (kinds((0.5, 0.3, 0.03), (0.5, 0.6, 0.2)), 0.03),
+    "one step": (kinds((1.0, 0.434, 0.004)), 0.001),
 }
 
 
@@ -47,7 +81,7 @@ Row = tuple[
 
 def truth(name: str) -> float:
     """The noise at which the mean of all originals is halfway between 1 and chance."""
-    draw, width = CURVES[name]
+    draw, width = {**CURVES, **SHOULDERS}[name]
     thresholds, low, high = draw(np.random.default_rng(99), 200_000), 0.02, 1.3
     for _ in range(40):
         middle = (low + high) / 2
@@ -57,7 +91,7 @@ def truth(name: str) -> float:
 
 def simulated(name: str) -> Sample:
     """Originals with thresholds of their own."""
-    draw, width = CURVES[name]
+    draw, width = {**CURVES, **SHOULDERS}[name]
 
     def sample(random: np.random.Generator, n: int) -> Measured:
         thresholds, kept = draw(random, n), {}
@@ -106,7 +140,7 @@ def embedded(store: str) -> tuple[Sample, float]:
     one = (width_of_one(sample) / 0.05) ** 2
     for pair in ([0.35, 0.55], [0.4, 0.6], [0.45, 0.6], [0.5, 0.6]):
         fit = _fitted(whole, 0.5, pair)
-        half = INFLATION * 1.96 * fit.error * np.sqrt(len(whole.values))
+        half = 1.96 * fit.error * np.sqrt(len(whole.values))
         originals = (2 * half / 0.05) ** 2
         ratio = (originals * sum(pair) + 16 * 2.0) / (one * LEVELS.sum())
         print(f"levels {pair}: place {fit.place:.4f}; {originals:.0f} originals for the width 0.05, {ratio:.2f} of the calls")
@@ -135,6 +169,34 @@ def width_of_one(sample: Sample, repeats: int = 200, n: int = 200) -> float:
     return float(np.nanmean(widths))
 
 
+def grid_of_the_width(name: str, place: float, width: float) -> float:
+    """Calls of a grid whose spacing is the width, until the two levels around the place are seen to be above and below."""
+    from scipy.special import ndtri
+
+    draw, scale = {**CURVES, **SHOULDERS}[name]
+    thresholds = draw(np.random.default_rng(98), 100_000)
+    ends = (CHANCE + (1 - CHANCE) * expit((thresholds - (place + side * width / 2)) / scale).mean() for side in (-1, 1))
+    distances = [(abs(end - (1 + CHANCE) / 2), end * (1 - end)) for end in ends]
+    originals = max((ndtri(0.95) + ndtri(0.9)) ** 2 * variance / distance**2 for distance, variance in distances)
+    return float(max(originals, 24.0) * np.arange(width, 1 + width / 2, width).sum())
+
+
+def searched(sample: Sample, width: float, seeds: range, step: float, any_shape: bool = False) -> list[Location]:
+    """A search for each seed, with at most 6,000 originals."""
+    locations = []
+    for seed in seeds:
+        measured = sample(np.random.default_rng(seed), 6000)
+        measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
+        grid = LEVELS.round(10).tolist()
+        locations.append(search(measure, grid, width, most=6000, any_shape=any_shape, unit=lambda: step))
+    return locations
+
+
+def covers(location: Location, place: float) -> bool:
+    """Whether an interval holds the place."""
+    return location.place.low <= place <= location.place.high
+
+
 def compared(name: str, sample: Sample, place: float, seeds: range, step: float) -> list[Row]:
     """Rows of the table for widths of a step or more at which ten even levels need at most 1,200 originals."""
     rows, one = [], width_of_one(sample)
@@ -142,16 +204,30 @@ def compared(name: str, sample: Sample, place: float, seeds: range, step: float)
         even = (one / width) ** 2
         if even > 1200 or width < step:
             continue
-        locations = []
-        for seed in seeds:
-            measured = sample(np.random.default_rng(seed), 6000)
-            measure = lambda stage, levels, items, measured=measured: measured(levels, items)  # noqa: E731
-            locations.append(search(measure, LEVELS.round(10).tolist(), width, most=6000, unit=lambda: step))
+        locations = searched(sample, width, seeds, step)
         ratio = float(np.mean([location.calls for location in locations])) / (even * LEVELS.sum())
-        coverage = float(np.mean([location.place.low <= place <= location.place.high for location in locations]))
+        coverage = float(np.mean([covers(location, place) for location in locations]))
         rows.append((name, width, even, float(np.mean([location.items for location in locations])), ratio, coverage))
         print(f"{name:8s} {width:5g} {even:18.0f} {rows[-1][3]:17.0f} {ratio:18.2f} {coverage:23.3f}", flush=True)
     return rows
+
+
+def judged(names: Sequence[str], seeds: range, any_shape: bool) -> None:
+    """The table of part shoulders, and of all curves with --any-shape."""
+    print(f"curve           width  place  reached  wrong  calls, mean  median{'  / grid of the width' if any_shape else ''}")
+    worst = 0.0
+    for name in names:
+        place, sample = truth(name), simulated(name)
+        for width in (0.2, 0.1, 0.05):
+            locations = searched(sample, width, seeds, 1e-3, any_shape)
+            reached = np.array([location.reached for location in locations])
+            wrong = float(np.mean(reached & [not covers(location, place) for location in locations]))
+            calls, worst = [location.calls for location in locations], max(worst, wrong)
+            row = f"{name:15s} {width:5g}  {place:.3f}  {reached.mean():7.3f}  {wrong:.3f}  {np.mean(calls):11.0f}"
+            row += f"  {np.median(calls):6.0f}"
+            row += f"  {np.mean(calls) / grid_of_the_width(name, place, width):.2f}" if any_shape else ""
+            print(row, flush=True)
+    print(f"reached and wrong: {worst:.3f} at most")
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -184,15 +260,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--part", choices=("curves", "images"), default="curves")
+    parser.add_argument("--part", choices=("curves", "shoulders", "images"), default="curves")
+    parser.add_argument("--any-shape", action="store_true")
     parser.add_argument("--store", help="store of the run of part images")
     chosen = parser.parse_args()
     if chosen.part == "images" and (chosen.store is None or chosen.plot is not None):
         parser.error("part images: expected --store, without --plot")
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
+    if chosen.any_shape or chosen.part == "shoulders":
+        return judged(tuple(CURVES if chosen.part == "curves" else SHOULDERS), seeds, chosen.any_shape)
     curves = {"images": (*embedded(chosen.store), 0.05)} if chosen.part == "images" else {}
     curves = curves or {name: (simulated(name), truth(name), 1e-3) for name in CURVES}
     print("curve    width  originals of ten levels  originals  calls / calls of ten levels  coverage")
-    seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
     rows = [row for name, (sample, place, step) in curves.items() for row in compared(name, sample, place, seeds, step)]
     for words, least, most in (("150 originals or more", 150, np.inf), ("50 to 150", 50, 150)):
         if ratios := [row[4] for row in rows if least <= row[2] < most]:

@@ -803,6 +803,42 @@ MUTATIONS = (
         "self.group.store, consolidated=False",
         tests=(("test_hostile_inputs::test_format_3_is_asked_for", {}),),
     ),
+    # --- places ---
+    Mutation(
+        "the influence of an estimated chance on a place has the wrong sign",
+        "uturn.studies.locate:_fitted",
+        "np.where(there, ends - chance, 0.0) * slope",
+        "np.where(there, chance - ends, 0.0) * slope",
+        tests=(("test_locate::test_the_error_of_the_fit_is_that_of_leaving_out_groups", {"of": "an estimated chance"}),),
+    ),
+    Mutation(
+        "the error of a place takes originals of a group for independent",
+        "uturn.studies.locate:_fit",
+        "sums = np.bincount(groups[: len(each)], each)[np.unique(groups[: len(each)][there.any(axis=1)])]",
+        "sums = each[there.any(axis=1)]",
+        tests=(("test_locate::test_the_error_of_the_fit_is_that_of_leaving_out_groups", {"of": "groups"}),),
+    ),
+    Mutation(
+        "the interval of a place has the freedom of one parameter",
+        "uturn.studies.locate:_fit",
+        "max(G - 2.0, 1.0)",
+        "max(G - 1.0, 1.0)",
+        tests=(("test_locate::test_the_error_of_the_fit_is_that_of_leaving_out_groups", {"of": "a known chance"}),),
+    ),
+    Mutation(
+        "levels at which all agree are known without error",
+        "uturn.studies.locate:_fit",
+        "G / max(G - 1, 1) + added",
+        "G / max(G - 1, 1)",
+        tests=(("test_locate::test_levels_at_which_all_agree_are_not_known_without_error", {}),),
+    ),
+    Mutation(
+        "the readings at the ends of an interval are not asked",
+        "uturn.studies.locate:search",
+        "if check.agrees:",
+        "if check.items:",
+        tests=(("test_locate::test_curves_with_a_shoulder_are_seldom_reached_and_wrong", {"curve": "above the height"}),),
+    ),
     # --- atlas and pages ---
     Mutation(
         "calibration of a row where the gap is largest, not its p-value smallest",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Reading, Running, Share, Spec, Until
+from uturn.cli.options import OUTPUT, SWEEP, AnyShape, OfTable, OptionalOut, Reading, Running, Share, Spec, Until
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import resumable, run_into
 from uturn.core.checks import CHECKS
@@ -48,6 +48,7 @@ def run(
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
+    any_shape: AnyShape = False,
     *,
     running: Running,
 ) -> None:
@@ -61,7 +62,7 @@ def run(
     With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as
     multiplicity=4,type=masking. With several --workers, the tasks of all experiments are distributed over them.
 
-    With --until, originals are measured until the half-life of --reading is known to this width, into two stores in the folder
+    With --until, originals are measured until the half-life of --reading is known to this width, into stores in the folder
     STORE.
 
     Example:
@@ -86,7 +87,7 @@ def run(
     if until is not None:
         from uturn.cli.locating import checked_reading, locate_into
 
-        return locate_into(store or str(out), experiment, running, until, checked_reading(reading), share, out)
+        return locate_into(store or str(out), experiment, running, until, checked_reading(reading), share, any_shape, out)
     if changed:
         assert store is not None
         return _run_sweep(experiment, changed, pairs, store, out, running)
@@ -178,6 +179,7 @@ def plan(
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
+    any_shape: AnyShape = False,
 ) -> None:
     """Estimate the cost of a run: tasks, network calls, memory, disk space, time. Writes nothing.
 
@@ -198,7 +200,7 @@ def plan(
     from uturn.engine.plan import plan as plan_experiment
 
     if until is not None:
-        return _plan_until(Experiment.from_file(spec), str(spec), store, workers, until, reading, share)
+        return _plan_until(Experiment.from_file(spec), str(spec), store, workers, until, reading, share, any_shape)
     run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
     assert run_plan is not None
     for line in run_plan.lines():
@@ -207,16 +209,23 @@ def plan(
 
 
 def _plan_until(
-    experiment: Experiment, spec: str, store: str | None, workers: int | None, width: float, reading: str | None, share: float
+    experiment: Experiment,
+    spec: str,
+    store: str | None,
+    workers: int | None,
+    width: float,
+    reading: str | None,
+    share: float,
+    any_shape: bool,
 ) -> None:
     from uturn.cli.locating import checked_reading
     from uturn.engine.plan import plan as plan_experiment
     from uturn.studies.locate import forecast
 
     reading = checked_reading(reading)
-    words, experiments = forecast(experiment, reading, width, store, share=share)
+    words, experiments = forecast(experiment, reading, width, store, share=share, any_shape=any_shape)
     console().print(words)
-    for name, part in zip(("pilot", "around the place", "at the place"), experiments, strict=True):
+    for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), experiments, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
@@ -224,7 +233,19 @@ def _plan_until(
         assert part_plan is not None
         for line in part_plan.lines():
             console().print(f"  {line}")
-    say_next(run=("run", spec, "--until", f"{width:g}", "--reading", reading, "--store", store or "STORE"))
+    say_next(
+        run=(
+            "run",
+            spec,
+            "--until",
+            f"{width:g}",
+            "--reading",
+            reading,
+            *(["--any-shape"] if any_shape else []),
+            "--store",
+            store or "STORE",
+        )
+    )
 
 
 @command(EXPERIMENTS)

@@ -29,7 +29,14 @@ def checked_reading(reading: str | None) -> str:
 
 
 def locate_into(
-    folder: str, experiment: Experiment, running: Running, width: float, reading: str, share: float, out: str | None
+    folder: str,
+    experiment: Experiment,
+    running: Running,
+    width: float,
+    reading: str,
+    share: float,
+    any_shape: bool,
+    out: str | None,
 ) -> None:
     """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if the width is not reached."""
     from uturn.studies.locate import locate
@@ -49,6 +56,7 @@ def locate_into(
             width,
             folder,
             share=share,
+            any_shape=any_shape,
             tell=lambda text: typer.echo(visible(f"uturn: {text}"), err=True),
             workers=running.workers,
             progress=True,

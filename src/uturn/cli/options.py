@@ -40,8 +40,8 @@ Until = Annotated[
     float | None,
     typer.Option(
         metavar="WIDTH",
-        help="Measure until the 95 % interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
-        "then originals at levels around t*. The command chooses the numbers of items and levels.",
+        help="Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, then "
+        "originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
         rich_help_panel=UNTIL,
     ),
 ]
@@ -56,6 +56,15 @@ Reading = Annotated[
 Share = Annotated[
     float,
     typer.Option(metavar="SHARE", help="Locate where this share of the way from start to chance is gone.", rich_help_panel=UNTIL),
+]
+AnyShape = Annotated[
+    bool,
+    typer.Option(
+        "--any-shape",
+        help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for about five "
+        "times the calls.",
+        rich_help_panel=UNTIL,
+    ),
 ]
 AcceptChanges = Annotated[
     bool,

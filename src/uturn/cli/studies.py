@@ -12,7 +12,19 @@ import typer
 
 from uturn.cli.app import STUDIES, command
 from uturn.cli.locating import checked_reading, locate_into
-from uturn.cli.options import OUTPUT, AcceptChanges, Finished, Machines, OptionalOut, Out, Reading, Running, Share, Until
+from uturn.cli.options import (
+    OUTPUT,
+    AcceptChanges,
+    AnyShape,
+    Finished,
+    Machines,
+    OptionalOut,
+    Out,
+    Reading,
+    Running,
+    Share,
+    Until,
+)
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.texts import TextOptions
@@ -33,6 +45,7 @@ def images(
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
+    any_shape: AnyShape = False,
     *,
     chosen: ImageOptions,
     running: Running,
@@ -67,7 +80,7 @@ def images(
         from uturn.store.objects import is_url
 
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
-        return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, out)
+        return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
     _study(out, "uturn images", finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
 
@@ -79,6 +92,7 @@ def text(
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
+    any_shape: AnyShape = False,
     *,
     chosen: TextOptions,
     running: Running,
@@ -116,7 +130,7 @@ def text(
     if until is not None:
         if chosen.audit:
             raise ValueError("audit: measures all of its noise levels; leave out --audit or --until")
-        return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, out)
+        return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, any_shape, out)
     if chosen.audit and finished is None:
         from uturn.cli.auditing import audit_into
 
