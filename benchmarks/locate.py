@@ -245,7 +245,7 @@ def draw(rows: list[Row], path: Path) -> None:
             axes.loglog(widths, np.multiply(even, ratios), f"{marker}-", color=f"C{k}", label=name)
         axes.plot([], [], "--", color="0.6", label="ten even levels")
         axes.plot([], [], "-", color="0.2", label="--until")
-        axes.set(xlabel="width of the 95 % interval of t*, in t/T", ylabel="U-turns, in chains from t/T = 1")
+        axes.set(xlabel="width of the interval of t*, in t/T", ylabel="U-turns, in chains from t/T = 1")
         axes.set_title("what t* to a width costs")
         axes.set_xticks(WIDTHS, [f"{width:g}" for width in WIDTHS])
         axes.minorticks_off()
