@@ -1182,6 +1182,8 @@ def test_originals_that_occur_several_times_are_refused():
     alone = run.isel(item=[7] * 40)
     with pytest.raises(ValueError, match="item = 7 occurs 40 times"):
         ut.choose(alone, "kept", 0.9)
+    with pytest.raises(ValueError, match="the readings of all originals occur 40 times"):
+        ut.choose(alone.assign_coords(item=np.arange(40)), "kept", 0.9)
     named = run.assign_coords(item_name=("item", ["a"] * 2 + [f"b{k}" for k in range(88)]))
     with pytest.raises(ValueError, match="item_name = 'a' occurs 2 times"):
         ut.study(named)
