@@ -202,6 +202,8 @@ def test_a_name_says_that_shares_are_kept_if_large():
         assert choice.keep.words == f"{name} {'>=' if large else '<='} 0.93"  # the mean rises from the first to the last level
         assert json.loads(run[name].attrs["reading"])["start"] == large
         assert ("by its name" in choice.keep.direction) == large
+    same = ut.choose(ut.readings({"same_site": shares}, NOISE_5), "same_site", keep=0.93)
+    assert (same.keep.words, same.keep.direction) == ("same_site >= 0.93", "")  # as the study, which calls no such start a guess
 
 
 def test_a_direction_is_taken_from_the_data_only_if_they_show_it():

@@ -468,7 +468,7 @@ def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_p
     named.to_csv(tmp_path / f"other.{suffix}", index=False, sep=separator, decimal=decimal)
     columns = {"noise": "Sigma", "item": "Molecule ID"}
     xr.testing.assert_allclose(read_readings(tmp_path / f"other.{suffix}", columns=columns), expected)
-    arguments = (f"other.{suffix}", "--columns", "noise=Sigma,item=Molecule ID", "--start", "rmsd=0")
+    arguments = (f"other.{suffix}", "--columns", "noise=sigma,item=MOLECULE id", "--start", "rmsd=0")
     done, plain = (uturn("study", *words, cwd=tmp_path) for words in (arguments, ("plain.csv", "--start", "rmsd=0")))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.replace(f"other.{suffix}", "plain.csv").splitlines()[:4] == plain.stdout.splitlines()[:4]

@@ -28,7 +28,7 @@ from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
-from uturn.studies.difference import difference
+from uturn.studies.difference import difference, draw_difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
 from uturn.studies.readings import read_readings
@@ -1182,6 +1182,8 @@ def test_originals_that_occur_several_times_are_refused():
     alone = run.isel(item=[7] * 40)
     with pytest.raises(ValueError, match="item = 7 occurs 40 times"):
         ut.choose(alone, "kept", 0.9)
+    with pytest.raises(ValueError, match="the readings of all originals occur 40 times"):
+        ut.choose(alone.assign_coords(item=np.arange(40)), "kept", 0.9)
     named = run.assign_coords(item_name=("item", ["a"] * 2 + [f"b{k}" for k in range(88)]))
     with pytest.raises(ValueError, match="item_name = 'a' occurs 2 times"):
         ut.study(named)
@@ -1294,6 +1296,16 @@ def test_differences_of_other_originals_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             difference(pair)
+
+
+@pytest.mark.parametrize(("x", "is_geometric"), [([0.02, 0.1, 0.5, 3.0], True), ([0.2, 0.4, 0.6, 0.8], False)])
+def test_the_figure_of_a_difference_has_the_axis_of_the_study(x, is_geometric):
+    names, speed = [f"m{k}" for k in range(8)], np.linspace(1, 2, 8)
+    runs = {name: distances(np.array(x), speed + k, names, k) for k, name in enumerate("ab")}
+    studied = {name: ut.study(run) for name, run in runs.items()}
+    scales = [figure.axes[0].get_xscale() for figure in (draw_difference(difference(runs)), draw_studies(studied))]
+    assert len(set(scales)) == 1
+    assert (scales[0] != "linear") == is_geometric
 
 
 def test_the_command_writes_the_difference(tmp_path):

@@ -96,9 +96,10 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `rank_difference` (noise, reading,
         rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` =
         (K - 1) / (K + 1) and 1. `kind` (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if
-        no test rejects; `decided` (noise): the test that rejects most clearly, such as "log_prior" or "ranks of log_prior";
-        `residual` (noise): root mean square residual of the clones from the measurement, in those of the originals, for Gaussian
-        noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
+        no test rejects; `decided` (noise): the test of means that rejects most clearly, such as "log_prior", or that of ranks,
+        "ranks of log_prior", if no mean rejects (relabellings bound the p-values of means from below, so those of ranks can be
+        smaller); `residual` (noise): root mean square residual of the clones from the measurement, in those of the originals, for
+        Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
         see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
 
     Raises

@@ -30,7 +30,7 @@ SHARES = (0.25, 0.5, 0.75)  # shares of the way from start to chance: labels of 
 _MOST_LEVELS = 512  # of a variable
 _MOST_NAMES = 12  # of readings in an error
 _MOST_NAMED = 4  # places of missing readings, or items, in a remark
-_SURE = 16  # different rows of readings that all occur several times
+_SURE = 16  # different rows of readings that all occur several times, or equal ones whose trajectories differ
 _ROUNDING = 1e-6  # of readings in single precision
 _LEVEL, _SERIES = "level of the variable", "series of the variable"  # dims, named as those of no variable
 _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepted_changes")
@@ -175,7 +175,8 @@ def _check_originals(run: xr.Dataset) -> None:
 
     Originals are known by their labels. Where copies have labels of their own, they are known by their readings: all rows of
     readings occur 2 (or 3, ..) times, or a multiple of that. The multiples of D different rows of other data have a common
-    divisor with a probability of about 2^-D at most.
+    divisor with a probability of about 2^-D at most. Where all rows are one, its trajectories (or clones) have to differ: other
+    data agree in them in N originals with a probability of about 2^-N at most.
     """
     advice = "expected each original once, and its U-turns along trajectory"
     for name in {"item", "item_name"} & set(run.coords):
@@ -186,7 +187,10 @@ def _check_originals(run: xr.Dataset) -> None:
     rows = [of.transpose("item", ...).values.reshape(run.sizes["item"], -1) for of in readings]
     copies = Counter(b"".join(parts) for parts in zip(*([row.tobytes() for row in part] for part in rows), strict=True))
     times = math.gcd(*copies.values())
-    if len(copies) >= _SURE and times > 1:
+    differ = any(
+        bool((of.max(dims) > of.min(dims)).any()) for of in readings if (dims := [d for d in WITHIN[1:] if d in of.dims])
+    )
+    if times > 1 and (len(copies) >= _SURE or (len(copies) == 1 and times >= _SURE and differ)):
         raise ValueError(f"the readings of all originals occur {times} times or a multiple of that; {advice}")
 
 

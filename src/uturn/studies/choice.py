@@ -281,7 +281,7 @@ def _direction(level: Level, how: Instructions, tosses: bool, axes: Axes) -> tup
         return (start == how.bounds[0] if start in how.bounds else chance > start), ""
     name = level.texts["variable"]
     if is_kept_if_large(name):
-        return False, "large values are kept, by its name"
+        return False, "" if name.startswith("same_") else "large values are kept, by its name"  # what is the same starts at 1
     x, measured = axes.noise, np.flatnonzero(np.isfinite(level.curve[:, 0]) & (axes.noise > 0))
     first, last = (0 if np.isfinite(start) else measured[0], measured[-1]) if len(measured) else (0, 0)
     change = Estimate(*level.replicates.interval(lambda c: (chance if np.isfinite(chance) else c[last]) - c[first]))

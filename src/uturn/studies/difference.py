@@ -15,7 +15,7 @@ from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, rea
 from uturn.studies.axes import Axes, axis_words
 from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.figure import _grid_of_panels
-from uturn.studies.plotting.curves import brief, draw_curve, draw_legend, end_of, evenly_spaced, markers, no_mathematics
+from uturn.studies.plotting.curves import along, brief, draw_curve, draw_legend, draw_noise_axis, evenly_spaced, no_mathematics
 from uturn.studies.plotting.style import DISTINCT, MUTED, level_colors, style
 from uturn.studies.reading import instructions_of
 from uturn.studies.tables import TextTable, names_in_panel
@@ -261,9 +261,11 @@ def draw_difference(data: xr.Dataset) -> Any:
             chosen = [k for k in _chosen(data) if data.variable.values[k] == name]
             colors = level_colors(len(chosen)) if len(chosen) > len(DISTINCT) else DISTINCT
             for k, label, color in zip(chosen, names_in_panel(data, chosen), colors, strict=False):
-                draw_curve(axis, x[there], data.curve.values[k, there], color, 0.15, label=brief(label, 34), **markers(x))
+                points, band, look = along(x[there], data.curve.values[k, there])
+                draw_curve(axis, points, band, color, 0.15, label=brief(label, 34), **look)
             axis.axhline(0, color=MUTED, lw=1, ls=":")
-            axis.set(xlim=(0, end_of(x[there])), xlabel=no_mathematics(axis_words(data)))
+            draw_noise_axis(axis, x[there])
+            axis.set_xlabel(no_mathematics(axis_words(data)))
             axis.set_ylabel(no_mathematics(str(data.unit.values[chosen[0]]) or "difference"))
             axis.set_title(brief(str(data.words.values[chosen[0]]), 60), fontsize=11, pad=8)
             draw_legend(axis, "best")

@@ -32,7 +32,7 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
     """The table in a file, CSV or Parquet (.parquet), or a ValueError.
 
     `labels`: columns that are read as text, beside those of items, trajectories and clones. `columns`: the names that columns
-    have in the file, by the names in `AXES`.
+    have in the file, by the names in `AXES`; in any case, if none has that of `columns`.
     """
     import pandas
 
@@ -50,13 +50,16 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
         reason = "No such file" if is_missing else getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV or Parquet file with {COLUMNS}") from None
     table = table.rename(columns=str.strip)
+    found = {}
     for axis, name in columns.items():
-        if axis not in AXES or name not in table.columns:
+        alike = [column for column in table.columns if column.lower() == str(name).lower()]
+        found[axis] = name if name in alike or len(alike) != 1 else alike[0]
+        if axis not in AXES or found[axis] not in alike:
             raise ValueError(
                 f"columns: {axis} = {shown(name)}; expected one of {', '.join(AXES)}, and a column of the table: "
                 f"{', '.join(map(str, table.columns))}"
             )
-    return table.rename(columns={name: axis for axis, name in columns.items()})
+    return table.rename(columns={name: axis for axis, name in found.items()})
 
 
 def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
@@ -77,8 +80,9 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     text = pandas.read_csv(path, **form, header=None, dtype=str, keep_default_na=False)
     # pandas renames columns of one name, and those without any.
     table.columns = text.iloc[0].str.strip()
+    of_text = {str(name).lower() for name in (*labels, *AXES[1:])}
     for k, name in enumerate(table.columns):
-        if name in labels or name.lower() in AXES[1:]:
+        if name.lower() in of_text:
             table.isetitem(k, text.iloc[1:, k].str.strip().to_numpy())
     return table.loc[:, table.columns != ""]
 

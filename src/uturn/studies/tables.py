@@ -121,7 +121,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         rows = []
         for changes in (study.isel(changes=k) for k in range(study.sizes["changes"])):
             place = _place(changes.peak_at.values, axes)
-            height = f"chi {with_interval(changes.peak.values)}, largest of the measured levels"
+            height = f"chi {with_interval(changes.peak.values)}"
+            height += ", largest of the measured levels" if np.isfinite(changes.peak.values[0]) else ""
             rows.append((f"{changes.changes.item()}: chi is largest", *place, height))
             near = nearest(study, changes.peak_at.values[0, 0])
             if near is not None:

@@ -227,7 +227,8 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
         "calls",
     )
     return {
-        "title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and ranks",
+        "title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and ranks; decided by means, or "
+        "by ranks if no mean rejects",
         "heads": heads,
         "rows": rows,
     }
