@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -231,6 +232,29 @@ def overwritten(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def flipped(name, place):
+    """A change of one bit."""
+
+    def change(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def renamed(name, dim):
+    """Another dim of a coordinate, in its own metadata and in the consolidated ones."""
+
+    def change(folder):
+        root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", name))
+        root["consolidated_metadata"]["metadata"][name]["dimension_names"] = own["dimension_names"] = [dim]
+        (folder / name / "zarr.json").write_text(json.dumps(own))
+        (folder / "zarr.json").write_text(json.dumps(root))
+
+    return change
+
+
 def attributes(**values):
     def change(folder):
         layout = json.loads((folder / "zarr.json").read_text())
@@ -275,6 +299,9 @@ def piped(name):
         (lost("tasks"), "is not a readable store"),
         (overwritten("kept/c/1/0/0/0", b"none"), "1 chunks of readings are missing or damaged"),
         (overwritten("layer/c/0", b"none"), "the coordinate layer is damaged"),
+        (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
+        (flipped("layer/c/0", 24), "the coordinate layer is damaged"),
+        (flipped("fold class/c/0", -8), "the coordinate fold class is damaged"),
         (attributes(variables=5), "is not a readable store"),
         (attributes(variables=["energy"]), "is not a readable store"),
         (attributes(variables={"energy": 1, "kept": 2}), "is not a readable store"),
@@ -283,6 +310,8 @@ def piped(name):
         (enlarged("noise", 0, 2**28), "is not a readable store"),
         (enlarged("fold class", 0, 2**28), "the coordinate fold class is damaged|is not a readable store"),
         (enlarged("layer", 0, 2**30), "is not a readable store"),
+        (renamed("noise", "x"), "is not a readable store: dims: its layout"),
+        (renamed("item", "atom"), "is not a readable store: dims: its layout"),
         (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
         (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
         (piped("log_snr/c/0"), "log_snr/c/0 is a link, a pipe or a device"),
@@ -849,3 +878,27 @@ def test_a_column_of_labels_is_a_coordinate():
     assert set(one_level.data_vars) == {"rmsd", "mass"}
     chosen = ut.readings(table, start={"rmsd": 0}, coords=["mass"])
     assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]
+
+
+@pytest.mark.parametrize("names", [[2.0**60, 2.0**70], [1e300, 2e300], np.array([7, 2**63 + 1], np.uint64), [np.inf, 3.0]])
+def test_items_beyond_the_largest_integer_keep_their_names(names):
+    table = pd.DataFrame({"noise": [0.1, 0.6] * 2, "item": np.repeat(names, 2), "kept": [1, 0.5, 0.9, 0.3]})
+    for run in (ut.readings(table), ut.readings({"kept": GOOD[:, :2]}, NOISE, coords={"item": names})):
+        assert run.item.values.tolist() == [0, 1]
+        assert set(run.item_name.values.tolist()) == {str(name) for name in np.asarray(names)}
+
+
+@pytest.mark.parametrize("kind", [complex, "datetime64[ns]", "timedelta64[ns]"])
+@pytest.mark.parametrize("column", ["noise", "drift"])
+def test_columns_of_times_and_complex_numbers_are_no_readings(kind, column):
+    table = pd.DataFrame({"noise": [1, 2, 3], "item": list("xyz"), "drift": [3, 1, 2]})
+    with pytest.raises(ValueError, match=rf"column {column}: holds {re.escape(str(np.dtype(kind)))}; expected real numbers"):
+        ut.readings(table.astype({column: kind}))
+
+
+def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken():
+    """Trajectories that are numbered over all originals."""
+    count = np.arange(700)
+    table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
+    with pytest.raises(ValueError, match=r"the 700 rows of the table fill a small part of 343,000,000 places \(700 noise x 700"):
+        ut.readings(table)

@@ -671,6 +671,9 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
         "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
         and len(identity["corruption"]["noise"]) == levels,
+        "dims": all(
+            arrays[dim].metadata.dimension_names == (dim,) for dim in ("noise", "item", "trajectory", "clone") if dim in group
+        ),
         "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape could exhaust the memory
         _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
     }
@@ -700,6 +703,7 @@ def _laid_out(
 ) -> zarr.Group:
     """Create the arrays and attributes of an empty store in an empty zarr group."""
     group = zarr.open_group(target, mode="w", zarr_format=3)
+    compressors = (ZstdCodec(level=3), Crc32cCodec())
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
         made = group.create_array(
@@ -707,12 +711,12 @@ def _laid_out(
             shape=array.shape,
             dtype=str if array.dtype == object else array.dtype,
             dimension_names=dims,
+            compressors=compressors,  # with a checksum, since no digest protects labels
             attributes=attrs,
             config={"write_empty_chunks": True},  # write every chunk, so that a missing file is detected
         )
         if array.size:
             made[...] = array
-    compressors = (ZstdCodec(level=3), Crc32cCodec())
     for name, variable in variables.items():
         shape = _shape(variable, coordinates)
         group.create_array(

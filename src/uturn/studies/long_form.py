@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
+_MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
 
@@ -116,6 +118,12 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
     )
     shape = tuple(map(len, uniques))
+    if (places := math.prod(shape)) > max(_MOST_PLACES, 100 * len(table)):
+        sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
+        raise ValueError(
+            f"the {len(table):,} rows of the table fill a small part of {places:,} places ({sizes}); expected most items at most "
+            f"noise levels, and trajectories and clones that are numbered from 0 for each of them"
+        )
     arrays = {}
     for name in names:
         values = np.full(shape, np.nan)
@@ -177,6 +185,8 @@ def _numbers(column: Any, name: Any) -> Any:
     """A column as float64, or a ValueError that names its first text."""
     import pandas
 
+    if getattr(column.dtype, "kind", "O") in "cmM":  # which pandas would make real
+        raise ValueError(f"column {name}: holds {column.dtype}; expected real numbers")
     numbers = pandas.to_numeric(column, errors="coerce").astype(float)
     if (text := numbers.isnull() & column.notnull()).any():
         label = (
