@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from scipy.stats import t as student
+from zarr.codecs import ZstdCodec
 
 import uturn as ut
 from command_line import uturn
@@ -255,6 +257,19 @@ def renamed(name, dim):
     return change
 
 
+def promising(name, size, consolidated):
+    """A further coordinate: gigabytes of zeros in a few kilobytes."""
+
+    def change(folder):
+        group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+        made = group.create_array(name, shape=(size,), dtype="int8", dimension_names=(name,), compressors=ZstdCodec(level=1))
+        made[0] = 1
+        if consolidated:
+            zarr.consolidate_metadata(folder, zarr_format=3)
+
+    return change
+
+
 def attributes(**values):
     def change(folder):
         layout = json.loads((folder / "zarr.json").read_text())
@@ -310,6 +325,8 @@ def piped(name):
         (enlarged("noise", 0, 2**28), "is not a readable store"),
         (enlarged("fold class", 0, 2**28), "the coordinate fold class is damaged|is not a readable store"),
         (enlarged("layer", 0, 2**30), "is not a readable store"),
+        (promising("further", 2**33, True), "the coordinate further is damaged"),
+        (promising("further", 2**33, False), "the coordinate further is damaged"),
         (renamed("noise", "x"), "is not a readable store: dims: its layout"),
         (renamed("item", "atom"), "is not a readable store: dims: its layout"),
         (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),

@@ -40,6 +40,7 @@ _READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _MOST_TASKS = 2**24
+_MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # tolerance of coordinates, since versions may use different quadratures
 _T = TypeVar("_T")
@@ -240,7 +241,7 @@ class Store(Blocks):
     def _stored(self, name: str) -> np.ndarray | None:
         """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
         array = _decoded(self._array, name)
-        if array is None:
+        if array is None or array.size > _MOST_LABELS:
             return None
         complete = not array.size or self.group.attrs["version"] in (3, 4)
         if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
@@ -249,9 +250,10 @@ class Store(Blocks):
         return None if values is None else np.asarray(values)
 
     def check_coordinates(self) -> None:
-        """ValueError if a coordinate cannot be read. The consolidated metadata, which are written once, say which there are."""
+        """ValueError if a coordinate cannot be read: one that a variable, the consolidated metadata or a folder names."""
         written = zarr.open_group(self.group.store, mode="r", use_consolidated=True, zarr_format=3)
-        for name in {*chain(*self.dims.values()), *written.array_keys()}.difference(self.variables):
+        names = {*chain(*self.dims.values()), *written.array_keys(), *self.group.array_keys()}
+        for name in names.difference(self.variables):
             if self.coordinate(name) is None:
                 raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
 
