@@ -257,6 +257,19 @@ def renamed(name, dim):
     return change
 
 
+def chunked(name, size):
+    """Chunks of another size of a coordinate, in its own metadata and in the consolidated ones."""
+
+    def change(folder):
+        root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", name))
+        for layout in (own, root["consolidated_metadata"]["metadata"][name]):
+            layout["chunk_grid"]["configuration"]["chunk_shape"] = [size]
+        (folder / name / "zarr.json").write_text(json.dumps(own))
+        (folder / "zarr.json").write_text(json.dumps(root))
+
+    return change
+
+
 def promising(name, size, consolidated):
     """A further coordinate: gigabytes of zeros in a few kilobytes."""
 
@@ -327,6 +340,7 @@ def piped(name):
         (enlarged("layer", 0, 2**30), "is not a readable store"),
         (promising("further", 2**33, True), "the coordinate further is damaged"),
         (promising("further", 2**33, False), "the coordinate further is damaged"),
+        (chunked("layer", 0), "the coordinate layer is damaged"),
         (renamed("noise", "x"), "is not a readable store: dims: its layout"),
         (renamed("item", "atom"), "is not a readable store: dims: its layout"),
         (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
@@ -534,6 +548,25 @@ def test_columns_that_are_none(columns, message, tmp_path):
     long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match=message):
         read_readings(tmp_path / "a.csv", columns=columns)
+
+
+def test_a_decimal_comma_in_any_row(tmp_path):
+    """The first row, without noise, often has whole numbers only."""
+    (tmp_path / "a.csv").write_text("noise;item;shift\n0;x,1;4\n0,75;x,1;-,5\n0;y;1\n0,75;y;3\n")
+    run = read_readings(tmp_path / "a.csv")
+    assert run.noise.values.tolist() == [0, 0.75]
+    assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
+    assert run.item_name.values.tolist() == ["x,1", "y"]
+    (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
+    assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
+
+
+def test_a_table_of_zeros_is_not_read(tmp_path):
+    """A terabyte that the disk does not hold."""
+    (tmp_path / "a.csv").touch()
+    os.truncate(tmp_path / "a.csv", 2**40)
+    with pytest.raises(ValueError, match=r"cannot read the table .*a.csv: it is no text; expected a CSV or Parquet file"):
+        read_readings(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("link", [False, True])

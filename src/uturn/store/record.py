@@ -243,8 +243,8 @@ class Store(Blocks):
         array = _decoded(self._array, name)
         if array is None or array.size > _MOST_LABELS:
             return None
-        complete = not array.size or self.group.attrs["version"] in (3, 4)
-        if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
+        chunks = 0 if not array.size or self.group.attrs["version"] in (3, 4) else _decoded(lambda: array.nchunks)
+        if chunks is None or len(_keys_under(self.group.store, f"{name}/c/")) < chunks:
             return None
         values = _decoded(array.__getitem__, ...)
         return None if values is None else np.asarray(values)

@@ -22,6 +22,8 @@ AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
 _MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
+_LONGEST_LINE = 2**20  # characters of a header
+_DECIMAL_COMMA = re.compile(r"(^|;)\s*-?\d*,\d+\s*(;|$)")
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
 
@@ -70,9 +72,12 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     import pandas
 
     with open(path, encoding="utf-8-sig") as file:
-        header, row = file.readline(), file.readline()
-    separator = max(",;\t", key=header.count)
-    form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": "," if separator == ";" and "," in row else "."}
+        header = file.readline(_LONGEST_LINE)
+        if "\0" in header:
+            raise ValueError("it is no text")
+        separator = max(",;\t", key=header.count)
+        decimal = "," if separator == ";" and any(map(_DECIMAL_COMMA.search, file)) else "."
+    form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": decimal}
     table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
         raise ValueError("the rows have more cells than the header")
