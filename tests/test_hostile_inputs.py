@@ -617,6 +617,17 @@ def test_long_texts_in_a_store_are_shortened_in_figures(array, text, stored, tmp
         assert picture.width < 5000
 
 
+@pytest.mark.parametrize(("coordinate", "key"), [("noise", "max"), ("tail", "clean")])
+@pytest.mark.parametrize("value", ["x" * 5_000, [1], None])
+def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored):
+    run = ut.store.record.open_run(stored)
+    run = run.assign_coords(tail=("noise", run.noise.values))
+    run[coordinate].attrs[key] = value
+    with pytest.raises(ValueError, match=f"the attribute {key} of the coordinate {coordinate} is .*, no number") as caught:
+        ut.study(run)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
     """Its chunks are not looked for one by one, which would take minutes."""
     store, items = shutil.copytree(stored, tmp_path / "run"), 300_000

@@ -506,6 +506,12 @@ def test_options_that_do_not_fit(table, message):
         ({"operator": "boxes"}, 1.2, r"noise = 1.2: expected a level in \[0, 1.0\]"),
         ({"operator": "downsampling"}, 3.0, "factor = 3: expected an integer that divides the size 8 x 8"),
         ({"operator": "boxes", "options": {"place": "left"}}, 0.5, "place = 'left': expected 'centre' or 'random'"),
+        (
+            {"operator": "inpainting", "options": {"mask": [[255] * 8] * 8}},
+            0.1,
+            r"mask = \[255\], ..: expected 0 \(hidden\) and 1",
+        ),
+        ({"operator": "inpainting", "options": {"mask": [[1.0] * 7 + [0.4]] * 8}}, 0.1, r"mask = \[0.4\], ..: expected 0"),
         ({"operator": "inpainting", "options": {"mask": [[1, 0]]}}, 0.1, r"mask has shape \(1, 2\); expected \(8, 8\) or"),
         ({"operator": "boxes", "swept": "gain", "options": {"hidden": 0.2}}, 0.0, "gain = 0: expected a noise level above 0"),
         (

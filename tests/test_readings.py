@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from scipy.stats import t as student
+from zarr.codecs import ZstdCodec
 
 import uturn as ut
 from command_line import uturn
@@ -231,6 +234,55 @@ def overwritten(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def flipped(name, place):
+    """A change of one bit."""
+
+    def change(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def renamed(name, dim):
+    """Another dim of a coordinate, in its own metadata and in the consolidated ones."""
+
+    def change(folder):
+        root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", name))
+        root["consolidated_metadata"]["metadata"][name]["dimension_names"] = own["dimension_names"] = [dim]
+        (folder / name / "zarr.json").write_text(json.dumps(own))
+        (folder / "zarr.json").write_text(json.dumps(root))
+
+    return change
+
+
+def chunked(name, size):
+    """Chunks of another size of a coordinate, in its own metadata and in the consolidated ones."""
+
+    def change(folder):
+        root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", name))
+        for layout in (own, root["consolidated_metadata"]["metadata"][name]):
+            layout["chunk_grid"]["configuration"]["chunk_shape"] = [size]
+        (folder / name / "zarr.json").write_text(json.dumps(own))
+        (folder / "zarr.json").write_text(json.dumps(root))
+
+    return change
+
+
+def promising(name, size, consolidated):
+    """A further coordinate: gigabytes of zeros in a few kilobytes."""
+
+    def change(folder):
+        group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+        made = group.create_array(name, shape=(size,), dtype="int8", dimension_names=(name,), compressors=ZstdCodec(level=1))
+        made[0] = 1
+        if consolidated:
+            zarr.consolidate_metadata(folder, zarr_format=3)
+
+    return change
+
+
 def attributes(**values):
     def change(folder):
         layout = json.loads((folder / "zarr.json").read_text())
@@ -275,6 +327,9 @@ def piped(name):
         (lost("tasks"), "is not a readable store"),
         (overwritten("kept/c/1/0/0/0", b"none"), "1 chunks of readings are missing or damaged"),
         (overwritten("layer/c/0", b"none"), "the coordinate layer is damaged"),
+        (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
+        (flipped("layer/c/0", 24), "the coordinate layer is damaged"),
+        (flipped("fold class/c/0", -8), "the coordinate fold class is damaged"),
         (attributes(variables=5), "is not a readable store"),
         (attributes(variables=["energy"]), "is not a readable store"),
         (attributes(variables={"energy": 1, "kept": 2}), "is not a readable store"),
@@ -283,6 +338,11 @@ def piped(name):
         (enlarged("noise", 0, 2**28), "is not a readable store"),
         (enlarged("fold class", 0, 2**28), "the coordinate fold class is damaged|is not a readable store"),
         (enlarged("layer", 0, 2**30), "is not a readable store"),
+        (promising("further", 2**33, True), "the coordinate further is damaged"),
+        (promising("further", 2**33, False), "the coordinate further is damaged"),
+        (chunked("layer", 0), "the coordinate layer is damaged"),
+        (renamed("noise", "x"), "is not a readable store: dims: its layout"),
+        (renamed("item", "atom"), "is not a readable store: dims: its layout"),
         (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
         (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
         (piped("log_snr/c/0"), "log_snr/c/0 is a link, a pipe or a device"),
@@ -488,6 +548,25 @@ def test_columns_that_are_none(columns, message, tmp_path):
     long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(ValueError, match=message):
         read_readings(tmp_path / "a.csv", columns=columns)
+
+
+def test_a_decimal_comma_in_any_row(tmp_path):
+    """The first row, without noise, often has whole numbers only."""
+    (tmp_path / "a.csv").write_text("noise;item;shift\n0;x,1;4\n0,75;x,1;-,5\n0;y;1\n0,75;y;3\n")
+    run = read_readings(tmp_path / "a.csv")
+    assert run.noise.values.tolist() == [0, 0.75]
+    assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
+    assert run.item_name.values.tolist() == ["x,1", "y"]
+    (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
+    assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
+
+
+def test_a_table_of_zeros_is_not_read(tmp_path):
+    """A terabyte that the disk does not hold."""
+    (tmp_path / "a.csv").touch()
+    os.truncate(tmp_path / "a.csv", 2**40)
+    with pytest.raises(ValueError, match=r"cannot read the table .*a.csv: it is no text; expected a CSV or Parquet file"):
+        read_readings(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -849,3 +928,27 @@ def test_a_column_of_labels_is_a_coordinate():
     assert set(one_level.data_vars) == {"rmsd", "mass"}
     chosen = ut.readings(table, start={"rmsd": 0}, coords=["mass"])
     assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]
+
+
+@pytest.mark.parametrize("names", [[2.0**60, 2.0**70], [1e300, 2e300], np.array([7, 2**63 + 1], np.uint64), [np.inf, 3.0]])
+def test_items_beyond_the_largest_integer_keep_their_names(names):
+    table = pd.DataFrame({"noise": [0.1, 0.6] * 2, "item": np.repeat(names, 2), "kept": [1, 0.5, 0.9, 0.3]})
+    for run in (ut.readings(table), ut.readings({"kept": GOOD[:, :2]}, NOISE, coords={"item": names})):
+        assert run.item.values.tolist() == [0, 1]
+        assert set(run.item_name.values.tolist()) == {str(name) for name in np.asarray(names)}
+
+
+@pytest.mark.parametrize("kind", [complex, "datetime64[ns]", "timedelta64[ns]"])
+@pytest.mark.parametrize("column", ["noise", "drift"])
+def test_columns_of_times_and_complex_numbers_are_no_readings(kind, column):
+    table = pd.DataFrame({"noise": [1, 2, 3], "item": list("xyz"), "drift": [3, 1, 2]})
+    with pytest.raises(ValueError, match=rf"column {column}: holds {re.escape(str(np.dtype(kind)))}; expected real numbers"):
+        ut.readings(table.astype({column: kind}))
+
+
+def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken():
+    """Trajectories that are numbered over all originals."""
+    count = np.arange(700)
+    table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
+    with pytest.raises(ValueError, match=r"the 700 rows of the table fill a small part of 343,000,000 places \(700 noise x 700"):
+        ut.readings(table)

@@ -20,6 +20,7 @@ from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, Recordings
 from uturn.cli.presets import image_experiment
 from uturn.core.checks import CHECKS
+from uturn.core.spec import build
 from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.trial import check
@@ -439,6 +440,14 @@ def test_notations_of_noise(tmp_path):
     assert not np.isnan(run(folder, pattern, levels=[0.1 + 0.2, 10]).same_class).any()
 
 
+@pytest.mark.parametrize("text", ["1e999", "3e250"])
+def test_levels_beyond_all_noise_are_refused(tmp_path, text):
+    folder = make(tmp_path, "ab", [0.4], name_of=lambda noise, item, **_: f"x/{noise}/{item}.png")
+    save(folder / "x" / text / "a.png", np.zeros((28, 28)))
+    with pytest.raises(ValueError, match=rf": {text}/a.png has the noise {text}; expected less than 1e\+100"):
+        run(folder, "x/{noise}/{item}.png")
+
+
 def test_only_files_below_the_folder_are_read(small, tmp_path):
     backward = RecordedImages(pattern=str(small / "strength_0.1" / ".." / "strength_{noise}" / "{item}_{trajectory}_{clone}.png"))
     assert all(not name.startswith("..") for name in backward.files.places.values())
@@ -602,6 +611,15 @@ def test_files_none_of_which_can_be_read_are_an_error(tmp_path):
     assert not (folder / "out" / "run.zarr").exists()
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    """A terabyte that the disk does not hold, by its size in bytes."""
+    folder = make(tmp_path, "ab", [0.4], 2)
+    os.truncate(folder / "strength_0.4" / "b_1_0.png", 2**40)
+    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*b_1_0.png \(more than 512 MB\)"):
+        ds = run(folder, "strength_{noise}/{item}_{trajectory}_0.png")
+    np.testing.assert_array_equal(np.isnan(ds.same_class[0]), [[False, False], [False, True]])
+
+
 def test_copies_are_named(tmp_path):
     """Reconstructions that are the originals; equal trajectories; equal clones; at noise 0, and for one draw, they are not."""
 
@@ -694,3 +712,24 @@ def test_a_store_names_no_file_outside_of_its_folder(tmp_path, monkeypatch):
             file=("item", np.array([name, "b.png"], object)), file_digest=("item", np.array([digest, digest], object))
         )
         assert np.isnan(originals(forged, np.arange(1))[0]).all()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 9},
+        {"type": "gaussian_field", "size": 16},
+        {"type": "array", "path": "images.npy"},
+    ],
+)
+def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(make(tmp_path, "ab", [0.5]))
+    ds = run(tmp_path, "strength_{noise}/{item}_0_0.png")
+    np.save("images.npy", np.zeros((2, 3, 5), np.uint8))
+    built = build("source", source)
+    models = json.loads(ds.attrs["models"]) | {"source": built.fingerprint()}
+    forged = ds.assign_attrs(spec=json.dumps(json.loads(ds.attrs["spec"]) | {"source": source}), models=json.dumps(models))
+    images, names = originals(forged, np.arange(2))
+    assert images.shape == (2, *ds.image.shape[-3:])
+    assert np.isnan(images).all()
+    assert names == ["a.png", "b.png"]

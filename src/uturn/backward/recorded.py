@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_path, one_line, shown
+from uturn.core.checks import LARGEST, checked_path, one_line, shown
 from uturn.core.files import cached_while_unchanged, digest_of_file
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
@@ -32,6 +32,7 @@ from uturn.sources.images import (
     listed,
     scaled,
     some_of,
+    unread,
 )
 
 _FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
@@ -102,7 +103,7 @@ class RecordedImages(Spec, Backward):
         """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
         files = self.files
         names = sorted(files.places.items(), key=lambda entry: entry[1])
-        contents = in_threads(lambda entry: digest_of_file(files.path(entry[1])), names)
+        contents = in_threads(lambda entry: _content(files.path(entry[1])), names)
         draws = product(files.levels, enumerate(files.trajectories), enumerate(files.clones))
         digests = {(level, t, c): (f"{level} {j} {k}", hashlib.sha256()) for level, (j, t), (k, c) in draws}
         for (place, name), content in zip(names, contents, strict=True):
@@ -190,6 +191,10 @@ class _Files:
         for name, fields in self._found(self._forms).items():
             draw = [int(text) if text.isdecimal() else text for text in (fields.get(of, "0") for of in ("trajectory", "clone"))]
             place = _Place(rounded(float(fields["noise"])), fields["item"], *draw)
+            if place.noise >= LARGEST:
+                raise ValueError(
+                    f"pattern = {pattern!r}: {as_unicode(name)} has the noise {fields['noise']}; expected less than {LARGEST:g}"
+                )
             if place in self.places:
                 raise ValueError(f"pattern = {pattern!r}: {self.places[place]} and {name} are the same U-turn; move one away")
             self.places[place] = name
@@ -257,9 +262,16 @@ def rounded(noise: float) -> float:
 @cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
 def _seen(path: str, channels: int, size: int | None) -> tuple[tuple[int, ...], str] | str:
     """Height and width after resizing and the mode of an image file, or why it is unreadable; read again when it has changed."""
+    if reason := unread(os.path.getsize(path)):
+        return reason
     data = Path(path).read_bytes()
     pixels = decode(data, channels, size)
     return pixels if isinstance(pixels, str) else (pixels.shape[:2], _mode(data))
+
+
+def _content(path: str) -> str:
+    """The digest of a file, or why it is not read."""
+    return unread(os.path.getsize(path)) or digest_of_file(path)
 
 
 def _mode(data: bytes) -> str:
@@ -340,6 +352,8 @@ class Recordings:
         if place not in self.files.places:
             return None
         path = Path(self.files.path(self.files.places[place]))
+        if unread(path.stat().st_size):
+            return None
         pixels = decode(path.read_bytes(), self.source.channels, self.source.size)
         return None if isinstance(pixels, str) else pixels
 

@@ -317,10 +317,8 @@ class ImageFolderSource(ImageSource):
 
     def _decoded(self, file: _File) -> np.ndarray | str:
         """Pixels, uint8 (height, width, channels), or the reason why the file is unreadable."""
-        if file.size == 0:
-            return "empty"
-        if file.size > MOST_FILE_BYTES:
-            return f"more than {MOST_FILE_BYTES // 2**20} MB"
+        if reason := unread(file.size):
+            return reason
         path = self._folder.root / file.name
         try:
             data = path.read_bytes()
@@ -444,6 +442,11 @@ def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any
     Image.init()  # before the threads start, because it is not thread-safe
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(function, files))
+
+
+def unread(size: int) -> str:
+    """Why a file of this size in bytes is not read; "" if it is."""
+    return "empty" if size == 0 else f"more than {MOST_FILE_BYTES // 2**20} MB" if size > MOST_FILE_BYTES else ""
 
 
 def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:

@@ -40,6 +40,7 @@ _READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to
 State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _MOST_TASKS = 2**24
+_MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # tolerance of coordinates, since versions may use different quadratures
 _T = TypeVar("_T")
@@ -240,18 +241,19 @@ class Store(Blocks):
     def _stored(self, name: str) -> np.ndarray | None:
         """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
         array = _decoded(self._array, name)
-        if array is None:
+        if array is None or array.size > _MOST_LABELS:
             return None
-        complete = not array.size or self.group.attrs["version"] in (3, 4)
-        if not complete and len(_keys_under(self.group.store, f"{name}/c/")) < array.nchunks:
+        chunks = 0 if not array.size or self.group.attrs["version"] in (3, 4) else _decoded(lambda: array.nchunks)
+        if chunks is None or len(_keys_under(self.group.store, f"{name}/c/")) < chunks:
             return None
         values = _decoded(array.__getitem__, ...)
         return None if values is None else np.asarray(values)
 
     def check_coordinates(self) -> None:
-        """ValueError if a coordinate cannot be read. The consolidated metadata, which are written once, say which there are."""
+        """ValueError if a coordinate cannot be read: one that a variable, the consolidated metadata or a folder names."""
         written = zarr.open_group(self.group.store, mode="r", use_consolidated=True, zarr_format=3)
-        for name in {*chain(*self.dims.values()), *written.array_keys()}.difference(self.variables):
+        names = {*chain(*self.dims.values()), *written.array_keys(), *self.group.array_keys()}
+        for name in names.difference(self.variables):
             if self.coordinate(name) is None:
                 raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
 
@@ -671,6 +673,9 @@ def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
         "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
         "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
         and len(identity["corruption"]["noise"]) == levels,
+        "dims": all(
+            arrays[dim].metadata.dimension_names == (dim,) for dim in ("noise", "item", "trajectory", "clone") if dim in group
+        ),
         "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape could exhaust the memory
         _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
     }
@@ -700,6 +705,7 @@ def _laid_out(
 ) -> zarr.Group:
     """Create the arrays and attributes of an empty store in an empty zarr group."""
     group = zarr.open_group(target, mode="w", zarr_format=3)
+    compressors = (ZstdCodec(level=3), Crc32cCodec())
     for name, (dims, values, attrs) in coordinates.items():
         array = _writable(values)
         made = group.create_array(
@@ -707,12 +713,12 @@ def _laid_out(
             shape=array.shape,
             dtype=str if array.dtype == object else array.dtype,
             dimension_names=dims,
+            compressors=compressors,  # with a checksum, since no digest protects labels
             attributes=attrs,
             config={"write_empty_chunks": True},  # write every chunk, so that a missing file is detected
         )
         if array.size:
             made[...] = array
-    compressors = (ZstdCodec(level=3), Crc32cCodec())
     for name, variable in variables.items():
         shape = _shape(variable, coordinates)
         group.create_array(

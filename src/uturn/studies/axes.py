@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.checks import shown
 from uturn.studies.runs import label
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Axes:
         measured = run.noise.values.astype(float)
         added = 0 if np.isclose(measured[0], 0) else 1
         self.noise = np.r_[np.zeros(added), measured]
-        self.most = float(run.noise.attrs.get("max", 1.0 if measured[-1] <= 1 else np.inf))
+        self.most = _number_of(run.noise, "max", 1.0 if measured[-1] <= 1 else np.inf)
         self.values = {"noise": self.noise}
         self.words = {"noise": axis_words(run)}
         self.angle = None
@@ -54,7 +55,7 @@ class Axes:
         for name, coordinate in sorted(run.coords.items(), key=lambda entry: str(entry[0])):
             if coordinate.dims != ("noise",) or name == "noise" or name in _NO_AXES or coordinate.dtype.kind not in "fiu":
                 continue
-            clean = float(coordinate.attrs.get("clean", _CLEAN.get(str(name), np.nan)))
+            clean = _number_of(coordinate, "clean", _CLEAN.get(str(name), np.nan))
             axis = f"{name}_of_noise" if name in _OF_STUDIES else str(name)
             self.values[axis] = np.r_[np.full(added, clean), coordinate.values]
             units = f" ({coordinate.attrs['units']})" if coordinate.attrs.get("units") else ""
@@ -87,6 +88,16 @@ class Axes:
         rows = self.convert(estimate)
         rows[:, 1:].sort(axis=1)  # abar and log-SNR decrease with noise
         return rows
+
+
+def _number_of(coordinate: xr.DataArray, key: str, default: float) -> float:
+    """An attribute of a coordinate that is a number, or a ValueError."""
+    value = coordinate.attrs.get(key, default)
+    if not isinstance(value, int | float | np.number):
+        raise ValueError(
+            f"the attribute {key} of the coordinate {coordinate.name} is {shown(value)}, no number; copy the store again"
+        )
+    return float(value)
 
 
 def is_geometric(levels: Any) -> bool:

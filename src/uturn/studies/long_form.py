@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
+_MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
+_LONGEST_LINE = 2**20  # characters of a header
+_DECIMAL_COMMA = re.compile(r"(^|;)\s*-?\d*,\d+\s*(;|$)")
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
 
@@ -71,9 +75,12 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     import pandas
 
     with open(path, encoding="utf-8-sig") as file:
-        header, row = file.readline(), file.readline()
-    separator = max(",;\t", key=header.count)
-    form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": "," if separator == ";" and "," in row else "."}
+        header = file.readline(_LONGEST_LINE)
+        if "\0" in header:
+            raise ValueError("it is no text")
+        separator = max(",;\t", key=header.count)
+        decimal = "," if separator == ";" and any(map(_DECIMAL_COMMA.search, file)) else "."
+    form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": decimal}
     table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
         raise ValueError("the rows have more cells than the header")
@@ -120,6 +127,12 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
     )
     shape = tuple(map(len, uniques))
+    if (places := math.prod(shape)) > max(_MOST_PLACES, 100 * len(table)):
+        sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
+        raise ValueError(
+            f"the {len(table):,} rows of the table fill a small part of {places:,} places ({sizes}); expected most items at most "
+            f"noise levels, and trajectories and clones that are numbered from 0 for each of them"
+        )
     arrays = {}
     for name in names:
         values = np.full(shape, np.nan)
@@ -181,6 +194,8 @@ def _numbers(column: Any, name: Any) -> Any:
     """A column as float64, or a ValueError that names its first text."""
     import pandas
 
+    if getattr(column.dtype, "kind", "O") in "cmM":  # which pandas would make real
+        raise ValueError(f"column {name}: holds {column.dtype}; expected real numbers")
     numbers = pandas.to_numeric(column, errors="coerce").astype(float)
     if (text := numbers.isnull() & column.notnull()).any():
         label = (

@@ -342,7 +342,7 @@ def _coordinates(
                 f"coords: item names {originals} originals in {len(names)} places; several U-turns of an original go along "
                 f"trajectory"
             )
-        if names.dtype.kind in "iu" or (names.dtype.kind == "f" and (names == np.floor(names)).all()):
+        if names.dtype.kind in "iuf" and (names == np.floor(names)).all() and (np.abs(names.astype(float)) < 2.0**63).all():
             made["item"] = names.astype(np.int64)
         else:
             labels["item_name"] = "item", names.astype(str)

@@ -156,8 +156,10 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
     if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         images = run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values
     else:
-        blank = np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32)  # the folder of originals may have been removed
+        # The folder of originals may have been removed, and a store may name a source of other data.
+        blank = np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32)
         images, class_names = _images_of_source(run, items) or (blank, None)
+        images = images if images.shape == blank.shape else blank
     return images, item_names(run, items, class_names)
 
 
@@ -169,6 +171,8 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, d
         spec = stored_spec(run)
         # Code named in a store is not imported, so only built-in sources are built.
         source = build("source", spec["source"], trusted=False)
+        if source.kind != "images":
+            return None
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
             images_of_items = source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
             return None if images_of_items is None else (images_of_items, {})
