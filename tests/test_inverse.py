@@ -409,7 +409,7 @@ def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, bro
     assert tables.first.locator("thead th").all_inner_texts()[-2:] == ["spread of the clones", "error of their mean"]
     assert tables.first.locator("tbody").first.locator("img").count() == 2 + 2 * (3 + 2)  # truth, measurement; two samplers
     shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
-    assert page.locator("#bar").inner_text().startswith("Strength")
+    assert page.locator("#bar").inner_text().startswith("share of the image hidden by a box")
     sources = []
     for noise in (0.2, 0.5):
         page.locator("#noise").evaluate(

@@ -264,7 +264,7 @@ def test_bits_are_the_entropy_that_the_measurement_takes_away(name, level):
     law = FIELD.law(0)
     entropies = [0.5 * np.linalg.slogdet(C)[1] / np.log(2) for C in (law.covariance, noisy.posterior(0).covariances[0])]
     assert values[0] == pytest.approx(entropies[0] - entropies[1], rel=1e-6)
-    assert words["units"] == "bit"
+    assert words["units"] == "bits"
     assert of_name("inpainting").axes(np.array([0.5]), FIELD) == {}, "each datum has its own operator"
     assert measurement.axes(np.array([level]), GaussianMixtureSource(dimension=64)) == {}, "no formula"
 

@@ -380,7 +380,7 @@ def test_a_page_says_that_there_is_no_t_star(tmp_path):
     run["kept_class"] = ("noise", "item"), np.ones((3, 12)), {"long_name": "class is kept", "reading": json.dumps(reading)}
     write_study(run, tmp_path)
     (section,) = collect([tmp_path]).sections
-    assert section["words"].startswith("No t*: kept_class, less than half of the change occurs up to")
+    assert section["words"].startswith("No t*: kept_class, no change between 0 and 1")
     assert "t*" not in [one["label"] for one in section["headlines"]]
     assert next(chart for chart in section["charts"] if chart["title"] == "Class is kept")["shown"]
 

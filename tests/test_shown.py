@@ -296,7 +296,7 @@ def test_names_of_originals():
     run = xr.Dataset(coords={"item": [3, 4, 5], "label": ("item", [1, -1, 7])})
     items = np.arange(3)
     assert item_names(run, items) == ["item 3, class 1", "item 4", "item 5, class 7"]
-    assert item_names(run, items[:1], ["cat", "dog"]) == ["item 3, dog"]
+    assert item_names(run, items[:1], {0: "cat", 1: "dog"}) == ["item 3, dog"]
     assert item_names(run.assign_coords(file=("item", ["a/1.png", "a/2.png", "b/1.png"])), items[1:]) == ["a/2.png", "b/1.png"]
     text_labels = xr.Dataset(coords={"item": [0, 1], "label": ("item", ["x", "y"])})
     assert item_names(text_labels, np.arange(2)) == ["item 0", "item 1"]

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -364,5 +364,6 @@ class _Recorder:
         self.calls: list[np.ndarray] = []
 
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy())
+        with suppress(RuntimeError):  # inside vmap or a Jacobian the values are not known
+            self.calls.append(x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy())
         return 0 * x + 0.5

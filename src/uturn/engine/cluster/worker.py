@@ -84,7 +84,8 @@ class Worker:
             import ray
 
             # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of the session.
-            session = ray._private.worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+            node = ray._private.worker._global_node
+            session = None if node is None else node.get_session_dir_path()
             place = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session))
             for name, text in modules.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
