@@ -88,7 +88,7 @@ class Location:
     reading, share : str, float
         The place is where the reading has gone this share of the way from its start to chance.
     place : Estimate
-        Noise with its 95 % interval; NaN if there is no place (`remark` says why).
+        Noise with the ends of its interval; NaN if there is no place (`remark` says why).
     axes : {axis: Estimate}
         The place on all axes of the run.
     width, wanted : float
@@ -156,9 +156,9 @@ def locate(
     as much as the fit lets expect, the width is reached; otherwise the search goes on from what these levels show. Long U-turns
     cost most with a diffusion model, so levels far beyond the place are left out, except the largest one if chance is not known.
 
-    The interval contains the place of a smooth curve in 93 to 99 % of all runs, and misses that of a curve with a shoulder in at
-    most 9 % (`benchmarks/locate.py`). With `any_shape` it contains the place of every monotone curve in at least 95 %, for about
-    five times the calls.
+    The interval contains the place of a smooth curve in 92 to 100 % of all runs. On curves with a shoulder, up to 10 % of the
+    runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval contains
+    the place of every monotone curve in at least 95 % of the runs, for about five times the calls.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def locate(
     reading : str
         A reading as `uturn.study` names it, such as "same_class" or "unchanged, tree_level = 3". It has a start.
     width : float
-        Full width of the 95 % interval, in the unit of the noise.
+        Full width of the interval, in the unit of the noise.
     store : folder or URL, optional
         Where the runs are kept, ordinary stores: `pilot.zarr`, and others that are named after their levels, such as
         `around-0.4-0.6.zarr`, `around-0.52.zarr` and `ends-0.5-0.55.zarr`. The same call resumes an interrupted one, with the
