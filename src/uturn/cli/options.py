@@ -61,7 +61,7 @@ AnyShape = Annotated[
     bool,
     typer.Option(
         "--any-shape",
-        help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for about five "
+        help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to five "
         "times the calls.",
         rich_help_panel=UNTIL,
     ),

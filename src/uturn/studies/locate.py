@@ -158,7 +158,7 @@ def locate(
 
     The interval contains the place of a smooth curve in 92 to 100 % of all runs. On curves with a shoulder, up to 10 % of the
     runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval contains
-    the place of every monotone curve in at least 95 % of the runs, for about five times the calls.
+    the place of every monotone curve in at least 95 % of the runs, for up to five times the calls.
 
     Parameters
     ----------
