@@ -252,10 +252,13 @@ class Store(Blocks):
     def check_coordinates(self) -> None:
         """ValueError if a coordinate cannot be read: one that a variable, the consolidated metadata or a folder names."""
         written = zarr.open_group(self.group.store, mode="r", use_consolidated=True, zarr_format=3)
-        names = {*chain(*self.dims.values()), *written.array_keys(), *self.group.array_keys()}
-        for name in names.difference(self.variables):
-            if self.coordinate(name) is None:
-                raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
+        named = {*chain(*self.dims.values()), *written.array_keys()}
+        for names in (lambda: named, lambda: set(self.group.array_keys()) - named):
+            if (found := _decoded(names)) is None:
+                raise ValueError(f"{self.where}: a coordinate is damaged; copy the store again")
+            for name in found.difference(self.variables):
+                if self.coordinate(name) is None:
+                    raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
 
     @property
     def attributes(self) -> dict[str, Any]:
