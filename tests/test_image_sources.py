@@ -514,6 +514,9 @@ def test_arrays(tmp_path):
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
     with pytest.raises(ValueError, match=r"holds float64 images, values in \[7, 7\]; expected uint8"):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()
+    np.save(tmp_path / "gaps.npy", np.array([np.nan, -7.0, np.inf, 9.0]).reshape(1, 2, 2))
+    with pytest.raises(ValueError, match=r"values in \[-7, 9\] and 2 NaN or infinite; expected uint8"):
+        ArraySource(path=str(tmp_path / "gaps.npy")).load()
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="not a readable"):
         ArraySource(path=str(tmp_path / "object.npy")).load()

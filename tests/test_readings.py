@@ -869,7 +869,7 @@ def test_what_is_guessed_is_said():
     unknown = ut.study(
         ut.readings({"energy": rng.normal(size=(5, 6)) - 5, "tm": 0.9 - 0.8 * NOISE[:, None] * rng.random((5, 6))}, NOISE)
     )
-    assert "no place is located on the curve of energy: no start is given" in remarks(unknown)
+    assert "energy: no start is given: no half-life" in remarks(unknown)
     assert "tm: its start is taken as 1, which is a guess: give start" in remarks(unknown)
     kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]  # 59 of 60 at the first level, 60 of 60 beyond
     run = ut.readings({"same_fold": kept, "sound": kept}, NOISE)

@@ -1,6 +1,7 @@
 """What tables, figures, pages and files show of a study: its names, its rounding, its axes, and text that is not its own."""
 
 import csv
+import json
 import re
 import warnings
 
@@ -18,6 +19,7 @@ from uturn.cli import app
 from uturn.pages import collect, report, write_study
 from uturn.pages.charts import chart
 from uturn.paper import Result, Verdict
+from uturn.sources.images import FashionMNISTSource
 from uturn.store.datasets import write_dataset
 from uturn.studies import as_data, draw_studies, draw_study, tidy, with_theory
 from uturn.studies.axes import is_geometric
@@ -300,6 +302,16 @@ def test_names_of_originals():
     assert item_names(run.assign_coords(file=("item", ["a/1.png", "a/2.png", "b/1.png"])), items[1:]) == ["a/2.png", "b/1.png"]
     text_labels = xr.Dataset(coords={"item": [0, 1], "label": ("item", ["x", "y"])})
     assert item_names(text_labels, np.arange(2)) == ["item 0", "item 1"]
+
+
+def test_the_list_of_originals_has_the_classes_of_the_source():
+    """Those of the page; none if the source has changed."""
+    fingerprint = FashionMNISTSource().fingerprint()
+    run = falls([0.1, 0.3], [0.2, 0.2, 0.4]).assign_coords(label=("item", [9, 0, 2]))
+    run.attrs |= {"spec": json.dumps({"source": {"type": "fashion_mnist"}, "backward": {}, "probes": []})}
+    of_source, changed = (run.assign_attrs(models=json.dumps({"source": text})) for text in (fingerprint, "other"))
+    assert items_of(of_source, ut.study(run))["name"].tolist()[:2] == ["item 0, Ankle boot", "item 1, T-shirt/top"]
+    assert items_of(changed, ut.study(run))["name"].tolist()[:2] == ["item 0, class 9", "item 1, class 0"]
 
 
 def test_the_page_sorts_its_pictures(browser, tmp_path):

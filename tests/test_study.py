@@ -28,6 +28,7 @@ from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
+from uturn.studies.curves import with_interval
 from uturn.studies.difference import difference, draw_difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
@@ -165,7 +166,7 @@ def test_without_a_start_there_are_no_places():
     found = ut.study(dataset({"kept": (values, Variable(DIMS, "kept"))}))
     assert np.isnan(found[["place", "half_life", "width", "start"]].to_array()).all()
     np.testing.assert_allclose(found.curve[0, 1:, 0], mean(values))
-    assert remarks(found) == []
+    assert remarks(found) == ["kept: no start is given: no half-life"]
 
 
 def test_equal_start_and_chance_have_no_half_life():
@@ -1324,6 +1325,9 @@ def test_the_command_writes_the_difference(tmp_path):
     of_half_life = frame[(frame.quantity == "half_life") & (frame.run.str.contains(" minus "))]
     np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
     assert (out / "difference.png").is_file()
+    page = (out / "index.html").read_text()
+    assert "difference [95 % interval]" in page
+    assert with_interval(expected.curve.values[0, -1]) in page
     write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)
     assert not list(out.glob("difference.*"))
     alone = CliRunner().invoke(app, ["study", stores[0], "--difference"])

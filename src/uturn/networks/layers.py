@@ -39,7 +39,7 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     if layers is None:
         children = tuple(_children(wrapped(model)[1]))
         if not children:
-            raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers")
+            raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers (--layers)")
         return children
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
@@ -173,7 +173,7 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
         only = f"only {', '.join(map(repr, names))}" if names else "nothing"
         finding = f"activation functions inside of a block ({', '.join(map(repr, inside))})" if inside else only
         known = ", ".join(map(repr, list(modules)[1 : _MOST_QUOTED + 1])) + ", .." * (len(modules) > _MOST_QUOTED + 1)
-        way_out = f"name the layers, some of {known}" if known else "it has no modules to name"
+        way_out = f"name the layers (--layers), some of {known}" if known else "it has no modules to name"
         raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}")
     return tuple(names)
 

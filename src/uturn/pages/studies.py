@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.files import check_plain
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
@@ -15,8 +17,10 @@ from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
-from uturn.studies.curves import with_interval
+from uturn.studies.curves import ESTIMATE, with_interval
+from uturn.studies.difference import MOST_LEVELS, MOST_NOISES
 from uturn.studies.headline import Headline, headline_of
+from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.tokens import blocks
 from uturn.studies.records import sample
 from uturn.studies.tables import (
@@ -110,6 +114,12 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
         heads = ("run", "half-life of", f"{words} [95 % interval]")
         rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]
         section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
+    if (folder / "difference.json").exists():
+        with read.noting(folder / "difference.json"):
+            check_plain(folder / "difference.json")
+            section["tables"].append(_difference((folder / "difference.json").read_bytes(), next(iter(studies.values()))))
+        section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
+        read.add_picture(section, folder / "difference.png", "difference")
     charts: list[dict[str, Any]] = []
 
     def add(title: str, kind: str, dim: str, label: str, y: str, shown: bool) -> None:
@@ -124,6 +134,25 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
             add(title.format(unit), kind, "changes", label, y.format(unit), kind == "chi" and "" in first)
     section["charts"] = _one_shown(charts)
     return section
+
+
+def _difference(content: bytes, study: xr.Dataset) -> dict[str, Any]:
+    """The table of `difference.json`, with some levels of each variable and some noise levels."""
+    numbers_of: dict[str, Any] = json.loads(content)
+    noise, readings, rows = numbers_of["noise"], numbers_of["readings"], []
+    at = evenly_spaced(len(noise), MOST_NOISES)
+    by_variable = [[of for of in readings if of["variable"] == name] for name in dict.fromkeys(of["variable"] for of in readings)]
+
+    def cell(estimate: dict[str, float | None]) -> str:
+        return with_interval([np.nan if estimate[key] is None else estimate[key] for key in ESTIMATE])
+
+    for of in (some[k] for some in by_variable for k in evenly_spaced(len(some), MOST_LEVELS)):
+        places = (*of["half_lives"].values(), of["half_life"])
+        curve = [cell(of["curve"][k]) for k in at]
+        rows.append((of["reading"], of["originals"], *(cell(place["noise"]) for place in places), *curve))
+    heads = ["reading", "originals", "half-life, first", "second", "difference [95 % interval]"]
+    heads += [f"at {axis_words(study)} = {'infinite' if noise[k] is None else f'{noise[k]:.3g}'}" for k in at]
+    return {"title": f"{numbers_of['difference']}, paired over originals", "heads": heads, "rows": rows}
 
 
 def _overlaid(studies: dict[str, xr.Dataset], kind: str, dim: str, label: str, axis: str) -> xr.DataArray:

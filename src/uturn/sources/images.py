@@ -537,5 +537,7 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         if doubt := doubtful_range(array):
             warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
-    found = f"values in [{array.min():.4g}, {array.max():.4g}]" if array.dtype.kind in "biuf" and array.size else "no numbers"
+    finite = array[np.isfinite(array)] if array.dtype.kind in "biuf" else array[:0]
+    found = f"values in [{finite.min():.4g}, {finite.max():.4g}]" if finite.size else "no numbers"
+    found += f" and {array.size - finite.size} NaN or infinite" if 0 < finite.size < array.size else ""
     raise ValueError(f"{where} holds {array.dtype} images, {found}; expected uint8 in 0..255, or finite floats in [-1, 1]")

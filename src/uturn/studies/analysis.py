@@ -581,6 +581,8 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
     if level.is_flat:
         first = axes.noise[int(level.instructions.guessed)]
         yield f"no change between {first:.3g} and {axes.noise[-1]:.3g}: the 95 % interval of the difference holds 0"
+    elif np.isnan(level.start):
+        yield f"{'no start is given' if level.instructions.start is None else 'its start is not known'}: no half-life"
     if np.isnan(level.start) or level.is_flat or len(x) < 3:
         return
     if level.chance == level.start:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "uturn.difference", 1
 _WITHIN = ("trajectory", "clone")
 _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
-_MOST, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
+MOST_LEVELS, MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
 
 
 def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
@@ -189,7 +189,7 @@ def _of_shares(levels: list[Level]) -> np.ndarray:
 def table_of(data: xr.Dataset) -> TextTable:
     """A difference as a table: half-lives of both runs, their difference, and that of the curves at some noise levels."""
     x, rows = axis_words(data), []
-    noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
+    noises = evenly_spaced(data.sizes["noise"], MOST_NOISES)
     for part in (data.isel(reading=k) for k in _chosen(data)):
         places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
         cells = [with_interval(place) for place in places] if np.isfinite(part.half_lives.values).any() else [""] * 3
@@ -277,4 +277,4 @@ def draw_difference(data: xr.Dataset) -> Any:
 def _chosen(data: xr.Dataset) -> list[int]:
     """Indices of the readings shown: of each variable evenly spaced ones."""
     rows = [np.flatnonzero(data.variable.values == name) for name in dict.fromkeys(data.variable.values.tolist())]
-    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), _MOST)]
+    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), MOST_LEVELS)]

@@ -10,7 +10,7 @@ from uturn.measures.calibration import label_of
 from uturn.measures.statistics import WITHIN, crossing
 from uturn.studies.analysis import by_noise
 from uturn.studies.headline import headline_of
-from uturn.studies.runs import NAMES, item_names
+from uturn.studies.runs import NAMES, class_names_of, item_names
 
 if TYPE_CHECKING:
     import pandas
@@ -32,7 +32,7 @@ def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     import pandas
 
     run, headline = by_noise(run), headline_of(study)
-    columns = {"item": run.item.values, "name": item_names(run, np.arange(run.sizes["item"]))}
+    columns = {"item": run.item.values, "name": item_names(run, np.arange(run.sizes["item"]), class_names_of(run))}
     others = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",) and name not in ("item", *NAMES)}
     table: dict[str, np.ndarray] = {}
     first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()

@@ -161,8 +161,6 @@ def readings(
         variables[name] = variable = _variable(name, array, settings, levels, arrays)
         for key in ("start", "chance"):
             _check_reference(f"{key} of {name}", getattr(variable, key), {*coordinates, *arrays})
-        if variable.role == "reading" and not variable.ranked and variable.start is None and "start" not in settings:
-            hints.append(f"no place is located on the curve of {name}: no start is given")
     names = [*variables, *coordinates]
     for name, array in sites.items():
         of_sites, further, arrays_of_sites = _changes(name, array, settings_of[name].get("units", f"{name}s"))

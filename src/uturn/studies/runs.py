@@ -151,20 +151,36 @@ def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: M
 def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Originals of the stored images of a run, and their names; NaN if the source is missing or has changed."""
     identity = np.flatnonzero(np.isclose(run.noise.values, 0))
-    class_names: dict[int, str] | None = None
     # Other programs may change an image at noise 0, as an autoencoder does.
     if len(identity) and stored_spec(run)["backward"].get("type") != "recorded":
         images = run.image.isel(noise=identity[0], trajectory=0, clone=0, item=items, missing_dims="ignore").values
     else:
         # The folder of originals may have been removed, and a store may name a source of other data.
         blank = np.full((len(items), *run.image.shape[-3:]), np.nan, np.float32)
-        images, class_names = _images_of_source(run, items) or (blank, None)
-        images = images if images.shape == blank.shape else blank
-    return images, item_names(run, items, class_names)
+        images = _images_of_source(run, items)
+        images = blank if images is None or images.shape != blank.shape else images
+    return images, item_names(run, items, class_names_of(run))
 
 
-def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, dict[int, str]] | None:
-    """Images from the source of a run, and the names of its classes; None if they cannot be read or have changed."""
+def class_names_of(run: xr.Dataset) -> dict[int, str]:
+    """Names of the classes by label, from the source of a run; empty if it names none, cannot be read, or has changed."""
+    from uturn.core.spec import build
+
+    if "label" not in run.coords or any(name in run.coords for name in NAMES):  # originals with names are not named by class
+        return {}
+    try:
+        table = stored_spec(run)["source"]
+        if table.get("type") == "generated":
+            return {}
+        source = build("source", table, trusted=False)
+        same = source.kind == "images" and source.fingerprint() == json.loads(run.attrs["models"])["source"]
+        return dict(enumerate(source.class_names() or [])) if same else {}
+    except (ValueError, OSError, KeyError, TypeError):
+        return {}
+
+
+def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
+    """Images from the source of a run; None if they cannot be read or have changed."""
     from uturn.core.spec import build
 
     try:
@@ -174,16 +190,11 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, d
         if source.kind != "images":
             return None
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
-            images_of_items = source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
-            return None if images_of_items is None else (images_of_items, {})
+            return source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
         if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
-            files, labels = (run[name].values[items].tolist() for name in ("file", "label"))
-            images_of_items = source.kept(files, run["file_digest"].values[items].tolist())
-            names = {label: os.path.dirname(file) for file, label in zip(files, labels, strict=True) if label >= 0}
-            return None if images_of_items is None else (images_of_items, names)
+            return source.kept(*(run[name].values[items].tolist() for name in ("file", "file_digest")))
         if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
-        images = np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
-        return images, dict(enumerate(source.class_names() or []))
+        return np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
     except (ValueError, OSError, KeyError, TypeError):
         return None

@@ -136,7 +136,7 @@ def _classifier(
         chosen = tuple(layer for layer in chosen if layer in once)
         if len(chosen) < 2 and not without_layers:
             blocks = ", ".join(map(repr, shapes))
-            without_layers = f"fewer than two of its blocks ({blocks}) run once with a tensor; name the layers"
+            without_layers = f"fewer than two of its blocks ({blocks}) run once with a tensor; name the layers (--layers)"
             if not loaded.has_classes:
                 raise ValueError(f"classifier = {spec!r}: {without_layers}")
             chosen = ()
