@@ -283,6 +283,18 @@ def promising(name, size, consolidated):
     return change
 
 
+def copied_over(folder):
+    """The store of another run in the same folder: its axes of noise stay beside those of this run."""
+    group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+    group.create_array("sigma", shape=group["noise"].shape, dtype="float64", dimension_names=("noise",))[...] = 2.0
+
+
+def retyped(folder):
+    """Another type of the numbers of a coordinate, in its own metadata alone."""
+    layout = json.loads((folder / "log_snr/zarr.json").read_text()) | {"data_type": "int64", "fill_value": 0}
+    (folder / "log_snr/zarr.json").write_text(json.dumps(layout))
+
+
 def attributes(**values):
     def change(folder):
         layout = json.loads((folder / "zarr.json").read_text())
@@ -340,6 +352,8 @@ def piped(name):
         (enlarged("layer", 0, 2**30), "is not a readable store"),
         (promising("further", 2**33, True), "the coordinate further is damaged"),
         (promising("further", 2**33, False), "the coordinate further is damaged"),
+        (copied_over, "the coordinate sigma is not of this store; copy the store into an empty folder"),
+        (retyped, "the coordinate log_snr is not of this store"),
         (chunked("layer", 0), "the coordinate layer is damaged"),
         (renamed("noise", "x"), "is not a readable store: dims: its layout"),
         (renamed("item", "atom"), "is not a readable store: dims: its layout"),

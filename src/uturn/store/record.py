@@ -256,6 +256,9 @@ class Store(Blocks):
         for name in names.difference(self.variables):
             if self.coordinate(name) is None:
                 raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
+            # Another store in the same folder may have left a further axis of noise, or other metadata.
+            if name not in written or written[name].metadata.to_dict() != self._array(name).metadata.to_dict():
+                raise ValueError(f"{self.where}: the coordinate {name} is not of this store; copy the store into an empty folder")
 
     @property
     def attributes(self) -> dict[str, Any]:
