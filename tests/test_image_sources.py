@@ -1,6 +1,7 @@
 """Sources of images: order, labels, what is read and when, hostile files, kinds of pixels, sizes."""
 
 import hashlib
+import io
 import os
 import struct
 import subprocess
@@ -364,6 +365,26 @@ def test_colours_and_grey_are_exact(tmp_path):
     save(tmp_path / "grey" / "a.png", pixels[..., 0])
     np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png"), np.repeat(pixels[..., :1], 3, axis=2))
     np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png", channels=1), pixels[..., :1])
+
+
+def test_jpeg_of_many_scans_is_not_decoded():
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    scan = data.find(b"\xff\xda", data.find(b"\xff\xda") + 2)
+    after = data.find(b"\xff\xda", scan + 2)
+    many = data[:scan] + data[scan:after] * 300 + data[after:]
+    assert image_sources.decode(data, 1, None).shape == (64, 64, 1)
+    assert "a JPEG file of 30" in image_sources.decode(many, 1, None)
+
+
+def test_an_array_of_too_many_numbers_is_not_read(tmp_path):
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.uint8)) | {"shape": (3000, 1000, 1000)}
+    with open(tmp_path / "holes.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 3 * 10**9)
+    with pytest.raises(ValueError, match="3,000,000,000 numbers"):
+        ArraySource(path=str(tmp_path / "holes.npy")).count()
 
 
 def test_palettes_and_bits(tmp_path):

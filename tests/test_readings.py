@@ -6,10 +6,12 @@ import re
 import resource
 import runpy
 import shutil
+import struct
 import sys
 import time
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 import pytest
@@ -283,6 +285,39 @@ def promising(name, size, consolidated):
     return change
 
 
+def copied_over(folder):
+    """The store of another run in the same folder: its axes of noise stay beside those of this run."""
+    group = zarr.open_group(folder, mode="r+", zarr_format=3, use_consolidated=False)
+    group.create_array("sigma", shape=group["noise"].shape, dtype="float64", dimension_names=("noise",))[...] = 2.0
+
+
+def retyped(folder):
+    """Another type of the numbers of a coordinate, in its own metadata alone."""
+    layout = json.loads((folder / "log_snr/zarr.json").read_text()) | {"data_type": "int64", "fill_value": 0}
+    (folder / "log_snr/zarr.json").write_text(json.dumps(layout))
+
+
+def bomb(name):
+    """A chunk of a few kilobytes that zstd decodes to two gigabytes."""
+
+    def change(folder):
+        size = 2**31
+        blocks = [struct.pack("<I", 2**17 << 3 | 2 | (k == 1))[:3] + b"\0" for k in (*[0] * (size // 2**17 - 1), 1)]
+        data = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"".join(blocks)
+        (folder / name).write_bytes(data + struct.pack("<I", google_crc32c.value(data)))
+
+    return change
+
+
+def coded(folder):
+    """A further compressor of a coordinate, in its own metadata and in the consolidated ones."""
+    root, own = (json.loads((folder / place / "zarr.json").read_text()) for place in ("", "log_snr"))
+    for layout in (own, root["consolidated_metadata"]["metadata"]["log_snr"]):
+        layout["codecs"].append({"name": "gzip", "configuration": {"level": 1}})
+    (folder / "log_snr/zarr.json").write_text(json.dumps(own))
+    (folder / "zarr.json").write_text(json.dumps(root))
+
+
 def attributes(**values):
     def change(folder):
         layout = json.loads((folder / "zarr.json").read_text())
@@ -340,6 +375,13 @@ def piped(name):
         (enlarged("layer", 0, 2**30), "is not a readable store"),
         (promising("further", 2**33, True), "the coordinate further is damaged"),
         (promising("further", 2**33, False), "the coordinate further is damaged"),
+        (copied_over, "the coordinate sigma is not of this store; copy the store into an empty folder"),
+        (retyped, "the coordinate log_snr is not of this store"),
+        (coded, "the coordinate log_snr is damaged"),
+        (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
+        (bomb("fold class/c/0"), "the coordinate fold class is damaged"),
+        (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
+        (bomb("tasks/records/c/0/0/0"), "1 chunks of readings are missing or damaged"),
         (chunked("layer", 0), "the coordinate layer is damaged"),
         (renamed("noise", "x"), "is not a readable store: dims: its layout"),
         (renamed("item", "atom"), "is not a readable store: dims: its layout"),

@@ -91,8 +91,8 @@ def read_table(path: str | os.PathLike[str]) -> Any:
     raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
 
 
-def read_array(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a .npy file, read without unpickling; ValueError if there is none.
+def read_array(path: str | os.PathLike[str], most: int = 2**31) -> np.ndarray:
+    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than `most` numbers.
 
     The file is mapped before it is copied, so a header with a size beyond the end of the file is an immediate error.
     """
@@ -102,6 +102,8 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(mapped, np.ndarray):
             raise ValueError("an archive")
+        if mapped.size > most:  # a file with holes may promise terabytes
+            raise ValueError(f"{mapped.size:,} numbers, more than {most:,}")
         return np.array(mapped)
     except Exception as error:  # numpy raises many kinds for damaged headers
         raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None

@@ -155,7 +155,7 @@ class Measurement(Spec, Corruption):
         if self.operator in NAMED or self.operator.startswith(DEEPINV):
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
         mask = self.options.get("mask") if self.operator == "inpainting" else None
-        return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
+        return hashlib.sha256(read_array(mask, 2**26).tobytes()).hexdigest() if isinstance(mask, str) else ""
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:
         data = np.repeat(originals.data, streams.count, axis=0)

@@ -43,7 +43,7 @@ def inpainting(shape: Shape, generator: np.random.Generator, hidden: float | Non
         drawn = np.zeros(pixels, bool)
         drawn[generator.permutation(pixels)[: round(float(hidden) * pixels)]] = True  # type: ignore[arg-type]
         return _masked(np.broadcast_to(drawn.reshape(1, *shape[1:]), shape))
-    seen = read_array(checked_path("mask", mask)) if isinstance(mask, str) else np.asarray(mask)
+    seen = read_array(checked_path("mask", mask), 2**26) if isinstance(mask, str) else np.asarray(mask)
     if not np.isin(seen, (0, 1)).all():
         raise ValueError(f"mask = {shown(seen[~np.isin(seen, (0, 1))][:1].tolist())}, ..: expected 0 (hidden) and 1 (seen)")
     try:

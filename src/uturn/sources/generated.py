@@ -176,7 +176,7 @@ class _Draws:
         if image is not None or self.folder is None:
             return image
         try:
-            image = read_array(self._file(item))
+            image = read_array(self._file(item), 2**26)
         except ValueError:  # missing or damaged: draw it
             return None
         if image.dtype != np.float32 or image.ndim != 3:

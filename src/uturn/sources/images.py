@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 8 * 2**30  # bytes of images read at once
 _MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
 MOST_FILE_BYTES = 2**29
+_MOST_SCANS = 200  # of a JPEG file, which usually has 10 at most; each takes as long as all pixels, however few its bytes
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
@@ -161,7 +162,7 @@ class ArraySource(_ImagesInMemory):
                 f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
             )
         _check_size(array.size, self.path)
-        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels))
+        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels), 2**26)
         if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
@@ -454,6 +455,8 @@ def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+            return f"a JPEG file of {scans:,} scans"
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 return f"{image.width} x {image.height} pixels"
@@ -478,10 +481,13 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if 0 < (most := int(values.max())) < 256:
             raise ValueError(f"black: 16 bits, but no value above {most} of 65535; write 8 bits, or values times 257")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        pixels = np.empty(values.shape, np.uint8)
+        for row, of in zip(pixels, values, strict=True):  # by rows, to limit memory
+            row[...] = (of.astype(np.int64) * 255 + 32767) // 65535
+        return Image.fromarray(pixels)
     if image.mode in ("I", "F"):
         raise ValueError(f"{kind} with pixels of mode {image.mode!r}, whose range is not known")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

@@ -164,9 +164,9 @@ class GaussianMixtureSource(VectorSource):
     def array(self, name: str) -> np.ndarray | None:
         """The numbers of the option `name`: a list, or the content of a file."""
         given = getattr(self, name)
-        return (
-            checked_numbers(name, read_array(checked_path(name, given)) if isinstance(given, str) else given) if given else None
-        )
+        if not given:
+            return None
+        return checked_numbers(name, read_array(checked_path(name, given), 2**26) if isinstance(given, str) else given)
 
     def files(self) -> list[Path]:
         return [Path(given) for given in (self.means, self.covariances, self.weights) if isinstance(given, str)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import zarr
+from numcodecs.zstd import decompress
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
+from zarr.registry import register_codec
 
 from uturn.core.checks import StoreError, checked_integer, one_line, shown
 from uturn.core.files import named_errors
@@ -41,9 +44,28 @@ State = Literal["done", "part", "missing", "damaged"]
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _MOST_TASKS = 2**24
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
+_MOST_TEXT = 2**28  # bytes of the labels of a coordinate
+_CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
 _CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
 _TOLERANCE = 1e-7  # tolerance of coordinates, since versions may use different quadratures
 _T = TypeVar("_T")
+
+
+class _Bounded(ZstdCodec):
+    """Decodes a chunk if it has no more bytes than its array says: a few kilobytes may promise gigabytes."""
+
+    def _decode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        dtype = chunk_spec.dtype.to_native_dtype()
+        size = math.prod(chunk_spec.shape) * dtype.itemsize if dtype.kind in "biuf" else _MOST_TEXT
+        try:  # what does not fit is found before it is decoded
+            decompress(chunk_bytes.as_numpy_array(), np.empty(max(size - 1, 0), np.uint8))
+        except ValueError as error:
+            if f"at least {size}," not in str(error):
+                raise
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+register_codec("zstd", _Bounded, qualname=f"{__name__}.{_Bounded.__name__}")
 
 
 @dataclass(frozen=True)
@@ -259,6 +281,11 @@ class Store(Blocks):
             for name in found.difference(self.variables):
                 if self.coordinate(name) is None:
                     raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
+                # Another store in the same folder may have left a further axis of noise, or other metadata.
+                if name not in written or written[name].metadata.to_dict() != self._array(name).metadata.to_dict():
+                    raise ValueError(
+                        f"{self.where}: the coordinate {name} is not of this store; copy the store into an empty folder"
+                    )
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -535,8 +562,12 @@ class Store(Blocks):
         if name not in self._arrays:
             # By default zarr does not write chunks that hold only NaN (unknown labels, images that are not kept), and their tasks
             # would stay missing. This setting of the opened array is not stored.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                self._arrays[name] = self.group[name]
+            bounded = f"{__name__}.{_Bounded.__name__}"
+            with zarr.config.set({"array.write_empty_chunks": True, "codecs.zstd": bounded}):
+                array: Any = self.group[name]
+            if not {codec["name"] for codec in array.metadata.to_dict()["codecs"]} <= _CODECS:
+                raise ValueError(f"{name}: its codecs are not those of a store")
+            self._arrays[name] = array
         return self._arrays[name]
 
     def _first(self, name: str, values: np.ndarray, trajectories: int, clones: int | None = None) -> np.ndarray:
