@@ -169,7 +169,7 @@ def test_a_coordinate_of_another_shape_is_not_written_over(store, shape):
 @pytest.mark.parametrize("change", [{"attributes": [1]}, {"attributes": 0}, {"dimension_names": None}])
 def test_damaged_metadata_of_a_coordinate_are_named(store, change):
     edited(store, "tree_level", lambda t: t.update(change))
-    with pytest.raises(ValueError, match="is not a readable store"):
+    with pytest.raises(ValueError, match="the coordinate tree_level is not of this store"):
         Store.open(store).dataset()
 
 
