@@ -84,7 +84,7 @@ def test_shares_are_bounded_though_the_run_has_no_bad_original():
 def test_trajectories_do_not_replace_originals():
     """30 originals with a class that is kept in 39 of 40 U-turns of each: an original that always loses it may be missing."""
     kept = np.ones((1, 30, 40))
-    kept[..., 0] = 0
+    kept[0, np.arange(30), np.arange(30)] = 0
     choice = ut.choose(run_of((0.1,), same=(kept, SHARE)), "same", keep=0.9)
     assert choice.keep.bound[0] == pytest.approx(0.975 * 0.05 ** (1 / 30))
     assert choice.answer == "not decided"

@@ -370,7 +370,7 @@ def alone_head():
     [
         (
             "without_modules",
-            "only 'answer' in WithoutModules; name the layers (--layers), some of 'filters', 'hidden', 'answer'",
+            "finds only 'answer' in WithoutModules; name the layers (--layers), some of 'filters', 'hidden', 'answer'",
         ),
         ("logistic_regression", "finds only '1' in Sequential; name the layers (--layers), some of '0', '1'"),
         ("alone_head", "finds nothing in AloneHead; it has no modules to name"),
