@@ -232,7 +232,9 @@ def reference(title: str, name: str) -> str:
         named += "".join(f"\nuturn.{home}" for home in getattr(package, "_HOMES", {}).values())
         pages = set(public_modules().values())
         for info in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if not info.ispkg and info.name not in pages and re.search(rf"{re.escape(info.name)}\b", named):
+            if {info.name, info.name.rpartition(".")[0]} & (pages - {name}):
+                continue  # it has a page of its own, or is on that of its package
+            if not info.ispkg and re.search(rf"{re.escape(info.name)}\b", named):
                 lines += ["", f"## {info.name}", "", f"::: {info.name}", *OPTIONS]
     return "\n".join(lines)
 
