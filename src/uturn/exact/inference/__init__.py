@@ -169,12 +169,8 @@ def sample_posterior(
     count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
     check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
-    keys = np.ascontiguousarray(streams(seed, len(evidence)))
-    if isinstance(rhm, HiddenMarkovModel):
-        trees, total = rhm.draw(_values(evidence), keys, numbers)
-        _check_possible(total)
-    else:
-        trees = sample_numba(rhm, evidence, keys, numbers)
+    sample: Any = _sample_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
+    trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
 
@@ -233,6 +229,12 @@ def _infer_chain(model: HiddenMarkovModel, evidence: Evidence, names: tuple[str,
     _check_possible(total)
     of_evidence = {level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()}
     return Beliefs(**{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names})
+
+
+def _sample_chain(model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+    trees, total = model.draw(_values(evidence), keys, numbers)
+    _check_possible(total)
+    return trees
 
 
 def _values(evidence: Evidence) -> np.ndarray:
