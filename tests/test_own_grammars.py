@@ -125,9 +125,9 @@ def test_a_rule_of_probability_0_is_no_rule():
         ({1: [[[0, 0], [0, 0]], [[1, 1]]]}, None, "occurs 2 times"),
         ({1: [[[0, 0], [0, 1]], []]}, None, "at least one rule of each symbol"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [[0.5, 0.5], [0.5, 0.5]]}, "a probability of each rule"),
-        ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, [0.5, 0.5], "expected {tree_level: lists}"),
+        ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, [0.5, 0.5], "a probability of each rule"),
         ({1: [[[0, 0], [0, 1]], [[1, 1]]]}, {1: [0.5, 0.5]}, "a probability of each rule"),
-        ({1: [[[0, 0], [0, 1]], 5, [[1, 1]]]}, None, "a list for each symbol"),
+        ({1: [[[0, 0], [0, 1]], 5, [[1, 1]]]}, None, "at least one rule of each symbol"),
     ],
 )
 def test_mistakes_in_rules_are_one_line(rules, laws, line):

@@ -1,10 +1,9 @@
 """Hidden Markov models of strings: exact posterior, marginals, likelihood and draws, by forward and backward messages.
 
 They are a world without a hierarchy: correlations decay exponentially with distance (arXiv:2602.19619 audits samplers with them).
+All messages are logarithms, so that evidence of any size is exact.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (numba compiles the kernels and infers their types)
 from __future__ import annotations
 
 import hashlib
@@ -12,17 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from uturn.core.checks import check_memory, checked_integer, checked_numbers
-from uturn.core.random import STRINGS, checked_seed, fold, keys, streams, uniform_at, uniforms
-from uturn.core.threads import over_blocks
-from uturn.exact.rhm import Draw, checked_leaves, cumulative_sums, inverse_cdf
+from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
+from uturn.exact.rhm import Draw, checked_leaves
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
-_SMALLEST = 1e-280  # smaller sums may have lost their largest term
-_FACTOR = 1e-60  # products of five factors above this, and their sums, are in the range of float64
-_options: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
+_AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cache
 
 
 class HiddenMarkovModel:
@@ -123,51 +118,44 @@ class HiddenMarkovModel:
         """
         count, N = checked_integer("count", count, 0), self.num_leaves
         check_memory(f"{count} strings of {N} symbols", 16 * count * N, "draw fewer, or shorter ones")
-        key, leaves, states = streams(seed, count, STRINGS), *(np.empty((count, N), np.int64) for _ in range(2))
-        laws = [cumulative_sums(law) for law in (self.initial, self.transition, self.emission)]
-        over_blocks(count, lambda first, last: _draw_strings(key, *laws, first, last, states, leaves), 2 * N)
-        return Draw({0: leaves, 1: states})
+        u, states = uniforms(streams(seed, count, STRINGS), 2 * N), np.zeros((count, N), np.int64)
+        for i in range(N):
+            law = self.transition[states[:, i - 1]] if i else np.broadcast_to(self.initial, (count, self.num_states))
+            states[:, i] = choices(law, u[:, i])
+        leaves = [choices(self.emission[states[:, i]], u[:, N + i]) for i in range(N)]
+        return Draw({0: np.stack(leaves, axis=1), 1: states})
 
     def log_likelihood(self, leaves: Any) -> np.ndarray:
         """Exact log-probability of strings in nats, (batch,) float64; -inf for strings that the chain cannot produce."""
-        leaves = checked_leaves(leaves, self.vocab_size, self.num_leaves)
-        with np.errstate(divide="ignore"):
-            like = np.log(self.emission.T)[leaves]
-        return self._forward(like)[1]
+        return self._forward(self._logs[2].T[checked_leaves(leaves, self.vocab_size, self.num_leaves)])[1]
 
     # -- messages ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def _logs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logarithms of the laws of the first state, of the next one, and of the symbol."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.initial), np.log(self.transition), np.log(self.emission)
+
     def infer(self, log_evidence: np.ndarray, marginals: bool = True) -> tuple[dict[int, np.ndarray], np.ndarray]:
         """Marginals of symbols and states, {level: float64 (batch, N, ..)}, and the log-evidence (batch,), -inf if impossible.
 
         With `ell_i(s) = sum_x E(s, x) e_i(x)`: forward `alpha_i(s) ~ ell_i(s) sum_r alpha_{i-1}(r) A(r, s)`, backward
         `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have `alpha beta`, the symbols
-        `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`. Strings whose messages leave the range of float64 are
-        computed once more with logarithms of messages.
+        `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
         """
-        evidence = np.ascontiguousarray(log_evidence, np.float64)
-        batch, N, v = evidence.shape
-        sizes = (v, self.num_states) if marginals else (0, 0)
-        (symbols, states), total = (np.empty((batch, N, size)) for size in sizes), np.empty(batch)
-        in_range, model = np.empty(batch, bool), (self.initial, self.transition, self.emission)
-
-        def block(first: int, last: int) -> None:
-            values = evidence[first:last]
-            top = values.max(axis=2, keepdims=True)
-            top[np.isneginf(top)] = 0
-            some = slice(first, last)
-            _scaled(*model, values, np.exp(values - top), symbols[some], states[some], total[some], in_range[some])
-            total[some] += top.sum(axis=(1, 2))
-
-        over_blocks(batch, block, N * (self.num_states + v) * self.num_states)
-        if (rows := np.flatnonzero(~in_range)).size:
-            values = evidence[rows]
-            like = self._emitted(values)
-            alpha, total[rows] = self._forward(like)
-            if marginals:
-                of_symbols, of_states = np.empty((len(rows), N, v)), np.empty((len(rows), N, self.num_states))
-                _backward(*model, values, like, alpha, of_symbols, of_states)
-                symbols[rows], states[rows] = of_symbols, of_states
-        return ({0: symbols, 1: states} if marginals else {}), total
+        evidence, (start, step, emit) = np.asarray(log_evidence, float), self._logs
+        like = self._emitted(evidence)
+        alpha, total = self._forward(like)
+        if not marginals:
+            return {}, total
+        symbols, states, beta = np.empty(evidence.shape), np.empty(like.shape), np.zeros(like[:, 0].shape)
+        for i in range(self.num_leaves - 1, -1, -1):
+            before = _product(alpha[:, i - 1], step) if i else start
+            states[:, i] = _normalised(alpha[:, i] + beta)
+            symbols[:, i] = _normalised(_product(before + beta, emit) + evidence[:, i])
+            beta = _product(like[:, i] + beta, step.T)
+            beta -= np.maximum(beta.max(axis=1, keepdims=True), -1e300)
+        return {0: symbols, 1: states}, total
 
     def draw(self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf where there is no posterior.
@@ -175,14 +163,15 @@ class HiddenMarkovModel:
         Forward messages are filtered; the states are then drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i)
         A(s_i, s_{i+1})`, and each symbol given its state.
         """
-        evidence = np.ascontiguousarray(log_evidence, np.float64)
+        evidence, (_, step, emit), N = np.asarray(log_evidence, float), self._logs, self.num_leaves
         alpha, total = self._forward(self._emitted(evidence))
-        states, symbols = (np.empty((len(numbers), *evidence.shape[:2]), np.int64) for _ in range(2))
-
-        def block(first: int, last: int) -> None:
-            _draw_posterior(self.transition, self.emission, evidence, alpha, keys, numbers, first, last, states, symbols)
-
-        over_blocks(len(evidence), block, len(numbers) * evidence.shape[1] * (self.num_states + self.vocab_size))
+        states, symbols = (np.zeros((len(numbers), *evidence.shape[:2]), np.int64) for _ in range(2))
+        for n, number in enumerate(numbers):
+            u = uniforms(streams(keys, len(evidence), number), 2 * N)
+            for i in range(N - 1, -1, -1):
+                logs = alpha[:, i] + (step.T[states[n, :, i + 1]] if i < N - 1 else 0)
+                states[n, :, i] = choices(_normalised(logs), u[:, i])
+                symbols[n, :, i] = choices(_normalised(emit[states[n, :, i]] + evidence[:, i]), u[:, N + i])
         return {0: symbols, 1: states}, total
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
@@ -197,21 +186,36 @@ class HiddenMarkovModel:
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""
-        like = np.empty((*evidence.shape[:2], self.num_states))
-        emission = np.ascontiguousarray(self.emission.T)
-        numbers = like.shape[1] * emission.size
-        over_blocks(len(evidence), lambda first, last: _over_sites(evidence, emission, first, last, like), numbers)
-        return like
+        return np.stack([_product(evidence[:, i], self._logs[2].T) for i in range(self.num_leaves)], axis=1)
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log alpha_i(s), (batch, N, states) with largest value 0 at each site, and the log-evidence (batch,)."""
-        alpha, total = np.empty(like.shape), np.empty(len(like))
-
-        def block(first: int, last: int) -> None:
-            _filter(self.initial, self.transition, like, first, last, alpha, total)
-
-        over_blocks(len(like), block, 4 * like.shape[1] * self.num_states**2)
+        """log alpha_i(s), (batch, N, states) with sum 1 at each site, and the log-evidence (batch,)."""
+        (start, step, _), alpha, total = self._logs, np.empty(like.shape), np.zeros(len(like))
+        for i in range(self.num_leaves):
+            message = like[:, i] + (_product(alpha[:, i - 1], step) if i else start)
+            size = _product(message, np.zeros((self.num_states, 1)))
+            alpha[:, i] = message - np.maximum(size, -1e300)
+            total += size[:, 0]
         return alpha, total
+
+
+def _product(logs: np.ndarray, log_matrix: np.ndarray) -> np.ndarray:
+    """log sum_r exp(logs[b, r]) matrix[r, j], (batch, columns); -inf where the sum is 0."""
+    found, size = np.empty((len(logs), log_matrix.shape[1])), max(1, _AT_ONCE // log_matrix.size)
+    for first in range(0, len(logs), size):
+        rows = slice(first, first + size)
+        terms = logs[rows, :, None] + log_matrix
+        top = np.maximum(terms.max(axis=1), -1e300)
+        with np.errstate(divide="ignore"):
+            found[rows] = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
+    return found
+
+
+def _normalised(logs: np.ndarray) -> np.ndarray:
+    """exp(logs) along the last axis, adding up to 1; NaN where all logs are -inf."""
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(logs - logs.max(axis=-1, keepdims=True))
+        return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
@@ -227,215 +231,3 @@ def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
     array = np.array(np.where(np.abs(total - 1) < 1e-12, array, array / total), order="C")
     array.setflags(write=False)
     return array
-
-
-# -- kernels ------------------------------------------------------------------------------------------------------------
-@njit(**_options)
-def _scaled(initial, transition, emission, evidence, e, symbols, states, total, in_range):
-    """`HiddenMarkovModel.infer` with messages that are scaled at each site, for strings where none is too small for float64.
-
-    `e`: exp(evidence), divided by the largest value of each site. Products have at most five factors, entries of matrices, of e,
-    alpha and beta, each of which is 0 or above `_FACTOR`; if not, `in_range` is False. No marginals if `states` is empty.
-    """
-    (count, N, v), S = e.shape, len(initial)
-    like, before, alpha, beta, ahead = np.empty((N, S)), np.empty((N, S)), np.empty((N, S)), np.empty(S), np.empty(S)
-    emitted, backwards, fits = np.ascontiguousarray(emission.T), np.ascontiguousarray(transition.T), True
-    for matrix in (transition, emission, initial.reshape(1, S)):
-        for value in matrix.ravel():
-            fits &= value == 0 or value > _FACTOR
-    for b in range(count):
-        ok, scale = fits, 1.0
-        total[b] = 0
-        for i in range(N):
-            like[i] = 0
-            for x in range(v):
-                weight = e[b, i, x]
-                if weight > 0:
-                    for s in range(S):
-                        like[i, s] += weight * emitted[x, s]
-                ok &= weight > _FACTOR or evidence[b, i, x] == -np.inf
-            if i:
-                before[i] = 0
-                for r in range(S):
-                    for s in range(S):
-                        before[i, s] += alpha[i - 1, r] * transition[r, s]
-            else:
-                before[0] = initial
-            norm = 0.0
-            for s in range(S):
-                alpha[i, s] = before[i, s] * like[i, s]
-                norm += alpha[i, s]
-            ok &= norm > _FACTOR
-            if not ok:
-                break
-            for s in range(S):
-                alpha[i, s] /= norm
-                ok &= alpha[i, s] == 0 or alpha[i, s] > _FACTOR
-            scale *= norm
-            if scale < _FACTOR:
-                total[b] += np.log(scale)
-                scale = 1.0
-        total[b] += np.log(scale)
-        in_range[b] = ok
-        if not ok or not states.size:
-            continue
-        beta[:] = 1
-        for i in range(N - 1, -1, -1):
-            norm = 0.0
-            for s in range(S):
-                states[b, i, s] = alpha[i, s] * beta[s]
-                norm += states[b, i, s]
-            symbols[b, i] = 0
-            for s in range(S):
-                states[b, i, s] /= norm
-                for x in range(v):
-                    symbols[b, i, x] += before[i, s] * beta[s] * emission[s, x]
-                ahead[s] = like[i, s] * beta[s]
-            norm = 0.0
-            for x in range(v):
-                symbols[b, i, x] *= e[b, i, x]
-                norm += symbols[b, i, x]
-            for x in range(v):
-                symbols[b, i, x] /= norm
-            ok &= norm > _FACTOR
-            beta[:] = 0
-            for s in range(S):
-                for r in range(S):
-                    beta[r] += ahead[s] * backwards[s, r]
-            norm = beta.max()
-            for s in range(S):
-                beta[s] /= norm
-                ok &= beta[s] == 0 or beta[s] > _FACTOR
-        in_range[b] = ok
-
-
-# Logarithms of messages, so that evidence of any size is exact.
-@njit(**_options)
-def _log_product(logs, matrix, out):
-    """out[j] = log sum_r exp(logs[r]) matrix[r, j]; -inf where the sum is 0."""
-    top = logs.max()
-    if top == -np.inf:
-        out[:] = -np.inf
-        return
-    out[:] = 0
-    for r in range(len(logs)):
-        weight = np.exp(logs[r] - top)
-        if weight > 0:
-            for j in range(len(out)):
-                out[j] += weight * matrix[r, j]
-    for j in range(len(out)):
-        if out[j] >= _SMALLEST:
-            out[j] = top + np.log(out[j])
-            continue
-        largest = -np.inf  # the terms are summed relative to the largest one of this sum
-        for r in range(len(logs)):
-            if matrix[r, j] > 0:
-                largest = max(largest, logs[r])
-        total = 0.0
-        if largest > -np.inf:
-            for r in range(len(logs)):
-                if matrix[r, j] > 0:
-                    total += np.exp(logs[r] - largest) * matrix[r, j]
-        out[j] = largest + np.log(total) if total > 0 else -np.inf
-
-
-@njit(**_options)
-def _normalise(logs, out):
-    """out ~ exp(logs), adding up to 1; NaN if all logs are -inf."""
-    top, total = logs.max(), 0.0
-    for j in range(len(out)):
-        out[j] = np.exp(logs[j] - top)
-        total += out[j]
-    for j in range(len(out)):
-        out[j] /= total
-
-
-@njit(**_options)
-def _over_sites(evidence, emission, first, last, like):
-    for b in range(first, last):
-        for i in range(evidence.shape[1]):
-            _log_product(evidence[b, i], emission, like[b, i])
-
-
-@njit(**_options)
-def _filter(initial, transition, like, first, last, alpha, total):
-    prior = np.log(initial)
-    for b in range(first, last):
-        total[b] = 0
-        for i in range(like.shape[1]):
-            row = alpha[b, i]
-            if i:
-                _log_product(alpha[b, i - 1], transition, row)
-            else:
-                row[:] = prior
-            for s in range(len(row)):
-                row[s] += like[b, i, s]
-            top = row.max()
-            total[b] += top
-            if top > -np.inf:
-                for s in range(len(row)):
-                    row[s] -= top
-        left = 0.0
-        for s in range(alpha.shape[2]):
-            left += np.exp(alpha[b, -1, s])
-        total[b] += np.log(left)
-
-
-@njit(**_options)
-def _backward(initial, transition, emission, evidence, like, alpha, symbols, states):
-    S, backwards, prior = len(initial), np.ascontiguousarray(transition.T), np.log(initial)
-    beta, ahead, before = np.empty(S), np.empty(S), np.empty(S)
-    of_symbols = np.empty(emission.shape[1])
-    for b in range(len(evidence)):
-        beta[:] = 0
-        for i in range(like.shape[1] - 1, -1, -1):
-            _normalise(alpha[b, i] + beta, states[b, i])
-            if i:
-                _log_product(alpha[b, i - 1], transition, before)
-            else:
-                before[:] = prior
-            before += beta
-            _log_product(before, emission, of_symbols)
-            _normalise(of_symbols + evidence[b, i], symbols[b, i])
-            ahead[:] = like[b, i] + beta
-            _log_product(ahead, backwards, beta)
-            beta -= beta.max()
-
-
-@njit(**_options)
-def _choose(logs, cumulative, u):
-    """An index drawn with probability ~ exp(logs), by the uniform number u."""
-    _normalise(logs, cumulative)
-    for j in range(1, len(cumulative)):
-        cumulative[j] += cumulative[j - 1]
-    chosen = inverse_cdf(cumulative, u)
-    while chosen > 0 and logs[chosen] == -np.inf:  # rounding of the last entries
-        chosen -= 1
-    return chosen
-
-
-@njit(**_options)
-def _draw_posterior(transition, emission, evidence, alpha, keys, numbers, first, last, states, symbols):
-    N, S, v = alpha.shape[1], alpha.shape[2], evidence.shape[2]
-    arrive, emit = np.log(transition), np.log(emission)
-    of_states, of_symbols = np.empty(S), np.empty(v)
-    for b in range(first, last):
-        for n in range(len(numbers)):
-            key, later = fold(keys[b], numbers[n]), 0
-            for i in range(N - 1, -1, -1):
-                logs = alpha[b, i] + arrive[:, later] if i < N - 1 else alpha[b, i].copy()
-                later = _choose(logs, of_states, uniform_at(key, np.uint64(i)))
-                states[n, b, i] = later
-                symbols[n, b, i] = _choose(emit[later] + evidence[b, i], of_symbols, uniform_at(key, np.uint64(N + i)))
-
-
-@njit(**_options)
-def _draw_strings(keys, initial, transition, emission, first, last, states, leaves):
-    N = leaves.shape[1]
-    for b in range(first, last):
-        state = inverse_cdf(initial, uniform_at(keys[b], np.uint64(0)))
-        for i in range(N):
-            if i:
-                state = inverse_cdf(transition[state], uniform_at(keys[b], np.uint64(i)))
-            states[b, i] = state
-            leaves[b, i] = inverse_cdf(emission[state], uniform_at(keys[b], np.uint64(N + i)))

@@ -15,9 +15,9 @@ import numpy as np
 from uturn.core.checks import shown
 from uturn.core.random import choices, streams, uniforms
 from uturn.exact.hmm import HiddenMarkovModel, as_laws
+from uturn.exact.inference import infer, sample_posterior
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.chains import draw_chain, infer_chain
-from uturn.exact.inference.evidence import Evidence, impossible_evidence
+from uturn.exact.inference.evidence import impossible_evidence
 from uturn.exact.rhm import RandomHierarchyModel
 
 _AT_ONCE = 2**22  # largest number of values of a message in memory
@@ -60,7 +60,7 @@ class NoiseChain:
         """
         evidence = self._checked(model, log_evidence)
         if isinstance(model, HiddenMarkovModel):
-            beliefs = infer_chain(self._joint(model), _joined(evidence), ("marginals", "log_evidence"))
+            beliefs = infer(self._joint(model), _joined(evidence), outputs=("marginals", "log_evidence"))
             return Beliefs(marginals=self._split(model, beliefs.marginals), log_evidence=beliefs.log_evidence)
         parts = [self._marginals(model, evidence[rows]) for rows in _parts(model, evidence)]
         total = np.concatenate([log_total for _, log_total in parts])
@@ -78,7 +78,7 @@ class NoiseChain:
         """
         evidence = self._checked(model, log_evidence)
         if isinstance(model, HiddenMarkovModel):
-            drawn = draw_chain(self._joint(model), _joined(evidence), keys, numbers)
+            drawn = sample_posterior(self._joint(model), _joined(evidence), keys, numbers)
             return {0: drawn[0] % model.vocab_size, 1: drawn[1] // len(self.start)}
         parts = [self._draws(model, evidence[rows], keys[rows], numbers) for rows in _parts(model, evidence)]
         return {level: np.concatenate([part[level] for part in parts], axis=1) for level in range(model.depth + 1)}
@@ -212,8 +212,8 @@ class NoiseChain:
         return {level: nodes.reshape(draws, batch, -1) for level, nodes in latents.items()}
 
 
-def _joined(evidence: np.ndarray) -> Evidence:
-    return Evidence.of(np.ascontiguousarray(evidence.reshape(*evidence.shape[:2], -1)))
+def _joined(evidence: np.ndarray) -> np.ndarray:
+    return evidence.reshape(*evidence.shape[:2], -1)
 
 
 def _parts(rhm: Any, evidence: np.ndarray) -> list[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,7 +155,7 @@ class RandomHierarchyModel:
             level: _distinct_tuples(v, s, (n if level == L else v) * sizes[level], int(key), level).reshape(-1, sizes[level], s)
             for level in levels
         }
-        self._set(rules, v, rule_probabilities, class_probabilities)
+        self._set(rules, v, _laws_by_level(rule_probabilities, L), class_probabilities)
 
     @classmethod
     def from_rules(
@@ -184,15 +184,11 @@ class RandomHierarchyModel:
             If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
         lists, L = _by_level("rules", rules), len(rules)
-        if any(_is_ragged(table) for table in lists.values()):
-            given = _by_level("rule_probabilities", rule_probabilities, L) if isinstance(rule_probabilities, Mapping) else {}
-            if rule_probabilities is not None and not given:
-                raise ValueError("rule_probabilities: symbols have different numbers of rules; expected {tree_level: lists}")
-            filled = {level: _filled(level, table, given.get(level)) for level, table in lists.items() if _is_ragged(table)}
-            lists = {level: filled[level][0] if level in filled else table for level, table in lists.items()}
-            rule_probabilities = {level: filled[level][1] if level in filled else given.get(level) for level in lists}
-        tables = {level: checked_array(f"rules[{level}]", table) for level, table in lists.items()}
-        for level, table in tables.items():
+        laws, tables = _laws_by_level(rule_probabilities, L), {}
+        for level, rows in lists.items():
+            if isinstance(rows, list | tuple) and len({len(row) for row in rows if isinstance(row, list | tuple)}) > 1:
+                rows, laws[level] = _filled(level, rows, laws[level])
+            table = tables[level] = checked_array(f"rules[{level}]", rows)
             if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
                 raise ValueError(
                     f"rules[{level}] has shape {table.shape} and dtype {table.dtype}; expected integers of shape "
@@ -214,7 +210,7 @@ class RandomHierarchyModel:
                 bad = table[(table < 0) | (table >= v)][0]
                 raise ValueError(f"rules[{level}] contains the symbol {bad}; expected 0..{v - 1} (vocab_size = {v})")
         model = cls.__new__(cls)
-        model._set(tables, v, rule_probabilities, class_probabilities)
+        model._set(tables, v, laws, class_probabilities)
         for level, table in tables.items():
             tuples, counts = np.unique(table[model.rule_probabilities[level] > 0], axis=0, return_counts=True)
             if counts.max() > 1:
@@ -225,17 +221,13 @@ class RandomHierarchyModel:
                 )
         return model
 
-    def _set(self, rules: Rules, v: int, rule_probabilities: Any, class_probabilities: Any) -> None:
+    def _set(self, rules: Rules, v: int, laws: dict[int, Any], class_probabilities: Any) -> None:
         L = len(rules)
         self.vocab_size, self.depth = v, L
         self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
         self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
-        if isinstance(rule_probabilities, Mapping):
-            by_level = _by_level("rule_probabilities", rule_probabilities, L)
-        else:
-            by_level = dict.fromkeys(self.rules, rule_probabilities)
         self.rule_probabilities = {
-            level: _probabilities(f"rule_probabilities[{level}]", by_level[level], table.shape[:2])
+            level: _probabilities(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
             for level, table in self.rules.items()
         }
         self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
@@ -538,29 +530,26 @@ def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any
     return by_level
 
 
-def _is_ragged(table: Any) -> bool:
-    """Whether a table of rules is a list of lists of different lengths."""
-    return isinstance(table, list | tuple) and len({len(rules) for rules in table if isinstance(rules, list | tuple)}) > 1
+def _laws_by_level(probabilities: Any, depth: int) -> dict[int, Any]:
+    """Rule probabilities by level, from such a mapping or from those of all levels."""
+    if isinstance(probabilities, Mapping):
+        return _by_level("rule_probabilities", probabilities, depth)
+    return dict.fromkeys(range(1, depth + 1), probabilities)
 
 
 def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list[Any]]:
     """Rules and probabilities of a level with equally many for each symbol: copies of the first rule with probability 0."""
-    try:
-        table = list(map(list, table))
-        laws: list[Any] = [np.full(len(rules), 1 / max(len(rules), 1)) for rules in table]
-        if probabilities is not None:
-            laws = [np.ravel(law) for law in probabilities]
-    except TypeError:  # a number in the place of a list
-        raise ValueError(f"rules[{level}], rule_probabilities[{level}]: expected a list for each symbol") from None
-    sizes = list(map(len, table))
-    if not min(sizes, default=0) or [len(law) for law in laws] != sizes:
+    sizes = [len(rules) if isinstance(rules, list | tuple) else 0 for rules in table]
+    laws = [np.full(size, 1 / max(size, 1)) for size in sizes]
+    if probabilities is not None:
+        laws = [np.ravel(law) for law in probabilities] if isinstance(probabilities, Iterable) else []
+    if not all(sizes) or [len(law) for law in laws] != sizes:
         raise ValueError(
             f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
             f"at least one rule of each symbol, and a probability of each rule"
         )
-    most = max(sizes)
-    rules = [[*of_symbol, *[of_symbol[0]] * (most - len(of_symbol))] for of_symbol in table]
-    return rules, [[*law, *[0.0] * (most - len(law))] for law in laws]
+    rules = [[*row, *[row[0]] * (max(sizes) - len(row))] for row in table]
+    return rules, [[*law, *[0.0] * (max(sizes) - len(law))] for law in laws]
 
 
 def cumulative_sums(probabilities: np.ndarray) -> np.ndarray:

@@ -7,20 +7,27 @@ compiled SIMD kernels (numba, numpy arrays on the CPU) and log-space torch (any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.core.checks import check_memory, checked_integer
+from uturn.core.random import streams
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
-from uturn.exact.inference.chains import draw_chain, infer_chain
-from uturn.exact.inference.evidence import check_model, check_shape, check_values, checked_evidence, floating_array, is_tensor
+from uturn.exact.inference.evidence import (
+    Evidence,
+    check_model,
+    check_shape,
+    check_values,
+    checked_evidence,
+    floating_array,
+    impossible_evidence,
+    is_tensor,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from uturn.exact.rhm import RandomHierarchyModel
 
 __all__ = [
@@ -36,7 +43,7 @@ _BACKENDS = ("auto", "numba", "torch")
 
 
 def infer(
-    rhm: RandomHierarchyModel,
+    rhm: RandomHierarchyModel | HiddenMarkovModel,
     log_evidence: Any,
     backend: str = "auto",
     outputs: Sequence[str] = ("marginals",),
@@ -90,8 +97,8 @@ def infer(
         raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
     tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
-    if is_chain and backend == "torch":
-        raise ValueError("backend = 'torch': computes trees; expected 'auto' or 'numba' for a hidden Markov model")
+    if is_chain and (backend == "torch" or not {"marginals", "log_evidence"}.issuperset(names)):
+        raise ValueError(f"backend = {backend!r}, outputs = {names}: a chain has 'marginals' and 'log_evidence', by numba")
     if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
@@ -106,7 +113,7 @@ def infer(
     from uturn.exact.inference.numba_backend import infer_numba
 
     evidence = checked_evidence(rhm, log_evidence)
-    beliefs = infer_chain(rhm, evidence, names) if isinstance(rhm, HiddenMarkovModel) else infer_numba(rhm, evidence, names)
+    beliefs = _infer_chain(rhm, evidence, names) if isinstance(rhm, HiddenMarkovModel) else infer_numba(rhm, evidence, names)
     if not tensor:
         return beliefs
     import torch
@@ -115,7 +122,7 @@ def infer(
 
 
 def sample_posterior(
-    rhm: RandomHierarchyModel,
+    rhm: RandomHierarchyModel | HiddenMarkovModel,
     log_evidence: Any,
     seed: int | np.ndarray = 0,
     num_draws: int | np.ndarray | None = None,
@@ -154,7 +161,6 @@ def sample_posterior(
     >>> bool(rhm.parse(trees[0]).valid[3].all())
     True
     """
-    from uturn.core.random import streams
     from uturn.exact.inference.numba_backend import sample_numba
 
     evidence = checked_evidence(rhm, log_evidence)
@@ -163,7 +169,7 @@ def sample_posterior(
     count = len(draws) if are_numbers else 1 if draws is None else checked_integer("num_draws", draws, 0)
     check_memory(f"num_draws = {count}", 16 * count * len(evidence) * rhm.num_leaves, "draw fewer, or fewer samples at a time")
     numbers = np.ascontiguousarray(draws) if are_numbers else np.arange(count, dtype=np.uint64)
-    sample: Any = draw_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
+    sample: Any = _sample_chain if isinstance(rhm, HiddenMarkovModel) else sample_numba
     trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)
     return trees if num_draws is not None else {level: nodes[0] for level, nodes in trees.items()}
 
@@ -200,10 +206,12 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     ValueError
         As in `infer`.
     """
-    from uturn.exact.inference.numba_backend import entropy_numba
+    from uturn.exact.inference.torch_backend import entropies
 
     check_model(rhm)
-    return entropy_numba(rhm, floating_array(rhm, log_evidence))
+    evidence = floating_array(rhm, log_evidence)
+    check_values(evidence)
+    return entropies(rhm, evidence)
 
 
 def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
@@ -214,6 +222,30 @@ def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int
     """
     before = prior_entropy(rhm)
     return {level: before[level] - after for level, after in posterior_entropy(rhm, log_evidence).items()}
+
+
+def _infer_chain(model: HiddenMarkovModel, evidence: Evidence, names: tuple[str, ...]) -> Beliefs:
+    marginals, total = model.infer(_values(evidence), "marginals" in names)
+    _check_possible(total)
+    of_evidence = {level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()}
+    return Beliefs(**{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names})
+
+
+def _sample_chain(model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
+    trees, total = model.draw(_values(evidence), keys, numbers)
+    _check_possible(total)
+    return trees
+
+
+def _values(evidence: Evidence) -> np.ndarray:
+    values = evidence.log(np.arange(len(evidence)))
+    check_values(values)
+    return values
+
+
+def _check_possible(total: np.ndarray) -> None:
+    if (impossible := np.flatnonzero(total == -np.inf)).size:
+        raise impossible_evidence(impossible.tolist())
 
 
 def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:

@@ -64,7 +64,7 @@ class PreparedGrammar:
 
     def job(self, low: int, high: int, evidence: Evidence, links: Levels, **settings: int) -> kernels.Job:
         """The job of the kernels in a band, which reads evidence, or messages about the roots of the band below."""
-        nothing = dict.fromkeys(("root_out", "root_in", "leaf_out", "downward", "logs", "copies", "start", "moments"), 0)
+        nothing = dict.fromkeys(("root_out", "root_in", "leaf_out", "downward", "logs", "copies", "start"), 0)
         s, L = self.tables.branching, self.tables.depth
         subtrees = s ** (L - high)
         return kernels.Job(
@@ -132,19 +132,19 @@ def propagate(
     """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
 
     `first_sample`: index in the batch of the first sample, for error messages. The names in `out` are those of `infer`,
-    "beliefs", which needs `truth`, and "moments".
+    and "beliefs", which needs `truth`.
     """
     t, batch = grammar.tables, len(evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), t.depth) for name in ("upward", "marginals", "downward"))
     symbols, copies = (_addresses(truth.symbols, t.depth), truth.copies) if truth else (np.zeros(t.depth + 1, np.int64), 0)
-    go_down = truth is not None or not {"marginals", "downward", "moments"}.isdisjoint(out)
+    go_down = truth is not None or not {"marginals", "downward"}.isdisjoint(out)
     want_logs = "log_evidence" in out
     up_links, down_links = grammar.links(batch), grammar.links(batch) if go_down else {}
     flagged = np.zeros(batch, np.uint8)
     if want_logs:
         out["log_evidence"][:] = 0
-    for name in {"beliefs", "moments"}.intersection(out):
-        out[name][:] = 0
+    if truth:
+        out["beliefs"][:] = 0
 
     def sweep(low: int, high: int, rising: bool, down: bool) -> None:
         job = grammar.job(
@@ -159,18 +159,14 @@ def propagate(
             logs=want_logs and rising,
             copies=copies if down else 0,
             start=first_sample,
-            moments=int("moments" in out and down),
         )
         logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
         beliefs = np.zeros((high - low + 1, job.items if job.copies else 0), np.int64)
-        moments = np.zeros((2, high - low + 1, job.items if job.moments else 0))
         wanted = upward if rising else np.zeros_like(upward)
-        _over_tiles(grammar, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, moments, status)
+        _over_tiles(grammar, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, status)
         _merge(flagged, status, evidence, first_sample)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
-        if job.moments:
-            out["moments"][:, :, low : high + 1] += moments.reshape(2, high - low + 1, batch, -1).sum(axis=3).transpose(2, 0, 1)
         if job.copies:
             out["beliefs"][:, low : high + 1] += beliefs.reshape(high - low + 1, batch, -1).sum(axis=2).T
 
@@ -203,7 +199,7 @@ def draw(
     links, flagged = grammar.links(batch), np.zeros(batch, np.uint8)
     for low, high in grammar.bands[:-1]:
         job = grammar.job(low, high, evidence, links, root_out=_address(links[high]))
-        status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64), np.empty((0, 0, 0)))
+        status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64))
         _over_tiles(grammar, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
         _merge(flagged, status, evidence, first_sample)
     for low, high in reversed(grammar.bands):

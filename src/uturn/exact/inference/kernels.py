@@ -41,7 +41,6 @@ from uturn.exact.inference.simd import (
     gather_columns,
     largest,
     load,
-    logarithm,
     multiply,
     multiply_add,
     pointer,
@@ -75,8 +74,7 @@ Job = namedtuple(
     "Job",
     "branching low high top items subtrees "  # levels of the band; is it the top band; number of items, and of a sample's
     "source evidence factor root_out root_in leaf_out "  # read at the low level; messages exchanged with the bands around
-    "downward logs copies start "  # whether to go down; to write log totals; samples of an original (0: no beliefs); first sample
-    "moments",  # whether to write the moments that entropies need
+    "downward logs copies start",  # whether to go down; to write log totals; samples of an original (0: no beliefs); first sample
 )
 Limits = namedtuple("Limits", "smallest_z largest_down smallest_weight")  # see Range above
 
@@ -311,38 +309,6 @@ def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs)
 
 
 @njit(**_options)
-def _add_log_message(ws, zero, up, down, over, columns, spare, moments):
-    """Add the mean of the log of the upward message over the marginal `up * down * over` of a node, for each lane."""
-    total = splat(zero)
-    for x in range(columns):
-        message = load(ws, up + x * LANES)
-        total = multiply_add(multiply(message, load(ws, down + x * LANES)), logarithm(message), total)
-    store(ws, spare, multiply(total, load(ws, over)))
-    for lane in range(LANES):
-        moments[lane] += np.float64(ws[spare + lane])
-
-
-@njit(**_options)
-def _add_log_rules(ws, zero, left, slot, above, scale, spare, s, v, row, uniform, start, index, weight, moments):
-    """Add the log of the scale of a node, and the mean of the log-probability of its rule; uniform ones are left out."""
-    store(ws, spare, logarithm(load(ws, scale)))
-    for lane in range(LANES):
-        moments[lane] += np.float64(ws[spare + lane])
-    if not uniform:
-        total = splat(zero)
-        for x in range(v):
-            for k in range(start[row + x], start[row + x + 1]):
-                if weight[k] > 0:
-                    term = multiply(load(ws, above + index[s * k]), load(ws, left + x * LANES))
-                    for j in range(1, s):
-                        term = multiply(term, load(ws, left + j * slot + index[s * k + j]))
-                    total = multiply_add(term, splat(weight[k] * np.log(weight[k])), total)
-        store(ws, spare, multiply(total, load(ws, scale)))
-        for lane in range(LANES):
-            moments[lane] += np.float64(ws[spare + lane])
-
-
-@njit(**_options)
 def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum):
     """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward messages."""
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
@@ -419,7 +385,7 @@ def _add_log_normalisers(ws, scales, count, log_sum):
 @njit(**_options)
 def downward_tile(
     ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin, place,
-    beliefs, moments
+    beliefs
 ):  # fmt: skip
     """Downward pass of a tile, depth first: the messages of a node's s children share one slot a level of the stack."""
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
@@ -446,12 +412,6 @@ def downward_tile(
             above = stack[1 + k] + (position % s) * slot
             size = v * size_of(ws)
             item_bytes = s ** (height - k + 1) * size
-            if job.moments:
-                _add_log_rules(
-                    ws, zero, children, slot, above, scale, vectors + 4 * LANES, s, v, level * s * (v + 1),
-                    rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
-                    pointer_at(moments, (height + 1 + k) * LANES),
-                )  # fmt: skip
             for i in range(s):
                 down = stack[k] + i * slot
                 keep = marginals[level - 1] != 0
@@ -462,11 +422,8 @@ def downward_tile(
                 _accumulate_deviation(ws, one, sums, deviation)
                 _keep_largest(ws, totals, most)
                 offset = (position * s + i) * size
-                if keep or job.copies != 0 or job.moments:
+                if keep or job.copies != 0:
                     _reciprocal(ws, one, sums)
-                if job.moments:
-                    row = pointer_at(moments, (k - 1) * LANES)
-                    _add_log_message(ws, zero, children + i * slot, down, sums, v, vectors + 4 * LANES, row)
                 if job.copies != 0:
                     nodes = s ** (height - k + 1)
                     row = pointer_at(beliefs, (k - 1) * LANES)
@@ -542,17 +499,14 @@ def workspace_size(s, height, columns):
 
 @njit(**_options)
 def run_tiles(
-    first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, truth, beliefs, moments,
-    status
+    first_tile, last_tile, workspace, one, limits, tables, job, upward, marginals, downward, logs, truth, beliefs, status
 ):  # fmt: skip
     """Belief propagation on the tiles first_tile .. last_tile - 1 of a band.
 
     `workspace`: that of this thread. `upward`, `marginals`, `downward`: addresses of the outputs, by level. `truth`: addresses of
     the true symbols, int64 (originals, nodes), by level, if `job.copies` samples belong to each original.
     Written for each item: `logs`, the log of the total divisor of its messages; `beliefs` (levels of the band, items), the
-    marginals at the true symbols, added over nodes, in fixed point; `moments` (2, levels of the band, items), sums over nodes of
-    the mean log of the upward message, and of the log of its scale plus the mean log-probability of the rule; and `status`, OK,
-    REDO or INVALID.
+    marginals at the true symbols, added over nodes, in fixed point; and `status`, OK, REDO or INVALID.
     """
     s, low, high = job.branching, job.low, job.high
     height = high - low
@@ -566,8 +520,6 @@ def run_tiles(
     sums_array = np.zeros((height + 1) * LANES, np.int64)
     origin_array, place_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     believed, origin, place = pointer(sums_array), pointer(origin_array), pointer(place_array)
-    moments_array = np.zeros(2 * (height + 1) * LANES)
-    moment = pointer(moments_array)
     constant = 0.0
     for level in range(low + 1, high + 1):
         if rules.uniform[level] != 0:
@@ -585,9 +537,6 @@ def run_tiles(
         _fill(ws, one - one, deviation)
         _fill(ws, one - one, most)
         root = stack[height + 1]
-        if job.moments:
-            for k in range(2 * (height + 1) * LANES):
-                moment[k] = 0.0
         if job.copies != 0:
             for lane in range(LANES):
                 item = min(first + lane, last)
@@ -602,9 +551,6 @@ def run_tiles(
             if job.copies != 0:
                 row = pointer_at(believed, height * LANES)
                 _add_beliefs(ws, base[height], root, vectors, truth[high], origin, place, 1, 0, row)
-            if job.moments:
-                row = pointer_at(moment, height * LANES)
-                _add_log_message(ws, one - one, base[height], root, vectors, n, sums, row)
             if job.logs:
                 for lane in range(LANES):
                     log_sum[lane] -= np.log(np.float64(ws[spare + lane]))
@@ -613,7 +559,7 @@ def run_tiles(
         if job.downward:
             downward_tile(
                 ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin,
-                place, believed, moment,
+                place, believed,
             )  # fmt: skip
         for lane in range(min(LANES, job.items - first)):
             fine = ws[least + lane] >= limits.smallest_z and ws[deviation + lane] < 1e-4
@@ -629,13 +575,8 @@ def run_tiles(
             if job.copies != 0:
                 for k in range(height + 1):
                     beliefs[k, first + lane] = believed[k * LANES + lane]
-            if job.moments:
-                for k in range(height + 1):
-                    moments[0, k, first + lane] = moment[k * LANES + lane]
-                    moments[1, k, first + lane] = moment[(height + 1 + k) * LANES + lane]
     # Pointers do not keep their arrays alive, so the arrays are used here, after the last use of the pointers.
     sums_array[0] = origin_array[0] + place_array[0]
-    moments_array[0] = np.float64(sums_array[0])
     restore_denormals(before)
 
 

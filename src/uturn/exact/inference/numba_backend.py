@@ -1,32 +1,27 @@
 """The fast backend: compiled kernels in the precision of the evidence.
 
-Samples whose messages leave the range of float32 are computed again in float64; those that leave that range too, with
-exponents of any size (`wide_range.py`).
+Samples whose messages leave the range of float32 are computed again in float64, and those that leave that range too by the
+torch backend, in logarithms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from uturn.core.memory import recycled
 from uturn.core.progress import steps
-from uturn.core.threads import over_blocks
-from uturn.exact.inference.beliefs import Beliefs, entropy_of
+from uturn.exact.inference.beliefs import Beliefs
 from uturn.exact.inference.engine import Levels, PreparedGrammar, Truth, draw, prepared_grammar, propagate
-from uturn.exact.inference.evidence import LOG, Evidence, ImpossibleEvidenceError, impossible_evidence
+from uturn.exact.inference.evidence import LOG, Evidence
 from uturn.exact.inference.kernels import FIXED_POINT
-from uturn.exact.inference.tables import tables_of
-from uturn.exact.inference.wide_range import WideRange
 
-_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
-_COPY = 2**21  # evidence values copied at a time
+_SINGLE = np.dtype(np.float32)
 
 
-def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Beliefs:
-    """`infer` for evidence of checked shape."""
+def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...], samples: np.ndarray | None = None) -> Beliefs:
+    """`infer` for evidence of checked shape; `samples`: their indices, for error messages."""
     if "log_evidence" in outputs and evidence.kind != LOG:
         evidence = Evidence.of(evidence.log(np.arange(len(evidence))))
     batch = len(evidence)
@@ -37,33 +32,18 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...]) -> Belie
         rows = slice(first, min(first + grammar.chunk, batch))
         views = {name: x[rows] if name == "log_evidence" else {k: y[rows] for k, y in x.items()} for name, x in out.items()}
         left += [first + b for b in propagate(grammar, evidence.rows(first, rows.stop), views, first)]
-    if left and grammar.dtype == _SINGLE:
-        grammar, samples, left = prepared_grammar(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, evidence, grammar):
-            again = _empty(grammar, len(part), outputs)
-            lost = propagate(grammar, values, again)
-            good = np.setdiff1d(np.arange(len(part)), lost)
-            for name, x in again.items():
-                for target, source in [(out[name], x)] if name == "log_evidence" else [(out[name][k], x[k]) for k in x]:
-                    target[part[good]] = source[good]
-            left += part[lost].tolist()
+    if left:
+        rest, values, samples = _wider(evidence, left, samples)
+        if grammar.dtype == _SINGLE:
+            again = infer_numba(rhm, Evidence.of(values), outputs, samples)
+        else:
+            from uturn.exact.inference.torch_backend import infer_torch
 
-    def finish(wide: WideRange, b: int) -> None:
-        def store(name: str, numbers: tuple[np.ndarray, np.ndarray]) -> None:
-            if name in out:
-                for level, message in wide.messages(numbers).items():
-                    out[name][level][b] = message[:, : rhm.num_symbols(level)]
-
-        if "log_evidence" in out:
-            out["log_evidence"][b] = wide.log_evidence
-        store("upward", wide.up)
-        if "downward" in out or "marginals" in out:
-            wide.downward()
-            store("downward", wide.down)
-            wide.marginals()
-            store("marginals", wide.down)
-
-    _in_wide_range(rhm, evidence, left, finish)
+            again = infer_torch(rhm, values, outputs, samples)
+        for name, x in out.items():
+            found = getattr(again, name)
+            for target, source in [(x, found)] if name == "log_evidence" else [(x[k], found[k]) for k in x]:
+                target[rest] = source
     return Beliefs(**out)
 
 
@@ -80,18 +60,12 @@ def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
         last = min(first + grammar.chunk, batch)
         left += [first + b for b in propagate(grammar, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
     beliefs = out / (FIXED_POINT * nodes)
-    impossible: list[int] = []
-    for part, values in _parts(left, evidence, prepared_grammar(rhm, evidence.dtype)):
-        try:  # `infer` computes these in the precision that they need
-            marginals = infer_numba(rhm, values, ("marginals",)).marginals
-        except ImpossibleEvidenceError as error:
-            impossible += part[error.samples].tolist()
-            continue
+    if left:
+        rest, values, _ = _wider(evidence, left, None)
+        marginals = infer_numba(rhm, Evidence.of(values), ("marginals",), rest).marginals
         for level, symbols in truth.symbols.items():
-            at = symbols[part // truth.copies][..., None]
-            beliefs[part, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
-    if impossible:
-        raise impossible_evidence(impossible)
+            at = symbols[rest // truth.copies][..., None]
+            beliefs[rest, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
     return beliefs
 
 
@@ -106,7 +80,9 @@ def _checked(truth: Truth, rhm: Any) -> Truth:
     return Truth(symbols, truth.copies)
 
 
-def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> Levels:
+def sample_numba(
+    rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray, samples: np.ndarray | None = None
+) -> Levels:
     """`sample_posterior` for evidence of checked shape, with one key per sample and a leading axis for the draws `numbers`."""
     batch, keys = len(evidence), np.ascontiguousarray(keys)
     grammar = prepared_grammar(rhm, evidence.dtype, batch)
@@ -117,59 +93,17 @@ def sample_numba(rhm: Any, evidence: Evidence, keys: np.ndarray, numbers: np.nda
         rows = slice(first, min(first + grammar.chunk, batch))
         views = {level: x[:, rows] for level, x in out.items()}
         left += [first + b for b in draw(grammar, evidence.rows(first, rows.stop), keys[rows], numbers, views, batch, first)]
-    if left and grammar.dtype == _SINGLE:
-        grammar, samples, left = prepared_grammar(rhm, _DOUBLE), left, []
-        for part, values in _parts(samples, evidence, grammar):
-            again = {level: np.empty((len(numbers), len(part), x.shape[2]), np.int64) for level, x in out.items()}
-            lost = draw(grammar, values, keys[part], numbers, again, len(part))
-            for level, x in again.items():
-                out[level][:, part] = x
-            left += part[lost].tolist()
+    if left:
+        rest, values, samples = _wider(evidence, left, samples)
+        if grammar.dtype == _SINGLE:
+            again = sample_numba(rhm, Evidence.of(values), keys[rest], numbers, samples)
+        else:
+            from uturn.exact.inference.torch_backend import sample_torch
 
-    def finish(wide: WideRange, b: int) -> None:
-        for level, nodes in wide.draw(keys[b], numbers).items():
-            out[level][:, b] = nodes.T
-
-    _in_wide_range(rhm, evidence, left, finish)
+            again = sample_torch(rhm, values, keys[rest], numbers, samples)
+        for level, nodes in again.items():
+            out[level][:, rest] = nodes
     return out
-
-
-def entropy_numba(rhm: Any, log_evidence: np.ndarray) -> Levels:
-    """`posterior_entropy` for an array, in chunks of samples to bound memory.
-
-    Let u(x) be the upward message of a node before scaling, and u_i that of its child i. The rule r of the node has the
-    probability p(r) = m(y) p_r prod_i u_i(x_i) / u(y), with the marginal m(y) of its symbol y. The entropy of the rule given the
-    symbol is therefore `sum_y m log u - sum_i sum_x m_i log u_i - sum_r p(r) log p_r`, which needs messages and marginals only.
-    These are sums over all nodes of a level, so a small entropy is a difference of large numbers; rounding below 0 is cut off.
-    """
-    batch, L = len(log_evidence), rhm.depth
-    grammar = prepared_grammar(rhm, _DOUBLE, 2**40)  # the same for any batch, since sums over bands round differently
-    moments, root, left = np.empty((batch, 2, L + 1)), np.empty((batch, 1, rhm.num_classes)), []
-    size = max(1, min(grammar.chunk, _COPY // (rhm.num_leaves * rhm.vocab_size)))
-    evidence = Evidence.of(log_evidence)
-    for first in range(0, batch, size):
-        last = min(first + size, batch)
-        values = recycled(log_evidence[first:last].shape, _DOUBLE)
-
-        def copy(a: int, b: int, values: np.ndarray = values, part: np.ndarray = log_evidence[first:last]) -> None:
-            values[a:b] = part[a:b]
-
-        over_blocks(last - first, copy, rhm.num_leaves * rhm.vocab_size)
-        out = {"moments": moments[first:last], "marginals": {L: root[first:last]}}
-        left += [first + b for b in propagate(grammar, Evidence.of(values, evidence.log), out, first)]
-    own, scales = moments[:, 0].T, moments[:, 1].T
-    rules = np.zeros((L + 1, batch))  # entropy of all rules of a level
-    rules[1:] = np.maximum(own[1:] - scales[1:] - own[:-1], 0)
-    of_root = entropy_of(root[:, 0])
-
-    def finish(wide: WideRange, b: int) -> None:
-        wide.downward()
-        wide.marginals()
-        of_root[b] = entropy_of(wide.messages(wide.down)[L][0, : rhm.num_classes])
-        rules[:, b] = wide.rule_entropies()
-
-    _in_wide_range(rhm, evidence, left, finish)
-    return {level: of_root + rules[level + 1 :].sum(axis=0) for level in range(L + 1)}
 
 
 def _empty(grammar: PreparedGrammar, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
@@ -186,28 +120,7 @@ def _empty(grammar: PreparedGrammar, batch: int, outputs: tuple[str, ...]) -> di
     return out
 
 
-def _parts(samples: list[int], evidence: Evidence, grammar: PreparedGrammar) -> Iterator[tuple[np.ndarray, Evidence]]:
-    """Groups of the given samples, small enough to copy, and their log-evidence in the precision of `grammar`."""
-    size = max(1, min(grammar.chunk, _COPY // (grammar.tables.vocab_size * grammar.tables.branching**grammar.tables.depth)))
-    for first in range(0, len(samples), size):
-        part = np.array(samples[first : first + size])
-        yield part, Evidence.of(evidence.log(part).astype(grammar.dtype))
-
-
-def _in_wide_range(rhm: Any, evidence: Evidence, samples: list[int], finish: Any) -> None:
-    """Upward pass with exponents of any size, and `finish(wide, sample)`, for each of the samples, on all threads."""
-    t = tables_of(rhm)
-    impossible: list[int] = []
-
-    def block(first: int, last: int) -> None:
-        wide = WideRange(t)
-        for b in samples[first:last]:
-            if wide.upward(evidence.log(np.array([b]))[0]) == -np.inf:
-                impossible.append(b)
-            else:
-                finish(wide, b)
-
-    if samples:
-        over_blocks(len(samples), block)
-    if impossible:
-        raise impossible_evidence(sorted(impossible))
+def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples that left the range of numbers, their log-evidence in float64, and their indices in the whole batch."""
+    rest = np.array(left)
+    return rest, evidence.log(rest).astype(np.float64), rest if samples is None else samples[rest]

@@ -4,8 +4,7 @@ LLVM compiles a 32-lane vector to whatever the machine has (two AVX-512 register
 sums over rules stay in registers, without relying on the auto-vectoriser. All arithmetic is done per lane: a lane's result
 does not depend on its place in the vector or on its neighbours.
 
-After a change here, delete numba's cache of kernels.py and wide_range.py (__pycache__/*.nbi): numba compares the dates of those
-files only.
+After a change here, delete numba's cache of kernels.py (__pycache__/*.nbi): numba compares the date of that file only.
 """
 
 # mypy: ignore-errors
@@ -215,94 +214,6 @@ def exp_nonpositive(typing_context, x):
         exponent = builder.shl(builder.bitcast(rounded, integers), _constant(integers, mantissa))
         scale = builder.bitcast(builder.add(exponent, _constant(integers, one)), vector)
         return builder.select(flushed, number(0.0), builder.fmul(p, scale))
-
-    return x(x), codegen
-
-
-def _on_doubles(emit):
-    """An operation on a vector of float64: `emit(builder, x, integer_type, number, word)`."""
-
-    @intrinsic
-    def operation(typing_context, x):
-        def codegen(context, builder, signature, arguments):
-            vector, integers = arguments[0].type, ir.VectorType(ir.IntType(64), LANES)
-            return emit(
-                builder, arguments[0], integers, lambda value: _constant(vector, value), lambda value: _constant(integers, value)
-            )
-
-        return x(x), codegen
-
-    return operation
-
-
-_WHOLE = 1.5 * 2.0**52  # adding it to a whole number leaves that number in the low bits
-
-
-def _power_of_two(builder, x, integers, number, word):
-    x = builder.select(builder.fcmp_ordered(">", x, number(-1000.0)), x, number(-1000.0))
-    bits = builder.add(builder.bitcast(builder.fadd(x, number(_WHOLE)), integers), word(1023))
-    return builder.bitcast(builder.shl(bits, word(52)), x.type)
-
-
-def _mantissa_of(builder, x, integers, number, word):
-    bits = builder.or_(builder.and_(builder.bitcast(x, integers), word((1 << 52) - 1)), word(1023 << 52))
-    return builder.select(builder.fcmp_ordered(">", x, number(0.0)), builder.bitcast(bits, x.type), number(0.0))
-
-
-def _exponent_of(builder, x, integers, number, word):
-    whole = builder.add(builder.lshr(builder.bitcast(x, integers), word(52)), builder.bitcast(number(_WHOLE), integers))
-    exponent = builder.fsub(builder.bitcast(whole, x.type), number(_WHOLE + 1023))
-    return builder.select(builder.fcmp_ordered(">", x, number(0.0)), exponent, number(-math.inf))
-
-
-power_of_two = _on_doubles(_power_of_two)  # 2**x for a whole number x <= 0 or -inf; at least 2**-1000
-mantissa_of = _on_doubles(_mantissa_of)  # x = mantissa * 2**exponent with 1 <= mantissa < 2; 0 = 0 * 2**-inf
-exponent_of = _on_doubles(_exponent_of)
-
-
-@intrinsic
-def fused(typing_context, a, b, c):
-    """a * b + c of float64 numbers, rounded once."""
-    return types.float64(types.float64, types.float64, types.float64), lambda context, builder, signature, arguments: builder.fma(
-        *arguments
-    )
-
-
-def _log_polynomial(degree):
-    """Coefficients of the polynomial that interpolates log(1 + f)/f at Chebyshev points of [sqrt(1/2) - 1, sqrt(2) - 1]."""
-    ends = [np.sqrt(0.5) - 1, np.sqrt(2) - 1]
-    found = np.polynomial.Chebyshev.interpolate(lambda f: np.log1p(f) / f, degree, ends)
-    return found.convert(kind=np.polynomial.Polynomial).coef.tolist()
-
-
-@intrinsic
-def logarithm(typing_context, x):
-    """log(x) of normal numbers x > 0 to about 2 units in the last place, of the value or of 1; finite for 0.
-
-    x = 2**n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f)/f is a polynomial in f.
-    """
-    single = x.element == types.float32
-    bits, mantissa = (32, 23) if single else (64, 52)
-    sqrt_half = 0x3F3504F3 if single else 0x3FE6A09E667F3BCD
-    high, low = LOG2_SINGLE if single else LOG2_DOUBLE
-    coefficients = _log_polynomial(8 if single else 19)
-
-    def codegen(context, builder, signature, arguments):
-        (x,) = arguments
-        vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
-        number, fma = _arithmetic(builder, vector)
-        shift = _constant(integers, mantissa)
-        word = builder.bitcast(x, integers)
-        n = builder.ashr(builder.sub(word, _constant(integers, sqrt_half)), shift)
-        m = builder.bitcast(builder.sub(word, builder.shl(n, shift)), vector)
-        # An integer in the low bits of 1.5 * 2**mantissa is that number plus the integer.
-        offset = number(1.5 * 2.0**mantissa)
-        n = builder.fsub(builder.bitcast(builder.add(n, builder.bitcast(offset, integers)), vector), offset)
-        f = builder.fsub(m, number(1.0))
-        *lower, p = map(number, coefficients)
-        for coefficient in reversed(lower):
-            p = fma(p, f, coefficient)
-        return fma(n, number(high), fma(n, number(low), builder.fmul(p, f)))
 
     return x(x), codegen
 
