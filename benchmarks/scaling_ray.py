@@ -44,9 +44,7 @@ SMALL = {
 
 
 class SleepingTasks:
-    """Tasks of the real worker that sleep; nothing is stored."""
-
-    twice = 0
+    """Tasks of a worker that sleep; nothing is stored."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

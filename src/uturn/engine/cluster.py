@@ -118,7 +118,8 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # only handlers set by Python can be restored
+                signal.signal(number, handler)
         if code == signal.SIGTERM and is_main:
             signal.raise_signal(signal.SIGTERM)
 
@@ -429,19 +430,16 @@ def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
 
 def _own_modules() -> dict[str, str]:
     """The modules that this process has imported and that are not installed, {relative path: source text}."""
-    places = {
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-        *sysconfig.get_paths().values(),
-        str(Path(__file__).parents[2]),
-    }
+    paths = sysconfig.get_paths()
+    places = [*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))]
+    installed = [Path(place).resolve() for place in (*places, Path(__file__).parents[2])]
     sources: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        if file.endswith(".py") and not name.startswith("__main") and not any(Path(file).is_relative_to(at) for at in places):
-            end = "/__init__.py" if file.endswith("__init__.py") else ".py"
+        path = Path(str(getattr(module, "__file__", None) or "")).resolve()
+        if path.suffix == ".py" and not name.startswith("__main") and not any(path.is_relative_to(place) for place in installed):
+            end = "/__init__.py" if path.name == "__init__.py" else ".py"
             with suppress(OSError, UnicodeDecodeError):
-                sources[name.replace(".", "/") + end] = Path(file).read_text(encoding="utf-8")
+                sources[name.replace(".", "/") + end] = path.read_text(encoding="utf-8")
     return sources
 
 
