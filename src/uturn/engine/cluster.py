@@ -198,7 +198,7 @@ def whole_batches(u_turns: int, batch: int) -> int:
     """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
 
     >>> [whole_batches(u_turns, 256) for u_turns in (1, 100, 150, 5000)]
-    [1024, 23, 17, 1]
+    [1024, 15, 10, 1]
     """
     least = -(-4 * batch // u_turns)
     return min(range(least, 2 * least + 1), key=lambda size: (-size * u_turns % batch) / size)
@@ -432,7 +432,7 @@ def _own_modules() -> dict[str, str]:
     """The modules that this process has imported and that are not installed, {relative path: source text}."""
     paths = sysconfig.get_paths()
     places = [*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))]
-    installed = [Path(place).resolve() for place in (*places, Path(__file__).parents[2])]
+    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[2]))]
     sources: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         path = Path(str(getattr(module, "__file__", None) or "")).resolve()
