@@ -1,7 +1,7 @@
 """How time and memory grow with the size of an experiment.
 
     python benchmarks/scaling.py cost [--rounds N] [--plot docs/images/scaling.png]
-    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50] [--seconds 40]
+    python benchmarks/scaling.py ray [--workers 50] [--seconds 40]
 
 `cost`: time of one core and peak memory of a U-turn experiment in memory (`ut.run`: Gaussian noise, exact posterior, tree
 levels, one thread) against the depth of the tree, the vocabulary and the number of items in a task. The time is what as many
@@ -226,7 +226,7 @@ def cost(arguments: argparse.Namespace) -> None:
 def ray(arguments: argparse.Namespace) -> None:
     import scaling_ray
 
-    scaling_ray.main(arguments.asynchronous, arguments.real, arguments.seconds)
+    scaling_ray.main(arguments.workers, arguments.seconds)
 
 
 def main() -> None:
@@ -240,8 +240,7 @@ def main() -> None:
     command.add_argument("size", type=json.loads)
     command.set_defaults(work=lambda arguments: print(json.dumps(cost_here(Size(**arguments.size)))))
     command = commands.add_parser("ray", help="how fast a run on a Ray cluster hands out tasks (scaling_ray.py)")
-    command.add_argument("--asynchronous", type=int, default=8, help="asynchronous workers, which share 1,000 slots")
-    command.add_argument("--real", type=int, default=50, help="real workers")
+    command.add_argument("--workers", type=int, default=50, help="largest number of workers")
     command.add_argument("--seconds", type=float, default=40.0, help="about how long each measurement takes")
     command.set_defaults(work=ray)
     arguments = parser.parse_args()

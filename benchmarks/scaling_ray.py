@@ -1,19 +1,18 @@
 """How fast a run on a Ray cluster hands out tasks: the second half of `benchmarks/scaling.py`.
 
-    python benchmarks/scaling.py ray [--asynchronous 8] [--real 50] [--seconds 40]
+    python benchmarks/scaling.py ray [--workers 50] [--seconds 40]
 
 Every measurement takes about so many seconds with all workers at work, and their start in addition. Prints the tables of
 docs/cluster.md:
 
 - processor time of small tasks by `ut.run` in one process, and by one worker and its driver, which hardly depends on what other
   programs do meanwhile;
-- tasks that sleep, handed out one by one (no bundles) to 1, 2, 4 and 50 workers, and to 1,000 slots of eight asynchronous ones:
-  tasks a second, those that the slots could do, and the memory of a worker.
+- tasks that sleep, handed out one by one (no bundles) to 1, 2, 4 and 50 workers: tasks a second, those that the workers could do,
+  and the memory of a worker.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import tempfile
@@ -25,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from uturn.engine import cluster as engine_cluster
 from uturn.engine.cluster import on_cluster
-from uturn.engine.cluster import workers as of_cluster
 from uturn.engine.run import _on_cluster
 from uturn.engine.tasks import Tasks
 from uturn.store.places import place_of
@@ -44,30 +43,8 @@ SMALL = {
 }
 
 
-class AsynchronousWorker:
-    """A worker that sleeps for every task; one process has many slots."""
-
-    seconds = 1.0
-
-    def __init__(self, threads: int) -> None:
-        pass
-
-    async def start(self, **_: Any) -> dict[str, Any]:
-        return {"pid": os.getpid(), "error": None}
-
-    async def measure(self, tasks: list[Any]) -> dict[str, Any]:
-        begin = time.monotonic()
-        await asyncio.sleep(self.seconds * len(tasks))
-        return {"error": None, "store": False, "measured": len(tasks), "twice": 0, "seconds": time.monotonic() - begin}
-
-    async def pulse(self) -> float:
-        return 0.0
-
-
 class SleepingTasks:
-    """Tasks of the real worker that sleep; nothing is stored."""
-
-    twice = 0
+    """Tasks of a worker that sleep; nothing is stored."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -96,7 +73,7 @@ def machine(cores: int) -> Any:
 
 
 def rate(states: Any, total: int, workers: int) -> float:
-    """Tasks a second, between the moment when all workers have begun and that when less than so many slots are busy."""
+    """Tasks a second, between the moment when all workers have begun and that when less than a tenth of the tasks is left."""
     seen = [(time.monotonic(), state) for state in states]
     begun = next(k for k, (_, state) in enumerate(seen) if state.alive >= workers and state.left < total)
     ended = next(k for k, (_, state) in enumerate(seen) if state.left <= total // 10)
@@ -106,34 +83,21 @@ def rate(states: Any, total: int, workers: int) -> float:
     return (first.left - last.left) / (t1 - t0)
 
 
-def asynchronous(address: str, workers: int, slots: int, duration: float) -> None:
-    import ray.cloudpickle
-
-    total = int(slots * duration / AsynchronousWorker.seconds)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import this file
-    options = {"cpus": 0.1, "slots": slots // workers, "most_workers": workers, "bundle_seconds": 0.0}
-    of_cluster.Worker, worker = AsynchronousWorker, of_cluster.Worker
-    found = rate(on_cluster(address, int, [(1.0, range(total))], **options), total, workers)
-    of_cluster.Worker = worker
-    possible = slots / AsynchronousWorker.seconds
-    print(f"| {workers} asynchronous workers, {slots} slots, tasks of 1 s | {found:.0f} | {possible:.0f} | |", flush=True)
-
-
-def real(address: str, workers: int, seconds: float, duration: float) -> None:
+def sleeping(address: str, workers: int, seconds: float, duration: float) -> None:
     total = int(workers * duration / seconds)
-    make = partial(SleepingTasks, seconds)
-    options: dict[str, Any] = {"cpus": 0.1, "most_workers": workers, "bundle_seconds": 0.0}
     peak: list[float] = []
 
     def watched() -> Any:
-        for state in on_cluster(address, make, [(1.0, range(total))], **options):
+        for state in on_cluster(address, partial(SleepingTasks, seconds), range(total), cpus=0.1, most_workers=workers):
             if state.left <= total // 2 and not peak:  # workers of another run have ended by then
                 peak.extend(memory(pid) for pid in processes("ray::Worker"))
             yield state
 
-    found = rate(watched(), total, workers)
-    words = f"{workers} real {'worker' if workers == 1 else 'workers'}, tasks of {seconds:g} s"
-    print(f"| {words} | {found:.0f} | {workers / seconds:.0f} | {np.mean(peak) / 2**20:.0f} MB |", flush=True)
+    engine_cluster._SECONDS, before = 0.0, engine_cluster._SECONDS  # one task a bundle
+    rate_of = rate(watched(), total, workers)
+    engine_cluster._SECONDS = before
+    words = f"{workers} {'worker' if workers == 1 else 'workers'}, tasks of {seconds:g} s"
+    print(f"| {words} | {rate_of:.0f} | {workers / seconds:.0f} | {np.mean(peak) / 2**20:.0f} MB |", flush=True)
 
 
 def processor_seconds(pids: list[int]) -> float:
@@ -174,12 +138,11 @@ def overhead(address: str, duration: float) -> None:
     print(f"| its driver | {1e3 * driver:.2f} ms |", flush=True)
 
 
-def main(asynchronous_workers: int, real_workers: int, duration: float) -> None:
+def main(workers: int, duration: float) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with machine(64) as address:
         overhead(address, duration)
-        print("\n| tasks that sleep | tasks a second | slots allow | memory of a worker |\n|---|---|---|---|")
-        for workers in (1, 2, 4):
-            real(address, workers, 0.05, duration)
-        asynchronous(address, asynchronous_workers, 1000, duration)
-        real(address, real_workers, 0.2, duration)
+        print("\n| tasks that sleep | tasks a second | workers allow | memory of a worker |\n|---|---|---|---|")
+        for number in (1, 2, 4):
+            sleeping(address, number, 0.05, duration)
+        sleeping(address, workers, 0.2, duration)

@@ -15,7 +15,7 @@ class FileTasks:
     """
 
     def __init__(self, folder, seconds=0.0, raises=(), dies=(), once=(), together=False):
-        self.folder, self.seconds, self.twice = Path(folder), seconds, 0
+        self.folder, self.seconds = Path(folder), seconds
         self.raises, self.dies, self.once, self.together = raises, dies, once, together
 
     def recorded_left(self, tasks):
@@ -34,8 +34,6 @@ class FileTasks:
             if task in self.dies or (task in self.once and first):
                 (self.folder / f"died-{task}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            if check and not self.recorded_left([task]):
-                self.twice += 1
             (self.folder / f"{task}").touch()
             yield task
 

@@ -707,11 +707,11 @@ MUTATIONS = (
         tests=(("test_store::test_records_and_readings_leave_the_same_tasks", {}),),
     ),
     Mutation(
-        "a bundle is handed out, and other tasks are crossed off",
-        "uturn.engine.cluster.bundles:Bundles._neighbours",
-        "del tasks[first : first + size]",
-        "del tasks[:size]",
-        tests=(("test_cluster_logic::test_every_task_is_handed_out_once", {}),),
+        "the second half of a bundle that failed is not handed out again",
+        "uturn.engine.cluster:_Tasks.blame",
+        "bundle[: len(bundle) // 2], bundle[len(bundle) // 2 :]",
+        "bundle[: len(bundle) // 2], bundle[: len(bundle) // 2]",
+        tests=(("test_cluster_logic::test_bundles_that_fail_are_handed_out_in_halves", {}),),
     ),
     # --- measurements ---
     Mutation(

@@ -17,8 +17,8 @@ import pytest
 import uturn as ut
 from cluster_tasks import FileTasks, processes, tries, workers_of
 from uturn.core.checks import TasksFailed
-from uturn.engine.cluster import connected, driver, on_cluster
-from uturn.engine.run import _tasks_of
+from uturn.engine import cluster as engine_cluster
+from uturn.engine.cluster import connected, on_cluster
 from uturn.store.record import Store
 
 ray = pytest.importorskip("ray")
@@ -50,7 +50,7 @@ def cluster():
 
 
 def measure(address, folder, tasks=range(40), options=None, **settings):
-    for _ in on_cluster(address, partial(FileTasks, str(folder), **settings), [(1.0, list(tasks))], **(options or {})):
+    for _ in on_cluster(address, partial(FileTasks, str(folder), **settings), list(tasks), **(options or {})):
         pass
 
 
@@ -85,7 +85,7 @@ LISTENING = """
 import os
 from contextlib import suppress
 from pathlib import Path
-from uturn.engine.cluster.connection import connected
+from uturn.engine.cluster import connected
 
 def parent(pid):
     return (pid / "stat").read_text().rpartition(")")[2].split()[1]
@@ -129,8 +129,7 @@ DRIVER = """
 import os, signal, sys
 from functools import partial
 from cluster_tasks import FileTasks
-from uturn.engine.cluster import connected, driver, on_cluster
-from uturn.engine.run import _tasks_of
+from uturn.engine.cluster import on_cluster
 
 def stop(*_):
     raise KeyboardInterrupt
@@ -139,7 +138,7 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 address, folder = sys.argv[1:]
 count = int(os.environ.get("COUNT", 60))
-list(on_cluster(address, partial(FileTasks, folder, seconds=0.1), [(1.0, list(range(count)))]))
+list(on_cluster(address, partial(FileTasks, folder, seconds=0.1), range(count)))
 print("ended")
 """
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
@@ -183,13 +182,17 @@ def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, 
     with pytest.raises(TasksFailed, match=r"7 failed \(the worker died"):
         measure(cluster.address, tmp_path, tasks=range(12), seconds=0.01, dies=(7,), once=(3,))
     assert done(tmp_path) == set(range(12)) - {7}
-    assert any(line.startswith("7 was alone on") and "time 3 of 3: the worker died" in line for line in caplog.messages)
+    assert any(line.startswith("7, try 3 of 3: the worker died") for line in caplog.messages)
 
 
 def test_a_stopped_worker_counts_as_dead(cluster, tmp_path):
+    """Its tasks take many times the median of the others."""
     begun = in_background(tmp_path, lambda pid: os.kill(pid, signal.SIGSTOP))
-    measure(cluster.address, tmp_path, tasks=range(20), seconds=0.2, options={"silent_after": 2.0})
+    measure(cluster.address, tmp_path, tasks=range(20), seconds=0.2, options={"silent_after": 5.0})
     assert done(tmp_path) == set(range(20))
+    until = time.monotonic() + 60
+    while state_of(begun()) == "T" and time.monotonic() < until:  # Ray kills what does not end by itself
+        time.sleep(0.1)
     assert state_of(begun()) != "T", "it does not keep its resources"
 
 
@@ -255,9 +258,7 @@ def test_a_place_is_located_as_on_this_machine(cluster, tmp_path):
     assert places[0].lines() == places[1].lines()
 
 
-def test_images_equal_the_local_run(cluster, tmp_path, monkeypatch):
-    """Several bundles are in the network at once, as with a GPU."""
-    monkeypatch.setattr("uturn.engine.cluster.on_cluster", partial(on_cluster, slots=4))
+def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)
     found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()
     local = ut.run(experiment).drop_attrs()
@@ -292,14 +293,14 @@ def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(module.parent))
     spec = {**STRINGS, "items": 4, "probes": [{"type": f"{module.stem}:Twice"}]}
     experiment = ut.Experiment.from_dict(spec)
-    arguments = driver._start_arguments
+    modules = engine_cluster._own_modules
 
-    def hidden_afterwards(*given):
-        found = arguments(*given)
+    def hidden_afterwards():
+        found = modules()
         module.parent.rename(tmp_path / "hidden")
         return found
 
-    monkeypatch.setattr(driver, "_start_arguments", hidden_afterwards)
+    monkeypatch.setattr(engine_cluster, "_own_modules", hidden_afterwards)
     found = ut.run(experiment, tmp_path / "x", cluster=cluster.address)
     assert (found.twice == 2.0).all()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
@@ -312,14 +313,14 @@ def test_own_parts_come_along(cluster, tmp_path, monkeypatch):
     [
         ({"cluster": "here"}, 'expected "local", "auto"'),
         ({"cluster": 3}, 'expected "local", "auto"'),
-        ({"cluster": "localhost:99999"}, "nothing answers there"),
-        ({"cluster": "127.0.0.1:9"}, "nothing answers there"),
-        ({"cluster": "ray://127.0.0.1:9"}, "nothing answers there .*10001"),
+        ({"cluster": "localhost:99999"}, "nothing answers at"),
+        ({"cluster": "127.0.0.1:9"}, "nothing answers at"),
+        ({"cluster": "ray://127.0.0.1:9"}, "nothing answers .*10001"),
         ({"cluster": "there", "store": None}, "a cluster needs a store"),
         ({"cpus_per_worker": 0}, "cpus_per_worker = 0: expected a number above 0"),
         ({"cpus_per_worker": 1e-9}, "cpus_per_worker = 1e-09: expected a number above 0"),
-        ({"cpus_per_worker": 64}, "cpus_per_worker = 64: no node of the cluster has more than 1 cores"),
-        ({"gpus_per_worker": 2}, "gpus_per_worker = 2: no node of the cluster has more than 0 GPUs"),
+        ({"cpus_per_worker": 64}, "cpus_per_worker = 64, gpus_per_worker = 0: no node has as many"),
+        ({"gpus_per_worker": 2}, "cpus_per_worker = 1, gpus_per_worker = 2: no node has as many"),
         ({"cpus_per_worker": True}, "expected a number above 0"),
     ],
 )
@@ -337,15 +338,6 @@ def test_ray_is_not_installed(tmp_path, monkeypatch):
         ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="local")
 
 
-def test_a_connection_is_shared_and_another_address_is_told(cluster, caplog):
-    caplog.set_level("INFO", "uturn")
-    with connected(cluster.address):
-        assert caplog.messages == []
-        with connected("auto"):
-            assert "that connection is used, and not cluster = 'auto'" in caplog.messages[0]
-    assert ray.is_initialized()
-
-
 def test_another_version_on_the_nodes(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ut, "__version__", "9.9")
     with pytest.raises(ValueError, match=r"no node can measure: the node .* has uturn 0.* and the driver 9.9"):
@@ -357,11 +349,6 @@ def test_a_store_that_workers_do_not_see(cluster, tmp_path, monkeypatch):
     measured_elsewhere(monkeypatch, tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no node can measure: .* no store at"):
         ut.run(experiment, tmp_path / "x", cluster=cluster.address)
-
-
-def test_what_a_worker_says_of_a_store_that_it_does_not_see(tmp_path):
-    with pytest.raises(ValueError, match="does not see the store, which must be on a file system that all nodes share"):
-        _tasks_of("{}", str(tmp_path / "nowhere"))
 
 
 def test_a_store_that_workers_see_at_another_place(cluster, tmp_path, monkeypatch):

@@ -1,22 +1,19 @@
-"""Runs on a cluster whose nodes, actors and answers are plain objects, without Ray: who gets which tasks, and who is to blame."""
+"""The driver of a cluster without Ray: sizes of bundles, blame, and workers that fail; what a run gives to a cluster."""
 
 import signal
-import sys
 import threading
 import time
 from concurrent import futures
 from contextlib import nullcontext
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 import uturn as ut
 from cluster_tasks import FileTasks, tries
-from uturn.core.checks import StoreError, TasksFailed
-from uturn.engine.cluster import connection, driver, on_cluster, workers
-from uturn.engine.cluster.bundles import Bundles
-from uturn.engine.cluster.worker import Worker
+from uturn.core.checks import StoreError
+from uturn.engine import cluster as engine_cluster
+from uturn.engine.cluster import Outcome, Worker, bundle_size, on_cluster, whole_batches
 from uturn.engine.tasks import Tasks
 from uturn.store.record import Store
 
@@ -33,46 +30,101 @@ STRINGS = {
 }
 
 
-class FakeActor:
-    """An actor: the methods of an object are called in threads, and answers are futures. A method that is None never answers."""
+# -- bundles -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch", [1, 16, 256])
+@pytest.mark.parametrize("u_turns", [1, 3, 50, 100, 150, 255, 257, 4096])
+def test_a_bundle_of_a_network_fills_four_batches(batch, u_turns):
+    size = whole_batches(u_turns, batch)
+    assert size * u_turns >= 4 * batch
+    places = -(-size * u_turns // batch) * batch
+    assert size * u_turns / places > 0.85
 
-    def __init__(self, behind, threads):
-        self.behind, self.pool = behind, futures.ThreadPoolExecutor(threads)
+
+def test_bundles_take_ten_seconds_and_the_last_ones_less():
+    assert bundle_size(10_000, 10, 1, None) == 1, "before the time of a task is known"
+    assert bundle_size(10_000, 10, 1, 0.1) == 100
+    assert bundle_size(1_000, 10, 1, 0.1) == 25
+    assert bundle_size(7, 10, 1, 0.1) == 1
+    assert bundle_size(10_000, 10, 1024, 5.0) == 1000, "each worker has some"
+    assert bundle_size(10_000, 2, 1024, 5.0) == 1024
+
+
+def test_bundles_that_fail_are_handed_out_in_halves():
+    work = engine_cluster._Tasks(range(5), str, 5)
+    bundle = work.next(1)
+    work.blame(bundle, "odd")
+    assert sorted(task for part in work.returned for task in part) == bundle == list(range(5))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("bad", [(), (13,), (3, 38)])
+def test_a_task_that_raises_is_named_and_the_others_are_done(tmp_path, bad, together):
+    """Bundles of a worker in this process, until none is left; finished tasks of a bundle that failed are not measured again."""
+    work, worker = engine_cluster._Tasks(range(40), str, 8), Worker(1)
+    worker._work = FileTasks(tmp_path, raises=bad, together=together)
+    while work.left:
+        bundle = work.next(1)
+        outcome = worker.measure(bundle)
+        if outcome.error is None:
+            work.finished(bundle, outcome.measured, outcome.seconds)
+        else:
+            work.blame(bundle, outcome.error)
+    assert work.failed == {task: f"task {task} is odd" for task in bad}
+    assert {int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()} == set(range(40)) - set(bad)
+    assert all(3 <= tries(tmp_path)[task] <= 3 + 6 for task in bad), "in its bundle, in halves of it, and three times alone"
+    assert not work.waiting
+    assert not work.returned
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "of_node"),
+    [(StoreError("the disk is full"), "the disk is full", True), (KeyError("x"), "KeyError: 'x'", False)],
+)
+def test_a_worker_says_whether_the_store_is_to_blame(monkeypatch, raised, error, of_node):
+    class Fails(FileTasks):
+        def measure(self, tasks, *, check=False):
+            yield from ()
+            raise raised
+
+    monkeypatch.setattr(engine_cluster, "_STORE_WAIT", 0.0)
+    worker = Worker(1)
+    worker._work = Fails("nowhere")
+    outcome = worker.measure([1])
+    assert (outcome.error, outcome.of_node) == (error, of_node)
+
+
+# -- workers that fail in one way --------------------------------------------------------------------------------------------
+class FakeActor:
+    """An actor: its methods are called in a thread, and answers are futures. A method that is None never answers."""
+
+    def __init__(self, behind):
+        self.behind, self.pool = behind, futures.ThreadPoolExecutor(1)
 
     def __getattr__(self, name):
         method = getattr(self.behind, name)
-        return SimpleNamespace(
-            remote=lambda *args, **named: self.pool.submit(method, *args, **named) if method else futures.Future()
-        )
+        return SimpleNamespace(remote=lambda *args: self.pool.submit(method, *args) if method else futures.Future())
 
 
 class FakeRay:
-    """Ray with two nodes of one core, and a head without cores.
-
-    `make(node)` makes the workers, by default those that are asked for.
-    """
+    """Ray with two nodes of one core, and a head without cores; `make(number)` makes the workers."""
 
     exceptions, cloudpickle = ray.exceptions, ray.cloudpickle
 
-    def __init__(self, make=None):
-        self.make, self.killed, self.connected = make, [], True
+    def __init__(self, make):
+        self.make, self.made, self.killed, self.connected = make, 0, [], True
 
     def nodes(self):
-        cores = {"head": {}, "one": {"CPU": 1.0}, "two": {"CPU": 1.0}}
-        return [{"Alive": True, "NodeID": name, "NodeManagerHostname": name, "Resources": cores[name]} for name in cores]
+        return [{"Alive": True, "Resources": cores} for cores in ({}, {"CPU": 1.0}, {"CPU": 1.0})]
 
     def remote(self, kind):
-        def options(scheduling_strategy, max_concurrency=1, **_):
-            make = partial(self.make, scheduling_strategy.node_id) if self.make else partial(kind, 1)
-            if kind is workers._kill:
-                return SimpleNamespace(remote=self.killed.append)
-            return SimpleNamespace(remote=lambda _: FakeActor(make(), max_concurrency))
+        def made(_):
+            self.made += 1
+            return FakeActor(self.make(self.made - 1))
 
-        return SimpleNamespace(options=options)
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=made))
 
-    def wait(self, answers, num_returns=1, timeout=None):
-        when = futures.FIRST_COMPLETED if num_returns == 1 else futures.ALL_COMPLETED
-        return list(futures.wait(answers, timeout, when).done), []
+    def wait(self, answers, timeout=None):
+        return list(futures.wait(answers, timeout, futures.FIRST_COMPLETED).done), []
 
     def get(self, answer):
         return answer.result()
@@ -85,247 +137,122 @@ class FakeRay:
 
 
 class FakeWorker:
-    """A worker; `measured` gives what a bundle comes to."""
+    """A worker; `measured` gives the error of a bundle, and whether it is one of the node."""
 
-    def __init__(self, measured=lambda tasks: (None, False)):
-        self.measured = measured
+    def __init__(self, measured=lambda tasks: (None, False), host="one"):
+        self.measured, self.host = measured, host
 
-    def start(self, **_):
-        return {"error": None, "pid": 0}
-
-    def pulse(self):
-        return 0.0
+    def start(self, *_):
+        return Outcome(self.host)
 
     def measure(self, tasks):
-        error, store = self.measured(tasks)
-        return {"error": error, "store": store, "measured": 0 if error else len(tasks), "seconds": 0.01, "twice": 0}
-
-
-@pytest.fixture(autouse=True)
-def short_times(monkeypatch):
-    monkeypatch.setattr(workers, "_on", lambda node: SimpleNamespace(node_id=node))
-    for name in ("_LOOK", "_PULSE", "_STORE_WAIT", "_POLL"):
-        monkeypatch.setattr(workers, name, 0.05)
+        error, of_node = self.measured(tasks)
+        return Outcome(self.host, error, of_node, len(tasks), 0.01)
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """`run(make, groups)`: runs tasks on a cluster whose workers are made by `make(node)`; returns the last state."""
+    """`run(make, tasks)`: runs tasks on a cluster whose workers are made by `make(number)`; returns the last state."""
 
-    def run(make, groups, work=int, **options):
+    def run(make, tasks, **options):
         made = run.ray = FakeRay(make)
-        monkeypatch.setattr(driver, "connected", lambda _: nullcontext(made))
-        *_, last = on_cluster("local", work, groups, silent_after=0.2, **options)
+        monkeypatch.setattr(engine_cluster, "connected", lambda _: nullcontext(made))
+        *_, last = on_cluster("local", int, tasks, silent_after=0.3, **options)
         return last
 
-    # Real workers change these.
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
     return run
 
 
-def done(folder):
-    return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
-
-
-# -- real workers in threads -----------------------------------------------------------------------------------------------
-def test_every_task_is_measured_once(cluster, tmp_path):
-    state = cluster(None, [(1.0, range(40))], partial(FileTasks, tmp_path, seconds=0.01))
-    assert done(tmp_path) == set(range(40))
-    assert set(tries(tmp_path).values()) == {1}
-    assert (state.left, state.alive) == (0, 2)
-
-
-def test_a_task_that_raises_is_named_and_the_others_are_done(cluster, tmp_path, caplog):
-    with pytest.raises(TasksFailed, match=r"13 failed \(task 13 is odd\); all other"):
-        cluster(None, [(1.0, range(40))], partial(FileTasks, tmp_path, seconds=0.01, raises=(13,)))
-    assert done(tmp_path) == set(range(40)) - {13}
-    assert 3 <= tries(tmp_path)[13] <= 3 + 6, "once in a bundle, halves of it, and three times alone"
-    assert [line for line in caplog.messages if line.startswith("13 raised on")][-1].count("time 3 of 3") == 1
-
-
-@pytest.mark.parametrize("together", [False, True])
-def test_tasks_that_share_a_worker_with_a_bad_one_are_not_blamed(cluster, tmp_path, together):
-    with pytest.raises(TasksFailed, match="3 failed"):
-        cluster(None, [(1.0, range(12))], partial(FileTasks, tmp_path, raises=(3,), together=together), slots=3)
-    assert done(tmp_path) == set(range(12)) - {3}
-
-
-def test_a_run_whose_every_task_fails_stops_early(cluster, tmp_path):
-    with pytest.raises(ValueError, match="the first 3 tasks failed, and none is done: task"):
-        cluster(None, [(1.0, range(40))], partial(FileTasks, tmp_path, raises=range(40)))
-    assert len(tries(tmp_path)) < 40
-
-
-def test_costly_tasks_come_first(cluster, tmp_path):
-    groups = [(0.1, range(20)), (1.0, range(20, 40))]
-    cluster(None, groups, partial(FileTasks, tmp_path, seconds=0.001), most_workers=1)
-    order = [int(path.name.split("-")[1]) for path in sorted(tmp_path.glob("try-*"), key=lambda path: path.name.split("-")[2])]
-    assert min(order[:20]) >= 20
-
-
-@pytest.mark.parametrize(
-    ("raised", "error", "store"),
-    [(StoreError("the disk is full"), "the disk is full", True), (KeyError("x"), "KeyError: 'x'", False)],
-)
-def test_a_worker_says_whether_the_store_is_to_blame(cluster, raised, error, store):
-    class Fails(FileTasks):
-        def measure(self, tasks, *, check=False):
-            yield from ()
-            raise raised
-
-    worker = Worker(1)
-    worker.start(ray.cloudpickle.dumps(lambda: Fails("nowhere")), ".", {}, ut.__version__)
-    outcome = worker.measure([1])
-    assert (outcome["error"], outcome["store"], outcome["measured"]) == (error, store, 0)
-
-
-# -- workers that fail in one way ------------------------------------------------------------------------------------------
 def test_one_failure_of_the_store_is_no_reason_to_stop(cluster):
-    """It fails all bundles that a worker has, once; then it works."""
     failed = []
-
-    def measured(tasks):
-        if len(failed) < 8:
-            failed.append(tasks)
-            return "the disk is full", True
-        return None, False
-
-    assert cluster(lambda _: FakeWorker(measured), [(1.0, range(20))], slots=8, most_workers=1).left == 0
+    full = lambda tasks: (None, False) if len(failed) > 1 else (failed.append(tasks) or "the disk is full", True)  # noqa: E731
+    assert cluster(lambda _: FakeWorker(full), range(20), most_workers=1).left == 0
 
 
 def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     bad = []
 
-    def measured(node, tasks):
+    def good(tasks):
         time.sleep(0.05)
-        return (None, False) if node == "two" else (bad.append(tasks) or "no such disk", True)
+        return None, False
 
-    state = cluster(lambda node: FakeWorker(partial(measured, node)), [(1.0, range(20))], bundle_seconds=0.0)
-    assert state.left == 0
+    full = FakeWorker(lambda tasks: (bad.append(tasks) or "no such disk", True))
+    assert cluster(lambda number: FakeWorker(good, "two") if number else full, range(200)).left == 0
     assert len(bad) == 3
     assert caplog.messages[-1] == "the node one is not used any more: no such disk"
 
 
 def test_a_disk_that_stays_full_ends_the_run(cluster):
     with pytest.raises(ValueError, match=r"no node can measure: the node .* the disk is full"):
-        cluster(lambda _: FakeWorker(lambda tasks: ("the disk is full", True)), [(1.0, [1, 2, 3])])
+        cluster(lambda _: FakeWorker(lambda tasks: ("the disk is full", True)), [1, 2, 3])
 
 
-def test_tasks_that_shared_a_worker_are_not_blamed_for_its_death(cluster, caplog):
-    """Either could have killed it, so none of the three tries of either is used up."""
-    made = []
+def test_a_run_whose_every_task_fails_stops_early(cluster):
+    with pytest.raises(ValueError, match="the first 3 tasks failed, and none is done: odd"):
+        cluster(lambda _: FakeWorker(lambda tasks: ("odd", False)), range(40))
 
-    def killed(tasks):
-        time.sleep(0.05)
+
+def test_a_bundle_that_takes_many_times_the_median_is_handed_out_again(cluster, caplog):
+    def hangs(tasks):
+        time.sleep(2)
+        return None, False
+
+    begin = time.monotonic()
+    assert cluster(lambda number: FakeWorker() if number else FakeWorker(hangs), range(4)).left == 0
+    assert time.monotonic() - begin < 2
+    assert any("the worker died (it did not answer for" in text for text in caplog.messages)
+
+
+def test_workers_that_do_not_start_are_replaced_three_times(cluster):
+    def killed(*_):
         raise RuntimeError("killed")
 
-    def worker(node):
-        made.append(FakeWorker() if made else FakeWorker(killed))
-        return made[-1]
-
-    assert cluster(worker, [(1.0, [1, 2])], slots=2, most_workers=1, bundle_seconds=0.0).left == 0
-    assert any("its 2 tasks are handed out again" in text for text in caplog.messages)
-    assert not any("was alone" in text for text in caplog.messages)
-
-
-def test_a_worker_without_a_pulse_is_replaced(cluster, caplog):
-    """It answers until it has tasks, and never again."""
-    made = []
-
-    def worker(node):
-        made.append(FakeWorker())
-        if len(made) == 1:
-            made[0].measured = lambda tasks: made[0].__dict__.update(pulse=None) or time.sleep(1)
-        return made[-1]
-
-    assert cluster(worker, [(1.0, range(4))], most_workers=1).left == 0
-    assert len(made) == 2
-    assert 0 in cluster.ray.killed, "its process, which may not hear Ray"
-    assert "the worker died (it did not answer for 0 s)" in caplog.messages[0]
-
-
-@pytest.mark.parametrize(("hanging", "words"), [("pulse", "no node has 1 cores free"), ("start", "still starting")])
-def test_workers_that_do_not_come_are_explained(monkeypatch, caplog, hanging, words):
-    monkeypatch.setattr(workers, "_NO_WORKER", 0.2)
-
     def worker(_):
         made = FakeWorker()
-        setattr(made, hanging, None)
+        made.start = killed
         return made
 
-    made = measured_by(FakeRay(worker), [(1.0, [1])])
-    while not caplog.messages:
-        next(made)
-    for _ in range(20):
-        next(made)
+    with pytest.raises(ValueError, match="no node can measure: a worker did not start: RuntimeError: killed"):
+        cluster(worker, [1, 2, 3])
+    assert 3 < cluster.ray.made <= 2 + 3
+
+
+def measured_by(made):
+    return engine_cluster._states(made, engine_cluster._Tasks(range(1000), str, 1), {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0)
+
+
+def test_workers_that_do_not_come_are_explained(monkeypatch, caplog):
+    monkeypatch.setattr(engine_cluster, "_NO_WORKER", 0.2)
+    never = FakeWorker()
+    never.start = None
+    states = measured_by(FakeRay(lambda _: never))
+    for _ in range(4):
+        next(states)
     assert len(caplog.messages) == 1
-    assert words in caplog.messages[0]
-
-
-def test_a_worker_that_hangs_while_it_starts_is_given_up(cluster):
-    def worker(_):
-        made = FakeWorker()
-        made.start, answers = None, iter([0.0])
-
-        def pulse():
-            made.pulse = None
-            return next(answers)
-
-        made.pulse = pulse
-        return made
-
-    with pytest.raises(ValueError, match="did not start: it did not answer for 0 s"):
-        cluster(worker, [(1.0, [1])])
-
-
-def measured_by(cluster, groups):
-    resources = workers.Resources(1.0, 0.0, 1, None)
-    return workers.Workers(cluster, Bundles(groups, 10.0, str), resources, {}, 0.2).measured()
+    assert "no worker has started yet: either no node has 1 CPU free, or" in caplog.messages[0]
 
 
 def test_workers_end_with_an_interrupted_driver():
-    cluster = FakeRay(lambda _: FakeWorker(lambda tasks: (None, False)))
-    made = measured_by(cluster, [(1.0, range(1000))])
-    next(made)
+    made = FakeRay(lambda _: FakeWorker())
+    states = measured_by(made)
+    next(states)
     with pytest.raises(KeyboardInterrupt):
-        made.throw(KeyboardInterrupt)
-    assert len(cluster.killed) == 2
+        states.throw(KeyboardInterrupt)
+    assert len(made.killed) == 2
 
 
-def test_a_connection_that_breaks_is_told_and_not_replaced_by_another_one():
-    cluster = FakeRay(lambda _: FakeWorker())
-
-    def broken(*_, **__):
-        cluster.connected = False
+def test_a_connection_that_breaks_is_told_and_not_replaced_by_another_one(cluster, monkeypatch):
+    def broken(made, *_, **__):
+        made.connected = False
         raise ConnectionError("the head died")
 
-    cluster.wait = broken
+    monkeypatch.setattr(FakeRay, "wait", broken)
     with pytest.raises(ValueError, match=r"the cluster does not answer .*the head died.*; run it again to resume"):
-        list(measured_by(cluster, [(1.0, [1])]))
-    assert cluster.killed == []
+        cluster(lambda _: FakeWorker(), [1])
+    assert cluster.ray.killed == []
 
 
-# -- which tasks -----------------------------------------------------------------------------------------------------------
-def test_other_tasks_are_tried_when_the_first_fail():
-    """The costly group comes first, but not if its tasks fail before any task is done."""
-    tasks = Bundles([(1.0, range(100)), (0.1, range(100, 200))], 10.0, str)
-    assert all(tasks._neighbours(1)[0] < 100 for _ in range(20))
-    tasks.tries[0] = 1
-    assert any(tasks._neighbours(1)[0] >= 100 for _ in range(20))
-
-
-def test_every_task_is_handed_out_once():
-    tasks = Bundles([(1.0, range(100)), (0.1, range(100, 150))], 10.0, str)
-    tasks.size = 16
-    bundles = iter(lambda: tasks.next_for((), 1), None)
-    handed = [task for bundle, _ in zip(bundles, range(150), strict=False) for task in bundle.tasks]
-    assert sorted(handed) == list(range(150))
-
-
-# -- signals and errors of Ray ---------------------------------------------------------------------------------------------
-def test_sigterm_while_ray_starts_is_handled_as_before(monkeypatch):
+def test_sigterm_while_ray_starts_is_handled_as_before():
     """Ray's own handler makes it a SystemExit."""
 
     class Terminated(KeyboardInterrupt):
@@ -341,10 +268,22 @@ def test_sigterm_while_ray_starts_is_handled_as_before(monkeypatch):
     before = signal.signal(signal.SIGTERM, own)
     try:
         with pytest.raises(Terminated):
-            connection._init(SimpleNamespace(init=init), "local", {})
+            engine_cluster._init(SimpleNamespace(init=init), "local", {})
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ray.exceptions.RaySystemError("died in its creation task .. No module named 'uturn'"), "No module named 'uturn'"),
+        (ray.exceptions.RaySystemError("The node it was running on died"), "died"),
+        (ray.exceptions.RuntimeEnvSetupError("The agent is gone"), "The agent is gone"),
+    ],
+)
+def test_what_ray_says_is_told(error, words):
+    assert words in engine_cluster._reason(error)
 
 
 # -- what a run gives to a cluster, and does after it ----------------------------------------------------------------------
@@ -353,8 +292,8 @@ def given(monkeypatch):
     """The options that a run gives to a cluster, which measures the tasks here; `given["late"]`: their records come later."""
     found = {}
 
-    def measured(address, make, groups, **options):
-        found.update(options, tasks=[task for _, tasks in groups for task in tasks])
+    def measured(address, make, tasks, **options):
+        found.update(options, tasks=tasks)
         work = make()
         all_of = threading.Timer(
             found.get("late", 0), lambda: list(work.measure(work.recorded_left(found["tasks"]).items(), check=True))
@@ -438,18 +377,3 @@ def test_damaged_records_count_as_missing(given, tmp_path):
         found = ut.run(experiment, path, cluster="there")
     assert found.attrs["complete"]
     assert given["tasks"] == [task]
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ray.exceptions.RuntimeEnvSetupError("The runtime env agent has died"), "The runtime env agent has died"),
-        (
-            ray.exceptions.RaySystemError("died in its creation task .. No module named 'uturn'"),
-            "No module named 'uturn'; install",
-        ),
-        (ray.exceptions.RaySystemError("The node it was running on is gone"), "its node died"),
-    ],
-)
-def test_what_ray_says_is_told(error, words):
-    assert words in workers._reason(error)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import random
 import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from uturn.core.checks import checked_integer, shown
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
-from uturn.core.progress import listening, progress_bar
+from uturn.core.progress import progress_bar
 from uturn.engine.tasks import Tasks
 from uturn.store.objects import is_url
 from uturn.store.places import place_of
@@ -215,7 +217,7 @@ def _on_cluster(
     work: Tasks, left: Mapping[Task, int], address: str, workers: int | None, cpus: float | None, gpus: float | None
 ) -> Generator[tuple[int, str]]:
     """Measure tasks on a Ray cluster; yields the number of newly finished tasks, and a text on the workers."""
-    from uturn.engine.cluster import on_cluster
+    from uturn.engine.cluster import on_cluster, whole_batches
 
     experiment, opened = work.experiment, work.store
     assert isinstance(opened, Store)
@@ -226,34 +228,33 @@ def _on_cluster(
             )
     opened.forget(work.wrongly_recorded(left))  # workers read only the records
     backward = experiment.parts.backward
-    networks = backward.shares_batches or backward.wants_processes
-    exact = all(part.batch_invariant for _, part in experiment.labelled())
-    groups = {level: [task for task in left if task.noise_index == level] for level in {task.noise_index for task in left}}
-    highest = max(experiment.noise) or 1.0
     u_turns = experiment.chunk * experiment.trajectories * experiment.clones
     batch = getattr(backward, "batch_size", None)
     where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
+    tasks: list[Task] = []
+    for _, level in groupby(left, key=lambda task: task.noise_index):
+        some = list(level)
+        start = random.randrange(len(some))  # so that other clusters take other tasks
+        tasks += some[start:] + some[:start]
     states = on_cluster(
         address,
         partial(_tasks_of, json.dumps(experiment.to_dict()), where),
-        [(1.0 if exact else 0.1 + experiment.noise[level] / highest, tasks) for level, tasks in groups.items()],
+        tasks,
         label=lambda task: (
             f"noise {experiment.noise[task.noise_index]:g}, items {opened.items(task)[0]}..{opened.items(task)[-1]}"
         ),
         cpus=cpus,
         gpus=gpus,
-        wants_gpu=networks,
-        # Enough tasks to keep the batches of a network full while the next tasks are sent.
-        slots_on_gpu=2 + 2 * (batch if isinstance(batch, int) else _BATCH) // u_turns if backward.shares_batches else 1,
+        wants_gpu=backward.shares_batches or backward.wants_processes,
+        least_on_gpu=whole_batches(u_turns, batch if isinstance(batch, int) else _BATCH) if backward.shares_batches else 1,
         most_workers=workers,
         own_code=bool(experiment.own_code()),
     )
-    before, unfinished = len(left), 0.0
-    with closing(states), listening(lambda: unfinished):
+    before = len(left)
+    with closing(states):
         for state in states:
-            unfinished = state.unfinished
-            yield max(0, before - state.left), f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
-            before = min(before, state.left)
+            yield before - state.left, f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
+            before = state.left
     until = time.monotonic() + _SEEN_SECONDS
     while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
         time.sleep(1)
@@ -266,13 +267,7 @@ def _on_cluster(
 
 def _tasks_of(spec: str, store: str) -> Tasks:
     """The tasks for a worker of a cluster, which may be on another host."""
-    try:
-        opened = Store.open(store)
-    except ValueError as error:
-        raise ValueError(
-            f"it does not see the store, which must be on a file system that all nodes share, or on object storage: {error}"
-        ) from None
-    return Tasks(_unchanged(Experiment.from_dict(json.loads(spec)), opened), opened)
+    return Tasks(*_reopened(spec, store))
 
 
 def run_task(spec: str, store: str, task: Task, first: int) -> None:
@@ -283,13 +278,9 @@ def run_task(spec: str, store: str, task: Task, first: int) -> None:
 
 @lru_cache(maxsize=1)
 def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
-    opened = Store.open(store)
-    return _unchanged(Experiment.from_dict(json.loads(spec)), opened), opened
-
-
-def _unchanged(experiment: Experiment, opened: Store) -> Experiment:
-    """The experiment as a worker builds it; ValueError if the data of its source are not those of the store."""
+    """Experiment and store in another process; ValueError if the data of the source are not those of the store."""
+    experiment, opened = Experiment.from_dict(json.loads(spec)), Store.open(store)
     source = experiment.parts.source
     if not is_own(source) and source.fingerprint() != json.loads(opened.attributes["models"]).get("source", ""):
         raise ValueError(f"source {source!r}: its data have changed since the run began; bring them back, and resume")
-    return experiment
+    return experiment, opened

@@ -68,12 +68,11 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
     checked_experiment(experiment)
-    if not isinstance(values, Mapping) or not values or not all(isinstance(key, str) for key in values):
+    lists = {}
+    if isinstance(values, Mapping):
+        lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
+    if not lists or not all(isinstance(key, str) and isinstance(some, list) and some for key, some in lists.items()):
         raise ValueError(f"values = {shown(values)}: expected lists of values by key, such as {{'source.multiplicity': [4, 6]}}")
-    lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
-    for key, some in lists.items():
-        if not isinstance(some, list) or not some:
-            raise ValueError(f"{key} = {shown(some)}: expected a list of values, at least one")
     lengths = {key: len(some) for key, some in lists.items()}
     if zip and len(set(lengths.values())) > 1:
         raise ValueError(f"zip: the keys have different numbers of values, {lengths}; expected as many for each")
@@ -104,20 +103,12 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
     """Set a value of a spec, in place; ValueError if a table or list on the way to it does not exist."""
     place: Any = spec
     *path, last = key.split(".")
-    for number, part in enumerate([*path, last]):
-        where = ".".join([*path, last][:number]) or "the spec"
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                raise ValueError(f"{key}: {where} is a list of {len(place)}; expected a position from 0 to {len(place) - 1}")
-            part = int(part)  # type: ignore[assignment]
-        elif not isinstance(place, dict) or (place is spec and part not in Experiment.model_fields):
-            expected = f"expected one of {', '.join(Experiment.model_fields)}" if place is spec else "it has no keys"
-            raise ValueError(f"{key}: {where} has no {part!r}; {expected}")
-        elif number < len(path) and part not in place:
-            raise ValueError(f"{key}: {where} has no {part!r}; it has {', '.join(place)}")
-        if number < len(path):
-            place = place[part]
-    place[part] = value
+    try:
+        for name in path:
+            place = place[int(name) if isinstance(place, list) else name]
+        place[int(last) if isinstance(place, list) else last] = value
+    except (LookupError, TypeError, ValueError):
+        raise ValueError(f"{key}: the spec has no such place; expected names in tables and positions in lists") from None
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,450 @@
+"""Tasks on a Ray cluster: workers are Ray actors, and the driver gives them bundles of tasks.
+
+Ray places the workers and notices when they die. A worker is an actor, whose process loads the model once and keeps its GPU; a
+process of Ray tasks may get another GPU with each task. The store is the only record of finished tasks: workers read it before
+they measure. A bundle that fails, by an error or the death of its worker, is handed out again in halves, until the task at fault
+is alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import signal
+import site
+import socket
+import statistics
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from uturn.core.checks import StoreError, TasksFailed, described, one_line, shown
+
+_log = logging.getLogger("uturn")
+MOST_TRIES = 3  # of a task that raises or whose worker dies, and of a worker that cannot store readings
+_SECONDS = 10.0  # desired duration of a bundle of small tasks
+_STORE_WAIT = 5.0  # delay before a worker retries after a failed write
+_NO_WORKER = 30.0  # seconds without a worker before a message to the user
+_HANGS = 20.0  # a worker whose bundle takes this many times the median of finished ones counts as dead
+
+
+# -- connection --------------------------------------------------------------------------------------------------------------
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Context in which this process is a driver of the cluster at an address; its value is the module ray.
+
+    "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. An existing
+    connection is used and not closed.
+
+    Raises
+    ------
+    ValueError
+        If Ray is not installed, nothing answers at the address, or Ray refuses, for example because versions differ.
+    """
+    if not isinstance(address, str) or not re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address):
+        raise ValueError(f'cluster = {shown(address)}: expected "local", "auto", "ray://host:port" or "host:port"')
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("cluster: Ray is not installed; pip install 'uturn[cluster]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with ExitStack() as stack:
+        if address == "local":
+            # Paths of sockets have at most 107 characters.
+            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"
+            folder = tempfile.TemporaryDirectory(prefix="uturn-ray-", dir=place, ignore_cleanup_errors=True)
+            # One node on the loopback interface; nothing listens to other hosts. The object store carries only small messages.
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 2**27}
+            options |= {"_temp_dir": stack.enter_context(folder)}
+        stack.callback(ray.shutdown)
+        try:
+            if address != "local":
+                _check_answers(address)
+            _init(ray, address, options)
+        except (Exception, SystemExit) as error:  # Ray ends the process if the cluster rejects it
+            raise ValueError(
+                f"cluster = {address!r}: Ray does not connect ({one_line(error, 400)}); start it there (ray start --head), and "
+                f"give the port of its own (6379) or, with ray://, that of its client server (10001); a cluster that asks for a "
+                f"token needs RAY_AUTH_MODE=token here too"
+            ) from None
+        yield ray
+
+
+def _check_answers(address: str) -> None:
+    """Error if nothing answers at an address; Ray would try for minutes, and then end the process."""
+    if address == "auto":
+        from ray._private import services
+
+        address = str(services.canonicalize_bootstrap_address_or_die("auto"))
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"nothing answers at {address}: {one_line(error)}") from None
+
+
+def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
+    """`ray.init`, after which this process has its own signal handlers again, which Ray replaces.
+
+    A SIGTERM in the meantime, which Ray turns into a SystemExit, is then handled by the restored handler.
+    """
+    from ray._private import ray_constants
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    enabled, code = ray_constants.ENABLE_RAY_CLUSTER, None
+    try:
+        # Otherwise Ray takes another address than 127.0.0.1 for this node.
+        ray_constants.ENABLE_RAY_CLUSTER = enabled and address != "local"
+        ray.init(address, **options)
+    except SystemExit as stop:
+        code = stop.code
+        raise
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        for number, handler in before.items():
+            if handler is not None:  # only handlers set by Python can be restored
+                signal.signal(number, handler)
+        if code == signal.SIGTERM and is_main:
+            signal.raise_signal(signal.SIGTERM)
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------------
+class Outcome(NamedTuple):
+    """What became of the start of a worker, or of its bundle: `of_node` says whether the node or the store is to blame."""
+
+    host: str
+    error: str | None = None
+    of_node: bool = False
+    measured: int = 0  # tasks that were not done before
+    seconds: float = 0.0
+
+
+class Worker:
+    """An actor that measures bundles of tasks."""
+
+    def __init__(self, threads: int) -> None:
+        # Libraries read these when they are imported, which happens in `start`.
+        os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+        self._host = socket.gethostname()
+
+    def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
+        """Build what measures the tasks: `make` is a pickled function that returns it.
+
+        `folder` is the working directory of the driver, also used here if it exists; `modules` are the user's modules, {relative
+        path: source text}; `version` is that of the driver's uturn.
+        """
+        import ray
+
+        import uturn
+
+        if uturn.__version__ != version:
+            error = f"it has uturn {uturn.__version__}, and the driver {version}; install the same version"
+            return Outcome(self._host, error, True)
+        try:
+            with suppress(OSError):
+                os.chdir(folder)
+            # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of the session.
+            node = ray._private.worker._global_node
+            session = None if node is None else node.get_session_dir_path()
+            place = Path(tempfile.mkdtemp(prefix="uturn-modules-", dir=session)) if modules else Path.cwd()
+            for name, text in modules.items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_text(text, encoding="utf-8")
+            sys.path += [os.getcwd(), str(place)]
+            self._work = ray.cloudpickle.loads(make)()
+        except (Exception, SystemExit) as error:
+            return Outcome(self._host, described(error, 400), True)
+        return Outcome(self._host)
+
+    def measure(self, tasks: Sequence[Any]) -> Outcome:
+        """Measure the unfinished tasks of a bundle."""
+        begin, left, measured = time.monotonic(), None, 0
+        try:
+            left = self._work.recorded_left(tasks)
+            for _ in self._work.measure(sorted(left.items(), key=lambda pair: pair[1]), check=True):
+                measured += 1
+        except BaseException as error:
+            of_store = left is None or isinstance(error, StoreError)
+            time.sleep(_STORE_WAIT if of_store else 0)
+            return Outcome(self._host, described(error), of_store)
+        return Outcome(self._host, None, False, measured, time.monotonic() - begin)
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------------
+class State(NamedTuple):
+    """Progress of a run on a cluster: tasks that are left, and workers that measure."""
+
+    left: int
+    alive: int
+
+
+def whole_batches(u_turns: int, batch: int) -> int:
+    """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
+
+    >>> [whole_batches(u_turns, 256) for u_turns in (1, 100, 150, 5000)]
+    [1024, 15, 10, 1]
+    """
+    least = -(-4 * batch // u_turns)
+    return min(range(least, 2 * least + 1), key=lambda size: (-size * u_turns % batch) / size)
+
+
+def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -> int:
+    """Number of tasks of the next bundle, if so many are waiting; `seconds`: time of a task, None before the first.
+
+    Bundles take about ten seconds, and hold at least the `least` tasks that fill a network's batches. The last ones are smaller,
+    so that all workers end at about the same time.
+    """
+    timely = 1 if seconds is None else int(_SECONDS / max(seconds, 1e-4))
+    return max(1, min(max(least, min(timely, waiting // (4 * workers))), -(-waiting // workers)))
+
+
+class _Tasks:
+    """The tasks of a run that are left, in bundles."""
+
+    def __init__(self, tasks: Sequence[Any], label: Callable[[Any], str], least: int) -> None:
+        self.label, self.least = label, least
+        self.waiting, self.left = deque(tasks), set(tasks)
+        self.returned = deque[list[Any]]()  # bundles that failed
+        self.tries, self.failed = Counter[Any](), dict[Any, str]()
+        self.durations = list[float]()  # of finished bundles
+        self.seconds: float | None = None  # of a task of the last one
+
+    def next(self, workers: int) -> list[Any]:
+        if self.returned:
+            return self.returned.popleft()
+        size = bundle_size(len(self.waiting), workers, self.least, self.seconds)
+        return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
+
+    def finished(self, bundle: list[Any], measured: int, seconds: float) -> None:
+        self.left.difference_update(bundle)
+        if measured:
+            self.durations.append(seconds)
+            self.seconds = seconds / measured
+
+    def patience(self) -> float:
+        """Seconds after which a bundle is given up."""
+        return _HANGS * statistics.median(self.durations) if self.durations else math.inf
+
+    def blame(self, bundle: list[Any], error: str) -> None:
+        """Retry tasks after an error or a death: in halves, or a single task again, three times.
+
+        ValueError if the first tasks all fail, since the others would probably fail, too.
+        """
+        task = bundle[0]
+        if len(bundle) > 1:
+            _log.warning(f"{self.label(task)}, and {len(bundle) - 1} more tasks, are handed out again: {error}")
+            self.returned += bundle[: len(bundle) // 2], bundle[len(bundle) // 2 :]
+            return
+        self.tries[task] += 1
+        _log.warning(f"{self.label(task)}, try {self.tries[task]} of {MOST_TRIES}: {error}")
+        if self.tries[task] < MOST_TRIES:
+            self.returned.append(bundle)
+            return
+        self.failed[task] = error
+        self.left.discard(task)
+        if len(self.failed) == MOST_TRIES and not self.durations:
+            raise ValueError(f"the first {MOST_TRIES} tasks failed, and none is done: {error}")
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker as the driver sees it: its pending answer, its bundle, and the time at which that was given.
+
+    `failures` of its node or store in a row; with three it keeps its place without a bundle, so that Ray starts no other there.
+    """
+
+    actor: Any
+    answer: Any
+    bundle: list[Any] = field(default_factory=list)
+    since: float = 0.0
+    has_started: bool = False
+    failures: int = 0
+    error: str = ""
+
+    @property
+    def is_able(self) -> bool:
+        return self.has_started and self.failures < MOST_TRIES
+
+    def read(self, outcome: Outcome, work: _Tasks) -> None:
+        """Take the answer to its start or to its bundle."""
+        bundle, self.bundle, self.answer = self.bundle, [], None
+        if outcome.of_node:  # no task is to blame for a full disk
+            work.returned += [bundle] if bundle else []
+            self.failures = self.failures + 1 if self.has_started else MOST_TRIES
+            self.error = f"the node {outcome.host} is not used any more: {outcome.error}"
+            _log.warning(f"on {outcome.host}: {outcome.error}" if self.is_able else self.error)
+        elif outcome.error is not None:
+            work.blame(bundle, f"{outcome.error} (on {outcome.host})")
+        else:
+            work.finished(bundle, outcome.measured, outcome.seconds)
+            self.has_started, self.failures = True, 0
+
+
+def on_cluster(
+    address: str,
+    make: Callable[[], Any],
+    tasks: Sequence[Any],
+    *,
+    label: Callable[[Any], str] = str,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    wants_gpu: bool = False,
+    least_on_gpu: int = 1,
+    most_workers: int | None = None,
+    own_code: bool = True,
+    silent_after: float = 120.0,
+) -> Generator[State]:
+    """Measure tasks on a Ray cluster; yields the state of the work about twice a second.
+
+    Parameters
+    ----------
+    address
+        "local", "auto", "ray://host:port" or "host:port".
+    make
+        Function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
+    tasks
+        In the order in which they are handed out.
+    label
+        Function that describes a task in messages.
+    cpus, gpus
+        Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
+    least_on_gpu
+        Least number of tasks in a bundle for a worker with a GPU.
+    most_workers
+        By default as many as the cluster has room for.
+    own_code
+        Whether workers need the user's modules, which are then sent to them.
+    silent_after
+        Least number of seconds after which a worker that does not answer counts as dead.
+
+    Raises
+    ------
+    ValueError
+        If the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail.
+    TasksFailed
+        After all other tasks are done, if a task raised three times, or was alone on three workers that died.
+    """
+    for name, share in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0.001 <= share < 1e6):
+            raise ValueError(f"{name} = {shown(share)}: expected a number above 0 (at least 0.001)")
+    with connected(address) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = 1.0 if wants_gpu and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        needs = {"CPU": 1.0 if cpus is None else cpus, "GPU": gpus}
+        if not any(_room(node, needs) for node in nodes):
+            raise ValueError(f"cpus_per_worker = {needs['CPU']:g}, gpus_per_worker = {gpus:g}: no node has as many")
+        import uturn
+
+        start = ray.cloudpickle.dumps(make), os.getcwd(), _own_modules() if own_code else {}, uturn.__version__
+        work = _Tasks(tasks, label, least_on_gpu if gpus else 1)
+        try:
+            yield from _states(ray, work, needs, most_workers or len(tasks), start, silent_after)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise ValueError(f"the cluster does not answer ({one_line(error)}); run it again to resume") from None
+    if work.failed:
+        task, reason = next(iter(work.failed.items()))
+        more = f", and {len(work.failed) - 1} more" if len(work.failed) > 1 else ""
+        raise TasksFailed(f"{label(task)} failed ({reason}){more}; all other tasks are done; run it again to try those again")
+
+
+def _states(
+    ray: Any, work: _Tasks, needs: Mapping[str, float], most: int, start: tuple[Any, ...], silent_after: float
+) -> Generator[State]:
+    """Keep a worker in each place of the cluster, and give them bundles until no task is left."""
+    workers, failed_starts, able_at = list[_Worker](), 0, time.monotonic()
+    new_actor = ray.remote(Worker).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"]).remote
+
+    def end(worker: _Worker, reason: str) -> None:
+        """End a worker that died or hangs, and hand out its tasks again."""
+        nonlocal failed_starts
+        with suppress(Exception):
+            ray.kill(worker.actor)
+        failed_starts += not worker.has_started
+        if failed_starts > MOST_TRIES:
+            worker.answer, worker.failures, worker.error = None, MOST_TRIES, f"a worker did not start: {reason}"
+        else:
+            workers.remove(worker)
+        if worker.bundle:
+            work.blame(worker.bundle, f"the worker died ({reason})")
+
+    try:
+        while work.left:
+            # Nodes may have joined or died.
+            room = sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
+            for _ in range(min(room, most, len(work.left)) - len(workers)):
+                actor = new_actor(max(1, int(needs["CPU"])))
+                workers.append(_Worker(actor, actor.start.remote(*start)))
+            pending = {worker.answer: worker for worker in workers if worker.answer is not None}
+            for answer in ray.wait(list(pending), timeout=0.5)[0] if pending else ():
+                try:
+                    outcome = ray.get(answer)
+                except Exception as error:
+                    end(pending[answer], _reason(error))
+                else:
+                    pending[answer].read(outcome, work)
+            now, able = time.monotonic(), [worker for worker in workers if worker.is_able]
+            for worker in able:
+                if worker.bundle and now - worker.since > max(silent_after, work.patience()):
+                    end(worker, f"it did not answer for {now - worker.since:.0f} s")
+                elif not worker.bundle and (bundle := work.next(len(able))):
+                    worker.bundle, worker.since, worker.answer = bundle, now, worker.actor.measure.remote(bundle)
+            able_at = now if able else able_at
+            errors = [worker.error for worker in workers if worker.failures >= MOST_TRIES]
+            if errors and (len(errors) == len(workers) or now - able_at > _NO_WORKER):
+                raise ValueError(f"no node can measure: {errors[0]}")
+            if now - able_at > _NO_WORKER:
+                able_at = math.inf  # report this only once
+                wanted = " and ".join(f"{share:g} {name}" for name, share in needs.items() if share)
+                _log.warning(f"no worker has started yet: either no node has {wanted} free, or they still load their models")
+            if not pending:
+                time.sleep(0.5)
+            yield State(len(work.left), len(able))
+    finally:
+        if ray.is_initialized():  # otherwise the next call would connect to any Ray instance
+            with suppress(Exception):
+                for worker in workers:
+                    ray.kill(worker.actor)
+
+
+def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """Number of workers that a node has room for."""
+    return int(min(node.get(name, 0.0) / share for name, share in needs.items() if share) + 1e-9)
+
+
+def _own_modules() -> dict[str, str]:
+    """The modules that this process has imported and that are not installed, {relative path: source text}."""
+    paths = sysconfig.get_paths()
+    places = [*site.getsitepackages(), site.getusersitepackages(), *(paths[name] for name in ("stdlib", "purelib", "platlib"))]
+    installed = [Path(place).resolve() for place in (*places, str(Path(__file__).parents[2]))]
+    sources: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        path = Path(str(getattr(module, "__file__", None) or "")).resolve()
+        if path.suffix == ".py" and not name.startswith("__main") and not any(path.is_relative_to(place) for place in installed):
+            end = "/__init__.py" if path.name == "__init__.py" else ".py"
+            with suppress(OSError, UnicodeDecodeError):
+                sources[name.replace(".", "/") + end] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def _reason(error: BaseException) -> str:
+    """The reason for an actor's death, in words of Ray's long message."""
+    text = one_line(error, 4000)
+    known = re.search(r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died", text)
+    return known[0] if known else f"{type(error).__name__}: {text[:160]}"
