@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from uturn.store.objects import Objects
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
 from uturn.engine import measuring
 from uturn.store import objects, places
-from uturn.store.objects import Objects
 from uturn.store.places import ObjectPrefix
 from uturn.store.record import Store
 

@@ -263,13 +263,13 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     from uturn.store.record import Store
 
     opened = Store.open(store)
-    opened.check_coordinates()
+    opened.dataset()
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
     counts = Counter(states.values())
     summary = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        summary.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
+        summary.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
     out.print(f"{store}: {', '.join(summary)}")
     for task, state in states.items():
         if state == "damaged":

@@ -77,7 +77,7 @@ def images(
     ```
     """
     if until is not None:
-        from uturn.store.objects import is_url
+        from uturn.store.places import is_url
 
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
         return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)

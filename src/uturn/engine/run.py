@@ -23,8 +23,7 @@ from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import listening, progress_bar
 from uturn.engine.tasks import Tasks
-from uturn.store.objects import is_url
-from uturn.store.places import place_of
+from uturn.store.places import is_url, place_of
 from uturn.store.record import MemoryStore, Store, Task, warnings_of
 from uturn.store.resume import open_store
 
