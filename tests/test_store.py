@@ -221,6 +221,16 @@ def test_datasets_know_whether_they_are_complete(store, tmp_path):
     assert Store.open(store).dataset().attrs["missing_tasks"] == 1
 
 
+def test_chunks_of_any_nan_are_done(tmp_path):
+    """zarr stores no chunk of nothing but NaN, whose bits may differ."""
+    small = experiment(items=4, grammars=1, noise=[0.4])
+    opened = Store.create(tmp_path / "run", *layout_of(small, small.models()))
+    (task,) = opened.tasks()
+    opened.write(task, {name: np.full_like(values, -np.float32(np.nan)) for name, values in opened.read(task, 2).items()})
+    assert not (tmp_path / "run" / "belief" / "c").exists()
+    assert opened.states() == {task: ("done", 2)}
+
+
 def test_interrupted_runs_record_what_is_missing(tmp_path, monkeypatch):
     write, calls = Store.write, []
 

@@ -56,7 +56,7 @@ def run(
 
     Measures what U-turns change at each noise level: the share of unchanged latents at each tree level, the similarity in each
     layer of a network, and the readings of other probes. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
-    experiment with fewer items, noise levels, trajectories or clones, it is extended. With --out, the run is then studied, as
+    experiment with fewer items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
     With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as

@@ -31,6 +31,7 @@ PATIENCE = 120.0
 """Seconds for a request to object storage with all its repetitions."""
 REQUEST_SECONDS = 60.0
 """Seconds for one request, and one more for each megabyte that is sent."""
+_FIRST_WAIT = 0.1  # seconds between two repetitions, which double up to 15 s
 _MAY_PASS = re.compile(r"HTTP error|body error|timed? ?out|status code: (5\d\d|408|429)", re.IGNORECASE)
 _OBSTORE = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _NO_PATH = re.compile(r"[?#%*\\@\s\0]|(^|/)\.{0,2}(/|$)")  # in a URL: a user, a query, or parts that are empty, "." or ".."
@@ -91,7 +92,7 @@ class _Patient(WrapperStore[Any]):
     patience: float | None = None
 
     async def _again(self, request: Callable[[], Awaitable[_T]], size: int = 0) -> _T:
-        start, wait = time.monotonic(), 0.1
+        start, wait = time.monotonic(), _FIRST_WAIT
         while True:
             try:
                 return await asyncio.wait_for(request(), REQUEST_SECONDS + size / 1e6)
