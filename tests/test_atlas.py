@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
 import uturn as ut
+from forging import instructed
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions
 from uturn.cli.presets.atlas import RESULTS, chosen, measure_atlas, read_atlas
@@ -245,6 +246,7 @@ def test_chi_is_taken_at_its_peak_and_xi_in_pixels(finished):
         coords={"noise": [0.2, 0.5, 0.8], "log_snr": ("noise", [2.0, 0.5, -3.0]), "patches_distance": r},
         attrs={"spec": '{"probes": [{"type": "changes", "name": "patches"}]}'},
     )
+    forged = instructed(forged)
     values, remark = _of_changes(rows[0], ut.study(forged.isel(noise=[2, 0, 1])))
     # The interval of the peak reaches half a step beyond its level, on the axis arctan(sigma).
     sigma = np.tan([np.arctan(np.exp([-1, -0.25])).mean(), np.arctan(np.exp([-0.25, 1.5])).mean()])

@@ -49,14 +49,6 @@ def test_a_full_folder_is_replaced_only_where_asked(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "place"]
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    names = [".run.0123abcd.unfinished", ".run2.0123abcd.unfinished", "run.unfinished", "run"]
-    for name in names:
-        (tmp_path / name).mkdir()
-    files.remove_unfinished_folders(tmp_path / "run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
-
-
 def test_folders_change_places(tmp_path, monkeypatch):
     for with_system_call in (True, False):
         first, second = tmp_path / f"a{with_system_call}", tmp_path / f"b{with_system_call}"

@@ -14,6 +14,7 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
+from forging import instructed
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions, image_experiment
 from uturn.cli.presets.images import noise_levels
@@ -59,7 +60,7 @@ def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefi
     sigma = np.tan(np.pi / 2 * noise)
     with np.errstate(divide="ignore"):
         log_snr = -2 * np.log(sigma)
-    return xr.Dataset(
+    run = xr.Dataset(
         {
             f"{prefix}same_class": (dims, same[..., None]),
             f"{prefix}similarity": ((*dims, f"{prefix}network_layer"), similarity.clip(-1, 1)[:, :, None]),
@@ -78,6 +79,7 @@ def forged(star=0.53, width=0.1, num_items=400, num_layers=4, noise=NOISE, prefi
         },
         attrs=probes(prefix.removesuffix("_")),
     )
+    return instructed(run)
 
 
 def probes(*names):

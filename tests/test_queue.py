@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import threading
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -353,12 +354,10 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path, monkeypatch):
 
 
 def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
-    import zarr
-
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(zarr.Group, "create_array", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ValueError, match=r"cannot write .*No space left"):
         Store.create(tmp_path / "run", *LAYOUT)
     assert list(tmp_path.iterdir()) == []
@@ -382,7 +381,7 @@ def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     store = Store.create(tmp_path / "run", *LAYOUT)
     store.update(missing_tasks=0)  # the true number, 1, is to be written at the end
     monkeypatch.setattr(zarr.Array, "__setitem__", full)
-    monkeypatch.setattr(store.place, "change_root", full)
+    monkeypatch.setattr("uturn.store.record.write", full)
     with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*free some"), store.finishing() as call:
         call(store.write, next(store.tasks()), {"change": np.zeros(1)})
 

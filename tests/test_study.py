@@ -15,11 +15,9 @@ from scipy.stats import t as student
 from typer.testing import CliRunner
 
 import uturn as ut
+from forging import array, forge
 from uturn.cli import app
 from uturn.core.protocols import Variable
-from uturn.core.reading import Instructions
-from uturn.core.registry import PARTS, part_class
-from uturn.core.spec import filled
 from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.measures.statistics import replicates
@@ -31,11 +29,13 @@ from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.curves import with_interval
 from uturn.studies.difference import difference, draw_difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
-from uturn.studies.reading import DECLARED, _of_old_store, instructions_of
+from uturn.studies.reading import instructions_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
+RHM = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
+STRINGS = {"source": RHM, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
 NOISE = np.array([0.1, 0.3, 0.4, 0.7, 1.0])
 
 
@@ -620,107 +620,6 @@ def test_families_are_tested_together(strings):
     assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()  # more tests, larger p
 
 
-# --- stores of version 3 and the table of built-in probes ------------------------------------------------------------------
-
-
-def as_version_3(path):
-    """Turn a store into one of version 3: without reading instructions, and with defaults in its spec."""
-    group = zarr.open_group(path, mode="r+", use_consolidated=False)
-    for _, array in group.arrays():
-        array.attrs.put({key: value for key, value in array.attrs.items() if key not in ("reading", "clean")})
-    attributes = {"format": "uturn.store", "version": 3, "spec": json.dumps(filled(json.loads(group.attrs["spec"])))}
-    group.attrs.update(attributes)
-    zarr.consolidate_metadata(path)
-
-
-def test_a_store_of_version_3_gives_the_same_study(strings, tmp_path):
-    spec = json.loads(strings.attrs["spec"])
-    small = {**spec, "items": 20, "probes": [*spec["probes"], {"type": "changes"}]}
-    new = ut.study(ut.run(ut.Experiment.from_dict(small), tmp_path / "run"))
-    as_version_3(tmp_path / "run")
-    stored = Store.open(tmp_path / "run").dataset()
-    assert not any("reading" in values.attrs for values in stored.variables.values())
-    old = ut.study(stored)
-    assert old.reading.values.tolist() == new.reading.values.tolist()
-    assert {"unit_of_distance", "gap", "inversion"} <= set(old.variables)
-    bits = "bits_per_leaf"  # a store of version 3 does not say its value without noise
-    old, new = (found.sel(axis=found.axis.values != bits).drop_vars(bits) for found in (old, new))
-    xr.testing.assert_equal(old, new)
-    assert as_data(old)["readings"] == as_data(new)["readings"]
-
-
-RHM = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3}
-STRINGS = {"source": RHM, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
-VECTORS = {
-    "source": {"type": "gaussian_mixture", "dimension": 4, "num_modes": 2, "separation": 2.0},
-    "corruption": {"type": "gaussian", "noise": [0.5]},
-    "backward": {"type": "exact"},
-}
-IMAGES = {
-    "source": {"type": "fashion_mnist"},
-    "corruption": {"type": "diffusion", "noise": [0.5]},
-    "backward": {"type": "diffusion", "model": "fashion_mnist", "steps": 4},
-}
-TEXTS = {
-    "source": {"type": "tokens", "path": "embedded", "segments": ["."]},
-    "corruption": {"type": "masking", "noise": [0.5]},
-    "backward": {"type": "language", "model": "embedded"},
-}
-
-
-@pytest.mark.parametrize(
-    ("parts", "probes"),
-    [
-        (STRINGS, ["tree_levels", "parsed_levels", "messages", "tree_nodes", "changes"]),
-        (STRINGS, [{"type": "changes", "name": "leaf"}]),
-        (VECTORS, ["scales", "changes"]),
-        (IMAGES, [{"type": "network_layers", "labels": True}, "images", "changes"]),
-        (IMAGES, [{"type": "network_layers", "name": "small"}, {"type": "changes", "layer": "block3", "name": "deep"}]),
-        (TEXTS, ["kept_tokens", "tokens", "changes", "text_layers", {"type": "text_likelihood", "model": "same"}]),
-    ],
-    ids=["strings", "named", "vectors", "images", "networks", "texts"],
-)
-@pytest.mark.parametrize("clones", [1, 2])
-def test_the_table_agrees_with_what_probes_declare(parts, probes, clones):
-    tables = [{"type": probe} if isinstance(probe, str) else probe for probe in probes]
-    experiment = ut.Experiment.from_dict({"items": 4, "trajectories": 2, "clones": clones, **parts, "probes": tables})
-    declared = experiment.variables()
-    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(filled(experiment.to_dict()))}))
-    assert {name for name in table if not name.startswith("clone_")} >= {n for n in declared if not n.startswith("clone_")}
-    for name, variable in declared.items():
-        wanted = Instructions.model_validate(variable.instructions())
-        assert Instructions.model_validate(table[name]).model_copy(update=_ignored(wanted)) == wanted, name
-
-
-@pytest.mark.parametrize("name", [None, "own"])
-@pytest.mark.parametrize(
-    ("kind", "network"),
-    [
-        ("text_encoder", {"model": "folder"}),
-        ("perceptual", {"classifier": "torchvision:vgg16", "weights": "file"}),
-    ],
-)
-def test_the_table_agrees_with_probes_whose_networks_are_not_here(monkeypatch, kind, network, name):
-    for loader in ("text_encoder.sentences_of", "perceptual.distance_of"):
-        monkeypatch.setattr(f"uturn.probes.{loader}", lambda *_: None)
-    probe = part_class("probes", kind)(name=name, **network)
-    spec = {"source": {}, "probes": [{"type": kind, "name": name, **network}]}
-    table = _of_old_store(xr.Dataset(attrs={"spec": json.dumps(spec)}))
-    for variable, declared in probe.variables(None).items():
-        found = {key: value for key, value in table[variable].items() if key not in ("probe", "model")}
-        assert Instructions.model_validate(found) == Instructions.model_validate(declared.instructions())
-    assert table[variable]["probe"] == (name or kind)
-
-
-def _ignored(wanted):
-    """Fields of a twin that nobody reads, since it is a record."""
-    return {key: getattr(wanted, key) for key in ("group", "family", "bounds", "order")} if wanted.role == "record" else {}
-
-
-def test_the_table_names_built_in_probes():
-    assert set(DECLARED) <= set(PARTS["probes"])
-
-
 # --- damaged and hostile attributes -----------------------------------------------------------------------------------------
 
 WRONG = {
@@ -835,8 +734,7 @@ def test_nothing_in_an_attribute_is_executed(tmp_path, monkeypatch):
 def test_a_damaged_store_is_one_line_of_the_command(strings, tmp_path):
     spec = {**json.loads(strings.attrs["spec"]), "items": 4, "probes": [{"type": "tree_levels"}]}
     ut.run(ut.Experiment.from_dict(spec), tmp_path / "run")
-    zarr.open_group(tmp_path / "run", mode="r+", use_consolidated=False)["belief"].attrs["reading"] = '{"role": "x"}'
-    zarr.consolidate_metadata(tmp_path / "run")
+    forge(tmp_path / "run", lambda root: array(root, "belief")["attributes"].update(reading='{"role": "x"}'))
     done = CliRunner().invoke(app, ["study", str(tmp_path / "run")])
     assert isinstance(done.exception, ValueError)
     assert str(done.exception).startswith("belief: the attribute 'reading' is damaged (role")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import tiny_language
 import uturn as ut
+from forging import instructed
 from uturn import cli
 from uturn.cli import app
 from uturn.cli.presets import TextOptions
@@ -330,7 +331,7 @@ def forged(chi, noise, items=60, scatter=0.1, seed=0, probes=(), **more):
     kept = kept + 0.02 * rng.standard_normal((1, items, 1, 1)) * (noise * (1 - noise))[:, None, None, None]
     dims = ("noise", "item", "trajectory")
     covariance = np.tile(np.array([1.0, 0.5, 0.25, 0.125, 0.06]), (len(noise), items, 1))
-    return xr.Dataset(
+    run = xr.Dataset(
         {
             "kept": ((*dims, "span"), kept),
             "change_covariance": (("noise", "item", "distance"), covariance),
@@ -340,6 +341,7 @@ def forged(chi, noise, items=60, scatter=0.1, seed=0, probes=(), **more):
         coords={"noise": noise, "span": [1, 2], "distance": np.arange(5.0), "length": ("item", np.full(items, 5))},
         attrs={"spec": json.dumps({"source": {"type": "tokens"}, "probes": [*PROBES, *probes]})},
     )
+    return instructed(run)
 
 
 def said(found):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from forging import instructed
 from uturn.paper import text
 
 ITEMS = 40
@@ -26,7 +27,7 @@ def forged_curves(chi=lambda x: 1 + 3 * x * (1 - x), identity=1.0, reach=2.0, se
     covariance = covariance + 0.02 * rng.standard_normal(covariance.shape) * (r > 0)
     total = np.array([chi(x) for x in NOISE])[:, None] + 0.2 * rng.standard_normal((len(NOISE), ITEMS))
     dims = ("noise", "item", "trajectory")
-    return xr.Dataset(
+    run = xr.Dataset(
         {
             "kept": ((*dims, "span"), kept),
             "change_covariance": (("noise", "item", "distance"), covariance),
@@ -35,6 +36,7 @@ def forged_curves(chi=lambda x: 1 + 3 * x * (1 - x), identity=1.0, reach=2.0, se
         coords={"noise": NOISE, "span": [1, text.SPAN], "distance": r, "length": ("item", np.full(ITEMS, 32))},
         attrs={"spec": json.dumps({"probes": [{"type": "kept_tokens"}, {"type": "changes"}]})},
     )
+    return instructed(run)
 
 
 def forged_decoder(shift, gap, seed=1):

@@ -56,7 +56,7 @@ def run(
 
     Measures what U-turns change at each noise level: the share of unchanged latents at each tree level, the similarity in each
     layer of a network, and the readings of other probes. `xarray.open_zarr(STORE)` opens the results. If the store holds the same
-    experiment with fewer items, noise levels, trajectories or clones, it is extended. With --out, the run is then studied, as
+    experiment with fewer items, noise levels or trajectories, it is extended. With --out, the run is then studied, as
     `uturn study STORE --out FOLDER` does.
 
     With --set, a grid of experiments is run, each into the store STORE/NAME, where NAME holds the values, such as
@@ -263,13 +263,13 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     from uturn.store.record import Store
 
     opened = Store.open(store)
-    opened.check_coordinates()
+    opened.dataset()
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
     counts = Counter(states.values())
     summary = [f"{counts['done']} of {len(states)} tasks done", f"{counts['missing']} missing", f"{counts['damaged']} damaged"]
     if counts["part"]:
-        summary.insert(1, f"{counts['part']} with fewer trajectories or clones than the spec asks for")
+        summary.insert(1, f"{counts['part']} with fewer trajectories than the spec asks for")
     out.print(f"{store}: {', '.join(summary)}")
     for task, state in states.items():
         if state == "damaged":

@@ -73,7 +73,7 @@ def study(
     import os
 
     from uturn.pages.results import write_study, written
-    from uturn.store.objects import is_url
+    from uturn.store.places import is_url
     from uturn.studies import named_runs, summary, with_theory
     from uturn.studies.analysis import study as study_of_run
     from uturn.studies.difference import difference as of_pairs

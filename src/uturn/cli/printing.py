@@ -86,7 +86,7 @@ def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> No
     """The last line of a command: the file to open, or the command to run, next."""
     from rich.text import Text
 
-    from uturn.store.objects import is_url
+    from uturn.store.places import is_url
 
     if open is None:
         advice = Text(shlex.join(("uturn", *run)), "bold")

@@ -62,7 +62,7 @@ def images(
 
     Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
     image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
-    levels, trajectories or clones extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
+    levels or trajectories extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
     minutes.
 
     Example:
@@ -77,7 +77,7 @@ def images(
     ```
     """
     if until is not None:
-        from uturn.store.objects import is_url
+        from uturn.store.places import is_url
 
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
         return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)
@@ -112,7 +112,7 @@ def text(
 
     Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
     `study.json`, `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
-    running it again resumes. Larger numbers of items, levels, trajectories or clones extend the run. Without options, the command
+    running it again resumes. Larger numbers of items, levels or trajectories extend the run. Without options, the command
     runs the package's character model, in a few minutes.
 
     Example:
@@ -155,7 +155,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
 
     Writes the page `index.html` (truth, measurement, reconstructions and their spread at each strength), `inverse.json`,
     `inverse.csv`, `errors/`, the files of `uturn images`, and a store for each sampler. The command can be stopped at any
-    time; running it again resumes. More samplers, items, levels or clones extend the results. Without options, it tests two
+    time; running it again resumes. More samplers, items or levels extend the results. Without options, it tests two
     samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs uturn[inverse].
 
     Example:

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -126,16 +125,6 @@ def check_plain(path: str | os.PathLike[str]) -> None:
                         check_plain(entry.path)
     elif not stat.S_ISREG(mode):
         raise ValueError(f"{os.fspath(path)} is a link, a pipe or a device, which is not read")
-
-
-def remove_unfinished_folders(path: str | os.PathLike[str]) -> None:
-    """Remove unfinished folders of processes killed in `whole_folder(path)`; no process may be writing now."""
-    place = Path(path).resolve()
-    unfinished = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
-    with suppress(OSError):  # no permission to list the folder
-        for left in place.parent.iterdir():
-            if unfinished.fullmatch(left.name):
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:

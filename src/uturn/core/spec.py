@@ -1,4 +1,4 @@
-"""Builds the parts that the tables of a spec describe, checks that they fit together, and compares specs.
+"""Builds the parts that the tables of a spec describe, and checks that they fit together.
 
 Parts are named by a registry (built-in parts and parts of installed packages) or, if user-defined, by their import path,
 "module:Class". Importing user-defined parts runs their code, so only a spec given by the user may name them (`trusted`), not a
@@ -8,7 +8,6 @@ spec read from a store.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -21,9 +20,6 @@ from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class
 from uturn.core.protocols import PROTOCOLS, Channel
 from uturn.core.registry import PARTS, installed_part, installed_parts, part_class
-
-SIZES = ("items", "trajectories", "clones")
-"""Fields of a spec that a larger run of the same experiment may increase."""
 
 
 def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
@@ -112,7 +108,7 @@ def changed_options(part: Any) -> dict[str, Any]:
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A stored spec, or identity, completed by the defaults of built-in parts and one clone.
 
-    Tables of user-defined parts are unchanged. Stores of versions 3 and 4 contain all or most defaults.
+    Tables of user-defined parts are unchanged.
     """
 
     def full(idea: str, table: Any) -> Any:
@@ -126,47 +122,3 @@ def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec.get("probes"), list):
         tables["probes"] = [full("probes", table) for table in spec["probes"]]
     return {"clones": 1, **spec, **tables}
-
-
-# -- two specs --------------------------------------------------------------------------------------------------------
-
-
-def added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """Items, trajectories, clones and noise levels that the spec `mine` adds to a stored spec, as text; empty if none."""
-    try:
-        old_noise, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
-        if any(mine[key] < stored[key] for key in SIZES) or not set(old_noise) <= set(noise):
-            return []
-    except (KeyError, TypeError):  # the stored text is not the spec of an experiment; it has no sizes to compare
-        return []
-    additions = [f"{key} {stored[key]} -> {mine[key]}" for key in SIZES if mine[key] > stored[key]]
-    new = [f"{x:g}" for x in noise if x not in old_noise]
-    if new:
-        additions.append(f"noise {', '.join(new[:6])}{', ..' if len(new) > 6 else ''}")
-    return additions
-
-
-def with_size_of(mine: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored spec with the sizes, chunk, noise levels and, if items are added, grammars of a larger spec."""
-    sizes = {key: mine[key] for key in (*SIZES, "chunk")}
-    enlarged = {**stored, **sizes, "corruption": {**stored["corruption"], "noise": mine["corruption"]["noise"]}}
-    before, source = stored["source"], mine["source"]
-    countable = isinstance(before, dict) and isinstance(before.get("grammars"), int) and before["grammars"] > 0
-    if countable and isinstance(source.get("grammars"), int) and mine["items"] > stored["items"]:
-        enlarged["source"] = {**before, "grammars": source["grammars"]}  # originals are compared before the store is extended
-    return enlarged
-
-
-def differences(stored: Any, mine: Any, where: str) -> list[str]:
-    """Values in which two specs differ, one line each; `where`: path of the values in the spec."""
-    if isinstance(stored, dict) and isinstance(mine, dict):
-        return [
-            text
-            for key in sorted(set(stored) | set(mine))
-            for text in differences(stored.get(key), mine.get(key), f"{where}.{key}")
-        ]
-    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
-        pairs = enumerate(zip(stored, mine, strict=True))
-        return [text for k, (old, new) in pairs for text in differences(old, new, f"{where}[{k}]")]
-    same = json.dumps(stored) == json.dumps(mine)
-    return [] if same else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]

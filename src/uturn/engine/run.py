@@ -25,8 +25,7 @@ from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.tasks import Tasks
-from uturn.store.objects import is_url
-from uturn.store.places import place_of
+from uturn.store.places import is_url, place_of
 from uturn.store.record import MemoryStore, Store, Task, warnings_of
 from uturn.store.resume import open_store
 
@@ -60,9 +59,8 @@ def run(
         text; in memory if not given.
     resume : bool
         Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
-        more items, noise levels, trajectories or clones extends the store. Stored readings are kept, with three exceptions that
-        are measured again: a last block of items that was not full; readings that pool trajectories, if trajectories are added;
-        and readings that compare clones with each other, if clones are added.
+        more items, noise levels or trajectories extends the store. Stored readings are kept, with two exceptions that are
+        measured again: a last block of items that was not full; and readings that pool trajectories, if trajectories are added.
     workers : int or None
         Number of processes, which share the cores; by default 1. None chooses one process for exact inference, whose kernels
         use all cores, and one for each core for networks on the CPU. Several processes need a store, and a script guarded by

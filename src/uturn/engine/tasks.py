@@ -7,12 +7,9 @@ from itertools import groupby
 
 import numpy as np
 
-from uturn.core.contracts import check_first_clones
 from uturn.core.experiment import Experiment
-from uturn.core.own_parts import is_own
 from uturn.engine.measuring import measurements
-from uturn.store.places import called
-from uturn.store.record import MemoryStore, Store, Task
+from uturn.store.record import MemoryStore, Store, Task, called
 
 
 def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, int]:
@@ -77,14 +74,8 @@ class Tasks:
                 yield task
 
     def _write(self, task: Task, readings: dict[str, np.ndarray], first: int) -> None:
-        """Store the readings of a task, combined with the stored readings of its first trajectories or clones."""
+        """Store the readings of a task, combined with the stored readings of its first trajectories."""
         store = self.store
-        if isinstance(store, Store) and store.clones > 1 and not first:
-            measured, readings = readings, store.with_kept_clones(task, readings)
-            if is_own(self.experiment.parts.backward):
-                clone = {name: dims.index("clone") - 1 for name, dims in store.dims.items() if "clone" in dims}
-                again, known = ({name: some[name].take(0, k) for name, k in clone.items()} for some in (measured, readings))
-                check_first_clones(self.experiment.parts.backward, again, known, store.clones)
         if isinstance(store, Store) and first:
             before = store.read(task, first)
             axes = {name: variable.index("trajectory") - 1 for name, variable in store.dims.items() if "trajectory" in variable}

@@ -10,8 +10,8 @@ from uturn.core.checks import checked_path
 from uturn.core.files import whole_file
 from uturn.pages.collect import collect
 from uturn.pages.html import results_page
-from uturn.store.objects import is_url
 from uturn.store.outputs import OutputFolder, output_folder
+from uturn.store.places import is_url
 
 if TYPE_CHECKING:
     from uturn.pages.live import RunningStudy

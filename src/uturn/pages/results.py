@@ -18,8 +18,8 @@ from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
-from uturn.store.objects import Objects
 from uturn.store.outputs import OutputFolder, output_folder
+from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import as_data, records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.difference import data_of, draw_difference, frame_of
@@ -221,13 +221,10 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
 
 def _is_study(out: OutputFolder, name: str) -> bool:
     """Whether a folder was written by `write_study`; stores of runs and targets of links are never replaced."""
-    if out.is_remote:
-        content = Objects.at(out.where).read(f"{name}/zarr.json")
-    else:
-        path = out.path / name
-        if path.is_symlink() or not (path / "zarr.json").is_file():
-            return False
-        content = (path / "zarr.json").read_bytes()
+    if (out.path / name).is_symlink():
+        return False
+    with failures_named(out.where, "read it"):
+        content = read(files_at(out.where), f"{name}/{ROOT}")
     try:
         attributes = json.loads(content or b"")["attributes"]
         return {"description", "remark", "trajectories"} <= set(attributes)

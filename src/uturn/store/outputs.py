@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import checked_path
+from zarr.core.sync import sync
+
 from uturn.core.files import named_errors
-from uturn.store.objects import Objects, checked_url, is_url
-from uturn.store.places import ObjectPrefix
+from uturn.store.places import at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
+
+_NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
 
 @dataclass(frozen=True)
@@ -54,35 +57,36 @@ class OutputFolder:
         if self.is_remote:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
-            if "." in name and not name.endswith(".zarr"):
-                content = Objects.at(self.where).read(name)
-                if content is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(content)
-            else:
-                ObjectPrefix(self.place(name)).fetch(path)
+            files = files_at(self.where)
+            with failures_named(self.where, f"read {name}"):
+                keys = [name, *listed(files, f"{name}/")]
+                if outside := [key for key in keys if _NO_FILE.search(key)]:
+                    raise ValueError(f"{self.where} holds {outside[0]!r}, which is no name of a file; remove it")
+                for key, content in zip(keys, at_once(self.where, lambda key: read(files, key), keys), strict=True):
+                    if content is not None:
+                        (self.path / key).parent.mkdir(parents=True, exist_ok=True)
+                        (self.path / key).write_bytes(content)
         return path
 
     def push(self, *names: str) -> None:
         """Update the URL from the working copy: files and folders of these names are written or removed there."""
         if not self.is_remote:
             return
-        objects = Objects.at(self.where)
+        files = files_at(self.where)
         for name in names:
             path = self.path / name
-            if path.is_dir():
-                with ObjectPrefix(self.place(name)).whole() as folder:
-                    shutil.copytree(path, folder, dirs_exist_ok=True)
-            elif path.exists():
-                objects.write(name, path.read_bytes())
-            else:
-                objects.remove([name, *objects.listed(f"{name}/")])
+            with failures_named(self.where, f"write {name}"):
+                write(files, name, path.read_bytes()) if path.is_file() else sync(files.delete(name))
+            if not path.is_file():
+                replace(self.place(name), path)
 
     def names(self, name: str) -> list[str]:
         """Names of the files and folders in a subfolder ("" is the folder itself)."""
-        if self.is_remote:
-            return sorted(Objects.at(self.where).names(name))
-        return sorted(path.name for path in (self.path / name).glob("*"))
+        if not self.is_remote:
+            return sorted(path.name for path in (self.path / name).glob("*"))
+        prefix = f"{name}/" if name else ""
+        with failures_named(self.where, "list it"):
+            return sorted({key.removeprefix(prefix).split("/")[0] for key in listed(files_at(self.where), prefix)})
 
 
 @contextmanager
@@ -91,18 +95,17 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
 
     A kept copy is always the same folder in the user's cache, because specs contain the paths of networks in it.
     """
-    if not is_url(value):
-        yield OutputFolder.of(checked_path(name, value))
-        return
-    url = checked_url(name, value)
-    if kept:
+    where = place_of(name, value)
+    if not is_url(where):
+        yield OutputFolder.of(where)
+    elif kept:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "uturn" / hashlib.sha256(url.encode()).hexdigest()[:16]
+        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]
         with named_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        yield OutputFolder(url, path)
-        return
-    with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
-        copy = Path(folder, url.rstrip("/").rpartition("/")[2])  # pages show the name of their folder
-        copy.mkdir()
-        yield OutputFolder(url, copy)
+        yield OutputFolder(where, path)
+    else:
+        with tempfile.TemporaryDirectory(prefix="uturn-") as folder:
+            copy = Path(folder, where.rpartition("/")[2])  # pages show the name of their folder
+            copy.mkdir()
+            yield OutputFolder(where, copy)

@@ -1,9 +1,14 @@
 """Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task.
 
 A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
-then a record: the numbers of trajectories and clones that are done, and for every variable a digest of its values, its noise
-level and its items. Therefore workers need no locks, and a chunk in the wrong place is detected. Only `Store.states` decides
-which tasks are done; the attributes `complete` and `missing_tasks` store its result.
+then its record: the numbers of trajectories and items that are done, and a digest of their values, noise level and items.
+Therefore workers need no locks, and what is lost, damaged or in the wrong place is noticed. Only `Store.states` decides which
+tasks are done.
+
+`zarr.json` holds the metadata of all arrays and is the only metadata that is read. Its attribute `digest` covers all of it, and
+`labels` the values of each coordinate. A store grows in place: new noise levels, items and trajectories are appended, and
+`zarr.json` is written last, so a process that is killed at any write leaves the smaller run. The attribute `levels` has the noise
+levels in the order in which they were appended; `Store.dataset` gives them in the order of the spec.
 """
 
 from __future__ import annotations
@@ -11,43 +16,59 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
+import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, groupby, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import zarr
-from numcodecs.zstd import decompress
+from numcodecs.zstd import compress, decompress
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.registry import register_codec
 
-from uturn.core.checks import StoreError, checked_integer, one_line, shown
-from uturn.core.files import named_errors
+from uturn.core.checks import StoreError, one_line, shown
+from uturn.core.files import check_plain, whole_folder
 from uturn.core.protocols import Coordinates
 from uturn.core.protocols import Variable as Variable
-from uturn.store.objects import AT_ONCE, StorageError
-from uturn.store.places import Place, called, place_of
+from uturn.store.places import (
+    AT_ONCE,
+    ROOT,
+    at_once,
+    failures,
+    failures_named,
+    files_at,
+    is_empty,
+    is_url,
+    listed,
+    place_of,
+    read,
+    whole,
+    write,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT, VERSION = "uturn.store", 5
-_READABLE = (3, 4, VERSION)  # version 3 lacks reading instructions; specs up to version 4 contain defaults
+FORMAT, VERSION = "uturn.store", 6
 State = Literal["done", "part", "missing", "damaged"]
+GROWING = ("noise", "item", "trajectory")
+"""Dims along which a store grows."""
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
+_ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that the chunk stays as it is when the run grows
 _MOST_TASKS = 2**24
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
-_CLONES_AT = 32  # bit of the first number of a record where the number of clones begins; 0 stands for all clones
-_TOLERANCE = 1e-7  # tolerance of coordinates, since versions may use different quadratures
+_OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
+_INTERRUPTED_SECONDS = 5.0  # for a request to object storage with all its repetitions, after an interruption
 _T = TypeVar("_T")
 
 
@@ -92,17 +113,20 @@ class Blocks:
 
     def items(self, task: Task) -> np.ndarray:
         """Item numbers of a task."""
-        start = task.item_block * self.chunk
-        return np.arange(start, min(start + self.chunk, self.num_items))
+        span = self._span(task)
+        return np.arange(span.start, span.stop)
+
+    def _span(self, task: Task) -> slice:
+        return slice(task.item_block * self.chunk, min((task.item_block + 1) * self.chunk, self.num_items))
+
+    def place(self, task: Task) -> tuple[float, int, int]:
+        """Noise level, first and last item of a task."""
+        span = self._span(task)
+        return float(self.noise[task.noise_index]), span.start, span.stop - 1
 
     def words(self, task: Task) -> str:
         """A task as text: its noise level and its items."""
-        items = self.items(task)
-        return f"noise {self.noise[task.noise_index]:g}, items {items[0]}..{items[-1]}"
-
-    def _region(self, task: Task) -> tuple[slice, slice]:
-        start = task.item_block * self.chunk
-        return slice(task.noise_index, task.noise_index + 1), slice(start, start + self.chunk)
+        return "noise {:g}, items {}..{}".format(*self.place(task))
 
 
 class MemoryStore(Blocks):
@@ -116,8 +140,8 @@ class MemoryStore(Blocks):
         self.noise, self.num_items, self.chunk = list(coordinates["noise"][1]), len(coordinates["item"][1]), chunk
         self.variables, self.coordinates, self.attributes = variables, coordinates, attributes
         self.dims = {name: variable.dims for name, variable in variables.items()}
-        shapes = {name: _shape(variable, coordinates) for name, variable in variables.items()}
-        self.values = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+        sizes = {dim: len(values) for dim, (_, values, _) in coordinates.items()}
+        self.values = {name: np.full([sizes[dim] for dim in dims], np.nan, np.float32) for name, dims in self.dims.items()}
         self.missing = set(self.tasks())
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -127,7 +151,7 @@ class MemoryStore(Blocks):
     def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
         """Store the readings of a task, {variable: array (items, ...)}."""
         for name, values in self.values.items():
-            values[self._region(task)] = arrays[name][None]
+            values[task.noise_index, self._span(task)] = arrays[name]
         self.missing.discard(task)
 
     def update(self, **attributes: Any) -> None:
@@ -151,106 +175,137 @@ class MemoryStore(Blocks):
 
 
 class Store(Blocks):
-    """The results of a run in a folder or on object storage: created once, filled task by task.
+    """The results of a run in a folder or on object storage: created once, filled task by task. `xarray.open_zarr` reads them."""
 
-    `xarray.open_zarr` reads them.
-    """
+    def __init__(self, where: str) -> None:
+        self.where, self.files = where, files_at(where)
+        if not is_url(where):
+            check_plain(os.path.realpath(where))
+        root = self._root()
+        self.attributes: dict[str, Any] = root["attributes"]
+        form, version = self.attributes.get("format"), self.attributes.get("version")
+        if (form, version) != (FORMAT, VERSION):
+            raise ValueError(f"it has format {shown(form)} and version {shown(version)}, not {FORMAT!r} and {VERSION}")
+        if self.attributes.get("digest") != _digest(root):
+            raise ValueError(f"{ROOT} is not as uturn.run or uturn.readings wrote it (Dataset.to_zarr writes no digests)")
+        spec = json.loads(self.attributes["identity"])
+        super().__init__(spec["chunk"], spec["items"], spec["corruption"]["noise"])
+        self.trajectories, self.clones, self.variables = spec["trajectories"], spec.get("clones", 1), self.attributes["variables"]
+        arrays = {name: about for name, about in root["consolidated_metadata"]["metadata"].items() if "shape" in about}
+        self.labels: dict[str, str] = json.loads(self.attributes["labels"])
+        self._check_sizes(arrays)
+        # The settings of zarr are not thread-safe, so all arrays are opened here.
+        with zarr.config.set({"codecs.zstd": f"{__name__}.{_Bounded.__name__}"}):
+            group: Any = zarr.open_group(self.files, mode="r+", use_consolidated=True, zarr_format=3)
+            self.arrays: dict[str, Any] = {name: group[name] for name in arrays}
+        self.dims = {name: tuple(arrays[name]["dimension_names"]) for name in (*self.variables, *self.labels)}
+        self.levels: list[float] = json.loads(self.attributes["levels"])
+        self._rows = [self.levels.index(level) for level in self.noise]
 
-    def __init__(self, group: zarr.Group, place: Place) -> None:
-        self.group, self.place, self.where = group, place, place.where
-        self.chunk = int(group.attrs["chunk"])  # type: ignore[arg-type]
-        self.variables = [str(name) for name in group.attrs["variables"]]  # type: ignore[union-attr]
-        self._arrays: dict[str, Any] = {}
-        self._array(_RECORDS)  # opened here, like the variables, because zarr's settings are not thread-safe
-        self.dims = {name: tuple(self._array(name).metadata.dimension_names) for name in self.variables}
-        self.num_items = int(self._array("item").shape[0])
-        self.trajectories = int(self._array("trajectory").shape[0])
-        self.clones = int(self._array("clone").shape[0]) if "clone" in group else 1
-        self._identity = place.identity()
+    def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
+        """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
+        sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
+        if len(self.noise) * self.num_items > _MOST_TASKS * self.chunk:
+            raise ValueError(f"it has more than {_MOST_TASKS} tasks")
+        for name, about in arrays.items():
+            if not {codec["name"] for codec in about["codecs"]} <= _CODECS:
+                raise ValueError(f"{name}: its codecs are not those of a store")
+            dims, shape, chunks = (about.get("dimension_names") or (), about["shape"], about["chunk_grid"]["configuration"])
+            if any(sizes.get(dim, size) != size for dim, size in zip(dims, shape, strict=name != _RECORDS)):
+                raise ValueError(f"{name}: its shape {shown(shape)} is not that of the run")
+            if name in self.labels and max(math.prod(shape), math.prod(chunks["chunk_shape"])) > _MOST_LABELS:
+                raise ValueError(f"{name}: it has more than {_MOST_LABELS} labels")
 
     @classmethod
     def create(
         cls,
-        path: str | Path | Place,
+        place: str | Path,
         variables: Mapping[str, Variable],
         coordinates: Coordinates,
         chunk: int,
         attributes: Mapping[str, Any],
     ) -> Store | None:
-        """Create an empty store at a place.
-
-        The store appears there in one step, so an interruption leaves no store or a complete one. Returns None if another
-        process has created a store there in the meantime.
-        """
-        place = place_of("store", path)
+        """Create an empty store at a place, completely or not at all; None if another process has done so in the meantime."""
+        where, new = place_of("store", place), _laid_out(variables, coordinates, chunk, attributes)
         try:
-            with place.whole(replace=False) as unfinished:
-                _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
-        except StorageError:
+            if is_url(where):
+                files, root = files_at(where), new.pop(ROOT)
+                with failures_named(where, "make the store"):
+                    at_once(where, lambda key: write(files, key, new[key]), new)
+                    sync(files.set_if_not_exists(ROOT, default_buffer_prototype().buffer.from_bytes(root)))
+            else:
+                with whole_folder(where, replace=False) as folder:
+                    _write_into(folder, new)
+        except StoreError:
             raise
         except ValueError:
-            if not place.is_empty():
+            if not is_empty(where):
                 return None
             raise
-        return cls.open(place)
+        return cls.open(where)
 
     @classmethod
-    def open(cls, path: str | Path | Place) -> Store:
-        """Open an existing store at a path or URL; ValueError if there is none, or if its layout is damaged."""
-        place = place_of("store", path)
-        path = place.where
-        if place.is_empty():
-            raise ValueError(f"no store at {path}; `uturn run SPEC --store {path}` makes one")
-        advice = "if it was cut short while being copied, copy it again; else choose another folder"
-        try:
-            place.check_plain()
-            target = place.target()
-            group = zarr.open_group(target, mode="r+", use_consolidated=False, zarr_format=3)
-            form, version = (group.attrs.get(key) for key in ("format", "version"))
-            if form != FORMAT or version not in _READABLE:
-                advice = "another version of uturn or another program made it"
-                raise ValueError(f"it has format {shown(form)} and version {shown(version)}, not {FORMAT!r} and {VERSION}")
-            if _RECORDS not in group:
-                advice = "copy it again; if Dataset.to_zarr wrote it, give `store` to uturn.run or uturn.readings instead"
-                raise ValueError("its readings have no digests")
-            _check_layout(group, zarr.open_group(target, mode="r", use_consolidated=True, zarr_format=3))
-            return cls(group, place)
-        except StorageError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is not a readable store: {_reason(error)}; {advice}") from None
+    def open(cls, place: str | Path) -> Store:
+        """Open an existing store at a path or URL; ValueError if there is none, or if its metadata are damaged."""
+        where = place_of("store", place)
+        if is_empty(where):
+            raise ValueError(f"no store at {where}; `uturn run SPEC --store {where}` makes one")
+        with _readable(where):
+            return cls(where)
 
-    def restore(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
-        """Check the layout against the spec, and rewrite damaged coordinates.
+    def grow(
+        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
+    ) -> Store:
+        """Make room for a larger run, which contains all noise levels, items and trajectories of this one; the larger store.
 
-        Real coordinates may differ by 1e-7 (absolute plus relative). Noise levels must be equal, since the digests of readings
-        contain them.
+        Stored labels of coordinates stay, bit for bit. A last block of items that was not full is measured again.
         """
-        layout = {name: (variable.dims, _shape(variable, coordinates)) for name, variable in variables.items()}
-        stored_layout = {name: (self.dims[name], self._array(name).shape) for name in self.variables}
-        different = [name for name in {**stored_layout, **layout} if stored_layout.get(name) != layout.get(name)]
-        shapes = {name: np.shape(values) for name, (_, values, _) in coordinates.items()}
-        different += [name for name in shapes if _decoded(lambda name: self._array(name).shape, name) != shapes[name]]
+        self._check_alike(variables, coordinates)
+        levels = [*self.levels, *(level for level in coordinates["noise"][1] if level not in self.levels)]
+        in_rows = {}
+        for name, (dims, _, attrs) in coordinates.items():
+            labels, stored = _in_rows(coordinates[name], coordinates, levels), self._stored(name)
+            if stored is not None and _agree(stored, labels):
+                labels[tuple(map(slice, stored.shape))] = stored
+            in_rows[name] = dims, labels, attrs
+        chunks = {name: array.chunks for name, array in self.arrays.items()}
+        new = _laid_out(variables, in_rows, chunk, {**attributes, "key": self.attributes["key"]}, chunks)
+        with failures_named(self.where, "extend the store"):
+            root = new.pop(ROOT)
+            at_once(self.where, lambda key: write(self.files, key, new[key]), new)
+            self._current_root()
+            write(self.files, ROOT, root)
+        return Store.open(self.where)
+
+    def mend(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
+        """Write damaged coordinates again. Real numbers may differ by 1e-7, since versions may use different quadratures."""
+        self._check_alike(variables, coordinates)
+        for name in self.labels:
+            expected, stored = _in_rows(coordinates[name], coordinates, self.levels), self._stored(name)
+            if stored is None or stored.shape != expected.shape or not _agree(stored, expected):
+                warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
+                with failures_named(self.where, f"write {name}"):
+                    self.arrays[name][...] = _writable(expected)
+                self.labels[name] = _digest_of_labels(expected)
+                self.update(labels=json.dumps(self.labels))
+
+    def _check_alike(self, variables: Mapping[str, Variable], coordinates: Coordinates) -> None:
+        """ValueError unless variables and coordinates have the dims that are stored, and sizes along dims that do not grow."""
+        layout = {name: variable.dims for name, variable in variables.items()}
+        layout |= {name: dims for name, (dims, _, _) in coordinates.items()}
+        different = [name for name in {**self.dims, **layout} if self.dims.get(name) != layout.get(name)]
+        different += [
+            name for name in self.labels if name in layout and name not in GROWING and self.dims[name] == (name,)
+            and self.arrays[name].shape != np.shape(coordinates[name][1])
+        ]  # fmt: skip
         if different:
             raise ValueError(
                 f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
             )
-        for name, (_, values, _) in coordinates.items():
-            expected, stored = _writable(values), self._stored(name)
-            if stored is None or not _agree(stored, expected, 0 if name == "noise" else _TOLERANCE):
-                warnings.warn(f"{self.where}: the coordinate {name} is damaged; it is written again", stacklevel=3)
-                with named_errors(self.where):
-                    self._array(name)[...] = expected
-        self.noise = [float(x) for x in coordinates["noise"][1]]
-
-    @cached_property
-    def noise(self) -> list[float]:
-        """The noise levels in the store."""
-        return [float(x) for x in np.asarray(self.coordinate("noise")).ravel()]
 
     def coordinate(self, name: str) -> np.ndarray | None:
-        """Values of a coordinate in the store; None if there is no coordinate of this name."""
-        if _decoded(self.group.__contains__, name) is False:
+        """Labels of a coordinate, in the order of the arrays; None if there is no coordinate of this name."""
+        if name not in self.labels:
             return None
         values = self._stored(name)
         if values is None:
@@ -261,36 +316,11 @@ class Store(Blocks):
         return values
 
     def _stored(self, name: str) -> np.ndarray | None:
-        """Values of a coordinate; None if they cannot be read. Up to version 4 stores have no chunks of zeros."""
-        array = _decoded(self._array, name)
-        if array is None or array.size > _MOST_LABELS:
-            return None
-        chunks = 0 if not array.size or self.group.attrs["version"] in (3, 4) else _decoded(lambda: array.nchunks)
-        if chunks is None or len(_keys_under(self.group.store, f"{name}/c/")) < chunks:
-            return None
-        values = _decoded(array.__getitem__, ...)
-        return None if values is None else np.asarray(values)
-
-    def check_coordinates(self) -> None:
-        """ValueError if a coordinate cannot be read: one that a variable, the consolidated metadata or a folder names."""
-        written = zarr.open_group(self.group.store, mode="r", use_consolidated=True, zarr_format=3)
-        named = {*chain(*self.dims.values()), *written.array_keys()}
-        for names in (lambda: named, lambda: set(self.group.array_keys()) - named):
-            if (found := _decoded(names)) is None:
-                raise ValueError(f"{self.where}: a coordinate is damaged; copy the store again")
-            for name in found.difference(self.variables):
-                if self.coordinate(name) is None:
-                    raise ValueError(f"{self.where}: the coordinate {name} is missing; copy the store again")
-                # Another store in the same folder may have left a further axis of noise, or other metadata.
-                if name not in written or written[name].metadata.to_dict() != self._array(name).metadata.to_dict():
-                    raise ValueError(
-                        f"{self.where}: the coordinate {name} is not of this store; copy the store into an empty folder"
-                    )
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """A copy of the attributes."""
-        return dict(self.group.attrs)
+        """Labels of a coordinate; None unless they are those that were written."""
+        with failures_named(self.where, f"read {name}"):
+            values = _decoded(self.arrays[name].__getitem__, ...)
+        sound = values is not None and _digest_of_labels(np.asarray(values)) == self.labels[name]
+        return np.asarray(values) if sound else None
 
     @property
     def is_made_elsewhere(self) -> bool:
@@ -298,153 +328,105 @@ class Store(Blocks):
         return json.loads(self.attributes["identity"]).get("backward") == {"type": "readings"}
 
     def update(self, **attributes: Any) -> None:
-        """Write attributes, in one atomic step."""
-        with named_errors(self.where):  # keep the consolidated metadata, which zarr's own update drops
-            self.place.change_root(lambda layout: layout["attributes"].update(attributes))
-        self.group.metadata.attributes.update(attributes)
+        """Write attributes, in one step; StoreError if another process has extended the store in the meantime."""
+        with failures_named(self.where, f"write {ROOT}"):
+            root = self._current_root()
+            root["attributes"] |= attributes
+            write(self.files, ROOT, _signed(root))
+        self.attributes |= attributes
+
+    def _root(self) -> Any:
+        content = read(self.files, ROOT)
+        if content is None:
+            raise ValueError(f"it has no {ROOT}")
+        return json.loads(content)
+
+    def _current_root(self) -> Any:
+        """The content of `zarr.json`, in which another process may have changed attributes but not the run."""
+        root = self._root()
+        if root["attributes"]["identity"] != self.attributes["identity"]:
+            raise StoreError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
+        return root
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
-        """State of each task, and its number of finished trajectories.
+        """State of each task (by default of all), and its number of trajectories done, 0 for "missing" and "damaged".
 
-        "done": all trajectories and clones. "part": fewer, since some were added to the run. "missing": no record, or no
-        chunk. "damaged": the record or the values cannot be read, or the values do not match the digests in the record. The
-        number of trajectories is 0 for "missing", "damaged", and tasks with fewer clones, which are measured again completely.
-
-        Parameters
-        ----------
-        tasks
-            All tasks by default.
-        look
-            Whether to read all readings. If False, damaged values are not detected.
+        "done": all trajectories. "part": fewer, since some were added to the run. "missing": no record, or one of fewer items.
+        "damaged": the record or the readings cannot be read, or do not match; `look`: whether all readings are read to see this.
         """
-        written = set().union(*(_keys_under(self.group.store, f"{name}/c/") for name in self.variables))
-        records, tasks = self._records(), list(self.tasks() if tasks is None else tasks)
+        records = self._records(list(self.tasks() if tasks is None else tasks))
 
         def state(task: Task) -> tuple[State, int]:
-            record = records[task.noise_index, task.item_block]
-            count, clones = self._held(record)
-            if count == 0 or not written.issuperset(self._chunk_key(name, task) for name in self.variables):
+            count, items, digest = records[task]
+            if count == 0 or items < len(self.items(task)):
                 return "missing", 0
-            if count > self.trajectories or clones > self.clones or (look and not self._is_sound(task, record)):
+            if count > self.trajectories or items > len(self.items(task)):
                 return "damaged", 0
-            if clones < self.clones:
-                return "part", 0
+            if look and ((values := _decoded(self.read, task, count)) is None or self._digest(task, values) != digest):
+                return "damaged", 0
             return ("done" if count == self.trajectories else "part"), count
 
-        return dict(zip(tasks, self.place.at_once(state, tasks), strict=True))
+        with failures_named(self.where, "read the readings"):
+            return dict(zip(records, at_once(self.where, state, records), strict=True))
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
         """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
-        return {task: count for task, (_, count) in self._checked(tasks).items()}
-
-    def recorded(self, tasks: Sequence[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task according to its record; damaged readings are not detected.
-
-        Tasks with damaged records count as missing.
-        """
-        counts: dict[Task, int] = {}
-        for level, group in groupby(sorted(tasks, key=lambda task: task.noise_index), key=lambda task: task.noise_index):
-            blocks = [task.item_block for task in group]
-            # One read for the whole span, since the records of a bundle are close together.
-            records = self._records_in(slice(level, level + 1), slice(min(blocks), max(blocks) + 1))[0]
-            for block in blocks:
-                count, clones = self._held(records[block - min(blocks)])
-                counts[Task(level, block)] = count if clones == self.clones else 0
-        return counts
-
-    def forget(self, tasks: Iterable[Task]) -> None:
-        """Clear the records of tasks with damaged readings."""
-        for task in tasks:
-            self._array(_RECORDS)[task.noise_index, task.item_block] = 0
-
-    def _checked(self, tasks: Iterable[Task]) -> dict[Task, tuple[State, int]]:
-        """States of tasks; warns of damaged tasks."""
         states = self.states(tasks)
         for task in (task for task, (state, _) in states.items() if state == "damaged"):
-            self._check_still_there()
-            chunk = self._chunk_key(self.variables[0], task)
             warnings.warn(
-                f"{self.where}: the chunk {chunk} ({self.words(task)}) is damaged: it cannot be read, or holds the values of "
-                f"another noise level or other items; it is computed again",
+                f"{self.where}: a chunk of {self.words(task)} is damaged: it cannot be read, or holds the values of another "
+                f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
-        return states
+        return {task: count for task, (_, count) in states.items()}
 
-    def _held(self, record: np.ndarray) -> tuple[int, int]:
-        """Numbers of trajectories and clones stored for a task with this record."""
-        clones, trajectories = divmod(int(record[0]), 2**_CLONES_AT)
-        return trajectories, clones or self.clones
+    def recorded(self, tasks: Iterable[Task]) -> dict[Task, int]:
+        """Number of trajectories done of each task according to its record, which is fast; damaged readings are not noticed."""
+        return {task: count for task, (_, count) in self.states(tasks, look=False).items()}
 
-    def _is_sound(self, task: Task, record: np.ndarray) -> bool:
-        """Whether the readings of a task match the digests of its record."""
-        values = _decoded(self.read, task, *self._held(record))
-        digests = None if values is None else [self._digest(name, task, values[name]) for name in self.variables]
-        return digests == record[1:].tolist()
+    def forget(self, tasks: Iterable[Task]) -> None:
+        """Clear the records of tasks."""
+        for task in tasks:
+            self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0
 
-    def read(self, task: Task, trajectories: int, clones: int | None = None) -> dict[str, np.ndarray]:
-        """Stored readings of the first trajectories and clones (by default all) of a task, {variable: float32 (items, ...)}."""
-        stored = {name: self._array(name)[self._region(task)][0] for name in self.variables}
-        return {name: self._first(name, values, trajectories, clones) for name, values in stored.items()}
+    def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
+        """Stored readings of the first trajectories of a task, {variable: float32 (items, ...)}."""
+        return {name: self.arrays[name][self._region(name, task, trajectories)] for name in self.variables}
 
-    def write(
-        self, task: Task, arrays: Mapping[str, np.ndarray], trajectories: int | None = None, clones: int | None = None
-    ) -> None:
-        """Store the readings of the first trajectories and clones of a task (by default all), {variable: array (items, ...)}.
-
-        Readings that compare clones with each other are stored only if all clones are present.
-        """
-        count = self.trajectories if trajectories is None else trajectories
-        fewer_clones = clones is not None and clones < self.clones
-        record = [count + (clones << _CLONES_AT if clones is not None and fewer_clones else 0)]
-        name, chunks = _RECORDS, {}
-        try:
-            self._check_still_there()
-            for name in self.variables:
-                if (count < self.trajectories or fewer_clones) and "trajectory" in self.dims[name]:
-                    full = np.full((len(self.items(task)), *self._array(name).shape[2:]), np.nan, np.float32)
-                    values = self._first(name, full, count, clones)
-                    if values.size:
-                        values[...] = arrays[name]
-                else:
-                    values = full = np.ascontiguousarray(arrays[name], np.float32)
-                record.append(self._digest(name, task, values))
-                chunks[name] = full[None]
-            self.place.at_once(lambda name: self._array(name).__setitem__(self._region(task), chunks[name]), chunks)
-            name = _RECORDS
-            self._array(_RECORDS)[task.noise_index, task.item_block] = np.array(record, np.uint64)
-        except OSError as error:
-            raise StoreError(
-                f"{self.where}: cannot write {name} ({error.strerror or error}); what was written before is safe: free some "
-                f"space, or give access, and run it again to resume"
-            ) from None
-
-    def with_kept_clones(self, task: Task, readings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Readings of a task to which clones were added, with the stored readings of its first clones put in their places."""
-        record = _decoded(self._array(_RECORDS).__getitem__, (task.noise_index, task.item_block))
-        joined = dict(readings)
-        if record is None:  # damaged
-            return joined
-        trajectories, clones = self._held(record)
-        if trajectories and clones < self.clones and self._is_sound(task, record):
-            for name, values in self.read(task, trajectories, clones).items():
-                if "clone" in self.dims[name] and values.size:
-                    joined[name] = np.array(joined[name], np.float32)
-                    self._first(name, joined[name], trajectories, clones)[...] = values
-        return joined
+    def write(self, task: Task, readings: Mapping[str, np.ndarray]) -> None:
+        """Store the readings of a task, {variable: array (items, ...)}, and then its record."""
+        values = {name: np.ascontiguousarray(readings[name], np.float32) for name in self.variables}
+        record = np.array([self.trajectories, len(self.items(task)), self._digest(task, values)], np.uint64)
+        with failures_named(self.where, f"write {self.words(task)}"):
+            at_once(self.where, lambda name: self.arrays[name].__setitem__(self._region(name, task), values[name]), values)
+            self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = record
 
     @contextmanager
-    def finishing(self) -> Iterator[Callable[..., None]]:
-        """Context that writes the number of missing tasks to the attributes at its end, also after an interruption.
+    def finishing(self) -> Iterator[Callable[..., Any]]:
+        """Context whose value calls a function that writes: immediately, or in threads if it waits for a network.
 
-        Its value calls a function that writes, as in `Place.in_background`.
+        The number of missing tasks is written to the attributes at its end, also after an interruption.
         """
+        pending: deque[Future[Any]] = deque()
+
+        def in_background(function: Callable[..., Any], *args: Any) -> None:
+            pending.append(pool.submit(function, *args))
+            if len(pending) > AT_ONCE:
+                pending.popleft().result()
+
         try:
-            with self.place.in_background() as call:
-                yield call
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                try:
+                    yield in_background if is_url(self.where) else called
+                    for future in pending:
+                        future.result()
+                except BaseException:
+                    self.files.patience = _INTERRUPTED_SECONDS  # type: ignore[attr-defined]
+                    raise
         except BaseException as error:
-            if not isinstance(error, StorageError):  # a storage that does not answer cannot be written to
-                with suppress(ValueError):  # on a full disk, the first error is the one to report
+            if not isinstance(error, StoreError):  # a disk or a storage that failed cannot be written to
+                with suppress(ValueError):
                     self._finish()
             raise
         self._finish()
@@ -454,9 +436,7 @@ class Store(Blocks):
             self.update(complete=missing == 0, missing_tasks=missing)
 
     def _num_missing(self, look: bool) -> int:
-        levels, blocks, _ = self._array(_RECORDS).shape
-        done = sum(state == "done" for state, _ in self.states(self._recorded_tasks(), look=look).values())
-        return levels * blocks - done
+        return sum(state != "done" for state, _ in self.states(look=look).values())
 
     def dataset(self, look: bool = True) -> xr.Dataset:
         """The run as a labelled dataset, read lazily.
@@ -466,171 +446,50 @@ class Store(Blocks):
         """
         import xarray as xr
 
-        if look:
-            self.check_coordinates()
-        # Attributes in a store that would rescale values or convert them to dates are ignored.
-        try:
-            ds = xr.open_zarr(
-                self.group.store, zarr_format=3, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False
-            )
+        for name in self.labels if look else ():
+            self.coordinate(name)
+        with _readable(self.where):  # attributes that would rescale values or convert them to dates are ignored
+            ds = xr.open_zarr(self.files, zarr_format=3, consolidated=True, chunks=None, mask_and_scale=False, decode_times=False)
             ds = ds.set_coords(set(ds.data_vars).difference(self.variables))  # CF has no names with blanks
-        except StorageError:
-            raise
-        except Exception as error:  # xarray raises many kinds for metadata of coordinates that are damaged
-            raise ValueError(f"{self.where} is not a readable store: {_reason(error)}; copy it again") from None
+            ds = ds if self._rows == list(range(len(self.levels))) else ds.isel(noise=self._rows)
+            ds.attrs = {name: value for name, value in ds.attrs.items() if name not in (*_OWN, "coordinates")}
         if not look:
             return ds
         missing = self._num_missing(look=True)
         return ds.assign_attrs(complete=missing == 0, missing_tasks=missing)
 
-    # -- a larger run --------------------------------------------------------------------------------------------------
-    def extend(
-        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
-    ) -> Store:
-        """Replace this store by the store of a larger run, with the present readings; returns the new store.
+    # -- places --------------------------------------------------------------------------------------------------------
+    def _region(self, name: str, task: Task, trajectories: int | None = None) -> tuple[int | slice, ...]:
+        """Indices of the readings of a task in the array of a variable."""
+        first = slice(self.trajectories if trajectories is None else trajectories)
+        rest = (first if dim == "trajectory" else slice(None) for dim in self.dims[name][2:])
+        return self._rows[task.noise_index], self._span(task), *rest
 
-        The larger run contains all noise levels, items, trajectories and clones of this run. Its store is filled in another
-        folder and replaces this store in one step, so an interruption leaves the old store or the new one.
-        """
-        with self.place.whole() as unfinished:
-            _laid_out(str(unfinished), variables, coordinates, chunk, attributes)
-            larger = Store.open(unfinished)
-            held, tasks = self._held_by(self._checked(self.tasks())), larger.tasks()
-            while some := list(islice(tasks, AT_ONCE)):  # in groups, to limit memory
-                stored = self.place.at_once(
-                    lambda task: self._readings_of(larger.noise[task.noise_index], larger.items(task), held), some
-                )
-                for task, (readings, count, clones) in zip(some, stored, strict=True):
-                    for name in readings:
-                        if "clone" in larger.dims[name] and "clone" not in self.dims[name]:
-                            readings[name] = np.expand_dims(readings[name], larger.dims[name].index("clone") - 1)
-                    if count:
-                        larger.write(task, readings, count, clones)
-            larger._finish()
-        return Store.open(self.place)
+    def _digest(self, task: Task, values: Mapping[str, np.ndarray]) -> int:
+        """64-bit digest of the readings of a task, its noise level, its items and the experiment for which the store was made."""
+        digest = hashlib.blake2b(f"{self.attributes['key']} {self.place(task)}".encode(), digest_size=8)
+        for name in self.variables:
+            one_nan = np.where(np.isnan(values[name]), np.float32(np.nan), values[name])  # zarr stores no chunk of NaN
+            digest.update(f" {name} {values[name].shape} ".encode() + one_nan.tobytes())
+        return int.from_bytes(digest.digest(), "little")
 
-    def _readings_of(
-        self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]
-    ) -> tuple[dict[str, np.ndarray], int, int]:
-        """Readings of items at a noise level, and numbers of their trajectories and clones, 0 unless all items are stored.
-
-        `held`: numbers of trajectories and clones of each task that can be read.
-        """
-        tasks, count, clones = self._tasks_with(noise, items, held)
-        if not tasks:
-            return {}, 0, 0
-        stored = [self.read(task, count, clones) for task in tasks]
-        first = items[0] - tasks[0].item_block * self.chunk
-        joined = {name: np.concatenate([values[name] for values in stored]) for name in self.variables}
-        return {name: values[first : first + len(items)] for name, values in joined.items()}, count, clones
-
-    def _tasks_with(self, noise: float, items: np.ndarray, held: Mapping[Task, tuple[int, int]]) -> tuple[list[Task], int, int]:
-        """The tasks that hold items at a noise level, and the numbers of trajectories and clones of all of them.
-
-        None unless all items are held.
-        """
-        if noise not in self.noise or items[-1] >= self.num_items:
-            return [], 0, 0
-        blocks = range(items[0] // self.chunk, items[-1] // self.chunk + 1)
-        tasks = [Task(self.noise.index(noise), block) for block in blocks]
-        if not held.keys() >= set(tasks):
-            return [], 0, 0
-        count, clones = (min(held[task][k] for task in tasks) for k in (0, 1))
-        return tasks, count, clones
-
-    def held_of(self, blocks: Blocks, clones: int) -> dict[Task, int]:
-        """Numbers of stored trajectories of the tasks of a run, which may be larger; readings are not checked."""
-        held, counts = self._held_by(self.states(look=False)), {}
-        for task in blocks.tasks():
-            _, count, of_each = self._tasks_with(blocks.noise[task.noise_index], blocks.items(task), held)
-            counts[task] = count if of_each == clones else 0
-        return counts
-
-    def _held_by(self, states: Mapping[Task, tuple[State, int]]) -> dict[Task, tuple[int, int]]:
-        """Numbers of stored trajectories and clones of the readable tasks."""
-        records = self._records()
-        sound = [task for task, (state, _) in states.items() if state in ("done", "part")]
-        return {task: self._held(records[task.noise_index, task.item_block]) for task in sound}
-
-    def _check_still_there(self) -> None:
-        """ValueError if another process has replaced this store by that of a larger run."""
-        if self.place.identity() != self._identity:
-            raise StoreError(f"{self.where}: another process has extended the store in the meantime; run it again to resume")
-
-    # -- arrays --------------------------------------------------------------------------------------------------------
-    def _array(self, name: str) -> Any:
-        if name not in self._arrays:
-            # By default zarr does not write chunks that hold only NaN (unknown labels, images that are not kept), and their tasks
-            # would stay missing. This setting of the opened array is not stored.
-            bounded = f"{__name__}.{_Bounded.__name__}"
-            with zarr.config.set({"array.write_empty_chunks": True, "codecs.zstd": bounded}):
-                array: Any = self.group[name]
-            if not {codec["name"] for codec in array.metadata.to_dict()["codecs"]} <= _CODECS:
-                raise ValueError(f"{name}: its codecs are not those of a store")
-            self._arrays[name] = array
-        return self._arrays[name]
-
-    def _first(self, name: str, values: np.ndarray, trajectories: int, clones: int | None = None) -> np.ndarray:
-        """Values (items, ...) of the first trajectories and clones; all values if the variable has no dim "trajectory".
-
-        No values for a variable that compares clones with each other, unless `clones` is the number of all clones.
-        """
-        dims = self.dims[name]
-        if "trajectory" not in dims:
-            return values
-        clones = self.clones if clones is None else clones
-        if clones < self.clones and name.removeprefix("clone_") in self.dims and name.startswith("clone_"):
-            clones = 0
-        several = (slice(clones),) if "clone" in dims else ()
-        return values[(slice(None),) * (dims.index("trajectory") - 1) + (slice(trajectories), *several)]
-
-    def _digest(self, name: str, task: Task, values: np.ndarray) -> int:
-        """64-bit digest of values, variable, noise level and items."""
-        items = self.items(task)
-        about = f"{name} {self.noise[task.noise_index].hex()} {items[0]}..{items[-1]} {values.shape} "
-        values = np.ascontiguousarray(values, np.float32)
-        return int.from_bytes(hashlib.blake2b(about.encode() + values.tobytes(), digest_size=8).digest(), "little")
-
-    def _records(self) -> np.ndarray:
-        """Records of all tasks. Where most are missing, those are not requested: a forged shape may promise millions."""
-        records, tasks = np.zeros(self._array(_RECORDS).shape, np.uint64), self._recorded_tasks()
-        if 8 * len(tasks) >= records.shape[0] * records.shape[1]:  # reading all is faster
-            return self._records_in(slice(None), slice(None))
-        for task, record in zip(tasks, self.place.at_once(self._record_of, tasks), strict=True):
-            records[task.noise_index, task.item_block] = record
-        return records
-
-    def _recorded_tasks(self) -> list[Task]:
-        """The tasks that have a record, sound or damaged."""
-        levels, blocks, _ = self._array(_RECORDS).shape
-        keys = (re.fullmatch(rf"{_RECORDS}/c/(\d+)/(\d+)/0", key) for key in _keys_under(self.group.store, f"{_RECORDS}/c/"))
-        tasks = sorted((int(key[1]), int(key[2])) for key in keys if key)
-        return [Task(level, block) for level, block in tasks if level < levels and block < blocks]
-
-    def _record_of(self, task: Task) -> np.ndarray:
-        level, block = task.noise_index, task.item_block
-        return self._records_in(slice(level, level + 1), slice(block, block + 1))[0, 0]
-
-    def _records_in(self, levels: slice, blocks: slice) -> np.ndarray:
-        """Number of trajectories done and digests of all variables, uint64 (noise levels, blocks of items, 1 + variables).
-
-        Zero for missing tasks, and the largest uint64 for damaged records.
-        """
-        array = self._array(_RECORDS)
-        records = _decoded(array.__getitem__, (levels, blocks))
-        if records is not None:
-            return records
-        rows, columns = range(array.shape[0])[levels], range(array.shape[1])[blocks]
-        records = np.full((len(rows), len(columns), array.shape[2]), np.iinfo(np.uint64).max)
-        for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
-            record = _decoded(array.__getitem__, (row, column))
-            if record is not None:
-                records[i, j] = record
-        return records
-
-    def _chunk_key(self, name: str, task: Task) -> str:
-        rest = self._array(name).ndim - 2
-        return "/".join([name, "c", str(task.noise_index), str(task.item_block), *["0"] * rest])
+    def _records(self, tasks: Sequence[Task]) -> dict[Task, tuple[int, int, int]]:
+        """Trajectories, items and digest of each task; 0 for missing records, 2^64 - 1 for damaged ones."""
+        found: dict[Task, tuple[int, int, int]] = dict.fromkeys(tasks, (0, 0, 0))
+        at = {task: (self._rows[task.noise_index], task.item_block) for task in tasks}
+        with failures_named(self.where, "read the records"):
+            if len(at) > AT_ONCE:  # records that do not exist are not requested: a forged shape may promise millions
+                keys = set(listed(self.files, f"{_RECORDS}/c/"))
+                at = {task: (row, block) for task, (row, block) in at.items() if f"{_RECORDS}/c/{row}/{block}/0" in keys}
+            if not at:
+                return found
+            array, low, high = self.arrays[_RECORDS], np.min(list(at.values()), 0), np.max(list(at.values()), 0) + 1
+            small = np.prod(high - low) <= 8 * len(at)
+            span = _decoded(array.__getitem__, tuple(map(slice, low.tolist(), high.tolist()))) if small else None
+            for task, place in at.items():
+                record = _decoded(array.__getitem__, place) if span is None else span[tuple(place - low)]
+                found[task] = (2**64 - 1,) * 3 if record is None else tuple(record.tolist())
+        return found
 
 
 def open_run(path: str | Path) -> xr.Dataset:
@@ -642,11 +501,11 @@ def open_run(path: str | Path) -> xr.Dataset:
     return ds
 
 
-def write_run(place: Place, run: MemoryStore) -> None:
+def write_run(place: str, run: MemoryStore) -> None:
     """Write a finished run to a place in one step, as `run` stores its results."""
-    with place.whole() as unfinished:
-        _laid_out(str(unfinished), run.variables, run.coordinates, run.chunk, run.attributes)
-        store = Store.open(unfinished)
+    with whole(place) as folder:
+        _write_into(folder, _laid_out(run.variables, run.coordinates, run.chunk, run.attributes))
+        store = Store.open(folder)
         fill(store, run.values)
         store._finish()
 
@@ -654,7 +513,7 @@ def write_run(place: Place, run: MemoryStore) -> None:
 def fill(store: MemoryStore | Store, arrays: Mapping[str, np.ndarray]) -> None:
     """Write all tasks of a store from the readings of a whole run, {variable: array (noise, items, ..)}."""
     for task in store.tasks():
-        store.write(task, {name: values[store._region(task)][0] for name, values in arrays.items()})
+        store.write(task, {name: values[task.noise_index, store.items(task)] for name, values in arrays.items()})
 
 
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
@@ -666,126 +525,126 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
 
 
-def _decoded(read: Callable[..., _T], *args: Any) -> _T | None:
+def called(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function."""
+    function(*args)
+
+
+def _decoded(function: Callable[..., _T], *args: Any) -> _T | None:
     """The result of a function that reads; None if zarr cannot decode the data, for which it raises many kinds of errors."""
     try:
-        return read(*args)
-    except StorageError:  # the storage failed; the chunks may be intact
+        return function(*args)
+    except failures():  # the storage failed; the data may be intact
         raise
     except Exception:
         return None
 
 
-def _keys_under(store: Any, prefix: str) -> list[str]:
-    async def collected() -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
-
-    return sync(collected())
-
-
-def _reason(error: Exception) -> str:
-    """The reason for which a store cannot be opened, as text."""
-    if isinstance(error, FileNotFoundError | FileExistsError):
-        return "it is no folder with a zarr.json"
-    if isinstance(error, json.JSONDecodeError):
-        return f"its metadata are not valid JSON ({one_line(error)})"
-    return f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
-
-
-def _check_layout(group: zarr.Group, consolidated: zarr.Group) -> None:
-    """ValueError, KeyError or TypeError if attributes, arrays and the consolidated metadata do not agree."""
-    attrs: Any = dict(group.attrs)
-    arrays: Any = group
-    names, chunk = attrs["variables"], checked_integer("chunk", attrs["chunk"], 1)
-    identity, *others = (json.loads(attrs[name]) for name in ("identity", "spec", "models"))
-    levels, items = (arrays[dim].shape[0] for dim in ("noise", "item"))
-    sizes = {"items": items, "trajectories": arrays["trajectory"].shape[0], "chunk": chunk}
-    sizes["clones"] = arrays["clone"].shape[0] if "clone" in group else 1
-    agree = {
-        "variables": isinstance(names, list) and len(names) > 0,
-        "spec and models": all(isinstance(table, dict) for table in others),
-        "coordinates": not {"noise", "item", "trajectory", *names} & set(str(attrs.get("coordinates")).split()),
-        "identity": {"clones": 1, **identity} | sizes == {"clones": 1, **identity}
-        and len(identity["corruption"]["noise"]) == levels,
-        "dims": all(
-            arrays[dim].metadata.dimension_names == (dim,) for dim in ("noise", "item", "trajectory", "clone") if dim in group
-        ),
-        "number of tasks": levels * items <= _MOST_TASKS * chunk,  # a forged shape could exhaust the memory
-        _RECORDS: arrays[_RECORDS].shape == (levels, -(-items // chunk), 1 + len(names)) and arrays[_RECORDS].fill_value == 0,
-    }
-    for name in names:
-        array = arrays[name]
-        shape = sum((arrays[dim].shape for dim in array.metadata.dimension_names), ())
-        agree[name] = (
-            array.shape == shape
-            and shape[:2] == (levels, items)
-            and array.chunks == (1, min(chunk, items), *shape[2:])
-            and array.dtype == np.float32
-            and np.isnan(array.fill_value)
-            and set(array.attrs) - {"reading"} == {"long_name"}
-            and consolidated[name].metadata.to_dict() == array.metadata.to_dict()
-        )
-    for name, agrees in agree.items():
-        if not agrees:
-            raise ValueError(f"{name}: its layout does not agree with the others")
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Context that turns all errors of damaged metadata, of which zarr and xarray raise many kinds, into a ValueError."""
+    try:
+        with failures_named(where, "open the store") if is_url(where) else nullcontext():
+            yield
+    except StoreError:
+        raise
+    except Exception as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise ValueError(f"{where} is not a readable store: {reason}; copy it again, or choose another folder") from None
 
 
 def _laid_out(
-    target: Any,
     variables: Mapping[str, Variable],
     coordinates: Coordinates,
     chunk: int,
     attributes: Mapping[str, Any],
-) -> zarr.Group:
-    """Create the arrays and attributes of an empty store in an empty zarr group."""
-    group = zarr.open_group(target, mode="w", zarr_format=3)
-    compressors = (ZstdCodec(level=3), Crc32cCodec())
+    chunks: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, bytes]:
+    """The files of an empty store, {key: bytes}. `chunks`: shapes of the chunks of a smaller run."""
+    made: dict[str, Any] = {}
+    group: Any = zarr.open_group(zarr.storage.MemoryStore(made), mode="w", zarr_format=3)
+    sizes = {dim: len(values) for dim, (_, values, _) in coordinates.items()}
+    checked = (ZstdCodec(level=3), Crc32cCodec())
     for name, (dims, values, attrs) in coordinates.items():
-        array = _writable(values)
-        made = group.create_array(
+        array, room = _writable(values), _ROOM if len(dims) == 1 else _ROOM // 64
+        group.create_array(
             name,
             shape=array.shape,
+            chunks=tuple(room if dim in GROWING else max(size, 1) for dim, size in zip(dims, array.shape, strict=True)),
             dtype=str if array.dtype == object else array.dtype,
             dimension_names=dims,
-            compressors=compressors,  # with a checksum, since no digest protects labels
+            compressors=checked,
             attributes=attrs,
-            config={"write_empty_chunks": True},  # write every chunk, so that a missing file is detected
-        )
-        if array.size:
-            made[...] = array
-    for name, variable in variables.items():
-        shape = _shape(variable, coordinates)
+        )[...] = array
+    # A task has chunks of its own, also after the run has grown: a number of items that divides `chunk` and holds all.
+    block = next(k for k in range(min(chunk, sizes["item"]), chunk + 1) if chunk % k == 0)
+    for name, one in variables.items():
+        shape = tuple(sizes[dim] for dim in one.dims)
         group.create_array(
             name,
             shape=shape,
-            chunks=(1, min(chunk, shape[1]), *shape[2:]),
+            chunks=chunks[name] if chunks else (1, block, *shape[2:]),
             dtype="float32",
             fill_value=float("nan"),
-            dimension_names=variable.dims,
-            compressors=compressors,
-            attributes=attributes_of(variable),
+            dimension_names=one.dims,
+            compressors=checked,
+            attributes=attributes_of(one),
         )
-    levels, blocks = len(coordinates["noise"][1]), -(-len(coordinates["item"][1]) // chunk)
-    group.create_array(
-        _RECORDS,
-        shape=(levels, blocks, 1 + len(variables)),
-        chunks=(1, 1, 1 + len(variables)),
-        dtype="uint64",
-        fill_value=0,
-        compressors=compressors,
-        attributes={"long_name": "trajectories (and clones) done, then a digest of every variable"},
-    )
-    # CF convention: names of the coordinates that are not dims, separated by blanks.
-    others = " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,) and not any(map(str.isspace, name)))
-    about = _about(chunk, variables, levels * blocks)
-    group.attrs.update({**about, "coordinates": others, **attributes})
-    _consolidate(target)
-    return group
+    shape = (sizes["noise"], -(-sizes["item"] // chunk), 3)
+    about: dict[str, Any] = {"long_name": "trajectories and items done, and a digest of their readings"}
+    group.create_array(_RECORDS, shape=shape, chunks=(1, 1, 3), dtype="uint64", compressors=checked, attributes=about)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(group.store, zarr_format=3)
+    files = {key: content.to_bytes() for key, content in made.items()}
+    root = json.loads(files[ROOT])
+    root["attributes"] = {
+        **_about(chunk, variables, shape[0] * shape[1]),
+        # CF convention: names of the coordinates that are not dims, separated by blanks.
+        "coordinates": " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,) and len(name.split()) == 1),
+        "levels": json.dumps(np.asarray(coordinates["noise"][1]).tolist()),
+        "labels": json.dumps({name: _digest_of_labels(np.asarray(values)) for name, (_, values, _) in coordinates.items()}),
+        "key": hashlib.sha256(f"{attributes['identity']} {attributes['models']}".encode()).hexdigest()[:16],
+        **attributes,
+    }
+    return {**files, ROOT: _signed(root)}
 
 
 def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]:
     about = {"format": FORMAT, "version": VERSION, "chunk": chunk, "variables": list(variables)}
     return {**about, "complete": missing == 0, "missing_tasks": missing}
+
+
+def _signed(root: Any) -> bytes:
+    """The content of `zarr.json`, with its digest."""
+    root["attributes"]["digest"] = _digest(root)
+    return json.dumps(root, indent=2).encode()
+
+
+def _digest(root: Any) -> str:
+    """Digest of all metadata in `zarr.json`, which decide how readings are read, without this digest."""
+    attributes = {name: value for name, value in root["attributes"].items() if name != "digest"}
+    return hashlib.sha256(json.dumps({**root, "attributes": attributes}, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_labels(values: np.ndarray) -> str:
+    data = np.ascontiguousarray(values).tobytes() if values.dtype.kind in "biufmM" else json.dumps(values.tolist()).encode()
+    return hashlib.sha256(f"{values.shape} ".encode() + data).hexdigest()[:16]
+
+
+def _write_into(folder: Path, files: Mapping[str, bytes]) -> None:
+    for key, content in files.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(content)
+
+
+def _in_rows(coordinate: Any, coordinates: Coordinates, levels: Sequence[float]) -> np.ndarray:
+    """A copy of the values of a coordinate, with its noise levels in the order of the arrays."""
+    dims, values, _ = coordinate
+    noise = np.asarray(coordinates["noise"][1]).tolist()
+    rows = [noise.index(level) for level in levels]
+    values = as_read(values)
+    return values.take(rows, axis=dims.index("noise")) if "noise" in dims else values.copy()
 
 
 def attributes_of(variable: Variable) -> dict[str, Any]:
@@ -797,7 +656,7 @@ def attributes_of(variable: Variable) -> dict[str, Any]:
 def _writable(values: Any) -> np.ndarray:
     """Values of a coordinate in the types of zarr: text as objects."""
     array = np.asarray(values)
-    return array.astype(object) if array.dtype.kind == "U" else array
+    return array.astype(object) if array.dtype.kind in "UT" else array
 
 
 def as_read(values: Any) -> np.ndarray:
@@ -806,22 +665,12 @@ def as_read(values: Any) -> np.ndarray:
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array
 
 
-def _agree(stored: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
-    """Whether two coordinates agree: text and integers exactly, real numbers up to a tolerance; NaN equals NaN."""
-    if stored.dtype.kind == wanted.dtype.kind == "f" and stored.shape == wanted.shape:
-        return bool(np.allclose(stored, wanted, rtol=tolerance, atol=tolerance, equal_nan=True))
-    return np.array_equal(stored, wanted)
-
-
-def _shape(variable: Variable, coordinates: Coordinates) -> tuple[int, ...]:
-    return tuple(len(coordinates[dim][1]) for dim in variable.dims)
-
-
-def _consolidate(where: Any) -> None:
-    """Collect the metadata of all arrays in the file that readers open first."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(where, zarr_format=3)
+def _agree(stored: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether labels agree with the first ones of those expected; real numbers up to 1e-7, and NaN equals NaN."""
+    first = expected[tuple(map(slice, stored.shape))]
+    if stored.dtype.kind == first.dtype.kind == "f" and stored.shape == first.shape:
+        return bool(np.allclose(stored, first, rtol=1e-7, atol=1e-7, equal_nan=True))
+    return np.array_equal(stored, first)
 
 
 class Scratch:
@@ -830,23 +679,9 @@ class Scratch:
     def __init__(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> None:
-        self._files: dict[str, Any] = {}
-        group = _laid_out(zarr.storage.MemoryStore(self._files), variables, coordinates, chunk, attributes)
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            self._arrays: dict[str, Any] = {name: group[name] for name in (*variables, _RECORDS)}
-        self.files, self.size = len(self._files), sum(map(len, self._files.values()))
+        files = _laid_out(variables, coordinates, chunk, attributes)
+        self.files, self.size = len(files), sum(map(len, files.values()))
 
     def sizes_of(self, readings: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Bytes of the files of a task with these readings (items, ...), and of its record (under the name "")."""
-        sizes = {
-            name: self._written(name, (slice(1), *map(slice, values.shape)), np.asarray(values, np.float32)[None])
-            for name, values in readings.items()
-        }
-        digests = np.random.default_rng(0).integers(2**63, size=len(readings), dtype=np.uint64)
-        return {**sizes, "": self._written(_RECORDS, (0, 0), np.r_[np.uint64(1), digests])}
-
-    def _written(self, name: str, place: Any, values: np.ndarray) -> int:
-        before = set(self._files)
-        self._arrays[name][place] = values
-        (new,) = set(self._files) - before
-        return len(self._files.pop(new))
+        return {**{name: len(compress(np.asarray(values, np.float32).tobytes(), 3)) for name, values in readings.items()}, "": 40}

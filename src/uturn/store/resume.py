@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,17 @@ import numpy as np
 from uturn.core import random
 from uturn.core.checks import shown
 from uturn.core.contracts import checked_blocks, checked_text
+from uturn.core.files import locked_folder
 from uturn.core.own_parts import is_own
 from uturn.core.protocols import Coordinates
-from uturn.core.spec import added, build, differences, filled, with_size_of
-from uturn.store.places import Place
+from uturn.core.spec import build
+from uturn.store.places import is_empty, is_url
 from uturn.store.record import Blocks, MemoryStore, Store, Task
 
 _log = logging.getLogger("uturn")
 
 
-def open_store(experiment: Any, store: Place | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
+def open_store(experiment: Any, place: str | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
     """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
 
     Without a place the results are kept in memory.
@@ -33,31 +36,27 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
     """
     models = experiment.models()
     layout = layout_of(experiment, models)
-    if store is None:
+    if place is None:
         return MemoryStore(*layout)
-    if store.is_empty():
-        opened = Store.create(store, *layout)
-        if opened is not None:
-            return opened
+    if is_empty(place):
+        if (made := Store.create(place, *layout)) is not None:
+            return made
     elif not resume:
-        raise ValueError(f"{store.where} exists already; choose another folder, or resume it (resume=True)")
-    with store.locked():  # only one process at a time extends the store
-        opened = Store.open(store)
+        raise ValueError(f"{place} exists already; choose another folder, or resume it (resume=True)")
+    with nullcontext() if is_url(place) else locked_folder(Path(place).resolve().parent):  # one process at a time extends it
+        opened = Store.open(place)
         new, changes, stale = _compared(experiment, opened, models, accept_changes)
         _check_contents(layout[1], opened)
-        store.remove_unfinished()
         if stale:
             levels = ", ".join(f"{level:g}" for level in sorted(stale))
-            _log.info(f"{store.where}: the data of the backward at noise {levels} have changed; they are measured again")
+            _log.info(f"{place}: the data of the backward at noise {levels} have changed; they are measured again")
             opened.forget(task for task in opened.tasks() if opened.noise[task.noise_index] in stale)
         if new:
-            _check_originals(experiment, opened, filled(json.loads(opened.attributes["identity"])))
-            accepted = opened.attributes.get("accepted_changes")
-            opened = opened.extend(*layout)
-            if accepted is not None:
-                opened.update(accepted_changes=accepted)
-            _log.info(f"{store.where} is extended by {', '.join(new)}")
-        opened.restore(*layout[:2])
+            _check_originals(experiment, opened)
+            accepted = {name: opened.attributes[name] for name in ("accepted_changes",) if name in opened.attributes}
+            opened = opened.grow(*layout[:3], layout[3] | accepted)
+            _log.info(f"{place} is extended by {', '.join(new)}")
+        opened.mend(*layout[:2])
         if json.loads(opened.attributes["models"]) != models:
             opened.update(models=json.dumps(models), missing_data=layout[3].get("missing_data", "{}"))
         if changes:
@@ -66,18 +65,18 @@ def open_store(experiment: Any, store: Place | None, resume: bool, accept_change
     return opened
 
 
-def trajectories_done(experiment: Any, store: Place | None) -> dict[Task, int]:
+def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
     """Number of trajectories of each task of an experiment that a store already holds. Changes nothing.
 
     Readings are not checked, so damaged ones count as done. ValueError if the store holds another experiment.
     """
     blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
-    if store is None or store.is_empty():
+    if place is None or is_empty(place):
         return dict.fromkeys(blocks.tasks(), 0)
-    opened = Store.open(store)
+    opened = Store.open(place)
     _, _, stale = _compared(experiment, opened, experiment.models(), True)
-    held = opened.held_of(blocks, experiment.clones)
-    return {task: 0 if blocks.noise[task.noise_index] in stale else count for task, count in held.items()}
+    done = {opened.place(task): count for task, count in opened.recorded(opened.tasks()).items()}
+    return {task: 0 if blocks.noise[task.noise_index] in stale else done.get(blocks.place(task), 0) for task in blocks.tasks()}
 
 
 def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, dict[str, Any]]:
@@ -110,28 +109,26 @@ def _compared(
 
     ValueError for any other difference, and for changed code without `accept_changes`.
     """
-    store, made = opened.where, opened.attributes.get("random_version", 1)
-    if made != random.VERSION:
-        raise ValueError(
-            f"{store} was made with version {shown(made)} of the random numbers, and this version of uturn draws version "
-            f"{random.VERSION}; choose another folder"
-        )
-    stored, mine = (filled(identity) for identity in (json.loads(opened.attributes["identity"]), experiment.identity()))
-    new = added(stored, mine)
+    stored, mine = json.loads(opened.attributes["identity"]), json.loads(json.dumps(experiment.identity()))
+    stored["random numbers"], mine["random numbers"] = opened.attributes["random_version"], random.VERSION
     known = json.loads(opened.attributes["models"])
-    user_defined = {name for name, part in experiment.labelled() if is_own(part)}
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     stale = experiment.parts.backward.stale(known["backward"], opened.noise) if "backward" in changed & known.keys() else None
-    if stale is not None:
-        changed.remove("backward")
+    user_defined = {name for name, part in experiment.labelled() if is_own(part)}
     acceptable = sorted(key for key in changed if key.endswith(".code") or key in user_defined)
-    before, now = ({key: prints[key] for key in changed.difference(acceptable) if key in prints} for prints in (known, models))
-    different = differences(with_size_of(mine, stored) if new else stored, mine, "spec") + differences(before, now, "models")
+    fixed = changed.difference(acceptable, {"backward"} if stale is not None else ())
+    new, different = _added(stored, mine), _differences(stored, mine, "spec")
+    if new:
+        different = [text for text in different if not text.startswith(_MAY_GROW)]
+    different += [f"the weights or data of {key} have changed" for key in sorted(fixed) if key in known and key in models]
     if different:
-        empty = all(state == "missing" for state, _ in opened.states().values())
-        hint = "; none of its tasks is done, so it can be deleted" if empty else ""
-        what = " (models: digests of weights and data, which have changed)" if before != now else ""
-        raise ValueError(f"{store} holds another experiment: {'; '.join(different[:4])}{what}; choose another folder{hint}")
+        hint = "" if any(opened.recorded(opened.tasks()).values()) else "; none of its tasks is done, so it can be deleted"
+        hint += "".join(
+            f"; a store grows by noise levels, items and trajectories, so set {key} = {shown(stored.get(key))} to extend it"
+            for key in ("clones", "chunk")
+            if stored.get(key) != mine.get(key)
+        )
+        raise ValueError(f"{opened.where} holds another experiment: {'; '.join(different[:4])}; choose another folder{hint}")
     if acceptable and not accept_changes:
         changes = [
             f"the {'code' if key.endswith('.code') else 'fingerprint'} of {key.removesuffix('.code')} has changed since the "
@@ -139,10 +136,35 @@ def _compared(
             for key in acceptable
         ]
         raise ValueError(
-            f"{store}: {'; '.join(changes)}; choose another folder, bring the old code back, or resume anyway with "
+            f"{opened.where}: {'; '.join(changes)}; choose another folder, bring the old code back, or resume anyway with "
             f"accept_changes=True (--accept-changes)"
         )
     return new, {key: known.get(key) for key in acceptable}, stale or ()
+
+
+_ABSENT = "its default"
+_MAY_GROW = ("spec.items ", "spec.trajectories ", "spec.corruption.noise", "spec.source.grammars ")
+
+
+def _added(stored: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """Items, trajectories and noise levels that a spec adds to a stored one, as text; empty if it has less of any."""
+    sizes = {key: (stored[key], mine[key]) for key in ("items", "trajectories")}
+    old, noise = stored["corruption"]["noise"], mine["corruption"]["noise"]
+    if any(after < before for before, after in sizes.values()) or not set(old) <= set(noise):
+        return []
+    levels = [f"{x:g}" for x in noise if x not in old]
+    more = [f"{key} {before} -> {after}" for key, (before, after) in sizes.items() if after > before]
+    return more + ([f"noise {', '.join(levels[:6])}{', ..' if len(levels) > 6 else ''}"] if levels else [])
+
+
+def _differences(stored: Any, mine: Any, where: str) -> list[str]:
+    """Values in which two specs differ, one line each; `where`: path of the values in the spec."""
+    if isinstance(stored, list) and isinstance(mine, list) and len(stored) == len(mine):
+        stored, mine = dict(enumerate(stored)), dict(enumerate(mine))
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        keys = sorted({**stored, **mine}, key=str)
+        return [text for key in keys for text in _differences(stored.get(key, _ABSENT), mine.get(key, _ABSENT), f"{where}.{key}")]
+    return [] if stored == mine else [f"{where} is {shown(stored)} in the store, {shown(mine)} here"]
 
 
 def _check_contents(coordinates: Coordinates, opened: Store) -> None:
@@ -161,47 +183,31 @@ def _check_contents(coordinates: Coordinates, opened: Store) -> None:
         )
 
 
-def _check_originals(experiment: Any, opened: Store, stored: dict[str, Any]) -> None:
-    """ValueError if the items of a stored run would have other originals in the larger run."""
-    old, new, store = stored["items"], experiment.items, opened.where
+def _check_originals(experiment: Any, opened: Store) -> None:
+    """ValueError if the stored items would have other originals in the larger run."""
+    old, new, source, seed = opened.num_items, experiment.items, experiment.parts.source, experiment.seed
+    before, stored = source, json.loads(opened.attributes["identity"])["source"]
     if new == old:
         return
-    source, table = experiment.parts.source, filled(experiment.to_dict())["source"]
-    before = source
-    if "grammars" in table and not is_own(source):
-        grammars = stored["source"]["grammars"]
-        wanted, rest = (1, 0) if grammars == 1 else divmod(grammars * new, old)
-        if table["grammars"] != wanted or rest:
-            way_out = (
-                f"grammars = {wanted}" if not rest else "items in a multiple of those in the store, and grammars in proportion"
-            )
-            raise ValueError(
-                f"{store} cannot be extended to items = {new} with grammars = {table['grammars']}: the first {old} items would "
-                f"be of other grammars; expected {way_out}"
-            )
-        before = build("source", {**table, "grammars": grammars})
-    for name, values in source.coordinates(experiment.seed, new).items():
-        known: Any = opened.coordinate(name)
-        if not np.array_equal(known, np.asarray(values)[:old]):
-            raise ValueError(f"{store} cannot be extended to items = {new}: {name} of the first {old} items would change")
+    refused = f"{opened.where} cannot be extended to items = {new}: "
+    if not is_own(source) and stored.get("grammars", 1) != experiment.source.get("grammars", 1):
+        before = build("source", {**experiment.source, "grammars": stored.get("grammars", 1)})
+    if not is_own(source) and "grammars" in {**stored, **experiment.source}:
+        refused += f"expected grammars in proportion to the items ({stored.get('grammars', 1)} for {old}), since "
+    known: dict[str, Any] = {name: opened.coordinate(name) for name in opened.labels}
+    for name, values in source.coordinates(seed, new).items():
+        if not np.array_equal(known[name], np.asarray(values)[:old]):
+            raise ValueError(f"{refused}{name} of the first {old} items would change")
     # All items of a user-defined source are compared. For built-in sources, whose items are independent, a sample suffices.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
-        data = [_data_of(part, some, experiment.seed, count, store) for part, count in ((before, old), (source, new))]
-        different = [item for item, a, b in zip(some, *data, strict=True) if not np.array_equal(a, b)]
-        if different:
-            raise ValueError(
-                f"{store} cannot be extended to items = {new}: its source gives item {different[0]} another original than before"
-                "; choose another folder"
-            )
-
-
-def _data_of(source: Any, items: np.ndarray, seed: int, num_items: int, store: str) -> list[Any]:
-    """The originals of the items, one for each."""
-    blocks = checked_blocks(source, source.blocks(items.copy(), seed, num_items), items)
-    if not all(hasattr(block, "data") for block in blocks):
-        raise ValueError(f"{store} cannot get more items: the blocks of {source!r} have no `data` to compare the originals by")
-    return [original for block in blocks for original in block.data]
+        blocks = [checked_blocks(part, part.blocks(some.copy(), seed, n), some) for part, n in ((before, old), (source, new))]
+        if not all(hasattr(block, "data") for block in chain(*blocks)):
+            raise ValueError(f"{refused}the blocks of {source!r} have no `data` to compare the originals by")
+        rows = [[row for block in of_run for row in block.data] for of_run in blocks]
+        for item, a, b in zip(some, *rows, strict=True):
+            if not np.array_equal(a, b):
+                raise ValueError(f"{refused}its source gives item {item} another original than before; choose another folder")
 
 
 @lru_cache(maxsize=1)

@@ -26,7 +26,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.progress import duration
 from uturn.engine.run import run
 from uturn.measures.statistics import WITHIN, Estimate, checked_share, independent_groups
-from uturn.store.places import Place, place_of
+from uturn.store.places import is_empty, is_store, place_of
 from uturn.store.record import MemoryStore, Store
 from uturn.store.resume import layout_of
 from uturn.studies.analysis import by_noise, named_reading, reading_of
@@ -215,7 +215,7 @@ def locate(
     most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
     grid = _grid(experiment)
     with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
-        if not place_of("store", f"{str(folder).rstrip('/')}/zarr.json").is_empty():
+        if is_store(place_of("store", folder)):
             raise ValueError(f"store = {shown(str(store))}: it is a store; expected a folder for the stores of the search")
         runs = _Runs(experiment, reading, folder, options)
         location = search(runs.measure, grid, width, share=share, most=most, any_shape=any_shape, tell=tell, unit=runs.unit)
@@ -287,7 +287,7 @@ class _Runs:
         """A run of these levels and originals and those in the store; again if another process extends it in the meantime."""
         place = place_of("store", store)
         while True:
-            known = None if place.is_empty() else Store.open(place)
+            known = None if is_empty(place) else Store.open(place)
             kept, most = ([], 0) if known is None else (known.noise, known.num_items)
             wanted = sized(self.experiment, {*levels, *kept}, max(items, most))
             try:
@@ -307,9 +307,9 @@ class _Runs:
         return _UNIT * max(level for level in self.experiment.noise if level < math.inf)
 
 
-def _is_larger(place: Place, experiment: Experiment) -> bool:
+def _is_larger(place: str, experiment: Experiment) -> bool:
     """Whether a store has more originals or levels than an experiment."""
-    known = None if place.is_empty() else Store.open(place)
+    known = None if is_empty(place) else Store.open(place)
     return known is not None and (known.num_items > experiment.items or not set(known.noise) <= set(experiment.noise))
 
 
@@ -355,7 +355,7 @@ def forecast(
     place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
     pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
     known = None if store is None else place_of("store", f"{str(store).rstrip('/')}/pilot.zarr")
-    if known is None or known.is_empty():
+    if known is None or is_empty(known):
         words = f"assumed: {reading} is 0 or 1, and falls from three quarters to one quarter of the way between noise "
         words += f"{place - 1.1 * scale:.3g} and {place + 1.1 * scale:.3g}; a pilot in --store replaces this"
     else:

@@ -16,7 +16,7 @@ from uturn.core.checks import LARGEST, checked_array, shown, validation_words
 from uturn.core.protocols import Variable
 from uturn.core.reading import Instructions, is_kept_if_large
 from uturn.measures.changes import covariances_of
-from uturn.store.places import place_of
+from uturn.store.places import is_empty, place_of
 from uturn.store.record import MemoryStore, Store, fill, write_run
 from uturn.store.resume import versions_used
 from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
@@ -481,6 +481,6 @@ def _check_names(names: Sequence[str]) -> None:
 def _write(store: str | Path, run: MemoryStore) -> None:
     """Write readings to a place that is empty or holds readings."""
     place = place_of("store", store)
-    if not place.is_empty() and not Store.open(place).is_made_elsewhere:
+    if not is_empty(place) and not Store.open(place).is_made_elsewhere:
         raise ValueError(f"store = {str(store)!r} holds a run of U-turns; choose another folder")
     write_run(place, run)

@@ -1,0 +1,39 @@
+"""Stores whose metadata are changed, by a careless hand or by a stranger who also computes the digest; runs made by hand."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from uturn.core.registry import part_class
+from uturn.store.record import _signed
+
+_CLASSES = ("same_class", "same_class_top5", "label_top1", "label_top5", "predicted_class", "original_class")
+
+
+def forge(store, change, *, signed=True):
+    """Change the content of `zarr.json`, the only metadata that are read. `signed`: with its digest."""
+    root = json.loads((store / "zarr.json").read_text())
+    change(root)
+    (store / "zarr.json").write_bytes(_signed(root) if signed else json.dumps(root).encode())
+
+
+def array(root, name):
+    """The metadata of an array in the content of `zarr.json`."""
+    return root["consolidated_metadata"]["metadata"][name]
+
+
+def instructed(run):
+    """A run made by hand, with the reading instructions of the probes in its spec, whose networks and texts are not here."""
+    source = SimpleNamespace(regions=(), segments=(".",), site_name="tokens", image_shape=lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uturn.probes.network_layers._measured", lambda *_: ("similarity", "distance", *_CLASSES))
+        patch.setattr("uturn.probes.text_likelihood.likelihoods_of", lambda *_: SimpleNamespace(law="causal"))
+        patch.setattr("uturn.probes.text_encoder.sentences_of", lambda *_: None)
+        for table in json.loads(run.attrs["spec"])["probes"]:
+            options = {key: value for key, value in table.items() if key != "type"}
+            of_probe = {"probe": table.get("name") or table["type"], "model": table.get("classifier") or table.get("model") or ""}
+            for name, variable in part_class("probes", table["type"])(**options).variables(source).items():
+                if name in run:
+                    run[name].attrs["reading"] = json.dumps(variable.instructions() | of_probe)
+    return run
