@@ -97,7 +97,7 @@ def test_one_image_is_found_from_every_step_along_the_forward_process(name):
     """
     image = np.linspace(-0.9, 0.9, 4096, dtype=np.float32).reshape(1, 1, 64, 64)
     reverse = chain(SCHEDULES[name], 8, torch.from_numpy(image))
-    levels = reverse.levels()
+    levels = reverse.forward.noise_levels
     for k in range(1, 9):
         reverse.model.seen.clear()
         found = reverse.u_turn(image, k, keys(k, [0]))
@@ -181,8 +181,8 @@ def residual(stored, steps, step, name="ancestral"):
     reverse = chain(stored, steps, MEAN, DEVIATION, name)
     images = np.random.default_rng(0).normal(MEAN, DEVIATION, (2, 1, 56, 56)).astype(np.float32)
     noisy = reverse.corrupt(images, step, keys(0, range(2)))
-    sigma = reverse.levels()["sigma"][step]
-    x = noisy / reverse.levels()["signal"][step]
+    sigma = reverse.forward.noise_levels["sigma"][step]
+    x = noisy / reverse.forward.noise_levels["signal"][step]
     mean = MEAN + DEVIATION**2 / (DEVIATION**2 + sigma**2) * (x - MEAN)
     deviation = DEVIATION * sigma / np.hypot(DEVIATION, sigma)
     return (reverse.denoise(noisy, step, keys(0, range(2))) - mean) / deviation, noisy
@@ -234,7 +234,7 @@ def test_it_is_ddpm_in_the_variance_preserving_process(images, options, spacing)
     ddpm = ReverseDiffusion(Network().eval(), stored, 13, timestep_spacing=spacing)
     for like in (stored, scheduler_like(stored, "ddim")):
         one = ReverseDiffusion(Network().eval(), scheduler_like(like, "ancestral"), 13, timestep_spacing=spacing)
-        np.testing.assert_array_equal(one.levels()["timestep"], ddpm.levels()["timestep"])
+        np.testing.assert_array_equal(one.forward.noise_levels["timestep"], ddpm.forward.noise_levels["timestep"])
         for step in (1, 2, 7, 13):
             expected = ddpm.u_turn(images, step, streams)
             np.testing.assert_allclose(one.u_turn(images, step, streams), expected, atol=2e-4)
@@ -263,8 +263,8 @@ def test_a_flow_matching_folder(images, tmp_path):
     assert reverse.is_stochastic
     assert not stored.is_stochastic
     assert reverse.fingerprint() != stored.fingerprint()
-    for name, values in stored.levels().items():
-        np.testing.assert_array_equal(reverse.levels()[name], values)
+    for name, values in stored.forward.noise_levels.items():
+        np.testing.assert_array_equal(reverse.forward.noise_levels[name], values)
     streams, steps = keys(0, range(6)), (10, 6, 1, 0)
     alone = {(k, i): reverse.u_turn(images[i : i + 1], k, streams[i : i + 1])[0] for k in steps for i in range(6)}
     work = [Work(reverse.corrupt(images, k, streams)[i], k, streams[i], name=(k, i)) for k in steps for i in range(6)]

@@ -205,7 +205,7 @@ def test_units_of_schedulers_are_undone():
         np.testing.assert_allclose(noisy_images_of(observation, chain.forward, 5, rows=3), noisy, rtol=1e-6)
         signal = np.take_along_axis(observation.values, leaves.reshape(6, 4, 1), 2).mean()
         assert abs(signal - np.exp(-observation.noise[0])) < 0.5
-        assert np.isclose(np.exp(-2 * observation.noise[0]), chain.levels()["abar"][5])
+        assert np.isclose(np.exp(-2 * observation.noise[0]), chain.forward.noise_levels["abar"][5])
 
 
 # --- schedulers of diffusers -------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def originals(experiment, items=None):
 def chain_deviation(steps):
     """Standard deviation of a mode that is drawn by `steps` steps of DDPM, from the variance of a linear chain."""
     chain = ReverseDiffusion.from_pretrained(f"{__name__}:model", "ddpm", steps, device="cpu")
-    abar, variance = chain.levels()["abar"], 1.0
+    abar, variance = chain.forward.noise_levels["abar"], 1.0
     for k in range(steps, 0, -1):
         a, b = abar[k], abar[k - 1]
         gain = DEVIATION**2 * np.sqrt(a) / (a * DEVIATION**2 + 1 - a)  # of x_0 on x_t

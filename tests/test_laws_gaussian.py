@@ -259,7 +259,7 @@ def test_reverse_diffusion_with_the_exact_score_draws_from_the_posterior():
     ]:
         reverse = ReverseDiffusion(exact_noise(scheduler), scheduler, 500, batch_size=3000, **options)
         found[name] = np.asarray(reverse.u_turn(images, step, keys(15, np.arange(3000)))).reshape(-1, 2)
-        t = -0.5 * np.log(reverse.levels()["abar"][step])
+        t = -0.5 * np.log(reverse.forward.noise_levels["abar"][step])
     exact = law.sample_posterior(law.diffuse(x0, t, seed=16), t, seed=17).values
     same = [(np.sign(y[:, 0]) == np.sign(x0[:, 0])).mean() for y in (found["stochastic"], exact)]
     assert 0.6 < same[1] < 0.9

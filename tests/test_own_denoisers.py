@@ -149,7 +149,7 @@ def test_a_single_step_gives_the_posterior_mean_in_closed_form(schedule):
     deviation = 0.4
     for predicts, takes, chain in chains(schedule, deviation, "stored"):
         noisy = chain.corrupt(images(), 1, keys(4, range(3)))
-        levels = chain.levels()
+        levels = chain.forward.noise_levels
         a, s = levels["signal"][1], levels["signal"][1] * levels["sigma"][1]
         total = a**2 * deviation**2 + s**2
         expected = MEAN.numpy() + deviation**2 * a / total * (noisy - a * MEAN.numpy())
@@ -176,7 +176,7 @@ def test_sigma_is_that_of_the_schedule_and_the_image_is_not_scaled():
     seen.clear()
     noisy = chain.corrupt(images(), 5, keys(5, range(3)))
     chain.denoise(noisy, 5, keys(5, range(3)))
-    levels = chain.levels()
+    levels = chain.forward.noise_levels
     np.testing.assert_allclose(seen[0][0], noisy / levels["signal"][5], rtol=1e-5)
     np.testing.assert_allclose(np.array([sigma[0] for _, sigma in seen]), levels["sigma"][5:0:-1], rtol=1e-5)
 

@@ -143,18 +143,13 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     [
         ({"step": 12}, r"step=12: expected .* 0 \.\. 10"),
         ({"step": -1}, "step=-1"),
-        ({"image": np.full((1, 4, 4), np.inf, np.float32)}, r"values in \[inf"),
-        ({"image": np.full((1, 4, 4), 100, np.float32), "step": 0}, r"values in \[100"),
-        ({"image": np.zeros((1, 4, 4))}, "float64"),
-        ({"key": -1}, "keys: dtype int64"),
+        ({"image": np.full((1, 4, 4), np.inf, np.float32)}, "not finite"),
     ],
 )
 def test_work_is_checked(change, message):
     work = Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(0))
     with pytest.raises(ValueError, match=message):
         list(reverse().queue([work, work._replace(**change)]))
-    with pytest.raises(ValueError, match="conditioned on the class"):
-        list(reverse(num_classes=3).queue([work]))
 
 
 def test_memory_for_less_than_one_image_is_an_error():
@@ -189,12 +184,8 @@ def test_labels_follow_their_images():
         np.testing.assert_allclose(together[i], alone[0], rtol=0, atol=1e-6)
     assert np.abs(together - told.u_turn(images, 5, streams, labels[::-1].copy())).max() > 1e-3
     assert told.generate(streams, labels).shape == images.shape
-    for bad, message in [
-        (None, "conditioned on the class"),
-        (labels[:2], r"integers \(6,\)"),
-        (labels + 1, r"expected 0 \.\. 5"),
-    ]:
-        with pytest.raises(ValueError, match=message):
+    for bad in (None, labels[:2], labels + 1):
+        with pytest.raises(ValueError, match=r"expected 6 integers, the classes 0 \.\. 5"):
             told.u_turn(images, 5, streams, bad)
 
 
@@ -219,10 +210,10 @@ def test_pure_noise_forgets_the_image():
     pure, first = reverse(pure_noise=True), reverse()
     assert np.array_equal(pure.u_turn(images_of(3, 0), 10, streams), pure.u_turn(images_of(3, 1), 10, streams))
     assert not np.array_equal(first.u_turn(images_of(3, 0), 10, streams), first.u_turn(images_of(3, 1), 10, streams))
-    assert pure.levels()["abar"][-1] == 0
-    assert pure.levels()["log_snr"][-1] == -np.inf
-    assert 0 < first.levels()["abar"][-1] < 1e-3
-    np.testing.assert_array_equal(pure.levels()["abar"][:-1], first.levels()["abar"][:-1])
+    assert pure.forward.noise_levels["abar"][-1] == 0
+    assert pure.forward.noise_levels["log_snr"][-1] == -np.inf
+    assert 0 < first.forward.noise_levels["abar"][-1] < 1e-3
+    np.testing.assert_array_equal(pure.forward.noise_levels["abar"][:-1], first.forward.noise_levels["abar"][:-1])
     np.testing.assert_array_equal(pure.u_turn(images_of(3), 9, streams), first.u_turn(images_of(3), 9, streams))
     assert pure.fingerprint() != first.fingerprint()
 

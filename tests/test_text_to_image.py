@@ -316,7 +316,7 @@ def test_the_timesteps_of_flux_are_those_of_its_pipeline(folders, size, schedule
     pipeline = diffusers.FluxPipeline.from_pretrained(folders["flux"])
     pipeline.set_progress_bar_config(disable=True)
     pipeline("a", height=size, width=size, num_inference_steps=STEPS, output_type="latent", guidance_scale=1.0)
-    ours = loaded(folders["flux"], scheduler, image_size=size).levels()["timestep"][:0:-1]
+    ours = loaded(folders["flux"], scheduler, image_size=size).forward.noise_levels["timestep"][:0:-1]
     np.testing.assert_allclose(ours, pipeline.scheduler.timesteps.numpy(), rtol=1e-6)
 
 

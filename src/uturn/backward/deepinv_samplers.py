@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,28 @@ from uturn.core.checks import shown
 from uturn.corruption.deepinv_physics import deepinv, noise_model_of
 from uturn.corruption.operators import GaussianNoise
 
-STEPS = {"DPS": 200, "ULA": 1000, "SKRock": 200}
-"""Steps of a sampler, where they are not 100: calls of the denoiser, or steps of a Markov chain."""
-_CLIPS = {"DiffPIR": (0.0, 1.0), "DPS": (-1.0, 1.0)}  # the range to which x̂_0 is clipped, by default
+
+class _Kind(NamedTuple):
+    """What a sampler needs of an operator, and its defaults."""
+
+    linear: bool = False
+    gaussian: bool = False  # noise
+    steps: int = 100  # calls of the denoiser, or steps of a Markov chain
+    clips: tuple[float, float] | None = None  # the range to which x̂_0 is clipped
+
+
+_KINDS = {
+    "DDRM": _Kind(linear=True, gaussian=True),
+    "DiffPIR": _Kind(linear=True, gaussian=True, clips=(0.0, 1.0)),
+    "DPS": _Kind(steps=200, clips=(-1.0, 1.0)),
+    "PiGDM": _Kind(linear=True, gaussian=True),
+    "MomentMatching": _Kind(linear=True, gaussian=True),
+    "ALD": _Kind(linear=True),
+    "ScoreSDE": _Kind(linear=True),
+    "ILVR": _Kind(linear=True),
+    "ULA": _Kind(linear=True, gaussian=True, steps=1000),
+    "SKRock": _Kind(linear=True, gaussian=True, steps=200),
+}
 _SOLVERS = {
     "ancestral": "AncestralSolver",
     "ddpm": "DDPMSolver",
@@ -24,8 +43,6 @@ _SOLVERS = {
     "heun": "HeunSolver",
 }
 _LANGEVIN = ("ULA", "SKRock")
-_LINEAR = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", "ALD", "ScoreSDE", "ILVR", *_LANGEVIN)
-_GAUSSIAN = ("DDRM", "DiffPIR", "PiGDM", "MomentMatching", *_LANGEVIN)
 
 
 class DeepinvSampler:
@@ -47,7 +64,8 @@ class DeepinvSampler:
         self.deepinv = deepinv(f"sampler = 'deepinv:{name}'")
         self.options = dict(options)
         self.name = str(self.options.pop("data_fidelity", "")) if name == "PosteriorDiffusion" else name
-        self.steps = self.options.pop("steps", STEPS.get(self.name, 100))
+        self.kind = _KINDS.get(self.name, _Kind())
+        self.steps = self.options.pop("steps", self.kind.steps)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
             raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
         self.is_diffusion = hasattr(self.deepinv.sampling, f"{self.name}DataFidelity")
@@ -62,8 +80,8 @@ class DeepinvSampler:
             )
         accepted = _arguments(self.cls) - {"denoiser", "model", "prior", "data_fidelity", "verbose", "device", "max_iter", "rng"}
         accepted |= {"schedule", "alpha", "solver"} if self.is_diffusion else set()
-        self.clips = self.options.pop("clip", None) if self.is_diffusion else None
-        self.clips = _CLIPS.get(self.name) if self.clips is None else self.clips
+        clip = self.options.pop("clip", None) if self.is_diffusion else None
+        self.clips = self.kind.clips if clip is None else clip
         unknown = sorted(set(self.options) - accepted)
         if unknown:
             raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
@@ -71,9 +89,9 @@ class DeepinvSampler:
     def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
         """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
         noise = operator.noise
-        if self.name in _LINEAR and not operator.is_linear:
+        if self.kind.linear and not operator.is_linear:
             raise ValueError("it needs a linear operator, and this one is not; take DPS")
-        needs = self.name in _GAUSSIAN or self.options.get("guidance") == "annealed"
+        needs = self.kind.gaussian or self.options.get("guidance") == "annealed"
         if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
             raise ValueError(
                 f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS with guidance = 'norm'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,9 +15,9 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
 from uturn.core.progress import begun
-from uturn.core.protocols import Axes, Corruption, Noisy, Spec
+from uturn.core.protocols import Noisy, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption.diffusion import Diffusion, check_marker
+from uturn.corruption.diffusion import Diffusion, ForwardOf
 from uturn.networks.images.options import DiffusionOptions
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource, NoisyImages, doubtful_range
@@ -59,9 +58,13 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def queue(self, works: Iterator[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         return _reverse_diffusion(self).queue(works)
 
-    def undone(self, corruption: Any, source: Any) -> _ModelForward:
-        check_marker(corruption)
-        return _ModelForward(self, source)
+    def undone(self, corruption: Any, source: Any) -> ForwardOf:
+        return ForwardOf(corruption, self, source)
+
+    def forward_of(self, source: Any) -> Diffusion:
+        """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
+        self.check_source(source)
+        return _reverse_diffusion(self).forward
 
     def check_source(self, source: Any) -> None:
         """ValueError if the images or labels of a source do not fit the model."""
@@ -180,31 +183,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         draws = "draws noise" if reverse.is_stochastic else "deterministic"
         guided = "" if self.guidance == 1 else f"; guidance {self.guidance:g}: not a draw from the posterior"
         return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
-
-
-class _ModelForward(Corruption):
-    """The forward process of a diffusion model for the images of a source; it loads the model on first use."""
-
-    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
-    purpose: int = Diffusion.purpose
-
-    def __init__(self, spec: DiffusionModel, source: Any) -> None:
-        self.spec, self.source = spec, source
-
-    def __repr__(self) -> str:
-        return f"the forward process of {self.spec.model!r}"
-
-    @cached_property
-    def forward(self) -> Diffusion:
-        """The forward process of the model; ValueError if the images or labels of the source do not fit the model."""
-        self.spec.check_source(self.source)
-        return _reverse_diffusion(self.spec).forward
-
-    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
-        return self.forward.corrupt(images, noise, keys)
-
-    def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        return self.forward.axes(noise, source)
 
 
 def _model_files(spec: DiffusionModel) -> list[Path]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import string
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 
 from uturn.core.checks import LARGEST, checked_path, one_line, shown
 from uturn.core.files import cached_while_unchanged, digest_of_file
@@ -36,8 +36,9 @@ from uturn.sources.images import (
 )
 
 _FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
-_ANY = {"noise": "[^/]+?", "item": ".+", "trajectory": "[^/]+?", "clone": "[^/]+?"}
-_WORDS = _FIELDS | {name: _ANY[name] for name in ("trajectory", "clone")}
+_WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
+_ANY = _WORDS | {"noise": "[^/]+?"}
+_PLACE = ["noise", "original", "trajectory", "clone"]
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
 _COMPARED = 32  # originals among which copies are sought
@@ -102,18 +103,17 @@ class RecordedImages(Spec, Backward):
     def fingerprint(self) -> str:
         """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
         files = self.files
-        names = sorted(files.places.items(), key=lambda entry: entry[1])
-        contents = in_threads(lambda entry: _content(files.path(entry[1])), names)
-        draws = product(files.levels, enumerate(files.trajectories), enumerate(files.clones))
-        digests = {(level, t, c): (f"{level} {j} {k}", hashlib.sha256()) for level, (j, t), (k, c) in draws}
-        for (place, name), content in zip(names, contents, strict=True):
-            digests[place.noise, place.trajectory, place.clone][1].update(os.fsencode(name) + b"\0" + content.encode())
-        return "; ".join(f"{draw} {digest.hexdigest()[:32]}" for draw, digest in digests.values())
+        table = files.table.sort_index()
+        contents = in_threads(lambda name: _content(files.path(name)), table.index)
+        draws = product(files.levels, range(len(files.trajectories)), range(len(files.clones)))
+        digests = {draw: hashlib.sha256() for draw in draws}
+        rows = zip(table[["noise", "trajectory", "clone"]].itertuples(index=False, name=None), table.index, contents, strict=True)
+        for draw, name, content in rows:
+            digests[draw].update(os.fsencode(name) + b"\0" + content.encode())
+        return "; ".join(f"{level} {j} {k} {digest.hexdigest()[:32]}" for (level, j, k), digest in digests.items())
 
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
         """The levels at which files have changed, come or gone, except for further trajectories and clones."""
-        if " " not in fingerprint:  # of an earlier version of uturn
-            return None
         changed = {text.partition(" ")[0] for text in set(fingerprint.split("; ")).difference(self.fingerprint().split("; "))}
         return {level for level in noise if f"{rounded(level)}" in changed}
 
@@ -153,19 +153,11 @@ class _Unknown(Noisy):
 # --- files -------------------------------------------------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
-    """Place of a file in an experiment: noise level, {item}, {trajectory} and {clone} (0 without such a field)."""
-
-    noise: float
-    item: str
-    trajectory: int | str
-    clone: int | str
-
-
 class _Files:
-    """The files that match a pattern; ValueError if it is malformed, if none match it, or if two have the same place.
+    """The files that match a pattern; ValueError if it is malformed or if none match it.
 
-    `places`: {place: name below the folder `root`}. `levels`, `trajectories`, `clones`: what is found in all names.
+    `table`: noise level, text of {item}, and numbers from 0 of trajectory and clone, indexed by the names below `root`.
+    `levels`, `trajectories`, `clones`: what is found in all names.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -174,84 +166,68 @@ class _Files:
             parsed = list(string.Formatter().parse(os.path.normpath(checked_path("pattern", pattern))))
         except ValueError as error:
             raise ValueError(f"pattern = {pattern!r}: {one_line(error)}; {expected}") from None
-        known = [field for _, field, _, _ in parsed if field is not None]
-        wrong = [field for field in known if field not in _FIELDS]
-        if wrong or not {"noise", "item"} <= set(known):
-            what = f"the field {{{wrong[0]}}}" if wrong else "no {noise}" if "noise" not in known else "no {item}"
-            raise ValueError(f"pattern = {pattern!r}: {what}; {expected}")
+        fields = [field for _, field, _, _ in parsed if field is not None]
+        wrong = [f"the field {{{field}}}" for field in fields if field not in _FIELDS]
+        wrong += [f"no {{{field}}}" for field in ("noise", "item") if field not in fields]
         folder, slash, begin = parsed[0][0].rpartition("/")
-        self.root = folder or slash or "."
-        if not os.path.isdir(self.root):
-            raise ValueError(f"pattern = {pattern!r}: {self.root} is not a folder; {expected}")
+        self.pattern, self.root = pattern, folder or slash or "."
+        if wrong or not os.path.isdir(self.root):
+            raise ValueError(f"pattern = {pattern!r}: {[*wrong, f'{self.root} is not a folder'][0]}; {expected}")
         self._parts = [(begin, parsed[0][1]), *((literal, field) for literal, field, _, _ in parsed[1:])]
-        self.places: dict[_Place, str] = {}
-        self._texts: dict[tuple[str, Any], str] = {}  # (field, value): how the value is first written
-        self._names = sorted(name for name, _ in listed(self.root))
-        self._forms = _FIELDS if self._found(_FIELDS) else _WORDS
-        for name, fields in self._found(self._forms).items():
-            draw = [int(text) if text.isdecimal() else text for text in (fields.get(of, "0") for of in ("trajectory", "clone"))]
-            place = _Place(rounded(float(fields["noise"])), fields["item"], *draw)
-            if place.noise >= LARGEST:
-                raise ValueError(
-                    f"pattern = {pattern!r}: {as_unicode(name)} has the noise {fields['noise']}; expected less than {LARGEST:g}"
-                )
-            if place in self.places:
-                raise ValueError(f"pattern = {pattern!r}: {self.places[place]} and {name} are the same U-turn; move one away")
-            self.places[place] = name
-            for field, text in fields.items():
-                self._texts.setdefault((field, getattr(place, field)), text)
-        if not self.places:
-            near = self._found(_ANY)
-            some = [*near, *self._names][:1]
-            holds = [f"holds {as_unicode(name)}, .. ({self._misfit(name, near.get(name))})" for name in some]
+        self._names = pd.Series(sorted(name for name, _ in listed(self.root)), dtype=object)
+        texts = self._found(_FIELDS)
+        texts = self._found(_WORDS) if texts.empty else texts
+        if texts.empty:
+            some = [as_unicode(name) for name in (*self._found(_ANY).index, *self._names)]
+            raise ValueError(f"pattern = {pattern!r}: no file matches it, {self.root} holds {some_of(some)}; {expected}")
+        texts = texts.assign(**{field: texts.get(field, "0") for field in ("trajectory", "clone")})
+        noise = texts["noise"].map(lambda text: rounded(float(text))).astype(float)
+        if (noise >= LARGEST).any():
+            name = noise.idxmax()
             raise ValueError(
-                f"pattern = {pattern!r}: no file matches it, {self.root} {(holds or ['holds no files'])[0]}; {expected}"
+                f"pattern = {pattern!r}: {as_unicode(name)} has the noise {texts['noise'][name]}; expected less than {LARGEST:g}"
             )
-        levels, _, *draws = map(set, zip(*self.places, strict=True))
-        self.levels = sorted(levels)
-        self.trajectories, self.clones = (sorted(of, key=lambda value: (isinstance(value, str), value)) for of in draws)
+        self.levels = sorted(set(noise))
+        self.trajectories, trajectory = _numbered(texts["trajectory"])
+        self.clones, clone = _numbered(texts["clone"])
+        self.table = pd.DataFrame({"noise": noise, "item": texts["item"], "trajectory": trajectory, "clone": clone}, dtype=object)
+        self._texts = {field: dict(zip(self.table[field][::-1], texts[field][::-1], strict=True)) for field in _FIELDS}
 
-    def _found(self, forms: Mapping[str, str], count: int | None = None) -> dict[str, dict[str, str]]:
-        """{name: text of each field} of the names that match the first `count` parts of the pattern, by default all of them.
+    def _found(self, forms: Mapping[str, str]) -> pd.DataFrame:
+        """Texts of the fields, with these regular expressions, in the names that match the pattern, indexed by name.
 
-        `forms`: regular expressions of the fields; a field that is repeated has the same text.
+        A field that is repeated has the same text.
         """
         expression, seen = "", set[str]()
-        for literal, field in self._parts[:count]:
+        for literal, field in self._parts:
             group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{forms[field]})"
             expression += re.escape(literal) + group
             seen |= {field} if field else set()
-        pattern = re.compile(expression, re.DOTALL | (re.IGNORECASE if forms is _ANY else 0))
-        matching = pattern.fullmatch if count is None else pattern.match
-        return {name: match.groupdict() for name in self._names if (match := matching(name)) is not None}
-
-    def _misfit(self, name: str, fields: Mapping[str, str] | None) -> str:
-        """Why a name does not match the pattern; `fields`: texts of its fields, None if its other parts do not match either."""
-        if fields is not None:
-            wrong = [of for of, text in fields.items() if not re.fullmatch(self._forms[of], text, re.DOTALL)]
-            return f"{{{wrong[0]}}} = {shown(fields[wrong[0]])} is no number" if wrong else "differs in upper and lower case"
-        count = next((k for k in range(len(self._parts)) if name not in self._found(_ANY, k + 1)), len(self._parts) - 1)
-        before = self._parts[count - 1][1] if count else None
-        where = "does not begin with" if before is None else f"does not go on behind {{{before}}} with"
-        return f"{where} {self._parts[count][0]!r}"
+        flags = re.DOTALL | (re.IGNORECASE if forms is _ANY else re.NOFLAG)
+        return self._names.str.extract(rf"\A{expression}\Z", flags).set_axis(self._names).dropna()
 
     def left_out(self) -> list[str]:
         """A sentence on the files that match the pattern except for a field or the case of letters, if the level has digits."""
-        near, known = self._found(_ANY), set(self.places.values())
-        names = [name for name, of in near.items() if name not in known and re.search(r"\d", of["noise"])]
-        if not names:
-            return []
-        some = some_of([f"{as_unicode(name)} ({self._misfit(name, near[name])})" for name in names])
-        return [f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some}"]
+        near = self._found(_ANY).drop(self.table.index, errors="ignore")
+        names = [as_unicode(name) for name in near.index[near["noise"].str.contains(r"\d")]]
+        said = f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some_of(names)}"
+        return [said] if names else []
 
-    def name(self, place: _Place) -> str:
-        """The name that a file of this place has, or would have."""
-        texts = {field: self._texts.get((field, value), str(value)) for field, value in place._asdict().items()}
+    def name(self, **place: Any) -> str:
+        """The name that a file of this place would have: its noise, item, and numbers of trajectory and clone."""
+        texts = {field: self._texts[field].get(value, str(value)) for field, value in place.items()}
         return "".join(literal + (texts[field] if field else "") for literal, field in self._parts)
 
     def path(self, name: str) -> str:
         """Path of a file."""
-        return os.path.join(self.root, name)
+        return os.path.normpath(os.path.join(self.root, name))
+
+
+def _numbered(texts: pd.Series) -> tuple[list[int | str], pd.Series]:
+    """The values of a field in increasing or alphabetical order, and the number of each text in them."""
+    values = texts.map(lambda text: int(text) if text.isdecimal() else text)
+    known = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    return known, values.map({value: number for number, value in enumerate(known)})
 
 
 def rounded(noise: float) -> float:
@@ -259,26 +235,28 @@ def rounded(noise: float) -> float:
     return float(f"{noise:.{_DIGITS}g}")
 
 
+def _pixels(path: str | None, channels: int, size: int | None) -> np.ndarray | str:
+    """Pixels of an image file, uint8 (height, width, channels), or why it is missing or unreadable."""
+    if path is None:
+        return "no such file"
+    return unread(os.path.getsize(path)) or decode(Path(path).read_bytes(), channels, size)
+
+
 @cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
-def _seen(path: str, channels: int, size: int | None) -> tuple[tuple[int, ...], str] | str:
-    """Height and width after resizing and the mode of an image file, or why it is unreadable; read again when it has changed."""
-    if reason := unread(os.path.getsize(path)):
-        return reason
-    data = Path(path).read_bytes()
-    pixels = decode(data, channels, size)
-    return pixels if isinstance(pixels, str) else (pixels.shape[:2], _mode(data))
+def _seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
+    """Height and width after resizing, and mode of an image file, or why it is unreadable; read again when it has changed."""
+    from PIL import Image
+
+    pixels = _pixels(path, channels, size)
+    if isinstance(pixels, str):
+        return pixels
+    with Image.open(path, formats=FORMATS) as image:
+        return pixels.shape[0], pixels.shape[1], image.mode
 
 
 def _content(path: str) -> str:
     """The digest of a file, or why it is not read."""
     return unread(os.path.getsize(path)) or digest_of_file(path)
-
-
-def _mode(data: bytes) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.mode
 
 
 # --- files and originals -----------------------------------------------------------------------------------------------
@@ -291,71 +269,57 @@ class Recordings:
         self.files, self.source = files, source
 
     @cached_property
-    def _texts(self) -> dict[str, str]:
-        """The text of {item} in the files of each original that has some, {name of the original: text}.
+    def _table(self) -> pd.DataFrame:
+        """The file and the text of {item} of every U-turn, indexed by noise level, name of the original, trajectory and clone.
 
-        ValueError if a text belongs to no original, or to several.
+        ValueError for a file that belongs to no original, or to several, and for two files of one U-turn.
         """
-        owners: dict[str, list[str]] = defaultdict(list)
-        paths: dict[str, list[str]] = defaultdict(list)
-        originals = self.source.names()
-        for name in originals:
+        of_path, of_name = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        for name in self.source.names():
             path = os.path.splitext(name)[0]
-            paths[path].append(name)
-            owners[os.path.basename(path)].append(name)
-        texts: dict[str, str] = {}
-        orphans: list[str] = []
-        for place in self.files.places:
-            of = paths.get(place.item) or owners.get(place.item, [])
+            of_path[path].append(name)
+            of_name[os.path.basename(path)].append(name)
+        table = self.files.table.rename_axis("file").reset_index()
+        table["file"] = pd.Series([self.files.path(name) for name in table["file"]], dtype=object)
+        owners = table["item"].map(lambda item: of_path.get(item) or of_name.get(item, []))
+        for file, of in zip(table["file"], owners, strict=True):
             if len(of) > 1:
                 raise ValueError(
-                    f"{self._of(place)} has {len(of)} originals in {self.source.path!r}, {some_of(of)}; write {{item}} with the "
+                    f"{file} has {len(of)} originals in {self.source.path!r}, {some_of(of)}; write {{item}} with the "
                     f"sub-folder, or rename the originals"
                 )
-            if not of:
-                orphans.append(self._of(place))
-            elif texts.setdefault(of[0], place.item) != place.item:
-                raise ValueError(
-                    f"{self._of(place)} belongs to {of[0]}, as does {{item}} = {texts[of[0]]!r}; write {{item}} in one way"
-                )
-        if orphans:
-            without = [name for name in originals if name not in texts]
+        if orphans := [file for file, of in zip(table["file"], owners, strict=True) if not of]:
+            known = {name for of in owners for name in of}
+            without = [name for name in self.source.names() if name not in known]
             also = f"; {_files(without, 'original')} without any: {some_of(without)}" if without else ""
             raise ValueError(
                 f"{_files(orphans, 'recorded file')} without an original in {self.source.path!r}: {some_of(orphans)}{also}; "
                 f"{{item}} must be the name of the original's file without its suffix"
             )
-        return texts
+        table["original"] = owners.str[0]
+        if (twice := table.duplicated(_PLACE, keep=False)).any():
+            of = table[twice].sort_values(_PLACE)["file"].iloc[:2]
+            raise ValueError(f"pattern = {self.files.pattern!r}: {' and '.join(of)} are the same U-turn; move one away")
+        return table.set_index(_PLACE)[["file", "item"]]
 
-    def _of(self, place: _Place) -> str:
-        return os.path.normpath(os.path.join(self.files.root, self.files.places.get(place) or self.files.name(place)))
-
-    def _places(self, noise: float, names: Sequence[str], trajectories: range, clones: int) -> list[_Place]:
-        """Places of the files at a noise level, in C order of original, trajectory and clone."""
-        draws = list(product(self.files.trajectories[slice(trajectories.start, trajectories.stop)], self.files.clones[:clones]))
-        return [_Place(rounded(noise), self._texts.get(name, name), *draw) for name in names for draw in draws]
+    def _wanted(self, levels: Sequence[float], names: Sequence[str], trajectories: range, clones: int) -> dict[Any, str | None]:
+        """The files of U-turns by place, None where there is none, in C order of level, original, trajectory and clone."""
+        places = [[rounded(level) for level in levels], names, trajectories, range(clones)]
+        files = self._table["file"].reindex(pd.MultiIndex.from_product(places, names=_PLACE))
+        return {place: None if pd.isna(file) else file for place, file in files.items()}
 
     def images(self, streams: Streams, clones: int) -> np.ndarray:
         """Reconstructions, float32 (items, draws, channels, height, width) in [-1, 1]; NaN for missing files."""
-        shape = self.source.image_shape()
-        places = self._places(streams.noise, self.source.names(streams.items), streams.trajectories, clones)
-        images = np.full((len(places), *shape), np.nan, np.float32)
-        for image, place, pixels in zip(images, places, in_threads(self._pixels, places), strict=True):
-            if pixels is not None:
+        shape, source = self.source.image_shape(), self.source
+        files = self._wanted([streams.noise], source.names(streams.items), streams.trajectories, clones)
+        images = np.full((len(files), *shape), np.nan, np.float32)
+        decoded = in_threads(lambda file: _pixels(file, source.channels, source.size), files.values())
+        for image, file, pixels in zip(images, files.values(), decoded, strict=True):
+            if not isinstance(pixels, str):
                 if pixels.shape[:2] != shape[1:]:
-                    raise ValueError(f"{self._of(place)} has changed during the run; start again in a new store")
+                    raise ValueError(f"{file} has changed during the run; start again in a new store")
                 image[...] = scaled(pixels.transpose(2, 0, 1), self.files.root)
         return images.reshape(len(streams.items), -1, *shape)
-
-    def _pixels(self, place: _Place) -> np.ndarray | None:
-        """Pixels of a file, uint8 (height, width, channels); None if it is missing or unreadable."""
-        if place not in self.files.places:
-            return None
-        path = Path(self.files.path(self.files.places[place]))
-        if unread(path.stat().st_size):
-            return None
-        pixels = decode(path.read_bytes(), self.source.channels, self.source.size)
-        return None if isinstance(pixels, str) else pixels
 
     def missing(self, experiment: Any) -> dict[str, str]:
         """Missing and unreadable files of an experiment, {name: reason}, after a check of all files.
@@ -363,8 +327,8 @@ class Recordings:
         Raises
         ------
         ValueError
-            If levels, trajectories, clones or all files of an original are missing; for a file without an original, and for
-            sizes or modes that differ from those of the original.
+            If levels, trajectories, clones or all files of an original are missing; for a file without an original, for one whose
+            size differs from that of its original, and for a grey one if the original has colours.
         """
         for option in ("trajectories", "clones"):
             wanted, numbers = getattr(experiment, option), getattr(self.files, option)
@@ -376,18 +340,24 @@ class Recordings:
             levels = ", ".join(f"{level:g}" for level in self.files.levels)
             raise ValueError(f"noise = {absent[0]:g}: no recorded file has this level; expected some of {levels}")
         names = self.source.names(np.arange(experiment.items))
-        without = [name for name in names if name not in self._texts]
-        if without:
-            example = self._of(next(iter(self.files.places)))
+        item_of = dict(zip(self._table.index.get_level_values("original"), self._table["item"], strict=True))
+        if without := [name for name in names if name not in item_of]:
             raise ValueError(
-                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as {example}); "
-                f"write {{item}} as the name of the original's file without its suffix, or move the originals away"
+                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as "
+                f"{self._table['file'].iloc[0]}); write {{item}} as the name of the original's file without its suffix, or move "
+                f"the originals away"
             )
-        draws = range(experiment.trajectories), experiment.clones
-        places = [place for level in experiment.noise for place in self._places(level, names, *draws)]
-        seen = dict(zip(places, in_threads(self._look, places), strict=True))
-        self._check_pixels({place: of for place, of in seen.items() if not isinstance(of, str)}, names)
-        missing = {as_unicode(self._of(place)): of for place, of in seen.items() if isinstance(of, str)}
+        files = self._wanted(experiment.noise, names, range(experiment.trajectories), experiment.clones)
+        channels, size = self.source.channels, self.source.size
+        seen = in_threads(lambda file: "no such file" if file is None else _seen(file, channels, size), files.values())
+        missing = {}
+        for (noise, name, trajectory, clone), file, of in zip(files, files.values(), seen, strict=True):
+            place = {"noise": noise, "item": item_of[name], "trajectory": trajectory, "clone": clone}
+            path = self.files.path(self.files.name(**place)) if file is None else file
+            if isinstance(of, str):
+                missing[as_unicode(path)] = of
+            else:
+                self._check_pixels(path, of, name)
         if len(missing) == len(seen):
             reasons = some_of([f"{name} ({reason})" for name, reason in missing.items()])
             raise ValueError(
@@ -395,30 +365,19 @@ class Recordings:
             )
         return missing
 
-    def _look(self, place: _Place) -> tuple[tuple[int, ...], str] | str:
-        if place not in self.files.places:
-            return "no such file"
-        return _seen(self.files.path(self.files.places[place]), self.source.channels, self.source.size)
-
-    def _check_pixels(self, seen: Mapping[_Place, tuple[tuple[int, ...], str]], names: Sequence[str]) -> None:
-        """ValueError for a file whose size or mode differs from that of its original, one of `names`."""
-        original_of = {self._texts[name]: name for name in names}
-        mode_of = cache(lambda name: _mode((Path(self.source.path) / name).read_bytes()))
-        expected = self.source.image_shape()[1:]
-        for place, (shape, mode) in seen.items():
-            name = original_of[place.item]
-            if shape != expected:
-                sizes = [f"{width} x {height}" for height, width in (shape, expected)]
-                raise ValueError(
-                    f"{self._of(place)} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and "
-                    f"resize both"
-                )
-            is_grey = self.source.channels == 3 and mode not in (*_COLOURS, "P")
-            if is_grey and mode_of(name) in _COLOURS:
-                raise ValueError(
-                    f"{self._of(place)} is grey (mode {mode}), but its original {name} has colours (mode {mode_of(name)}); write "
-                    f"the file in colour, or give channels = 1 to compare both in grey"
-                )
+    def _check_pixels(self, file: str, seen: tuple[int, int, str], name: str) -> None:
+        """ValueError for a file of another size than its original, and for a grey file of an original with colours."""
+        of_original: Any = _seen(os.path.join(self.source.path, name), self.source.channels, self.source.size)
+        sizes = [f"{width} x {height}" for height, width, _ in (seen, of_original)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{file} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and resize both"
+            )
+        if self.source.channels == 3 and seen[2] not in (*_COLOURS, "P") and of_original[2] in _COLOURS:
+            raise ValueError(
+                f"{file} is grey, but its original {name} has colours; write the file in colour, or give channels = 1 to compare "
+                f"both in grey"
+            )
 
     def copies(self, experiment: Any) -> list[str]:
         """Sentences if at the largest noise all reconstructions equal their originals, or all trajectories or clones each other.

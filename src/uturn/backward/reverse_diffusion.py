@@ -1,16 +1,15 @@
 """U-turns of images with any denoiser and any scheduler of diffusers.
 
 The scheduler's `set_timesteps`, `add_noise`, `scale_model_input` and `step` are the sampler. This module chooses the timestep to
-which images are noised and the first timestep of denoising, assigns a random stream to each image, and checks arguments.
+which images are noised and the first timestep of denoising, and assigns a random stream to each image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +82,7 @@ class ReverseDiffusion:
     is_stochastic : bool
         Whether reverse steps draw noise, in full or in part.
     forward : Diffusion
-        The forward process; its `noise_levels` are the table that `levels` returns.
+        The forward process; its `noise_levels` are the table of the steps k = 0 .. N.
     description : str
         One line about the model; empty unless it was loaded by `from_pretrained`.
     prompts : Prompts or None
@@ -198,14 +197,6 @@ class ReverseDiffusion:
         made.description, made.prompts = loaded.description, loaded.prompts
         return made
 
-    def levels(self) -> dict[str, np.ndarray]:
-        """The noise levels of U-turns, indexed by the step k = 0 .. num_steps; float64 arrays (num_steps + 1,).
-
-        With x_t = a x_0 + s xi: `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power
-        a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, in the units of the scheduler.
-        """
-        return {name: values.copy() for name, values in self.forward.noise_levels.items()}
-
     def u_turn(self, images: Any, step: int, keys: Any, labels: Any = None) -> Any:
         """Reconstructions of images after noising to `step` and denoising back: `denoise(corrupt(images))`.
 
@@ -225,40 +216,22 @@ class ReverseDiffusion:
         -------
         reconstructions
             Of the type and shape of `images`, clipped to [-1, 1]. For step 0 a copy of the images, bit for bit.
-
-        Raises
-        ------
-        ValueError
-            For arguments of a wrong type, shape or range, and if a reconstruction is not finite.
         """
         return self.denoise(self.corrupt(images, step, keys), step, keys, labels)
 
     def corrupt(self, images: Any, step: int, keys: Any) -> Any:
         """Noisy images x_t (latents, if there is a codec), not clipped: those of `u_turn` with the same arguments."""
-        import torch
-
-        step, checked = self._checked_step(step), self._checked_images(images, True)
-        keys = _checked_keys(keys, len(checked))
-        noisy = self.forward.noised(checked, step, keys)
-        return torch.from_numpy(noisy) if isinstance(images, torch.Tensor) else noisy
+        clean = checked_images(images, self.image_shape, True)
+        return _like(images, self.forward.noised(clean, step, _checked_keys(keys, len(clean))))
 
     def denoise(self, noisy: Any, step: int, keys: Any, labels: Any = None) -> Any:
         """Reconstructions, clipped to [-1, 1], of noisy images x_t at `step`, in the units of `corrupt`."""
-        import torch
-
-        step = self._checked_step(step)
-        values = self._checked_images(noisy, step == 0)
-        keys = _checked_keys(keys, len(values))
+        values = checked_images(noisy, self.image_shape if step == 0 else self.latent_shape, step == 0)
+        keys, labels = _checked_keys(keys, len(values)), self._checked_labels(labels, len(values))
+        rows = range(len(values))
         with units(len(values)):
-            result = self._denoised(values, step, keys, self._checked_labels(labels, len(values)))
-        return torch.from_numpy(result) if isinstance(noisy, torch.Tensor) else result
-
-    def _denoised(self, values: np.ndarray, step: int, keys: np.ndarray, classes: list[int] | None) -> np.ndarray:
-        if not len(values):
-            return np.empty((0, *(self.image_shape or values.shape[1:])), np.float32)
-        work = (Work(x, step, keys[k], None if classes is None else classes[k], k) for k, x in enumerate(values))
-        done = dict(run_queue(ImageQueue(self), work))
-        return np.stack([done[k] for k in range(len(values))])
+            done = dict(self.queue(Work(values[k], step, keys[k], labels[k], k) for k in rows))
+        return _like(noisy, np.stack([done[k] for k in rows]) if done else values)
 
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in the order of completion.
@@ -272,7 +245,7 @@ class ReverseDiffusion:
         name, reconstruction
             float32 (channels, height, width) in [-1, 1].
         """
-        return run_queue(ImageQueue(self), map(self._checked_work, work))
+        return run_queue(ImageQueue(self), work)
 
     def generate(self, keys: Any, labels: Any = None) -> Any:
         """Samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array.
@@ -283,11 +256,9 @@ class ReverseDiffusion:
 
         if self.latent_shape is None:
             raise ValueError("image_shape is not known from the model; give it to ReverseDiffusion(image_shape=...)")
-        keys = _checked_keys(keys, None)
-        classes = self._checked_labels(labels, len(keys))
         blank = torch.zeros(len(keys), *self.latent_shape)
-        noise = (self.forward.noise_like(blank, keys) * self.forward.pure_sigma).numpy()
-        return self._denoised(noise, self.num_steps, keys, classes)
+        noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
+        return self.denoise(noise.numpy(), self.num_steps, keys, labels)
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
@@ -343,40 +314,24 @@ class ReverseDiffusion:
                 )
             return not torch.equal(reference, one_step(seed=1, global_seed=0))
 
-    # --- checks ------------------------------------------------------------------------------------------------------
-
-    def _checked_work(self, work: Work) -> Work:
-        step = self._checked_step(work.step)
-        images = self._checked_images(np.asarray(work.image)[None], step == 0)
-        keys = _checked_keys(np.asarray([work.key]), 1)
-        labels = self._checked_labels(None if work.label is None else [work.label], 1)
-        return Work(images[0], step, keys[0], None if labels is None else labels[0], work.name)
-
-    def _checked_labels(self, labels: Any, count: int) -> list[int] | None:
+    def _checked_labels(self, labels: Any, count: int) -> Sequence[int | None]:
         if self.num_classes is None:
-            return None  # an unconditional model
+            return [None] * count  # an unconditional model
         if labels is None and self.prompts is not None and self.prompts.rows is None:
             return [0] * count  # one prompt for all
         array = np.asarray(labels)
-        if labels is None or array.dtype.kind not in "iu" or array.shape != (count,):
-            raise ValueError(f"labels = {labels!r:.60}: the model is conditioned on the class; expected integers ({count},)")
-        if count and not (array.min() >= 0 and array.max() < self.num_classes):
+        if array.dtype.kind not in "iu" or array.shape != (count,) or not np.isin(array, range(self.num_classes)).all():
             raise ValueError(
-                f"labels: {array.min()} .. {array.max()}; expected 0 .. {self.num_classes - 1}, the classes of the model"
+                f"labels = {labels!r:.60}: expected {count} integers, the classes 0 .. {self.num_classes - 1} of the model"
             )
         return array.tolist()
 
-    def _checked_step(self, step: Any) -> int:
-        try:
-            number = operator.index(step)
-        except TypeError:
-            number = -1
-        if not 0 <= number <= self.num_steps:
-            raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
-        return number
 
-    def _checked_images(self, images: Any, clean: bool) -> np.ndarray:
-        return checked_images(images, self.image_shape if clean else self.latent_shape, clean)
+def _like(images: Any, result: np.ndarray) -> Any:
+    """The result as a tensor if the images are one."""
+    import torch
+
+    return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
 
 
 def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
@@ -407,12 +362,8 @@ def _image_shape_of(model: Any) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
-def _checked_keys(keys: Any, count: int | None) -> np.ndarray:
+def _checked_keys(keys: Any, count: int) -> np.ndarray:
     array = np.asarray(keys)
-    if array.dtype != np.uint64 or array.ndim != 1 or (count is not None and len(array) != count):
-        wanted = "batch" if count is None else count
-        raise ValueError(
-            f"keys: dtype {array.dtype}, shape {array.shape}; expected uint64 ({wanted},), one stream for each image, "
-            f"as uturn.random.keys gives"
-        )
+    if array.dtype != np.uint64 or array.shape != (count,):
+        raise ValueError(f"keys: {array.dtype} {array.shape}; expected uint64 ({count},), as uturn.random.keys gives")
     return array

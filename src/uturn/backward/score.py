@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,11 +12,11 @@ from pydantic import Field
 
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, images_of, observation_of, strings_of
-from uturn.core.protocols import Axes, Backward, Corruption, Spec
+from uturn.core.protocols import Axes, Backward, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import Gaussian
 from uturn.corruption.denoising import ExactDenoiser
-from uturn.corruption.diffusion import Diffusion, check_marker
+from uturn.corruption.diffusion import Diffusion, ForwardOf
 from uturn.corruption.schedulers import AncestralScheduler, named_scheduler
 from uturn.sources.strings import NoisyStrings
 
@@ -55,25 +55,19 @@ class StringDiffusion(Spec, Backward):
         return self, min(calls, self.steps) / self.steps
 
     def undone(self, corruption: Any, source: Any) -> _DiffusedStrings:
-        check_marker(corruption)
-        return _DiffusedStrings(self, source)
+        return _DiffusedStrings(corruption, self, source)
+
+    def forward_of(self, source: Any) -> Diffusion:
+        """The forward process of the scheduler. It is the same for all grammars, so grammar 0 serves to build it."""
+        return _string_diffusion(self, source.grammar(0, 0)).forward
 
 
-class _DiffusedStrings(Corruption):
+class _DiffusedStrings(ForwardOf):
     """The forward process of a scheduler for the strings of a source, as one-hot images."""
 
-    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
     purpose: int = Purpose.DENOISING
 
-    def __init__(self, spec: StringDiffusion, source: Any) -> None:
-        self.spec, self.source = spec, source
-
-    @cached_property
-    def forward(self) -> Diffusion:
-        """The forward process of the scheduler. It is the same for all grammars, so grammar 0 serves to build it."""
-        return _string_diffusion(self.spec, self.source.grammar(0, 0)).forward
-
-    def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> np.ndarray:
+    def corrupt(self, leaves: np.ndarray, noise: float, vocab_size: int, keys: np.ndarray) -> Any:  # type: ignore[override]
         """Noisy one-hot images (batch, vocab_size, 1, num_leaves)."""
         return self.forward.noised(images_of(leaves[:, None], vocab_size), self.forward.step_of(noise), keys)
 
@@ -84,7 +78,7 @@ class _DiffusedStrings(Corruption):
         return _NoisyScored(seen.values, seen.noise, seen.vocab_size, originals.rhm, Gaussian(), images=images)
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        axes = self.forward.axes(noise, source)
+        axes = super().axes(noise, source)
         with np.errstate(divide="ignore"):
             t = 0.5 * np.log(1 / axes["abar"][0])
         shared = Gaussian().axes(t, source)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,13 @@ class Diffusion(Corruption):
         A pipeline's own rule for timesteps; by default only their number is set.
     pieces : Pieces, optional
         Device and batch size of the encoder; by default the CPU and all images at once.
+
+    Attributes
+    ----------
+    noise_levels : dict
+        The noise level of each step k = 0 .. N, float64 arrays (N + 1,). With x_t = a x_0 + s xi: `timestep`: argument of the
+        model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats;
+        `sigma`: s / a; `signal`: a, in the units of the scheduler.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
@@ -96,6 +104,7 @@ class Diffusion(Corruption):
 
     def noised(self, images: np.ndarray, step: int, keys: np.ndarray) -> np.ndarray:
         """x_t of images at step k, 0 .. N; for k = 0 the images themselves, bit for bit."""
+        self._check_step(step)
         if step == 0:
             return np.array(images, np.float32)
 
@@ -150,6 +159,7 @@ class Diffusion(Corruption):
         A new copy is needed because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps for
         each step.
         """
+        self._check_step(step)
         scheduler = copy.deepcopy(self.scheduler)
         start = (self.num_steps - step) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
@@ -166,7 +176,7 @@ class Diffusion(Corruption):
         return round(noise * self.num_steps)
 
     def _measured_levels(self) -> dict[str, np.ndarray]:
-        """The table of `ReverseDiffusion.levels`, measured by applying the scheduler to signal 1 and to noise 1."""
+        """The table of noise levels, measured by applying the scheduler to signal 1 and to noise 1."""
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
         signal, noise = amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
@@ -211,6 +221,10 @@ class Diffusion(Corruption):
             )
         return step
 
+    def _check_step(self, step: int) -> None:
+        if step not in range(self.num_steps + 1):
+            raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
+
 
 class Latents:
     """Encodes images by `codec.encode` and caches the last 256 MB of latents, since an original has many noisy versions."""
@@ -241,13 +255,34 @@ class Latents:
         return torch.stack([latents_of[name] for name in names]).to(pieces.device)
 
 
-def check_marker(corruption: Any) -> None:
-    """ValueError for a corruption other than `Diffusion()`, which a backward replaces by its own forward process."""
-    if type(corruption) is not Diffusion or corruption.num_steps:
-        raise ValueError(
-            f"corruption = {corruption!r}: the backward undoes the forward process of its own scheduler; expected Diffusion(), "
-            f"type 'diffusion' in a spec"
-        )
+class ForwardOf(Corruption):
+    """The forward process of a backward's scheduler, `backward.forward_of(source)`, made on first use."""
+
+    kinds, process, unit, max_noise = Diffusion.kinds, Diffusion.process, Diffusion.unit, Diffusion.max_noise
+    purpose: int = Diffusion.purpose
+
+    def __init__(self, corruption: Any, backward: Any, source: Any) -> None:
+        if type(corruption) is not Diffusion or corruption.num_steps:
+            raise ValueError(
+                f"corruption = {corruption!r}: the backward undoes the forward process of its own scheduler; expected "
+                f"Diffusion(), type 'diffusion' in a spec"
+            )
+        self.backward, self.source = backward, source
+
+    def __repr__(self) -> str:
+        return f"the forward process of {self.backward!r}"
+
+    @cached_property
+    def forward(self) -> Diffusion:
+        """The forward process; ValueError if the data of the source do not fit the model."""
+        forward: Diffusion = self.backward.forward_of(self.source)
+        return forward
+
+    def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
+        return self.forward.corrupt(images, noise, keys)
+
+    def axes(self, noise: np.ndarray, source: Any) -> Axes:
+        return self.forward.axes(noise, source)
 
 
 def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> np.ndarray:
