@@ -37,6 +37,27 @@ class Finding(NamedTuple):
         return f"{self.check} {self.words}"
 
 
+def expect(ok: Any, where: str, found: Any, expected: str) -> None:
+    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors about a wrong value.
+
+    `where` names the argument, field or entry, after the part or file if that is not clear from the call. `found` is its value,
+    or the property of it that is wrong, such as its shape; `shown` shortens it. `expected` says what is allowed, then, after a
+    semicolon, the way out where that is not obvious.
+
+    All arguments are computed before the call, and type checkers learn nothing from it: where `expected` is expensive, where its
+    expression fails for right values, or where the value must be narrowed (`is None`), write `if` and `raise`.
+
+    Examples
+    --------
+    >>> shape = (3, 8)
+    >>> expect(shape == (4, 8), "source ('mine:Strings').blocks: data", shape, "(4, 8): items, leaves")
+    Traceback (most recent call last):
+    ValueError: source ('mine:Strings').blocks: data = (3, 8): expected (4, 8): items, leaves
+    """
+    if not ok:
+        raise ValueError(f"{where} = {shown(found)}: expected {expected}")
+
+
 def checked_integer(name: str, value: Any, least: int) -> int:
     """`value` as an int >= least, or a ValueError."""
     try:
@@ -51,8 +72,7 @@ def checked_integer(name: str, value: Any, least: int) -> int:
 def checked_depth(value: Any, instead: str = "lower it") -> int:
     """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
     depth = checked_integer("depth", value, 1)
-    if depth > MOST_DEPTH:
-        raise ValueError(f"depth = {shown(depth)}: expected at most {MOST_DEPTH} levels; {instead}")
+    expect(depth <= MOST_DEPTH, "depth", depth, f"at most {MOST_DEPTH} levels; {instead}")
     return depth
 
 
@@ -98,8 +118,7 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 def checked_numbers(name: str, value: Any) -> np.ndarray:
     """`value` as float64 numbers whose squares and sums do not overflow, or a ValueError."""
     numbers = checked_array(name, value)
-    if numbers.dtype.kind not in "biuf":
-        raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {numbers.dtype}")
+    expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
     if np.ma.is_masked(value) or not (np.abs(numbers) < LARGEST).all():
         raise ValueError(f"{name} has values that are masked, NaN or above {LARGEST:g}; leave out what is missing")
