@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from uturn.core.checks import validation_words
-from uturn.core.reading import Instructions
+from uturn.core.protocols import Variable
 from uturn.studies.runs import stored_spec
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ATTRIBUTE = "reading"
 
 
-def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
+def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
     """The instructions of all variables of a run, in the order in which its probes declare them, followed by added variables.
 
     Raises
@@ -37,12 +37,17 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
         stored = values.attrs.get(ATTRIBUTE)
         try:
             table = spec_names.get(name, {}) if stored is None else json.loads(stored)
-            instructions[name] = Instructions.model_validate(table)
-            instructions[name].check([str(dim) for dim in values.dims])
+            instructions[name] = Variable(tuple(map(str, values.dims)), str(values.attrs.get("long_name", "")), **table)
+            instructions[name].check()
         except (ValueError, TypeError, RecursionError) as error:
             reason = validation_words(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({reason}); copy the store again") from None
     return instructions
+
+
+def is_kept_if_large(name: str) -> bool:
+    """Whether the name of a reading says that large values are those without changes."""
+    return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))
 
 
 def _of_old_store(run: xr.Dataset) -> dict[str, dict[str, Any]]:
