@@ -42,7 +42,7 @@ def main():
     corruption, classifier = backward.undone(ut.corruption.Diffusion(), source), ut.fashion_mnist.load_classifier()
     originals = next(source.blocks(np.array(ITEMS), SEED, source.count()))
     blocks = ((back, originals, back / STEPS, SEED) for back in BACK)
-    turns = dict(ut.u_turns(blocks, corruption, backward, clones=CLONES, source=source))
+    turns = dict(ut.u_turns(blocks, corruption, backward, clones=CLONES))
     shown = {"steps": STEPS, "seed": SEED, "clones": CLONES, "back": list(BACK), "originals": []}
     for k, (item, original) in enumerate(zip(ITEMS, read(originals.images, classifier), strict=True)):
         levels = [

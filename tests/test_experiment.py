@@ -193,7 +193,7 @@ def test_a_truncated_layout_is_reported(finished, tmp_path):
         ({**SPEC, "item": 3}, "item"),
         ({k: v for k, v in SPEC.items() if k != "source"}, "source"),
         ({**SPEC, "probes": []}, "probes"),
-        ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "two of them measure"),
+        ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "variables of two of them"),
         ({**SPEC, "probes": [{"type": "images"}]}, "does not go with strings"),
         ({**SPEC, "probes": [{"type": "network_layers"}]}, "statistics: missing"),
         (with_part("source", multiplicity=9), "at most 8"),

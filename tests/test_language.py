@@ -448,7 +448,7 @@ def of_long_texts(change):
         (lambda logits: logits.nan_to_num().long(), "logits give torch.int64"),
         (
             lambda logits: 1 / 0,
-            r"tiny_language:odd, ids \(5, 4\): ZeroDivisionError: division by zero \(test_language.py, line \d+\)",
+            r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)",
         ),
     ],
 )
@@ -458,7 +458,7 @@ def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
     clear_caches()  # of the models of other cases, which have the same name
     backward = LanguageDenoiser(model="tiny_language:odd", batch_size=5)
     noisy = NoisyTokens(np.full((5, 4), -1), np.ones(5), Table.V, ut.Masking())
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, ZeroDivisionError), match=words):
         backward.reconstruct(noisy, Streams(0, np.arange(5), 1.0))
 
 

@@ -1,9 +1,10 @@
-"""Classes of one's own of every make, their blocks, and parts that installed packages register."""
+"""Classes of one's own, their blocks, and parts that installed packages register."""
 
 import json
 import linecache
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pydantic import BaseModel, field_validator
 import uturn as ut
 from command_line import process
 from uturn.core import protocols
+from uturn.core.checks import described, noted
 from uturn.core.contracts import checked_blocks
 from uturn.core.own_parts import code_digest, completed, is_own, own_class
 from uturn.core.protocols import Backward, Noisy, Variable
@@ -38,7 +40,7 @@ SPEC = {
 }
 
 
-# -- classes of every make --------------------------------------------------------------------------------------------
+# -- classes ---------------------------------------------------------------------------------------------------------
 
 
 class Reads:
@@ -59,45 +61,15 @@ class Plain(Reads):
         self.gain = gain
 
 
-class Slots(Reads):
-    __slots__ = ("gain",)
-
-    def __init__(self, gain=2):
-        self.gain = gain
-
-
 @dataclass
 class Data(Reads):
     gain: int = 2
 
 
-@dataclass(frozen=True)
-class Frozen(Reads):
-    gain: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenSlots(Reads):
-    gain: int = 2
-
-
-class Fields(NamedTuple):
-    gain: int = 2
-
-
-class Tuple(Fields, Reads):
-    pass
-
-
 class Model(BaseModel):
     gain: int = 2
-    _kept: int = 1
 
     variables, read = Reads.variables, Reads.read
-
-
-class Forbids(Model, extra="forbid", frozen=True):
-    pass
 
 
 class Inherits(Plain, protocols.Probe):
@@ -118,19 +90,11 @@ class Network(torch.nn.Module):
     variables, read = Reads.variables, Reads.read
 
 
-class Meta(type):
-    """A metaclass of one's own."""
-
-
-class WithMeta(Plain, metaclass=Meta):
-    pass
-
-
-MAKES = (Plain, Slots, Data, Frozen, FrozenSlots, Tuple, Model, Forbids, Inherits, WithSpec, Network, WithMeta)
+MAKES = (Plain, Data, Model, Inherits, WithSpec, Network)
 
 
 @pytest.mark.parametrize("cls", MAKES)
-def test_a_class_of_any_make_is_completed(cls):
+def test_a_class_of_any_make_inherits_from_its_protocol(cls):
     spec = {**SPEC, "probes": [{"type": f"{__name__}:{cls.__name__}", "gain": 3}, {"type": "tree_levels"}]}
     experiment = ut.Experiment.from_dict(spec)
     part, built_in = experiment.parts.probes
@@ -141,27 +105,8 @@ def test_a_class_of_any_make_is_completed(cls):
     assert len({part, part, build("probes[0]", spec["probes"][0])}) == 2
     ds = ut.run(experiment)
     assert np.allclose(ds.leaves, 3 * ds.unchanged.isel(tree_level=0), rtol=1e-6)
-    with pytest.raises(
-        ValueError, match=rf"^probes\[0\] \('{__name__}:{cls.__name__}'\)\.read: ZeroDivisionError: .*, line \d+\)$"
-    ):
+    with pytest.raises(ZeroDivisionError, match=rf"in probes\[0\] \('{__name__}:{cls.__name__}'\)\.read \(test_own_parts.py"):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{**spec["probes"][0], "gain": 0}]}))
-
-
-def test_a_class_is_completed_once():
-    table = {"type": f"{__name__}:Plain"}
-    assert type(build("probes[0]", table)) is type(build("probes[0]", table))
-
-
-class Sealed(Plain):
-    def __init_subclass__(cls):
-        raise TypeError("not meant for subclasses")
-
-
-def test_a_class_without_subclasses_is_named():
-    with pytest.raises(
-        ValueError, match=rf"probes\[0\] \('{__name__}:Sealed'\): TypeError: not meant for subclasses \(test_own_"
-    ):
-        build("probes[0]", {"type": f"{__name__}:Sealed"})
 
 
 class Members:
@@ -230,42 +175,40 @@ def test_members_of_every_kind():
     assert source.network_calls(1, 1, []) == (0, 0)
 
 
-class Needs(BaseModel):
-    """A pydantic model with fields that are members of the protocol, and a check with the name of one."""
+class Chosen(protocols.Spec, protocols.Source):
+    """A part with options that are checked."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("a",)
-    kind: str
-    num_symbols: int
+    kind: ClassVar[str] = "k"
+    size: int
 
-    @field_validator("kind")
+    @field_validator("size")
     @classmethod
-    def files(cls, kind):
-        if kind == "z":
-            raise ValueError("no z")
-        return kind
+    def _is_small(cls, size):
+        if size > 9:
+            raise ValueError("too large")
+        return size
 
     def blocks(self, items, seed, num_items):
         yield
 
 
-@dataclass(slots=True)
-class NeedsToo:
-    kind: str
-    num_symbols: int
+@dataclass
+class ChosenToo(protocols.Source):
+    size: int
 
-    blocks = Needs.blocks
+    blocks = Chosen.blocks
 
 
-@pytest.mark.parametrize("cls", [Needs, NeedsToo])
-def test_fields_may_be_members_of_the_protocol(cls):
-    table = {"type": f"{__name__}:{cls.__name__}", "kind": "k", "num_symbols": 4}
-    source = build("source", table)
-    assert (source.kind, source.num_symbols, source.item_bytes) == ("k", 4, 0)
-    with pytest.raises(ValueError, match=r"^source \(.*\): .*num_symbols"):
-        build("source", {key: table[key] for key in ("type", "kind")})
-    if cls is Needs:
-        with pytest.raises(ValueError, match=r"^source \(.*\): kind: no z$"):
-            build("source", {**table, "kind": "z"})
+@pytest.mark.parametrize(("cls", "error"), [(Chosen, ValueError), (ChosenToo, TypeError)])
+def test_wrong_options_name_the_part(cls, error):
+    table = {"type": f"{__name__}:{cls.__name__}", "size": 4}
+    assert build("source", table).size == 4
+    with pytest.raises(error, match=rf"in source \('{__name__}:{cls.__name__}'\)") as raised:
+        build("source", {**table, "width": 3})
+    assert re.match(rf"source \('{__name__}:{cls.__name__}'\): .*width.*", described(raised.value))
+    if cls is Chosen:
+        with pytest.raises(ValueError, match="too large"):
+            build("source", {**table, "size": 10})
 
 
 class Known:
@@ -340,9 +283,12 @@ def test_strings_of_all_makes(corruption):
 )
 def test_an_error_in_a_member_of_any_kind_is_named(wrong, call):
     source = build("source", {"type": f"{__name__}:Members", "wrong": wrong})
-    words = rf"^source \('{__name__}:Members'\)\.{wrong}: (KeyError: '{wrong}'|Zero.*) \(test_own_parts\.py, line \d+\)$"
-    with pytest.raises(ValueError, match=words):
+    label = rf"(source \('{__name__}:Members'\)|Members)\.({wrong}|_check)"
+    words = rf"{label}: (KeyError: '{wrong}'|Zero.*) \(test_own_parts\.py, line \d+\)"
+    with pytest.raises((KeyError, ZeroDivisionError)) as error, noted():
         call(source)
+    assert re.fullmatch(words, described(error.value))
+    assert re.fullmatch(words, described(pickle.loads(pickle.dumps(error.value))))  # as it arrives from another process
 
 
 # -- blocks of every make, and parts that get each other as they are -------------------------------------------------------
@@ -351,19 +297,6 @@ def test_an_error_in_a_member_of_any_kind_is_named(wrong, call):
 class PlainBlock:
     def __init__(self, items, data):
         self.items, self.data = items, data
-
-
-class SlotsBlock:
-    __slots__ = ("data", "items")
-
-    def __init__(self, items, data):
-        self.items, self.data = items, data
-
-
-@dataclass(frozen=True)
-class FrozenBlock:
-    items: Any
-    data: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,14 +308,6 @@ class FrozenSlotsBlock:
 class TupleBlock(NamedTuple):
     items: Any
     data: Any
-
-
-class ModelBlock(BaseModel):
-    items: Any
-    data: Any
-
-    def __init__(self, items, data):
-        super().__init__(items=items, data=data)
 
 
 @dataclass
@@ -397,12 +322,9 @@ def space(items, data):
 
 BLOCKS = (
     PlainBlock,
-    SlotsBlock,
     Block,
-    FrozenBlock,
     FrozenSlotsBlock,
     TupleBlock,
-    ModelBlock,
     InheritingBlock,
     space,
 )
@@ -464,9 +386,7 @@ def test_a_block_of_any_make_is_completed_and_read_only(block):
     assert (ds.difference.sel(noise=0) == 0).all()
     assert (ds.difference.sel(noise=2) > 0.01).all()
     for name in ("items", "data"):
-        with pytest.raises(
-            ValueError, match=r"Looks'\)\.read: (ValueError: )?assignment destination is read-only \(test_own_parts"
-        ):
+        with pytest.raises(ValueError, match="assignment destination is read-only"):
             ut.run(ut.Experiment.from_dict(of_blocks(block, writes=name)))
     mine = block(np.arange(2), np.ones((2, 3)))
     (seen,) = checked_blocks(None, [mine], np.arange(2))
@@ -478,7 +398,6 @@ def test_a_block_of_any_make_is_completed_and_read_only(block):
 def test_what_has_all_members_stays_as_it_is():
     block = InheritingBlock(np.arange(2), np.ones(2))
     assert completed(block, protocols.Originals) is block
-    assert type(completed(PlainBlock(0, 0), protocols.Originals)) is type(completed(PlainBlock(1, 1), protocols.Originals))
 
 
 class NoData(PlainBlock):
@@ -500,23 +419,22 @@ class Standard(Adds, protocols.Corruption):
 
 
 @pytest.mark.parametrize(
-    ("block", "words"),
-    [(NoData, "AttributeError: 'NoData' object has no attribute 'data'"), (Fails, "KeyError: 'law'")],
+    ("block", "kind", "words"),
+    [
+        (NoData, AttributeError, "no attribute 'data'"),
+        (Fails, KeyError, r"'law'\nin Fails.observed_by \(test_own_parts.py, line"),
+    ],
 )
 @pytest.mark.parametrize("corruption", ["own", "built in"])
 @pytest.mark.parametrize("backward", ["own", "built in"])
-def test_a_mistake_of_a_block_is_named(block, words, corruption, backward, monkeypatch):
-    """By the source, and by the corruption if what it gave may be at fault."""
+def test_a_mistake_of_a_block_comes_through(block, kind, words, corruption, backward, monkeypatch):
     spec = of_blocks(block)
     for idea, built_in, cls in (("corruption", corruption, Standard), ("backward", backward, BuiltIn)):
         if built_in == "built in":
             monkeypatch.setitem(PARTS[idea], cls.type, f"{__name__}:{cls.__name__}")
             spec[idea] = {**spec[idea], "type": cls.type}
-    source = rf"source \('{__name__}:Numbers'\)( and .*)? gives?: {words}"
-    place = r" \(test_own_parts.py, line \d+\)$" if block is Fails else "$"
-    with pytest.raises(ValueError, match=source + place) as error:
+    with pytest.raises(kind, match=words):
         ut.run(ut.Experiment.from_dict(spec))
-    assert "\n" not in str(error.value)
 
 
 # -- digests of code ---------------------------------------------------------------------------------------------------------
@@ -626,7 +544,7 @@ def test_a_registered_part_is_user_defined(site):
     assert is_own(experiment.parts.probes[0])
     assert experiment.models()["probes[0].code"] == code_digest(experiment.parts.probes[0]) != ""
     assert (ut.run(experiment).quarter == 0.25).all()
-    with pytest.raises(ValueError, match=r"^probes\[0\] \('quarter'\)\.read: KeyError: 'quarter' \(quarters.py, line \d+\)$"):
+    with pytest.raises(KeyError, match=r"in probes\[0\] \('quarter'\)\.read \(quarters.py, line \d+\)"):
         ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
     with pytest.raises(ValueError, match="is code of others; a stored spec may not name it"):
         build("probes[0]", {"type": "quarter"}, trusted=False)
@@ -673,7 +591,7 @@ def test_a_registered_class_that_is_not_there(site):
 # --- pickling, and defaults that stored specs leave out ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Plain", "FrozenSlots", "Model"])
+@pytest.mark.parametrize("name", ["Plain", "Model"])
 def test_parts_can_be_pickled(name):
     """Users send their parts to processes of their own."""
     part = own_class(globals()[f"Pickled{name}"], Backward, "backward ('x')")(size=5)
@@ -686,14 +604,6 @@ def test_parts_can_be_pickled(name):
 class PickledPlain:
     def __init__(self, size):
         self.size = size
-
-    def reconstruct(self, noisy, streams, clones=1):
-        return noisy
-
-
-@dataclass(frozen=True, slots=True)
-class PickledFrozenSlots:
-    size: int
 
     def reconstruct(self, noisy, streams, clones=1):
         return noisy

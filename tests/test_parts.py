@@ -15,6 +15,7 @@ import uturn as ut
 from command_line import process, uturn
 from uturn.backward import ExactPosterior
 from uturn.cli import app
+from uturn.core.checks import described
 from uturn.engine.measuring import measure
 from uturn.engine.trial import check
 from uturn.probes import TreeLevels
@@ -68,15 +69,16 @@ class Probe:
     def variables(self, source):
         dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
         found = {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
-        return {
-            "nothing": {},
-            "no variable": {"leaves": ("noise", "item")},
-            "bare": {"leaves": Variable(None, "no dims")},
-            "nested": {"leaves": Variable(("noise", "item", ["trajectory"]), "a list among the dims")},
-            "unnamed": {"leaves": Variable(("noise", "item"), len)},
-            "one bound": {"leaves": Variable(("noise", "item"), "a share", bounds=1)},
-            "no draws": {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
-        }.get(self.mistake, found)
+        wrong = {
+            "nothing": lambda: {},
+            "no variable": lambda: {"leaves": ("noise", "item")},
+            "bare": lambda: {"leaves": Variable(None, "no dims")},
+            "nested": lambda: {"leaves": Variable(("noise", "item", ["trajectory"]), "a list among the dims")},
+            "unnamed": lambda: {"leaves": Variable(("noise", "item"), len)},
+            "one bound": lambda: {"leaves": Variable(("noise", "item"), "a share", bounds=1)},
+            "no draws": lambda: {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
+        }
+        return wrong.get(self.mistake, lambda: found)()
 
     def coordinates(self, source):
         return None if self.mistake == "coordinates" else {}
@@ -113,39 +115,48 @@ class Probe:
     ("mistake", "message"),
     [
         ("init", r"RuntimeError: no licence \(test_parts.py, line \d+\)"),
-        ("dims", r"variables: leaves has dims .*'colour'.*need values in `coordinates`"),
-        ("order", "variables: leaves has dims"),
-        ("nothing", "variables gave {}; expected a dict .* with at least one variable"),
-        ("no variable", r"variables: leaves is a tuple; expected a uturn.protocols.Variable"),
-        ("coordinates", "coordinates gave None"),
+        ("dims", r"variables: dims of leaves = .*'colour'.*expected \('noise', 'item', \.\.\)"),
+        ("order", "variables: dims of leaves = "),
+        ("nothing", "variables = {}: expected a dict .* with at least one variable"),
+        ("no variable", r"variables: leaves = .*: expected a uturn.protocols.Variable"),
+        ("coordinates", "coordinates = None"),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
         ("counts", r"read: Counted: two of them \(test_parts.py, line \d+\)"),
         ("speechless", r"read: Speechless \(test_parts.py, line \d+\)"),
         ("asks", "read: AttributeError: .*colour"),
-        ("one row", r"read: leaves has shape \(1, 2\); expected \(3, 2\), its dims \('item', 'trajectory'\)"),
-        ("keepdims", r"leaves has shape \(3, 2, 1\)"),
-        ("transposed", r"leaves has shape \(2, 3\)"),
-        ("text", "leaves has dtype <U"),
-        ("complex", "leaves has dtype complex128; expected real numbers"),
-        ("another name", "read did not give 'leaves'"),
-        ("more", "read gave 'extra'"),
-        ("none", "read gave a NoneType"),
+        ("one row", r"read: shape of leaves = \(1, 2\): expected \(3, 2\), its dims \('item', 'trajectory'\)"),
+        ("keepdims", r"shape of leaves = \(3, 2, 1\)"),
+        ("transposed", r"shape of leaves = \(2, 3\)"),
+        ("text", "dtype of leaves = '<U"),
+        ("complex", "dtype of leaves = 'complex128': expected real numbers"),
+        ("another name", r"read = \['leafs'\]: expected leaves"),
+        ("more", r"read = \['leaves', 'extra'\]: expected leaves"),
+        ("none", "read = None: expected a dict"),
         ("ragged", "read: leaves is no array"),
-        ("masked", "read: leaves is a masked array; expected a plain one, with NaN"),
-        ("infinite", "read: leaves is infinite in float32"),
-        ("bare", r"variables: leaves has dims None"),
-        ("nested", "variables: leaves has dims .*'trajectory'"),
-        ("unnamed", "variables: long_name of leaves gave <built-in function len>; expected a string"),
-        ("one bound", "variables: leaves: bounds = 1"),
+        ("masked", "read: leaves = 'a masked array': expected a plain array, with NaN"),
+        ("infinite", "read: leaves = inf: expected numbers that are finite in float32"),
+        ("bare", r"variables: .* = None: Input should be a valid tuple \(test_parts.py, line \d+\)"),
+        ("nested", "variables: .*'trajectory'.*valid string"),
+        ("unnamed", "variables: .* = <built-in function len>: Input should be a valid string"),
+        ("one bound", "variables: .*bounds = 1"),
         ("execution", "execution = None: expected a tuple of strings"),
-        ("no draws", r"variables: leaves: symmetric = True needs the dim 'trajectory'"),
-        ("fingerprint", "fingerprint gave None; expected a string"),
+        ("no draws", r"variables: dims of leaves = .*: expected 'trajectory'"),
+        ("fingerprint", "fingerprint = None: expected a string"),
     ],
 )
 def test_mistakes_of_a_probe(mistake, message):
-    with pytest.raises(ValueError, match=rf"probes\[0\] \('test_parts:Probe'\).*{message}") as error:
-        ut.run(ut.Experiment.from_dict(with_part("probes", "Probe", mistake=mistake)))
-    assert "\n" not in str(error.value)
+    line = told(with_part("probes", "Probe", mistake=mistake))
+    assert re.search(rf"^probes\[0\] \('test_parts:Probe'\).*{message}", line)
+    assert "\n" not in line
+
+
+def told(spec):
+    """The line in which the program reports the error of a run."""
+    try:
+        ut.run(ut.Experiment.from_dict(spec))
+    except Exception as error:
+        return described(error)
+    pytest.fail("no error")
 
 
 def test_a_probe_without_mistakes_measures():
@@ -196,18 +207,18 @@ class Nothing:
     ("mistake", "message"),
     [
         ("raises", r"blocks: KeyError: 'volume' \(test_parts.py, line \d+\)"),
-        ("empty", r"blocks gave the items \[\]; expected \[0, 1, 2\], each once and in order"),
-        ("reversed", r"blocks gave the items \[2, 1, 0\]"),
-        ("twice", r"blocks gave the items \[0, 0, 0\]"),
-        ("fewer", r"blocks gave the items \[0, 1\]"),
-        ("others", r"blocks gave the items \[1, 2, 3\]"),
-        ("no items", r"blocks gave a Nothing without 'items'"),
-        ("one block", r"blocks gave a Strings; expected an iterator over blocks"),
-        ("for ever", r"blocks gave the items \[0, 1, 2, 0, 1, 2\]"),
+        ("empty", r"blocks: items = \[\]: expected \[0, 1, 2\], each once and in order"),
+        ("reversed", r"blocks: items = \[2, 1, 0\]"),
+        ("twice", r"blocks: items = \[0, 0, 0\]"),
+        ("fewer", r"blocks: items = \[0, 1\]"),
+        ("others", r"blocks: items = \[1, 2, 3\]"),
+        ("no items", r"blocks = .*Nothing.*: expected blocks with `items`"),
+        ("one block", r"blocks = Strings.*: expected an iterator over blocks"),
+        ("for ever", r"blocks: items = \[0, 1, 2, 0, 1, 2\]"),
         ("in place", None),
-        ("axis", r"coordinates: the name 'item'"),
-        ("slash", r"coordinates: the name 'a/b'"),
-        ("short", r"coordinates: label has shape \(5,\); expected \(6,\)"),
+        ("axis", r"coordinates: name = 'item'"),
+        ("slash", r"coordinates: name = 'a/b'"),
+        ("short", r"coordinates: shape of label = \(5,\): expected \(6,\)"),
     ],
 )
 def test_mistakes_of_a_source(mistake, message):
@@ -215,8 +226,7 @@ def test_mistakes_of_a_source(mistake, message):
     if message is None:  # the array that a source is given is its own
         assert ut.run(spec).unchanged.equals(ut.run(ut.Experiment.from_dict(with_part("source", "Source"))).unchanged)
         return
-    with pytest.raises(ValueError, match=rf"source \('test_parts:Source'\)\.{message}"):
-        ut.run(spec)
+    assert re.search(rf"^source \('test_parts:Source'\)\.{message}", told(with_part("source", "Source", mistake=mistake)))
 
 
 def test_items_stay_in_their_order_across_grammars():
@@ -250,10 +260,10 @@ class DrawsOnce(ut.Masking):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("fewer", r"reconstruct gave reconstructions of shape \(3, 1, .*expected \(3, 2, \.\.\)"),
-        ("nothing", "reconstruct gave reconstructions None"),
-        ("empty", "reconstruct gave reconstructions None"),
-        ("list", r"reconstruct gave reconstructions \[1, 2, 3\]"),
+        ("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"),
+        ("nothing", "reconstruct = None"),
+        ("empty", "reconstruct = None"),
+        ("list", r"reconstruct = \[1, 2, 3\]"),
     ],
 )
 def test_mistakes_of_a_backward(mistake, message):
@@ -283,11 +293,11 @@ class Axes(ut.Masking):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("none", "axes gave None; expected a dict"),
-        ("short", r"axes: depth has shape \(1,\); expected \(2,\)"),
-        ("item", "axes: the name 'item'"),
-        ("noise", "axes: the name 'noise'"),
-        ("bare", r"axes: depth is array.*expected \(values, attributes\)"),
+        ("none", "axes = None: expected a dict"),
+        ("short", r"axes: shape of depth = \(1,\): expected \(2,\)"),
+        ("item", "axes: name = 'item'"),
+        ("noise", "axes: name = 'noise'"),
+        ("bare", r"axes: depth = array.*expected \(values, attributes\)"),
     ],
 )
 def test_mistakes_of_axes(mistake, message):
@@ -319,11 +329,11 @@ class Stream(Backward):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("number", r"reconstruct_stream gave a int; expected an iterator"),
+        ("number", r"reconstruct_stream = 3: expected an iterator"),
         ("dropped", "reconstruct_stream ended before the reconstructions of 1 blocks"),
-        ("twice", r"reconstruct_stream gave .*each key of a block once"),
-        ("swapped", r"reconstruct gave reconstructions of shape \(\d, 2, "),
-        ("nameless", r"reconstruct_stream gave .*expected \(key, reconstructions\)"),
+        ("twice", r"reconstruct_stream = .*each key of a block once"),
+        ("swapped", r"reconstruct = \(\d, 2, "),
+        ("nameless", r"reconstruct_stream = .*expected \(key, reconstructions\)"),
         ("", None),
     ],
 )
@@ -376,8 +386,7 @@ class NoData(ut.Masking):
     ],
 )
 def test_mistakes_of_a_corruption(cls, message):
-    with pytest.raises(ValueError, match=message):
-        ut.run(ut.Experiment.from_dict(with_part("corruption", cls)))
+    assert re.search(message, told(with_part("corruption", cls)))
 
 
 class Relabelled(TreeLevels):
@@ -400,9 +409,9 @@ class Relabelled(TreeLevels):
 
 def test_probes_that_disagree_or_write():
     two = [{"type": "tree_levels"}, {"type": f"{__name__}:Relabelled"}]
-    with pytest.raises(ValueError, match=r"Relabelled'\): the coordinate 'tree_level' exists already with other values"):
+    with pytest.raises(ValueError, match=r"Relabelled'\): coordinate = 'tree_level': expected another name"):
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": two}))
-    with pytest.raises(ValueError, match=r"Relabelled'\)\.read: assignment destination is read-only \(test_parts.py, line \d+\)"):
+    with pytest.raises(ValueError, match=r"read-only\nin .*Relabelled'\)\.read \(test_parts.py, line \d+\)"):
         ut.run(ut.Experiment.from_dict({**SPEC, "probes": [{**two[1], "writes": True}, two[0]]}))
 
 
@@ -470,13 +479,11 @@ class Leaves:
         return {"leaves": np.full((len(u_turns.originals.items), 2), np.nan)}
 
 
-def test_noisy_data_that_the_block_cannot_read_are_named():
+def test_noisy_data_that_the_block_cannot_read():
     spec = {**with_part("corruption", "Pair"), "source": {"type": f"{__name__}:OwnBlocks"}}
     spec |= {"backward": {"type": f"{__name__}:Backward"}, "probes": [{"type": f"{__name__}:Leaves"}]}
-    message = r"^corruption.observe fails on what source .* and corruption \('test_parts:Pair'\) give: .*'tuple'"
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((AttributeError, TypeError), match="tuple"):
         ut.run(ut.Experiment.from_dict(spec))
-    assert "\n" not in str(error.value)
 
 
 def test_readings_that_are_all_nan_are_named(tmp_path):
@@ -533,7 +540,7 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
             "probes",
             [{"type": "tree_levels"}],
             r"probes\[0\]: type 'tree_levels'",
-            r"has no 'depth'; probes\[0\] \(TreeLevels\) needs it",
+            r"^source \('kindless:Series'\): AttributeError: .*no attribute 'depth'$",
         ),
         (
             "backward",
@@ -548,12 +555,11 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
             r"\('kindless:Diffusing'\) has no 'log_evidence', which the backward 'exact' asks for",
         ),
     ]:
-        with pytest.raises(ValueError, match=message):
-            ut.run(ut.Experiment.from_dict({**spec, idea: table}))
+        assert re.search(message, told({**spec, idea: table}))
         with pytest.raises(ValueError, match=rf"{needs} does not go with series; (expected one of|no built-in one does)"):
             ut.Experiment.from_dict({**spec, "source": {"type": "series:Series"}, idea: table})
     spec |= {"corruption": {"type": "masking", "noise": [0.1]}, "backward": {"type": "exact"}}
-    with pytest.raises(ValueError, match=r"has no 'posterior_draws'|fails on what source \('kindless:Series'\)"):
+    with pytest.raises(AttributeError):
         ut.run(ut.Experiment.from_dict(spec))
 
 

@@ -337,14 +337,14 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
         (torch.full((1, *SHAPE), torch.nan), "gives NaN or infinity for item 0, noise 0.5"),
         (
             ZeroDivisionError("x"),
-            r"^sampler = 'test_posterior_sampler:faulty': ZeroDivisionError: x \(test_posterior_sampler.py, line",
+            r"in sampler = 'test_posterior_sampler:faulty' \(test_posterior_sampler.py, line",
         ),
     ],
 )
 def test_what_a_sampler_gives_is_checked(value, words):
     global returned
     returned = value
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, ZeroDivisionError), match=words):
         draws(f"{__name__}:faulty", measured(1, operator=half(0.1, SHAPE)))
 
 

@@ -267,7 +267,7 @@ def test_parts_of_an_experiment_make_u_turns():
             {"streams": Streams(0, np.arange(3), 0.4)},
             r"those of items \[0, 1, 2\] at noise 0.4; expected \[0, 1, 2\] at 0.5",
         ),
-        ({"streams": Streams(0, np.arange(4), 0.5)}, r"streams are those of items \[0, 1, 2, 3\]"),
+        ({"streams": Streams(0, np.arange(4), 0.5)}, "streams: items = "),
         ({"noise": 1.5}, "noise"),
         (
             {"originals": RHM.grammar(0, 0).sample(3)},
@@ -295,7 +295,7 @@ def test_corruption_and_backward_belong_together():
     rhm = RHM.grammar(0, 0)
     originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))
     for corruption, backward in ((Diffusion(), ExactPosterior()), (ut.Masking(), DiffusionModel())):
-        with pytest.raises(ValueError, match=r"undoes the process 'channel|diffusion', but that of"):
+        with pytest.raises(ValueError, match="expected one that undoes"):
             ut.u_turn(originals, corruption, backward, 0.5)
 
 
@@ -411,12 +411,12 @@ class Wrong(ExactPosterior):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("unknown", r"backward.reconstruct_stream gave \('other', .*each key of a block once"),
-        ("swapped", r"backward.reconstruct_stream gave \(\{0: .*each key of a block once"),
-        ("three", r"backward.reconstruct_stream gave \(0, .*expected \(key, reconstructions\)"),
+        ("unknown", r"backward.reconstruct_stream = \('other', .*each key of a block once"),
+        ("swapped", r"backward.reconstruct_stream = \(\{0: .*each key of a block once"),
+        ("three", r"backward.reconstruct_stream = \(0, .*expected \(key, reconstructions\)"),
         ("nothing", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
-        ("twice", r"backward.reconstruct_stream gave \(0, .*each key of a block once"),
-        ("shape", r"backward.reconstruct gave reconstructions of shape \(3, 1, .*expected \(4, 1, "),
+        ("twice", r"backward.reconstruct_stream = \(0, .*each key of a block once"),
+        ("shape", r"backward.reconstruct = \(3, 1, .*expected shape \(4, 1, "),
         ("ends", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
     ],
 )
@@ -463,12 +463,11 @@ def test_wrong_blocks_are_named():
         ((0, originals.data, noise, seed), "originals = .*expected a block of a source"),
         ((0, originals, 1.5, seed), "1.5"),
         ((0, originals, [0.2, 0.3], seed), "expected a scalar"),
-        (([0], originals, noise, seed), "expected a hashable value"),
-        (None, "blocks gave None"),
+        (None, "block = None"),
         ((0, originals, noise, 0.5), "streams = 0.5"),
-        ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams are those of items"),
+        ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams: items = "),
     ):
         with pytest.raises(ValueError, match=message):
             list(ut.u_turns([block], ut.Masking(), ExactPosterior()))
-    with pytest.raises(ValueError, match="the key 0 twice"):
+    with pytest.raises(ValueError, match="key = 0: expected another one"):
         list(ut.u_turns([(0, originals, noise, seed)] * 2, ut.Masking(), Whole()))

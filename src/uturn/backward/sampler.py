@@ -15,7 +15,7 @@ from pydantic import Field
 
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import Finding, errors_named
+from uturn.core.checks import Finding, noted
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
@@ -197,9 +197,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         import torch
 
         label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
-        code = None if self.sampler.startswith(DEEPINV) else _function(self.sampler)
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
-        with _seeded(int(key)) as generator, errors_named(label, code):
+        with _seeded(int(key)) as generator, noted(label):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
         is_tensor = isinstance(values, torch.Tensor)
         if not is_tensor or values.is_complex() or tuple(values.shape) != (len(rows), *noisy.shape):

@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.image_queue import ImageQueue
-from uturn.core.checks import errors_named, shown
+from uturn.core.checks import noted, shown
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance
@@ -64,7 +64,7 @@ def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: 
     """The result of a user's function of images or noisy data, of the same shape, or a ValueError that begins with the label."""
     import torch
 
-    with errors_named(label, function):
+    with noted(label):
         result = function(torch.tensor(values), noise, seed)
     if not isinstance(result, torch.Tensor | np.ndarray):
         raise ValueError(f"{label}: it gives {shown(result)}; expected a tensor {values.shape}")

@@ -17,7 +17,7 @@ import typer
 
 from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
-from uturn.core.checks import CHECKS, TasksFailed, visible
+from uturn.core.checks import CHECKS, TasksFailed, described, origin, visible
 
 _LEAST_COLUMNS = 20  # narrower help is not legible
 
@@ -52,9 +52,11 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # typer's exceptions for wrong options have it
         if type(error).__name__ in ("Abort", "NoArgsIsHelpError"):
             sys.exit(exit_code(error.__cause__) if type(error).__name__ == "Abort" else 2)
-        if usage is None and not isinstance(error, ValueError | OSError | MemoryError | RecursionError | BrokenExecutor):
+        is_own = origin(error) is not None
+        told = ValueError | OSError | MemoryError | RecursionError | BrokenExecutor
+        if usage is None and not is_own and not isinstance(error, told):
             raise
-        text = str(error)
+        text = described(error) if is_own else str(error)
         if usage is not None:
             context = getattr(error, "ctx", None)
             hint = "" if context is None else f" (`{context.command_path} --help` lists what is expected)"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 import os
+import re
+import sysconfig
 import traceback
 import unicodedata
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
 
 
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_LIBRARIES = re.compile("|".join([*map(re.escape, (_PACKAGE, sysconfig.get_path("stdlib"))), "<", ".*-packages"]))
+
 CHECKS = MODEL_CHECK, DATA_CHECK = "model check:", "data check:"
 """How the lines begin that say what the checks before a run have found."""
 
@@ -35,6 +39,27 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.check} {self.words}"
+
+
+def expect(ok: Any, where: str, found: Any, expected: str) -> None:
+    """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors about a wrong value.
+
+    `where` names the argument, field or entry, after the part or file if that is not clear from the call. `found` is its value,
+    or the property of it that is wrong, such as its shape; `shown` shortens it. `expected` says what is allowed, then, after a
+    semicolon, the way out where that is not obvious.
+
+    All arguments are computed before the call, and type checkers learn nothing from it: where `expected` is expensive, where its
+    expression fails for right values, or where the value must be narrowed (`is None`), write `if` and `raise`.
+
+    Examples
+    --------
+    >>> shape = (3, 8)
+    >>> expect(shape == (4, 8), "source ('mine:Strings').blocks: data", shape, "(4, 8): items, leaves")
+    Traceback (most recent call last):
+    ValueError: source ('mine:Strings').blocks: data = (3, 8): expected (4, 8): items, leaves
+    """
+    if not ok:
+        raise ValueError(f"{where} = {shown(found)}: expected {expected}")
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
@@ -51,8 +76,7 @@ def checked_integer(name: str, value: Any, least: int) -> int:
 def checked_depth(value: Any, instead: str = "lower it") -> int:
     """`value` as a number of tree levels, 1 .. MOST_DEPTH, or a ValueError."""
     depth = checked_integer("depth", value, 1)
-    if depth > MOST_DEPTH:
-        raise ValueError(f"depth = {shown(depth)}: expected at most {MOST_DEPTH} levels; {instead}")
+    expect(depth <= MOST_DEPTH, "depth", depth, f"at most {MOST_DEPTH} levels; {instead}")
     return depth
 
 
@@ -98,8 +122,7 @@ def checked_array(name: str, value: Any) -> np.ndarray:
 def checked_numbers(name: str, value: Any) -> np.ndarray:
     """`value` as float64 numbers whose squares and sums do not overflow, or a ValueError."""
     numbers = checked_array(name, value)
-    if numbers.dtype.kind not in "biuf":
-        raise ValueError(f"{name} = {shown(value)}: expected real numbers, got dtype {numbers.dtype}")
+    expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
     if np.ma.is_masked(value) or not (np.abs(numbers) < LARGEST).all():
         raise ValueError(f"{name} has values that are masked, NaN or above {LARGEST:g}; leave out what is missing")
@@ -164,9 +187,57 @@ def one_line(error: BaseException, most: int = 160) -> str:
 
 
 def described(error: BaseException, most: int = 160) -> str:
-    """`one_line`, after the type of the error unless that is ValueError, whose text is written for users."""
+    """An error in one line; that of user-defined code as "probes[0] ('mine:Own').read: KeyError: 'x' (mine.py, line 12)".
+
+    The type is left out of a ValueError, whose text is written for users.
+    """
     text, kind = one_line(error, most), type(error).__name__
-    return text if isinstance(error, ValueError) or text == kind else f"{kind}: {text}"
+    text = text if isinstance(error, ValueError) or text == kind else f"{kind}: {text}"
+    label, place = origin(error) or ("", "")
+    return f"{label}: {text}{place}" if label else text
+
+
+def origin(error: BaseException) -> tuple[str, str] | None:
+    """The user-defined code that raised an error, and its place: ("probes[0] ('mine:Own').read", " (mine.py, line 12)").
+
+    They are read from the note of `noted`, or from the traceback: the innermost frame of a user-defined part or of a file that
+    belongs to no installed package, below the first frame of this package. None for errors of other code.
+    """
+    for note in getattr(error, "__notes__", ()):
+        if read := re.fullmatch(r"in (.+?)( \([^()]+, line \d+\))?", note):
+            return read[1], read[2] or ""
+    frames = [(frame.f_locals.get("self"), frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    first = next((k for k, (_, code, _) in enumerate(frames) if code.co_filename.startswith(_PACKAGE)), len(frames))
+    users = [
+        (own_label(part), code, line)
+        for part, code, line in frames[first:]
+        if not code.co_filename.startswith(_PACKAGE) and (own_label(part) or not _LIBRARIES.match(code.co_filename))
+    ]
+    if not users:  # a part that lacks what a built-in part asks of it
+        return (own_label(error.obj), "") if isinstance(error, AttributeError) and own_label(error.obj) else None
+    label, member, _ = next((user for user in reversed(users) if user[0]), users[-1])
+    name = f"{label}.{member.co_name}" if label else member.co_qualname
+    return name, f" ({Path(users[-1][1].co_filename).name}, line {users[-1][2]})"
+
+
+@contextmanager
+def noted(label: str = "") -> Iterator[None]:
+    """Add the note "in LABEL (mine.py, line 12)" to an error of user-defined code; by default the label is that of `origin`.
+
+    The note passes to the main process with an error of another process, whose traceback does not.
+    """
+    try:
+        yield
+    except Exception as error:
+        name, place = origin(error) or ("", "")
+        if (label or name) and not any(note.startswith("in ") for note in getattr(error, "__notes__", ())):
+            error.add_note(f"in {label or name}{place}")
+        raise
+
+
+def own_label(part: Any) -> str:
+    """The label of a user-defined part, such as "source ('mine:Own')"; empty for other objects."""
+    return getattr(type(part), "__own_label__", "")
 
 
 class TasksFailed(RuntimeError):
@@ -175,31 +246,6 @@ class TasksFailed(RuntimeError):
 
 class StoreError(ValueError):
     """A store cannot be read or written at the moment; its readings are not damaged."""
-
-
-class OwnCodeError(ValueError):
-    """An error of user-defined code; its text names the code."""
-
-
-@contextmanager
-def errors_named(label: str, code: Any) -> Iterator[None]:
-    """Turn an error of user-defined code into an `OwnCodeError` of one line: label, error, and line of the user's file."""
-    try:
-        yield
-    except OwnCodeError:  # already named: raised by other user-defined code called from here
-        raise
-    except (Exception, SystemExit) as error:
-        raise OwnCodeError(f"{label}: {described(error)}{place(error, code)}") from error
-
-
-def place(error: BaseException, code: Any) -> str:
-    """` (file.py, line 12)`: the innermost line of the user's file in the traceback; empty if there is none."""
-    try:
-        file = inspect.getfile(inspect.unwrap(code))
-    except (TypeError, OSError):
-        return ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
 
 
 def validation_words(error: Any) -> str:

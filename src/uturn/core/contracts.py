@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import one_line, plain, shown
-from uturn.core.own_parts import SLIPS, attributes, completed, is_own, misfits_named, name_of
+from uturn.core.checks import expect, one_line, plain, shown
+from uturn.core.own_parts import attributes, completed, is_own, name_of
 from uturn.core.protocols import Coordinates, Originals, Variable
-from uturn.core.reading import Instructions
 
 
 def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
     """The blocks of a source, read-only; ValueError unless they hold the requested items, each once and in order."""
-    where = f"{name_of(source, 'source')}.blocks"
-    if not isinstance(blocks, Iterable):
-        raise ValueError(f"{where} gave a {type(blocks).__name__}; expected an iterator over blocks (yield them)")
-    checked: list[Any] = []
-    numbers: list[int] = []
+    where, checked, numbers = f"{name_of(source, 'source')}.blocks", list[Any](), list[int]()
+    expect(isinstance(blocks, Iterable), where, blocks, "an iterator over blocks (yield them)")
     for block in blocks:
-        if not hasattr(block, "items") or isinstance(block, Mapping):
-            raise ValueError(f"{where} gave a {type(block).__name__} without 'items'; expected blocks with `items` (batch,)")
-        data: Any = getattr(block, "data", None)
-        shapes = np.shape(data), np.shape(block.items)
-        if data is not None and shapes[0][:1] != shapes[1]:
-            raise ValueError(f"{where}: `data` of a block has shape {shapes[0]}, its `items` {shapes[1]}; expected (batch, ..)")
+        expect(hasattr(block, "items") and not isinstance(block, Mapping), where, block, "blocks with `items` (batch,)")
+        shape, batch = np.shape(getattr(block, "data", block.items)), np.shape(block.items)
+        expect(shape[:1] == batch, f"{where}: shape of `data`", shape, f"(batch, ..) with `items` {batch}")
         checked.append(completed(read_only(block), Originals))
         numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
             break
-    if numbers != items.tolist():
-        got, expected = (", ".join(map(str, some[:6])) + (", .." if len(some) > 6 else "") for some in (numbers, items))
-        raise ValueError(f"{where} gave the items [{got}]; expected [{expected}], each once and in order")
+    expect(numbers == items.tolist(), f"{where}: items", numbers, f"{shown(items.tolist())}, each once and in order")
     return checked
 
 
@@ -73,10 +64,8 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
     where = f"{name_of(backward, 'backward')}.reconstruct"
     arrays = list(reconstructions.values()) if isinstance(reconstructions, Mapping) else [reconstructions]
     for array in arrays or [None]:
-        shape = getattr(array, "shape", None)
-        if shape is None or tuple(shape[:2]) != (items, draws):
-            what = shown(array) if shape is None else f"of shape {tuple(shape)}"
-            raise ValueError(f"{where} gave reconstructions {what}; expected ({items}, {draws}, ..): items, draws, ..")
+        shape = tuple(getattr(array, "shape", ()))
+        expect(shape[:2] == (items, draws), where, shape or array, f"shape ({items}, {draws}, ..): items, draws, ..")
     return read_only(reconstructions)
 
 
@@ -99,56 +88,40 @@ def checked_readings(
 
     The axis of draws is split into trajectories and, with several, clones. `sizes`: lengths of all dims except noise and item.
     """
-    where = f"{label}.read"
-    if not isinstance(readings, Mapping):
-        raise ValueError(f"{where} gave a {type(readings).__name__}; expected a dict of arrays, {{variable: array (items, ..)}}")
-    missing, extra = [n for n in declared if n not in readings], [n for n in readings if n not in declared]
-    if missing or extra:
-        what = f"did not give {missing[0]!r}" if missing else f"gave {extra[0]!r}"
-        raise ValueError(f"{where} {what}; `variables` declares {', '.join(declared)}")
-    checked = {}
-    clones = sizes.get("clone", 1)
+    where, checked, clones = f"{label}.read", {}, sizes.get("clone", 1)
+    expect(isinstance(readings, Mapping), where, readings, "a dict of arrays, {variable: array (items, ..)}")
+    expect(set(readings) == set(declared), where, list(readings), f"{', '.join(declared)}, as `variables` declares")
     for name, variable in declared.items():
         values = _array(f"{where}: {name}", readings[name])
         dims = tuple(dim for dim in variable.dims[1:] if dim != "clone")
         draws = sizes["trajectory"] * (clones if "clone" in variable.dims else 1)
-        expected = (items, *(draws if dim == "trajectory" else sizes[dim] for dim in dims[1:]))
-        if values.shape != expected:
-            raise ValueError(f"{where}: {name} has shape {values.shape}; expected {expected}, its dims {dims}")
-        if values.dtype.kind not in "biuf":
-            raise ValueError(f"{where}: {name} has dtype {values.dtype}; expected real numbers")
+        shape = (items, *(draws if dim == "trajectory" else sizes[dim] for dim in dims[1:]))
+        expect(values.shape == shape, f"{where}: shape of {name}", values.shape, f"{shape}, its dims {dims}")
+        expect(values.dtype.kind in "biuf", f"{where}: dtype of {name}", str(values.dtype), "real numbers")
         with np.errstate(over="ignore"):
-            if np.isinf(values.astype(np.float32)).any():
-                raise ValueError(f"{where}: {name} is infinite in float32; expected finite numbers, NaN where there is none")
+            is_finite = not np.isinf(values.astype(np.float32)).any()
+        expect(is_finite, f"{where}: {name}", np.inf, "numbers that are finite in float32, NaN where there is none")
         checked[name] = values.reshape(items, *(sizes[dim] for dim in variable.dims[2:]))
     return checked
 
 
 def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -> dict[str, Variable]:
     """The variables that a probe declares; ValueError for names, dims or types that are not allowed."""
-    where = f"{label}.variables"
-    if not isinstance(variables, Mapping) or not variables:
-        raise ValueError(f"{where} gave {shown(variables)}; expected a dict {{name: Variable}} with at least one variable")
+    where, known = f"{label}.variables", ("trajectory", *own_dims)
+    expect(isinstance(variables, Mapping) and variables, where, variables, "a dict {name: Variable} with at least one variable")
     for name, variable in variables.items():
         _check_name(where, name)
-        if not isinstance(variable, Variable):
-            kind = type(variable).__name__
-            raise ValueError(f"{where}: {name} is a {kind}; expected a uturn.protocols.Variable(dims, long_name)")
-        dims, known = variable.dims, ("trajectory", *own_dims)
-        is_known = isinstance(dims, tuple) and dims[:2] == ("noise", "item") and all(dim in known for dim in dims[2:])
-        if not is_known or len(set(dims)) < len(dims):
-            raise ValueError(
-                f"{where}: {name} has dims {shown(dims)}; expected ('noise', 'item', ..), then some of {known}: other dims need "
-                f"values in `coordinates`"
-            )
-        checked_text(f"{where}: long_name of {name}", variable.long_name)
+        expect(isinstance(variable, Variable), f"{where}: {name}", variable, "a uturn.protocols.Variable(dims, long_name)")
+        dims = variable.dims
+        is_known = dims[:2] == ("noise", "item") and set(dims[2:]) <= set(known) and len(set(dims)) == len(dims)
+        expect(
+            is_known, f"{where}: dims of {name}", dims, f"('noise', 'item', ..), then some of {known}; `coordinates` adds dims"
+        )
+        is_both, has_twin = variable.symmetric and variable.ranked, variable.symmetric or variable.ranked
+        expect(not is_both, f"{where}: {name}: symmetric and ranked", True, "a comparison of two data, or a reading of one")
+        expect("trajectory" in dims or not has_twin, f"{where}: dims of {name}", dims, "'trajectory', for symmetric and ranked")
         try:
-            Instructions.model_validate(variable.instructions()).check(dims[2:])
-            if variable.symmetric and variable.ranked:
-                raise ValueError("symmetric and ranked = True: expected a comparison of two data, or a reading of one")
-            for key in ("symmetric", "ranked"):
-                if getattr(variable, key) and "trajectory" not in dims:
-                    raise ValueError(f"{key} = True needs the dim 'trajectory'")
+            variable.check()
         except ValueError as error:
             raise ValueError(f"{where}: {name}: {one_line(error)}") from None
     return dict(variables)
@@ -171,41 +144,33 @@ def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declare
     declarations: list[Declared] = []
     for i, probe in enumerate(probes):
         label = name_of(probe, f"probes[{i}]")
-        with misfits_named(f"probes[{i}] ({type(probe).__name__})", probe, (source,), SLIPS):
-            dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
-            variables = checked_variables(label, probe.variables(source), dims)
+        dims = checked_coordinates(f"{label}.coordinates", probe.coordinates(source), None)
+        variables = checked_variables(label, probe.variables(source), dims)
         name = str(getattr(probe, "name", None) or (type(probe).__name__ if is_own(probe) else probe.type))
         model = str(getattr(probe, "classifier", None) or getattr(probe, "model", ""))
-        variables = {key: replace(variable, probe=name, model=model) for key, variable in variables.items()}
-        variables = with_twins(variables, clones)
-        for key in variables:
-            if any(key in earlier.variables for earlier in declarations):
-                raise ValueError(f"probes: two of them measure {key!r}; drop one, or put it in an experiment of its own")
+        named = {key: replace(variable, probe=name, model=model) for key, variable in variables.items()}
+        variables = with_twins(named, clones)
+        twice = [key for key in variables if any(key in earlier.variables for earlier in declarations)]
+        expect(not twice, "probes: variables of two of them", twice, "different ones; put one probe in an experiment of its own")
         declarations.append(Declared(label, variables, dims))
     measured = {key for declared in declarations for key in declared.variables}
-    types = [getattr(probe, "type", None) for probe in probes]
-    return [_named_apart(declared, kind, measured) for declared, kind in zip(declarations, types, strict=True)]
-
-
-def _named_apart(declared: Declared, kind: str | None, measured: Collection[str]) -> Declared:
-    """A declaration whose dims are renamed if they have names of variables and the probe has a type."""
-    names: dict[str | None, str] = {dim: f"{kind}_{dim}" for dim in declared.dims if kind and dim in measured}
-    variables = {
-        name: replace(
-            variable,
-            dims=tuple(names.get(dim, dim) for dim in variable.dims),
-            order=names.get(variable.order, variable.order),
-        )
-        for name, variable in declared.variables.items()
-    }
-    return Declared(declared.label, variables, {names.get(dim, dim): values for dim, values in declared.dims.items()})
+    for k, (probe, (label, variables, dims)) in enumerate(zip(probes, declarations, strict=True)):
+        if kind := getattr(probe, "type", None):
+            names: dict[Any, str] = {dim: f"{kind}_{dim}" for dim in dims if dim in measured}
+            apart = {
+                key: replace(one, dims=tuple(names.get(dim, dim) for dim in one.dims), order=names.get(one.order, one.order))
+                for key, one in variables.items()
+            }
+            declarations[k] = Declared(label, apart, {names.get(dim, dim): values for dim, values in dims.items()})
+    return declarations
 
 
 def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinates:
     """Coordinates merged with those of another part; ValueError for different values under the same name."""
     for name, (dims, values, _) in more.items():
-        if name in coordinates and not (coordinates[name][0] == dims and np.array_equal(coordinates[name][1], values)):
-            raise ValueError(f"{label}: the coordinate {name!r} exists already with other values; choose another name")
+        known = coordinates.get(name, (dims, values))
+        same = known[0] == dims and np.array_equal(known[1], values)
+        expect(same, f"{label}: coordinate", name, "another name, since it exists already with other values")
     return {**coordinates, **more}
 
 
@@ -217,42 +182,27 @@ def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Vari
     """
     together = {}
     for name, variable in variables.items():
-        dims = variable.dims
-        if "trajectory" in dims and clones > 1:
-            at = dims.index("trajectory") + 1
-            variable = replace(variable, dims=(*dims[:at], "clone", *dims[at:]))
-        together[name] = variable
-        twins = {}
-        if variable.symmetric and clones > 1:
-            twins[f"clone_{name}"] = variable.dims, "compared with the other clones"
-        if variable.ranked:
-            twins[f"original_{name}"] = dims, "of the original"
-        for twin, (of, what) in twins.items():
-            if twin in variables:
-                raise ValueError(f"probes: {twin} is the name of the twin of {name!r}; choose another name")
-            together[twin] = replace(
-                variable,
-                dims=of,
-                long_name=f"{variable.long_name}, {what}",
-                role="record",
-                symmetric=False,
-                ranked=False,
-                start=None,
-                chance=None,
-            )
+        dims, several = variable.dims, "trajectory" in variable.dims and clones > 1
+        at = dims.index("trajectory") + 1 if several else 0
+        together[name] = replace(variable, dims=(*dims[:at], "clone", *dims[at:]) if several else dims)
+        for is_read, twin, of, what in (
+            (variable.symmetric and clones > 1, f"clone_{name}", together[name].dims, "compared with the other clones"),
+            (variable.ranked, f"original_{name}", dims, "of the original"),
+        ):
+            if is_read:
+                expect(twin not in variables, "probes: variable", twin, f"another name, since it is that of the twin of {name!r}")
+                plain_record = replace(variable, role="record", symmetric=False, ranked=False, start=None, chance=None)
+                together[twin] = replace(plain_record, dims=of, long_name=f"{variable.long_name}, {what}")
     return together
 
 
 def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     """Further coordinates of the noise axis from a corruption; ValueError unless each has `count` values."""
     where = f"{name_of(corruption, 'corruption')}.axes"
-    if not isinstance(axes, Mapping):
-        raise ValueError(f"{where} gave {shown(axes)}; expected a dict {{name: (values, attributes)}}, perhaps empty")
+    expect(isinstance(axes, Mapping), where, axes, "a dict {name: (values, attributes)}, perhaps empty")
     for name, entry in axes.items():
-        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
-            raise ValueError(
-                f"{where}: {name} is {shown(entry)}; expected (values, attributes), such as (levels, {{'units': 's'}})"
-            )
+        is_pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)
+        expect(is_pair, f"{where}: {name}", entry, "(values, attributes), such as (levels, {'units': 's'})")
         try:
             json.dumps(plain(dict(entry[1])))
         except (TypeError, ValueError):
@@ -263,31 +213,26 @@ def checked_axes(corruption: Any, axes: Any, count: int) -> dict[str, tuple[np.n
 
 def checked_text(where: str, value: Any) -> str:
     """A fingerprint or description, which must be a string."""
-    if not isinstance(value, str):
-        raise ValueError(f"{where} gave {shown(value)}; expected a string")
-    return value
+    expect(isinstance(value, str), where, value, "a string")
+    return str(value)
 
 
 def checked_coordinates(where: str, coordinates: Any, count: int | None) -> dict[str, np.ndarray]:
     """Coordinates {name: values along one axis}; ValueError unless they are numbers or text, `count` of them if given."""
-    if not isinstance(coordinates, Mapping):
-        raise ValueError(f"{where} gave {shown(coordinates)}; expected a dict of names and values, perhaps empty")
+    expect(isinstance(coordinates, Mapping), where, coordinates, "a dict of names and values, perhaps empty")
     checked = {}
     for name, values in coordinates.items():
         _check_name(where, name)
-        labels = _array(f"{where}: {name}", values)
-        if labels.ndim != 1 or (count is not None and len(labels) != count):
-            expected = "(length,)" if count is None else (count,)
-            raise ValueError(f"{where}: {name} has shape {labels.shape}; expected {expected}")
-        if labels.dtype.kind not in "biufU" and not (labels.dtype.kind == "O" and all(isinstance(x, str) for x in labels)):
-            raise ValueError(f"{where}: {name} has dtype {labels.dtype}; expected numbers or text")
-        checked[name] = labels
+        labels = checked[name] = _array(f"{where}: {name}", values)
+        fits = labels.ndim == 1 and count in (None, len(labels))
+        expect(fits, f"{where}: shape of {name}", labels.shape, "(length,)" if count is None else f"({count},)")
+        is_text = labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(x, str) for x in labels))
+        expect(is_text or labels.dtype.kind in "biuf", f"{where}: dtype of {name}", str(labels.dtype), "numbers or text")
     return checked
 
 
 def _array(where: str, values: Any) -> np.ndarray:
-    if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{where} is a masked array; expected a plain one, with NaN where there is no value")
+    expect(not isinstance(values, np.ma.MaskedArray), where, "a masked array", "a plain array, with NaN where there is no value")
     try:
         return np.asarray(values)
     except Exception as error:  # user-defined values can raise any exception
@@ -297,5 +242,5 @@ def _array(where: str, values: Any) -> np.ndarray:
 def _check_name(where: str, name: Any) -> None:
     """ValueError if a variable or coordinate must not have this name."""
     taken = ("noise", "item", "trajectory", "clone", "tasks")
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name) or name in taken:
-        raise ValueError(f"{where}: the name {shown(name)}; expected letters, digits and _, and none of {', '.join(taken)}")
+    allowed = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name not in taken
+    expect(allowed, f"{where}: name", name, f"letters, digits and _, and none of {', '.join(taken)}")

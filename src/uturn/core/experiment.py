@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uturn.core import display
-from uturn.core.checks import DATA_CHECK, Finding, checked_noise, checked_path, one_line, plain, shown, validation_words
+from uturn.core.checks import DATA_CHECK, Finding, checked_noise, checked_path, one_line, origin, plain, shown, validation_words
 from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, checked_text, declared_by, joined
 from uturn.core.files import read_table
-from uturn.core.own_parts import SLIPS, code_digest, is_own, misfits_named, name_of
+from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Coordinates, Variable
 from uturn.core.registry import PARTS
 from uturn.core.spec import build, changed_options, check_fit
@@ -146,7 +146,9 @@ class Experiment(BaseModel):
             raise ValueError(f"{path} is not a valid {'JSON' if path.suffix == '.json' else 'TOML'} file: {error}") from None
         try:
             return cls.from_dict(spec)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
+            if origin(error):  # user-defined code, which the note names
+                raise
             raise ValueError(f"{path}: {error}") from None
 
     def __repr__(self) -> str:
@@ -216,10 +218,8 @@ class Experiment(BaseModel):
         corruption = build("corruption", self.corruption_options)
         probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
         check_fit(self.to_dict(), source, corruption, backward, probes)
-        with misfits_named(f"source ({type(source).__name__})", source, (backward,), SLIPS):
-            source = source.made_by(backward, self.seed)
-        with misfits_named(f"backward ({type(backward).__name__})", backward, (source, corruption), SLIPS):
-            undone = backward.undone(corruption, source)
+        source = source.made_by(backward, self.seed)
+        undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
         return Parts(source, undone, backward, probes)
@@ -268,8 +268,7 @@ class Experiment(BaseModel):
             **({"clone": (("clone",), np.arange(self.clones), {})} if self.clones > 1 else {}),
             "noise": (("noise",), levels, {"long_name": corruption.unit, **end}),
         }
-        with misfits_named(f"corruption ({type(corruption).__name__})", corruption, (source,), SLIPS):
-            axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
+        axes = checked_axes(corruption, corruption.axes(levels, source), len(levels))
         labels = source.coordinates(self.seed, self.items)
         items = checked_coordinates(f"{name_of(source, 'source')}.coordinates", labels, self.items)
         coordinates = joined(coordinates, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
@@ -290,9 +289,8 @@ class Experiment(BaseModel):
         for name, part in self.labelled():
             identities[name] = checked_text(f"{name_of(part, name)}.fingerprint", part.fingerprint())
         for k, probe in enumerate(self.parts.probes):
-            with misfits_named(f"probes[{k}] ({type(probe).__name__})", probe, (source,), SLIPS):
-                if taken := probe.taken_from(source):
-                    identities[f"probes[{k}].taken_from_source"] = taken
+            if taken := probe.taken_from(source):
+                identities[f"probes[{k}].taken_from_source"] = taken
         return identities | {f"{name}.code": code_digest(code) for name, code in self.own_code().items()}
 
     def own_code(self) -> dict[str, Any]:
@@ -306,13 +304,12 @@ class Experiment(BaseModel):
         As texts they begin with "model check:" or "data check:". Random numbers of the experiment do not depend on the checks.
         """
         source = self.parts.source
-        checks = [(name, part) for name, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
+        checks = [part for _, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
         items = np.arange(min(_CHECKED, self.items) if checks else 0)
         originals = checked_blocks(source, source.blocks(items.copy(), self.seed, self.items), items) if checks else []
         findings = [Finding(sentence, check=DATA_CHECK) for sentence in self.parts.backward.doubts(self)]
-        for name, part in checks:
-            with misfits_named(f"the model check of {name} ({type(part).__name__})", part, (source,), SLIPS):
-                findings += part.model_check(source, originals)
+        for part in checks:
+            findings += part.model_check(source, originals)
         return findings
 
     @property

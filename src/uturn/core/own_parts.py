@@ -1,4 +1,4 @@
-"""User-defined parts: defaults of their protocol, errors that name them, and a digest of their code.
+"""User-defined parts: their class, and a digest of their code.
 
 A spec names the class of a user-defined part by its import path, "module:Class", or by the name registered by an installed
 package. The part is an instance of a subclass of this class, made by `own_class`.
@@ -6,100 +6,55 @@ package. The part is an instance of a subclass of this class, made by `own_class
 
 from __future__ import annotations
 
-import copyreg
 import hashlib
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import OwnCodeError, described, errors_named, place
+from pydantic import BaseModel
+
+from uturn.core.checks import own_label
+from uturn.core.protocols import Spec
 
 DOCS = "docs/own-parts.md"
-SLIPS = (AttributeError, TypeError, LookupError, ArithmeticError)
-"""Errors that Python raises for a mistake in code; parts raise ValueError for wrong arguments."""
 
 
 @cache
 def own_class(cls: type, protocol: type, label: str = "") -> type:
-    """A subclass of a user's class with a protocol's defaults for missing members.
+    """A subclass of a user's class that inherits from its protocol, too.
 
-    With a label, such as "source ('module:Class')", it is the class of a part: errors in members of the protocol name the part
-    and the member, `repr` is the label, and a part is equal only to itself, so it can be a key in caches.
+    With a label, such as "source ('module:Class')", it is the class of a part: its `repr` is the label, which names its errors
+    (`origin`), and it is equal only to itself, so it can be a key in caches.
     """
     space: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    for name, default in inspect.getmembers_static(protocol):
+        if isinstance(default, property) and inspect.getattr_static(cls, name, default) is default:
+            space[name] = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
     if label:
         space |= {"__own_label__": label, "__repr__": lambda part: label}
         space |= {"__eq__": object.__eq__, "__hash__": object.__hash__}
-        space |= {"__reduce_ex__": lambda part, version: _reduced(part, version, cls, protocol, label)}
-    made = types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(space))
-    of_user = [base for base in cls.__mro__ if base not in protocol.__mro__]
-    for name, default in inspect.getmembers_static(protocol):
-        if name.startswith("_"):
-            continue
-        member = default
-        if any(name in vars(base) for base in of_user):
-            member = _named(f"{label}.{name}", inspect.getattr_static(cls, name)) if label else None
-        elif isinstance(default, property):
-            member = cached_property(default.fget)  # type: ignore[arg-type]  # an attribute of the part may replace it
-        if member is not None:
-            # Set after the class is made: a pydantic model would treat members of the namespace as fields.
-            setattr(made, name, member)
-            if isinstance(member, cached_property):
-                member.__set_name__(made, name)
-    return made
+        # A subclass made at run time has no import path, so parts are pickled by the class of the user.
+        space["__reduce_ex__"] = lambda part, _: (_unpickled, (cls, protocol, label), part.__getstate__())
+    bases = (cls,) if protocol in cls.__mro__ else (cls, protocol)
+    metaclass = {"metaclass": type(Spec)} if issubclass(cls, BaseModel) else {}
+    return types.new_class(cls.__name__, bases, metaclass, lambda namespace: namespace.update(space))
 
 
-def _reduced(part: Any, version: int, cls: type, protocol: type, label: str) -> Any:
-    """Pickle a part by the user's class, since a subclass made at run time has no import path."""
-    made, arguments, *state = super(type(part), part).__reduce_ex__(version)
-    if made is copyreg.__newobj__:  # type: ignore[attr-defined]
-        return _new, (cls, protocol, label, *arguments[1:]), *state
-    return made, arguments, *state
-
-
-def _new(cls: type, protocol: type, label: str, *arguments: Any) -> Any:
-    return cls.__new__(own_class(cls, protocol, label), *arguments)
-
-
-def _named(label: str, member: Any) -> Any:
-    """A member of a class with named errors; None for a value, which raises no errors."""
-    if isinstance(member, staticmethod | classmethod):
-        return type(member)(_with_named_errors(label, member.__func__))
-    if isinstance(member, property):
-        return property(_with_named_errors(label, member.fget), member.fset, member.fdel)
-    if isinstance(member, cached_property):
-        return cached_property(_with_named_errors(label, member.func))
-    return _with_named_errors(label, member) if inspect.isfunction(member) else None
-
-
-def _with_named_errors(label: str, function: Any) -> Callable[..., Any]:
-    """A function whose errors, including those of a returned generator, begin with a label."""
-
-    @wraps(function)
-    def named(*args: Any, **kwargs: Any) -> Any:
-        with errors_named(label, function):
-            result = function(*args, **kwargs)
-        return iterated(result) if isinstance(result, Iterator) else result
-
-    def iterated(generator: Iterator[Any]) -> Iterator[Any]:
-        with errors_named(label, function):
-            yield from generator
-
-    return named
+def _unpickled(cls: type, protocol: type, label: str) -> Any:
+    made: Any = own_class(cls, protocol, label)
+    return made.__new__(made)
 
 
 def is_own(part: Any) -> bool:
     """Whether a part is user-defined."""
-    return hasattr(type(part), "__own_label__")
+    return bool(own_label(part))
 
 
 def name_of(part: Any, otherwise: str) -> str:
     """The name of a part in messages: the label of a user-defined part, else the given name."""
-    return repr(part) if is_own(part) else otherwise
+    return own_label(part) or otherwise
 
 
 def completed(value: Any, protocol: type) -> Any:
@@ -121,27 +76,6 @@ def attributes(value: Any) -> dict[str, Any]:
     state = object.__getstate__(value)
     tables = state if isinstance(state, tuple) else (state,)  # (attributes, slots), or attributes alone
     return {name: attribute for table in tables for name, attribute in (table or {}).items()}
-
-
-@contextmanager
-def misfits_named(
-    label: str, part: Any, others: Iterable[Any], errors: tuple[type[Exception], ...] = (*SLIPS, ValueError, RuntimeError)
-) -> Iterator[None]:
-    """Turn an error of a built-in part on data of user-defined parts into a ValueError that names these parts.
-
-    `label` says what fails. Errors in user code are already named by `own_class`.
-    """
-    try:
-        yield
-    except errors as error:
-        users = [other for other in others if is_own(other)]
-        if not users or isinstance(error, OwnCodeError) or (is_own(part) and not isinstance(error, SLIPS)):
-            raise
-        if isinstance(error, AttributeError) and any(error.obj is other for other in users):
-            raise ValueError(f"{error.obj!r} has no {error.name!r}; {label} needs it (see {DOCS})") from error
-        where = next(filter(None, (place(error, type(other)) for other in users)), "")
-        givers = f"{' and '.join(map(repr, users))} {'give' if len(users) > 1 else 'gives'}"
-        raise ValueError(f"{label} fails on what {givers}: {described(error)}{where}") from error
 
 
 def code_digest(code: Any) -> str:

@@ -10,16 +10,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from uturn.core.checks import plain
+from uturn.core.checks import LARGEST, expect, plain
 from uturn.core.display import page, table
 from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
-from uturn.core.reading import Instructions
 
 Axes = Mapping[str, tuple[Any, Mapping[str, Any]]]
 """Coordinates of the noise axis: {name: (values, attributes)}."""
@@ -27,7 +27,11 @@ Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 """Coordinates of results, {name: (dims, values, attributes)}; a coordinate with the name of a dim determines its length."""
 
 
-@dataclass(frozen=True)
+_Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None  # strict, so that True is not a number
+_SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
+
+
+@checked_dataclass(frozen=True)
 class Variable:
     """Dims, meaning and reading instructions of a variable that a probe measures.
 
@@ -79,31 +83,51 @@ class Variable:
         Names of the probe and of its network; filled in by the experiment.
     """
 
-    dims: tuple[str, ...]
-    long_name: str
+    dims: tuple[StrictStr, ...]
+    long_name: StrictStr
     _: KW_ONLY
-    start: float | str | None = None
-    chance: float | str | None = None
-    bounds: tuple[float | None, float | None] = (None, None)
-    group: str = ""
-    order: str | None = None
-    role: str = "reading"
-    family: str | None = None
-    unit: str = ""
+    start: _Level = None
+    chance: _Level = None
+    bounds: tuple[FiniteFloat | None, FiniteFloat | None] = (None, None)
+    group: StrictStr = ""
+    order: StrictStr | None = None
+    role: Literal["reading", "record", "changes"] = "reading"
+    family: StrictStr | None = None
+    unit: StrictStr = ""
     symmetric: bool = False
     ranked: bool = False
     pooled: bool = True
-    probe: str = ""
-    model: str = ""
+    probe: StrictStr = ""
+    model: StrictStr = ""
     guessed: bool = False
 
     def instructions(self) -> dict[str, Any]:
-        """The reading instructions that differ from the defaults, as plain data."""
-        return {
-            field.name: plain(value)
-            for field in fields(self)
-            if field.name in Instructions.model_fields and (value := getattr(self, field.name)) != field.default
-        }
+        """The reading instructions that differ from the defaults, as plain data: the attribute `reading` of a stored array."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        mine = {name: value for name, (value, default) in values.items() if value != default}
+        return {name: plain(value) for name, value in mine.items() if name not in ("dims", "long_name", "pooled")}
+
+    def check(self) -> None:
+        """ValueError for instructions that contradict each other, or name a dim that the variable does not have."""
+        low, high = self.bounds
+        expect(low is None or high is None or low < high, "bounds", self.bounds, "a smaller and a larger number, or None")
+        for name, level in (("start", self.start), ("chance", self.chance)):
+            if isinstance(level, float):
+                inside = (low is None or low <= level) and (high is None or level <= high)
+                expect(inside, name, level, f"a number in its bounds {self.bounds}")
+                expect(abs(level) < LARGEST, name, level, f"a number below {LARGEST:g}")
+        own_dims = tuple(dim for dim in self.dims if dim not in _SHARED_DIMS)
+        expect(self.order in (None, *own_dims), "order", self.order, f"one of its own dims {own_dims}")
+
+    @property
+    def about_start(self) -> str:
+        """A remark on a start that is a guess; "" for others."""
+        return f"its start is taken as {self.start:g}, which is a guess: give start" if self.guessed else ""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether readings lie in [0, 1], so that their mean is a proportion."""
+        return self.bounds == (0.0, 1.0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import errors_named, one_line, shown
+from uturn.core.checks import noted, one_line, shown
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class
@@ -54,7 +54,7 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
         members = ", ".join(required)
         raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {members} (see {DOCS})")
     is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
-    with errors_named(label, cls):
+    with noted(label):
         part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
     if idea == "corruption":
         for member, kind_of_value, description in (("unit", str, "string"), ("max_noise", Real, "number")):

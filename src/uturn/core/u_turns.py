@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_noise, shown
+from uturn.core.checks import checked_integer, checked_noise, expect, shown
 from uturn.core.contracts import checked_reconstructions, read_only, undoes
-from uturn.core.own_parts import misfits_named, name_of
+from uturn.core.own_parts import name_of
 from uturn.core.protocols import Backward, UTurns
 from uturn.core.random import Streams, checked_seed
 
@@ -24,7 +24,6 @@ def u_turns(
     backward: Any,
     *,
     clones: int = 1,
-    source: Any = None,
 ) -> Iterator[tuple[Key, UTurns]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
@@ -40,8 +39,6 @@ def u_turns(
         It must undo the process of the corruption.
     clones : int >= 1
         Reconstructions of each noisy datum.
-    source : Source, optional
-        The source of the blocks. If it is user-defined, errors of parts that cannot read its blocks name it.
 
     Yields
     ------
@@ -67,16 +64,11 @@ def u_turns(
         ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
         ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
     ):
-        if isinstance(value, type) or not all(hasattr(value, member) for member in members):
-            raise ValueError(f"{name} = {shown(value)}: expected {example}")
+        expect(not isinstance(value, type) and all(hasattr(value, member) for member in members), name, value, example)
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
     most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
-    if not undoes(backward, corruption):
-        raise ValueError(
-            f"backward = {shown(backward)} undoes the process {' or '.join(map(repr, backward.undoes))}, but that of "
-            f"{corruption!r} is {corruption.process!r}"
-        )
-    return _stream(blocks, corruption, backward, clones, source, most)
+    expect(undoes(backward, corruption), "backward", backward, f"one that undoes {getattr(corruption, 'process', '')!r}")
+    return _stream(blocks, corruption, backward, clones, most)
 
 
 def u_turn(
@@ -130,13 +122,12 @@ def _stream(
     corruption: Any,
     backward: Any,
     clones: int,
-    source: Any,
     most: int | None,
 ) -> Iterator[tuple[Key, UTurns]]:
     reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"
     waiting: dict[Key, tuple[Any, Any, Streams]] = {}  # originals, noisy data and streams of the blocks under way
-    failures: list[Exception] = []  # errors of source or corruption, which pass through the backward
+    failures: list[tuple[Exception, Any]] = []  # errors of source or corruption with their tracebacks
     number_read = 0  # blocks read in the current call of the backward
 
     def noisy(some: Iterator[Any]) -> Iterator[tuple[Key, Any, Streams]]:
@@ -144,31 +135,28 @@ def _stream(
         try:
             for block in some:
                 key, originals, noise, streams = _checked_block(block, corruption, waiting)
-                with misfits_named("corruption.observe", corruption, (source, corruption)):
-                    waiting[key] = originals, read_only(corruption.observe(originals, noise, streams)), streams
+                waiting[key] = originals, read_only(corruption.observe(originals, noise, streams)), streams
                 number_read += 1
                 del block, originals  # release them while the backward computes
                 yield key, waiting[key][1], streams
                 if most is not None and len(waiting) >= most:
                     return
         except Exception as error:
-            failures.append(error)
+            failures.append((error, error.__traceback__))
             raise
 
     def answers(some: Iterator[Any]) -> Iterator[Any]:
-        """The answers of the backward; errors of source and corruption are re-raised unchanged."""
+        """The answers of the backward. Errors of source and corruption pass without its frames, as they are none of its own."""
         try:
-            with misfits_named("backward.reconstruct", backward, (source, corruption)):
-                stream = reconstruct(noisy(some), clones)
-                if not isinstance(stream, Iterable):
-                    raise ValueError(f"{where} gave a {type(stream).__name__}; expected an iterator over (key, reconstructions)")
-                yield from stream
-        except Exception as error:
-            if failures and error is not failures[0]:
-                raise failures[0] from None
-            raise
-        if failures:  # the backward treated the error as the end of its input
-            raise failures[0]
+            stream = reconstruct(noisy(some), clones)
+            expect(isinstance(stream, Iterable), where, stream, "an iterator over (key, reconstructions)")
+            yield from stream
+        except Exception:
+            if not failures:
+                raise
+        if failures:  # also where the backward treated the error as the end of its input
+            error, frames = failures[0]
+            raise error.with_traceback(frames) from None
 
     blocks = iter(blocks)
     for first in blocks:
@@ -177,8 +165,7 @@ def _stream(
         del first
         for answer in answers(some):
             is_pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Hashable)
-            if not (is_pair and answer[0] in waiting):
-                raise ValueError(f"{where} gave {shown(answer)}; expected (key, reconstructions), each key of a block once")
+            expect(is_pair and answer[0] in waiting, where, answer, "(key, reconstructions), each key of a block once")
             key, (originals, observation, streams) = answer[0], waiting.pop(answer[0])
             made = checked_reconstructions(backward, answer[1], len(originals.items), streams.count * clones)
             yield key, UTurns(originals, observation, made, clones)
@@ -190,23 +177,14 @@ def _stream(
 
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
     """A block with its `Streams`; ValueError if the block is malformed."""
-    if not (isinstance(block, tuple) and len(block) == 4):
-        raise ValueError(f"blocks gave {shown(block)}; expected (key, originals, noise, streams)")
+    expect(isinstance(block, tuple) and len(block) == 4, "block", block, "(key, originals, noise, streams)")
     key, originals, noise, streams = block
-    if not isinstance(key, Hashable):
-        raise ValueError(f"blocks gave the key {shown(key)}; expected a hashable value, such as a number or a text")
-    if key in waiting:
-        raise ValueError(f"blocks gave the key {shown(key)} twice; expected another key for each block under way")
-    if isinstance(originals, type) or not all(hasattr(originals, member) for member in ("items", "observed_by")):
-        raise ValueError(
-            f"originals = {shown(originals)}: expected a block of a source, such as uturn.sources.Strings(items, rhm, draw)"
-        )
+    expect(key not in waiting, "key", key, "another one for each block under way")
+    is_block = not isinstance(originals, type) and all(hasattr(originals, member) for member in ("items", "observed_by"))
+    expect(is_block, "originals", originals, "a block of a source, such as uturn.sources.Strings(items, rhm, draw)")
     noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
         return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)
-    if streams.noise != noise or not np.array_equal(streams.items, originals.items):
-        raise ValueError(
-            f"streams are those of items {shown(streams.items.tolist())} at noise {streams.noise}; expected "
-            f"{shown(originals.items.tolist())} at {noise}"
-        )
+    expect(np.array_equal(streams.items, originals.items), "streams: items", streams.items, f"{shown(originals.items)}")
+    expect(streams.noise == noise, "streams: noise", streams.noise, f"{noise}")
     return key, originals, noise, streams

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import errors_named, shown
+from uturn.core.checks import noted, shown
 from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
@@ -180,7 +179,7 @@ class Measurement(Spec, Corruption):
         self, data: np.ndarray, noise: float, seed: int, row_keys: np.ndarray
     ) -> tuple[np.ndarray, tuple[Operator, ...]]:
         """Measurements of data as operators read them, and the operator of each."""
-        with self._errors_named():
+        with noted(f"corruption.operator = {self.operator!r}"):
             operators = self._operators(noise, data.shape[1:], seed, row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]
             shapes = sorted({value.shape for value in values})
@@ -198,7 +197,7 @@ class Measurement(Spec, Corruption):
         shape = source.image_shape() if law is None else _shape_of(law)
         if shape is None:
             return {}
-        with self._errors_named():
+        with noted(f"corruption.operator = {self.operator!r}"):
             key = self._key_of_level(0, 0.0)
             operators = [_shared(self, self.own_code(), float(level), shape, key) for level in noise]
             draws = np.random.default_rng(0).random((2, *shape)) if law is None else law.sample(2).values
@@ -210,10 +209,6 @@ class Measurement(Spec, Corruption):
                 return {}
             bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bits"})}
-
-    def _errors_named(self) -> AbstractContextManager[None]:
-        """Context in which errors begin with the name of the operator, and end with the line of a function of one's own."""
-        return errors_named(f"corruption.operator = {self.operator!r}", self.own_code())
 
     def _key_of_level(self, seed: int, noise: float) -> int | None:
         """The key of an operator that is drawn once a noise level; None for one that draws nothing."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from uturn.core.checks import noted
 from uturn.core.contracts import checked_blocks, checked_readings
 from uturn.core.experiment import Experiment
-from uturn.core.own_parts import is_own, misfits_named
+from uturn.core.own_parts import is_own
 from uturn.core.progress import begun, portion
 from uturn.core.protocols import UTurns, Variable
 from uturn.core.random import Streams
@@ -54,8 +55,8 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     # One reconstruction is this share of a task; probes take the rest.
     draws = len(trajectories) * experiment.clones
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
-    with begun(0, unit=unit) as work:
-        for (number, k, _), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones, source=source):
+    with begun(0, unit=unit) as work, noted():
+        for (number, k, _), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones):
             group = groups[number]
             group.blocks[k].read(turned)
             del turned
@@ -91,9 +92,8 @@ class _Block:
                 filled[missing] = turned.originals.data[np.nonzero(missing)[0]]
                 turned = replace(turned, reconstructions=filled)
         with portion(_READING * items * self.trajectories * self.experiment.clones / self.parts):
-            for k, (probe, names) in enumerate(zip(probes, declared, strict=True)):
-                with misfits_named(f"{names.label}.read", probe, (source, backward)):
-                    self.states[k] = probe.accumulate(self.states[k], turned, source)
+            for k, probe in enumerate(probes):
+                self.states[k] = probe.accumulate(self.states[k], turned, source)
         self.left -= 1
         if self.left == 0:
             sizes = {dim: len(values) for names in declared for dim, values in names.dims.items()}

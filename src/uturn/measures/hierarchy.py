@@ -224,7 +224,7 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     if noisy:
         pieces = {key: _noise_of(originals, corruption, noise, streams) for key, originals, noise, streams in blocks()}
     else:
-        for key, turned in u_turns(blocks(), corruption, backward, source=source):
+        for key, turned in u_turns(blocks(), corruption, backward):
             before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
             if before.ndim != 3:
                 raise ValueError(

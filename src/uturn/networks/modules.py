@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.core.checks import errors_named
+from uturn.core.checks import noted
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.networks.files import load_network
@@ -202,7 +202,7 @@ def own_function(spec: str) -> Callable[[], Any] | None:
 
 def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:
     where = f"classifier = {spec!r}"
-    with errors_named(where, function):
+    with noted(where):
         returned = function()
     module, preprocess = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):

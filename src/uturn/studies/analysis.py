@@ -6,7 +6,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import LARGEST, shown
-from uturn.core.reading import Instructions
+from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
 from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around, rests_on_few
@@ -221,7 +221,7 @@ def _no_reading(run: xr.Dataset, name: str) -> str:
 class Level:
     """A reading: a level of a variable, with its curve and the places on it; `texts` are its coordinates."""
 
-    instructions: Instructions
+    instructions: Variable
     texts: dict[str, str]
     replicates: Replicates
     curve: np.ndarray
@@ -235,7 +235,7 @@ class Level:
 
 
 def levels_of(
-    run: xr.Dataset, name: str, how: Instructions, axes: Axes, confidence: float = 0.95, centre: str = "mean"
+    run: xr.Dataset, name: str, how: Variable, axes: Axes, confidence: float = 0.95, centre: str = "mean"
 ) -> Iterator[Level]:
     """The readings of a variable, one for each combination of its own dims; `confidence` of the intervals of curves."""
     values = run[name]
@@ -244,7 +244,7 @@ def levels_of(
     stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
     outside = _outside(values, *_bounds(how))
     if outside:  # then intervals are not clipped
-        how = how.model_copy(update={"bounds": (None, None)})
+        how = replace(how, bounds=(None, None))
     centre = "mean" if how.is_share else centre  # numbers in [0, 1] have no tails
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
     few = _on_few(stacked, run) if how.is_share else [""] * stacked.sizes[_LEVEL]
@@ -274,7 +274,7 @@ def levels_of(
         yield level
 
 
-def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Instructions]:
+def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Variable]:
     """The variable, label, indices and instructions of a reading by its name; ValueError if there is none, or several.
 
     A name is that of the study, the variable alone if it has one level, or "first_layer", "last_layer" for the ends of a series.
@@ -318,7 +318,7 @@ def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
 
 
-def _bounds(how: Instructions) -> tuple[float, float]:
+def _bounds(how: Variable) -> tuple[float, float]:
     low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
@@ -410,7 +410,7 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
 
 
 def _curves(
-    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Instructions, confidence: float, centre: str
+    stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Variable, confidence: float, centre: str
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
     """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
 
@@ -494,7 +494,7 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 
-def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes, centre: str) -> xr.Dataset:
+def _inversions(run: xr.Dataset, instructions: dict[str, Variable], axes: Axes, centre: str) -> xr.Dataset:
     """Noise beyond which the last level of each ordered series stays below the first, (series, axis, estimate)."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
     names: list[str] = []
@@ -537,7 +537,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Instructions], axes: Ax
 # --- calibration -------------------------------------------------------------------------------------------------------
 
 
-def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[dict[str, list[str]], list[str]]:
+def _families(run: xr.Dataset, instructions: dict[str, Variable]) -> tuple[dict[str, list[str]], list[str]]:
     """The symmetric and ranked readings that are tested in each family, and those that lack readings for a test."""
     families: dict[str, list[str]] = {}
     not_tested = []
@@ -554,7 +554,7 @@ def _families(run: xr.Dataset, instructions: dict[str, Instructions]) -> tuple[d
     return families, not_tested
 
 
-def _gaps(run: xr.Dataset, instructions: dict[str, Instructions], levels: list[Level], axes: Axes) -> xr.Dataset:
+def _gaps(run: xr.Dataset, instructions: dict[str, Variable], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric and ranked readings (reading, noise, estimate), tested by families; empty without clones."""
     families, _ = _families(run, instructions)
     if not families:
@@ -603,7 +603,7 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
 
 def _remarks(
     run: xr.Dataset,
-    instructions: dict[str, Instructions],
+    instructions: dict[str, Variable],
     axes: Axes,
     not_studied: Mapping[str, str],
     levels: list[Level],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from uturn.core.reading import Instructions
+from uturn.core.protocols import Variable
 from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
@@ -15,7 +15,7 @@ from uturn.studies.curves import with_ends
 from uturn.studies.runs import missing_tasks
 
 
-def changes_of(run: xr.Dataset, instructions: dict[str, Instructions], axes: Axes) -> xr.Dataset:
+def changes_of(run: xr.Dataset, instructions: dict[str, Variable], axes: Axes) -> xr.Dataset:
     """chi, xi, correlation, peak, peak_at of all measured changes, along the dim `changes`; empty if there are none."""
     studied = {}
     for name, instruction in instructions.items():

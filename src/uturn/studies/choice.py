@@ -11,12 +11,13 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import shown
-from uturn.core.reading import Instructions, is_kept_if_large
+from uturn.core.protocols import Variable
 from uturn.measures.statistics import Estimate, checked_share, crossing, independent_groups, mean_bounds
 from uturn.measures.strengths import strength_of
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
+from uturn.studies.reading import is_kept_if_large
 
 CHOSEN, ESTIMATED, NONE, OPEN = "chosen", "estimated", "no such level", "not decided"
 """The answers of `choose`."""
@@ -135,7 +136,7 @@ class _Goal:
     name: str
     label: str
     where: dict[str, list[int]]
-    how: Instructions
+    how: Variable
     value: float
     rises: bool
     direction: str
@@ -258,7 +259,7 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     values = run[name].isel(where)
     tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
     if tosses:  # declared or not
-        how = how.model_copy(update={"bounds": (0.0, 1.0)})
+        how = replace(how, bounds=(0.0, 1.0))
     low, high = _ends(how)
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not low < value < high:
         raise ValueError(
@@ -268,13 +269,13 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     return _Goal(name, label, where, how, float(value), rises, direction, lose)
 
 
-def _ends(how: Instructions) -> tuple[float, float]:
+def _ends(how: Variable) -> tuple[float, float]:
     """The bounds of a reading, infinite where there is none."""
     low, high = how.bounds
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
-def _direction(level: Level, how: Instructions, tosses: bool, axes: Axes) -> tuple[bool, str]:
+def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
     """Whether a reading rises with noise, and why it is taken to do so if its start and chance do not tell."""
     start, chance = (math.nan if how.guessed else level.start), level.chance
     if start in how.bounds or np.isfinite(chance - start):

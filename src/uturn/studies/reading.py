@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from uturn.core.checks import validation_words
-from uturn.core.reading import Instructions
+from uturn.core.protocols import Variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ATTRIBUTE = "reading"
 
 
-def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
+def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
     """The instructions of all variables of a run, in the order in which its probes declare them, followed by added variables.
 
     Raises
@@ -32,8 +32,9 @@ def instructions_of(run: xr.Dataset) -> dict[str, Instructions]:
         if "noise" not in values.dims:
             continue
         try:
-            instructions[name] = Instructions.model_validate(json.loads(values.attrs.get(ATTRIBUTE, "{}")))
-            instructions[name].check([str(dim) for dim in values.dims])
+            table = json.loads(values.attrs.get(ATTRIBUTE, "{}"))
+            instructions[name] = Variable(tuple(map(str, values.dims)), str(values.attrs.get("long_name", "")), **table)
+            instructions[name].check()
         except (ValueError, TypeError, RecursionError) as error:
             reason = validation_words(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({reason}); copy the store again") from None

@@ -12,14 +12,14 @@ import xarray as xr
 from pydantic import ValidationError
 
 from uturn.core import random
-from uturn.core.checks import LARGEST, checked_array, shown, validation_words
+from uturn.core.checks import LARGEST, checked_array, plain, shown, validation_words
 from uturn.core.protocols import Variable
-from uturn.core.reading import Instructions, is_kept_if_large
 from uturn.measures.changes import covariances_of
 from uturn.store.places import is_empty, place_of
 from uturn.store.record import MemoryStore, Store, fill, write_run
 from uturn.store.resume import versions_used
 from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
+from uturn.studies.reading import is_kept_if_large
 
 _CHUNK = 1024  # items of a chunk of a store
 _LONGEST = 200  # bytes of a name; file systems take 255, with what zarr adds while it writes
@@ -416,8 +416,8 @@ def _variable(
             settings["bounds"] = (0.0, 1.0) if is_share else (0.0, None) if settings.get("start") == 0 else (None, None)
         settings.setdefault("group", "class" if name.startswith("same_") else name.replace("_", " "))
     try:
-        variable = Variable(dims, long_name, **settings, symmetric=twin is not None, ranked=ranked, probe="readings")
-        Instructions.model_validate(variable.instructions()).check(dims)
+        variable = Variable(dims, long_name, **plain(settings), symmetric=twin is not None, ranked=ranked, probe="readings")
+        variable.check()
     except (ValueError, TypeError) as error:
         reason = validation_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(f"{name}: {reason}") from None

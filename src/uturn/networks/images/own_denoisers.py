@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import errors_named, shown
+from uturn.core.checks import noted, shown
 from uturn.core.imports import import_function
-from uturn.core.pieces import is_out_of_memory
 from uturn.corruption.noising import clean_and_noise
 from uturn.corruption.schedulers import is_flow_match
 
@@ -97,7 +96,7 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
     The scheduler of a pair declares the prediction type of its module.
     """
     label, function = f"model = {path!r}", denoiser_function(path)
-    with errors_named(label, function):
+    with noted(label):
         returned = function()
     if isinstance(returned, DenoiserModel):
         _check(label, returned)
@@ -234,15 +233,8 @@ class OwnNetwork(nn.Module):
         self.precision = None if dtype == torch.float32 else dtype
 
     def forward(self, noisy: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
-        code = type(self.network) if isinstance(self.network, nn.Module) else self.network
-        try:
-            with torch.autocast(noisy.device.type, self.precision, enabled=self.precision is not None):
-                output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))  # it may modify its inputs
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            with errors_named(self.label, code):
-                raise
+        with noted(self.label), torch.autocast(noisy.device.type, self.precision, enabled=self.precision is not None):
+            output = self.network(noisy.clone(), *(tensor.clone() for tensor in arguments))  # it may modify its inputs
         output = getattr(output, "sample", output)
         count, channels, *size = noisy.shape
         widths = (channels, 2 * channels) if self.learned_variance else (channels,)

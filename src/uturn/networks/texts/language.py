@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from uturn.core.checks import errors_named
+from uturn.core.checks import noted
 from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
@@ -248,22 +248,19 @@ class LanguageModel:
 
         Raises
         ------
-        ValueError
-            If the call fails, in one line.
         MemoryError
-            If the device is out of memory.
+            If the device is out of memory. Other errors of the network pass with a note that names it.
         """
         call = self.network if isinstance(self.network, TransformersNetwork) else self.network.logits
         time = torch.zeros(len(ids), device=self.device) if time is None else time
         tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), noted(f"{self.description}, ids {tuple(ids.shape)}"):
                 return call(*(tensor.clone() for tensor in tensors), **options)  # the network may modify its inputs
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size") from None
-            with errors_named(f"{self.description}, ids {tuple(ids.shape)}", type(self.module)):
-                raise
+            raise
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
