@@ -822,31 +822,3 @@ def _consolidate(where: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(where, zarr_format=3)
-
-
-class Scratch:
-    """An empty store in memory, to compute the sizes of files."""
-
-    def __init__(
-        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
-    ) -> None:
-        self._files: dict[str, Any] = {}
-        group = _laid_out(zarr.storage.MemoryStore(self._files), variables, coordinates, chunk, attributes)
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            self._arrays: dict[str, Any] = {name: group[name] for name in (*variables, _RECORDS)}
-        self.files, self.size = len(self._files), sum(map(len, self._files.values()))
-
-    def sizes_of(self, readings: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes of the files of a task with these readings (items, ...), and of its record (under the name "")."""
-        sizes = {
-            name: self._written(name, (slice(1), *map(slice, values.shape)), np.asarray(values, np.float32)[None])
-            for name, values in readings.items()
-        }
-        digests = np.random.default_rng(0).integers(2**63, size=len(readings), dtype=np.uint64)
-        return {**sizes, "": self._written(_RECORDS, (0, 0), np.r_[np.uint64(1), digests])}
-
-    def _written(self, name: str, place: Any, values: np.ndarray) -> int:
-        before = set(self._files)
-        self._arrays[name][place] = values
-        (new,) = set(self._files) - before
-        return len(self._files.pop(new))
