@@ -2,16 +2,15 @@
 
     python benchmarks/plan.py [SPEC ..] [--seconds 30] [--workers N] [--cpu]
 
-Each spec of examples/ is made larger until its run is expected to take so many seconds, since a start of a second is not what a
-plan is about. Plan and run are processes of their own. Calls of networks are counted in a run with one process. The time of a
-run that shares the machine with other programs is not that of a plan made before: keep the machine quiet, or compare the time of
-the processor, with one thread (--cpu).
+Each spec of examples/ is made larger until its run is expected to take so many seconds. Plan and run are processes of their own;
+the time of loading models and compiling kernels is left out of both. The disk of a plan is that of readings before their
+compression. The time of a run that shares the machine with other programs is not that of a plan made before: keep the machine
+quiet, or compare the time of the processor, with one thread (--cpu).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -21,7 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from uturn.core.experiment import Experiment
+from uturn.engine.measuring import measure
 from uturn.engine.plan import plan
 from uturn.engine.run import run
 
@@ -39,54 +41,22 @@ def enlarged(path: Path, factor: int) -> Experiment:
 
 def planned(path: Path, factor: int, workers: int) -> dict[str, Any]:
     """What a plan says."""
-    since = time.perf_counter()
-    found = plan(enlarged(path, factor), workers=workers, since=since)
+    found = plan(enlarged(path, factor), workers=workers)
     assert found is not None
-    return {
-        "seconds": found.seconds[found.workers],
-        "start": found.start,
-        "memory": found.memory,
-        "disk": found.disk,
-        "files": found.files,
-        "calls": sum(found.calls.values()),
-    }
+    return {"seconds": found.seconds[found.workers], "disk": found.disk}
 
 
 def measured(path: Path, factor: int, workers: int) -> dict[str, Any]:
-    """What a run takes. Calls are those after the start, in which the layers of classifiers read reference images."""
-    calls = [0]
-
-    def counted(module: str, owner: str, name: str) -> None:
-        owner = getattr(importlib.import_module(f"uturn.{module}"), owner)
-        method = getattr(owner, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            calls[0] += 1
-            return method(*arguments, **options)
-
-        setattr(owner, name, call)
-
-    begin = time.perf_counter()
+    """What a run takes after its start, in which models are loaded and kernels compiled."""
     experiment = enlarged(path, factor)
-    experiment.coordinates()  # fits the layers
-    if experiment.backward["type"] == "denoiser":
-        counted("corruption.denoising", "ExactDenoiser", "posterior")
-    elif experiment.backward["type"] != "exact":
-        counted("backward.reverse_diffusion", "ReverseDiffusion", "network")
-        counted("probes.hidden_layers", "HiddenLayers", "_forward")
+    experiment.coordinates()
+    measure(experiment, 0, np.arange(1))
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run(experiment, Path(folder) / "x", workers=workers)
         seconds = time.perf_counter() - begin
-        files = [file for file in Path(folder).rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {
-        "seconds": seconds,
-        "memory": 1024 * int(peak.split()[1]),
-        "disk": size,
-        "files": len(files),
-        "calls": calls[0],
-    }
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    return {"seconds": seconds, "disk": size}
 
 
 def in_process(what: str, path: Path, factor: int, workers: int, cpu: bool) -> dict[str, Any]:
@@ -114,7 +84,7 @@ def main() -> None:
         function = {"planned": planned, "measured": measured}[options.one]
         print(json.dumps(function(options.specs[0], options.factor, options.workers)))
         return
-    print(f"{'spec':12}{'items':>8}{'time':>16}{'ratio':>7}{'memory':>8}{'disk':>7}{'calls':>7}   plan took   load")
+    print(f"{'spec':12}{'items':>8}{'time':>16}{'ratio':>7}{'disk':>7}   plan took   load")
     for path in options.specs:
         first = in_process("planned", path, 1, options.workers, options.cpu)
         factor = max(1, round(options.seconds / max(first["seconds"], 1e-3)))
@@ -122,13 +92,11 @@ def main() -> None:
         found = in_process("planned", path, factor, options.workers, options.cpu)
         took = time.monotonic() - begin
         real = in_process("measured", path, factor, options.workers, options.cpu)
-        found["seconds"] += found["start"]
-        ratio = {key: found[key] / real[key] if real[key] else float(found[key] == 0) for key in real}
+        ratio = {key: found[key] / real[key] for key in real}
         items = enlarged(path, factor).items
         print(
             f"{path.stem:12}{items:8}{found['seconds']:7.1f} s{real['seconds']:6.1f} s"
-            f"{ratio['seconds']:7.2f}{ratio['memory']:8.2f}{ratio['disk']:7.3f}{ratio['calls']:7.3f}"
-            f"{took:9.1f} s{os.getloadavg()[0]:8.1f}",
+            f"{ratio['seconds']:7.2f}{ratio['disk']:7.2f}{took:9.1f} s{os.getloadavg()[0]:8.1f}",
             flush=True,
         )
 

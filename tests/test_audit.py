@@ -14,16 +14,12 @@ from tiny_language import Table, TableDenoiser
 from uturn.cli.auditing import _decoder
 from uturn.cli.presets import TextOptions
 from uturn.cli.presets.texts import COMPARED
-from uturn.core.protocols import UTurns
-from uturn.core.random import Streams
 from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
-from uturn.networks.texts.language import LanguageModel
 from uturn.pages import write_page
 from uturn.pages.audits import meaning
 from uturn.pages.collect import collect
-from uturn.probes import OrderConsistency, OrderLikelihood
 
 V, D = Table.V, Table.D
 ORDERS = [
@@ -413,25 +409,6 @@ def test_texts_that_the_model_never_draws_are_told(folder):
         with pytest.raises(ValueError, match=message) as error:
             run_of(folder, "impossible", probe, noise=[1.0])
         assert "\n" not in str(error.value)
-
-
-def test_calls_are_counted_before_they_are_made(folder, monkeypatch):
-    """Texts of one length that are masked whole, in calls of one text: the largest number is reached."""
-    made, logits = [0], LanguageModel.logits
-
-    def counted(*arguments):
-        made[0] += 1
-        return logits(*arguments)
-
-    source = letters(folder, model="audit_models:wrong", data=str(folder / "ids.npy")).experiment().parts.source
-    block = next(source.blocks(np.arange(5), 0, 60))
-    u_turns = UTurns(block, ut.Masking().observe(block, 1.0, Streams(0, block.items, 1.0)), None)
-    decoders = ({"order": "entropy"}, {"steps": D}, {"order": "blocks", "block": 1})
-    monkeypatch.setattr(LanguageModel, "logits", counted)
-    for probe in OrderConsistency(batch_size=1, pairs=2), OrderLikelihood(batch_size=1, orders=3, decoders=decoders):
-        made[0] = 0
-        probe.read(u_turns, source)
-        assert probe.network_calls(5, 1, 1, source) == made[0] > 0
 
 
 def test_repetition_against_a_plain_loop(folder):

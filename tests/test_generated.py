@@ -13,7 +13,6 @@ from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.cli.presets import ImageOptions
 from uturn.engine.plan import plan
 from uturn.networks import DenoiserModel
-from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import generated
 from uturn.studies import records_of
 from uturn.studies.runs import describe
@@ -227,17 +226,19 @@ def test_little_memory_is_enough(monkeypatch):
 
 @pytest.mark.parametrize("probes", [[{"type": "images"}], LAYERS])
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_plans_count_the_draws_and_make_none(probes, on_gpu, monkeypatch, tmp_path):
+def test_originals_are_drawn_once_also_by_a_plan(probes, on_gpu, monkeypatch):
+    """A plan draws the originals that it measures, and no full batch of them; the run draws the others."""
     monkeypatch.setattr(DiffusionModel, "wants_processes", not on_gpu)
     monkeypatch.setattr("uturn.core.experiment.Experiment.model_check", lambda self: [])  # a few calls before the run
-    experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes, source={"folder": str(tmp_path / "kept")})
-    found = plan(experiment, workers=1, budget=0.1)
-    assert not (tmp_path / "kept").exists()
-    hidden_layers_of.cache_clear()
+    experiment = spec(items=300, noise=(0.25,), chunk=50, probes=probes)
+    experiment.coordinates()  # the layers are standardised over originals
+    generated._kept.clear()
+    rows.clear()
+    plan(experiment, workers=1, budget=0.0)
+    assert sum(rows) == STEPS + 2 * STEPS // 4
     rows.clear()
     ut.run(experiment)
-    assert found.calls["source"] + found.calls["backward"] == len(rows)
-    assert sum(rows) == 300 * (STEPS + STEPS // 4)
+    assert sum(rows) == 299 * STEPS + 300 * STEPS // 4
     if on_gpu:
         assert max(rows) == 64  # the batches of the network are full
 

@@ -32,7 +32,7 @@ read, asked = pretrained._read_folder, []
 pretrained._read_folder = lambda path, options: asked.append(options.foo) or read(path, options)
 pretrained.load_pretrained(generator_folder(), foo=3.0)
 ReverseDiffusion.from_pretrained(generator_folder(), "ddpm", 4, foo=4.0)
-changed.parts.backward.network_calls(0.5, None, None)
+changed.parts.backward.describe()
 assert asked == [3.0, 4.0, 2.5], asked
 """
 

@@ -8,7 +8,7 @@ from scipy.stats import chisquare, kstest
 
 import uturn as ut
 from tiny_language import Table, TableDenoiser
-from uturn.backward.denoiser import StringDenoiser, reverse_process
+from uturn.backward.denoiser import reverse_process
 from uturn.core.protocols import Noisy
 from uturn.core.random import keys
 from uturn.corruption import in_time
@@ -473,7 +473,7 @@ def test_planned_evaluations_are_those_that_are_made():
 
 
 @pytest.mark.parametrize("order", ["analytic", "euler"])
-def test_all_steps_of_replaced_symbols_are_planned(order):
+def test_all_steps_of_replaced_symbols_are_made(order):
     heard = []
 
     class Counting(Replaced):
@@ -483,8 +483,7 @@ def test_all_steps_of_replaced_symbols_are_planned(order):
 
     noisy = Noisy(np.zeros((1, 2), int), np.array([0.1]), Counting.vocab_size)
     denoise(Counting(), noisy, 5, keys(0, [0]), reverse_process(Decoder(order, 5), Counting.corruption))
-    source = ut.sources.RHMSource(vocab_size=3, multiplicity=2, branching=2, depth=1)
-    assert StringDenoiser(order=order, steps=5).network_calls(0.1, Counting.corruption, source)[0] == sum(heard) == 5
+    assert sum(heard) == 5
 
 
 CHAIN = {"type": "hmm", "states": 2, "symbols": 3, "length": 10, "persistence": 0.9}

@@ -172,7 +172,6 @@ def test_members_of_every_kind():
     assert source.class_names() == [0, 1, 2]
     assert source.files() == []
     assert source.made_by(None, 0) is source
-    assert source.network_calls(1, 1, []) == (0, 0)
 
 
 class Chosen(protocols.Spec, protocols.Source):
@@ -266,9 +265,6 @@ def test_strings_of_all_makes(corruption):
     spec |= {"corruption": {"type": corruption, "noise": [0.5]}, "backward": backward}
     experiment = ut.Experiment.from_dict(spec)
     assert ut.run(experiment).change.shape == (1, 4)
-    source = experiment.parts.source
-    if corruption == "masking":
-        assert experiment.parts.backward.network_calls(0.5, experiment.parts.corruption, source)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from uturn.core.random import Streams, keys
 from uturn.corruption.measured import Measured
 from uturn.corruption.measurement import Measurement
 from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
-from uturn.engine.plan import plan
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel
 
@@ -164,7 +163,7 @@ def test_a_sampler_of_ones_own(tmp_path):
     assert all(np.isfinite(dataset[name]).all() and np.array_equal(dataset[name], again[name]) for name in readings)
     assert "backward.code" in dataset.attrs["models"]
     assert dataset.attrs["description"].startswith(f"{__name__}:guided; the denoiser of the law; 1 measurement in a call")
-    assert own().parts.backward.network_calls(0.1, own().parts.corruption, own().parts.source) == (5, 1)
+    assert own().parts.backward.calls(own(), 0.1) == 5
 
 
 # -- draws and their seeds ---------------------------------------------------------------------------------------------------
@@ -239,17 +238,9 @@ def test_a_good_sampler_has_the_moments_of_the_posterior():
 
 
 def test_calls_of_the_network_are_counted_without_it():
-    """For the plan; the count is that of a draw."""
+    """The count is that of a draw."""
     experiment = own(sampler="deepinv:DDRM", options={"steps": 7})
-    corruption, source = experiment.parts.corruption, experiment.parts.source
-    assert experiment.parts.backward.network_calls(0.1, corruption, source) == (7, 1)
-    fewer, noise = experiment.parts.backward.trial(3, 0.1)
-    assert fewer.network_calls(noise, corruption, source) == (3, 1)
-
-
-def test_a_plan_counts_the_calls_of_ones_own_sampler():
-    """Its U-turns are timed as a whole, since the plan cannot ask it for fewer steps."""
-    assert plan(own(), workers=1, budget=0.1).calls == {"backward": 5 * 8}
+    assert experiment.parts.backward.calls(experiment, 0.1) == 7
 
 
 # -- images ------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from uturn.cli.presets import image_experiment
 from uturn.core.checks import CHECKS
 from uturn.core.spec import build
 from uturn.engine.measuring import measure
-from uturn.engine.plan import plan
 from uturn.engine.trial import check
 from uturn.measures.pairing import pairing
 from uturn.measures.statistics import proportion
@@ -171,11 +170,6 @@ def test_resumes_and_extends(recorded, tmp_path):
     np.testing.assert_array_equal(more.same_class[:, :2, :1], first.same_class)
     alone = run(recorded, items=3, levels=[0.1, 0.5], trajectories=2, **few)
     np.testing.assert_allclose(more.similarity, alone.similarity, atol=1e-5)
-
-
-def test_a_plan_counts_no_calls_of_the_backward(recorded):
-    cost = plan(image_experiment(**options(recorded, items=2, levels=[0.1], keep=0)), budget=0.1)
-    assert set(cost.calls) == {"probes[0]"}
 
 
 # --- missing files -------------------------------------------------------------------------------------------------------

@@ -420,23 +420,6 @@ def test_unreadable_reconstructions_are_nan(folder, drawn, tmp_path):
                 assert np.isfinite(values[2, 1:]).all()
 
 
-def test_calls_of_the_network(folder, drawn, monkeypatch):
-    source, after = drawn
-    calls = []
-    for probe in probes_of(folder, batch_size=8):
-        probe.read(u_turns(source, after), source)
-        loaded = source.language().encoder() if probe.model == "same" else probe.loaded()
-        module = getattr(loaded, "model", loaded).module
-        calls.clear()
-        handle = module.register_forward_hook(lambda *_: calls.append(1))
-        probe.read(u_turns(source, after), source)
-        handle.remove()
-        most = probe.network_calls(6, 4, 2, source)
-        assert 0 < len(calls) <= most
-        if isinstance(probe, TextLayers | TextEncoder):
-            assert len(calls) == most
-
-
 def test_fingerprints(folder):
     bert, other = (TextLayers(model=str(folder / name)).fingerprint() for name in ("bert", "other_bert"))
     assert len({bert, other, TextLayers().fingerprint(), ""}) == 3

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams
-from uturn.corruption import Masking, UniformReplacement, in_time
-from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise, strings_at_once
+from uturn.corruption import Masking, UniformReplacement
+from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
 from uturn.corruption.unmasking import Decoder, unmask
 from uturn.sources.strings import NoisyStrings, num_leaves
 
@@ -87,16 +87,6 @@ class StringDenoiser(Spec, Backward):
                 )
         return corruption
 
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        d = num_leaves(source)
-        at_once = strings_at_once(d, source.vocab_size)
-        if self.model != "exact":
-            at_once = min(at_once, getattr(self._learned(corruption), "batch_size", at_once))
-        return evaluations(self.decoder or Decoder(steps=self.steps), corruption, noise, self.steps, d), at_once
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        return self.model_copy(update={"steps": min(calls, self.steps)}), noise
-
     def fingerprint(self) -> str:
         return "" if self.model == "exact" else _learned_denoiser(self.model).fingerprint()
 
@@ -117,15 +107,6 @@ def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
     raise ValueError(
         f"{decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the decoder out"
     )
-
-
-def evaluations(decoder: Decoder, corruption: Any, noise: float, steps: int, num_leaves: int) -> int:
-    """Number of evaluations for a string in the reverse process of a channel with a decoder; `steps`: at most, in each block."""
-    if decoder.in_time and isinstance(corruption, Masking) and noise > 0:
-        return in_time.evaluations(decoder, noise, num_leaves)
-    blocks = -(-num_leaves // decoder.block) if decoder.causal else 1
-    number: int = corruption.evaluations(noise, steps * blocks, num_leaves)
-    return number
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

@@ -125,13 +125,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             findings = list(check_denoiser(reverse.model, reverse.forward.scheduler, clean, classes, pieces, half))
         return [*(finding._replace(words=f"the model {self.model!r} {finding.words}") for finding in findings), *of_images]
 
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        reverse = _reverse_diffusion(self)
-        return reverse.forward.calls_of(noise), reverse.batch_size
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        return self, min(calls, self.steps) / self.steps
-
     def chain(self, steps: int) -> DiffusionModel:
         """The model with another number of reverse steps."""
         return self.model_copy(update={"steps": steps})
@@ -162,10 +155,9 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             return items % reverse.num_classes
         return reverse.prompts.rows_of(items % len(reverse.prompts.rows or (0,)))
 
-    def generating_calls(self) -> tuple[int, int]:
-        """Number of network calls that make an image, and number of images in a call."""
-        reverse = _reverse_diffusion(self)
-        return reverse.forward.calls_of(1.0), reverse.batch_size
+    def images_together(self) -> int:
+        """Number of images in a call of the network."""
+        return _reverse_diffusion(self).batch_size
 
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()

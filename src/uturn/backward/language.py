@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
-from uturn.backward.denoiser import evaluations, reverse_process
+from uturn.backward.denoiser import reverse_process
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
 from uturn.core.checks import Finding
@@ -191,16 +191,6 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
             loss = -np.log(np.maximum(laws[np.arange(len(row)), texts[row, site]], 1e-30))
             mistakes += _hardly_better(loss, texts, row, site, source.ids(np.arange(source.count())[:_COUNTED]), model.vocab_size)
         return [Finding(f"the model {self.model!r} {mistake}") for mistake in mistakes]
-
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        model = self.language()
-        length = num_leaves(source) if source.kind == "strings" else source.max_length
-        batch_size = model.pieces(self.batch_size, length).batch_size
-        steps = length if self.steps is None and model.corruption == "masking" else self._steps
-        return evaluations(self.decoder, corruption, noise, steps, length), batch_size
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        return self.model_copy(update={"steps": min(calls, self._steps)}), noise
 
     def fingerprint(self) -> str:
         return self.language().fingerprint()

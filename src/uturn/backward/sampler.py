@@ -149,15 +149,16 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         ValueError if a sampler of deepinv does not fit its options or measurements, or if two calls of a function with one seed
         differ.
         """
-        source, corruption = experiment.parts.source, experiment.parts.corruption
-        if isinstance(_sampler(self), DeepinvSampler):
+        sampler = _sampler(self)
+        if isinstance(sampler, DeepinvSampler):
+            steps = max(2, min(10, sampler.steps))  # with two steps, some diverge that do not with more
+            few = self.model_copy(update={"options": {**self.options, "steps": steps}})
             for noise in experiment.noise:
-                few = self.trial(10, noise)[0]  # with two steps, some diverge that do not with more
-                few.network_calls(noise, corruption, source)
+                few._tried(experiment, noise)
             return {}
-        first = self._tried(experiment.noise[0], corruption, source)
+        first = self._tried(experiment, experiment.noise[0])
         time.sleep(1 - time.time() % 1)  # a sampler may be seeded with the time in seconds
-        second = self._tried(experiment.noise[0], corruption, source)
+        second = self._tried(experiment, experiment.noise[0])
         if len(first) != len(second) or not all(
             np.allclose(a, b, rtol=_SAME, atol=_SAME * np.abs(a).max()) for a, b in zip(first, second, strict=True)
         ):
@@ -240,25 +241,20 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         classes = None if labels is None else torch.from_numpy(labels)
         return SigmaDenoiser(reverse.model, reverse.forward.scheduler, reverse.device, classes)
 
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5, and measurements in a call."""
-        return len(self._tried(noise, corruption, source)) - 1, self.batch
+    def calls(self, experiment: Any, noise: float) -> int:
+        """Calls of the denoiser in a draw, counted with a denoiser that gives 0.5."""
+        return len(self._tried(experiment, noise)) - 1
 
-    def _tried(self, noise: float, corruption: Any, source: Any) -> list[np.ndarray]:
+    def _tried(self, experiment: Any, noise: float) -> list[np.ndarray]:
         """What a draw gives to a denoiser that always answers 0.5 (the first values of each call), and then the draw."""
-        block = next(iter(source.blank().blocks(np.arange(1), 0, 1)))
+        source, corruption = experiment.parts.source, experiment.parts.corruption
+        block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
         streams, seen, sampler = Streams(0, np.arange(1), noise), _Recorder(), _sampler(self)
         noisy = corruption.observe(block, noise, streams)
         self._check_range(noisy.law, sampler)
         key = streams.keys(Purpose.RECONSTRUCTION)[0]
         draw = self._drawn(sampler, noisy, np.arange(1), key, seen, f"noise {noise:g}")
         return [*seen.calls, draw]
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        sampler = _sampler(self)
-        if not isinstance(sampler, DeepinvSampler):
-            return self, noise  # whose steps are not known
-        return self.model_copy(update={"options": {**self.options, "steps": max(2, min(calls, sampler.steps))}}), noise
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
         """Faults of the model, found on some originals (`uturn.networks.model_check`)."""

@@ -47,13 +47,6 @@ class StringDiffusion(Spec, Backward):
         images = reverse.denoise(np.repeat(noisy.images, clones, axis=0), step, keys)
         return noisy.parsed(strings_of(images)[:, 0], len(streams.items), keys)
 
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        reverse = _string_diffusion(self, source.grammar(0, 0))
-        return reverse.forward.calls_of(noise), reverse.batch_size
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        return self, min(calls, self.steps) / self.steps
-
     def undone(self, corruption: Any, source: Any) -> _DiffusedStrings:
         return _DiffusedStrings(corruption, self, source)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,12 +180,12 @@ def plan(
     share: Share = 0.5,
     any_shape: AnyShape = False,
 ) -> None:
-    """Estimate the cost of a run: tasks, network calls, memory, disk space, time. Writes nothing.
+    """Estimate the cost of a run: tasks, U-turns, disk space, time. Writes nothing.
 
-    Counts tasks and calls exactly, and times a few U-turns on this machine for some seconds. Calls made by `uturn check` and by
-    the check of networks before a run are not counted. Times for more processes than this machine has cores assume a cluster of
-    such machines. With --until, it estimates the cost of a run that ends when the half-life of --reading is known to this width:
-    from the pilot in --store if there is one, otherwise from an assumed curve.
+    Counts tasks and U-turns exactly, and times a few U-turns on this machine for some seconds. Loading models, compilation and
+    the check of networks before a run are not included. Times for more processes than this machine has cores assume a cluster
+    of such machines. With --until, it estimates the cost of a run that ends when the half-life of --reading is known to this
+    width: from the pilot in --store if there is one, otherwise from an assumed curve.
 
     Example:
 
@@ -195,13 +194,12 @@ def plan(
     uturn plan examples/images.toml --until 0.05 --reading same_class
     ```
     """
-    since = time.perf_counter()
     from uturn.core.experiment import Experiment
     from uturn.engine.plan import plan as plan_experiment
 
     if until is not None:
         return _plan_until(Experiment.from_file(spec), str(spec), store, workers, until, reading, share, any_shape)
-    run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers, since=since)
+    run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers)
     assert run_plan is not None
     for line in run_plan.lines():
         console().print(line)

@@ -270,14 +270,6 @@ class Source(Part, Protocol):
         """The source of an experiment with this backward and seed: itself, unless the originals are draws of the model."""
         return self
 
-    def blank(self) -> Any:
-        """A source of similar originals for timing U-turns: itself, unless the originals take long to make."""
-        return self
-
-    def network_calls(self, num_items: int, chunk: int, probes: Sequence[Any]) -> tuple[int, int]:
-        """Calls of the backward's network that make the originals, and data in all these calls; (0, 0) without calls."""
-        return 0, 0
-
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
         """Further coordinates along `item`, such as labels: {name: values (num_items,)}.
 
@@ -406,10 +398,6 @@ class Channel(Corruption, Protocol):
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
         raise ValueError(f"{self!r} has no reverse steps")
 
-    def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
-        """Number of evaluations of the denoiser in `reverse`."""
-        return 0 if noise <= self.clean_noise else steps
-
     def value_shape(self, num_leaves: int, vocab_size: int) -> tuple[int, ...]:
         """Shape of `Noisy.values` for one string."""
         return (num_leaves,)
@@ -490,20 +478,6 @@ class Backward(Part, Protocol):
         """
         return None
 
-    def network_calls(self, noise: float, corruption: Any, source: Any) -> tuple[int, int]:
-        """Number of network calls for reconstructing a noisy datum, and data in a call; (0, 1) without a network.
-
-        `uturn plan` counts calls with it.
-        """
-        return 0, 1
-
-    def trial(self, calls: int, noise: float) -> tuple[Any, float]:
-        """A backward and a noise level that need about `calls` calls, each of the same cost as those at `noise`.
-
-        By default the same, for backwards that cannot shorten a U-turn: `uturn plan` then times whole U-turns.
-        """
-        return self, noise
-
 
 class Probe(Part, Protocol):
     """A comparison of originals with reconstructions, level by level."""
@@ -540,10 +514,6 @@ class Probe(Part, Protocol):
     def taken_from(self, source: Any) -> str:
         """Identity of further data that the probe takes from the source, recorded with the results; empty if there are none."""
         return ""
-
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """Calls of its network for a block of items with draws = trajectories * clones; 0 without a network."""
-        return 0
 
 
 PROTOCOLS: Mapping[str, Any] = {"source": Source, "corruption": Corruption, "backward": Backward, "probes": Probe}

@@ -166,11 +166,6 @@ class Diffusion(Corruption):
             scheduler.set_begin_index(start)
         return scheduler, scheduler.timesteps[start:]
 
-    def calls_of(self, noise: float) -> int:
-        """Number of calls of a model in a U-turn at t/T = noise: the timesteps that `placed` returns."""
-        step = self.step_of(noise)
-        return len(self.scheduler.timesteps) - (self.num_steps - step) * self.scheduler.order if step else 0
-
     def step_of(self, noise: float) -> int:
         """Number of reverse steps k for t/T = noise: noise N, rounded."""
         return round(noise * self.num_steps)

@@ -66,10 +66,5 @@ class Masking(Channel):
     def reverse(self, denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         return unmask(denoiser, noisy, keys, Decoder(steps=steps))
 
-    def evaluations(self, noise: float, steps: int, num_leaves: int) -> int:
-        """At most one for each masked leaf; more leaves than two standard deviations above the mean are rarely masked."""
-        masked = noise * num_leaves + 2 * np.sqrt(noise * (1 - noise) * num_leaves)
-        return int(min(steps, np.ceil(masked), num_leaves))
-
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
         return checked_symbols(values, noise, -1, vocab_size, self)

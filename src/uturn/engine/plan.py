@@ -1,24 +1,34 @@
-"""The cost of a run (tasks, network calls, memory, disk, time), from counts and a short timing of its parts."""
+"""The cost of a run (tasks, U-turns, disk, time), from a few U-turns that are timed and thrown away."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from uturn.core import threads
 from uturn.core.checks import checked_integer
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores
 from uturn.core.progress import duration
-from uturn.engine.counts import calls_of, groups_of
+from uturn.engine.measuring import measurements
 from uturn.engine.tasks import left_of
-from uturn.engine.timing import Timing, limited_threads
 from uturn.store.places import place_of
+from uturn.store.record import Blocks
 from uturn.store.resume import trajectories_done
 
-_MOST = 20_000  # largest number of tasks that are distributed one by one
+_LEVELS = 6  # largest number of noise levels that are timed
+_GROWTH = 4  # ratio of consecutive numbers of originals
+_MOST = 1024  # largest number of originals
+_WRITING = 0.004  # seconds for writing a task
 
 
 @dataclass(frozen=True)
@@ -29,29 +39,19 @@ class Plan:
     ----------
     tasks, done, u_turns : int
         Tasks of the experiment, stored tasks, and U-turns of the remaining tasks.
-    calls : {part: int}
-        Network calls of the remaining tasks, for each part with a network.
-    memory : float
-        Peak of a process, bytes.
-    disk, files : float, int
-        Bytes and number of the files of the complete store.
-    start : float
-        Seconds before a process measures, for importing modules, loading models and compiling kernels.
+    disk : float
+        Bytes of the readings of the complete store, before their compression.
     workers : int
         Number of processes on this machine, sharing its cores.
     seconds : {workers: float}
-        Time of the remaining tasks by number of processes, without the start. Processes beyond `workers` are assumed to have
-        separate cores.
+        Time of the remaining tasks by number of processes, without loading models and compilation. Processes beyond `workers`
+        are assumed to have separate cores.
     """
 
     tasks: int
     done: int
     u_turns: int
-    calls: dict[str, int]
-    memory: float
     disk: float
-    files: int
-    start: float
     workers: int
     seconds: dict[int, float]
 
@@ -61,15 +61,10 @@ class Plan:
         lines = [f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,} U-turns"]
         if not left:
             return lines
-        counts = ", ".join(f"{number:,} ({part})" for part, number in self.calls.items())
-        each = " a process" if self.workers > 1 else ""
-        start = f", and {duration(self.start)} to start" if self.start else ""
         processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
         lines += [
-            f"calls of networks: {counts or 'none'}",
-            f"memory: {_bytes(self.memory)}{each}",
-            f"disk: {_bytes(self.disk)} in {self.files:,} files",
-            f"time: {duration(self.seconds[self.workers])} in {processes} on this machine{start}",
+            f"disk: {_bytes(self.disk)} of readings, before compression",
+            f"time: {duration(self.seconds[self.workers])} in {processes} on this machine, after its start",
         ]
         more = [f"{number}: {duration(seconds)}" for number, seconds in self.seconds.items() if number != self.workers]
         if more:
@@ -84,9 +79,11 @@ def plan(
     workers: int | None = None,
     budget: float = 5.0,
     least: float = 0.0,
-    since: float | None = None,
 ) -> Plan | None:
     """Estimate the cost of running an experiment into a store. Nothing is written.
+
+    U-turns are timed at a few noise levels, the smallest first, with more and more originals while the budget lasts. A line in
+    the noise level, to which the steps of a diffusion model are proportional, gives their time at all levels.
 
     Parameters
     ----------
@@ -96,73 +93,109 @@ def plan(
         Number of processes. Processes beyond the cores of this machine are assumed to have separate cores, in a cluster. None:
         the choice of `run`, and up to 8 in the table of times.
     budget
-        Approximate seconds of timing, in addition to loading models and compilation.
+        Approximate seconds of timing, after first U-turns that load models and compile kernels. The U-turns of an original at
+        two levels are timed even if they take longer.
     least
         If the remaining time is shorter than this number of seconds, the result is None.
-    since
-        Value of `time.perf_counter()` at the beginning of the start, by default at the call.
 
     Raises
     ------
     ValueError
         As in `run`, if a part or the store does not fit.
     """
-    since = time.perf_counter() if since is None else since
     checked_experiment(experiment)
-    workers = None if workers is None else checked_integer("workers", workers, 1)
-    place = None if store is None else place_of("store", store)
-    experiment = Experiment.from_dict(experiment.to_dict())
-    experiment.__dict__["parts"] = experiment.parts._replace(source=experiment.parts.source.blank())
-    done = trajectories_done(experiment, place)
-    missing = left_of(experiment, done)
-    groups = groups_of(experiment, missing)
-    most = workers or 8
+    most = 8 if workers is None else checked_integer("workers", workers, 1)
+    done = trajectories_done(experiment, None if store is None else place_of("store", store))
+    missing, blocks = left_of(experiment, done), Blocks(experiment.chunk, experiment.items, experiment.noise)
     if workers is None:
         workers = cores() if experiment.parts.backward.wants_processes else 1
     workers = max(1, min(workers, cores(), len(missing)))
-    if not missing:
-        return Plan(len(done), len(done), 0, {}, 0.0, 0.0, 0, 0.0, workers, {workers: 0.0}) if not least else None
-    together = workers == 1
-    timing, threads = Timing(experiment, groups, together, budget), max(1, cores() // workers)
-    with limited_threads(threads):
-        if timing.started() < least:
-            return None
-    # Several processes start in parallel, after the process that starts them.
-    start = (time.perf_counter() - since) * (1 if together else 2)
-    with limited_threads(threads):  # torch may have been imported by now
-        timing.finish()
-    source, _, _, probes = experiment.parts
-    originals, of_originals = source.network_calls(experiment.items, experiment.chunk, probes)
-    times = [(timing.seconds(group), group.tasks) for group in groups]
+    u_turns: Counter[int] = Counter()
+    for task, first in missing.items():
+        u_turns[task.noise_index] += len(blocks.items(task)) * (experiment.trajectories - first) * experiment.clones
+    writing = _WRITING * len(missing)
+    total = writing + _seconds(experiment, u_turns, workers, budget, least * workers - writing) if missing else 0.0
     numbers = sorted({workers, most, *(2**k for k in range(most.bit_length()))})
-    seconds = {k: _seconds(times, k) + of_originals * timing.per_datum / k for k in numbers if k >= workers}
+    seconds = {k: total / min(k, max(1, len(missing))) for k in numbers if k >= workers}
     if seconds[workers] < least:
         return None
-    calls = {"source": originals, **calls_of(experiment, groups, together)}
-    return Plan(
-        tasks=len(done),
-        done=len(done) - len(missing),
-        u_turns=sum(group.tasks * group.u_turns(experiment) for group in groups),
-        calls={part: number for part, number in calls.items() if number},
-        memory=timing.memory,
-        disk=timing.size(),
-        files=timing.scratch.files + len(done) * (1 + len(experiment.variables())),
-        start=start,
-        workers=workers,
-        seconds=seconds,
-    )
+    return Plan(len(done), len(done) - len(missing), sum(u_turns.values()), _size(experiment), workers, seconds)
 
 
-def _seconds(times: Sequence[tuple[float, int]], workers: int) -> float:
-    """Time of tasks (seconds, number) with `workers` processes, each of which takes the next task when it is free."""
-    if workers == 1 or sum(number for _, number in times) > _MOST:
-        return sum(seconds * number for seconds, number in times) / workers
-    ends = [0.0] * workers
-    heapify(ends)
-    for seconds, number in times:
-        for _ in range(number):
-            heapreplace(ends, ends[0] + seconds)
-    return max(ends)
+def _seconds(experiment: Experiment, u_turns: Counter[int], workers: int, budget: float, least: float) -> float:
+    """Time of U-turns {level: number} in one of the processes. It is an upper limit if it is less than `least`."""
+    source, noise, draws = experiment.parts.source, np.array(experiment.noise), experiment.trajectories * experiment.clones
+    levels = sorted(u_turns, key=lambda level: noise[level])
+    timed = [levels[k] for k in np.unique(np.linspace(0, len(levels) - 1, _LEVELS).round().astype(int))]
+    of_original = 0.0  # seconds
+    each: dict[float, float] = {}  # seconds of a U-turn, by noise level
+
+    def made(first: int, end: int) -> None:
+        # The number of items is given as that of the experiment, so that a source which draws ahead draws no more of them.
+        nonlocal of_original
+        begin = time.perf_counter()
+        for _ in source.blocks(np.arange(first, end), experiment.seed, end):
+            pass
+        of_original = (time.perf_counter() - begin) / (end - first)
+
+    def measured(level: int, items: int) -> float:
+        cuts, begin = [*range(0, items, experiment.chunk), items], time.perf_counter()
+        tasks = [(None, level, np.arange(*ends)) for ends in pairwise(cuts)]
+        for _ in measurements(experiment, tasks):
+            pass
+        each[noise[level]] = (time.perf_counter() - begin) / (items * draws)
+        return time.perf_counter() - begin
+
+    def total() -> float:
+        slope, base = np.polyfit(list(each), list(each.values()), 1) if len(each) > 1 else (0.0, *each.values())
+        of_level = {level: max(base + slope * noise[level], min(each.values())) for level in levels}
+        return experiment.items * of_original + sum(number * of_level[level] for level, number in u_turns.items())
+
+    made(0, 1)
+    for level in timed[:2]:  # loads models and compiles kernels, of which the smallest noise may need none
+        measured(level, 1)
+    end, took = time.perf_counter() + budget, dict[int, float]()
+    with _limited_threads(max(1, cores() // workers)):
+        for level in timed:
+            if len(took) < 2 or time.perf_counter() < end - budget / 2:
+                took[level] = measured(level, 1)
+        most, items = min(experiment.items, _MOST if workers == 1 else experiment.chunk), 1
+        while items < most and total() >= least:
+            if time.perf_counter() + _GROWTH * min(took.values()) > end:
+                break
+            before, items, ratio = items, min(_GROWTH * items, most), 1.0
+            made(before, items)
+            for level in took:
+                fewer = each[noise[level]]
+                if time.perf_counter() + _GROWTH * took[level] < end:
+                    took[level] = measured(level, items)
+                    ratio = each[noise[level]] / fewer
+                else:  # as many originals take too long here; a U-turn among them gains what it gained at a smaller level
+                    each[noise[level]] *= ratio
+    return total()
+
+
+def _size(experiment: Experiment) -> float:
+    """Bytes of all readings."""
+    coordinates = experiment.coordinates()
+    shapes = [[len(coordinates[dim][1]) for dim in variable.dims] for variable in experiment.variables().values()]
+    return float(sum(4 * np.prod(shape, dtype=float) for shape in shapes))
+
+
+@contextmanager
+def _limited_threads(number: int) -> Iterator[None]:
+    """Context in which kernels and torch use at most `number` threads."""
+    torch: Any = sys.modules.get("torch")
+    before = threads.num_threads, torch.get_num_threads() if torch else 0
+    threads.num_threads = min(number, before[0])
+    if torch:
+        torch.set_num_threads(min(number, before[1]))
+    try:
+        yield
+    finally:
+        threads.num_threads = before[0]
+        if torch:
+            torch.set_num_threads(before[1])
 
 
 def _bytes(size: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.backward.sampler import PosteriorSampler
 from uturn.core.experiment import Experiment
 from uturn.paper.inverse_parts import SEED, WORLDS
 from uturn.paper.specs import experiment_of
@@ -104,7 +105,7 @@ def _calls(named: Mapping[str, Experiment]) -> xr.Dataset:
     """Calls of the denoiser, counted; of a sampler that knows the score, its steps."""
     calls = []
     for experiment in named.values():
-        source, corruption, backward, _ = experiment.parts
-        counted, _ = backward.network_calls(NOISE[0], corruption, source)
-        calls.append(counted or getattr(backward, "options", {}).get("steps", 0))
+        backward = experiment.parts.backward
+        is_sampler = isinstance(backward, PosteriorSampler)
+        calls.append((backward.calls(experiment, NOISE[0]) or backward.options.get("steps", 0)) if is_sampler else 0)
     return xr.Dataset({"calls": ("sampler", np.array(calls))}, {"sampler": list(named)})

@@ -93,9 +93,6 @@ class Changes(Named):
         free = getattr(originals, "free", None)
         return clones, np.full(items, sites) if free is None else free.sum(axis=1), covariances.add(of_each_clone)
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        return 0 if self.layer is None else items * (1 + -(-draws // self.batch_size))
-
     def readings(self, kept: _Kept, source: Any) -> dict[str, np.ndarray]:
         clones, sites, covariances = kept
         tables = {

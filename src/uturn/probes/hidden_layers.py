@@ -256,10 +256,6 @@ class HiddenLayers:
         first, second = checked_draws(original, reconstructed, clones)
         return self._compare(first, second, clones, distances=True, outputs=logits)
 
-    def calls(self, items: int, draws: int, clones: int = 1) -> int:
-        """Number of forward passes of `read` for `items` items with `draws` reconstructions each."""
-        return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
-
     # -- forward passes ------------------------------------------------------------------------------------------------
     def visit(
         self, first: torch.Tensor, second: torch.Tensor, clones: int, consume: Callable[..., None]

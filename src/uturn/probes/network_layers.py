@@ -138,9 +138,6 @@ class NetworkLayers(Named):
             mistakes.append(f"is compared by its classes alone: {classifier.without_layers}")
         return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        return hidden_layers_of(self, source).calls(items, draws, clones)
-
     def fingerprint(self) -> str:
         from uturn.networks.modules import load_module, preprocessing_in_words
         from uturn.networks.state_dicts import fingerprint

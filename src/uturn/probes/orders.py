@@ -111,10 +111,6 @@ class OrderConsistency(_OfTheModel):
             out[some] = order_discrepancy(conditionals, texts[some], first[some], second[some], keys[some])
         return out
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        pairs = items * draws // clones * self.pairs * len(distance_ranges(source.max_length))
-        return 3 * -(-pairs // self.model(source).pieces(self.batch_size, source.max_length).batch_size)
-
 
 class OrderLikelihood(_OfTheModel):
     """How many nats of the likelihood of a text depend on the order in which its masked tokens are revealed.
@@ -195,11 +191,6 @@ class OrderLikelihood(_OfTheModel):
             "order_nats": np.stack(means, 1) - table[:, :1],
             "random_orders_differ": np.abs(random[:, i] - random[:, j]).mean(1),
         }
-
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        random = sum(decoder.order == "random" for decoder in self._decoders().values())
-        length, rows = source.max_length, items * (1 + len(self._decoders()) + random * (self.orders - 1))
-        return length * -(-rows // self.model(source).pieces(self.batch_size, length).batch_size)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

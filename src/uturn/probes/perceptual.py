@@ -59,9 +59,6 @@ class Perceptual(Named):
         distances = distance_of(self, source).read(originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones)
         return self.prefixed(*({"perceptual_distance": values} for values in distances))
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        return distance_of(self, source).layers.calls(items, draws, clones)
-
     def fingerprint(self) -> str:
         linear = Path(self.linear or "")
         digests = [hashlib.sha256(linear.read_bytes()).hexdigest()] if linear.is_file() else []

@@ -75,10 +75,6 @@ class TextClass(SecondModel):
         twins = {"same_class": between_clones(after, u_turns.clones, _agree)} if u_turns.clones > 1 else {}
         return self.prefixed(readings, twins)
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """The largest possible number of calls; texts that occur several times in a block are read once."""
-        return -(-items * (1 + draws) // self.batch_size)
-
     def _has_labels(self, source: Any) -> bool:
         """Whether labels are compared; ValueError if there are labels that are no classes of the classifier."""
         num_labels, num_classes = source.num_labels() if self.labels else None, classes_of(self, source).num_classes

@@ -64,10 +64,6 @@ class TextEncoder(SecondModel):
         twins = {"sentence_similarity": between_clones(reconstructed, clones, similarity)} if clones > 1 else {}
         return self.prefixed(readings, twins)
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """The largest possible number of calls; texts that occur several times in a block are read once."""
-        return -(-items * (1 + draws) // self.batch_size)
-
     def loaded(self) -> SentenceEncoder:
         from uturn.networks.texts.sentence_encoders import load_sentence_encoder
 

@@ -52,9 +52,6 @@ class TextLayers(SecondModel):
         states = text_states_of(self, source)
         return self.prefixed(*states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones))
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        return text_states_of(self, source).calls(items, draws, clones)
-
 
 @cached_while_unchanged(files=files_of)
 def text_states_of(spec: TextLayers, source: Any) -> TextStates:

@@ -70,13 +70,6 @@ class TextLikelihood(SecondModel):
         likelihoods = likelihoods_of(self, source).read(texts)
         return self.prefixed({"log_likelihood": likelihoods[reconstructed], "original_log_likelihood": likelihoods[original]})
 
-    def network_calls(self, items: int, draws: int, clones: int, source: Any) -> int:
-        """The largest possible number of calls; texts that occur several times in a block are read once."""
-        texts = items * (1 + draws)
-        if likelihoods_of(self, source).law == "causal":
-            return -(-texts // self.batch_size)
-        return texts * -(-source.max_length // self.batch_size)
-
 
 class Likelihoods(NamedTuple):
     """A causal or masked model, and the texts of the source in its tokens."""

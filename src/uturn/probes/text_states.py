@@ -80,10 +80,6 @@ class TextStates:
         statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
         self.mean, self.variance = ({layer: table[k] for layer, table in statistics.items()} for k in range(2))
 
-    def calls(self, items: int, draws: int, clones: int = 1) -> int:
-        """Calls of the network for `items` items with `draws` reconstructions each, if calls may mix text lengths."""
-        return sum(1 for _ in batch_slices(items, draws, clones, self.batch_size))
-
     def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
         """Similarity of originals int64 (items, length) with their reconstructions (items, draws, length).
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from uturn.core.checks import checked_path
 from uturn.core.files import named_errors, read_array, whole_file
-from uturn.core.random import Purpose, keys, normals
+from uturn.core.random import Purpose, keys
 from uturn.core.spec import changed_options
 from uturn.sources.images import Images, ImageSource
 
@@ -47,7 +47,6 @@ class GeneratedSource(ImageSource):
     folder: str | None = None
     _backward: Any = PrivateAttr(None)
     _seed: int = PrivateAttr(0)  # seed of the experiment
-    _is_blank: bool = PrivateAttr(False)
     _fingerprint: str = PrivateAttr("")
 
     def __eq__(self, other: object) -> bool:
@@ -57,7 +56,7 @@ class GeneratedSource(ImageSource):
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        return self._seed if self.seed is None else self.seed, self.folder, self._backward, self._is_blank
+        return self._seed if self.seed is None else self.seed, self.folder, self._backward
 
     def made_by(self, backward: Any, seed: int) -> GeneratedSource:
         needed = "generate" if self.steps is None else "chain"
@@ -68,12 +67,6 @@ class GeneratedSource(ImageSource):
             )
         bound = self.model_copy()
         bound._backward, bound._seed = (backward if self.steps is None else backward.chain(self.steps)), seed
-        return bound
-
-    def blank(self) -> GeneratedSource:
-        """The same source with noise in place of its originals."""
-        bound = self.model_copy()
-        bound._backward, bound._seed, bound._is_blank = self._backward, self._seed, True
         return bound
 
     def count(self) -> int:
@@ -105,21 +98,6 @@ class GeneratedSource(ImageSource):
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Images]:
         yield Images(items, self._images(items, seed, num_items), self._labels(items))
 
-    def network_calls(self, num_items: int, chunk: int, probes: Sequence[Any]) -> tuple[int, int]:
-        steps, at_once = self._backward.generating_calls()
-        requests = [
-            (end, _REFERENCE)
-            for probe in probes
-            if getattr(probe, "statistics", "") is None  # they are computed from images
-            for end in _ends(min(probe.reference, _REFERENCE), probe.batch_size)
-        ]
-        calls = drawn = 0
-        for end, most in [*requests, *((end, num_items) for end in _ends(num_items, chunk))]:
-            if end > drawn:
-                before, drawn = drawn, max(end, self._ahead([drawn], most).stop)
-                calls += steps * -(-(drawn - before) // at_once)
-        return calls, steps * drawn
-
     def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
         """Originals drawn by a run whose source has this fingerprint; None if some of them are no longer stored.
 
@@ -134,9 +112,6 @@ class GeneratedSource(ImageSource):
         return np.full(len(items), -1) if classes is None else np.asarray(items) % classes
 
     def _images(self, items: np.ndarray, seed: int, num_items: int) -> np.ndarray:
-        if self._is_blank:
-            noise = normals(keys(seed, Purpose.ORIGINAL, items), int(np.prod(self.image_shape())))
-            return (0.3 * noise).clip(-1, 1).reshape(-1, *self.image_shape())
         seed = seed if self.seed is None else self.seed
         draws = _Draws(self.fingerprint(), seed, self.folder)
         images: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
@@ -155,13 +130,7 @@ class GeneratedSource(ImageSource):
         """Further items drawn with the missing items, to fill the batches of a network where that is faster."""
         if self._backward.wants_processes:
             return range(0)
-        size = self._backward.generating_calls()[1]
-        return range(missing[0], min(num_items, missing[0] + size))
-
-
-def _ends(number: int, size: int) -> list[int]:
-    """Ends of parts of that size of so many items."""
-    return [min(start + size, number) for start in range(0, number, size)]
+        return range(missing[0], min(num_items, missing[0] + self._backward.images_together()))
 
 
 class _Draws:

@@ -671,17 +671,3 @@ def _agree(stored: np.ndarray, expected: np.ndarray) -> bool:
     if stored.dtype.kind == first.dtype.kind == "f" and stored.shape == first.shape:
         return bool(np.allclose(stored, first, rtol=1e-7, atol=1e-7, equal_nan=True))
     return np.array_equal(stored, first)
-
-
-class Scratch:
-    """An empty store in memory, to compute the sizes of files."""
-
-    def __init__(
-        self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
-    ) -> None:
-        files = _laid_out(variables, coordinates, chunk, attributes)
-        self.files, self.size = len(files), sum(map(len, files.values()))
-
-    def sizes_of(self, readings: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Bytes of the files of a task with these readings (items, ...), and of its record (under the name "")."""
-        return {**{name: len(compress(np.asarray(values, np.float32).tobytes(), 3)) for name, values in readings.items()}, "": 40}

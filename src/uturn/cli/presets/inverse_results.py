@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.backward.sampler import PosteriorSampler
 from uturn.core.checks import plain
 from uturn.core.files import named_errors, whole_file, whole_folder
 from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
@@ -43,10 +44,11 @@ def calls_of(runs: Sequence[Run]) -> dict[str, int]:
     """
     calls = {}
     for run in runs:
-        source, corruption, backward, _ = run.experiment.parts
+        backward = run.experiment.parts.backward
         backward.missing(run.experiment)  # before any run, since those of many samplers take long
         levels = {run.experiment.noise[0], run.experiment.noise[-1]}
-        calls[run.name] = max(backward.network_calls(level, corruption, source)[0] for level in levels)
+        counts = [backward.calls(run.experiment, level) for level in levels] if isinstance(backward, PosteriorSampler) else [0]
+        calls[run.name] = max(counts)
     return calls
 
 
