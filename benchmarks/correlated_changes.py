@@ -197,7 +197,7 @@ def peak_run(name: str, items: int, trajectories: int, seed: int) -> tuple[float
 
 
 def peaks(runs: int, pool: ProcessPoolExecutor) -> None:
-    print(f"{'curve':8} {'size':>6} {'t*':>5} {'coverage':>8} {'mean t*':>7} {'width':>6} {'plateau':>7} {'end':>5}", end="   ")
+    print(f"{'curve':8} {'size':>6} {'peak':>5} {'coverage':>8} {'mean':>7} {'width':>6} {'plateau':>7} {'end':>5}", end="   ")
     print(f"{'height':>6} {'found':>6} {'coverage':>8} {'cross-fitted':>12}")
     for name in CURVES:
         place, height = peak_truth(name)

@@ -756,8 +756,8 @@ MUTATIONS = (
     ),
     Mutation(
         "tests of a family without Holm",
-        "uturn.paper.inverse_verdicts:p_of_family",
-        " * len(FAMILY)",
+        "uturn.paper.inverse_verdicts:p_of_means",
+        " * len(MEANS)",
         "",
         tests=(
             (

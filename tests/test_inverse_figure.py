@@ -15,7 +15,7 @@ from uturn.exact.linear import LinearPosterior
 from uturn.paper import Workshop, inverse, inverse_parts, inverse_runs, inverse_verdicts, registry, reproduce
 from uturn.paper.inverse_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
 from uturn.paper.inverse_runs import ERRORS, EXACT, LABELS, NOISE, OPERATORS, OTHERS, REPAIRED
-from uturn.paper.inverse_verdicts import BESIDE, FAMILY
+from uturn.paper.inverse_verdicts import BESIDE, MEANS
 
 SIGMA = 0.05
 
@@ -212,7 +212,7 @@ def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure"
             "less_energy": ("estimate", bounds(np.array(less))),
             "calls": ("sampler", np.arange(len(labels)) * 40),
         },
-        {"sampler": labels, "cell": CELLS, "test": [*FAMILY, *BESIDE], "reading": FAMILY, "estimate": ["value", "low", "high"]},
+        {"sampler": labels, "cell": CELLS, "test": [*MEANS, *BESIDE], "reading": MEANS, "estimate": ["value", "low", "high"]},
         {"items": 320, "clones": 4},
     )
 

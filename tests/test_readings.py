@@ -113,6 +113,34 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         assert outputs[0] == outputs[1] != ""
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table, None),
+        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd: row 1 has array.*; expected numbers"),
+        (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 has no value"),
+        (lambda table: table | {f"r{k}": table["rmsd"] for k in range(2000)}, "it has 2,003 columns, more than 1,000"),
+        (lambda table: {name: np.zeros(50_000_000, np.int8) for name in table}, "it has 50,000,000 rows of 3 columns, more than"),
+    ],
+)
+def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    # Metadata of pandas that belong to another table.
+    metadata = {b"pandas": json.dumps({"index_columns": ["item"], "column_indexes": [], "columns": []}).encode()}
+    values = {name: column.to_numpy() for name, column in long_form({"rmsd": rmsd()[..., :1]}).drop(columns="trajectory").items()}
+    parquet.write_table(pyarrow.table(change(values)).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    if message is None:
+        np.testing.assert_allclose(read_readings(tmp_path / "a.parquet").rmsd, rmsd()[..., 0], rtol=1e-6)
+        content = (tmp_path / "a.parquet").read_bytes()
+        (tmp_path / "a.parquet").write_bytes(content[:-100])
+        message = "cannot read the table"
+    with pytest.raises(ValueError, match=message) as caught:
+        read_readings(tmp_path / "a.parquet")
+    assert "\n" not in str(caught.value)
+
+
 def test_parquet_without_its_library_ends_in_one_line(tmp_path, monkeypatch):
     for name in ("pyarrow", "fastparquet"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -130,7 +158,7 @@ def test_several_tables_share_a_chart_and_a_tidy_table(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("curves.csv", "numbers.csv"):
         table = pd.read_csv(tmp_path / "out" / name)
-        assert table[["run", "path"]].drop_duplicates().values.tolist() == [["path = 0.csv", "0.csv"], ["path = 1.csv", "1.csv"]]
+        assert table[["run", "path"]].drop_duplicates().values.tolist() == [["0.csv", "0.csv"], ["1.csv", "1.csv"]]
 
 
 def test_several_stores_share_a_tidy_table(tmp_path):
@@ -482,7 +510,7 @@ def test_noise_levels_that_differ_by_rounding_are_one():
 def test_labels_are_text(tmp_path):
     names = ["07", "007", "7", "NA", "None", "null", "n/a", "nan", "1e3", "1000"]
     rows = [f"{noise},{name},{name},{noise * k}" for noise in (0.5, 2) for k, name in enumerate(names)]
-    (tmp_path / "a.csv").write_text("\n".join(["noise,item,kind,energy", *rows, "0.5,12,,NA", "2,12,,"]))
+    (tmp_path / "a.csv").write_text("\n".join(["noise,item,kind,energy", *rows, "0.5,12,,NA", "2,12,,\n"]))
     run = read_readings(tmp_path / "a.csv", coords=["kind"])
     assert run.item_name.values.tolist() == [*names, "12"]
     assert run.kind.values.tolist() == [*names, ""]
@@ -811,6 +839,32 @@ def test_row_numbers_are_no_reading_and_further_cells_an_error(tmp_path):
     (tmp_path / "a.csv").write_text(header + "\n" + rows.replace("\n", ",\n"))
     with pytest.raises(ValueError, match=r"cannot read the table .*: the rows have more cells than the header"):
         read_readings(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: text.rindex(",")], "line 301 has 3 cells, the header 4; is the file cut short?"),
+        (lambda text: text.replace("\n", ",\n").replace(",\n", "\n", 9), "line 10 has 5 cells|Expected 4 fields"),
+        (lambda text: text[: text.rindex(",") + 1], "the last line ends in an empty cell without a line break"),
+        (lambda text: text[: text.rindex(",") + 1] + "1e", "column rmsd: row 300 has '1e'; expected numbers"),
+        (lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1), "a quote in line .* opens a cell that"),
+        (lambda text: text.replace("0.5,3,", '0.5,"3,', 1), "a quote in line .* opens a cell that ends in line 301"),
+        (lambda text: ",".join(map(str, range(300_000))) + "\n" + text, "the header has 300,000 cells, more than 1,000"),
+    ],
+)
+def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change, message):
+    (tmp_path / "a.csv").write_text(change(long_form({"rmsd": rmsd()}).to_csv(index=False)))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_readings(tmp_path / "a.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_path):
+    text = long_form({"rmsd": rmsd()}).to_csv(index=False)
+    for k, other in enumerate((text, text.rstrip(), text + "\n  \n", text.replace("\n", "\r\n"), text.replace("\n", "\r"))):
+        (tmp_path / f"{k}.csv").write_bytes(other.encode())
+        assert read_readings(tmp_path / f"{k}.csv").rmsd.equals(read_readings(tmp_path / "0.csv").rmsd)
 
 
 def test_axes_of_noise():

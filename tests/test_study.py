@@ -864,10 +864,19 @@ def test_runs_are_named_by_what_differs():
     same = {"a": specified(seed=1), "b": specified(seed=1), "c": specified()}
     assert list(named_runs(same)) == ["seed = 1 (a)", "seed = 1 (b)", "seed = 0 (c)"]
     assert list(named_runs({"a": specified()})) == ["a"]
+    tables = {f"{place}.csv": specified(source={"type": "readings", "path": f"/data/{place}.csv"}) for place in "ab"}
+    assert list(named_runs(tables)) == ["a.csv", "b.csv"]
     types = {"a": specified(), "b": specified(source={"type": "own"}, corruption={"type": "masking", "noise": [1.0]})}
     first = next(iter(named_runs(types)))
     assert "source.type = rhm" in first
     assert "corruption.type = epsilon" in first
+
+
+def test_long_texts_of_a_store_are_shown_in_part():
+    attrs = {"spec": "{}", "warnings": json.dumps(["w " * 500_000] * 100), "description": "d " * 500_000}
+    found = ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs=attrs))
+    assert len(repr(found)) < 100_000
+    assert remarks(found)[0].startswith("w w w")
 
 
 def test_runs_with_different_units_share_an_axis():

@@ -363,6 +363,7 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     assert place[1] < 0.47 < place[2]
     assert place[2] - place[1] <= 0.2
     assert headline_of(found).place[0] == pytest.approx(place.values)
+    assert headline_of(found).label == "peak of chi"  # t* is for a class
     (numbers,) = as_data(found)["changes"]
     assert 0.5 in np.round(numbers["levels_of_peak"], 9)
     assert not numbers["plateau"]

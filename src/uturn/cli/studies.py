@@ -101,9 +101,9 @@ def text(
 
     A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
-    the number of tokens that change together, and t\\*, where it peaks; the correlation C(r) of changes at distance r, and its
+    the number of tokens that change together, and the noise of its peak; the correlation C(r) of changes at distance r, and its
     length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is then called t\\*. With
+    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is called t\\*. With
     --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     --audit also asks the masked model itself: does the probability of two tokens depend on which is drawn first (nats a pair),

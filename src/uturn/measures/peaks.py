@@ -23,7 +23,7 @@ class Peak(NamedTuple):
     Attributes
     ----------
     place : Estimate
-        t*, the noise of the peak: the vertex of the parabola through the largest chi and its two neighbours, or the level of the
+        The noise of the peak: the vertex of the parabola through the largest chi and its two neighbours, or the level of the
         largest chi if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side,
         within the measured range.
     height : Estimate
@@ -73,8 +73,8 @@ def peak_of(parts: xr.DataArray) -> Peak:
 
     with the standard error se of the paired difference over items, or over grammars if there are several, and t the one-sided
     95 % quantile of Student's t with n_eff - 1 degrees of freedom, n_eff the smaller one of both levels
-    (`uturn.measures.changes.effective_number`). The interval of t* comes from these levels, since the vertex of a parabola falls
-    anywhere on a plateau. `benchmarks/correlated_changes.py peak` measures how often it contains the peak.
+    (`uturn.measures.changes.effective_number`). The interval of the place comes from these levels, since the vertex of a
+    parabola falls anywhere on a plateau. `benchmarks/correlated_changes.py peak` measures how often it contains the peak.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ import numpy as np
 from uturn.pages.sections import card, new_section
 from uturn.studies.curves import with_interval
 from uturn.studies.plotting.audit import decoder_words
+from uturn.studies.runs import label
 from uturn.studies.tables import TextTable
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
         "A masked model is consistent if its conditionals belong to one joint law; the order in which tokens are drawn then has "
         f"no influence. If it is not, results depend on the decoder. {meaning(numbers)}"
     ).strip()
-    section["caption"] = str(numbers["description"])
+    section["caption"] = label(numbers["description"], 500)
     section["overview"] = decoder_table(numbers)._asdict()
     section["files"] = [path, path.with_suffix(".pdf")]
     read.add_picture(section, path.with_suffix(".png"), "audit")

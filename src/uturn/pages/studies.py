@@ -19,10 +19,11 @@ from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.difference import MOST_LEVELS, MOST_NOISES
-from uturn.studies.headline import Headline, headline_of
+from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.tokens import blocks
 from uturn.studies.records import sample
+from uturn.studies.runs import label
 from uturn.studies.tables import (
     calibration_words,
     names_in_panel,
@@ -112,7 +113,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
         section["words"] = f"{label} {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
-        rows = [(name, headlines[name].reading or "χ is largest", with_interval(place)) for name, place in places.items()]
+        rows = [(name, headlines[name].reading or PEAK, with_interval(place)) for name, place in places.items()]
         section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
     if (folder / "difference.json").exists():
         with read.noting(folder / "difference.json"):
@@ -192,7 +193,7 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     """The section of any study: headline numbers, tables, charts and remarks. Only charts with these numbers start unfolded."""
     section = new_section(kind, name, "experiments", title)
     families = tested_families(data)
-    section["caption"] = str(data.attrs.get("description", ""))
+    section["caption"] = label(data.attrs.get("description", ""), 500)
     section["warnings"] = warnings_of(data.attrs)
     section["notes"] = [
         f"calibration of {family.replace('_', ' ')}: {calibration_words(tested, float(tested.gap_level))}"
@@ -241,7 +242,7 @@ def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], ma
     for k in range(data.sizes.get("changes", 0)):
         changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
         peak_at = changes.peak_at.values
-        peak = [_mark("χ is largest", peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
+        peak = [_mark(PEAK, peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
         for kind, title, y in _CHANGES:
             shown = kind == "chi" and "" in seen
             theory = changes.chi_theory if kind == "chi" and "chi_theory" in data else None
@@ -286,7 +287,7 @@ def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headlin
         if first is None or first.reading:
             unit, peak = changes.unit_of_distance.item(), with_interval(changes.peak.values)
             claim = f"The number of {unit} that change together is largest at this noise: χ = {peak} at the measured levels"
-            yield Headline("χ is largest", "", changes.peak_at.values, claim)
+            yield Headline(PEAK, "", changes.peak_at.values, claim)
 
 
 def _mark(label: str, place: np.ndarray, data: xr.Dataset) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from uturn.measures.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
 from uturn.paper.inverse_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
 from uturn.paper.inverse_runs import measure as measure  # of the figure
-from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAMILY, FAR, FULL, LEVEL, REAL, p_of_family, rank_correlation, verdicts
+from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAR, FULL, LEVEL, MEANS, REAL, p_of_means, rank_correlation, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict, mean_estimate
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, style
 
@@ -49,7 +49,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     by_label = dict(zip(LABELS.values(), energy, strict=True))
     data = xr.Dataset(
         {name: (("sampler", "cell", *dims[name]), values) for name, values in together.items()},
-        {"sampler": list(LABELS.values()), "cell": cells, "test": [*FAMILY, *BESIDE], "reading": FAMILY, "estimate": BOUNDS},
+        {"sampler": list(LABELS.values()), "cell": cells, "test": [*MEANS, *BESIDE], "reading": MEANS, "estimate": BOUNDS},
         {"items": energy.shape[2], "clones": CLONES},
     )
     data["energy"] = (("sampler", "cell", "estimate"), np.apply_along_axis(mean_estimate, 2, energy))
@@ -106,8 +106,8 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_distances(axes: Any, data: xr.Dataset) -> None:
-    """(a) Energy distance in each cell; full marks: the family sees an error."""
-    seen = p_of_family(data) <= LEVEL
+    """(a) Energy distance in each cell; full marks: the four means see an error."""
+    seen = p_of_means(data) <= LEVEL
     width = 0.64 / data.sizes["cell"]
     for row, (label, color) in enumerate(_ROWS):
         for k, cell in enumerate(data.cell.values):
@@ -149,15 +149,15 @@ def _draw_counts(axes: Any, counts: np.ndarray, columns: list[str], most: int) -
 
 
 def _draw_tests(axes: Any, data: xr.Dataset) -> None:
-    """(b) Number of cells in which each test by itself, and the family, sees an error."""
+    """(b) Number of cells in which each test by itself, and the four of means together, sees an error."""
     ordered = data.sel(sampler=[label for label, _ in _ROWS])
-    single = ordered.p.sel(test=FAMILY) * len(FAMILY) <= LEVEL
-    columns = [single.sel(test=test) for test in FAMILY] + [p_of_family(ordered) <= LEVEL]
+    single = ordered.p.sel(test=MEANS) * len(MEANS) <= LEVEL
+    columns = [single.sel(test=test) for test in MEANS] + [p_of_means(ordered) <= LEVEL]
     columns += [ordered.p.sel(test=test) <= LEVEL for test in BESIDE]
     names = ["distance", "same\nclass", "log\np(y|x)", "log\np(x)", "the\nfour", "ranks", "TARP"]
     _draw_counts(axes, np.stack([column.sum("cell").values for column in columns], axis=1), names, data.sizes["cell"])
-    axes.axvline(len(FAMILY) - 0.5, color="white", lw=4)
-    axes.axvline(len(FAMILY) + 0.5, color="white", lw=4)
+    axes.axvline(len(MEANS) - 0.5, color="white", lw=4)
+    axes.axvline(len(MEANS) + 0.5, color="white", lw=4)
     axes.set_title(f"(b) which test sees it, of {data.sizes['cell']} cells")
 
 
@@ -182,7 +182,7 @@ def _draw_calls(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, label: str) -> None:
     """(e, f) Size of a gap against the true distance."""
-    seen = p_of_family(data) <= LEVEL
+    seen = p_of_means(data) <= LEVEL
     for name, color in _COLORS.items():
         for cell in data.cell.values:
             at = {"sampler": name, "cell": cell}
@@ -200,5 +200,5 @@ def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, label: str) -> None:
 def _legend(figure: Any) -> None:
     lines = [Line2D([], [], ls="", marker="o", color=color, label=label) for label, color in _COLORS.items()]
     marks = [Line2D([], [], ls="", marker=mark, color=MUTED, mfc="white", label=operator) for operator, mark in _MARKS.items()]
-    marks.append(Line2D([], [], ls="", marker="o", color=MUTED, label="full: seen by the family"))
+    marks.append(Line2D([], [], ls="", marker="o", color=MUTED, label="full: seen by the four tests of means"))
     figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=11, columnspacing=1.1, handletextpad=0.1)

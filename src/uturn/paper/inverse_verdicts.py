@@ -15,7 +15,7 @@ FAR = 0.02
 """Energy distance above which a sampler has to be caught."""
 PRECISE = 0.01
 """Largest width of the interval of a distance that holds 0."""
-FAMILY = ["distance", "same class", "log p(y|x)", "log p(x)"]
+MEANS = ["distance", "same class", "log p(y|x)", "log p(x)"]
 BESIDE = ["ranks", "TARP"]
 DDRM, FULL, MEAN, DPS = OTHERS["ddrm"], REPAIRED["ddrm_full"], OTHERS["mean"], OTHERS["dps"]
 REAL = [*OTHERS.values(), *REPAIRED.values()]
@@ -29,9 +29,9 @@ def verdicts(data: xr.Dataset) -> list[Verdict]:
     return [*exact, _far(data), *errors, _ddrm(data), _deterministic(data), *_shown(data)]
 
 
-def p_of_family(data: xr.Dataset) -> xr.DataArray:
-    """p-value of the family by Holm, (.., cell): the smallest of its tests times their number, at most 1."""
-    return (data.p.sel(test=FAMILY).min("test") * len(FAMILY)).clip(max=1)
+def p_of_means(data: xr.Dataset) -> xr.DataArray:
+    """p-value of the four tests of means by Holm, (.., cell): the smallest times their number, at most 1."""
+    return (data.p.sel(test=MEANS).min("test") * len(MEANS)).clip(max=1)
 
 
 def rank_correlation(data: xr.Dataset, reading: str) -> float:
@@ -42,14 +42,14 @@ def rank_correlation(data: xr.Dataset, reading: str) -> float:
 
 
 def _exact(data: xr.Dataset, label: str) -> Verdict:
-    family, beside = (holm(data.p.sel(test=tests).values) for tests in (FAMILY, BESIDE))
+    means, beside = (holm(data.p.sel(test=tests).values) for tests in (MEANS, BESIDE))
     (distance,) = listed(data.mean_energy)
     return verdict(
         f"{label}: tests by original and clones, all cells; energy distance to the exact posterior, mean over cells",
-        f"{family.size} tests of the family, smallest p by Holm {family.min():.2g}; {beside.size} tests of ranks and TARP, "
+        f"{means.size} tests of means, smallest p by Holm {means.min():.2g}; {beside.size} tests of ranks and TARP, "
         f"{beside.min():.2g}; {distance.value:.4f} [{distance.low:.4f}, {distance.high:.4f}]",
         "no error, distance 0",
-        above(family, LEVEL, f"no p by Holm <= {LEVEL:g}"),
+        above(means, LEVEL, f"no p by Holm <= {LEVEL:g}"),
         above(beside, LEVEL, ""),
         holds(distance, 0, PRECISE, f"interval holds 0, narrower than {PRECISE:g}"),
     )
@@ -58,11 +58,11 @@ def _exact(data: xr.Dataset, label: str) -> Verdict:
 def _far(data: xr.Dataset) -> Verdict:
     wrong = data.sel(sampler=WRONG)
     is_far = wrong.energy.sel(estimate="low") > FAR
-    p = p_of_family(wrong).where(is_far)
+    p = p_of_means(wrong).where(is_far)
     missed = p > LEVEL
-    near = ~is_far & (p_of_family(wrong) <= LEVEL)
+    near = ~is_far & (p_of_means(wrong) <= LEVEL)
     return verdict(
-        f"samplers whose energy distance is above {FAR:g} (interval), cell by cell: p of the family by Holm",
+        f"samplers whose energy distance is above {FAR:g} (interval), cell by cell: p of the four means by Holm",
         f"{int(is_far.sum())} of {is_far.size} cells, {int(is_far.any('cell').sum())} samplers, largest p {float(p.max()):.2g}; "
         f"missed: {_cells(missed)}; of the {int((~is_far).sum())} other cells {int(near.sum())} are caught",
         "caught",
@@ -76,10 +76,10 @@ def _cells(chosen: xr.DataArray) -> str:
 
 def _caught_everywhere(data: xr.Dataset, label: str) -> Verdict:
     of = data.sel(sampler=label)
-    p, energy = p_of_family(of), of.energy.sel(estimate="value")
-    seen = [test for test in FAMILY if bool((of.p.sel(test=test) * len(FAMILY) < LEVEL).all())]
+    p, energy = p_of_means(of), of.energy.sel(estimate="value")
+    seen = [test for test in MEANS if bool((of.p.sel(test=test) * len(MEANS) < LEVEL).all())]
     return verdict(
-        f"an error put in on purpose: {label}; p of the family by Holm, each cell",
+        f"an error put in on purpose: {label}; p of the four means by Holm, each cell",
         f"largest {float(p.max()):.2g}; energy distance {float(energy.min()):.3f} to {float(energy.max()):.3f}; seen everywhere "
         f"by {', '.join(seen) or 'no single test'}",
         "caught",
@@ -90,12 +90,12 @@ def _caught_everywhere(data: xr.Dataset, label: str) -> Verdict:
 def _ddrm(data: xr.Dataset) -> Verdict:
     (own,), (full,) = (listed(data.mean_energy.sel(sampler=label)) for label in (DDRM, FULL))
     (less,) = listed(data.less_energy)
-    p = p_of_family(data.sel(sampler=DDRM))
+    p = p_of_means(data.sel(sampler=DDRM))
     return verdict(
         "DDRM of deepinv divides the noise of all its steps by √2; energy distance with and without this error of normalisation",
         f"{own.value:.4f} and {full.value:.4f}, difference over the same measurements {less.value:.4f} [{less.low:.4f}, "
-        f"{less.high:.4f}]; DDRM: largest p of the family {float(p.max()):.2g}; without the error it is caught in "
-        f"{int((p_of_family(data.sel(sampler=FULL)) < LEVEL).sum())} of {p.size} cells",
+        f"{less.high:.4f}]; DDRM: largest p of the four means {float(p.max()):.2g}; without the error it is caught in "
+        f"{int((p_of_means(data.sel(sampler=FULL)) < LEVEL).sum())} of {p.size} cells",
         "smaller without; DDRM is caught",
         above(less.low, 0, "interval of the difference above 0"),
         below(p.values, LEVEL, f"p < {LEVEL:g} in each cell"),
@@ -117,7 +117,7 @@ def _deterministic(data: xr.Dataset) -> Verdict:
 def _shown(data: xr.Dataset) -> list[Verdict]:
     wrong = data.sel(sampler=WRONG)
     is_far = wrong.energy.sel(estimate="low") > FAR
-    seen = {test: int((((wrong.p.sel(test=test) * len(FAMILY)) <= LEVEL) & is_far).sum()) for test in FAMILY}
+    seen = {test: int((((wrong.p.sel(test=test) * len(MEANS)) <= LEVEL) & is_far).sum()) for test in MEANS}
     dps = data.sel(sampler=DPS)
     return [
         shows(
@@ -128,13 +128,13 @@ def _shown(data: xr.Dataset) -> list[Verdict]:
         shows(
             "DPS is nearly the prior: energy distance, cells seen by the distance and by log p(y|x)",
             f"{float(dps.energy.sel(estimate='value').min()):.3f} to {float(dps.energy.sel(estimate='value').max()):.3f}; "
-            + "; ".join(f"{test} {int((dps.p.sel(test=test) * len(FAMILY) <= LEVEL).sum())}" for test in (FAMILY[0], FAMILY[2]))
+            + "; ".join(f"{test} {int((dps.p.sel(test=test) * len(MEANS) <= LEVEL).sum())}" for test in (MEANS[0], MEANS[2]))
             + f" of {dps.sizes['cell']}",
             "seen by log p(y|x)",
         ),
         shows(
             "rank correlation of the energy distance with the size of a gap, over samplers of deepinv, posterior mean, and cells",
-            "; ".join(f"{reading} {rank_correlation(data, reading):.2f}" for reading in (FAMILY[0], FAMILY[2])),
+            "; ".join(f"{reading} {rank_correlation(data, reading):.2f}" for reading in (MEANS[0], MEANS[2])),
             "below 1: calibration says whether a sampler is wrong, and not how far",
         ),
     ]

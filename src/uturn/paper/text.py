@@ -29,11 +29,11 @@ CLAIM = "The characters of a text change in groups, which are largest at interme
 CAPTION = (
     "U-turns of passages of a novel with the embedded masked model of characters, which was trained on other novels; a share of "
     "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
-    "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model agree. "
-    "Susceptibility, the number of characters that change together, with its peak t* and the interval of t*, and the correlation "
-    "of changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from the posterior of "
-    "the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: two passages and "
-    "their reconstructions; shaded: masked, with the same result; red: another character."
+    "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model "
+    "agree. Susceptibility, the number of characters that change together, with its peak and the interval of its noise, and the "
+    "correlation of changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from "
+    "the posterior of the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: "
+    "two passages and their reconstructions; shaded: masked, with the same result; red: another character."
 )
 DECODERS: dict[str, dict[str, Any]] = {
     "random": {},
@@ -164,8 +164,8 @@ def _peak(data: xr.Dataset, run: xr.Dataset) -> Verdict:
     noise, chi = data.noise.values[data.n_eff.values > 0], data.chi.values[data.n_eff.values > 0]
     ends = listed(chi[[0, -1]])
     return verdict(
-        "peak of the susceptibility: noise t*, height at the measured levels, as found and cross-fitted; chi at the ends",
-        f"t* = {peak.place}, chi = {peak.height}, {peak.cross_fitted:.2f}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
+        "peak of the susceptibility: noise, height at the measured levels, as found and cross-fitted; chi at the ends",
+        f"{peak.place}; chi = {peak.height}, {peak.cross_fitted:.2f}; {ends[0]} at {noise[0]:g}, {ends[1]} at {noise[-1]:g}",
         "larger inside: masked characters are far from each other at small noise, and know nothing of the text at large noise",
         Rule(peak.inside and not any(peak.reaches), "chi at the smallest and at the largest noise is below the largest"),
         apart(ends[0], peak.height, "its interval apart from that of chi at the smallest noise"),

@@ -66,6 +66,7 @@ _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that 
 _MOST_TASKS = 2**24
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
+_MOST_WARNINGS, _LONGEST_WARNING = 50, 1000  # shown; characters
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
 _OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
 _INTERRUPTED_SECONDS = 5.0  # for a request to object storage with all its repetitions, after an interruption
@@ -517,12 +518,13 @@ def fill(store: MemoryStore | Store, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
-    """The sentences in the attribute `warnings` of a run, a JSON list; empty if it is missing or damaged."""
+    """The sentences in the attribute `warnings` of a run, a JSON list, cut to a readable length; empty if it is damaged."""
     try:
         texts = json.loads(str(attributes.get("warnings", "[]")))
     except ValueError:
         return []
-    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+    texts = [text for text in texts if isinstance(text, str)][:_MOST_WARNINGS] if isinstance(texts, list) else []
+    return [text if len(text) <= _LONGEST_WARNING else f"{text[:_LONGEST_WARNING]} .." for text in texts]
 
 
 def called(function: Callable[..., Any], *args: Any) -> None:

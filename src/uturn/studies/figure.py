@@ -185,7 +185,7 @@ def _draw_readings(axis: Any, study: xr.Dataset, chosen: np.ndarray, title: str)
     notes, headline = [], headline_of(study)
     if headline is not None and np.isfinite(headline.place[0, 0]):
         of_panel, is_star = headline.reading in study.reading.values[chosen], headline.label == "t*"
-        if of_panel or (is_star and headline.reading):
+        if of_panel or is_star:
             draw_transition(axis, headline.place[0], CLASS, of_panel)
         if of_panel:
             notes.append(f"{'$t^*$' if is_star else brief(headline.label, 40)} = {with_interval(headline.place[0])}")

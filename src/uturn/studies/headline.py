@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+PEAK = "peak of chi"
+
+
 class Headline(NamedTuple):
     """A place on the noise axes of a study.
 
     Attributes
     ----------
     label : str
-        "t*" for a class and for the peak of chi, otherwise "half-life of NAME".
+        "t*" for a class, "peak of chi", otherwise "half-life of NAME".
     reading : str
         The reading on whose curve the place lies; "" for the peak of chi.
     place : array (axis, estimate)
@@ -49,7 +52,7 @@ def headline_of(study: xr.Dataset) -> Headline | None:
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])
         claim = f"The number of {unit} that change together is largest at this noise: the susceptibility peaks"
-        return Headline("t*", "", study.peak_at.values[k], claim)
+        return Headline(PEAK, "", study.peak_at.values[k], claim)
     places = np.flatnonzero(np.isfinite(study.half_life.values[:, 0, 0]))
     if not len(places):
         return None

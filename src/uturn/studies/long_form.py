@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import re
@@ -23,6 +24,8 @@ COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
 _MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
 _LONGEST_LINE = 2**20  # characters of a header
+_MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
+_MOST_CELLS = 2**27  # of a Parquet file, which can promise gigabytes in a few kilobytes
 _DECIMAL_COMMA = re.compile(r"(^|;)\s*-?\d*,\d+\s*(;|$)")
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
@@ -38,18 +41,16 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
     `labels`: columns that are read as text, beside those of items, trajectories and clones. `columns`: the names that columns
     have in the file, by the names in `AXES`; in any case, if none has that of `columns`.
     """
-    import pandas
-
     path = checked_path("path", path)
     try:
         check_plain(os.path.realpath(path))
         names = {*labels, *(name for axis, name in columns.items() if axis != "noise")}
-        table = pandas.read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path, names)
+        table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path, names)
     except ImportError:
         raise ValueError(
             f"cannot read the table {path}: needs pyarrow; `pip install pyarrow`, or write it as a CSV file"
         ) from None
-    except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+    except (OSError, ValueError, csv.Error) as error:  # pandas' errors of parsing are ValueErrors
         is_missing = isinstance(error, FileNotFoundError)
         reason = "No such file" if is_missing else getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV or Parquet file with {COLUMNS}") from None
@@ -80,6 +81,7 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
             raise ValueError("it is no text")
         separator = max(",;\t", key=header.count)
         decimal = "," if separator == ";" and any(map(_DECIMAL_COMMA.search, file)) else "."
+    _check_rows(path, separator)
     form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": decimal}
     table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
@@ -92,6 +94,48 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
         if name.lower() in of_text:
             table.isetitem(k, text.iloc[1:, k].str.strip().to_numpy())
     return table.loc[:, table.columns != ""]
+
+
+def _read_parquet(path: str) -> pandas.DataFrame:
+    """The columns of a Parquet file; what pandas has written about them is not followed, since it may be of another table."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows, columns = file.metadata.num_rows, file.metadata.num_columns
+            if columns > _MOST_COLUMNS:
+                raise ValueError(f"it has {columns:,} columns, more than {_MOST_COLUMNS:,}")
+            if rows * columns > _MOST_CELLS:
+                raise ValueError(f"it has {rows:,} rows of {columns:,} columns, more than {_MOST_CELLS:,} cells")
+            table = file.read().to_pandas(ignore_metadata=True)
+            return table.loc[:, ~table.columns.str.startswith("__index_level_")]  # row numbers that pandas writes
+    except pyarrow.ArrowException as error:  # some kinds are neither ValueError nor OSError
+        raise ValueError(str(error)) from None
+
+
+def _check_rows(path: str, separator: str) -> None:
+    """ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines.
+
+    A quote without its other half makes one cell of all rows up to the next quote.
+    """
+    columns, last = 0, ""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=separator)
+        for number, cells in enumerate(rows, 1):
+            if rows.line_num > number:
+                raise ValueError(f"a quote in line {number} opens a cell that ends in line {rows.line_num}")
+            if len(cells) <= 1 and not "".join(cells).strip():
+                continue
+            columns, last = columns or len(cells), cells[-1]
+            if columns > _MOST_COLUMNS:
+                raise ValueError(f"the header has {columns:,} cells, more than {_MOST_COLUMNS:,}")
+            if len(cells) < columns:
+                raise ValueError(f"line {number} has {len(cells)} cells, the header {columns}; is the file cut short?")
+    with open(path, "rb") as end:
+        end.seek(-min(1, os.path.getsize(path)), os.SEEK_END)
+        if columns and not last.strip() and end.read() not in (b"\n", b"\r"):
+            raise ValueError("the last line ends in an empty cell without a line break; if the file is whole, add one")
 
 
 def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:

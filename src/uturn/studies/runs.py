@@ -37,17 +37,21 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the spec fields that differ, such as "multiplicity = 4"; if some are equal, the stores complete all names.
+    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by their files; stores complete equal names.
 
     Parameters
     ----------
     runs : {place of the store: Dataset of `uturn.run`}
     """
     specs = differing_fields(list(runs.values()))
-    names = [", ".join(f"{field} = {value[:_LONGEST]}" for field, value in spec.items()) for spec in specs]
+    names = [", ".join(_name(field, value) for field, value in spec.items()) for spec in specs]
     if len(set(names)) < len(names) or not all(names):
         names = [f"{name} ({place})" if name else place for name, place in zip(names, runs, strict=True)]
     return dict(zip(names, runs.values(), strict=True))
+
+
+def _name(field: str, value: str) -> str:
+    return _file_name(value) if field == "path" else f"{field} = {value[:_LONGEST]}"
 
 
 def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:

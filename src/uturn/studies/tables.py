@@ -109,7 +109,7 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         rows.append((str(reading.reading.item()), *(cells if np.isfinite(reading.start) else [""] * len(cells)), at_end))
     if rows:
         headline = headline_of(study)
-        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" and headline.reading else ""
+        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" else ""
         heads = ("reading", *on_axes, "width", f"at {x} = {float(study.noise[-1]):.3g}")
         yield TextTable(f"half of the way from start to chance{star}", heads, rows)
     if "inversion" in study:
