@@ -39,3 +39,8 @@ def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
             reason = validation_words(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({reason}); copy the store again") from None
     return instructions
+
+
+def is_kept_if_large(name: str) -> bool:
+    """Whether the name of a reading says that large values are those without changes."""
+    return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))
