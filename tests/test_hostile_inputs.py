@@ -624,15 +624,17 @@ def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored)
 def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsys):
     """Its chunks are not looked for one by one, which would take minutes."""
     store, items = shutil.copytree(stored, tmp_path / "run"), 300_000
-    opened = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)["item"]
-    opened.resize((items,))
-    opened[...] = np.arange(items)
+    opened, labels = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False), {}
+    for name in ("item", "grammar"):
+        opened[name].resize((items,))
+        opened[name][...] = np.arange(items)
+        labels[name] = _digest_of_labels(opened[name][...])
 
     def change(root):
         attributes = root["attributes"]
         for key in ("spec", "identity"):
             attributes[key] = json.dumps(json.loads(attributes[key]) | {"items": items, "chunk": 1})
-        attributes["labels"] = json.dumps(json.loads(attributes["labels"]) | {"item": _digest_of_labels(np.arange(items))})
+        attributes["labels"] = json.dumps(json.loads(attributes["labels"]) | labels)
         array(root, "tasks/records")["shape"][1] = items
         for about in root["consolidated_metadata"]["metadata"].values():
             if "item" in (dims := about.get("dimension_names") or ()):

@@ -234,6 +234,8 @@ class Store(Blocks):
                 with failures_named(where, "make the store"):
                     at_once(where, lambda key: write(files, key, new[key]), new)
                     sync(files.set_if_not_exists(ROOT, default_buffer_prototype().buffer.from_bytes(root)))
+                    if read(files, ROOT) != root:
+                        return None
             else:
                 with whole_folder(where, replace=False) as folder:
                     _write_into(folder, new)
@@ -630,7 +632,10 @@ def _digest(root: Any) -> str:
 
 
 def _digest_of_labels(values: np.ndarray) -> str:
-    data = np.ascontiguousarray(values).tobytes() if values.dtype.kind in "biufmM" else json.dumps(values.tolist()).encode()
+    if values.dtype.kind in "biufmM":
+        data = values.dtype.str.encode() + np.ascontiguousarray(values).tobytes()
+    else:
+        data = json.dumps(values.tolist()).encode()
     return hashlib.sha256(f"{values.shape} ".encode() + data).hexdigest()[:16]
 
 
