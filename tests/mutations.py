@@ -681,8 +681,8 @@ MUTATIONS = (
     Mutation(
         "a larger store is announced before its labels are written",
         "uturn.store.record:Store.grow",
-        "            root = new.pop(ROOT)\n",
-        "            root = new.pop(ROOT)\n            write(self.files, ROOT, root)\n",
+        "root = new.pop(ROOT)",
+        "root = new.pop(ROOT); write(self.files, ROOT, root)",
         tests=(("test_grow::growth_is_announced_last", {}),),
     ),
     Mutation(

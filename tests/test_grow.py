@@ -81,7 +81,7 @@ def test_killed_at_any_write_of_a_growth(copied, finished, fresh, monkeypatch, a
         if last % 8 == 0 or grown:
             ut.run(LARGER, run)
             assert same_run(run, fresh)
-    assert died > 20
+    assert died > 15
     assert grown == after
 
 
@@ -102,7 +102,7 @@ def growth_is_announced_last():
         patch.setattr(LocalStore, "set", killed)
         with pytest.raises(Killed):
             opened.grow(*layout_of(LARGER, LARGER.models()))
-        assert Store.open(opened.where).dataset().sizes["item"] == 10
+        assert Store.open(opened.where).num_items == 10
 
 
 def blocks_that_were_cut_short_are_missing():
@@ -119,8 +119,12 @@ def metadata_are_as_they_were_written():
     with tempfile.TemporaryDirectory() as name:
         ut.run(experiment(), Path(name, "run"))
         forge(Path(name, "run"), lambda root: array(root, "belief")["attributes"].update(reading=json.dumps({})), signed=False)
-        with pytest.raises(ValueError, match="is not as"):
+        refused = False
+        try:
             Store.open(Path(name, "run"))
+        except ValueError as error:
+            refused = "is not as" in str(error)
+        assert refused
 
 
 @pytest.mark.parametrize(

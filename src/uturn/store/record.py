@@ -190,7 +190,7 @@ class Store(Blocks):
         if self.attributes.get("digest") != _digest(root):
             raise ValueError(f"{ROOT} is not as uturn.run or uturn.readings wrote it (Dataset.to_zarr writes no digests)")
         spec = json.loads(self.attributes["identity"])
-        super().__init__(spec["chunk"], spec["items"], spec["corruption"]["noise"])
+        Blocks.__init__(self, spec["chunk"], spec["items"], spec["corruption"]["noise"])
         self.trajectories, self.clones, self.variables = spec["trajectories"], spec.get("clones", 1), self.attributes["variables"]
         arrays = {name: about for name, about in root["consolidated_metadata"]["metadata"].items() if "shape" in about}
         self.labels: dict[str, str] = json.loads(self.attributes["labels"])
