@@ -69,9 +69,9 @@ def measured(path: Path, factor: int, workers: int) -> dict[str, Any]:
     begin = time.perf_counter()
     experiment = enlarged(path, factor)
     experiment.coordinates()  # fits the layers
-    if experiment.backward["type"] == "denoiser":
+    if experiment.backward.type == "denoiser":
         counted("corruption.denoising", "ExactDenoiser", "posterior")
-    elif experiment.backward["type"] != "exact":
+    elif experiment.backward.type != "exact":
         counted("backward.reverse_diffusion", "ReverseDiffusion", "network")
         counted("probes.hidden_layers", "HiddenLayers", "_forward")
     with tempfile.TemporaryDirectory() as folder:

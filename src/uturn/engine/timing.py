@@ -240,9 +240,8 @@ def _like(experiment: Experiment, noise: float, trajectories: int, length: int |
     if length is not None:
         backward, noise = parts.backward.trial(length, noise)
         parts = parts._replace(backward=backward)
-    table = {**experiment.corruption, "noise": [noise]}
-    small = experiment.model_copy(update={"corruption": table, "trajectories": trajectories})
-    for name in ("noise", "hash", "declared"):
+    small = experiment.model_copy(update={"noise": [noise], "trajectories": trajectories})
+    for name in ("hash", "declared"):
         small.__dict__.pop(name, None)
     small.__dict__["parts"] = parts
     return small
