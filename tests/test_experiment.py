@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,3 +251,39 @@ def test_extension_by_import_path():
     assert json.loads(ds.attrs["spec"])["corruption"]["share"] == 0.5
     plain = ut.run(ut.Experiment.from_dict(with_part("corruption", noise=[0.8])))
     assert ds.belief.mean() > plain.belief.mean()
+
+
+def test_parts_and_tables_make_the_same_experiment():
+    tables = {
+        "items": 3,
+        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
+        "corruption": {"type": "masking", "noise": [0.0, 0.4]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "tree_levels"}],
+    }
+    parts = {
+        "source": ut.sources.RHMSource(vocab_size=8, multiplicity=2, branching=2, depth=3),
+        "corruption": ut.Masking(),
+        "backward": ut.backward.ExactPosterior(),
+        "probes": [ut.probes.TreeLevels()],
+    }
+    experiment = ut.Experiment(items=3, noise=np.array([0.0, 0.4]), **parts)
+    assert experiment.to_dict() == ut.Experiment.from_dict(tables).to_dict()
+    assert ut.run(experiment).equals(ut.run(ut.Experiment.from_dict(tables)))
+    assert ut.Experiment(items=3, noise=[0.0, 0.4], **{**parts, "source": experiment.source}).hash == experiment.hash
+    for wrong in (3, ut.Masking):
+        with pytest.raises(ValueError, match=r"corruption = .*: expected a table with a `type`, or a part"):
+            ut.Experiment(items=3, noise=[0.4], **{**parts, "corruption": wrong})
+
+
+def test_a_part_of_ones_own_is_built_from_its_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
+    import series
+
+    parts = {"corruption": series.Diffusing(), "backward": series.Wiener(), "probes": [series.Scales()]}
+    experiment = ut.Experiment(items=3, noise=[0.1], source=series.Series(length=16), **parts)
+    assert experiment.to_dict()["source"] == {"type": "series:Series", "length": 16}
+    again = ut.Experiment.from_dict(experiment.to_dict())
+    assert again.hash == experiment.hash
+    assert ut.run(again).equals(ut.run(experiment))
+    assert ut.Experiment(items=3, noise=[0.1], source=experiment.source, **parts).hash == experiment.hash

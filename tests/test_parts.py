@@ -436,12 +436,12 @@ class WritingBackward(Backward):
 )
 def test_probes_cannot_write_into_what_others_read(what):
     spec = with_part("probes", "Writer", mistake=f"u_turns.{what}")
-    with pytest.raises(ValueError, match=r"Writer'\)\.read: assignment destination is read-only"):
+    with pytest.raises(ValueError, match=r"read-only\nin .*Writer'\)\.read "):
         ut.run(ut.Experiment.from_dict(spec))
 
 
 def test_a_backward_cannot_write_into_noisy_data():
-    with pytest.raises(ValueError, match=r"WritingBackward'\)\.reconstruct: assignment destination is read-only"):
+    with pytest.raises(ValueError, match=r"read-only\nin .*WritingBackward'\)\.reconstruct "):
         ut.run(ut.Experiment.from_dict(with_part("backward", "WritingBackward")))
 
 
@@ -559,7 +559,7 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=rf"{needs} does not go with series; (expected one of|no built-in one does)"):
             ut.Experiment.from_dict({**spec, "source": {"type": "series:Series"}, idea: table})
     spec |= {"corruption": {"type": "masking", "noise": [0.1]}, "backward": {"type": "exact"}}
-    with pytest.raises(AttributeError):
+    with pytest.raises((AttributeError, ValueError)):  # each needs more of the other
         ut.run(ut.Experiment.from_dict(spec))
 
 

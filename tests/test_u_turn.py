@@ -265,7 +265,7 @@ def test_parts_of_an_experiment_make_u_turns():
         ({"streams": -1}, "streams = -1: expected an integer"),
         (
             {"streams": Streams(0, np.arange(3), 0.4)},
-            r"those of items \[0, 1, 2\] at noise 0.4; expected \[0, 1, 2\] at 0.5",
+            r"streams: noise = 0.4: expected 0.5",
         ),
         ({"streams": Streams(0, np.arange(4), 0.5)}, "streams: items = "),
         ({"noise": 1.5}, "noise"),

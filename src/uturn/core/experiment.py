@@ -15,16 +15,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uturn.core import display
-from uturn.core.checks import DATA_CHECK, Finding, checked_noise, checked_path, one_line, origin, plain, shown, validation_words
+from uturn.core.checks import (
+    DATA_CHECK,
+    Finding,
+    checked_noise,
+    checked_path,
+    expect,
+    noted,
+    one_line,
+    origin,
+    plain,
+    shown,
+    validation_words,
+)
 from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, checked_text, declared_by, joined
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Coordinates, Variable
-from uturn.core.registry import PARTS
-from uturn.core.spec import build, changed_options, check_fit
+from uturn.core.spec import as_part, check_fit, table_of
 
 _CHECKED = 10  # originals on which networks are checked
 
@@ -43,10 +54,13 @@ class Experiment(BaseModel):
 
     Attributes
     ----------
-    source, corruption, backward : table with a `type`, and its options
-        `corruption` also holds the grid `noise`. A type is a built-in name, or "module:Class" for any class with the methods of
-        a protocol in `uturn.protocols`; the other keys of the table are the arguments of the class.
-    probes : sequence of such tables, at least one
+    source, corruption, backward : part, or table with a `type`, and its options
+        A type is a built-in name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`; the other
+        keys of the table are the arguments of the class. The experiment holds the parts; a user-defined one is built from its
+        table, so that the spec describes it.
+    probes : sequence of such parts or tables, at least one
+    noise : list of float
+        The grid of noise levels. In a table of the corruption it is the key `noise`.
     items : int
         Number of originals x0.
     trajectories : int
@@ -72,6 +86,10 @@ class Experiment(BaseModel):
     ...     "probes": [{"type": "tree_levels"}],
     ... })
     >>> import uturn as ut
+    >>> source = ut.sources.RHMSource(vocab_size=8, multiplicity=2, branching=2, depth=3)
+    >>> parts = {"source": source, "corruption": ut.EpsilonBelief(), "backward": ut.backward.ExactPosterior()}
+    >>> ut.Experiment(**parts, probes=[ut.probes.TreeLevels()], noise=[0.0, 1.0], items=4).hash == experiment.hash
+    True
     >>> ut.run(experiment).unchanged.isel(noise=0).min().item()
     1.0
     """
@@ -83,56 +101,47 @@ class Experiment(BaseModel):
     trajectories: int = Field(default=1, strict=True, ge=1)
     clones: int = Field(default=1, strict=True, ge=1)
     chunk: int = Field(default=16, strict=True, ge=1)
-    source: dict[str, Any]
-    corruption: dict[str, Any]
-    backward: dict[str, Any]
-    probes: tuple[dict[str, Any], ...] = Field(min_length=1)
+    source: Any
+    corruption: Any
+    backward: Any
+    probes: tuple[Any, ...] = Field(min_length=1)
+    noise: list[float]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, spec: Any) -> Any:
-        return plain(spec)  # numpy arrays and numbers become lists and numbers
-
-    @field_validator("corruption")
-    @classmethod
-    def _has_levels(cls, table: dict[str, Any]) -> dict[str, Any]:
-        noise = table.get("noise")
-        levels: list[float] = []
-        if isinstance(noise, list | tuple) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise):
-            with suppress(OverflowError):
-                levels = [float(x) + 0.0 for x in noise]  # -0.0 is 0.0
-        if not levels or any(map(math.isnan, levels)) or len(set(levels)) < len(levels):
-            raise ValueError(
-                f"noise = {shown(noise)}: expected a list of different numbers, at least one, none of them NaN or too large"
-            )
-        return {**table, "noise": levels}
+    def __init__(self, **spec: Any) -> None:
+        spec = plain(spec)  # numpy arrays and numbers become lists and numbers
+        if isinstance(spec.get("corruption"), dict):
+            spec["noise"] = spec["corruption"].pop("noise", spec.get("noise"))
+        try:
+            super().__init__(**{**spec, "noise": _levels(spec.get("noise"))})
+        except ValidationError as error:
+            raise ValueError(validation_words(error)) from None
+        with noted():
+            built = {idea: as_part(idea, getattr(self, idea)) for idea in ("source", "corruption", "backward")}
+            built["probes"] = tuple(as_part(f"probes[{i}]", probe) for i, probe in enumerate(self.probes))
+            self.__dict__.update(built)
+            self.parts  # noqa: B018 - which fit together
+        try:
+            json.dumps(self.to_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables") from None
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
-        levels, chunk, draws = len(self.corruption["noise"]), min(self.chunk, self.items), self.trajectories * self.clones
+        levels, chunk, draws = len(self.noise), min(self.chunk, self.items), self.trajectories * self.clones
         of_each = "trajectories" if self.clones == 1 else "trajectories * clones"
         for what, number, most, lower in (
             (f"chunk * {of_each}", chunk * draws, 2**24, "U-turns in a task, which are in memory together"),
             ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**24, "tasks, which are files"),
             (f"items * {of_each} * noise levels", self.items * draws * levels, 2**32, "U-turns"),
         ):
-            if number > most:
-                raise ValueError(f"{what} = {shown(number)}: expected at most {most} {lower}; lower one of them")
+            expect(number <= most, what, number, f"at most {most} {lower}; lower one of them")
         return self
 
     @classmethod
     def from_dict(cls, spec: Mapping[str, Any]) -> Experiment:
-        """Check a description and drop options that equal their defaults; a ValueError names the wrong field."""
-        if not isinstance(spec, Mapping):
-            raise ValueError(f"spec = {shown(spec)}: expected a table with source, corruption, backward, probes, items, ..")
-        try:
-            experiment = cls.model_validate(dict(spec))
-            json.dumps(experiment.to_dict())
-        except ValidationError as error:
-            raise ValueError(validation_words(error)) from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables") from None
-        return experiment.model_copy(update=experiment._normalised())
+        """The experiment of a description, tables of plain data; a ValueError names the wrong field."""
+        expect(isinstance(spec, Mapping), "spec", spec, "a table with source, corruption, backward, probes, items, ..")
+        return cls(**spec)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Experiment:
@@ -152,8 +161,8 @@ class Experiment(BaseModel):
             raise ValueError(f"{path}: {error}") from None
 
     def __repr__(self) -> str:
-        source, corruption, backward = (shown(table.get("type")) for table in (self.source, self.corruption, self.backward))
-        probes = ", ".join(shown(probe.get("type")) for probe in self.probes)
+        source, corruption, backward, *types = (shown(table["type"]) for table in self._tables().values())
+        probes = ", ".join(types)
         return f"Experiment({self._sizes()};\n  {source} -> {corruption} -> {backward}, read by {probes})"
 
     __str__ = __repr__
@@ -165,23 +174,29 @@ class Experiment(BaseModel):
 
     def _repr_html_(self) -> str:
         """A table of the parts with their options."""
-        parts = {"source": self.source, "corruption": self.corruption, "backward": self.backward}
-        parts |= {("probe" if len(self.probes) == 1 else f"probe {k}"): probe for k, probe in enumerate(self.probes)}
 
-        def options(part: Mapping[str, Any]) -> str:
-            shown_options = {key: value for key, value in part.items() if key not in ("type", "noise") and value is not None}
-            return ", ".join(f"{key} = {shown(value)}" for key, value in shown_options.items())
+        def options(table: Mapping[str, Any]) -> str:
+            return ", ".join(f"{key} = {shown(value)}" for key, value in table.items() if key != "type" and value is not None)
 
-        rows = [(idea, part.get("type"), options(part)) for idea, part in parts.items()]
+        rows = [(name, table["type"], options(table)) for name, table in self._tables().items()]
         lowest, highest = min(self.noise), max(self.noise)
         u_turns = self.items * len(self.noise) * self.trajectories * self.clones
         note = f"Noise from {lowest:g} to {highest:g}; {u_turns:,} U-turns."
         table = display.table(("idea", "type", "options"), rows)
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
+    def _tables(self) -> dict[str, dict[str, Any]]:
+        """The tables of all parts, without the noise levels."""
+        parts = {"source": self.source, "corruption": self.corruption, "backward": self.backward}
+        parts |= {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
+        return {name: table_of(part) for name, part in parts.items()}
+
     def to_dict(self) -> dict[str, Any]:
-        """The description, without options of built-in parts that equal their defaults."""
-        return self.model_dump(mode="python") | {"probes": list(self.probes)}
+        """The description as plain data, without options of built-in parts that equal their defaults."""
+        sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones", "chunk")}
+        source, corruption, backward, *probes = self._tables().values()
+        corruption["noise"] = list(self.noise)
+        return {**sizes, "source": source, "corruption": corruption, "backward": backward, "probes": probes}
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results: the spec without execution-only options such as the device."""
@@ -192,7 +207,7 @@ class Experiment(BaseModel):
 
         for idea in ("source", "corruption", "backward"):
             spec[idea] = options(getattr(self.parts, idea), spec[idea])
-        spec["probes"] = [options(probe, table) for probe, table in zip(self.parts.probes, spec["probes"], strict=True)]
+        spec["probes"] = [options(probe, table) for probe, table in zip(self.probes, spec["probes"], strict=True)]
         return spec
 
     @cached_property
@@ -202,23 +217,11 @@ class Experiment(BaseModel):
 
     # -- the objects described -----------------------------------------------------------------------------------
     @cached_property
-    def noise(self) -> list[float]:
-        """The grid of noise levels."""
-        return list(self.corruption["noise"])
-
-    @property
-    def corruption_options(self) -> dict[str, Any]:
-        """The table of the corruption without the noise levels."""
-        return {name: value for name, value in self.corruption.items() if name != "noise"}
-
-    @cached_property
     def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
-        source, backward = build("source", self.source), build("backward", self.backward)
-        corruption = build("corruption", self.corruption_options)
-        probes = [build(f"probes[{i}]", probe) for i, probe in enumerate(self.probes)]
-        check_fit(self.to_dict(), source, corruption, backward, probes)
-        source = source.made_by(backward, self.seed)
+        corruption, backward, probes = self.corruption, self.backward, list(self.probes)
+        check_fit(self.to_dict(), self.source, corruption, backward, probes)
+        source = self.source.made_by(backward, self.seed)
         undone = backward.undone(corruption, source)
         if not hasattr(undone, "observe"):
             raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
@@ -229,24 +232,6 @@ class Experiment(BaseModel):
         source, corruption, backward, probes = self.parts
         named = [(f"probes[{i}]", probe) for i, probe in enumerate(probes)]
         return [("backward", backward), *named, ("source", source), ("corruption", corruption)]
-
-    def _normalised(self) -> dict[str, Any]:
-        """The tables without options that equal the defaults of built-in types.
-
-        This builds the parts and checks that they fit together.
-        """
-        source, _, backward, probes = self.parts
-        corruption = build("corruption", self.corruption_options)  # `Backward.undone` may return another corruption
-
-        def reduced(idea: str, part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return {"type": table["type"], **changed_options(part)} if table["type"] in PARTS[idea] else table
-
-        return {
-            "source": reduced("source", source, self.source),
-            "corruption": {**reduced("corruption", corruption, self.corruption), "noise": self.noise},
-            "backward": reduced("backward", backward, self.backward),
-            "probes": tuple(reduced("probes", part, table) for part, table in zip(probes, self.probes, strict=True)),
-        }
 
     @cached_property
     def declared(self) -> list[Declared]:
@@ -319,8 +304,17 @@ class Experiment(BaseModel):
         return self.parts.backward.adds_trajectories and not is_own(self.parts.backward) and not pooled
 
 
+def _levels(noise: Any) -> list[float]:
+    levels: list[float] = []
+    if isinstance(noise, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in noise):
+        with suppress(OverflowError):
+            levels = [float(x) + 0.0 for x in noise]  # -0.0 is 0.0
+    distinct = levels and not any(map(math.isnan, levels)) and len(set(levels)) == len(levels)
+    expect(distinct, "corruption: noise", noise, "a list of different numbers, at least one, none of them NaN or too large")
+    return levels
+
+
 def checked_experiment(value: Any) -> Experiment:
     """The argument `experiment` of a function, or a ValueError."""
-    if not isinstance(value, Experiment):
-        raise ValueError(f"experiment = {shown(value)}: expected an Experiment (Experiment.from_dict makes one)")
+    expect(isinstance(value, Experiment), "experiment", value, "an Experiment (Experiment.from_dict makes one)")
     return value

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import noted, one_line, shown
+from uturn.core.checks import expect, noted, one_line, plain, shown
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class
@@ -56,6 +57,7 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
     with noted(label):
         part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
+    object.__setattr__(part, "_own_table", dict(table))
     if idea == "corruption":
         for member, kind_of_value, description in (("unit", str, "string"), ("max_noise", Real, "number")):
             value = getattr(part, member, None)
@@ -97,7 +99,37 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
         raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")
 
 
-# -- defaults ---------------------------------------------------------------------------------------------------------
+# -- parts and their tables -------------------------------------------------------------------------------------------
+
+
+def as_part(name: str, value: Any) -> Any:
+    """The part of a table, or a given part. A user-defined one is built from its table, so that a spec describes it."""
+    if isinstance(value, Mapping):
+        return build(name, value)
+    required = PROTOCOLS[name.partition("[")[0]].__abstractmethods__
+    is_part = not isinstance(value, type) and all(callable(getattr(value, member, None)) for member in required)
+    expect(is_part, name, value, "a table with a `type`, or a part")
+    table = table_of(value)
+    return value if table["type"] in PARTS[name.partition("[")[0]] else build(name, table)
+
+
+def table_of(part: Any) -> dict[str, Any]:
+    """The table of a part in a spec: its type, and the options that differ from the defaults of its class."""
+    if is_own(part):
+        return dict(part._own_table)
+    path = f"{type(part).__module__}:{type(part).__qualname__}"
+    kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
+    options = changed_options(part)
+    if isinstance(part, BaseModel) or kind != path:  # built-in corruptions without a model have no options
+        return {"type": kind, **options}
+    if is_dataclass(part):
+        values = ((field, getattr(part, field.name)) for field in fields(part) if field.init)
+        options = {field.name: value for field, value in values if value != field.default}
+    elif vars(part):
+        raise ValueError(
+            f"{shown(part)}: its options are not known; give a table, {{'type': {path!r}, ..}}, or make it a dataclass"
+        )
+    return {"type": kind, **plain(options)}
 
 
 def changed_options(part: Any) -> dict[str, Any]:
