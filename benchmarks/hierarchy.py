@@ -3,13 +3,14 @@
     python benchmarks/hierarchy.py [--part PART ...] [--draws 20] [--picture FILE.png]
 
 `design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
-(`uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
+(here and in `uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
 to two minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,21 +23,56 @@ from rich.table import Table
 
 from uturn.core.experiment import Experiment
 from uturn.engine.run import run
-from uturn.measures.hierarchy import nesting_index
+from uturn.measures.hierarchy import nesting_index, site_changes
 from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import (
     CONTROLS,
-    DESIGN,
     HELD_OUT,
     NOISE,
     TRAJECTORIES,
     auc,
     changes,
     grammar_changes,
+    grammar_experiment,
     indices,
-    nested_bursts,
 )
 from uturn.studies.plotting.style import style
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from test_nesting_index import nested_bursts
+
+DESIGN: dict[str, list[Any]] = {  # the parameters on which the index was chosen
+    # (v, m, s, L), as many classes as symbols
+    "grammars": [
+        *((32, 8, 2, 3), (32, 8, 2, 5), (32, 12, 2, 3), (32, 12, 2, 5), (16, 4, 2, 4)),
+        *((16, 6, 2, 3), (8, 2, 2, 3), (8, 3, 2, 4), (32, 2, 2, 5), (8, 8, 3, 3)),
+    ],
+    # (v, m, s), strings side by side
+    "one-level grammars": [
+        *(((4, 512, 8), 1), ((4, 512, 8), 4), ((8, 512, 8), 1), ((4, 16, 8), 1), ((2, 4, 8), 1)),
+        *(((4, 128, 8), 2), ((8, 64, 4), 1), ((8, 64, 4), 8), ((16, 8, 4), 2), ((32, 8, 2), 8)),
+    ],
+    "unrelated features": [
+        [("grammar", 4, 512, 8), ("grammar", 4, 16, 8)],
+        [("grammar", 8, 64, 4), ("grammar", 4, 4, 4)],
+        [("mixture", 16, 16.0, 16), ("mixture", 4, 10.0, 16)],
+        [("mixture", 16, 16.0, 16), ("mixture", 4, 10.0, 8), ("mixture", 8, 6.0, 8)],
+        [("grammar", 4, 512, 8), ("grammar", 4, 16, 4), ("grammar", 8, 4, 4)],
+        [("grammar", 4, 16, 8), ("mixture", 8, 16.0, 8)],
+        [("mixture", 64, 16.0, 32), ("grammar", 4, 16, 8), ("grammar", 4, 128, 8), ("mixture", 2, 12.0, 16)],
+        [("mixture", 2, 32.0, 32), ("mixture", 32, 16.0, 32)],
+        [("grammar", 4, 16, 8), ("grammar", 2, 4, 8), ("grammar", 8, 512, 8), ("mixture", 4, 10.0, 8)],
+        [("mixture", 8, 24.0, 64), ("mixture", 8, 8.0, 32), ("mixture", 8, 4.0, 32)],
+    ],
+    # (modes, distance between means in standard deviations, sites)
+    "random codes": [(256, 9.0, 64), (1000, 10.0, 128), (500, 9.5, 256), (1000, 9.0, 64), (128, 8.0, 128)],
+    "flat mixtures": [(2, 32.0, 64), (4, 16.0, 64), (8, 24.0, 128), (32, 16.0, 64), (64, 24.0, 128)],
+    # and the exponent of the weights k**-exponent of the modes
+    "unequal mixtures": [(5, 16.0, 64, 1.0), (3, 24.0, 64, 2.0), (16, 16.0, 128, 1.0), (32, 12.0, 64, 0.5), (8, 32.0, 32, 1.5)],
+    # (size, exponent of the power spectrum)
+    "fields": [(8, 1.0), (16, 2.0), (16, 3.0), (8, 2.0), (16, 0.5)],
+}
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:
@@ -124,7 +160,8 @@ def limits() -> Table:
     table.add_row("independent bits, noise in nested bursts", str(nesting_index(bursts["changes"], 2)))
     table.add_row("the same, from originals to noisy data", str(nesting_index(bursts["noise"], 2)))
     for channel in ("gaussian", "masking", "uniform"):
-        noise = grammar_changes({"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4}, 0, channel=channel, noisy=True)
+        made = grammar_experiment({"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4}, 0, channel=channel)
+        noise = site_changes(made, noisy=True)
         table.add_row(f"(16, 4, 2), L = 4, {channel}, from originals to noisy data", str(nesting_index(noise, 2)))
     return table
 

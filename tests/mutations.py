@@ -83,8 +83,13 @@ def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: 
     return trees
 
 
-CALIBRATION, LAW = "calibration of posterior draws", "law of the noise that was drawn"
-MARGINALS = "marginals at the originals against 8 draws"
+def of_channel(test: str, kind: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """A test of `test_channels.py` on one kind of channel."""
+    return ((f"test_channels::test_{test}", {"kind": kind}),)
+
+
+LAW, CALIBRATION = "the_noise_has_its_law", "draws_are_calibrated"
+MARGINALS = "draws_keep_a_symbol_with_its_marginal_probability"
 
 MUTATIONS = (
     Mutation(
@@ -92,35 +97,35 @@ MUTATIONS = (
         "uturn.corruption.gaussian:Gaussian._gain",
         "gain = np.sqrt(self.abar(t)) / ",
         "gain = 1 / ",
-        {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
+        tests=of_channel(CALIBRATION, "gaussian"),
     ),
     Mutation(
         "Gaussian evidence times 1.1",
         "uturn.corruption.gaussian:Gaussian._gain",
         "gain = np.sqrt(self.abar(t)) / ",
         "gain = 1.1 * np.sqrt(self.abar(t)) / ",
-        {"fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
+        tests=of_channel(CALIBRATION, "gaussian"),
     ),
     Mutation(
         "replacement that never redraws the same symbol",
         "uturn.corruption.uniform:UniformReplacement.corrupt",
         "redrawn = (u[:, d:] * vocab_size).astype(np.int64)",
         "redrawn = (leaves + 1 + (u[:, d:] * (vocab_size - 1)).astype(np.int64)) % vocab_size",
-        {"schedulers": LAW, "fig15": LAW},
+        tests=of_channel(LAW, "uniform"),
     ),
     Mutation(
         "10 % too little masking",
         "uturn.corruption.masking:Masking.corrupt",
         "< share[:, None]",
         "< 0.9 * share[:, None]",
-        {"fig3": LAW, "fig15": LAW},
+        tests=of_channel(LAW, "masking"),
     ),
     Mutation(
         "wrong downward competitor count",
         "uturn.exact.theory:MeanField._messages",
         "wrong = (q * (m - 1) + (1 - q) * m) * self._inverse_T",
         "wrong = m * self._inverse_T",
-        {"fig13": "rules that compete for a child"},
+        tests=(("test_theory::test_competing_rules_of_the_downward_map_are_those_of_random_grammars", {}),),
     ),
     Mutation(
         "intervals without the level of grammars",
@@ -148,22 +153,24 @@ MUTATIONS = (
         "uturn.exact.inference:sample_posterior",
         "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
         "trees = sample(rhm, evidence, streams(seed, len(evidence)), 0 * numbers)",
-        {"fig3": CALIBRATION, "fig5": CALIBRATION},
+        tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
         "the same noise at all levels",
         "uturn.core.random:Streams.keys",
         "level = np.float64(self.noise).view(np.uint64)",
         "level = np.uint64(0)",
-        {"fig5": LAW, "fig15": LAW, "s9": LAW},
-        (("test_experiment::test_neighbouring_noise_levels_have_streams_of_their_own", {}),),
+        tests=(
+            *of_channel(LAW, "gaussian"),
+            ("test_experiment::test_neighbouring_noise_levels_have_streams_of_their_own", {}),
+        ),
     ),
     Mutation(
         "E[a^2] for the variance of activations",
         "uturn.probes.hidden_layers:HiddenLayers._scale",
         "square = variance + mean**2 if self.legacy else variance",
         "square = variance + mean**2",
-        {"s9": "similarities at t = 1 against their definition"},
+        tests=(("test_hidden_layers::test_similarity_equals_brute_force", {}),),
     ),
     Mutation(
         "noising one timestep off",
@@ -219,30 +226,28 @@ MUTATIONS = (
         "uturn.sources.strings:RHMSource.grammar",
         "_grammar(self, number, seed)",
         "_grammar(self, 0, seed)",
-        {"fig13": "downward messages to the leaves of a string"},
-        (("test_experiment::test_every_grammar_has_rules_of_its_own", {}),),
+        tests=(("test_experiment::test_every_grammar_has_rules_of_its_own", {}),),
     ),
     Mutation(
         "a sampler of marginals",
         "uturn.exact.inference:sample_posterior",
         "trees = sample(rhm, evidence, streams(seed, len(evidence)), numbers)",
         "from mutations import of_marginals; trees = of_marginals(rhm, evidence, streams(seed, len(evidence)), numbers)",
-        {"fig3": CALIBRATION, "fig4": CALIBRATION, "fig5": CALIBRATION, "fig15": CALIBRATION},
+        tests=of_channel(CALIBRATION, "masking"),
     ),
     Mutation(
         "marginals of other evidence than the draws",
         "uturn.sources.strings:NoisyStrings.true_beliefs",
         "return true_beliefs(self.rhm, self.evidence, Truth(",
         "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), Truth(",
-        {"fig4": MARGINALS, "fig5": MARGINALS},
+        tests=of_channel(MARGINALS, "gaussian"),
     ),
     Mutation(
         "clones compared with themselves",
         "uturn.measures.clones:between_clones",
         "f(groups[:, j], groups[:, k])",
         "f(groups[:, j], groups[:, j])",
-        {"fig3": CALIBRATION},
-        (("test_calibration::test_twins_are_their_definition", {}),),
+        tests=(("test_calibration::test_twins_are_their_definition", {}),),
     ),
     Mutation(
         "p-values of many tests without Holm's factor",
@@ -644,7 +649,7 @@ MUTATIONS = (
         "uturn.corruption.masking:Masking.corrupt",
         "uniforms(streams(seed, len(leaves), NOISE), leaves.shape[1])",
         "uniforms(streams(seed, len(leaves), NOISE), 1)",
-        {"fig3": LAW, "fig15": LAW},
+        tests=of_channel(LAW, "masking"),
     ),
     Mutation(
         "v with signal and noise exchanged",

@@ -1,18 +1,35 @@
-"""Verdicts on the channels of figures: right laws pass as often as they should; every figure with a Bayesian channel has them."""
+"""Channels and exact posterior draws: the noise has its law, draws are calibrated, and keep a symbol with its marginal.
 
-from dataclasses import asdict
+Calibration detects a wrong posterior and needs no reference. It does not detect a channel that draws the wrong noise while its
+evidence is right for what it drew; the law of the noise does. Draws that pass both are compared with the marginals.
+"""
+
+import math
 
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.stats import ttest_1samp
 
 from uturn.core.experiment import Experiment
-from uturn.pages.figures import tally
-from uturn.paper import FIGURES, Workshop, channel_verdicts, channels, load_figure
-from uturn.paper.channels import channel_spec, drawn_noise, law_p_values, law_verdict
+from uturn.core.random import Streams
+from uturn.corruption import Gaussian, Masking
+from uturn.engine.run import run
+from uturn.measures.calibration import calibrate, holm
+from uturn.paper.sampler_laws import gaussian_law, law_p_values
+from uturn.sources import Vectors
 
+LEVEL = 1e-3  # of the false alarms of a test
+SMALL = {"type": "rhm", "vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 8}
+MIXTURE = {"type": "gaussian_mixture", "dimension": 64, "num_modes": 2, "separation": 0.5}
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
 VECTORS = {"type": "gaussian_mixture", "dimension": 16, "num_modes": 2}
+KINDS = {  # source, channel, noise levels
+    "masking": (SMALL, "masking", [0.5]),
+    "gaussian": (SMALL, "gaussian", [0.07, 0.14, 0.3]),
+    "uniform": ({**SMALL, "vocab_size": 4}, "uniform", [0.2, 0.6]),
+    "vectors": (MIXTURE, "gaussian", [0.5, 1.5]),
+}
 CASES = [
     (STRINGS, "masking", [0.2, 0.5]),
     (STRINGS, "uniform", [0.2, 0.5]),
@@ -21,23 +38,82 @@ CASES = [
 ]
 
 
-def spec(source, kind, noise, seed=0, items=60):
-    return Experiment.from_dict(
-        {
-            "seed": seed,
-            "items": items,
-            "source": source,
-            "corruption": {"type": kind, "noise": noise},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "tree_levels" if source is STRINGS else "scales"}],
-        }
-    )
+def described(source, channel, noise, seed=0, items=1000):
+    probes = ("tree_levels", "parsed_levels") if source["type"] == "rhm" else ("scales",)
+    corruption, backward = {"type": channel, "noise": noise}, {"type": "exact"}
+    sizes = {"seed": seed, "items": items, "clones": 8, "chunk": 250}
+    parts = {"source": source, "corruption": corruption, "backward": backward, "probes": [{"type": probe} for probe in probes]}
+    return Experiment.from_dict({**sizes, **parts})
+
+
+def drawn_noise(experiment):
+    """Numbers of mean 0 and variance 1 of the noise drawn for each original, (noise, item, quantity), and their excess kurtosis.
+
+    Masking and replacement: changed leaves, whose number is binomial. Gaussian: see `gaussian_law`.
+    """
+    source, corruption, _, _ = experiment.parts
+    items, found = np.arange(experiment.items), []
+    for level in experiment.noise:
+        pieces = []
+        for originals in source.blocks(items, experiment.seed, experiment.items):
+            observed = corruption.observe(originals, level, Streams(experiment.seed, originals.items, level))
+            if isinstance(corruption, Gaussian):
+                strings = not isinstance(originals, Vectors)
+                x0 = np.eye(originals.rhm.vocab_size)[originals.data] if strings else originals.values
+                rows, _, _, excess = gaussian_law(x0, observed.values, float(corruption.abar(level)))
+            else:
+                d, v = originals.data.shape[1], originals.rhm.vocab_size
+                p = level if isinstance(corruption, Masking) else level * (v - 1) / v
+                changed = (observed.values != originals.data).sum(axis=1, keepdims=True)
+                rows, excess = (changed - d * p) / np.sqrt(d * p * (1 - p)), [(1 - 6 * p * (1 - p)) / (d * p * (1 - p))]
+            pieces.append(rows)
+        found.append((np.concatenate(pieces), excess))
+    standardised, excess = (np.array(values) for values in zip(*found, strict=True))
+    return xr.Dataset({"standardised": (("noise", "item", "quantity"), standardised), "excess": (("noise", "quantity"), excess)})
+
+
+def p_of_calibration(experiment):
+    """P-values of the gaps between originals and clones, (noise, reading), adjusted by Holm."""
+    ds = run(experiment).isel(trajectory=0)
+    if "parsed" in ds:
+        levels = sorted({0, 1, 2, int(ds.tree_level.max())})
+        pairs = [[ds[name].sel(tree_level=levels)] for name in ("parsed", "clone_parsed")]
+    else:
+        pairs = [[ds[f"{kind}{name}"] for name in ("same_label", "scale_similarity")] for kind in ("", "clone_")]
+        pairs = [[values if "scale" in values.dims else values.expand_dims("scale") for values in pair] for pair in pairs]
+    joined = [
+        np.concatenate([x.astype(float).transpose("item", "clone", "noise", ...).values for x in pair], axis=-1) for pair in pairs
+    ]
+    return holm(calibrate(*joined, LEVEL, math.ceil(100 * joined[0][0, 0].size / LEVEL)).p_value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_noise_has_its_law(kind):
+    assert holm(law_p_values(drawn_noise(described(*KINDS[kind]))).ravel()).min() > LEVEL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_are_calibrated(kind):
+    assert p_of_calibration(described(*KINDS[kind])).min() > LEVEL
+
+
+def test_the_negative_control_is_not_calibrated():
+    """The beliefs of the ε-process are pinned on the originals."""
+    assert p_of_calibration(described(SMALL, "epsilon", [0.3, 0.5])).min() <= LEVEL
+
+
+@pytest.mark.parametrize("kind", ["masking", "gaussian", "uniform"])
+def test_draws_keep_a_symbol_with_its_marginal_probability(kind):
+    ds = run(described(*KINDS[kind])).isel(trajectory=0)
+    # Originals are independent, so the sum over noise levels has a t distribution.
+    gap = (ds.unchanged.mean("clone", dtype=float) - ds.belief).sum("noise").transpose("item", "tree_level")
+    assert holm(ttest_1samp(gap.values, 0).pvalue).min() > LEVEL
 
 
 @pytest.mark.parametrize(("source", "kind", "noise"), CASES)
 def test_right_channels_fail_as_often_as_they_should(source, kind, noise):
     """300 experiments of 60 strings of 8 leaves, whose binomial numbers are far from normal; 3.3 standard errors (1e-3)."""
-    p = np.array([law_p_values(drawn_noise(spec(source, kind, noise, seed))).ravel() for seed in range(300)])
+    p = np.array([law_p_values(drawn_noise(described(source, kind, noise, seed, 60))).ravel() for seed in range(300)])
     assert p.shape[1] == (5 if kind != "gaussian" else 10)
     for level in (0.05, 0.01):
         assert np.abs((p <= level).mean(0) - level).max() < 3.3 * np.sqrt(level * (1 - level) / 300)
@@ -49,52 +125,11 @@ def test_right_channels_fail_as_often_as_they_should(source, kind, noise):
     [
         (lambda z: z + 0.4, "mean"),
         (lambda z: 1.5 * z, "spread between originals"),
-        (lambda z: z.isel(noise=[0, 0]).assign_coords(noise=z.noise), "the same noise at both levels"),
-        (lambda z: z.isel(item=[0] * z.sizes["item"]).assign_coords(item=z["item"]), "the same noise on all originals"),
+        (lambda z: z.isel(noise=[0, 0]), "the same noise at both levels"),
+        (lambda z: z.isel(item=[0] * z.sizes["item"]), "the same noise on all originals"),
     ],
 )
 def test_wrong_laws_are_seen(source, kind, noise, wrong, words):
-    one = channels.ChannelSpec(kind, spec(source, kind, noise, items=200))
-    data = drawn_noise(one.experiment)
-    assert law_verdict([one], [data]).passed
-    assert not law_verdict([one], [data.assign(standardised=wrong(data.standardised))]).passed, words
-
-
-def test_figures_with_a_bayesian_channel_name_it():
-    named = {}
-    for figure in FIGURES:
-        module = load_figure(figure)
-        for scale in ("smoke", "paper"):
-            named[figure] = module.channels(scale)
-        if not hasattr(module, "experiments"):
-            continue
-        used = [one.parts.corruption for one in module.experiments("smoke").values() if one.backward["type"] == "exact"]
-        kinds = {type(corruption) for corruption in used if corruption.is_bayesian}
-        assert kinds <= {type(one.experiment.parts.corruption) for one in named[figure]}, figure
-    bayesian = {figure for figure, found in named.items() if any(one.is_bayesian for one in found)}
-    beyond = {"controls", "learning", "schedulers", "exam", "thresholds", "chi", "correlations", "calibration"}
-    assert bayesian == {"fig3", "fig4", "fig5", "fig9", "fig15", "s9"} | beyond
-    # Figures 5 and 15 and the thresholds look at the same channels.
-    assert {one.experiment.hash for one in named["fig5"]} < {one.experiment.hash for one in named["fig15"]}
-    assert {one.experiment.hash for one in named["thresholds"]} == {one.experiment.hash for one in named["fig15"]}
-
-
-def test_shared_channels_are_measured_once(tmp_path, monkeypatch):
-    calls = []
-    measure = channels.measure
-    monkeypatch.setattr(channels, "measure", lambda one: calls.append(one.label) or measure(one))
-    workshop, counted = Workshop("smoke", tmp_path), []
-    for figure in ("fig4", "fig9"):
-        found = channel_verdicts(load_figure(figure), workshop)
-        assert [verdict.passed for verdict in found] == [True, True, True]
-        counted += [asdict(verdict) for verdict in found]
-    assert calls == ["Gaussian"]
-    assert tally(counted) == (6, 0, 3, 0)
-    assert channel_verdicts(load_figure("fig6"), workshop) == []
-
-
-def test_the_negative_control_must_not_be_calibrated(tmp_path):
-    one = channel_spec("ε", {**STRINGS, "vocab_size": 8}, "epsilon", "smoke")
-    assert [verdict.passed for verdict in channels.verdicts([one], Workshop("smoke", tmp_path))] == [True]
-    exact = xr.zeros_like(channels.measure(one))
-    assert not channels.calibration_verdict([one], [exact]).passed
+    data = drawn_noise(described(source, kind, noise, items=200))
+    assert holm(law_p_values(data).ravel()).min() > LEVEL
+    assert holm(law_p_values(data.assign(standardised=wrong(data.standardised))).ravel()).min() <= LEVEL, words

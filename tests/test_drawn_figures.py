@@ -1,13 +1,11 @@
 """The drawn figures 3, 4 and 9 to 14: their verdicts hold, fail when the picture is forged, and the pictures can be drawn."""
 
-import functools
 import importlib
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from enumeration import all_trees, marginals
 from uturn.engine.run import run
 from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, small_tree
 from uturn.paper.verdicts import mean_estimate
@@ -64,43 +62,14 @@ def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
     plt.close(figure)
 
 
-def test_fig3_fails_on_a_forged_tree(pictures):
-    runs, fig = pictures["fig3"], fig3.analyse
-    # A latent that is not what the leaves say.
-    assert passed(fig(forged(runs, original=lambda x: replaced(x, 9, (x[9] + 1) % 6)))[1]) == [False, True, True, True]
-    # Leaves that no rule makes.
-    assert passed(fig(forged(runs, original=lambda x: replaced(x, slice(0, 8), 0)))[1]) == [False, False, True, False]
-    # A reconstruction that forgets what was seen.
+def test_fig3_fails_on_a_reconstruction_that_forgets_what_was_seen(pictures):
     other = small_tree.nodes(small_tree.small_grammar().sample(2, seed=3)[1:].latents)
-    assert passed(fig(forged(runs, reconstruction=lambda x: other))[1]) == [True, True, True, False]
+    assert passed(fig3.analyse(forged(pictures["fig3"], reconstruction=lambda x: other))[1]) == [False]
 
 
 def test_fig4_fails_on_forged_messages(pictures):
-    for k, name in enumerate(fig4.OUTPUTS):
-        result = passed(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1])
-        assert not result[k]
-        assert not result[3]
-        assert sum(result) == 2
-    other_rules = forged(pictures["fig4"], rules=lambda x: replaced(x, 1, x[1][::-1]))
-    assert passed(fig4.analyse(other_rules)[1]) == [False, False, False, True]
-
-
-def test_enumeration_of_fig4_is_that_of_all_trees(pictures):
-    data = pictures["fig4"]["instance"]
-    rhm, evidence = small_tree.grammar_of(data), data.log_evidence.values
-    expected, _ = marginals(rhm, evidence)
-    found = fig4.enumerated(rhm, evidence)["marginals"]
-    for level, table in expected.items():
-        np.testing.assert_allclose(found[level], table, atol=1e-13)
-
-
-def test_expansions_are_all_strings_of_the_grammar():
-    rhm = small_tree.small_grammar()
-    strings = fig4.expansions(rhm, rhm.depth).reshape(-1, rhm.num_leaves)
-    nodes, _ = all_trees(rhm)
-    assert {tuple(x) for x in strings.tolist()} == {tuple(x) for x in nodes[0].tolist()}
-    assert len(strings) == len(nodes[0]) == fig3.count_grammatical(rhm)
-    assert (rhm.parse(strings).latents[rhm.depth][:, 0] == np.repeat(np.arange(6), 128)).all()
+    for name in fig4.OUTPUTS:
+        assert passed(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1]) == [False]
 
 
 def test_fig9_fails_on_forged_messages_or_rules(pictures):
@@ -163,8 +132,7 @@ def test_fig12_verdicts_hold_and_can_fail(epsilon_run):
     assert not any(passed(fig12.analyse({"epsilon": upside_down})[1]))
 
 
-def test_fig13_verdicts_hold_and_can_fail(epsilon_run, monkeypatch):
-    monkeypatch.setattr(fig13, "competing_rules", functools.cache(fig13.competing_rules))  # the same for any run
+def test_fig13_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig13.analyse({"epsilon": epsilon_run})
     assert all(passed(verdicts)), verdicts
     plt.close(fig13.draw(data))
@@ -178,11 +146,7 @@ def test_fig13_verdicts_hold_and_can_fail(epsilon_run, monkeypatch):
     assert passed(fig13.analyse({"epsilon": annealed})[1])[:4] == [True, False, False, False]
     biased = epsilon_run.copy(deep=True)
     biased["downward_belief"] = epsilon_run.downward_belief + 0.01 * (epsilon_run.tree_level == 10)
-    assert passed(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True, True, True]
-    shared = epsilon_run.copy(deep=True)
-    mixed = np.arange(24).reshape(6, 4).T.ravel()  # strings dealt to the grammars at random, as if all had one
-    shared["downward_belief"] = (epsilon_run.downward_belief.dims, epsilon_run.downward_belief.isel(item=mixed).values)
-    assert passed(fig13.analyse({"epsilon": shared})[1])[5] is False
+    assert passed(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True]
 
 
 def test_fig14_verdicts_hold_and_can_fail(epsilon_run):

@@ -11,7 +11,7 @@ from uturn.engine.run import run
 from uturn.networks.files import load_network, save_network
 from uturn.paper import Workshop, fig8, string_classifier
 
-ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH, SAME, DISTANCE = range(9)
+ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH = range(7)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def runs():
         {
             "accuracy": 0.995,
             "random_pairs": (("pair", "network_layer"), np.zeros((2, L + 1))),
-            "random_distances": (("number", "network_layer"), layers.distance.sel(noise=1).isel(trajectory=1).values),
         },
         coords={"pair": ["same class", "independent"], "network_layer": scaled.network_layer},
         attrs={"test_strings": 10_000, "training_steps": 100},
@@ -61,7 +60,7 @@ def moved(variable, shift):
 def test_a_good_network_passes(runs):
     assert failed(runs) == set()
     data, verdicts = fig8.analyse(runs)
-    assert len(verdicts) == 9
+    assert len(verdicts) == 7
     assert 0.8 < data.attrs["inversion_low"] < data.attrs["inversion"] < data.attrs["inversion_high"] < 0.9
     figure = fig8.draw(data)
     assert len(figure.axes) == 3
@@ -90,8 +89,7 @@ def test_verdicts_can_fail(runs):
     alike = layers.similarity.isel(network_layer=[-1] * layers.sizes["network_layer"]).values
     assert {SWAP, ORDER, WIDTH} <= failed(forge(runs, "layers", similarity=(layers.similarity.dims, alike)))
     # A network that does not depend on the strings.
-    assert {VERDICT_SWAP, SAME} <= failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
-    assert failed(forge(runs, "layers", distance=layers.distance * 0.9)) == {DISTANCE}
+    assert VERDICT_SWAP in failed(forge(runs, "layers", same_class=moved(layers.same_class, 0.05)))
     # Grammars whose classes and leaves swap elsewhere.
     belief = runs["grammars"].belief
     for shift in (-0.1, -0.02):

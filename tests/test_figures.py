@@ -17,7 +17,6 @@ def test_specs_are_valid(name, scale):
     assert module.TITLE
     assert module.CAPTION
     assert re.fullmatch(r"[A-Z].{20,}[.]", module.CLAIM)  # a sentence
-    assert isinstance(module.channels(scale), list)
     if not hasattr(module, "experiments"):
         pytest.skip("measures in its own way: see its own tests")
     experiments = module.experiments(scale)
@@ -42,9 +41,6 @@ def test_fig7_verdicts_can_fail(fig7_run):
     moved = fig7_run.belief.interp(noise=np.clip(fig7_run.noise.values - 0.02, 0, 1)).values
     shifted["belief"] = (fig7_run.belief.dims, moved)
     assert not any(passed(fig7.analyse({"epsilon": shifted})[1]))
-    wrong = fig7_run.copy(deep=True)
-    wrong["unchanged"] = fig7_run.unchanged.where(fig7_run.tree_level < 3, 0.123)
-    assert passed(fig7.analyse({"epsilon": wrong})[1]) == [True, True, False]
 
 
 def test_fig6_verdicts_can_fail():

@@ -276,7 +276,6 @@ def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
         CLAIM="claim",
         CAPTION="caption",
         measure=lambda workshop: {},
-        channels=lambda scale: [],
         analyse=lambda runs: (xr.Dataset({"y": ("x", np.arange(3.0))}), []),
         draw=lambda data: plt.figure(),
     )

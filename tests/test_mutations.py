@@ -17,22 +17,15 @@ import xarray as xr
 
 import uturn as ut
 from mutations import MUTATIONS
-from uturn.core.experiment import Experiment
 from uturn.engine.run import run
 from uturn.exact.theory import MeanField
 from uturn.measures.changes import susceptibility_of
 from uturn.measures.statistics import estimate
-from uturn.paper import Workshop, channel_verdicts, chi, fig6, fig7, fig13, s9, sampler_laws, schedulers
+from uturn.paper import Workshop, chi, fig6, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
 from uturn.paper.exact_changes import exact_covariances
 
 NAMES = [mutation.name for mutation in MUTATIONS]
-
-
-def changed(experiment, noise=None, **changes):
-    """An experiment with other fields, and noise levels of its grid."""
-    spec = {**experiment.to_dict(), **changes}
-    return Experiment.from_dict({**spec, "corruption": {**spec["corruption"], "noise": noise or experiment.noise}})
 
 
 def of_fig6(work):
@@ -41,34 +34,13 @@ def of_fig6(work):
     return [fig6._one_step(runs, np.array([4, 10]))]
 
 
-def of_fig13(work):
-    """One of the noise levels."""
-    one = changed(fig7.experiments("smoke")["epsilon"], [0.1], trajectories=1, probes=[{"type": "messages"}])
-    return [fig13._competitors(), fig13._grammars_differ(run(one).downward_belief.sel(noise=0.1).load())]
-
-
-def of_s9(work):
-    """An untrained network, and fewer items at one noise level."""
-    from uturn.networks.classifiers import VectorClassifier
-    from uturn.networks.files import save_network
-    from uturn.probes.hidden_layers import HiddenLayers
-
-    classifier, statistics = (work.folder / f"s9-{name}.safetensors" for name in ("classifier", "statistics"))
-    network = VectorClassifier(s9.SOURCE.dimension, 2, width=32, num_layers=2, seed=0).eval()
-    save_network(network, classifier, recipe={})
-    reference = s9.SOURCE.fresh(s9._REFERENCE + np.arange(4000), 0).values
-    HiddenLayers(network, "every block").fit(reference).save_statistics(statistics)
-    one = changed(s9.experiment("smoke", classifier, statistics), [1.0], items=40)
-    return [s9._by_definition(run(one).load(), s9.written_out(one, classifier, items=40))]
-
-
 def of_schedulers(work):
-    """One scheduler, two numbers of steps, fewer strings; and the channels."""
+    """One scheduler, two numbers of steps, fewer strings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedulers, "SAMPLERS", {"DDPM": schedulers.SAMPLERS["DDPM"]})
         sampler = partial(sampler_laws.scheduler_sampler, schedulers.SAMPLERS["DDPM"])
         measured = sampler_laws.measured(sampler_laws.Size((2, 4), 1, 1, 256), sampler)
-        return [schedulers._start({"DDPM": measured}), *channel_verdicts(schedulers, work)]
+        return [schedulers._start({"DDPM": measured})]
 
 
 def of_chi(work):
@@ -84,19 +56,14 @@ def of_chi(work):
         return chi._epsilon(data, runs, MeanField(*STEEP))
 
 
-QUICK = {"chi": of_chi, "fig6": of_fig6, "fig13": of_fig13, "s9": of_s9, "schedulers": of_schedulers}
-
-
-def judged(figure, work):
-    module = importlib.import_module(f"uturn.paper.{figure}")
-    return QUICK[figure](work) if figure in QUICK else channel_verdicts(module, work)
+QUICK = {"chi": of_chi, "fig6": of_fig6, "schedulers": of_schedulers}
 
 
 @pytest.fixture(scope="module")
 def unharmed(tmp_path_factory):
     """Verdicts of the right package, {figure: verdicts}."""
     folder = tmp_path_factory.mktemp("unharmed")
-    return {name: judged(name, Workshop("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
+    return {name: QUICK[name](Workshop("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
 
 
 def intervals_see_the_grammars():
@@ -142,7 +109,7 @@ def test_the_figure_fails(mutation, unharmed, tmp_path):
 
     assert passed(unharmed[figure])
     with mutation.applied():
-        assert not passed(judged(figure, Workshop("smoke", tmp_path)))
+        assert not passed(QUICK[figure](Workshop("smoke", tmp_path)))
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)

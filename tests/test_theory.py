@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField, phase_diagram
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mean_field.json").read_text())
@@ -120,6 +121,31 @@ def test_susceptibility_peaks_at_the_threshold_and_is_stable_at_small_noise():
 def test_susceptibility_peaks_where_the_docstring_says(sizes, depth, expected):
     grid = np.linspace(0.7, 0.99, 2901)
     assert grid[MeanField(*sizes).susceptibility(grid, depth).argmax()] == pytest.approx(expected, abs=6e-4)
+
+
+def competing_rules(v, m, s, grammars):
+    """Rules that compete for a child whose siblings are known: of the same parent, and of all parents, (grammars, 2).
+
+    Of a rule y -> (x_1, .., x_s) and its child i they are the rules with the same siblings and another symbol at i.
+    """
+    counts = np.zeros((grammars, 2))
+    for seed in range(grammars):
+        rules = RandomHierarchyModel(v, m, s, 1, seed=seed).rules[1].reshape(-1, s)
+        parents = np.repeat(np.arange(v), m)
+        for child in range(s):
+            siblings = np.delete(rules, child, axis=1) @ v ** np.arange(s - 1)
+            for k, context in enumerate((siblings + v ** (s - 1) * parents, siblings)):
+                sizes = np.bincount(np.unique(context, return_inverse=True)[1])  # all rules of a context differ in the child
+                counts[seed, k] += (sizes * (sizes - 1)).sum() / sizes.sum() / s
+    return counts
+
+
+def test_competing_rules_of_the_downward_map_are_those_of_random_grammars():
+    """A parent known for certain is a class without an alternative; the belief of its child is then 1/(1 + K) (Eq. 53)."""
+    counted = competing_rules(32, 8, 2, 400)
+    expected = [1 / float(MeanField(32, 8, 2, n).curves(0.0, 1).downward[0]) - 1 for n in (1, 32)]
+    t = (counted.mean(axis=0) - expected) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
+    assert np.abs(t).max() < 3.5
 
 
 @pytest.mark.parametrize(("v", "m", "s", "n"), [(8, 3, 2, None), (4, 2, 3, None), (6, 2, 2, 3)])

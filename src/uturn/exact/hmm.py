@@ -17,6 +17,7 @@ from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uni
 from uturn.exact.rhm import Draw, checked_leaves
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
+_SMALLEST = 1e-250  # smaller sums may have lost terms
 _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cache
 
 
@@ -143,17 +144,17 @@ class HiddenMarkovModel:
         `beta_i(s) ~ sum_r A(s, r) ell_{i+1}(r) beta_{i+1}(r)`. The states have `alpha beta`, the symbols
         `e_i(x) sum_s E(s, x) beta_i(s) sum_r alpha_{i-1}(r) A(r, s)`.
         """
-        evidence, (start, step, emit) = np.asarray(log_evidence, float), self._logs
+        evidence, start = np.asarray(log_evidence, float), self._logs[0]
         like = self._emitted(evidence)
         alpha, total = self._forward(like)
         if not marginals:
             return {}, total
         symbols, states, beta = np.empty(evidence.shape), np.empty(like.shape), np.zeros(like[:, 0].shape)
         for i in range(self.num_leaves - 1, -1, -1):
-            before = _product(alpha[:, i - 1], step) if i else start
+            before = _product(alpha[:, i - 1], self.transition) if i else start
             states[:, i] = _normalised(alpha[:, i] + beta)
-            symbols[:, i] = _normalised(_product(before + beta, emit) + evidence[:, i])
-            beta = _product(like[:, i] + beta, step.T)
+            symbols[:, i] = _normalised(_product(before + beta, self.emission) + evidence[:, i])
+            beta = _product(like[:, i] + beta, self.transition.T)
             beta -= np.maximum(beta.max(axis=1, keepdims=True), -1e300)
         return {0: symbols, 1: states}, total
 
@@ -186,28 +187,33 @@ class HiddenMarkovModel:
 
     def _emitted(self, evidence: np.ndarray) -> np.ndarray:
         """log ell_i(s), (batch, N, states)."""
-        return np.stack([_product(evidence[:, i], self._logs[2].T) for i in range(self.num_leaves)], axis=1)
+        return np.stack([_product(evidence[:, i], self.emission.T) for i in range(self.num_leaves)], axis=1)
 
     def _forward(self, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log alpha_i(s), (batch, N, states) with sum 1 at each site, and the log-evidence (batch,)."""
-        (start, step, _), alpha, total = self._logs, np.empty(like.shape), np.zeros(len(like))
+        start, alpha, total = self._logs[0], np.empty(like.shape), np.zeros(len(like))
         for i in range(self.num_leaves):
-            message = like[:, i] + (_product(alpha[:, i - 1], step) if i else start)
-            size = _product(message, np.zeros((self.num_states, 1)))
+            message = like[:, i] + (_product(alpha[:, i - 1], self.transition) if i else start)
+            size = _product(message, np.ones((self.num_states, 1)))
             alpha[:, i] = message - np.maximum(size, -1e300)
             total += size[:, 0]
         return alpha, total
 
 
-def _product(logs: np.ndarray, log_matrix: np.ndarray) -> np.ndarray:
-    """log sum_r exp(logs[b, r]) matrix[r, j], (batch, columns); -inf where the sum is 0."""
-    found, size = np.empty((len(logs), log_matrix.shape[1])), max(1, _AT_ONCE // log_matrix.size)
-    for first in range(0, len(logs), size):
-        rows = slice(first, first + size)
-        terms = logs[rows, :, None] + log_matrix
-        top = np.maximum(terms.max(axis=1), -1e300)
-        with np.errstate(divide="ignore"):
-            found[rows] = top + np.log(np.exp(terms - top[:, None]).sum(axis=1))
+def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """log sum_r exp(logs[b, r]) matrix[r, j], (batch, columns); -inf where the sum is 0.
+
+    Sums that may have lost terms below the range of float64 are computed once more with the logarithms of all terms.
+    """
+    top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
+    sums = np.einsum("br,rj->bj", np.exp(logs - top), matrix)
+    lost, size = np.flatnonzero((sums < _SMALLEST).any(axis=1)), max(1, _AT_ONCE // matrix.size)
+    with np.errstate(divide="ignore"):
+        found = top + np.log(sums)
+        for rows in (lost[first : first + size] for first in range(0, len(lost), size)):
+            terms = logs[rows, :, None] + np.log(matrix)
+            highest = np.maximum(terms.max(axis=1), -1e300)
+            found[rows] = highest + np.log(np.exp(terms - highest[:, None]).sum(axis=1))
     return found
 
 

@@ -29,8 +29,7 @@ class Verdict:
     """One number of a figure and the expectation of theory or of the paper.
 
     `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
-    None for a number that is shown and not judged. `measurements`: names of the measurements, which are the same in all figures
-    that use them, so that repeats are not counted twice.
+    None for a number that is shown and not judged.
     """
 
     quantity: str
@@ -38,7 +37,6 @@ class Verdict:
     expected: str
     passed: bool | None
     rule: str = ""
-    measurements: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.passed is not None:
@@ -64,33 +62,23 @@ class Result:
 
 
 class Tally(NamedTuple):
-    """Counts of verdicts; `independent` is the number of judged verdicts with a measurement of their own."""
+    """Counts of verdicts: judged, those of them that failed, and numbers that are shown."""
 
     judged: int
     failed: int
-    independent: int
     shown: int
 
     @property
     def words(self) -> str:
-        """The counts as text: "150 of 150 verdicts passed, on 139 independent measurements; shown and not judged: 9"."""
+        """The counts as text: "150 of 150 verdicts passed; shown and not judged: 9"."""
         text = f"{self.judged - self.failed} of {self.judged} verdicts passed"
-        if self.independent < self.judged:
-            text += f", on {self.independent} independent measurements"
         return text + (f"; shown and not judged: {self.shown}" if self.shown else "")
 
 
 def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
-    """Count verdicts. Figures may repeat a verdict on the same measurements, which then count once."""
-    judged = [verdict for verdict in verdicts if verdict["passed"] is not None]
-    judged.sort(key=lambda verdict: -len(verdict["measurements"]))  # largest first: it may contain others
-    measured: set[str] = set()
-    independent = 0
-    for verdict in judged:
-        independent += not verdict["measurements"] or not measured.issuperset(verdict["measurements"])
-        measured.update(verdict["measurements"])
-    failed = sum(not verdict["passed"] for verdict in judged)
-    return Tally(len(judged), failed, independent, len(verdicts) - len(judged))
+    """Count verdicts."""
+    outcomes = [verdict["passed"] for verdict in verdicts]
+    return Tally(len(outcomes) - outcomes.count(None), outcomes.count(False), outcomes.count(None))
 
 
 def is_figure(path: Path) -> bool:

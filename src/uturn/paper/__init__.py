@@ -2,8 +2,6 @@
 
 Each figure is a module of this folder with the members of `registry.Figure`, and a line in `registry.FIGURES`. A module measures
 with the tools of a `Workshop`, which stores results; it judges with the rules of `verdicts`; `reproduce` does the rest.
-A module whose figure rests on a Bayesian channel names it in `channels`: the law of its noise and the calibration of its
-posterior draws are verdicts of the figure too.
 """
 
 from __future__ import annotations
@@ -15,17 +13,17 @@ from uturn.paper.registry import FIGURES, ORDER, load_figure
 
 if TYPE_CHECKING:
     from uturn.pages.figures import Result, Verdict
-    from uturn.paper.figures import channel_verdicts, reproduce
+    from uturn.paper.figures import reproduce
     from uturn.paper.workshop import Scale, Workshop
 
 __all__ = [
     "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
-    "channel_verdicts", "load_figure", "reproduce",
+    "load_figure", "reproduce",
 ]  # fmt: skip
 
 _HOMES = {
     **dict.fromkeys(("Result", "Verdict"), "pages.figures"),
-    **dict.fromkeys(("channel_verdicts", "reproduce"), "paper.figures"),
+    "reproduce": "paper.figures",
     **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
 }
 

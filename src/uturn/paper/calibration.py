@@ -18,7 +18,6 @@ from uturn.paper.calibration_runs import (
     NOISE,
     SCHEDULERS,
     SEPARATIONS,
-    SMALL,
     image_experiments,
     mixture_experiment,
     recall,
@@ -26,7 +25,6 @@ from uturn.paper.calibration_runs import (
     samplers,
     trained_denoiser,
 )
-from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
 from uturn.paper.decision_times import (
     collapse_verdict,
     draw_collapse,
@@ -38,7 +36,7 @@ from uturn.paper.decision_times import (
     speciation_verdict,
 )
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, shows, verdict
-from uturn.paper.workshop import Scale, Workshop, file_name
+from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
@@ -60,10 +58,6 @@ CAPTION = (
 LEVEL = 1e-3
 LEVELS = (0.01, 0.05, 0.2)
 GROUPS = 200  # experiments of which the false alarms are counted
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(WORDS[kind], SMALL, kind, scale) for kind in NOISE]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -12,7 +12,6 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, normals
 from uturn.corruption import Gaussian, Noisy
 from uturn.measures.cloning import collapse_time, recall_probability
-from uturn.paper.channels import WORDS
 from uturn.paper.specs import Part, experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import RHMSource
@@ -23,6 +22,7 @@ MIXTURE: dict[str, Any] = {"type": "gaussian_mixture", "dimension": 256, "num_mo
 SEPARATIONS = (0.5, 1.0, 2.0)  # of the means of mixtures, over sqrt(dimension)
 CODES = ((16, 16), (32, 256), (48, 4096))  # dimension and number of Gaussian training data, with equal log(n)/d
 NOISE = {"gaussian": (0.07, 0.15, 0.3), "masking": (0.1, 0.2, 0.3), "uniform": (0.05, 0.15, 0.3)}
+WORDS = {"gaussian": "Gaussian", "masking": "masking", "uniform": "replacement"}
 STRINGS = 64  # of the training set of the denoiser
 STEPS = {"smoke": 250, "paper": 500}  # of reverse diffusion
 TRAINING: dict[str, Any] = {"width": 32, "steps": 250, "batch_size": 64, "learning_rate": 2.5e-3, "every": 50, "held_out": 512}

@@ -13,7 +13,6 @@ from uturn.exact.theory import MeanField
 from uturn.measures.changes import chi_parts, susceptibility_of
 from uturn.measures.statistics import Estimate, estimate, replicates
 from uturn.paper import thresholds
-from uturn.paper.channels import ChannelSpec
 from uturn.paper.correlated_runs import (
     PAPER,
     PATCHES,
@@ -21,7 +20,6 @@ from uturn.paper.correlated_runs import (
     STEEP,
     TIMES,
     beside_exact,
-    control_channels,
     controls,
     exact_of,
     grammar,
@@ -85,10 +83,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         noise = np.linspace(*REACH[channel], points).tolist()
         made |= {f"{channel}-depth{L}": grammar(channel, PAPER, L, noise, scale, turns=4) for L in depths}
     return made
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [*thresholds.channels(scale), *control_channels(scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -11,11 +11,10 @@ import xarray as xr
 from uturn.core.spec import build
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, style, ticks
 
@@ -42,17 +41,6 @@ CAPTION = (
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    """Channels of the judged laws, at noise levels around the loss of the class."""
-    times = {"rhm": (0.1, 0.2), "gaussian_mixture": (1.0, 2.5), "gaussian_field": (0.3, 1.5)}
-    made = []
-    for case in cases(scale):
-        if case.judged and case.channel != "epsilon":
-            noise = times[case.source["type"]] if case.channel == "gaussian" else None
-            made.append(channel_spec(_plain(case.title), case.source, case.channel, scale, noise))
-    return made
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -11,7 +11,6 @@ from scipy.special import erf
 
 from uturn.core.experiment import Experiment
 from uturn.measures.covariances import Grid
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.exact_changes import exact_covariances
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale, Workshop
@@ -102,13 +101,6 @@ def images(scale: Scale) -> dict[str, Experiment]:
     backward = {"type": "diffusion", "steps": steps, "timestep_spacing": "trailing"}
     sizes = {"items": items, "trajectories": trajectories, "chunk": items if scale == "smoke" else 20}
     return {"images": experiment_of("fashion_mnist", "diffusion", noise, *probes, backward=backward, **sizes)}
-
-
-def control_channels(scale: Scale) -> list[ChannelSpec]:
-    return [
-        channel_spec("mixture", MIXTURE, "gaussian", scale, (1.7, 2.5)),
-        channel_spec("field", FIELD, "gaussian", scale, (0.3, 1.5)),
-    ]
 
 
 def _described(source: dict[str, Any], channel: str, noise: Sequence[float], items: int, trajectories: int) -> Experiment:

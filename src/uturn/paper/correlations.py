@@ -37,7 +37,6 @@ ALARM = 1e-3  # false-alarm rate of a verdict
 WIDTH, FAR_WIDTH = 0.03, 0.05  # largest widths of intervals: of C(r)/C(0), and of far over near
 EXPONENT_WIDTH, LENGTH_WIDTH, SLOPE_WIDTH = 0.1, 0.08, 0.25  # of the exponent at ε*, of log ξ, and of its slope
 GAUSSIAN = "gaussian-depth9"
-channels = chi.channels
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

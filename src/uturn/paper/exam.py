@@ -17,13 +17,11 @@ from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
 from uturn.paper import exam_samplers
-from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, settings
+from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
 from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_samplers import in_steps
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.verdicts import BOUNDS, Verdict
-from uturn.paper.workshop import Scale
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
@@ -48,12 +46,6 @@ _OTHER = "#8a4fb0"
 _COLORS = dict(zip(ORDERS, (ACCENT, "#009e73", CLASS), strict=True))
 _MARKS = dict(zip(list(OTHERS)[1:], ("v", "^", "s", "D"), strict=True))  # confidence is the end of a curve
 _SHOWN = (4, 16)  # numbers of steps in the lower row
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    tables = {grammar: {"type": "rhm", **settings(scale, grammar, "exact")["grammar"]} for grammar in ("dense", "sparse")}
-    masked = [channel_spec(f"{WORDS['masking']}, {name}", table, "masking", scale, (0.5, 0.75)) for name, table in tables.items()]
-    return [*masked, channel_spec(f"{WORDS['uniform']}, dense", tables["dense"], "uniform", scale, (exam_samplers.SHARE,))]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:

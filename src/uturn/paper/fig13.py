@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import f_oneway, ttest_ind
+from scipy.stats import ttest_ind
 
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
@@ -15,7 +15,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.statistics import grammar_means
 from uturn.paper.fig7 import PARAMETERS, compare, measure
 from uturn.paper.specs import mean_field
-from uturn.paper.verdicts import Verdict, above, below, mean_estimate, vanishes, verdict, within
+from uturn.paper.verdicts import Verdict, above, vanishes, verdict
 from uturn.studies.plotting.levels import draw_levels
 
 __all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
@@ -75,33 +75,6 @@ def quenched_downward(
     return result
 
 
-def competing_rules(vocab_size: int, multiplicity: int, branching: int, depth: int, grammars: int) -> np.ndarray:
-    """Numbers of rules that compete for a child whose siblings are known, counted in random grammars.
-
-    Of a rule y -> (x_1, .., x_s) and one of its children i: rules with the same siblings and another symbol at i, of the same
-    parent y, and of all parents. Mean over the rules and children of every tree level.
-
-    Returns
-    -------
-    array (grammars, 2): of the same parent, of all parents
-    """
-    v, s = vocab_size, branching
-    competing = np.empty((grammars, depth, 2))
-    for g, seed in enumerate(keys(0, Purpose.PICTURE, np.arange(grammars)).tolist()):
-        rhm = RandomHierarchyModel(v, multiplicity, s, depth, seed=seed)
-        for level, rules in rhm.rules.items():
-            parents = np.repeat(np.arange(len(rules)), rules.shape[1])
-            counts = np.zeros(2)
-            for child in range(s):
-                siblings = np.delete(rules.reshape(-1, s), child, axis=1) @ v ** np.arange(s - 1)
-                for k, context in enumerate((siblings + v ** (s - 1) * parents, siblings)):
-                    # All rules of a context differ in the child.
-                    sizes = np.bincount(np.unique(context, return_inverse=True)[1])
-                    counts[k] += (sizes * (sizes - 1)).sum() / sizes.sum() / s
-            competing[g, level - 1] = counts
-    return competing.mean(axis=1)
-
-
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["epsilon"].load()
     v, m, s, L = PARAMETERS.values()
@@ -126,8 +99,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "downward larger: a context has several fits",
             above(down, 2 * up, "more than twice"),
         ),
-        _competitors(),
-        _grammars_differ(low_noise.downward_belief),
     ]
 
 
@@ -148,36 +119,6 @@ def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField
         exact,
         f"{drawn}; annealed mean field {annealed}",
         above(p, 5e-4, f"Welch's test between grammars, every p > 0.0005 (smallest {p.min():.2g})"),
-    )
-
-
-def _competitors() -> Verdict:
-    """The number of competing rules in the mean-field map (Eq. 53), from one step of the map without noise.
-
-    A parent known for certain is a class without an alternative, n = 1, and an unknown one is one of n = v classes. The
-    belief of its child is then 1 / (1 + K), with the mean number K of rules that compete.
-    """
-    counted = competing_rules(**PARAMETERS, grammars=100)
-    v, m, s, _ = PARAMETERS.values()
-    theory = [1 / float(MeanField(v, m, s, n).curves(0.0, 1).downward[0]) - 1 for n in (1, v)]
-    means = [mean_estimate(column) for column in counted.T]
-    t = (counted.mean(axis=0) - theory) / (counted.std(axis=0, ddof=1) / np.sqrt(len(counted)))
-    return verdict(
-        "rules that compete for a child whose siblings are known: of the same parent, of all parents, counted in 100 grammars",
-        f"{means[0]}; {means[1]}",
-        f"{theory[0]:.4f}; {theory[1]:.4f} (mean-field map without noise)",
-        within(t, 3.5, f"t = {t[0]:+.1f}, {t[1]:+.1f}, below 3.5 in size"),
-    )
-
-
-def _grammars_differ(belief: xr.DataArray) -> Verdict:
-    """Strings of one grammar resemble each other more than strings of different grammars."""
-    test = f_oneway(*(group.values for _, group in belief.isel(tree_level=0).groupby("grammar")))
-    return verdict(
-        "downward messages to the leaves of a string at ε = 0.1: variance between grammars over that within",
-        f"F = {test.statistic:.1f}, p = {test.pvalue:.1g}",
-        "above 1: the rules of the grammars differ",
-        below(test.pvalue, 1e-3, "analysis of variance, p < 0.001"),
     )
 
 

@@ -11,8 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.registry import part_class
 from uturn.measures.statistics import Estimate, crossing, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7, thresholds
-from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.specs import experiment_of, mean_field, rhm
+from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
@@ -48,10 +47,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     return {
         name: experiment_of(described.source, name, levels.round(6), *described.probes, **sizes) for name, levels in noise.items()
     }
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(channel.label, rhm(**PARAMETERS), name, scale) for name, channel in CHANNELS.items()]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

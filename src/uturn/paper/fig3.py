@@ -12,9 +12,8 @@ from uturn.corruption import Masking
 from uturn.exact.inference import sample_posterior
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper import small_tree as small
-from uturn.paper.channels import ChannelSpec, channel_spec
-from uturn.paper.verdicts import Verdict, equal, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.verdicts import Verdict, equal, verdict
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, style
 
@@ -28,10 +27,6 @@ CAPTION = (
     "leaves elsewhere can come back, as their context determines them."
 )
 NOISE = 0.5
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec("masking", small.SOURCE, "masking", scale, [NOISE])]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -54,37 +49,10 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["instance"]
-    rhm = small.grammar_of(data)
     trees = {name: small.by_level(data[name]) for name in ("original", "reconstruction")}
-    m, L, d, n = data.sizes["rule"], rhm.depth, rhm.num_leaves, rhm.num_classes
-    rules_drawn = (d - 1) // (rhm.branching - 1)
-    expected = -(np.log(n) + rules_drawn * np.log(m))
-
-    read = {name: rhm.parse(tree[0][None]) for name, tree in trees.items()}
-    agree = sum(int((read[name].latents[level][0] == tree[level]).sum()) for name, tree in trees.items() for level in tree)
-    measured = {name: float(rhm.log_likelihood(tree[0][None])[0]) for name, tree in trees.items()}
-    grammatical = count_grammatical(rhm)
     seen = data.observed.values >= 0
     unchanged = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
     return data, [
-        verdict(
-            "nodes whose symbol a parser recovers from the leaves, both trees",
-            f"{agree} of {2 * data.sizes['node']}",
-            "all: a string has one parse",
-            equal(agree, 2 * data.sizes["node"]),
-        ),
-        verdict(
-            "log-likelihood of original and reconstruction",
-            " and ".join(f"{value:.6f}" for value in measured.values()) + " nats",
-            f"-(log n + (d-1)/(s-1) log m) = {expected:.6f} nats",
-            within([value - expected for value in measured.values()], 1e-9, "equal to 1e-9"),
-        ),
-        verdict(
-            f"grammatical strings among all {rhm.vocab_size}**{d} = {rhm.vocab_size**d:,}",
-            grammatical,
-            f"n m**((d-1)/(s-1)) = {n} * {m}**{rules_drawn} = {n * m**rules_drawn}",
-            equal(grammatical, n * m**rules_drawn, f"equal; every string parsed up to level {L}"),
-        ),
         verdict(
             "leaves that were seen and are unchanged: original, reconstruction",
             f"{unchanged['original']} and {unchanged['reconstruction']} of {int(seen.sum())}",
@@ -92,17 +60,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             equal(list(unchanged.values()), int(seen.sum())),
         ),
     ]
-
-
-def count_grammatical(rhm: RandomHierarchyModel) -> int:
-    """Number of strings that parse, by trying all v**d of them (d <= 8)."""
-    v, d = rhm.vocab_size, rhm.num_leaves
-    half = np.stack(np.meshgrid(*[np.arange(v)] * (d // 2), indexing="ij"), axis=-1).reshape(-1, d // 2)
-    total = 0
-    for head in half:
-        strings = np.concatenate([np.broadcast_to(head, half.shape), half], axis=1)
-        total += int(rhm.parse(strings).valid[rhm.depth].sum())
-    return total
 
 
 def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[tuple[int, int, int]]:

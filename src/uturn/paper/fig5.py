@@ -9,7 +9,6 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import BOUNDS, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -36,10 +35,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 def tree() -> Experiment:
     """Four strings of 64 leaves, whose nodes are kept one by one."""
     return experiment_of(rhm(**PAPER, depth=6), "gaussian", NOISE, "tree_levels", "tree_nodes", items=4, trajectories=16)
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec("Gaussian", rhm(**PAPER, depth=10), "gaussian", scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -11,7 +11,6 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import BOUNDS, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -34,10 +33,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     noise = np.unique(np.r_[np.linspace(0, 1, 21), np.linspace(0.62, 0.84, 23)].round(6))
     source, probes = rhm(**PARAMETERS, grammars=grammars), ("tree_levels", "messages")  # messages: figs. 12, 13
     return {"epsilon": experiment_of(source, "epsilon", noise, *probes, items=items, trajectories=trajectories, chunk=24)}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec("ε-process", rhm(**PARAMETERS), "epsilon", scale)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -81,7 +76,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     chance = 1 / PARAMETERS["vocab_size"]
     lost = estimate(run.belief, lambda c: transition(run.noise.values, c[:, L], 1.0, chance).location)
     data.attrs.update(transition=lost.value, transition_low=lost.low, transition_high=lost.high)
-    return data, [shifted, _swap(run.belief, theory), _draws(run)]
+    return data, [shifted, _swap(run.belief, theory)]
 
 
 def _swap(belief: xr.DataArray, theory: MeanField) -> Verdict:
@@ -93,21 +88,6 @@ def _swap(belief: xr.DataArray, theory: MeanField) -> Verdict:
         swap,
         f"{expected:.4f} (mean field, L = {L}; ε* = {theory.critical_noise:.4f})",
         within(swap.value - expected, 2 * TOLERANCE),
-    )
-
-
-def _draws(run: xr.Dataset) -> Verdict:
-    """A draw from the posterior keeps a symbol with its marginal probability: two measurements of one number.
-
-    Items are independent, so the sum over noise levels has a t distribution with items - 1 degrees of freedom.
-    """
-    difference = (run.unchanged.mean("trajectory", dtype=float) - run.belief).sum("noise")
-    t = (difference.mean("item") / (difference.std("item", ddof=1) / np.sqrt(run.sizes["item"]))).values
-    return verdict(
-        f"posterior draws against marginals, t statistic of levels 0 .. {PARAMETERS['depth']}",
-        ", ".join(f"{value:+.1f}" for value in t),
-        "0, standard deviation 1",
-        within(t, 3.5, "below 3.5 in size at every level"),
     )
 
 

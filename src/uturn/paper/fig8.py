@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.stats import mannwhitneyu
 
 from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
 from uturn.paper import string_classifier
@@ -104,8 +103,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         _order(run.similarity, places),
         _grammars(grammar_swaps, swaps.exact, places),
         *_falls(run, network.random_pairs.sel(pair="independent").values, 1 / v),
-        _same_class(run),
-        _distances(run, network),
     ]
 
 
@@ -228,30 +225,6 @@ def _falls(run: xr.Dataset, floor: np.ndarray, chance: float) -> list[Verdict]:
             above(narrower.low, 0, "interval of the difference above 0"),
         ),
     ]
-
-
-def _same_class(run: xr.Dataset) -> Verdict:
-    over = ("item", "trajectory")
-    unchanged = run.unchanged.isel(tree_level=-1, drop=True).mean(over, dtype=float)
-    misjudged = float(np.abs(run.same_class.mean(over, dtype=float) - unchanged).max())
-    return verdict(
-        "same predicted class against same class, largest difference over ε",
-        f"{misjudged:.4f}",
-        "at most the network's errors on two strings",
-        below(misjudged, 0.02, "below 2 x 0.01"),
-    )
-
-
-def _distances(run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """A test by ranks: some units are nearly always silent, so a few pairs are a hundred times as far apart as the others."""
-    ends = run.distance.sel(noise=1.0).isel(trajectory=0), network.random_distances
-    p = mannwhitneyu(*(values.transpose(..., "network_layer").values for values in ends)).pvalue
-    return verdict(
-        "squared distance at ε = 1 against that of random pairs of strings, p-values of the layers (rank test)",
-        ", ".join(f"{value:.2g}" for value in p),
-        "the same law: nothing is left of the original",
-        above(p * len(p), 1e-3, "none below 0.001 / number of layers"),
-    )
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -25,7 +25,6 @@ CAPTION = (
 )
 LEVEL, NODE = 2, 1  # the parent
 STEP = 0.92  # from tile to tile
-channels = fig4.channels  # the observation is that of fig. 4
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

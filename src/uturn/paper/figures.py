@@ -12,8 +12,7 @@ from typing import Any
 
 from uturn.core.files import whole_file
 from uturn.pages import fetch, live_page, write_page
-from uturn.pages.figures import Result, Verdict
-from uturn.paper import channels
+from uturn.pages.figures import Result
 from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.datasets import write_dataset
@@ -82,7 +81,6 @@ def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
     """Make one figure and write its files."""
     start = time.monotonic()
     data, verdicts = figure.analyse(figure.measure(workshop))
-    verdicts = verdicts + channel_verdicts(figure, workshop)
     write_dataset(data, out / f"{name}.zarr")
     save_figure(figure.draw(data), out / f"{name}.png", out / f"{name}.pdf")
     files, seconds = {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}, time.monotonic() - start
@@ -90,8 +88,3 @@ def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
     with whole_file(out / f"{name}.json") as file:
         file.write(json.dumps(asdict(result), indent=1, ensure_ascii=False).encode())
     return result
-
-
-def channel_verdicts(figure: Figure | Any, workshop: Workshop) -> list[Verdict]:
-    """Verdicts on the channels that a figure names, if any."""
-    return channels.verdicts(figure.channels(workshop.scale), workshop)

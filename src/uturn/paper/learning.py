@@ -11,10 +11,9 @@ import xarray as xr
 from scipy.stats import binomtest, page_trend_test
 
 from uturn.measures.statistics import Estimate, crossing
-from uturn.paper.channels import WORDS, ChannelSpec, channel_spec
-from uturn.paper.trained_denoisers import OTHERS, SETTINGS, SWEPT, exact_runs, network_runs
+from uturn.paper.trained_denoisers import OTHERS, SWEPT, exact_runs, network_runs
 from uturn.paper.verdicts import Verdict, above, below, shows, verdict, within
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, style
 
 TITLE = "Does a trained denoiser do what belief propagation does?"
@@ -38,11 +37,6 @@ FALSE_ALARM = 0.01  # probability that a trend over the grammars is found where 
 # The last number shifts the marker, because both are at the same size.
 _MARKERS = {"masking": ("^", "#0072b2", 0.87), "uniform": ("D", "#009e73", 1.15)}
 _STATES = (("best", "o-", THEORY, "stopped early"), ("last", "s--", CLASS, "trained to the end"))
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    table = {"type": "rhm", **SETTINGS[scale]["grammar"]}
-    return [channel_spec(WORDS[kind], table, kind, scale) for kind in (SWEPT, *OTHERS)]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:

@@ -1,6 +1,6 @@
-"""Data with and without a hierarchy for the nesting index: two sets of parameters, one for design and one held out.
+"""Data with and without a hierarchy for the nesting index, with held-out parameters.
 
-The index was chosen on `DESIGN`. The sets of `HELD_OUT` were written down before the index was computed on them.
+The index was chosen on other sets (`benchmarks/hierarchy.py`); these were written down before it was computed on them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.random import Purpose, keys, normals, uniforms
+from uturn.core.experiment import Experiment
+from uturn.core.random import Purpose, keys, normals
 from uturn.exact.laws import GaussianMixture, power_law, simplex
 from uturn.measures.hierarchy import nesting_index, site_changes
 from uturn.paper.specs import experiment_of
@@ -25,37 +26,6 @@ ITEMS, TRAJECTORIES = 100, 8
 Sites = tuple[Any, ...]
 """A code over some sites: ("grammar", v, m, s) with one level of rules, or ("mixture", modes, distance, sites)."""
 
-DESIGN: dict[str, list[Any]] = {
-    # (v, m, s, L), as many classes as symbols
-    "grammars": [
-        *((32, 8, 2, 3), (32, 8, 2, 5), (32, 12, 2, 3), (32, 12, 2, 5), (16, 4, 2, 4)),
-        *((16, 6, 2, 3), (8, 2, 2, 3), (8, 3, 2, 4), (32, 2, 2, 5), (8, 8, 3, 3)),
-    ],
-    # (v, m, s), strings side by side
-    "one-level grammars": [
-        *(((4, 512, 8), 1), ((4, 512, 8), 4), ((8, 512, 8), 1), ((4, 16, 8), 1), ((2, 4, 8), 1)),
-        *(((4, 128, 8), 2), ((8, 64, 4), 1), ((8, 64, 4), 8), ((16, 8, 4), 2), ((32, 8, 2), 8)),
-    ],
-    "unrelated features": [
-        [("grammar", 4, 512, 8), ("grammar", 4, 16, 8)],
-        [("grammar", 8, 64, 4), ("grammar", 4, 4, 4)],
-        [("mixture", 16, 16.0, 16), ("mixture", 4, 10.0, 16)],
-        [("mixture", 16, 16.0, 16), ("mixture", 4, 10.0, 8), ("mixture", 8, 6.0, 8)],
-        [("grammar", 4, 512, 8), ("grammar", 4, 16, 4), ("grammar", 8, 4, 4)],
-        [("grammar", 4, 16, 8), ("mixture", 8, 16.0, 8)],
-        [("mixture", 64, 16.0, 32), ("grammar", 4, 16, 8), ("grammar", 4, 128, 8), ("mixture", 2, 12.0, 16)],
-        [("mixture", 2, 32.0, 32), ("mixture", 32, 16.0, 32)],
-        [("grammar", 4, 16, 8), ("grammar", 2, 4, 8), ("grammar", 8, 512, 8), ("mixture", 4, 10.0, 8)],
-        [("mixture", 8, 24.0, 64), ("mixture", 8, 8.0, 32), ("mixture", 8, 4.0, 32)],
-    ],
-    # (modes, distance between means in standard deviations, sites)
-    "random codes": [(256, 9.0, 64), (1000, 10.0, 128), (500, 9.5, 256), (1000, 9.0, 64), (128, 8.0, 128)],
-    "flat mixtures": [(2, 32.0, 64), (4, 16.0, 64), (8, 24.0, 128), (32, 16.0, 64), (64, 24.0, 128)],
-    # and the exponent of the weights k**-exponent of the modes
-    "unequal mixtures": [(5, 16.0, 64, 1.0), (3, 24.0, 64, 2.0), (16, 16.0, 128, 1.0), (32, 12.0, 64, 0.5), (8, 32.0, 32, 1.5)],
-    # (size, exponent of the power spectrum)
-    "fields": [(8, 1.0), (16, 2.0), (16, 3.0), (8, 2.0), (16, 0.5)],
-}
 HELD_OUT: dict[str, list[Any]] = {
     "grammars": [
         *((24, 6, 2, 3), (24, 9, 2, 4), (12, 3, 2, 5), (12, 2, 2, 3), (20, 5, 2, 6)),
@@ -82,7 +52,7 @@ HELD_OUT: dict[str, list[Any]] = {
     "unequal mixtures": [(4, 20.0, 128, 1.2), (10, 14.0, 64, 0.8), (6, 28.0, 64, 2.5), (24, 16.0, 128, 1.0), (12, 10.0, 32, 0.6)],
     "fields": [(8, 0.8), (16, 1.5), (8, 3.5), (16, 2.5), (16, 1.2)],
 }
-CONTROLS = tuple(kind for kind in DESIGN if kind != "grammars")
+CONTROLS = tuple(kind for kind in HELD_OUT if kind != "grammars")
 
 
 def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: str = "gaussian") -> tuple[xr.DataArray, int]:
@@ -109,13 +79,15 @@ def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: 
     return _mixture(modes, distance, sites, seed, items, weights / weights.sum()), 2
 
 
-def grammar_changes(
-    source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian", noisy: bool = False
-) -> xr.DataArray:
-    """Changes of the leaves of strings of a source, `rhm` unless it has another type; `noisy`: from originals to noisy data."""
+def grammar_changes(source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian") -> xr.DataArray:
+    """Changes of the leaves of strings of a source, `rhm` unless it has another type."""
+    return site_changes(grammar_experiment(source, seed, items, channel))
+
+
+def grammar_experiment(source: dict[str, Any], seed: int, items: int = ITEMS, channel: str = "gaussian") -> Experiment:
+    """U-turns of strings of a source, `rhm` unless it has another type."""
     source, noise = {"type": "rhm", **source}, NOISE if channel == "gaussian" else SHARES
-    made = experiment_of(source, channel, noise, "tree_levels", items=items, trajectories=TRAJECTORIES, seed=seed)
-    return site_changes(made, noisy)
+    return experiment_of(source, channel, noise, "tree_levels", items=items, trajectories=TRAJECTORIES, seed=seed)
 
 
 def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.DataArray:
@@ -128,30 +100,6 @@ def vector_changes(law: GaussianMixture, seed: int, items: int = ITEMS) -> xr.Da
         rebuilt = law.sample_posterior(noisy, noise, next(streams)).values
         squares.append(np.square(rebuilt - copies).reshape(items, TRAJECTORIES, -1))
     return xr.DataArray(np.array(squares), dims=("noise", "item", "trajectory", "site"), coords={"noise": NOISE})
-
-
-def nested_bursts(
-    items: int = ITEMS, trajectories: int = TRAJECTORIES, levels: int = 4, seed: int = 0
-) -> dict[str, xr.DataArray]:
-    """Independent bits in noise that hides whole blocks of 1, 2, 4, .. neighbours: hidden sites and changed sites.
-
-    At noise x each block of each level is hidden with a probability such that a site is hidden with probability x. Hidden bits
-    are redrawn, which is the exact posterior.
-    """
-    sites = 2**levels
-    hidden = np.zeros((len(SHARES), items, trajectories, sites), bool)
-    streams = keys(seed, Purpose.CORRUPTION, np.arange(hidden[..., 0].size))
-    numbers = uniforms(streams, 2 * sites - 1).reshape(*hidden.shape[:3], -1)
-    rate = 1 - (1 - SHARES) ** (1 / (levels + 1))
-    first = 0
-    for k in range(levels + 1):
-        blocks = numbers[..., first : first + sites // 2**k] < rate[:, None, None, None]
-        hidden |= blocks.repeat(2**k, axis=-1)
-        first += sites // 2**k
-    coins = uniforms(keys(seed, Purpose.RECONSTRUCTION, np.arange(len(streams))), sites).reshape(hidden.shape) < 0.5
-    dims = ("noise", "item", "trajectory", "site")
-    made = {"noise": hidden, "changes": hidden & coins}
-    return {name: xr.DataArray(values.astype(float), dims=dims, coords={"noise": SHARES}) for name, values in made.items()}
 
 
 def nested_order(size: int) -> np.ndarray:

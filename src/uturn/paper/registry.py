@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import xarray as xr
 
-    from uturn.paper.channels import ChannelSpec
     from uturn.paper.verdicts import Verdict
-    from uturn.paper.workshop import Scale, Workshop
+    from uturn.paper.workshop import Workshop
 
 # Order of the page; numbers: approximate seconds at smoke scale on two cores.
 FIGURES = {
@@ -72,16 +71,8 @@ class Figure(Protocol):
     def draw(self, data: xr.Dataset) -> Any:
         """The matplotlib figure."""
 
-    def channels(self, scale: Scale) -> list[ChannelSpec]:
-        """The Bayesian channels that the figure rests on, and negative controls: their verdicts are verdicts of the figure.
-
-        A module without this function has none. The ε-process is not a Bayesian channel, because it pins its beliefs on the
-        original; a trained network has no exact posterior to compare with.
-        """
-
 
 def load_figure(name: str) -> Figure:
-    """The module of a figure, with the default of `channels`."""
+    """The module of a figure."""
     module: Any = importlib.import_module(f"uturn.paper.{name}")
-    vars(module).setdefault("channels", lambda scale: [])
     return module

@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.core.u_turns import u_turn
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.measures.statistics import (
     Estimate,
@@ -26,11 +25,9 @@ from uturn.measures.statistics import (
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.networks.training import History, train
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import BOUNDS, Verdict, above, at_least, below, verdict, within
+from uturn.paper.verdicts import BOUNDS, Verdict, above, at_least, below, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style, ticks
@@ -95,10 +92,6 @@ def reference() -> np.ndarray:
     return SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
 
 
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec("mixture", SOURCE.model_dump(), "gaussian", scale, (0.5, 1.5, 2.5))]
-
-
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
@@ -112,32 +105,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     run = workshop.run("s9-mixture", described)
     # On fresh vectors: the held-out ones decided when the training stopped.
     accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
-    return {"mixture": run.assign_attrs(accuracy=accuracy), "written out": written_out(described, classifier)}
-
-
-def written_out(described: Experiment, classifier: Path, noise: float = 1.0, items: int = 100) -> xr.Dataset:
-    """Similarities of the first items at one noise level by the definition: cosine of (a - mean)/deviation, unit by unit."""
-    source, corruption, backward, _ = described.parts
-    probe = HiddenLayers(load_network(classifier), "every block")
-
-    def activations(vectors: np.ndarray) -> dict[str, np.ndarray]:
-        batches = list(probe.activations(vectors))
-        return {layer: np.concatenate([batch[layer].double().numpy() for batch in batches]) for layer in probe.layers}
-
-    (originals,) = source.blocks(np.arange(items), described.seed, described.items)
-    rebuilt = u_turn(originals, corruption, backward, noise, described.seed).reconstructions[:, 0]
-    moments = activations(reference())
-    before, after = activations(originals.values), activations(rebuilt)
-    rows = []
-    for layer, values in moments.items():
-        deviation = values.std(axis=0)
-        used = deviation > 0  # a unit that is always off has no standard deviation
-        a, b = ((x[layer] - values.mean(axis=0))[:, used] / deviation[used] for x in (before, after))
-        rows.append((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-    return xr.Dataset(
-        {"similarity": (("network_layer", "item"), np.array(rows))},
-        coords={"network_layer": list(moments), "item": np.arange(items), "noise": noise},
-    )
+    return {"mixture": run.assign_attrs(accuracy=accuracy)}
 
 
 def _accuracy(network: Any, vectors: Any) -> float:
@@ -182,7 +150,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     return data, [
         verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", at_least(accuracy, 0.999)),
         _transition(run.same_class, expected),
-        _class_curve(run.same_class, theory),
         _no_inversion(curves.values, repeated),
         verdict(
             "hierarchy index, class and logits against the first block",
@@ -190,7 +157,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "0",
             below([interval.high for interval in index], 0.05, "intervals below 0.05"),
         ),
-        _by_definition(run, runs["written out"]),
     ]
 
 
@@ -203,18 +169,6 @@ def _transition(same_class: xr.DataArray, expected: float) -> Verdict:
         above(expected, star.low, "inside the interval, which is narrower than 20 % of it"),
         below(expected, star.high, ""),
         below(star.high - star.low, 0.2 * expected, ""),
-    )
-
-
-def _class_curve(same_class: xr.DataArray, theory: xr.DataArray) -> Verdict:
-    """Items are independent, so the sum over noise levels has a t distribution."""
-    difference = (same_class.mean("trajectory", dtype=float) - theory).sum("noise")
-    t = float(difference.mean() / (difference.std(ddof=1) / np.sqrt(difference.sizes["item"])))
-    return verdict(
-        "probability that the class is kept, minus the integral, summed over noise levels: t statistic",
-        f"{t:+.2f}",
-        "0, standard deviation 1",
-        within(t, 3.5, "below 3.5 in size"),
     )
 
 
@@ -231,17 +185,6 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
         f"{lowest[0]:+.1f}; {lowest[1]:+.1f}",
         "no inversion: not below",
         above(lowest, -3.5, f"above -3.5 at all {len(curves) - 1} noise levels (errors below 0.001 count as 0.001)"),
-    )
-
-
-def _by_definition(run: xr.Dataset, written: xr.Dataset) -> Verdict:
-    measured = run.similarity.sel(noise=written.noise, item=written["item"].values, trajectory=0)
-    error = np.abs(written.similarity - measured).max("item").values
-    return verdict(
-        f"similarities at t = {float(written.noise):g} against their definition written out: largest difference in every layer",
-        ", ".join(f"{value:.1e}" for value in error),
-        "0: cosine of deviations from the mean, divided by their standard deviation",
-        below(error, 1e-4, "below 1e-4 (single precision)"),
     )
 
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.stats import gamma, norm
 
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.calibration import paired
-from uturn.paper.channels import gaussian_law
 
 PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
@@ -259,9 +259,50 @@ def _laws_of_first_inputs(laws: list[tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
-    """Law of the noise in the first input of a model, at the timestep it was called with (see `channels.gaussian_law`)."""
+    """Law of the noise in the first input of a model, at the timestep it was called with (see `gaussian_law`)."""
     noisy, timestep = model.asked
     a, s = (float(np.ravel(x)[0]) for x in model.amplitudes(timestep))
     scale = np.hypot(a, s)  # to the units of a variance-preserving process
     x = noisy.numpy().transpose(0, 2, 3, 1).reshape(len(strings), strings.shape[1], -1) / scale
     return gaussian_law(np.eye(x.shape[2])[strings], x, (a / scale) ** 2)
+
+
+Law = tuple[np.ndarray, np.ndarray, list[float], list[float]]
+
+
+def gaussian_law(x0: np.ndarray, xt: np.ndarray, abar: float) -> Law:
+    """Law of the noise in `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, arrays (items, ...), by two quantities.
+
+    With the residual r = (x_t - sqrt(abar) x_0)/sqrt(1 - abar) they are r projected on x_0, and the square of r. Returns both
+    with mean 0 and variance 1, (items, quantity); both in natural units, amplitude of the signal and variance of the noise; the
+    expectation of these; and the excess kurtosis of the first.
+    """
+    x0, xt = (np.asarray(x, float).reshape(len(x), -1) for x in (x0, xt))
+    norm, n = np.sqrt((x0**2).sum(axis=1)), x0.shape[1]
+    noise = xt - np.sqrt(abar) * x0
+    along, square = (noise * x0).sum(axis=1) / norm, (noise**2).sum(axis=1)
+    standardised = np.stack([along / np.sqrt(1 - abar), (square / (1 - abar) - n) / np.sqrt(2 * n)], axis=1)
+    natural = np.stack([np.sqrt(abar) + along / norm, square / n], axis=1)
+    return standardised, natural, [np.sqrt(abar), 1 - abar], [0.0, 12 / n]
+
+
+def law_p_values(data: xr.Dataset) -> np.ndarray:
+    """P-values of the mean and of the spread over items at each noise level, and of the spread of the sum over the levels.
+
+    `data`: `standardised` (noise, item, quantity), numbers of mean 0 and variance 1, and `excess`, their excess kurtosis. The sum
+    over L independent levels has variance L; noise that is the same at all levels has L**2.
+    """
+    z = data.standardised.transpose("noise", "item", "quantity").values
+    levels, items = z.shape[:2]
+    excess = data.excess.transpose("noise", "quantity").values
+
+    def spread(values: np.ndarray, excess: np.ndarray) -> np.ndarray:
+        # A sum of squares has mean 1 and variance 2 + excess per item: the gamma law with these moments.
+        law = gamma(items / (2 + excess), scale=2 + excess)
+        square = (values**2).sum(axis=-2)
+        return (2 * np.minimum(law.cdf(square), law.sf(square))).clip(max=1)
+
+    p_values = [2 * norm.sf(np.abs(z.sum(axis=1)) / np.sqrt(items)), spread(z, excess)]
+    if levels > 1:
+        p_values.append(spread(z.sum(axis=0) / np.sqrt(levels), excess.mean(axis=0) / levels)[None])
+    return np.concatenate(p_values)

@@ -16,7 +16,6 @@ import xarray as xr
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.calibration import calibrate, holm
 from uturn.measures.statistics import Estimate
-from uturn.paper.channels import WORDS, ChannelSpec, channel_spec, law_p_values
 from uturn.paper.sampler_laws import (
     CHANNELS,
     NOISE,
@@ -27,12 +26,13 @@ from uturn.paper.sampler_laws import (
     Size,
     channel_sampler,
     exact_sampler,
+    law_p_values,
     measured,
     num_leaves,
     scheduler_sampler,
 )  # fmt: skip
 from uturn.paper.verdicts import BOUNDS, Verdict, above, below, verdict
-from uturn.paper.workshop import Scale, Workshop, file_name
+from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
 
@@ -65,10 +65,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     names = {label: f"schedulers-{file_name(label)}" for label in jobs}
     runs = workshop.keep_all("samplers", {names[label]: job for label, job in jobs.items()})
     return {label: runs[name] for label, name in names.items()}
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    return [channel_spec(WORDS[kind], {"type": "rhm", **PARAMETERS}, kind, scale, [level]) for kind, level in NOISE.items()]
 
 
 # -- distances between laws, from counts on independent sheets of strings -------------------------------------------------------

@@ -113,7 +113,7 @@ def reference(source: RHMSource) -> np.ndarray:
 
 def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Dataset:
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
-    independent pairs, and the squared distance of each independent pair."""
+    independent pairs."""
     network: Any = load_network(classifier)
     chosen = setup(workshop.scale)
 
@@ -129,11 +129,10 @@ def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Datas
             {
                 "accuracy": accuracy(network, leaves, classes),
                 "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
-                "random_distances": (("number", "network_layer"), compared[1].distance),
             },
             coords={"pair": list(pairs), "network_layer": list(probe.layers)},
             attrs={"test_strings": len(leaves), "training_steps": network.facts["steps"]},
         )
 
-    settings = {"network": fingerprint(network), "random_distances": True, **chosen._asdict()}
+    settings = {"network": fingerprint(network), **chosen._asdict()}
     return workshop.keep("fig8-network", settings, compute)

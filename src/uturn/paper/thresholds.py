@@ -13,7 +13,6 @@ from uturn.core.random import Purpose, keys
 from uturn.core.registry import part_class
 from uturn.exact.population import population_dynamics, threshold
 from uturn.measures.statistics import Estimate, crossing, grammar_means
-from uturn.paper.channels import ChannelSpec, channel_spec
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import Verdict, below, holds, listed, mean_estimate, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -79,11 +78,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             source = rhm(**PAPER, depth=depth, grammars=size.grammars)
             made[f"{channel}-depth{depth}"] = experiment_of(source, channel, noise, probe, items=size.items, chunk=size.items)
     return made
-
-
-def channels(scale: Scale) -> list[ChannelSpec]:
-    source = rhm(**PAPER, depth=10)
-    return [channel_spec(channel.label, source, name, scale) for name, channel in CHANNELS.items() if name != "epsilon"]
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
