@@ -514,7 +514,7 @@ def test_mask_files_of_booleans_regions_and_segments(folder):
     ("more", "message"),
     [
         ({"keep_first": 6}, "keep_first = 6: line .* has no token left that noise can change"),
-        ({"fixed": "nowhere.txt"}, "fixed = 'nowhere.txt': no such file"),
+        ({"fixed": "nowhere.txt"}, "fixed = 'nowhere.txt'"),
         ({"fixed": "letters.txt"}, "expected 1 for a fixed token and 0 for the others"),
         ({"fixed": "mask.npy"}, r"fixed = .* has shape \(60, 4\) and dtype bool; expected booleans of shape"),
         ({"fixed": "more.txt"}, "fixed = 'more.txt' has 13 lines, but the texts have 12"),

@@ -20,7 +20,7 @@ from uturn.cli.presets import ImageOptions
 from uturn.networks.images.classifiers import load_classifier
 from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
-from uturn.networks.modules import _timm_has_classes, load_module
+from uturn.networks.modules import Network, _timm_has_classes
 from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
 from uturn.probes.network_layers import hidden_layers_of
@@ -511,14 +511,14 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
         ImageOptions(class_prompts="a {}").experiment()
     with pytest.raises(ValueError, match="texts: classifier = 'fashion_mnist' has no encoder of texts"):
         load_classifier("fashion_mnist", texts=["a", "b"])
-    load_module.cache_clear()
+    Network.load.cache_clear()
     other = Source((3, 18, 18))  # not in the cache of what was loaded before
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused(r"needs a package that is missing .*; pip install 'uturn\[text-to-image\]'", f"clip:{clip}", other)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "torchvision", None)
     refused(r"needs a package that is missing .*; pip install 'uturn\[images\]'", f"clip:{clip}", other)
-    load_module.cache_clear()
+    Network.load.cache_clear()
 
 
 def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):

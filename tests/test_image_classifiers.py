@@ -17,7 +17,7 @@ from uturn.cli.presets import ImageOptions, InverseOptions
 from uturn.networks.images import classifiers as image_classifiers
 from uturn.networks.images.classifiers import in_top, load_classifier
 from uturn.networks.layers import every_block
-from uturn.networks.modules import load_module
+from uturn.networks.modules import Network
 from uturn.probes import KeepImages, NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import ImageFolderSource, Images
@@ -477,7 +477,7 @@ def test_weights_by_name_are_downloaded_and_never_unpickled(resnet, monkeypatch)
         return resnet[0].state_dict()
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    load_module.cache_clear()
+    Network.load.cache_clear()
     for weights in (None, "DEFAULT", "IMAGENET1K_V1"):
         assert load_classifier("torchvision:resnet18", weights).num_classes == 1000
     assert {name for name, _ in asked} == {"resnet18-f37072fd.pth"}
@@ -488,7 +488,7 @@ def test_without_a_network_the_way_out_is_said(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no route\nto host")
 
-    load_module.cache_clear()
+    Network.load.cache_clear()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     monkeypatch.setattr("timm.create_model", fail)
     for spec, words in [

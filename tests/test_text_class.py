@@ -15,7 +15,7 @@ from command_line import uturn
 from tiny_language import Table
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.classifiers import class_logits
-from uturn.networks.texts.language_files import load_text_model
+from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextClass
 from uturn.sources.tokens import PAD, Tokens
 
@@ -243,7 +243,7 @@ def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp
     tokenizers = {probe["type"]: probe.get("tokenizer") for probe in spec["probes"]}
     assert tokenizers["text_class"] == tokenizers["text_layers"] == str(folder / "letters")
     with_line, without = TextClass(model=str(folder / "letters")), TextClass(model=str(letters), model_type="bert")
-    assert with_line.loaded().identity == without.loaded().identity
+    assert with_line.text_model.load().identity == without.text_model.load().identity
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_weights_of_the_pooler_must_be_there(folder, tmp_path):
     del weights["bert.pooler.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"pooler\.dense\.weight are missing"):
-        load_text_model(str(tmp_path), "classifier")
+        TextModel(str(tmp_path), "classifier").load()
 
 
 class Malicious:
@@ -323,10 +323,10 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
     weights = load_file(place / "model.safetensors")
     (place / "model.safetensors").unlink()
     torch.save(weights, place / "pytorch_model.bin")
-    load_text_model(str(place), "classifier")  # plain tensors are read
+    TextModel(str(place), "classifier").load()  # plain tensors are read
     torch.save({**weights, "extra": Malicious()}, place / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read as a classifier model of texts") as error:
-        load_text_model(str(place), "classifier", device="cpu")
+        TextModel(str(place), "classifier", device="cpu").load()
     assert "\n" not in str(error.value)
     assert not (tmp_path / "it_ran").exists()
 
@@ -340,7 +340,7 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
         ("0\n" * 9, "has 9 lines, but the texts have 8"),
         ("9" * 20 + "\n", "line 1 is '99999999999999999999'"),
         ("9\n" * 8, "knows the classes 0 .. 3, but the largest label of the texts is 9"),
-        (None, "no such file; expected a text file with a line for each text"),
+        (None, "cannot read labels"),
     ],
 )
 def test_wrong_labels(folder, tmp_path, lines, words):
@@ -363,7 +363,7 @@ def test_a_classifier_that_looks_for_its_padding_finds_it(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer.save_pretrained(tmp_path)
-    model = load_text_model(str(tmp_path), "classifier")
+    model = TextModel(str(tmp_path), "classifier").load()
     assert model.tokenizer.pad_id == 0
     rows = [np.array(model.tokenizer.encode(text)) for text in ("cat", "a", "horse")]
     padded = np.stack([np.pad(row, (0, 5 - len(row)), constant_values=PAD) for row in rows])

@@ -9,8 +9,9 @@ import torch
 
 import tiny_texts
 import uturn as ut
+from uturn.core.files import clear_caches
 from uturn.core.protocols import UTurns
-from uturn.networks.texts.language_files import load_text_model
+from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.text_layers import text_states_of
 from uturn.probes.text_likelihood import likelihoods_of
@@ -176,7 +177,7 @@ def test_poolings(folder, tmp_path):
     source = experiment(folder, {"type": "tokens"}).parts.source
     for k, mode in enumerate(("cls_token", "max_tokens", "lasttoken")):
         place = tiny_texts.write_sentence_model(tmp_path / mode, **{f"pooling_mode_{mode}": True})
-        encoder = TextEncoder(model=str(place)).loaded()
+        encoder = TextEncoder(model=str(place)).text_model.load()
         found = encoder.embed(source.ids(np.arange(6)), batch_size=4)
         model = BertModel.from_pretrained(place).eval()
         for row, ids in zip(found, source_rows(source), strict=True):
@@ -233,7 +234,7 @@ def test_pseudo_likelihood_under_a_masked_model(folder, run):
 def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder):
     from uturn.networks.texts.likelihoods import causal_log_likelihoods
 
-    model = load_text_model(str(folder / "gpt2_without_beginning"), "causal")
+    model = TextModel(str(folder / "gpt2_without_beginning"), "causal").load()
     rows = [model.tokenizer.encode(text) for text in TEXTS]
     expected = []
     for row in rows:
@@ -337,7 +338,7 @@ def test_named_layers_and_modules_of_ones_own(folder, drawn, monkeypatch):
         found = probe.read(u_turns(source, after), source)
         # Texts of a module of one's own have no [CLS] and [SEP] around them.
         assert (np.abs(found["token_similarity"] - default["token_similarity"][..., 1:]).max() < 1e-5) == (probe is named)
-    bare = load_text_model("test_text_probes:own_module")
+    bare = TextModel("test_text_probes:own_module").load()
     assert (bare.tokenizer, bare.takes_padding) == (None, False)
     model = bare.module.inner
     states = {}
@@ -370,7 +371,7 @@ def test_of_two_stacks_the_encoder_is_read(tmp_path, folder, drawn):
     source, _ = drawn
     assert TextLayers(model=str(tmp_path)).coordinates(source)["text_layer"].tolist() == ["embeddings", "block 1", "block 2"]
     with pytest.raises(ValueError, match="has an encoder and a decoder"):
-        load_text_model(str(tmp_path), "causal")
+        TextModel(str(tmp_path), "causal").load()
 
 
 def test_a_network_of_this_package(folder, tmp_path):
@@ -499,7 +500,7 @@ def test_a_tokenizer_of_another_model(folder, tmp_path):
 
     BertModel(BertConfig(vocab_size=7, max_position_embeddings=24, **tiny_texts.SIZES)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 7 tokens, but its tokenizer"):
-        load_text_model(str(tmp_path), tokenizer=str(folder / "bert"))
+        TextModel(str(tmp_path), tokenizer=str(folder / "bert")).load()
 
 
 def test_weights_that_are_missing(folder, tmp_path):
@@ -510,7 +511,7 @@ def test_weights_that_are_missing(folder, tmp_path):
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"layer\.1\.output\.dense\.weight are missing"):
-        load_text_model(str(tmp_path))
+        TextModel(str(tmp_path)).load()
 
 
 def test_parts_of_a_sentence_model_that_are_not_known(folder, tmp_path):
@@ -519,13 +520,13 @@ def test_parts_of_a_sentence_model_that_are_not_known(folder, tmp_path):
     parts.insert(2, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
     (place / "modules.json").write_text(json.dumps(parts))
     with pytest.raises(ValueError, match="has the parts Dense; expected Transformer, Pooling, Normalize"):
-        TextEncoder(model=str(place)).loaded()
+        TextEncoder(model=str(place)).text_model.load()
     (place / "modules.json").write_text("{")
     with pytest.raises(ValueError, match=r"modules\.json cannot be read"):
-        TextEncoder(model=str(place)).loaded()
+        TextEncoder(model=str(place)).text_model.load()
     place = tiny_texts.write_sentence_model(tmp_path / "two", pooling_mode_cls_token=True, pooling_mode_mean_tokens=True)
     with pytest.raises(ValueError, match="its pooling is cls and mean"):
-        TextEncoder(model=str(place)).loaded()
+        TextEncoder(model=str(place)).text_model.load()
 
 
 @pytest.mark.parametrize(
@@ -544,7 +545,7 @@ def test_damaged_files_of_a_sentence_model(tmp_path, name, content):
     place = tiny_texts.write_sentence_model(tmp_path / "damaged")
     (place / name).write_text(content)
     with pytest.raises(ValueError, match=r"cannot be read .*; download the model again"):
-        TextEncoder(model=str(place)).loaded()
+        TextEncoder(model=str(place)).text_model.load()
 
 
 def test_code_that_comes_with_a_model_does_not_run(tmp_path):
@@ -552,7 +553,7 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
     for probe in (TextLayers(model=str(tmp_path)), TextLikelihood(model=str(tmp_path))):
         with pytest.raises(ValueError, match=r"its own code; trust_remote_code \(--trust-remote-code\) runs this code"):
-            probe.loaded()
+            probe.text_model.load()
 
 
 def test_ids_without_a_tokenizer_are_no_texts(folder, tmp_path):
@@ -581,8 +582,8 @@ class without_tokenizer:
 def test_without_transformers(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
-    load_text_model.cache_clear()
+    clear_caches()
     model = str(folder / "bert")
     for probe in (TextLayers(model=model), TextEncoder(model=model), TextLikelihood(model=model)):
         with pytest.raises(ValueError, match=r"needs transformers, which is not installed; pip install 'uturn\[text\]'"):
-            probe.loaded()
+            probe.text_model.load()

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.files import cached_while_unchanged
+from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption import Masking, UniformReplacement
@@ -38,7 +39,7 @@ class StringDenoiser(Spec, Backward):
     asks: ClassVar[tuple[str, ...]] = ("log_evidence",)
     adds_trajectories: ClassVar[bool] = True
     type: Literal["denoiser"] = "denoiser"
-    model: str = "exact"
+    model: File = "exact"
     steps: int = Field(default=64, ge=1)
     order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = "random"
     block: int = Field(default=8, ge=1)
@@ -86,9 +87,6 @@ class StringDenoiser(Spec, Backward):
                     f"strings have {d} over {v}"
                 )
         return corruption
-
-    def fingerprint(self) -> str:
-        return "" if self.model == "exact" else _learned_denoiser(self.model).fingerprint()
 
     def _learned(self, corruption: Any) -> Denoiser:
         denoiser = _learned_denoiser(self.model)

@@ -159,6 +159,13 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """Number of images in a call of the network."""
         return _reverse_diffusion(self).batch_size
 
+    def files(self) -> list[Path]:
+        """The checkpoint, or the files of the model's folder and of the folders in it; and the file of prompts."""
+        path = Path(checked_path("model", self.model))
+        prompts = [Path(self.prompt)] if self.prompt and self.prompt.endswith(".txt") else []
+        parts = sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
+        return parts + prompts
+
     def fingerprint(self) -> str:
         return _reverse_diffusion(self).fingerprint()
 
@@ -177,15 +184,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return f"{reverse.description}; {scheduler}, {self.steps} steps, {draws}{guided}"
 
 
-def _model_files(spec: DiffusionModel) -> list[Path]:
-    """The files of a model: its checkpoint, or the files of its folder and of the folders in it."""
-    path = Path(checked_path("model", spec.model))
-    prompts = [Path(spec.prompt)] if spec.prompt and spec.prompt.endswith(".txt") else []
-    parts = sorted([*path.glob("*"), *path.glob("*/*")]) if (path / "model_index.json").is_file() else [path]
-    return parts + prompts
-
-
-@cached_while_unchanged(files=_model_files, maxsize=2)
+@cached_while_unchanged(maxsize=2)
 def _reverse_diffusion(spec: DiffusionModel) -> ReverseDiffusion:
     path = generator_folder() if spec.model == "fashion_mnist" else spec.model
     options = spec.model_dump(exclude={"type", "model", "scheduler", "steps"})

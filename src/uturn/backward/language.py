@@ -77,13 +77,15 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         _ = self.decoder  # raises for options that do not go together
         return self
 
+    def reads(self) -> list[Any]:
+        from uturn.networks.texts.language_files import TextModel
+
+        options = (option.name for option in fields(TextModel) if option.name != "head")
+        return [TextModel(head="masked", **{name: getattr(self, name) for name in options})]
+
     def language(self) -> LanguageModel:
         """The model with its tokenizer, loaded once."""
-        from uturn.networks.texts.language_files import load_text_model
-
-        names = ["tokenizer", "split", "shift", "time", "output", "corruption", "mask_id"]
-        names += ["model_type", "trust_remote_code", "dtype", "device"]
-        return load_text_model(self.model, "masked", **{name: getattr(self, name) for name in names})
+        return self.reads()[0].load()
 
     def describe(self) -> str:
         model = self.language()
@@ -191,14 +193,6 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
             loss = -np.log(np.maximum(laws[np.arange(len(row)), texts[row, site]], 1e-30))
             mistakes += _hardly_better(loss, texts, row, site, source.ids(np.arange(source.count())[:_COUNTED]), model.vocab_size)
         return [Finding(f"the model {self.model!r} {mistake}") for mistake in mistakes]
-
-    def fingerprint(self) -> str:
-        return self.language().fingerprint()
-
-    def own_code(self) -> Any:
-        from uturn.networks.texts.language_files import own_language
-
-        return own_language(self.model)
 
 
 def _hardly_better(loss: np.ndarray, texts: np.ndarray, row: np.ndarray, site: np.ndarray, data: np.ndarray, V: int) -> list[str]:

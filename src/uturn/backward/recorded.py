@@ -74,7 +74,7 @@ class RecordedImages(Spec, Backward):
     pattern: str
 
     @cached_property
-    def files(self) -> _Files:
+    def files(self) -> _Files:  # type: ignore[override]
         """The files that match the pattern, listed once."""
         return _Files(self.pattern)
 

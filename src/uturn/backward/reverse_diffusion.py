@@ -272,20 +272,14 @@ class ReverseDiffusion:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
-        import torch
+        from uturn.networks.state_dicts import fingerprint
 
-        digest = hashlib.sha256()
-        modules = [self.model, *([self.codec] if hasattr(self.codec, "state_dict") else [])]
-        for module in modules:
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        digest.update(type(self.forward.scheduler).__name__.encode())
-        digest.update(self.forward.scheduler.to_json_string().encode())
-        digest.update(f"{self.num_steps} {self.step_arguments} {self.forward.pure_noise}".encode())
-        if self.prompts is not None:
-            digest.update(repr(self.prompts[:3]).encode())
-        return digest.hexdigest()
+        scheduler = self.forward.scheduler
+        words = [fingerprint(module) for module in (self.model, self.codec) if hasattr(module, "state_dict")]
+        words += [type(scheduler).__name__, scheduler.to_json_string()]
+        words += map(repr, (self.num_steps, self.step_arguments, self.forward.pure_noise))
+        words += [] if self.prompts is None else [repr(self.prompts[:3])]
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     def _draws_noise(self) -> bool:
         """Whether reverse steps draw noise: compares one step (not the last, which draws none) with two random streams."""

@@ -129,12 +129,6 @@ class ScoreModel:
         # These formulas also hold for sigma = inf, the pure noise at the end of some schedules.
         return 1 / np.sqrt(1 + sigma**2), 1 / np.sqrt(1 + sigma**-2.0)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The denoiser's fingerprint in the form of weights, which `ReverseDiffusion.fingerprint` reads."""
-        import torch
-
-        return {"denoiser": torch.tensor(list(self.denoiser.fingerprint().encode()), dtype=torch.uint8)}
-
 
 def images_of(strings: np.ndarray, vocab_size: int) -> np.ndarray:
     """One-hot images of strings (batch, rows, num_leaves): float32 (batch, vocab_size, rows, num_leaves)."""

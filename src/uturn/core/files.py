@@ -169,11 +169,12 @@ def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def cached_while_unchanged(
-    files: Callable[_P, Iterable[str | os.PathLike[str] | None]], maxsize: int = 8
+    files: Callable[..., Iterable[str | os.PathLike[str] | None]] | None = None, maxsize: int = 8
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Decorator: a `functools.lru_cache` that recomputes results when the modification time or size of an input file changes.
 
-    `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored.
+    `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored. By
+    default the files are those of the arguments that have some (`files()`).
 
     >>> @cached_while_unchanged(files=lambda path: [path])
     ... def size(path):
@@ -187,7 +188,8 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            return kept(tuple(map(_stamp, files(*args, **kwargs))), *args, **kwargs)  # type: ignore[arg-type]
+            paths = (files or _files_of)(*args, **kwargs)
+            return kept(tuple(map(_stamp, paths)), *args, **kwargs)  # type: ignore[arg-type]
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         _clear.append(kept.cache_clear)
@@ -200,6 +202,10 @@ def cached_while_unchanged(
 def digest_of_file(path: str) -> str:
     """SHA-256 of the content of a file (hexadecimal)."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _files_of(*args: Any) -> list[Any]:
+    return [path for one in args if hasattr(one, "files") for path in one.files()]
 
 
 def clear_caches() -> None:

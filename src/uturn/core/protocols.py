@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from uturn.core.checks import LARGEST, expect, plain
 from uturn.core.display import page, table
+from uturn.core.inputs import Input, marked
 from uturn.core.progress import portion
 from uturn.core.random import Purpose, Streams
 
@@ -523,7 +524,24 @@ class _SpecMeta(type(BaseModel), type(Protocol)):  # type: ignore[misc]
     """Metaclass that lets a pydantic model inherit the defaults of a protocol."""
 
 
-class Spec(BaseModel, metaclass=_SpecMeta):
-    """A part whose options are the fields of its table in a spec. Unknown keys are an error."""
+class Spec(BaseModel, Input, metaclass=_SpecMeta):
+    """A part whose options are the fields of its table in a spec. Unknown keys are an error.
+
+    Its files, its identity and the code of the user in it are those of what it reads.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def reads(self) -> Sequence[Any]:
+        """What the part reads (`uturn.core.inputs`): by default the files that its fields of type `File` name."""
+        values = [(kind, getattr(self, name)) for name, kind in marked(type(self)).items()]
+        return [kind(value) for kind, value in values if isinstance(value, str)]
+
+    def files(self) -> Sequence[Any]:
+        return [path for one in self.reads() for path in one.files()]
+
+    def own_code(self) -> Any:
+        return next((code for one in self.reads() if (code := one.own_code()) is not None), None)
+
+    def fingerprint(self) -> str:
+        return " ".join(identity for one in self.reads() if (identity := one.fingerprint()))

@@ -7,7 +7,6 @@ with few steps, leaves are drawn as if they were independent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,10 +35,6 @@ class Denoiser(Protocol):
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Probability of each symbol at each leaf given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Identity of grammar or weights, recorded with results."""
         ...
 
 
@@ -77,10 +72,6 @@ class ExactDenoiser:
         if np.isfinite(self.corruption.misread):
             evidence = np.maximum(evidence, np.float32(self.corruption.misread))
         return infer(self.rhm, evidence).marginals[0]
-
-    def fingerprint(self) -> str:
-        """SHA-256 of grammar and channel (hexadecimal)."""
-        return hashlib.sha256(f"{self.rhm.fingerprint} {self.corruption!r}".encode()).hexdigest()
 
 
 def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reverse: Reverse | None = None) -> np.ndarray:

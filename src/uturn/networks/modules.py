@@ -6,6 +6,7 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +16,10 @@ from torch import nn
 from uturn.core.checks import noted
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
+from uturn.core.inputs import Input
 from uturn.networks.files import load_network
 from uturn.networks.libraries import library, reading
-from uturn.networks.state_dicts import built_with, put_weights, read_state_dict, rename_weights
+from uturn.networks.state_dicts import built_with, fingerprint, put_weights, read_state_dict, rename_weights
 from uturn.sources import fashion_mnist
 
 if TYPE_CHECKING:
@@ -70,53 +72,67 @@ class Preprocessing:
         return f"Preprocessing({' '.join(repr(self.transforms).split())}, channels={self.channels})"
 
 
-def network_files(spec: str, weights: str | None = None) -> list[Path]:
-    """The entries of a classifier and its weights that may be paths; some may be names."""
-    kind, _, name = spec.partition(":")
-    is_folder = kind == "clip" and name and Path(name).is_dir()
-    folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if is_folder else []
-    return [*folder, *(Path(name) for name in (spec, weights) if name is not None)]
+@dataclass(frozen=True)
+class Network(Input):
+    """A classifier or an encoder by name (`uturn.networks.images.classifiers.load_classifier`)."""
 
+    classifier: str
+    weights: str | None = None
 
-@cached_while_unchanged(files=network_files, maxsize=4)
-def load_module(spec: str, weights: str | None = None) -> LoadedModule:
-    """The module of a classifier, its preprocessing and the names of its classes; it is not run.
+    def files(self) -> list[Path]:
+        kind, _, name = self.classifier.partition(":")
+        is_folder = kind == "clip" and name and Path(name).is_dir()
+        folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if is_folder else []
+        return [*folder, *(Path(name) for name in (self.classifier, self.weights) if name is not None)]
 
-    Parameters
-    ----------
-    spec, weights
-        As in `uturn.networks.images.classifiers.load_classifier`.
+    def own_code(self) -> Callable[[], Any] | None:
+        kind, _, name = self.classifier.partition(":")
+        if not name or kind in _LIBRARIES or Path(self.classifier).is_file():
+            return None
+        return import_function(self.classifier, f"classifier = {self.classifier!r}", _FORMS)
 
-    Raises
-    ------
-    ValueError
-        For unknown names (close names are listed), and weights that are missing, damaged, of another network or cannot be
-        downloaded.
-    """
-    kind, _, name = spec.partition(":")
-    has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
-    if has_own and weights is not None:
-        raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
-    if Path(spec).is_file():
-        return LoadedModule(load_network(spec))  # a network of strings or vectors is too small for a GPU
-    if spec == "fashion_mnist":
-        loaded = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
-    elif kind == "torchvision":
-        loaded = _torchvision_module(name, weights)
-    elif kind == "timm":
-        loaded = _timm_module(name, weights)
-    elif kind == "clip":
-        from uturn.networks.images.clip import load_clip
+    def fingerprint(self) -> str:
+        """Of the weights, the preprocessing, and the encoder of texts."""
+        network = self.load()
+        texts = "" if network.texts is None else fingerprint(network.texts)
+        words = fingerprint(network.module), preprocessing_in_words(network.preprocess), texts
+        return " ".join(word for word in words if word)
 
-        images, encoder, transforms = load_clip(name)
-        loaded = LoadedModule(images, Preprocessing(transforms), has_classes=False, texts=encoder)
-    elif (function := own_function(spec)) is not None:
-        loaded = _imported_module(spec, function, weights)
-    else:
-        raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = None if loaded.texts is None else loaded.texts.to(device).eval().requires_grad_(False)
-    return loaded._replace(module=loaded.module.to(device).eval().requires_grad_(False), texts=texts)
+    @cached_while_unchanged(maxsize=4)
+    def load(self) -> LoadedModule:
+        """The module, its preprocessing and the names of its classes; it is not run.
+
+        Raises
+        ------
+        ValueError
+            For unknown names (close names are listed), and weights that are missing, damaged, of another network or cannot be
+            downloaded.
+        """
+        spec, weights = self.classifier, self.weights
+        kind, _, name = spec.partition(":")
+        has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
+        if has_own and weights is not None:
+            raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
+        if Path(spec).is_file():
+            return LoadedModule(load_network(spec))  # a network of strings or vectors is too small for a GPU
+        if spec == "fashion_mnist":
+            loaded = LoadedModule(fashion_mnist.load_classifier(), None, fashion_mnist.CLASS_NAMES)
+        elif kind == "torchvision":
+            loaded = _torchvision_module(name, weights)
+        elif kind == "timm":
+            loaded = _timm_module(name, weights)
+        elif kind == "clip":
+            from uturn.networks.images.clip import load_clip
+
+            images, encoder, transforms = load_clip(name)
+            loaded = LoadedModule(images, Preprocessing(transforms), has_classes=False, texts=encoder)
+        elif (function := self.own_code()) is not None:
+            loaded = _imported_module(spec, function, weights)
+        else:
+            raise ValueError(f"classifier = {spec!r}: no such file; expected {_FORMS}")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        texts = None if loaded.texts is None else loaded.texts.to(device).eval().requires_grad_(False)
+        return loaded._replace(module=loaded.module.to(device).eval().requires_grad_(False), texts=texts)
 
 
 # -- torchvision ------------------------------------------------------------------------------------------------------
@@ -190,14 +206,6 @@ def _timm_has_classes(timm: Any, module: Any) -> bool:
 
 
 # -- any module -------------------------------------------------------------------------------------------------------
-
-
-def own_function(spec: str) -> Callable[[], Any] | None:
-    """The user's function that a spec "module:function" names; None for classifiers of other kinds."""
-    kind, _, name = spec.partition(":")
-    if not name or kind in _LIBRARIES or Path(spec).is_file():
-        return None
-    return import_function(spec, f"classifier = {spec!r}", _FORMS)
 
 
 def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:

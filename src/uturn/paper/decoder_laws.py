@@ -52,9 +52,6 @@ class Recorder:
             self.calls.append((noisy.values.copy(), belief))
         return belief
 
-    def fingerprint(self) -> str:
-        return self.denoiser.fingerprint()
-
 
 def log_ratios(
     rhm: RandomHierarchyModel, denoiser: Denoiser, noisy: Noisy, streams: np.ndarray, decoder: Decoder

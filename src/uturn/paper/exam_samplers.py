@@ -130,9 +130,6 @@ class _Tabled:
     def posterior(self, noisy: Noisy) -> np.ndarray:
         return self._answers[(noisy.values + 1) @ self._place]
 
-    def fingerprint(self) -> str:
-        return "table"
-
 
 def _denoiser(world: Any, label: str) -> ExactDenoiser:
     return ExactDenoiser(world, UniformReplacement() if label.startswith("uniform") else AllPossible())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,8 +13,7 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.progress import steps
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.covariances import Covariances, Distance, Grid
-from uturn.probes.named import Named, files_of
-from uturn.probes.network_layers import NetworkLayers
+from uturn.probes.named import Named
 
 _Kept = tuple[int, np.ndarray, Covariances]
 
@@ -102,17 +100,10 @@ class Changes(Named):
         }
         return self.prefixed({name: rows.reshape(-1, clones, *rows.shape[1:]).mean(axis=1) for name, rows in tables.items()})
 
-    def fingerprint(self) -> str:
-        return "" if self.layer is None else self._network().fingerprint()
+    def reads(self) -> list[Any]:
+        from uturn.networks.modules import Network
 
-    def own_code(self) -> Any:
-        return None if self.layer is None else self._network().own_code()
-
-    def files(self) -> list[Path]:
-        return [] if self.layer is None else self._network().files()
-
-    def _network(self) -> NetworkLayers:
-        return NetworkLayers(classifier=self.classifier, weights=self.weights, batch_size=self.batch_size)
+        return [] if self.layer is None else [Network(self.classifier, self.weights)]
 
 
 class _Sites:
@@ -131,7 +122,7 @@ class _Sites:
         return np.stack([np.linalg.norm(parts(b) - parts(a[None]), axis=-1) for a, b in pairs])
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def sites_of(spec: Changes, source: Any) -> _Sites:
     """The sites of a source's data, according to the options of the probe.
 

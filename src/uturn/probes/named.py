@@ -1,9 +1,8 @@
-"""Shared options of probes that read with a network: a name, and the files on which cached results depend."""
+"""Shared options of probes that read with a network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -25,12 +24,3 @@ class Named(Spec, Probe):
         """Variables or readings by their names in results; `twins`: readings that compare clones with each other."""
         named = {f"{self.prefix}{name}": entry for name, entry in entries.items()}
         return named | {f"clone_{self.prefix}{name}": entry for name, entry in (twins or {}).items()}
-
-    def files(self) -> list[Path]:
-        """Entries that may be paths of files read by the probe (some may be names); cached results depend on these files."""
-        return []
-
-
-def files_of(spec: Any, source: Any) -> list[Path]:
-    """Paths of the files of a probe and of its source."""
-    return [*spec.files(), *source.files()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,9 +12,10 @@ from pydantic import Field, model_validator
 
 from uturn.core.checks import Finding
 from uturn.core.files import cached_while_unchanged
+from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.probes.named import Named, files_of
+from uturn.probes.named import Named
 
 if TYPE_CHECKING:
     from uturn.networks.images.classifiers import Classifier
@@ -48,10 +48,10 @@ class NetworkLayers(Named):
     type: Literal["network_layers"] = "network_layers"
     classifier: str = "fashion_mnist"
     weights: str | None = None
-    class_prompts: str | None = None
+    class_prompts: File | None = None
     layers: tuple[str, ...] | None = None
     reference: int = Field(default=1000, ge=2)
-    statistics: str | None = None
+    statistics: File | None = None
     legacy: bool = False
     labels: bool = True
     batch_size: int = Field(default=100, ge=1)
@@ -138,30 +138,10 @@ class NetworkLayers(Named):
             mistakes.append(f"is compared by its classes alone: {classifier.without_layers}")
         return [Finding(f"the classifier {self.classifier!r} {mistake}") for mistake in mistakes]
 
-    def fingerprint(self) -> str:
-        from uturn.networks.modules import load_module, preprocessing_in_words
-        from uturn.networks.state_dicts import fingerprint
+    def reads(self) -> list[Any]:
+        from uturn.networks.modules import Network
 
-        if self.classifier == "fashion_mnist" and self.weights is None and self.statistics is None:
-            from uturn.sources.fashion_mnist import fingerprints
-
-            return fingerprints()["classifier.safetensors"]
-        network = load_module(self.classifier, self.weights)
-        digests = [fingerprint(network.module), preprocessing_in_words(network.preprocess)]
-        digests += [] if network.texts is None else [fingerprint(network.texts)]
-        digests += [hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files_read()]
-        return " ".join(digest for digest in digests if digest)
-
-    def own_code(self) -> Any:
-        """The user's function if `classifier` is an import path; otherwise None."""
-        from uturn.networks.modules import own_function
-
-        return own_function(self.classifier)
-
-    def files(self) -> list[Path]:
-        from uturn.networks.modules import network_files
-
-        return network_files(self.classifier, self.weights) + self._files_read()
+        return [Network(self.classifier, self.weights), *super().reads()]
 
     def texts(self, source: Any) -> tuple[str, ...] | None:
         """A text for each class of a "clip:" model; None for other classifiers, or without texts and class names."""
@@ -171,19 +151,8 @@ class NetworkLayers(Named):
 
         return class_texts(self.class_prompts, source.class_names())
 
-    def _files_read(self) -> list[Path]:
-        """The files of `statistics` and `class_prompts`, if given."""
-        from uturn.networks.images.clip import prompt_file
 
-        prompts = prompt_file(self.class_prompts)
-        if self.statistics is not None and not Path(self.statistics).is_file():
-            raise ValueError(
-                f"statistics = {self.statistics!r}: no such file; expected one written by HiddenLayers.save_statistics"
-            )
-        return [Path(path) for path in (self.statistics, prompts) if path is not None]
-
-
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     """The hidden layers of a spec, with statistics from its file or from images of the source.
 
@@ -193,13 +162,13 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         If a file is missing or belongs to another network, or if there are neither statistics nor images.
     """
     from uturn.networks.layers import EVERY_BLOCK
-    from uturn.networks.modules import load_module
+    from uturn.networks.modules import Network
     from uturn.probes.hidden_layers import HiddenLayers
 
     shape = source.image_shape()
     options: dict[str, Any] = {"batch_size": spec.batch_size, "legacy": spec.legacy}
     if shape is None:
-        network = load_module(spec.classifier, spec.weights)
+        network = Network(spec.classifier, spec.weights).load()
         probe = HiddenLayers(network.module, spec.layers or EVERY_BLOCK, network.preprocess, **options)
     else:
         classifier = _classifier(spec, source, shape)
@@ -217,7 +186,7 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
     """Names of the variables without the prefix; ValueError if labels and classes do not match."""
     names = ["similarity", "distance", "same_class", "predicted_class"]

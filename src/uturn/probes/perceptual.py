@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from uturn.core.files import cached_while_unchanged
+from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
-from uturn.probes.named import Named, files_of
-from uturn.probes.network_layers import NetworkLayers
+from uturn.probes.named import Named
 
 if TYPE_CHECKING:
     from uturn.probes.perceptual_distance import PerceptualDistance
@@ -45,7 +43,7 @@ class Perceptual(Named):
     classifier: str
     weights: str | None = None
     layers: tuple[str, ...] | None = None
-    linear: str | None = None
+    linear: File | None = None
     batch_size: int = Field(default=50, ge=1)
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -59,22 +57,13 @@ class Perceptual(Named):
         distances = distance_of(self, source).read(originals.data, originals.data_of(u_turns.reconstructions), u_turns.clones)
         return self.prefixed(*({"perceptual_distance": values} for values in distances))
 
-    def fingerprint(self) -> str:
-        linear = Path(self.linear or "")
-        digests = [hashlib.sha256(linear.read_bytes()).hexdigest()] if linear.is_file() else []
-        return " ".join([self._network().fingerprint(), *digests])
+    def reads(self) -> list[Any]:
+        from uturn.networks.modules import Network
 
-    def own_code(self) -> Any:
-        return self._network().own_code()
-
-    def files(self) -> list[Path]:
-        return self._network().files() + ([] if self.linear is None else [Path(self.linear)])
-
-    def _network(self) -> NetworkLayers:
-        return NetworkLayers(classifier=self.classifier, weights=self.weights)
+        return [Network(self.classifier, self.weights), *super().reads()]
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     """The perceptual distance of a spec, tested on blank images of the source's size.
 
@@ -84,13 +73,13 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         For files that are missing or of another network, and images that the network does not take.
     """
     from uturn.networks.images.classifiers import load_classifier
-    from uturn.networks.modules import Preprocessing, load_module
+    from uturn.networks.modules import Network, Preprocessing
     from uturn.probes.hidden_layers import HiddenLayers
     from uturn.probes.perceptual_distance import PerceptualDistance, Stages, read_linear
 
     shape = source.image_shape()
     if spec.classifier in LPIPS_LAYERS:
-        network = load_module(spec.classifier, spec.weights)
+        network = Network(spec.classifier, spec.weights).load()
         from torchvision.transforms import Normalize
 
         assert isinstance(network.preprocess, Preprocessing)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +14,7 @@ from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
-    from uturn.networks.texts.language_files import Head
+    from uturn.networks.texts.language_files import Head, TextModel
     from uturn.networks.texts.tokenizers import Tokenizer
 
 
@@ -47,40 +45,23 @@ class SecondModel(Named):
             raise ValueError(f"{name}: model = 'same' is that of the backward, with its tokenizer; leave {name} out")
         return self
 
-    def fingerprint(self) -> str:
-        if self.model == "same":
-            return ""  # the backward's model
-        loaded = self.loaded()
-        model = getattr(loaded, "model", loaded)
-        tokenizer = "" if model.tokenizer is None else model.tokenizer.fingerprint()
-        read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files() if path.suffix == ".json"]
-        return " ".join(word for word in (model.identity, tokenizer, *read) if word)
+    def reads(self) -> list[Any]:
+        return [] if self.model == "same" else [self.text_model]
 
-    def own_code(self) -> Any:
-        """The user's function if the model is an import path; otherwise None."""
-        from uturn.networks.texts.language_files import own_language
+    @property
+    def text_model(self) -> TextModel:
+        """The second model."""
+        from uturn.networks.texts.language_files import TextModel
 
-        return own_language(self.model, self.head)
-
-    def files(self) -> list[Path]:
-        from uturn.networks.texts.language_files import text_files
-
-        return text_files(self.model, self.tokenizer)
-
-    def loaded(self) -> Any:
-        """The model of the spec: a `LanguageModel`, or a `SentenceEncoder`."""
-        from uturn.networks.texts.language_files import load_text_model
-
-        return load_text_model(self.model, self.head, **self.loading())
+        return TextModel(head=self.head, **self._loading())
 
     @property
     def head(self) -> Head:
-        """The head of the model, as in `load_text_model`."""
+        """The head of the model, as in `TextModel`."""
         return "encoder"
 
-    def loading(self) -> dict[str, Any]:
-        """Options of the functions that load models."""
-        names = ("tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
+    def _loading(self) -> dict[str, Any]:
+        names = ("model", "tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
         return {name: getattr(self, name) for name in names}
 
 

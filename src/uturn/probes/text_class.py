@@ -10,7 +10,6 @@ from pydantic import model_validator
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.probes.named import files_of
 from uturn.probes.second_model import SecondModel, TextsOf, distinct
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class Classes(NamedTuple):
         return self.texts.measured(ids, lambda rows: class_logits(self.model, rows, self.batch_size).argmax(1).astype(float))
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def classes_of(spec: TextClass, source: Any) -> Classes:
     """The classifier of a spec for the texts of a source.
 
@@ -112,7 +111,7 @@ def classes_of(spec: TextClass, source: Any) -> Classes:
     """
     from uturn.networks.texts.classifiers import class_logits
 
-    model = spec.loaded()
+    model = spec.text_model.load()
     texts = TextsOf(source, model, f"classifier = {spec.model!r}")
     num_classes = class_logits(model, texts.rows(source.ids([0, 0])), 2).shape[1]
     return Classes(model, texts, spec.batch_size, num_classes)

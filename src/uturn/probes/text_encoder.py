@@ -10,11 +10,10 @@ from pydantic import Field
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
-from uturn.probes.named import files_of
 from uturn.probes.second_model import SecondModel, TextsOf, distinct
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.sentence_encoders import SentenceEncoder
+    from uturn.networks.texts.sentence_encoders import SentenceEncoder, SentenceModel
 
 
 class TextEncoder(SecondModel):
@@ -64,10 +63,11 @@ class TextEncoder(SecondModel):
         twins = {"sentence_similarity": between_clones(reconstructed, clones, similarity)} if clones > 1 else {}
         return self.prefixed(readings, twins)
 
-    def loaded(self) -> SentenceEncoder:
-        from uturn.networks.texts.sentence_encoders import load_sentence_encoder
+    @property
+    def text_model(self) -> SentenceModel:
+        from uturn.networks.texts.sentence_encoders import SentenceModel
 
-        return load_sentence_encoder(self.model, **self.loading())
+        return SentenceModel(**self._loading())
 
 
 class Sentences(NamedTuple):
@@ -90,7 +90,7 @@ class Sentences(NamedTuple):
         return np.where(others > 0, total / np.maximum(others, 1), np.nan)
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
     """The encoder of a spec and the embeddings of originals of the source.
 
@@ -99,7 +99,7 @@ def sentences_of(spec: TextEncoder, source: Any) -> Sentences:
     ValueError
         If there is no such model, or if its tokens do not match the texts.
     """
-    encoder = spec.loaded()
+    encoder: SentenceEncoder = spec.text_model.load()
     texts = TextsOf(source, encoder.model, f"model = {spec.model!r}", encoder.prompt, encoder.lower)
     sentences = Sentences(encoder, texts, spec.batch_size, np.zeros((0, 0)))
     return sentences._replace(reference=sentences.embed(source.ids(np.arange(min(spec.reference, source.count())))))

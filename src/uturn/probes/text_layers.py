@@ -9,7 +9,6 @@ from pydantic import Field
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
-from uturn.probes.named import files_of
 from uturn.probes.second_model import SecondModel, TextsOf
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class TextLayers(SecondModel):
         return self.prefixed(*states.read(u_turns.originals.data, u_turns.reconstructions, u_turns.clones))
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     """The hidden states of a spec, standardised over originals of the source.
 
@@ -65,7 +64,7 @@ def text_states_of(spec: TextLayers, source: Any) -> TextStates:
     from uturn.probes.text_states import TextStates
 
     where = f"model = {spec.model!r}"
-    model = source.language().encoder() if spec.model == "same" else spec.loaded()
+    model = source.language().encoder() if spec.model == "same" else spec.text_model.load()
     texts = TextsOf(source, model, where)
     reference = source.ids(np.arange(min(spec.reference, source.count())))
     return TextStates(model, texts, reference, spec.layers, spec.batch_size)

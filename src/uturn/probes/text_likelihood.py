@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from uturn.core.files import cached_while_unchanged
 from uturn.core.protocols import UTurns, Variable
-from uturn.probes.named import files_of
 from uturn.probes.second_model import SecondModel, TextsOf, distinct
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TextLikelihood(SecondModel):
     type: Literal["text_likelihood"] = "text_likelihood"
     likelihood: Literal["auto", "causal", "masked"] = "auto"
 
-    @property
+    @cached_property
     def head(self) -> Literal["causal", "masked"]:
         """The kind of likelihood, "causal" or "masked", with "auto" resolved."""
         from uturn.core.imports import is_import_path
@@ -89,7 +89,7 @@ class Likelihoods(NamedTuple):
         return np.where(np.isfinite(nats) & (characters > 0), nats / np.maximum(characters, 1), np.nan)
 
 
-@cached_while_unchanged(files=files_of)
+@cached_while_unchanged()
 def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
     """The model of a spec with the kind of likelihood that it computes.
 
@@ -101,7 +101,7 @@ def likelihoods_of(spec: TextLikelihood, source: Any) -> Likelihoods:
     from uturn.networks.texts.likelihoods import beginning
 
     where, law = f"model = {spec.model!r}", spec.head
-    model = source.language() if spec.model == "same" else spec.loaded()
+    model = source.language() if spec.model == "same" else spec.text_model.load()
     if law == "masked" and model.corruption != "masking":
         raise ValueError(f"{where} denoises replaced tokens; a pseudo-log-likelihood needs a masked model")
     if source.tokenizer is None:

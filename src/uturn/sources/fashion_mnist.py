@@ -92,6 +92,11 @@ def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
     return model.float().eval()
 
 
+def test_set_file() -> Path:
+    """File of the test images and their labels."""
+    return _FOLDER / "test_set.safetensors"
+
+
 def load_test_set() -> tuple[np.ndarray, np.ndarray]:
     """1,000 images of the Fashion-MNIST test split, which was not used in training, and their labels.
 
@@ -100,7 +105,7 @@ def load_test_set() -> tuple[np.ndarray, np.ndarray]:
     """
     from safetensors.numpy import load_file
 
-    content = load_file(_FOLDER / "test_set.safetensors")
+    content = load_file(test_set_file())
     images = content["images"].astype(np.float32)[:, None] / np.float32(127.5) - np.float32(1)
     return images, content["labels"].astype(np.int64)
 

@@ -16,13 +16,10 @@ from pydantic import Field, PrivateAttr
 from uturn.core.checks import checked_path
 from uturn.core.files import named_errors, read_array, whole_file
 from uturn.core.random import Purpose, keys
-from uturn.core.spec import changed_options
 from uturn.sources.images import Images, ImageSource
 
 _MOST_BYTES = 2**30  # bytes of originals in memory
 _REFERENCE = 256  # number of images for statistics of activations
-_NAMED = ("type", "model", "preset", "scheduler", "steps", "eta", "timestep_spacing", "pure_noise", "dtype")
-"""Options that are part of the fingerprint even if they equal their default, as in the first version."""
 _kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of the draws, item): image}, latest last
 
 
@@ -83,13 +80,10 @@ class GeneratedSource(ImageSource):
 
     def fingerprint(self) -> str:
         """SHA-256 of the model and its sampler; with the seed, it determines the originals."""
-        if self._fingerprint:  # cached, since hashing the weights is slow
-            return self._fingerprint
-        table = self._backward.model_dump(mode="json")
-        named = {*_NAMED, *changed_options(self._backward)} - self._backward.execution
-        options = {name: value for name, value in table.items() if name in named}
-        identity = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
-        self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        if not self._fingerprint:  # cached, since hashing the weights is slow
+            options = self._backward.model_dump(mode="json", exclude_defaults=True, exclude=set(self._backward.execution))
+            identity = f"{self._backward.fingerprint()} {json.dumps(options, sort_keys=True)}"
+            self._fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         return self._fingerprint
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:

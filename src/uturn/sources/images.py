@@ -20,6 +20,7 @@ from pydantic import Field
 
 from uturn.core.checks import checked_path, one_line
 from uturn.core.files import cached_while_unchanged, digest_of_file, read_array
+from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
@@ -89,7 +90,7 @@ class _ImagesInMemory(ImageSource):
         """All images, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
 
-    @cached_while_unchanged(files=lambda self: self.files(), maxsize=2)
+    @cached_while_unchanged(maxsize=2)
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
         """The result of `load`, cached while the files do not change."""
         return self.load()
@@ -110,10 +111,6 @@ class _ImagesInMemory(ImageSource):
         largest = int(self.all_images()[1].max(initial=-1))
         return largest + 1 if largest >= 0 else None
 
-    def fingerprint(self) -> str:
-        images, labels = self.all_images()
-        return hashlib.sha256(f"{images.shape}".encode() + images.tobytes() + labels.tobytes()).hexdigest()
-
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         images, labels = self.all_images()
         if num_items > len(images):
@@ -125,6 +122,11 @@ class FashionMNISTSource(_ImagesInMemory):
     """The 1,000 Fashion-MNIST test images of the package; image i has the label i % 10."""
 
     type: Literal["fashion_mnist"] = "fashion_mnist"
+
+    def reads(self) -> list[Any]:
+        from uturn.sources.fashion_mnist import test_set_file
+
+        return [Content(test_set_file())]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         from uturn.sources.fashion_mnist import load_test_set
@@ -145,11 +147,8 @@ class ArraySource(_ImagesInMemory):
     """
 
     type: Literal["array"] = "array"
-    path: str
-    labels: str | None = None
-
-    def files(self) -> list[Path]:
-        return [Path(p) for p in (self.path, self.labels) if p is not None]
+    path: File
+    labels: File | None = None
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         array = read_array(checked_path("path", self.path))

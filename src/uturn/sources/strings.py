@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from uturn.core.checks import check_tuples, checked_path, one_line, shown
 from uturn.core.files import cached_while_unchanged, read_table
+from uturn.core.inputs import File
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import COMPACT
@@ -214,7 +215,7 @@ class GrammarSource(StringSource):
     """
 
     type: Literal["grammar"] = "grammar"
-    file: str
+    file: File
 
     @cached_property
     def _rhm(self) -> RandomHierarchyModel:  # one grammar for all tasks, also if the file changes meanwhile
@@ -245,9 +246,6 @@ class GrammarSource(StringSource):
 
     def fingerprint(self) -> str:
         return self._rhm.fingerprint
-
-    def files(self) -> list[str]:
-        return [self.file]
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from uturn.core.checks import checked_path, one_line, shown
 from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.inputs import Content, File
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
 from uturn.sources.embedded_text import passages_file
@@ -86,10 +86,10 @@ class TokenSource(Spec, Source):
     windows: bool = False
     length: int | None = Field(default=None, ge=1, le=2**20)
     segments: tuple[str, ...] = ()
-    regions: str | None = None
+    regions: File | None = None
     keep_first: int = Field(default=0, ge=0, le=2**20)
-    fixed: str | None = None
-    labels: str | None = None
+    fixed: File | None = None
+    labels: File | None = None
     _backward: Any = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -205,23 +205,8 @@ class TokenSource(Spec, Source):
     def skipped(self, num_items: int) -> Mapping[str, str]:
         return dict(list(self._texts().left_out.items())[:1000])
 
-    def files(self) -> Sequence[Any]:
-        files = _text_files(self.path)
-        for name in ("regions", "labels", "fixed"):
-            if (path := getattr(self, name)) is None:
-                continue
-            if not Path(checked_path(name, path)).is_file():
-                raise ValueError(f"{name} = {path!r}: no such file; expected a text file with a line for each text")
-            files = [*files, Path(path)]
-        return files
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the files and of the tokenizer."""
-        digest = hashlib.sha256()
-        for path in self.files():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-        digest.update(b"" if self.tokenizer is None else self.tokenizer.fingerprint().encode())
-        return digest.hexdigest()
+    def reads(self) -> list[Any]:
+        return [*map(Content, _text_files(self.path)), *super().reads()]
 
     def _check_count(self, num_items: int) -> None:
         if num_items > self.count():

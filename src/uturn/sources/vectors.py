@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +13,7 @@ from pydantic import Field, model_validator
 
 from uturn.core.checks import checked_numbers, checked_path
 from uturn.core.files import cached_while_unchanged, read_array
+from uturn.core.inputs import File
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Purpose, Streams, keys
 from uturn.corruption import Gaussian
@@ -122,9 +121,9 @@ class GaussianMixtureSource(VectorSource):
     num_modes: int = Field(default=2, ge=1)
     separation: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     exponent: float = Field(default=0.0, ge=0, le=20)
-    means: str | list[Any] | None = None
-    covariances: str | list[Any] | None = None
-    weights: str | list[float] | None = None
+    means: File | list[Any] | None = None
+    covariances: File | list[Any] | None = None
+    weights: File | list[float] | None = None
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # lists have no hash
@@ -168,18 +167,8 @@ class GaussianMixtureSource(VectorSource):
             return None
         return checked_numbers(name, read_array(checked_path(name, given), 2**26) if isinstance(given, str) else given)
 
-    def files(self) -> list[Path]:
-        return [Path(given) for given in (self.means, self.covariances, self.weights) if isinstance(given, str)]
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the arrays in files; empty without files."""
-        if not self.files():
-            return ""
-        law = self.law(0)
-        return hashlib.sha256(b"".join(part.tobytes() for part in (law.means, law.covariance, law.weights))).hexdigest()
-
-
-@cached_while_unchanged(files=lambda source, seed: source.files())
+@cached_while_unchanged()
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
     from uturn.exact.laws import GaussianMixture, power_law, simplex
     from uturn.exact.mixtures import CorrelatedMixture

@@ -16,7 +16,7 @@ from torch import nn
 from uturn.core.checks import one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
-from uturn.networks.modules import load_module, network_files
+from uturn.networks.modules import Network
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,15 @@ def load_classifier(
         downloaded, encoders without layers, and networks that do not take such images or do not return logits (batch, classes).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
-    return _classifier(spec, weights, names, tuple(image_shape), classes)
+    channels, height, width = image_shape
+    return _classifier(Network(spec, weights), names, (channels, height, width), classes)
 
 
-@cached_while_unchanged(files=lambda spec, weights, *_: network_files(spec, weights))
+@cached_while_unchanged()
 def _classifier(
-    spec: str,
-    weights: str | None,
-    layers: tuple[str, ...] | None,
-    image_shape: tuple[int, int, int],
-    texts: tuple[str, ...] | None,
+    network: Network, layers: tuple[str, ...] | None, image_shape: tuple[int, int, int], texts: tuple[str, ...] | None
 ) -> Classifier:
-    loaded = load_module(spec, weights)
+    spec, loaded = network.classifier, network.load()
     if texts is not None:
         if loaded.texts is None:
             raise ValueError(f"texts: classifier = {spec!r} has no encoder of texts; expected a model 'clip:FOLDER', or no texts")

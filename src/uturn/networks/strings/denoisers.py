@@ -24,7 +24,6 @@ from uturn.core.random import Purpose, checked_seed, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.networks.state_dicts import fingerprint
 from uturn.networks.training import History, train
 
 if TYPE_CHECKING:
@@ -150,10 +149,6 @@ class LearnedDenoiser:
                 evidence = torch.from_numpy(self.corruption.log_evidence(batch, np.float32))
                 out[rows] = self.model(evidence.to(self.model.embedding.weight)).softmax(-1).float().cpu().numpy()
         return out
-
-    def fingerprint(self) -> str:
-        """SHA-256 of channel and weights (hexadecimal)."""
-        return hashlib.sha256(f"{self.corruption!r} {fingerprint(self.model)}".encode()).hexdigest()
 
 
 def checked_channel(channel: Any) -> str:

@@ -378,6 +378,3 @@ class TokenDenoiser:
         beliefs = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
         rows, positions = (index.ravel() for index in np.indices(noisy.values.shape))
         return beliefs.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
-
-    def fingerprint(self) -> str:
-        return self.model.fingerprint()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from uturn.core.checks import checked_integer, one_line, shown
-from uturn.core.files import cached_while_unchanged
+from uturn.core.files import cached_while_unchanged, digest_of_file
 from uturn.core.imports import import_function, is_import_path
+from uturn.core.inputs import Input
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
 from uturn.networks.libraries import without_bars, without_lists
@@ -40,47 +41,92 @@ _OFFSET = ("roberta", "xlm-roberta", "camembert", "esm")  # kinds whose position
 _TRUST = "the model has its own code; trust_remote_code (--trust-remote-code) runs this code, if you trust it"
 
 
-def load_language_model(
-    model: str,
-    *,
-    tokenizer: str | None = None,
-    split: str | None = None,
-    shift: bool | None = None,
-    time: str | None = None,
-    output: str | None = None,
-    corruption: str | None = None,
-    mask_id: int | None = None,
-    model_type: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: str = "float32",
-    device: str | None = None,
-) -> LanguageModel:
-    """A language model that denoises tokens.
+@dataclass(frozen=True)
+class TextModel(Input):
+    """A network that reads texts, by name, with the options that load it.
 
-    Parameters
+    Attributes
     ----------
     model : str
-        "embedded"; a folder or hub id of a model for `AutoModelForMaskedLM`, or of a model with its own code (MDLM, LLaDA,
-        Dream); a file of `uturn.networks` with a MaskedTransformer; or "module:function" (`TokenNetwork`).
+        "embedded"; a folder or hub id of a model of transformers, possibly with its own code (MDLM, LLaDA, Dream); a file of
+        `uturn.networks` with a MaskedTransformer; or "module:function", which returns a `TokenNetwork` for the head "masked", and
+        otherwise a torch module that takes ids, with optional attributes `tokenizer` and `length`.
+    head : str
+        "masked": a model that denoises tokens (`AutoModelForMaskedLM`). "encoder": hidden states (`AutoModel`; the encoder of an
+        encoder-decoder model). "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes
+        of a text (`AutoModelForSequenceClassification`).
     tokenizer, split
         As in `load_tokenizer`; by default the tokenizer of the model.
     shift, time, output, corruption, mask_id
-        As in `TokenNetwork`; by default as stated by the model or known for its kind.
+        As in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
     model_type : str, optional
         As in `read_config`.
     trust_remote_code : bool
         Whether a model's own code may run.
     dtype, device : str
         Precision and device of the network; by default "cuda" if available.
-
-    Raises
-    ------
-    ValueError
-        If the model or its tokenizer cannot be read or do not match, or if the model does not denoise tokens.
     """
-    where = f"model = {model!r}"
-    language, stated = _read(model, "masked", tokenizer, split, model_type, trust_remote_code, dtype, device)
-    options = {"shift": shift, "time": time, "output": output, "corruption": corruption, "mask_id": mask_id}
+
+    model: str
+    head: Head = "encoder"
+    tokenizer: str | None = None
+    split: str | None = None
+    shift: bool | None = None
+    time: str | None = None
+    output: str | None = None
+    corruption: str | None = None
+    mask_id: int | None = None
+    model_type: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    device: str | None = None
+
+    @property
+    def where(self) -> str:
+        """How errors name the model: as the option that gives it, "classifier = .." or "model = .."."""
+        return f"{'classifier' if self.head == 'classifier' else 'model'} = {self.model!r}"
+
+    def files(self) -> list[Path]:
+        paths: list[Path] = []
+        for place in (Path(name) for name in (self.model, self.tokenizer) if name is not None):
+            paths += [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))] if place.is_dir() else [place]
+        return paths
+
+    def own_code(self) -> Any:
+        return import_function(self.model, self.where, FORMS) if is_import_path(self.model) else None
+
+    def fingerprint(self) -> str:
+        """Of weights, tokenizer and form of the output; and of the files with options of the model, such as its pooling."""
+        loaded = self.load()
+        model: LanguageModel = getattr(loaded, "model", loaded)
+        read = [digest_of_file(str(path)) for path in self.files() if path.suffix == ".json" and path.is_file()]
+        return " ".join([model.fingerprint(), *read])
+
+    @cached_while_unchanged(maxsize=4)
+    def load(self) -> Any:
+        """The network, a `LanguageModel`, loaded once.
+
+        Raises
+        ------
+        ValueError
+            If the model or its tokenizer cannot be read or do not match, or if it is not of this kind.
+        """
+        if is_packaged(self.model) and self.head in ("causal", "classifier"):
+            instead = "likelihood = 'masked'" if self.head == "causal" else "a classifier of transformers, or 'module:function'"
+            raise ValueError(f"{self.where} is a masked model; expected {instead}")
+        return _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
+
+
+def load_language_model(model: str, **options: Any) -> LanguageModel:
+    """A language model that denoises tokens; `options` are those of `uturn.networks.texts.language_files.TextModel`."""
+    return TextModel(model, "masked", **options).load()
+
+
+def _denoiser(chosen: TextModel) -> LanguageModel:
+    """A language model that denoises tokens, with the properties of its output."""
+    where = f"model = {chosen.model!r}"
+    language, stated = _read(replace(chosen, head="masked"))
+    options = {name: getattr(chosen, name) for name in ("shift", "time", "output", "corruption", "mask_id")}
     values: dict[str, Any] = {name: getattr(language.network, name, None) for name in options} | stated
     values |= {name: value for name, value in options.items() if value is not None}
     defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking"}
@@ -103,77 +149,30 @@ def load_language_model(
     return replace(language, vocab_size=size, forbidden=tuple(sorted(token for token in forbidden if token < size)), **values)
 
 
-def text_files(model: str, tokenizer: str | None = None) -> list[Path]:
-    """The entries of a model and its tokenizer that may be paths; some may be names."""
-    paths: list[Path] = []
-    for place in (Path(name) for name in (model, tokenizer) if name is not None):
-        paths += [*sorted(place.glob("*")), *sorted(place.glob("*/*.json"))] if place.is_dir() else [place]
-    return paths
-
-
-def _files(model: str, head: Head = "encoder", **options: Any) -> list[Path]:
-    return text_files(model, options.get("tokenizer"))
-
-
-@cached_while_unchanged(files=_files, maxsize=4)
-def load_text_model(model: str, head: Head = "encoder", **options: Any) -> LanguageModel:
-    """A network that reads texts, loaded once.
-
-    Parameters
-    ----------
-    model : str
-        As in `load_language_model`. Unless `head` is "masked", "module:function" returns a torch module that takes ids, with
-        optional attributes `tokenizer` and `length`.
-    head : str
-        "masked": as in `load_language_model`. "encoder": hidden states (`AutoModel`; the encoder of an encoder-decoder model).
-        "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes of a text
-        (`AutoModelForSequenceClassification`).
-    options
-        As in `load_language_model`; only options on tokenizer, kind, code, precision and device apply to all heads.
-
-    Raises
-    ------
-    ValueError
-        If the model or its tokenizer cannot be read or do not match.
-    """
-    if is_packaged(model) and head in ("causal", "classifier"):
-        instead = "likelihood = 'masked'" if head == "causal" else "a classifier of transformers, or 'module:function'"
-        raise ValueError(f"{named(model, head)} is a masked model; expected {instead}")
-    return load_language_model(model, **options) if head == "masked" or is_packaged(model) else _read(model, head, **options)[0]
-
-
 def is_packaged(model: str) -> bool:
     """Whether a model is a network of this package."""
     return model == "embedded" or model.endswith(".safetensors")
 
 
-def _read(
-    model: str,
-    head: Head,
-    tokenizer: str | None = None,
-    split: str | None = None,
-    model_type: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: str = "float32",
-    device: str | None = None,
-) -> tuple[LanguageModel, dict[str, Any]]:
+def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     """A network on its device with its tokenizer, and the stated properties of its output."""
-    where, place, config = named(model, head), checked_device(device), None
+    model, head, where, tokenizer, trusted = chosen.model, chosen.head, chosen.where, chosen.tokenizer, chosen.trust_remote_code
+    place, config = checked_device(chosen.device), None
     made: Tokenizer | None = None
     if is_packaged(model):
         network, made = _packaged(model)
     elif is_import_path(model):
-        network, made = _own(model, head, where)
+        network, made = _own(chosen)
     else:
-        config = read_config(model, where, trust_remote_code, model_type)
-        network = TransformersNetwork(_pretrained(model, head, where, config, trust_remote_code))
+        config = read_config(model, where, trusted, chosen.model_type)
+        network = TransformersNetwork(_pretrained(model, head, where, config, trusted))
         tokenizer = tokenizer or model
     if tokenizer is not None:
-        made = load_tokenizer(tokenizer, split, trust_remote_code)
+        made = load_tokenizer(tokenizer, chosen.split, trusted)
     stated = {} if config is None or made is None else _stated(config, made)
     length = stated.pop("length", getattr(network, "length", None))
     if isinstance(network, torch.nn.Module):
-        network = network.to(place, getattr(torch, dtype)).eval().requires_grad_(False)
+        network = network.to(place, getattr(torch, chosen.dtype)).eval().requires_grad_(False)
         identity = fingerprint(network if head == "masked" else network.model)
     else:
         identity = str(getattr(network, "fingerprint", lambda: "")())
@@ -201,19 +200,9 @@ def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
     return TransformersNetwork(network), None if characters is None else Vocabulary(tuple(characters), "characters")
 
 
-def named(model: str, head: Head) -> str:
-    """How errors name a model: as the option that gives it, "classifier = .." or "model = .."."""
-    return f"{'classifier' if head == 'classifier' else 'model'} = {model!r}"
-
-
-def own_language(model: str, head: Head = "masked") -> Any:
-    """The user's function if the model is an import path; otherwise None."""
-    return import_function(model, named(model, head), FORMS) if is_import_path(model) else None
-
-
-def _own(model: str, head: Head, where: str) -> tuple[Any, Tokenizer | None]:
+def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
     """The network returned by the user's function, and its tokenizer."""
-    function = own_language(model, head)
+    function, head, where = chosen.own_code(), chosen.head, chosen.where
     try:
         network = function()
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from uturn.core.checks import checked_integer, one_line
-from uturn.core.files import read_table
+from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.imports import is_import_path
 from uturn.networks.libraries import reading
 from uturn.networks.texts.language import LanguageModel
-from uturn.networks.texts.language_files import check_name, is_packaged, load_text_model
+from uturn.networks.texts.language_files import TextModel, check_name, is_packaged
 
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -70,26 +70,22 @@ class SentenceEncoder:
         return (states * weights).sum(1) / weights.sum(1)
 
 
-def load_sentence_encoder(model: str, **options: Any) -> SentenceEncoder:
-    """A sentence encoder.
+@dataclass(frozen=True)
+class SentenceModel(TextModel):
+    """A sentence encoder by name: a folder or hub id of a model of sentence-transformers, whose modules.json lists an encoder, a
+    pooling and optionally a normalisation; or any other `TextModel`, whose hidden states are averaged over tokens."""
 
-    Parameters
-    ----------
-    model : str
-        A folder or hub id of a model of sentence-transformers, whose modules.json lists an encoder, a pooling and optionally a
-        normalisation; or any other model of `load_text_model`, whose hidden states are averaged over tokens.
-    options
-        As in `load_text_model`.
+    @cached_while_unchanged(maxsize=4)
+    def load(self) -> SentenceEncoder:
+        """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
+        return _sentence_encoder(self, self.model, self.where)
 
-    Raises
-    ------
-    ValueError
-        If the model cannot be read, or has parts of another kind.
-    """
-    where = f"model = {model!r}"
+
+def _sentence_encoder(chosen: SentenceModel, model: str, where: str) -> SentenceEncoder:
+    options = {option.name: getattr(chosen, option.name) for option in fields(TextModel) if option.name != "model"}
     modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
     if modules is None:
-        return SentenceEncoder(load_text_model(model, **options))
+        return SentenceEncoder(TextModel(model, **options).load())
     with reading(where, "download the model again, give its folder"):
         kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
         strange = [kind for kind in kinds if kind not in _MODULES]
@@ -105,7 +101,7 @@ def load_sentence_encoder(model: str, **options: Any) -> SentenceEncoder:
         prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
         longest = sizes.get("max_seq_length")
         lengths = [] if longest is None else [checked_integer("max_seq_length", longest, 1)]
-    encoder = load_text_model(folder, **options)
+    encoder: LanguageModel = TextModel(folder, **options).load()
     lengths += [] if encoder.length is None else [encoder.length]
     encoder = replace(encoder, length=min(lengths, default=None))
     return SentenceEncoder(encoder, pooling, prompt, bool(sizes.get("do_lower_case")))
