@@ -33,7 +33,6 @@ PARTS: dict[str, dict[str, str]] = {
         "masking": "uturn.corruption.masking:Masking",
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
-        "bursts": "uturn.corruption.bursts:Bursts",
         "recorded": "uturn.corruption.recorded:Recorded",
         "operator": "uturn.corruption.measurement:Measurement",
     },
