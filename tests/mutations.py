@@ -160,9 +160,9 @@ MUTATIONS = (
     ),
     Mutation(
         "E[a^2] for the variance of activations",
-        "uturn.probes.hidden_layers:HiddenLayers._scale",
-        "square = variance + mean**2 if self.legacy else variance",
-        "square = variance + mean**2",
+        "uturn.probes.hidden_layers:HiddenLayers._compared",
+        "variance + mean**2 if self.legacy else variance",
+        "variance + mean**2",
         {"s9": "similarities at t = 1 against their definition"},
     ),
     Mutation(

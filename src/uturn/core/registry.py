@@ -57,14 +57,14 @@ PARTS: dict[str, dict[str, str]] = {
         "perceptual": "uturn.probes.perceptual:Perceptual",
         "kept_tokens": "uturn.probes.tokens:KeptTokens",
         "tokens": "uturn.probes.tokens:KeepTokens",
-        "text_layers": "uturn.probes.text_layers:TextLayers",
-        "text_encoder": "uturn.probes.text_encoder:TextEncoder",
-        "text_likelihood": "uturn.probes.text_likelihood:TextLikelihood",
+        "text_layers": "uturn.probes.texts:TextLayers",
+        "text_encoder": "uturn.probes.texts:TextEncoder",
+        "text_likelihood": "uturn.probes.texts:TextLikelihood",
         "posterior": "uturn.probes.posterior:Posterior",
         "order_consistency": "uturn.probes.orders:OrderConsistency",
         "order_likelihood": "uturn.probes.orders:OrderLikelihood",
         "repetition": "uturn.probes.repetition:Repetition",
-        "text_class": "uturn.probes.text_class:TextClass",
+        "text_class": "uturn.probes.texts:TextClass",
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""
