@@ -42,7 +42,7 @@ REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For 
 ALSO_PUBLIC = (
     *("backward.deepinv_samplers", "backward.sampler", "cli.presets", "core.experiment", "core.u_turns"),
     *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.hmm", "exact.linear"),
-    *("exact.noise_chains", "measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
+    *("measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
     *("pages.laboratory", "studies.locate", "studies.readings"),
 )
 

@@ -167,9 +167,9 @@ MUTATIONS = (
     ),
     Mutation(
         "E[a^2] for the variance of activations",
-        "uturn.probes.hidden_layers:HiddenLayers._scale",
-        "square = variance + mean**2 if self.legacy else variance",
-        "square = variance + mean**2",
+        "uturn.probes.hidden_layers:HiddenLayers._compared",
+        "variance + mean**2 if self.legacy else variance",
+        "variance + mean**2",
         tests=(("test_hidden_layers::test_similarity_equals_brute_force", {}),),
     ),
     Mutation(

@@ -1,13 +1,11 @@
-"""Hidden Markov models and noise in bursts, against enumeration of all strings."""
+"""Hidden Markov models, against enumeration of all strings."""
 
 from itertools import product
 
 import numpy as np
 import pytest
 
-import enumeration
 import uturn as ut
-from uturn.exact.noise_chains import NoiseChain
 from uturn.measures.hierarchy import site_changes
 
 STATES, SYMBOLS, LENGTH = 3, 4, 5
@@ -145,10 +143,9 @@ def run(source, corruption, noise=(0.2, 0.5), items=400, **options):
 
 
 CHAIN = {"type": "hmm", "states": 3, "symbols": 4, "length": 12}
-GRAMMAR = {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 4, "grammars": 4}
 
 
-@pytest.mark.parametrize("corruption", ["masking", "gaussian", "uniform", "bursts"])
+@pytest.mark.parametrize("corruption", ["masking", "gaussian", "uniform"])
 def test_reconstructions_of_a_chain_are_draws_from_the_posterior(corruption):
     ds = run(CHAIN, corruption)
     assert ut.calibration(ds, "unchanged").attrs["passed"]
@@ -221,100 +218,3 @@ def test_impossible_evidence_names_the_samples():
     for function in (ut.infer, ut.sample_posterior):
         with pytest.raises(ValueError, match=r"sample\(s\) 1 \(1 in all\)"):
             function(chain, contradiction)
-
-
-# -- noise that is a hidden chain -------------------------------------------------------------------------------------------
-
-NOISE = NoiseChain([0.67, 0.33], [[0.8, 0.2], [0.4, 0.6]])
-
-
-def seen_in(values, strings):
-    """log p(y | string) of each string, the noise states summed over, by the forward sum."""
-    law, logs = np.tile(NOISE.start, (len(strings), 1)), np.zeros(len(strings))
-    for i in range(strings.shape[1]):
-        law = law * np.exp(values[i][:, strings[:, i]]).T
-        total = law.sum(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs, law = logs + np.log(total), np.where(total[:, None] > 0, law / total[:, None], 0) @ NOISE.transition
-    return logs
-
-
-@pytest.mark.parametrize(("branching", "depth", "vocab_size"), [(2, 3, 4), (3, 2, 3)])
-def test_correlated_noise_of_a_grammar_equals_enumeration(branching, depth, vocab_size):
-    rhm = ut.RandomHierarchyModel(vocab_size=vocab_size, multiplicity=2, branching=branching, depth=depth, seed=1)
-    values = evidence(3, rhm.num_leaves, 2, vocab_size)
-    values[1] /= 100
-    beliefs, (nodes, weight) = NOISE.infer(rhm, values), enumeration.all_trees(rhm)
-    for b in range(3):
-        seen = weight + seen_in(values[b], nodes[0])
-        total = np.logaddexp.reduce(seen)
-        assert beliefs.log_evidence[b] == pytest.approx(total, abs=1e-10)
-        for level, table in nodes.items():
-            exact = marginals_of(table, np.exp(seen - total), rhm.num_symbols(level))
-            np.testing.assert_allclose(beliefs.marginals[level][b], exact, atol=1e-10)
-
-
-def test_evidence_beyond_the_range_of_messages_is_refused():
-    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=1)
-    with pytest.raises(ValueError, match="nats apart"):
-        NOISE.infer(rhm, evidence(3, 8, 2, 4))
-
-
-def test_correlated_noise_of_a_chain_equals_enumeration():
-    chain = some_chain()
-    states, strings, weight = all_pairs(chain)
-    values = evidence(3, LENGTH, 2, SYMBOLS)
-    values[1] /= 100
-    beliefs = NOISE.infer(chain, values)
-    for b in range(3):
-        seen = weight + seen_in(values[b], strings)
-        total = np.logaddexp.reduce(seen.ravel())
-        p = np.exp(seen - total)
-        assert beliefs.log_evidence[b] == pytest.approx(total, abs=1e-10)
-        np.testing.assert_allclose(beliefs.marginals[1][b], marginals_of(states, p.sum(1), STATES), atol=1e-10)
-        np.testing.assert_allclose(beliefs.marginals[0][b], marginals_of(strings, p.sum(0), SYMBOLS), atol=1e-10)
-
-
-def test_draws_under_correlated_noise_have_the_exact_marginals():
-    """Each of the nodes within five standard errors; trees are grammatical and parse to themselves."""
-    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=3, depth=2, seed=1)
-    values = evidence(3, rhm.num_leaves, 2, 4)
-    values[1] /= 1000
-    drawn = NOISE.sample_posterior(rhm, values, ut.random.keys(0, range(3)), np.arange(4000, dtype=np.uint64))
-    again = NOISE.sample_posterior(rhm, values[1:], ut.random.keys(0, range(1, 3)), np.arange(7, 9, dtype=np.uint64))
-    for level, marginals in NOISE.infer(rhm, values).marginals.items():
-        shares = (drawn[level][..., None] == np.arange(marginals.shape[2])).mean(axis=0)
-        assert (abs(shares - marginals) <= 5 * np.sqrt(marginals * (1 - marginals) / 4000) + 1e-9).all()
-        assert (again[level] == drawn[level][7:9, 1:]).all()
-        assert (rhm.parse(drawn[0][0]).latents[level] == drawn[level][0]).all()
-
-
-def test_bursts_are_calibrated_and_evidence_that_ignores_them_is_not():
-    exact = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9)
-    ignoring = run(GRAMMAR, "bursts", noise=(0.4,), persistence=0.9, evidence="factorised")
-    assert ut.calibration(exact, "unchanged").attrs["passed"]
-    assert not ut.calibration(ignoring, "unchanged").attrs["passed"]
-
-
-def test_bursts_have_only_their_own_options():
-    for option in ({"purpose": 5}, {"persistence": 1}):
-        with pytest.raises(ValueError, match=next(iter(option))):
-            run(CHAIN, "bursts", items=2, **option)
-
-
-def test_bursts_without_persistence_are_uniform_replacement():
-    rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=1)
-    bursts = ut.corruption.Bursts(persistence=0.0)
-    noisy = bursts.corrupt(rhm.sample(50, seed=0).leaves, 0.4, 4, seed=0)
-    exact = bursts.noise_chain(0.4).infer(rhm, bursts.state_evidence(noisy)).marginals
-    for level, marginals in ut.infer(rhm, ut.UniformReplacement().log_evidence(noisy)).marginals.items():
-        np.testing.assert_allclose(exact[level], marginals, atol=1e-12)
-
-
-def test_bursts_replace_the_stated_share_in_runs_of_the_stated_length():
-    v = 10**6  # so that replaced symbols differ from the original
-    noisy = ut.corruption.Bursts(persistence=0.9).corrupt(np.zeros((400, 500), int), 0.3, v, seed=1)
-    on = noisy.values > 0
-    assert on.mean() == pytest.approx(0.3, abs=0.02)
-    leaves = (on[:, :-1] & ~on[:, 1:]).sum() / on[:, :-1].sum()
-    assert leaves == pytest.approx(0.1 * 0.7, abs=0.005)

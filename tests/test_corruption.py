@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 import uturn as ut
 import uturn.core.random
 
-ALL = [ut.Gaussian(), ut.Masking(), ut.UniformReplacement(), ut.EpsilonBelief(), ut.corruption.Bursts()]
+ALL = [ut.Gaussian(), ut.Masking(), ut.UniformReplacement(), ut.EpsilonBelief()]
 CHANNELS = ALL[:3]
 V = 5
 LEAVES = np.random.default_rng(0).integers(0, V, (6, 9))

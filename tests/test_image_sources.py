@@ -3,12 +3,12 @@
 import hashlib
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,8 +45,8 @@ def numbered(path, number):
 
 
 def first_images(source, number):
-    """The first so many readable images and their labels."""
-    return source.images_at(np.arange(min(number, source.count() - len(source.skipped(number)))))
+    """The first so many images and their labels."""
+    return source.images_at(np.arange(min(number, source.count())))
 
 
 def folder_source(path, **options):
@@ -138,16 +138,14 @@ def test_class_list_keeps_the_labels_of_the_classifier(uneven, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a\nb\n", r"lacks 1 of the 3 folders of .* \(c/d\)"),
-        ("a\nb\na\nc/d", "line 3 is 'a', as is line 1"),
-        ("a\n\nb\nc/d", "line 2 is ''"),
-        ("", "line 1 is ''"),
-        (None, "cannot be read"),
+        ("a\nb\n", "lacks c/d; expected each sub-folder"),
+        ("a\nb\na\nc/d", "holds 'a' twice"),
+        ("a\n\nb\nc/d", "holds ''"),
+        ("", "holds ''"),
     ],
 )
 def test_class_list_that_does_not_fit(uneven, tmp_path, text, words):
-    if text is not None:
-        (tmp_path / "classes.txt").write_text(text)
+    (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=words) as error:
         first_images(folder_source(uneven, classes=str(tmp_path / "classes.txt")), 1)
     assert "\n" not in str(error.value)
@@ -185,8 +183,8 @@ def test_only_the_images_asked_for_are_decoded(tmp_path, decoded, monkeypatch):
     assert len(decoded) == 12  # known by now
     assert number_of(next(source.blocks(np.array([5, 3]), 0, 12)).images) == [5, 3]
     assert len(decoded) == 14
-    source.images_at([20])  # the items before it must be readable for it to be item 20
-    assert len(decoded) == 14 + 9 + 1
+    source.images_at([20])
+    assert len(decoded) == 15
     assert len(listings) == 5  # the folder and its four classes, once
 
 
@@ -234,96 +232,56 @@ def png_of_size(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-@pytest.fixture
-def damaged(tmp_path):
-    """Nine good images among ten files that are none; the good ones in order."""
-    root = tmp_path / "damaged"
-    save(root / "whole.jpg", noise_image(0, 64, 64), quality=95)
-    save(root / "whole.png", noise_image(0, 64, 64))
-    jpeg, png = (root / "whole.jpg").read_bytes(), (root / "whole.png").read_bytes()
-    (root / "whole.jpg").unlink()
-    (root / "whole.png").unlink()
-    for number in range(9):
-        save(root / f"{number}5.png", np.full((64, 64), number, np.uint8))
-    bad = {
-        "00.png": b"",
-        "01.jpg": jpeg[: len(jpeg) // 2],
-        "02.png": png[: len(png) // 2],
-        "03.txt": b"notes",
-        "20.png": png_of_size(30_000, 30_000),  # far above Pillow's own limit
-        "21.png": png_of_size(10_000, 10_000),  # below it, and above ours
-        "22.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n",
-        "50.npy": b"\x93NUMPY",
-        "51.jpg": jpeg[:-200],  # only the last rows are missing
-        "99.jpg": jpeg[:20],
-    }
-    for name, content in bad.items():
-        (root / name).write_bytes(content)
-    return root, sorted(bad)
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_unreadable_files_are_skipped_counted_and_reported(damaged):
-    root, bad = damaged
-    source = folder_source(root)
-    with pytest.warns(
-        UserWarning, match=r"skipped: 9 files: 00\.png \(empty\), 01\.jpg \(.*truncated.*\), 02\.png \(.*\), \.\."
-    ) as seen:
-        found = source.coordinates(0, 9)
-    assert len([w for w in seen if w.category is UserWarning]) == 1
-    assert found["file"].tolist() == [f"{number}5.png" for number in range(9)]
-    assert sorted(source.skipped(9)) == bad[:-1]
-    assert sorted(source.skipped(1)) == bad[:4]
-    assert source.skipped(1)["03.txt"] == "not an image"
-    assert source.skipped(9)["21.png"] == "10000 x 10000 pixels"
-    assert "decompression bomb" in source.skipped(9)["20.png"]
-    assert source.skipped(9)["22.eps"] == "not an image"  # nothing is started to draw it
-    assert number_of(first_images(source, 9)[0]) == list(range(9))
-    with pytest.raises(ValueError, match=r"items = 10, .* holds 9 readable images \(skipped: 10 files: .*lower items"):
-        source.coordinates(0, 10)
-    with pytest.raises(ValueError, match=r"items = 20, .* holds 19 files"):
-        source.coordinates(0, 20)
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("b.png", lambda jpeg, png: b"", "empty"),
+        ("b.jpg", lambda jpeg, png: jpeg[: len(jpeg) // 2], ".*truncated.*"),
+        ("b.jpg", lambda jpeg, png: jpeg[:-200], ".*truncated.*"),  # only the last rows are missing
+        ("b.jpg", lambda jpeg, png: jpeg[:20], ".*"),
+        ("b.png", lambda jpeg, png: png[: len(png) // 2], ".*"),
+        ("b.txt", lambda jpeg, png: b"notes", "not an image"),
+        ("b.png", lambda jpeg, png: png_of_size(30_000, 30_000), ".*decompression bomb.*"),  # far above Pillow's own limit
+        ("b.png", lambda jpeg, png: png_of_size(10_000, 10_000), "10000 x 10000 pixels"),  # below it, and above ours
+        # Nothing is started to draw it.
+        ("b.eps", lambda jpeg, png: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n", "not an image"),
+    ],
+)
+def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content, reason):
+    """Before a run, and where it is read; the items before it are not affected."""
+    for other in ("whole.jpg", "whole.png"):
+        save(tmp_path / other, noise_image(0, 64, 64))
+    whole = [(tmp_path / other).read_bytes() for other in ("whole.jpg", "whole.png")]
+    save(tmp_path / "data" / "a.png", np.full((64, 64), 7, np.uint8))
+    (tmp_path / "data" / name).write_bytes(content(*whole))
+    source = folder_source(tmp_path / "data")
+    for ask in (lambda: source.coordinates(0, 2), lambda: source.images_at([1])):
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be read \({reason}\); mend it, or move it away"):
+            ask()
+    assert number_of(first_images(source, 1)[0]) == [7]
+    with pytest.raises(ValueError, match=r"items = 3, .* holds 2 files"):
+        source.coordinates(0, 3)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_skipping_does_not_depend_on_what_is_asked_for(damaged):
-    root, _ = damaged
-    for items in ([8], [0], [3, 4], [7, 1, 2], [0, 8]):
-        block = next(folder_source(root).blocks(np.array(items), 0, 9))
-        assert number_of(block.images) == items
-
-
-def test_no_more_is_decoded_than_needed_when_files_are_skipped(tmp_path, decoded):
-    for number in range(20):
-        numbered(tmp_path / f"{number:02}.png", number)
-    for number in (0, 4, 5):
-        (tmp_path / f"{number:02}.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="3 files"):
-        folder_source(tmp_path).coordinates(0, 6)
-    assert len(decoded) == 9
-
-
-def test_equal_processes_have_equal_items(damaged):
-    root, _ = damaged
+def test_equal_processes_have_equal_items(uneven):
     code = (
         "import hashlib, sys, numpy as np; from uturn.sources.images import ImageFolderSource as Source; "
-        "block = next(Source(path=sys.argv[1], channels=1).blocks(np.array([2, 7]), 0, 9)); "
+        "block = next(Source(path=sys.argv[1], channels=1).blocks(np.array([2, 4]), 0, 6)); "
         "print(hashlib.sha256(block.images.tobytes()).hexdigest(), Source(path=sys.argv[1], channels=1).fingerprint())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONWARNINGS": "ignore"}
-    other = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, env=environment)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        images = first_images(folder_source(root), 9)[0][[2, 7]]
-    assert other.stdout.split() == [hashlib.sha256(images.tobytes()).hexdigest(), folder_source(root).fingerprint()]
+    other = subprocess.run([sys.executable, "-c", code, str(uneven)], capture_output=True, text=True, check=True, env=environment)
+    images = first_images(folder_source(uneven), 6)[0][[2, 4]]
+    assert other.stdout.split() == [hashlib.sha256(images.tobytes()).hexdigest(), folder_source(uneven).fingerprint()]
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="cannot be listed"):
         folder_source(tmp_path / "absent").count()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
-        folder_source(tmp_path / "empty", size=8).image_shape()
+        folder_source(tmp_path / "empty").count()
     (tmp_path / "a.png").write_bytes(b"no image")
     for ask in (
         lambda s: first_images(s, 3),
@@ -331,17 +289,8 @@ def test_folders_without_images(tmp_path):
         lambda s: s.image_shape(),
         lambda s: s.images_at([0]),
     ):
-        with pytest.raises(ValueError, match=r"no readable image \(skipped: 1 file: a\.png \(not an image\)\)"):
+        with pytest.raises(ValueError, match=r"a\.png cannot be read \(not an image\)"):
             ask(folder_source(tmp_path))
-
-
-def test_errors_of_the_file_system_are_not_skipped(uneven, monkeypatch):
-    def fails(path):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(Path, "read_bytes", fails)
-    with pytest.raises(ValueError, match=r"image0\.png cannot be read \(Input/output error\)"):
-        folder_source(uneven).coordinates(0, 2)
 
 
 @pytest.mark.parametrize("indices", [[6], [-1], [0.5], [[0]], 0, ["a"]])
@@ -433,12 +382,10 @@ def test_sixteen_bit_grey_is_rounded(tmp_path, ending):
     np.testing.assert_array_equal(one_image(tmp_path / f"a.{ending}", channels=1)[..., 0], np.rint(deep / 257))
 
 
-def test_numbers_without_a_known_range_are_skipped(tmp_path):
+def test_numbers_without_a_known_range_are_an_error(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
-    numbered(tmp_path / "b.png", 3)
-    source = folder_source(tmp_path)
-    assert number_of(first_images(source, 1)[0]) == [3]
-    assert "range is not known" in source.skipped(1)["a.tif"]
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read .*range is not known"):
+        first_images(folder_source(tmp_path), 1)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
@@ -456,7 +403,7 @@ def test_orientation_is_applied(tmp_path, ending):
     assert max(found[18:].max(), found[:, :6].max()) < 5
 
 
-def test_broken_orientation_is_no_reason_to_skip(tmp_path):
+def test_broken_orientation_is_ignored(tmp_path):
     pixels = noise_image(6, channels=1)
     save(tmp_path / "a.png", pixels, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
     with warnings.catch_warnings():
@@ -582,11 +529,9 @@ class FirstPixel:
         return {"first": np.rint((np.asarray(u_turns.reconstructions)[:, :, 0, 0, 0] + 1) * 127.5)}
 
 
-@pytest.mark.filterwarnings("ignore:.*files that cannot be read")
 def test_results_record_the_file_of_every_item(tmp_path):
     for number in range(6):
         save(tmp_path / "data" / f"class{number % 2}" / f"{number}.png", np.full((28, 28), number, np.uint8))
-    (tmp_path / "data" / "class1" / "0.png").write_bytes(b"no image")
     spec = {
         "items": 5,
         "chunk": 2,
@@ -596,9 +541,9 @@ def test_results_record_the_file_of_every_item(tmp_path):
         "probes": [{"type": f"{__name__}:FirstPixel"}],
     }
     run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
-    assert run.file.values.tolist() == ["class0/0.png", "class0/2.png", "class1/1.png", "class0/4.png", "class1/3.png"]
-    assert run.label.values.tolist() == [0, 0, 1, 0, 1]
-    assert run["first"].values[0, :, 0].tolist() == [0, 2, 1, 4, 3]
+    assert run.file.values.tolist() == ["class0/0.png", "class1/1.png", "class0/2.png", "class1/3.png", "class0/4.png"]
+    assert run.label.values.tolist() == [0, 1, 0, 1, 0]
+    assert run["first"].values[0, :, 0].tolist() == [0, 1, 2, 3, 4]
     again = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
     assert again.identical(run)
     save(tmp_path / "data" / "class0" / "9.png", np.zeros((28, 28), np.uint8))

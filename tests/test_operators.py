@@ -142,8 +142,6 @@ CASES = [
     {"operator": "boxes", "options": {"place": "random"}},
     {"operator": "inpainting"},
     {"operator": "inpainting", "drawn": "once", "gain": 0.05},
-    {"operator": "deepinv:Inpainting", "swept": "mask", "drawn": "each"},
-    {"operator": "boxes", "noise_model": "deepinv:SaltPepperNoise", "noise_options": {"p": 0.1, "s": 0.1}},
 ]
 
 
@@ -198,19 +196,6 @@ def test_noise_falls_on_what_is_measured_and_the_likelihood_counts_it_alone():
     np.testing.assert_allclose(noisy.log_likelihood(0, block.values[:1]), stats.norm(0, 0.1).logpdf(error[0]).sum(), rtol=1e-5)
 
 
-def test_noise_models_of_deepinv():
-    models = pytest.importorskip("deepinv").physics
-    known = Measurement(operator="boxes", noise_model="deepinv:GaussianNoise", noise_options={"sigma": 0.25})
-    assert known._made(None, 0.5, (1, 8, 8), None).noise == GaussianNoise(0.25)
-    unknown = Measurement(operator="boxes", noise_model="deepinv:LaplaceNoise", noise_options={"b": 0.1})
-    operator = unknown._made(None, 0.0, (1, 64, 64), None)
-    assert isinstance(operator.noise, OtherNoise)
-    assert not operator.noise.is_known
-    assert isinstance(operator.physics.noise_model, models.LaplaceNoise)
-    noise = operator.measure(np.full((1, 64, 64), 0.5, np.float32), ut.random.keys(0, range(1))) - 0.5
-    assert stats.kstest(noise.reshape(-1), stats.laplace(0, 0.1).cdf).pvalue > 1e-3
-
-
 def test_noise_and_sensor_of_a_physics(monkeypatch):
     """The physics of a function keeps its noise, unless the measurement has another; what is not linear after it is no law."""
     deepinv = pytest.importorskip("deepinv")
@@ -218,6 +203,7 @@ def test_noise_and_sensor_of_a_physics(monkeypatch):
         "plain": deepinv.physics.Inpainting((1, 8, 8), mask=0.5, noise_model=deepinv.physics.PoissonNoise(0.1)),
         "sensor": deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1), sensor_model=torch.round),
         "squares": deepinv.physics.Physics(A=torch.square),
+        "laplace": deepinv.physics.Denoising(deepinv.physics.LaplaceNoise(0.1)),
     }
     for name, made in physics.items():
         monkeypatch.setattr(sys.modules[__name__], name, lambda strength, shape, made=made: made, raising=False)
@@ -234,6 +220,10 @@ def test_noise_and_sensor_of_a_physics(monkeypatch):
     assert isinstance(operator("sensor").noise, OtherNoise)
     assert operator("squares").noise == GaussianNoise(0)
     assert not operator("squares").is_linear
+    laplace = operator("laplace")
+    assert not laplace.noise.is_known
+    noise = laplace.measure(np.full((1, 64, 64), 0.5, np.float32), ut.random.keys(0, range(1))) - 0.5
+    assert stats.kstest(noise.reshape(-1), stats.laplace(0, 0.1).cdf).pvalue > 1e-3
 
 
 # -- what a noisy datum knows -----------------------------------------------------------------------------------------
@@ -388,18 +378,17 @@ def test_draws_for_another_noise_do_not_pass(own):
     assert readings["right"] > 1e-3 > readings["wrong"]
 
 
-@pytest.mark.parametrize("operator", ['operator = "boxes"', 'operator = "deepinv:Inpainting"\nswept = "mask"'])
-def test_a_run_and_its_study_by_command(operator, tmp_path):
+def test_a_run_and_its_study_by_command(tmp_path):
     pytest.importorskip("deepinv")
     (tmp_path / "spec.toml").write_text(
-        f"""
+        """
 items = 6
 [source]
 type = "gaussian_field"
 size = 4
 [corruption]
 type = "operator"
-{operator}
+operator = "boxes"
 sigma = 0.1
 noise = [0.25, 0.75]
 [backward]
@@ -411,11 +400,9 @@ type = "scales"
     done = uturn("run", "spec.toml", "--store", "store", "--out", "study", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = xr.open_zarr(tmp_path / "store")
-    assert ("bits" in run.coords) == ("boxes" in operator)
-    if "boxes" in operator:
-        assert run.bits.values[0] > run.bits.values[1] > 0
-        assert run.noise.attrs["long_name"] == "share of the image hidden by a box"
-        assert run.noise.attrs["max"] == 1
+    assert run.bits.values[0] > run.bits.values[1] > 0
+    assert run.noise.attrs["long_name"] == "share of the image hidden by a box"
+    assert run.noise.attrs["max"] == 1
 
 
 @pytest.mark.parametrize(
@@ -476,12 +463,9 @@ def test_a_reference_does_not_depend_on_the_number_of_measurements():
         ("my_operators:cosine", {}, "backward 'exact': the operator is not linear, so the posterior has no formula"),
         ("my_operators:claimed", {}, r"A\(x\) is not linear: it differs from H x.*is_linear=False"),
         ("my_operators:counts", {}, r"backward 'exact': the noise is not Gaussian \(PoissonNoise\)"),
-        ("boxes", {"noise_model": "deepinv:LaplaceNoise"}, r"backward 'exact': the noise is not Gaussian \(OtherNoise\)"),
     ],
 )
 def test_posteriors_without_a_formula_are_refused(own, operator, options, message):
-    if operator == "boxes":
-        pytest.importorskip("deepinv")
     with pytest.raises(ValueError, match=message):
         ut.run(ut.Experiment.from_dict(spec(operator, [0.5], items=4, **options)), own / "store")
     assert not (own / "store").exists()
@@ -490,13 +474,11 @@ def test_posteriors_without_a_formula_are_refused(own, operator, options, messag
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"operator": "box"}, r"operator = 'box': expected one of \['boxes', .*\], 'deepinv:NAME' or 'module:function'"),
+        ({"operator": "box"}, r"operator = 'box': expected one of \['boxes', .*\], or 'module:function'"),
         ({"operator": "boxes", "options": {"size": 3}}, r"operator 'boxes' has no option 'size'; expected \['hidden', 'place'\]"),
         ({"operator": "boxes", "options": {"hidden": 0.3}}, "hidden is set by the noise level; leave it out"),
         ({"operator": "boxes", "sigma": 0.1, "gain": 0.1}, "sigma and gain: expected one noise"),
         ({"operator": "denoising", "sigma": 0.1}, "sigma is set by the noise level; leave it out"),
-        ({"operator": "deepinv:Blur"}, "expected `swept`, the name of the option that the noise level sets"),
-        ({"operator": "boxes", "noise_model": "laplace"}, "expected a noise model of deepinv, 'deepinv:NAME'"),
     ],
 )
 def test_options_that_do_not_fit(table, message):
@@ -518,13 +500,6 @@ def test_options_that_do_not_fit(table, message):
         ({"operator": "inpainting", "options": {"mask": [[1.0] * 7 + [0.4]] * 8}}, 0.1, r"mask = \[0.4\], ..: expected 0"),
         ({"operator": "inpainting", "options": {"mask": [[1, 0]]}}, 0.1, r"mask has shape \(1, 2\); expected \(8, 8\) or"),
         ({"operator": "boxes", "swept": "gain", "options": {"hidden": 0.2}}, 0.0, "gain = 0: expected a noise level above 0"),
-        (
-            {"operator": "deepinv:Blurr", "swept": "x"},
-            0.1,
-            "'deepinv:Blurr' is no Physics of deepinv.physics; expected one, such as 'deepinv:BlurFFT'",
-        ),
-        ({"operator": "deepinv:Downsampling", "swept": "factr"}, 2.0, "Downsampling has no option 'factr'; expected some of "),
-        ({"operator": "deepinv:MRI", "swept": "sigma"}, 0.1, "corruption.operator = 'deepinv:MRI': "),
     ],
 )
 def test_levels_and_options_out_of_range_are_found_before_a_store_is_made(table, level, message, tmp_path):

@@ -13,8 +13,7 @@ from uturn.core.files import clear_caches
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
-from uturn.probes.text_layers import text_states_of
-from uturn.probes.text_likelihood import likelihoods_of
+from uturn.probes.second_model import prepared
 from uturn.sources.tokens import PAD, Tokens
 
 TEXTS = ["the cat sat on a mat", "the dog ran", "a big red cat ran to the mats", "cats sat", "dogs", "big mats"]
@@ -248,7 +247,7 @@ def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder
 def test_the_token_for_the_beginning_is_one_of_those_that_a_causal_model_reads(folder):
     source = experiment(folder, {"type": "tokens"}).parts.source
     for name, most in (("gpt2", 39), ("gpt2_without_beginning", 40)):
-        assert likelihoods_of(TextLikelihood(model=str(folder / name)), source).texts.most_tokens == most
+        assert prepared(TextLikelihood(model=str(folder / name)), source)[0].most_tokens == most
 
 
 # -- how texts are read -----------------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def test_token_similarity_does_not_see_padding(folder, drawn):
     whole = TextLayers().read(u_turns(source, after), source)
     for item in range(6):
         length = int((source.ids([item])[0] != PAD).sum())
-        ids, states = source.ids([item])[:, :length], text_states_of(TextLayers(), source)
+        ids, states = source.ids([item])[:, :length], prepared(TextLayers(), source)[1]
         alone, clones = states.read(ids, after[item : item + 1, :, :length], 2)
         np.testing.assert_allclose(alone["token_similarity"][0], whole["token_similarity"][item], rtol=0, atol=1e-5)
         np.testing.assert_allclose(clones["text_similarity"][0], whole["clone_text_similarity"][item], rtol=0, atol=1e-5)

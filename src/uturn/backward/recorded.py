@@ -11,26 +11,26 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from uturn.core.checks import LARGEST, checked_path, one_line, shown
-from uturn.core.files import cached_while_unchanged, digest_of_file
+from uturn.core.files import digest_of_file
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
 from uturn.corruption.recorded import Recorded
 from uturn.measures.pairing import coarse, pairing
 from uturn.sources.images import (
-    FORMATS,
     ImageFolderSource,
     as_unicode,
-    decode,
     in_threads,
     listed,
+    pixels_of,
+    readable,
     scaled,
+    seen,
     some_of,
     unread,
 )
@@ -235,28 +235,9 @@ def rounded(noise: float) -> float:
     return float(f"{noise:.{_DIGITS}g}")
 
 
-def _pixels(path: str | None, channels: int, size: int | None) -> np.ndarray | str:
-    """Pixels of an image file, uint8 (height, width, channels), or why it is missing or unreadable."""
-    if path is None:
-        return "no such file"
-    return unread(os.path.getsize(path)) or decode(Path(path).read_bytes(), channels, size)
-
-
-@cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
-def _seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
-    """Height and width after resizing, and mode of an image file, or why it is unreadable; read again when it has changed."""
-    from PIL import Image
-
-    pixels = _pixels(path, channels, size)
-    if isinstance(pixels, str):
-        return pixels
-    with Image.open(path, formats=FORMATS) as image:
-        return pixels.shape[0], pixels.shape[1], image.mode
-
-
 def _content(path: str) -> str:
     """The digest of a file, or why it is not read."""
-    return unread(os.path.getsize(path)) or digest_of_file(path)
+    return unread(path) or digest_of_file(path)
 
 
 # --- files and originals -----------------------------------------------------------------------------------------------
@@ -313,9 +294,9 @@ class Recordings:
         shape, source = self.source.image_shape(), self.source
         files = self._wanted([streams.noise], source.names(streams.items), streams.trajectories, clones)
         images = np.full((len(files), *shape), np.nan, np.float32)
-        decoded = in_threads(lambda file: _pixels(file, source.channels, source.size), files.values())
+        decoded = in_threads(lambda file: file and pixels_of(file, source.channels, source.size), files.values())
         for image, file, pixels in zip(images, files.values(), decoded, strict=True):
-            if not isinstance(pixels, str):
+            if isinstance(pixels, np.ndarray):
                 if pixels.shape[:2] != shape[1:]:
                     raise ValueError(f"{file} has changed during the run; start again in a new store")
                 image[...] = scaled(pixels.transpose(2, 0, 1), self.files.root)
@@ -349,31 +330,32 @@ class Recordings:
             )
         files = self._wanted(experiment.noise, names, range(experiment.trajectories), experiment.clones)
         channels, size = self.source.channels, self.source.size
-        seen = in_threads(lambda file: "no such file" if file is None else _seen(file, channels, size), files.values())
+        found = in_threads(lambda file: "no such file" if file is None else seen(file, channels, size), files.values())
         missing = {}
-        for (noise, name, trajectory, clone), file, of in zip(files, files.values(), seen, strict=True):
+        for (noise, name, trajectory, clone), file, of in zip(files, files.values(), found, strict=True):
             place = {"noise": noise, "item": item_of[name], "trajectory": trajectory, "clone": clone}
             path = self.files.path(self.files.name(**place)) if file is None else file
             if isinstance(of, str):
                 missing[as_unicode(path)] = of
             else:
                 self._check_pixels(path, of, name)
-        if len(missing) == len(seen):
+        if len(missing) == len(files):
             reasons = some_of([f"{name} ({reason})" for name, reason in missing.items()])
             raise ValueError(
-                f"none of the {len(seen)} recorded files can be read: {reasons}; expected images such as PNG or JPEG"
+                f"none of the {len(files)} recorded files can be read: {reasons}; expected images such as PNG or JPEG"
             )
         return missing
 
-    def _check_pixels(self, file: str, seen: tuple[int, int, str], name: str) -> None:
+    def _check_pixels(self, file: str, of: tuple[int, int, str], name: str) -> None:
         """ValueError for a file of another size than its original, and for a grey file of an original with colours."""
-        of_original: Any = _seen(os.path.join(self.source.path, name), self.source.channels, self.source.size)
-        sizes = [f"{width} x {height}" for height, width, _ in (seen, of_original)]
+        original = os.path.join(self.source.path, name)
+        of_original = readable(original, seen(original, self.source.channels, self.source.size))
+        sizes = [f"{width} x {height}" for height, width, _ in (of, of_original)]
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"{file} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and resize both"
             )
-        if self.source.channels == 3 and seen[2] not in (*_COLOURS, "P") and of_original[2] in _COLOURS:
+        if self.source.channels == 3 and of[2] not in (*_COLOURS, "P") and of_original[2] in _COLOURS:
             raise ValueError(
                 f"{file} is grey, but its original {name} has colours; write the file in colour, or give channels = 1 to compare "
                 f"both in grey"

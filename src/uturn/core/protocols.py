@@ -387,14 +387,6 @@ class Channel(Corruption, Protocol):
         A constant may be added at each leaf.
         """
 
-    def noise_chain(self, noise: float) -> Any:
-        """For noise that is correlated along the string: the hidden chain of its states (`uturn.exact.noise_chains.NoiseChain`).
-
-        None for noise that factorises over the leaves. The channel then also has `state_evidence(noisy)`, the log-likelihood of
-        each leaf's observation given symbol and state, (batch, num_leaves, states, vocab_size).
-        """
-        return None
-
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
         raise ValueError(f"{self!r} has no reverse steps")

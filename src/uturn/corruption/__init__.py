@@ -13,7 +13,6 @@ from typing import Any
 
 from uturn.core.protocols import Corruption as Corruption
 from uturn.core.protocols import Noisy as Noisy
-from uturn.corruption.bursts import Bursts as Bursts
 from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian

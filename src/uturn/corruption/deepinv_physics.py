@@ -1,8 +1,7 @@
-"""Operators and noise of deepinv: its physics by name, and the laws of its noise models."""
+"""Operators of deepinv, and the laws of their noise."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -25,35 +24,6 @@ def deepinv(what: str) -> Any:
         return deepinv
     except ImportError as error:
         raise ValueError(f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'") from None
-
-
-def physics_by_name(name: str, shape: Shape, options: dict[str, Any], key: int) -> Any:
-    """The physics `deepinv.physics.NAME` with options, for images of a shape; what it draws is seeded by `key`.
-
-    The options `img_size`, `img_width` and `rng` are filled in. Lists of lists become tensors.
-    """
-    import torch
-
-    cls = _class_of_deepinv(name, "Physics", "BlurFFT")
-    taken = inspect.signature(cls.__init__).parameters
-    # Names are checked here, since deepinv's classes take unknown ones (**kwargs) and ignore them.
-    known_names = {option for parent in cls.__mro__ for option in inspect.signature(parent.__init__).parameters}
-    unknown = [option for option in options if option not in known_names]
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r}; expected some of {sorted(known_names - {'self', 'args', 'kwargs'})}"
-        )
-    # Without `rng`, deepinv draws from generators of its own, with a constant seed.
-    known = {"img_size": shape, "img_width": shape[-1], "rng": torch.Generator().manual_seed(key)}
-    filled = {option: value for option, value in known.items() if option in taken and option not in options}
-    plain = {k: _annotated(_tensor(value), taken.get(k)) for k, value in options.items()}
-    with globally_seeded(key):
-        return cls(**filled, **plain)
-
-
-def noise_by_name(name: str, options: dict[str, Any]) -> Any:
-    """The noise model `deepinv.physics.NAME` with options."""
-    return _class_of_deepinv(name, "NoiseModel", "LaplaceNoise")(**options)
 
 
 def of_physics(physics: Any, shape: Shape) -> Operator:
@@ -85,12 +55,10 @@ def of_physics(physics: Any, shape: Shape) -> Operator:
 
 
 def with_noise(operator: Operator, noise: Any) -> Operator:
-    """The operator with another noise: a law of `operators`, or a noise model of deepinv. Its physics gets the noise, too."""
-    is_law = hasattr(noise, "draw")
-    if operator.physics is None:
-        return replace(operator, noise=noise if is_law else _law_of(noise) or _draws_of(noise))
-    operator.physics.set_noise_model(noise_model_of(noise) if is_law else noise)
-    return replace(operator, noise=noise if is_law else _noise_of(operator.physics))
+    """The operator with another noise, a law of `operators`. Its physics gets the noise, too."""
+    if operator.physics is not None:
+        operator.physics.set_noise_model(noise_model_of(noise))
+    return replace(operator, noise=noise)
 
 
 def noise_model_of(noise: Any) -> Any:
@@ -132,25 +100,3 @@ def _draws_of(noisy: Any) -> OtherNoise:
             return noisy(torch.from_numpy(np.array(clean))[None])[0].numpy()
 
     return OtherNoise(draw)
-
-
-def _class_of_deepinv(name: str, parent: str, example: str) -> Any:
-    physics = deepinv(f"'deepinv:{name}'").physics
-    cls = getattr(physics, name, None)
-    if not inspect.isclass(cls) or not issubclass(cls, getattr(physics, parent)):
-        raise ValueError(f"'deepinv:{name}' is no {parent} of deepinv.physics; expected one, such as 'deepinv:{example}'")
-    return cls
-
-
-def _tensor(value: Any) -> Any:
-    import torch
-
-    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) and value and isinstance(value[0], list) else value
-
-
-def _annotated(value: Any, parameter: Any) -> Any:
-    """Whole numbers for parameters that are integers, since noise levels are floats."""
-    annotation = getattr(parameter, "annotation", "")
-    kinds = {kind.strip() for kind in getattr(annotation, "__name__", str(annotation)).split("|")}
-    is_whole = isinstance(value, float) and value.is_integer() and "int" in kinds and "float" not in kinds
-    return int(value) if is_whole else value

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +25,6 @@ LONG_NAMES = {
     "sigma": "noise standard deviation over signal",
 }
 """Axes of the noise levels of a scheduler, in words."""
-_MOST_BYTES = 2**28  # bytes of cached latents
 
 
 class Diffusion(Corruption):
@@ -80,7 +77,7 @@ class Diffusion(Corruption):
         pieces: Pieces | None = None,
     ) -> None:
         self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
-        self._pieces, self._latents = pieces, None if codec is None else Latents(codec)
+        self._pieces = pieces
         if scheduler is not None:
             check_schedule(scheduler)
             self.scheduler = with_spacing(scheduler, timestep_spacing)
@@ -133,9 +130,18 @@ class Diffusion(Corruption):
             for start in range(0, len(images), pieces.batch_size):
                 rows = slice(start, start + pieces.batch_size)
                 clean = torch.from_numpy(np.require(images[rows], np.float32, ["C", "W"]))
-                clean = clean.to(pieces.device) if self._latents is None else self._latents(clean, pieces)
-                results.append(function(clean, rows).cpu())
+                results.append(function(self._encoded(clean.to(pieces.device), pieces), rows).cpu())
         return torch.cat(results).numpy()
+
+    def _encoded(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
+        """The latents of images; the images themselves without an autoencoder."""
+        if self.codec is None:
+            return images
+        latents: torch.Tensor = pieces(self.codec.encode, images)
+        if not bool(latents.isfinite().all()):
+            advice = half_precision_words(getattr(self.codec, "dtype", None))
+            raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
+        return latents
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
         """Standard normal noise with the shape and device of `values`; row i uses keys[i].
@@ -219,35 +225,6 @@ class Diffusion(Corruption):
     def _check_step(self, step: int) -> None:
         if step not in range(self.num_steps + 1):
             raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
-
-
-class Latents:
-    """Encodes images by `codec.encode` and caches the last 256 MB of latents, since an original has many noisy versions."""
-
-    def __init__(self, codec: Any) -> None:
-        self.codec = codec
-        self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-
-    def __call__(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
-        """Latents (batch, channels, height, width), on the device, of images (batch, ...) in main memory."""
-        import torch
-
-        names = [hashlib.sha256(memoryview(image.numpy()).cast("B")).digest() for image in images]
-        missing = {name: row for row, name in enumerate(names) if name not in self._kept}
-        latents_of = {name: self._kept[name] for name in names if name not in missing}
-        if missing:
-            latents = pieces(self.codec.encode, images[list(missing.values())].to(pieces.device))
-            if not bool(latents.isfinite().all()):
-                advice = half_precision_words(getattr(self.codec, "dtype", None))
-                raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
-            latents_of |= dict(zip(missing, latents.cpu(), strict=True))
-        self._kept |= latents_of
-        for name in names:
-            self._kept.move_to_end(name)
-        size = latents_of[names[0]].nbytes
-        while len(self._kept) * size > _MOST_BYTES and len(self._kept) > 1:
-            self._kept.popitem(last=False)
-        return torch.stack([latents_of[name] for name in names]).to(pieces.device)
 
 
 class ForwardOf(Corruption):

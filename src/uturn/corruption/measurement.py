@@ -16,7 +16,7 @@ from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
 from uturn.core.random import Purpose, Streams, keys, streams
-from uturn.corruption.deepinv_physics import DEEPINV, deepinv, noise_by_name, of_physics, physics_by_name, with_noise
+from uturn.corruption.deepinv_physics import deepinv, of_physics, with_noise
 from uturn.corruption.measured import Measured
 from uturn.corruption.named_operators import NAMED
 from uturn.corruption.operators import GaussianNoise, Operator, PoissonNoise, generator_of
@@ -35,10 +35,10 @@ class Measurement(Spec, Corruption):
     Attributes
     ----------
     operator : str
-        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `uturn.corruption.named_operators`), a
-        physics of deepinv ("deepinv:NAME"), or a function of one's own ("module:function"). It is called as `function(strength,
-        shape, **options)` with `shape` = (channels, height, width), and returns an `Operator` or a physics of deepinv. If it has
-        a parameter `generator`, a `numpy.random.Generator`, the operator is drawn.
+        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `uturn.corruption.named_operators`), or
+        a function of one's own ("module:function"). It is called as `function(strength, shape, **options)` with `shape` =
+        (channels, height, width), and returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a
+        `numpy.random.Generator`, the operator is drawn.
     options : table
         Options of the operator.
     swept : str, optional
@@ -46,16 +46,13 @@ class Measurement(Spec, Corruption):
         have one by default: the share `hidden` ("boxes", "inpainting", "fourier"), `width`, `factor`, "sigma" ("denoising", and
         "inpainting" with a mask), `strength` (functions).
     drawn : "each" or "once", optional
-        Whether a random operator is drawn for each trajectory of each item, or once a noise level. By default "each"; physics of
-        deepinv are made "once".
+        Whether a random operator is drawn for each trajectory of each item (default), or once a noise level.
     sigma : float, optional
         Standard deviation of Gaussian noise. By default .05 for operators by name; functions bring a noise of their own, which
-        `sigma`, `gain` or `noise_model` replace.
+        `sigma` or `gain` replaces. If its law is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is
+        refused.
     gain : float, optional
         Poisson noise, y = gain Poisson(A(x) / gain); negative A(x) count as 0.
-    noise_model : str, optional
-        A noise model of deepinv, "deepinv:NAME", with `noise_options`. Its law counts as unknown, unless it is Gaussian or
-        Poisson: calibration works, and what needs a likelihood is refused.
 
     Examples
     --------
@@ -73,34 +70,23 @@ class Measurement(Spec, Corruption):
     drawn: Literal["each", "once"] | None = None
     sigma: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    noise_model: str | None = None
-    noise_options: dict[str, Any] = Field(default={})
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
 
     @model_validator(mode="after")
     def _fits(self) -> Measurement:
-        named, is_of_deepinv = NAMED.get(self.operator), self.operator.startswith(DEEPINV)
-        if named is None and not is_of_deepinv and not is_import_path(self.operator):
-            raise ValueError(
-                f"operator = {shown(self.operator)}: expected one of {[*NAMED]}, 'deepinv:NAME' or 'module:function'"
-            )
-        if is_of_deepinv and self.swept is None:
-            raise ValueError(
-                f"operator = {shown(self.operator)}: expected `swept`, the name of the option that the noise level sets"
-            )
-        if self.noise_model is not None and not self.noise_model.startswith(DEEPINV):
-            raise ValueError(f"noise_model = {shown(self.noise_model)}: expected a noise model of deepinv, 'deepinv:NAME'")
-        strengths = ("sigma", "gain", "noise_model")
-        noises = [name for name in strengths if getattr(self, name) is not None or self._swept == name]
+        named = NAMED.get(self.operator)
+        if named is None and not is_import_path(self.operator):
+            raise ValueError(f"operator = {shown(self.operator)}: expected one of {[*NAMED]}, or 'module:function'")
+        noises = [name for name in _OF_NOISE if getattr(self, name) is not None or self._swept == name]
         if len(noises) > 1:
             raise ValueError(f"{' and '.join(noises)}: expected one noise")
         if self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None):
             raise ValueError(f"{self._swept} is set by the noise level; leave it out")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
-            names = [*self.options, *([] if self._swept in strengths else [self._swept])]
+            names = [*self.options, *([] if self._swept in _OF_NOISE else [self._swept])]
             unknown = [name for name in names if name not in taken]
             if unknown:
                 raise ValueError(f"operator {self.operator!r} has no option {unknown[0]!r}; expected {taken or 'none'}")
@@ -136,22 +122,18 @@ class Measurement(Spec, Corruption):
     def _is_random(self) -> bool:
         if self.operator in NAMED:
             return NAMED[self.operator].is_random(self.options)
-        if self.operator.startswith(DEEPINV):
-            return self.drawn == "each"
         return "generator" in inspect.signature(self._function).parameters
 
     @property
     def _function(self) -> Any:
-        return import_function(
-            self.operator, f"corruption.operator = {self.operator!r}", f"{[*NAMED]}, 'deepinv:NAME' or 'module:function'"
-        )
+        return import_function(self.operator, f"corruption.operator = {self.operator!r}", f"{[*NAMED]}, or 'module:function'")
 
     def own_code(self) -> Any:
-        return None if self.operator in NAMED or self.operator.startswith(DEEPINV) else self._function
+        return None if self.operator in NAMED else self._function
 
     def fingerprint(self) -> str:
         """SHA-256 of the mask, if it is a file."""
-        if self.operator in NAMED or self.operator.startswith(DEEPINV):
+        if self.operator in NAMED:
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
         mask = self.options.get("mask") if self.operator == "inpainting" else None
         return hashlib.sha256(read_array(mask, 2**26).tobytes()).hexdigest() if isinstance(mask, str) else ""
@@ -212,7 +194,7 @@ class Measurement(Spec, Corruption):
 
     def _key_of_level(self, seed: int, noise: float) -> int | None:
         """The key of an operator that is drawn once a noise level; None for one that draws nothing."""
-        if not self._is_random and not self.operator.startswith(DEEPINV):
+        if not self._is_random:
             return None
         return int(streams(keys(seed, self.purpose, np.float64(noise).view(np.uint64)).reshape(1), 1, _OPERATOR)[0])
 
@@ -231,8 +213,6 @@ class Measurement(Spec, Corruption):
         generator = None if key is None else generator_of(np.array([key], np.uint64))
         if self.operator in NAMED:
             operator = NAMED[self.operator].make(shape, generator, **options)
-        elif self.operator.startswith(DEEPINV):
-            operator = of_physics(physics_by_name(self.operator.removeprefix(DEEPINV), shape, options, key or 0), shape)
         else:
             drawn = {"generator": generator} if generator is not None else {}
             operator = function(options.pop("strength", noise), shape, **options, **drawn)
@@ -244,14 +224,12 @@ class Measurement(Spec, Corruption):
         return operator if law is None else with_noise(operator, law)
 
     def _noise(self, noise: float) -> Any:
-        """The noise at a noise level: a law, or a noise model of deepinv; None for that of the operator."""
+        """The law of the noise at a noise level; None for that of the operator."""
         sigma, gain = (noise if self._swept == name else getattr(self, name) for name in ("sigma", "gain"))
         if gain is not None:
             if not gain > 0:
                 raise ValueError("gain = 0: expected a noise level above 0")
             return PoissonNoise(gain)
-        if self.noise_model is not None:
-            return noise_by_name(self.noise_model.removeprefix(DEEPINV), self.noise_options)
         if sigma is None and self.own_code() is None:
             sigma = _SIGMA
         return None if sigma is None else GaussianNoise(sigma)

@@ -12,9 +12,6 @@ from uturn.probes.pictures import KeepImages
 from uturn.probes.posterior import Posterior
 from uturn.probes.repetition import Repetition
 from uturn.probes.scales import Scales
-from uturn.probes.text_class import TextClass
-from uturn.probes.text_encoder import TextEncoder
-from uturn.probes.text_layers import TextLayers
-from uturn.probes.text_likelihood import TextLikelihood
+from uturn.probes.texts import TextClass, TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.tokens import KeepTokens, KeptTokens
 from uturn.probes.tree import Messages, ParsedLevels, TreeLevels

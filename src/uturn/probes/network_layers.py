@@ -238,7 +238,7 @@ def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequ
 
 def _first_images(source: Any, number: int, batch_size: int) -> Iterator[np.ndarray]:
     """The first `number` images of a source, or all if there are fewer, batch by batch."""
-    number = min(number, source.count() - len(source.skipped(number)))  # unreadable files do not count
+    number = min(number, source.count())
     for start in range(0, number, batch_size):
         yield source.images_at(np.arange(start, min(start + batch_size, number)))[0]
 

@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from uturn.core.checks import shown
+from uturn.core.files import cached_while_unchanged
 from uturn.probes.named import Named
 from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
     from uturn.networks.texts.language_files import Head, TextModel
-    from uturn.networks.texts.tokenizers import Tokenizer
 
 
 class SecondModel(Named):
@@ -60,15 +60,42 @@ class SecondModel(Named):
         """The head of the model, as in `TextModel`."""
         return "encoder"
 
+    @property
+    def where(self) -> str:
+        """How errors name the model."""
+        return f"model = {self.model!r}"
+
     def _loading(self) -> dict[str, Any]:
         names = ("model", "tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
         return {name: getattr(self, name) for name in names}
 
+    def texts(self, source: Any) -> TextsOf:
+        """The texts of a source for the model of the spec."""
+        return TextsOf(source, self.text_model.load(), self.where)
+
+    def prepared(self, texts: TextsOf, source: Any) -> Any:
+        """What is computed once for a source; ValueError if its texts and the model do not fit."""
+
+    def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
+        """What the probe reads of each text, float64 (count, ..), given as tokens of the model (count, longest)."""
+        raise NotImplementedError
+
+    def of_texts(self, texts: TextsOf, ids: np.ndarray) -> np.ndarray:
+        """What the probe reads of ids (count, length) of the first model, NaN for texts that the second cannot read."""
+        return texts.measured(ids, lambda rows: self.of_rows(texts.model, rows))
+
+
+@cached_while_unchanged()
+def prepared(spec: SecondModel, source: Any) -> tuple[TextsOf, Any]:
+    """The texts of a source for the model of a spec, and what it has prepared."""
+    texts = spec.texts(source)
+    return texts, spec.prepared(texts, source)
+
 
 def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct texts among originals (items, length) and reconstructions (items, draws, length).
+    """The distinct texts among originals (items, length) and reconstructions (items, draws, length), as ids.
 
-    Returns the ids of the distinct texts, and the row in them of each original (items,) and reconstruction (items, draws).
+    Also the row in them of each original (items,) and reconstruction (items, draws).
     """
     items, draws, length = reconstructed.shape
     texts, numbers = np.unique(np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True)
@@ -79,44 +106,49 @@ def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarra
 class TextsOf:
     """The texts of a source as tokens of another model.
 
-    If both models share a tokenizer, or the second has none, tokens are unchanged. Otherwise they are decoded by the first
-    tokenizer and encoded by the second.
-
-    Parameters
-    ----------
-    source : source of tokens
-    model : LanguageModel
-    where : str
-        Beginning of error messages.
-    prompt : str
-        Text added before each text.
-    lower : bool
-        Whether texts are converted to lower case.
-
-    Attributes
-    ----------
-    shares_tokens : bool
-        Whether the positions of both models correspond.
-
-    Raises
-    ------
-    ValueError
-        If there is no tokenizer that decodes ids, if a text of the source is too long for the model or has none of its tokens,
-        or if most tokens are unknown.
+    If both models share a tokenizer, or the second has none, tokens are unchanged (`shares_tokens`: positions correspond).
+    Otherwise texts are decoded by the first tokenizer and encoded by the second, after a `prompt` and in `lower` case. Errors,
+    which begin with `where`: ids are no texts, or a text has no tokens of the model, too many, or mostly unknown ones.
     """
 
-    def __init__(self, source: Any, model: LanguageModel, where: str, prompt: str = "", lower: bool = False) -> None:
-        self._prompt, self._lower = prompt, lower
-        self.first: Tokenizer | None = source.tokenizer
-        self.second, self.most_tokens = model.tokenizer, model.most_tokens
-        same = self.first is not None and self.second is not None and self.first.fingerprint() == self.second.fingerprint()
+    def __init__(
+        self, source: Any, model: LanguageModel, where: str, prompt: str = "", lower: bool = False, reader: Any = None
+    ) -> None:
+        self.model, self._prompt, self._lower = reader or model, prompt, lower
+        self.first: Any = source.tokenizer
+        self.second: Any = model.tokenizer
+        self.most_tokens = model.most_tokens
+        first, second = (None if of is None else of.fingerprint() for of in (self.first, model.tokenizer))
+        same = first is not None and first == second
         self.shares_tokens = self.second is None or (same and not prompt and not lower)
-        if not self.shares_tokens and self.first is None:
+        longest = int(source.max_length)
+        if not self.shares_tokens:
+            if self.first is None:
+                raise ValueError(
+                    f"{where}: the model of the backward has no tokenizer, so that its ids are no texts for another model; "
+                    f"expected a model that reads these ids ('module:function', or 'same' where a probe has it)"
+                )
+            texts = self.texts(source.ids(np.arange(source.count())))
+            rows = [self._encode(text) for text in texts]
+            longest = max(map(len, rows))
+            check_known(where, rows, self.second)
+            if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
+                raise ValueError(
+                    f"{where}: the text {shown(empty[0])} has no token of this model; remove it, or name another model"
+                )
+        if self.most_tokens is not None and longest > self.most_tokens:
             raise ValueError(
-                f"{where}: the model of the backward has no tokenizer, so that its ids are no texts for another model; expected "
-                f"a model that reads these ids ('module:function', or 'same' where a probe has it)"
+                f"{where} takes {self.most_tokens} tokens, but a text of the source has {longest} of its tokens; cut the texts "
+                f"into shorter windows (windows = true, length = ..), or name a model for longer texts"
             )
-        self._check(source, where)
+
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """The decoded texts of ids (count, length)."""
+        return [self.first.text(row[row != PAD].tolist()) for row in ids]
+
+    def _encode(self, text: str) -> list[int]:
+        text = self._prompt + text
+        return self.second.encode(text.lower() if self._lower else text)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Tokens of the second model, int64 (count, longest), for ids (count, length) of the first; `PAD` beyond the end.
@@ -136,15 +168,10 @@ class TextsOf:
             row[: len(tokens)] = tokens
         return out
 
-    def _encode(self, text: str) -> list[int]:
-        assert self.second is not None
-        text = self._prompt + text
-        return self.second.encode(text.lower() if self._lower else text)
-
-    def texts(self, ids: np.ndarray) -> list[str]:
-        """The decoded texts of ids (count, length)."""
-        assert self.first is not None
-        return [self.first.text(row[row != PAD].tolist()) for row in ids]
+    def readable(self, rows: np.ndarray) -> np.ndarray:
+        """Whether the second model can read each text, bool (count,): the text has tokens, and not too many."""
+        lengths = (rows != PAD).sum(1)
+        return (lengths > 0) & (lengths <= (np.inf if self.most_tokens is None else self.most_tokens))
 
     def measured(self, ids: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Results (count, ..) of `function` for the texts that the second model can read; NaN for all others."""
@@ -154,24 +181,3 @@ class TextsOf:
         out = np.full((len(rows), *values.shape[1:]), np.nan)
         out[readable] = values
         return out
-
-    def readable(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the second model can read each text, bool (count,): the text has tokens, and not too many."""
-        lengths = (rows != PAD).sum(1)
-        return (lengths > 0) & (lengths <= (np.inf if self.most_tokens is None else self.most_tokens))
-
-    def _check(self, source: Any, where: str) -> None:
-        longest = int(source.max_length)
-        if not self.shares_tokens:
-            texts = self.texts(source.ids(np.arange(source.count())))
-            rows = [self._encode(text) for text in texts]
-            longest = max(map(len, rows))
-            check_known(where, rows, self.second)
-            if not all(rows):
-                empty = texts[[len(row) for row in rows].index(0)]
-                raise ValueError(f"{where}: the text {shown(empty)} has no token of this model; remove it, or name another model")
-        if self.most_tokens is not None and longest > self.most_tokens:
-            raise ValueError(
-                f"{where} takes {self.most_tokens} tokens, but a text of the source has {longest} of its tokens; cut the texts "
-                f"into shorter windows (windows = true, length = ..), or name a model for longer texts"
-            )

@@ -11,8 +11,7 @@ from uturn.core import progress
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import EVERY_BLOCK, hooks, select_layers
 from uturn.networks.texts.language import LanguageModel
-from uturn.probes.hidden_layers import Receiver, batch_slices, channel_factors, float64_copy, standardised
-from uturn.probes.layer_statistics import Moments
+from uturn.probes.hidden_layers import Moments, Receiver, batch_slices, channel_factors, float64_copy, standardised
 from uturn.probes.second_model import TextsOf, distinct
 from uturn.sources.tokens import PAD
 
@@ -144,7 +143,7 @@ class TextStates:
                 )
             states[layer] = values.clone()  # a copy, because the next module may work in place
 
-        receive = Receiver(len(ids), keep, lambda row: f"text {row} of a batch")
+        receive = Receiver(len(ids), keep)
         if self._gives_states:
             every = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None)
             if not every:

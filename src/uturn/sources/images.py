@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 8 * 2**30  # bytes of images read at once
 _MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
-MOST_FILE_BYTES = 2**29
+_MOST_FILE_BYTES = 2**29
 _MOST_SCANS = 200  # of a JPEG file, which usually has 10 at most; each takes as long as all pixels, however few its bytes
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
@@ -68,7 +68,7 @@ class ImageSource(Spec, Source):
     kind: ClassVar[str] = "images"
 
     def count(self) -> int:
-        """Number of images; for a folder, number of files, of which some may be unreadable."""
+        """Number of images."""
         raise NotImplementedError
 
     def image_shape(self) -> tuple[int, int, int]:
@@ -179,10 +179,8 @@ class ImageFolderSource(ImageSource):
     sub-folders form a further group, which comes first and has label -1.
 
     A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels), or that is black because
-    its 16 bits hold values below 256, is skipped, and the next file takes its item number. To find such files, each process
-    decodes the first `items` files once, on all cores, before it uses the first (milliseconds for a photograph and core).
-    `coordinates` warns of skipped files, and records the file of every item with the digest of its content. A file that the file
-    system cannot read is an error: another machine might read it and number the items differently.
+    its 16 bits hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes those of
+    all items once, on all cores. It records the file of every item with the digest of its content.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.
@@ -216,64 +214,67 @@ class ImageFolderSource(ImageSource):
         return id(self)
 
     @cached_property
-    def _folder(self) -> _Folder:
-        return _Folder(self.path, self.classes)
+    def _groups(self) -> dict[str, list[tuple[str, int]]]:
+        """Names and sizes of the files in each folder with files."""
+        groups = defaultdict(list)
+        for name, size in sorted(listed(checked_path("path", self.path))):
+            groups[name.rpartition("/")[0]].append((name, size))
+        if not groups:
+            raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")
+        return groups
+
+    @cached_property
+    def _classes(self) -> list[str] | None:
+        """Names of the classes in the order of the labels."""
+        folders = sorted(group for group in self._groups if group)
+        return folders or None if self.classes is None else _class_list(self.classes, folders, self.path)
+
+    @cached_property
+    def _files(self) -> list[_File]:
+        """The files in the order of the items."""
+        labels = {name: label for label, name in enumerate(self._classes or [])} | {"": -1}
+        groups = self._groups.items()
+        ranked = [(rank, group, _File(*file, labels[group])) for group, files in groups for rank, file in enumerate(files)]
+        return [file for _, _, file in sorted(ranked)]
 
     def count(self) -> int:
-        return len(self._folder.files)
+        return len(self._files)
 
     def image_shape(self) -> tuple[int, int, int]:
-        folder = self._folder if self.size is not None else self._find(1)
-        height, width = (self.size, self.size) if self.size is not None else folder.first_shape
+        if self.size is not None:
+            return self.channels, self.size, self.size
+        first = self._path(self._files[0])
+        height, width, _ = readable(first, seen(first, self.channels, None))
         return self.channels, height, width
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        indices = _checked_indices(indices, self.count())
-        folder = self._find(int(indices.max(initial=0)) + 1)
-        indices = _checked_indices(indices, len(folder.readable))
-        shape = self.image_shape()
-        _check_size(len(indices) * int(np.prod(shape)), self.path)
-        files = [folder.files[folder.readable[i]] for i in indices]
+        files, shape = [self._files[index] for index in _checked_indices(indices, self.count())], self.image_shape()
+        _check_size(len(files) * int(np.prod(shape)), self.path)
         images = np.empty((len(files), *shape), np.float32)
-        for image, file, pixels in zip(images, files, in_threads(self._decoded, files), strict=True):
-            if isinstance(pixels, str) or pixels.shape[:2] != shape[1:]:
-                raise ValueError(f"{folder.root / file.name} has changed during the run; start again in a new store")
+        for image, pixels in zip(images, in_threads(self._decoded, files), strict=True):
             image[...] = scaled(pixels.transpose(2, 0, 1), self.path)
         return images, np.array([file.label for file in files], np.int64)
 
     def num_labels(self) -> int | None:
-        names = self._folder.class_names
-        return None if names is None else len(names)
+        return None if self._classes is None else len(self._classes)
 
     def class_names(self) -> list[str] | None:
-        names = self._folder.class_names
-        return None if names is None else [as_unicode(name) for name in names]
+        return None if self._classes is None else [as_unicode(name) for name in self._classes]
 
     def fingerprint(self) -> str:
         """SHA-256 of names, sizes and labels of all files, equal for a copy; the contents are in the coordinate `file_digest`."""
         digest = hashlib.sha256()
-        for file in self._folder.files:
+        for file in self._files:
             digest.update(f"{file.label} {file.size} ".encode() + os.fsencode(file.name) + b"\0")
         return digest.hexdigest()
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        folder = self._folder
-        if num_items > len(folder.files):
-            raise ValueError(f"items = {num_items}, but path = {self.path!r} holds {len(folder.files)} files; lower items")
-        self._find(num_items)
-        if num_items > len(folder.readable):
-            raise ValueError(
-                f"items = {num_items}, but path = {self.path!r} holds {len(folder.readable)} readable images "
-                f"(skipped: {_summary(folder.skipped)}); lower items"
-            )
-        skipped = self.skipped(num_items)
-        if skipped:
-            warnings.warn(f"{self.path}: files that cannot be read are skipped: {_summary(skipped)}", stacklevel=2)
-        labels = np.array([folder.files[i].label for i in folder.readable[:num_items]], np.int64)
-        names = self.names(np.arange(num_items))
-        digests = in_threads(digest_of_file, [str(folder.root / name) for name in names])
-        files = {"file": [as_unicode(name) for name in names], "file_digest": digests}
-        return {"label": labels, **{name: np.array(texts, object) for name, texts in files.items()}}
+        if num_items > self.count():
+            raise ValueError(f"items = {num_items}, but path = {self.path!r} holds {self.count()} files; lower items")
+        files = self._files[:num_items]
+        texts = {"file": [as_unicode(file.name) for file in files], "file_digest": in_threads(self._digest, files)}
+        labels = np.array([file.label for file in files], np.int64)
+        return {"label": labels, **{name: np.array(of, object) for name, of in texts.items()}}
 
     def kept(self, names: Sequence[str], digests: Sequence[str]) -> np.ndarray | None:
         """Images of some files of the folder, as `images_at`; None unless all of them are there with these digests.
@@ -284,107 +285,48 @@ class ImageFolderSource(ImageSource):
         for name, digest in zip(names, digests, strict=True):
             path = os.path.join(root, name)
             inside = os.path.realpath(path).startswith(os.path.join(root, ""))
-            if not (inside and os.path.isfile(path) and 0 < os.path.getsize(path) <= MOST_FILE_BYTES):
+            if not (inside and os.path.isfile(path)):
                 return None
-            pixels = decode(Path(path).read_bytes(), self.channels, self.size) if digest_of_file(path) == digest else ""
+            pixels = pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
             if isinstance(pixels, str):
                 return None
             images.append(scaled(pixels.transpose(2, 0, 1), self.path))
         return np.stack(images)
 
     def names(self, indices: Any = None) -> list[str]:
-        """Names of the files of items, relative to the folder; by default those of all files, readable or not."""
-        if indices is None:
-            return [file.name for file in self._folder.files]
-        folder = self._find(int(indices.max(initial=-1)) + 1)
-        return [folder.files[folder.readable[i]].name for i in indices]
+        """Names of the files of items, relative to the folder; by default of all."""
+        chosen = range(self.count()) if indices is None else _checked_indices(indices, self.count())
+        return [self._files[index].name for index in chosen]
 
-    def skipped(self, num_items: int) -> dict[str, str]:
-        """Files skipped among those of the first `num_items` items: {name: reason}."""
-        folder = self._find(num_items)
-        last = folder.readable[num_items - 1] if num_items <= len(folder.readable) else len(folder.files)
-        return {file.name: folder.skipped[file.name] for file in folder.files[:last] if file.name in folder.skipped}
+    def _path(self, file: _File) -> str:
+        return os.path.join(self.path, file.name)
 
-    def _find(self, number: int) -> _Folder:
-        """The folder, once its first `number` readable files are known."""
-        folder = self._folder
-        folder.find(number, self._decoded, same_shape=self.size is None)
-        if not folder.readable and number > 0:
-            raise ValueError(
-                f"path = {self.path!r} holds no readable image (skipped: {_summary(folder.skipped)}); expected PNG, JPEG, .."
-            )
-        return folder
+    def _digest(self, file: _File) -> str:
+        """Digest of a file; ValueError if it cannot be decoded, or has another size than the first."""
+        path = self._path(file)
+        self._check_shape(path, readable(path, seen(path, self.channels, self.size)))
+        return digest_of_file(path)
 
-    def _decoded(self, file: _File) -> np.ndarray | str:
-        """Pixels, uint8 (height, width, channels), or the reason why the file is unreadable."""
-        if reason := unread(file.size):
-            return reason
-        path = self._folder.root / file.name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away") from None
-        if len(data) != file.size:
+    def _decoded(self, file: _File) -> np.ndarray:
+        """Pixels, uint8 (height, width, channels)."""
+        path = self._path(file)
+        if os.path.getsize(path) != file.size:
             raise ValueError(f"{path} has changed since the folder was listed; start again when all files are in place")
-        return decode(data, self.channels, self.size)
+        pixels = readable(path, pixels_of(path, self.channels, self.size))
+        self._check_shape(path, pixels.shape)
+        return pixels
+
+    def _check_shape(self, path: str, shape: Sequence[Any]) -> None:
+        sizes = [f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:])]
+        if sizes[0] != sizes[1]:
+            first = self._path(self._files[0])
+            raise ValueError(f"{path} has {sizes[0]}, but {first} has {sizes[1]}; give `size` to crop and resize all images")
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     name: str  # relative to the folder
     size: int  # bytes
     label: int
-
-
-class _Folder:
-    """Files of a folder in the order of the items, and the indices of the readable ones among those decoded so far."""
-
-    def __init__(self, path: str, classes: str | None) -> None:
-        self.root = Path(checked_path("path", path))
-        if not self.root.is_dir():
-            raise ValueError(f"path = {path!r} is not a folder; expected a folder of image files")
-        groups: dict[str, list[tuple[str, int]]] = {}
-        for name, size in sorted(listed(path)):
-            groups.setdefault(name.rpartition("/")[0], []).append((name, size))
-        if not groups:
-            raise ValueError(f"path = {path!r} holds no files; expected image files, or one sub-folder a class")
-        folders = sorted(group for group in groups if group)
-        self.class_names = _labels_of(folders, path, classes)
-        labels = {name: label for label, name in enumerate(self.class_names or [])} | {"": -1}
-        ranked = [(rank, group, file) for group, files in groups.items() for rank, file in enumerate(files)]
-        self.files = [_File(*file, labels[group]) for _, group, file in sorted(ranked)]
-        self.readable: list[int] = []
-        self.skipped: dict[str, str] = {}
-        self.first_shape = (0, 0)  # height and width of the first readable image
-        self._checked = 0
-        self._lock = threading.Lock()
-
-    def find(self, number: int, decoded: Callable[[_File], np.ndarray | str], same_shape: bool) -> None:
-        """Decode files in order until `number` readable ones are known, and no further."""
-
-        def attempt(file: _File) -> tuple[int, int] | str:
-            pixels = decoded(file)
-            return pixels if isinstance(pixels, str) else (pixels.shape[0], pixels.shape[1])
-
-        with self._lock:
-            while len(self.readable) < number and self._checked < len(self.files):
-                most = min(number - len(self.readable), 256)  # small batches, so that a wrong size is reported soon
-                batch = self.files[self._checked : self._checked + most]
-                for file, shape in zip(batch, in_threads(attempt, batch), strict=True):
-                    if isinstance(shape, str):  # the reason why it has none
-                        self.skipped[file.name] = shape
-                    else:
-                        if not self.readable:
-                            self.first_shape = shape
-                        if same_shape and shape != self.first_shape:
-                            sizes = [f"{width} x {height} pixels" for height, width in (shape, self.first_shape)]
-                            first = self.files[self.readable[0]].name
-                            raise ValueError(
-                                f"{self.root / file.name} has {sizes[0]}, but {self.root / first} has {sizes[1]}; give `size` to "
-                                f"crop and resize all images"
-                            )
-                        self.readable.append(self._checked)
-                    self._checked += 1
 
 
 def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
@@ -406,31 +348,15 @@ def listed(path: str, inside: str = "", above: tuple[tuple[int, int], ...] = ())
         raise ValueError(f"{folder} cannot be listed ({error.strerror or error}); make it readable, or move it away") from None
 
 
-def _labels_of(folders: list[str], path: str, classes: str | None) -> list[str] | None:
-    """Names of the classes in the order of the labels."""
-    if classes is None:
-        return folders or None
-    if not folders:
-        raise ValueError(f"classes = {classes!r}, but path = {path!r} has no sub-folders with files; expected one a class")
-    try:
-        if not Path(checked_path("classes", classes)).is_file():
-            raise FileNotFoundError("no such file")
-        names = Path(classes).read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"classes = {classes!r} cannot be read ({one_line(error)}); expected a text file with one class folder a line"
-        ) from None
-    names = [name.strip() for name in names]
-    lines: dict[str, int] = {}
-    for line, name in enumerate(names, 1):
-        if not name or lines.setdefault(name, line) != line:
-            what = f"line {line} is {name!r}" + (f", as is line {lines[name]}" if name else "")
-            raise ValueError(f"classes = {classes!r}: {what}; expected one class folder a line, in the classifier's order")
+def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
+    """Names of the classes in a file with one class a line, which must hold all sub-folders with files."""
+    names = [name.strip() for name in Path(checked_path("classes", classes)).read_text("utf-8-sig").rstrip().split("\n")]
+    twice = [name for line, name in enumerate(names) if not name or name in names[:line]]
     unknown = sorted(set(folders) - set(names))
-    if unknown:
+    if twice or unknown or not folders:
+        what = f"holds {twice[0]!r} twice, or empty" if twice else f"lacks {some_of(unknown)}" if unknown else "no sub-folders"
         raise ValueError(
-            f"classes = {classes!r} lacks {len(unknown)} of the {len(folders)} folders of {path!r} ({some_of(unknown)}); add "
-            f"them, or move them away"
+            f"classes = {classes!r}: {what}; expected each sub-folder of {path!r} on a line, in the classifier's order"
         )
     return names
 
@@ -444,9 +370,34 @@ def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any
         return list(pool.map(function, files))
 
 
-def unread(size: int) -> str:
-    """Why a file of this size in bytes is not read; "" if it is."""
-    return "empty" if size == 0 else f"more than {MOST_FILE_BYTES // 2**20} MB" if size > MOST_FILE_BYTES else ""
+def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
+    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
+    return unread(path) or decode(Path(path).read_bytes(), channels, size)
+
+
+@cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
+def seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
+    """Height and width after resizing, and mode of an image file, or why it is unreadable; read again when it has changed."""
+    from PIL import Image
+
+    pixels = pixels_of(path, channels, size)
+    if isinstance(pixels, str):
+        return pixels
+    with Image.open(path, formats=FORMATS) as image:
+        return pixels.shape[0], pixels.shape[1], image.mode
+
+
+def readable(path: str, of: Any) -> Any:
+    """What was read of an image file; ValueError if it is the reason why the file is unreadable."""
+    if isinstance(of, str):
+        raise ValueError(f"{path} cannot be read ({of}); mend it, or move it away")
+    return of
+
+
+def unread(path: str) -> str:
+    """Why a file is not read: it is empty or too large; else ""."""
+    size = os.path.getsize(path)
+    return "empty" if size == 0 else f"more than {_MOST_FILE_BYTES // 2**20} MB" if size > _MOST_FILE_BYTES else ""
 
 
 def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
@@ -470,7 +421,7 @@ def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
     except UnidentifiedImageError:
         return "not an image"
     except MemoryError:
-        raise ValueError("not enough memory to decode an image; free some, or move the largest images away") from None
+        raise
     except Exception as error:  # decoders raise errors of many types
         return one_line(error)
 
@@ -492,13 +443,6 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
-
-
-def _summary(skipped: dict[str, str]) -> str:
-    """`2 files: a.png (empty), b.png (not an image)`."""
-    if not skipped:
-        return "none"
-    return f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}: {some_of([f'{k} ({v})' for k, v in skipped.items()])}"
 
 
 def as_unicode(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -54,9 +54,7 @@ class Strings(Originals):
         streams = streams if corruption.is_random else streams.first()
         leaves, v = np.repeat(self.data, streams.count, axis=0), self.rhm.vocab_size
         noisy = corruption.corrupt(leaves, noise, v, streams.keys(corruption.purpose))
-        chain = corruption.noise_chain(noise) if corruption.process == "channel" else None
-        kind = NoisyStrings if chain is None else partial(NoisyInChains, noise_chain=chain)
-        return kind(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
+        return NoisyStrings(noisy.values, noisy.noise, noisy.vocab_size, self.rhm, corruption)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,27 +143,6 @@ class NoisyStrings(Noisy):
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
         drawn, count = self._drawn(streams.keys(Purpose.RECONSTRUCTION), numbers), len(streams.items)
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class NoisyInChains(NoisyStrings):
-    """Noisy strings whose noise is a hidden chain along the string (`uturn.exact.noise_chains`)."""
-
-    noise_chain: Any = None
-
-    def true_beliefs(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
-        return self._marginals_at(symbols)
-
-    def _inferred(self, outputs: tuple[str, ...]) -> Any:
-        if outputs != ("marginals",):
-            raise ValueError(f"messages {outputs[0]!r}: matrices of noise states for {self.channel!r}; only marginals are read")
-        return self.noise_chain.infer(self.rhm, self.channel.state_evidence(self))
-
-    def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
-        drawn: dict[int, np.ndarray] = self.noise_chain.sample_posterior(
-            self.rhm, self.channel.state_evidence(self), keys, numbers
-        )
-        return drawn
 
 
 def num_leaves(source: Any) -> int:

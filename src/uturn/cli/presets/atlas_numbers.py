@@ -65,7 +65,7 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
     """Largest eigenvalue of the covariance of at most 1,000 images of the source, in the units of its model (of its latents)."""
     source, forward = experiment.parts.source, experiment.parts.corruption.forward
     most = max(2, min(_MOST_IMAGES, _MOST_NUMBERS // int(np.prod(source.image_shape()))))
-    number = min(most, source.count() - len(source.skipped(most)))
+    number = min(most, source.count())
     return largest_eigenvalue(forward.clean(source.images_at(np.arange(number))[0])) if number > 1 else float("nan")
 
 

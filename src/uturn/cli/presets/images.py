@@ -143,7 +143,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
         if "items" not in self.model_fields_set:
             source = build("source", table)
-            found["items"] = source.count() - len(source.skipped(source.count()))
+            found["items"] = source.count()
         options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
         return options._experiment(
             20 if options.items <= 1000 else 50,

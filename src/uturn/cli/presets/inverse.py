@@ -47,7 +47,7 @@ class InverseOptions(ImageOptions):
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Inverse problem": ("operator", "swept", "levels", "sigma", "gain", "noise_model"),
+        "Inverse problem": ("operator", "swept", "levels", "sigma", "gain"),
         "Samplers": ("samplers", "batch"),
         "Model": ImageOptions.panels["Model"],
         "Data": ("data", "generated_steps", "size", "channels", "classes", "labels"),
@@ -62,13 +62,12 @@ class InverseOptions(ImageOptions):
 
     operator: str = Field(
         "boxes",
-        description="Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier, denoising, deepinv:NAME "
-        "or module:function, with its options behind it: 'inpainting mask=mask.npy'.",
+        description="Operator A of y = A(x) + noise: boxes, inpainting, blur, downsampling, fourier, denoising, or "
+        "module:function, with its options behind it: 'inpainting mask=mask.npy'.",
         examples=["boxes", "inpainting", "blur", "downsampling", "fourier", "denoising"],
     )
     swept: str | None = Field(
-        None,
-        description="Option of the operator, or sigma or gain, that the levels set; for deepinv:NAME, others have a default.",
+        None, description="Option of the operator, or sigma or gain, that the levels set, in place of the operator's own choice."
     )
     levels: SkipValidation[int | list[float]] = Field(
         [0.2, 0.4, 0.6],
@@ -83,9 +82,6 @@ class InverseOptions(ImageOptions):
     )
     gain: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Poisson noise in place of Gaussian noise: y = gain Poisson(A(x) / gain)."
-    )
-    noise_model: str | None = Field(
-        None, description="Noise model of deepinv in its place, with options behind it: 'deepinv:LaplaceNoise b=0.1'."
     )
     samplers: list[str] = Field(
         ["deepinv:DDRM steps=50", "deepinv:DiffPIR steps=50"],
@@ -170,16 +166,11 @@ class InverseOptions(ImageOptions):
     def _corruption(self) -> dict[str, Any]:
         """Table of the measurement."""
         operator, options = named_options("operator", self.operator)
-        noise: dict[str, Any] = self._set("sigma", "gain")
-        if self.noise_model is not None:
-            noise["noise_model"], of_noise = named_options("noise_model", self.noise_model)
-            noise |= {"noise_options": of_noise} if of_noise else {}
         return {
             "type": "operator",
             "operator": operator,
             **({"options": options} if options else {}),
-            **self._set("swept"),
-            **noise,
+            **self._set("swept", "sigma", "gain"),
             "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
         }
 
