@@ -541,7 +541,7 @@ async function load() {
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
   atlases.forEach((view) => view.draw());
-  if (state.at && scrollY && !before) goTo(state.at);
+  if (state.at && scrollY) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }
 start();
