@@ -433,6 +433,15 @@ def test_a_table_is_chosen_from_by_a_column(tmp_path):
     assert "kind = b, 59 originals: chosen: noise = 0.2" in done.stdout
 
 
+@pytest.mark.parametrize("axis", ["noise", "item", "NOISE"])
+def test_an_axis_of_a_table_is_no_label_of_its_rows(axis, tmp_path):
+    rows = [f"{noise},{item},{int(item % 9 > 0)}" for noise in (0.1, 0.2) for item in range(30)]
+    (tmp_path / "kept.csv").write_text("\n".join(["noise,item,kept", *rows]))
+    done = uturn("choose", "kept.csv", "--keep", "kept=.5", "--by", axis, cwd=tmp_path)
+    assert done.returncode in (0, 1, 2)
+    assert done.stderr.count("\n") == (done.returncode == 2)
+
+
 @pytest.mark.parametrize(("start", "chosen"), [("rmsd=0", True), ("rmsd=9", False)])
 def test_what_a_table_does_not_say_is_an_option(tmp_path, start, chosen):
     rows = [f"{noise},{item},{'ab'[item % 2]},{5 - noise + item / 100}" for noise in (1, 2, 3) for item in range(20)]

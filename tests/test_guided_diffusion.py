@@ -1,22 +1,18 @@
-"""Checkpoints of guided-diffusion: outputs and U-turns of the original code, options from weights, conversion, hostile files."""
+"""Checkpoints of guided-diffusion: outputs and U-turns of the original code, options from weights, hostile files."""
 
 import math
 import pickle
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import adm_checkpoints as adm
-from command_line import uturn
-from uturn.cli.models import convert
 from uturn.networks.images import guided_diffusion
 from uturn.networks.images.guided_diffusion import (
     PRESETS,
-    convert_guided_diffusion,
     guided_diffusion_scheduler,
     load_guided_diffusion,
 )
@@ -200,45 +196,6 @@ def test_half_precision(folder, dtype, tolerance):
     assert seen == [[999, 3]]  # bfloat16 would say 1000
     assert 1e-5 < distance(output, case) < tolerance
     assert torch.equal(run(load(folder, case, use_fp16=True), case), run(load(folder, case).half(), case))
-
-
-# --- conversion ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", adm.CASES)
-def test_convert(folder, tmp_path, case):
-    path, out = folder / f"{SEEDS[case]}.pt", tmp_path / "model"
-    if case in NOT_IN_DIFFUSERS:
-        with pytest.raises(ValueError, match=NOT_IN_DIFFUSERS[case]):
-            convert_guided_diffusion(path, out, **adm.flags(**adm.CASES[case]))
-        assert list(tmp_path.iterdir()) == []
-        return
-    model = convert_guided_diffusion(path, out, **adm.flags(**adm.CASES[case]))
-    pipeline = diffusers.DDPMPipeline.from_pretrained(out)
-    o = {**adm.DEFAULTS, **adm.CASES[case]}
-    noisy, timestep, labels = adm.inputs(SEEDS[case], o["image_size"], o["in_channels"], o["num_classes"])
-    with torch.inference_mode():
-        assert torch.equal(pipeline.unet(noisy, timestep, labels).sample, run(model, case))
-    assert pipeline.scheduler.config.variance_type == ("learned_range" if o["learn_sigma"] else "fixed_large")
-    with pytest.raises(ValueError, match="exists"):
-        convert_guided_diffusion(path, out, **adm.flags(**adm.CASES[case]))
-
-
-def test_convert_on_the_command_line(folder, tmp_path, capsys):
-    path = folder / f"{SEEDS['plain']}.pt"
-    convert(path, tmp_path / "model", adm.preset())
-    assert "unconditional, images of 16 pixels" in capsys.readouterr().out
-    assert (tmp_path / "model" / "model_index.json").is_file()
-    done = uturn("convert", path, "other", "--preset", "256x256", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "256x256_diffusion_uncond" in done.stderr
-
-
-def test_nothing_is_left_when_a_folder_cannot_be_written(folder, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write"):
-        convert_guided_diffusion(folder / "0.pt", tmp_path / "file" / "model", **adm.flags())
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # --- presets and options ---------------------------------------------------------------------------------------------

@@ -6,9 +6,7 @@ import json
 import re
 import shlex
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -128,12 +126,6 @@ def figures():
 
 
 @pytest.fixture
-def no_live_page(monkeypatch):
-    """No page while a command runs, which reads all stores once more."""
-    monkeypatch.setattr("uturn.pages.live_page", lambda *_: nullcontext(SimpleNamespace(says=lambda *_: None)))
-
-
-@pytest.fixture
 def own(tmp_path, monkeypatch):
     """A working directory with the code of the docs."""
     (tmp_path / "own.py").write_text(OWN + WRONG)
@@ -161,7 +153,7 @@ def test_the_code_of_the_docs_is_short():
 @pytest.mark.parametrize(
     "command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2])
 )
-def test_stories_of_the_docs(own, no_live_page, command):
+def test_stories_of_the_docs(own, command):
     """Every command of the docs runs, with fewer originals, strengths, samplers and steps, on a model that takes no time."""
     sampler = next((word for flag, word in itertools.pairwise(command) if flag == "--sampler"), "deepinv:DiffPIR")
     words = [word for flag, word in zip([None, *command], command, strict=False) if "--sampler" not in (flag, word)]
@@ -315,7 +307,7 @@ def test_without_deepinv_the_extra_is_named(own, monkeypatch):
     assert "uturn[inverse]" in done.stderr
 
 
-def test_noise_of_unknown_law_is_tested_without_its_likelihood(own, no_live_page):
+def test_noise_of_unknown_law_is_tested_without_its_likelihood(own):
     samplers = ("--sampler", "own:prior")
     done = uturn("inverse", "--operator", "own:salted", "--levels", 0.3, "--out", "out", *samplers, *SMALL, "--items", 6, cwd=own)
     assert done.returncode == 0, done.stderr
@@ -358,7 +350,7 @@ def test_a_sampler_that_draws_from_the_global_generators_is_not(own):
     assert calls_of(runs) == {"own:global_generators": 1, "own:langevin steps=3": 4}
 
 
-def test_images_of_ones_own_need_no_model_and_no_classifier(own, no_live_page):
+def test_images_of_ones_own_need_no_model_and_no_classifier(own):
     """RGB images of another size than those of the default model; a sampler in [-1, 1] is clipped, and named."""
     np.save(own / "photos.npy", np.random.default_rng(0).integers(0, 255, (6, 9, 12, 3), np.uint8))
     words = ("--operator", "own:rows", "--levels", 0.5, "--data", "photos.npy", "--sampler", "own:wide_images")
@@ -373,7 +365,7 @@ def test_images_of_ones_own_need_no_model_and_no_classifier(own, no_live_page):
     assert float(run.mean_value.mean()) == pytest.approx(0.6 * 0.7, abs=0.05)  # in [0, 1], after clipping
 
 
-def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own, no_live_page):
+def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own):
     """Vectors in any range: the exact posterior and a right sampler pass, a narrow one does not; each has its card."""
     np.save(own / "covariances.npy", importlib.import_module("own").COVARIANCES)
     law = "gaussian_mixture means=[[300,-9],[302,-4],[297,-2]] covariances=covariances.npy weights=[0.2,0.5,0.3]"

@@ -11,12 +11,10 @@ import xarray as xr
 from PIL import Image
 
 import uturn as ut
-from uturn.core.progress import begun, progress_bar
-from uturn.pages import MOST_BYTES, LivePage, collect, live_page, report, write_page, write_study
+from uturn.pages import MOST_BYTES, collect, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
 from uturn.store.datasets import write_dataset
-from uturn.store.outputs import OutputFolder
 from uturn.studies import named_runs
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
@@ -225,39 +223,6 @@ def test_a_figure_with_the_name_of_a_study_is_a_figure(tmp_path):
     found = collect([tmp_path])
     assert not found.problems
     assert [one["id"] for one in found.sections] == ["text"]
-
-
-def test_a_study_that_runs_has_a_page_before_its_first_result(tmp_path, monkeypatch):
-    monkeypatch.setattr("uturn.pages.live._FIRST", 0.01)
-    folder = OutputFolder.of(tmp_path)
-    with live_page(folder, HOSTILE) as page:
-        page.says(HOSTILE, 2, 10, HOSTILE)
-        with begun(0), progress_bar(True, "tasks", 10, 5) as advance:
-            advance()
-            page.write()
-            text = (tmp_path / "index.html").read_text()
-    assert "26 %" in text  # (2 + 6/10)/10
-    assert "6 of 10 tasks" in text
-    assert re.search('data-every="[0-9]+" data-written="[0-9]+"', text)
-    assert "<script>alert" not in text
-    assert "<img src=x" not in text
-    with pytest.raises(KeyboardInterrupt), live_page(folder, "uturn images"):
-        raise KeyboardInterrupt
-    stopped = (tmp_path / "index.html").read_text()
-    assert "Stopped" in stopped
-    assert "data-every" not in stopped.partition("</head>")[0]
-    figure(tmp_path)
-    assert "card live" not in write_page(tmp_path).read_text()
-
-
-def test_pages_take_a_small_share_of_the_time(tmp_path, monkeypatch):
-    times = iter(np.arange(0, 100, 3.0))  # each page takes three seconds
-    monkeypatch.setattr("uturn.pages.live.time.thread_time", lambda: next(times))
-    page = LivePage(tmp_path, "uturn images")
-    page.write()
-    assert page.every == 150
-    page.write()  # which says so to those who read it
-    assert 'data-every="150"' in (tmp_path / "index.html").read_text()
 
 
 def test_results_of_another_version_are_named(tmp_path):

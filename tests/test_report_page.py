@@ -1,7 +1,5 @@
 """The page of results in a browser: it opens from disk without errors or requests, and its controls do what they should."""
 
-import re
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,9 +9,8 @@ import xarray as xr
 
 import uturn as ut
 from browser import next_frame, violations
-from test_report import HOSTILE, figure
+from test_report import figure
 from uturn.pages import report, write_page
-from uturn.pages.live import RunningStudy
 from uturn.store.datasets import write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
@@ -261,49 +258,6 @@ def test_accessibility_and_colours(opened, address, scheme, ground):
         assert violations(page) == []
     unfold(page)
     assert violations(page) == []
-
-
-def test_a_page_follows_its_study_and_keeps_its_state(opened, address, tmp_path):
-    """The open page loads itself again while the study runs, shows what is new, looks as before, and stops at the end."""
-
-    def written(finished, every=1.0):
-        now = time.time()
-        running = RunningStudy("uturn reproduce", HOSTILE, (1, 4, "figures"), (finished or 0, 10), now, now, every)
-        write_page(folder, None if finished is None else running)
-
-    folder = tmp_path / "live"
-    folder.mkdir()
-    written(0.0)  # nothing is there yet, and the page says how far the study is
-    page = opened(at=(folder / "index.html").as_uri(), fragment="#refresh=0")
-    assert re.search("25 %.*1 of 4 figures.*0 of 10 tasks", page.locator(".card.live").inner_text(), re.DOTALL)
-    figure(folder)
-    written(3.0)
-    page.reload()
-    slide(page, 0.3)
-    page.locator("details.readings > summary").click()
-    page.locator(".legend button").first.click()
-    page.locator("#fig7").evaluate("(one) => scrollTo(0, scrollY + one.getBoundingClientRect().top + 40)")
-    kept = "[location.hash, document.querySelector('#fig7').getBoundingClientRect().top, document.querySelector('details').open]"
-    written(7.0, every=1000)
-    before = page.evaluate(kept)
-    page.locator("#refresh").evaluate("(one) => one.click()")
-    wait_for(page, "document.body.textContent.includes('7 of 10 tasks')")
-    wait_for(page, "document.documentElement.dataset.ready === 'yes'")
-    after = page.evaluate(kept)
-    assert after[1] == pytest.approx(before[1], abs=2)
-    assert after[2]
-    assert "noise=0.3" in after[0]
-    assert page.locator(".legend button").first.get_attribute("aria-pressed") == "false"
-    written(8.0)
-    page.reload()
-    written(None)
-    wait_for(page, "!document.querySelector('.card.live') && document.documentElement.dataset.ready === 'yes'")
-    page.wait_for_timeout(500)
-    loads = []
-    page.on("load", lambda: loads.append(1))
-    page.wait_for_timeout(2500)
-    assert loads == []
-    assert page.locator("#reading").inner_text() == "0.3"
 
 
 @pytest.mark.parametrize("fragment", ["#fig7%", "#a=%", "#=", "#&&"])

@@ -876,6 +876,7 @@ def test_long_texts_of_a_store_are_shown_in_part():
     attrs = {"spec": "{}", "warnings": json.dumps(["w " * 500_000] * 100), "description": "d " * 500_000}
     found = ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs=attrs))
     assert len(repr(found)) < 100_000
+    assert remarks(found.assign_attrs(warnings="[" * 100_000)) == remarks(found.assign_attrs(warnings="[]"))
     assert remarks(found)[0].startswith("w w w")
 
 

@@ -25,7 +25,7 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
     from uturn.core.files import whole_file
-    from uturn.pages import live_page, report
+    from uturn.pages import report
     from uturn.pages.audits import decoder_table, meaning
     from uturn.pages.results import check_folder, write_figures, write_study, written
     from uturn.store.outputs import output_folder
@@ -39,13 +39,10 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
         check_folder(folder)
         experiment, decoders = chosen.experiment(), chosen.audited()
         runs: dict[str, Any] = {}
-        with live_page(folder, "uturn text --audit") as page:
-            page.says("order consistency, and likelihood in several orders", 0, len(decoders) + 1, "runs")
-            run = run_into(folder.place("run.zarr"), experiment, running)
-            for k, (name, options) in enumerate(decoders.items(), 1):
-                page.says(f"decoder: {name}", k, len(decoders) + 1, "runs")
-                store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
-                runs[name] = run_into(store, options.experiment(), running)
+        run = run_into(folder.place("run.zarr"), experiment, running)
+        for name, options in decoders.items():
+            store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
+            runs[name] = run_into(store, options.experiment(), running)
         looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
         study = write_study(run, out, source=experiment.parts.source, **looks)
         numbers = audit_numbers(study, run, runs, decoders)

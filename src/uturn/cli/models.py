@@ -1,4 +1,4 @@
-"""`uturn schedule` and `convert`."""
+"""`uturn schedule`."""
 
 from __future__ import annotations
 
@@ -91,33 +91,6 @@ def schedule(
         from uturn.studies.plotting.schedules import draw_schedules
 
         draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
-
-
-@command(MODELS)
-def convert(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of guided-diffusion, .pt or .safetensors.")
-    ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; it must not exist.")],
-    preset: _Preset = None,
-) -> None:
-    """Write a checkpoint of OpenAI's guided-diffusion (ADM) as a folder in diffusers' layout: UNet2DModel and DDPMScheduler.
-
-    Measures nothing; the network's output does not change. Checkpoints can also be used without conversion, with their preset.
-    Checkpoints with a fixed number of heads (128x128_diffusion) or a narrow first level (512x512_diffusion) cannot be converted.
-
-    Example:
-
-    ```
-    uturn convert 256x256_diffusion_uncond.pt adm256 --preset 256x256_diffusion_uncond
-    ```
-    """
-    from uturn.networks.images.guided_diffusion import convert_guided_diffusion
-
-    model = convert_guided_diffusion(checkpoint, folder, preset)
-    condition = "unconditional" if model.num_classes is None else f"conditioned on the class ({model.num_classes} classes)"
-    console().print(f"written: {folder} (UNet2DModel, {condition}, images of {model.options['image_size']} pixels)")
-    say_next(run=("images", "--model", str(folder), "--data", "FOLDER", "--classifier", "NETWORK", "--out", "FOLDER"))
 
 
 def _levels(ds: xr.Dataset) -> Table:

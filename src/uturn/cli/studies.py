@@ -82,7 +82,7 @@ def images(
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
         return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
-    _study(out, "uturn images", finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
+    _study(out, finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
 
 
 @command(STUDIES)
@@ -136,7 +136,7 @@ def text(
 
         return audit_into(out, chosen, running)
     looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
-    _study(out, "uturn text", finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
+    _study(out, finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
 
 
 @command(STUDIES)
@@ -168,7 +168,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     ```
     """
     from uturn.cli.presets.inverse_results import RESULTS, calls_of, write_inverse
-    from uturn.pages import live_page, report
+    from uturn.pages import report, write_page
     from uturn.pages.results import check_folder, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies.runs import missing_tasks
@@ -178,10 +178,10 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
         check_folder(folder)
         runs = chosen.runs(None if folder.is_remote else os.path.abspath(folder.place("originals")))
         calls, readings = calls_of(runs), {}
-        with live_page(folder, "uturn inverse") as page:
-            for number, run in enumerate(runs):
-                page.says(run.name, number, len(runs), "samplers")
-                readings[run.name] = run_into(folder.place(run.store), run.experiment, running)
+        for run in runs:
+            readings[run.name] = run_into(folder.place(run.store), run.experiment, running)
+            if not folder.is_remote and run is not runs[-1]:
+                write_page(out)
         if missing := sum(map(missing_tasks, readings.values())):
             console().print(f"{out}: share {running.shard} done, {missing} tasks of other shares left")
             return
@@ -259,7 +259,6 @@ def atlas(
 
 def _study(
     out: str,
-    name: str,
     finished: str | None,
     experiment_with: Callable[[str | None], Experiment],
     running: Running,
@@ -270,9 +269,9 @@ def _study(
 ) -> None:
     """Run an experiment into OUT/run.zarr, or open a finished store, and study it.
 
-    The page in the folder is updated during the run. Nothing is studied while other shares have unfinished tasks.
+    Nothing is studied while other shares have unfinished tasks.
     """
-    from uturn.pages import live_page, write_page
+    from uturn.pages import write_page
     from uturn.pages.results import check_folder, write_study, written
     from uturn.store.outputs import output_folder
     from uturn.studies import summary
@@ -286,10 +285,7 @@ def _study(
             check_folder(folder, save_images, keep)
             store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
             experiment = experiment_with(originals)
-            with live_page(folder, name) as page:
-                if running.shard != "1/1":
-                    page.says(f"share {running.shard} of the tasks")
-                ds = run_into(store, experiment, running)
+            ds = run_into(store, experiment, running)
         if missing := missing_tasks(ds):
             if not folder.is_remote:
                 with suppress(ValueError):  # nothing to show yet

@@ -47,7 +47,6 @@ class _Here(threading.local):
 
 _here = _Here()
 _all: list[Callable[[], float]] = []  # functions: progress of the unfinished work of each thread and of other processes
-_counts: list[_Count] = []  # counts of the visible progress bars
 _put: Callable[[float], None] | None = None  # see `publish_to`
 
 
@@ -172,7 +171,6 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
         return
     draw = _cell if _in_notebook() else _bar if sys.stderr.isatty() else _lines
     with draw(title, total, done, note) as count:
-        _counts.append(count)
         ended = threading.Event()
 
         def look() -> None:
@@ -185,15 +183,8 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
         try:
             yield count.advance
         finally:
-            _counts.remove(count)
             ended.set()
             watcher.join()
-
-
-def current() -> tuple[float, int] | None:
-    """Finished tasks and all tasks of the last opened visible progress bar; None if there is none."""
-    count = next(reversed(_counts), None)
-    return None if count is None else (count.shown, count.total)
 
 
 class _Count:

@@ -5,8 +5,7 @@ network.
 """
 
 from uturn.pages.collect import Collected, collect
-from uturn.pages.live import LivePage, live_page
 from uturn.pages.page import MOST_BYTES, fetch, report, write_page
 from uturn.pages.results import write_study
 
-__all__ = ["MOST_BYTES", "Collected", "LivePage", "collect", "fetch", "live_page", "report", "write_page", "write_study"]
+__all__ = ["MOST_BYTES", "Collected", "collect", "fetch", "report", "write_page", "write_study"]

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -34,7 +33,6 @@ from uturn.studies.plotting.tokens import EDGES, Token, blocks
 if TYPE_CHECKING:
     import xarray as xr
 
-    from uturn.pages.live import RunningStudy
     from uturn.pages.sections import Collected
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -58,7 +56,6 @@ def _environment() -> Environment:
     environment = Environment(finalize=lambda value: visible(value) if type(value) is str else value, **loader, **spaces)
     environment.filters["sentence"] = _sentence
     environment.filters["interval"] = with_interval
-    environment.filters["time"] = lambda seconds, form: time.strftime(form, time.localtime(seconds))
     environment.filters["marked"] = _marked
     return environment
 
@@ -73,7 +70,7 @@ def _sentence(words: str) -> str:
     return first + words[1:] + ("" if words.endswith(".") else ".")
 
 
-def results_page(collected: Collected, folder: Path, running: RunningStudy | None = None) -> str:
+def results_page(collected: Collected, folder: Path) -> str:
     """The page of the given sections; links to files are relative to `folder`, the folder of the page."""
     sections = collected.sections
     for section in sections:
@@ -94,7 +91,6 @@ def results_page(collected: Collected, folder: Path, running: RunningStudy | Non
         style=asset("report/page.css"),
         hashes=" ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (script, plotly)),
         version=uturn.__version__,
-        running=running,
         sections=sections,
         problems=collected.problems,
         judged=judged,

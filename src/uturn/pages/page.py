@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from uturn.core.checks import checked_path
 from uturn.core.files import whole_file
@@ -13,18 +12,15 @@ from uturn.pages.html import results_page
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import is_url
 
-if TYPE_CHECKING:
-    from uturn.pages.live import RunningStudy
-
 MOST_BYTES = 5_000_000
 """Largest size of a page."""
 _DETAILS = (1.0, 0.7, 0.5, 0.35, 0.2)  # tried in turn until the page is small enough
 
 
-def write_page(folder: str | Path, running: RunningStudy | None = None) -> Path:
-    """Write `index.html` for the results in a folder; ValueError if there are none, and no study is `running`."""
+def write_page(folder: str | Path) -> Path:
+    """Write `index.html` for the results in a folder; ValueError if there are none."""
     path = Path(folder) / "index.html"
-    _write([Path(folder)], path, running)
+    _write([Path(folder)], path)
     return path
 
 
@@ -91,16 +87,16 @@ def fetch(folder: OutputFolder) -> None:
             folder.fetch(name)
 
 
-def _write(folders: list[Path], path: Path, running: RunningStudy | None = None) -> list[str]:
+def _write(folders: list[Path], path: Path) -> list[str]:
     for detail in _DETAILS:
         collected = collect(folders, detail)
         problems = [f"{problem['file']}{problem['words']}" for problem in collected.problems]
-        if not collected.sections and running is None:
+        if not collected.sections:
             names = ", ".join(map(str, folders))
             if problems:
                 raise ValueError(f"no results in {names} can be read; {'; '.join(problems)}")
             raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
-        page = _encoded(results_page(collected, path.parent, running))
+        page = _encoded(results_page(collected, path.parent))
         if len(page) <= MOST_BYTES:
             break
     else:
@@ -109,7 +105,7 @@ def _write(folders: list[Path], path: Path, running: RunningStudy | None = None)
         message = ": pictures are left out, as the page would be larger than 5 MB"
         collected.problems.append({"file": str(path), "words": message})
         problems.append(f"{path}{message}")
-        page = _encoded(results_page(collected, path.parent, running))
+        page = _encoded(results_page(collected, path.parent))
     with whole_file(path) as file:
         file.write(page)
     return problems

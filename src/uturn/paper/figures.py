@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.files import whole_file
-from uturn.pages import fetch, live_page, write_page
+from uturn.pages import fetch, write_page
 from uturn.pages.figures import Result
 from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
 from uturn.paper.workshop import Scale, Workshop
@@ -32,8 +32,8 @@ def reproduce(
     """Measure, analyse and draw figures of the paper; results of earlier calls are reused.
 
     Writes for each figure `out/<figure>.png`, `.pdf`, `.json` (verdicts) and `.zarr` (the labelled data of the plot), the raw
-    runs under `out/<scale>/`, and, while it runs and at its end, the page `out/index.html`. `out` is a folder or a URL of object
-    storage. `cluster`: arguments of `uturn.run` for a cluster.
+    runs under `out/<scale>/`, and after each figure the page `out/index.html`. `out` is a folder or a URL of object storage.
+    `cluster`: arguments of `uturn.run` for a cluster.
 
     Raises
     ------
@@ -62,18 +62,12 @@ def reproduce(
         fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
         results, names = [], list(dict.fromkeys(figures))
-        with live_page(folder, "uturn reproduce") as page:
-            for number, name in enumerate(names):
-                figure = load_figure(name)
-                announce(f"{name}: {figure.TITLE}")
-                page.says(f"{name}: {figure.TITLE}", number, len(names), "figures")
-                results.append(_make(name, figure, workshop, folder.path))
-                if folder.is_remote:
-                    page.write()
-                folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
-        if results:
+        for name in names:
+            figure = load_figure(name)
+            announce(f"{name}: {figure.TITLE}")
+            results.append(_make(name, figure, workshop, folder.path))
             write_page(folder.path)
-            folder.push("index.html")
+            folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
     return results
 
 

@@ -523,7 +523,7 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
     """The sentences in the attribute `warnings` of a run, a JSON list, cut to a readable length; empty if it is damaged."""
     try:
         texts = json.loads(str(attributes.get("warnings", "[]")))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     texts = [text for text in texts if isinstance(text, str)][:_MOST_WARNINGS] if isinstance(texts, list) else []
     return [text if len(text) <= _LONGEST_WARNING else f"{text[:_LONGEST_WARNING]} .." for text in texts]

@@ -150,6 +150,7 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
         raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
     keys = [name for name in AXES if name in columns]
+    labels = [name for name in labels if name not in keys]  # an axis labels itself
     names = [name for name in columns if name not in (*keys, *labels)]
     if keys[:2] != ["noise", "item"] or not names or len(set(columns)) < len(columns):
         raise ValueError(

@@ -7,7 +7,7 @@ const sliding = [];          // functions that are called with the noise of the 
 const word = sections.some((section) => section.errors) ? "strength" : "noise"; // what the slider sets; measurements have a strength
 const drawn = new Map();     // charts on the screen: {element, chart, update}
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", refresh: "1", at: "" };
+const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", at: "" };
 let Plotly = null;
 
 function make(tag, properties = {}, ...children) {
@@ -474,50 +474,6 @@ function bind(name, event, after) {
   input.addEventListener(event, () => { state[name] = input.type === "checkbox" ? (input.checked ? "1" : "0") : input.type === "range" ? Number(input.value) : input.value; after(); writeAddress(); });
 }
 
-// --- a page of a study that runs loads itself again, and looks as before, until the study has ended -----------------------------
-const { every, written } = document.documentElement.dataset;
-const before = history.state; // what the page looked like before it loaded itself again, apart from what the address says
-const nameOf = (...words) => words.join("\u0000");
-const lines = () => sections.flatMap((section) => (section.charts || []).flatMap((chart) => chart.lines.map((line) => [nameOf(section.id, chart.title, line.name), line])));
-const folds = () => [...document.querySelectorAll("details")].map((one) => {
-  const [section, article] = [one.closest("section"), one.closest("article")];
-  return [nameOf(section.id, article ? article.querySelector("h3").textContent : "", one.firstElementChild.textContent), one];
-});
-function loadAgain() {
-  saveAddress();
-  const top = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
-  history.scrollRestoration = "manual";
-  history.replaceState({
-    top: scrollY > 0 && top ? [top.id, top.getBoundingClientRect().top] : null,
-    hidden: lines().filter(([, line]) => line.hidden).map(([name]) => name),
-    folds: folds().map(([name, one]) => [name, one.open]),
-    focus: document.activeElement.id,
-  }, "");
-  location.reload();
-}
-function lookAsBefore() {
-  if (!before) return;
-  const open = new Map(before.folds);
-  for (const [name, one] of folds()) if (open.has(name)) one.open = open.get(name);
-  const top = before.top && byId(before.top[0]);
-  if (top) scrollTo({ top: scrollY + top.getBoundingClientRect().top - before.top[1], behavior: "instant" });
-  if (before.focus && byId(before.focus)) byId(before.focus).focus({ preventScroll: true });
-  history.replaceState(null, "");
-}
-function follow() {
-  if (!every) return;
-  const began = Date.now(), age = () => Date.now() / 1000 - written, wait = Math.max(every, age() / 4); // a page that nobody writes is loaded less and less often
-  let touched = 0;
-  for (const event of ["pointerdown", "keydown", "wheel", "input"]) addEventListener(event, () => { touched = Date.now(); }, { passive: true });
-  const busy = () => Date.now() - touched < 1500 || document.hidden || byId("large").open || !getSelection().isCollapsed
-    || (document.activeElement.matches(":focus-visible") && !document.activeElement.id); // a focus that could not be found again
-  setInterval(() => {
-    const late = age() > 10 * every + 60;
-    byId("late").textContent = late ? `Not written for ${Math.round(age() / 60)} minutes: the study may have been killed.` : "";
-    if (state.refresh === "1" && Date.now() - began > 1000 * wait && !busy()) loadAgain();
-  }, 500);
-}
-
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
 const views = sections.flatMap((section) => [section.grid, section.errors, section.samples, section.tree, section.tokens]).filter(Boolean);
@@ -538,8 +494,7 @@ function start() {
     if (share <= 1) defaults.noise = state.noise = share;
   }
   readAddress();
-  const hidden = new Set(before && before.hidden);
-  for (const [name, line] of lines()) line.hidden = hidden.has(name);
+  for (const section of sections) for (const chart of section.charts || []) for (const line of chart.lines) line.hidden = false;
   for (const section of sections) {
     const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
     if (section.rows) views.append(rowsView(section));
@@ -575,9 +530,7 @@ function start() {
   const all = (now) => { printing = now; for (const view of drawn.values()) if (!view.plot.closest("details:not([open])")) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
-  bind("refresh", "change", () => {});
-  if (before) lookAsBefore(); else if (state.at) goTo(state.at);
-  follow();
+  if (state.at) goTo(state.at);
 }
 async function load() {
   const packed = byId("plotly").textContent;
@@ -588,7 +541,7 @@ async function load() {
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
   atlases.forEach((view) => view.draw());
-  if (state.at && scrollY && !before) goTo(state.at);
+  if (state.at && scrollY) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }
 start();

@@ -20,7 +20,7 @@ from uturn.cli.presets.images import ImageOptions
 from uturn.core.checks import checked_path, shown, validation_words
 from uturn.core.files import clear_caches, named_errors, read_table, whole_file
 from uturn.core.progress import duration
-from uturn.pages import live_page, write_page
+from uturn.pages import write_page
 from uturn.pages.results import check_results, write_figures
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder, output_folder
@@ -232,22 +232,21 @@ def measure_atlas(
         check_results(folder)
         if not folder.is_remote and (path := folder.path / "atlas.zarr").exists() and not (path / "transition").is_dir():
             raise ValueError(f"{path} is no table of an atlas, and would be replaced; choose another folder")
-        with live_page(folder, "uturn atlas") as page:
-            for number, row in enumerate(rows, 1):
-                announce(f"{row.name} ({number} of {len(rows)})")
-                page.says(row.name, number - 1, len(rows), "models")
-                began = time.monotonic()
-                try:
-                    entries += _measured(row, folder, options)
-                    announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
-                except Exception as error:  # a user's model can raise any exception
-                    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                    message = kind + " ".join(str(error).split()) or type(error).__name__
-                    entries.append(Entry(row, failure=message))
-                    announce(f"{row.name}: failed: {message}")
-                clear_caches()  # free memory for the next model
-                table = table_of(entries)
-                _write_table(table, folder)
+        for number, row in enumerate(rows, 1):
+            announce(f"{row.name} ({number} of {len(rows)})")
+            began = time.monotonic()
+            try:
+                entries += _measured(row, folder, options)
+                announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
+            except Exception as error:  # a user's model can raise any exception
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                message = kind + " ".join(str(error).split()) or type(error).__name__
+                entries.append(Entry(row, failure=message))
+                announce(f"{row.name}: failed: {message}")
+            clear_caches()  # free memory for the next model
+            table = table_of(entries)
+            _write_table(table, folder)
+            write_page(folder.path)
         from uturn.studies.plotting.atlas import draw_atlas
 
         write_figures(folder.path, {"atlas": lambda: draw_atlas(table)})

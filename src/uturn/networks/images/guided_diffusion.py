@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
-from uturn.core.files import whole_folder
 from uturn.networks.images.guided_diffusion_options import EXPECTED, GuidedDiffusionOptions, read_options
 from uturn.networks.images.guided_diffusion_options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
@@ -158,38 +156,6 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
         prediction_type="sample" if declared.predict_xstart else "epsilon",
         timestep_spacing="linspace",
     )
-
-
-def convert_guided_diffusion(
-    path: str | Path, folder: str | Path, preset: str | None = None, **options: Any
-) -> GuidedDiffusionUNet:
-    """Write a checkpoint as a folder in diffusers' layout (a `DDPMPipeline`); returns the network it wrote.
-
-    The folder appears when it is complete.
-
-    Raises
-    ------
-    ValueError
-        As `load_guided_diffusion`; if a folder in diffusers' layout cannot hold the network; if the folder exists or cannot be
-        written.
-    """
-    from diffusers import DDPMPipeline
-
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; choose another folder, or remove it first")
-    model = load_guided_diffusion(path, preset, **options)
-    if model.not_in_diffusers is not None:
-        raise ValueError(
-            f"{path}: diffusers' UNet2DModel cannot hold {model.not_in_diffusers}; use the checkpoint itself, with its preset"
-        )
-    with whole_folder(folder, replace=False) as unfinished:
-        try:
-            pipeline: Any = DDPMPipeline(model.unet, guided_diffusion_scheduler(**model.options))
-            pipeline.save_pretrained(unfinished)
-        except Exception as error:  # safetensors raises its own exceptions, such as for a full disk
-            raise OSError(one_line(error)) from None
-    return model
 
 
 # --- architecture from weights ---------------------------------------------------------------------------------------
