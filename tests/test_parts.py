@@ -724,7 +724,7 @@ def test_check_from_the_command_line(tmp_path):
     assert "nothing wrong was found" in done.output
     (tmp_path / "spec.json").write_text(json.dumps(with_part("probes", "Probe", mistake="keepdims")))
     done = CliRunner().invoke(app, ["check", str(tmp_path / "spec.json")])
-    assert "leaves has shape (2, 2, 1)" in str(done.exception)
+    assert "shape of leaves = (2, 2, 1)" in str(done.exception)
 
 
 # -- the page "Your own data and model" -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from uturn.core import display
 from uturn.core.checks import (
@@ -111,8 +111,10 @@ class Experiment(BaseModel):
         spec = plain(spec)  # numpy arrays and numbers become lists and numbers
         if isinstance(spec.get("corruption"), dict):
             spec["noise"] = spec["corruption"].pop("noise", spec.get("noise"))
+        if "noise" in spec:
+            spec["noise"] = _levels(spec["noise"])
         try:
-            super().__init__(**{**spec, "noise": _levels(spec.get("noise"))})
+            super().__init__(**spec)
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
         with noted():
@@ -191,6 +193,7 @@ class Experiment(BaseModel):
         parts |= {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
         return {name: table_of(part) for name, part in parts.items()}
 
+    @model_serializer
     def to_dict(self) -> dict[str, Any]:
         """The description as plain data, without options of built-in parts that equal their defaults."""
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones", "chunk")}
