@@ -189,10 +189,10 @@ def _check_originals(experiment: Any, opened: Store) -> None:
     before, stored = source, json.loads(opened.attributes["identity"])["source"]
     if new == old:
         return
-    refused = f"{opened.where} cannot be extended to items = {new}: "
-    if not is_own(source) and stored.get("grammars", 1) != experiment.source.get("grammars", 1):
-        before = build("source", {**experiment.source, "grammars": stored.get("grammars", 1)})
-    if not is_own(source) and "grammars" in {**stored, **experiment.source}:
+    refused, table = f"{opened.where} cannot be extended to items = {new}: ", experiment.to_dict()["source"]
+    if not is_own(source) and stored.get("grammars", 1) != table.get("grammars", 1):
+        before = build("source", {**table, "grammars": stored.get("grammars", 1)})
+    if not is_own(source) and "grammars" in {**stored, **table}:
         refused += f"expected grammars in proportion to the items ({stored.get('grammars', 1)} for {old}), since "
     known: dict[str, Any] = {name: opened.coordinate(name) for name in opened.labels}
     for name, values in source.coordinates(seed, new).items():
