@@ -28,8 +28,8 @@ def instructed(run):
     source = SimpleNamespace(regions=(), segments=(".",), site_name="tokens", image_shape=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uturn.probes.network_layers._measured", lambda *_: ("similarity", "distance", *_CLASSES))
-        patch.setattr("uturn.probes.text_likelihood.likelihoods_of", lambda *_: SimpleNamespace(law="causal"))
-        patch.setattr("uturn.probes.text_encoder.sentences_of", lambda *_: None)
+        patch.setattr("uturn.probes.texts.TextLikelihood.head", "causal")
+        patch.setattr("uturn.probes.texts.prepared", lambda *_: (SimpleNamespace(shares_tokens=True), False))
         for table in json.loads(run.attrs["spec"])["probes"]:
             options = {key: value for key, value in table.items() if key != "type"}
             of_probe = {"probe": table.get("name") or table["type"], "model": table.get("classifier") or table.get("model") or ""}

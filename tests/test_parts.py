@@ -616,8 +616,8 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
         assert not trace.exists()
         assert "evil" not in sys.modules
     Store.open(folder).update(spec=json.dumps([source]))
-    with pytest.raises(ValueError, match="not a readable store"):
-        Store.open(folder)
+    with pytest.raises(ValueError, match="the run's attribute 'spec' is no JSON table"):
+        ut.study(Store.open(folder).dataset())
 
 
 def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):

@@ -712,9 +712,9 @@ def test_shares_and_interruptions_make_the_same_run(results, folder, tmp_path, m
         assert numbers_in(tmp_path / name) == numbers_in(out)
 
 
-def test_items_levels_and_clones_are_added(results, folder, tmp_path):
+def test_items_and_levels_are_added(results, folder, tmp_path):
     shutil.copytree(results[0] / "run.zarr", tmp_path / "grown.zarr")
-    more = options(folder, items=20, levels=[1 / 3, 0.5, 2 / 3, 1.0], clones=2, chunk=5, keep=2).model_copy
+    more = options(folder, items=20, levels=[1 / 3, 0.5, 2 / 3, 1.0], chunk=5, keep=2).model_copy
     grown, fresh = (ut.run(more().experiment(), tmp_path / f"{name}.zarr", workers=1) for name in ("grown", "fresh"))
     for variable in fresh.data_vars:
         np.testing.assert_array_equal(grown[variable].sortby("noise"), fresh[variable].sortby("noise"))
