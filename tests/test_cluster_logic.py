@@ -69,7 +69,9 @@ def test_a_task_that_raises_is_named_and_the_others_are_done(tmp_path, bad, toge
             work.finished(bundle, outcome.measured, outcome.seconds)
         else:
             work.blame(bundle, outcome.error)
-    assert work.failed == {task: f"task {task} is odd" for task in bad}
+    where = "FileTasks.measure: task {} is odd (cluster_tasks.py, line "
+    assert set(work.failed) == set(bad)
+    assert all(reason.startswith(where.format(task)) for task, reason in work.failed.items())
     assert {int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()} == set(range(40)) - set(bad)
     assert all(3 <= tries(tmp_path)[task] <= 3 + 6 for task in bad), "in its bundle, in halves of it, and three times alone"
     assert not work.waiting
@@ -90,7 +92,8 @@ def test_a_worker_says_whether_the_store_is_to_blame(monkeypatch, raised, error,
     worker = Worker(1)
     worker._work = Fails("nowhere")
     outcome = worker.measure([1])
-    assert (outcome.error, outcome.of_node) == (error, of_node)
+    assert error in outcome.error
+    assert outcome.of_node == of_node
 
 
 # -- workers that fail in one way --------------------------------------------------------------------------------------------

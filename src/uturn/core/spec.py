@@ -125,7 +125,7 @@ def table_of(part: Any) -> dict[str, Any]:
     if is_dataclass(part):
         values = ((field, getattr(part, field.name)) for field in fields(part) if field.init)
         options = {field.name: value for field, value in values if value != field.default}
-    elif vars(part):
+    elif getattr(part, "__dict__", None):
         raise ValueError(
             f"{shown(part)}: its options are not known; give a table, {{'type': {path!r}, ..}}, or make it a dataclass"
         )
