@@ -104,7 +104,7 @@ def test_images_take_the_class(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     folder, asked, _, width, reading, share, any_shape, out = taken[0]
     assert (folder, width, reading, share, any_shape, out) == ("results", 0.05, "same_class", 0.5, False, "results")
-    assert asked.backward["steps"] == 50
+    assert asked.backward.steps == 50
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_noise_levels():
 def test_the_corruption_is_the_one_that_the_model_undoes(folder):
     (folder / "replacing_chain.py").write_text(CHAIN + "\nChain.corruption, Chain.mask_id = 'uniform', None\n")
     found = options(folder, model="replacing_chain:chain").experiment()
-    assert found.corruption["type"] == "uniform"
+    assert found.to_dict()["corruption"]["type"] == "uniform"
     assert "3 steps" in options(folder, model="replacing_chain:chain", steps=3).experiment().parts.backward.describe()
 
 
