@@ -17,7 +17,7 @@ import numpy as np
 from uturn.backward.image_queue import ImageQueue
 from uturn.backward.image_queue import Work as Work
 from uturn.backward.queue import run_queue
-from uturn.core.checks import one_line
+from uturn.core.checks import one_line, origin
 from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.core.progress import units
 from uturn.corruption.diffusion import Diffusion, checked_images
@@ -265,7 +265,7 @@ class ReverseDiffusion:
         try:
             output = self.model(noisy, timesteps, *labels)
         except RuntimeError as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or origin(error):  # user-defined code, whose errors pass as they are
                 raise
             raise ValueError(f"the model fails on noisy images of shape {tuple(noisy.shape)} ({one_line(error)})") from error
         return getattr(output, "sample", output).to(noisy.dtype)

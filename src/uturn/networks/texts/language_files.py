@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from uturn.core.checks import checked_integer, one_line, shown
+from uturn.core.checks import checked_integer, described, one_line, shown
 from uturn.core.files import cached_while_unchanged, digest_of_file
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
@@ -355,7 +355,7 @@ def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
         return model.logits(ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)).shape[2]
     except Exception as error:
         tokens = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
-        raise ValueError(f"{where}: logits of {tokens} fail ({one_line(error)}); expected logits(ids, noise)") from error
+        raise ValueError(f"{where}: logits of {tokens} fail ({described(error)}); expected logits(ids, noise)") from error
 
 
 def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:
