@@ -864,7 +864,7 @@ def test_what_the_probe_needs_is_said(files):
     with pytest.raises(ValueError, match=r"'blocks\.9' matches no module of TreeClassifier; close names: .*blocks\.0"):
         run(experiment(**files, layers=["blocks.9"]))
     save_network(TreeClassifier(4, 2, 3, width=6, seed=1), files["classifier"])
-    with pytest.raises(ValueError, match="statistics.*of another network"):
+    with pytest.raises(ValueError, match=r"statistics.*of another network"):
         run(experiment(**files))
 
 

@@ -557,8 +557,6 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
         (f"{HERE}:nothing", "cannot be imported .*no attribute 'nothing'"),
         (f"{HERE}:NOT_CALLABLE", "is a int; expected a function without arguments"),
-        (f"{HERE}:in_range", "TypeError: in_range.* missing 1 required positional argument"),
-        (f"{HERE}:failing", "no luck"),
         (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"gives shape \(2, 4, 24, 24\) for 2 images; expected logits \(batch, classes\)"),
         (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\) \(channels, height, width\): "),
@@ -568,6 +566,13 @@ def test_mistakes_are_named(spec, words):
     with pytest.raises(ValueError, match=words) as caught:
         load_classifier(spec, image_shape=(1, 28, 28))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "error"), [("in_range", TypeError), ("failing", RuntimeError)])
+def test_errors_of_a_function_of_ones_own_pass(name, error):
+    with pytest.raises(error) as caught:
+        load_classifier(f"{HERE}:{name}", image_shape=(1, 28, 28))
+    assert f"in classifier = '{HERE}:{name}'" in caught.value.__notes__[0]
 
 
 def test_images_with_other_channels(resnet):

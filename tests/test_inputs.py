@@ -174,5 +174,5 @@ def test_a_run_whose_files_have_changed_is_not_resumed(files):
     np.save("labels.npy", np.array([0, 1]))
     ut.run(experiment(), "run", workers=1)
     np.save("labels.npy", np.array([1, 0]))
-    with pytest.raises(ValueError, match=r"models\.source"):
+    with pytest.raises(ValueError, match="the weights or data of source have changed"):
         ut.run(experiment(), "run", workers=1)
