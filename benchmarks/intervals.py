@@ -27,6 +27,7 @@ runs in which the statistic exists but its interval does not. "exists": share in
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -168,8 +169,14 @@ def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
             "original_class": (("noise", "item"), np.tile(original, (len(x), 1))),
         },
         coords={"noise": x, "network_layer": ["first", "logits"]},
-        attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
     )
+    how = {
+        "similarity": {"start": 1, "bounds": [-1, 1], "group": "layers", "order": "network_layer"},
+        "same_class": {"start": 1, "chance": "same:original_class", "bounds": [0, 1], "group": "class"},
+        "original_class": {"role": "record"},
+    }
+    for name, instructions in how.items():
+        run[name].attrs["reading"] = json.dumps(instructions)
     found, noise = study(run).sel(axis="noise"), np.r_[0.0, x]
     layers = found.half_life.values[found.variable.values == "similarity"]
 

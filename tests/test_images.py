@@ -200,7 +200,7 @@ def test_classifiers_keep_apart():
 
 def test_distances_of_each_classifier_are_a_family_of_their_own():
     run = merged(b=forged(prefix="b_", num_items=20), a=forged(prefix="a_", num_items=20))
-    found = ut.study(run.assign({f"{name}_distance": 1 - run[f"{name}_similarity"] for name in "ab"}))
+    found = ut.study(instructed(run.assign({f"{name}_distance": 1 - run[f"{name}_similarity"] for name in "ab"})))
     assert set(found.family.values.tolist()) == {"a", "b", "a_distance", "b_distance"}
 
 
@@ -549,12 +549,14 @@ def test_command_writes_everything(results):
 
 
 @pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
-def test_clones_are_added_to_a_finished_folder_and_judged(results, tmp_path):
+def test_clones_need_a_folder_of_their_own_and_are_judged(results, tmp_path):
     out, output = results
     assert "calibration" not in output
-    shutil.copytree(out, tmp_path / "out")
+    shutil.copytree(out, tmp_path / "other")
     before = xr.open_zarr(out / "run.zarr").load()
-    done = command("--out", tmp_path / "out", *SMALL, "--clones", "2")
+    refused = command("--out", tmp_path / "other", *SMALL, "--clones", "2")
+    assert "choose another folder" in str(refused.exception)
+    done = command("--out", tmp_path / "out", *SMALL, "--clones", "2", "--save-images")
     assert done.exit_code == 0, done.output
     assert "gap E f(x0, x̂) - E f(x̂, x̂')" in " ".join(done.output.split())
     assert "too few originals to detect a gap" in " ".join(done.output.split())

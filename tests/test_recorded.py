@@ -268,7 +268,7 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
             whole = run(copied)
             asked.clear()
             run(copied, store=copied / "run.zarr")
-        done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load()
+        done, ds = sorted(asked), xr.open_zarr(copied / "run.zarr").load().sortby("noise")
         xr.testing.assert_allclose(ds.drop_attrs(), whole.load().drop_attrs(), atol=1e-5)
         return done, json.loads(ds.attrs.get("missing_data", "{}")), json.loads(ds.attrs.get("warnings", "[]"))
 
@@ -299,7 +299,7 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
 def test_further_originals_need_another_folder(copied):
     run(copied, store=copied / "run.zarr")
     make(copied, [*NAMES, "g"], [0.1, 0.5, 0.9], 2, 2)
-    says = r"models\.source is .* \(models: digests of weights and data, which have changed\); choose another folder"
+    says = "the weights or data of source have changed; choose another folder"
     with pytest.raises(ValueError, match=says):
         run(copied, store=copied / "run.zarr")
 
@@ -461,7 +461,7 @@ def test_further_axes_of_levels(small):
     assert ds.kelvin.values.tolist() == [1, 2, 3]
     assert {"log_snr", "abar", "sigma", "kelvin"} <= set(ut.study(ds).axis.values)
     spec["corruption"]["coordinates"]["kelvin"] = [1, 2]
-    with pytest.raises(ValueError, match=r"kelvin has shape \(2,\); expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape of kelvin = \(2,\): expected \(3,\)"):
         ut.run(ut.Experiment.from_dict(spec))
 
 

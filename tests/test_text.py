@@ -468,7 +468,8 @@ def test_layers_regions_and_likelihood_are_read_by_their_names():
     run["log_likelihood"] = dims, -1 - fall[..., 0]
     run["original_log_likelihood"] = dims[:2], np.full((5, 8), -1.5)
     layers = ["embeddings", "block 1"]
-    found = ut.study(run.assign_coords(bert_text_layer=layers, same_text_layer=layers, region=["C", "F", "H"]))
+    coords = {"bert_text_layer": layers, "same_text_layer": layers, "region": ["C", "F", "H"]}
+    found = ut.study(instructed(run.assign_coords(coords)))
     groups = {
         (group, probe): found.level.values[(found.group == group) & (found.probe == probe)].tolist()
         for group, probe in zip(found.group.values.tolist(), found.probe.values.tolist(), strict=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import checked_path, one_line
+from uturn.core.checks import checked_path, expect, one_line
 from uturn.core.files import cached_while_unchanged, check_regular, digest_of_file, read_array
 from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
@@ -217,7 +217,8 @@ class ImageFolderSource(ImageSource):
     def _groups(self) -> dict[str, list[tuple[str, int]]]:
         """Names and sizes of the files in each folder with files."""
         groups = defaultdict(list)
-        for name, size in sorted(listed(checked_path("path", self.path))):
+        expect(os.path.isdir(checked_path("path", self.path)), "path", self.path, "a folder of images; this is not a folder")
+        for name, size in sorted(listed(self.path)):
             groups[name.rpartition("/")[0]].append((name, size))
         if not groups:
             raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")

@@ -160,6 +160,8 @@ def _source_of(run: xr.Dataset) -> Any:
         with _offline():
             backward = build("backward", spec["backward"], trusted=False)
             source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
-            return source if source.fingerprint() == json.loads(run.attrs["models"])["source"] else None
+            models = json.loads(run.attrs["models"])
+            same = (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"])  # with its tokenizer
+            return source if same else None
     except (ValueError, OSError, KeyError, TypeError):
         return None
