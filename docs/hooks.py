@@ -223,13 +223,13 @@ def reference_index() -> str:
 
 
 def reference(title: str, name: str) -> str:
-    """The page of a module. Of a package it has the modules that the package itself, the README or a page of the docs names."""
+    """The page of a module. Of a package it has the modules of public names, and those that it, the README or a page names."""
     package = importlib.import_module(name)
     lines = [f"# {title}", "", f"::: {name}", *OPTIONS]
     if hasattr(package, "__path__") and not hasattr(package, "__all__"):
         texts = [Path(str(package.__file__)), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         named = "\n".join(path.read_text(encoding="utf-8") for path in texts)
-        named += "".join(f"\nuturn.{home}" for home in getattr(package, "_HOMES", {}).values())
+        named += "".join(f"\nuturn.{home}" for homes in (uturn, package) for home in getattr(homes, "_HOMES", {}).values())
         pages = set(public_modules().values())
         for info in pkgutil.walk_packages(package.__path__, f"{name}."):
             if {info.name, info.name.rpartition(".")[0]} & (pages - {name}):
