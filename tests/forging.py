@@ -29,6 +29,7 @@ def instructed(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uturn.probes.network_layers._measured", lambda *_: ("similarity", "distance", *_CLASSES))
         patch.setattr("uturn.probes.texts.TextLikelihood.head", "causal")
+        patch.setattr("uturn.probes.perceptual.distance_of", lambda *_: None)
         patch.setattr("uturn.probes.texts.prepared", lambda *_: (SimpleNamespace(shares_tokens=True), False))
         for table in json.loads(run.attrs["spec"])["probes"]:
             options = {key: value for key, value in table.items() if key != "type"}

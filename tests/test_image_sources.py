@@ -277,7 +277,7 @@ def test_equal_processes_have_equal_items(uneven):
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(ValueError, match="cannot be listed"):
+    with pytest.raises(ValueError, match="not a folder"):
         folder_source(tmp_path / "absent").count()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):

@@ -437,7 +437,7 @@ def test_code_and_weights_are_recorded_and_compared(run):
     with pytest.raises(ValueError, match="the code of backward has changed"):
         run(0, "# the same")
     run(0, "# the same", accept_changes=True)
-    with pytest.raises(ValueError, match=r"holds another experiment: models.backward is"):
+    with pytest.raises(ValueError, match="holds another experiment: the weights or data of backward have changed"):
         run(1, "# the same", accept_changes=True)
 
 

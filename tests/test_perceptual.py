@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import uturn as ut
+from forging import instructed
 from uturn.backward import UTurns
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions
@@ -289,7 +290,7 @@ def forged(star=0.4, items=60, levels=20):
         "probes": [{"type": "network_layers", "classifier": "a:b"}, {"type": "perceptual", "classifier": "torchvision:vgg16"}]
     }
     dims = ("noise", "item", "trajectory")
-    return xr.Dataset(
+    run = xr.Dataset(
         {
             "similarity": (
                 (*dims, "network_layer"),
@@ -300,6 +301,7 @@ def forged(star=0.4, items=60, levels=20):
         coords={"noise": noise, "network_layer": ["first", "last"]},
         attrs={"spec": json.dumps(spec)},
     )
+    return instructed(run)
 
 
 def test_the_rise_is_located():

@@ -321,7 +321,7 @@ def test_coverage_counts_ties_as_broken_at_random(u_turn):
 
 def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_path):
     small = {"items": 6, "chunk": 3, "clones": 2}
-    larger = {"items": 9, "chunk": 3, "clones": 3, "trajectories": 2}
+    larger = {"items": 9, "chunk": 3, "clones": 2, "trajectories": 2}
     ut.run(experiment(**small), store=tmp_path / "run")
     before = xr.open_zarr(tmp_path / "run").original_log_likelihood.load()
     extended = ut.run(experiment(**larger), store=tmp_path / "run")

@@ -162,7 +162,7 @@ def test_other_failures_of_the_network_are_not_swallowed():
         def forward(self, noisy, timestep):
             raise RuntimeError("shapes cannot be multiplied")
 
-    with pytest.raises(ValueError, match=r"fails on noisy images of shape \(2, 1, 4, 4\) .*shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         reverse(network=Broken()).u_turn(images_of(2), 3, keys(0, [0, 1]))
 
 

@@ -787,7 +787,7 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"start": "before"}, "'before' is neither a reading nor a coordinate"),
         ({"a": GOOD}, {"start": "1.0.0"}, "neither a reading nor a coordinate"),
         ({"a": GOOD}, {"bounds": (1, 0)}, r"a: bounds = \(1.0, 0.0\)"),
-        ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2: expected a number in its bounds"),
+        ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
         ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values along label, which is no dim"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
         ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),

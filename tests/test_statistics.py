@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from forging import instructed
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import (
     crossing,
@@ -376,7 +377,7 @@ def test_an_analysis_of_few_levels_gives_what_they_leave_open():
         coords={"noise": noise, "network_layer": ["first", "logits"]},
         attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
     )
-    found = study(run).sel(axis="noise")
+    found = study(instructed(run)).sel(axis="noise")
     of_class = found.sel(reading="same_class")
     np.testing.assert_allclose(of_class.half_life, [0.945, 0.9, 1.0])  # half of the fall from 1 to chance .1
     np.testing.assert_allclose(of_class.width, [0.045, 0.0, 0.1], atol=1e-9)

@@ -247,7 +247,7 @@ def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_p
     store = str(tmp_path / "run.zarr")
     ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     prompts.write_text("a cat\na dog\na dog\n")
-    with pytest.raises(ValueError, match="model"):
+    with pytest.raises(ValueError, match="the weights or data of backward have changed"):
         ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     plain = options(folders["sd"], data).experiment()
     assert (

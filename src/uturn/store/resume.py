@@ -110,7 +110,6 @@ def _compared(
     ValueError for any other difference, and for changed code without `accept_changes`.
     """
     stored, mine = json.loads(opened.attributes["identity"]), json.loads(json.dumps(experiment.identity()))
-    stored["random numbers"], mine["random numbers"] = opened.attributes["random_version"], random.VERSION
     known = json.loads(opened.attributes["models"])
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     stale = experiment.parts.backward.stale(known["backward"], opened.noise) if "backward" in changed & known.keys() else None
@@ -120,6 +119,8 @@ def _compared(
     new, different = _added(stored, mine), _differences(stored, mine, "spec")
     if new:
         different = [text for text in different if not text.startswith(_MAY_GROW)]
+    if (version := opened.attributes["random_version"]) != random.VERSION:
+        different.append(f"version {version} of the random numbers in the store, {random.VERSION} here")
     different += [f"the weights or data of {key} have changed" for key in sorted(fixed) if key in known and key in models]
     if different:
         hint = "" if any(opened.recorded(opened.tasks()).values()) else "; none of its tasks is done, so it can be deleted"
