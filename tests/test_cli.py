@@ -172,6 +172,7 @@ def test_ctrl_c_while_modules_load():
     for name in ("typer", "pydantic", "uturn.cli.pages"):
         code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may inherit that it is ignored
 class Interrupting:
     def find_spec(name, *_):
         if name == {name!r}:
