@@ -32,7 +32,7 @@ SPECS = ("epsilon", "gaussian", "clones", "denoiser", "score", "images")
 
 
 def enlarged(path: Path, factor: int) -> Experiment:
-    """The experiment of a spec with more items, in as many more grammars."""
+    """The experiment of a spec with `factor` times as many items."""
     experiment = Experiment.from_file(path)
     spec = experiment.to_dict()
     spec["items"] *= factor

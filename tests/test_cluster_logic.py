@@ -185,6 +185,19 @@ def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     assert caplog.messages[-1] == "the node one is not used any more: no such disk"
 
 
+def test_a_worker_that_dies_beside_a_full_disk_is_replaced(cluster):
+    bad = []
+
+    def dies(tasks):
+        while len(bad) < 3:
+            time.sleep(0.05)
+        time.sleep(0.3)  # until the driver has read the third failure
+        raise RuntimeError("killed")
+
+    workers = {0: FakeWorker(lambda tasks: (bad.append(tasks) or "no such disk", True)), 1: FakeWorker(dies, "two")}
+    assert cluster(lambda number: workers.get(number, FakeWorker(host="two")), range(200)).left == 0
+
+
 def test_a_disk_that_stays_full_ends_the_run(cluster):
     with pytest.raises(ValueError, match=r"no node can measure: the node .* the disk is full"):
         cluster(lambda _: FakeWorker(lambda tasks: ("the disk is full", True)), [1, 2, 3])

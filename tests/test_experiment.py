@@ -211,6 +211,8 @@ def test_a_truncated_layout_is_reported(finished, tmp_path):
         (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),
         (with_part("corruption", noise=[-0.1]), r"noise = -0\.1"),
         (with_part("corruption", strength=3), "strength"),
+        ({**SPEC, "noise": [0.5]}, "levels in one place"),
+        ({**SPEC, "self": 1}, "self"),
         (with_part("backward", type="diffusion"), "does not go with strings"),
     ],
 )

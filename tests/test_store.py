@@ -314,6 +314,7 @@ def test_extension_is_logged(store, caplog):
         (experiment(items=20, grammars=4, seed=4), r"spec\.seed is 3 in the store, 4 here"),
         (experiment(items=8), r"spec\.items is 10 in the store, 8 here"),
         (experiment(items=20, grammars=4, trajectories=1), r"spec\.items is 10 in the store, 20 here"),
+        (experiment(grammars=4, noise=[0.0, 0.4, 0.55, 1.0]), r"spec\.source\.grammars is 2 in the store, 4 here"),
         (experiment(noise=[0.0, 0.4]), r"spec\.corruption\.noise"),
         (experiment(noise=[0.0, 0.5, 1.0, 0.9]), r"spec\.corruption\.noise"),
         (experiment(chunk=5), r"spec\.chunk is 4 in the store, 5 here; choose another folder; a store grows .* set chunk = 4"),
@@ -327,6 +328,20 @@ def test_only_a_larger_run_extends_a_store(store, other, message):
         ut.run(other, store)
     assert "\n" not in str(error.value)
     assert files_of(store) == before
+
+
+class Floored(type(ut.Masking())):
+    """A channel with an option whose name begins as that of the levels."""
+
+    def __init__(self, noise_floor=0.0):
+        self.noise_floor = noise_floor
+
+
+def test_an_option_of_the_corruption_is_no_noise_level(tmp_path):
+    own = {"type": f"{__name__}:Floored", "noise": [0.4, 1.0]}
+    ut.run(experiment(corruption=own), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"spec\.corruption\.noise_floor"):
+        ut.run(experiment(corruption={**own, "noise_floor": 0.5, "noise": [0.4, 0.7, 1.0]}), tmp_path / "run")
 
 
 class Drifting(ut.sources.RHMSource):

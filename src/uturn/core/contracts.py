@@ -28,7 +28,8 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
         numbers += np.atleast_1d(block.items).tolist()
         if len(numbers) > len(items):
             break
-    expect(numbers == items.tolist(), f"{where}: items", numbers, f"{shown(items.tolist())}, each once and in order")
+    if numbers != items.tolist():
+        raise ValueError(f"{where}: items = {shown(numbers)}: expected {shown(items.tolist())}, each once and in order")
     return checked
 
 

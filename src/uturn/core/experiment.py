@@ -107,10 +107,12 @@ class Experiment(BaseModel):
     probes: tuple[Any, ...] = Field(min_length=1)
     noise: list[float]
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, /, **spec: Any) -> None:
         spec = plain(spec)  # numpy arrays and numbers become lists and numbers
-        if isinstance(spec.get("corruption"), dict):
-            spec["noise"] = spec["corruption"].pop("noise", spec.get("noise"))
+        if isinstance(table := spec.get("corruption"), dict):
+            once = "noise" not in spec or "noise" not in table
+            expect(once, "noise", spec.get("noise"), "levels in one place, here or in corruption.noise")
+            spec["noise"] = table.pop("noise", spec.get("noise"))
         if "noise" in spec:
             spec["noise"] = _levels(spec["noise"])
         try:
@@ -121,7 +123,7 @@ class Experiment(BaseModel):
             built = {idea: as_part(idea, getattr(self, idea)) for idea in ("source", "corruption", "backward")}
             built["probes"] = tuple(as_part(f"probes[{i}]", probe) for i, probe in enumerate(self.probes))
             self.__dict__.update(built)
-            self.parts  # noqa: B018 - which fit together
+            self.parts  # noqa: B018 - a ValueError unless they fit together
         try:
             json.dumps(self.to_dict())
         except (TypeError, ValueError) as error:

@@ -119,9 +119,11 @@ def table_of(part: Any) -> dict[str, Any]:
         return dict(part._own_table)
     path = f"{type(part).__module__}:{type(part).__qualname__}"
     kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
-    options = changed_options(part)
-    if isinstance(part, BaseModel) or kind != path:  # built-in corruptions without a model have no options
-        return {"type": kind, **options}
+    if isinstance(part, BaseModel):
+        return {"type": kind, **part.model_dump(mode="json", exclude_defaults=True)}
+    options: dict[str, Any] = {}
+    if kind != path:  # built-in corruptions without a model have no options
+        return {"type": kind}
     if is_dataclass(part):
         values = ((field, getattr(part, field.name)) for field in fields(part) if field.init)
         options = {field.name: value for field, value in values if value != field.default}
@@ -130,11 +132,6 @@ def table_of(part: Any) -> dict[str, Any]:
             f"{shown(part)}: its options are not known; give a table, {{'type': {path!r}, ..}}, or make it a dataclass"
         )
     return {"type": kind, **plain(options)}
-
-
-def changed_options(part: Any) -> dict[str, Any]:
-    """The options of a built-in part that differ from the defaults of its class, as plain data."""
-    return part.model_dump(mode="json", exclude_defaults=True) if isinstance(part, BaseModel) else {}
 
 
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:

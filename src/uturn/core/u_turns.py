@@ -185,6 +185,7 @@ def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tup
     noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
         return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)
-    expect(np.array_equal(streams.items, originals.items), "streams: items", streams.items, f"{shown(originals.items)}")
+    if not np.array_equal(streams.items, originals.items):
+        raise ValueError(f"streams: items = {shown(streams.items)}: expected {shown(originals.items)}")
     expect(streams.noise == noise, "streams: noise", streams.noise, f"{noise}")
     return key, originals, noise, streams

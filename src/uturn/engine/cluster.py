@@ -377,7 +377,7 @@ def _states(
         with suppress(Exception):
             ray.kill(worker.actor)
         failed_starts += not worker.has_started
-        if failed_starts > MOST_TRIES:
+        if not worker.has_started and failed_starts > MOST_TRIES:
             worker.answer, worker.failures, worker.error = None, MOST_TRIES, f"a worker did not start: {reason}"
         else:
             workers.remove(worker)
@@ -407,7 +407,7 @@ def _states(
                     worker.bundle, worker.since, worker.answer = bundle, now, worker.actor.measure.remote(bundle)
             able_at = now if able else able_at
             errors = [worker.error for worker in workers if worker.failures >= MOST_TRIES]
-            if errors and (len(errors) == len(workers) or now - able_at > _NO_WORKER):
+            if errors and (len(errors) == len(workers) >= min(room, most, len(work.left)) or now - able_at > _NO_WORKER):
                 raise ValueError(f"no node can measure: {errors[0]}")
             if now - able_at > _NO_WORKER:
                 able_at = math.inf  # report this only once

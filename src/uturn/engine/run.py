@@ -238,9 +238,7 @@ def _on_cluster(
         address,
         partial(_tasks_of, json.dumps(experiment.to_dict()), where),
         tasks,
-        label=lambda task: (
-            f"noise {experiment.noise[task.noise_index]:g}, items {opened.items(task)[0]}..{opened.items(task)[-1]}"
-        ),
+        label=opened.words,
         cpus=cpus,
         gpus=gpus,
         wants_gpu=backward.shares_batches or backward.wants_processes,
@@ -264,13 +262,13 @@ def _on_cluster(
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:
-    """The tasks for a worker of a cluster, which may be on another host."""
+    """The tasks of a spec and its store in another process, perhaps on another host."""
     return Tasks(*_reopened(spec, store))
 
 
 def run_task(spec: str, store: str, task: Task, first: int) -> None:
     """Measure a task into a store, in one of several processes."""
-    for _ in Tasks(*_reopened(spec, store)).measure([(task, first)]):
+    for _ in _tasks_of(spec, store).measure([(task, first)]):
         pass
 
 
