@@ -255,8 +255,9 @@ def test_generated_originals_depend_on_the_steps_of_their_chain_and_not_on_the_s
 
 
 def test_calls_are_counted_before_the_run():
-    runs = InverseOptions(samplers=["deepinv:DDRM steps=7", "deepinv:DiffPIR steps=5"], levels=[0.3]).runs()
-    assert calls_of(runs) == {"DDRM steps=7": 7, "DiffPIR steps=5": 5}
+    samplers = ["deepinv:DDRM steps=7", "deepinv:DiffPIR steps=5", "deepinv:PiGDM steps=6"]  # PiGDM calls inside a Jacobian
+    runs = InverseOptions(samplers=samplers, levels=[0.3]).runs()
+    assert calls_of(runs) == {"DDRM steps=7": 7, "DiffPIR steps=5": 5, "PiGDM steps=6": 6}
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------------

@@ -359,6 +359,8 @@ class _Recorder:
         self.calls: list[np.ndarray] = []
 
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        with suppress(RuntimeError):  # inside vmap or a Jacobian the values are not known
-            self.calls.append(x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy())
+        values = np.zeros(1)
+        with suppress(RuntimeError):  # inside vmap or a Jacobian the values are not known; the call counts all the same
+            values = x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy()
+        self.calls.append(values)
         return 0 * x + 0.5

@@ -261,7 +261,8 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     from uturn.store.record import Store
 
     opened = Store.open(store)
-    opened.dataset()
+    for name in opened.labels:
+        opened.coordinate(name)  # ValueError if it is damaged
     states = {task: state for task, (state, _) in opened.states().items()}
     out = console()
     counts = Counter(states.values())

@@ -49,8 +49,8 @@ class Measurement(Spec, Corruption):
         Whether a random operator is drawn for each trajectory of each item (default), or once a noise level.
     sigma : float, optional
         Standard deviation of Gaussian noise. By default .05 for operators by name; functions bring a noise of their own, which
-        `sigma` or `gain` replaces. If its law is neither Gaussian nor Poisson, calibration works, and what needs a likelihood is
-        refused.
+        `sigma` or `gain` replaces. If the law of this noise is neither Gaussian nor Poisson, calibration works, and what needs a
+        likelihood is refused.
     gain : float, optional
         Poisson noise, y = gain Poisson(A(x) / gain); negative A(x) count as 0.
 

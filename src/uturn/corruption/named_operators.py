@@ -44,8 +44,9 @@ def inpainting(shape: Shape, generator: np.random.Generator, hidden: float | Non
         drawn[generator.permutation(pixels)[: round(float(hidden) * pixels)]] = True  # type: ignore[arg-type]
         return _masked(np.broadcast_to(drawn.reshape(1, *shape[1:]), shape))
     seen = read_array(checked_path("mask", mask), 2**26) if isinstance(mask, str) else np.asarray(mask)
-    if not np.isin(seen, (0, 1)).all():
-        raise ValueError(f"mask = {shown(seen[~np.isin(seen, (0, 1))][:1].tolist())}, ..: expected 0 (hidden) and 1 (seen)")
+    wrong = seen[~np.isin(seen, (0, 1))]
+    if wrong.size:
+        raise ValueError(f"mask = {shown(wrong[:1].tolist())}, ..: expected 0 (hidden) and 1 (seen)")
     try:
         return _masked(np.broadcast_to(seen == 0, shape))
     except ValueError:

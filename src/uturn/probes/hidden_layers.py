@@ -245,10 +245,8 @@ class HiddenLayers:
                 of_batch, count = _logits(output).numpy(), rows.stop - rows.start
                 if outputs[0] is None:
                     outputs = [np.empty((*shape, of_batch.shape[1])) for shape in ((items,), (items, draws))]
-                outputs[0][rows], outputs[1][rows, columns] = (
-                    of_batch[:count],
-                    of_batch[count:].reshape(count, -1, len(of_batch[0])),
-                )
+                outputs[0][rows] = of_batch[:count]
+                outputs[1][rows, columns] = of_batch[count:].reshape(count, -1, of_batch.shape[1])
                 del of_batch
             del output  # free the memory before the next batch
         return Readings(tables[0], tables[1], *outputs, *tables[2:])
@@ -277,8 +275,8 @@ class HiddenLayers:
 
         def compare(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
             """(.., 2) of vectors (.., units); of vectors without length, both are equal."""
-            products, norms = (a * b).sum(-1), a.norm(dim=-1) * b.norm(dim=-1)
-            both_zero = (a.norm(dim=-1) == 0) & (b.norm(dim=-1) == 0)
+            products, first, second = (a * b).sum(-1), a.norm(dim=-1), b.norm(dim=-1)
+            norms, both_zero = first * second, (first == 0) & (second == 0)
             distance = (a - b).square_().sum(-1).cpu().numpy()
             similarity = torch.where(norms > 0, products / norms, both_zero.double()).clamp(-1, 1).cpu().numpy()
             return np.stack([similarity, distance / expected if expected else np.where(distance > 0, np.inf, 0.0)], -1)

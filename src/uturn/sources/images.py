@@ -361,7 +361,9 @@ def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
     twice = [name for line, name in enumerate(names) if not name or name in names[:line]]
     unknown = sorted(set(folders) - set(names))
     if twice or unknown or not folders:
-        what = f"holds {twice[0]!r} twice, or empty" if twice else f"lacks {some_of(unknown)}" if unknown else "no sub-folders"
+        what = f"lacks {some_of(unknown)}" if unknown else "the folder of images has no sub-folders"
+        if twice:
+            what = f"holds {twice[0]!r} twice" if twice[0] else "holds '', an empty line"
         raise ValueError(
             f"classes = {classes!r}: {what}; expected each sub-folder of {path!r} on a line, in the classifier's order"
         )

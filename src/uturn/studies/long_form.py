@@ -39,7 +39,7 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
     """The table in a file, CSV or Parquet (.parquet), or a ValueError.
 
     `labels`: columns that are read as text, beside those of items, trajectories and clones. `columns`: the names that columns
-    have in the file, by the names in `AXES`; in any case, if none has that of `columns`.
+    have in the file, by the names in `AXES`; upper and lower case count only where names differ by nothing else.
     """
     path = checked_path("path", path)
     try:

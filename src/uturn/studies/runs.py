@@ -37,7 +37,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by their files; stores complete equal names.
+    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by their files; equal names get their stores.
 
     Parameters
     ----------
@@ -177,8 +177,10 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
         if table.get("type") == "generated":
             return {}
         source = build("source", table, trusted=False)
-        same = source.kind == "images" and source.fingerprint() == json.loads(run.attrs["models"])["source"]
-        return dict(enumerate(source.class_names() or [])) if same else {}
+        names = source.class_names() if source.kind == "images" else None
+        if not names or source.fingerprint() != json.loads(run.attrs["models"])["source"]:
+            return {}
+        return dict(enumerate(names))
     except (ValueError, OSError, KeyError, TypeError):
         return {}
 

@@ -246,7 +246,8 @@ def measure_atlas(
             clear_caches()  # free memory for the next model
             table = table_of(entries)
             _write_table(table, folder)
-            write_page(folder.path)
+            if number < len(rows) and not folder.is_remote:  # the last page is written with the figure
+                write_page(folder.path)
         from uturn.studies.plotting.atlas import draw_atlas
 
         write_figures(folder.path, {"atlas": lambda: draw_atlas(table)})

@@ -124,7 +124,7 @@ def load_language_model(model: str, **options: Any) -> LanguageModel:
 
 def _denoiser(chosen: TextModel) -> LanguageModel:
     """A language model that denoises tokens, with the properties of its output."""
-    where = f"model = {chosen.model!r}"
+    where = chosen.where
     language, stated = _read(replace(chosen, head="masked"))
     options = {name: getattr(chosen, name) for name in ("shift", "time", "output", "corruption", "mask_id")}
     values: dict[str, Any] = {name: getattr(language.network, name, None) for name in options} | stated

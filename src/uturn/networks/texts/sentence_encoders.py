@@ -78,10 +78,11 @@ class SentenceModel(TextModel):
     @cached_while_unchanged(maxsize=4)
     def load(self) -> SentenceEncoder:
         """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
-        return _sentence_encoder(self, self.model, self.where)
+        return _sentence_encoder(self)
 
 
-def _sentence_encoder(chosen: SentenceModel, model: str, where: str) -> SentenceEncoder:
+def _sentence_encoder(chosen: SentenceModel) -> SentenceEncoder:
+    model, where = chosen.model, chosen.where
     options = {option.name: getattr(chosen, option.name) for option in fields(TextModel) if option.name != "model"}
     modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
     if modules is None:
