@@ -27,10 +27,11 @@ runs in which the statistic exists but its interval does not. "exists": share in
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,10 @@ from uturn.measures.statistics import (
 )
 from uturn.studies import difference, study
 from uturn.studies.readings import readings
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from forging import instructed
 
 
 class Design(NamedTuple):
@@ -169,15 +174,9 @@ def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
             "original_class": (("noise", "item"), np.tile(original, (len(x), 1))),
         },
         coords={"noise": x, "network_layer": ["first", "logits"]},
+        attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
     )
-    how = {
-        "similarity": {"start": 1, "bounds": [-1, 1], "group": "layers", "order": "network_layer"},
-        "same_class": {"start": 1, "chance": "same:original_class", "bounds": [0, 1], "group": "class"},
-        "original_class": {"role": "record"},
-    }
-    for name, instructions in how.items():
-        run[name].attrs["reading"] = json.dumps(instructions)
-    found, noise = study(run).sel(axis="noise"), np.r_[0.0, x]
+    found, noise = study(instructed(run)).sel(axis="noise"), np.r_[0.0, x]
     layers = found.half_life.values[found.variable.values == "similarity"]
 
     def from_one(curve: np.ndarray) -> np.ndarray:

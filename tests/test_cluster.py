@@ -170,11 +170,15 @@ def all_end(seconds):
     return True
 
 
-def state_of(pid):
+def state_of(pid, field=0):
     """State of a process, as "T" for stopped; None if it is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field]
     return None
+
+
+def parent_of(pid):
+    return int(state_of(pid, 1) or 0)
 
 
 def test_a_task_that_kills_its_worker_is_named_and_the_others_are_done(cluster, tmp_path, caplog):
@@ -204,15 +208,17 @@ def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
     (tmp_path / "held").touch()  # the other nodes do not finish before the new one has a worker
     cluster.remove_node(extra, allow_graceful=False)
     another = cluster.add_node(num_cpus=1, object_store_memory=2**27)
-    until = time.monotonic() + 60
-    while len(workers_of(tmp_path)) <= 3 and run.poll() is None and time.monotonic() < until:
+    raylet, until, joined = another.all_processes["raylet"][0].process.pid, time.monotonic() + 120, False
+    while not joined and time.monotonic() < until:
+        if run.poll():  # the driver was on the node that died
+            run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+        joined = raylet in map(parent_of, workers_of(tmp_path))
         time.sleep(0.1)
     (tmp_path / "held").unlink()
-    if run.wait(100):  # the driver may have been on the node that died
-        subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True, timeout=100)
+    assert run.wait(100) == 0
     cluster.remove_node(another)
     assert done(tmp_path) == set(range(200))
-    assert len(workers_of(tmp_path)) > 3, "the node that joined had a worker"
+    assert joined, "the node that joined had a worker"
     assert sum(tries(tmp_path).values()) < 240
 
 

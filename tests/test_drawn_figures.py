@@ -143,7 +143,7 @@ def test_fig13_verdicts_hold_and_can_fail(epsilon_run):
     lines = data.mean_field.interp(theory_noise=epsilon_run.noise.values).values
     scatter = 1 + 1e-4 * np.arange(shape[0])[:, None, None] * (np.arange(shape[2]) < 10)
     annealed["downward_belief"] = (("item", "noise", "tree_level"), lines * scatter)
-    assert passed(fig13.analyse({"epsilon": annealed})[1])[:4] == [True, False, False, False]
+    assert passed(fig13.analyse({"epsilon": annealed})[1]) == [True, False, False, False]
     biased = epsilon_run.copy(deep=True)
     biased["downward_belief"] = epsilon_run.downward_belief + 0.01 * (epsilon_run.tree_level == 10)
     assert passed(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True]

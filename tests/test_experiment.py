@@ -256,26 +256,20 @@ def test_extension_by_import_path():
 
 
 def test_parts_and_tables_make_the_same_experiment():
-    tables = {
-        "items": 3,
-        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-        "corruption": {"type": "masking", "noise": [0.0, 0.4]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
     parts = {
-        "source": ut.sources.RHMSource(vocab_size=8, multiplicity=2, branching=2, depth=3),
+        "source": ut.sources.RHMSource(**SPEC["source"]),
         "corruption": ut.Masking(),
         "backward": ut.backward.ExactPosterior(),
-        "probes": [ut.probes.TreeLevels()],
+        "probes": [ut.probes.TreeLevels(), ut.probes.Messages()],
     }
-    experiment = ut.Experiment(items=3, noise=np.array([0.0, 0.4]), **parts)
-    assert experiment.to_dict() == ut.Experiment.from_dict(tables).to_dict()
-    assert ut.run(experiment).equals(ut.run(ut.Experiment.from_dict(tables)))
-    assert ut.Experiment(items=3, noise=[0.0, 0.4], **{**parts, "source": experiment.source}).hash == experiment.hash
+    sizes, noise = {key: SPEC[key] for key in ("seed", "items", "trajectories", "chunk")}, SPEC["corruption"]["noise"]
+    made = ut.Experiment(**sizes, noise=np.array(noise), **parts)
+    assert made.to_dict() == experiment().to_dict()
+    assert ut.run(made).equals(ut.run(experiment()))
+    assert ut.Experiment(**sizes, noise=noise, **{**parts, "source": made.source}).hash == made.hash
     for wrong in (3, ut.Masking):
         with pytest.raises(ValueError, match=r"corruption = .*: expected a table with a `type`, or a part"):
-            ut.Experiment(items=3, noise=[0.4], **{**parts, "corruption": wrong})
+            ut.Experiment(**sizes, noise=[0.4], **{**parts, "corruption": wrong})
 
 
 def test_a_part_of_ones_own_is_built_from_its_table(monkeypatch):

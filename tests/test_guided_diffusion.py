@@ -19,12 +19,6 @@ from uturn.networks.images.guided_diffusion import (
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "guided_diffusion.npz")  # outputs of the original code
 SEEDS = {case: seed for seed, case in enumerate(adm.CASES)}
-NOT_IN_DIFFUSERS = {
-    "four heads": "4 attention heads for any number of channels",
-    "four heads, new order, classes": "4 attention heads for any number of channels",
-    "narrow first level": "timesteps as 64 sines and cosines before 32 channels",
-    "one channel, one level": "timesteps as 32 sines and cosines before 64 channels",
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Every error of `mutations.py` makes the verdict or test named there fail, which passes without the error.
 
-Verdicts are taken from the figure's own functions on its own smoke-scale measurement where that is cheap, else on a part of it:
-`benchmarks/mutations.py` runs the whole figures.
+Verdicts are taken from the figure's own functions on a part of its smoke-scale measurement: `benchmarks/mutations.py` runs the
+whole figures.
 """
 
 import importlib
@@ -21,20 +21,20 @@ from uturn.engine.run import run
 from uturn.exact.theory import MeanField
 from uturn.measures.changes import susceptibility_of
 from uturn.measures.statistics import estimate
-from uturn.paper import Workshop, chi, fig6, sampler_laws, schedulers
+from uturn.paper import chi, fig6, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
 from uturn.paper.exact_changes import exact_covariances
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 
 
-def of_fig6(work):
+def of_fig6():
     """Two of nine multiplicities."""
     runs = {label: run(fig6.experiments("smoke")[label]).load() for label in ("m4", "m10")}
     return [fig6._one_step(runs, np.array([4, 10]))]
 
 
-def of_schedulers(work):
+def of_schedulers():
     """One scheduler, two numbers of steps, fewer strings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedulers, "SAMPLERS", {"DDPM": schedulers.SAMPLERS["DDPM"]})
@@ -43,7 +43,7 @@ def of_schedulers(work):
         return [schedulers._start({"DDPM": measured})]
 
 
-def of_chi(work):
+def of_chi():
     """The smallest tree of the ε-process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chi, "DEPTHS", (5,))
@@ -60,10 +60,9 @@ QUICK = {"chi": of_chi, "fig6": of_fig6, "schedulers": of_schedulers}
 
 
 @pytest.fixture(scope="module")
-def unharmed(tmp_path_factory):
+def unharmed():
     """Verdicts of the right package, {figure: verdicts}."""
-    folder = tmp_path_factory.mktemp("unharmed")
-    return {name: QUICK[name](Workshop("smoke", folder)) for name in {next(iter(m.figures)) for m in MUTATIONS if m.figures}}
+    return {figure: verdicts() for figure, verdicts in QUICK.items()}
 
 
 def intervals_see_the_grammars():
@@ -100,7 +99,7 @@ def named_test(name, arguments):
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.figures], ids=lambda m: m.name)
-def test_the_figure_fails(mutation, unharmed, tmp_path):
+def test_the_figure_fails(mutation, unharmed):
     figure, words = next(iter(mutation.figures.items()))  # the cheapest comes first
 
     def passed(verdicts):
@@ -109,7 +108,7 @@ def test_the_figure_fails(mutation, unharmed, tmp_path):
 
     assert passed(unharmed[figure])
     with mutation.applied():
-        assert not passed(QUICK[figure](Workshop("smoke", tmp_path)))
+        assert not passed(QUICK[figure]())
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)

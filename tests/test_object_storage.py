@@ -356,7 +356,9 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
     def fails_after_five(self, *args):
         for readings in measurements(self, *args):
             if len(done) == 5:
-                time.sleep(0.5)  # the first five are written
+                written_by = time.monotonic() + 60
+                while list_of_states(url).count("done") < 5 and time.monotonic() < written_by:
+                    time.sleep(0.1)
                 proxy.down = 503
                 proxy.requests.clear()
             done.append(readings)
@@ -368,9 +370,13 @@ def test_an_outage_ends_a_run_and_what_was_written_is_kept(proxy, local, monkeyp
         ut.run(experiment(), url)
     proxy.down = None
     monkeypatch.setattr("uturn.engine.tasks.measurements", measurements)
-    assert sorted(state for state, _ in Store.open(url).states().values()) == ["done"] * 5 + ["missing"] * 4
+    assert list_of_states(url) == ["done"] * 5 + ["missing"] * 4
     ut.run(experiment(), url)
     assert objects_at(url) == local[0]
+
+
+def list_of_states(url):
+    return sorted(state for state, _ in Store.open(url).states().values())
 
 
 def test_slow_requests_are_repeated(proxy, monkeypatch):

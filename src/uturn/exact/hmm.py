@@ -118,7 +118,7 @@ class HiddenMarkovModel:
         `seed`: an integer, of which string i depends on (seed, i) only, or one uint64 key for each string.
         """
         count, N = checked_integer("count", count, 0), self.num_leaves
-        check_memory(f"{count} strings of {N} symbols", 16 * count * N, "draw fewer, or shorter ones")
+        check_memory(f"{count} strings of {N} symbols", 40 * count * N, "draw fewer, or shorter ones")
         u, states = uniforms(streams(seed, count, STRINGS), 2 * N), np.zeros((count, N), np.int64)
         for i in range(N):
             law = self.transition[states[:, i - 1]] if i else np.broadcast_to(self.initial, (count, self.num_states))

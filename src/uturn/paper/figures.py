@@ -61,8 +61,8 @@ def reproduce(
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; choose another folder") from None
         fetch(folder)
         workshop = Workshop(scale, folder.inside(scale), workers, progress, cluster)
-        results, names = [], list(dict.fromkeys(figures))
-        for name in names:
+        results: list[Result] = []
+        for name in dict.fromkeys(figures):
             figure = load_figure(name)
             announce(f"{name}: {figure.TITLE}")
             results.append(_make(name, figure, workshop, folder.path))

@@ -13,7 +13,6 @@ from uturn.exact.rhm import Draw, RandomHierarchyModel
 # Chosen by eye: one branch of the tree changes in the U-turn, and one hidden leaf is recovered from its context.
 GRAMMAR = {"vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "seed": 6}
 SEED = 15
-SOURCE = {"type": "rhm", **{name: value for name, value in GRAMMAR.items() if name != "seed"}}  # of many such grammars
 
 
 def small_grammar() -> RandomHierarchyModel:

@@ -196,9 +196,8 @@ def _check_originals(experiment: Any, opened: Store) -> None:
         before = build("source", {**table, "grammars": stored.get("grammars", 1)})
     if not is_own(source) and "grammars" in {**stored, **table}:
         refused += f"expected grammars in proportion to the items ({stored.get('grammars', 1)} for {old}), since "
-    known: dict[str, Any] = {name: opened.coordinate(name) for name in opened.labels}
     for name, values in source.coordinates(seed, new).items():
-        if not np.array_equal(known.get(name), np.asarray(values)[:old]):
+        if (known := opened.coordinate(name)) is None or not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{refused}{name} of the first {old} items would change")
     # All items of a user-defined source are compared. For built-in sources, whose items are independent, a sample suffices.
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))

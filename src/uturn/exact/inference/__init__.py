@@ -62,8 +62,9 @@ def infer(
         Natural log of p(observation at leaf i | symbol a), up to a constant per leaf; -inf is allowed. Messages are float64 for
         float64 evidence, and float32 for other floating point types.
     backend : "auto", "numba" or "torch"
-        "auto" uses torch for tensors and numba for arrays. With both backends, tensors give tensors (on their device) and arrays
-        give arrays. Only torch is differentiable: the gradient of `log_evidence` is `marginals[0]`.
+        "auto" uses torch for tensors and numba for arrays; hidden Markov models are computed in numpy. With both backends,
+        tensors give tensors (on their device) and arrays give arrays. Only torch is differentiable: the gradient of
+        `log_evidence` is `marginals[0]`.
     outputs : any of "marginals", "upward", "downward", "log_evidence"
         Outputs to compute. Other outputs take no memory.
 
@@ -98,13 +99,18 @@ def infer(
     names = tuple(name for name in OUTPUTS if name in wanted)
     tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
     if is_chain and (backend == "torch" or not {"marginals", "log_evidence"}.issuperset(names)):
-        raise ValueError(f"backend = {backend!r}, outputs = {names}: a chain has 'marginals' and 'log_evidence', by numba")
+        raise ValueError(
+            f"backend = {backend!r}, outputs = {names}: for a hidden Markov model expected the backend 'auto' or 'numba', and "
+            f"the outputs 'marginals' and 'log_evidence'"
+        )
     if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
         from uturn.exact.inference.torch_backend import infer_torch
 
-        values = log_evidence if tensor else torch.from_numpy(floating_array(rhm, log_evidence))
+        values = (
+            log_evidence if tensor else torch.from_numpy(np.require(floating_array(rhm, log_evidence), requirements=["C", "W"]))
+        )
         check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
         values = values if values.dtype == torch.float64 else values.float()
         check_values(values)
@@ -209,7 +215,7 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     from uturn.exact.inference.torch_backend import entropies
 
     check_model(rhm)
-    evidence = floating_array(rhm, log_evidence)
+    evidence = np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])  # as torch needs it
     check_values(evidence)
     return entropies(rhm, evidence)
 

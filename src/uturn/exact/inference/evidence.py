@@ -97,22 +97,14 @@ def check_values(log_evidence: Any, first_sample: int = 0) -> None:
             raise ValueError(f"{where} contains {float(top[sample, leaf])}; expected finite values or -inf")
 
 
-class ImpossibleEvidenceError(ValueError):
-    """No string of the grammar can explain the evidence of some samples; `samples` are their indices in the batch."""
-
-    samples: list[int]
-
-
-def impossible_evidence(samples: list[int]) -> ImpossibleEvidenceError:
-    """The error for samples with impossible evidence."""
+def impossible_evidence(samples: list[int]) -> ValueError:
+    """The error for samples, by their indices in the batch, whose evidence no string of the grammar can explain."""
     listed = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
-    error = ImpossibleEvidenceError(
+    return ValueError(
         f"log_evidence of sample(s) {listed} ({len(samples)} in all): no string of this grammar has positive probability, so "
         f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
         f"soften it, for example by replacing -inf by a large negative number"
     )
-    error.samples = samples
-    return error
 
 
 def is_tensor(values: Any) -> bool:

@@ -37,9 +37,11 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...], samples:
         if grammar.dtype == _SINGLE:
             again = infer_numba(rhm, Evidence.of(values), outputs, samples)
         else:
+            import torch
+
             from uturn.exact.inference.torch_backend import infer_torch
 
-            again = infer_torch(rhm, values, outputs, samples)
+            again = infer_torch(rhm, torch.from_numpy(values), outputs, samples)
         for name, x in out.items():
             found = getattr(again, name)
             for target, source in [(x, found)] if name == "log_evidence" else [(x[k], found[k]) for k in x]:

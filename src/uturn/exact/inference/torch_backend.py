@@ -16,20 +16,18 @@ Levels = dict[int, np.ndarray]
 _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
 
-def infer_torch(rhm: Any, log_evidence: Any, outputs: tuple[str, ...], samples: Any = None) -> Beliefs:
-    """`infer` for a checked tensor (batch, leaves, v), float32 or float64, or an array; messages are of the same kind and type.
+def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...], samples: Any = None) -> Beliefs:
+    """`infer` for a checked tensor (batch, leaves, v), float32 or float64; messages are of the same type.
 
     The computation is in float64: with contradictory evidence the logarithms of messages are in the thousands, and float32 would
     resolve only three digits of their differences. `samples`: indices of the batch, for error messages.
     """
-    is_array = isinstance(log_evidence, np.ndarray)
-    parts = [_Tree(rhm, part).outputs(outputs) for part in _parts(rhm, torch.as_tensor(log_evidence))]
+    parts = [_Tree(rhm, part).outputs(outputs) for part in _parts(rhm, log_evidence)]
     log_p = torch.cat([part["log_evidence"] for part in parts])
     _check_possible(log_p, samples)
-    computed: dict[str, Any] = {"log_evidence": log_p.numpy() if is_array else log_p}
+    computed: dict[str, Any] = {"log_evidence": log_p}
     for name in set(outputs) - {"log_evidence"}:
-        joined = {level: torch.cat([part[name][level] for part in parts]) for level in range(rhm.depth + 1)}
-        computed[name] = {level: message.numpy() for level, message in joined.items()} if is_array else joined
+        computed[name] = {level: torch.cat([part[name][level] for part in parts]) for level in range(rhm.depth + 1)}
     return Beliefs(**{name: computed[name] for name in outputs})
 
 
