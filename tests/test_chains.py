@@ -197,7 +197,7 @@ def test_a_chain_of_given_matrices_in_a_spec():
     [
         ({"states": 3}, "expected states and symbols"),
         ({"states": 3, "symbols": 2, "initial": [1.0]}, "expected states and symbols"),
-        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, r"sums \[0.5\]; expected probabilities"),
+        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, "expected probabilities"),
         ({"states": 10**6, "symbols": 2}, "take fewer"),
     ],
 )
@@ -256,7 +256,7 @@ def test_correlated_noise_of_a_grammar_equals_enumeration(branching, depth, voca
 
 def test_evidence_beyond_the_range_of_messages_is_refused():
     rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=3, seed=1)
-    with pytest.raises(ValueError, match="nats apart"):
+    with pytest.raises(ValueError, match="nats between finite values"):
         NOISE.infer(rhm, evidence(3, 8, 2, 4))
 
 

@@ -335,7 +335,7 @@ def test_parts_that_stand_in_the_script_are_named(given, tmp_path, monkeypatch):
     Probe.__module__ = "__main__"
     monkeypatch.setattr(__main__, "ProbeOfScript", Probe, raising=False)
     experiment = ut.Experiment.from_dict({**STRINGS, "probes": [{"type": "__main__:ProbeOfScript"}]})
-    with pytest.raises(ValueError, match=r"probes\[0\] stands in the script, which workers cannot import; move it"):
+    with pytest.raises(ValueError, match=r"module of probes\[0\] = '__main__': expected a file that workers can import"):
         ut.run(experiment, tmp_path / "x", cluster="there")
 
 

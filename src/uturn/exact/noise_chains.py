@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.random import choices, streams, uniforms
 from uturn.exact.hmm import HiddenMarkovModel, as_laws
 from uturn.exact.inference import infer, sample_posterior
@@ -47,10 +47,8 @@ class NoiseChain:
 
     def __init__(self, start: Any, transition: Any) -> None:
         self.start, self.transition = as_laws("start", start, 1), as_laws("transition", transition, 2)
-        if self.transition.shape != (len(self.start), len(self.start)):
-            raise ValueError(
-                f"start has shape {self.start.shape}, transition {self.transition.shape}; expected (states,) and (states, states)"
-            )
+        shape, states = self.transition.shape, len(self.start)
+        expect(shape == (states, states), "shape of transition", shape, f"({states}, {states}), as start has {states} states")
 
     def infer(self, model: RandomHierarchyModel | HiddenMarkovModel, log_evidence: Any) -> Beliefs:
         """Exact marginals {tree_level: float64 (batch, nodes, symbols)} and log-evidence (batch,).
@@ -85,19 +83,13 @@ class NoiseChain:
 
     def _checked(self, model: Any, log_evidence: Any) -> np.ndarray:
         values, expected = np.asarray(log_evidence, float), (model.num_leaves, len(self.start), model.vocab_size)
-        if values.shape[1:] != expected or np.isnan(values).any() or (values == np.inf).any():
-            raise ValueError(
-                f"log_evidence has shape {values.shape}; expected finite values or -inf, (batch, leaves, noise states, "
-                f"vocab_size) = (batch, {', '.join(map(str, expected))})"
-            )
+        expect(values.shape[1:] == expected, "shape of log_evidence", values.shape, f"(batch, {', '.join(map(str, expected))})")
+        expect((values < np.inf).all(), "log_evidence", log_evidence, "finite values or -inf")
         if not isinstance(model, HiddenMarkovModel):
             finite = np.where(values == -np.inf, np.nan, values)
             apart = np.fmax.reduce(finite, axis=(2, 3)) - np.fmin.reduce(finite, axis=(2, 3))
-            if (apart > _MOST_APART).any():
-                raise ValueError(
-                    f"log_evidence: finite values of a leaf are {np.nanmax(apart):g} nats apart; expected at most "
-                    f"{_MOST_APART:g} in a grammar: raise the smaller ones, or put -inf"
-                )
+            most = float(np.fmax.reduce(apart, axis=None, initial=0))
+            expect(most <= _MOST_APART, "log_evidence: nats between finite values of a leaf", most, f"at most {_MOST_APART:g}")
         return values
 
     # -- hidden Markov models: one chain of pairs (hidden state, noise state), which emits pairs (noise state, symbol) --------
@@ -218,8 +210,6 @@ def _joined(evidence: np.ndarray) -> np.ndarray:
 
 def _parts(rhm: Any, evidence: np.ndarray) -> list[slice]:
     """Rows of a batch at a time."""
-    if not isinstance(rhm, RandomHierarchyModel):
-        raise ValueError(f"model = {shown(rhm)}: expected a RandomHierarchyModel or a HiddenMarkovModel")
     h, rules = evidence.shape[2], max(probabilities.size for probabilities in rhm.rule_probabilities.values())
     size = max(1, _AT_ONCE // (rhm.num_leaves * rules * h * h))
     return [slice(first, first + size) for first in range(0, len(evidence), size)]

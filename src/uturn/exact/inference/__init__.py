@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer
+from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import streams
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
@@ -90,15 +90,13 @@ def infer(
     >>> abs(float(beliefs.log_evidence[0])) < 1e-5
     True
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend = {backend!r}: expected one of {_BACKENDS}")
-    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
-    if not wanted or any(name not in OUTPUTS for name in wanted):
-        raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
+    expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    expect(wanted and set(wanted) <= set(OUTPUTS), "outputs", outputs, f"one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
     tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
-    if is_chain and (backend == "torch" or not {"marginals", "log_evidence"}.issuperset(names)):
-        raise ValueError(f"backend = {backend!r}, outputs = {names}: a chain has 'marginals' and 'log_evidence', by numba")
+    fits = not is_chain or (backend != "torch" and {"marginals", "log_evidence"}.issuperset(names))
+    expect(fits, f"backend = {backend!r}, outputs", names, "'marginals' and 'log_evidence' of a chain, by numba")
     if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
