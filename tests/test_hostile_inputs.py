@@ -63,7 +63,6 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: ut.RandomHierarchyModel(32, 8, 2, 60).sample(1), r"2\*\*60 leaves would take 2\*\*64 bytes"),
         (lambda: ut.RandomHierarchyModel(8, 2, 2, 3).sample(10**12), "draw fewer"),
         (lambda: ut.RandomHierarchyModel(10**6, 10**5, 2, 10), "the rules would take"),
-        (lambda: ut.infer(None, np.zeros((1, 8, 4))), "rhm = None: expected a RandomHierarchyModel"),
         (lambda: ut.sample_posterior(RHM, np.zeros((1, 8, 4)), 0, 10**12), "num_draws = 1000000000000 would take .* draw fewer"),
         (lambda: ut.Gaussian().log_evidence(None), r"noisy = None: expected what corrupt\(\) gives"),
         (lambda: ut.Masking().bits_per_leaf(-1, 8), r"noise = -1\.0: expected a level in \[0, 1\]"),

@@ -276,50 +276,6 @@ def test_mistakes_of_axes(mistake, message):
         ut.run(ut.Experiment.from_dict(with_part("corruption", "Axes", mistake=mistake)))
 
 
-class Stream(Backward):
-    """The exact posterior of many batches at once, in the wrong way that `mistake` says."""
-
-    shares_batches = True
-
-    def reconstruct_stream(self, blocks, clones):
-        return 3 if self.mistake == "number" else self._stream(blocks, clones)
-
-    def _stream(self, blocks, clones):
-        done = [(name, self.inner.reconstruct(noisy, streams, clones)) for name, noisy, streams in blocks]
-        if self.mistake == "dropped":
-            done.pop()
-        if self.mistake == "twice":
-            done.append(done[0])
-        if self.mistake == "swapped":
-            done[0], done[-1] = (done[0][0], done[-1][1]), (done[-1][0], done[0][1])
-        if self.mistake == "nameless":
-            done = [reconstructions for _, reconstructions in done]
-        yield from reversed(done)
-
-
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        ("number", r"reconstruct_stream = 3: expected an iterator"),
-        ("dropped", "reconstruct_stream ended before the reconstructions of 1 blocks"),
-        ("twice", r"reconstruct_stream = .*each key of a block once"),
-        ("swapped", r"reconstruct = \(\d, 2, "),
-        ("nameless", r"reconstruct_stream = .*expected \(key, reconstructions\)"),
-        ("", None),
-    ],
-)
-def test_mistakes_of_a_stream(mistake, message):
-    spec = with_part("backward", "Stream", mistake=mistake)
-    if mistake == "swapped":  # batches of different sizes, which can be told apart
-        spec = {**spec, "items": 4, "source": {**SPEC["source"], "grammars": 1}}
-    spec = ut.Experiment.from_dict(spec)
-    if message is None:
-        assert np.array_equal(ut.run(spec).unchanged, ut.run(ut.Experiment.from_dict(SPEC)).unchanged)
-        return
-    with pytest.raises(ValueError, match=rf"backward \('test_parts:Stream'\).*{message}"):
-        ut.run(spec)
-
-
 class Swap:
     """A corruption that fails, or lacks what the exact backward asks for."""
 

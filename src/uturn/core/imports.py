@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from uturn.core.checks import expect, one_line
+from uturn.core.checks import one_line
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -37,5 +37,6 @@ def import_object(path: str, where: str, expected: str) -> Any:
 def import_function(path: str, where: str, expected: str, form: str = "a function without arguments") -> Callable[..., Any]:
     """The user's function with an import path; errors as in `import_object`, and for what is no function of the `form`."""
     function = import_object(path, where, expected)
-    expect(callable(function), where, function, form)
+    if not callable(function):
+        raise ValueError(f"{where} is a {type(function).__name__}; expected {form}")
     return function

@@ -249,8 +249,6 @@ class _Setting:
     def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
         v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
         MeanField(v, m, s)  # checks that the rules fit
-        is_channel = not isinstance(corruption, type) and hasattr(corruption, "log_evidence")
-        expect(is_channel, "corruption", corruption, "a channel, such as Gaussian() or Masking()")
         expect(ensemble in ENSEMBLES, "ensemble", ensemble, f"one of {ENSEMBLES}")
         fits = ensemble != "fresh rules" or v**s <= _MOST_TUPLES  # tuples are shuffled for every node
         expect(fits, "vocab_size**branching", v**s, f"at most {_MOST_TUPLES} for 'fresh rules'")
@@ -284,7 +282,6 @@ class _Setting:
             sizes = (chosen.vocab_size, chosen.num_classes, chosen.multiplicity, chosen.branching)
             fits, uniform = sizes == (self.v, self.v, self.m, self.s), [np.ptp(p) for p in chosen.rule_probabilities.values()]
             expect(fits, "grammar", chosen, f"v = num_classes = {self.v}, multiplicity = {self.m}, branching = {self.s}")
-            expect(chosen.depth >= levels, "grammar: depth", chosen.depth, f"at least {levels}")
             expect(max(uniform) <= 1e-12, "grammar", chosen, "uniform rule_probabilities")
             return chosen
         own = int(keys(seed, Purpose.POPULATION, replicate, _RULES)) if chosen is None else checked_seed(chosen, "grammar")

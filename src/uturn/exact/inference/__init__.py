@@ -18,7 +18,6 @@ from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
     Evidence,
-    check_model,
     check_shape,
     check_values,
     checked_evidence,
@@ -179,7 +178,6 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     symbol, because the string of a level has one parse and determines all levels above. With uniform probabilities
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
-    check_model(rhm)
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
@@ -206,7 +204,6 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     """
     from uturn.exact.inference.torch_backend import entropies
 
-    check_model(rhm)
     evidence = floating_array(rhm, log_evidence)
     check_values(evidence)
     return entropies(rhm, evidence)

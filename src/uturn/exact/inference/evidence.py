@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from uturn.core.checks import checked_array, expect
-from uturn.exact.hmm import HiddenMarkovModel
-from uturn.exact.rhm import RandomHierarchyModel
 
 MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3  # what a kernel reads: messages from below, or one of the forms of evidence
 _NO_FACTOR = np.zeros(0, np.float32)
@@ -59,15 +57,8 @@ class Evidence:
         return Evidence(self.kind, values, np.ascontiguousarray(self.factor[first:last]), self.log)
 
 
-def check_model(rhm: Any) -> None:
-    """ValueError if `rhm` is no RandomHierarchyModel."""
-    expect(isinstance(rhm, RandomHierarchyModel), "rhm", rhm, "a RandomHierarchyModel")
-
-
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
     """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
-    if not isinstance(rhm, HiddenMarkovModel):
-        check_model(rhm)
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
     fits = len(shape) == 3 and tuple(shape[1:]) == (rhm.num_leaves, rhm.vocab_size)
     expect(fits, "shape of log_evidence", shape, expected)
