@@ -25,7 +25,6 @@ from uturn.core.checks import (
     checked_path,
     expect,
     noted,
-    one_line,
     origin,
     plain,
     shown,
@@ -122,10 +121,6 @@ class Experiment(BaseModel):
             built["probes"] = tuple(as_part(f"probes[{i}]", probe) for i, probe in enumerate(self.probes))
             self.__dict__.update(built)
             self.parts  # noqa: B018 - which fit together
-        try:
-            json.dumps(self.to_dict())
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"spec: {one_line(error)}; expected plain data: numbers, text, lists, tables") from None
 
     @model_validator(mode="after")
     def _fits(self) -> Experiment:
@@ -151,8 +146,6 @@ class Experiment(BaseModel):
         path = Path(checked_path("path", path))
         try:
             spec = read_table(path)
-        except OSError as error:
-            raise ValueError(f"cannot read the spec {path}: {error.strerror or error}") from None
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
             raise ValueError(f"{path} is not a valid {'JSON' if path.suffix == '.json' else 'TOML'} file: {error}") from None
         try:
@@ -226,8 +219,7 @@ class Experiment(BaseModel):
         check_fit(self.to_dict(), self.source, corruption, backward, probes)
         source = self.source.made_by(backward, self.seed)
         undone = backward.undone(corruption, source)
-        if not hasattr(undone, "observe"):
-            raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
+        expect(hasattr(undone, "observe"), f"{backward!r}.undone", undone, "a corruption")
         return Parts(source, undone, backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
@@ -266,8 +258,7 @@ class Experiment(BaseModel):
                 coordinates, declared.label, {dim: ((dim,), values, {}) for dim, values in declared.dims.items()}
             )
         for name in self.variables():
-            if name in coordinates:
-                raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
+            expect(name not in coordinates, "probes: variable", name, "another name, since it is that of a coordinate")
         return coordinates
 
     def models(self) -> dict[str, str]:

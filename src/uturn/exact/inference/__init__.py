@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer
+from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import streams
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
     Evidence,
-    check_model,
     check_shape,
     check_values,
     checked_evidence,
@@ -90,15 +89,13 @@ def infer(
     >>> abs(float(beliefs.log_evidence[0])) < 1e-5
     True
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend = {backend!r}: expected one of {_BACKENDS}")
-    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
-    if not wanted or any(name not in OUTPUTS for name in wanted):
-        raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
+    expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    expect(wanted and set(wanted) <= set(OUTPUTS), "outputs", outputs, f"one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
     tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
-    if is_chain and (backend == "torch" or not {"marginals", "log_evidence"}.issuperset(names)):
-        raise ValueError(f"backend = {backend!r}, outputs = {names}: a chain has 'marginals' and 'log_evidence', by numba")
+    fits = not is_chain or (backend != "torch" and {"marginals", "log_evidence"}.issuperset(names))
+    expect(fits, f"backend = {backend!r}, outputs", names, "'marginals' and 'log_evidence' of a chain, by numba")
     if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
@@ -181,7 +178,6 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     symbol, because the string of a level has one parse and determines all levels above. With uniform probabilities
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
-    check_model(rhm)
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
@@ -208,7 +204,6 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     """
     from uturn.exact.inference.torch_backend import entropies
 
-    check_model(rhm)
     evidence = floating_array(rhm, log_evidence)
     check_values(evidence)
     return entropies(rhm, evidence)
