@@ -53,7 +53,7 @@ def test_a_header_of_other_sizes_is_refused(tmp_path):
     for name, value in [("layers", 10**9), ("layers", 3), ("vocab_size", 4), ("reach", 1), ("reach", 200), ("width", 32)]:
         network.options = small().options | {name: value}
         save_network(network, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match=f"header says {name}|in loading state_dict"):
+        with pytest.raises(ValueError, match=r"expected at most|in loading state_dict"):
             load_network(tmp_path / "model.safetensors")
 
 
