@@ -562,7 +562,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         (f"{HERE}:in_range", "TypeError: in_range.* missing 1 required positional argument"),
         (f"{HERE}:failing", "no luck"),
         (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
-        (f"{HERE}:spatial", r"gives shape \(2, 4, 24, 24\) for 2 images; expected logits \(batch, classes\)"),
+        (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
         (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\) \(channels, height, width\): "),
     ],
 )
