@@ -177,10 +177,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
-        padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
+        padding = (torch.ones_like(ids),) if model.takes_padding else ()
         mistakes = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            mistakes += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
+            mistakes += [WRITES] if writes_into(model.called, ids, time, *padding) else []
         if source.kind == "tokens" and model.corruption == "masking":
             texts = np.concatenate([np.repeat(block.data, 2, axis=0) for block in originals])[: len(values)]
             row, site = np.nonzero(values.numpy() == MASKED)
