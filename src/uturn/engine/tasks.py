@@ -19,16 +19,10 @@ def left_of(experiment: Experiment, counts: Mapping[Task, int]) -> dict[Task, in
 
 
 class Tasks:
-    """The tasks of an experiment, measured into its store.
-
-    Attributes
-    ----------
-    twice : int
-        Number of tasks measured here whose readings another process had stored in the meantime.
-    """
+    """The tasks of an experiment, measured into its store."""
 
     def __init__(self, experiment: Experiment, store: Store | MemoryStore) -> None:
-        self.experiment, self.store, self.twice = experiment, store, 0
+        self.experiment, self.store = experiment, store
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
         """The unfinished tasks, with the first trajectory to measure. Reads all their readings."""
@@ -67,9 +61,7 @@ class Tasks:
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)
             for task, readings in measurements(self.experiment, named, first):
-                if check and not self.recorded_left([task]):
-                    self.twice += 1
-                else:
+                if not check or self.recorded_left([task]):
                     call(self._write, task, readings, first)
                 yield task
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uturn.core.checks import expect
 from uturn.core.files import whole_file
 from uturn.networks.libraries import reading
 
@@ -68,9 +69,15 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
         if header.get("format") != FORMAT or header.get("kind") not in (KINDS if kind is None else [kind]):
             raise ValueError(f"its format is {header.get('format')!r}, of kind {header.get('kind')!r}")
         check_finite(weights)
+        options = json.loads(header["options"])
+        largest, total = (
+            max((size for size in options.values() if isinstance(size, int)), default=0),
+            sum(map(torch.numel, weights.values())),
+        )
+        expect(largest <= total, "a size of its header", largest, f"at most its {total} weights")
         module, _, attribute = KINDS[header["kind"]].partition(":")
         with torch.device("meta"):  # compute sizes without allocating memory
-            model = getattr(importlib.import_module(module), attribute)(**json.loads(header["options"]))
+            model = getattr(importlib.import_module(module), attribute)(**options)
         model.load_state_dict(weights, assign=True)
         model.facts = json.loads(header["facts"])
     return model.eval()
