@@ -700,8 +700,8 @@ MUTATIONS = (
     Mutation(
         "metadata that were changed are read",
         "uturn.store.record:Store.__init__",
-        'self.attributes.get("digest") != _digest(root)',
-        "False",
+        'digest == _digest(root)',
+        "True",
         tests=(("test_grow::metadata_are_as_they_were_written", {}),),
     ),
     Mutation(

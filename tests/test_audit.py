@@ -553,7 +553,7 @@ def test_no_decoder_changes_fixed_tokens(folder, decoder):
 
 def test_given_tokens_that_are_masked_again_cannot_be_fixed(folder):
     chosen = letters(folder, keep_first=1, order="analytic", steps=4, remask="cap", remask_given=True)
-    with pytest.raises(ValueError, match="remask_given = True masks the fixed tokens"):
+    with pytest.raises(ValueError, match="remask_given = True: expected False, as it masks the fixed tokens"):
         ut.run(chosen.experiment(), workers=1)
 
 

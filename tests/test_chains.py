@@ -194,7 +194,7 @@ def test_a_chain_of_given_matrices_in_a_spec():
     [
         ({"states": 3}, "expected states and symbols"),
         ({"states": 3, "symbols": 2, "initial": [1.0]}, "expected states and symbols"),
-        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, r"sums \[0.5\]; expected probabilities"),
+        ({"initial": [1.0], "transition": [[0.5]], "emission": [[1.0]]}, "expected probabilities"),
         ({"states": 10**6, "symbols": 2}, "take fewer"),
     ],
 )

@@ -67,7 +67,7 @@ def test_run_and_resume(tmp_path):
     [
         (["reproduce", "fig99"], "unknown figure 'fig99'; expected some of fig2, fig3"),
         (["run", "spec.toml"], "expected --store STORE, or --out FOLDER"),
-        (["run", "absent.toml", "--store", "x"], "cannot read the spec absent.toml"),
+        (["run", "absent.toml", "--store", "x"], "No such file or directory: 'absent.toml'"),
         (["run", "broken.toml", "--store", "x"], "multiplicity"),
         (["run", "spec.toml", "--store", "spec.toml"], "spec.toml"),
         (["theory", "-m", 99], "at most 32"),

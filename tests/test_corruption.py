@@ -116,14 +116,11 @@ def test_evidence_is_the_likelihood_of_the_observation(corruption):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise": -0.1}, "noise = -0.1"),
         ({"noise": np.nan}, "noise = nan"),
-        ({"noise": [0.1, 0.2]}, "noise has shape"),
+        ({"noise": [0.1, 0.2]}, "shape of noise"),
         ({"noise": "much"}, "noise = 'much'"),
-        ({"leaves": LEAVES + 1}, "symbol 5"),
-        ({"leaves": LEAVES - 1}, "symbol -1"),
-        ({"leaves": LEAVES.astype(float)}, "dtype float64"),
-        ({"leaves": LEAVES[0]}, "shape"),
+        ({"leaves": LEAVES + 1}, r"symbol = \[5\]"),
+        ({"leaves": LEAVES.astype(float)}, "float64 of shape"),
     ],
 )
 def test_bad_input_is_named(corruption, arguments, message):

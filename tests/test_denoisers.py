@@ -143,7 +143,7 @@ def test_exact_denoiser_is_at_no_distance_from_itself(rhm):
         assert (found[name] == 0).all()
     assert (found.score_square > 0).all()
     assert found.local.mean() > 0
-    with pytest.raises(ValueError, match="expected the same"):
+    with pytest.raises(ValueError, match="expected those of the exact one"):
         compare_denoisers(exact, ExactDenoiser(rhm, CHANNELS["masking"]()), rhm.sample(1).leaves, [0.5])
 
 
@@ -278,22 +278,22 @@ def test_bad_input(rhm):
     strings = rhm.sample(5, seed=1).leaves
     with pytest.raises(ValueError, match="channel = 'epsilon': expected one of gaussian, masking, uniform"):
         train_denoiser(rhm, "epsilon", strings)
-    with pytest.raises(ValueError, match="rhm is a NoneType"):
+    with pytest.raises(ValueError, match="rhm = None"):
         train_denoiser(None, "masking", strings)
-    with pytest.raises(ValueError, match="strings is empty"):
+    with pytest.raises(ValueError, match=r"strings = .*at least one"):
         train_denoiser(rhm, "masking", strings[:0])
-    with pytest.raises(ValueError, match=r"shape \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"shape = \(5, 3\)"):
         train_denoiser(rhm, "masking", strings[:, :3])
     with pytest.raises(ValueError, match=r"width = 0"):
         train_denoiser(rhm, "masking", strings, width=0)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\).*expected torch.float32 \(batch, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\)\): expected torch.float32 \(batch, 4, 4\)"):
         TreeDenoiser(4, 2, 2)(torch.zeros(2, 3, 4))
     evidence = torch.zeros(2, 4, 4)
     evidence[1, 2] = -torch.inf
     with pytest.raises(ValueError, match=r"log_evidence\[1, 2\] = \[-inf, .*expected numbers or -inf, not all -inf"):
         TreeDenoiser(4, 2, 2)(evidence)
     for wrong in (torch.tensor(0.0), evidence.double(), evidence.long()):
-        with pytest.raises(ValueError, match="log_evidence: torch"):
+        with pytest.raises(ValueError, match=r"log_evidence: dtype, shape = \(torch"):
             TreeDenoiser(4, 2, 2)(wrong)
     for options in ({"depth": 29}, {"depth": 10**9}, {"vocab_size": 10**12}, {"width": 10**5}, {"branching": 10**9}):
         with pytest.raises(ValueError, match=r"expected at most 268435456 leaves, and weights"):
@@ -319,9 +319,9 @@ def test_bad_input_of_comparisons(rhm, trained):
     other = LearnedDenoiser(TreeDenoiser(4, 2, 3, width=4))
     for denoiser, strings, noise, words in (
         (broken, leaves, [0.1], "posterior of LearnedDenoiser is not a distribution"),
-        (other, leaves, [0.1], r"denoiser has \(channel, leaves, symbols\) = \(Gaussian\(\), 8, 4\)"),
-        (learned, leaves[:, :3], [0.1], r"leaves has shape \(3, 3\)"),
-        (learned, leaves[:0], [0.1], r"leaves .*expected .*at least one"),
+        (other, leaves, [0.1], r"of the denoiser = \(Gaussian\(\), 8, 4\)"),
+        (learned, leaves[:, :3], [0.1], r"leaves.* shape.* \(3, 3\)"),
+        (learned, leaves[:0], [0.1], r"leaves.*expected .*(at least one|not empty)"),
         (learned, leaves + 2, [0.1], "leaves"),
         (learned, leaves * 1.0, [0.1], "leaves"),
         (learned, leaves, [], "noise = "),
@@ -332,10 +332,10 @@ def test_bad_input_of_comparisons(rhm, trained):
     ):
         with pytest.raises(ValueError, match=words):
             compare_denoisers(denoiser, exact, strings, noise)
-        if "denoiser has" not in words and "not a distribution" not in words:
+        if "of the denoiser" not in words and "not a distribution" not in words:
             with pytest.raises(ValueError, match=words):
                 level_weights(denoiser, rhm, strings, noise)
-    with pytest.raises(ValueError, match="rhm is a NoneType"):
+    with pytest.raises(ValueError, match="rhm = None"):
         level_weights(learned, None, leaves, [0.1])
     with pytest.raises(ValueError, match="corruption = None"):
         compare_denoisers(learned, None, leaves, [0.1])
@@ -350,7 +350,7 @@ def test_bad_observations():
         (gaussian, Noisy(np.full((2, 4, 4), np.nan, f), np.ones(2), 4), "expected finite floats"),
         (gaussian, Noisy(np.ones((2, 4), int), np.ones(2), 4), r"values of shape \(2, 4\)"),
         (gaussian, Noisy(np.ones((2, 4, 5), f), np.ones(2), 5), "over 5 symbols"),
-        (gaussian, Noisy(np.ones((2, 4, 4), f), np.ones(3), 4), r"noise has shape \(3,\)"),
+        (gaussian, Noisy(np.ones((2, 4, 4), f), np.ones(3), 4), r"shape of noise = \(3,\)"),
         (gaussian, Noisy(np.ones((2, 4, 4), f), -np.ones(2), 4), "noise = -1.0"),
         (masking, Noisy(np.full((2, 4), 9), np.ones(2), 4), "expected integers -1..3"),
         (uniform, Noisy(np.full((2, 4), -1), np.ones(2), 4), "expected integers 0..3"),

@@ -452,10 +452,9 @@ def test_preprocessing_of_the_folder(tmp_path):
 def test_options_of_a_run(clip, tmp_path):
     (tmp_path / "texts").write_text("\n".join("abcdefghij"))
     options = ImageOptions(classifiers=[f"clip:{clip}", "fashion_mnist"], class_prompts=str(tmp_path / "texts"), keep=0)
-    first, second = options.experiment().to_dict()["probes"]
-    assert (first["name"], first["class_prompts"]) == ("model", str(tmp_path / "texts"))
-    assert "class_prompts" not in second
-    variables = NetworkLayers(**first).variables(Source(labels=np.arange(12) % 10))
+    first, second = options.experiment().probes
+    assert (first.name, first.class_prompts, second.class_prompts) == ("model", str(tmp_path / "texts"), None)
+    variables = first.variables(Source(labels=np.arange(12) % 10))
     assert {"model_same_class", "model_label_top1", "model_label_top5"} <= set(variables)
 
 

@@ -203,13 +203,12 @@ def test_a_truncated_layout_is_reported(finished, tmp_path):
         (with_part("source", grammars=11), "grammars = 11"),
         (with_part("source", type="tree"), "expected one of"),
         (with_part("source", type="no.such.module:Thing"), "cannot be imported"),
-        (with_part("corruption", type="os:getcwd"), "is a builtin_function_or_method; expected a class"),
+        (with_part("corruption", type="os:getcwd"), "expected a class with the methods"),
         ([1], "expected a table"),
         (with_part("corruption", noise=[]), r"noise = \[\]"),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
         (with_part("corruption", noise=[float("nan")]), "different numbers"),
         (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),
-        (with_part("corruption", noise=[-0.1]), r"noise = -0\.1"),
         (with_part("corruption", strength=3), "strength"),
         ({**SPEC, "noise": [0.5]}, "levels in one place"),
         ({**SPEC, "self": 1}, "self"),
@@ -228,12 +227,12 @@ def test_spec_files(tmp_path):
     for name, text, message in [
         ("a.toml", "seed = ", "not a valid TOML"),
         ("a.json", "{", "not a valid JSON"),
-        ("b.toml", "items = 3", "source"),
+        ("b.toml", "items = 3", "b.toml: corruption: noise"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
             ut.Experiment.from_file(tmp_path / name)
-    with pytest.raises(ValueError, match="cannot read"):
+    with pytest.raises(FileNotFoundError, match="absent"):
         ut.Experiment.from_file(tmp_path / "absent.toml")
 
 

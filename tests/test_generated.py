@@ -281,7 +281,7 @@ def unknown_shape():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "unknown_shape"}, "does not say how large its images are, so it generates none"),
+        ({"model": "unknown_shape"}, "expected one that says how large its images are"),
         ({"source": {"seed": -1}}, "source: seed = -1"),
         ({"source": {"path": "photos"}}, "source: path"),
         ({"source": {"folder": __file__}}, "cannot write"),

@@ -266,13 +266,13 @@ def test_calls_are_counted_before_the_run():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sampler", "DDRM"], "sampler = 'DDRM': expected 'deepinv:NAME'"),
+        (["--sampler", "DDRM"], "sampler = 'DDRM' cannot be imported"),
         (["--sampler", "deepinv:Nonsense"], "sampler = 'deepinv:Nonsense': expected DDRM, DiffPIR"),
         (["--sampler", "deepinv:DDRM steps"], "'steps' is no option; expected KEY=VALUE"),
         (["--sampler", "deepinv:DDRM stepps=5"], "stepps"),
         (["--sampler", "deepinv:DDRM", "--sampler", "deepinv:DDRM"], "each once"),
         (["--sampler", "own:nothing"], "own:nothing"),
-        (["--sampler", "own:wrong_shape"], "(1, 1, 8, 8)"),
+        (["--sampler", "own:wrong_shape"], "[1, 1, 8, 8]"),
         (["--sampler", "own:diverging"], "NaN"),
         (["--operator", "bluur"], "operator = 'bluur': expected one of"),
         (["--operator", "blur width=2"], "width"),

@@ -210,7 +210,7 @@ def test_models_with_code_of_their_own(tmp_path, kind):
     ids = torch.tensor([[2, 6, model.mask_id, 8, model.mask_id, 3]])
     given = (ids, torch.tensor([-np.log1p(-0.999 * 0.5)], dtype=torch.float32)) if kind == "mdlm" else (ids,)
     with torch.inference_mode():
-        out = model.network.model(*given)
+        out = model.network(*given)
     out = (out if kind == "mdlm" else out.logits)[0].double().numpy()
     at = {"dream": [1, 3]}.get(kind, [2, 4])  # the positions before, for shifted logits
     np.testing.assert_allclose(found.at(np.zeros(2, int), np.array([1, 3])), law(out[at], model.forbidden), atol=1e-5)
@@ -392,7 +392,7 @@ def test_windows(bert, texts):
 
 def test_models_that_do_not_fit(bert, texts, tmp_path):
     gpt2 = tiny_language.write(tmp_path / "gpt2", "gpt2")
-    refused(r"causal model \(GPT2LMHeadModel\)", gpt2, texts)
+    refused("GPT2LMHeadModel.*a causal model", gpt2, texts)
     (gpt2 / "config.json").write_text(json.dumps(json.loads((gpt2 / "config.json").read_text()) | {"architectures": 5}))
     refused("cannot be read", gpt2, texts)
     small = tiny_language.write(tmp_path / "small")
@@ -414,13 +414,15 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
         ({"mask_id": -3}, "mask_id = -3: expected an integer >= 0"),
         ({"mask_id": 2.5}, "mask_id = 2.5: expected an integer >= 0"),
         ({"length": "x"}, "length = 'x': expected an integer >= 1"),
-        ({"time": "hours"}, "time = 'hours'; expected one of 'none', 'sigma'"),
-        ({"tokenizer": "abc"}, "its tokenizer is a str without size; expected a Vocabulary"),
+        ({"time": "hours"}, "time = 'hours': expected one of 'none', 'sigma'"),
         (
             {"logits": lambda self, ids, noise: torch.zeros(7)[ids]},
             r"logits of two tokens.*of shape \(1, 2\); expected floating point numbers \(1, 2, 'vocab'\)",
         ),
-        ({"logits": lambda self, ids, noise: 1 / 0}, r"of which 3 is the mask \(--mask-id\), fail \(.*division by zero"),
+        (
+            {"logits": lambda self, ids, noise: 1 / 0},
+            r"of which 3 is the mask \(--mask-id\), cannot be read \(.*division by zero",
+        ),
     ],
 )
 def test_networks_of_ones_own_that_do_not_fit(monkeypatch, members, words):
@@ -464,7 +466,7 @@ def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
 
 def test_without_transformers(texts, monkeypatch, bert):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refused(r"needs transformers.*pip install 'uturn\[text\]'", bert, texts, backward={"dtype": "bfloat16"})
+    refused(r"needs .*transformers.*pip install 'uturn\[text\]'", bert, texts, backward={"dtype": "bfloat16"})
 
 
 def test_a_source_alone_says_what_it_needs():

@@ -53,7 +53,7 @@ def test_a_header_of_other_sizes_is_refused(tmp_path):
     for name, value in [("layers", 10**9), ("layers", 3), ("vocab_size", 4), ("reach", 1), ("reach", 200), ("width", 32)]:
         network.options = small().options | {name: value}
         save_network(network, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match=f"header says {name}|in loading state_dict"):
+        with pytest.raises(ValueError, match=r"expected at most|in loading state_dict"):
             load_network(tmp_path / "model.safetensors")
 
 
@@ -163,10 +163,10 @@ def test_training_reaches_the_exact_conditionals(reach):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(2, 9), r"ids: torch.float32, shape \(2, 9\); expected torch.int64 \(batch, length\), 1 <= length <= 9"),
-        (torch.zeros(9, dtype=torch.int64), r"shape \(9,\)"),
-        (torch.zeros(2, 10, dtype=torch.int64), r"shape \(2, 10\)"),
-        (torch.zeros(2, 0, dtype=torch.int64), r"shape \(2, 0\)"),
+        (torch.zeros(2, 9), r"shape = \(torch.float32, \(2, 9\)\): expected torch.int64 \(batch, length\), 1 <= length <= 9"),
+        (torch.zeros(9, dtype=torch.int64), r"\(9,\)"),
+        (torch.zeros(2, 10, dtype=torch.int64), r"\(2, 10\)"),
+        (torch.zeros(2, 0, dtype=torch.int64), r"\(2, 0\)"),
         (torch.full((1, 9), 6), r"ids lie in 6..6; expected 0..4, or 5 for a masked token"),
         (torch.full((1, 9), -1), r"ids lie in -1..-1"),
     ],

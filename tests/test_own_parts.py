@@ -542,9 +542,9 @@ def test_a_registered_part_is_user_defined(site):
     assert (ut.run(experiment).quarter == 0.25).all()
     with pytest.raises(KeyError, match=r"in probes\[0\] \('quarter'\)\.read \(quarters.py, line \d+\)"):
         ut.run(ut.Experiment.from_dict({**QUARTER, "probes": [{"type": "quarter", "wrong": True}]}))
-    with pytest.raises(ValueError, match="is code of others; a stored spec may not name it"):
+    with pytest.raises(ValueError, match="code of others, which a stored spec may not name"):
         build("probes[0]", {"type": "quarter"}, trusted=False)
-    with pytest.raises(ValueError, match=r"source.type = 'quarter' is a class without 'blocks'"):
+    with pytest.raises(ValueError, match=r"source.type = 'quarter': expected a class with the methods blocks"):
         build("source", {"type": "quarter"})
 
 
@@ -566,7 +566,7 @@ def test_an_installed_part_with_a_built_in_name_is_listed_once(site):
 def test_two_packages_with_one_type_are_named(site):
     for package in ("quarters", "others"):
         by_hand(site, package, "quarter")
-    words = r"type 'quarter' is registered by (quarters|others) as '\1:Quarter' and by .*; uninstall one"
+    words = r"type 'quarter', as packages register it, = {'(quarters|others):Quarter': '\1', .*: expected one .*uninstall"
     with pytest.raises(ValueError, match=words):
         build("probes[0]", {"type": "quarter"})
     assert is_own(build("probes[0]", {"type": "quarters:Quarter"}))  # the import path is not ambiguous

@@ -44,12 +44,6 @@ def with_part(idea, cls, **options):
 # -- parts with one mistake each --------------------------------------------------------------------------------------
 
 
-class Counted(Exception):
-    """An error with a member that pydantic's have too."""
-
-    error_count = 2
-
-
 class Speechless(Exception):
     """An error whose text cannot be made."""
 
@@ -64,7 +58,6 @@ class Probe:
         self.mistake = mistake
         if mistake == "init":
             raise RuntimeError("no licence")
-        self.execution = None if mistake == "execution" else ()
 
     def variables(self, source):
         dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
@@ -73,9 +66,6 @@ class Probe:
             "nothing": lambda: {},
             "no variable": lambda: {"leaves": ("noise", "item")},
             "bare": lambda: {"leaves": Variable(None, "no dims")},
-            "nested": lambda: {"leaves": Variable(("noise", "item", ["trajectory"]), "a list among the dims")},
-            "unnamed": lambda: {"leaves": Variable(("noise", "item"), len)},
-            "one bound": lambda: {"leaves": Variable(("noise", "item"), "a share", bounds=1)},
             "no draws": lambda: {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
         }
         return wrong.get(self.mistake, lambda: found)()
@@ -87,8 +77,6 @@ class Probe:
         same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
         if self.mistake == "raises":
             raise ZeroDivisionError
-        if self.mistake == "counts":
-            raise Counted("two of them")
         if self.mistake == "speechless":
             raise Speechless
         if self.mistake == "asks":
@@ -97,12 +85,9 @@ class Probe:
             "one row": {"leaves": same[:1]},
             "keepdims": {"leaves": same[..., None]},
             "transposed": {"leaves": same.T},
-            "text": {"leaves": same.astype(str)},
             "complex": {"leaves": same.astype(complex)},
             "another name": {"leafs": same},
-            "more": {"leaves": same, "extra": same},
             "none": None,
-            "ragged": {"leaves": [[1], [1, 2], [3]]},
             "masked": {"leaves": np.ma.masked_array(same, same > 0)},
             "infinite": {"leaves": np.where(same < 2, 1e300, 0)},
         }.get(self.mistake, {"leaves": same})
@@ -121,25 +106,17 @@ class Probe:
         ("no variable", r"variables: leaves = .*: expected a uturn.protocols.Variable"),
         ("coordinates", "coordinates = None"),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
-        ("counts", r"read: Counted: two of them \(test_parts.py, line \d+\)"),
         ("speechless", r"read: Speechless \(test_parts.py, line \d+\)"),
         ("asks", "read: AttributeError: .*colour"),
         ("one row", r"read: shape of leaves = \(1, 2\): expected \(3, 2\), its dims \('item', 'trajectory'\)"),
         ("keepdims", r"shape of leaves = \(3, 2, 1\)"),
         ("transposed", r"shape of leaves = \(2, 3\)"),
-        ("text", "dtype of leaves = '<U"),
         ("complex", "dtype of leaves = 'complex128': expected real numbers"),
         ("another name", r"read = \['leafs'\]: expected leaves"),
-        ("more", r"read = \['leaves', 'extra'\]: expected leaves"),
         ("none", "read = None: expected a dict"),
-        ("ragged", "read: leaves is no array"),
         ("masked", "read: leaves = 'a masked array': expected a plain array, with NaN"),
         ("infinite", "read: leaves = inf: expected numbers that are finite in float32"),
         ("bare", r"variables: .* = None: Input should be a valid tuple \(test_parts.py, line \d+\)"),
-        ("nested", "variables: .*'trajectory'.*valid string"),
-        ("unnamed", "variables: .* = <built-in function len>: Input should be a valid string"),
-        ("one bound", "variables: .*bounds = 1"),
-        ("execution", "execution = None: expected a tuple of strings"),
         ("no draws", r"variables: dims of leaves = .*: expected 'trajectory'"),
         ("fingerprint", "fingerprint = None: expected a string"),
     ],
@@ -190,13 +167,13 @@ class Source:
             yield from self.inner.blocks(items.copy(), seed, num_items)
             items[:] = 0
             return
-        asked = {"reversed": items[::-1], "twice": np.repeat(items[:1], len(items)), "fewer": items[:-1], "others": items + 1}
+        asked = {"reversed": items[::-1], "others": items + 1}
         for block in self.inner.blocks(asked.get(self.mistake, items), seed, num_items):
             yield Nothing() if self.mistake == "no items" else block
 
     def coordinates(self, seed, num_items):
         values = np.zeros(num_items - (self.mistake == "short"))
-        return {{"axis": "item", "slash": "a/b"}.get(self.mistake, "label"): values}
+        return {"item" if self.mistake == "axis" else "label": values}
 
 
 class Nothing:
@@ -209,15 +186,12 @@ class Nothing:
         ("raises", r"blocks: KeyError: 'volume' \(test_parts.py, line \d+\)"),
         ("empty", r"blocks: items = \[\]: expected \[0, 1, 2\], each once and in order"),
         ("reversed", r"blocks: items = \[2, 1, 0\]"),
-        ("twice", r"blocks: items = \[0, 0, 0\]"),
-        ("fewer", r"blocks: items = \[0, 1\]"),
         ("others", r"blocks: items = \[1, 2, 3\]"),
         ("no items", r"blocks = .*Nothing.*: expected blocks with `items`"),
         ("one block", r"blocks = Strings.*: expected an iterator over blocks"),
         ("for ever", r"blocks: items = \[0, 1, 2, 0, 1, 2\]"),
         ("in place", None),
         ("axis", r"coordinates: name = 'item'"),
-        ("slash", r"coordinates: name = 'a/b'"),
         ("short", r"coordinates: shape of label = \(5,\): expected \(6,\)"),
     ],
 )
@@ -243,8 +217,8 @@ class Backward:
         self.mistake, self.inner = mistake, ExactPosterior()
 
     def reconstruct(self, noisy, streams, clones):
-        if self.mistake in ("nothing", "empty", "list"):
-            return {"nothing": None, "empty": {}, "list": [1, 2, 3]}[self.mistake]
+        if self.mistake in ("nothing", "empty"):
+            return None if self.mistake == "nothing" else {}
         if self.mistake == "fewer":
             streams = streams.first()
         return self.inner.reconstruct(noisy, streams, clones)
@@ -263,7 +237,6 @@ class DrawsOnce(ut.Masking):
         ("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"),
         ("nothing", "reconstruct = None"),
         ("empty", "reconstruct = None"),
-        ("list", r"reconstruct = \[1, 2, 3\]"),
     ],
 )
 def test_mistakes_of_a_backward(mistake, message):
@@ -284,7 +257,6 @@ class Axes(ut.Masking):
         return {
             "none": None,
             "short": {"depth": (noise[:-1], {})},
-            "item": {"item": (noise, {})},
             "noise": {"noise": (noise, {})},
             "bare": {"depth": noise},
         }[self.mistake]
@@ -295,7 +267,6 @@ class Axes(ut.Masking):
     [
         ("none", "axes = None: expected a dict"),
         ("short", r"axes: shape of depth = \(1,\): expected \(2,\)"),
-        ("item", "axes: name = 'item'"),
         ("noise", "axes: name = 'noise'"),
         ("bare", r"axes: depth = array.*expected \(values, attributes\)"),
     ],
@@ -303,50 +274,6 @@ class Axes(ut.Masking):
 def test_mistakes_of_axes(mistake, message):
     with pytest.raises(ValueError, match=rf"corruption \('test_parts:Axes'\)\.{message}"):
         ut.run(ut.Experiment.from_dict(with_part("corruption", "Axes", mistake=mistake)))
-
-
-class Stream(Backward):
-    """The exact posterior of many batches at once, in the wrong way that `mistake` says."""
-
-    shares_batches = True
-
-    def reconstruct_stream(self, blocks, clones):
-        return 3 if self.mistake == "number" else self._stream(blocks, clones)
-
-    def _stream(self, blocks, clones):
-        done = [(name, self.inner.reconstruct(noisy, streams, clones)) for name, noisy, streams in blocks]
-        if self.mistake == "dropped":
-            done.pop()
-        if self.mistake == "twice":
-            done.append(done[0])
-        if self.mistake == "swapped":
-            done[0], done[-1] = (done[0][0], done[-1][1]), (done[-1][0], done[0][1])
-        if self.mistake == "nameless":
-            done = [reconstructions for _, reconstructions in done]
-        yield from reversed(done)
-
-
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        ("number", r"reconstruct_stream = 3: expected an iterator"),
-        ("dropped", "reconstruct_stream ended before the reconstructions of 1 blocks"),
-        ("twice", r"reconstruct_stream = .*each key of a block once"),
-        ("swapped", r"reconstruct = \(\d, 2, "),
-        ("nameless", r"reconstruct_stream = .*expected \(key, reconstructions\)"),
-        ("", None),
-    ],
-)
-def test_mistakes_of_a_stream(mistake, message):
-    spec = with_part("backward", "Stream", mistake=mistake)
-    if mistake == "swapped":  # batches of different sizes, which can be told apart
-        spec = {**spec, "items": 4, "source": {**SPEC["source"], "grammars": 1}}
-    spec = ut.Experiment.from_dict(spec)
-    if message is None:
-        assert np.array_equal(ut.run(spec).unchanged, ut.run(ut.Experiment.from_dict(SPEC)).unchanged)
-        return
-    with pytest.raises(ValueError, match=rf"backward \('test_parts:Stream'\).*{message}"):
-        ut.run(spec)
 
 
 class Swap:
@@ -364,24 +291,17 @@ class FailingMask(ut.Masking):
         return leaves[10**9]
 
 
-class NoUnit(Swap):
-    unit = None
-
-
-class NoData(ut.Masking):
-    def axes(self, levels, source):
-        return {"share": (levels, {"unit": object()})}
+class OneKind(Swap):
+    kinds = "strings"  # of which "string" is a part
 
 
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        ("Swap", r"corruption \('test_parts:Swap'\) has no 'log_evidence', which the backward 'exact' asks for"),
+        ("Swap", r"corruption \('test_parts:Swap'\): expected one with log_evidence, which the backward 'exact' asks for"),
         ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
-        ("NoUnit", r"unit = None: expected a str"),
-        ("NoData", r"corruption \('test_parts:NoData'\).axes: the attributes of share are .*expected plain data"),
-        ("Nothing", r"is a class without 'corrupt'; expected a class with the methods corrupt"),
-        ("with_part", "is a function; expected a class"),
+        ("OneKind", "kinds = 'strings': expected a tuple of strings"),
+        ("Nothing", r"Nothing': expected a class with the methods corrupt"),
         ("Absent", "cannot be imported"),
     ],
 )
@@ -552,7 +472,7 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
             "backward",
             {"type": "exact"},
             "backward: type 'exact'",
-            r"\('kindless:Diffusing'\) has no 'log_evidence', which the backward 'exact' asks for",
+            r"\('kindless:Diffusing'\): expected one with log_evidence, which the backward 'exact' asks for",
         ),
     ]:
         assert re.search(message, told({**spec, idea: table}))
@@ -566,11 +486,9 @@ def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch)
 def test_options_are_plain_data():
     spec = {**SPEC, "probes": [{"type": f"{__name__}:Probe", "mistake": np.int64(3)}]}
     assert ut.Experiment.from_dict(spec).to_dict()["probes"][0]["mistake"] == 3
-    with pytest.raises(ValueError, match=r"spec: .*not JSON serializable; expected plain data"):
-        ut.Experiment.from_dict({**SPEC, "probes": [{"type": f"{__name__}:Probe", "mistake": object()}]})
 
 
-@pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", "..x:Y", ":", "a:", ":b", "a b:c", "os\0:system", 3, None])
+@pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", ":b", "os\0:system", 3])
 @pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
 def test_a_spec_must_name_a_class_with_the_methods(idea, kind, tmp_path):
     """It is checked before it is called."""
@@ -642,7 +560,7 @@ def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):
     again = ut.run(spec, tmp_path / "run")
     assert json.loads(again.attrs["spec"]) == stored
     controls.levels(again)
-    with pytest.raises(ValueError, match="a stored spec may not"):
+    with pytest.raises(ValueError, match="a stored spec may not name"):
         controls.levels(Store.open(tmp_path / "run").dataset())
     assert not trace.exists()
 

@@ -481,15 +481,15 @@ def test_a_null_class_can_be_declared(folders):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ddpm", {"condition": "null"}, "condition = 'null': the model .* has no classes; leave it out"),
-        ("ddpm", {"condition": "label"}, "condition = 'label': the model .* has no classes"),
-        ("ddpm", {"null_class": 3}, "null_class = 3: the model .* has no classes; leave it out"),
-        ("classes", {"condition": "null"}, "condition = 'null': the model .* declares no null class; leave it out, or declare"),
-        ("classes", {"condition": "label", "guidance": 2.0}, "guidance = 2: the model .* declares no null class"),
-        ("classes", {"null_class": 2}, "null_class = 2: the model .* has the classes 0 .. 4; expected the last one"),
-        ("dit", {"null_class": 4}, "null_class = 4: the model .* declares its null class itself, 5; leave it out"),
-        ("dit", {"guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
-        ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4: .* needs condition = 'label'"),
+        ("ddpm", {"condition": "null"}, "condition = 'null': expected None, as it has no classes"),
+        ("ddpm", {"condition": "label"}, "condition = 'label': expected None, as it has no classes"),
+        ("ddpm", {"null_class": 3}, "null_class = 3: expected None, as it has no classes"),
+        ("classes", {"condition": "null"}, "condition = 'null': expected .* declares no null class"),
+        ("classes", {"condition": "label", "guidance": 2.0}, "guidance = 2.0: expected .* declares no null class"),
+        ("classes", {"null_class": 2}, "null_class = 2: expected the last of its 5 classes"),
+        ("dit", {"null_class": 4}, "null_class = 4: expected None, as it declares its null class itself, 5"),
+        ("dit", {"guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
+        ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
         ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: Input should be a finite number"),
         ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': Input should be a valid number"),
         ("dit", {"condition": "class"}, "condition = 'class': Input should be 'null' or 'label'"),
@@ -592,10 +592,9 @@ def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: pytest.fail("asked again"))
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
-    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
+    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`"):
         load_pretrained("owner/name")
     assert len(asked) == 1
-    assert ("accept its licence" in str(error.value)) == (status in (401, 403))
 
 
 def test_a_hub_that_is_busy_is_asked_again(folders, monkeypatch):
@@ -634,14 +633,16 @@ def refuse(path, message, **options):
 def test_missing_models_are_refused(tmp_path, folders):
     refuse(tmp_path / "nothing", "nothing: no such folder or file")
     refuse(tmp_path / "nothing.pt", "no such folder or file")
-    refuse(tmp_path, r"holds no model_index\.json, so it is not a diffusion pipeline")
-    refuse(folders["ddpm"] / "unet", r"write a network with its scheduler with DDPMPipeline\(unet, scheduler\)")
+    for folder in (tmp_path, folders["ddpm"] / "unet"):
+        refuse(folder, r"model_index\.json cannot be read .*expected one of DDPMPipeline")
     refuse(folders["ddpm"] / "model_index.json", "is a file; expected a folder")
     refuse(None, "path = None: expected")
 
 
 def test_wrong_options(folders):
-    refuse(folders["ddpm"], r"preset = '256x256_diffusion': only for checkpoints", preset="256x256_diffusion")
+    refuse(
+        folders["ddpm"], r"preset = '256x256_diffusion': expected None: it is only for checkpoints", preset="256x256_diffusion"
+    )
     for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
         refuse(folders["ddpm"], r"dtype = .*Input should be 'float32', 'bfloat16' or 'float16'", dtype=dtype)
     refuse(folders["ddpm"], "device = 1.5: Input should be a valid string", device=1.5)
@@ -734,7 +735,7 @@ def test_nothing_is_unpickled(copied, tmp_path):
 
 def test_models_that_read_more_than_the_noisy_image(tmp_path):
     wide = Kind(make_unet(6, out_channels=3), ddim(), "", codec=make_vqvae())
-    refuse(write(wide, tmp_path / "wide"), "takes 6 channels and gives 3")
+    refuse(write(wide, tmp_path / "wide"), "channels that the denoiser gives = 3: expected as many as the 6")
     other = Kind(make_unet(1), ddim(), "", codec=make_vae())
     refuse(write(other, tmp_path / "other"), "the vae makes latents of 4 channels, but the denoiser takes 1")
     unnumbered = Kind(make_unet(1, class_embed_type="timestep"), ddim(), "")

@@ -162,7 +162,7 @@ def test_other_failures_of_the_network_are_not_swallowed():
         def forward(self, noisy, timestep):
             raise RuntimeError("shapes cannot be multiplied")
 
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied\nin the model, of noisy images \(2, 1, 4, 4\)"):
         reverse(network=Broken()).u_turn(images_of(2), 3, keys(0, [0, 1]))
 
 
@@ -260,7 +260,7 @@ def test_shares_fill_one_store(tmp_path, whole):
     assert missing.any("item").all()  # every noise level is shared out
     full = ut.run(experiment(), tmp_path / "run", shard=(2, 2)).load()
     assert np.abs(full.image - whole.image).max() < 2e-5
-    for shard, message in [((0, 2), "shard = 0/2"), ((3, 2), "shard = 3/2")]:
+    for shard, message in [((0, 2), "shard = 0"), ((3, 2), r"shard = .3, 2.: expected")]:
         with pytest.raises(ValueError, match=message):
             ut.run(experiment(), tmp_path / "run", shard=shard)
     with pytest.raises(ValueError, match="give its folder"):

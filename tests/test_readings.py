@@ -331,13 +331,13 @@ def piped(name):
         (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
         (flipped("layer/c/0", 24), "the coordinate layer is damaged"),
         (attributes(variables=5), "is not a readable store"),
-        (attributes(version=1000), "it has format 'uturn.store' and version 1000"),
-        (attributes(format="uturn.readings"), "it has format 'uturn.readings'"),
-        (of_array("noise", shape=[2**28]), "is not a readable store: noise: its shape"),
-        (of_array("fold class", shape=[2**28]), "is not a readable store: fold class: its shape"),
-        (of_array("layer", shape=[2**30], chunk_shape=[2**30]), "is not a readable store: layer: it has more than"),
-        (of_array("layer", chunk_shape=[2**30]), "is not a readable store: layer: it has more than"),
-        (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: its codecs are not those of"),
+        (attributes(version=1000), r"its format and version = \('uturn.store', 1000\)"),
+        (attributes(format="uturn.readings"), r"its format and version = \('uturn.readings'"),
+        (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
+        (of_array("fold class", shape=[2**28]), "is not a readable store: fold class: shape = "),
+        (of_array("layer", shape=[2**30], chunk_shape=[2**30]), "is not a readable store: layer: labels = "),
+        (of_array("layer", chunk_shape=[2**30]), "is not a readable store: layer: labels = "),
+        (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
         (of_array("log_snr", data_type="int64", fill_value=0), "the coordinate log_snr is damaged"),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
         (bomb("fold class/c/0"), "the coordinate fold class is damaged"),
@@ -367,7 +367,7 @@ def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
 
 def test_a_store_without_digests_says_how_to_make_one(stored, tmp_path):
     stored[1][["energy"]].isel(item=slice(3)).drop_vars("fold class").to_zarr(tmp_path / "mine.zarr", consolidated=False)
-    with pytest.raises(ValueError, match=r"not as uturn\.run or uturn\.readings wrote it \(Dataset\.to_zarr writes no digests\)"):
+    with pytest.raises(ValueError, match=r"zarr\.json: digest = .*not by Dataset\.to_zarr"):
         open_run(tmp_path / "mine.zarr")
 
 
@@ -662,7 +662,7 @@ def test_the_shape_says_what_there_is():
     assert ut.readings_of(x, turned[:, :, :, 0], distance)["distance"].dims == ("noise", "item", "trajectory")
     levels = ut.readings_of(x, turned, lambda a, b: (a - b) ** 2, "square")
     assert levels["clone_square"].dims == ("noise", "item", "trajectory", "clone", "square_level")
-    with pytest.raises(ValueError, match=r"f\(a, b\) differs from f\(b, a\)"):
+    with pytest.raises(ValueError, match=r"f = 'skew': expected a symmetric one"):
         ut.readings_of(x, turned, lambda a, b: (a - 2 * b).sum(-1), "skew")
     with pytest.raises(ValueError, match="with the same items"):
         ut.readings_of(x[1:], turned, distance)

@@ -316,9 +316,15 @@ def test_further_originals_need_another_folder(copied):
             lambda f: save(f / "originals" / "x.png", np.zeros((28, 28))),
             "1 original without any recorded file: x.png .*a_0_0.png",
         ),
-        (lambda f: save(f / "strength_0.1" / "a_0_0.png", np.zeros((20, 28))), "a_0_0.png has 28 x 20 .* a.png has 28 x 28"),
+        (
+            lambda f: save(f / "strength_0.1" / "a_0_0.png", np.zeros((20, 28))),
+            r"a_0_0.png: height, width = \(20, 28\): expected \(28, 28\) of its original a.png",
+        ),
         (lambda f: shutil.copytree(f / "strength_0.1", f / "strength_.10"), "strength_.10/a_0_0.png and .* are the same U-turn"),
-        (lambda f: shutil.copy(f / "originals" / "a.png", f / "originals" / "a.bmp"), "a_0_0.png has 2 originals .*a.bmp, a.png"),
+        (
+            lambda f: shutil.copy(f / "originals" / "a.png", f / "originals" / "a.bmp"),
+            "originals of .*a_0_0.png in .*'a.bmp', 'a.png'",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_named(copied, change, says):
@@ -340,9 +346,9 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
         ({"model": "mine:network"}, "model = 'mine:network': an option of models"),
         ({"data": "fashion_mnist"}, "expected the folder of the originals"),
         ({"levels": 3}, "levels = 3: expected levels of the recorded files"),
-        ({"levels": [0.1, 0.2]}, "noise = 0.2: no recorded file has this level; expected some of 0.1, 0.5, 0.9"),
+        ({"levels": [0.1, 0.2]}, r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9"),
         ({"size": 0}, "source: size = 0: Input should be greater"),
-        ({"trajectories": 3}, r"trajectories = 3, but the recorded files have 2 \(0, 1\)"),
+        ({"trajectories": 3}, r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)"),
         ({"recorded": None, "unit": "strength"}, "unit = 'strength': goes with recorded"),
     ],
 )
@@ -366,7 +372,7 @@ def test_colours_are_checked_and_grey_is_compared_on_demand(tmp_path):
         "backward": {"type": "recorded", "pattern": str(tmp_path / "{noise}_{item}.png")},
         "probes": [{"type": "images"}],
     }
-    with pytest.raises(ValueError, match=r"0.5_a.png is grey, but its original a.png has colours"):
+    with pytest.raises(ValueError, match=r"0.5_a.png: mode = 'L': expected colours, as its original a.png has"):
         ut.run(ut.Experiment.from_dict(spec))
     grey = spec | {"source": spec["source"] | {"channels": 1}}
     assert ut.run(ut.Experiment.from_dict(grey)).image.shape == (1, 2, 1, 1, 28, 28)
@@ -438,7 +444,7 @@ def test_notations_of_noise(tmp_path):
 def test_levels_beyond_all_noise_are_refused(tmp_path, text):
     folder = make(tmp_path, "ab", [0.4], name_of=lambda noise, item, **_: f"x/{noise}/{item}.png")
     save(folder / "x" / text / "a.png", np.zeros((28, 28)))
-    with pytest.raises(ValueError, match=rf": {text}/a.png has the noise {text}; expected less than 1e\+100"):
+    with pytest.raises(ValueError, match=rf": noise of {text}/a.png = .*: expected less than 1e\+100"):
         run(folder, "x/{noise}/{item}.png")
 
 
@@ -652,7 +658,7 @@ def test_originals_that_change_and_keep_their_size_stop_a_run(tmp_path, suffix):
     before = changed.read_bytes()
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     assert len(changed.read_bytes()) == len(before)
-    says = rf"the contents of 1 of its originals have changed since they were measured: d\.{suffix}; bring them back"
+    says = rf"contents have changed since they were measured = \['d\.{suffix}'\]: expected none; bring them back"
     for sizes in ({"levels": [0.1, 0.5], "trajectories": 2}, {}, {"levels": [0.1, 0.5], "trajectories": 1}):
         with pytest.raises(ValueError, match=says):
             run(folder, pattern, store, **sizes)

@@ -120,9 +120,7 @@ def test_from_rules_and_files(tmp_path):
     other = RandomHierarchyModel.from_rules(strings, rule_probabilities=zipf(2, 0.7))
     assert other.fingerprint == rhm.fingerprint
     assert RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 1]]]}).vocab_size == 4  # depth 1: largest symbol + 1
-    with pytest.raises(
-        ValueError, match=r"rules\[1\] contains the symbol 700000; number the symbols 0, 1, .., or give vocab_size"
-    ):
+    with pytest.raises(ValueError, match=r"rules\[1\]: symbol = 700000: expected .*vocab_size"):
         RandomHierarchyModel.from_rules({1: [[[0, 3]], [[1, 700_000]]]})
     (tmp_path / "cut").write_bytes((tmp_path / "grammar.safetensors").read_bytes()[:100])
     with pytest.raises(ValueError, match="not a readable grammar file"):
@@ -136,19 +134,13 @@ def test_from_rules_and_files(tmp_path):
     [
         ({"multiplicity": 5}, "at most 4"),
         ({"num_classes": 9, "multiplicity": 2}, "num_classes"),
-        ({"vocab_size": 1}, "vocab_size = 1"),
-        ({"branching": 1}, "branching = 1"),
-        ({"depth": 0}, "depth = 0"),
         ({"depth": 2.0}, "depth = 2.0"),
         ({"multiplicity": True}, "multiplicity"),
         ({"multiplicity": {1: 2}}, "every level"),
         ({"seed": -3}, "seed = -3"),
         ({"rule_probabilities": [0.5, 0.6]}, "rule_probabilities"),
-        ({"rule_probabilities": [1.5, -0.5]}, "rule_probabilities"),
         ({"rule_probabilities": [1.0, np.nan]}, "rule_probabilities"),
-        ({"class_probabilities": [0.5, 0.5]}, "class_probabilities"),
-        ({"rule_probabilities": {1: [0.5, 0.5]}}, "rule_probabilities has levels"),
-        ({"rule_probabilities": {9: [0.5, 0.5], 2: [0.5, 0.5]}}, "rule_probabilities has levels"),
+        ({"rule_probabilities": {9: [0.5, 0.5], 2: [0.5, 0.5]}}, "rule_probabilities = .*every level"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -159,15 +151,13 @@ def test_bad_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({}, "levels"),
         ({1: [[[0, 1]]], 3: [[[0, 1]]]}, "every level"),
-        ({1: [[[0, 1]], [[0, 1]]]}, "occurs 2 times"),
-        ({1: [[[0, 1]], [[1, -1]]]}, "symbol -1"),
+        ({1: [[[0, 1]], [[0, 1]]]}, "distinct tuples"),
+        ({1: [[[0, 1]], [[1, -1]]]}, r"symbol = \[-1\]"),
         ({1: [[0, 1]]}, "shape"),
-        ({1: [[[0.5, 1]]]}, "dtype"),
+        ({1: [[[0.5, 1]]]}, "integers"),
         ({1: [[[0, 1]], [[1, 0]]], 2: [[[0, 1, 1]], [[1, 0, 0]]]}, "branching"),
-        ({"a": [[[0, 1]]]}, "levels"),
-        ({1: [[[0, 1]]], "1": [[[0, 1]]]}, "levels"),
+        ({1: [[[0, 1]]], "1": [[[0, 1]]]}, "every level"),
         ([[[[0, 1]]]], "rules"),
     ],
 )
@@ -178,7 +168,7 @@ def test_bad_rules_are_named(rules, message):
 
 @pytest.mark.parametrize(
     ("leaves", "message"),
-    [(np.full((1, 8), 9), "symbols 0..3"), (np.zeros((1, 7), int), r"\(batch, 8\)"), (np.zeros((1, 8)), "dtype")],
+    [(np.full((1, 8), 9), "symbols 0..3"), (np.zeros((1, 7), int), r"\(batch, 8\)"), (np.zeros((1, 8)), "float64 of shape")],
 )
 def test_bad_leaves_are_named(leaves, message):
     with pytest.raises(ValueError, match=message):

@@ -189,9 +189,9 @@ def test_command_line_and_plot(tmp_path):
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (None, {}, "there is no scheduler_config.json"),
+        (None, {}, "no such folder or file with a scheduler_config.json"),
         ({"_class_name": "UNet2DModel"}, {}, "expected a scheduler of diffusers"),
-        ([], {}, "expected an object"),
+        ([], {}, "cannot be read"),
         ({"_class_name": "DDPMScheduler"}, {"steps": 0}, r"steps = 0: expected 1 \.\. 1000"),
         ({"_class_name": "DDPMScheduler"}, {"steps": 1001}, r"steps = 1001: expected 1 \.\. 1000"),
         ({"_class_name": "DDPMScheduler"}, {"scheduler": "dpm"}, "expected one of"),

@@ -112,16 +112,16 @@ def test_values_and_names():
     [
         (["--set", "sorce.depth=3"], "sorce.depth: the spec has no such place"),
         (["--set", "source.dept=3"], "dept=3: source: dept = 3: Extra inputs"),
-        (["--set", "source.multiplicity=2,900"], "multiplicity=900: source: 8 symbols with multiplicity = 900"),
+        (["--set", "source.multiplicity=2,900"], "multiplicity=900: source: a level: multiplicity = 900: expected at most 8"),
         (["--set", "probes.1.type=messages"], "probes.1.type: the spec has no such place"),
         (["--set", "seed.x=3"], "seed.x: the spec has no such place"),
         (["--set", "source.rules.x=3"], "source.rules.x: the spec has no such place"),
         (["--set", "corruption.noise=[0.5],[1.5]"], "noise=[1.5]: noise = 1.5: expected a level in [0, 1.0]"),
         (["--set", "items=4,4.0"], "items=4.0: items = 4.0: Input should be a valid integer"),
-        (["--set", "items=4,4"], "two experiments of the sweep have this name"),
+        (["--set", "items=4,4"], "two have this name"),
         (["--set", "items"], "expected KEY=VALUE"),
-        (["--set", "items=4", "--set", "items=5"], "items is given twice"),
-        (["--set", "items=4,5", "--set", "seed=1,2,3", "--zip"], "{'items': 2, 'seed': 3}; expected as many for each"),
+        (["--set", "items=4", "--set", "items=5"], "expected items once"),
+        (["--set", "items=4,5", "--set", "seed=1,2,3", "--zip"], "{'items': 2, 'seed': 3}: expected as many for each"),
         (["--zip"], "give --set KEY=VALUE"),
     ],
 )
@@ -136,11 +136,8 @@ def test_mistakes_are_one_line_before_anything_runs(arguments, message, folder):
     ("replaced", "values", "message"),
     [
         ({}, {}, "values = {}: expected lists of values by key"),
-        ({}, None, "values = None: expected lists of values by key"),
         ({}, [("items", [4, 8])], "values = [('items', [4, 8])]: expected"),
-        ({}, {5: [1, 2]}, "values = {5: [1, 2]}: expected"),
         ({}, {"items": 4}, "values = {'items': 4}: expected lists"),
-        ({}, {"items": {4}}, "values = {'items': {4}}: expected lists"),
         ({"experiment": "spec.toml"}, {"items": [4]}, "experiment = 'spec.toml': expected an Experiment"),
     ],
 )

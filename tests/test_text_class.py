@@ -259,13 +259,13 @@ def hostile(folder):
         "masked model without a head of classes": (model("bert"), r"classifier\.bias.* are missing; .*, trained on classes"),
         "model of the backward": ({"model": "same"}, "has no classes; expected a classifier"),
         "model of the package": ({"model": "embedded"}, "is a masked model; expected a classifier"),
-        "kind that does not exist": (model("classes") | {"model_type": "brt"}, "no kind of transformers"),
+        "kind that does not exist": (model("classes") | {"model_type": "brt"}, "expected a kind of models of transformers"),
         "another tokenizer": (model("classes") | {"tokenizer": str(folder / "letters")}, "has 43 tokens, but its tokenizer 57"),
         "unknown tokens": (model("classes") | {"split": r"\w\w"}, "are unknown to the model's tokenizer"),
         "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(2, 6, 3\) for 2 texts; expected logits"),
         "one row": ({"model": "test_text_class:OneRow"}, r"gives shape \(1, 3\) for 2 texts"),
         "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite"),
-        "not a module": ({"model": "test_text_class:hostile_function"}, "is a dict|gives a dict"),
+        "not a module": ({"model": "test_text_class:hostile_function"}, "what it gives = {}: expected a torch.nn.Module"),
     }
 
 

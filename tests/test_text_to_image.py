@@ -213,7 +213,7 @@ def test_lines_of_a_file(tmp_path):
     found = read_prompts(str(file))
     assert (found.texts, found.rows) == (("b", "", "a"), (0, 1, 2, 0))
     assert found.rows_of([3, 1]).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="the file has 4 prompts, but the run has an item 4; expected one line for each item"):
+    with pytest.raises(ValueError, match="expected one line for each item, but it has 4 for item 4"):
         found.rows_of([4])
 
 
@@ -247,7 +247,7 @@ def test_prompts_are_part_of_the_identity_of_a_run(folders, data, prompts, tmp_p
     store = str(tmp_path / "run.zarr")
     ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     prompts.write_text("a cat\na dog\na dog\n")
-    with pytest.raises(ValueError, match="the weights or data of backward have changed"):
+    with pytest.raises(ValueError, match="weights or data of backward"):
         ut.run(options(folders["sd"], data, prompt=str(prompts)).experiment(), store)
     plain = options(folders["sd"], data).experiment()
     assert (
@@ -338,7 +338,7 @@ def test_distilled_models_are_named(tmp_path, kind, changes, scheduler, words):
     assert ("distilled" in found) == bool(words)
     assert words in found
     if words == "step-distilled":
-        with pytest.raises(ValueError, match="distilled to make images in a few steps, without guidance; leave it out"):
+        with pytest.raises(ValueError, match="distilled to make images in a few steps, without guidance"):
             loaded(folder, "ddpm", prompt="a", guidance=2.0)
 
 
@@ -366,9 +366,9 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
-        ("sd", {"condition": "label"}, "condition = 'label': the model .* has prompts, and no classes; leave it out"),
-        ("sd", {"null_class": 3}, "null_class = 3: the model .* has prompts, and no classes"),
-        ("sd", {"guidance": 2.0}, "guidance = 2: guides towards a prompt, and none is given; give a prompt"),
+        ("sd", {"condition": "label"}, "condition = 'label': expected None, as it has prompts, and no classes"),
+        ("sd", {"null_class": 3}, "null_class = 3: expected None, as it has prompts, and no classes"),
+        ("sd", {"guidance": 2.0}, "guidance = 2.0: expected 1, or a prompt, towards which it guides"),
         ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: Input should be a finite number"),
         (
             "sd",
@@ -376,10 +376,10 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
             "prompt = 'missing.txt' cannot be read .*; expected a text file with one prompt a line",
         ),
         ("sd", {"prompt": 3}, "prompt = 3: Input should be a valid string"),
-        ("sd", {"image_size": 33}, "image_size = 33: the autoencoder and the denoiser take multiples of 2 pixels"),
-        ("sd3", {"image_size": 34}, "image_size = 34: .* multiples of 4 pixels"),
-        ("sd3", {"image_size": 256}, "image_size = 256: the denoiser takes at most 128 pixels; take fewer"),
-        ("flux", {"image_size": 30}, "image_size = 30: .* multiples of 4 pixels"),
+        ("sd", {"image_size": 33}, "image_size = 33: expected a multiple of 2 pixels"),
+        ("sd3", {"image_size": 34}, "image_size = 34: .* multiple of 4 pixels"),
+        ("sd3", {"image_size": 256}, "image_size = 256: expected at most 128 pixels"),
+        ("flux", {"image_size": 30}, "image_size = 30: .* multiple of 4 pixels"),
         ("flux", {"image_size": True}, "image_size = True"),
     ],
 )
@@ -389,7 +389,10 @@ def test_what_does_not_fit(folders, kind, given, words):
 
 
 def test_options_of_text_with_other_models():
-    for given, words in (({"prompt": "a"}, "prompt = 'a': .* takes no text"), ({"image_size": 32}, "image_size = 32: for text-")):
+    for given, words in (
+        ({"prompt": "a"}, "prompt = 'a': .* takes no text"),
+        ({"image_size": 32}, "image_size = 32: expected None"),
+    ):
         with pytest.raises(ValueError, match=words):
             ut.run(ImageOptions.from_dict({"items": 1, "levels": 1, "steps": 2, **given}).experiment())
 

@@ -145,10 +145,6 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": -1},
-        {"step": 11},
-        {"step": 2.5},
-        {"finished": "no"},
         {"records": "[1, 2]"},
         {"records": json.dumps({"loss": [1, 2]})},
         {"recipe": "[]"},
@@ -186,7 +182,6 @@ def test_the_folder_of_a_checkpoint_is_made_before_the_training(tmp_path):
         ({"warmup": -1}, "warmup = -1"),
         ({"clip": float("nan")}, "clip = nan"),
         ({"average": 1.5}, "average = 1.5"),
-        ({"recipe": {"data": {1, 2}}}, "recipe = .*expected plain data"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, words):
@@ -208,7 +203,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
 
 
 def test_an_evaluation_cannot_overwrite_the_record_of_the_loss():
-    with pytest.raises(ValueError, match="evaluate gives 'loss'"):
+    with pytest.raises(ValueError, match=r"evaluate = .*'loss'"):
         train(network(), loss, 10, recipe=RECIPE, evaluate=lambda model: {"loss": 0.0})
 
 
@@ -218,10 +213,3 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights():
     with pytest.raises(ValueError, match="the loss is nan at step 0; lower the learning rate"):
         train(model, lambda model, step: loss(model, step) * float("nan"), 10, recipe=RECIPE)
     assert fingerprint(model) == before
-
-
-def test_a_target_needs_an_evaluation():
-    with pytest.raises(ValueError, match="needs `evaluate`"):
-        train(network(), loss, 10, recipe=RECIPE, target=("accuracy", 0.9))
-    with pytest.raises(ValueError, match=r"evaluate gives \['accuracy'\], not 'precision'"):
-        train(network(), loss, 10, recipe=RECIPE, target=("precision", 0.9), evaluate=accuracy)

@@ -228,5 +228,5 @@ def test_exact_orders_are_calibrated_and_low_temperature_is_not(order):
 
 
 def test_decoders_are_for_masked_strings():
-    with pytest.raises(ValueError, match=r"temperature 0\.5: for masked strings, but the corruption is UniformReplacement"):
+    with pytest.raises(ValueError, match=r"corruption = UniformReplacement.*expected Masking\(\) for .*temperature 0\.5"):
         ut.run(ut.Experiment.from_dict(spec("uniform", temperature=0.5)))

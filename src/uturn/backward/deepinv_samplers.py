@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import checked_integer, expect
 from uturn.corruption.deepinv_physics import deepinv, noise_model_of
 from uturn.corruption.operators import GaussianNoise
 
@@ -66,8 +66,7 @@ class DeepinvSampler:
         self.name = str(self.options.pop("data_fidelity", "")) if name == "PosteriorDiffusion" else name
         self.kind = _KINDS.get(self.name, _Kind())
         self.steps = self.options.pop("steps", self.kind.steps)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
-            raise ValueError(f"options.steps = {shown(self.steps)}: expected an integer >= 2")
+        checked_integer("options.steps", self.steps, 2)
         self.is_diffusion = hasattr(self.deepinv.sampling, f"{self.name}DataFidelity")
         self.cls: Any = getattr(self.deepinv.sampling, f"{self.name}DataFidelity" if self.is_diffusion else self.name, None)
         is_sampler = inspect.isclass(self.cls) and issubclass(self.cls, self.deepinv.models.Reconstructor)
@@ -76,32 +75,25 @@ class DeepinvSampler:
         ):
             raise ValueError(
                 f"sampler = 'deepinv:{name}': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or another sampler of "
-                f"deepinv.sampling with a denoiser (PosteriorDiffusion with options.data_fidelity); or 'module:function'"
+                f"deepinv.sampling with a denoiser; or 'module:function'"
             )
         accepted = _arguments(self.cls) - {"denoiser", "model", "prior", "data_fidelity", "verbose", "device", "max_iter", "rng"}
         accepted |= {"schedule", "alpha", "solver"} if self.is_diffusion else set()
         clip = self.options.pop("clip", None) if self.is_diffusion else None
         self.clips = self.kind.clips if clip is None else clip
         unknown = sorted(set(self.options) - accepted)
-        if unknown:
-            raise ValueError(f"options.{unknown[0]}: {self.name} takes steps, {', '.join(sorted(accepted))}")
+        expect(not unknown, f"options of {self.name}", unknown, f"some of steps, {', '.join(sorted(accepted))}")
 
     def __call__(self, observed: Any, operator: Any, generator: Any, denoiser: Any, shape: tuple[int, ...]) -> Any:
         """A draw for each measurement, a tensor (batch, *shape), of measurements (batch, ...) by one operator."""
         noise = operator.noise
-        if self.kind.linear and not operator.is_linear:
-            raise ValueError("it needs a linear operator, and this one is not; take DPS")
+        expect(operator.is_linear or not self.kind.linear, "operator", operator, "a linear operator for this sampler; take DPS")
         needs = self.kind.gaussian or self.options.get("guidance") == "annealed"
-        if needs and not (isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")):
-            raise ValueError(
-                f"it needs Gaussian noise with sigma > 0, but the measurement has {noise!r}; take DPS with guidance = 'norm'"
-            )
+        is_gaussian = isinstance(noise, GaussianNoise) and (noise.sigma > 0 or self.name == "DDRM")
+        expect(is_gaussian or not needs, "noise", noise, "Gaussian noise with sigma > 0; take DPS with guidance = 'norm'")
         physics = self._physics(operator, observed, shape)
-        if self.name == "DDRM" and not isinstance(physics, self.deepinv.physics.DecomposablePhysics):
-            raise ValueError(
-                "it needs the singular value decomposition of the operator: a mask, an operator by name, or a decomposable "
-                "physics of deepinv (BlurFFT, MRI, ..); take DiffPIR, DPS or PiGDM"
-            )
+        decomposes = self.name != "DDRM" or isinstance(physics, self.deepinv.physics.DecomposablePhysics)
+        expect(decomposes, "operator", operator, "one with its singular value decomposition, as those by name; or take DPS")
         by_name = {"DDRM": self._ddrm, "DiffPIR": self._diffpir, **dict.fromkeys(_LANGEVIN, self._langevin)}
         make = by_name.get(self.name, self._diffusion if self.is_diffusion else self._other)
         return make(denoiser, operator, generator, shape)(observed, physics)
@@ -136,10 +128,8 @@ class DeepinvSampler:
         sampling, options = self.deepinv.sampling, dict(self.options)
         schedule, alpha = options.pop("schedule", "vp"), options.pop("alpha", 1.0)
         solver = options.pop("solver", "ancestral")
-        if schedule not in ("vp", "ve") or solver not in _SOLVERS:
-            raise ValueError(
-                f"options: schedule = {schedule!r}, solver = {solver!r}: expected 'vp' or 've', and one of {', '.join(_SOLVERS)}"
-            )
+        expect(schedule in ("vp", "ve"), "options.schedule", schedule, "'vp' or 've'")
+        expect(solver in _SOLVERS, "options.solver", solver, f"one of {', '.join(_SOLVERS)}")
         low, high = 2 * denoiser.range[0], 2 * denoiser.range[1]  # the state of the SDE is in [-1, 1]
         if schedule == "ve":
             sde = sampling.VarianceExplodingDiffusion(alpha=alpha, sigma_min=max(0.01, low), sigma_max=min(80.0, high))

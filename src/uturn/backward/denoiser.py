@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import Backward, Spec
@@ -80,18 +81,14 @@ class StringDenoiser(Spec, Backward):
             reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)
-            v, d = source.vocab_size, num_leaves(source)
-            if (denoiser.vocab_size, denoiser.num_leaves) != (v, d):
-                raise ValueError(
-                    f"model = {self.model!r} denoises {denoiser.num_leaves} leaves over {denoiser.vocab_size} symbols, but the "
-                    f"strings have {d} over {v}"
-                )
+            sizes, takes = (num_leaves(source), source.vocab_size), (denoiser.num_leaves, denoiser.vocab_size)
+            expect(sizes == takes, "leaves and symbols of the strings", sizes, f"{takes}, as those of model = {self.model!r}")
         return corruption
 
     def _learned(self, corruption: Any) -> Denoiser:
         denoiser = _learned_denoiser(self.model)
-        if denoiser.corruption != corruption:
-            raise ValueError(f"model = {self.model!r} undoes {denoiser.corruption!r}, but the corruption is {corruption!r}")
+        undone = denoiser.corruption
+        expect(undone == corruption, "corruption", corruption, f"{undone!r}, which the model {self.model!r} undoes")
         return denoiser
 
 
@@ -102,9 +99,7 @@ def reverse_process(decoder: Decoder, corruption: Any) -> Reverse:
     steps, euler = decoder.steps or 1, decoder.order == "euler"
     if isinstance(corruption, UniformReplacement) and decoder == Decoder("euler" if euler else "analytic", steps):
         return lambda denoiser, noisy, keys: corruption.reverse(denoiser, noisy, steps, keys, euler)
-    raise ValueError(
-        f"{decoder.description}: for masked strings, but the corruption is {corruption!r}; leave the options of the decoder out"
-    )
+    raise ValueError(f"corruption = {corruption!r}: expected Masking() for {decoder.description}; leave its options out")
 
 
 @cached_while_unchanged(files=lambda path: [path], maxsize=4)

@@ -10,7 +10,7 @@ import numpy as np
 
 from uturn.backward.queue import Queued
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
-from uturn.core.checks import Finding, checked_path
+from uturn.core.checks import Finding, checked_path, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
@@ -70,19 +70,12 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """ValueError if the images or labels of a source do not fit the model."""
         reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
         expected = reverse.image_shape
-        if expected is not None and tuple(expected) != shape:
-            raise ValueError(
-                f"the images are {shape} (channels, height, width), but the model {self.model!r} takes {tuple(expected)}; "
-                f"give the source the model's `channels` and `size` (text-conditioned models take others too: `image_size`)"
-            )
+        takes = f"what the model {self.model!r} takes, {expected}; give the source the model's `channels` and `size`"
+        expect(expected is None or tuple(expected) == shape, "images: (channels, height, width)", shape, takes)
         expects = None if reverse.prompts is not None else reverse.num_classes
         labels = None if expects is None else source.num_labels()
-        if labels != expects:
-            raise ValueError(
-                f"the model {self.model!r} is conditioned on the class, one of {expects}, but the images have "
-                f"{'no labels' if labels is None else f'{labels} classes'}; give the source labels in the model's order "
-                f"(a folder: sub-folders, and `classes`)"
-            )
+        where = f"classes of the images, on which the model {self.model!r} is conditioned,"
+        expect(labels == expects, where, labels, f"{expects}; give the source labels in the model's order, by `classes`")
 
     def labels_of(self, noisy: Any, streams: Streams, clones: int = 1) -> np.ndarray | None:
         """The true class of each reconstruction, or the number of its prompt; None for models that take neither."""
@@ -93,12 +86,9 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
             return np.repeat(reverse.prompts.rows_of(streams.items), streams.count * clones)
         labels = getattr(noisy, "labels", None)
         labels = np.full(len(noisy.values), -1) if labels is None else labels
-        wrong = np.flatnonzero((labels < 0) | (labels >= reverse.num_classes))
-        if len(wrong):
-            raise ValueError(
-                f"item {streams.items[wrong[0] // streams.count]} has the label {labels[wrong[0]]}, but the model {self.model!r} "
-                f"is conditioned on the class, 0 .. {reverse.num_classes - 1}; give the source labels in the model's order"
-            )
+        wrong = (labels < 0) | (labels >= reverse.num_classes)
+        where = f"labels of the images, on which the model {self.model!r} is conditioned,"
+        expect(not wrong.any(), where, labels[wrong], f"0 .. {reverse.num_classes - 1}, in the model's order")
         return np.repeat(labels, clones)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
@@ -138,7 +128,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """(channels, height, width) of the images of the model."""
         reverse = _reverse_diffusion(self)
         if reverse.image_shape is None or reverse.latent_shape is None:
-            raise ValueError(f"the model {self.model!r} does not say how large its images are, so it generates none")
+            raise ValueError(f"model = {self.model!r}: expected one that says how large its images are")
         return reverse.image_shape
 
     def num_labels(self) -> int | None:

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from uturn.backward.denoiser import reverse_process
 from uturn.backward.queue import Queued
 from uturn.backward.token_queue import TokenWork, run_token_queue
-from uturn.core.checks import Finding
+from uturn.core.checks import Finding, expect
 from uturn.core.protocols import Backward, Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.denoising import denoise
@@ -140,24 +140,19 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
     def undone(self, corruption: Any, source: Any) -> Any:
         model = self.language()
-        if corruption != model.channel:
-            raise ValueError(
-                f"corruption = {corruption!r}: the model {self.model!r} undoes {model.channel!r}; take that, or say "
-                f"`corruption` for the model"
-            )
-        if model.corruption == "uniform" and getattr(source, "has_fixed", False):
-            raise ValueError("fixed tokens (keep_first, fixed): for masked tokens; replaced tokens are all drawn again")
-        if self.remask_given and getattr(source, "has_fixed", False):
-            raise ValueError("remask_given = True masks the fixed tokens (keep_first, fixed) again; leave it out")
+        undone = f"{model.channel!r}, which the model {self.model!r} undoes; take that, or say `corruption` for the model"
+        expect(corruption == model.channel, "corruption", corruption, undone)
+        if getattr(source, "has_fixed", False):
+            is_masked = model.corruption != "uniform"  # replaced tokens are all drawn again
+            expect(is_masked, "fixed tokens (keep_first, fixed): corruption", corruption, "Masking()")
+            expect(not self.remask_given, "remask_given", True, "False, as it masks the fixed tokens (keep_first, fixed) again")
         if model.corruption == "uniform" and self.decoder != Decoder(steps=self.steps, block=self.block):
             reverse_process(self.decoder, model.channel)
         if source.kind == "strings":
             v, d = source.vocab_size, num_leaves(source)
-            if v > model.vocab_size or (model.mask_id is not None and model.mask_id < v) or d > (model.most_tokens or d):
-                raise ValueError(
-                    f"model = {self.model!r} has {model.vocab_size} tokens (mask {model.mask_id}) and takes {model.most_tokens}"
-                    f"; the strings have {d} symbols 0 .. {v - 1}, which must be ids of other tokens than the mask"
-                )
+            most = model.vocab_size if model.mask_id is None else min(model.vocab_size, model.mask_id)
+            expect(v <= most, "symbols of the strings", v, f"at most {most}, ids of tokens of {self.model!r} but its mask")
+            expect(d <= (model.most_tokens or d), "length of the strings", d, f"at most {model.most_tokens}, for {self.model!r}")
         return corruption
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
@@ -182,10 +177,10 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
 
         ids = values.where(values >= 0, model.mask_id or 0).to(model.device)
         time = torch.full((len(ids),), noise, device=model.device)
-        padding = (torch.ones_like(ids),) if getattr(model.network, "takes_padding", False) else ()
+        padding = (torch.ones_like(ids),) if model.takes_padding else ()
         mistakes = list(check_calls(probabilities, values, half=self.dtype != "float32"))
         with torch.inference_mode():
-            mistakes += [WRITES] if writes_into(model.network.logits, ids, time, *padding) else []
+            mistakes += [WRITES] if writes_into(model.called, ids, time, *padding) else []
         if source.kind == "tokens" and model.corruption == "masking":
             texts = np.concatenate([np.repeat(block.data, 2, axis=0) for block in originals])[: len(values)]
             row, site = np.nonzero(values.numpy() == MASKED)

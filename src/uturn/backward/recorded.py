@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from uturn.core.checks import LARGEST, checked_path, one_line, shown
+from uturn.core.checks import LARGEST, checked_path, expect, one_line, shown
 from uturn.core.files import digest_of_file
 from uturn.core.protocols import Axes, Backward, Corruption, Noisy, Spec
 from uturn.core.random import Streams
@@ -79,10 +79,8 @@ class RecordedImages(Spec, Backward):
         return _Files(self.pattern)
 
     def undone(self, corruption: Any, source: Any) -> RecordedNoise:
-        if not isinstance(source, ImageFolderSource):
-            raise ValueError(
-                "source: recorded files belong to originals by the names of their files; expected a folder, type 'images'"
-            )
+        is_folder = isinstance(source, ImageFolderSource)  # files belong to originals by their names
+        expect(is_folder, "source", source, "a folder, type 'images'")
         return RecordedNoise(corruption, Recordings(self.files, source))
 
     def reconstruct(self, noisy: _Unknown, streams: Streams, clones: int = 1) -> np.ndarray:
@@ -182,11 +180,8 @@ class _Files:
             raise ValueError(f"pattern = {pattern!r}: no file matches it, {self.root} holds {some_of(some)}; {expected}")
         texts = texts.assign(**{field: texts.get(field, "0") for field in ("trajectory", "clone")})
         noise = texts["noise"].map(lambda text: rounded(float(text))).astype(float)
-        if (noise >= LARGEST).any():
-            name = noise.idxmax()
-            raise ValueError(
-                f"pattern = {pattern!r}: {as_unicode(name)} has the noise {texts['noise'][name]}; expected less than {LARGEST:g}"
-            )
+        where = f"pattern = {pattern!r}: noise of {as_unicode(noise.idxmax())}"
+        expect(noise.max() < LARGEST, where, noise.max(), f"less than {LARGEST:g}")
         self.levels = sorted(set(noise))
         self.trajectories, trajectory = _numbered(texts["trajectory"])
         self.clones, clone = _numbered(texts["clone"])
@@ -264,11 +259,8 @@ class Recordings:
         table["file"] = pd.Series([self.files.path(name) for name in table["file"]], dtype=object)
         owners = table["item"].map(lambda item: of_path.get(item) or of_name.get(item, []))
         for file, of in zip(table["file"], owners, strict=True):
-            if len(of) > 1:
-                raise ValueError(
-                    f"{file} has {len(of)} originals in {self.source.path!r}, {some_of(of)}; write {{item}} with the "
-                    f"sub-folder, or rename the originals"
-                )
+            where = f"originals of {file} in {self.source.path!r}"
+            expect(len(of) < 2, where, of, "one; write {item} with the sub-folder, or rename the originals")
         if orphans := [file for file, of in zip(table["file"], owners, strict=True) if not of]:
             known = {name for of in owners for name in of}
             without = [name for name in self.source.names() if name not in known]
@@ -297,8 +289,8 @@ class Recordings:
         decoded = in_threads(lambda file: file and pixels_of(file, source.channels, source.size), files.values())
         for image, file, pixels in zip(images, files.values(), decoded, strict=True):
             if isinstance(pixels, np.ndarray):
-                if pixels.shape[:2] != shape[1:]:
-                    raise ValueError(f"{file} has changed during the run; start again in a new store")
+                same = pixels.shape[:2] == shape[1:]
+                expect(same, f"{file} has changed during the run: size", pixels.shape, f"{shape[1:]}; start again in a new store")
                 image[...] = scaled(pixels.transpose(2, 0, 1), self.files.root)
         return images.reshape(len(streams.items), -1, *shape)
 
@@ -313,13 +305,11 @@ class Recordings:
         """
         for option in ("trajectories", "clones"):
             wanted, numbers = getattr(experiment, option), getattr(self.files, option)
-            if wanted > len(numbers):
-                known = some_of([str(number) for number in numbers])
-                raise ValueError(f"{option} = {wanted}, but the recorded files have {len(numbers)} ({known})")
+            known = some_of([str(number) for number in numbers])
+            expect(wanted <= len(numbers), option, wanted, f"at most the {len(numbers)} of the recorded files ({known})")
         absent = [level for level in experiment.noise if rounded(level) not in self.files.levels]
-        if absent:
-            levels = ", ".join(f"{level:g}" for level in self.files.levels)
-            raise ValueError(f"noise = {absent[0]:g}: no recorded file has this level; expected some of {levels}")
+        levels = ", ".join(f"{level:g}" for level in self.files.levels)
+        expect(not absent, "noise: levels without a recorded file", absent, f"some of {levels}")
         names = self.source.names(np.arange(experiment.items))
         item_of = dict(zip(self._table.index.get_level_values("original"), self._table["item"], strict=True))
         if without := [name for name in names if name not in item_of]:
@@ -350,16 +340,11 @@ class Recordings:
         """ValueError for a file of another size than its original, and for a grey file of an original with colours."""
         original = os.path.join(self.source.path, name)
         of_original = readable(original, seen(original, self.source.channels, self.source.size))
-        sizes = [f"{width} x {height}" for height, width, _ in (of, of_original)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"{file} has {sizes[0]} pixels, but its original {name} has {sizes[1]}; give `size` to crop and resize both"
-            )
-        if self.source.channels == 3 and of[2] not in (*_COLOURS, "P") and of_original[2] in _COLOURS:
-            raise ValueError(
-                f"{file} is grey, but its original {name} has colours; write the file in colour, or give channels = 1 to compare "
-                f"both in grey"
-            )
+        size, expected, mode = of[:2], of_original[:2], of[2]
+        found = f"{file}: height, width"
+        expect(size == expected, found, size, f"{expected} of its original {name}; give `size` to crop and resize both")
+        is_grey = self.source.channels == 3 and mode not in (*_COLOURS, "P") and of_original[2] in _COLOURS
+        expect(not is_grey, f"{file}: mode", mode, f"colours, as its original {name} has; or channels = 1 for both in grey")
 
     def copies(self, experiment: Any) -> list[str]:
         """Sentences if at the largest noise all reconstructions equal their originals, or all trajectories or clones each other.
@@ -430,10 +415,8 @@ def _axes_of(model: str, noise: np.ndarray) -> Axes:
     from uturn.corruption.diffusion import LONG_NAMES
     from uturn.networks.images.schedules import read_scheduler, schedule
 
-    if (noise > 1).any():
-        raise ValueError(
-            f"schedule = {shown(model)}: reads a level as t/T or strength, but noise = {noise.max():g}; expected levels up to 1"
-        )
+    most = float(noise.max(initial=0))
+    expect(most <= 1, f"schedule = {shown(model)}: noise", most, "levels up to 1, which are read as t/T or strength")
     steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
     return {name: (levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

@@ -17,8 +17,8 @@ import numpy as np
 from uturn.backward.image_queue import ImageQueue
 from uturn.backward.image_queue import Work as Work
 from uturn.backward.queue import run_queue
-from uturn.core.checks import one_line, origin
-from uturn.core.pieces import Pieces, is_out_of_memory
+from uturn.core.checks import expect, noted, one_line
+from uturn.core.pieces import Pieces
 from uturn.core.progress import units
 from uturn.corruption.diffusion import Diffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
@@ -116,15 +116,11 @@ class ReverseDiffusion:
     ) -> None:
         import torch
 
-        if getattr(model, "training", False):
-            raise ValueError("model is in training mode, so dropout would corrupt the U-turn; call model.eval() first")
-        num_train_timesteps = scheduler.config.num_train_timesteps
-        if not 1 <= num_steps <= num_train_timesteps:
-            raise ValueError(
-                f"num_steps={num_steps}: expected 1 .. {num_train_timesteps}, the timesteps of the training schedule"
-            )
-        if batch_size != "auto" and (isinstance(batch_size, str) or not 1 <= batch_size <= 2**20):
-            raise ValueError(f"batch_size={batch_size!r}: expected at least 1 image, or 'auto'")
+        is_training, most = getattr(model, "training", False), scheduler.config.num_train_timesteps
+        expect(not is_training, "training mode of the model", True, "model.eval(), since dropout would corrupt the U-turn")
+        expect(1 <= num_steps <= most, "num_steps", num_steps, f"1 .. {most}, the timesteps of the training schedule")
+        fits = batch_size == "auto" if isinstance(batch_size, str) else 1 <= batch_size <= 2**20
+        expect(fits, "batch_size", batch_size, "at least 1 image, or 'auto'")
         self.model, self.codec, self.num_steps, self.num_classes = model, codec, num_steps, num_classes
         self.device = torch.device(device) if device is not None else _device_of(model)
         if isinstance(batch_size, str):
@@ -262,12 +258,8 @@ class ReverseDiffusion:
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
-        try:
+        with noted(f"the model, of noisy images {tuple(noisy.shape)}"):
             output = self.model(noisy, timesteps, *labels)
-        except RuntimeError as error:
-            if is_out_of_memory(error) or origin(error):  # user-defined code, whose errors pass as they are
-                raise
-            raise ValueError(f"the model fails on noisy images of shape {tuple(noisy.shape)} ({one_line(error)})") from error
         return getattr(output, "sample", output).to(noisy.dtype)
 
     def fingerprint(self) -> str:
@@ -301,11 +293,8 @@ class ReverseDiffusion:
 
         with torch.random.fork_rng(devices=[]):
             reference = one_step(seed=0, global_seed=0)
-            if not torch.equal(reference, one_step(seed=0, global_seed=1)):
-                raise ValueError(
-                    f"{type(self.forward.scheduler).__name__} draws noise from torch's global generator, so results could not be "
-                    f"reproduced image by image; use one whose step() takes `generator`, such as 'ddpm'"
-                )
+            is_own, name = torch.equal(reference, one_step(seed=0, global_seed=1)), type(self.forward.scheduler).__name__
+            expect(is_own, "scheduler", name, "one whose step() draws no noise from torch's global generator, such as 'ddpm'")
             return not torch.equal(reference, one_step(seed=1, global_seed=0))
 
     def _checked_labels(self, labels: Any, count: int) -> Sequence[int | None]:
@@ -314,10 +303,8 @@ class ReverseDiffusion:
         if labels is None and self.prompts is not None and self.prompts.rows is None:
             return [0] * count  # one prompt for all
         array = np.asarray(labels)
-        if array.dtype.kind not in "iu" or array.shape != (count,) or not np.isin(array, range(self.num_classes)).all():
-            raise ValueError(
-                f"labels = {labels!r:.60}: expected {count} integers, the classes 0 .. {self.num_classes - 1} of the model"
-            )
+        fits = array.dtype.kind in "iu" and array.shape == (count,) and np.isin(array, range(self.num_classes)).all()
+        expect(fits, "labels", labels, f"{count} integers, the classes 0 .. {self.num_classes - 1} of the model")
         return array.tolist()
 
 
@@ -332,10 +319,9 @@ def _step_arguments(scheduler: Any, eta: float | None) -> dict[str, float]:
     """Arguments of the scheduler's `step` that are the same for the whole chain."""
     if eta is None:
         return {}
-    if "eta" not in inspect.signature(scheduler.step).parameters:
-        raise ValueError(f"eta={eta}: {type(scheduler).__name__} takes no eta; leave it out, or use scheduler='ddim'")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta}: expected a number in [0, 1]")
+    takes_eta, name = "eta" in inspect.signature(scheduler.step).parameters, type(scheduler).__name__
+    expect(takes_eta, f"{name} takes no eta: eta", eta, "none; leave it out, or use scheduler='ddim'")
+    expect(0 <= eta <= 1, "eta", eta, "a number in [0, 1]")
     return {"eta": eta}
 
 
@@ -358,6 +344,6 @@ def _image_shape_of(model: Any) -> tuple[int, int, int] | None:
 
 def _checked_keys(keys: Any, count: int) -> np.ndarray:
     array = np.asarray(keys)
-    if array.dtype != np.uint64 or array.shape != (count,):
-        raise ValueError(f"keys: {array.dtype} {array.shape}; expected uint64 ({count},), as uturn.random.keys gives")
+    fits = array.dtype == np.uint64 and array.shape == (count,)
+    expect(fits, "keys", keys, f"uint64 ({count},), as uturn.random.keys gives")
     return array

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.diffusion import DiffusionModel
-from uturn.core.checks import Finding, noted
-from uturn.core.imports import import_function, is_import_path
+from uturn.core.checks import Finding, expect, noted
+from uturn.core.imports import import_function
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
@@ -104,10 +104,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
         Draws with few steps have another law than the denoiser assumes.
         """
-        if self.model == "exact":
-            raise ValueError(
-                "model = 'exact': the law of the originals is not known; give a model of images, such as 'fashion_mnist'"
-            )
+        has_model = self.model != "exact"
+        expect(has_model, "model", self.model, "a model of images, such as 'fashion_mnist', since their law is not known")
         options = {name: getattr(self, name) for name in DenoiserOptions.model_fields}
         return DiffusionModel(model=self.model, steps=steps, **options)
 
@@ -119,12 +117,11 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """The given corruption; ValueError if sampler, model and images do not fit together."""
         _sampler(self)
         if source.image_shape() is None:
-            if self._calls_model:
-                raise ValueError(f"model = {self.model!r}: a model of images; vectors have the denoiser of their law, 'exact'")
+            expect(not self._calls_model, "model", self.model, "'exact' for vectors, the denoiser of their law")
             return corruption
         if self._calls_model:
-            if self._model().reverse().codec is not None:
-                raise ValueError(f"model = {self.model!r} denoises latents, but measurements are of pixels; take another model")
+            of_pixels = self._model().reverse().codec is None
+            expect(of_pixels, "model", self.model, "one that denoises pixels, as measurements are of pixels, not latents")
             self._model().check_source(source)
         self._denoiser(None)
         return corruption
@@ -164,8 +161,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         ):
             raise ValueError(
                 f"sampler = {self.sampler!r}: two calls with the same measurement and seed differ; draw all random numbers from "
-                f"`generator`, or from the global generators of torch, numpy or Python, and let nothing depend on time or on "
-                f"earlier calls"
+                f"`generator`, or from the global generators of torch, numpy or Python"
             )
         return {}
 
@@ -201,18 +197,14 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         observed = torch.from_numpy(np.array(noisy.values[rows]))  # a copy, since samplers write into it
         with _seeded(int(key)) as generator, noted(label):
             values = sampler(observed, operator, generator, denoiser, tuple(noisy.shape))
-        is_tensor = isinstance(values, torch.Tensor)
-        if not is_tensor or values.is_complex() or tuple(values.shape) != (len(rows), *noisy.shape):
-            given = f"{tuple(values.shape)}{', complex' * values.is_complex()}" if is_tensor else type(values).__name__
-            raise ValueError(f"{label} gives {given} for {where}; expected a tensor {(len(rows), *noisy.shape)} of real numbers")
+        label, shape = f"{label}, {where}", (len(rows), *noisy.shape)
+        fits = isinstance(values, torch.Tensor) and not values.is_complex() and tuple(values.shape) == shape
+        expect(fits, f"{label}: shape of draws", getattr(values, "shape", values), f"a tensor {shape} of real numbers")
         draws = values.detach().cpu().float().numpy()
-        if not np.isfinite(draws).all():
-            raise ValueError(f"{label} gives NaN or infinity for {where}: it diverged; take smaller or more steps")
-        if noisy.values_of_data[0] != 0 and (draws.min() < -_FAR or draws.max() > 1 + _FAR):  # images
-            raise ValueError(
-                f"{label} gives values in [{draws.min():.3g}, {draws.max():.3g}] for {where}; expected images in [0, 1], "
-                f"or a little outside, which is clipped: it has another range, or diverged"
-            )
+        expect(np.isfinite(draws).all(), f"{label}: draws", draws, "no NaN or infinity; it diverged, take smaller or more steps")
+        low, high = float(draws.min()), float(draws.max())
+        fits = noisy.values_of_data[0] == 0 or (low >= -_FAR and high <= 1 + _FAR)  # vectors, or images
+        expect(fits, f"{label}: range", (low, high), "[0, 1], or a little outside, which is clipped; it has another, or diverged")
         return draws
 
     def _check_range(self, law: Any, sampler: Any) -> None:
@@ -221,11 +213,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return
         low, high = sampler.clips
         share = law.share_outside(low, high)
-        if share > _MOST_OUTSIDE:
-            raise ValueError(
-                f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}], but {share:.0%} of the source's values are outside; "
-                f"give the source another `centre` and `scale`, or take another sampler"
-            )
+        where = f"sampler = {self.sampler!r} clips to [{low:g}, {high:g}]: share of the source's values outside"
+        expect(share <= _MOST_OUTSIDE, where, share, f"at most {_MOST_OUTSIDE}; give the source another `centre` and `scale`")
 
     def _denoiser(self, law: Any, labels: np.ndarray | None = None) -> Any:
         """The denoiser of a call; None for a sampler without one, if neither a law nor a model is known."""
@@ -321,8 +310,6 @@ def _sampler(spec: PosteriorSampler) -> Callable[..., Any]:
 
 
 def _function(path: str) -> Callable[..., Any]:
-    if not is_import_path(path):
-        raise ValueError(f"sampler = {path!r}: expected 'deepinv:NAME', such as 'deepinv:DDRM', or 'module:function'")
     return import_function(path, f"sampler = {path!r}", "'deepinv:NAME' or 'module:function'", _FORM)
 
 

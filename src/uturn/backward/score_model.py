@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.corruption import Gaussian, Noisy
 
 if TYPE_CHECKING:
@@ -64,21 +65,17 @@ class ScoreModel:
     training = False
 
     def __init__(self, denoiser: Denoiser, scheduler: Any, rows: int = 1) -> None:
-        if not isinstance(denoiser.corruption, Gaussian):
-            raise ValueError(f"denoiser of {denoiser.corruption!r}: a score needs the Gaussian process, Gaussian()")
+        undone = denoiser.corruption
+        expect(isinstance(undone, Gaussian), "corruption of the denoiser", undone, "the Gaussian process, Gaussian()")
         config = scheduler.config
         name = type(scheduler).__name__
         self._flow = name.startswith("FlowMatch")
-        if not self._flow and (not hasattr(scheduler, "alphas_cumprod") or config.get("use_flow_sigmas", False)):
-            raise ValueError(
-                f"scheduler {name}: expected one with a table `alphas_cumprod` (DDPM, DDIM, Euler, DPM-Solver, ..), or "
-                f"FlowMatchEulerDiscreteScheduler"
-            )
+        has_table = self._flow or (hasattr(scheduler, "alphas_cumprod") and not config.get("use_flow_sigmas", False))
+        expect(has_table, "scheduler", name, "one with a table `alphas_cumprod`, or FlowMatchEulerDiscreteScheduler")
         self.prediction_type = "velocity" if self._flow else config.prediction_type
-        if not self._flow and self.prediction_type not in _PREDICTIONS:
-            raise ValueError(f"prediction_type = {self.prediction_type!r} of {name}: expected one of {', '.join(_PREDICTIONS)}")
-        if config.get("timestep_type", "discrete") != "discrete":
-            raise ValueError(f"timestep_type = {config.timestep_type!r} of {name}: expected 'discrete'")
+        is_known, kind = self._flow or self.prediction_type in _PREDICTIONS, config.get("timestep_type", "discrete")
+        expect(is_known, f"{name}: prediction_type", self.prediction_type, f"one of {', '.join(_PREDICTIONS)}")
+        expect(kind == "discrete", f"{name}: timestep_type", kind, "'discrete'")
         self.denoiser = denoiser
         self.config = SimpleNamespace(in_channels=denoiser.vocab_size, sample_size=(rows, denoiser.num_leaves))
         self._num_train_timesteps = config.num_train_timesteps

@@ -9,7 +9,7 @@ import numpy as np
 
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.image_queue import ImageQueue
-from uturn.core.checks import noted, shown
+from uturn.core.checks import expect, noted
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.schedulers import uses_learned_variance
@@ -66,14 +66,10 @@ def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: 
 
     with noted(label):
         result = function(torch.tensor(values), noise, seed)
-    if not isinstance(result, torch.Tensor | np.ndarray):
-        raise ValueError(f"{label}: it gives {shown(result)}; expected a tensor {values.shape}")
+    expect(isinstance(result, torch.Tensor | np.ndarray), f"{label}: result", result, f"a tensor {values.shape}")
     made = torch.as_tensor(result).detach().float().cpu().numpy()
-    if made.shape != values.shape or not np.isfinite(made).all():
-        what = f"shape {made.shape}" if made.shape != values.shape else "NaN or infinity"
-        raise ValueError(
-            f"{label}: it gives {what} for {values.shape} at noise {noise:g}; expected finite numbers {values.shape}"
-        )
+    expect(made.shape == values.shape, f"{label}: shape at noise {noise:g}", made.shape, f"{values.shape}")
+    expect(np.isfinite(made).all(), f"{label}: result at noise {noise:g}", made, "finite numbers")
     return made
 
 

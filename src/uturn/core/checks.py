@@ -67,9 +67,8 @@ def checked_integer(name: str, value: Any, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} = {shown(value)}: expected an integer >= {least}")
+        number = least - 1
+    expect(number >= least and not isinstance(value, bool), name, value, f"an integer >= {least}")
     return number
 
 
@@ -82,17 +81,10 @@ def checked_depth(value: Any, instead: str = "lower it") -> int:
 
 def check_tuples(vocab_size: int, branching: int, symbols: int = 0, multiplicity: int = 0, where: str = "a level") -> None:
     """ValueError if vocab_size**branching, the number of tuples, exceeds float64 or is below the number of rules."""
-    if branching * math.log2(vocab_size) > 1000:
-        raise ValueError(
-            f"vocab_size = {shown(vocab_size)}, branching = {shown(branching)}: vocab_size**branching has more than 300 digits; "
-            f"lower one of them"
-        )
-    tuples = vocab_size**branching
-    if symbols * multiplicity > tuples:
-        raise ValueError(
-            f"{shown(symbols)} symbols with multiplicity = {shown(multiplicity)} rules each at {where}, but only "
-            f"vocab_size**branching = {tuples} distinct tuples exist; lower multiplicity to at most {tuples // symbols}"
-        )
+    sizes = f"vocab_size = {shown(vocab_size)}, branching"
+    expect(branching * math.log2(vocab_size) <= 1000, sizes, branching, "vocab_size**branching of at most 300 digits")
+    most = vocab_size**branching // max(symbols, 1)  # the tuples of a level are distinct
+    expect(multiplicity <= most, f"{where}: multiplicity", multiplicity, f"at most {most}; lower multiplicity")
 
 
 def check_memory(what: str, size: int, instead: str) -> None:
@@ -124,8 +116,8 @@ def checked_numbers(name: str, value: Any) -> np.ndarray:
     numbers = checked_array(name, value)
     expect(numbers.dtype.kind in "biuf", name, value, f"real numbers, got dtype {numbers.dtype}")
     numbers = numbers.astype(float)
-    if np.ma.is_masked(value) or not (np.abs(numbers) < LARGEST).all():
-        raise ValueError(f"{name} has values that are masked, NaN or above {LARGEST:g}; leave out what is missing")
+    is_complete = not np.ma.is_masked(value) and (np.abs(numbers) < LARGEST).all()
+    expect(is_complete, name, value, f"numbers below {LARGEST:g}, none masked or NaN; leave out what is missing")
     return numbers
 
 
@@ -135,8 +127,8 @@ def checked_noise(noise: Any, most: float, batch: int | None = None) -> np.ndarr
         levels = checked_array("noise", noise).astype(float, casting="same_kind")
     except TypeError:
         raise ValueError(f"noise = {shown(noise)}: expected numbers in [0, {most}]") from None
-    if batch is not None and levels.shape not in ((), (batch,)):
-        raise ValueError(f"noise has shape {levels.shape}; expected a scalar or one level per sample, ({batch},)")
+    fits = batch is None or levels.shape in ((), (batch,))
+    expect(fits, "shape of noise", levels.shape, f"a scalar or one level per sample, ({batch},)")
     bad = ~((levels >= 0) & (levels <= most))
     if bad.any():
         raise ValueError(f"noise = {levels[bad].flat[0]}: expected a level in [0, {most}]")

@@ -153,8 +153,6 @@ class Experiment(BaseModel):
         path = Path(checked_path("path", path))
         try:
             spec = read_table(path)
-        except OSError as error:
-            raise ValueError(f"cannot read the spec {path}: {error.strerror or error}") from None
         except ValueError as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError
             raise ValueError(f"{path} is not a valid {'JSON' if path.suffix == '.json' else 'TOML'} file: {error}") from None
         try:
@@ -228,8 +226,7 @@ class Experiment(BaseModel):
         check_fit(self.to_dict(), self.source, corruption, backward, probes)
         source = self.source.made_by(backward, self.seed)
         undone = backward.undone(corruption, source)
-        if not hasattr(undone, "observe"):
-            raise ValueError(f"{backward!r}.undone gave {shown(undone)}; expected a corruption")
+        expect(hasattr(undone, "observe"), f"{backward!r}.undone", undone, "a corruption")
         return Parts(source, undone, backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
@@ -268,8 +265,7 @@ class Experiment(BaseModel):
                 coordinates, declared.label, {dim: ((dim,), values, {}) for dim, values in declared.dims.items()}
             )
         for name in self.variables():
-            if name in coordinates:
-                raise ValueError(f"probes: the variable {name!r} has the name of a coordinate; choose another name")
+            expect(name not in coordinates, "probes: variable", name, "another name, since it is that of a coordinate")
         return coordinates
 
     def models(self) -> dict[str, str]:

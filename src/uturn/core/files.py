@@ -14,16 +14,16 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 
+from uturn.core.checks import expect
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNFINISHED = ".unfinished"
-_MOST_NESTED = 100  # levels of tables and lists in a file, since readers recurse
 _clear: list[Callable[[], None]] = []  # functions that empty the caches of `cached_while_unchanged`
 
 
@@ -75,19 +75,11 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
 def read_table(path: str | os.PathLike[str]) -> Any:
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark.
 
-    An OSError if the file cannot be read or is a pipe or device; a ValueError if its content is not valid, or nested too deeply.
+    An OSError if the file cannot be read or is a pipe or device; a ValueError if its content is not valid.
     """
     check_regular(path)
     text = Path(path).read_text(encoding="utf-8-sig")
-    with suppress(RecursionError):
-        table = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
-        values = [table]
-        for _ in range(_MOST_NESTED):
-            nested = [value.values() if isinstance(value, dict) else value for value in values if isinstance(value, dict | list)]
-            values = list(chain.from_iterable(nested))
-        if not values:
-            return table
-    raise ValueError(f"tables and lists are nested more than {_MOST_NESTED} times")
+    return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
 
 def read_array(path: str | os.PathLike[str], most: int = 2**31) -> np.ndarray:
@@ -99,10 +91,7 @@ def read_array(path: str | os.PathLike[str], most: int = 2**31) -> np.ndarray:
         check_regular(path)
         with np.errstate(over="ignore"):  # the size in a damaged header may overflow
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(mapped, np.ndarray):
-            raise ValueError("an archive")
-        if mapped.size > most:  # a file with holes may promise terabytes
-            raise ValueError(f"{mapped.size:,} numbers, more than {most:,}")
+        expect(mapped.size <= most, "its size", mapped.size, f"at most {most:,} numbers")  # a file may have holes
         return np.array(mapped)
     except Exception as error:  # numpy raises many kinds for damaged headers
         raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None
@@ -146,9 +135,7 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
-            f"cannot write {str(path)!r} ({error.strerror or error}); make room there, or choose another place"
-        ) from None
+        raise ValueError(f"cannot write {str(path)!r} ({error.strerror or error}); make room, or choose another place") from None
 
 
 @contextmanager

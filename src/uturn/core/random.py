@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from uturn.core.box_muller import normal_pair, wide_vectors
+from uturn.core.checks import expect
 from uturn.core.threads import announce_compiling, over_blocks
 
 announce_compiling()  # every module with kernels imports this one
@@ -135,8 +136,7 @@ def checked_seed(seed: Any, name: str = "seed") -> int:
         value = operator.index(seed)
     except TypeError:
         value = -1
-    if not 0 <= value < 2**64:
-        raise ValueError(f"{name} = {seed!r}: expected an integer in [0, 2**64)")
+    expect(0 <= value < 2**64, name, seed, "an integer in [0, 2**64)")
     return value
 
 
@@ -236,15 +236,11 @@ def streams(seed: Any, count: int, purpose: Any = None) -> np.ndarray:
     Explicit keys make the numbers of a sample independent of its batch. Different purposes (an integer, or one for each sample)
     give independent streams from one seed.
     """
+    stream_keys = seed
     if not (isinstance(seed, np.ndarray) and seed.ndim):
         stream_keys = keys(seed, np.arange(count, dtype=np.uint64))
-    elif seed.dtype == np.uint64 and seed.shape == (count,):
-        stream_keys = seed
-    else:
-        raise ValueError(
-            f"seed: got an array of shape {seed.shape} and dtype {seed.dtype}; expected an integer, or one uint64 key "
-            f"per sample, shape ({count},), as uturn.random.keys makes them"
-        )
+    fits = stream_keys.dtype == np.uint64 and stream_keys.shape == (count,)
+    expect(fits, "seed", seed, f"an integer, or one uint64 key per sample, ({count},), as uturn.random.keys makes them")
     return stream_keys if purpose is None else _fold_all(stream_keys, np.full(count, purpose, np.uint64))
 
 

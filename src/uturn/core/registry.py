@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
+from uturn.core.checks import expect
 from uturn.core.imports import import_object, is_import_path
 
 GROUP = "uturn.parts"
@@ -83,10 +84,6 @@ def installed_parts() -> list[str]:
 def installed_part(kind: Any) -> str | None:
     """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
-    if len(packages) > 1:
-        as_what = " and by ".join(f"{package} as {path!r}" for path, package in packages.items())
-        raise ValueError(f"type {kind!r} is registered by {as_what}; uninstall one")
-    for path, package in packages.items():
-        if not is_import_path(path):
-            raise ValueError(f"type {kind!r} is registered by {package} as {path!r}; expected 'module:Class' there")
+    is_one = len(packages) < 2 and all(map(is_import_path, packages))
+    expect(is_one, f"type {kind!r}, as packages register it,", packages, "one 'module:Class'; uninstall the others")
     return next(iter(packages), None)

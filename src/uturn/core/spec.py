@@ -8,9 +8,8 @@ spec read from a store.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -41,32 +40,19 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     if path is None:
         known = [*dict.fromkeys([*PARTS[idea], *installed_parts()])]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
-    if not trusted:
-        raise ValueError(
-            f"{name}.type = {kind!r} is code of others; a stored spec may not name it, hand over the spec file instead"
-        )
+    expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
     label = f"{name} ({kind!r})"
     cls: Any = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
     required = sorted(PROTOCOLS[idea].__abstractmethods__)
-    is_class = inspect.isclass(cls)
-    missing = [member for member in required if is_class and not callable(getattr(cls, member, None))]
-    if missing or not is_class:
-        what = f"a class without {missing[0]!r}" if missing else f"a {type(cls).__name__}"
-        members = ", ".join(required)
-        raise ValueError(f"{name}.type = {kind!r} is {what}; expected a class with the methods {members} (see {DOCS})")
+    is_part = inspect.isclass(cls) and all(callable(getattr(cls, member, None)) for member in required)
+    expect(is_part, f"{name}.type", kind, f"a class with the methods {', '.join(required)} (see {DOCS})")  # before it is called
     is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
     with noted(label):
         part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
     object.__setattr__(part, "_own_table", dict(table))
-    if idea == "corruption":
-        for member, kind_of_value, description in (("unit", str, "string"), ("max_noise", Real, "number")):
-            value = getattr(part, member, None)
-            if not isinstance(value, kind_of_value) or isinstance(value, bool) or value != value:
-                raise ValueError(f"{label}.{member} = {shown(value)}: expected a {description} (see {DOCS})")
     for member in ("kinds", "undoes", "asks", "execution"):
         names = getattr(part, member, ())
-        if isinstance(names, str) or not isinstance(names, Collection):
-            raise ValueError(f"{label}.{member} = {shown(names)}: expected a tuple of strings")
+        expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
     return part
 
 
@@ -89,14 +75,11 @@ def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: A
             expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
             raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; {expected}")
     for i, (table, probe) in enumerate(zip(spec["probes"], probes, strict=True)):
-        if spec["trajectories"] < probe.least_trajectories:
-            raise ValueError(
-                f"trajectories = {spec['trajectories']}: probes[{i}], type {table['type']!r}, needs at least "
-                f"{probe.least_trajectories} of each item"
-            )
+        least, of = probe.least_trajectories, f"probes[{i}], type {table['type']!r}"
+        expect(spec["trajectories"] >= least, "trajectories", spec["trajectories"], f"at least {least} of each item for {of}")
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
-    if lacks:
-        raise ValueError(f"{corruption!r} has no {lacks[0]!r}, which the backward {spec['backward']['type']!r} asks for")
+    backward_type = spec["backward"]["type"]
+    expect(not lacks, "corruption", corruption, f"one with {', '.join(lacks)}, which the backward {backward_type!r} asks for")
 
 
 # -- parts and their tables -------------------------------------------------------------------------------------------

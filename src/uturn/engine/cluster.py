@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uturn.core.checks import StoreError, TasksFailed, described, one_line, shown
+from uturn.core.checks import StoreError, TasksFailed, described, expect, one_line
 
 _log = logging.getLogger("uturn")
 MOST_TRIES = 3  # of a task that raises or whose worker dies, and of a worker that cannot store readings
@@ -51,8 +51,8 @@ def connected(address: str) -> Iterator[Any]:
     ValueError
         If Ray is not installed, nothing answers at the address, or Ray refuses, for example because versions differ.
     """
-    if not isinstance(address, str) or not re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address):
-        raise ValueError(f'cluster = {shown(address)}: expected "local", "auto", "ray://host:port" or "host:port"')
+    fits = re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address)
+    expect(fits, "cluster", address, '"local", "auto", "ray://host:port" or "host:port"')
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -341,15 +341,14 @@ def on_cluster(
         After all other tasks are done, if a task raised three times, or was alone on three workers that died.
     """
     for name, share in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
-        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0.001 <= share < 1e6):
-            raise ValueError(f"{name} = {shown(share)}: expected a number above 0 (at least 0.001)")
+        expect(share is None or 0.001 <= share < 1e6, name, share, "a number above 0 (at least 0.001)")
     with connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if gpus is None:
             gpus = 1.0 if wants_gpu and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
         needs = {"CPU": 1.0 if cpus is None else cpus, "GPU": gpus}
-        if not any(_room(node, needs) for node in nodes):
-            raise ValueError(f"cpus_per_worker = {needs['CPU']:g}, gpus_per_worker = {gpus:g}: no node has as many")
+        has_room = any(_room(node, needs) for node in nodes)
+        expect(has_room, f"cpus_per_worker = {needs['CPU']:g}, gpus_per_worker", gpus, "what a node has; no node has as many")
         import uturn
 
         start = ray.cloudpickle.dumps(make), os.getcwd(), _own_modules() if own_code else {}, uturn.__version__

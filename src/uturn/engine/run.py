@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, shown
+from uturn.core.checks import checked_integer, expect
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.own_parts import is_own
 from uturn.core.processes import cores, in_processes
@@ -97,8 +97,7 @@ def run(
     if workers is ...:
         workers = None if cluster is not None else 1
     workers = None if workers is None else checked_integer("workers", workers, 1)
-    if cluster is not None and store is None:
-        raise ValueError(f"cluster = {shown(cluster)}: a cluster needs a store, on a file system that its nodes share; give one")
+    expect(cluster is None or store is not None, "cluster", cluster, "a store with it, on a file system that its nodes share")
     begun = begin(experiment, store, resume, accept_changes, shard, workers)
     experiment, opened, work, left = begun.experiment, begun.opened, begun.work, begun.left
     if workers is None and cluster is None:
@@ -200,14 +199,9 @@ def _without_values(ds: xr.Dataset) -> list[str]:
 
 
 def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
-    try:
-        number, shares = (checked_integer("shard", part, 0) for part in shard)
-    except (TypeError, ValueError):
-        raise ValueError(f"shard = {shown(shard)}: expected (i, n) with 1 <= i <= n") from None
-    if not 1 <= number <= shares:
-        raise ValueError(f"shard = {number}/{shares}: expected i/n with 1 <= i <= n")
-    if shares > 1 and store is None:
-        raise ValueError(f"shard = {number}/{shares}: shares meet in one store; give its folder")
+    number, shares = (checked_integer("shard", part, 1) for part in shard)
+    expect(number <= shares, "shard", shard, "(i, n) with 1 <= i <= n")
+    expect(shares == 1 or store is not None, "shard", shard, "a store, in which the shares meet; give its folder")
     return number, shares
 
 
@@ -220,10 +214,8 @@ def _on_cluster(
     experiment, opened = work.experiment, work.store
     assert isinstance(opened, Store)
     for name, code in experiment.own_code().items():
-        if (code if inspect.isfunction(code) else type(code)).__module__ == "__main__":
-            raise ValueError(
-                f"{name} stands in the script, which workers cannot import; move it to a file of its own, and import it"
-            )
+        module = (code if inspect.isfunction(code) else type(code)).__module__
+        expect(module != "__main__", f"module of {name}", module, "a file that workers can import; move it to one of its own")
     opened.forget(work.wrongly_recorded(left))  # workers read only the records
     backward = experiment.parts.backward
     u_turns = experiment.chunk * experiment.trajectories * experiment.clones
@@ -254,11 +246,8 @@ def _on_cluster(
     until = time.monotonic() + _SEEN_SECONDS
     while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
         time.sleep(1)
-    if lost:
-        raise ValueError(
-            f"{len(lost)} tasks were measured, but are not in {opened.where} as this host sees it; give a store on a file system "
-            f"that all nodes share, or on object storage"
-        )
+    where = f"{opened.where}: measured tasks that this host does not see in it"
+    expect(not lost, where, len(lost), "a store on a file system that all nodes share, or on object storage")
 
 
 def _tasks_of(spec: str, store: str) -> Tasks:
@@ -277,6 +266,6 @@ def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
     """Experiment and store in another process; ValueError if the data of the source are not those of the store."""
     experiment, opened = Experiment.from_dict(json.loads(spec)), Store.open(store)
     source = experiment.parts.source
-    if not is_own(source) and source.fingerprint() != json.loads(opened.attributes["models"]).get("source", ""):
-        raise ValueError(f"source {source!r}: its data have changed since the run began; bring them back, and resume")
+    same = is_own(source) or source.fingerprint() == json.loads(opened.attributes["models"]).get("source", "")
+    expect(same, "source", source, "data as they were when the run began; bring them back, and resume")
     return experiment, opened

@@ -15,7 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.checks import plain, shown
+from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
@@ -71,14 +71,12 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     lists = {}
     if isinstance(values, Mapping):
         lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
-    if not lists or not all(isinstance(key, str) and isinstance(some, list) and some for key, some in lists.items()):
-        raise ValueError(f"values = {shown(values)}: expected lists of values by key, such as {{'source.multiplicity': [4, 6]}}")
+    are_lists = lists and all(isinstance(some, list) and some for some in lists.values())
+    expect(are_lists, "values", values, "lists of values by key, such as {'source.multiplicity': [4, 6]}")
     lengths = {key: len(some) for key, some in lists.items()}
-    if zip and len(set(lengths.values())) > 1:
-        raise ValueError(f"zip: the keys have different numbers of values, {lengths}; expected as many for each")
+    expect(not zip or len(set(lengths.values())) == 1, "zip: numbers of values", lengths, "as many for each key")
     count = next(iter(lengths.values())) if zip else math.prod(lengths.values())
-    if count > _MOST:
-        raise ValueError(f"the sweep has {count} experiments; expected at most {_MOST}")
+    expect(count <= _MOST, "experiments of the sweep", count, f"at most {_MOST}")
     combinations = ([some[k] for some in lists.values()] for k in range(count)) if zip else itertools.product(*lists.values())
     ends = [key.rpartition(".")[2] for key in lists]
     labels = [end if ends.count(end) == 1 else key for end, key in builtins.zip(ends, lists, strict=True)]
@@ -87,8 +85,7 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
         name = ",".join(f"{label}={_text(value)}" for label, value in builtins.zip(labels, combination, strict=True))
         if len(name.encode()) > _LONGEST_NAME:
             name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}-{_digest(name)}"
-        if name in experiments:
-            raise ValueError(f"{name}: two experiments of the sweep have this name; give different values")
+        expect(name not in experiments, "experiments of the sweep", name, "different values; two have this name")
         spec = deepcopy(experiment.to_dict())
         for key, value in builtins.zip(lists, combination, strict=True):
             _put(spec, key, value)
@@ -136,10 +133,9 @@ def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
     for text in texts:
         key, equal, right = text.partition("=")
         key = key.strip()
-        if not equal or not key or not right.strip():
-            raise ValueError(f"set = {text!r}: expected KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
-        if key in values:
-            raise ValueError(f"set = {text!r}: {key} is given twice; give all of its values at once, {key}=A,B")
+        fits = equal and key and right.strip()
+        expect(fits, "set", text, "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
+        expect(key not in values, "set", text, f"{key} once; give all of its values at once, {key}=A,B")
         whole = parsed_value(f"[{right}]")
         parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
         values[key] = whole if isinstance(whole, list) else [parsed_value(part) for part in parts]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer, checked_numbers
+from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
 from uturn.exact.rhm import Draw, checked_leaves
 
@@ -65,11 +65,8 @@ class HiddenMarkovModel:
             for name, values, ndim in (("initial", initial, 1), ("transition", transition, 2), ("emission", emission, 2))
         )
         self.num_states, self.vocab_size = self.emission.shape
-        if self.initial.shape != (self.num_states,) or self.transition.shape != (self.num_states, self.num_states):
-            raise ValueError(
-                f"initial has shape {self.initial.shape}, transition {self.transition.shape}, emission {self.emission.shape}; "
-                f"expected (states,), (states, states) and (states, symbols)"
-            )
+        S, shapes = self.num_states, (self.initial.shape, self.transition.shape)
+        expect(shapes == ((S,), (S, S)), "shapes of initial and transition", shapes, f"those of {S} states, as of emission")
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod
@@ -85,8 +82,8 @@ class HiddenMarkovModel:
             For sizes below 1, a single state with a persistence other than 1, or a persistence outside [0, 1].
         """
         S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
-        if not 0 <= persistence <= 1 or (S == 1 and persistence != 1):
-            raise ValueError(f"persistence = {persistence}: expected a probability, and 1 for a single state")
+        is_share = 0 <= persistence <= 1 and (S > 1 or persistence == 1)
+        expect(is_share, "persistence", persistence, "a probability, and 1 for a single state")
         check_memory(f"{S} states and {v} symbols", 32 * S * (S + v), "take fewer")
         moved = (1 - persistence) / max(S - 1, 1)
         transition = np.full((S, S), moved) + (persistence - moved) * np.eye(S)
@@ -227,12 +224,9 @@ def _normalised(logs: np.ndarray) -> np.ndarray:
 def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
     """Probabilities along the last axis, float64 and read-only, or a ValueError."""
     array = checked_numbers(name, values)
-    if array.ndim != ndim or not array.size or not ((array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)):
-        axes = "(states,)" if ndim == 1 else "(states, ..)"
-        wrong = f", smallest value {array.min():g}, sums {np.unique(array.sum(-1))[:3]}" if array.size else ""
-        raise ValueError(
-            f"{name} has shape {array.shape}{wrong}; expected probabilities {axes} that add up to 1 along the last axis"
-        )
+    is_law = array.ndim == ndim and array.size and (array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)
+    axes = "(states,)" if ndim == 1 else "(states, ..)"
+    expect(is_law, name, values, f"probabilities {axes} that add up to 1 along the last axis")
     total = array.sum(axis=-1, keepdims=True)
     array = np.array(np.where(np.abs(total - 1) < 1e-12, array, array / total), order="C")
     array.setflags(write=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import logsumexp, ndtr
 
-from uturn.core.checks import checked_integer, checked_noise, checked_numbers
+from uturn.core.checks import checked_integer, checked_noise, checked_numbers, expect
 from uturn.core.random import NOISE, normals, streams, uniforms
 
 if TYPE_CHECKING:
@@ -63,22 +63,16 @@ class GaussianMixture:
 
     def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:
         self.means = checked_numbers("means", means)
-        if self.means.ndim != 2 or not self.means.size:
-            raise ValueError(f"means has shape {self.means.shape}; expected (modes, dimension)")
         K, d = self.means.shape
         self.weights = np.full(K, 1 / K) if weights is None else checked_numbers("weights", weights)
-        if self.weights.shape != (K,) or not (self.weights > 0).all() or abs(self.weights.sum() - 1) > 1e-9:
-            raise ValueError(
-                f"weights has shape {self.weights.shape} and sum {self.weights.sum():.6g}; expected {K} positive numbers that "
-                f"add up to 1, one per mode"
-            )
+        is_law = self.weights.shape == (K,) and (self.weights > 0).all() and abs(self.weights.sum() - 1) <= 1e-9
+        expect(is_law, "weights", weights, f"{K} positive numbers that add up to 1, one per mode")
         variances = checked_numbers("variance", variance)
-        if variances.shape not in ((), (d,)) or not (variances > 0).all():
-            raise ValueError(f"variance has shape {variances.shape}; expected a positive number, or one per component, ({d},)")
+        is_positive = variances.shape in ((), (d,)) and (variances > 0).all()
+        expect(is_positive, "variance", variance, f"a positive number, or one per component, ({d},)")
         self.variance = np.broadcast_to(variances, d).copy()
         self.grid = None if grid is None else _checked_grid(grid)
-        if self.grid is not None and math.prod(self.grid) != d:
-            raise ValueError(f"grid = {self.grid}: has {math.prod(self.grid)} points, but the vectors have {d} components")
+        expect(self.grid is None or math.prod(self.grid) == d, "grid", grid, f"the {d} components of the vectors")
         self._means = self.to_basis(self.means)
 
     @property
@@ -229,8 +223,8 @@ class GaussianMixture:
     def _checked(self, values: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
         """Vectors as float64 and noise as (batch or 1, 1), or a ValueError."""
         values = checked_numbers("the vectors", values)
-        if values.ndim != 2 or values.shape[1] != self.dimension:
-            raise ValueError(f"the vectors have shape {values.shape}; expected (batch, {self.dimension})")
+        fits = values.ndim == 2 and values.shape[1] == self.dimension
+        expect(fits, "shape of the vectors", values.shape, f"(batch, {self.dimension})")
         return values, checked_noise(noise, np.inf, len(values)).reshape(-1, 1)
 
 
@@ -245,8 +239,7 @@ def hartley(values: torch.Tensor, axes: int = 2) -> torch.Tensor:
 def simplex(num_modes: int, dimension: int, distance: float, seed: Any = 0) -> np.ndarray:
     """Means (num_modes, dimension) at equal distances from each other, in random directions, with their centre at 0."""
     K, d = checked_integer("num_modes", num_modes, 1), checked_integer("dimension", dimension, 1)
-    if K > d:
-        raise ValueError(f"num_modes = {K}: expected 1 .. {d}, the dimension")
+    expect(K <= d, "num_modes", K, f"1 .. {d}, the dimension")
     directions, _ = np.linalg.qr(normals(streams(seed, K), d, np.float64).T)
     return (directions - directions.mean(axis=1, keepdims=True)).T * (distance / np.sqrt(2))
 
@@ -264,7 +257,4 @@ def power_law(grid: tuple[int, ...], exponent: float) -> np.ndarray:
 
 
 def _checked_grid(grid: Any) -> tuple[int, ...]:
-    sizes = tuple(grid) if isinstance(grid, tuple | list) else ()
-    if not sizes:
-        raise ValueError(f"grid = {grid!r}: expected the sizes of its axes, a tuple of integers >= 1")
-    return tuple(checked_integer("grid", n, 1) for n in sizes)
+    return tuple(checked_integer("grid", n, 1) for n in grid)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_numbers
+from uturn.core.checks import checked_integer, checked_numbers, expect
 from uturn.core.random import normals, streams, uniforms
 from uturn.exact.laws import MODE, POSTERIOR_MODE, POSTERIOR_VALUES, VALUES, GaussianMixture, Sample
 
@@ -43,13 +43,12 @@ class CorrelatedMixture(GaussianMixture):
         super().__init__(means, weights)
         K, d = self.means.shape
         C = checked_numbers("covariances", covariances)
-        if C.shape not in ((d, d), (K, d, d)):
-            raise ValueError(f"covariances has shape {C.shape}; expected ({d}, {d}), or one for each mode, ({K}, {d}, {d})")
+        expect(C.shape in ((d, d), (K, d, d)), "shape of covariances", C.shape, f"({d}, {d}), or one for each mode")
         self._covariance = C if C.ndim == 2 else C[0] if K == 1 else C
         self._variances_of, self._bases = np.linalg.eigh(np.broadcast_to(C, (K, d, d)))
         is_symmetric = np.abs(C - C.swapaxes(-1, -2)).max() <= 1e-9 * np.abs(C).max()
-        if not is_symmetric or self._variances_of.min() <= 1e-12 * self._variances_of.max():
-            raise ValueError("covariances: expected symmetric matrices with positive eigenvalues")
+        is_positive = self._variances_of.min() > 1e-12 * self._variances_of.max()
+        expect(is_symmetric and is_positive, "covariances", covariances, "symmetric matrices with positive eigenvalues")
         self.variance = self.weights @ np.broadcast_to(np.diagonal(C, axis1=-2, axis2=-1), (K, d))
 
     @property

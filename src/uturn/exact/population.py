@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from uturn.core.checks import checked_integer, checked_noise, shown
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.progress import progress_bar
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
@@ -221,13 +221,9 @@ def threshold(
     setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
     checked_seed(seed)
     checked_integer("replicates", replicates, 1)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance <= 0.1:
-        raise ValueError(f"tolerance = {tolerance!r}: expected a number in (0, 0.1]")
-    chosen: Sequence[Any] = [None] * replicates
-    if grammars is not None:
-        chosen = list(grammars) if isinstance(grammars, Sequence | np.ndarray) and not isinstance(grammars, str) else []
-        if not chosen:
-            raise ValueError(f"grammars = {grammars!r}: expected a sequence of at least one grammar or seed")
+    expect(0 < tolerance <= 0.1, "tolerance", tolerance, "a number in (0, 0.1]")
+    chosen: list[Any] = [None] * replicates if grammars is None else list(grammars)
+    expect(chosen, "grammars", grammars, "at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(grammar, seed, r, _MOST_LEVELS) for r, grammar in enumerate(chosen)]
     shares = []
@@ -253,14 +249,9 @@ class _Setting:
     def checked(cls, v: Any, m: Any, s: Any, corruption: Any, pool: Any, ensemble: Any) -> _Setting:
         v, s = checked_integer("vocab_size", v, 2), checked_integer("branching", s, 2)
         MeanField(v, m, s)  # checks that the rules fit
-        if isinstance(corruption, type) or not hasattr(corruption, "log_evidence"):
-            raise ValueError(f"corruption = {shown(corruption)}: expected a channel, such as Gaussian() or Masking()")
-        if ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble = {ensemble!r}: expected one of {ENSEMBLES}")
-        if ensemble == "fresh rules" and v**s > _MOST_TUPLES:
-            raise ValueError(
-                f"vocab_size**branching = {v**s} tuples to shuffle for every node; 'fresh rules' goes up to {_MOST_TUPLES}"
-            )
+        expect(ensemble in ENSEMBLES, "ensemble", ensemble, f"one of {ENSEMBLES}")
+        fits = ensemble != "fresh rules" or v**s <= _MOST_TUPLES  # tuples are shuffled for every node
+        expect(fits, "vocab_size**branching", v**s, f"at most {_MOST_TUPLES} for 'fresh rules'")
         checked_integer("pool", pool, 1)
         return cls(v, int(m), s, corruption, int(pool), ensemble)
 
@@ -269,11 +260,8 @@ class _Setting:
         N = self.symbols * self.members
         shuffled = _MOST_TUPLES if self.ensemble == "fresh rules" else 0
         size = 8 * (2 * N * self.v * lanes + 5 * N * self.s + self.v * self.m * self.s * levels + shuffled)
-        if size > _MOST_BYTES:
-            raise ValueError(
-                f"pool = {self.pool}, vocab_size = {self.v}, {lanes} noise levels and {levels} levels need {size / 2**30:.0f} GB "
-                f"of memory, more than {_MOST_BYTES // 2**30}; lower one of them"
-            )
+        what = f"pool = {self.pool}, vocab_size = {self.v}, {lanes} noise levels, {levels} levels: bytes of memory"
+        expect(size <= _MOST_BYTES, what, size, f"at most {_MOST_BYTES}; lower one of them")
 
     @property
     def symbols(self) -> int:
@@ -288,18 +276,13 @@ class _Setting:
     def grammar(self, chosen: Any, seed: int, replicate: int, levels: int) -> RandomHierarchyModel | None:
         """The grammar of a replicate, by default drawn; None for "fresh rules"."""
         if self.ensemble == "fresh rules":
-            if chosen is not None:
-                raise ValueError("a grammar is given, but ensemble = 'fresh rules' has none; drop it, or take 'one grammar'")
+            expect(chosen is None, "grammar", chosen, "none for ensemble = 'fresh rules'; drop it, or take 'one grammar'")
             return None
         if isinstance(chosen, RandomHierarchyModel):
             sizes = (chosen.vocab_size, chosen.num_classes, chosen.multiplicity, chosen.branching)
-            if sizes != (self.v, self.v, self.m, self.s) or chosen.depth < levels:
-                raise ValueError(
-                    f"grammar = {chosen!r}: expected vocab_size = num_classes = {self.v}, multiplicity = {self.m}, "
-                    f"branching = {self.s} and depth >= {levels}"
-                )
-            if any(np.ptp(p) > 1e-12 for p in chosen.rule_probabilities.values()):
-                raise ValueError("grammar has rules of different probability; expected uniform rule_probabilities")
+            fits, uniform = sizes == (self.v, self.v, self.m, self.s), [np.ptp(p) for p in chosen.rule_probabilities.values()]
+            expect(fits, "grammar", chosen, f"v = num_classes = {self.v}, multiplicity = {self.m}, branching = {self.s}")
+            expect(max(uniform) <= 1e-12, "grammar", chosen, "uniform rule_probabilities")
             return chosen
         own = int(keys(seed, Purpose.POPULATION, replicate, _RULES)) if chosen is None else checked_seed(chosen, "grammar")
         return RandomHierarchyModel(self.v, self.m, self.s, levels, seed=own)
@@ -378,8 +361,8 @@ class _Setting:
         """Effective ε on an even grid of shares of the noise range, and the shares; coarse, since it only places the search."""
         share = np.linspace(0, 1, 33)
         epsilon = np.asarray(self.corruption.effective_epsilon(self._at(share), self.v), float)
-        if epsilon.shape != share.shape or not (np.diff(epsilon) > -1e-9).all() or not np.allclose(epsilon[[0, -1]], [0, 1]):
-            raise ValueError(f"corruption = {self.corruption!r}: expected an effective_epsilon that rises from 0 to 1 with noise")
+        rises = epsilon.shape == share.shape and (np.diff(epsilon) > -1e-9).all() and np.allclose(epsilon[[0, -1]], [0, 1])
+        expect(rises, "corruption", self.corruption, "an effective_epsilon that rises from 0 to 1 with noise")
         return np.maximum.accumulate(epsilon), share
 
     def _at(self, share: np.ndarray) -> np.ndarray:

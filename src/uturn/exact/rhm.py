@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from uturn.core import display
-from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path
+from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
 from uturn.core.files import whole_file
 from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
 from uturn.core.threads import over_blocks
@@ -142,8 +142,7 @@ class RandomHierarchyModel:
         key = keys(checked_seed(seed))
         levels = range(1, L + 1)
         if isinstance(multiplicity, Mapping):
-            if set(multiplicity) != set(levels):
-                raise ValueError(f"multiplicity has levels {sorted(multiplicity)}; expected every level 1..{L}")
+            expect(set(multiplicity) == set(levels), "levels of multiplicity", list(multiplicity), f"every level 1..{L}")
             sizes = {level: checked_integer(f"multiplicity[{level}]", multiplicity[level], 1) for level in levels}
         else:
             sizes = dict.fromkeys(levels, checked_integer("multiplicity", multiplicity, 1))
@@ -189,36 +188,24 @@ class RandomHierarchyModel:
             if isinstance(rows, list | tuple) and len({len(row) for row in rows if isinstance(row, list | tuple)}) > 1:
                 rows, laws[level] = _filled(level, rows, laws[level])
             table = tables[level] = checked_array(f"rules[{level}]", rows)
-            if table.ndim != 3 or table.size == 0 or table.dtype.kind not in "iu":
-                raise ValueError(
-                    f"rules[{level}] has shape {table.shape} and dtype {table.dtype}; expected integers of shape "
-                    f"(symbols, multiplicity, branching)"
-                )
+            fits = table.ndim == 3 and table.size and table.dtype.kind in "iu"
+            expect(fits, f"rules[{level}]", rows, "integers of shape (symbols, multiplicity, branching)")
         branchings = {table.shape[2] for table in tables.values()}
-        if len(branchings) > 1 or min(branchings) < 2:
-            raise ValueError(f"rules: the levels have branching {sorted(branchings)}; expected one branching >= 2 for all")
+        expect(len(branchings) == 1 and min(branchings) > 1, "rules: branching", branchings, "one number >= 2 for all levels")
         if vocab_size is None:
             v = int(tables[1].max()) + 1 if L == 1 else tables[1].shape[0]
-            if v > max(tables[1].size, _MOST_UNUSED):
-                raise ValueError(f"rules[1] contains the symbol {v - 1}; number the symbols 0, 1, .., or give vocab_size = {v}")
+            expect(v <= max(tables[1].size, _MOST_UNUSED), "rules[1]: symbol", v - 1, "0, 1, .., or vocab_size to be given")
         else:
             v = checked_integer("vocab_size", vocab_size, 1)
         for level, table in tables.items():
-            if level < L and table.shape[0] != v:
-                raise ValueError(f"rules[{level}] has {table.shape[0]} symbols; expected vocab_size = {v} below the root")
-            if table.min() < 0 or table.max() >= v:
-                bad = table[(table < 0) | (table >= v)][0]
-                raise ValueError(f"rules[{level}] contains the symbol {bad}; expected 0..{v - 1} (vocab_size = {v})")
+            expect(level == L or len(table) == v, f"rules[{level}]: symbols", len(table), f"vocab_size = {v} below the root")
+            _check_symbols(f"rules[{level}]", table, v)
         model = cls.__new__(cls)
         model._set(tables, v, laws, class_probabilities)
         for level, table in tables.items():
             tuples, counts = np.unique(table[model.rule_probabilities[level] > 0], axis=0, return_counts=True)
-            if counts.max() > 1:
-                twice = tuple(tuples[counts.argmax()].tolist())
-                raise ValueError(
-                    f"rules[{level}]: the tuple {twice} occurs {counts.max()} times; all tuples of a level must be distinct, "
-                    f"or a string would have several parses"
-                )
+            twice = tuples[counts > 1][:1].tolist()
+            expect(not twice, f"rules[{level}]: tuple", twice, "distinct tuples, since a string would have several parses")
         return model
 
     def _set(self, rules: Rules, v: int, laws: dict[int, Any], class_probabilities: Any) -> None:
@@ -396,9 +383,8 @@ class RandomHierarchyModel:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FILE_FORMAT or metadata.get("version") != _FILE_VERSION:
-                    stored = f"{metadata.get('format')} version {metadata.get('version')}"
-                    raise ValueError(f"{path} holds {stored}; expected {_FILE_FORMAT} version {_FILE_VERSION}")
+                form = metadata.get("format"), metadata.get("version")
+                expect(form == (_FILE_FORMAT, _FILE_VERSION), f"{path}: format", form, f"{_FILE_FORMAT} version {_FILE_VERSION}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is not a readable grammar file ({error}); write one with rhm.save(path)") from None
@@ -414,18 +400,16 @@ class RandomHierarchyModel:
 def checked_leaves(leaves: Any, vocab_size: int, num_leaves: int | None = None) -> np.ndarray:
     """Strings as an int64 array (batch, num_leaves) with symbols 0..v-1, or a ValueError; by default of any length."""
     array = checked_array("leaves", leaves)
-    if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != (num_leaves or array.shape[1]):
-        raise ValueError(
-            f"leaves has shape {array.shape} and dtype {array.dtype}; expected integers of shape (batch, "
-            f"{num_leaves or 'num_leaves'})"
-        )
-    if array.size and (array.min() < 0 or array.max() >= vocab_size):
-        sample, leaf = (int(i) for i in np.argwhere((array < 0) | (array >= vocab_size))[0])
-        raise ValueError(
-            f"leaves[{sample}, {leaf}] is the symbol {array[sample, leaf]}; expected symbols 0..{vocab_size - 1} "
-            f"(vocab_size = {vocab_size})"
-        )
+    fits = array.dtype.kind in "iu" and array.ndim == 2 and array.shape[1] == (num_leaves or array.shape[1])
+    expect(fits, f"leaves: {array.dtype} of shape", array.shape, f"integers of shape (batch, {num_leaves or 'num_leaves'})")
+    _check_symbols("leaves", array, vocab_size)
     return array.astype(np.int64, copy=False)
+
+
+def _check_symbols(name: str, symbols: np.ndarray, vocab_size: int) -> None:
+    extremes = [int(symbols.min()), int(symbols.max())] if symbols.size else [0, 0]
+    wrong = [symbol for symbol in extremes if not 0 <= symbol < vocab_size]
+    expect(not wrong, f"{name}: symbol", wrong, f"symbols 0..{vocab_size - 1} (vocab_size = {vocab_size})")
 
 
 class _TupleIndex:
@@ -518,15 +502,10 @@ def _in_words(size: Any) -> str:
 
 def _by_level(name: str, tables: Any, depth: int | None = None) -> dict[int, Any]:
     """A mapping with levels 1..depth, given as ints or decimal strings, or a ValueError."""
-    if not isinstance(tables, Mapping):
-        raise ValueError(f"{name} = {type(tables).__name__}: expected {{tree_level: array}} with levels 1..depth")
-    by_level = {int(str(key)): value for key, value in tables.items() if str(key).isdecimal()}
-    levels = set(range(1, (depth or len(tables)) + 1))
-    if not tables or len(by_level) < len(tables) or set(by_level) != levels:
-        raise ValueError(
-            f"{name} has levels {list(tables)}; expected every level 1..{depth or 'depth'} (depth = the root) once, as ints or "
-            f"decimal strings"
-        )
+    entries = tables.items() if isinstance(tables, Mapping) else ()
+    by_level = {int(str(key)): value for key, value in entries if str(key).isdecimal()}
+    is_whole = by_level and len(by_level) == len(tables) and set(by_level) == set(range(1, (depth or len(tables)) + 1))
+    expect(is_whole, name, tables, f"every level 1..{depth or 'depth'} (depth = the root) once, as integers")
     return by_level
 
 
@@ -543,11 +522,8 @@ def _filled(level: int, table: Any, probabilities: Any) -> tuple[list[Any], list
     laws = [np.full(size, 1 / max(size, 1)) for size in sizes]
     if probabilities is not None:
         laws = [np.ravel(law) for law in probabilities] if isinstance(probabilities, Iterable) else []
-    if not all(sizes) or [len(law) for law in laws] != sizes:
-        raise ValueError(
-            f"rules[{level}] has {sizes} rules, and rule_probabilities[{level}] {[len(law) for law in laws]} numbers; expected "
-            f"at least one rule of each symbol, and a probability of each rule"
-        )
+    fits, where = all(sizes) and [len(law) for law in laws] == sizes, f"rule_probabilities[{level}]"
+    expect(fits, where, probabilities, f"one for each of the rules, {sizes}, and at least one rule of each symbol")
     rules = [[*row, *[row[0]] * (max(sizes) - len(row))] for row in table]
     return rules, [[*law, *[0.0] * (max(sizes) - len(law))] for law in laws]
 
@@ -567,16 +543,10 @@ def _frozen(values: Any, dtype: Any) -> np.ndarray:
 def _probabilities(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
     if probabilities is None:
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
-    try:
-        values = np.asarray(probabilities, dtype=np.float64)
-        array = np.broadcast_to(values, shape)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} = {probabilities!r}: expected numbers of shape {shape} or ({shape[-1]},)") from None
-    if values.ndim == 0 or not np.all(array >= 0) or not np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6):
-        raise ValueError(
-            f"{name}: expected probabilities adding up to 1 along the last axis; smallest {array.min()}, sums "
-            f"{np.unique(array.sum(axis=-1))[:3]}"
-        )
+    values = np.asarray(probabilities, dtype=np.float64)
+    array = np.broadcast_to(values, shape)
+    fits = values.ndim and (array >= 0).all() and np.allclose(array.sum(axis=-1), 1, rtol=0, atol=1e-6)
+    expect(fits, name, probabilities, "probabilities adding up to 1 along the last axis")
     total = array.sum(axis=-1, keepdims=True)
     # Sums that are 1 up to rounding are not renormalised, so that saving and loading changes no bit.
     return _frozen(np.where(np.abs(total - 1) < 1e-12, array, array / total), np.float64)

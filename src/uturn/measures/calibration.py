@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_array, checked_integer, checked_numbers, shown
+from uturn.core.checks import checked_array, checked_integer, checked_numbers, expect, shown
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import as_real, between_clones
 from uturn.measures.relabelling import MARGIN, p_values
@@ -196,11 +196,8 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     level = checked_share("level", level)
     several = not isinstance(variable, str)
     complete = items_tested(ds, names)
-    if complete.sum() < 2:
-        raise ValueError(
-            f"variable = {shown(variable)}: {complete.sum()} of {len(complete)} items have all their readings; expected at least "
-            f"two"
-        )
+    where = f"variable = {shown(variable)}: items that have all their readings"
+    expect(complete.sum() > 1, where, int(complete.sum()), "at least two")
     ds = ds.isel(item=complete)
     pairs = [_pair(ds, name, several) for name in names]
     originals, twins = (xr.concat([pair[k] for pair in pairs], "reading") if several else pairs[0][k] for k in (0, 1))
@@ -221,27 +218,17 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
 
 def checked_variables(ds: Any, variable: Any) -> list[str]:
     """Names of variables with twins in a dataset with clones, or a ValueError."""
-    import xarray as xr
-
-    if not isinstance(ds, xr.Dataset):
-        raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
-    names = [variable] if isinstance(variable, str) else list(variable) if isinstance(variable, Sequence) else []
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"variable = {shown(variable)}: expected the name of a variable, or a list of different names")
+    names = [variable] if isinstance(variable, str) else list(variable)
+    expect(names and len(set(names)) == len(names), "variable", variable, "the name of a variable, or different names")
     clones = ds.sizes.get("clone", 1)
     measured = json.loads(ds.attrs.get("spec", "{}")).get("clones", clones)
-    if clones < 2 or clones != measured:
-        raise ValueError(f"ds has {clones} of {measured} clones of the run; expected all of them, and at least 2 (clones = 2)")
+    expect(clones == measured and clones > 1, "ds: clones", clones, f"all {measured} of the run, and at least 2")
     known = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
     for name in names:
-        if name not in known:
-            raise ValueError(
-                f"variable = {name!r}: expected a symmetric or ranked variable, which has a twin clone_{name} or "
-                f"original_{name}: one of {known}"
-            )
+        expect(name in known, "variable", name, f"one that is symmetric or ranked, and so has a twin: one of {known}")
         check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
-    if ds.attrs.get("missing_tasks"):
-        raise ValueError(f"the run is not finished: {ds.attrs['missing_tasks']} tasks are missing; run it again to its end")
+    missing = ds.attrs.get("missing_tasks", 0)
+    expect(not missing, "missing tasks of the run", missing, "a finished run; run it again to its end")
     return names
 
 
@@ -300,10 +287,9 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
     (f_k + (K-1) r_k)/K, and the sum over all pairs of data is sum_k f_k + (K-1)/2 sum_k r_k.
     """
     f, r = (checked_numbers(name, values) for name, values in (("with_original", with_original), ("with_clones", with_clones)))
-    if f.ndim < 2 or f.shape != r.shape or f.shape[0] < 2 or f.shape[1] < 2 or not f.size:
-        raise ValueError(
-            f"with_original has shape {f.shape}, with_clones {r.shape}; expected both (items, clones, ...), at least two of each"
-        )
+    fits = f.ndim > 1 and f.shape == r.shape and min(f.shape[:2]) > 1 and f.size
+    where = "shapes of with_original and with_clones"
+    expect(fits, where, (f.shape, r.shape), "both (items, clones, ...), at least two of each")
     K = f.shape[1]
     with_others = np.concatenate([f.mean(axis=1, keepdims=True), (f + (K - 1) * r) / K], axis=1)  # by datum j, over all others
     total = f.sum(axis=1, keepdims=True) + (K - 1) / 2 * r.sum(axis=1, keepdims=True)
@@ -345,8 +331,8 @@ def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndar
     with_original, with_clones : arrays (items, K, ...)
     """
     data = as_real(checked_array("data", data))
-    if data.ndim < 2 or data.shape[1] < 3:
-        raise ValueError(f"data has shape {data.shape}; expected (items, clones + 1, ...), an original and at least two clones")
+    fits = data.ndim > 1 and data.shape[1] > 2
+    expect(fits, "shape of data", data.shape, "(items, clones + 1, ...), an original and at least two clones")
     original, clones = data[:, 0], data[:, 1:]
     first = [np.asarray(f(original, clones[:, k]), float) for k in range(clones.shape[1])]
     return np.stack(first, axis=1), between_clones(clones, clones.shape[1], f)

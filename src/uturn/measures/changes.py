@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import LARGEST, checked_array, shown
+from uturn.core.checks import LARGEST, checked_array, expect, shown
 from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
@@ -156,9 +156,9 @@ def correlations(
     >>> bool((found.low < 0).values[2:].all() and (found.high > 0).values[2:].all())
     True
     """
-    if isinstance(changed, Covariances) and (str(distance), branching, shape) != ("index", None, None):
-        raise ValueError(f"changed is an accumulator with {shown(changed.distance)}; leave out distance, branching and shape")
     if isinstance(changed, Covariances):
+        is_alone = (str(distance), branching, shape) == ("index", None, None)
+        expect(is_alone, "distance", distance, "none beside an accumulator; leave out distance, branching and shape")
         curves = correlations_of(labelled(changed)[0], confidence=confidence).isel(noise=0, drop=True)
         return curves.assign(pairs=("distance", changed.distance.pairs))
     readings = covariances_of(changed, distance, branching=branching, shape=shape)
@@ -196,17 +196,13 @@ def _checked_changes(changed: Any) -> tuple[np.ndarray, Any]:
     if {"item", "trajectory"} <= dims:
         changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
     values, has_noise = checked_array("changed", changed), {"noise", "item", "trajectory"} <= dims
-    if values.ndim != 3 + has_noise or 0 in values.shape or values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites), or "
-            f"a DataArray (noise, item, trajectory, site)"
-        )
-    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and (np.abs(values) >= LARGEST).any()):
-        raise ValueError(f"changed has values that are masked or above {LARGEST:g}; expected NaN where a U-turn is missing")
-    if values.shape[-2] < 2:
-        raise ValueError(f"changed has trajectories = {values.shape[-2]} of each item; a covariance needs at least 2")
-    if values.dtype.kind == "f" and np.isnan(values).all():
-        raise ValueError("changed has only NaN; expected numbers, with NaN where a U-turn is missing")
+    fits, is_float = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf", values.dtype.kind == "f"
+    where, dims_of = f"changed: {values.dtype} of shape", "(items, trajectories, sites), or a DataArray with noise too"
+    expect(fits, where, values.shape, f"real numbers {dims_of}")
+    has_large = np.ma.is_masked(changed) or (is_float and (np.abs(values) >= LARGEST).any())
+    expect(not has_large, "changed", changed, f"numbers below {LARGEST:g}, none masked, NaN where a U-turn is missing")
+    expect(values.shape[-2] > 1, "changed: trajectories", values.shape[-2], "at least 2 of each item, for a covariance")
+    expect(not (is_float and np.isnan(values).all()), "changed", changed, "numbers, with NaN where a U-turn is missing")
     return (values, changed.noise.values) if has_noise else (values[None], None)
 
 
@@ -263,10 +259,8 @@ def distance_between(
     """
     word: Any = distance if isinstance(distance, str) else None
     for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
-        if (value is not None) != (word == needed_by):
-            raise ValueError(
-                f"{option} = {shown(value)}: distance = {needed_by!r} needs it, no other has it; got {shown(distance)}"
-            )
+        fits, rule = (value is not None) == (word == needed_by), f"distance = {needed_by!r} needs it, no other has it"
+        expect(fits, f"distance = {shown(distance)}, {option}", value, rule)
     between: Distance
     if word == "tree":
         between = Tree(sites, branching)  # type: ignore[arg-type]
@@ -276,10 +270,7 @@ def distance_between(
         raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
     else:
         between = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
-    if between.num_sites != sites:
-        raise ValueError(
-            f"distance is that of {between.num_sites} sites, but changed has {sites}; give distances of all its sites"
-        )
+    expect(between.num_sites == sites, "sites of the distance", between.num_sites, f"{sites}, those of changed")
     return between
 
 
@@ -419,11 +410,8 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
 
 def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Covariance by distance, and the sum of all covariances over the number of sites, else a ValueError."""
-    import xarray as xr
 
     wanted = [f"{name}_{key}" if name else key for key in ("change_covariance", "change_covariance_sum")]
-    if not isinstance(ds, xr.Dataset) or not set(wanted) <= set(ds.data_vars):
-        raise ValueError(f"ds = {shown(ds)}: expected the results of an experiment with the probe 'changes', {', '.join(wanted)}")
     for key in wanted:
         check_dims(key, ds[key], ("noise", "item"))
         check_complete(ds[key])

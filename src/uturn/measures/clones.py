@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import checked_array
+from uturn.core.checks import checked_array, expect
 
 
 def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
@@ -26,8 +26,6 @@ def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np
     float64 array (items, draws, ...)
         Entry of clone k: `sum_{j != k} f(x_k, x_j) / (K - 1)`.
     """
-    if clones < 2:
-        raise ValueError(f"clones = {clones}: expected at least 2, to be compared with each other")
     items, draws = values.shape[:2]
     groups = values.reshape(-1, clones, *values.shape[2:])
     sums: list[Any] = [0] * clones
@@ -82,21 +80,16 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     axes = ("noise", "item", "trajectory", "clone")[: draws + 2]
     data = before.shape[1:]
     fits = before.ndim and 0 <= draws <= 2 and after.shape[1] == len(before) and after.shape[after.ndim - len(data) :] == data
-    if not fits or not after.size:
-        raise ValueError(
-            f"reconstructions has shape {after.shape}, originals {before.shape}; expected (noise, item[, trajectory[, clone]], "
-            f"..) and (item, ..), with the same items and data of one shape"
-        )
+    where, dims = "shapes of reconstructions and originals", "(noise, item[, trajectory[, clone]], ..) and (item, ..)"
+    expect(fits and after.size, where, (after.shape, before.shape), f"{dims}, with the same items and data of one shape")
     name = name or str(getattr(f, "__name__", "f"))
     clones = after.shape[3] if draws == 2 else 1
 
     def compared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """f of pairs; NaN where a datum is missing."""
         value = np.asarray(f(a, b), float)
-        if value.shape[:1] != a.shape[:1]:
-            raise ValueError(
-                f"f gave an array of shape {value.shape} for {len(a)} pairs; expected ({len(a)},) or ({len(a)}, levels)"
-            )
+        fits, of_pairs = value.shape[:1] == a.shape[:1], f"({len(a)},) or ({len(a)}, levels)"
+        expect(fits, f"shape of f for {len(a)} pairs", value.shape, of_pairs)
         gone = np.isnan(a) | np.isnan(b) if a.dtype.kind == "f" or b.dtype.kind == "f" else np.zeros(a.shape, bool)
         return np.where(gone.reshape(len(a), -1).any(1).reshape(-1, *[1] * (value.ndim - 1)), np.nan, value)
 
@@ -107,12 +100,11 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
         of_each = [compared(before, flat[:, k]) for k in range(flat.shape[1])]
         with_original.append(np.stack(of_each, 1).reshape(*turned.shape[: draws + 1], *of_each[0].shape[1:]))
         if clones > 1:
-            if not np.allclose(compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True):
-                raise ValueError(f"{name}: f(a, b) differs from f(b, a); clones are compared by a symmetric f")
+            same = np.allclose(compared(flat[:, 0], before), of_each[0], rtol=1e-3, atol=1e-6, equal_nan=True)
+            expect(same, "f", name, "a symmetric one, to compare clones; f(a, b) differs from f(b, a)")
             with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
     levels = np.ndim(with_original[0]) + 1 - len(axes)
-    if levels > 1:
-        raise ValueError(f"f gave {levels} axes for each pair; expected none, or one of levels")
+    expect(levels < 2, "axes of f for each pair", levels, "none, or one of levels")
     names = (*axes, f"{name}_level")[: len(axes) + levels]
     twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
     return {

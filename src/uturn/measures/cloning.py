@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_noise, checked_numbers, shown
+from uturn.core.checks import checked_integer, checked_noise, checked_numbers, expect
 from uturn.core.random import Purpose, keys, normals
 
 
@@ -36,11 +36,8 @@ def cloning_probability(same: Any) -> Any:
     from uturn.measures.statistics import check_dims, proportion
 
     check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
-    if same.sizes["clone"] < 2 or "clone_" not in str(same.name or "clone_") or same.isnull().any():
-        raise ValueError(
-            f"same is {same.name!r} of {same.sizes['clone']} clones, perhaps with missing readings; expected a complete twin of "
-            f"several clones: ds.clone_same_class"
-        )
+    fits = same.sizes["clone"] > 1 and "clone_" in str(same.name or "clone_") and not same.isnull().any()
+    expect(fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class")
     return xr.DataArray(proportion(same).T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
 
 
@@ -141,8 +138,8 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
     from scipy.optimize import brentq
 
     values = checked_numbers("eigenvalues", eigenvalues)
-    if values.ndim != 1 or (values < 0).any() or not values.any():
-        raise ValueError(f"eigenvalues = {shown(eigenvalues)}: expected numbers >= 0 (components,), not all of them 0")
+    fits = values.ndim == 1 and (values >= 0).all() and values.any()
+    expect(fits, "eigenvalues", eigenvalues, "numbers >= 0 (components,), not all of them 0")
     wanted = math.log(checked_integer("count", count, 2))
     log_values = np.log(values[values > 0])
 
@@ -179,8 +176,7 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
         `sum_i p(x_i | x_t)^2` for each noisy datum.
     """
     x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
-    if times.ndim != 1 or not (times > 0).all():
-        raise ValueError(f"noise = {shown(noise)}: expected times above 0 (levels,)")
+    expect(times.ndim == 1 and (times > 0).all(), "noise", noise, "times above 0 (levels,)")
     chosen = np.arange(checked_integer("observations", observations, 1)) % len(x)
     agreement = []
     for k, t in enumerate(times):
@@ -196,12 +192,11 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
 def _checked_data(data: Any, least: int) -> np.ndarray:
     """Data as float64 (items, components), or a ValueError."""
     values = checked_numbers("data", data)
-    if values.ndim < 2 or len(values) < least or not values.size:
-        raise ValueError(f"data has shape {values.shape}; expected (items, components), at least {least} items")
+    fits = values.ndim > 1 and len(values) >= least and values.size
+    expect(fits, "shape of data", values.shape, f"(items, components), at least {least} items")
     return values.reshape(len(values), -1)
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer) or not 0 < value < np.inf:
-        raise ValueError(f"{name} = {shown(value)}: expected a positive number")
+    expect(0 < value < np.inf, name, value, "a positive number")
     return float(value)

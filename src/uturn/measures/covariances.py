@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from uturn.core.checks import LARGEST, checked_array, checked_integer, shown
+from uturn.core.checks import LARGEST, checked_array, checked_integer, expect, shown
 
 _BLOCK = 2**22  # float64 numbers in memory at once: 32 MB
 
@@ -55,8 +55,7 @@ class Tree:
 
     def __post_init__(self) -> None:
         n, s = checked_integer("num_sites", self.num_sites, 1), checked_integer("branching", self.branching, 2)
-        if s**self.depth != n:
-            raise ValueError(f"sites: {n}, branching = {s}: expected branching**depth sites; give the branching of the tree")
+        expect(s**self.depth == n, "sites", n, f"branching**depth, branching = {s}; give the branching of the tree")
 
     @cached_property
     def depth(self) -> int:
@@ -150,11 +149,11 @@ class Matrix:
 
     def __post_init__(self) -> None:
         d = checked_array("distance", self.matrix)
-        if d.ndim != 2 or d.shape[0] != d.shape[1] or d.dtype.kind not in "iuf" or not d.size:
-            raise ValueError(f"distance has shape {d.shape} and dtype {d.dtype}; expected numbers (sites, sites)")
-        diagonal = np.eye(len(d), dtype=bool)
-        if not np.isfinite(d).all() or not np.array_equal(d, d.T) or d[diagonal].any() or (d[~diagonal] <= 0).any():
-            raise ValueError("distance: expected a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere")
+        fits = d.ndim == 2 and d.shape[0] == d.shape[1] and d.dtype.kind in "iuf" and d.size
+        expect(fits, f"distance: {d.dtype} of shape", d.shape, "numbers (sites, sites)")
+        apart = ~np.eye(len(d), dtype=bool)
+        fits = np.isfinite(d).all() and np.array_equal(d, d.T) and not d[~apart].any() and (d[apart] > 0).all()
+        expect(fits, "distance", d, "a symmetric finite matrix with 0 on the diagonal and positive numbers elsewhere")
         object.__setattr__(self, "matrix", d.astype(float))
 
     def __eq__(self, other: object) -> bool:
@@ -209,10 +208,8 @@ class Covariances:
         """Add trajectories: `changed` (items, trajectories, sites), real or bool. Returns the accumulator itself."""
         changed, batch = checked_changes(changed), Covariances(self.distance)
         expected = (len(self._mean) if self.count else len(changed), self.distance.num_sites)
-        if (len(changed), changed.shape[2]) != expected:
-            raise ValueError(
-                f"changed has shape {changed.shape}; expected {expected[0]} items and {expected[1]} sites, as before"
-            )
+        fits = (len(changed), changed.shape[2]) == expected
+        expect(fits, "shape of changed", changed.shape, f"{expected[0]} items and {expected[1]} sites, as before")
         batch.count = changed.shape[1]
         items = max(1, _BLOCK // max(changed[0].size, 1))
         moments = [self._moments(np.asarray(changed[k : k + items], float)) for k in range(0, len(changed), items)]
@@ -221,12 +218,10 @@ class Covariances:
 
     def merge(self, other: Covariances) -> Covariances:
         """Add the trajectories of another accumulator of the same originals. Returns the accumulator itself."""
-        if not isinstance(other, Covariances):
-            raise ValueError(f"other is a {type(other).__name__}; expected Covariances; give arrays to `add`")
-        if other.distance is not self.distance and other.distance != self.distance:
-            raise ValueError(f"other has the distances {shown(other.distance)}; expected those of {shown(self.distance)}")
-        if self.count and other.count and len(self._mean) != len(other._mean):
-            raise ValueError(f"other has {len(other._mean)} items; expected the same {len(self._mean)} items")
+        same = other.distance is self.distance or other.distance == self.distance
+        expect(same, "distances of other", other.distance, f"those of {shown(self.distance)}")
+        if self.count and other.count:
+            expect(len(self._mean) == len(other._mean), "items of other", len(other._mean), f"the same {len(self._mean)} items")
         total = self.count + other.count
         if not other.count:
             return self
@@ -263,8 +258,7 @@ class Covariances:
 
     def check_trajectories(self) -> None:
         """ValueError unless there are at least two trajectories."""
-        if self.count < 2:
-            raise ValueError(f"changed has trajectories = {self.count} of each item; a covariance needs at least 2")
+        expect(self.count > 1, "changed: trajectories", self.count, "at least 2 of each item, for a covariance")
 
 
 def checked_changes(changed: Any) -> np.ndarray:
@@ -272,12 +266,8 @@ def checked_changes(changed: Any) -> np.ndarray:
     if {"item", "trajectory"} <= set(getattr(changed, "dims", ())):
         changed = changed.transpose("item", "trajectory", ...)
     values = checked_array("changed", changed)
-    if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"changed has shape {values.shape} and dtype {values.dtype}; expected real numbers (items, trajectories, sites)"
-        )
-    if np.ma.is_masked(changed) or (values.dtype.kind == "f" and not (np.abs(values) < LARGEST).all()):
-        raise ValueError(
-            f"changed has values that are masked, NaN or above {LARGEST:g}; leave out the items with missing U-turns"
-        )
+    fits = values.ndim == 3 and values.size and values.dtype.kind in "biuf"
+    expect(fits, f"changed: {values.dtype} of shape", values.shape, "real numbers (items, trajectories, sites)")
+    is_complete = not np.ma.is_masked(changed) and (values.dtype.kind != "f" or (np.abs(values) < LARGEST).all())
+    expect(is_complete, "changed", changed, f"numbers below {LARGEST:g}, none masked or NaN; leave out what is missing")
     return values

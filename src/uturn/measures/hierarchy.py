@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.random import Streams
 from uturn.measures.changes import by_distance
 from uturn.measures.covariances import Tree
@@ -128,17 +128,15 @@ def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -
     import xarray as xr
 
     wanted = [f"{name}_{key}" if name else key for key in ("change", "change_covariance")]
-    if not isinstance(ds, xr.Dataset) or not set(wanted) <= set(ds.data_vars):
-        raise ValueError(f"ds = {shown(ds)}: expected a Dataset with the readings {wanted}")
     change, covariance = ds[wanted[0]], by_distance(ds[wanted[1]])
     distances = covariance.distance.values
     s = round(distances[1]) if len(distances) > 1 else 0
-    if s < 2 or not np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))]):
-        raise ValueError(f"distance = {shown(distances.tolist())}: expected 0, s, s**2, .., the sizes of nested blocks")
+    is_nested = s > 1 and np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))])
+    expect(is_nested, "distance", distances.tolist(), "0, s, s**2, .., the sizes of nested blocks")
     moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(distance="moment")
     _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
-    if not (covariance.isel(distance=0) > 0).any():
-        raise ValueError("change_covariance is 0 at distance 0; expected changes that vary between trajectories")
+    varies = (covariance.isel(distance=0) > 0).any()
+    expect(varies, "change_covariance at distance 0", 0, "changes that vary between trajectories")
     index = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
     return Estimate(*np.maximum(index, 0).tolist())
 
@@ -212,8 +210,7 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     from uturn.core.u_turns import u_turns
 
     source, corruption, backward, _ = checked_experiment(experiment).parts
-    if experiment.clones > 1:
-        raise ValueError(f"clones = {experiment.clones}: expected one clone")
+    expect(experiment.clones == 1, "clones", experiment.clones, "one clone")
 
     def blocks() -> Iterator[tuple[tuple[int, int], Any, float, Streams]]:
         for k, noise in enumerate(experiment.noise):
@@ -226,11 +223,8 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
     else:
         for key, turned in u_turns(blocks(), corruption, backward):
             before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
-            if before.ndim != 3:
-                raise ValueError(
-                    f"{turned.originals!r} has data of shape {turned.originals.data.shape}; expected (items, sites), as of "
-                    f"strings or vectors; compute the changes of other data from `uturn.u_turn`"
-                )
+            shape, fits = turned.originals.data.shape, "(items, sites), as of strings or vectors"
+            expect(len(shape) == 2, "shape of the originals", shape, f"{fits}; compute other changes from `uturn.u_turn`")
             pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
     levels = [np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k]) for k in range(len(experiment.noise))]
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
@@ -239,8 +233,7 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
 
 def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -> np.ndarray:
     """Changes from originals to noisy data, (items, trajectories, sites)."""
-    if not corruption.is_random:
-        raise ValueError(f"corruption = {corruption!r} draws no noise; expected one that does, such as Masking()")
+    expect(corruption.is_random, "corruption", corruption, "one that draws noise, such as Masking()")
     values = originals.observed_by(corruption, noise, streams).values
     values = values.reshape(len(originals.items), streams.count, *values.shape[1:])
     before = originals.data[:, None]
@@ -249,8 +242,8 @@ def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -
             before = np.eye(values.shape[-1])[before]
         squares = np.square(values - np.sqrt(float(corruption.abar(noise))) * before)
         return squares if squares.ndim == 3 else squares.sum(axis=-1)
-    if values.dtype.kind not in "iu" or values.shape[2:] != before.shape[2:]:
-        raise ValueError(f"corruption = {corruption!r}: noisy data are no symbols; compare them with the originals yourself")
+    are_symbols = values.dtype.kind in "iu" and values.shape[2:] == before.shape[2:]
+    expect(are_symbols, "corruption", corruption, "one whose noisy data are symbols; compare others with the originals yourself")
     return values != before
 
 
@@ -318,16 +311,16 @@ def _checked(changed: Any, branching: int) -> tuple[int, int]:
     """Branching s and number of levels K, or a ValueError."""
     check_dims("changed", changed, _DIMS, ())
     s, K = branching, Tree(changed.sizes["site"], branching).depth
-    if changed.sizes["trajectory"] < 2 or K < 1:
-        raise ValueError(f"changed has sizes {dict(changed.sizes)}; expected at least 2 trajectories, and at least {s} sites")
+    fits = changed.sizes["trajectory"] > 1 and K > 0
+    expect(fits, "changed: sizes", dict(changed.sizes), f"at least 2 trajectories, and at least {s} sites")
     _check_readings("changed", changed.noise.values, changed.values)
-    if not (changed.var("trajectory") > 0).any() or not changed.isel(noise=-1).mean() > 0:
-        raise ValueError("changed does not vary between the trajectories of an item, or is 0 at the last noise level")
+    varies = (changed.var("trajectory") > 0).any() and changed.isel(noise=-1).mean() > 0
+    expect(varies, "changed", changed, "changes that vary between trajectories, and are not 0 at the last noise level")
     return s, K
 
 
 def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
-    if not np.isfinite(values.astype(float)).all():
-        raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
-    if noise.dtype.kind not in "iuf" or len(noise) < 2 or not (np.diff(noise) > 0).all():
-        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels, the last one without signal")
+    is_complete = np.isfinite(values.astype(float)).all()
+    expect(is_complete, name, values, "no missing or infinite readings; finish the run, or drop what is missing")
+    rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
+    expect(rises, "noise", noise.tolist(), "at least two increasing levels, the last one without signal")

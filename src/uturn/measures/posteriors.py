@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect, shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
 from uturn.measures.statistics import WITHIN, checked_share, replicates
@@ -185,8 +185,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
 
 def _names(ds: Any) -> tuple[dict[str, list[str]], list[str]]:
     """The readings of the family and those beside it that have values for a test, and remarks on those that have none."""
-    if not isinstance(ds, xr.Dataset):
-        raise ValueError(f"ds = {shown(ds)}: expected the dataset that uturn.run gives for an experiment with clones >= 2")
+    expect(isinstance(ds, xr.Dataset), "ds", ds, "the dataset that uturn.run gives for an experiment with clones >= 2")
     tested = [str(name) for name in ds.data_vars if set(ds[name].dims) <= {"noise", *WITHIN} and twin_of(ds, str(name))]
     by_plain_name = {plain_name(name): name for name in reversed(tested)}  # the first, if there are several classifiers
     names: dict[str, list[str]] = {}

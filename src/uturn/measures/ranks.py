@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.random import Purpose, checked_seed, keys, uniforms
 from uturn.measures.calibration import checked_variables, holm, items_tested, joined, twin_of
 from uturn.measures.statistics import checked_share
@@ -80,11 +80,10 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     names = checked_variables(ds, variable)
     level = checked_share("level", level)
     for name in names:
-        if "clone" in ds[twin_of(ds, name)].dims:
-            raise ValueError(f"variable = {name!r}: compares two data; expected a ranked variable, with a twin original_{name}")
+        is_ranked = "clone" not in ds[twin_of(ds, name)].dims
+        expect(is_ranked, "variable", name, f"a ranked variable, with a twin original_{name}; this one compares two data")
     complete = items_tested(ds, names)
-    if not complete.any():
-        raise ValueError(f"variable = {shown(variable)}: no item has all its readings; expected at least one")
+    expect(complete.any(), "variable", variable, "at least one item with all its readings")
     ds = ds.isel(item=complete)
     K, items = ds.sizes["clone"], ds.sizes["item"]
     ties = uniforms(keys(checked_seed(seed), Purpose.RANKS, np.asarray(ds.item.values, np.int64)), ds.sizes["noise"])

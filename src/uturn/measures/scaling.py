@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_numbers, shown
+from uturn.core.checks import checked_numbers, expect
 from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated
 from uturn.measures.covariances import Covariances
 from uturn.measures.statistics import Estimate, check_dims, replicates
@@ -68,11 +68,9 @@ def correlation_length(
     check_dims("covariance", covariance, ("noise", "item", "distance"), ())
     check_complete(covariance)
     exponents = np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
-    if (exponents < 0).any():
-        raise ValueError(f"exponent = {exponent!r}: expected a number >= 0, or None to fit it")
+    expect((exponents >= 0).all(), "exponent", exponent, "a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
-    if len(r) < 3:
-        raise ValueError(f"covariance has {len(r)} distances above 0; the fit of a correlation length needs at least 3")
+    expect(len(r) > 2, "covariance: distances above 0", len(r), "at least 3, to fit a correlation length")
     rates = np.r_[0, np.geomspace(0.01 / r[-1], 10 / r[0], 300)]
     shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
@@ -169,8 +167,8 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
 
     noise, N = _checked_curves(curves, sizes)
     begin = checked_numbers("start", start)
-    if begin.shape != (2,) or not 0.5 < begin[0] < 20 or not begin[1]:
-        raise ValueError(f"start = {shown(start)}: expected (ν, critical noise) with ν between 0.5 and 20, noise not 0")
+    fits = begin.shape == (2,) and 0.5 < begin[0] < 20 and begin[1]
+    expect(fits, "start", start, "(ν, critical noise) with ν between 0.5 and 20, noise not 0")
 
     def spread(parameters: np.ndarray, y: np.ndarray) -> float:
         nu, critical = parameters
@@ -203,9 +201,8 @@ def _checked_curves(curves: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Noise levels and sizes as float64, or a ValueError."""
     check_dims("curves", curves, ("noise", "item", "size", "part"), ())
     noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
-    if len(noise) < 2 or not (np.diff(noise) > 0).all():
-        raise ValueError(f"noise = {shown(noise.tolist())}: expected at least two increasing levels")
-    if N.shape != (curves.sizes["size"],) or len(np.unique(N)) < 2 or not (N > 0).all():
-        raise ValueError(f"sizes = {shown(N.tolist())}: expected a positive number for each of at least two sizes of the curves")
+    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise", noise.tolist(), "at least two increasing levels")
+    fits = N.shape == (curves.sizes["size"],) and len(np.unique(N)) > 1 and (N > 0).all()
+    expect(fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves")
     checked_numbers("curves", curves.values)
     return noise, N

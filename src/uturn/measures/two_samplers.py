@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_array
+from uturn.core.checks import checked_array, expect
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.calibration import holm
 from uturn.measures.relabelling import p_values
@@ -125,23 +125,19 @@ def change_sizes(originals: Any, reconstructions: Any) -> np.ndarray:
     `originals`: array (items, ...). `reconstructions`: array (noise, items, draws, ...).
     """
     x, y = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
-    if y.ndim < 3 or x.shape != (y.shape[1], *y.shape[3:]):
-        raise ValueError(
-            f"originals have shape {x.shape}, reconstructions {y.shape}; expected (items, ...), (noise, items, draws, ...)"
-        )
+    fits, where = y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:]), "shapes of originals and reconstructions"
+    expect(fits, where, (x.shape, y.shape), "(items, ...) and (noise, items, draws, ...)")
     return _size(y - x[:, None], 3)
 
 
 def _together(first: Any, second: Any) -> np.ndarray:
     """The U-turns of both samplers, (noise, items, 4, ...), checked."""
     a, b = checked_array("first", first), checked_array("second", second)
-    if a.shape != b.shape or a.ndim < 3 or a.shape[2] != 2 or not a.size:
-        raise ValueError(
-            f"first has shape {a.shape}, second {b.shape}; expected both (noise, items, 2, ...): two U-turns of each item"
-        )
+    fits = a.shape == b.shape and a.ndim > 2 and a.shape[2] == 2 and a.size
+    expect(fits, "shapes of first and second", (a.shape, b.shape), "both (noise, items, 2, ...): two U-turns of each item")
     data = np.concatenate([a, b], axis=2)
-    if data.dtype.kind not in "biuf" or not np.isfinite(data).all():
-        raise ValueError("first and second: expected finite real numbers; leave out items with missing reconstructions")
+    is_finite = data.dtype.kind in "biuf" and np.isfinite(data).all()
+    expect(is_finite, "first and second", data, "finite real numbers; leave out items with missing reconstructions")
     return data.astype(np.result_type(data.dtype, np.float32), copy=False)
 
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from uturn.core.checks import checked_integer
+from uturn.core.checks import checked_integer, expect
 
 
-class TreeClassifier(nn.Module):
+class _Blocks(nn.Module):
+    """Blocks in a row, `blocks.0`, `blocks.1`, .., and a linear map `logits`, with the initial weights of a seed.
+
+    Weights are normal with variance 2 / (number of inputs of a unit), biases zero (arXiv:1502.01852).
+    """
+
+    def __init__(self, options: dict[str, Any], blocks: Iterable[Sequence[nn.Module]], width: int, seed: int) -> None:
+        super().__init__()
+        self.options = options
+        self.blocks = nn.Sequential(*(nn.Sequential(*layers) for layers in blocks))
+        self.logits = nn.Linear(width, options["num_classes"])
+        if self.logits.weight.is_meta:  # values are read from a file later
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+class TreeClassifier(_Blocks):
     """Convolutional network with the shape of the tree: one convolution and ReLU for each tree level (Fig. 8, arXiv:2402.16991).
 
     Filters have size and stride s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level
@@ -40,36 +61,27 @@ class TreeClassifier(nn.Module):
     def __init__(
         self, vocab_size: int, branching: int, depth: int, num_classes: int | None = None, width: int = 256, seed: int = 0
     ) -> None:
-        super().__init__()
         num_classes = vocab_size if num_classes is None else num_classes
         sizes = {"vocab_size": vocab_size, "branching": branching, "depth": depth, "num_classes": num_classes, "width": width}
-        self.options: dict[str, Any] = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
-        channels = [vocab_size] + [width] * depth
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv1d(before, after, kernel_size=branching, stride=branching), nn.ReLU())
-                for before, after in pairwise(channels)
-            )
-        )
-        self.logits = nn.Linear(width, num_classes)
-        _he_normal(self, seed)
+        options = {name: checked_integer(name, size, 1) for name, size in sizes.items()}
+        channels = pairwise([vocab_size] + [width] * depth)
+        blocks = ((nn.Conv1d(*units, kernel_size=branching, stride=branching), nn.ReLU()) for units in channels)
+        super().__init__(options, blocks, width, seed)
 
     def forward(self, leaves: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of strings, int64 (batch, branching**depth)."""
         v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
-        if leaves.ndim != 2 or leaves.shape[1] != s**L or leaves.is_floating_point():
-            raise ValueError(
-                f"leaves: dtype {leaves.dtype}, shape {tuple(leaves.shape)}; expected int64 (batch, {s**L}), symbols 0 .. {v - 1}"
-            )
-        if leaves.numel() and not (0 <= int(leaves.min()) and int(leaves.max()) < v):
-            raise ValueError(f"leaves: symbols {int(leaves.min())} .. {int(leaves.max())}; expected 0 .. {v - 1}")
+        is_string = leaves.ndim == 2 and leaves.shape[1] == s**L and not leaves.is_floating_point()
+        expect(is_string, "leaves", f"{leaves.dtype}, {tuple(leaves.shape)}", f"int64 (batch, {s**L}), symbols 0 .. {v - 1}")
+        symbols = [int(leaves.min()), int(leaves.max())] if leaves.numel() else [0]
+        expect(0 <= min(symbols) <= max(symbols) < v, "leaves", symbols, f"symbols 0 .. {v - 1}")
         # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
         onehot = nn.functional.one_hot(leaves.long(), v).to(self.logits.weight.dtype)
         hidden = self.blocks((onehot - 1 / v).transpose(1, 2) * v**0.5)
         return self.logits(hidden.squeeze(2))
 
 
-class VectorClassifier(nn.Module):
+class VectorClassifier(_Blocks):
     """Fully connected network for vectors: `blocks.0`, `blocks.1`, .. are a linear map and ReLU each, `logits` a linear map.
 
     Parameters
@@ -88,24 +100,16 @@ class VectorClassifier(nn.Module):
     """
 
     def __init__(self, num_inputs: int, num_classes: int, width: int = 256, num_layers: int = 4, seed: int = 0) -> None:
-        super().__init__()
-        self.options: dict[str, Any] = {
-            "num_inputs": num_inputs,
-            "num_classes": num_classes,
-            "width": width,
-            "num_layers": num_layers,
-        }
-        units = [num_inputs] + [width] * num_layers
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(units)))
-        self.logits = nn.Linear(width, num_classes)
-        _he_normal(self, seed)
+        options = {"num_inputs": num_inputs, "num_classes": num_classes, "width": width, "num_layers": num_layers}
+        units = pairwise([num_inputs] + [width] * num_layers)
+        super().__init__(options, ((nn.Linear(*sizes), nn.ReLU()) for sizes in units), width, seed)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of vectors, floating point (batch, num_inputs)."""
         return self.logits(self.blocks(vectors))
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(_Blocks):
     """Convolutional network for images: `blocks.0`, `blocks.1`, .. are a 3x3 convolution, normalisation and ReLU each.
 
     `logits` is a linear map of the mean over positions.
@@ -129,41 +133,23 @@ class ImageClassifier(nn.Module):
     def __init__(
         self, image_channels: int, num_classes: int, widths: Sequence[int], strides: Sequence[int], seed: int = 0
     ) -> None:
-        super().__init__()
-        if len(widths) != len(strides) or not widths:
-            raise ValueError(
-                f"widths = {widths}, strides = {strides}: expected one stride for each block, and at least one block"
-            )
-        self.options: dict[str, Any] = {
+        expect(0 < len(widths) == len(strides), "strides", strides, f"one for each of the widths {widths}, at least one")
+        options = {
             "image_channels": image_channels,
             "num_classes": num_classes,
             "widths": list(widths),
             "strides": list(strides),
         }
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False),
-                    nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after),
-                    nn.ReLU(),
-                )
-                for (before, after), stride in zip(pairwise([image_channels, *widths]), strides, strict=True)
+        blocks = (
+            (
+                nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after),
+                nn.ReLU(),
             )
+            for (before, after), stride in zip(pairwise([image_channels, *widths]), strides, strict=True)
         )
-        self.logits = nn.Linear(widths[-1], num_classes)
-        _he_normal(self, seed)
+        super().__init__(options, blocks, widths[-1], seed)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of images, floating point (batch, image_channels, height, width)."""
         return self.logits(self.blocks(images).mean(dim=(2, 3)))
-
-
-def _he_normal(model: nn.Module, seed: int) -> None:
-    if next(model.parameters()).is_meta:  # values are read from a file later
-        return
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from uturn.core.checks import noted
+from uturn.core.checks import expect, noted
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.core.inputs import Input
@@ -61,11 +61,8 @@ class Preprocessing:
         self.transforms, self.channels = transforms, channels
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, self.channels):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width) with 1 or "
-                f"{self.channels} channels"
-            )
+        fits = images.ndim == 4 and images.shape[1] in (1, self.channels)
+        expect(fits, "shape of images", tuple(images.shape), f"(batch, channels, height, width), 1 or {self.channels} channels")
         return self.transforms((images / 2 + 0.5).clamp(0, 1).expand(-1, self.channels, -1, -1))
 
     def __repr__(self) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import shown
 from uturn.networks.libraries import reading
 
 
@@ -25,6 +24,13 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """ValueError for weights with NaN or infinity."""
+    bad = next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"the weights {bad!r} are not finite")
 
 
 def read_state_dict(path: str, expected: str, option: str = "weights", mapped: bool = False) -> dict[str, torch.Tensor]:
@@ -41,7 +47,9 @@ def read_state_dict(path: str, expected: str, option: str = "weights", mapped: b
         for key in ("state_dict", "model"):
             if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
                 state = state[key]
-        _check_state(state, Path(path).stat().st_size)
+        if not state or not isinstance(state, dict) or not all(isinstance(part, torch.Tensor) for part in state.values()):
+            raise ValueError("it does not hold tensors by their names")
+        check_finite(state)
     if all(name.startswith("module.") for name in state):  # saved by DataParallel
         rename_weights(state, lambda name: name.removeprefix("module."))
     return state
@@ -56,22 +64,6 @@ def read_plain(path: str, mmap: bool = False) -> Any:
         raise ValueError("it is damaged or holds more than weights") from None
 
 
-def _check_state(state: Any, size: int) -> None:
-    """ValueError unless `state` is a table of plain finite tensors by name, no larger than the file of `size` bytes."""
-    if not isinstance(state, dict) or not state:
-        raise ValueError(f"it holds {f'a {type(state).__name__}' if state else 'nothing'}, not tensors by their names")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise ValueError(f"{shown(name)} is a {getattr(tensor, 'layout', type(tensor).__name__)}, not a plain tensor")
-    # Count distinct storages: views that repeat elements can claim any size, and shared weights have several names.
-    distinct = {(tensor.data_ptr(), tensor.shape): tensor.numel() * tensor.element_size() for tensor in state.values()}
-    if sum(distinct.values()) > size:
-        raise ValueError("its weights are larger than the file")
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"the weights {shown(name)} are not finite")
-
-
 def rename_weights(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> None:
     """Rename weights in place, since a copy would lose the attribute with the versions of the modules."""
     for name in list(state):
@@ -84,10 +76,9 @@ def built_with(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], 
     initial = module.state_dict()
     other = [(initial[name], state[name]) for name in initial if name in state and initial[name].shape != state[name].shape]
     # Only the last layer may have another size, and only in its number of classes.
-    sizes = {(len(a), len(b)) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:] else None for a, b in other}
-    if len(sizes) == 1 and None not in sizes:
-        ((_, num_classes),) = sizes  # type: ignore[misc]
-        module = build(num_classes=num_classes)
+    sizes = {b.shape[:1] for a, b in other if a.shape[1:] == b.shape[1:]}
+    if len(sizes) == 1 and all(b.ndim and a.shape[1:] == b.shape[1:] for a, b in other):
+        module = build(num_classes=sizes.pop()[0])
     put_weights(module, state, where)
     return module
 

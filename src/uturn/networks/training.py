@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uturn.core.checks import checked_integer, one_line, shown
+from uturn.core.checks import checked_integer, expect
 from uturn.core.files import named_errors, whole_file
 from uturn.core.progress import add, progress_bar, units
 from uturn.networks.libraries import reading
@@ -77,14 +77,10 @@ def train(
     ValueError
         If the loss or its gradient is not finite, or the checkpoint belongs to another recipe or cannot be read or written.
     """
-    for name, value, least in (("steps", steps, 1), ("every", every, 1), ("warmup", warmup, 0)):
-        checked_integer(name, value, least)
-    if not 0 < clip < math.inf:
-        raise ValueError(f"clip = {clip}: expected a number > 0")
-    if average is not None and not 0 <= average < 1:
-        raise ValueError(f"average = {average}: expected a decay in [0, 1), or None")
-    if target is not None and evaluate is None:
-        raise ValueError(f"target = {target!r} needs `evaluate`, which gives {target[0]!r}")
+    for name, given, least in (("steps", steps, 1), ("every", every, 1), ("warmup", warmup, 0)):
+        checked_integer(name, given, least)
+    expect(0 < clip < math.inf, "clip", clip, "a number > 0")
+    expect(average is None or 0 <= average < 1, "average", average, "a decay in [0, 1), or None")
     settings = {
         "steps": steps,
         "every": every,
@@ -96,143 +92,71 @@ def train(
         "target": target,
         "average": average,
     }
-    training = _Training(model, settings, recipe, checkpoint)
+    identity = json.dumps({**settings, **{f"recipe.{name}": value for name, value in recipe.items()}}, sort_keys=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, **({} if averaged is None else {"average": averaged})}
+    step, finished = 0, False
+    records: dict[str, list[tuple[int, float]]] = {}
+    if checkpoint is not None:
+        with named_errors(checkpoint):
+            Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+        if Path(checkpoint).exists():
+            with reading(f"checkpoint = {str(checkpoint)!r}", "move it away to begin anew"):
+                state = read_plain(str(checkpoint))
+                there, here = json.loads(state["recipe"]), json.loads(identity)
+                if other := [name for name in {**there, **here} if there.get(name) != here.get(name)]:
+                    differences = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:4]]
+                    raise ValueError(f"it is the checkpoint of another training: {'; '.join(differences)}")
+                step, finished = int(state["step"]), bool(state["finished"])
+                records = {name: [(at, value) for at, value in pairs] for name, pairs in json.loads(state["records"]).items()}
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+
     title = Path(checkpoint).name if checkpoint is not None else "training"
-    with progress_bar(progress, title, steps, training.step) as advance, units(steps):
-        add(training.step)
+    with progress_bar(progress, title, steps, step) as advance, units(steps):
+        add(step)
         losses: list[float] = []
-        while training.step < steps and not training.finished:
-            losses.append(training.descend(loss))
+        while step < steps and not finished:
+            model.train()
+            rising = min(1.0, (step + 1) / max(warmup, 1))
+            falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (rising * falling)
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(model, step)
+            losses.append(value.item())
+            _check_finite("the loss", losses[-1], step, learning_rate)
+            value.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+            _check_finite("the norm of the gradient", norm, step, learning_rate)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+            step += 1
             advance()
             add()
-            if training.step % every == 0 or training.step == steps:
-                training.record({"loss": sum(losses) / len(losses)})
-                losses = []
-                if evaluate is not None:
-                    training.judge(evaluate)
-                training.save()
-    return training.ended()
+            if step % every and step < steps:
+                continue
+            values = {"loss": sum(losses) / len(losses)}
+            losses = []
+            if evaluate is not None:
+                judged = evaluate((model if averaged is None else averaged.module).eval())
+                expect("loss" not in judged, "evaluate", sorted(judged), "other names than 'loss', the loss in training")
+                values |= judged
+            for name, number in values.items():
+                records.setdefault(name, []).append((step, float(number)))
+            finished = target is not None and values[target[0]] >= target[1]
+            if checkpoint is not None:
+                state = {"recipe": identity, "step": step, "finished": finished, "records": json.dumps(records)}
+                with whole_file(checkpoint) as file:
+                    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, file)
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
+    model.eval()
+    return History(step, records)
 
 
-class _Training:
-    """State of a training, stored in a checkpoint: network, optimizer, averaged weights and records."""
-
-    def __init__(
-        self, model: torch.nn.Module, settings: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint: str | Path | None
-    ) -> None:
-        self.model, self.settings, self.checkpoint = model, settings, checkpoint
-        learning_rate, weight_decay, average = (settings[name] for name in ("learning_rate", "weight_decay", "average"))
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        self.averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
-        self.step, self.finished = 0, False
-        self.records: dict[str, list[tuple[int, float]]] = {}
-        try:
-            self.identity = json.dumps({"recipe": dict(recipe), **settings}, sort_keys=True)
-        except TypeError as error:
-            raise ValueError(f"recipe = {shown(recipe)}: expected plain data, as in JSON ({one_line(error)})") from None
-        if checkpoint is not None:
-            with named_errors(checkpoint):
-                Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-            if Path(checkpoint).exists():
-                self._resume(str(checkpoint))
-
-    def learning_rate(self) -> float:
-        """Linear warm-up times cosine decay."""
-        rising = min(1.0, (self.step + 1) / max(self.settings["warmup"], 1))
-        falling = 0.5 * (1 + math.cos(math.pi * self.step / self.settings["steps"])) if self.settings["decay"] else 1.0
-        return self.settings["learning_rate"] * (rising * falling)
-
-    def descend(self, loss: Callable[[torch.nn.Module, int], torch.Tensor]) -> float:
-        """Take one step of the optimizer; returns the loss before it."""
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        value = loss(self.model, self.step)
-        number = value.item()
-        self._check_finite("the loss", number)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]).item()
-        self._check_finite("the norm of the gradient", norm)
-        self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        self.step += 1
-        return number
-
-    def judge(self, evaluate: Callable[[torch.nn.Module], Mapping[str, float]]) -> None:
-        """Evaluate the network and record the values; finished if the target is reached."""
-        judged = self.model if self.averaged is None else self.averaged.module
-        values, target = evaluate(judged.eval()), self.settings["target"]
-        if "loss" in values:
-            raise ValueError("evaluate gives 'loss', which names the training loss in the records; choose another name")
-        self.record(values)
-        if target is not None:
-            if target[0] not in values:
-                raise ValueError(f"target = {target!r}: evaluate gives {sorted(values)}, not {target[0]!r}")
-            self.finished = values[target[0]] >= target[1]
-
-    def record(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.records.setdefault(name, []).append((self.step, float(value)))
-
-    def save(self) -> None:
-        if self.checkpoint is None:
-            return
-        state = {
-            "recipe": self.identity,
-            "step": self.step,
-            "finished": self.finished,
-            "records": json.dumps(self.records),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        if self.averaged is not None:
-            state["average"] = self.averaged.state_dict()
-        with whole_file(self.checkpoint) as file:
-            torch.save(state, file)
-
-    def ended(self) -> History:
-        """The history; the model gets the averaged weights, if any, and is in evaluation mode."""
-        if self.averaged is not None:
-            self.model.load_state_dict(self.averaged.module.state_dict())
-        self.model.eval()
-        return History(self.step, self.records)
-
-    def _resume(self, path: str) -> None:
-        """Continue from a checkpoint after checking all its content."""
-        where, instead, mine = f"checkpoint = {path!r}", "move it away to begin anew", json.loads(self.identity)
-        with reading(where, instead):
-            state = read_plain(path)
-            differences = _differences(json.loads(state["recipe"]), mine)
-        if differences:
-            raise ValueError(f"{where} is the checkpoint of another training: {'; '.join(differences[:4])}; {instead}")
-        with reading(where, instead):
-            self.step, self.finished = checked_integer("step", state["step"], 1), state["finished"]
-            if self.step > mine["steps"] or not isinstance(self.finished, bool):
-                raise ValueError(f"step = {self.step}, finished = {shown(self.finished)}")
-            self.records = {
-                name: [(checked_integer("step", at, 1), float(value)) for at, value in pairs]
-                for name, pairs in json.loads(state["records"]).items()
-            }
-            self.model.load_state_dict(state["model"])
-            # Only the moments are restored; the settings of the optimizer come from the recipe.
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
-            for weights, moments in self.optimizer.state.items():
-                shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
-                if shapes != {"step": (), "exp_avg": (*weights.shape,), "exp_avg_sq": (*weights.shape,)}:
-                    raise ValueError(f"moments {shapes} of weights {tuple(weights.shape)}")
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["average"])
-
-    def _check_finite(self, what: str, number: float) -> None:
-        if not math.isfinite(number):
-            rate = self.settings["learning_rate"]
-            raise ValueError(f"{what} is {number} at step {self.step}; lower the learning rate ({rate})")
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """The differences between two recipes as text."""
-    there, here = ({**table, **{f"recipe.{key}": value for key, value in table["recipe"].items()}} for table in (there, here))
-    keys = [key for key in sorted({*there, *here} - {"recipe"}) if there.get(key) != here.get(key)]
-    return [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys]
+def _check_finite(what: str, number: float, step: int, learning_rate: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError(f"{what} is {number} at step {step}; lower the learning rate ({learning_rate})")

@@ -62,9 +62,9 @@ class TextStates:
         batch_size: int = 32,
     ) -> None:
         self.model, self.texts, self.batch_size = model, texts, batch_size
-        wanted = layers or getattr(model.module, "probed", EVERY_BLOCK)
+        wanted = layers or getattr(model.network, "probed", EVERY_BLOCK)
         self._gives_states = model.config is not None and wanted in (EVERY_BLOCK, (EVERY_BLOCK,), [EVERY_BLOCK])
-        self.layers = () if self._gives_states else select_layers(model.module, wanted)
+        self.layers = () if self._gives_states else select_layers(model.network, wanted)
         rows = texts.rows(reference)
         self.layers = tuple(next(self._states(rows[:1]))[2])
         self._fit(rows)
@@ -151,7 +151,7 @@ class TextStates:
             for k, values in enumerate(every):
                 receive("embeddings" if k == 0 else f"block {k}", values)
         else:
-            with hooks(self.model.module, self.layers, receive):
+            with hooks(self.model.network, self.layers, receive):
                 self.model.read(ids, real)
         receive.check(self.layers)
         return {layer: states[layer] for layer in self.layers or states}

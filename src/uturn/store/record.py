@@ -34,7 +34,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.registry import register_codec
 
-from uturn.core.checks import StoreError, one_line, shown
+from uturn.core.checks import StoreError, expect, one_line
 from uturn.core.files import check_plain, whole_folder
 from uturn.core.protocols import Coordinates
 from uturn.core.protocols import Variable as Variable
@@ -185,10 +185,9 @@ class Store(Blocks):
         root = self._root()
         self.attributes: dict[str, Any] = root["attributes"]
         form, version = self.attributes.get("format"), self.attributes.get("version")
-        if (form, version) != (FORMAT, VERSION):
-            raise ValueError(f"it has format {shown(form)} and version {shown(version)}, not {FORMAT!r} and {VERSION}")
-        if self.attributes.get("digest") != _digest(root):
-            raise ValueError(f"{ROOT} is not as uturn.run or uturn.readings wrote it (Dataset.to_zarr writes no digests)")
+        expect((form, version) == (FORMAT, VERSION), "its format and version", (form, version), f"{FORMAT!r} and {VERSION}")
+        digest, writers = self.attributes.get("digest"), "uturn.run or uturn.readings, not by Dataset.to_zarr"
+        expect(digest == _digest(root), f"{ROOT}: digest", digest, f"that of a store written by {writers}")
         spec = json.loads(self.attributes["identity"])
         Blocks.__init__(self, spec["chunk"], spec["items"], spec["corruption"]["noise"])
         self.trajectories, self.clones, self.variables = spec["trajectories"], spec.get("clones", 1), self.attributes["variables"]
@@ -206,16 +205,16 @@ class Store(Blocks):
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
         """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
         sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
-        if len(self.noise) * self.num_items > _MOST_TASKS * self.chunk:
-            raise ValueError(f"it has more than {_MOST_TASKS} tasks")
+        num_tasks = len(self.noise) * self.num_items // self.chunk
+        expect(num_tasks <= _MOST_TASKS, "its number of tasks", num_tasks, f"at most {_MOST_TASKS}")
         for name, about in arrays.items():
-            if not {codec["name"] for codec in about["codecs"]} <= _CODECS:
-                raise ValueError(f"{name}: its codecs are not those of a store")
+            codecs = {codec["name"] for codec in about["codecs"]}
+            expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
             dims, shape, chunks = (about.get("dimension_names") or (), about["shape"], about["chunk_grid"]["configuration"])
-            if any(sizes.get(dim, size) != size for dim, size in zip(dims, shape, strict=name != _RECORDS)):
-                raise ValueError(f"{name}: its shape {shown(shape)} is not that of the run")
-            if name in self.labels and max(math.prod(shape), math.prod(chunks["chunk_shape"])) > _MOST_LABELS:
-                raise ValueError(f"{name}: it has more than {_MOST_LABELS} labels")
+            fits = all(sizes.get(dim, size) == size for dim, size in zip(dims, shape, strict=name != _RECORDS))
+            expect(fits, f"{name}: shape", shape, "that of the run")
+            size = max(math.prod(shape), math.prod(chunks["chunk_shape"]))
+            expect(name not in self.labels or size <= _MOST_LABELS, f"{name}: labels", size, f"at most {_MOST_LABELS}")
 
     @classmethod
     def create(
@@ -301,10 +300,8 @@ class Store(Blocks):
             name for name in self.labels if name in layout and name not in GROWING and self.dims[name] == (name,)
             and self.arrays[name].shape != np.shape(coordinates[name][1])
         ]  # fmt: skip
-        if different:
-            raise ValueError(
-                f"{self.where} was made by another version of uturn: {different[0]!r} is not as here; choose another folder"
-            )
+        where = f"{self.where} was made by another version of uturn: what differs"
+        expect(not different, where, different, "the variables and coordinates of this one; choose another folder")
 
     def coordinate(self, name: str) -> np.ndarray | None:
         """Labels of a coordinate, in the order of the arrays; None if there is no coordinate of this name."""
@@ -312,10 +309,7 @@ class Store(Blocks):
             return None
         values = self._stored(name)
         if values is None:
-            raise ValueError(
-                f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again, else copy the "
-                f"store again"
-            )
+            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
         return values
 
     def _stored(self, name: str) -> np.ndarray | None:

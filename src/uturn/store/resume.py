@@ -8,14 +8,13 @@ from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uturn.core import random
-from uturn.core.checks import shown
+from uturn.core.checks import expect, shown
 from uturn.core.contracts import checked_blocks, checked_text
 from uturn.core.files import locked_folder
 from uturn.core.own_parts import is_own
@@ -178,23 +177,20 @@ def _check_contents(coordinates: Coordinates, opened: Store) -> None:
         return
     digests, names = (coordinates[name][1] for name in ("file_digest", "file"))
     changed = [str(name) for name, digest, before in zip(names, digests, known, strict=False) if digest != before]
-    if changed:
-        raise ValueError(
-            f"{opened.where}: the contents of {len(changed)} of its originals have changed since they were measured: "
-            f"{', '.join(changed[:3])}{', ..' if len(changed) > 3 else ''}; bring them back, or choose another folder"
-        )
+    where = f"{opened.where}: originals whose contents have changed since they were measured"
+    expect(not changed, where, changed, "none; bring them back, or choose another folder")
 
 
 def _check_originals(experiment: Any, opened: Store) -> None:
     """ValueError if the stored items would have other originals in the larger run."""
     old, new, source, seed = opened.num_items, experiment.items, experiment.parts.source, experiment.seed
-    before, stored = source, json.loads(opened.attributes["identity"])["source"]
+    before, stored, mine = source, json.loads(opened.attributes["identity"])["source"], experiment.to_dict()["source"]
     if new == old:
         return
-    refused, table = f"{opened.where} cannot be extended to items = {new}: ", experiment.to_dict()["source"]
-    if not is_own(source) and stored.get("grammars", 1) != table.get("grammars", 1):
-        before = build("source", {**table, "grammars": stored.get("grammars", 1)})
-    if not is_own(source) and "grammars" in {**stored, **table}:
+    refused = f"{opened.where} cannot be extended to items = {new}: "
+    if not is_own(source) and stored.get("grammars", 1) != mine.get("grammars", 1):
+        before = build("source", {**mine, "grammars": stored.get("grammars", 1)})
+    if not is_own(source) and "grammars" in {**stored, **mine}:
         refused += f"expected grammars in proportion to the items ({stored.get('grammars', 1)} for {old}), since "
     for name, values in source.coordinates(seed, new).items():
         if (known := opened.coordinate(name)) is None or not np.array_equal(known, np.asarray(values)[:old]):
@@ -203,8 +199,6 @@ def _check_originals(experiment: Any, opened: Store) -> None:
     items = np.arange(old) if is_own(source) else np.unique(np.linspace(0, old - 1, 16).astype(int))
     for some in np.array_split(items, -(-len(items) // 1024)):
         blocks = [checked_blocks(part, part.blocks(some.copy(), seed, n), some) for part, n in ((before, old), (source, new))]
-        if not all(hasattr(block, "data") for block in chain(*blocks)):
-            raise ValueError(f"{refused}the blocks of {source!r} have no `data` to compare the originals by")
         rows = [[row for block in of_run for row in block.data] for of_run in blocks]
         for item, a, b in zip(some, *rows, strict=True):
             if not np.array_equal(a, b):

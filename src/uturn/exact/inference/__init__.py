@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer
+from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import streams
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
     Evidence,
-    check_model,
     check_shape,
     check_values,
     checked_evidence,
@@ -91,18 +90,14 @@ def infer(
     >>> abs(float(beliefs.log_evidence[0])) < 1e-5
     True
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend = {backend!r}: expected one of {_BACKENDS}")
-    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs) if isinstance(outputs, Iterable) else ()
-    if not wanted or any(name not in OUTPUTS for name in wanted):
-        raise ValueError(f"outputs = {outputs!r}: expected one or more of {OUTPUTS}")
+    expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
+    wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    expect(wanted and set(wanted) <= set(OUTPUTS), "outputs", outputs, f"one or more of {OUTPUTS}")
     names = tuple(name for name in OUTPUTS if name in wanted)
     tensor, is_chain = is_tensor(log_evidence), isinstance(rhm, HiddenMarkovModel)
-    if is_chain and (backend == "torch" or not {"marginals", "log_evidence"}.issuperset(names)):
-        raise ValueError(
-            f"backend = {backend!r}, outputs = {names}: for a hidden Markov model expected the backend 'auto' or 'numba', and "
-            f"the outputs 'marginals' and 'log_evidence'"
-        )
+    fits = not is_chain or (backend != "torch" and {"marginals", "log_evidence"}.issuperset(names))
+    of_chain = "'marginals' and 'log_evidence', computed in numpy, for a hidden Markov model"
+    expect(fits, f"backend = {backend!r}, outputs", names, of_chain)
     if backend == "torch" or (backend == "auto" and tensor and not is_chain):
         import torch
 
@@ -187,7 +182,6 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     symbol, because the string of a level has one parse and determines all levels above. With uniform probabilities
     `H(X_0) = log n + (s**L - 1)/(s - 1) * log m`.
     """
-    check_model(rhm)
     L = rhm.depth
     entropy = {L: float(entropy_of(rhm.class_probabilities))}
     counts = rhm.class_probabilities  # expected number of nodes of the level with each symbol
@@ -214,7 +208,6 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     """
     from uturn.exact.inference.torch_backend import entropies
 
-    check_model(rhm)
     evidence = np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])  # as torch needs it
     check_values(evidence)
     return entropies(rhm, evidence)

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import checked_array, shown
-from uturn.exact.hmm import HiddenMarkovModel
-from uturn.exact.rhm import RandomHierarchyModel
+from uturn.core.checks import checked_array, expect
 
 MESSAGES, LOG, SCALED, SYMBOLS = 0, 1, 2, 3  # what a kernel reads: messages from below, or one of the forms of evidence
 _NO_FACTOR = np.zeros(0, np.float32)
@@ -59,24 +57,12 @@ class Evidence:
         return Evidence(self.kind, values, np.ascontiguousarray(self.factor[first:last]), self.log)
 
 
-def check_model(rhm: Any) -> None:
-    """ValueError if `rhm` is no RandomHierarchyModel."""
-    if not isinstance(rhm, RandomHierarchyModel):
-        raise ValueError(f"rhm = {shown(rhm)}: expected a RandomHierarchyModel")
-
-
 def check_shape(rhm: Any, shape: tuple[int, ...], dtype: Any, floating: bool) -> None:
     """ValueError unless evidence has the shape (batch, num_leaves, vocab_size) and a floating point type."""
-    if not isinstance(rhm, HiddenMarkovModel):
-        check_model(rhm)
     expected = f"(batch, num_leaves, vocab_size) = (batch, {rhm.num_leaves}, {rhm.vocab_size})"
-    if len(shape) != 3 or tuple(shape[1:]) != (rhm.num_leaves, rhm.vocab_size):
-        raise ValueError(f"log_evidence has shape {tuple(shape)}; expected {expected}")
-    if not floating:
-        raise ValueError(
-            f"log_evidence has dtype {dtype}; expected natural logarithms as floating point numbers of shape {expected} "
-            f"(a corruption's log_evidence(noisy) makes them)"
-        )
+    fits = len(shape) == 3 and tuple(shape[1:]) == (rhm.num_leaves, rhm.vocab_size)
+    expect(fits, "shape of log_evidence", shape, expected)
+    expect(floating, "dtype of log_evidence", str(dtype), "natural logarithms as floating point numbers")
 
 
 def check_values(log_evidence: Any, first_sample: int = 0) -> None:
@@ -89,12 +75,8 @@ def check_values(log_evidence: Any, first_sample: int = 0) -> None:
         if bad.any():
             sample, leaf = (int(i) for i in np.argwhere(bad)[0])
             where = f"log_evidence[{first_sample + b + sample}, {leaf}]"
-            if top[sample, leaf] == -np.inf:
-                raise ValueError(
-                    f"{where} is -inf for all symbols; expected at least one possible symbol (a leaf about which nothing is "
-                    f"known has the same value, such as 0, for all)"
-                )
-            raise ValueError(f"{where} contains {float(top[sample, leaf])}; expected finite values or -inf")
+            expected = "a finite largest value, such as 0 for all symbols of a leaf about which nothing is known"
+            raise ValueError(f"{where}: largest value = {float(top[sample, leaf])}: expected {expected}")
 
 
 def impossible_evidence(samples: list[int]) -> ValueError:
@@ -118,19 +100,14 @@ def checked_evidence(rhm: Any, evidence: Any) -> Evidence:
     if not isinstance(evidence, Evidence):
         return Evidence.of(floating_array(rhm, evidence))
     expected = (rhm.num_leaves,) if evidence.kind == SYMBOLS else (rhm.num_leaves, rhm.vocab_size)
-    if evidence.values.shape[1:] != expected:  # the kernels would read beyond the end
-        raise ValueError(
-            f"noisy strings have values of shape {evidence.values.shape}; expected (batch, {', '.join(map(str, expected))}) for "
-            f"this grammar"
-        )
+    shape = evidence.values.shape  # with another one, the kernels would read beyond the end
+    expect(shape[1:] == expected, "shape of noisy strings", shape, f"(batch, {', '.join(map(str, expected))})")
     return evidence
 
 
 def floating_array(rhm: Any, values: Any) -> np.ndarray:
     """Evidence as a numpy array of checked shape and type (at most float64), without a copy where possible."""
     if is_tensor(values):
-        if values.requires_grad:
-            raise ValueError('log_evidence requires grad, which numba cannot give: use infer(..., backend="torch") or detach()')
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()
         values = values.cpu().numpy()

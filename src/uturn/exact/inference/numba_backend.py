@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.core.memory import recycled
 from uturn.core.progress import steps
 from uturn.exact.inference.beliefs import Beliefs
@@ -76,9 +77,8 @@ def _checked(truth: Truth, rhm: Any) -> Truth:
     symbols = {level: np.ascontiguousarray(nodes, np.int64) for level, nodes in truth.symbols.items()}
     for level, nodes in symbols.items():
         n = rhm.num_symbols(level)
-        if nodes.size and not 0 <= nodes.min() <= nodes.max() < n:
-            bad = nodes[(nodes < 0) | (nodes >= n)][0]
-            raise ValueError(f"symbols[{level}] contains {bad}; expected the true symbols of grammatical strings, 0..{n - 1}")
+        low, high = (int(nodes.min()), int(nodes.max())) if nodes.size else (0, 0)
+        expect(0 <= low <= high < n, f"range of symbols[{level}]", (low, high), f"symbols of grammatical strings, 0..{n - 1}")
     return Truth(symbols, truth.copies)
 
 

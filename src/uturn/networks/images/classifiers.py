@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line
+from uturn.core.checks import expect, one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import Network
@@ -123,10 +123,13 @@ def _classifier(
     num_classes = 0
     if loaded.has_classes:
         logits = as_tensor(output, f"classifier = {spec!r}")
-        if logits.ndim != 2 or len(logits) != _BLANKS:
-            raise ValueError(
-                f"classifier = {spec!r} gives shape {tuple(logits.shape)} for {_BLANKS} images; expected logits (batch, classes)"
-            )
+        shape = tuple(logits.shape)
+        expect(
+            len(shape) == 2 and shape[0] == _BLANKS,
+            f"classifier = {spec!r}: shape for {_BLANKS} images",
+            shape,
+            "(batch, classes)",
+        )
         num_classes = logits.shape[1]
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:

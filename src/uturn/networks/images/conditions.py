@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect, shown
 from uturn.networks.images.options import DenoiserOptions
 from uturn.networks.libraries import reading
 
@@ -34,32 +34,23 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
 
     ValueError if the model cannot be run with these options.
     """
-    if asked.prompt is not None:
-        raise ValueError(f"prompt = {shown(asked.prompt)}: the model {model} takes no text; leave it out")
-    if asked.image_size is not None:
-        raise ValueError(f"image_size = {asked.image_size}: for text-conditioned models, but {model} is none; leave it out")
-    if asked.guidance != 1 and asked.condition != "label":
-        raise ValueError(
-            f"guidance = {asked.guidance:g}: guides towards the true label of every image, so it needs condition = 'label'"
-        )
-    if asked.null_class is not None:
-        if classes is None or null_class is not None:
-            has = "has no classes" if classes is None else f"declares its null class itself, {null_class}"
-            raise ValueError(f"null_class = {asked.null_class}: the model {model} {has}; leave it out")
-        if asked.null_class != classes - 1 or classes < 2:
-            raise ValueError(
-                f"null_class = {asked.null_class}: the model {model} has the classes 0 .. {classes - 1}; expected the last "
-                f"one (a function module:function can number them in another way)"
-            )
-        classes, null_class = classes - 1, asked.null_class
-    if asked.condition is not None and classes is None:
-        raise ValueError(f"condition = {asked.condition!r}: the model {model} has no classes; leave it out")
-    if null_class is None and (asked.condition == "null" or asked.guidance != 1):
-        option = "condition = 'null'" if asked.condition == "null" else f"guidance = {asked.guidance:g}"
-        raise ValueError(
-            f"{option}: the model {model} declares no null class; leave it out, or declare with null_class that its last "
-            f"class is one"
-        )
+    last = None if classes is None or classes < 2 else classes - 1
+    given = asked.null_class is not None
+    declares = given or null_class is not None
+    rules = (
+        ("prompt", asked.prompt is None, "None, as it takes no text"),
+        ("image_size", asked.image_size is None, "None, as it is not conditioned on texts"),
+        ("guidance", asked.guidance == 1 or asked.condition == "label", "1, or condition = 'label', towards which it guides"),
+        ("null_class", not given or classes is not None, "None, as it has no classes"),
+        ("null_class", not given or null_class is None, f"None, as it declares its null class itself, {null_class}"),
+        ("null_class", not given or asked.null_class == last, f"the last of its {classes} classes, or a module:function"),
+        ("condition", asked.condition is None or classes is not None, "None, as it has no classes"),
+        ("condition", asked.condition != "null" or declares, "'label' or None, as it declares no null class, or its null_class"),
+        ("guidance", asked.guidance == 1 or declares, "1, as it declares no null class, or its null_class"),
+    )
+    _check(asked, model, rules)
+    if given:
+        classes, null_class = last, asked.null_class
     if classes is None:
         return Conditioned(None, None, 1.0, "unconditional")
     if null_class is not None and asked.condition != "label":
@@ -76,24 +67,29 @@ def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, disti
     `prompts`: the prompts as text. `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of
     guidance as an input. ValueError if the model cannot be run with these options.
     """
-    for name, value in (("condition", asked.condition), ("null_class", asked.null_class)):
-        if value is not None:
-            raise ValueError(f"{name} = {shown(value)}: the model {model} has prompts, and no classes; leave it out")
+    guides = asked.guidance != 1 and not takes_scale
+    words = "1, as it was distilled to make images in a few steps, without guidance"
+    rules = (
+        ("condition", asked.condition is None, "None, as it has prompts, and no classes"),
+        ("null_class", asked.null_class is None, "None, as it has prompts, and no classes"),
+        ("guidance", not guides or distilled != "step", words),
+        ("guidance", not guides or bool(asked.prompt), "1, or a prompt, towards which it guides"),
+    )
+    _check(asked, model, rules)
     prompts = f"with {prompts}"
     if distilled:
         prompts += f", {distilled}-distilled: it has no unconditional law"
     if takes_scale:
         prompts += f", told the guidance {asked.guidance:g}"
-    elif asked.guidance != 1:
-        if distilled == "step":
-            raise ValueError(
-                f"guidance = {asked.guidance:g}: the model {model} was distilled to make images in a few steps, without "
-                f"guidance; leave it out"
-            )
-        if not asked.prompt:
-            raise ValueError(f"guidance = {asked.guidance:g}: guides towards a prompt, and none is given; give a prompt")
+    elif guides:
         return Conditioned(count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}")
     return Conditioned(None, count if count > 1 else None, 1.0, prompts)
+
+
+def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str], ...]) -> None:
+    """ValueError for the first option that is not allowed; `rules`: option, whether it is allowed, what is expected instead."""
+    for option, allowed, expected in rules:
+        expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -116,11 +112,10 @@ class Prompts(NamedTuple):
         items = np.asarray(items)
         if self.rows is None:
             return np.zeros(len(items), np.int64)
-        if len(items) and int(items.max()) >= len(self.rows):
-            raise ValueError(
-                f"prompt = {shown(self.given)}: the file has {len(self.rows)} prompts, but the run has an item "
-                f"{int(items.max())}; expected one line for each item"
-            )
+        most = int(items.max(initial=0))
+        expect(
+            most < len(self.rows), "prompt", self.given, f"one line for each item, but it has {len(self.rows)} for item {most}"
+        )
         return np.array(self.rows, np.int64)[items]
 
     @property
@@ -137,8 +132,6 @@ def read_prompts(prompt: str) -> Prompts:
     >>> read_prompts("a cat").texts
     ('a cat',)
     """
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt = {shown(prompt)}: expected a text, or the name of a .txt file with one prompt a line")
     if not prompt.endswith(".txt"):
         return Prompts((prompt,), None, given=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):

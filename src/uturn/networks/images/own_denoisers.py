@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import noted, shown
+from uturn.core.checks import expect, noted, shown
 from uturn.core.imports import import_function
 from uturn.corruption.noising import clean_and_noise
 from uturn.corruption.schedulers import is_flow_match
@@ -116,41 +116,34 @@ def is_scheduler(value: Any) -> bool:
 def _check(label: str, model: DenoiserModel) -> None:
     """ValueError of one line for a DenoiserModel whose fields are wrong or contradict each other."""
 
-    def require(fine: bool, name: str, expected: str) -> None:
-        if not fine:
-            raise ValueError(f"{label}: DenoiserModel.{name} = {shown(getattr(model, name))}: expected {expected}")
+    def require(fine: Any, name: str, expected: str) -> None:
+        expect(fine, f"{label}: DenoiserModel.{name}", getattr(model, name), expected)
 
     def counts(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
-    shape, classes, null = model.image_shape, model.num_classes, model.null_class
+    shape, classes, null, scheduler = model.image_shape, model.num_classes, model.null_class, model.scheduler
     is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape))
+    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(callable(model.network), "network", "a torch.nn.Module or a function")
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
     require(is_shape, "image_shape", "(channels, height, width), whole numbers")
     require(model.takes in (None, "timestep", "sigma"), "takes", "'timestep' or 'sigma'")
     require(model.predicts != "edm" or model.takes != "timestep", "takes", "'sigma', since D(x; sigma) takes it")
     require(classes is None or counts(classes), "num_classes", "the number of classes, or None")
-    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
-    takes_sigma, scheduler = model.takes_sigma, model.scheduler
-    require(scheduler is not None or takes_sigma, "scheduler", "the noise schedule of the timesteps, a scheduler of diffusers")
+    require(scheduler is not None or model.takes_sigma, "scheduler", "the noise schedule of the timesteps")
     if scheduler is None:
         return
     require(is_scheduler(scheduler), "scheduler", "a scheduler of diffusers, such as DDPMScheduler()")
-    name, flow = type(scheduler).__name__, is_flow_match(scheduler)
-    odd = next((key for key, value in scheduler.config.items() if re.fullmatch("use_.*_sigmas", key) and value), None)
-    if odd is not None or not (flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config)):
-        raise ValueError(
-            f"{label}: DenoiserModel.scheduler is a {name}{f' with {odd}' if odd else ''}; expected one with alphas_cumprod, "
-            f"such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler; `scheduler` of the run chooses the sampler"
-        )
-    if flow and (takes_sigma or model.predicts in ("noise", "score")):
-        what = "takes = 'sigma'" if takes_sigma else f"predicts = {model.predicts!r}"
-        raise ValueError(
-            f"{label}: {what} does not go with {name}, whose last level is pure noise: sigma is infinite, and the noise "
-            f"determines no x_0; expected x0, v or flow with timesteps, or another schedule"
-        )
+    flow, config = is_flow_match(scheduler), scheduler.config
+    odd = any(value for key, value in config.items() if re.fullmatch("use_.*_sigmas", key))
+    known = flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in config)
+    schedules = "one with alphas_cumprod, such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler, without use_.._sigmas"
+    require(known and not odd, "scheduler", f"{schedules}; `scheduler` of the run chooses the sampler")
+    infinite = "as flow matching ends in pure noise, where sigma is infinite and the noise determines no x_0"
+    require(not flow or not model.takes_sigma, "takes", f"'timestep', {infinite}")
+    require(not flow or model.predicts not in ("noise", "score"), "predicts", f"'x0', 'v' or 'flow', {infinite}")
 
 
 # -- predictions ------------------------------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from uturn.core.checks import one_line, shown
+from uturn.core.checks import expect
 from uturn.core.files import read_table
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import library, reading
@@ -96,13 +96,8 @@ def read_folder(path: Path) -> Folder:
 
     name = path.as_posix()
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(
-                f"{name} holds no model_index.json, so it is not a diffusion pipeline of diffusers; write a network with its "
-                f"scheduler with DDPMPipeline(unet, scheduler).save_pretrained(folder) and give that folder"
-            )
         return _pipeline_folder(path, DiffusionPipeline.load_config)
-    if path.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if path.parent.is_dir() or not is_hub_name(name):
         raise ValueError(
             f"{name}: no such folder or file; expected a folder in diffusers' layout, a checkpoint, or module:function"
         )
@@ -114,6 +109,11 @@ def read_folder(path: Path) -> Folder:
         return folder._replace(path=Path(DiffusionPipeline.download(name, **dict.fromkeys(folder.left_out))))
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a text can be the name of a model on a hub, "owner/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
 def check_hub(name: str, file: str = "model_index.json") -> None:
     """ValueError if there is no such model in the cache or on the hub. The hub is asked once; libraries would retry for 25 s."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -123,26 +123,15 @@ def check_hub(name: str, file: str = "model_index.json") -> None:
             if not isinstance(try_to_load_from_cache(name, file), str):
                 get_hf_file_metadata(hf_hub_url(name, file))  # times out after 10 s, or HF_HUB_ETAG_TIMEOUT
         except Exception as error:
-            if not (_status(error) in (408, 429) or _status(error) >= 500):  # a busy hub may answer a retry
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            if status not in (408, 429) and status < 500:  # a busy hub may answer a retry
                 raise
 
 
-@contextmanager
-def fetching(name: str) -> Iterator[None]:
+def fetching(name: str) -> AbstractContextManager[None]:
     """Context for fetching a model from a hub: any error becomes a ValueError of one line with advice."""
-    try:
-        yield
-    except Exception as error:
-        refused = _status(error) in (401, 403)
-        advice = "accept its licence on the page of the model, and log in (`hf auth login`); " if refused else ""
-        raise ValueError(
-            f"{name}: no such folder, and no model of this name could be fetched from the hub ({one_line(error)}); {advice}where "
-            f"there is a network, `hf download {name} --local-dir FOLDER` fetches it: give that folder"
-        ) from error
-
-
-def _status(error: Exception) -> int:
-    return getattr(getattr(error, "response", None), "status_code", 0)
+    advice = f"log in if it has a licence; `hf download {name} --local-dir FOLDER` fetches it where there is a network"
+    return reading(f"{name}: no such folder, and on the hub it", advice)
 
 
 def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
@@ -239,8 +228,8 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ValueError(f"it is a {class_name}")
         timesteps = read_table(where / "scheduler_config.json").get("num_train_timesteps", 1000)
-        if not (isinstance(timesteps, int) and 1 <= timesteps <= _MOST_TIMESTEPS):
-            raise ValueError(f"num_train_timesteps = {shown(timesteps)}: expected an integer in 1 .. {_MOST_TIMESTEPS}")
+        is_number = isinstance(timesteps, int) and 1 <= timesteps <= _MOST_TIMESTEPS
+        expect(is_number, "num_train_timesteps", timesteps, f"an integer in 1 .. {_MOST_TIMESTEPS}")
         scheduler = kind.from_pretrained(str(where), local_files_only=True)
         if not is_scheduler(scheduler):
             raise ValueError(f"a {class_name} has no step() or add_noise(), so it makes no U-turns")

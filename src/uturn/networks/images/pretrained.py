@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from uturn.core.checks import checked_path, one_line, validation_words
+from uturn.core.checks import checked_path, expect, one_line, validation_words
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
@@ -174,10 +174,8 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
         raise ValueError(validation_words(error)) from None
     path = Path(checked_path("path", path))
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
-    if asked.preset is not None and read is not _read_checkpoint:
-        raise ValueError(
-            f"preset = {asked.preset!r}: only for checkpoints of guided-diffusion, but {path} is not a file; leave it out"
-        )
+    no_file = f"None: it is only for checkpoints of guided-diffusion, but {path} is not a file"
+    expect(asked.preset is None or read is _read_checkpoint, "preset", asked.preset, no_file)
     model = read(path, asked)
     if asked.compile:
         network = model.model.network if model.prompts is None else model.model.network.network
@@ -244,10 +242,8 @@ def _try(loaded: Pretrained, name: str) -> None:
     with torch.inference_mode():
         output = loaded.model(noisy, timestep, *labels)
     if not bool(output.isfinite().all()):
-        raise ValueError(
-            f"model = {name!r}: the network gives NaN or infinity for two images of noise at timestep {int(timestep[0])}; "
-            f"expected finite numbers (check its weights, and in half precision dtype)"
-        )
+        where = f"for two images of noise at timestep {int(timestep[0])}"
+        raise ValueError(f"model = {name!r}: the network gives NaN or infinity {where}; check its weights, and dtype")
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
@@ -293,11 +289,8 @@ def _unclip(scheduler: Any) -> None:
 
 
 def _check_channels(path: Path, inputs: int, outputs: int) -> None:
-    if outputs not in (inputs, 2 * inputs):
-        raise ValueError(
-            f"{path}: the denoiser takes {inputs} channels and gives {outputs}, so it reads more than the noisy image "
-            f"(super-resolution, inpainting); expected as many, or twice as many with a learned variance"
-        )
+    expected = f"as many as the {inputs} that it takes, or twice as many; others read more than the noisy image"
+    expect(outputs in (inputs, 2 * inputs), f"{path}: channels that the denoiser gives", outputs, expected)
 
 
 def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
@@ -347,17 +340,12 @@ def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
         return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class is the last embedding
-    if type(network).__name__ != "UNet2DModel":  # the former class name is shared with other models
-        raise ValueError(
-            f"{folder.path}: the denoiser is a {type(network).__name__}; expected UNet2DModel or DiTTransformer2DModel"
-        )
+    kind = type(network).__name__  # the former class name is shared with other models
+    expect(kind == "UNet2DModel", f"{folder.path}: the denoiser", kind, "UNet2DModel or DiTTransformer2DModel")
     if network.class_embedding is None:
         return network, None, None
-    if config.class_embed_type == "identity" or config.num_class_embeds is None:
-        raise ValueError(
-            f"{folder.path}: a UNet2DModel with class_embed_type={config.class_embed_type!r} and "
-            f"num_class_embeds={config.num_class_embeds}; expected classes by number: num_class_embeds in its config.json"
-        )
+    by_number = config.class_embed_type != "identity" and config.num_class_embeds is not None
+    expect(by_number, f"{folder.path}: class_embed_type", config.class_embed_type, "classes by number, with num_class_embeds")
     return network, int(config.num_class_embeds), None
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import checked_path, one_line
+from uturn.core.checks import checked_path, expect, one_line
 from uturn.core.files import read_table
 from uturn.measures.strengths import strength_of
+from uturn.networks.libraries import reading
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
@@ -74,10 +74,8 @@ def schedule(
     check_schedule(made)
     made = made if timestep_spacing is None else with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps = {steps}: expected 1 .. {most}, the timesteps of the training schedule")
-    if size < 16 or size % 16:
-        raise ValueError(f"size = {size}: expected a multiple of 16 pixels, two pixels of latents")
+    expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
+    expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")
     counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and is_flow(stored.scheduler))
     try:
         shift = PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
@@ -122,6 +120,7 @@ def schedule(
 
 def read_scheduler(model: str, preset: str | None = None) -> Stored:
     """The scheduler of a model, and its pipeline; ValueError if there is none. Weights are neither read nor fetched."""
+    from uturn.networks.images.pipelines import is_hub_name, load_scheduler
     from uturn.networks.images.pretrained import CHECKPOINTS
     from uturn.sources.fashion_mnist import generator_folder
 
@@ -130,32 +129,20 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
         from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
 
         return Stored(guided_diffusion_scheduler(preset or path.stem), "")
-    if preset is not None:
-        raise ValueError(f"preset = {preset!r}: only for checkpoints of guided-diffusion; leave it out")
+    expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":
         path = path.parent
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    if not path.exists() and is_hub_name(str(model)):
         path = _fetched(str(model))
-    if not path.is_dir():
-        raise ValueError(f"model = {str(model)!r}: no such folder or file; {_WANTED}")
     where = next((place for place in (path / "scheduler", path) if (place / "scheduler_config.json").is_file()), None)
     if where is None:
-        raise ValueError(f"{path}: there is no scheduler_config.json, neither in it nor in its folder scheduler/; {_WANTED}")
-    index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
-    from uturn.networks.images.pipelines import load_scheduler
-
-    scheduler = load_scheduler(where, str(_json(where / "scheduler_config.json").get("_class_name", "")))
-    return Stored(scheduler, str(index.get("_class_name", "")))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        table = read_table(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({one_line(error)}); fetch or write it again") from None
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} holds {table!r:.60}; expected an object with options")
-    return table
+        raise ValueError(f"model = {str(model)!r}: no such folder or file with a scheduler_config.json; {_WANTED}")
+    index = path / "model_index.json"
+    with reading(str(path), "fetch or write it again"):
+        kinds = [
+            str(read_table(file)["_class_name"]) if file.is_file() else "" for file in (where / "scheduler_config.json", index)
+        ]
+    return Stored(load_scheduler(where, kinds[0]), kinds[1])
 
 
 def _fetched(name: str) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
 from uturn.networks.images.pipelines import TEXT_PARTS, Folder, for_inference, load_part
 from uturn.networks.libraries import library, reading, without_bars
@@ -207,11 +208,8 @@ def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, in
             raise ValueError(f"the denoiser is of images of {height} by {width} latents; expected squares")
         default = height
     size = default * scale if size is None else size
-    if size < scale * patch or size % (scale * patch):
-        raise ValueError(
-            f"image_size = {size}: the autoencoder and the denoiser take multiples of {scale * patch} pixels; take one of them"
-        )
-    most = config.get("pos_embed_max_size")
-    if most and size // (scale * patch) > most:
-        raise ValueError(f"image_size = {size}: the denoiser takes at most {most * scale * patch} pixels; take fewer")
+    unit = scale * patch
+    expect(size >= unit and size % unit == 0, "image_size", size, f"a multiple of {unit} pixels, as its networks take")
+    most = config.get("pos_embed_max_size") or size
+    expect(size <= most * unit, "image_size", size, f"at most {most * unit} pixels, as the denoiser takes")
     return latent_channels(network), size // scale, size // scale

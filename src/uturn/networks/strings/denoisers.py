@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import Purpose, checked_seed, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
@@ -78,10 +78,8 @@ class TreeDenoiser(nn.Module):
         w = checked_integer("width", width, 1)
         checked_channel(channel)
         checked_seed(seed)
-        if L * math.log2(s) > 28 or L * w * w * (12 * s + 8) + 2 * v * w > _MOST:
-            raise ValueError(
-                f"vocab_size = {v}, branching = {s}, depth = {L}, width = {w}: expected at most {_MOST} leaves, and weights"
-            )
+        fits = L * math.log2(s) <= 28 and L * w * w * (12 * s + 8) + 2 * v * w <= _MOST
+        expect(fits, "vocab_size, branching, depth, width", (v, s, L, w), f"at most {_MOST} leaves, and weights")
         self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -94,10 +92,9 @@ class TreeDenoiser(nn.Module):
         """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape (-inf is allowed)."""
         v, s, L, w = (self.options[name] for name in ("vocab_size", "branching", "depth", "width"))
         dtype = self.embedding.weight.dtype
-        if log_evidence.ndim != 3 or log_evidence.shape[1:] != (s**L, v) or log_evidence.dtype != dtype:
-            raise ValueError(
-                f"log_evidence: {log_evidence.dtype}, shape {tuple(log_evidence.shape)}; expected {dtype} (batch, {s**L}, {v})"
-            )
+        fits = log_evidence.ndim == 3 and log_evidence.shape[1:] == (s**L, v) and log_evidence.dtype == dtype
+        found = log_evidence.dtype, tuple(log_evidence.shape)
+        expect(fits, "log_evidence: dtype, shape", found, f"{dtype} (batch, {s**L}, {v})")
         batch = len(log_evidence)
         own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
         if own.isnan().any():
@@ -153,8 +150,7 @@ class LearnedDenoiser:
 
 def checked_channel(channel: Any) -> str:
     """`channel`, or a ValueError if no network can be trained for a channel of this name."""
-    if not isinstance(channel, str) or channel not in CHANNELS:
-        raise ValueError(f"channel = {channel!r}: expected one of {', '.join(CHANNELS)}")
+    expect(isinstance(channel, str) and channel in CHANNELS, "channel", channel, f"one of {', '.join(CHANNELS)}")
     return channel
 
 
@@ -215,8 +211,7 @@ def train_denoiser(
     _check_grammar(rhm)
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
-    if P == 0:
-        raise ValueError("strings is empty; expected at least one training string")
+    expect(P, "strings", strings, "at least one training string")
     checked_integer("batch_size", batch_size, 1)
     model = TreeDenoiser(v, rhm.branching, rhm.depth, width, channel, seed)
     corruption = CHANNELS[channel]()
@@ -323,12 +318,10 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
 
     check_channel(getattr(exact, "corruption", None))
     mine, its = ((model.corruption, model.num_leaves, model.vocab_size) for model in (denoiser, exact))
-    if mine != its:
-        raise ValueError(f"denoiser has (channel, leaves, symbols) = {mine}, exact {its}; expected the same")
+    expect(mine == its, "channel, leaves and symbols of the denoiser", mine, f"those of the exact one, {its}")
     corruption, d, v = its
     leaves, levels = np.asarray(leaves), _checked_levels(corruption, noise)
-    if leaves.ndim != 2 or leaves.shape[1] != d or leaves.size == 0:
-        raise ValueError(f"leaves has shape {leaves.shape}; expected (items, {d}), at least one item")
+    expect(leaves.ndim == 2 and leaves.shape[1] == d and leaves.size, "leaves: shape", leaves.shape, f"(items, {d}), not empty")
     readings: dict[str, list[np.ndarray]] = {}
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
@@ -355,8 +348,7 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
 
 
 def _check_grammar(rhm: Any) -> None:
-    if not isinstance(rhm, RandomHierarchyModel):
-        raise ValueError(f"rhm is a {type(rhm).__name__}; expected a RandomHierarchyModel")
+    expect(isinstance(rhm, RandomHierarchyModel), "rhm", rhm, "a RandomHierarchyModel")
 
 
 def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
@@ -406,8 +398,7 @@ def level_weights(
     _check_grammar(rhm)
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
     leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
-    if len(leaves) == 0:
-        raise ValueError("leaves is empty; expected at least one string")
+    expect(len(leaves), "leaves", leaves, "at least one string")
     rules, chances = rhm.rules, rhm.rule_probabilities
     readers = [
         RandomHierarchyModel.from_rules(

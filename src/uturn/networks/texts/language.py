@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,36 +74,6 @@ class TokenNetwork(Protocol):
         ...
 
 
-class TransformersNetwork(torch.nn.Module):
-    """A torch module that takes ids, from transformers, this package or a user, as a `TokenNetwork`."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.mask_id, self.length = getattr(model, "mask_id", None), getattr(model, "length", None)
-        taken = inspect.signature(model.forward).parameters
-        self.takes_padding = "attention_mask" in taken and model_type(getattr(model, "config", None)) not in PLAIN
-        self._time = next((name for name in _TIME_NAMES if name in taken), None)
-        self._ids = "input_ids" if "input_ids" in taken else next(iter(taken))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def forward(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None, **options: Any) -> Any:
-        """The output of the module, called with `options`."""
-        arguments: dict[str, Any] = {self._ids: ids, **options}
-        if self.takes_padding and real is not None:
-            arguments["attention_mask"] = real
-        if self._time is not None:
-            arguments[self._time] = noise
-        return self.model(**arguments)
-
-    def logits(self, ids: torch.Tensor, noise: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
-        out = self(ids, noise, real)
-        return getattr(out, "logits", out)
-
-
 def model_type(config: Any) -> str:
     """The kind of a model of transformers in lower case; "" without a configuration."""
     return str(getattr(config, "model_type", "")).lower()
@@ -114,7 +85,10 @@ class LanguageModel:
 
     Attributes
     ----------
-    network : TokenNetwork
+    network : TokenNetwork or torch.nn.Module
+    takes_ids : bool
+        Whether the network is a torch module called with ids, from transformers, this package or a user, and no `TokenNetwork`.
+        Its arguments, such as a mask of padding and a time, are found by their names.
     vocab_size : int
         Number of symbols V with a probability; 0 if it is not known, as for encoders.
     tokenizer : Tokenizer, optional
@@ -142,6 +116,7 @@ class LanguageModel:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     identity: str = ""
     description: str = "the model"
+    takes_ids: bool = False
 
     @property
     def channel(self) -> Channel:
@@ -164,20 +139,21 @@ class LanguageModel:
         return None if self.length is None else self.length - len(self.prefix) - len(self.suffix)
 
     @property
-    def module(self) -> Any:
-        """The torch module whose modules are the layers."""
-        return self.network.model if isinstance(self.network, TransformersNetwork) else self.network
-
-    @property
     def config(self) -> Any:
         """The configuration of a model of transformers, which can return hidden states; None for other models."""
-        is_theirs = isinstance(self.network, TransformersNetwork) and hasattr(self.module, "base_model")
-        return getattr(self.module, "config", None) if is_theirs else None
+        return getattr(self.network, "config", None) if self.takes_ids and hasattr(self.network, "base_model") else None
 
-    @property
+    @cached_property
+    def _arguments(self) -> list[str]:
+        """The names of the arguments of a module that takes ids."""
+        return list(inspect.signature(self.network.forward).parameters)
+
+    @cached_property
     def takes_padding(self) -> bool:
         """Whether a call may contain texts of different lengths."""
-        return getattr(self.network, "takes_padding", False)
+        if not self.takes_ids:
+            return getattr(self.network, "takes_padding", False)
+        return "attention_mask" in self._arguments and model_type(getattr(self.network, "config", None)) not in PLAIN
 
     @property
     def pad_id(self) -> int:
@@ -202,9 +178,7 @@ class LanguageModel:
         """
         if not isinstance(self.network, torch.nn.Module):
             raise ValueError(f"{self.description} is no torch module and has no layers; name another model (model)")
-        if not isinstance(self.network, TransformersNetwork):
-            return self
-        return replace(self, network=TransformersNetwork(getattr(self.module, "base_model", self.module)))
+        return replace(self, network=getattr(self.network, "base_model", self.network)) if self.takes_ids else self
 
     # -- calls of the network ------------------------------------------------------------------------------------------
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
@@ -251,16 +225,24 @@ class LanguageModel:
         MemoryError
             If the device is out of memory. Other errors of the network pass with a note that names it.
         """
-        call = self.network if isinstance(self.network, TransformersNetwork) else self.network.logits
         time = torch.zeros(len(ids), device=self.device) if time is None else time
         tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
         try:
             with torch.inference_mode(), noted(f"{self.description}, ids {tuple(ids.shape)}"):
-                return call(*(tensor.clone() for tensor in tensors), **options)  # the network may modify its inputs
+                return self.called(*(tensor.clone() for tensor in tensors), **options)  # the network may modify its inputs
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(f"not enough memory on {self.device} for {len(ids)} texts; lower batch_size") from None
             raise
+
+    def called(self, ids: torch.Tensor, time: torch.Tensor, *real: torch.Tensor, **options: Any) -> Any:
+        """The output of the network for these very tensors."""
+        if not self.takes_ids:
+            return self.network.logits(ids, time, *real, **options)
+        taken = self._arguments
+        given = {"input_ids" if "input_ids" in taken else taken[0]: ids, **dict(zip(["attention_mask"], real, strict=False))}
+        given |= {name: time for name in [name for name in _TIME_NAMES if name in taken][:1]}
+        return self.network(**given, **options)
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
@@ -305,7 +287,8 @@ class LanguageModel:
                 logits = torch.cat(padded)[np.argsort(np.concatenate([rows for rows, _ in calls]))]
             if self.forbidden:
                 logits = logits.index_fill(-1, torch.tensor(self.forbidden, device=logits.device), -math.inf)
-        return TokenBeliefs(logits, values.shape[1], self.description, getattr(self.network, "dtype", None))
+        weights = next(self.network.parameters(), None) if isinstance(self.network, torch.nn.Module) else None
+        return TokenBeliefs(logits, values.shape[1], self.description, getattr(weights, "dtype", None))
 
     def _clean(self, ids: torch.Tensor, real: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Log-probabilities up to a constant (rows, longest, V) of the clean tokens; `levels` (rows, 2): time and noise."""

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from uturn.core.checks import checked_integer, described, one_line, shown
+from uturn.core.checks import checked_integer, expect, noted, one_line
 from uturn.core.files import cached_while_unchanged, digest_of_file
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
-from uturn.networks.libraries import without_bars, without_lists
+from uturn.networks.libraries import library, reading, without_bars, without_lists
 from uturn.networks.state_dicts import fingerprint
-from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, TransformersNetwork, model_type
-from uturn.networks.texts.tokenizers import MISSING, Tokenizer, Vocabulary, load_tokenizer
+from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
+from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
 
 FORMS = "'module:function', a function without arguments that returns the network"
 Head = Literal["masked", "encoder", "causal", "classifier"]
@@ -127,22 +127,20 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
     where = chosen.where
     language, stated = _read(replace(chosen, head="masked"))
     options = {name: getattr(chosen, name) for name in ("shift", "time", "output", "corruption", "mask_id")}
-    values: dict[str, Any] = {name: getattr(language.network, name, None) for name in options} | stated
+    told = ("mask_id",) if language.takes_ids else tuple(options)  # other attributes of a module may be layers
+    values: dict[str, Any] = dict.fromkeys(options) | {name: getattr(language.network, name, None) for name in told} | stated
     values |= {name: value for name, value in options.items() if value is not None}
     defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking"}
     values |= {name: value for name, value in defaults.items() if values[name] is None}
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
     for name, known in _KNOWN.items():
-        if values[name] not in known:
-            raise ValueError(f"{where}: {name} = {shown(values[name])}; expected one of {', '.join(map(repr, known))}")
+        expect(values[name] in known, f"{where}: {name}", values[name], f"one of {', '.join(map(repr, known))}")
     if values["mask_id"] is not None:
         values["mask_id"] = checked_integer(f"{where}: mask_id", values["mask_id"], 0)
     mask = values["mask_id"]
     size = _num_symbols(language, where, mask)
-    if values["corruption"] == "masking" and mask is None:
-        raise ValueError(
-            f"{where}: its tokenizer has no mask token; a causal model cannot unmask, others need `mask_id` (--mask-id)"
-        )
+    words = "an id, but its tokenizer has no mask token; a causal model cannot unmask, others need the id (--mask-id)"
+    expect(values["corruption"] != "masking" or mask is not None, f"{where}: mask_id", mask, words)
     _check_sizes(where, size, language.tokenizer, 0.9)
     forbidden = set(() if language.tokenizer is None else language.tokenizer.special)
     forbidden |= set() if mask is None or values["corruption"] == "uniform" else {mask}
@@ -165,7 +163,7 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         network, made = _own(chosen)
     else:
         config = read_config(model, where, trusted, chosen.model_type)
-        network = TransformersNetwork(_pretrained(model, head, where, config, trusted))
+        network = _pretrained(model, head, where, config, trusted)
         tokenizer = tokenizer or model
     if tokenizer is not None:
         made = load_tokenizer(tokenizer, chosen.split, trusted)
@@ -173,7 +171,7 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     length = stated.pop("length", getattr(network, "length", None))
     if isinstance(network, torch.nn.Module):
         network = network.to(place, getattr(torch, chosen.dtype)).eval().requires_grad_(False)
-        identity = fingerprint(network if head == "masked" else network.model)
+        identity = fingerprint(network)
     else:
         identity = str(getattr(network, "fingerprint", lambda: "")())
     language = LanguageModel(
@@ -183,44 +181,33 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         device=place,
         identity=identity,
         description=Path(model).name or model,
+        takes_ids=head != "masked" or not is_import_path(model),
     )
     if config is not None and head != "masked":
         with suppress(AttributeError, NotImplementedError, TypeError):  # raised by a model's own code
-            _check_sizes(where, int(language.module.get_input_embeddings().num_embeddings), made)
+            _check_sizes(where, int(language.network.get_input_embeddings().num_embeddings), made)
     return language, stated
 
 
-def _packaged(model: str) -> tuple[TransformersNetwork, Tokenizer | None]:
+def _packaged(model: str) -> tuple[torch.nn.Module, Tokenizer | None]:
     """A network of this package; its characters, if any, are the vocabulary."""
     from uturn.networks.files import load_network
     from uturn.sources.embedded_text import model_file
 
     network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
     characters = network.options["characters"]
-    return TransformersNetwork(network), None if characters is None else Vocabulary(tuple(characters), "characters")
+    return network, None if characters is None else Vocabulary(characters, "characters")
 
 
 def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
     """The network returned by the user's function, and its tokenizer."""
     function, head, where = chosen.own_code(), chosen.head, chosen.where
-    try:
+    with noted(where):
         network = function()
-    except Exception as error:
-        raise ValueError(f"{where} fails ({one_line(error)}); expected {FORMS}") from error
-    if head == "masked" and not callable(getattr(network, "logits", None)):
-        raise ValueError(
-            f"{where} gives a {type(network).__name__} without a method logits; expected a uturn.networks.TokenNetwork"
-        )
-    if head != "masked" and not isinstance(network, torch.nn.Module):
-        raise ValueError(f"{where} gives a {type(network).__name__}; expected a torch.nn.Module that takes ids (batch, length)")
-    tokenizer = getattr(network, "tokenizer", None)
-    lacking = [name for name in vars(Tokenizer) if not name.startswith("_") and not hasattr(tokenizer, name)]
-    if tokenizer is not None and lacking:
-        raise ValueError(
-            f"{where}: its tokenizer is a {type(tokenizer).__name__} without {lacking[0]}; expected a Vocabulary of "
-            f"uturn.networks.texts.tokenizers, or PretrainedTokenizer(tokenizer, name) with one of transformers"
-        )
-    return network if head == "masked" else TransformersNetwork(network), tokenizer
+    fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
+    kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
+    expect(fits, f"{where}: what it gives", network, f"a {kind}")
+    return network, getattr(network, "tokenizer", None)
 
 
 def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
@@ -228,21 +215,17 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 
     `kind`: the kind of model, such as "bert", for a config.json without the line `model_type`; otherwise that line counts.
     """
-    try:
-        from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-        from transformers.utils import logging
-    except ImportError:
-        raise ValueError(f"{where} needs transformers, which is not installed; {MISSING}") from None
+    transformers = library("transformers", where, "text")
     check_name(model, where)
-    if kind is not None and kind not in CONFIG_MAPPING:
-        raise ValueError(f"model_type = {shown(kind)}: no kind of transformers; expected one of them, such as bert or roberta")
+    known = kind is None or kind in transformers.CONFIG_MAPPING
+    expect(known, "model_type", kind, "a kind of models of transformers, such as bert or roberta")
     table: dict[str, Any] = {}
     try:
-        with without_lists(logging):
-            table = PretrainedConfig.get_config_dict(model)[0]
+        with without_lists(transformers.utils.logging):
+            table = transformers.PretrainedConfig.get_config_dict(model)[0]
             if kind is not None and "model_type" not in table:
-                return AutoConfig.for_model(kind, **table)
-            return AutoConfig.from_pretrained(model, trust_remote_code=trusted)
+                return transformers.AutoConfig.for_model(kind, **table)
+            return transformers.AutoConfig.from_pretrained(model, trust_remote_code=trusted)
     except Exception as error:
         if table and kind is None and "model_type" not in table:
             missing = 'its config.json lacks the line "model_type", such as "model_type": "bert"'
@@ -298,10 +281,9 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
         if own and not trusted and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise ValueError(f"{where}: {_TRUST}")
         causal = [name for name in _architectures(config) if name.endswith(_CAUSAL)]
-        if not own and causal:
-            raise ValueError(
-                f"{where} is a causal model ({causal[0]}), which predicts the next token only; expected a masked one"
-            )
+        expect(
+            own or not causal, f"{where}: architectures", causal, "a masked model: a causal model predicts the next token only"
+        )
     elif head == "causal" and has_decoder:
         raise ValueError(f"{where} has an encoder and a decoder; expected a causal or a masked model")
     options = {"config": config, "trust_remote_code": trusted, "weights_only": True}  # pickles are not run
@@ -343,7 +325,7 @@ def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     most = next((int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)), None)
     if most is not None and config.model_type in _OFFSET and getattr(config, "position_embedding_type", "absolute") == "absolute":
         most -= (getattr(config, "pad_token_id", None) or 0) + 1
-    lengths = (most, getattr(getattr(tokenizer, "_tokenizer", None), "model_max_length", None))
+    lengths = (most, getattr(tokenizer, "longest", None))
     stated["length"] = min((length for length in lengths if length is not None and length < 10**9), default=None)
     return stated
 
@@ -351,11 +333,8 @@ def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
 def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
     """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
     ids = torch.tensor([[0, mask or 0]], device=model.device)
-    try:
+    with reading(f"{where}: logits of two tokens, of which {mask} is the mask (--mask-id),", "expected logits(ids, noise)"):
         return model.logits(ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)).shape[2]
-    except Exception as error:
-        tokens = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
-        raise ValueError(f"{where}: logits of {tokens} fail ({described(error)}); expected logits(ids, noise)") from error
 
 
 def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from uturn.core.checks import checked_integer
+from uturn.core.checks import checked_integer, expect
 from uturn.core.random import checked_seed
 
 _MOST = 2**28  # limit for the weights of a network: a gigabyte
@@ -73,12 +73,9 @@ class MaskedTransformer(nn.Module):
         h = checked_integer("heads", heads, 1)
         r = checked_integer("reach", reach, 0)
         checked_seed(seed)
-        if w % (2 * h):
-            raise ValueError(f"width = {w}: expected a multiple of 2 * heads = {2 * h}")
-        if 12 * n * w * w + (2 * r + 2) * v * w > _MOST or d > _MOST:
-            raise ValueError(
-                f"vocab_size = {v}, length = {d}, width = {w}, layers = {n}, reach = {r}: expected at most {_MOST} weights"
-            )
+        expect(w % (2 * h) == 0, "width", w, f"a multiple of 2 * heads = {2 * h}")
+        fits = 12 * n * w * w + (2 * r + 2) * v * w <= _MOST and d <= _MOST
+        expect(fits, "vocab_size, length, width, layers, reach", (v, d, w, n, r), f"at most {_MOST} weights")
         if characters is not None and (not isinstance(characters, str) or not len(characters) == len({*characters}) == v):
             raise ValueError(f"characters = {str(characters)[:80]!r}: expected vocab_size = {v} different characters, or None")
         self.options: dict[str, Any] = {
@@ -108,10 +105,8 @@ class MaskedTransformer(nn.Module):
             If ids have another dtype or shape, or are out of range.
         """
         v, d = self.options["vocab_size"], self.options["length"]
-        if ids.dtype != torch.int64 or ids.ndim != 2 or not 1 <= ids.shape[1] <= d:
-            raise ValueError(
-                f"ids: {ids.dtype}, shape {tuple(ids.shape)}; expected torch.int64 (batch, length), 1 <= length <= {d}"
-            )
+        fits = ids.dtype == torch.int64 and ids.ndim == 2 and 1 <= ids.shape[1] <= d
+        expect(fits, "ids: dtype, shape", (ids.dtype, tuple(ids.shape)), f"torch.int64 (batch, length), 1 <= length <= {d}")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= v:
             raise ValueError(f"ids lie in {int(ids.min())}..{int(ids.max())}; expected 0..{v - 1}, or {v} for a masked token")
         length, reach = ids.shape[1], self.options["reach"]

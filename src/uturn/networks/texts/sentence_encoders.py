@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.core.checks import checked_integer, one_line
+from uturn.core.checks import checked_integer
 from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.imports import is_import_path
 from uturn.networks.libraries import reading
@@ -124,14 +124,8 @@ def _pooling(config: Any) -> str:
 def _json(model: str, name: str, where: str) -> Any:
     """The content of a file of a model in a folder or on a hub; None if there is none."""
     check_name(model, where)
-    try:
+    with reading(f"{where}: {name}", "download the model again, give its folder", "text"):
         from transformers.utils import cached_file
 
         path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         return None if path is None else read_table(path)
-    except ImportError:
-        return None  # the loader of the model reports the error
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{where}: {name} cannot be read ({one_line(error)}); download the model again, give its folder"
-        ) from None

@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from uturn.core.checks import one_line, shown
+from uturn.core.checks import expect, shown
+from uturn.networks.libraries import reading
 
 SPLITS = {
     # Atoms in brackets, atoms of two letters, the arrow, ring closures of two digits, and single characters.
@@ -31,40 +31,30 @@ _NAMES = {  # names of special tokens in vocabularies
     "end": ("[SEP]", "<eos>", "</s>"),
     "pad": ("[PAD]", "<pad>"),
 }
-MISSING = "pip install 'uturn[text]'"
+_OTHERS = "name another one (--tokenizer), or give a regular expression that splits texts into the tokens of vocab.txt (--split)"
 
 
 class Tokenizer(Protocol):
-    """The members of a tokenizer that experiments use."""
+    """The members of a tokenizer that experiments use.
 
-    @property
-    def size(self) -> int:
-        """Number of tokens; ids are 0 .. size - 1."""
-        ...
+    Attributes
+    ----------
+    size : int
+        Number of tokens; ids are 0 .. size - 1.
+    mask_id, unknown_id, pad_id : int or None
+    special : frozenset of int
+        Ids that represent no text; the unknown token is not one of them.
+    prefix, suffix : tuple of int
+        Ids before and after a text, as in the model's training.
+    """
 
-    @property
-    def mask_id(self) -> int | None: ...
-
-    @property
-    def unknown_id(self) -> int | None: ...
-
-    @property
-    def pad_id(self) -> int | None: ...
-
-    @property
-    def special(self) -> frozenset[int]:
-        """Ids that represent no text; the unknown token is not one of them."""
-        ...
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """Ids before a text, as in the model's training."""
-        ...
-
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        """Ids after a text."""
-        ...
+    size: int
+    mask_id: int | None
+    unknown_id: int | None
+    pad_id: int | None
+    special: frozenset[int]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without prefix and suffix."""
@@ -83,17 +73,16 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Vocabulary:
-    """A list of tokens, and a regular expression whose matches in a text are looked up in it.
+    """A list of tokens, and a regular expression whose matches in a text are looked up in it: a `Tokenizer`.
 
-    Attributes
+    Parameters
     ----------
-    tokens : sequence of str
+    tokens
         The id of a token is its index.
-    split : str
+    split
         "smiles", "characters", or a regular expression.
-    framed : bool
+    framed
         Whether texts are enclosed in the begin and end tokens ([CLS], [SEP], ..) of the list, if any.
 
     Examples
@@ -103,61 +92,24 @@ class Vocabulary:
     ([2, 3, 4, 0], ['C', 'Cl'])
     """
 
-    tokens: Sequence[str]
-    split: str = "characters"
-    framed: bool = True
-    _places: dict[str, int] = field(init=False, repr=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._places.update({token: place for place, token in enumerate(self.tokens)})
-        if len(self._places) < len(self.tokens):
-            twice = next(token for place, token in enumerate(self.tokens) if self._places[token] != place)
-            raise ValueError(f"vocabulary: the token {shown(twice)} occurs twice")
-        _ = self._pattern
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
+    def __init__(self, tokens: Sequence[str], split: str = "characters", framed: bool = True) -> None:
+        self.tokens, self.split, self.framed = tuple(tokens), split, framed
+        self.size = len(self.tokens)
+        self._places = {token: place for place, token in enumerate(self.tokens)}
+        twice = next((token for place, token in enumerate(self.tokens) if self._places[token] != place), None)
+        expect(twice is None, "vocabulary", twice, "different tokens, but it occurs twice")
         try:
-            return re.compile(SPLITS.get(self.split, self.split), re.DOTALL)
+            self._pattern = re.compile(SPLITS.get(split, split), re.DOTALL)
         except re.error as error:
-            names = " or ".join(map(repr, SPLITS))
-            raise ValueError(f"split = {shown(self.split)}: {error}; expected {names}, or a regular expression") from None
-
-    @property
-    def size(self) -> int:
-        return len(self.tokens)
-
-    def _named(self, name: str) -> int | None:
-        return next((self._places[token] for token in _NAMES[name] if token in self._places), None)
-
-    @property
-    def mask_id(self) -> int | None:
-        return self._named("mask")
-
-    @property
-    def unknown_id(self) -> int | None:
-        return self._named("unknown")
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._named("pad")
-
-    @property
-    def special(self) -> frozenset[int]:
-        places = (self._named(name) for name in _NAMES if name != "unknown")
-        return frozenset(place for place in places if place is not None)
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        return self._frame("begin")
-
-    @property
-    def suffix(self) -> tuple[int, ...]:
-        return self._frame("end")
-
-    def _frame(self, name: str) -> tuple[int, ...]:
-        place = self._named(name) if self.framed else None
-        return () if place is None else (place,)
+            raise ValueError(
+                f"split = {shown(split)}: {error}; expected {' or '.join(SPLITS)}, or a regular expression"
+            ) from None
+        named = {name: self._places[token] for name in _NAMES for token in reversed(_NAMES[name]) if token in self._places}
+        self.mask_id, self.unknown_id, self.pad_id = map(named.get, ("mask", "unknown", "pad"))
+        self.special = frozenset(place for name, place in named.items() if name != "unknown")
+        frame = named if framed else {}
+        self.prefix: tuple[int, ...] = tuple(frame[name] for name in ("begin",) if name in frame)
+        self.suffix: tuple[int, ...] = tuple(frame[name] for name in ("end",) if name in frame)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
@@ -189,11 +141,8 @@ class Vocabulary:
     @classmethod
     def from_file(cls, path: Path, split: str) -> Vocabulary:
         """The vocabulary of a file `vocab.txt`, one token on each line."""
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the vocabulary {path} ({one_line(error)}); expected one token a line") from None
-        return cls(tuple(text.removesuffix("\n").split("\n")), split)
+        with reading(f"vocabulary = {str(path)!r}", "expected a text file, one token a line"):
+            return cls(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), split)
 
 
 def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
@@ -206,14 +155,19 @@ def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
 
 
 class PretrainedTokenizer:
-    """A tokenizer of transformers."""
+    """A tokenizer of transformers as a `Tokenizer`."""
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
-        self._tokenizer, self._name = tokenizer, name
+    def __init__(self, tokenizer: Any, name: str = "") -> None:
+        self._tokenizer, self._vocabulary = tokenizer, tokenizer.get_vocab()
         self.size = len(tokenizer)
         self.mask_id, self.unknown_id, self.pad_id = tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id
         self.special = frozenset(tokenizer.all_special_ids) - {self.unknown_id}
+        self.longest: int | None = getattr(tokenizer, "model_max_length", None)
         self.prefix, self.suffix = self._frame()
+        # Words are separated by blanks, and their continuations begin with ##; or tokens contain the blanks.
+        has_word_pieces = any(token.startswith("##") for token in self._vocabulary)
+        self._has_blanks = not has_word_pieces and any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
+        self._are_words = has_word_pieces or (not self._has_blanks and are_words(self.encode, self._vocabulary))
 
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         special = self._tokenizer.all_special_tokens
@@ -239,28 +193,11 @@ class PretrainedTokenizer:
         return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(list(map(int, ids)))).strip()
 
     def _shown(self, token: str) -> str:
-        if self._has_word_pieces or self._are_words:  # words are separated by blanks, and their continuations begin with ##
+        if self._are_words:
             return token[2:] if token.startswith("##") else f" {token}"
         if token.startswith("▁"):
             return f" {token[1:]}"
         return self._tokenizer.convert_tokens_to_string([token]) if token[:1] in ("Ġ", "Ċ") or not token.isascii() else token
-
-    @cached_property
-    def _has_word_pieces(self) -> bool:
-        return any(token.startswith("##") for token in self._vocabulary)
-
-    @cached_property
-    def _has_blanks(self) -> bool:
-        """Whether tokens contain the blanks; such tokens may also be parts of a character."""
-        return not self._has_word_pieces and any(token[:1] in ("Ġ", "▁") for token in self._vocabulary)
-
-    @cached_property
-    def _are_words(self) -> bool:
-        return not self._has_blanks and are_words(self.encode, self._vocabulary)
-
-    @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return self._tokenizer.get_vocab()
 
     def fingerprint(self) -> str:
         identity = [sorted(self._vocabulary.items(), key=lambda entry: entry[1]), self.encode("The 2 cats, naïve.")]
@@ -286,18 +223,8 @@ def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool 
     """
     if split is not None:
         path = Path(name)
-        path = path / "vocab.txt" if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"tokenizer = {name!r}: no file {path.name} there; `split` needs a vocabulary, one token a line")
-        return Vocabulary.from_file(path, split)
-    try:
+        return Vocabulary.from_file(path / "vocab.txt" if path.is_dir() else path, split)
+    with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
-    except ImportError:
-        raise ValueError(f"tokenizer = {name!r} needs transformers, which is not installed; {MISSING}") from None
-    try:
-        return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code), name)
-    except Exception as error:  # the tokenizer's own code can raise any exception
-        raise ValueError(
-            f"tokenizer = {name!r} cannot be read ({one_line(error)}); name another one (--tokenizer), or give a regular "
-            f"expression that splits texts into the tokens of vocab.txt (--split)"
-        ) from None
+
+        return PretrainedTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
