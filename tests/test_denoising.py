@@ -323,7 +323,7 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
         ({"type": "diffusion", "noise": [0.1]}, {"type": "exact"}, "does not go with"),
         ({"type": "diffusion", "noise": [0.1]}, {"type": "score", "scheduler": "nope"}, "scheduler = 'nope'"),
         ({"type": "diffusion", "noise": [0.1, 0.1001]}, {"type": "score"}, "same of the 100 steps"),
-        ({"type": "masking", "noise": [0.1]}, {"type": "denoiser", "model": "/none.safetensors"}, "no such file"),
+        ({"type": "masking", "noise": [0.1]}, {"type": "denoiser", "model": "/none.safetensors"}, "No such file"),
         ({"type": "masking", "noise": [0.1]}, {"type": "denoiser", "steps": 0}, "steps"),
     ],
 )

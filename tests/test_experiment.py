@@ -227,7 +227,7 @@ def test_spec_files(tmp_path):
     for name, text, message in [
         ("a.toml", "seed = ", "not a valid TOML"),
         ("a.json", "{", "not a valid JSON"),
-        ("b.toml", "items = 3", "b.toml: corruption: noise"),
+        ("b.toml", "items = 3", "b.toml: .*corruption: Field required"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -872,7 +872,7 @@ def test_a_network_for_other_strings_is_refused(files):
     network = TreeClassifier(4, 2, 2, width=6).eval()
     save_network(network, files["classifier"])
     HiddenLayers(network, "every block").fit(np.zeros((5, 4), int)).save_statistics(files["statistics"])
-    with pytest.raises(ValueError, match=r"leaves: .*expected int64 \(batch, 4\)"):
+    with pytest.raises(ValueError, match=r"leaves = .*expected int64 \(batch, 4\)"):
         run(experiment(**files))
 
 

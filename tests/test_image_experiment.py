@@ -82,5 +82,5 @@ def test_images_of_the_wrong_shape(tmp_path, shape):
         **SPEC,
         "source": {"type": "array", "path": str(tmp_path / "images.npy")},
     }
-    with pytest.raises(ValueError, match=r"takes \(1, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"takes, \(1, 28, 28\)"):
         ut.run(ut.Experiment.from_dict(spec))

@@ -332,7 +332,7 @@ def test_an_array_of_too_many_numbers_is_not_read(tmp_path):
     with open(tmp_path / "holes.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + 3 * 10**9)
-    with pytest.raises(ValueError, match="3,000,000,000 numbers"):
+    with pytest.raises(ValueError, match="size = 3000000000"):
         ArraySource(path=str(tmp_path / "holes.npy")).count()
 
 

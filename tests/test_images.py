@@ -661,7 +661,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shard", "3/2"], "shard = 3/2"),
+        (["--shard", "3/2"], "shard = (3, 2)"),
         (["--levels", "x"], "levels = 'x'"),
         (["--levels", "0.6,0.61"], "fall on the same"),
         (["--batch-size", "many"], "batch_size"),

@@ -404,7 +404,7 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
     refused("no such folder", tmp_path / "nothing/at/all", texts)
     refused("no such folder; expected one that transformers reads", texts, texts)
     refused("cannot be imported", "no_such_module:model", texts)
-    refused("corruption = UniformReplacement.*undoes Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+    refused("corruption = UniformReplacement.*expected Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
 
 
 @pytest.mark.parametrize(

@@ -872,7 +872,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("bert", "good.txt", ["--levels", 0], "levels"),
         ("bert", "good.txt", ["--mask-id", 99], "99 is the mask (--mask-id), cannot be read (IndexError: index out"),
         ("bert", "good.txt", ["--device", "tpu"], "tpu"),
-        ("bert", "good.txt", ["--shard", "3/2"], "shard = 3/2"),
+        ("bert", "good.txt", ["--shard", "3/2"], "shard = (3, 2)"),
         ("bert", "good.txt", ["--run", "absent"], "--model, --data, --levels, --items, --workers: no effect with --run"),
     ],
 )  # fmt: skip
