@@ -63,7 +63,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
         ({"options": json.dumps({**small().options, "colour": 7})}, "unexpected keyword argument 'colour'"),
         ({"options": "{"}, "JSONDecodeError|property name"),
         ({"options": "[" * 100_000}, "RecursionError"),
-        ({"options": "[1]"}, "must be a mapping"),
+        ({"options": "[1]"}, "cannot be read"),
         ({"options": json.dumps({**small().options, "width": "wide"})}, "width = 'wide'"),
     ]:
         save_file(weights, path, metadata={**header, **change})

@@ -386,7 +386,7 @@ def test_wrong_images_end_in_one_line(folder):
         (
             "PiGDM",
             Operator(lambda x: x**2, 0.1, is_linear=False),
-            r"a linear operator for this sampler; take DPS\nin sampler = 'deepinv:PiGDM'",
+            "sampler = 'deepinv:PiGDM'.*a linear operator for this sampler; take DPS",
         ),
         ("ULA", Operator(lambda x: x**2, 0.1, is_linear=False), "a linear operator for this sampler; take DPS"),
         ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "expected one with its singular value decomposition"),
