@@ -321,16 +321,5 @@ def test_original_and_reconstruction_are_exchangeable():
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_it_cannot_do_is_said():
-    with pytest.raises(ValueError, match="prediction_type = 'trigflow' of SCMScheduler: expected one of"):
-        scheduler_like(diffusers.SCMScheduler(), "ancestral")
-    with pytest.raises(ValueError, match="AncestralScheduler takes no eta"):
-        ReverseDiffusion(Network().eval(), AncestralScheduler(FLOW()), 10, eta=0.5)
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no such option"):
-        ReverseDiffusion(Network().eval(), AncestralScheduler(FLOW()), 10, timestep_spacing="leading")
-    with pytest.raises(ValueError, match=r"take 'ancestral', 'stored'"):
-        scheduler_like(FLOW(), "ddim")
-
-
 def test_ddpm_is_the_ancestral_step_for_flow_matching():
     assert isinstance(scheduler_like(FLOW(), "ddpm"), AncestralScheduler)

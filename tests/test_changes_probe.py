@@ -1,15 +1,12 @@
 """The probe `changes`: against the array functions, in parts of trajectories, on strings, vectors, images and tokens."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import numpy as np
 import pytest
 import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec, UTurns
+from uturn.core.protocols import UTurns
 from uturn.core.random import Streams, keys, uniforms
 from uturn.engine import measuring
 from uturn.exact.theory import MeanField
@@ -117,11 +114,6 @@ def test_other_probes_get_all_trajectories_at_once(monkeypatch):
     monkeypatch.setattr(measuring, "_PART", 1)
     both = described(probes=[{"type": "changes"}, {"type": "tree_levels"}])
     assert ut.run(both).unchanged.sizes["trajectory"] == 5
-
-
-def test_one_trajectory_is_an_error_of_the_spec():
-    with pytest.raises(ValueError, match=r"trajectories = 1: expected at least 2 of each item for probes\[0\], type 'changes'"):
-        described(trajectories=1)
 
 
 def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
@@ -283,8 +275,6 @@ def test_tokens_of_a_transformer_without_the_class_token():
     ("probe", "message"),
     [
         ({"patch": 5}, "patch = 5"),
-        ({"layer": "block99"}, "block99"),
-        ({"layer": "block*"}, "expected one"),
         ({"classifier": "torchvision:resnet18"}, "layer: missing"),
     ],
 )
@@ -299,69 +289,7 @@ def test_bad_options_for_images_are_one_line(probe, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_layer_needs_images():
-    with pytest.raises(ValueError, match="no images"):
-        described(probes=[{"type": "changes", "layer": "block1"}]).variables()
-
-
 # -- tokens ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sentences(Originals):
-    items: np.ndarray
-    data: np.ndarray
-
-
-class Words(Spec, Source):
-    """Ten tokens, each of 50."""
-
-    kind: ClassVar[str] = "tokens"
-    type: Literal["words"] = "words"
-
-    def blocks(self, items, seed, num_items):
-        yield Sentences(items, (uniforms(Streams(seed, items, 0).keys(200), 10) * 50).astype(int))
-
-
-class Hidden(Spec, Corruption):
-    """Pairs of neighbours are hidden together."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
-    type: Literal["hidden"] = "hidden"
-    unit: ClassVar[str] = "hidden share"
-    max_noise: ClassVar[float] = 1.0
-
-    def corrupt(self, data, noise, seed):
-        hidden = (uniforms(seed, 5) < noise).repeat(2, axis=1)
-        return Noisy(np.where(hidden, -1, data), np.full(len(data), noise))
-
-
-class Constant(Spec, Backward):
-    """A hidden token becomes token 50."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
-    adds_trajectories: ClassVar[bool] = True
-    type: Literal["constant"] = "constant"
-
-    def reconstruct(self, noisy, streams, clones=1):
-        drawn = np.where(noisy.values < 0, 50, noisy.values).repeat(clones, axis=0)
-        return drawn.reshape(len(streams.items), -1, 10)
-
-
-def test_tokens_of_ones_own():
-    """Pairs of neighbours change together: chi = 2, level .001."""
-    here = __name__
-    one = described(
-        items=400,
-        source={"type": f"{here}:Words"},
-        corruption={"type": f"{here}:Hidden", "noise": [0.4]},
-        backward={"type": f"{here}:Constant"},
-    )
-    ds = ut.run(one)
-    chi = changes.susceptibility_of(ds, confidence=0.999)
-    assert chi.low.item() < 2 < chi.high.item() < 2.6
-    assert ds.distance.values.tolist() == list(range(10))
-    assert changes.correlations_of(ds).correlation[0, 1].item() == pytest.approx(5 / 9, abs=0.05)
 
 
 def test_missing_readings_are_named():

@@ -26,6 +26,7 @@ from uturn.paper.correlated_runs import STEEP
 from uturn.paper.exact_changes import exact_covariances
 
 NAMES = [mutation.name for mutation in MUTATIONS]
+PASSED: set[str] = set()
 
 
 def of_fig6():
@@ -114,7 +115,9 @@ def test_the_figure_fails(mutation, unharmed):
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)
 def test_the_test_fails(mutation):
     for test in mutation.tests:
-        named_test(*test)()
+        if repr(test) not in PASSED:  # several errors can have one test
+            named_test(*test)()
+            PASSED.add(repr(test))
         with mutation.applied(), pytest.raises(AssertionError):
             named_test(*test)()
 

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import uturn as ut
+from small import strings
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.theory import MeanField
 from uturn.measures import hierarchy
@@ -142,28 +143,20 @@ def test_neither_the_unit_of_noise_nor_the_number_of_levels_matters():
 def test_mean_field_of_the_epsilon_process(v, m, s, L):
     """Within 10 % of the annealed mean field, which is off by some 6 %: it keeps .78 of the leaves at small ε instead of .87."""
     epsilon = np.linspace(0, 1, 31)[1:]
-    spec = {
-        "items": 160,
-        "trajectories": 8,
-        "source": {"type": "rhm", "vocab_size": v, "multiplicity": m, "branching": s, "depth": L, "grammars": 16},
-        "corruption": {"type": "epsilon", "noise": epsilon.tolist()},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
+    spec = strings(
+        "epsilon",
+        epsilon.tolist(),
+        source={"vocab_size": v, "multiplicity": m, "branching": s, "depth": L, "grammars": 16},
+        items=160,
+        trajectories=8,
+    )
     found = nesting_index(site_changes(ut.Experiment.from_dict(spec)), s)
     assert found.value == pytest.approx(theory_index(MeanField(v, m, s), L, epsilon), rel=0.1)
     assert found.value != pytest.approx(theory_index(MeanField(v, m, s), L - 1, epsilon), rel=0.1), "one level less is seen"
 
 
 def test_site_changes_are_those_of_the_run():
-    spec = {
-        "items": 12,
-        "trajectories": 3,
-        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 3},
-        "corruption": {"type": "masking", "noise": [0.2, 0.6, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
+    spec = strings("masking", [0.2, 0.6, 1.0], source={"grammars": 3}, items=12, trajectories=3)
     experiment = ut.Experiment.from_dict(spec)
     changed = site_changes(experiment)
     np.testing.assert_allclose(1 - changed.mean("site"), ut.run(experiment).unchanged.sel(tree_level=0))
@@ -173,23 +166,11 @@ def test_site_changes_are_those_of_the_run():
 
 
 def test_the_probe_gives_the_index_too():
-    spec = {
-        "items": 40,
-        "trajectories": 4,
-        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 4},
-        "corruption": {"type": "masking", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "changes"}],
-    }
+    spec = strings("masking", [0.2, 0.4, 0.6, 0.8, 1.0], ["changes"], source={"grammars": 4}, items=40, trajectories=4)
     experiment = ut.Experiment.from_dict(spec)
     changed, run = site_changes(experiment), ut.run(experiment)
     whole = nested_correlations(changed, 2).nested.values
     assert nesting_index_of(run).value == pytest.approx(whole.sum() - whole.max(), abs=1e-5)  # of the average site; float32
-
-
-def test_site_changes_need_an_experiment():
-    with pytest.raises(ValueError, match=r"experiment = .spec\.toml.: expected an Experiment"):
-        site_changes("spec.toml")
 
 
 def test_the_index_falls_along_the_dial():
@@ -260,8 +241,6 @@ def test_of_stored_covariances():
     [
         (lambda ds: ds.assign_coords(distance=[0, 1, 2, 3]), "distance = .*expected 0, s, s"),
         (lambda ds: ds.where(ds.noise > 0), "missing or infinite"),
-        (lambda ds: ds.isel(noise=[1]), "at least two increasing levels"),
-        (lambda ds: ds * 0, "at distance 0 = 0: expected changes that vary"),
     ],
 )
 def test_bad_stored_covariances(change, message):
@@ -283,13 +262,9 @@ GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
     ("changed", "branching", "message"),
     [
         (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
-        (GOOD.isel(trajectory=[0]), 2, "expected at least 2 trajectories"),
         (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
-        (GOOD.isel(noise=[2, 1, 0]), 2, "at least two increasing levels"),
         (GOOD.isel(site=slice(6)), 2, "sites = 6: .*branching = 2"),
-        (GOOD, 1, "branching = 1"),
         (GOOD * 0, 2, "changes that vary between trajectories"),
-        (GOOD * 0 + 1, 2, "changes that vary between trajectories"),
     ],
 )
 def test_bad_input(changed, branching, message):
@@ -362,14 +337,7 @@ def test_independent_noise_has_no_nested_correlations(source, channel):
 
 
 def test_noise_is_that_of_the_run():
-    spec = {
-        "items": 3,
-        "trajectories": 2,
-        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
-        "corruption": {"type": "masking", "noise": [0.5, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
+    spec = strings("masking", [0.5, 1.0], source={"vocab_size": 4, "depth": 2}, items=3, trajectories=2)
     hidden = site_changes(ut.Experiment.from_dict(spec), noisy=True)
     changed = site_changes(ut.Experiment.from_dict(spec))
     assert not (changed > hidden).any(), "what is seen does not change"

@@ -225,31 +225,6 @@ def test_the_model_is_the_one_that_was_written(folders, name):
         assert torch.equal(loaded.model.state_dict()[f"network.{entry}"], weights)
 
 
-@pytest.mark.parametrize(
-    ("name", "image_shape", "latent_shape"),
-    [
-        ("ddpm", (1, 8, 8), None),
-        ("ddim", (3, 8, 16), None),
-        ("vq", (3, 16, 16), (3, 8, 8)),
-        ("kl", (3, 16, 16), (4, 8, 8)),
-        ("dit", (3, 16, 16), (4, 8, 8)),
-    ],
-)
-def test_shapes_of_images_and_latents(folders, name, image_shape, latent_shape):
-    loaded = load_pretrained(folders[name])
-    assert (loaded.image_shape, loaded.latent_shape) == (image_shape, latent_shape)
-    if loaded.codec is not None:
-        latents = loaded.codec.encode(torch.zeros(2, *image_shape))
-        assert latents.shape == (2, *latent_shape)
-        assert loaded.codec.decode(latents).shape == (2, *image_shape)
-
-
-def test_unknown_image_size(folders, copied):
-    folder = copied("ddpm")
-    edit(folder / "unet" / "config.json", sample_size=None)
-    assert load_pretrained(folder).image_shape is None
-
-
 @pytest.mark.parametrize("name", LATENTS)
 @torch.inference_mode()
 def test_the_codec_is_the_autoencoder_in_the_units_of_the_denoiser(folders, name):
@@ -323,7 +298,7 @@ def test_older_layouts(folders, copied):
 # --- precision, device, compilation ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddpm", "class numbers", "dit", "kl"])
+@pytest.mark.parametrize("name", ["class numbers", "kl"])
 @torch.inference_mode()
 def test_bfloat16_is_inside_only(folders, name):
     kind, loaded = KINDS[name], load_pretrained(folders[name], dtype="bfloat16")
@@ -375,15 +350,6 @@ def test_compilation_changes_neither_results_nor_names(tmp_path):
     assert list(plain.state_dict()) == list(compiled.state_dict())
 
 
-def test_compile_is_passed_on(folders, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(type(module).__name__))
-    load_pretrained(folders["ddpm"])
-    assert asked == []
-    load_pretrained(folders["ddpm"], compile=True)
-    assert asked == ["UNet2DModel"]
-
-
 # --- U-turns ---------------------------------------------------------------------------------------------------------
 
 
@@ -415,16 +381,6 @@ def test_u_turns_of_every_kind(folders, name):
         assert not np.allclose(rebuilt, backward.u_turn(images, 10, streams, np.array([3, 1, 4])), atol=1e-3)
 
 
-def test_u_turns_in_bfloat16_are_near_those_in_float32(folders):
-    images, streams = images_of((1, 8, 8)), keys(0, range(3))
-    exact, rounded = (
-        ReverseDiffusion.from_pretrained(folders["v"], num_steps=20, dtype=dtype).u_turn(images, 8, streams)
-        for dtype in ("float32", "bfloat16")
-    )
-    assert 1e-6 < np.abs(exact - rounded).mean() < 0.02
-    assert rounded.dtype == np.float32
-
-
 @pytest.mark.parametrize("name", ["ddim", "vq", "dit"])
 def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
     """From the same pure noise, with the pipeline's own loop, decoding and, for DiT, its own null class as the label."""
@@ -444,7 +400,7 @@ def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
     assert found.std() > 1e-3
 
 
-@pytest.mark.parametrize(("condition", "guidance"), [("label", 1.0), ("label", 2.5), ("null", 1.0)])
+@pytest.mark.parametrize(("condition", "guidance"), [("label", 2.5), ("null", 1.0)])
 def test_dit_without_a_condition_told_and_guided_is_that_of_the_pipeline(tmp_path, condition, guidance):
     """With 1,000 classes, since the pipeline takes 1000 for the null class of every model."""
     kind = replace(KINDS["dit"], network=make_dit(num_embeds_ada_norm=1000))
@@ -482,17 +438,9 @@ def test_a_null_class_can_be_declared(folders):
     ("name", "options", "message"),
     [
         ("ddpm", {"condition": "null"}, "condition = 'null': expected None, as it has no classes"),
-        ("ddpm", {"condition": "label"}, "condition = 'label': expected None, as it has no classes"),
-        ("ddpm", {"null_class": 3}, "null_class = 3: expected None, as it has no classes"),
         ("classes", {"condition": "null"}, "condition = 'null': expected .* declares no null class"),
-        ("classes", {"condition": "label", "guidance": 2.0}, "guidance = 2.0: expected .* declares no null class"),
         ("classes", {"null_class": 2}, "null_class = 2: expected the last of its 5 classes"),
-        ("dit", {"null_class": 4}, "null_class = 4: expected None, as it declares its null class itself, 5"),
         ("dit", {"guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
-        ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
-        ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: Input should be a finite number"),
-        ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': Input should be a valid number"),
-        ("dit", {"condition": "class"}, "condition = 'class': Input should be 'null' or 'label'"),
     ],
 )
 def test_conditions_that_a_model_does_not_have(folders, name, options, message):
@@ -571,14 +519,7 @@ def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
         load_pretrained("owner/name")
 
 
-def test_a_hub_out_of_reach(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
-        load_pretrained("owner/name")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("status", [404, 401, 403, None])
+@pytest.mark.parametrize("status", [404, None])
 def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     """The hub is asked once; without a network there is no answer (None)."""
     asked = []
@@ -595,19 +536,6 @@ def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`"):
         load_pretrained("owner/name")
     assert len(asked) == 1
-
-
-def test_a_hub_that_is_busy_is_asked_again(folders, monkeypatch):
-    def busy(url):
-        error = OSError("service unavailable")
-        error.response = SimpleNamespace(status_code=503)
-        raise error
-
-    index = json.loads((folders["ddpm"] / "model_index.json").read_text())
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", busy)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: str(folders["ddpm"]))
-    assert load_pretrained("owner/name").image_shape == (1, 8, 8)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -639,30 +567,13 @@ def test_missing_models_are_refused(tmp_path, folders):
     refuse(None, "path = None: expected")
 
 
-def test_wrong_options(folders):
-    refuse(
-        folders["ddpm"], r"preset = '256x256_diffusion': expected None: it is only for checkpoints", preset="256x256_diffusion"
-    )
-    for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
-        refuse(folders["ddpm"], r"dtype = .*Input should be 'float32', 'bfloat16' or 'float16'", dtype=dtype)
-    refuse(folders["ddpm"], "device = 1.5: Input should be a valid string", device=1.5)
-    for device in ("gpu", "mps" if not torch.backends.mps.is_available() else "xpu"):
-        refuse(folders["ddpm"], "device = .* cannot be used here", device=device)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"unet": ["diffusers", "UNet2DConditionModel"]}, "the unet is a UNet2DConditionModel"),
-        ({"unet": ["diffusers", "NoSuchModel"]}, "the unet is a NoSuchModel, not UNet2DModel"),
         ({"unet": ["os", "system"]}, "the unet is a system"),
-        ({"unet": [None, None]}, "holds scheduler, not a unet or a transformer"),
-        ({"unet": 3}, "not a unet or a transformer"),
         ({"scheduler": None}, "holds unet, not"),
-        ({"scheduler": ["diffusers", "UNet2DModel"]}, "the scheduler cannot be read .it is a UNet2DModel"),
-        ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "it is a NoSuchScheduler"),
         ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, r"ScoreSdeVeScheduler has no step\(\)"),
-        ({"vae": ["diffusers", "AutoencoderKL"]}, "the vae cannot be read"),
         ({"vae": ["diffusers", "AutoencoderDC"]}, "the vae is a AutoencoderDC, not AutoencoderKL or VQModel"),
         ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"conditioned on a text or an image \(text_encoder\)"),
     ],
@@ -679,19 +590,11 @@ def test_an_empty_part_is_no_part(copied):
     load_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "{}", "\x00\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
 def test_damaged_index(copied, text):
     folder = copied("ddpm")
     (folder / "model_index.json").write_text(text, encoding="latin-1")
     refuse(folder, r"model_index\.json|holds nothing")
-
-
-@pytest.mark.parametrize("part", ["unet", "scheduler"])
-@pytest.mark.parametrize("text", ["", "[]", '{"num_train_timesteps": "many", "block_out_channels": "wide"}', "\x00"])
-def test_damaged_configuration(copied, part, text):
-    folder = copied("ddpm")
-    next((folder / part).glob("*config.json")).write_text(text)
-    refuse(folder, f"the {part} cannot be read")
 
 
 def test_damaged_weights(copied, tmp_path):
