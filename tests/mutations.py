@@ -209,7 +209,7 @@ MUTATIONS = (
     ),
     Mutation(
         "changes of different originals in one covariance",
-        "uturn.measures.hierarchy:_moments",
+        "uturn.measures.hierarchy:_of_sites",
         "x = x - mean[:, :, None]",
         "x = x - mean.mean(axis=1)[:, None, None]",
         tests=(("test_nesting_index::test_equals_its_definition", {"s": 2, "sites": 8}),),
@@ -357,7 +357,7 @@ MUTATIONS = (
     ),
     Mutation(
         "C(r) at all distances with the originals that decide the variance",
-        "uturn.measures.changes:_correlations",
+        "uturn.measures.changes:correlations",
         "contributing = np.minimum(contributing, number[:, None])",
         "contributing = 0 * contributing + number[:, None]",
         tests=(("test_changes::test_correlations_that_rest_on_few_common_changes_have_no_interval", {}),),

@@ -50,10 +50,10 @@ def test_readings_are_those_of_the_arrays(channel):
     np.testing.assert_allclose(ds.change_covariance[0], table, atol=1e-6)
     np.testing.assert_allclose(ds.change[0], changed.mean((1, 2)), atol=1e-6)
     assert ds.distance.values.tolist() == [0, 2, 4, 8, 16]
-    found, known = changes.susceptibility_of(ds), ut.susceptibility(changed)
+    found, known = changes.susceptibility(ds), ut.susceptibility(changed)
     np.testing.assert_allclose([found.chi[0], found.low[0], found.high[0]], known, rtol=1e-5)
     assert known.value == pytest.approx(chi)
-    curves, direct = changes.correlations_of(ds), ut.correlations(changed, "tree", branching=2)
+    curves, direct = changes.correlations(ds), ut.correlations(changed, "tree", branching=2)
     for name in ("correlation", "low", "high", "covariance"):
         np.testing.assert_allclose(curves[name][0], direct[name], atol=1e-5)
 
@@ -61,10 +61,10 @@ def test_readings_are_those_of_the_arrays(channel):
 def test_intervals_of_labelled_changes_are_over_grammars():
     one = described(items=24, source={**RHM, "grammars": 4})
     changed = site_changes(one).isel(noise=0)
-    found, known = ut.susceptibility(changed), changes.susceptibility_of(ut.run(one))
+    found, known = ut.susceptibility(changed), changes.susceptibility(ut.run(one))
     np.testing.assert_allclose(found, [known[name].item() for name in ("chi", "low", "high")], rtol=1e-5)
     assert not np.allclose(found[1:], ut.susceptibility(changed.values)[1:], rtol=0.01)
-    curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations_of(ut.run(one))
+    curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations(ut.run(one))
     for name in ("correlation", "low", "high"):
         np.testing.assert_allclose(curves[name], run[name][0], rtol=1e-4, atol=1e-5)
 
@@ -121,7 +121,7 @@ def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
     noise = [0.5, 0.763, 0.9]
     source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 5, "grammars": 12}
     one = described(items=240, trajectories=16, source=source, corruption={"type": "epsilon", "noise": noise})
-    found = changes.susceptibility_of(ut.run(one), confidence=0.999)
+    found = changes.susceptibility(ut.run(one), confidence=0.999)
     theory = MeanField(16, 4, 2).susceptibility(noise, 5)
     assert ((found.low < theory) & (theory < found.high)).all()
     assert (found.high - found.low < 0.4 * found.chi).all()
@@ -207,7 +207,7 @@ def test_positions_of_a_layer(garments):
     side = int(np.sqrt(changed.shape[2]))
     table, _ = double_sum(changed, grid_matrix((side, side)))
     np.testing.assert_allclose(ds.deep_change_covariance[0], table, rtol=1e-3, atol=1e-6)
-    assert changes.susceptibility_of(ds, "deep").chi.item() > 1
+    assert changes.susceptibility(ds, name="deep").chi.item() > 1
 
 
 def test_beside_the_layers_of_a_network(garments):
@@ -219,11 +219,11 @@ def test_beside_the_layers_of_a_network(garments):
     assert both.change_covariance.dims == ("noise", "item", "changes_distance")
     assert both.deep_change_covariance.dims == ("noise", "item", "deep_distance")
     np.testing.assert_array_equal(both.changes_distance, alone.distance)
-    for read in (changes.susceptibility_of, changes.correlations_of):
+    for read in (changes.susceptibility, changes.correlations):
         xr.testing.assert_equal(read(both), read(alone))
     length = correlation_length(alone.change_covariance)
     xr.testing.assert_equal(correlation_length(both.change_covariance), length)
-    xr.testing.assert_equal(changes.correlations_of(both.change_covariance), changes.correlations_of(alone))
+    xr.testing.assert_equal(correlation_length(both), length)
 
 
 def transformer():
@@ -295,10 +295,9 @@ def test_bad_options_for_images_are_one_line(probe, message):
 def test_missing_readings_are_named():
     ds = ut.run(described())
     gap = ds.where(ds.noise != ds.noise[0])
-    for function in (changes.correlations_of, correlation_length):
-        with pytest.raises(ValueError, match="change_covariance has missing readings"):
-            function(gap.change_covariance)
-    for function in (changes.susceptibility_of, changes.correlations_of):
+    with pytest.raises(ValueError, match="no missing readings"):
+        correlation_length(gap.change_covariance)
+    for function in (changes.susceptibility, changes.correlations):
         for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "dims noise, item"), (ds.isel(item=[]), "'item': 0")):
             with pytest.raises(ValueError, match=message) as caught:
                 function(bad)

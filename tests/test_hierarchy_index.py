@@ -324,14 +324,14 @@ def forged_nesting() -> xr.Dataset:
     return xr.Dataset(
         {
             "nesting_index": (("data_kind", "draw"), index),
-            "nesting_dial": (("filtered_above", "bound"), dial),
-            "nested": (("data", "tree_level", "bound"), np.zeros((5, 6, 3))),
-            "nesting_epsilon": ("bound", nesting.mean_field_index() + np.array([0, -0.01, 0.01])),
+            "nesting_dial": (("filtered_above", "estimate"), dial),
+            "nested": (("data", "tree_level", "estimate"), np.zeros((5, 6, 3))),
+            "nesting_epsilon": ("estimate", nesting.mean_field_index() + np.array([0, -0.01, 0.01])),
         },
         coords={
             "data_kind": ["grammars", *CONTROLS],
             "filtered_above": range(5),
-            "bound": ["value", "low", "high"],
+            "estimate": ["value", "low", "high"],
             "data": list(nesting.SHOWN),
             "tree_level": range(1, 7),
         },

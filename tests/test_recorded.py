@@ -130,7 +130,7 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
     assert held
     assert held == by_study.tolist()
     bounds = proportion(xr.DataArray(same.astype(float), dims=ds.same_class.dims, coords={"noise": LEVELS}))
-    np.testing.assert_allclose(of.curve.values[1:], bounds.T, atol=1e-6)
+    np.testing.assert_allclose(of.curve.values[1:], bounds, atol=1e-6)
     assert study.noise.attrs["long_name"] == "strength"
     assert ds.noise.values.tolist() == LEVELS
     assert "strength" in done.stdout
@@ -218,7 +218,7 @@ def test_missing_files_are_missing_readings(small, copied):
     of = study.sel(reading="same_class").curve.values[1:]
     values = gaps.same_class
     np.testing.assert_allclose(of[:, 0], np.nanmean(values, axis=(2, 3)).mean(1), atol=1e-6)
-    np.testing.assert_allclose(of, proportion(values).T, atol=1e-6)
+    np.testing.assert_allclose(of, proportion(values), atol=1e-6)
     # Calibration and chi are those of the four other originals.
     left = ut.calibration(whole.isel(item=[1, 3, 4, 5]), "same_class")
     np.testing.assert_allclose(study.sel(reading="same_class").gap.sel(estimate="value")[1:], left.gap)

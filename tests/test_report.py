@@ -39,11 +39,17 @@ def figure(folder, name="fig7", passed=True, **change):
     levels = np.arange(3)
     belief = np.exp(-np.outer(NOISE, levels + 1))
     data = xr.Dataset(
-        {"belief": (("noise", "tree_level"), belief), "belief_low": (("noise", "tree_level"), belief - 0.1)},
-        {"noise": ("noise", NOISE, {"long_name": "epsilon"}), "tree_level": levels, "log_snr": ("noise", -np.log(NOISE))},
-        {"transition": 0.57, "transition_low": 0.53, "transition_high": 0.61},
+        {
+            "belief": (("noise", "tree_level", "estimate"), np.stack([belief, belief - 0.1, belief + 0.1], -1)),
+            "transition": ("estimate", [0.57, 0.53, 0.61]),
+        },
+        {
+            "estimate": ["value", "low", "high"],
+            "noise": ("noise", NOISE, {"long_name": "epsilon"}),
+            "tree_level": levels,
+            "log_snr": ("noise", -np.log(NOISE)),
+        },
     )
-    data["belief_high"] = data.belief + 0.1
     write_dataset(data, folder / f"{name}.zarr")
 
 

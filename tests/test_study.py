@@ -16,14 +16,13 @@ import uturn as ut
 from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import holm
-from uturn.measures.changes import correlations_of, susceptibility_of
-from uturn.measures.statistics import replicates
+from uturn.measures.changes import correlations, susceptibility
+from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
 from uturn.store.record import Store
 from uturn.studies import as_data, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
-from uturn.studies.curves import with_interval
 from uturn.studies.difference import difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import instructions_of
@@ -474,10 +473,9 @@ def test_changes_are_those_of_the_measures():
     found = ut.study(run).isel(changes=0)
     assert (found.changes.item(), found.unit_of_distance.item()) == ("big", "blocks")
     plain = run.rename({name: str(name).removeprefix("big_") for name in (*run.data_vars, "big_distance")})
-    chi = susceptibility_of(plain)
+    chi = susceptibility(plain)
     np.testing.assert_array_equal(found.chi[1:], np.stack([chi[name] for name in ("chi", "low", "high")], -1))
-    correlations = correlations_of(plain)
-    np.testing.assert_array_equal(found.correlation[1:, :, 0], correlations.correlation)
+    np.testing.assert_array_equal(found.correlation[1:, :, 0], correlations(plain).correlation)
     np.testing.assert_allclose(found.chi[1:, 0], total.mean(1) / covariance[..., 0].mean(1))
     assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
     assert found.peak[0] == found.chi[3, 0]
@@ -1054,10 +1052,10 @@ def test_intervals_of_medians_hold_the_truth():
     """Of 300 runs of 25 lognormal numbers, .95 would be 273 to 295 with probability .99; `benchmarks/intervals.py` finds .93."""
     draws = np.random.default_rng(11).lognormal(0, 2, (1, 25, 300))
     of = replicates(xr.DataArray(draws, dims=("noise", "item", "run")), "median")
-    _, low, high = of.interval(lambda c: c[0])
+    _, low, high = of.interval(lambda c: c[0]).T
     assert 268 <= ((low <= 1) & (1 <= high)).sum() <= 295
     groups = xr.DataArray(draws[:, :, :5].repeat(4, 1), dims=("noise", "item", "run")).assign_coords(
         grammar=("item", np.arange(100) // 4)
     )
     ends = replicates(groups, "median").interval(lambda c: c[0])
-    np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:, :5])  # four copies in a group are one reading
+    np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:5])  # four copies in a group are one reading

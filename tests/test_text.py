@@ -21,7 +21,7 @@ from forging import instructed
 from uturn import cli
 from uturn.cli import app
 from uturn.cli.presets import TextOptions
-from uturn.measures.changes import correlations_of, present_pairs, susceptibility_of
+from uturn.measures.changes import correlations, present_pairs, susceptibility
 from uturn.measures.scaling import correlation_length
 from uturn.pages.html import token_page
 from uturn.pages.results import RESULTS
@@ -195,7 +195,7 @@ def test_correlations_of_texts_of_several_lengths_against_a_loop(folder):
         folder, {"data": str(folder / "several.txt"), "items": 9, "keep": 9, "trajectories": 5, "levels": 2}
     )
     present = present_pairs(run.change_covariance)
-    found, chi = correlations_of(run, present=present), susceptibility_of(run)
+    found, chi = correlations(run, present=present), susceptibility(run)
     np.testing.assert_allclose(run.change, 1 - run.kept.sel(span=1).astype(float).mean("trajectory"), atol=1e-6)
     for k, texts in changed.items():
         sums, pairs = np.zeros(present.sizes["distance"]), np.zeros(present.sizes["distance"])
@@ -207,7 +207,7 @@ def test_correlations_of_texts_of_several_lengths_against_a_loop(folder):
         np.testing.assert_allclose(found.covariance[k], sums / pairs, atol=1e-7)  # readings are float32
         np.testing.assert_allclose(found.correlation[k], sums / pairs / (sums[0] / pairs[0]), atol=1e-6)
         assert float(chi.chi[k]) == pytest.approx(sums.sum() / sums[0], rel=1e-5)
-        wrong = correlations_of(run)  # without the correction far pairs are missed
+        wrong = correlations(run)  # without the correction far pairs are missed
         assert np.abs(wrong.covariance[k] - sums / pairs).max() > 1e-3
 
 
@@ -216,7 +216,7 @@ def test_the_study_gives_the_curves_of_the_measures(measured):
     found = ut.study(run)
     changes = found.isel(changes=0)
     assert changes.unit_of_distance == "tokens"
-    chi = susceptibility_of(run)
+    chi = susceptibility(run)
     assert np.isnan(changes.chi[0]).all()
     for k, name in enumerate(("chi", "low", "high")):
         np.testing.assert_allclose(changes.chi[1:, k], chi[name])
@@ -224,7 +224,7 @@ def test_the_study_gives_the_curves_of_the_measures(measured):
     distances = found.distance.values.astype(int)
     pairs = [sum(max(int(n) - r, 0) for n in run.length.values) for r in range(run.sizes["distance"])]
     assert distances.tolist() == [r for r in range(len(pairs)) if r == 0 or pairs[r] >= pairs[1] / 2]
-    whole = correlations_of(run, present=present).correlation.isel(distance=distances)
+    whole = correlations(run, present=present).correlation.isel(distance=distances)
     np.testing.assert_allclose(changes.correlation[1:, :, 0], whole)
     length = correlation_length(run.change_covariance.isel(distance=distances), present=present.isel(distance=distances))
     np.testing.assert_allclose(changes.xi[1:, 0], length.length)

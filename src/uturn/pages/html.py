@@ -26,8 +26,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
 from uturn.core.checks import visible
+from uturn.measures.statistics import with_interval
 from uturn.pages.figures import tally
-from uturn.studies.curves import with_interval
 from uturn.studies.plotting.tokens import EDGES, Token, blocks
 
 if TYPE_CHECKING:

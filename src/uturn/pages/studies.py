@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.files import check_plain
+from uturn.measures.statistics import ESTIMATE, with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
@@ -17,7 +18,6 @@ from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
-from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.difference import MOST_LEVELS, MOST_NOISES
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import evenly_spaced

@@ -10,10 +10,9 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.checks import shown
-from uturn.measures.statistics import levels_around
+from uturn.measures.statistics import ESTIMATE, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
-from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.figure import _grid_of_panels
 from uturn.studies.plotting.curves import along, brief, draw_curve, draw_legend, draw_noise_axis, evenly_spaced, no_mathematics
 from uturn.studies.plotting.style import DISTINCT, MUTED, level_colors, style
@@ -147,7 +146,7 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         x = [axes.noise[np.isfinite(axes.noise)] for axes in both]
         around = [levels_around(x[k], float(half_lives[k, 0, 0])) for k in (0, 1)]
         first, second = (np.sort(ends, axis=1) for ends in on_axes(*around))
-        value, low, high = of.interval(lag)
+        value, low, high = of.interval(lag).T
         with np.errstate(invalid="ignore"):
             half_life = np.stack(
                 [value, np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])], -1
@@ -157,7 +156,7 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         f"{name}: {part}" for name, level in zip(("first", "second"), levels, strict=True) if (part := level.texts["remark"])
     ]
     return {
-        "curve": _of_shares(levels) if is_share else np.moveaxis(of.interval(lambda c: c[..., 1] - c[..., 0]), 0, -1),
+        "curve": _of_shares(levels) if is_share else of.interval(lambda c: c[..., 1] - c[..., 0]),
         "half_life": half_life,
         "half_lives": half_lives,
         "originals": levels[0].originals,

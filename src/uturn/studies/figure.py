@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.measures.statistics import with_interval
 from uturn.studies.axes import axis_words, common_axis, is_geometric
-from uturn.studies.curves import with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import (
     along,

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.measures.cloning import largest_eigenvalue
-from uturn.measures.statistics import Estimate
+from uturn.measures.statistics import ESTIMATE, Estimate
 from uturn.store.record import warnings_of
 from uturn.studies import study
-from uturn.studies.curves import ESTIMATE
 from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
