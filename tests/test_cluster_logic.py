@@ -183,6 +183,22 @@ def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     assert caplog.messages[-1] == "the node one is not used any more: no such disk"
 
 
+def test_a_node_that_recovers_gets_another_worker(cluster, monkeypatch):
+    monkeypatch.setattr(engine_cluster, "_REST", 0.2)
+    made = set()
+
+    def slow(tasks):
+        time.sleep(0.1)
+        return None, False
+
+    def worker(number):
+        made.add(number)
+        return FakeWorker(slow, "two") if number else FakeWorker(lambda tasks: ("no such disk", True))
+
+    assert cluster(worker, range(200)).left == 0
+    assert made == {0, 1, 2}
+
+
 def test_a_worker_that_dies_beside_a_full_disk_is_replaced(cluster):
     bad = []
 
