@@ -66,6 +66,7 @@ _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that 
 _MOST_TASKS = 2**24
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
+_LARGEST_ROOT = 2**26  # bytes of zarr.json
 _MOST_WARNINGS, _LONGEST_WARNING = 50, 1000  # shown; characters
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
 _OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
@@ -180,9 +181,11 @@ class Store(Blocks):
 
     def __init__(self, where: str) -> None:
         self.where, self.files = where, files_at(where)
+        self.files.largest = {"": _LARGEST_ROOT}
         if not is_url(where):
             check_plain(os.path.realpath(where))
         root = self._root()
+        self.files.kept = {ROOT: json.dumps(root).encode()}  # what is checked here is what zarr reads
         self.attributes: dict[str, Any] = root["attributes"]
         form, version = self.attributes.get("format"), self.attributes.get("version")
         expect((form, version) == (FORMAT, VERSION), "its format and version", (form, version), f"{FORMAT!r} and {VERSION}")
@@ -205,6 +208,8 @@ class Store(Blocks):
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
         """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
         sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
+        counts = (self.chunk, self.num_items, self.trajectories, self.clones)
+        expect(all(type(count) is int and count > 0 for count in counts), "its sizes", counts, "whole numbers above 0")
         num_tasks = len(self.noise) * self.num_items // self.chunk
         expect(num_tasks <= _MOST_TASKS, "its number of tasks", num_tasks, f"at most {_MOST_TASKS}")
         for name, about in arrays.items():
@@ -215,6 +220,8 @@ class Store(Blocks):
             expect(fits, f"{name}: shape", shape, "that of the run")
             size = max(math.prod(shape), math.prod(chunks["chunk_shape"]))
             expect(name not in self.labels or size <= _MOST_LABELS, f"{name}: labels", size, f"at most {_MOST_LABELS}")
+            stored = _MOST_TEXT if about["data_type"] == "string" else 8 * math.prod(chunks["chunk_shape"])
+            self.files.largest[name] = stored + stored // 64 + 1024  # zstd adds less to data that it cannot compress
 
     @classmethod
     def create(
@@ -250,10 +257,10 @@ class Store(Blocks):
     def open(cls, place: str | Path) -> Store:
         """Open an existing store at a path or URL; ValueError if there is none, or if its metadata are damaged."""
         where = place_of("store", place)
-        if is_empty(where):
-            raise ValueError(f"no store at {where}; `uturn run SPEC --store {where}` makes one")
         with _readable(where):
-            return cls(where)
+            if is_url(where) or not is_empty(where):
+                return cls(where)
+        raise ValueError(f"no store at {where}; `uturn run SPEC --store {where}` makes one")
 
     def grow(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
@@ -309,7 +316,8 @@ class Store(Blocks):
             return None
         values = self._stored(name)
         if values is None:
-            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
+            way = "copy the store again" if self.is_made_elsewhere else "`uturn run` with the same spec writes it again"
+            raise ValueError(f"{self.where}: the coordinate {name} is damaged; {way}")
         return values
 
     def _stored(self, name: str) -> np.ndarray | None:
@@ -330,9 +338,12 @@ class Store(Blocks):
             root = self._current_root()
             root["attributes"] |= attributes
             write(self.files, ROOT, _signed(root))
-        self.attributes |= attributes
+        self.files.kept[ROOT] = json.dumps(root).encode()
+        self.attributes = root["attributes"]
 
     def _root(self) -> Any:
+        """The content of `zarr.json` at this moment."""
+        self.files.kept.pop(ROOT, None)
         content = read(self.files, ROOT)
         if content is None:
             raise ValueError(f"it has no {ROOT}")
