@@ -113,7 +113,7 @@ def _read_parquet(path: str) -> pandas.DataFrame:
 
 
 def _lines(path: str) -> Iterator[str]:
-    """The lines of a text file; ValueError for a long one and for NUL characters, since a file with holes may promise terabytes."""
+    """The lines of a text file; ValueError for a long one and for NUL characters: a file with holes may promise terabytes."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
             if "\0" in line:
