@@ -177,8 +177,8 @@ def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
     url = ut_run("s3://bucket/large")
     write(files_at(url), "tasks/records/c/0/0/0", bytes(10_000))
     assert list(Store.open(url).states().values()).count(("damaged", 0)) == 1
+    monkeypatch.setattr("uturn.store.record._LARGEST_ROOT", 1000)
     with pytest.raises(ValueError, match=r"zarr\.json: bytes = \d+: expected at most 1000"):
-        monkeypatch.setattr("uturn.store.record._LARGEST_ROOT", 1000)
         Store.open(url)
 
 
