@@ -63,7 +63,9 @@ GROWING = ("noise", "item", "trajectory")
 """Dims along which a store grows."""
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that the chunk stays as it is when the run grows
-_MOST_TASKS = 2**24
+_MOST_TASKS, _MOST_ARRAYS = 2**20, 2**11
+_MOST_READINGS = 2**30  # of a task in a variable
+_MOST_PIECES = 2**16  # chunks that are read at once
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
 _LARGEST_ROOT = 2**26  # bytes of zarr.json
@@ -203,24 +205,35 @@ class Store(Blocks):
             self.arrays: dict[str, Any] = {name: group[name] for name in arrays}
         self.dims = {name: tuple(arrays[name]["dimension_names"]) for name in (*self.variables, *self.labels)}
         self.levels: list[float] = json.loads(self.attributes["levels"])
-        self._rows = [self.levels.index(level) for level in self.noise]
+        row = {level: k for k, level in enumerate(self.levels)}
+        self._rows = [row[level] for level in self.noise]
 
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
         """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
         sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
         counts = (self.chunk, self.num_items, self.trajectories, self.clones)
         expect(all(type(count) is int and count > 0 for count in counts), "its sizes", counts, "whole numbers above 0")
-        num_tasks = len(self.noise) * self.num_items // self.chunk
-        expect(num_tasks <= _MOST_TASKS, "its number of tasks", num_tasks, f"at most {_MOST_TASKS}")
+        blocks = -(-self.num_items // self.chunk)
+        expect(len(self.noise) * blocks <= _MOST_TASKS, "tasks", len(self.noise) * blocks, f"at most {_MOST_TASKS}")
+        known = {*self.variables, *self.labels, _RECORDS}
+        expect(set(arrays) == known, "its arrays", sorted(arrays), "those in its attributes variables and labels")
+        expect(len(arrays) <= _MOST_ARRAYS, "its number of arrays", len(arrays), f"at most {_MOST_ARRAYS}")
         for name, about in arrays.items():
             codecs = {codec["name"] for codec in about["codecs"]}
             expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
-            dims, shape, chunks = (about.get("dimension_names") or (), about["shape"], about["chunk_grid"]["configuration"])
-            fits = all(sizes.get(dim, size) == size for dim, size in zip(dims, shape, strict=name != _RECORDS))
+            shape, chunk = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
+            if name == _RECORDS:
+                fits = (shape, chunk) == ([len(self.noise), blocks, 3], [1, 1, 3])
+            else:
+                fits = all(sizes.get(dim, size) == size for dim, size in zip(about["dimension_names"], shape, strict=True))
             expect(fits, f"{name}: shape", shape, "that of the run")
-            size = max(math.prod(shape), math.prod(chunks["chunk_shape"]))
-            expect(name not in self.labels or size <= _MOST_LABELS, f"{name}: labels", size, f"at most {_MOST_LABELS}")
-            stored = _MOST_TEXT if about["data_type"] == "string" else 8 * math.prod(chunks["chunk_shape"])
+            at_once = shape if name in self.labels else [1, min(self.chunk, self.num_items), *shape[2:]]
+            most = _MOST_LABELS if name in self.labels else _MOST_READINGS
+            size = max(math.prod(at_once), math.prod(chunk))
+            expect(size <= most, f"{name}: numbers that are read at once", size, f"at most {most}")
+            pieces = math.prod(-(-whole // part) for whole, part in zip(at_once, chunk, strict=True))
+            expect(0 <= pieces <= _MOST_PIECES, f"{name}: chunks that are read at once", pieces, f"at most {_MOST_PIECES}")
+            stored = _MOST_TEXT if about["data_type"] == "string" else 8 * math.prod(chunk)
             self.files.largest[name] = stored + stored // 64 + 1024  # zstd adds less to data that it cannot compress
 
     @classmethod

@@ -76,6 +76,8 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     """
     import pandas
 
+    if not os.path.getsize(path):  # also of a file that the system makes up while it is read
+        raise ValueError("it is empty")
     header = next(filter(str.strip, _lines(path)), "")
     separator = max(",;\t", key=header.count)
     decimal, warnings = _check_rows(path, separator)
