@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, files."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -127,6 +128,18 @@ def completed(words):
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False
     )
     return done.stdout.split(), done.stderr.split()
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 1), (3, 3)])
+def test_an_own_part_that_ends_the_program_is_an_error(status, code, tmp_path):
+    text = f"class Ends:\n    kinds = ('strings',)\n    def reconstruct(self, *_):\n        raise SystemExit({status})\n"
+    (tmp_path / f"ends{code}.py").write_text(text)
+    (tmp_path / "spec.toml").write_text(SPEC.replace('"exact"', f'"ends{code}:Ends"'))
+    done = uturn("run", "spec.toml", "--store", "x", cwd=tmp_path)
+    assert done.returncode == code
+    assert re.search(
+        rf"uturn: error: backward \('ends{code}:Ends'\)\.reconstruct: SystemExit.*ends{code}.py, line 4", done.stderr
+    )
 
 
 def test_ctrl_c_while_modules_load():

@@ -158,6 +158,22 @@ def test_requests_of_a_task(proxy):
         assert [method for method, _, _ in proxy.requests] == ["PUT"] * (len(opened.variables) + 1)
 
 
+def test_opening_a_store_reads_its_metadata_once(proxy):
+    url = ut_run(f"{proxy.bucket}/x")
+    proxy.requests.clear()
+    Store.open(url).dataset(look=False)
+    assert [method for method, path, _ in proxy.requests if "zarr.json" in path] == ["GET"]
+
+
+def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
+    url = ut_run("s3://bucket/large")
+    write(files_at(url), "tasks/records/c/0/0/0", bytes(10_000))
+    assert list(Store.open(url).states().values()).count(("damaged", 0)) == 1
+    monkeypatch.setattr("uturn.store.record._LARGEST_ROOT", 1000)
+    with pytest.raises(ValueError, match=r"zarr\.json: bytes = \d+: expected at most 1000"):
+        Store.open(url)
+
+
 def ut_run(url, spec=SPEC):
     ut.run(experiment(spec), url)
     return url

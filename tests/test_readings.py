@@ -25,7 +25,7 @@ from small import strings
 from uturn.measures.calibration import paired
 from uturn.measures.changes import covariances_of
 from uturn.pages import write_study
-from uturn.store.record import Store, open_run
+from uturn.store.record import Store, open_run, warnings_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -235,6 +235,18 @@ def of_array(name, *, chunk_shape=None, codec=None, **values):
     return lambda folder: forge(folder, change)
 
 
+def sparse(name):
+    """Eight gigabytes that the disk does not hold, behind the content of the file."""
+    return lambda folder: os.truncate(folder / name, 2**33)
+
+
+def identity(**values):
+    def change(root):
+        root["attributes"]["identity"] = json.dumps(json.loads(root["attributes"]["identity"]) | values)
+
+    return lambda folder: forge(folder, change)
+
+
 def piped(name):
     def change(folder):
         (folder / name).unlink()
@@ -253,10 +265,16 @@ def piped(name):
         (attributes(variables=5), "is not a readable store"),
         (attributes(version=1000), r"its format and version = \('uturn.store', 1000\)"),
         (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
-        (of_array("layer", shape=[2**30], chunk_shape=[2**30]), "is not a readable store: layer: labels = "),
+        (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
+        (identity(chunk=2), "is not a readable store: tasks/records: shape = "),
         (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
         (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
+        (sparse("zarr.json"), r"zarr.json: bytes = 8589934592: expected at most \d+"),
+        (sparse("log_snr/c/0"), "the coordinate log_snr is damaged; copy the store again"),
+        (sparse("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
+        (identity(chunk=1e9), r"is not a readable store: its sizes = \(1000000000.0, 1100, 2, 1\): expected whole numbers"),
+        (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
         (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
     ],
 )
@@ -269,6 +287,18 @@ def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored
     assert "\n" not in str(caught.value)
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
+
+
+def test_a_copy_over_another_store_that_stopped_halfway_is_noticed(tmp_path):
+    """The readings have equal shapes, and the chunk and its record fit each other."""
+    for name, seed in (("a", 0), ("b", 1), ("again", 0)):
+        ut.readings({"energy": np.random.default_rng(seed).random((3, 5))}, [1, 2, 3], store=tmp_path / name)
+    for part in ("energy/c/1", "tasks/records/c/1"):
+        shutil.copytree(tmp_path / "a" / part, tmp_path / "again" / part, dirs_exist_ok=True)
+        shutil.copytree(tmp_path / "b" / part, tmp_path / "a" / part, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="1 chunks of readings are missing or damaged; copy the store again"):
+        open_run(tmp_path / "a")
+    assert open_run(tmp_path / "again").attrs["complete"]  # equal calls make equal stores
 
 
 def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
@@ -451,11 +481,14 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
 
 
-def test_a_table_of_zeros_is_not_read(tmp_path):
+@pytest.mark.parametrize("text", ["", "noise,item,a\n0.5,x,1\n"])
+def test_a_table_of_zeros_is_not_read(text, tmp_path):
     """A terabyte that the disk does not hold."""
-    (tmp_path / "a.csv").touch()
+    (tmp_path / "a.csv").write_text(text)
     os.truncate(tmp_path / "a.csv", 2**40)
-    with pytest.raises(ValueError, match=r"cannot read the table .*a.csv: it is no text; expected a CSV or Parquet file"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet file"
+    ):
         read_readings(tmp_path / "a.csv")
 
 
@@ -693,10 +726,13 @@ def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
     ("change", "message"),
     [
         (lambda text: text[: text.rindex(",")], "line 301 has 3 cells, the header 4; is the file cut short?"),
-        (lambda text: text[: text.rindex(",") + 1], "the last line ends in an empty cell without a line break"),
+        (lambda text: text[: text.rindex(",") + 1], "the last line ends in '' without a line break"),
+        (lambda text: text[: text.rindex(",") + 1] + "1e", "the last line ends in '1e' without a line break"),
         (lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1), "a quote in line .* opens a cell that"),
         (lambda text: text.replace("0.5,3,", '0.5,"3,', 1), "a quote in line .* opens a cell that ends in line 301"),
-        (lambda text: ",".join(map(str, range(300_000))) + "\n" + text, "the header has 300,000 cells, more than 1,000"),
+        (lambda text: text[: text.rindex(",") + 1] + "-0.", "the last line ends in '-0.' without a line break"),
+        (lambda text: text + "1" * 2**21, "a line has more than 1,048,576 characters"),
+        (lambda text: ",".join(map(str, range(100_000))) + "\n" + text, "the header has 100,000 cells, more than 1,000"),
     ],
 )
 def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change, message):
@@ -711,6 +747,26 @@ def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_pat
     for k, other in enumerate((text, text.rstrip(), text + "\n  \n", text.replace("\n", "\r\n"), text.replace("\n", "\r"))):
         (tmp_path / f"{k}.csv").write_bytes(other.encode())
         assert read_readings(tmp_path / f"{k}.csv").rmsd.equals(read_readings(tmp_path / "0.csv").rmsd)
+
+
+@pytest.mark.parametrize(
+    ("values", "end", "doubtful"),
+    [
+        (["0.125", "0.250", "0.75"], "", True),
+        (["0.125", "0.250", "0.75"], "\r\n", False),
+        (["0.125", "0.250", "0.750"], "", False),  # as long as the others
+        (["0.25", "0.5", "1.25e-0"], "", True),  # of 1.25e-07
+        (["1", "0", "1"], "", False),
+    ],
+)
+def test_a_last_number_that_may_be_cut_is_doubted(values, end, doubtful, tmp_path):
+    """A file without a last line break may be whole, so that its numbers are used."""
+    rows = [f"{noise},x,{value}" for noise, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join(["noise,item,a", *rows]) + end)
+    run = read_readings(tmp_path / "a.csv")
+    assert run.a.values.ravel().tolist() == pytest.approx([float(value) for value in values])
+    said = [text for text in warnings_of(run.attrs) if f"ends in {values[-1]!r}, has no line break" in text]
+    assert len(said) == doubtful
 
 
 def test_axes_of_noise():

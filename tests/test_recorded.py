@@ -182,6 +182,7 @@ def copied(small, tmp_path):
 def test_missing_files_are_missing_readings(small, copied):
     probes = [{"type": "network_layers"}, {"type": "images"}, {"type": "changes", "patch": 7}]
     (copied / "strength_0.5" / "c_1_0.png").unlink()
+    os.mkfifo(copied / "strength_0.5" / "c_1_0.png")
     broken = copied / "strength_0.9" / "a_0_1.png"
     broken.write_bytes(broken.read_bytes()[:100])
     runs = []
@@ -192,7 +193,7 @@ def test_missing_files_are_missing_readings(small, copied):
             runs.append(ut.run(ut.Experiment.from_dict(spec)))
     said = [str(warning.message) for warning in caught if "missing" in str(warning.message)]
     assert "2 of 72 recorded files are missing or unreadable: " in said[0]
-    assert "c_1_0.png (no such file)" in said[0]
+    assert "c_1_0.png (no regular file)" in said[0]
     assert "a_0_1.png (" in said[0]
     whole, gaps = runs
     for name in whole.data_vars:
@@ -481,7 +482,8 @@ def test_trajectories_and_clones_may_be_words(tmp_path):
 def test_files_that_nearly_match_are_counted_and_named(tmp_path):
     folder = make(tmp_path, "abc", [0.4, 0.8], 2)
     levels = folder / "strength_0.4", folder / "strength_0.8"
-    shutil.copytree(levels[0], folder / "strength_0,6")
+    for other in ("strength_0,6", "strength_nan"):
+        shutil.copytree(levels[0], folder / other)
     (levels[1] / "b_1_0.png").rename(levels[1] / "b_1_0.PNG")
     for other in ("notes/of_2024_1_0.png", "strength_none/a_0_0.png", "strength_0.4/thumbs.db"):
         (folder / other).parent.mkdir(exist_ok=True)
@@ -491,12 +493,28 @@ def test_files_that_nearly_match_are_counted_and_named(tmp_path):
     words = [str(warning.message) for warning in said if "left out" in str(warning.message)]
     assert len(words) == 1
     assert re.fullmatch(
-        r"data check: 7 files of .* left out, which the pattern does not match: "
+        r"data check: 13 files of .* left out, which the pattern does not match: "
         r"strength_0,6/a_0_0\.png, .*, \.\.",
         words[0],
     )
     assert words[0] in json.loads(ds.attrs["warnings"])
     assert ds.noise.values.tolist() == [0.4, 0.8]
+    for other in ("strength_0,6", "strength_nan"):
+        shutil.rmtree(folder / other)
+    (sentence,) = RecordedImages(pattern=str(folder / PATTERN)).files.left_out()
+    assert sentence.startswith("1 file of ")
+    assert sentence.endswith("strength_0.8/b_1_0.PNG")
+
+
+def test_files_none_of_which_can_be_read_are_an_error(tmp_path):
+    folder = make(tmp_path, "ab", [0.2, 0.7], 2)
+    for path in folder.glob("strength_*/*.png"):
+        path.write_bytes(path.read_bytes()[:50])
+    done = uturn("images", "--recorded", PATTERN, "--data", "originals", "--channels", 1, "--classifier", CLASSIFIER,
+                 "--no-compare-labels", "--out", "out", cwd=folder)  # fmt: skip
+    assert done.returncode == 2
+    assert "none of the 8 recorded files can be read: strength_0.2/a_0_0.png (" in " ".join(done.stderr.split())
+    assert not (folder / "out" / "run.zarr").exists()
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -560,12 +560,12 @@ class Constant:
         (
             GARMENTS,
             {"backward": {**GARMENTS["backward"], "scheduler": "ddim"}},
-            r"scheduler is 'its default' in the store, 'ddim' here",
+            r"scheduler is its default in the store, 'ddim' here",
         ),
         (
             MASKED,
             {"source": {**MASKED["source"], "zipf_exponent": 1.0}},
-            r"zipf_exponent is 'its default' in the store, 1\.0 here",
+            r"zipf_exponent is its default in the store, 1\.0 here",
         ),
         (MASKED, {"probes": [MASKED["probes"][0], {**MASKED["probes"][1], "twice": True}]}, "twice is False in the store, True"),
     ],
