@@ -610,8 +610,8 @@ def test_page_marks_what_was_noised_and_what_changed(measured):
 
 def test_regions_and_segments_are_marked(folder, tmp_path):
     texts = (folder / "equal.txt").read_text().split("\n")
-    (tmp_path / "regions.txt").write_text("\n".join("<" * 6 + "&" * 6 for _ in texts))
-    experiment = options(folder, regions=str(tmp_path / "regions.txt"), segments=["b"], items=4, levels=2).experiment()
+    (tmp_path / "texts.csv").write_text("\n".join(["text,regions", *(f'"{text}",{"<" * 6 + "&" * 6}' for text in texts)]))
+    experiment = options(folder, data=str(tmp_path / "texts.csv"), segments=["b"], items=4, levels=2).experiment()
     run = ut.run(experiment)
     found = ut.study(run)
     assert {"kept_region, region = <", "kept_region, region = &", "kept_segments"} <= set(found.reading.values)
@@ -623,7 +623,7 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
     np.testing.assert_allclose(
         found.sel(reading="kept_region, region = <").curve[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
     )
-    with pytest.raises(ValueError, match="segments: 'x' is not one token of the model"):  # and has a character of none
+    with pytest.raises(ValueError, match="segments = 'x': expected the texts of single tokens"):  # and has a character of none
         ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
 
 
@@ -823,7 +823,7 @@ def sentences(tmp_path_factory):
     np.save(place / "big.npy", np.full((4, 5), 14))
     np.save(place / "floats.npy", np.zeros((4, 5)))
     np.save(place / "ids.npy", np.full((4, 5), 6))
-    (place / "regions.txt").write_text("AA\nB")
+    (place / "regions.csv").write_text("text,regions\na dog sat,AAA\na dog,B\n")
     return place
 
 
@@ -842,22 +842,21 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "arguments", "message"),
     [
-        ("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length)"),
+        ("bert", "long.txt", [], "line 9: tokens = 14: expected at most 8 by the model; leave longer texts out"),
         ("bert", "good.txt", ["--length", 2], "no text"),
-        ("bert", "good.txt", ["--windows", "--length", 99], "texts of 99 tokens|no text has 99 tokens"),
+        ("bert", "good.txt", ["--windows", "--length", 99], "no text in it"),
         ("bert", "empty.txt", [], "no text in it; expected one a line"),
         ("bert", "latin.txt", [], "expected text in UTF-8"),
         ("bert", "absent.txt", [], "no such file or folder"),
-        ("bert", "big.npy", [], "the id 14 at (0, 0); expected 0 .. 13"),
+        ("bert", "big.npy", [], "expected a text, or ids 0 .. 13"),
         ("bert", "floats.npy", [], "expected integers of shape (items, length)"),
-        ("bert", "ids.npy", ["--regions", "regions.txt"], "leave it out for windows and .npy files"),
-        ("bert", "good.txt", ["--regions", "{data}/regions.txt"], "line 1 has 2 characters, but the text 7 tokens"),
-        ("bert", "good.txt", ["--regions", "absent.txt"], "regions = 'absent.txt'"),
-        ("bert", "good.txt", ["--segment", "cat mat"], "'cat mat' is not one token of the model"),
-        ("bert", "good.txt", ["--items", 50], "items = 50, but"),
-        ("wide", "good.txt", [], "has 40 tokens, but its tokenizer 14; name the right one (--tokenizer)"),
+        ("bert", "ids.npy", ["--windows"], "windows = True: expected False for ids and tables"),
+        ("bert", "regions.csv", [], "text 2: regions = 'B': expected a character for each of its 2 tokens"),
+        ("bert", "good.txt", ["--segment", "cat mat"], "segments = 'cat mat': expected the texts of single tokens"),
+        ("bert", "good.txt", ["--items", 50], "items = 50: expected at most 6"),
+        ("wide", "good.txt", [], "tokens of its tokenizer = 14: expected 40, as the model has; name the right one (--tokenizer)"),
         ("maskless", "good.txt", [], "its tokenizer has no mask token"),
-        ("strange", "good.txt", [], "tokens are unknown to the model's tokenizer"),
+        ("strange", "good.txt", [], "expected fewer with the tokenizer of the model"),
         ("causal", "good.txt", [], "a causal model predicts the next token only"),
         ("absent", "good.txt", [], "no such folder"),
         ("bert", "good.txt", ["--tokenizer", "/absent"], "tokenizer = '/absent' cannot be read"),
