@@ -190,15 +190,15 @@ def test_command_line_and_plot(tmp_path):
     ("config", "options", "message"),
     [
         (None, {}, "no such folder or file with a scheduler_config.json"),
-        ({"_class_name": "UNet2DModel"}, {}, "expected a scheduler of diffusers"),
+        ({"_class_name": "UNet2DModel"}, {}, "its class = 'UNet2DModel'"),
         ([], {}, "cannot be read"),
         ({"_class_name": "DDPMScheduler"}, {"steps": 0}, r"steps = 0: expected 1 \.\. 1000"),
         ({"_class_name": "DDPMScheduler"}, {"steps": 1001}, r"steps = 1001: expected 1 \.\. 1000"),
         ({"_class_name": "DDPMScheduler"}, {"scheduler": "dpm"}, "expected one of"),
         ({"_class_name": "DDPMScheduler"}, {"timestep_spacing": "even"}, "expected 'linspace'"),
-        ({"_class_name": "DDPMScheduler", "beta_end": 3}, {}, "noise schedule has betas"),
+        ({"_class_name": "DDPMScheduler", "beta_end": 3}, {}, "betas of the DDPMScheduler = "),
         ({"_class_name": "DDPMScheduler"}, {"preset": "64x64_diffusion"}, "only for checkpoints of guided-diffusion"),
-        (FLOW, {"scheduler": "ddim"}, "does not go with the model"),
+        (FLOW, {"scheduler": "ddim"}, "scheduler = 'ddim': expected one for the noise schedule of the model"),
         (FLOW, {"size": 100}, "size = 100: expected a multiple of 16"),
     ],
 )
