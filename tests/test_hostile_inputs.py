@@ -37,7 +37,6 @@ from uturn.cli.solvable import theory
 from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table
 from uturn.exact.theory import MeanField, phase_diagram
-from uturn.networks.images.pipelines import load_scheduler
 from uturn.networks.texts.tokenizers import Vocabulary
 from uturn.pages import report
 from uturn.pages.collect import collect
@@ -381,14 +380,6 @@ def test_a_damaged_header_of_an_array(header, tmp_path):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(ValueError, match=r"x\.npy is not a readable \.npy file"):
         read_array(tmp_path / "x.npy")
-
-
-@pytest.mark.parametrize("value", [10**9, 0, -5, "a", None, 1e3])
-def test_a_noise_schedule_of_a_billion_timesteps(value, tmp_path):
-    file = generator_folder() / "scheduler" / "scheduler_config.json"
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": value}))
-    with pytest.raises(ValueError, match=r"num_train_timesteps = .*: expected an integer in 1 \.\. 100000"):
-        load_scheduler(tmp_path, "DDPMScheduler")
 
 
 def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path, capsys, monkeypatch):

@@ -369,13 +369,13 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
         ("sd", {"condition": "label"}, "condition = 'label': expected None, as it has prompts, and no classes"),
         ("sd", {"null_class": 3}, "null_class = 3: expected None, as it has prompts, and no classes"),
         ("sd", {"guidance": 2.0}, "guidance = 2.0: expected 1, or a prompt, towards which it guides"),
-        ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: Input should be a finite number"),
+        ("sd", {"guidance": float("nan"), "prompt": "a"}, "Input should be a finite number"),
         (
             "sd",
             {"prompt": "missing.txt"},
             "prompt = 'missing.txt' cannot be read .*; expected a text file with one prompt a line",
         ),
-        ("sd", {"prompt": 3}, "prompt = 3: Input should be a valid string"),
+        ("sd", {"prompt": 3}, "Input should be a valid string"),
         ("sd", {"image_size": 33}, "image_size = 33: expected a multiple of 2 pixels"),
         ("sd3", {"image_size": 34}, "image_size = 34: .* multiple of 4 pixels"),
         ("sd3", {"image_size": 256}, "image_size = 256: expected at most 128 pixels"),
@@ -413,10 +413,10 @@ def test_an_unknown_pipeline_lists_those_that_are_known(folders, tmp_path):
     for changes, words in (
         (
             {"_class_name": "KandinskyPipeline"},
-            "is a KandinskyPipeline, conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
+            "of its KandinskyPipeline = .* not conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
         ),
-        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder is a Owl, not CLIPTextModel"),
-        ({"unet": ["diffusers", "UNet2DModel"]}, "the unet is a UNet2DModel, not UNet2DConditionModel"),
+        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder of its .* = 'Owl': expected CLIPTextModel"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "the unet of its .* = 'UNet2DModel': expected UNet2DConditionModel"),
     ):
         (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
         with pytest.raises(ValueError, match=words):
@@ -431,7 +431,7 @@ def test_missing_weights_of_a_text_encoder(folders, tmp_path):
     weights = load_file(file)
     weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(1 weights are missing"):
+    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(missing weights = "):
         loaded(folder)
 
 
@@ -526,7 +526,7 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn', not of transformers"),
+        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer of its .* = 'pwn.CLIPTokenizer'"),
         ({"tokenizer": [None, None]}, "the text encoders and tokenizers cannot be read"),
     ],
 )
@@ -547,7 +547,7 @@ def test_a_damaged_tokenizer_is_named(folders, tmp_path):
 
 
 def test_sizes_as_pairs(folders, tmp_path):
-    for pair, words in (([16, 16], None), ([16, 8], "images of 16 by 8 latents; expected squares")):
+    for pair, words in (([16, 16], None), ([16, 8], "the latents of the denoiser = .16, 8.: expected squares")):
         folder = shutil.copytree(folders["sd"], tmp_path / f"sd{pair[1]}")
         file = folder / "unet" / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": pair}))
