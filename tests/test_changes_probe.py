@@ -285,7 +285,7 @@ def test_tokens_of_a_transformer_without_the_class_token():
         ({"patch": 5}, "patch = 5"),
         ({"layer": "block99"}, "block99"),
         ({"layer": "block*"}, "expected one"),
-        ({"classifier": "torchvision:resnet18"}, "layer: missing"),
+        ({"classifier": "torchvision:resnet18"}, "layer = None: expected one"),
     ],
 )
 def test_bad_options_for_images_are_one_line(probe, message):

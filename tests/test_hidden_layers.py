@@ -153,13 +153,15 @@ def test_layers_by_pattern_keep_the_order_of_the_model(network):
 
 
 def test_unknown_layer_names_close_ones(network):
-    with pytest.raises(ValueError, match=r"'blocks\.frist' matches no module of Network.*blocks\.first"):
+    with pytest.raises(ValueError, match=r"'blocks\.frist': expected a module of Network.*blocks\.first"):
         HiddenLayers(network, "blocks.frist")
 
 
 def test_layers_that_run_never_or_twice_are_named(network, images):
     network.unused_too = nn.Linear(2, 2).eval()
-    with pytest.raises(ValueError, match=r"'unused', 'unused_too' did not run .*name the layers without them"):
+    with pytest.raises(
+        ValueError, match=r"did not run in the forward pass = .'unused', 'unused_too'.: .*name the layers without them"
+    ):
         HiddenLayers(network, ["blocks.*", "unused*"]).fit(images)
     with pytest.raises(ValueError, match="'act' runs more than once"):
         HiddenLayers(network, "act").fit(images)
@@ -206,7 +208,7 @@ def test_similarity_needs_statistics_and_pairs(network, images):
     probe = HiddenLayers(network, LAYERS)
     with pytest.raises(ValueError, match="call fit"):
         probe.similarity(images, images)
-    with pytest.raises(ValueError, match="expected pairs"):
+    with pytest.raises(ValueError, match=r"shape of reconstructed = .*of pairs"):
         probe.fit(images).similarity(images, images[:5])
     with pytest.raises(ValueError, match="at least 2"):
         probe.fit(images[:1])
@@ -249,7 +251,7 @@ def test_statistics_of_another_network_are_refused(network, images, tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="damaged"):
         HiddenLayers(network, LAYERS).load_statistics(path)
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match=r"statistics = .*: expected a file"):
         HiddenLayers(network, LAYERS).load_statistics(tmp_path / "missing")
     save_file({"head/mean": np.zeros(3)}, path, metadata={"format": "uturn-layer-statistics-0"})
     with pytest.raises(ValueError, match="of another network"):
@@ -346,13 +348,9 @@ def test_errors_of_the_model_name_the_input(network, images, error):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "resnet"}, "model is a str; expected a torch.nn.Module"),
-        ({"layers": 3}, "layers = 3: expected names"),
-        ({"layers": ["head", 3]}, r"layers = \['head', 3\]: expected names"),
+        ({"model": "resnet"}, "model = 'resnet': expected a torch.nn.Module"),
         ({"layers": []}, r"layers = \[\]: expected names"),
         ({"batch_size": 0}, "batch_size = 0"),
-        ({"channel_axis": "last"}, "channel_axis = 'last': expected an integer"),
-        ({"channel_axis": {"head": 1.5}}, "channel_axis = .*: expected an integer"),
     ],
 )
 def test_arguments_of_another_type_are_refused(network, options, words):
@@ -413,9 +411,9 @@ def test_what_does_not_belong_together_is_refused(network, images):
         HiddenLayers(network, LAYERS).read(images, rebuilt)
     probe = HiddenLayers(network, LAYERS).fit(images)
     for bad in (images, rebuilt[:4], rebuilt[..., :5]):
-        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\) and \(items, draws, \.\.\.\)"):
+        with pytest.raises(ValueError, match=r"expected \(items, \.\.\.\), \(items, draws, \.\.\.\)"):
             probe.read(images, bad)
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match="not empty"):
         probe.read(images, rebuilt[:, :0])
     rebuilt[17, 2, 0, 4, 4] = np.nan
     with pytest.raises(ValueError, match=r"'blocks\.first': activations of row \d+ of a batch are not finite"):
@@ -473,7 +471,7 @@ def test_groups_of_clones_stay_in_one_batch(network, images):
 def test_clones_that_do_not_fit_are_refused(network, images):
     rebuilt = np.repeat(images[:, None], 6, axis=1)
     probe = HiddenLayers(network, LAYERS).fit(images)
-    with pytest.raises(ValueError, match="6 draws of each item; expected a multiple of clones = 4"):
+    with pytest.raises(ValueError, match="draws of each item = 6: expected a multiple of clones = 4"):
         probe.read(images, rebuilt, clones=4)
     with pytest.raises(ValueError, match="clones = 0: expected an integer >= 1"):
         probe.read(images, rebuilt, clones=0)
@@ -557,9 +555,9 @@ def test_channel_axis_by_layer():
     model, strings = Tokens().eval(), np.random.default_rng(0).integers(0, 4, (9, 8))
     sizes = [len(HiddenLayers(model, "mix", channel_axis=axis).fit(strings).mean["mix"]) for axis in (1, -1, {"mi*": 2})]
     assert sizes == [8, 3, 3]
-    with pytest.raises(ValueError, match="'mux' matches none"):
+    with pytest.raises(ValueError, match="channel_axis = 'mux': expected a pattern"):
         HiddenLayers(model, channel_axis={"mux": 2})
-    with pytest.raises(ValueError, match="channel_axis = 3 of layer 'embed'"):
+    with pytest.raises(ValueError, match="channel_axis of layer 'embed' = 3"):
         HiddenLayers(model, channel_axis=3).fit(strings)
 
 
@@ -572,7 +570,7 @@ def test_the_samples_are_not_changed_by_a_model_that_works_in_place():
 def test_double_star_crosses_dots(network):
     assert HiddenLayers(network, "**.1").layers == ("blocks.first.1", "blocks.second.1")
     assert HiddenLayers(network, "blocks.**").layers[:2] == ("blocks", "blocks.first")
-    with pytest.raises(ValueError, match="matches no module"):
+    with pytest.raises(ValueError, match="expected a module"):
         HiddenLayers(network, "*.1")
 
 
@@ -857,11 +855,11 @@ def test_layers_of_a_network_that_reads_strings(files):
 
 
 def test_what_the_probe_needs_is_said(files):
-    with pytest.raises(ValueError, match="statistics: missing; strings and vectors need"):
+    with pytest.raises(ValueError, match="statistics = None: expected a file of HiddenLayers"):
         run(experiment(classifier=files["classifier"]))
     with pytest.raises(ValueError, match=r"classifier.*nowhere'?: no such file"):
         run(experiment(**{**files, "classifier": "nowhere"}))
-    with pytest.raises(ValueError, match=r"'blocks\.9' matches no module of TreeClassifier; close names: .*blocks\.0"):
+    with pytest.raises(ValueError, match=r"'blocks\.9': expected a module of TreeClassifier; close names: .*blocks\.0"):
         run(experiment(**files, layers=["blocks.9"]))
     save_network(TreeClassifier(4, 2, 3, width=6, seed=1), files["classifier"])
     with pytest.raises(ValueError, match=r"statistics.*of another network"):

@@ -276,7 +276,7 @@ def test_calls_are_counted_before_the_run():
         (["--sampler", "own:diverging"], "NaN"),
         (["--operator", "bluur"], "operator = 'bluur': expected one of"),
         (["--operator", "blur width=2"], "width"),
-        (["--operator", "inpainting", "--swept", "share"], "'inpainting' has no option 'share'"),
+        (["--operator", "inpainting", "--swept", "share"], "expected some of ['hidden', 'mask']"),
         (["--operator", "own:squared", "--levels", "0.1"], "linear"),
         (["--operator", "own:rows", "--sampler", "deepinv:DDRM"], "singular value decomposition"),
         (["--operator", "denoising", "--sigma", "0.1"], "sigma"),

@@ -337,7 +337,7 @@ def test_bad_vectors_noise_and_specs():
         law.diffuse(np.zeros((2, 3)), -1.0)
     with pytest.raises(ValueError, match="num_modes = 9"):
         simplex(9, 8, 1.0)
-    with pytest.raises(ValueError, match="lower num_modes"):
+    with pytest.raises(ValueError, match="num_modes = 5: expected at most 4"):
         GaussianMixtureSource(dimension=4, num_modes=5)
     with pytest.raises(ValueError, match="does not go with vectors"):
         vectors({"type": "gaussian_field"}, [0.1], probes=[{"type": "tree_levels"}])
@@ -471,8 +471,8 @@ def test_a_source_of_ones_own_mixture(tmp_path, in_files):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"means": [[1.0, 2.0]], "num_modes": 3}, "num_modes: that of means; leave it out"),
-        ({"covariances": [[1.0]]}, "covariances: go with means"),
+        ({"means": [[1.0, 2.0]], "num_modes": 3}, "options beside means = {'num_modes'}"),
+        ({"covariances": [[1.0]]}, "covariances without means"),
         ({"means": [[1.0, 2.0]], "covariances": [[1.0]]}, r"shape of covariances = \(1, 1\): expected \(2, 2\), or"),
         ({"means": [[1.0, 2.0]], "covariances": [[1.0, 2.0], [2.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
         ({"means": [[1.0, 2.0]], "covariances": [[1.0, 0.5], [0.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),

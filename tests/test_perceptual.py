@@ -230,10 +230,10 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
         torch.save(content, tmp_path / name)
     (tmp_path / "text").write_text("weights")
     expected = {
-        "fewer": "has weights for 6 layers, not 7; expected a file of learned weights of the package lpips",
-        "negative": "has negative weights, with which it is no distance",
-        "others": "has weights for 0 layers, not 7",
-        "narrow": "63 weights for layer 'features.1', which has 64 channels",
+        "fewer": "layers = .0, 1, 2, 3, 4, 5.: expected 7 layers, of a file of learned weights of the package lpips",
+        "negative": "= 'negative weights'",
+        "others": "layers = ..: expected 7",
+        "narrow": "weights of layer 'features.1' = 63: expected 64",
         "text": "is damaged",
         "nowhere": "no such file; expected a file of learned weights of the package lpips",
     }
@@ -247,7 +247,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
         Perceptual(**options).variables(Source((3, 2, 2)))
     with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
         Perceptual(**options).variables(Source((4, 40, 40)))
-    with pytest.raises(ValueError, match=r"'features\.90' matches no module"):
+    with pytest.raises(ValueError, match=r"'features\.90': expected a module"):
         Perceptual(**options, layers=("features.90",)).variables(Source())
     with pytest.raises(ValueError, match="classifier"):
         Perceptual()

@@ -369,7 +369,7 @@ def test_mistakes_are_named(u_turn):
     with pytest.raises(ValueError, match=r"no reading of the family distance.*probe 'posterior'"):
         ut.posterior_tests(symmetric)
     turned, source = u_turn
-    with pytest.raises(ValueError, match="posterior: the noisy data are Noisy; expected measurements"):
+    with pytest.raises(ValueError, match="noisy data = 'Noisy': expected measurements"):
         Posterior().read(
             UTurns(turned.originals, ut.Noisy(turned.noisy.values, turned.noisy.noise), turned.reconstructions), source
         )
