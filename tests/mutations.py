@@ -660,9 +660,9 @@ MUTATIONS = (
     ),
     Mutation(
         "sigma of the whole timestep below",
-        "uturn.networks.images.own_denoisers:Prediction.levels",
-        "sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)",
-        "sigma = self.sigmas[low]",
+        "uturn.networks.images.levels:Levels.at",
+        "ratio = torch.lerp(self.ratios[low], self.ratios[high], time - low)",
+        "ratio = self.ratios[low]",
         tests=(
             (
                 "test_own_denoisers::test_the_optimal_network_of_every_type_gives_the_same_reconstructions",

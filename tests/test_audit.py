@@ -243,7 +243,7 @@ def test_random_orders_are_uniform():
     ids=str,
 )
 def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
-    with pytest.raises(ValueError, match=f"likelihood of a decoder with {re.escape(decoder.description)} is not known") as error:
+    with pytest.raises(ValueError, match=f"decoder = '{re.escape(decoder.description)}': expected an order of") as error:
         likelihoods(Inconsistent(), STRINGS, np.full_like(STRINGS, -1), decoder)
     assert "\n" not in str(error.value)
 
@@ -457,15 +457,16 @@ def letters(folder, **more):
 
 
 def masks(folder):
-    """A mask file whose fixed tokens are the first and the third."""
+    """A table of texts whose fixed tokens are the first and the third."""
     lines = (folder / "letters.txt").read_text().splitlines()
-    (folder / "mask.txt").write_text("\n".join("101" + "0" * (len(line) - 3) for line in lines))
-    return str(folder / "mask.txt")
+    rows = [{"text": line, "fixed": "101" + "0" * (len(line) - 3)} for line in lines if line.strip()]
+    (folder / "mask.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "mask.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["first", "mask"])
 def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
-    fixed = {"keep_first": 2} if kind == "first" else {"fixed": masks(folder)}
+    fixed = {"keep_first": 2} if kind == "first" else {"data": masks(folder)}
     where = [0, 1] if kind == "first" else [0, 2]
     experiment = letters(folder, clones=2, **fixed).experiment()
     run, plain = (ut.run(of, workers=1) for of in (experiment, letters(folder, clones=2).experiment()))
@@ -488,38 +489,31 @@ def test_fixed_tokens_are_never_masked_and_not_read(folder, kind):
     assert ut.study(run).sizes["changes"] == 1
 
 
-def test_mask_files_of_booleans_regions_and_segments(folder):
-    mask = np.zeros((60, D), bool)
-    mask[:, 1] = True
-    np.save(folder / "mask.npy", mask)
-    run = run_of(
-        folder, "wrong", "tokens", source={"type": "tokens", "path": str(folder / "ids.npy"), "fixed": str(folder / "mask.npy")}
-    )
+def test_tables_of_ids_regions_and_segments(folder):
+    ids = np.load(folder / "ids.npy")
+    rows = [{"text": row.tolist(), "fixed": "0" + "1" + "0" * (D - 2)} for row in ids]
+    (folder / "ids.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = run_of(folder, "wrong", "tokens", source={"type": "tokens", "path": str(folder / "ids.jsonl")})
     assert (run.noisy_token.sel(noise=1.0).values != -1)[..., 1].all()
     lines = (folder / "letters.txt").read_text().splitlines()
-    (folder / "regions.txt").write_text("\n".join("P" * 2 + "T" * (len(line) - 2) for line in lines))
-    source = letters(folder, regions=str(folder / "regions.txt"), segments=["c"], keep_first=2).experiment().parts.source
+    (folder / "regions.csv").write_text("\n".join(["text,regions", *(f"{x},{'P' * 2 + 'T' * (len(x) - 2)}" for x in lines)]))
+    source = letters(folder, data=str(folder / "regions.csv"), segments=["c"], keep_first=2).experiment().parts.source
     assert (source.regions_of(range(3))[:, :2] == -1).all()
     assert (source.segments_of(range(3))[:, :2] == -1).all()
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("content", "message"),
     [
         ({"keep_first": 6}, "keep_first = 6: line .* has no token left that noise can change"),
         ({"fixed": "letters.txt"}, "expected 1 for a fixed token and 0 for the others"),
         ({"fixed": "more.txt"}, "fixed = 'more.txt' has 13 lines, but the texts have 12"),
     ],
 )
-def test_wrong_mask_files_are_one_line(folder, more, message, monkeypatch):
-    monkeypatch.chdir(folder)
-    lines = (folder / "letters.txt").read_text().splitlines()
-    shortest = min(map(len, lines))
-    more = {**more, **({"keep_first": shortest} if "keep_first" in more else {})}
-    np.save(folder / "mask.npy", np.zeros((60, D), bool))
-    (folder / "more.txt").write_text("\n".join("0" * len(line) for line in [*lines, "abc"]))
-    with pytest.raises(ValueError, match=message.replace("= 6:", f"= {shortest}:")) as error:
-        ut.run(letters(folder, **more).experiment(), workers=1)
+def test_wrong_tables_are_one_line(folder, tmp_path, content, message):
+    (tmp_path / "texts.csv").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        ut.run(letters(folder, data=str(tmp_path / "texts.csv"), keep_first=2 * (content == "text\nab")).experiment(), workers=1)
     assert "\n" not in str(error.value)
 
 

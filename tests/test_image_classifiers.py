@@ -208,7 +208,7 @@ def test_chosen_layers(resnet):
     assert found.layers == ("layer1", "layer2", "layer3", "layer4", "fc")
     assert found.num_classes == 1000
     assert found.class_names[:2] == ("tench", "goldfish")
-    with pytest.raises(ValueError, match=r"'layer9' matches no module of ResNet; close names: .*layer"):
+    with pytest.raises(ValueError, match=r"'layer9': expected a module of ResNet; close names: .*layer"):
         load_classifier("torchvision:resnet18", resnet[1], layers=("layer9",))
 
 
@@ -470,7 +470,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
         (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
-        (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\) \(channels, height, width\): "),
+        (f"{HERE}:small_vit", r"for images \(1, 28, 28\): "),
     ],
 )
 def test_mistakes_are_named(spec, words):
@@ -559,7 +559,9 @@ def test_variables(function, num_labels, options, expected):
 def test_labels_that_do_not_match():
     turns = u_turns()
     spec = NetworkLayers(classifier=f"{HERE}:three_classes")
-    with pytest.raises(ValueError, match=r"three_classes' knows 3 classes, but .* 10 labels; .*`classes`.*labels = false"):
+    with pytest.raises(
+        ValueError, match=r"of the images = 10: expected 3, as .*three_classes' knows; .*`classes`.*labels = false"
+    ):
         spec.variables(Source(turns.originals.images, turns.originals.labels, 10))
 
 

@@ -189,7 +189,7 @@ def test_items_do_not_change_while_a_source_lives(uneven):
     assert source.coordinates(0, 6)["file"].tolist() == before
     with open(uneven / "b" / "image0.png", "ab") as file:
         file.write(b"more")
-    with pytest.raises(ValueError, match=r"image0\.png has changed"):
+    with pytest.raises(ValueError, match=r"bytes of .*image0\.png = "):
         source.images_at([1])
 
 
@@ -228,7 +228,7 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content, reason
         with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be read \({reason}\); mend it, or move it away"):
             ask()
     assert number_of(first_images(source, 1)[0]) == [7]
-    with pytest.raises(ValueError, match=r"items = 3, .* holds 2 files"):
+    with pytest.raises(ValueError, match=r"items = 3: expected at most 2, the files of "):
         source.coordinates(0, 3)
 
 
@@ -236,7 +236,7 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         folder_source(tmp_path / "absent").count()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no files"):
+    with pytest.raises(ValueError, match="it holds no files"):
         folder_source(tmp_path / "empty").count()
     (tmp_path / "a.png").write_bytes(b"no image")
     for ask in (
@@ -270,17 +270,6 @@ def test_colours_and_grey_are_exact(tmp_path):
     save(tmp_path / "grey" / "a.png", pixels[..., 0])
     np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png"), np.repeat(pixels[..., :1], 3, axis=2))
     np.testing.assert_array_equal(one_image(tmp_path / "grey" / "a.png", channels=1), pixels[..., :1])
-
-
-def test_jpeg_of_many_scans_is_not_decoded():
-    file = io.BytesIO()
-    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    scan = data.find(b"\xff\xda", data.find(b"\xff\xda") + 2)
-    after = data.find(b"\xff\xda", scan + 2)
-    many = data[:scan] + data[scan:after] * 300 + data[after:]
-    assert image_sources.decode(data, 1, None).shape == (64, 64, 1)
-    assert "a JPEG file of 30" in image_sources.decode(many, 1, None)
 
 
 def test_an_array_of_too_many_numbers_is_not_read(tmp_path):
@@ -340,7 +329,7 @@ def test_sixteen_bit_grey_is_rounded(tmp_path, ending):
 
 def test_numbers_without_a_known_range_are_an_error(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a\.tif cannot be read .*range is not known"):
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read .*expected one whose range is known"):
         first_images(folder_source(tmp_path), 1)
 
 
@@ -397,7 +386,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     source = folder_source(tmp_path, channels=3)
     assert first_images(source, 2)[0].shape == (2, 3, 6, 8)
     for _ in range(2):  # the error stays
-        with pytest.raises(ValueError, match=r"c\.png has 6 x 8 pixels, but .*a\.png has 8 x 6 pixels; give `size`"):
+        with pytest.raises(ValueError, match=r"c\.png = '6 x 8 pixels': expected 8 x 6 pixels, as .*a\.png; give `size`"):
             source.coordinates(0, 3)
     assert first_images(folder_source(tmp_path, size=5), 3)[0].shape == (3, 1, 5, 5)
 
@@ -419,10 +408,10 @@ def test_arrays(tmp_path):
     assert labelled.num_labels() == 4
     assert first_images(labelled, 2)[1].tolist() == [3, -1]
     np.save(tmp_path / "labels.npy", np.array([3, -2, 0, 1]))
-    with pytest.raises(ValueError, match="holds the label -2"):
+    with pytest.raises(ValueError, match=r"label = .*-2.*: expected 0, 1"):
         first_images(labelled, 2)
     np.save(tmp_path / "wrong.npy", np.full((2, 6, 6), 7.0))
-    with pytest.raises(ValueError, match=r"holds float64 images, values in \[7, 7\]; expected uint8"):
+    with pytest.raises(ValueError, match=r"holds float64 images, values in .*7.*7.*; expected uint8"):
         ArraySource(path=str(tmp_path / "wrong.npy")).load()
     np.save(tmp_path / "gaps.npy", np.array([np.nan, -7.0, np.inf, 9.0]).reshape(1, 2, 2))
     with pytest.raises(ValueError, match=r"values in \[-7, 9\] and 2 NaN or infinite; expected uint8"):

@@ -285,7 +285,7 @@ def test_remasking_by_confidence_does_not_keep_the_posterior(order):
     assert error > (1e-6 if order == "random" else 1e-2)
     noisy = Noisy(np.full((count, 2), -1), np.ones(count), V)
     assert drawn_as(unmask(table, noisy, keys(0, range(count)), decoder), law) > 1e-5
-    with pytest.raises(ValueError, match="its law is not enumerated"):
+    with pytest.raises(ValueError, match="remask = 'conf': expected another one to enumerate its law"):
         law_of(table, np.array([-1, -1]), decoder)
 
 
@@ -503,7 +503,7 @@ def test_chains_are_denoised_and_remasking_singly_is_calibrated():
 def test_samplers_of_masks_are_refused_for_replaced_symbols():
     with pytest.raises(ValueError, match=r"expected Masking.*drawn tokens masked again"):
         gap("uniform", remask="cap")
-    with pytest.raises(ValueError, match="causal with order 'random'"):
+    with pytest.raises(ValueError, match="order with causal = 'random'"):
         gap(causal=True)
 
 

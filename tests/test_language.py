@@ -327,10 +327,9 @@ def symbols():
 
 
 def test_segments_and_regions(tmp_path, bert):
-    path, regions = tmp_path / "texts.txt", tmp_path / "regions.txt"
-    path.write_text("a b j c d e\nf g h j i j a b\n")
-    regions.write_text("FFF122\nFFF11122\n")
-    made = experiment(bert, path, items=2, source={"segments": ["j"], "regions": str(regions)})
+    path = tmp_path / "texts.csv"
+    path.write_text("regions,text\nFFF122,a b j c d e\nFFF11122,f g h j i j a b\n")
+    made = experiment(bert, path, items=2, source={"segments": ["j"]})
     ds = ut.run(made)
     source = made.parts.source
     assert source.segments_of([0, 1]).tolist() == [[0, 0, -1, 1, 1, 1, -1, -1], [0, 0, 0, -1, 1, -1, 2, 2]]
@@ -362,7 +361,7 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     strange.write_text("x y z\n")
     refused("3 of 3 tokens are unknown.*split: smiles", bert, strange, items=1)
     (tmp_path / "one.txt").write_text("a\n")
-    refused("items = 6, but .* has 1 texts", bert, tmp_path / "one.txt")
+    refused("items = 6: expected at most 1", bert, tmp_path / "one.txt")
     (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write
     assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [[5, 6]]
     (tmp_path / "digits.txt").write_text("abc\n\nab1\n")
@@ -381,7 +380,7 @@ def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):
 def test_windows(bert, texts):
     ds = ut.run(experiment(bert, texts, items=4, source={"windows": True, "length": 8}))
     assert ds.length.values.tolist() == [8] * 4
-    refused("items = 6, but .* has 2 windows", bert, texts, source={"windows": True})
+    refused("items = 6: expected at most 2", bert, texts, source={"windows": True})
 
 
 def test_models_that_do_not_fit(bert, texts, tmp_path):
@@ -389,7 +388,7 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
     refused("GPT2LMHeadModel.*a causal model", gpt2, texts)
     small = tiny_language.write(tmp_path / "small")
     tiny_language.vocabulary(small, tiny_language.WORDS[:9])
-    refused("has 17 tokens, but its tokenizer 9.*--tokenizer", small, texts)
+    refused("tokens of its tokenizer = 9: expected 17.*--tokenizer", small, texts)
     no_mask = tiny_language.write(tmp_path / "no_mask")
     tiny_language.vocabulary(no_mask, [word.replace("[MASK]", "k") for word in tiny_language.WORDS])
     refused("no mask token.*--mask-id", no_mask, texts, backward={"split": "characters"})
@@ -402,7 +401,7 @@ def test_models_that_do_not_fit(bert, texts, tmp_path):
         ({"mask_id": None}, "no mask token.*--mask-id"),
         (
             {"logits": lambda self, ids, noise: torch.zeros(7)[ids]},
-            r"logits of two tokens.*of shape \(1, 2\); expected floating point numbers \(1, 2, 'vocab'\)",
+            r"logits of two tokens.*\(1, 2\).*: expected floating point numbers \(1, 2, 'vocab'\)",
         ),
     ],
 )
@@ -422,10 +421,10 @@ def of_long_texts(change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda logits: logits * torch.nan, "tiny_language:odd gives NaN: a logit is NaN"),
+        (lambda logits: logits * torch.nan, "tiny_language:odd: probabilities = 'NaN': expected numbers; a logit is NaN"),
         (
             lambda logits: logits[..., :2],
-            r"tiny_language:odd: logits give torch.float64 of shape \(5, 4, 2\).*\(5, 4, 3\) = \(batch",
+            r"tiny_language:odd: logits = \(torch.float64, \(5, 4, 2\)\).*\(5, 4, 3\) = \(batch",
         ),
         (
             lambda logits: 1 / 0,

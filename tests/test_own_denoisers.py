@@ -15,6 +15,7 @@ from torch import nn
 
 import uturn as ut
 from command_line import uturn
+from tiny_denoiser import PLAIN, unet
 from uturn.backward import diffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.checks import described
@@ -183,21 +184,11 @@ def test_sigma_is_that_of_the_schedule_and_the_image_is_not_scaled():
 
 
 def test_a_pair_is_the_same_as_its_folder(tmp_path):
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    network = unet(block_out_channels=(8,), **PLAIN)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
-    pipeline: Any = diffusers.DDPMPipeline(unet, scheduler)
+    pipeline: Any = diffusers.DDPMPipeline(network, scheduler)
     pipeline.save_pretrained(tmp_path / "folder")
-    pair = loaded((unet, scheduler))
+    pair = loaded((network, scheduler))
     folder = ReverseDiffusion.from_pretrained(tmp_path / "folder", "ddpm", STEPS, device="cpu")
     assert pair.image_shape == folder.image_shape == (1, 8, 8)
     data = (0.3 * normals(keys(1, range(4)), 64)).reshape(4, 1, 8, 8).clip(-1, 1)
@@ -283,7 +274,7 @@ def raises():
         (of(scheduler=flow(), predicts="x0", takes="sigma"), "DenoiserModel.takes = 'sigma': expected 'timestep'"),
         (
             of(lambda noisy, timestep: noisy[:, :1]),
-            "torch.float32, (2, 1, 3, 4) for noisy images (2, 2, 3, 4); expected floating",
+            "output for noisy images (2, 2, 3, 4) = (torch.float32, (2, 1, 3, 4)): expected floating",
         ),
         (of(lambda noisy, timestep: noisy / 0), "gives NaN or infinity for two images of noise at timestep 500"),
         (of(cannot), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),

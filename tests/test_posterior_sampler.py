@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import uturn as ut
-from test_pretrained import make_unet
+from tiny_denoiser import unet
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.sampler import PosteriorSampler
 from uturn.core.checks import described
@@ -96,7 +96,7 @@ def classes():
 
 def tiny():
     """A model of images with random weights."""
-    return DenoiserModel(make_unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
+    return DenoiserModel(unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
 
 
 # -- the parts of an experiment ----------------------------------------------------------------------------------------------

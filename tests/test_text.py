@@ -452,8 +452,8 @@ def test_page_marks_what_was_noised_and_what_changed(measured):
 
 def test_regions_and_segments_are_marked(folder, tmp_path):
     texts = (folder / "equal.txt").read_text().split("\n")
-    (tmp_path / "regions.txt").write_text("\n".join("<" * 6 + "&" * 6 for _ in texts))
-    experiment = options(folder, regions=str(tmp_path / "regions.txt"), segments=["b"], items=4, levels=2).experiment()
+    (tmp_path / "texts.csv").write_text("\n".join(["text,regions", *(f'"{text}",{"<" * 6 + "&" * 6}' for text in texts)]))
+    experiment = options(folder, data=str(tmp_path / "texts.csv"), segments=["b"], items=4, levels=2).experiment()
     run = ut.run(experiment)
     found = ut.study(run)
     assert {"kept_region, region = <", "kept_region, region = &", "kept_segments"} <= set(found.reading.values)
@@ -465,7 +465,7 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
     np.testing.assert_allclose(
         found.sel(reading="kept_region, region = <").curve[1:, 0], run.kept_region.sel(region="<").mean(["item", "trajectory"])
     )
-    with pytest.raises(ValueError, match="segments: 'x' is not one token of the model"):  # and has a character of none
+    with pytest.raises(ValueError, match="segments = 'x': expected the texts of single tokens"):  # and has a character of none
         ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
 
 
@@ -584,7 +584,7 @@ def sentences(tmp_path_factory):
     np.save(place / "big.npy", np.full((4, 5), 14))
     np.save(place / "floats.npy", np.zeros((4, 5)))
     np.save(place / "ids.npy", np.full((4, 5), 6))
-    (place / "regions.txt").write_text("AA\nB")
+    (place / "regions.csv").write_text("text,regions\na dog sat,AAA\na dog,B\n")
     return place
 
 

@@ -390,7 +390,7 @@ def test_missing_weights_of_a_text_encoder(folders, tmp_path):
     weights = load_file(file)
     weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(1 weights are missing"):
+    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(missing weights = "):
         loaded(folder)
 
 
@@ -469,7 +469,7 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn', not of transformers"),
+        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer of its .* = 'pwn.CLIPTokenizer'"),
         ({"tokenizer": [None, None]}, "the text encoders and tokenizers cannot be read"),
     ],
 )

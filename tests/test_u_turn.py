@@ -281,7 +281,7 @@ def test_a_backward_with_its_own_forward_process_takes_no_other():
     with pytest.raises(ValueError, match=r"no schedule; take that of a backward"):
         ut.u_turn(originals, Diffusion(), backward, 0.5)
     forward = backward.undone(Diffusion(), FashionMNISTSource())
-    for noise, message in ((0.1, "less than half a step of 4"), (1.5, "noise"), (np.nan, "noise")):
+    for noise, message in ((0.1, "expected levels on different steps of 4"), (1.5, "noise"), (np.nan, "noise")):
         with pytest.raises(ValueError, match=message):
             forward.observe(originals, noise, Streams(0, originals.items, noise))
 
