@@ -439,7 +439,7 @@ def test_repetition_against_a_plain_loop(folder):
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ({"type": "order_likelihood", "decoders": [{"order": "blocks", "causal": True}]}, "decoders: .* is not known"),
+        ({"type": "order_likelihood", "decoders": [{"order": "blocks", "causal": True}]}, "decoder = 'order blocks"),
     ],
 )
 def test_mistakes_are_one_line(folder, probe, message):
@@ -505,9 +505,12 @@ def test_tables_of_ids_regions_and_segments(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"keep_first": 6}, "keep_first = 6: line .* has no token left that noise can change"),
-        ({"fixed": "letters.txt"}, "expected 1 for a fixed token and 0 for the others"),
-        ({"fixed": "more.txt"}, "fixed = 'more.txt' has 13 lines, but the texts have 12"),
+        ("text\nab", "text 1 = 'fixed': expected a token left"),
+        ("text,fixed\nabc,a11", "text 1: fixed = 'a11': expected a character for each of its 3 tokens"),
+        ("text,fixed\nabc,010\nabc,01", "text 2: fixed = '01'"),
+        ("text,fixed\nabc,010\nabc,111", "text 2 = 'fixed': expected a token left"),
+        ("texts\nabc", "columns = .'texts'.: expected text"),
+        ("text,fixed\nabc", "text 1: fixed = None"),
     ],
 )
 def test_wrong_tables_are_one_line(folder, tmp_path, content, message):

@@ -1,6 +1,5 @@
 """Sources of images: order, labels, what is read and when, hostile files, kinds of pixels, sizes."""
 
-import io
 import os
 import re
 import struct

@@ -1,7 +1,7 @@
 """Progress: exact shares inside a task, never backwards, also over several processes; lines in logs."""
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
