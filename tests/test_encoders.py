@@ -1,7 +1,6 @@
 """Encoders of images as probes, which have no classes; CLIP models, whose classes are texts."""
 
 import functools
-import json
 import re
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
-from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.studies import draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
 
 timm = pytest.importorskip("timm")
@@ -302,14 +301,11 @@ def test_figures_and_tables_of_encoders(tmp_path):
         prefix = "encoder_" if with_classes else ""
         assert ("judge_same_class" in rows(study)) == with_classes
         assert f"{prefix}similarity: head falls below blocks.0" in rows(study)
-        written = as_data(study)
-        assert json.dumps(written, allow_nan=False)
-        mine = [one for one in written["readings"] if one["probe"] == ("encoder" if with_classes else "network_layers")]
-        assert {one["variable"] for one in mine} == {f"{prefix}similarity", f"{prefix}distance"}
-        assert next(one for one in mine if one["level"] == "head")["half_life"]["noise"]["value"] > 0
-        assert [one["level"] for one in mine if "gap" in one] == ["blocks.0", "blocks.1", "head"] * 2
-        judged = [one for one in written["readings"] if one["variable"] == "judge_same_class"]
-        assert [one["curve"][0]["value"] for one in judged] == [1] * with_classes
+        mine = study.isel(reading=study.probe.values == ("encoder" if with_classes else "network_layers"))
+        assert set(mine.variable.values) == {f"{prefix}similarity", f"{prefix}distance"}
+        assert mine.half_life.values[mine.level.values == "head", 0, 0][0] > 0
+        assert mine.level.values[mine.gap_p.notnull().any("noise")].tolist() == ["blocks.0", "blocks.1", "head"] * 2
+        assert study.curve.values[study.variable.values == "judge_same_class", 0, 0].tolist() == [1] * with_classes
         plt.close("all")
 
 

@@ -313,7 +313,7 @@ def test_a_damaged_coordinate_is_named_in_one_line_and_mended(name, deleted, sto
     file.write_text(json.dumps({**SPEC, "trajectories": 2, "clones": 2}))
     (chunk,) = [path for path in (store / name / "c").rglob("*") if path.is_file()]
     chunk.unlink() if deleted else chunk.write_bytes(b"\x28\xb5\x2f\xfdno zstd")
-    commands = [["status", store], ["images", "--run", store, "--out", tmp_path / "out"]]
+    commands = [["status", store], ["study", store, "--out", tmp_path / "out"]]
     for words in commands:
         code, (line,), _ = ended(capsys, *words)
         assert code == 2
@@ -495,7 +495,7 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     with xr.open_zarr(stored, zarr_format=3) as run:
         run = run.load().drop_encoding().assign_attrs(format=form, complete=True, missing_tasks=0)
     run.to_zarr(path, zarr_format=2, encoding={name: codecs for name in ("item", "noise", "belief")}, consolidated=False)
-    for words in (["study", path], ["choose", path, "--keep", "belief=.5"], ["images", "--run", path, "--out", tmp_path / "out"]):
+    for words in (["study", path], ["choose", path, "--keep", "belief=.5"], ["study", path, "--out", tmp_path / "out"]):
         code, (line,), _ = ended(capsys, *words)
         assert (code, "is not a readable store" in line) == (2, True), line
     with pytest.raises(ValueError, match="is not a readable store"):
@@ -533,12 +533,11 @@ def figure(folder, name="fig6", **changes):
     return folder
 
 
-@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
+@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.zarr/zarr.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
     shutil.copytree(stored, folder / "run.zarr")
-    (folder / "study.zarr").mkdir()  # its numbers are in study.json
     path = folder / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
@@ -582,7 +581,7 @@ def test_long_texts_in_a_store_are_shortened_in_figures(name, text, stored, tmp_
     else:
         forge(store, lambda root: root["attributes"].update(description=text))
     assert ended(capsys, "study", store, "--out", tmp_path / "out")[0] == 0
-    assert len(json.loads((tmp_path / "out" / "study.json").read_text())["run"]) < 600
+    assert len(xr.open_zarr(tmp_path / "out" / "study.zarr").attrs["description"]) < 600
     with Image.open(tmp_path / "out" / "study.png") as picture:
         assert picture.width < 5000
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
 from uturn.probes.perceptual_distance import Stages, read_linear
 from uturn.sources.images import Images
 from uturn.store.record import Store
-from uturn.studies import as_data, draw_study, summary
+from uturn.studies import draw_study, summary
 
 torchvision = pytest.importorskip("torchvision")
 HERE = Path(__file__).stem
@@ -313,9 +314,6 @@ def test_the_rise_is_located():
     assert value == pytest.approx(3)
     assert low < 3 < high
     assert rise.curve.isel(noise=0).values.tolist() == [0, 0, 0]
-    written = next(one for one in as_data(study)["readings"] if one["reading"] == "perceptual_distance")
-    assert written["half_life"]["noise"]["value"] == pytest.approx(0.4, abs=1e-6)
-    assert len(written["curve"]) == study.sizes["noise"]
     table = next(summary(study))
     row = list(table.columns[0].cells).index("perceptual_distance")
     assert list(table.columns[-1].cells)[row].startswith("3 [2.9")
@@ -360,11 +358,11 @@ def test_by_the_command_line(tmp_path):
     done = CliRunner().invoke(app, ["images", "--out", str(tmp_path / "out"), *sizes, *networks])
     assert done.exit_code == 0, done.output
     assert "perceptual_distance" in done.output
-    readings = json.loads((tmp_path / "out" / "study.json").read_text())["readings"]
-    assert list(dict.fromkeys(one["probe"] for one in readings)) == ["small", "embedding", "perceptual"]
-    found = readings[-1]
-    assert found["words"] == f"perceptual distance, {HERE}:small, without learned weights"
-    values = [point["value"] for point in found["curve"]]
+    readings = xr.open_zarr(tmp_path / "out" / "study.zarr")
+    assert list(dict.fromkeys(readings.probe.values.tolist())) == ["small", "embedding", "perceptual"]
+    found = readings.isel(reading=-1)
+    assert found.words == f"perceptual distance, {HERE}:small, without learned weights"
+    values = found.curve[:, 0].values.tolist()
     assert values[0] == 0
     assert values == sorted(values)
     gap = ut.calibration(Store.open(str(tmp_path / "out" / "run.zarr")).dataset(), "perceptual_distance")

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from typer.testing import CliRunner
 
 import uturn as ut
-from forging import array, forge
+from forging import array, forge, passed
 from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import holm
@@ -23,7 +23,7 @@ from uturn.measures.changes import correlations_of, susceptibility_of
 from uturn.measures.statistics import replicates
 from uturn.pages import report, write_study
 from uturn.store.record import Store
-from uturn.studies import as_data, named_runs, study_of, summary, tidy
+from uturn.studies import named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.curves import with_interval
@@ -380,7 +380,6 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     late = run.assign(kept=run.kept.where(np.isinf(run.noise), 0.9))
     late.kept.attrs = run.kept.attrs
     assert np.isnan(ut.study(late).half_life).all()
-    json.dumps(as_data(found), allow_nan=False)
     draw_study(found)
 
 
@@ -450,7 +449,7 @@ def test_what_has_no_curve_is_named_and_the_rest_is_studied(dims, values, why, t
     alone = write_study(run, tmp_path)  # nothing can be drawn
     assert {f"odd is not studied: {why}", "nothing in the run has a curve"} <= set(remarks(alone))
     assert "nothing in the run has a curve" in repr(alone)
-    assert json.loads((tmp_path / "study.json").read_text())["readings"] == []
+    assert xr.open_zarr(tmp_path / "study.zarr").sizes["reading"] == 0
     assert not (tmp_path / "study.png").exists()
     assert draw_studies({"a": alone, "b": alone}) is None
 
@@ -489,7 +488,7 @@ def test_a_noise_axis_that_is_called_like_a_part_of_a_study(name):
     assert found.axis.values.tolist() == ["noise", f"{name}_of_noise"]
     half = found.half_life.sel(reading="kept")
     np.testing.assert_allclose(half.sel(axis=f"{name}_of_noise"), 20 * half.sel(axis="noise"))
-    assert as_data(found)["noise"][f"{name}_of_noise"] == [0, 2, 6, 8, 14, 20]
+    assert found[f"{name}_of_noise"].values.tolist() == [0, 2, 6, 8, 14, 20]
     tidy(found)
 
 
@@ -607,7 +606,7 @@ def test_families_are_tested_together(strings):
         np.testing.assert_allclose(of.p_holm.values.ravel(), holm(of.p.values.ravel()))
         np.testing.assert_array_equal(found.gap.values[rows, 1:, 0].T, of.gap)
         assert np.isnan(found.gap_p.values[rows, 0]).all()
-    assert as_data(found)["calibration"]["passed"] == {"tree_levels": True, "parsed_levels": True}
+    assert passed(found) == {"tree_levels": True, "parsed_levels": True}
     assert np.isnan(found.gap_p.values[found.variable.values == "belief"]).all()
     together = strings.copy()
     for name in ("unchanged", "parsed"):
@@ -616,7 +615,7 @@ def test_families_are_tested_together(strings):
     joint, both = ut.study(together), ut.calibration(strings, ["unchanged", "parsed"])
     rows = np.isin(joint.variable.values, ["unchanged", "parsed"])
     np.testing.assert_array_equal(np.sort(joint.gap_p.values[rows, 1:].ravel()), np.sort(both.p_holm.values.ravel()))
-    assert list(as_data(joint)["calibration"]["passed"]) == ["both"]
+    assert list(passed(joint)) == ["both"]
     assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()  # more tests, larger p
 
 
@@ -700,8 +699,6 @@ def test_texts_that_are_no_unicode(tmp_path):
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"description": "a\ud800"})
     run.kept.attrs["reading"] = r'{"start": 1, "group": "\udfff", "family": "\ud800", "unit": "\udc80"}'
     write_study(run, tmp_path)
-    data = json.loads((tmp_path / "study.json").read_text())
-    assert data["readings"][0]["group"] == "\udfff"
     assert r"\udc80" in (tmp_path / "curves.csv").read_text()
     assert xr.open_zarr(tmp_path / "study.zarr").group.item() == r"\udfff"
     assert (tmp_path / "index.html").exists()
@@ -813,24 +810,8 @@ def test_tidy(strings):
     assert both.numbers.run.unique().tolist() == ["a", "b"]
 
 
-def test_plain_data_is_valid_json(strings):
-    found = ut.study(strings)
-    data = as_data(found)
-    assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert [one["reading"] for one in data["readings"]] == found.reading.values.tolist()
-    one = data["readings"][found.reading.values.tolist().index("belief, tree_level = 2")]
-    assert one["half_life"]["noise"]["value"] == float(found.half_life.sel(reading=one["reading"], axis="noise")[0])
-    assert one["places"]["0.25"]["noise"]["low"] == float(found.place.sel(reading=one["reading"], axis="noise", share=0.25)[1])
-    assert [point["value"] for point in one["curve"]] == found.curve.sel(reading=one["reading"])[:, 0].values.tolist()
-    assert data["noise"]["noise"] == found.noise.values.tolist()
-    assert data["changes"][0]["changes"] == "leaf"
-    assert data["changes"][0]["unit"] == "leaves"
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        json.dumps({"x": float("nan")}, allow_nan=False)  # the check above can fail
-
-
 @pytest.mark.parametrize("value", [3, None, {}, {"a": 3}, dataset({"kept": (falling(), Variable(DIMS, "kept"))})], ids=str)
-@pytest.mark.parametrize("function", [tidy, as_data, lambda value: list(summary(value))], ids=["tidy", "as_data", "summary"])
+@pytest.mark.parametrize("function", [tidy, lambda value: list(summary(value))], ids=["tidy", "summary"])
 def test_tables_of_what_is_no_study(function, value):
     with pytest.raises(ValueError, match=r"^study = .*: expected the dataset that uturn.study gives$"):
         function(value)
@@ -1014,7 +995,6 @@ def test_each_reading_shows_how_many_originals_it_has():
     found = ut.study(run)
     assert found.originals.values.tolist() == [11, 4]
     assert "part: 4 of 11 originals have this reading" in remarks(found)
-    assert [entry["originals"] for entry in as_data(found)["readings"]] == [11, 4]
     assert not [line for line in remarks(ut.study(run[["part"]])) if "have this reading" in line]
 
 

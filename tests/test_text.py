@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import tiny_language
 import uturn as ut
-from forging import instructed
+from forging import instructed, passed
 from uturn import cli
 from uturn.cli import app
 from uturn.cli.presets import TextOptions
@@ -28,10 +28,10 @@ from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
 from uturn.pages.html import token_page
 from uturn.pages.results import RESULTS
-from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.pages.tokens import blocks, readable
+from uturn.studies import draw_study, records_of, summary
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.style import style
-from uturn.studies.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.studies.tables import remarks
 
 CHAIN = '''
@@ -306,14 +306,14 @@ def test_the_study_gives_the_curves_of_the_measures(measured):
 def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
     run, _ = measured
     found = ut.study(run)
-    assert as_data(found)["calibration"]["passed"] == {"text": True}
+    assert passed(found) == {"text": True}
     kept = found.curve.sel(reading="kept, span = 1", estimate="value").values
     assert (np.diff(kept) < 0).all()
     assert kept[-1] == pytest.approx(1 / 3, abs=0.04)  # 40 texts of 11 letters, 12 draws of each: 4 s.d. are .03
     assert found.correlation.sel(distance=1, estimate="low").isel(changes=0)[2:].min() > 0  # neighbours change together
     cold = options(folder, data=str(folder / "several.txt"), items=40, levels="0.5,0.8", clones=2, temperature=0.3).experiment()
     assert "not a draw from the posterior" in cold.parts.backward.describe()
-    assert as_data(ut.study(ut.run(cold)))["calibration"]["passed"] == {"text": False}
+    assert passed(ut.study(ut.run(cold))) == {"text": False}
 
 
 # --- places on curves --------------------------------------------------------------------------------------------------------
@@ -364,18 +364,17 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     assert place[2] - place[1] <= 0.2
     assert headline_of(found).place[0] == pytest.approx(place.values)
     assert headline_of(found).label == "peak of chi"  # t* is for a class
-    (numbers,) = as_data(found)["changes"]
-    assert 0.5 in np.round(numbers["levels_of_peak"], 9)
-    assert not numbers["plateau"]
-    assert numbers["n_eff"] == [None, *[60] * 10]
-    assert numbers["peak_cross_fitted"] == found.peak_cross_fitted.item()
+    numbers = found.isel(changes=0)
+    assert 0.5 in np.round(found.noise.values[numbers.of_peak.values == 1], 9)
+    assert not numbers.plateau
+    np.testing.assert_array_equal(numbers.n_eff, [np.nan, *[60] * 10])
 
 
 def test_a_plateau_is_called_one():
     found = ut.study(forged(lambda x: 4 if 0.25 < x < 0.75 else 1, np.linspace(0.1, 1, 10)))
     assert "at 5 levels, noise 0.3 to 0.7: a plateau" in said(found)
     np.testing.assert_allclose(t_star(found)[1:], (0.25, 0.75))
-    assert as_data(found)["changes"][0]["plateau"]
+    assert found.plateau.item()
     assert "a plateau" in " ".join(shown_table(found).split())
 
 
@@ -409,9 +408,7 @@ def test_without_a_peak_inside_there_is_no_transition(chi, words):
     found = ut.study(forged(chi, np.linspace(0.1, 0.9, 9)))
     assert np.isnan(found.peak_at).all()
     assert words in said(found)
-    (numbers,) = as_data(found)["changes"]
-    assert numbers["peak_at"]["noise"] == {"value": None, "low": None, "high": None}
-    assert numbers["peak_cross_fitted"] is None
+    assert np.isnan(found.peak_cross_fitted).all()
 
 
 @pytest.mark.parametrize(
@@ -447,8 +444,7 @@ def test_half_lives_and_the_chance_of_sentences():
     assert sentence.model == "words/enc"
     assert half.sel(reading="sentence_similarity") == pytest.approx(0.4)  # halfway from 1 to .6, not to .5
     assert float(sentence.chance) == pytest.approx(0.6)
-    (numbers,) = [one for one in as_data(found)["readings"] if one["group"] == "sentence"]
-    assert numbers["chance"] == pytest.approx(0.6)
+    assert sentence.group == "sentence"
 
 
 def test_layers_regions_and_likelihood_are_read_by_their_names():
@@ -585,10 +581,6 @@ def test_texts_with_markup_stay_texts():
         assert readable(text).strip() in words
     assert "\u202e" not in page
     assert "<b>model</b>" in words
-    with style() as plt:
-        figure = draw_tokens(data)
-        figure.canvas.draw()
-        plt.close(figure)
 
 
 def test_page_marks_what_was_noised_and_what_changed(measured):
@@ -627,15 +619,6 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
         ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
 
 
-def test_lines_of_tokens():
-    tokens = [Token(text) for text in [" the", " quick", "er", " fox", " 日本"]]
-    found = lines(tokens, 10)
-    assert [[token.text for _, token in line] for line in found] == [["the", " quick"], ["er", " fox"], ["日本"]]
-    assert [at for at, _ in found[0]] == [0, 3]
-    assert (cells("日本"), cells("e\u0301x")) == (4, 2)
-    assert all(at + cells(token.text) <= 10 for line in found for at, token in line)
-
-
 # --- the command ---------------------------------------------------------------------------------------------------------------
 
 
@@ -665,22 +648,19 @@ def results(folder, tmp_path_factory):
 
 
 def numbers_in(out):
-    return json.loads((out / "study.json").read_text())
+    return xr.open_zarr(out / "study.zarr").load()
 
 
 def test_command_writes_everything(results):
     out, output = results
     expected = {name for name in RESULTS if not name.startswith(("grid", "difference"))}
     assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
-    for name in ("study", "tokens"):
-        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "study.pdf").read_bytes()[:4] == b"%PDF"
     assert "changes: chi is largest" in output
     assert "kept, span = 2" in output
     assert "letter_chain:chain, order random, one token a call · 10 texts of equal.txt" in output
     run = xr.open_zarr(out / "run.zarr").load()
-    again = json.loads(json.dumps(as_data(ut.study(run))))
-    assert numbers_in(out) == again
     kept = xr.open_zarr(out / "study.zarr").load()
     np.testing.assert_array_equal(kept.curve, ut.study(run).curve)
 
@@ -726,10 +706,11 @@ def test_items_and_levels_are_added(results, folder, tmp_path):
 @pytest.mark.usefixtures("unsaved_figures")
 def test_results_of_a_finished_store(results, folder, tmp_path):
     out, _ = results
-    done = command("--run", out / "run.zarr", "--out", tmp_path)
+    done = CliRunner().invoke(app, ["study", str(out / "run.zarr"), "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert numbers_in(tmp_path)["readings"] == numbers_in(out)["readings"]
-    assert "the texts are not shown" in numbers_in(tmp_path)["remark"]  # that would run the user's code, which a store may name
+    np.testing.assert_array_equal(numbers_in(tmp_path).curve, numbers_in(out).curve)
+    # They would run the user's code, which a store may name.
+    assert "the texts are not shown" in numbers_in(tmp_path).attrs["remark"]
     assert not (tmp_path / "tokens.html").exists()
 
 
@@ -738,21 +719,20 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
     spec = options(folder, items=40, levels=5, trajectories=1).experiment().to_dict()
     spec["probes"].append({"type": "letter_chain:Majority"})
     run = ut.run(ut.Experiment.from_dict(spec), tmp_path / "run.zarr")
-    done = command("--run", tmp_path / "run.zarr", "--out", tmp_path / "out")
+    done = CliRunner().invoke(app, ["study", str(tmp_path / "run.zarr"), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, (done.output, done.exception)
-    numbers = {one["reading"]: one for one in numbers_in(tmp_path / "out")["readings"]}
-    majority = numbers["majority"]
-    assert (majority["group"], majority["start"], majority["probe"]) == ("class", 1, "Majority")
+    majority = numbers_in(tmp_path / "out").sel(reading="majority", axis="noise")
+    assert (majority.group, majority.start, majority.probe) == ("class", 1, "Majority")
     _, counts = np.unique(run.original_majority.isel(noise=0), return_counts=True)
-    assert majority["chance"] == pytest.approx(np.square(counts / 40).sum())
+    assert float(majority.chance) == pytest.approx(np.square(counts / 40).sum())
     # Linear between the levels, halfway from 1 to the probability that two texts have the same majority.
     curve = [1, *run.majority.mean(["item", "trajectory"]).values]
-    halfway, x = (1 + majority["chance"]) / 2, [0, *run.noise.values]
+    halfway, x = (1 + float(majority.chance)) / 2, [0, *run.noise.values]
     k = next(k for k, value in enumerate(curve) if value < halfway)
     expected = x[k - 1] + (curve[k - 1] - halfway) / (curve[k - 1] - curve[k]) * (x[k] - x[k - 1])
-    star = majority["half_life"]["noise"]
-    assert star["value"] == pytest.approx(expected)
-    assert star["low"] < star["value"] < star["high"]
+    star, low, high = majority.half_life.values
+    assert star == pytest.approx(expected)
+    assert low < star < high
     page = (tmp_path / "out" / "index.html").read_text()
     (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])[
         "sections"
@@ -760,19 +740,6 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
     assert section["headlines"][0]["label"] == "t*"
     assert section["headlines"][0]["place"][0] == pytest.approx(expected)
     assert "Same majority" in [chart["title"] for chart in section["charts"]]
-
-
-@pytest.mark.usefixtures("unsaved_figures")
-def test_options_from_a_file(folder, tmp_path):
-    (tmp_path / "texts.toml").write_text(
-        f'model = "letter_chain:chain"\ndata = "{folder / "equal.txt"}"\nitems = 4\nlevels = [0.5, 1.0]\nkeep = 0'
-    )
-    done = command("--options", tmp_path / "texts.toml", "--items", 3, "--out", tmp_path / "out", "--workers", 1)
-    assert done.exit_code == 0, done.exception
-    assert numbers_in(tmp_path / "out")["items"] == 3
-    assert not (tmp_path / "out" / "tokens.png").exists()
-    (tmp_path / "wrong.toml").write_text("item = 4")
-    assert "item" in str(command("--options", tmp_path / "wrong.toml", "--out", tmp_path / "no").exception)
 
 
 def test_results_go_into_a_folder_only(measured, results, tmp_path):
@@ -873,7 +840,6 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
         ("bert", "good.txt", ["--mask-id", 99], "99 is the mask (--mask-id), cannot be read (IndexError: index out"),
         ("bert", "good.txt", ["--device", "tpu"], "tpu"),
         ("bert", "good.txt", ["--shard", "3/2"], "shard = 3/2"),
-        ("bert", "good.txt", ["--run", "absent"], "--model, --data, --levels, --items, --workers: no effect with --run"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch, capsys, model, data, arguments, message):

@@ -24,15 +24,6 @@ Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file th
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
 Out = Annotated[str, _folder]
 OptionalOut = Annotated[str | None, _folder]
-Finished = Annotated[
-    str | None,
-    typer.Option(
-        "--run",
-        metavar="STORE",
-        help="Measure nothing: study this finished store, or the store in this folder of results.",
-        rich_help_panel=OUTPUT,
-    ),
-]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the figure to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)
 ]
@@ -247,15 +238,10 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
     options = {name: _options(groups[name]) if name in groups else [parameter] for name, parameter in parameters.items()}
 
     def command(context: typer.Context, **values: Any) -> None:
-        if values.get("finished") is not None:
-            _check_unused(context)
         for name, group in groups.items():
             fields = {option.name: values.pop(option.name) for option in options[name]}
             if issubclass(group, PresetOptions):
-                file = fields.pop("options")
-                of_file = {} if file is None else group.from_file(file).model_dump(exclude_unset=True)
-                fields = of_file | {name: value for name, value in fields.items() if _is_typed(context, name)}
-                values[name] = group.from_dict(fields)
+                values[name] = group.from_dict({name: value for name, value in fields.items() if _is_typed(context, name)})
             else:
                 values[name] = group(**fields)
         function(**values)
@@ -282,23 +268,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
             if mixed and default is not None:
                 default = ",".join(map(str, default if isinstance(default, list) else [default]))
             options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
-    file = typer.Option(
-        metavar="FILE",
-        help="TOML file of the options above, such as items = 50; the command line takes precedence.",
-        rich_help_panel=RUN,
-    )
-    return [*options, inspect.Parameter("options", keyword, default=None, annotation=Annotated[Path | None, file])]
-
-
-def _check_unused(context: typer.Context) -> None:
-    """Raise ValueError for command-line options that the study of a finished run does not use."""
-    unused = [
-        "/".join([*option.opts, *option.secondary_opts])
-        for option in context.command.params
-        if option.name not in ("out", "finished", "save_images") and _is_typed(context, str(option.name))
-    ]
-    if unused:
-        raise ValueError(f"{', '.join(unused)}: no effect with --run, which measures nothing; leave out one or the other")
+    return options
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

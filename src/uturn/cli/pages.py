@@ -33,6 +33,9 @@ def study(
         bool,
         typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
     ] = False,
+    save_images: Annotated[
+        bool, typer.Option("--save-images", help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
+    ] = False,
     theory: Annotated[
         bool,
         typer.Option(
@@ -57,7 +60,7 @@ def study(
     With --difference, two runs on the same originals are also compared: the second minus the first, for the curves at each noise
     level that both have and for half-lives, with intervals paired over originals, which are matched by their names.
 
-    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
+    With --out, writes `index.html`, `study.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
     and `study.zarr` to the folder; for several stores the tables have the column run and the spec fields that differ. Measures
     nothing.
 
@@ -91,12 +94,14 @@ def study(
         raise ValueError(
             f"difference: {len(runs)} {'store' if len(runs) == 1 else 'stores'}; expected two, A and B for B minus A"
         )
+    if save_images and (several or out is None):
+        raise ValueError("save_images: goes with one store and --out")
     if out is None:
         studies: Any = {name: study_of_run(run, centre) for name, run in runs.items()}
         studies = {name: with_theory(of, runs[name]) for name, of in studies.items()} if theory else studies
     else:
         of_out: Any = runs if several else next(iter(runs.values()))
-        written_studies = write_study(of_out, out, centre=centre, difference=difference, theory=theory)
+        written_studies = write_study(of_out, out, save_images=save_images, centre=centre, difference=difference, theory=theory)
         studies = written_studies if several else {"": written_studies}
     for name, one_study in studies.items():
         if several:
@@ -112,7 +117,7 @@ def study(
     if out is None:
         typed = [*(["--difference"] if difference else []), *(["--theory"] if theory else []), *typed_centre]
         return say_next(run=("study", *stores, *typed, *table.typed(), "--out", "FOLDER"))
-    console().print(f"written to {out}: {', '.join(written(out))}")
+    console().print(f"written to {out}: {', '.join(written(out, save_images))}")
     say_next(open=inside(out, "index.html"))
 
 

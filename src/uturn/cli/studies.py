@@ -16,7 +16,6 @@ from uturn.cli.options import (
     OUTPUT,
     AcceptChanges,
     AnyShape,
-    Finished,
     Machines,
     OptionalOut,
     Out,
@@ -29,7 +28,7 @@ from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import opened, resumable, run_into
+from uturn.cli.running import resumable, run_into
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -41,7 +40,6 @@ def images(
     save_images: Annotated[
         bool, typer.Option(help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
     ] = False,
-    finished: Finished = None,
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
@@ -60,7 +58,7 @@ def images(
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
 
-    Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
+    Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
     image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
     levels or trajectories extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
     minutes.
@@ -82,13 +80,12 @@ def images(
         originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
         return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
-    _study(out, finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
+    _study(out, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
 
 
 @command(STUDIES)
 def text(
     out: Out,
-    finished: Finished = None,
     until: Until = None,
     reading: Reading = None,
     share: Share = 0.5,
@@ -110,8 +107,8 @@ def text(
     how many nats of a text's likelihood depend on the order, and what does each of twelve decoders cost (calls, kept tokens,
     calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
 
-    Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
-    `study.json`, `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
+    Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with changes marked),
+    `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
     running it again resumes. Larger numbers of items, levels or trajectories extend the run. Without options, the command
     runs the package's character model, in a few minutes.
 
@@ -131,12 +128,12 @@ def text(
         if chosen.audit:
             raise ValueError("audit: measures all of its noise levels; leave out --audit or --until")
         return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, any_shape, out)
-    if chosen.audit and finished is None:
+    if chosen.audit:
         from uturn.cli.auditing import audit_into
 
         return audit_into(out, chosen, running)
     looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
-    _study(out, finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
+    _study(out, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
 
 
 @command(STUDIES)
@@ -259,7 +256,6 @@ def atlas(
 
 def _study(
     out: str,
-    finished: str | None,
     experiment_with: Callable[[str | None], Experiment],
     running: Running,
     keep: int,
@@ -267,7 +263,7 @@ def _study(
     save_images: bool = False,
     **looks: Any,
 ) -> None:
-    """Run an experiment into OUT/run.zarr, or open a finished store, and study it.
+    """Run an experiment into OUT/run.zarr and study it.
 
     Nothing is studied while other shares have unfinished tasks.
     """
@@ -277,24 +273,19 @@ def _study(
     from uturn.studies import summary
     from uturn.studies.runs import missing_tasks
 
-    source = None
-    if finished is not None:
-        ds = opened(finished)
-    else:
-        with output_folder("out", out) as folder:
-            check_folder(folder, save_images, keep)
-            store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
-            experiment = experiment_with(originals)
-            ds = run_into(store, experiment, running)
-        if missing := missing_tasks(ds):
-            if not folder.is_remote:
-                with suppress(ValueError):  # nothing to show yet
-                    write_page(out)
-            left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-            console().print(f"{store}: share {running.shard} done, {left}; the share that ends last draws the figures")
-            return
-        source = experiment.parts.source
-    study = write_study(ds, out, source=source, save_images=save_images, **looks)
+    with output_folder("out", out) as folder:
+        check_folder(folder, save_images, keep)
+        store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
+        experiment = experiment_with(originals)
+        ds = run_into(store, experiment, running)
+    if missing := missing_tasks(ds):
+        if not folder.is_remote:
+            with suppress(ValueError):  # nothing to show yet
+                write_page(out)
+        left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
+        console().print(f"{store}: share {running.shard} done, {left}; the share that ends last draws the figures")
+        return
+    study = write_study(ds, out, source=experiment.parts.source, save_images=save_images, **looks)
     for table in summary(study, width=console().width):
         show(table)
     console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")

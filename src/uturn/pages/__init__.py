@@ -5,7 +5,7 @@ network.
 """
 
 from uturn.pages.collect import Collected, collect
-from uturn.pages.page import MOST_BYTES, fetch, report, write_page
+from uturn.pages.page import fetch, report, write_page
 from uturn.pages.results import write_study
 
-__all__ = ["MOST_BYTES", "Collected", "collect", "fetch", "report", "write_page", "write_study"]
+__all__ = ["Collected", "collect", "fetch", "report", "write_page", "write_study"]

@@ -27,8 +27,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import uturn
 from uturn.core.checks import visible
 from uturn.pages.figures import tally
+from uturn.pages.tokens import Token, blocks
 from uturn.studies.curves import with_interval
-from uturn.studies.plotting.tokens import EDGES, Token, blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Collected
 
 _ASSETS = Path(__file__).parents[1] / "assets"
+_EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of regions
 _OUTCOMES = (False, True, None)  # outcomes of verdicts in the order of the table
 
 
@@ -143,7 +144,7 @@ def token_page(data: xr.Dataset) -> str:
 
 def _edge(region: int) -> str:
     """Style of the line below the tokens of a region; "" for none."""
-    return EDGES[region % len(EDGES)][0] if region >= 0 else ""
+    return _EDGES[region % len(_EDGES)] if region >= 0 else ""
 
 
 def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:

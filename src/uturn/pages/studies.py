@@ -13,6 +13,7 @@ from uturn.core.files import check_plain
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
+from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
@@ -21,7 +22,6 @@ from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.difference import MOST_LEVELS, MOST_NOISES
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.plotting.tokens import blocks
 from uturn.studies.records import sample
 from uturn.studies.runs import label
 from uturn.studies.tables import (
@@ -45,7 +45,7 @@ _CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of
     ("chi", "Susceptibility: number of {} that change together", "χ"),
     ("xi", "Correlation length of the changes", "ξ ({})"),
 )
-_FILES = ("study.json", "curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
+_FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")
 
 
 def study_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
         half_lives = some.coords.get("item_half_life")
         counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
-        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives)
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives)
         section["grid"] |= {key: int(count) for key, count in counts.items()}
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from uturn.studies.records import records_of as records_of
     from uturn.studies.runs import named_runs as named_runs
     from uturn.studies.tables import Study as Study
-    from uturn.studies.tables import as_data as as_data
     from uturn.studies.tables import summary as summary
     from uturn.studies.tables import tidy as tidy
     from uturn.studies.theory import with_theory as with_theory
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "Choice": "studies.choice",
     "Study": "studies.tables",
-    "as_data": "studies.tables",
     "choose": "studies.choice",
     "difference": "studies.difference",
     "draw_studies": "studies.figure",

@@ -1,4 +1,4 @@
-"""The options of the check of posterior samplers, described once for Python, TOML files and the command line."""
+"""The options of the check of posterior samplers, described once for Python and the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a study: one description for Python, TOML files and the command line."""
+"""Options of a study: one description for Python and the command line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
-from uturn.core.checks import checked_integer, checked_noise, checked_path, plain, shown, validation_words
-from uturn.core.files import read_table
+from uturn.core.checks import checked_integer, checked_noise, plain, shown, validation_words
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -51,7 +50,7 @@ class PresetOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, options: Any) -> Any:
-        """Options from Python, TOML files or command lines, converted to the types of the fields."""
+        """Options from Python or the command line, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
@@ -74,17 +73,6 @@ class PresetOptions(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read options from a TOML file with one line `name = value` for each option that is not the default."""
-        path = Path(checked_path("options", path))
-        try:
-            return cls.from_dict(read_table(path))
-        except OSError as error:
-            raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
     def _set(self, *names: str) -> dict[str, Any]:
         """The named options that are not None."""
