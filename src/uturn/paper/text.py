@@ -20,7 +20,8 @@ from uturn.paper.specs import Part, experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, listed, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies import study
-from uturn.studies.figure import draw_correlations, draw_susceptibility
+from uturn.studies.charts import changes_charts
+from uturn.studies.figure import draw_chart
 from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, style
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
@@ -205,8 +206,8 @@ def draw(data: xr.Dataset) -> Any:
         for reading, dash in (("kept, span = 1", "-"), (f"kept, span = {SPAN}", "--")):
             shares.plot(data.noise, data.curve.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
         shares.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
-        draw_susceptibility(chi, data)
-        draw_correlations(far, data)
+        for axis, chart in zip((chi, far), changes_charts(data), strict=False):
+            draw_chart(axis, chart)
         gaps.axhline(0, color=THEORY, lw=1, zorder=1)
         _draw_decoders(gaps, data, "clone_gap")
         gaps.set(

@@ -260,7 +260,7 @@ def remarks_on_readings(study: xr.Dataset) -> list[str]:
     return lines
 
 
-def _number(text: str) -> float | str:
+def number_in(text: str) -> float | str:
     """A number that is given as text; other text is unchanged."""
     try:
         return float(text)
@@ -272,7 +272,7 @@ def csv_of(frame: pandas.DataFrame) -> str:
     """A frame as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
 
     def text_of(cell: Any) -> Any:
-        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(_number(cell), str) else cell
+        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(number_in(cell), str) else cell
 
     texts = frame.select_dtypes(exclude="number").columns
     return frame.assign(**{name: frame[name].map(text_of) for name in texts}).rename(columns=text_of).to_csv(index=False)
@@ -304,7 +304,7 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         parts = [tidy(member) for member in study.values()]
         columns: list[dict[str, float | str]] = [
-            {"run": name, **{key: _number(text) for key, text in fields.items() if not text.startswith("[")}}
+            {"run": name, **{key: number_in(text) for key, text in fields.items() if not text.startswith("[")}}
             for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
         ]
         frames = []
