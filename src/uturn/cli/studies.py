@@ -226,10 +226,11 @@ def atlas(
     from uturn.cli.presets.atlas import RESULTS, listed, measure_atlas, read_atlas
     from uturn.cli.presets.atlas import chosen as chosen_rows
     from uturn.cli.presets.atlas_numbers import summary
+    from uturn.studies.tables import for_terminal
 
     rows = chosen_rows(read_atlas(file), only or [])
     if listing:
-        show(listed(rows))
+        show(for_terminal(listed(rows)))
         return say_next(run=("atlas", str(file), "--out", "FOLDER"))
     if out is None:
         raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
