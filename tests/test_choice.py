@@ -417,7 +417,7 @@ def test_the_command(tmp_path):
         assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1)
     for more in (("--keep", "y=.8"), ("--lose", "y=.8", "--lose", "z=.8"), ("--start", "y=1")):
         mistake = uturn("choose", "folder", "--keep", f"{root}=.8", *more, cwd=tmp_path)
-        says = "folder is no table" if more[0] == "--start" else f"{more[0][2:]} is given 2 times"
+        says = "'folder': expected a table" if more[0] == "--start" else "expected one goal"
         assert (mistake.returncode, mistake.stderr.count("\n"), says in mistake.stderr) == (2, 1, True)
 
 

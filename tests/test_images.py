@@ -342,11 +342,11 @@ def test_spec_of_an_image_experiment():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "photos"}, "classifiers: none given"),
-        ({"classifiers": ["fashion_mnist"], "weights": ["A", "B"]}, "2 for 1 classifiers"),
-        ({"size": 64}, "size = 64: goes with a folder"),
-        ({"labels": "labels.npy"}, r"labels = 'labels\.npy': goes with a \.npy"),
-        ({"levels": 101}, "levels = 101, but the chain has 100 steps"),
+        ({"data": "photos"}, r"classifiers = \[\]: expected at least one"),
+        ({"classifiers": ["fashion_mnist"], "weights": ["A", "B"]}, "number of weights = 2: expected 1"),
+        ({"size": 64}, "size = 64: expected none; it goes with a folder"),
+        ({"labels": "labels.npy"}, r"labels = 'labels\.npy': expected none; it goes with a \.npy"),
+        ({"levels": 101}, "levels = 101: expected at most as many as the chain has steps, 100"),
         ({"levels": 0}, "levels = 0"),
         ({"levels": [0.5, 0.5]}, "different numbers"),
         ({"items": 0}, "items = 0"),
@@ -375,7 +375,7 @@ def test_options_mean_the_same_in_python_toml_and_on_the_command_line(tmp_path, 
         asked.append(experiment)
         return xr.Dataset(attrs={"missing_tasks": 1})
 
-    monkeypatch.setattr("uturn.cli.studies.run_into", run)
+    monkeypatch.setattr("uturn.cli.running.run_into", run)
     both = ("--classifier", "fashion_mnist", "--classifier", "fashion_mnist", "--weights", "", "--weights", "")
     typed = (*both, "--steps", 5, "--levels", "0.4,1", "--no-compare-labels")
     assert command("--out", tmp_path, *typed).exit_code == 0

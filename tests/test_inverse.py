@@ -268,7 +268,7 @@ def test_calls_are_counted_before_the_run():
     [
         (["--sampler", "DDRM"], "sampler = 'DDRM' cannot be imported"),
         (["--sampler", "deepinv:Nonsense"], "sampler = 'deepinv:Nonsense': expected DDRM, DiffPIR"),
-        (["--sampler", "deepinv:DDRM steps"], "'steps' is no option; expected KEY=VALUE"),
+        (["--sampler", "deepinv:DDRM steps"], "option = 'steps': expected KEY=VALUE"),
         (["--sampler", "deepinv:DDRM stepps=5"], "stepps"),
         (["--sampler", "deepinv:DDRM", "--sampler", "deepinv:DDRM"], "each once"),
         (["--sampler", "own:nothing"], "own:nothing"),
@@ -288,7 +288,7 @@ def test_calls_are_counted_before_the_run():
         (["--items", "1"], "items"),
         (["--data", "no/such/folder", "--classifier", "fashion_mnist"], "no/such/folder"),
         (["--data", "fashion_mnist", "--data", "fashion_mnist"], "each once"),
-        (["--size", "32"], "size = 32: goes with a folder"),
+        (["--size", "32"], "size = 32: expected none; it goes with a folder"),
         (["--scheduler", "ddim"], "--scheduler"),
     ],
 )

@@ -252,7 +252,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
         Perceptual(**options, layers=("features.90",)).variables(Source())
     with pytest.raises(ValueError, match="classifier"):
         Perceptual()
-    with pytest.raises(ValueError, match="perceptual_linear = 'x': goes with a network `perceptual`"):
+    with pytest.raises(ValueError, match="perceptual_linear = 'x': expected none; it goes with a network `perceptual`"):
         ImageOptions(perceptual_linear="x").experiment()
     with pytest.raises(ValueError, match=r"weights: 1 for 2 networks \(the perceptual one is the last\); expected one for each"):
         ImageOptions(perceptual=f"{HERE}:small", weights=["x"]).experiment()

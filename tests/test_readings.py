@@ -883,7 +883,7 @@ def test_axes_of_noise():
         (("a.csv", "--coordinate", "fold"), "expected a list of columns of the table: noise, item, trajectory, rmsd"),
         (("nothing.csv",), "cannot read the table nothing.csv: No such file"),
         (("empty.csv",), "cannot read the table empty.csv"),
-        (("run.zarr", "--start", "rmsd=0"), "run.zarr is no table"),
+        (("run.zarr", "--start", "rmsd=0"), "store = 'run.zarr': expected a table"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path, arguments, message):

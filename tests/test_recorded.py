@@ -341,14 +341,14 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
         ({"recorded": "{item}_{noise.png"}, "pattern = .*expected"),
         ({"recorded": "nowhere/{item}_{noise}.png"}, "nowhere is not a folder"),
         ({"recorded": "originals/{item}_{noise}.png"}, "no file matches it, originals/? holds a.png"),
-        ({"steps": 10}, "steps = 10: an option of models"),
-        ({"model": "mine:network"}, "model = 'mine:network': an option of models"),
+        ({"steps": 10}, "steps = 10: expected none"),
+        ({"model": "mine:network"}, "model = 'mine:network': expected none"),
         ({"data": "fashion_mnist"}, "expected the folder of the originals"),
         ({"levels": 3}, "levels = 3: expected levels of the recorded files"),
         ({"levels": [0.1, 0.2]}, r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9"),
         ({"size": 0}, "source: size = 0: Input should be greater"),
         ({"trajectories": 3}, r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)"),
-        ({"recorded": None, "unit": "strength"}, "unit = 'strength': goes with recorded"),
+        ({"recorded": None, "unit": "strength"}, "unit = 'strength': expected none; it goes with recorded"),
     ],
 )
 def test_wrong_options_end_in_one_line(small, monkeypatch, changed, says):

@@ -122,7 +122,7 @@ def test_values_and_names():
         (["--set", "items"], "expected KEY=VALUE"),
         (["--set", "items=4", "--set", "items=5"], "expected items once"),
         (["--set", "items=4,5", "--set", "seed=1,2,3", "--zip"], "{'items': 2, 'seed': 3}: expected as many for each"),
-        (["--zip"], "give --set KEY=VALUE"),
+        (["--zip"], "expected --set KEY=VALUE"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_runs(arguments, message, folder):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
 
 from uturn.core.checks import shown
-from uturn.core.files import named_errors, whole_file, whole_folder
+from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
@@ -22,17 +23,16 @@ from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
-from uturn.studies.difference import data_of, draw_difference, frame_of
-from uturn.studies.difference import difference as paired_difference
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
 from uturn.studies.items import HALF_LIFE, MOST_ITEMS, items_of
+from uturn.studies.paired import data_of, draw_difference, frame_of
+from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
-    import pandas
     import xarray as xr
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
@@ -110,6 +110,7 @@ def write_study(
         studies = {name: with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
+        numbers: dict[str, Any] = {}
         items = _items(named, studies)
         result: Any
         if len(studies) > 1:
@@ -120,7 +121,7 @@ def write_study(
             if difference:
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
-                texts["difference.json"] = json.dumps(data_of(paired), indent=1, ensure_ascii=False, allow_nan=False)
+                numbers = data_of(paired)
                 texts["difference.csv"] = csv_of(frame_of(paired))
         else:
             (result,), records = studies.values(), records_of(run, source)
@@ -146,6 +147,8 @@ def write_study(
             write_dataset(data, results.path / name)
         for name in {"tokens.html", "items.csv", "difference.json", "difference.csv"} - set(texts):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
+        if numbers:
+            write_json(results.path / "difference.json", numbers)
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
@@ -163,8 +166,6 @@ def write_study(
 
 def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]) -> pandas.DataFrame | None:
     """The originals of all runs; None if they are more than 10,000."""
-    import pandas
-
     if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
         return None
     frames = [items_of(run, studies[name]) for name, run in runs.items()]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from uturn.studies.analysis import study_of as study_of
     from uturn.studies.choice import Choice as Choice
     from uturn.studies.choice import choose as choose
-    from uturn.studies.difference import difference as difference
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
+    from uturn.studies.paired import difference as difference
     from uturn.studies.records import records_of as records_of
     from uturn.studies.runs import named_runs as named_runs
     from uturn.studies.tables import Study as Study
@@ -31,7 +31,7 @@ _HOMES = {
     "Choice": "studies.choice",
     "Study": "studies.tables",
     "choose": "studies.choice",
-    "difference": "studies.difference",
+    "difference": "studies.paired",
     "draw_studies": "studies.figure",
     "draw_study": "studies.figure",
     "named_runs": "studies.runs",

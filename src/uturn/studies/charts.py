@@ -112,9 +112,9 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     for k, (family, tested) in enumerate(tested_families(study).items()):
         gaps = _lines(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title, hollow = f"calibration of {family.replace('_', ' ')}", ~(tested.gap_p.values <= float(study.gap_level))
-        words, unit = f"{title}: 0 for draws from the posterior", "gap E f(x0, x̂) - E f(x̂, x̂')"
+        about, unit = f"{title}: 0 for draws from the posterior", "gap E f(x0, x̂) - E f(x̂, x̂')"
         ordered = len(set(tested.variable.values.tolist())) == 1
-        yield Chart(f"gap-{k}", title, words, unit, gaps, ordered=ordered, level=(0.0, ""), hollow=hollow)
+        yield Chart(f"gap-{k}", title, about, unit, gaps, ordered=ordered, level=(0.0, ""), hollow=hollow)
 
 
 def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 import xarray as xr
+from rich.console import Console
+from rich.table import Table
 
 from uturn.core import display
 from uturn.core.checks import shown
@@ -16,9 +19,6 @@ from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import differing_fields
-
-if TYPE_CHECKING:
-    import pandas
 
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
 _OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
@@ -33,8 +33,6 @@ class Study(xr.Dataset):
     def __repr__(self) -> str:
         if not _is_whole(self):
             return super().__repr__()
-        from rich.console import Console
-
         console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for part in summary(self):
@@ -68,8 +66,6 @@ class TextTable(NamedTuple):
 
 def for_terminal(part: TextTable) -> Any:
     """The table as rich draws it on a terminal."""
-    from rich.table import Table
-
     table = Table(title=part.title, title_justify="left")
     for head in part.heads:
         table.add_column(head, overflow="fold")
@@ -268,12 +264,15 @@ def number_in(text: str) -> float | str:
         return text
 
 
-def csv_of(frame: pandas.DataFrame) -> str:
-    """A frame as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
+def csv_of(*frames: pandas.DataFrame) -> str:
+    """Frames as CSV, one below the other.
+
+    Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
 
     def text_of(cell: Any) -> Any:
         return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(number_in(cell), str) else cell
 
+    frame = pandas.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     texts = frame.select_dtypes(exclude="number").columns
     return frame.assign(**{name: frame[name].map(text_of) for name in texts}).rename(columns=text_of).to_csv(index=False)
 
@@ -299,8 +298,6 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     For several studies, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its
     value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
     """
-    import pandas
-
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         parts = [tidy(member) for member in study.values()]
         columns: list[dict[str, float | str]] = [

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
-from uturn.core.checks import checked_integer, checked_noise, plain, shown, validation_words
+from uturn.core.checks import checked_integer, checked_noise, expect, plain, validation_words
+from uturn.core.lazy import later
+
+with later():
+    from uturn.core import experiment as experiments
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -67,8 +71,8 @@ class PresetOptions(BaseModel):
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
         """Check options; a ValueError of one line names the option that is wrong."""
         named = {name for names in cls.panels.values() for name in names}
-        if unused := sorted(set(options) & set(cls.model_fields) - named):  # fields of the preset that it extends
-            raise ValueError(f"{', '.join(unused)}: no option here; expected some of {', '.join(sorted(named))}")
+        unused = sorted(set(options) & set(cls.model_fields) - named)  # fields of the preset that it extends
+        expect(not unused, "options", unused, f"some of {', '.join(sorted(named))}")
         try:
             return cls.model_validate(options)
         except ValidationError as error:
@@ -78,16 +82,19 @@ class PresetOptions(BaseModel):
         """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def _absent(self, of: str, *names: str) -> None:
+        """ValueError if one of these options is given, which goes with something that is not chosen."""
+        for name, value in self._set(*names).items():
+            expect(False, name, value, f"none; it goes with {of}")
+
     def _experiment(self, chunk: int, **parts: Any) -> Experiment:
         """The experiment of these parts, with the default of `chunk`.
 
         A killed run loses its unfinished tasks, and each task writes one file for each variable: small runs get small tasks, and
         large runs get large tasks, which make fewer files.
         """
-        from uturn.core.experiment import Experiment
-
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
-        return Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
+        return experiments.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
 
 
 def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
@@ -101,10 +108,8 @@ def noise_levels(levels: int | list[float], steps: int | None = None) -> list[fl
     if isinstance(levels, list):
         return checked_noise(levels, 1).tolist()
     count = checked_integer("levels", levels, 1)
-    if steps is not None and count > steps:
-        raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
-    if steps is None and count > 1000:
-        raise ValueError(f"levels = {shown(levels)}: expected at most 1000 noise levels")
+    expect(steps is None or count <= steps, "levels", count, f"at most as many as the chain has steps, {steps}")
+    expect(steps is not None or count <= 1000, "levels", levels, "at most 1000 noise levels")
     steps = steps or count
     return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
 
@@ -145,6 +150,6 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
 def _texts(name: str, values: Any) -> list[str]:
     """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
     texts = [values] if isinstance(values, str) else [] if values is None else values
-    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
+    are_texts = isinstance(texts, list) and all(text is None or isinstance(text, str) for text in texts)
+    expect(are_texts, name, values, "a list of texts")
     return [text or "" for text in texts]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas
 import xarray as xr
 
 from uturn.core.checks import shown
@@ -19,9 +20,6 @@ from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading import instructions_of
 from uturn.studies.tables import TextTable, names_in_panel
-
-if TYPE_CHECKING:
-    import pandas
 
 FORMAT, VERSION = "uturn.difference", 1
 _WITHIN = ("trajectory", "clone")
@@ -207,8 +205,6 @@ def remarks_of(data: xr.Dataset) -> list[str]:
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
     """A difference as a pandas frame: a row for each reading and noise level, then for each half-life, those of the runs too."""
-    import pandas
-
     curves = pandas.MultiIndex.from_product([data.reading.values, data.noise.values], names=["reading", "noise"])
     places = pandas.MultiIndex.from_product([data.reading.values, data.axis.values], names=["reading", "axis"])
     frames = [
@@ -223,13 +219,13 @@ def frame_of(data: xr.Dataset) -> pandas.DataFrame:
 
 
 def data_of(data: xr.Dataset) -> dict[str, Any]:
-    """The content of `difference.json`; None for numbers that do not exist."""
+    """The content of `difference.json`."""
 
-    def numbers(values: np.ndarray) -> dict[str, float | None]:
-        return {key: float(value) if np.isfinite(value) else None for key, value in zip(ESTIMATE, values, strict=True)}
+    def numbers(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(ESTIMATE, values.tolist(), strict=True))
 
     def on_axes(values: np.ndarray) -> dict[str, Any]:
-        return {str(axis): numbers(row) for axis, row in zip(data.axis.values, values, strict=True)}
+        return dict(zip(data.axis.values.tolist(), map(numbers, values), strict=True))
 
     readings = [
         {
@@ -240,12 +236,12 @@ def data_of(data: xr.Dataset) -> dict[str, Any]:
         }
         for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
     ]
-    noise = [float(x) if np.isfinite(x) else None for x in data.noise.values]
-    about = {"format": FORMAT, "version": VERSION, "difference": data.attrs["description"]}
     return {
-        **about,
+        "format": FORMAT,
+        "version": VERSION,
+        "difference": data.attrs["description"],
         "intervals": "95 %, paired over originals, or grammars if there are several",
-        "noise": noise,
+        "noise": data.noise.values,
         "readings": readings,
         "table": table_of(data)._asdict(),
     }
