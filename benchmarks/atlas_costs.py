@@ -134,7 +134,7 @@ def main() -> None:
     print("| row | parameters | GFLOP a call | calls | GPU-hours, H100 |\n|---|---|---|---|---|")
     for row in read_atlas(ATLAS):
         parameters, operations = cost(NETWORKS[row.name])
-        options = row.options
+        options = row
         steps = sum(round(noise * options.steps) for noise in noise_levels(options.levels, options.steps))
         calls = options.items * options.trajectories * options.clones * steps
         if options.data == "generated":

@@ -19,7 +19,6 @@ from uturn.networks import load_network
 from uturn.sources.embedded_text import model_file, passages
 from uturn.studies import records_of
 from uturn.studies.plotting.style import style
-from uturn.studies.plotting.tokens import draw_tokens
 
 passages()[:3]
 
@@ -37,10 +36,13 @@ experiment
 
 # %%
 run = ut.run(experiment, progress=True)  # store="runs/text" would keep the results
-figure = draw_tokens(records_of(run))
+text = records_of(run).isel(shown_item=0)
+print("original", "".join(text.original_piece.values))
+for noise_of_row, pieces, changed in zip(text.shown_noise.values, text.piece.values, text.changed.values, strict=True):
+    print(f"{noise_of_row:8}", "".join(np.where(changed, np.char.upper(pieces), pieces)))
 
 # %% [markdown]
-# Grey characters were hidden and came back; red ones have changed. With little noise most words survive, or turn
+# Capital letters have changed. With little noise most words survive, or turn
 # into words that are spelled similarly. Where all is hidden, the model writes a text of its own.
 #
 # ## A network of one's own

@@ -7,6 +7,7 @@ import pytest
 
 from uturn.core.registry import part_class
 from uturn.store.record import _signed
+from uturn.studies.tables import tested_families
 
 _CLASSES = ("same_class", "same_class_top5", "label_top1", "label_top5", "predicted_class", "original_class")
 
@@ -16,6 +17,12 @@ def forge(store, change, *, signed=True):
     root = json.loads((store / "zarr.json").read_text())
     change(root)
     (store / "zarr.json").write_bytes(_signed(root) if signed else json.dumps(root).encode())
+
+
+def passed(study):
+    """Whether the clones of a study pass the test of calibration: {family: outcome}."""
+    families = tested_families(study).items()
+    return {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in families}
 
 
 def array(root, name):

@@ -122,9 +122,9 @@ def test_defaults_likeness_and_paths(finished):
     folder, rows, _, _ = finished
     assert [row.name for row in rows] == ["two", "absent", "plain"]
     two, absent, plain = rows
-    assert two.options.data == str(folder / "images.npy")
-    assert two.options.model == "two_images:denoiser"  # nothing of this name is in the folder
-    assert (plain.options.steps, plain.options.trajectories, plain.patch) == (20, 1, 2)
+    assert two.data == str(folder / "images.npy")
+    assert two.model == "two_images:denoiser"  # nothing of this name is in the folder
+    assert (plain.steps, plain.trajectories, plain.patch) == (20, 1, 2)
     assert plain.facts == {"data": "two images", "licence": "none", "kind": "exact"}
     assert absent.facts == {"data": "two images", "licence": "none"}
     assert (two.words, plain.words) == ("two images", "plain")  # a title is not taken from another row
@@ -156,7 +156,7 @@ def test_paths_are_those_beside_the_file(tmp_path):
         "[[models]]\nname = 'a'\nmodel = 'net'\nprompt = 'prompts.txt'\nclassifiers = ['clip:net', 'timm:net', 'elsewhere']\n"
         "[[models]]\nname = 'b'\nlike = 'a'\nprompt = 'a house'"
     )
-    first, second = (row.options for row in read_atlas(tmp_path / "atlas.toml"))
+    first, second = read_atlas(tmp_path / "atlas.toml")
     assert (first.model, first.prompt) == (str(tmp_path / "net"), str(tmp_path / "prompts.txt"))
     assert first.classifiers == [f"clip:{tmp_path / 'net'}", "timm:net", "elsewhere"]
     assert second.prompt == "a house"
@@ -176,7 +176,7 @@ def test_rows_are_chosen_by_name(finished, tmp_path):
 
 def test_a_row_has_the_numbers_of_uturn_images(finished):
     _, rows, _, found = finished
-    study = ut.study(ut.run(rows[0].options.experiment())).sel(axis="log_snr")
+    study = ut.study(ut.run(ImageOptions.experiment(rows[0]))).sel(axis="log_snr")
     two, of_class, layers = of(found, "two"), study.sel(reading="same_class"), study.variable.values == "similarity"
     assert np.isfinite(two.transition).all()
     for name, numbers in (("transition", of_class.half_life), ("width", of_class.width), ("inversion", study.inversion[0])):
@@ -191,7 +191,7 @@ def test_a_row_has_the_numbers_of_uturn_images(finished):
 def test_places_are_converted_to_log_snr(finished):
     """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
     _, rows, _, found = finished
-    two, of_class = of(found, "two"), ut.study(ut.run(rows[0].options.experiment())).sel(reading="same_class")
+    two, of_class = of(found, "two"), ut.study(ut.run(ImageOptions.experiment(rows[0]))).sel(reading="same_class")
     star = float(of_class.half_life.sel(axis="noise", estimate="value"))
     abar = DDPMScheduler().alphas_cumprod.numpy().astype(float)
     log_snr = np.log(abar / (1 - abar))[np.linspace(0, 999, 20).round().astype(int)]  # of 1 .. 20 steps
@@ -371,20 +371,20 @@ def test_noise_is_added_to_latents():
 def test_example_files_are_valid():
     here, public = (read_atlas(EXAMPLES / f"{name}.toml") for name in ("here", "public"))
     assert {row.facts["data"] for row in here} == {"digits", "MNIST", "Fashion-MNIST"}
-    assert len({row.options.model for row in here}) == 6
+    assert len({row.model for row in here}) == 6
     for row in public:
         assert {"data", "kind", "licence", "parameters", "download", "gpu_hours"} <= row.facts.keys()
-        assert isinstance(row.options, ImageOptions)
+        assert isinstance(row, ImageOptions)
     assert len(public) >= 13
 
 
 def test_networks_of_the_examples_are_small_and_load():
     sizes = {}
     for row in read_atlas(EXAMPLES / "here.toml"):
-        folder = Path(row.options.model)
+        folder = Path(row.model)
         if folder.is_dir() and folder.name not in sizes:
             sizes[folder.name] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            found = load_pretrained(folder, null_class=row.options.null_class)
+            found = load_pretrained(folder, null_class=row.null_class)
             assert (found.codec is not None) == (folder.name == "fashion-latent")
             assert type(found.scheduler).__name__.startswith("FlowMatch") == (folder.name == "mnist-flow")
     assert len(sizes) == 5
@@ -407,7 +407,7 @@ def test_a_prompt_is_no_path_and_a_dollar_no_formula(tmp_path, finished):
     (tmp_path / "atlas.toml").write_text(
         '[[models]]\nname = "a"\nprompt = "digits"\n[[models]]\nname = "b"\nprompt = "texts.txt"\n'
     )
-    assert [row.options.prompt for row in read_atlas(tmp_path / "atlas.toml")] == ["digits", str(tmp_path / "texts.txt")]
+    assert [row.prompt for row in read_atlas(tmp_path / "atlas.toml")] == ["digits", str(tmp_path / "texts.txt")]
     found = finished[3]
     found = found.assign_coords(title=("entry", [r"price $\foo$"] * found.sizes["entry"]))
     figure = draw_atlas(found)

@@ -234,12 +234,12 @@ def test_a_run_with_a_folder_of_results_ends_with_its_study(tmp_path, monkeypatc
     assert again.exit_code == 0, (again.output, again.exception)
     files = {path.name for path in (tmp_path / "b").iterdir()}
     assert {path.name for path in (tmp_path / "a").iterdir()} == {*files, "run.zarr"}
-    for name in ("study.json", "curves.csv", "numbers.csv"):
+    for name in ("curves.csv", "numbers.csv"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     whole = CliRunner().invoke(app, ["run", "spec.toml", "--store", "store", "--out", "c"])
     assert whole.exit_code == 0
     assert not (tmp_path / "c" / "run.zarr").exists()
-    assert (tmp_path / "c" / "study.json").read_text() == (tmp_path / "a" / "study.json").read_text()
+    assert (tmp_path / "c" / "curves.csv").read_text() == (tmp_path / "a" / "curves.csv").read_text()
     share = CliRunner().invoke(app, ["run", "spec.toml", "--out", "d", "--shard", "1/2"])
     assert share.exit_code == 0
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["run.zarr"]

@@ -430,7 +430,7 @@ def test_mistakes_are_named(clip, tmp_path):
     refused("the classes of the images have no names; give a file", f"clip:{clip}", class_prompts="a {}")
     refused("goes with classifier = 'clip:FOLDER', not 'fashion_mnist'", "fashion_mnist", class_prompts="a {}")
     refused("knows 3 classes, but the images have 5 labels", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
-    with pytest.raises(ValueError, match=r"class_prompts = 'a {}': goes with a classifier 'clip:FOLDER'; leave it out"):
+    with pytest.raises(ValueError, match=r"class_prompts = 'a {}': expected none; it goes with a classifier 'clip:FOLDER'"):
         ImageOptions(class_prompts="a {}").experiment()
     with pytest.raises(ValueError, match=r"texts of classifier = 'fashion_mnist' = .*no encoder of texts"):
         load_classifier("fashion_mnist", texts=["a", "b"])

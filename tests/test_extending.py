@@ -16,6 +16,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
+from forging import passed
 from uturn.cli import app
 from uturn.core.protocols import Backward, Channel, Corruption, Noisy, Originals, Probe, Source, Spec, Variable
 from uturn.core.random import Purpose, keys, uniforms
@@ -152,9 +153,9 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     assert done.exit_code == 0, (done.output, done.exception)
     assert "overlap" in done.output
     assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
-    numbers = json.loads((out / "study.json").read_text())
-    assert numbers["readings"][0]["half_life"]["noise"]["value"] == float(one.half_life[0])
-    assert numbers["calibration"]["passed"] == {"overlap": True}
+    written = xr.open_zarr(out / "study.zarr").load()
+    assert written.half_life[0, 0, 0] == one.half_life[0]
+    assert passed(written) == {"overlap": True}
     page = (out / "index.html").read_text()
     (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])["sections"]
     assert section["headlines"][0]["place"][0] == pytest.approx(float(one.half_life[0]), rel=1e-5)

@@ -1,6 +1,7 @@
 """Analysis of image runs against curves whose answers are known; figures and command line on the embedded model."""
 
 import json
+import re
 import runpy
 import warnings
 from pathlib import Path
@@ -22,14 +23,14 @@ from uturn.cli.printing import show
 from uturn.pages import write_study
 from uturn.pages.results import PICTURES
 from uturn.sources import fashion_mnist
-from uturn.studies import as_data, draw_study, records_of, summary
+from uturn.studies import draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
 from uturn.studies.runs import missing_tasks
 from uturn.studies.tables import remarks as remarks_of
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
 NOISE = np.arange(1, 21) / 20
-NUMBERS = {"index.html", "study.zarr", "study.json", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"}
+NUMBERS = {"index.html", "study.zarr", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"}
 WITH_IMAGES = NUMBERS | {"grid.png", "grid.pdf"}
 FIRST, LAST = 0.30, 0.04  # floors of the similarity of the first layer and of the logits
 
@@ -191,7 +192,6 @@ def test_classifiers_keep_apart():
     stars = [value(of(found, prefix=f"{name}_").half_life, axis="noise") for name in "ba"]
     np.testing.assert_allclose(stars, [0.6, 0.4], atol=0.003)
     assert found.series.values.tolist() == ["b_similarity", "a_similarity"]
-    json.dumps(as_data(found), allow_nan=False)
 
 
 def test_distances_of_each_classifier_are_a_family_of_their_own():
@@ -331,49 +331,27 @@ def test_options_mean_the_same_in_python_toml_and_on_the_command_line(tmp_path, 
     python = image_experiment(
         classifiers=("fashion_mnist", "fashion_mnist"), weights=[None, None], steps=5, levels=[0.4, 1], compare_labels=False
     )
-    lines = ['classifiers = ["fashion_mnist", "fashion_mnist"]', 'weights = ["", ""]', "steps = 7", "levels = [0.4, 1.0]"]
-    (tmp_path / "options.toml").write_text("\n".join([*lines, "compare_labels = false"]))
     asked = []
 
     def run(store, experiment, running):
         asked.append(experiment)
         return xr.Dataset(attrs={"missing_tasks": 1})
 
-    monkeypatch.setattr("uturn.cli.studies.run_into", run)
+    monkeypatch.setattr("uturn.cli.running.run_into", run)
     both = ("--classifier", "fashion_mnist", "--classifier", "fashion_mnist", "--weights", "", "--weights", "")
-    for arguments in (
-        (*both, "--steps", 5, "--levels", "0.4,1", "--no-compare-labels"),
-        ("--options", tmp_path / "options.toml", "--steps", 5),  # the command line takes precedence
-    ):
-        assert command("--out", tmp_path, *arguments).exit_code == 0
-        assert asked[-1].to_dict() == python.to_dict()
+    typed = (*both, "--steps", 5, "--levels", "0.4,1", "--no-compare-labels")
+    assert command("--out", tmp_path, *typed).exit_code == 0
+    assert asked[-1].to_dict() == python.to_dict()
     assert command("--out", tmp_path).exit_code == 0
     assert asked[-1].to_dict() == image_experiment().to_dict()  # the same defaults
 
 
-def test_the_options_of_the_docs_make_an_experiment(tmp_path):
+def test_the_options_of_the_docs_make_an_experiment():
     text = (Path(__file__).parents[1] / "docs" / "images.md").read_text()
-    (tmp_path / "photos.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
-    options = ImageOptions.from_file(tmp_path / "photos.toml")
+    options = eval(re.search(r"ImageOptions\(.*?\n\)", text, re.S)[0])
     assert options.experiment().to_dict()["probes"][1]["weights"] == "IMAGENET1K_V1"
     for name in ImageOptions.model_fields:
         assert f"--{name.replace('_', '-').removesuffix('iers')}" in text.replace("--no-", "--")
-
-
-def test_mistakes_in_a_file_of_options_are_named(tmp_path):
-    path = tmp_path / "options.toml"
-    for text, message in (
-        (b"steps = 5.5", "steps = 5.5"),
-        (b"lvels = 3", "lvels = 3"),
-        (b"steps =", "Invalid"),
-        (b"\xff", "utf-8"),
-    ):
-        path.write_bytes(text)
-        with pytest.raises(ValueError, match=rf"options\.toml: .*{message}") as error:
-            ImageOptions.from_file(path)
-        assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"cannot read the options .*absent"):
-        ImageOptions.from_file(tmp_path / "absent.toml")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------------------
@@ -457,9 +435,7 @@ def test_command_writes_everything(results):
     assert "half of the way from start to chance" in output
     assert "logits falls below" in " ".join(output.split())
     assert "UNet2DModel, unconditional" in output
-    stored = json.loads((out / "study.json").read_text())
     run = xr.open_zarr(out / "run.zarr").load()
-    assert stored == json.loads(json.dumps(as_data(ut.study(run))))
     kept = xr.open_zarr(out / "study.zarr").load()
     np.testing.assert_array_equal(kept.half_life, ut.study(run).half_life)
     np.testing.assert_array_equal(kept.original, fashion_mnist.load_test_set()[0][:2])
@@ -479,9 +455,10 @@ def test_png_files_are_the_images(results):
 @pytest.mark.usefixtures("unsaved_figures")
 def test_results_of_a_finished_store(results, tmp_path):
     out, _ = results
-    done = command("--run", out / "run.zarr", "--out", tmp_path)
+    done = CliRunner().invoke(app, ["study", str(out / "run.zarr"), "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "study.json").read_bytes() == (out / "study.json").read_bytes()
+    for name in ("curves.csv", "numbers.csv"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert not (tmp_path / "run.zarr").exists()
 
 
@@ -513,10 +490,10 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
         write_study(run, out / "run.zarr")
-    before = (tmp_path / "study.json").read_bytes()
+    before = (tmp_path / "curves.csv").read_bytes()
     with pytest.raises(ValueError, match="save_images: no images are kept"):
         write_study(run.drop_vars("image"), tmp_path, save_images=True)
-    assert (tmp_path / "study.json").read_bytes() == before
+    assert (tmp_path / "curves.csv").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a folder"):
         write_study(run, tmp_path / "file")

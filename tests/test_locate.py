@@ -13,6 +13,7 @@ from scipy.stats import binom
 import uturn as ut
 from command_line import SPEC, uturn
 from small import strings
+from uturn.cli.options import Place
 from uturn.studies import locate as locating
 from uturn.studies.locate import Data, _fitted, forecast, locate, search
 
@@ -95,11 +96,11 @@ def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
 
 def test_images_take_the_class(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr("uturn.cli.studies.locate_into", lambda *arguments: taken.append(arguments))
+    monkeypatch.setattr("uturn.cli.locating.locate_into", lambda *arguments: taken.append(arguments))
     done = uturn("images", "--until", 0.05, "--steps", 50, "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    folder, asked, _, width, reading, share, any_shape, out = taken[0]
-    assert (folder, width, reading, share, any_shape, out) == ("results", 0.05, "same_class", 0.5, False, "results")
+    folder, asked, _, place, out = taken[0]
+    assert (folder, place, out) == ("results", Place(until=0.05, reading="same_class"), "results")
     assert asked.to_dict()["backward"]["steps"] == 50
 
 

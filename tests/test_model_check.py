@@ -1,7 +1,6 @@
 """Wrong networks are named when they are loaded, and right ones are not."""
 
 import html
-import json
 import re
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 from typer.testing import CliRunner
 
@@ -315,7 +315,7 @@ def test_the_line_is_printed_and_kept(wrong, tmp_path):
     assert found.exit_code == 0, found.output
     (line,) = warnings_of(Store.open(tmp_path / "out" / "run.zarr").attributes)
     assert line.startswith(f"model check: the model '{wrong}' does not fit what is declared, that it predicts the noise")
-    assert json.loads((tmp_path / "out" / "study.json").read_text())["warnings"] == [line]
+    assert warnings_of(xr.open_zarr(tmp_path / "out" / "study.zarr").attrs) == [line]
     assert line in html.unescape((tmp_path / "out" / "index.html").read_text())
     # A complete store says it again, without a new check.
     (tmp_path / "spec.json").write_text(Store.open(tmp_path / "out" / "run.zarr").attributes["spec"])

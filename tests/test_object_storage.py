@@ -257,7 +257,7 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
     found, expected = objects_at(url), files_of(tmp_path)
     assert found.keys() == expected.keys()
     assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
-    names = ["index.html", "study.json", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"]
+    names = ["index.html", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"]
     assert written(url) == written(tmp_path) == names
     with pytest.raises(ValueError, match="is a store itself"):
         write_study(run, f"{url}/study.zarr")

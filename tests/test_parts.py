@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import uturn as ut
@@ -369,7 +370,7 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
         {"type": "evil:Source"},
     ):
         Store.open(folder).update(spec=json.dumps({**stored, "source": source}))
-        done = CliRunner().invoke(app, ["images", "--run", str(folder), "--out", str(tmp_path / "out"), "--save-images"])
+        done = CliRunner().invoke(app, ["study", str(folder), "--out", str(tmp_path / "out"), "--save-images"])
         assert done.exit_code == 0, done.output
         assert np.isnan(records_of(Store.open(folder).dataset()).original).all()
         assert not trace.exists()
@@ -504,9 +505,8 @@ def test_own_series_end_in_a_page(own_folder):
     done = uturn("run", "few.toml", "--out", "results", "--workers", "1", cwd=own_folder)
     assert done.returncode == 0, done.stderr
     ds = Store.open(own_folder / "results" / "run.zarr").dataset()
-    numbers = json.loads((own_folder / "results" / "study.json").read_text())
-    readings = {one["reading"]: one for one in numbers["readings"]}
-    assert list(readings) == [*(f"similarity, window = {window}" for window in (1, 4, 16)), "same_sign"]
+    numbers = xr.open_zarr(own_folder / "results" / "study.zarr").sel(axis="noise")
+    assert numbers.reading.values.tolist() == [*(f"similarity, window = {window}" for window in (1, 4, 16)), "same_sign"]
     curves = {
         **{f"similarity, window = {window}": ds.similarity.sel(window=window) for window in (1, 4, 16)},
         "same_sign": ds.same_sign.astype(float),
@@ -515,19 +515,19 @@ def test_own_series_end_in_a_page(own_folder):
         curve, chance = values.mean(("item", "trajectory")).values, 0.5 if name == "same_sign" else 0.0
         k = next(k for k in range(len(curve) - 1) if curve[k] > (1 + chance) / 2 >= curve[k + 1])
         step = (curve[k] - (1 + chance) / 2) / (curve[k] - curve[k + 1])
-        half = readings[name]["half_life"]["noise"]
-        assert half["value"] == pytest.approx(ds.noise.values[k] + step * np.diff(ds.noise.values)[k])
-        assert half["low"] < half["value"] < half["high"]
-        assert readings[name]["curve"][-1]["value"] == pytest.approx(curve[-1])
-    lives = [one["half_life"]["noise"]["value"] for one in numbers["readings"][:3]]
+        half, low, high = numbers.half_life.sel(reading=name).values
+        assert half == pytest.approx(ds.noise.values[k] + step * np.diff(ds.noise.values)[k])
+        assert low < half < high
+        assert float(numbers.curve.sel(reading=name)[-1, 0]) == pytest.approx(curve[-1])
+    lives = numbers.half_life[:3, 0].values.tolist()
     assert lives == sorted(lives)  # slow scales live longer
-    assert [one["series"] for one in numbers["series"]] == ["similarity"]
+    assert numbers.series.values.tolist() == ["similarity"]
     page = (own_folder / "results" / "index.html").read_text()
     (section,) = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])["sections"]
     titles = {chart["title"]: len(chart["lines"]) for chart in section["charts"]}
     assert titles == {"Sign of the mean is kept": 1, "Cosine of block averages": 3}
     assert section["headlines"][0]["label"] == "t*"
-    assert section["headlines"][0]["place"][0] == pytest.approx(readings["same_sign"]["half_life"]["noise"]["value"], rel=1e-5)
+    assert section["headlines"][0]["place"][0] == pytest.approx(float(numbers.half_life.sel(reading="same_sign")[0]), rel=1e-5)
 
 
 def test_own_rules_run(own_folder):

@@ -148,7 +148,7 @@ def test_everything_of_a_run_of_a_model_is_there(recorded, measured):
     assert float(study.gap_p.min()) <= 1e-3  # clones share the image they fade into
     assert ds.similarity.sizes["network_layer"] >= 2
     written = {path.name for path in (recorded / "out").iterdir()}
-    assert {"index.html", "study.json", "grid.png", "run.zarr"} <= written
+    assert {"index.html", "study.zarr", "grid.png", "run.zarr"} <= written
     assert "recorded U-turns" in (recorded / "out" / "index.html").read_text()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import uturn as ut
 from small import strings
-from uturn.pages import MOST_BYTES, collect, report, write_page, write_study
+from uturn.pages import collect, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
 from uturn.store.datasets import write_dataset
@@ -115,10 +115,8 @@ def test_damaged_data_and_pictures_leave_the_verdicts(tmp_path):
 def test_a_damaged_study_is_shown_as_far_as_it_can_be_read(tmp_path):
     ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "run.zarr")
     (tmp_path / "study.zarr").mkdir()
-    (tmp_path / "study.json").write_text('{"run": ')
     found = collect([str(tmp_path)])
-    assert [Path(one["file"]).name for one in found.problems] == ["study.json", "study.zarr"]
-    assert found.problems[0]["words"].startswith(": not valid JSON: ")
+    assert [Path(one["file"]).name for one in found.problems] == ["study.zarr"]
     assert [one["title"] for one in found.sections] == ["Run run.zarr"]
 
 
@@ -201,23 +199,6 @@ def test_many_images_are_sampled_and_counted(tmp_path):
     assert [item["name"] for item in grid["items"]] == [f"item {k}" for k in pages_pictures.sample(10_000)]
     assert len(set(pages_pictures.sample(10_000))) == 200
     assert (pages_pictures.sample(7) == np.arange(7)).all()
-
-
-def test_pages_are_small_enough(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for k in range(2, 6):
-        figure(tmp_path, f"fig{k}")
-        Image.fromarray(rng.integers(0, 255, (480, 640, 3), np.uint8)).save(tmp_path / f"fig{k}.png", compress_level=1)
-    assert write_page(tmp_path).stat().st_size > 2_600_000
-    monkeypatch.setattr("uturn.pages.page.MOST_BYTES", 2_600_000)
-    path = write_page(tmp_path)
-    assert path.stat().st_size <= 2_600_000 < MOST_BYTES
-    assert path.read_text().count('class="picture"') == 4  # smaller, and all of them
-    monkeypatch.setattr("uturn.pages.page.MOST_BYTES", 2_100_000)
-    monkeypatch.setattr("uturn.pages.page._DETAILS", (1.0,))
-    _, problems = report([tmp_path])
-    assert "pictures are left out" in problems[-1]
-    assert path.stat().st_size <= 2_100_000
 
 
 def test_points_of_a_thinned_curve_stand_at_their_noise():

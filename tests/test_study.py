@@ -11,6 +11,7 @@ import xarray as xr
 from scipy.stats import beta
 from scipy.stats import t as student
 from typer.testing import CliRunner
+from uturn.studies.difference import difference
 
 import uturn as ut
 from uturn.cli import app
@@ -20,10 +21,9 @@ from uturn.measures.changes import correlations, susceptibility
 from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
 from uturn.store.record import Store
-from uturn.studies import as_data, named_runs, study_of, summary, tidy
+from uturn.studies import named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
-from uturn.studies.difference import difference
 from uturn.studies.figure import common_axis, draw_studies, draw_study
 from uturn.studies.reading import instructions_of
 from uturn.studies.readings import read_readings
@@ -336,7 +336,6 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     late = run.assign(kept=run.kept.where(np.isinf(run.noise), 0.9))
     late.kept.attrs = run.kept.attrs
     assert np.isnan(ut.study(late).half_life).all()
-    json.dumps(as_data(found), allow_nan=False)
     draw_study(found)
 
 
@@ -404,7 +403,7 @@ def test_what_has_no_curve_is_named_and_the_rest_is_studied(dims, values, why, t
     alone = write_study(run, tmp_path)  # nothing can be drawn
     assert {f"odd is not studied: {why}", "nothing in the run has a curve"} <= set(remarks(alone))
     assert "nothing in the run has a curve" in repr(alone)
-    assert json.loads((tmp_path / "study.json").read_text())["readings"] == []
+    assert xr.open_zarr(tmp_path / "study.zarr").sizes["reading"] == 0
     assert not (tmp_path / "study.png").exists()
     assert draw_studies({"a": alone, "b": alone}) is None
 
@@ -443,7 +442,7 @@ def test_a_noise_axis_that_is_called_like_a_part_of_a_study(name):
     assert found.axis.values.tolist() == ["noise", f"{name}_of_noise"]
     half = found.half_life.sel(reading="kept")
     np.testing.assert_allclose(half.sel(axis=f"{name}_of_noise"), 20 * half.sel(axis="noise"))
-    assert as_data(found)["noise"][f"{name}_of_noise"] == [0, 2, 6, 8, 14, 20]
+    assert found[f"{name}_of_noise"].values.tolist() == [0, 2, 6, 8, 14, 20]
     tidy(found)
 
 
@@ -557,7 +556,7 @@ def test_families_are_tested_together(strings):
         np.testing.assert_allclose(of.p_holm.values.ravel(), holm(of.p.values.ravel()))
         np.testing.assert_array_equal(found.gap.values[rows, 1:, 0].T, of.gap)
         assert np.isnan(found.gap_p.values[rows, 0]).all()
-    assert as_data(found)["calibration"]["passed"] == {"tree_levels": True, "parsed_levels": True}
+    assert passed(found) == {"tree_levels": True, "parsed_levels": True}
     assert np.isnan(found.gap_p.values[found.variable.values == "belief"]).all()
     together = strings.copy()
     for name in ("unchanged", "parsed"):
@@ -566,7 +565,7 @@ def test_families_are_tested_together(strings):
     joint, both = ut.study(together), ut.calibration(strings, ["unchanged", "parsed"])
     rows = np.isin(joint.variable.values, ["unchanged", "parsed"])
     np.testing.assert_array_equal(np.sort(joint.gap_p.values[rows, 1:].ravel()), np.sort(both.p_holm.values.ravel()))
-    assert list(as_data(joint)["calibration"]["passed"]) == ["both"]
+    assert list(passed(joint)) == ["both"]
     assert (joint.gap_p.values[rows] >= found.gap_p.values[rows])[:, 1:].all()  # more tests, larger p
 
 
@@ -783,7 +782,7 @@ def test_a_store_is_not_given_twice(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for second in ("run", "run/", "link"):
         done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), f"{tmp_path}/{second}"])
-        assert str(done.exception) == f"{tmp_path / 'run'}: this store is given twice"
+        assert str(done.exception).endswith("expected each once")
 
 
 # --- what the readings can show ---------------------------------------------------------------------------------------------
@@ -811,7 +810,6 @@ def test_each_reading_shows_how_many_originals_it_has():
     found = ut.study(run)
     assert found.originals.values.tolist() == [11, 4]
     assert "part: 4 of 11 originals have this reading" in remarks(found)
-    assert [entry["originals"] for entry in as_data(found)["readings"]] == [11, 4]
     assert not [line for line in remarks(ut.study(run[["part"]])) if "have this reading" in line]
 
 

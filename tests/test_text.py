@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import tiny_language
 import uturn as ut
-from forging import instructed
+from forging import instructed, passed
 from uturn import cli
 from uturn.cli import app
 from uturn.cli.presets import TextOptions
@@ -25,10 +25,9 @@ from uturn.measures.changes import correlations, present_pairs, susceptibility
 from uturn.measures.scaling import correlation_length
 from uturn.pages.html import token_page
 from uturn.pages.results import RESULTS
-from uturn.studies import as_data, records_of, summary
+from uturn.pages.tokens import blocks, readable
+from uturn.studies import records_of, summary
 from uturn.studies.headline import headline_of
-from uturn.studies.plotting.style import style
-from uturn.studies.plotting.tokens import Token, blocks, cells, draw_tokens, lines, readable
 from uturn.studies.tables import remarks
 
 CHAIN = '''
@@ -242,14 +241,14 @@ def test_the_study_gives_the_curves_of_the_measures(measured):
 def test_an_exact_model_is_calibrated_and_a_cold_one_is_not(measured, folder):
     run, _ = measured
     found = ut.study(run)
-    assert as_data(found)["calibration"]["passed"] == {"text": True}
+    assert passed(found) == {"text": True}
     kept = found.curve.sel(reading="kept, span = 1", estimate="value").values
     assert (np.diff(kept) < 0).all()
     assert kept[-1] == pytest.approx(1 / 3, abs=0.04)  # 40 texts of 11 letters, 12 draws of each: 4 s.d. are .03
     assert found.correlation.sel(distance=1, estimate="low").isel(changes=0)[2:].min() > 0  # neighbours change together
     cold = options(folder, data=str(folder / "several.txt"), items=40, levels="0.5,0.8", clones=2, temperature=0.3).experiment()
     assert "not a draw from the posterior" in cold.parts.backward.describe()
-    assert as_data(ut.study(ut.run(cold)))["calibration"]["passed"] == {"text": False}
+    assert passed(ut.study(ut.run(cold))) == {"text": False}
 
 
 # --- places on curves --------------------------------------------------------------------------------------------------------
@@ -300,18 +299,17 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     assert place[2] - place[1] <= 0.2
     assert headline_of(found).place[0] == pytest.approx(place.values)
     assert headline_of(found).label == "peak of chi"  # t* is for a class
-    (numbers,) = as_data(found)["changes"]
-    assert 0.5 in np.round(numbers["levels_of_peak"], 9)
-    assert not numbers["plateau"]
-    assert numbers["n_eff"] == [None, *[60] * 10]
-    assert numbers["peak_cross_fitted"] == found.peak_cross_fitted.item()
+    numbers = found.isel(changes=0)
+    assert 0.5 in np.round(found.noise.values[numbers.of_peak.values == 1], 9)
+    assert not numbers.plateau
+    np.testing.assert_array_equal(numbers.n_eff, [np.nan, *[60] * 10])
 
 
 def test_a_plateau_is_called_one():
     found = ut.study(forged(lambda x: 4 if 0.25 < x < 0.75 else 1, np.linspace(0.1, 1, 10)))
     assert "at 5 levels, noise 0.3 to 0.7: a plateau" in said(found)
     np.testing.assert_allclose(t_star(found)[1:], (0.25, 0.75))
-    assert as_data(found)["changes"][0]["plateau"]
+    assert found.plateau.item()
     assert "a plateau" in " ".join(shown_table(found).split())
 
 
@@ -345,9 +343,7 @@ def test_without_a_peak_inside_there_is_no_transition(chi, words):
     found = ut.study(forged(chi, np.linspace(0.1, 0.9, 9)))
     assert np.isnan(found.peak_at).all()
     assert words in said(found)
-    (numbers,) = as_data(found)["changes"]
-    assert numbers["peak_at"]["noise"] == {"value": None, "low": None, "high": None}
-    assert numbers["peak_cross_fitted"] is None
+    assert np.isnan(found.peak_cross_fitted).all()
 
 
 @pytest.mark.parametrize(
@@ -427,10 +423,6 @@ def test_texts_with_markup_stay_texts():
         assert readable(text).strip() in words
     assert "\u202e" not in page
     assert "<b>model</b>" in words
-    with style() as plt:
-        figure = draw_tokens(data)
-        figure.canvas.draw()
-        plt.close(figure)
 
 
 def test_page_marks_what_was_noised_and_what_changed(measured):
@@ -469,15 +461,6 @@ def test_regions_and_segments_are_marked(folder, tmp_path):
         ut.run(options(folder, segments=["x"], items=4, levels=2).experiment())
 
 
-def test_lines_of_tokens():
-    tokens = [Token(text) for text in [" the", " quick", "er", " fox", " 日本"]]
-    found = lines(tokens, 10)
-    assert [[token.text for _, token in line] for line in found] == [["the", " quick"], ["er", " fox"], ["日本"]]
-    assert [at for at, _ in found[0]] == [0, 3]
-    assert (cells("日本"), cells("e\u0301x")) == (4, 2)
-    assert all(at + cells(token.text) <= 10 for line in found for at, token in line)
-
-
 # --- the command ---------------------------------------------------------------------------------------------------------------
 
 
@@ -507,22 +490,19 @@ def results(folder, tmp_path_factory):
 
 
 def numbers_in(out):
-    return json.loads((out / "study.json").read_text())
+    return xr.open_zarr(out / "study.zarr").load()
 
 
 def test_command_writes_everything(results):
     out, output = results
     expected = {name for name in RESULTS if not name.startswith(("grid", "difference"))}
     assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
-    for name in ("study", "tokens"):
-        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert (out / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "study.pdf").read_bytes()[:4] == b"%PDF"
     assert "changes: chi is largest" in output
     assert "kept, span = 2" in output
     assert "letter_chain:chain, order random, one token a call · 10 texts of equal.txt" in output
     run = xr.open_zarr(out / "run.zarr").load()
-    again = json.loads(json.dumps(as_data(ut.study(run))))
-    assert numbers_in(out) == again
     kept = xr.open_zarr(out / "study.zarr").load()
     np.testing.assert_array_equal(kept.curve, ut.study(run).curve)
 
@@ -530,10 +510,11 @@ def test_command_writes_everything(results):
 @pytest.mark.usefixtures("unsaved_figures")
 def test_results_of_a_finished_store(results, folder, tmp_path):
     out, _ = results
-    done = command("--run", out / "run.zarr", "--out", tmp_path)
+    done = CliRunner().invoke(app, ["study", str(out / "run.zarr"), "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert numbers_in(tmp_path)["readings"] == numbers_in(out)["readings"]
-    assert "the texts are not shown" in numbers_in(tmp_path)["remark"]  # that would run the user's code, which a store may name
+    np.testing.assert_array_equal(numbers_in(tmp_path).curve, numbers_in(out).curve)
+    # They would run the user's code, which a store may name.
+    assert "the texts are not shown" in numbers_in(tmp_path).attrs["remark"]
     assert not (tmp_path / "tokens.html").exists()
 
 

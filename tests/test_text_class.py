@@ -240,8 +240,8 @@ def test_the_command_takes_a_classifier_and_files_without_model_type(folder, tmp
     assert 'lacks the line "model_type", such as "model_type": "bert"' in refused.stderr
     done = uturn(*text, *classes, "--model-type", "bert", *sizes)
     assert done.returncode == 0, done.stderr
-    study = json.loads((tmp_path / "out" / "study.json").read_text())
-    groups = {reading["variable"]: reading["group"] for reading in study["readings"]}
+    study = xr.open_zarr(tmp_path / "out" / "study.zarr")
+    groups = dict(zip(study.variable.values, study.group.values, strict=True))
     assert (groups["same_class"], groups["label_top1"], groups["text_similarity"]) == ("class", "class", "layers")
     spec = json.loads(xr.open_zarr(tmp_path / "out" / "run.zarr").attrs["spec"])
     tokenizers = {probe["type"]: probe.get("tokenizer") for probe in spec["probes"]}

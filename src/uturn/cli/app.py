@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import uturn
 from uturn.cli.options import expanded
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -68,7 +69,5 @@ def command(panel: str) -> Callable[[_Function], _Function]:
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
-        import uturn
-
         typer.echo(f"uturn {uturn.__version__}")
         raise typer.Exit

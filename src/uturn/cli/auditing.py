@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
-from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import run_into
+from uturn.cli.running import end, run_into, runs_into
+from uturn.core.checks import expect
+from uturn.core.files import write_json
 from uturn.corruption.in_time import evaluations
-
-if TYPE_CHECKING:
-    import xarray as xr
+from uturn.measures.statistics import replicates
+from uturn.pages.audits import decoder_table, meaning
+from uturn.pages.charts import number, numbers
+from uturn.pages.page import report
+from uturn.pages.results import write_figures, write_study
+from uturn.store.outputs import output_folder
+from uturn.studies.analysis import study as study_of_run
+from uturn.studies.plotting.audit import draw_audit
+from uturn.studies.tables import for_terminal, summary
 
 _FILES = ("audit.json", "audit.png", "audit.pdf")
 _KEPT = "kept, span = 1"  # the reading by which decoders are compared
@@ -24,39 +31,25 @@ _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
-    from uturn.core.files import whole_file
-    from uturn.pages import report
-    from uturn.pages.audits import decoder_table, meaning
-    from uturn.pages.results import check_folder, write_figures, write_study, written
-    from uturn.store.outputs import output_folder
-    from uturn.studies import summary
-    from uturn.studies.plotting.audit import draw_audit
-    from uturn.studies.tables import for_terminal
-
-    if running.shard != "1/1":
-        raise ValueError("audit: decoders are compared when all of their runs are finished; leave out --shard")
+    expect(running.shard == "1/1", "shard", running.shard, "1/1 with --audit, which compares finished runs; leave out --shard")
+    experiment, decoders = chosen.experiment(), chosen.audited()
+    datasets = runs_into(out, {"run.zarr": experiment}, running)
+    assert datasets is not None  # no other shares
+    run = datasets["run.zarr"]
     with output_folder("out", out) as folder:
-        check_folder(folder)
-        experiment, decoders = chosen.experiment(), chosen.audited()
         runs: dict[str, Any] = {}
-        run = run_into(folder.place("run.zarr"), experiment, running)
         for name, options in decoders.items():
             store = folder.inside("audit").place(f"{re.sub('[^a-z0-9.]+', '-', name)}.zarr")
             runs[name] = run_into(store, options.experiment(), running)
         looks: Any = {"title": "U-turns of texts", "groups": ("tokens",), "page": False}
         study = write_study(run, out, source=experiment.parts.source, **looks)
-        numbers = audit_numbers(study, run, runs, decoders)
-        with whole_file(folder.path / "audit.json") as file:
-            file.write(json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode())
-        write_figures(folder.path, {"audit": lambda: draw_audit(numbers)})
+        found = audit_numbers(study, run, runs, decoders)
+        write_json(folder.path / "audit.json", found)
+        write_figures(folder.path, {"audit": lambda: draw_audit(found)})
         folder.push(*_FILES)
         report([out])
-    for table in summary(study, width=console().width):
-        show(table)
-    show(for_terminal(decoder_table(numbers)))
-    console().print(meaning(numbers))
-    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join((*_FILES, *written(out)))}")
-    say_next(open=inside(out, "index.html"))
+    parts = [*summary(study), for_terminal(decoder_table(found))]
+    end(out, parts, meaning(found), study.attrs["description"], files=_FILES)
 
 
 def audit_numbers(
@@ -66,8 +59,6 @@ def audit_numbers(
 
     `study` and `run`: with the readings of the probes `order_consistency` and `order_likelihood`. `runs`: one for each decoder.
     """
-    from uturn.pages.charts import number, numbers
-
     study = study.sel(noise=np.sort(run.noise.values))  # without noise 0
 
     def curve(reading: str) -> list[Any]:
@@ -96,11 +87,7 @@ def audit_numbers(
 
 def _decoder(name: str, run: xr.Dataset, options: TextOptions) -> dict[str, Any]:
     """What a decoder costs: readings of its run at both noise levels, and differences from the originals at the larger one."""
-    from uturn.measures.statistics import replicates
-    from uturn.pages.charts import numbers
-    from uturn.studies import study
-
-    tested, decoder = study(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
+    tested, decoder = study_of_run(run).sel(reading=_KEPT, noise=list(COMPARED)), options.denoiser().decoder
     has_gap = "gap" in tested  # not for a single text
     masked = (run["noisy_token"].isel(clone=0, trajectory=0, missing_dims="ignore") == -1).values
     calls: Any

@@ -11,6 +11,12 @@ from uturn.cli.app import PAGES, command
 from uturn.cli.options import OfTable
 from uturn.cli.printing import show
 from uturn.cli.running import opened
+from uturn.core.checks import expect
+from uturn.core.lazy import later
+
+with later():
+    from uturn.studies import choice as choices
+    from uturn.studies import tables
 
 _GOAL = "READING=GOAL"
 
@@ -55,15 +61,13 @@ def choose(
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
-    from uturn.studies.choice import choose as choose_level
-
     reading, goal = _goal("keep", keep)
     lost = dict([_goal("lose", lose)]) if lose else None
     settings = table.settings([results])
     if by is not None:  # the column of a table
         settings["coords"] = sorted({*settings.get("coords", []), by})
     run = opened(results, **settings)
-    choice = choose_level(run, reading, goal, lose=lost, by=by, confidence=confidence)
+    choice = choices.choose(run, reading, goal, lose=lost, by=by, confidence=confidence)
     show(repr(choice))
     if math.isnan(choice.noise):
         raise typer.Exit(1)
@@ -71,12 +75,10 @@ def choose(
 
 def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     """A reading, whose name may have "=", and a number."""
-    text, *others = texts
-    if others:
-        then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
-        raise ValueError(f"{name} is given {len(texts)} times ({', '.join(texts)}): run the command for each goal{then}")
-    reading, _, goal = text.rpartition("=")
-    try:
-        return reading.strip(), float(goal)
-    except ValueError:
-        raise ValueError(f"{name} = {text!r}: expected {_GOAL}, such as same_class=.95") from None
+    then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
+    expect(len(texts) == 1, name, texts, f"one goal; run the command for each{then}")
+    reading, _, goal = texts[0].rpartition("=")
+    value = tables.number_in(goal)
+    if not isinstance(value, float):
+        raise ValueError(f"{name} = {texts[0]!r}: expected {_GOAL}, such as same_class=.95")
+    return reading.strip(), value

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, AnyShape, OfTable, OptionalOut, Reading, Running, Share, Spec, Until
+from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec
+from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import resumable, run_into
-from uturn.core.checks import CHECKS
+from uturn.core.checks import CHECKS, expect
+from uturn.core.lazy import later
 
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
+with later():
+    from uturn.cli import locating
+    from uturn.core import experiment as experiments
+    from uturn.engine import plan as engine_plan
+    from uturn.engine import sweep, trial
+    from uturn.pages import results
+    from uturn.store import outputs, record
+    from uturn.studies import locate
 
 
 @command(EXPERIMENTS)
@@ -44,11 +52,8 @@ def run(
         bool,
         typer.Option("--zip", help="Combine the values of --set one by one instead of all with all.", rich_help_panel=SWEEP),
     ] = False,
-    until: Until = None,
-    reading: Reading = None,
-    share: Share = 0.5,
-    any_shape: AnyShape = False,
     *,
+    place: Place,
     running: Running,
 ) -> None:
     """Run an experiment from a file into a store. Stored readings are not measured again.
@@ -73,29 +78,19 @@ def run(
     uturn run examples/images.toml --until 0.05 --reading same_class --store runs/located
     ```
     """
-    from uturn.core.experiment import Experiment
-
-    if pairs and not changed:
-        raise ValueError("zip: it combines the values of --set; give --set KEY=VALUE,VALUE,..")
+    expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
     if store is None and (out is None or changed):
-        instead = "" if changed else ", or --out FOLDER"
-        raise ValueError(f"store: missing; expected --store STORE{instead}")
-    experiment = Experiment.from_file(spec)
-    if changed and until is not None:
-        raise ValueError("until: goes with one experiment; leave out --set")
-    if until is not None:
-        from uturn.cli.locating import checked_reading, locate_into
-
-        return locate_into(store or str(out), experiment, running, until, checked_reading(reading), share, any_shape, out)
+        raise ValueError(f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}")
+    experiment = experiments.Experiment.from_file(spec)
+    if place.until is not None:
+        expect(not changed, "until", place.until, "one experiment; leave out --set")
+        return locating.locate_into(store or str(out), experiment, running, place, out)
     if changed:
         assert store is not None
         return _run_sweep(experiment, changed, pairs, store, out, running)
     if out is not None:
-        from uturn.pages.results import check_folder
-        from uturn.store.outputs import output_folder
-
-        with output_folder("out", out) as folder:
-            check_folder(folder)
+        with outputs.output_folder("out", out) as folder:
+            results.check_folder(folder)
             store = store or folder.place("run.zarr")
     assert store is not None
     ds = run_into(store, experiment, running)
@@ -105,37 +100,24 @@ def run(
         dims = ", ".join(f"{dim} {size}" for dim, size in ds[name].sizes.items())
         console().print(f"  {name} ({dims}): {ds[name].attrs['long_name']}")
     if out is not None and ds.attrs["complete"]:
-        from uturn.cli.pages import study
-
         return study([store], out, table=OfTable())
     say_next(run=("study", store) if ds.attrs["complete"] else ("status", store))
 
 
-def _run_sweep(experiment: Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running) -> None:
-    from uturn.engine.sweep import parsed_values, run_all, sweep
-
-    experiments = sweep(experiment, parsed_values(changed), zip=pairs)
-    names = ", ".join([*list(experiments)[:4], *([".."] if len(experiments) > 4 else [])])
-    console().print(f"{len(experiments)} experiments in {folder}: {names}")
+def _run_sweep(
+    experiment: experiments.Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running
+) -> None:
+    grid = sweep.sweep(experiment, sweep.parsed_values(changed), zip=pairs)
+    names = ", ".join([*list(grid)[:4], *([".."] if len(grid) > 4 else [])])
+    console().print(f"{len(grid)} experiments in {folder}: {names}")
     with resumable(f"what is done is in {folder}; run the same command again to resume"):
-        runs = run_all(
-            experiments,
-            folder,
-            resume=running.resume,
-            workers=running.workers,
-            progress=True,
-            shard=running.share(),
-            accept_changes=running.accept_changes,
-            **running.on_cluster(),
-        )
+        runs = sweep.run_all(grid, folder, **running.arguments())
     stores = [inside(folder, name) for name in runs]
     for place, ds in zip(stores, runs.values(), strict=True):
         missing = ds.attrs["missing_tasks"]
         console().print(f"{place}: {f'{missing} tasks missing' if missing else 'complete'}")
     if not any(ds.attrs["missing_tasks"] for ds in runs.values()):
         if out is not None:
-            from uturn.cli.pages import study
-
             return study(stores, out, table=OfTable())
         say_next(run=("study", *stores))
 
@@ -153,11 +135,8 @@ def check(spec: Spec) -> None:
     uturn check examples/epsilon.toml
     ```
     """
-    from uturn.core.experiment import Experiment
-    from uturn.engine.trial import check as check_experiment
-
     doubts = 0
-    for line in check_experiment(Experiment.from_file(spec)):
+    for line in trial.check(experiments.Experiment.from_file(spec)):
         doubts += line.startswith((*CHECKS, "warning:"))
         console().print(line)
     console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
@@ -175,10 +154,8 @@ def plan(
         int | None,
         typer.Option(metavar="N", min=1, help="Largest number of processes for which the time is estimated; by default 8."),
     ] = None,
-    until: Until = None,
-    reading: Reading = None,
-    share: Share = 0.5,
-    any_shape: AnyShape = False,
+    *,
+    place: Place,
 ) -> None:
     """Estimate the cost of a run: tasks, U-turns, disk space, time. Writes nothing.
 
@@ -194,56 +171,25 @@ def plan(
     uturn plan examples/images.toml --until 0.05 --reading same_class
     ```
     """
-    from uturn.core.experiment import Experiment
-    from uturn.engine.plan import plan as plan_experiment
-
-    if until is not None:
-        return _plan_until(Experiment.from_file(spec), str(spec), store, workers, until, reading, share, any_shape)
-    run_plan = plan_experiment(Experiment.from_file(spec), store, workers=workers)
-    assert run_plan is not None
-    for line in run_plan.lines():
-        console().print(line)
-    say_next(run=("run", str(spec), "--store", store or "STORE"))
-
-
-def _plan_until(
-    experiment: Experiment,
-    spec: str,
-    store: str | None,
-    workers: int | None,
-    width: float,
-    reading: str | None,
-    share: float,
-    any_shape: bool,
-) -> None:
-    from uturn.cli.locating import checked_reading
-    from uturn.engine.plan import plan as plan_experiment
-    from uturn.studies.locate import forecast
-
-    reading = checked_reading(reading)
-    words, experiments = forecast(experiment, reading, width, store, share=share, any_shape=any_shape)
+    experiment = experiments.Experiment.from_file(spec)
+    if place.until is None:
+        _print_plan(experiment, store, workers)
+        return say_next(run=("run", str(spec), "--store", store or "STORE"))
+    words, parts = locate.forecast(experiment, store=store, **place.sought())
     console().print(words)
-    for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), experiments, strict=True):
+    for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), parts, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
-        part_plan = plan_experiment(part, known, workers=workers)
-        assert part_plan is not None
-        for line in part_plan.lines():
-            console().print(f"  {line}")
-    say_next(
-        run=(
-            "run",
-            spec,
-            "--until",
-            f"{width:g}",
-            "--reading",
-            reading,
-            *(["--any-shape"] if any_shape else []),
-            "--store",
-            store or "STORE",
-        )
-    )
+        _print_plan(part, known, workers, "  ")
+    say_next(run=("run", str(spec), *place.typed(), "--store", store or "STORE"))
+
+
+def _print_plan(experiment: experiments.Experiment, store: str | None, workers: int | None, before: str = "") -> None:
+    cost = engine_plan.plan(experiment, store, workers=workers)
+    assert cost is not None  # without `least`
+    for line in cost.lines():
+        console().print(f"{before}{line}")
 
 
 @command(EXPERIMENTS)
@@ -258,9 +204,7 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     uturn status runs/epsilon
     ```
     """
-    from uturn.store.record import Store
-
-    opened = Store.open(store)
+    opened = record.Store.open(store)
     for name in opened.labels:
         opened.coordinate(name)  # ValueError if it is damaged
     states = {task: state for task, (state, _) in opened.states().items()}

@@ -7,18 +7,23 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from uturn import paper
 from uturn.cli.app import FIGURES as PANEL
 from uturn.cli.app import command
 from uturn.cli.options import Machines, Out
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
-from uturn.paper.registry import FIGURES, lacking
+from uturn.core.lazy import later
+from uturn.paper.registry import FIGURES, ORDER, lacking
+
+with later():
+    from uturn.pages import figures as pages_of_figures
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from uturn.paper import Result
+    from uturn.pages.figures import Result
 
 
 class Scale(StrEnum):
@@ -56,17 +61,13 @@ def reproduce(
     uturn reproduce fig6 fig7 --out results
     ```
     """
-    from uturn.pages.figures import tally
-    from uturn.paper import ORDER
-    from uturn.paper import reproduce as reproduce_figures
-
     names = []
     for name in figures or ["all"]:
         names += [name] if name != "all" else [figure for figure in ORDER if not lacking(figure)]
     for reason in filter(None, map(lacking, ORDER if "all" in (figures or ["all"]) else ())):
         console().print(f"left out: {reason}")
     with resumable(f"run the same command again to resume (raw runs are in {inside(out, scale.value)})"):
-        results = reproduce_figures(
+        results = paper.reproduce(
             names,
             out,
             scale.value,
@@ -76,16 +77,13 @@ def reproduce(
             cluster=machines.on_cluster(),
         )
     show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
-    console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
+    console().print(pages_of_figures.tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
 
 
 def _verdict_table(results: list[Result], scale: str) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     marks = {True: Text("pass", "green"), False: Text("FAIL", "bold red"), None: Text("shown", "dim")}
     table = Table("figure", "quantity", "measured", "expected", "", title=f"Verdicts, scale {scale}")
     for result in results:

@@ -12,6 +12,14 @@ from uturn.cli.app import MODELS, command
 from uturn.cli.options import OUTPUT, Plot, option_of
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.printing import console, draw_to, picture, say_next, show
+from uturn.core.checks import expect
+from uturn.core.files import whole_file
+from uturn.core.lazy import later
+
+with later():
+    from uturn.networks.images import schedules as noise_schedules
+    from uturn.studies import tables
+    from uturn.studies.plotting import schedules as drawing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,33 +72,25 @@ def schedule(
     uturn schedule fashion_mnist --plot schedule.png
     ```
     """
-    from uturn.core.files import whole_file
-    from uturn.networks.images.schedules import schedule as noise_levels
-
     plot = None if plot is None else picture(plot)
-    if csv is not None and csv.is_dir():
-        raise ValueError(f"csv = {str(csv)!r}: expected a file")
+    expect(csv is None or not csv.is_dir(), "csv", csv, "a file")
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
-    schedules = [noise_levels(model, steps, scheduler, **options) for model in models]
+    schedules = [noise_schedules.schedule(model, steps, scheduler, **options) for model in models]
     for ds in schedules:
         show(_levels(ds))
     if csv is not None:
-        import pandas
-
-        from uturn.studies.tables import csv_of
-
-        rows = pandas.concat([ds.to_dataframe().assign(model=ds.attrs["model"]) for ds in schedules])
+        frames = [ds.to_dataframe().reset_index() for ds in schedules]
+        for frame, ds in zip(frames, schedules, strict=True):
+            frame.insert(0, "model", ds.attrs["model"])
         with whole_file(csv) as file:
-            file.write(csv_of(rows.reset_index().set_index(["model", "step"]).reset_index()).encode())
+            file.write(tables.csv_of(*frames).encode())
         console().print(f"written: {csv}")
     if plot is None:
         chosen = {"--steps": str(steps), "--scheduler": scheduler, "--timestep-spacing": timestep_spacing, "--preset": preset}
         typed = [word for name, value in chosen.items() if value is not None for word in (name, value)]
         say_next(run=("schedule", *models, *typed, "--size", str(size), "--plot", "schedule.png"))
     else:
-        from uturn.studies.plotting.schedules import draw_schedules
-
-        draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
+        draw_to(plot, lambda: drawing.draw_schedules(schedules, [Path(model).name for model in models]))
 
 
 def _levels(ds: xr.Dataset) -> Table:

@@ -16,6 +16,11 @@ from typing import Annotated, Any, get_args
 import typer
 
 from uturn.cli.presets.options import PresetOptions
+from uturn.core.checks import expect
+from uturn.core.lazy import later
+
+with later():
+    from uturn.studies import long_form, tables
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
 SWEEP, UNTIL, TABLE = "Several experiments", "Until a place is known", "Tables of readings"
@@ -24,47 +29,8 @@ Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file th
 _folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
 Out = Annotated[str, _folder]
 OptionalOut = Annotated[str | None, _folder]
-Finished = Annotated[
-    str | None,
-    typer.Option(
-        "--run",
-        metavar="STORE",
-        help="Measure nothing: study this finished store, or the store in this folder of results.",
-        rich_help_panel=OUTPUT,
-    ),
-]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the figure to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)
-]
-Until = Annotated[
-    float | None,
-    typer.Option(
-        metavar="WIDTH",
-        help="Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, then "
-        "originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
-        rich_help_panel=UNTIL,
-    ),
-]
-Reading = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
-        rich_help_panel=UNTIL,
-    ),
-]
-Share = Annotated[
-    float,
-    typer.Option(metavar="SHARE", help="Locate where this share of the way from start to chance is gone.", rich_help_panel=UNTIL),
-]
-AnyShape = Annotated[
-    bool,
-    typer.Option(
-        "--any-shape",
-        help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to five "
-        "times the calls.",
-        rich_help_panel=UNTIL,
-    ),
 ]
 AcceptChanges = Annotated[
     bool,
@@ -105,8 +71,8 @@ class Machines:
 
     def on_cluster(self) -> dict[str, Any]:
         """Arguments of `uturn.run` for a cluster."""
-        if self.cluster is None and (self.cpus_per_worker, self.gpus_per_worker) != (None, None):
-            raise ValueError("--cpus-per-worker and --gpus-per-worker need --cluster")
+        each = self.cpus_per_worker, self.gpus_per_worker
+        expect(self.cluster is not None or each == (None, None), "cpus_per_worker, gpus_per_worker", each, "--cluster, too")
         return {name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")}
 
 
@@ -132,12 +98,63 @@ class Running(Machines):
     ] = True
     accept_changes: AcceptChanges = False
 
-    def share(self) -> tuple[int, int]:
-        """The two numbers of a share such as "2/8"; `uturn.run` checks them."""
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `uturn.run`, which checks the two numbers of a share such as "2/8"."""
         number, slash, shares = self.shard.partition("/")
-        if not (slash and number.isdecimal() and shares.isdecimal()):
-            raise ValueError(f"shard = {self.shard!r}: expected i/n, such as 2/8")
-        return int(number), int(shares)
+        expect(slash and number.isdecimal() and shares.isdecimal(), "shard", self.shard, "i/n, such as 2/8")
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("resume", "workers", "accept_changes")}
+        return {**options, "shard": (int(number), int(shares)), "progress": True, **self.on_cluster()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place on a curve that is measured until its interval has a width."""
+
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WIDTH",
+            help="Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
+            "then originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
+            rich_help_panel=UNTIL,
+        ),
+    ] = None
+    reading: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
+            rich_help_panel=UNTIL,
+        ),
+    ] = None
+    share: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Locate where this share of the way from start to chance is gone.", rich_help_panel=UNTIL
+        ),
+    ] = 0.5
+    any_shape: Annotated[
+        bool,
+        typer.Option(
+            "--any-shape",
+            help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to "
+            "five times the calls.",
+            rich_help_panel=UNTIL,
+        ),
+    ] = False
+
+    def sought(self) -> dict[str, Any]:
+        """Arguments of `uturn.studies.locate`."""
+        if self.reading is None:
+            raise ValueError(
+                "reading: missing; --until goes with a reading that falls from a start to chance: give --reading NAME, such as "
+                "'unchanged, tree_level = 3' or 'kept, span = 1' (the peak of chi is not located in this way)"
+            )
+        return {"reading": self.reading, "width": self.until, "share": self.share, "any_shape": self.any_shape}
+
+    def typed(self) -> list[str]:
+        """The options as arguments of a command."""
+        return ["--until", f"{self.until:g}", "--reading", str(self.reading), *(["--any-shape"] if self.any_shape else [])]
 
 
 @dataclass(frozen=True)
@@ -181,8 +198,6 @@ class OfTable:
 
     def settings(self, places: list[str]) -> dict[str, Any]:
         """Arguments of `uturn.studies.readings.read_readings`; ValueError for options if none of the places is a table."""
-        from uturn.studies.long_form import is_table
-
         values = {
             "columns": _by_name("columns", self.columns.split(",") if self.columns else None, "noise=sigma"),
             "unit": self.noise_unit,
@@ -191,11 +206,8 @@ class OfTable:
             "coords": self.coordinate,
         }
         typed = {name: value for name, value in values.items() if value}
-        if typed and not any(map(is_table, places)):
-            raise ValueError(
-                f"{places[0]} is no table: --columns, --noise-unit, --start, --chance and --coordinate are for tables (.csv, "
-                f".tsv, .parquet)"
-            )
+        expected = "a table (.csv, .tsv, .parquet), for --columns, --noise-unit, --start, --chance and --coordinate"
+        expect(not typed or any(map(long_form.is_table, places)), "store", places[0], expected)
         return typed
 
     def typed(self) -> list[str]:
@@ -212,13 +224,9 @@ def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> d
     """The values of NAME=VALUE by name: numbers, or names of coordinates."""
     values: dict[str, float | str] = {}
     for pair in pairs or []:
-        name, equal, value = pair.partition("=")
-        if not (name and equal and value):
-            raise ValueError(f"{option} = {pair!r}: expected NAME=VALUE, such as {example}")
-        try:
-            values[name] = float(value)
-        except ValueError:
-            values[name] = value
+        name, _, value = pair.partition("=")
+        expect(name and value, option, pair, f"NAME=VALUE, such as {example}")
+        values[name] = tables.number_in(value)
     return values
 
 
@@ -237,25 +245,20 @@ def option_of(study: type[PresetOptions], name: str, panel: str | None = None, *
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of its parameters of type `Machines`, `OfTable` or `PresetOptions`."""
+    """A command with an option for each field of its parameters of type `Machines`, `Place`, `OfTable` or `PresetOptions`."""
     parameters = inspect.signature(function, eval_str=True).parameters
     groups = {
         name: parameter.annotation
         for name, parameter in parameters.items()
-        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | OfTable | PresetOptions)
+        if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, Machines | Place | OfTable | PresetOptions)
     }
     options = {name: _options(groups[name]) if name in groups else [parameter] for name, parameter in parameters.items()}
 
     def command(context: typer.Context, **values: Any) -> None:
-        if values.get("finished") is not None:
-            _check_unused(context)
         for name, group in groups.items():
             fields = {option.name: values.pop(option.name) for option in options[name]}
             if issubclass(group, PresetOptions):
-                file = fields.pop("options")
-                of_file = {} if file is None else group.from_file(file).model_dump(exclude_unset=True)
-                fields = of_file | {name: value for name, value in fields.items() if _is_typed(context, name)}
-                values[name] = group.from_dict(fields)
+                values[name] = group.from_dict({name: value for name, value in fields.items() if _is_typed(context, name)})
             else:
                 values[name] = group(**fields)
         function(**values)
@@ -282,23 +285,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
             if mixed and default is not None:
                 default = ",".join(map(str, default if isinstance(default, list) else [default]))
             options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
-    file = typer.Option(
-        metavar="FILE",
-        help="TOML file of the options above, such as items = 50; the command line takes precedence.",
-        rich_help_panel=RUN,
-    )
-    return [*options, inspect.Parameter("options", keyword, default=None, annotation=Annotated[Path | None, file])]
-
-
-def _check_unused(context: typer.Context) -> None:
-    """Raise ValueError for command-line options that the study of a finished run does not use."""
-    unused = [
-        "/".join([*option.opts, *option.secondary_opts])
-        for option in context.command.params
-        if option.name not in ("out", "finished", "save_images") and _is_typed(context, str(option.name))
-    ]
-    if unused:
-        raise ValueError(f"{', '.join(unused)}: no effect with --run, which measures nothing; leave out one or the other")
+    return options
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

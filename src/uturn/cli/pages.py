@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
 
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT, OfTable, OptionalOut
-from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import opened
+from uturn.cli.printing import console, say_next, show
+from uturn.cli.running import end, opened
+from uturn.core.checks import expect
+from uturn.core.lazy import later
+
+with later():
+    from uturn.pages import page, results
+    from uturn.store import places
+    from uturn.studies import analysis, paired, runs, tables
+    from uturn.studies import theory as theories
 
 
 @command(PAGES)
@@ -32,6 +41,9 @@ def study(
     difference: Annotated[
         bool,
         typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
+    ] = False,
+    save_images: Annotated[
+        bool, typer.Option("--save-images", help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
     ] = False,
     theory: Annotated[
         bool,
@@ -57,7 +69,7 @@ def study(
     With --difference, two runs on the same originals are also compared: the second minus the first, for the curves at each noise
     level that both have and for half-lives, with intervals paired over originals, which are matched by their names.
 
-    With --out, writes `index.html`, `study.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
+    With --out, writes `index.html`, `study.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each original)
     and `study.zarr` to the folder; for several stores the tables have the column run and the spec fields that differ. Measures
     nothing.
 
@@ -70,50 +82,38 @@ def study(
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
     """
-    import os
-
-    from uturn.pages.results import write_study, written
-    from uturn.store.places import is_url
-    from uturn.studies import named_runs, summary, with_theory
-    from uturn.studies.analysis import study as study_of_run
-    from uturn.studies.difference import difference as of_pairs
-    from uturn.studies.difference import remarks_of, table_of
-    from uturn.studies.tables import for_terminal
-
-    places = [place if is_url(place) else os.path.realpath(place) for place in stores]
-    if len(set(places)) < len(places):
-        twice = next(place for k, place in enumerate(places) if place in places[:k])
-        raise ValueError(f"{twice}: this store is given twice")
+    where = [place if places.is_url(place) else os.path.realpath(place) for place in stores]
+    expect(len(set(where)) == len(where), "stores", where, "each once")
     settings = table.settings(stores)
-    runs = named_runs({place: opened(place, **settings) for place in stores})
-    several, typed_centre = len(runs) > 1, [] if centre == "mean" else ["--centre", centre]
-    if difference and len(runs) != 2:
-        raise ValueError(
-            f"difference: {len(runs)} {'store' if len(runs) == 1 else 'stores'}; expected two, A and B for B minus A"
-        )
+    named = runs.named_runs({place: opened(place, **settings) for place in stores})
+    several = len(named) > 1
+    expect(len(named) == 2 or not difference, "difference: stores", len(named), "two, A and B for B minus A")
+    expect(not save_images or not (several or out is None), "save_images", save_images, "one store, and --out")
     if out is None:
-        studies: Any = {name: study_of_run(run, centre) for name, run in runs.items()}
-        studies = {name: with_theory(of, runs[name]) for name, of in studies.items()} if theory else studies
+        studies: Any = {name: analysis.study(run, centre) for name, run in named.items()}
+        studies = {name: theories.with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
     else:
-        of_out: Any = runs if several else next(iter(runs.values()))
-        written_studies = write_study(of_out, out, centre=centre, difference=difference, theory=theory)
-        studies = written_studies if several else {"": written_studies}
+        of_out: Any = named if several else next(iter(named.values()))
+        options: Any = {"save_images": save_images, "centre": centre, "difference": difference, "theory": theory}
+        written = results.write_study(of_out, out, **options)
+        studies = written if several else {"": written}
     for name, one_study in studies.items():
         if several:
             console().print(name, style="bold")
-        for part in summary(one_study, width=console().width):
+        for part in tables.summary(one_study, width=console().width):
             show(part)
         console().print(one_study.attrs["description"])
+    parts = []
     if difference:
-        paired = of_pairs(runs, centre)
-        show(for_terminal(table_of(paired)))
-        for line in remarks_of(paired):
-            show(line)
-    if out is None:
-        typed = [*(["--difference"] if difference else []), *(["--theory"] if theory else []), *typed_centre]
-        return say_next(run=("study", *stores, *typed, *table.typed(), "--out", "FOLDER"))
-    console().print(f"written to {out}: {', '.join(written(out))}")
-    say_next(open=inside(out, "index.html"))
+        of_pairs = paired.difference(named, centre)
+        parts = [tables.for_terminal(paired.table_of(of_pairs)), *paired.remarks_of(of_pairs)]
+    if out is not None:
+        return end(out, parts, save_images=save_images)
+    for part in parts:
+        show(part)
+    flags = [flag for flag, value in (("--difference", difference), ("--theory", theory)) if value]
+    flags += [] if centre == "mean" else ["--centre", centre]
+    say_next(run=("study", *stores, *flags, *table.typed(), "--out", "FOLDER"))
 
 
 @command(PAGES)
@@ -140,9 +140,7 @@ def report(
     uturn report results results/fashion runs/epsilon --out all.html
     ```
     """
-    from uturn.pages import report as write_page
-
-    path, problems = write_page(folders, out)
+    path, problems = page.report(folders, out)
     for line in problems:
         console().print(f"not shown in full: {line}")
     say_next(open=path)

@@ -9,10 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.checks import visible
+from rich import box
+from rich.console import Console
+from rich.text import Text
+
+from uturn.core.checks import expect, visible
+from uturn.core.lazy import later
+
+with later():
+    from uturn.store import places
+    from uturn.studies.plotting import style
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
 
 _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
@@ -20,8 +29,6 @@ _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table sta
 
 def console() -> Console:
     """Standard output, as wide as the terminal. Control characters are escaped, because printed text may come from files."""
-    from rich.console import Console
-
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
     out = Console(width=width, highlight=False, markup=False)  # names may contain brackets, rich's markup
     out.push_render_hook(_Visible())  # type: ignore[arg-type] # of the class that rich imports slowly
@@ -44,8 +51,6 @@ class _Visible:
 
 def show(table: Table | str, widest: int = _UNFOLDED) -> None:
     """Print a line of text, or a table without a frame. If it is wider than the terminal or `widest`, its cells fold."""
-    from rich import box
-
     out = console()
     out.width = min(out.width, widest)
     if not isinstance(table, str):
@@ -68,29 +73,23 @@ def picture(path: Path) -> Path:
     """The file of a picture, checked before anything is drawn: PNG unless its ending says otherwise."""
     endings = ("png", "pdf", "svg", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
     path = path if path.suffix or not path.name else path.with_name(f"{path.name}.png")
-    if path.is_dir() or path.suffix[1:].lower() not in endings:
-        raise ValueError(f"plot = {str(path)!r}: expected a file that ends in .{', .'.join(endings)}")
+    is_file = path.suffix[1:].lower() in endings and not path.is_dir()
+    expect(is_file, "plot", str(path), f"a file that ends in .{', .'.join(endings)}")
     return path
 
 
 def draw_to(path: Path, draw: Callable[[], Any]) -> None:
     """Write the figure that `draw()` returns, and say that it can be opened."""
-    from uturn.studies.plotting.style import save_figure, style
-
-    with style():
-        save_figure(draw(), path)
+    with style.style():
+        style.save_figure(draw(), path)
     say_next(open=path)
 
 
 def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> None:
     """The last line of a command: the file to open, or the command to run, next."""
-    from rich.text import Text
-
-    from uturn.store.places import is_url
-
     if open is None:
         advice = Text(shlex.join(("uturn", *run)), "bold")
     else:
-        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
+        place = "" if places.is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
         advice = Text.assemble("open ", (str(open), f"bold{place}"))
     console().print(Text.assemble("next: ", advice), soft_wrap=True)

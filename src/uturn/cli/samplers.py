@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,12 @@ from uturn.cli.app import MODELS, command
 from uturn.cli.options import OUTPUT
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.cli.printing import console, show
+from uturn.core.checks import expect
+from uturn.core.files import write_json
+from uturn.core.lazy import later
+
+with later():
+    from uturn.cli.presets import sampler_check
 
 
 @command(MODELS)
@@ -43,17 +48,11 @@ def check_sampler(
     uturn check-sampler --model FOLDER --data photos --recorded 'strength_{noise}/{item}_{trajectory}.png'
     ```
     """
-    from uturn.cli.presets.sampler_check import check_sampler as checked
-    from uturn.core.checks import plain
-    from uturn.core.files import whole_file
-
-    if json_file is not None and json_file.is_dir():
-        raise ValueError(f"json = {str(json_file)!r}: expected a file")
-    report = checked(chosen, progress=True)
+    expect(json_file is None or not json_file.is_dir(), "json", json_file, "a file")
+    report = sampler_check.check_sampler(chosen, progress=True)
     show(report.table())
     if json_file is not None:
-        with whole_file(json_file) as file:
-            file.write(json.dumps(plain(report.to_dict()), indent=1).encode())
+        write_json(json_file, report.to_dict())
         console().print(f"written: {json_file}")
     failed = [row.test for row in report.rows if row.verdict == "FAILS"]
     console().print(f"fails: {', '.join(failed)}" if failed else "no test fails")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ import typer
 from uturn.cli.app import SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot
 from uturn.cli.printing import draw_to, picture, say_next, show
+from uturn.core.lazy import later
+
+with later():
+    from uturn.exact import theory as mean_field
+    from uturn.pages import laboratory
+    from uturn.studies import tables
+    from uturn.studies.plotting import theory as drawing
 
 
 @command(SOLVABLE)
@@ -39,15 +47,9 @@ def theory(
     uturn theory -v 32 -m 8 -s 2 --plot map.png
     ```
     """
-    from rich.table import Table
-
-    from uturn.exact.theory import MeanField
-
-    if plot is not None:
-        plot = picture(plot)
-    mf = MeanField(vocab_size, multiplicity, branching)
-    table = Table(title=f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}", show_header=False)
-    table.add_row("phase", mf.phase)
+    plot = None if plot is None else picture(plot)
+    mf = mean_field.MeanField(vocab_size, multiplicity, branching)
+    rows: list[tuple[str, ...]] = [("phase", mf.phase)]
     for quantity, value in [
         ("critical noise ε*", mf.critical_noise),
         ("repulsive fixed point p*", mf.fixed_point),
@@ -57,15 +59,14 @@ def theory(
         ("correlation exponent ν", mf.correlation_exponent),
         (f"ε at which class and leaves cross, L = {depth}", mf.class_crossing(depth)),
     ]:
-        table.add_row(quantity, "none" if value is None else f"{value:.6g}")
-    show(table)
+        rows.append((quantity, "none" if value is None else f"{value:.6g}"))
+    title = f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}"
+    show(tables.for_terminal(tables.TextTable(title, ("quantity", "value"), rows)))
     if plot is None:
         grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
         say_next(run=("theory", *grammar, "--plot", "map.png"))
     else:
-        from uturn.studies.plotting.theory import draw
-
-        draw_to(plot, lambda: draw(mf))
+        draw_to(plot, lambda: drawing.draw(mf))
 
 
 @command(SOLVABLE)
@@ -86,12 +87,7 @@ def explore(
     uturn explore --open
     ```
     """
-    from uturn.pages.laboratory import write_laboratory
-
-    path = write_laboratory(out)
+    path = laboratory.write_laboratory(out)
     say_next(open=path)
-    if open_page:
-        import webbrowser
-
-        if not webbrowser.open(path.resolve().as_uri()):
-            typer.echo("uturn: no browser was found", err=True)
+    if open_page and not webbrowser.open(path.resolve().as_uri()):
+        typer.echo("uturn: no browser was found", err=True)

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from uturn.cli.app import STUDIES, command
-from uturn.cli.locating import checked_reading, locate_into
-from uturn.cli.options import (
-    OUTPUT,
-    AcceptChanges,
-    AnyShape,
-    Finished,
-    Machines,
-    OptionalOut,
-    Out,
-    Reading,
-    Running,
-    Share,
-    Until,
-)
+from uturn.cli.options import OUTPUT, AcceptChanges, Machines, OptionalOut, Out, Place, Running
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.texts import TextOptions
-from uturn.cli.printing import console, inside, say_next, show
-from uturn.cli.running import opened, resumable, run_into
+from uturn.cli.printing import console, say_next, show
+from uturn.cli.running import end, originals_in, resumable, runs_into
+from uturn.core.checks import expect
+from uturn.core.lazy import later
 
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
+with later():
+    from uturn.cli import auditing, locating
+    from uturn.cli.presets import atlas as atlases
+    from uturn.cli.presets import atlas_numbers, inverse_results
+    from uturn.core import experiment as experiments
+    from uturn.pages import page, results
+    from uturn.store import outputs
+    from uturn.studies import tables
 
 
 @command(STUDIES)
@@ -41,12 +34,8 @@ def images(
     save_images: Annotated[
         bool, typer.Option(help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
     ] = False,
-    finished: Finished = None,
-    until: Until = None,
-    reading: Reading = None,
-    share: Share = 0.5,
-    any_shape: AnyShape = False,
     *,
+    place: Place,
     chosen: ImageOptions,
     running: Running,
 ) -> None:
@@ -60,7 +49,7 @@ def images(
     each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
     reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
 
-    Writes the page `index.html`, `study.png`, `grid.png`, `study.json`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
+    Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
     image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
     levels or trajectories extend the run. Without options, the command runs the package's Fashion-MNIST model, in a few
     minutes.
@@ -76,24 +65,18 @@ def images(
     uturn images --until 0.05 --out results/located
     ```
     """
-    if until is not None:
-        from uturn.store.places import is_url
-
-        originals = None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
-        return locate_into(out, chosen.experiment(originals), running, until, reading or "same_class", share, any_shape, out)
-    looks: Any = {"title": "U-turns of images", "groups": ("class", "layers")}
-    _study(out, finished, chosen.experiment, running, chosen.keep, save_images=save_images, **looks)
+    experiment = chosen.experiment(originals_in(out))
+    if place.until is not None:
+        return locating.locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
+    looks: Any = {"title": "U-turns of images", "groups": ("class", "layers"), "save_images": save_images}
+    _study(out, experiment, running, chosen.keep, **looks)
 
 
 @command(STUDIES)
 def text(
     out: Out,
-    finished: Finished = None,
-    until: Until = None,
-    reading: Reading = None,
-    share: Share = 0.5,
-    any_shape: AnyShape = False,
     *,
+    place: Place,
     chosen: TextOptions,
     running: Running,
 ) -> None:
@@ -110,8 +93,8 @@ def text(
     how many nats of a text's likelihood depend on the order, and what does each of twelve decoders cost (calls, kept tokens,
     calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
 
-    Writes the page `index.html`, `study.png`, `tokens.html` and `tokens.png` (originals and reconstructions with changes marked),
-    `study.json`, `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
+    Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with changes marked),
+    `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
     running it again resumes. Larger numbers of items, levels or trajectories extend the run. Without options, the command
     runs the package's character model, in a few minutes.
 
@@ -127,16 +110,12 @@ def text(
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
-    if until is not None:
-        if chosen.audit:
-            raise ValueError("audit: measures all of its noise levels; leave out --audit or --until")
-        return locate_into(out, chosen.experiment(), running, until, checked_reading(reading), share, any_shape, out)
-    if chosen.audit and finished is None:
-        from uturn.cli.auditing import audit_into
-
-        return audit_into(out, chosen, running)
-    looks: Any = {"title": "U-turns of texts", "groups": ("tokens",)}
-    _study(out, finished, lambda originals: chosen.experiment(), running, chosen.keep, **looks)
+    if chosen.audit:
+        expect(place.until is None, "until", place.until, "no --audit, which measures all of its noise levels")
+        return auditing.audit_into(out, chosen, running)
+    if place.until is not None:
+        return locating.locate_into(out, chosen.experiment(), running, place, out)
+    _study(out, chosen.experiment(), running, chosen.keep, title="U-turns of texts", groups=("tokens",))
 
 
 @command(STUDIES)
@@ -167,34 +146,21 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
       --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
     ```
     """
-    from uturn.cli.presets.inverse_results import RESULTS, calls_of, write_inverse
-    from uturn.pages import report, write_page
-    from uturn.pages.results import check_folder, write_study, written
-    from uturn.store.outputs import output_folder
-    from uturn.studies.runs import missing_tasks
-    from uturn.studies.tables import TextTable, for_terminal
-
-    with output_folder("out", out) as folder:
-        check_folder(folder)
-        runs = chosen.runs(None if folder.is_remote else os.path.abspath(folder.place("originals")))
-        calls, readings = calls_of(runs), {}
-        for run in runs:
-            readings[run.name] = run_into(folder.place(run.store), run.experiment, running)
-            if not folder.is_remote and run is not runs[-1]:
-                write_page(out)
-        if missing := sum(map(missing_tasks, readings.values())):
-            console().print(f"{out}: share {running.shard} done, {missing} tasks of other shares left")
-            return
-        title = "Posterior samplers" if len(runs) > 1 else f"Posterior sampler {runs[0].name}"
-        studied = readings if len(runs) > 1 else readings[runs[0].name]
-        studies = write_study(studied, out, title=title, groups=("class", "distance"), page=False)
-        results = write_inverse(runs, readings, studies if len(runs) > 1 else {runs[0].name: studies}, calls, folder)
-        report([out])
-    show(for_terminal(TextTable(**results["table"])))
-    for line in results["notes"]:
-        console().print(line)
-    console().print(f"written to {out}: {', '.join([*RESULTS, *written(out)])}")
-    say_next(open=inside(out, "index.html"))
+    runs = chosen.runs(originals_in(out))
+    calls = inverse_results.calls_of(runs)
+    datasets = runs_into(out, {run.store: run.experiment for run in runs}, running)
+    if datasets is None:
+        return
+    readings = {run.name: datasets[run.store] for run in runs}
+    several = len(runs) > 1
+    title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
+    studied: Any = readings if several else readings[runs[0].name]
+    studies = results.write_study(studied, out, title=title, groups=("class", "distance"), page=False)
+    with outputs.output_folder("out", out) as folder:
+        tests = inverse_results.write_inverse(runs, readings, studies if several else {runs[0].name: studies}, calls, folder)
+    page.report([out])
+    table = tables.for_terminal(tables.TextTable(**tests["table"]))
+    end(out, [table], *tests["notes"], files=inverse_results.RESULTS)
 
 
 @command(STUDIES)
@@ -226,18 +192,14 @@ def atlas(
     uturn atlas examples/atlas/public.toml --list
     ```
     """
-    from uturn.cli.presets.atlas import RESULTS, listed, measure_atlas, read_atlas
-    from uturn.cli.presets.atlas import chosen as chosen_rows
-    from uturn.cli.presets.atlas_numbers import summary
-
-    rows = chosen_rows(read_atlas(file), only or [])
+    rows = atlases.chosen(atlases.read_atlas(file), only or [])
     if listing:
-        show(listed(rows))
+        show(tables.for_terminal(atlases.listed(rows)))
         return say_next(run=("atlas", str(file), "--out", "FOLDER"))
     if out is None:
         raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
     with resumable(f"what is done is in {out}; run the same command again to resume"):
-        table = measure_atlas(
+        table = atlases.measure_atlas(
             rows,
             out,
             announce=lambda text: console().print(text, style="bold"),
@@ -246,56 +208,19 @@ def atlas(
             accept_changes=accept_changes,
             **machines.on_cluster(),
         )
-    for part in summary(table):
-        show(part)
-    console().print(f"written to {out}: {', '.join(RESULTS)}")
     failed = [row.name for row in rows if table.failure.values[table.name.values == row.name].any()]
-    if failed:
-        console().print(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}")
-    say_next(open=inside(out, "index.html"))
+    lines = [f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}"] if failed else []
+    end(out, atlas_numbers.summary(table), *lines, files=[name for name in atlases.RESULTS if name.startswith("atlas")])
     if failed:
         raise typer.Exit(1)
 
 
 def _study(
-    out: str,
-    finished: str | None,
-    experiment_with: Callable[[str | None], Experiment],
-    running: Running,
-    keep: int,
-    *,
-    save_images: bool = False,
-    **looks: Any,
+    out: str, experiment: experiments.Experiment, running: Running, keep: int, *, save_images: bool = False, **looks: Any
 ) -> None:
-    """Run an experiment into OUT/run.zarr, or open a finished store, and study it.
-
-    Nothing is studied while other shares have unfinished tasks.
-    """
-    from uturn.pages import write_page
-    from uturn.pages.results import check_folder, write_study, written
-    from uturn.store.outputs import output_folder
-    from uturn.studies import summary
-    from uturn.studies.runs import missing_tasks
-
-    source = None
-    if finished is not None:
-        ds = opened(finished)
-    else:
-        with output_folder("out", out) as folder:
-            check_folder(folder, save_images, keep)
-            store, originals = folder.place("run.zarr"), None if folder.is_remote else os.path.abspath(folder.place("originals"))
-            experiment = experiment_with(originals)
-            ds = run_into(store, experiment, running)
-        if missing := missing_tasks(ds):
-            if not folder.is_remote:
-                with suppress(ValueError):  # nothing to show yet
-                    write_page(out)
-            left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
-            console().print(f"{store}: share {running.shard} done, {left}; the share that ends last draws the figures")
-            return
-        source = experiment.parts.source
-    study = write_study(ds, out, source=source, save_images=save_images, **looks)
-    for table in summary(study, width=console().width):
-        show(table)
-    console().print(f"{study.attrs['description']}\nwritten to {out}: {', '.join(written(out, save_images))}")
-    say_next(open=inside(out, "index.html"))
+    """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares have unfinished tasks."""
+    datasets = runs_into(out, {"run.zarr": experiment}, running, keep, save_images)
+    if datasets is None:
+        return
+    study = results.write_study(datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks)
+    end(out, tables.summary(study, width=console().width), study.attrs["description"], save_images=save_images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 
-from uturn.core.checks import expect
+from uturn.core.checks import expect, plain
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,6 +72,21 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
                 shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write plain data, with numpy arrays and numbers, as a JSON file; null for numbers that are not finite."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [finite(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with whole_file(path) as file:
+        text = json.dumps(finite(plain(content)), indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(text.encode(errors="backslashreplace"))  # texts of files may hold lone surrogates
 
 
 def read_table(path: str | os.PathLike[str]) -> Any:

@@ -4,8 +4,27 @@
 network.
 """
 
-from uturn.pages.collect import Collected, collect
-from uturn.pages.page import MOST_BYTES, fetch, report, write_page
-from uturn.pages.results import write_study
+from __future__ import annotations
 
-__all__ = ["MOST_BYTES", "Collected", "collect", "fetch", "report", "write_page", "write_study"]
+from typing import TYPE_CHECKING
+
+from uturn.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from uturn.pages.collect import Collected as Collected
+    from uturn.pages.collect import collect as collect
+    from uturn.pages.page import fetch as fetch
+    from uturn.pages.page import report as report
+    from uturn.pages.page import write_page as write_page
+    from uturn.pages.results import write_study as write_study
+
+_HOMES = {
+    "Collected": "pages.collect",
+    "collect": "pages.collect",
+    "fetch": "pages.page",
+    "report": "pages.page",
+    "write_page": "pages.page",
+    "write_study": "pages.results",
+}
+
+__getattr__, __dir__ = lazy(__name__, _HOMES)

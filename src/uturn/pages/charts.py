@@ -164,10 +164,10 @@ def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
     """The curves of a variable, at most 24 of them, evenly spaced."""
     bound = _bound(values)
     others = [dim for dim in values.dims if dim not in (x, bound)]
-    flat = values.stack(line=others) if others else values.expand_dims("line")
-    flat = flat.transpose("line", x, *([bound] if bound else []), missing_dims="ignore")
-    for k in evenly_spaced(flat.sizes["line"], _MOST_LINES):
-        line = flat.isel(line=k)
+    flat = values.stack(_line=others) if others else values.expand_dims("_line")
+    flat = flat.transpose("_line", x, *([bound] if bound else []), missing_dims="ignore")
+    for k in evenly_spaced(flat.sizes["_line"], _MOST_LINES):
+        line = flat.isel(_line=k)
         names = [_label(str(dim), line[dim].item()) for dim in others if dim in line.coords]
         table = line.values if bound else np.stack([line.values, *[np.full(line.shape, np.nan)] * 2], -1)
         if np.isfinite(table[:, 0].astype(float)).sum() > 1:

@@ -12,23 +12,19 @@ from uturn.core.files import check_plain
 from uturn.pages import audits, figures, samplers, studies
 from uturn.pages.sections import Collected, Reader
 
-_OWN = ("study.json", "audit.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
 
-
-def collect(folders: Sequence[str | Path], detail: float = 1.0) -> Collected:
+def collect(folders: Sequence[str | Path]) -> Collected:
     """Sections for all results in some folders.
 
     Parameters
     ----------
     folders
         Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
-    detail
-        Values below 1 make pictures smaller.
     """
     collected, homes = Collected(), list[Path]()
     sections = collected.sections
     for folder in map(Path, folders):
-        _collect(folder, Reader(collected, detail, len(folders) == 1))
+        _collect(folder, Reader(collected, len(folders) == 1))
         homes += [folder] * (len(sections) - len(homes))
     names = Counter(section["short"] for section in sections)
     ids = Counter[str]()
@@ -54,7 +50,7 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
     of_figures = sorted(
-        (path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)), key=figures.order
+        (path for path in folder.glob("*.json") if path.name != "audit.json" and figures.is_figure(path)), key=figures.order
     )
     for path in of_figures:
         add(path, figures.figure_section)
@@ -64,9 +60,6 @@ def _collect(folder: Path, read: Reader) -> None:
     stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
     several = studies.numbered(folder)
     if (folder / "study.zarr").exists():
-        with read.noting(folder / "study.json"):  # the page links to this file, but takes its numbers from the data
-            check_plain(folder / "study.json")
-            json.loads((folder / "study.json").read_bytes())
         if add(folder / "study.zarr", studies.study_section):
             stores -= {folder / "run.zarr"}
     elif len(several) > 1:

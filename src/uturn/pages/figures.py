@@ -129,7 +129,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
             data = read.dataset(files["data"])
             section["charts"] = charts_of(data)
             _add_transition(section, data)
-            section["grid"] = images_of_figure(data, read.detail)
+            section["grid"] = images_of_figure(data)
             section["tree"] = _tree(stores, read) or tree_of_figure(data)
     return section
 

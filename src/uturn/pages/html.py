@@ -28,7 +28,7 @@ import uturn
 from uturn.core.checks import visible
 from uturn.measures.statistics import with_interval
 from uturn.pages.figures import tally
-from uturn.studies.plotting.tokens import EDGES, Token, blocks
+from uturn.pages.tokens import Token, blocks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Collected
 
 _ASSETS = Path(__file__).parents[1] / "assets"
+_EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of regions
 _OUTCOMES = (False, True, None)  # outcomes of verdicts in the order of the table
 
 
@@ -143,7 +144,7 @@ def token_page(data: xr.Dataset) -> str:
 
 def _edge(region: int) -> str:
     """Style of the line below the tokens of a region; "" for none."""
-    return EDGES[region % len(EDGES)][0] if region >= 0 else ""
+    return _EDGES[region % len(_EDGES)] if region >= 0 else ""
 
 
 def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:

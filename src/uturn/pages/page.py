@@ -1,4 +1,4 @@
-"""The page of results: folders of results as one HTML file of at most 5 MB that opens without a network."""
+"""The page of results: folders of results as one HTML file that opens without a network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from uturn.pages.collect import collect
 from uturn.pages.html import results_page
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import is_url
-
-MOST_BYTES = 5_000_000
-"""Largest size of a page."""
-_DETAILS = (1.0, 0.7, 0.5, 0.35, 0.2)  # tried in turn until the page is small enough
 
 
 def write_page(folder: str | Path) -> Path:
@@ -88,28 +84,14 @@ def fetch(folder: OutputFolder) -> None:
 
 
 def _write(folders: list[Path], path: Path) -> list[str]:
-    for detail in _DETAILS:
-        collected = collect(folders, detail)
-        problems = [f"{problem['file']}{problem['words']}" for problem in collected.problems]
-        if not collected.sections:
-            names = ", ".join(map(str, folders))
-            if problems:
-                raise ValueError(f"no results in {names} can be read; {'; '.join(problems)}")
-            raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
-        page = _encoded(results_page(collected, path.parent))
-        if len(page) <= MOST_BYTES:
-            break
-    else:
-        for section in collected.sections:
-            section["pictures"], section["grid"] = [], None
-        message = ": pictures are left out, as the page would be larger than 5 MB"
-        collected.problems.append({"file": str(path), "words": message})
-        problems.append(f"{path}{message}")
-        page = _encoded(results_page(collected, path.parent))
+    collected = collect(folders)
+    problems = [f"{problem['file']}{problem['words']}" for problem in collected.problems]
+    if not collected.sections:
+        names = ", ".join(map(str, folders))
+        if problems:
+            raise ValueError(f"no results in {names} can be read; {'; '.join(problems)}")
+        raise ValueError(f"no results in {names}; run `uturn reproduce --out {folders[0]}` or another command first")
     with whole_file(path) as file:
-        file.write(page)
+        page = results_page(collected, path.parent)
+        file.write(page.encode(errors="backslashreplace"))  # file names may contain bytes that are not UTF-8
     return problems
-
-
-def _encoded(page: str) -> bytes:
-    return page.encode(errors="backslashreplace")  # file names may contain bytes that are not UTF-8

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import xarray as xr
     from PIL.Image import Image
 
-_WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
+WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
 
 
-def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
-    """A stored picture as the data URL of a WebP image of at most 1600 pixels a side; `detail` < 1 makes it smaller."""
+def preview(path: Path, words: str, width: float = WIDTH) -> dict[str, Any]:
+    """A stored picture as the data URL of a WebP image of at most `width` pixels a side."""
     from PIL import Image
 
     check_plain(path)
@@ -31,7 +31,7 @@ def preview(path: Path, detail: float, words: str) -> dict[str, Any]:
         picture = opened.convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")
     ground.alpha_composite(picture)
-    small = _at_most(ground.convert("RGB"), int(_WIDTH * detail))
+    small = _at_most(ground.convert("RGB"), int(width))
     return {"url": _as_url(small, 80), "words": words, "width": small.width, "height": small.height}
 
 
@@ -41,7 +41,6 @@ def grid(
     originals: np.ndarray,
     images: np.ndarray,
     kept: np.ndarray | None,
-    detail: float,
     half_lives: xr.DataArray | None = None,
 ) -> Any:
     """Originals and their reconstructions at every shown noise level, for the page.
@@ -56,7 +55,7 @@ def grid(
     half_lives : array (items,), optional; noise at which half of the change of each original is done, with its name
     """
     total = images.shape[-1] * images.shape[-2] * (len(images) + 1) * len(originals)
-    side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail)
+    side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)))
 
     def url(image: np.ndarray) -> str | None:
         return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
@@ -86,7 +85,7 @@ def draws(
     spreads: np.ndarray,
     errors: np.ndarray,
     most: float,
-    detail: float,
+    share: float,
 ) -> list[dict[str, Any]]:
     """Originals, measurements, clones, their spread and the error of their mean, for the page: a table for each item.
 
@@ -96,10 +95,11 @@ def draws(
     observations : array (levels, items, channel, row, column); NaN is transparent
     images : array (samplers, levels, items, clones, channel, row, column)
     spreads, errors : arrays (samplers, levels, items, channel, row, column), shown in colours from 0 to `most`
+    share : of the full width of an image, below 1 for several tables
     """
     samplers, levels, _, clones = images.shape[:4]
     total = originals[..., 0, :, :].size * (1 + levels + samplers * levels * (clones + 2))
-    side = max(int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * detail), 16)
+    side = max(int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * share), 16)
 
     def heat(values: np.ndarray) -> dict[str, Any]:
         rms = float(np.sqrt((values**2).mean()))
@@ -149,7 +149,7 @@ def _in_colours(values: np.ndarray, most: float) -> Image:
     return Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
 
 
-def images_of_figure(data: xr.Dataset, detail: float) -> Any:
+def images_of_figure(data: xr.Dataset) -> Any:
     """The images in the data of a figure: `original` and `image` (noise, item, row, column); None if there are none."""
     if not {"original", "image"} <= set(data.data_vars) or not {"noise", "item", "row", "column"} <= set(data.image.dims):
         return None
@@ -157,7 +157,7 @@ def images_of_figure(data: xr.Dataset, detail: float) -> Any:
     some = data[["original", "image"]].isel(item=chosen).sortby("noise")
     originals, images = some.original.transpose(*dims).values[:, None], some.image.transpose("noise", *dims).values[:, :, None]
     names = [f"item {k}" for k in chosen]
-    return grid(some.noise.values, names, originals, images, None, detail) | {"of": count, "kept": count}
+    return grid(some.noise.values, names, originals, images, None) | {"of": count, "kept": count}
 
 
 def as_picture(image: np.ndarray) -> Image:

@@ -11,36 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
 
 from uturn.core.checks import shown
-from uturn.core.files import named_errors, whole_file, whole_folder
+from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import ROOT, failures_named, files_at, read
-from uturn.studies import as_data, records_of, study, tidy, with_theory
+from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
-from uturn.studies.difference import data_of, draw_difference, frame_of
-from uturn.studies.difference import difference as paired_difference
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
 from uturn.studies.items import HALF_LIFE, MOST_ITEMS, items_of
+from uturn.studies.paired import data_of, draw_difference, frame_of
+from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
-from uturn.studies.plotting.tokens import draw_tokens
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
-    import pandas
     import xarray as xr
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
-_FIGURES = ("study", "grid", "tokens", "difference")
+_FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
-    *("index.html", "study.json", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
+    *("index.html", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
     *("difference.json", "difference.csv"),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
@@ -61,10 +60,10 @@ def write_study(
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
-    Writes `study.zarr` (the dataset of `uturn.study`), `study.json` (its numbers), `curves.csv` and `numbers.csv` (`tidy`),
+    Writes `study.zarr` (the dataset of `uturn.study`), `curves.csv` and `numbers.csv` (`tidy`),
     `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run
-    has stored images, also `grid.png`, `.pdf` (like Fig. 1 of arXiv:2402.16991); if it has stored tokens, `tokens.html`,
-    `tokens.png`, `.pdf`: originals and reconstructions side by side. Several runs are drawn in one chart for each reading, and
+    has stored images, also `grid.png`, `.pdf` (like Fig. 1 of arXiv:2402.16991); if it has stored tokens, `tokens.html`:
+    originals and reconstructions side by side. Several runs are drawn in one chart for each reading, and
     their studies are `study-1.zarr`, `study-2.zarr`, ..
 
     Parameters
@@ -111,35 +110,33 @@ def write_study(
         studies = {name: with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
+        numbers: dict[str, Any] = {}
         items = _items(named, studies)
         result: Any
-        numbers: dict[str, Any]
         if len(studies) > 1:
             common_axis(list(studies.values()))  # raise before writing if the studies share no axis
-            result, numbers = studies, {"runs": {label: as_data(dataset) for label, dataset in studies.items()}}
+            result = studies
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
             figures["study"] = lambda: draw_studies(studies)
             if difference:
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
-                texts["difference.json"] = json.dumps(data_of(paired), indent=1, ensure_ascii=False, allow_nan=False)
+                numbers = data_of(paired)
                 texts["difference.csv"] = csv_of(frame_of(paired))
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:
                 hidden = "the texts are not shown: the source has changed, cannot be read, or needs code that the store names"
                 result = result.assign_attrs(remark="; ".join(filter(None, [result.attrs["remark"], hidden])))
-            numbers, whole = as_data(result), result.merge(records, combine_attrs="override").assign_attrs(title=title)
+            whole = result.merge(records, combine_attrs="override").assign_attrs(title=title)
             if items is not None and "item" in whole.dims:
                 for name in [name for name in items if name.startswith(HALF_LIFE)]:  # by which the page sorts pictures
                     half_lives = items[name].values[whole.item.values]
                     whole = whole.assign_coords(item_half_life=("item", half_lives, {"long_name": name}))
             datasets = {"study.zarr": whole}
             figures |= {"study": lambda: draw_study(result, groups), "grid": lambda: draw_grid(whole)}
-            figures["tokens"] = lambda: draw_tokens(whole)
             if "original_piece" in whole.coords:
                 texts["tokens.html"] = token_page(whole)
-        texts["study.json"] = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
         frames = tidy(result)._asdict() | {"items": items}
         texts |= {f"{name}.csv": csv_of(frame) for name, frame in frames.items() if frame is not None}
         with named_errors(results.path):
@@ -150,6 +147,8 @@ def write_study(
             write_dataset(data, results.path / name)
         for name in {"tokens.html", "items.csv", "difference.json", "difference.csv"} - set(texts):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
+        if numbers:
+            write_json(results.path / "difference.json", numbers)
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
@@ -167,8 +166,6 @@ def write_study(
 
 def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]) -> pandas.DataFrame | None:
     """The originals of all runs; None if they are more than 10,000."""
-    import pandas
-
     if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
         return None
     frames = [items_of(run, studies[name]) for name, run in runs.items()]

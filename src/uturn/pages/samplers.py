@@ -10,7 +10,7 @@ import numpy as np
 
 from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
-from uturn.pages.pictures import draws, preview
+from uturn.pages.pictures import WIDTH, draws, preview
 from uturn.pages.sections import card, new_section
 from uturn.studies.axes import is_geometric
 
@@ -36,9 +36,9 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     section["headlines"] = [_verdict(run) for run in results["runs"]]
     section["overview"] = results["table"]
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
-    section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")), read.detail)
+    section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")))
     if "image" in data:
-        section["samples"] = _samples(data, read.detail)
+        section["samples"] = _samples(data)
     return section
 
 
@@ -55,7 +55,7 @@ def error_name(store: str, strength: float) -> str:
     return f"{store.removesuffix('.zarr')}-{strength:g}"
 
 
-def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float) -> dict[str, Any]:
+def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
     """The pictures of the kind of error of each sampler at each strength."""
     count = sum(len(run["tests"]) for run in runs)
     return {
@@ -68,8 +68,8 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float)
                 "levels": [
                     preview(
                         folder / f"{error_name(run['store'], at['strength'])}.png",
-                        detail * min(1.0, (_MOST_PREVIEWS / count) ** 0.5),
                         f"{run['name']} at {words} {at['strength']:g}: {at['kind']}",
+                        WIDTH * min(1.0, (_MOST_PREVIEWS / count) ** 0.5),
                     )
                     for at in run["tests"]
                 ],
@@ -79,7 +79,7 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str, detail: float)
     }
 
 
-def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:
+def _samples(data: xr.Dataset) -> dict[str, Any]:
     """Originals, measurements, clones and their spread, for each kind of originals and each sampler."""
     spread = data.image.std("clone", ddof=1) / 2  # of images in [0, 1], as samplers draw them
     error = abs(data.image.mean("clone") - data.original) / 2
@@ -95,7 +95,7 @@ def _samples(data: xr.Dataset, detail: float) -> dict[str, Any]:
             spread.values[of_kind],
             error.values[of_kind],
             most,
-            detail / len(set(data.data.values.tolist())) ** 0.5,
+            1 / len(set(data.data.values.tolist())) ** 0.5,
         )
         names = [str(name) for name in some.item_name.values[0]]
         groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": _named(pictures, names)})

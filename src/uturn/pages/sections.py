@@ -60,10 +60,9 @@ def card(label: str, axis: str, place: Any, claim: str, supports: str = "", is_r
 
 @dataclass
 class Reader:
-    """Reads files into `collected`. `detail` below 1 makes pictures smaller; `alone`: whether only one folder is read."""
+    """Reads files into `collected`; `alone`: whether only one folder is read."""
 
     collected: Collected
-    detail: float
     alone: bool = True
 
     @contextmanager
@@ -101,7 +100,7 @@ class Reader:
         """Add a preview of a picture to a section, if the file exists."""
         if path.exists():
             with self.noting(path):
-                section["pictures"].append(preview(path, self.detail, words))
+                section["pictures"].append(preview(path, words))
 
     def details(self, name: str, attributes: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """Spec, its hash, versions and fingerprints from the attributes of a run; notes if another version wrote the run."""

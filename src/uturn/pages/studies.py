@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uturn.core.files import check_plain
-from uturn.measures.statistics import ESTIMATE, with_interval
+from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
+from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
-from uturn.studies.difference import MOST_LEVELS, MOST_NOISES
-from uturn.studies.headline import PEAK, Headline, headline_of
-from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.plotting.tokens import blocks
+from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
+from uturn.studies.headline import PEAK, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
-from uturn.studies.tables import (
-    calibration_words,
-    names_in_panel,
-    panels_of,
-    parts_of,
-    remarks_on_readings,
-    remarks_on_run,
-    tested_families,
-    title_of,
-)
+from uturn.studies.tables import calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,11 +31,7 @@ if TYPE_CHECKING:
     from uturn.pages.sections import Reader
 
 _MOST_TOKENS = 200_000  # tokens of all texts and noise levels
-_CHANGES = (  # variable, title and axis of charts of changes; {} is the unit of distance
-    ("chi", "Susceptibility: number of {} that change together", "χ"),
-    ("xi", "Correlation length of the changes", "ξ ({})"),
-)
-_FILES = ("study.json", "curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html", "tokens.pdf")
+_FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")
 
 
 def study_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -71,7 +57,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
         half_lives = some.coords.get("item_half_life")
         counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
-        section["grid"] = grid(some.shown_noise.values, names, *pictures, read.detail, half_lives)
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives)
         section["grid"] |= {key: int(count) for key, count in counts.items()}
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
@@ -99,87 +85,27 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     section["files"] = _there(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
-    headlines = {
-        name: headline
-        for name, data in studies.items()
-        if (headline := headline_of(data)) is not None and np.isfinite(headline.place[0, 0])
-    }
-    places = {name: headline.place[studies[name].axis.values.tolist().index(axis)] for name, headline in headlines.items()}
-    first = {headline.reading for headline in headlines.values()}
-    if headlines:
-        ends = dict.fromkeys(choose(places, key=lambda name: places[name][0]) for choose in (min, max))
-        labels = list(dict.fromkeys(headline.label for headline in headlines.values()))
+    places = {}
+    for name, data in studies.items():
+        for headline in numbers_of(data)[:1]:
+            places[name] = headline, headline.place[data.axis.values.tolist().index(axis)]
+    if places:
+        ends = dict.fromkeys(choose(places, key=lambda name: places[name][1][0]) for choose in (min, max))
+        labels = list(dict.fromkeys(headline.label for headline, _ in places.values()))
         label, verb = labels[0] if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
-        section["words"] = f"{label} {verb} {' to '.join(f'{places[name][0]:.3g} ({name})' for name in ends)}."
+        section["words"] = f"{label} {verb} {' to '.join(f'{places[name][1][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
-        rows = [(name, headlines[name].reading or PEAK, with_interval(place)) for name, place in places.items()]
+        rows = [(name, of.reading or PEAK, with_interval(place)) for name, (of, place) in places.items()]
         section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
     if (folder / "difference.json").exists():
         with read.noting(folder / "difference.json"):
             check_plain(folder / "difference.json")
-            section["tables"].append(_difference((folder / "difference.json").read_bytes(), next(iter(studies.values()))))
+            section["tables"].append(json.loads((folder / "difference.json").read_bytes())["table"])
         section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
-    charts: list[dict[str, Any]] = []
-
-    def add(title: str, kind: str, dim: str, label: str, y: str, shown: bool) -> None:
-        values = _overlaid(studies, kind, dim, label, axis)
-        charts.append(chart(f"overlay-{len(charts)}", title, values, axis, y=y, joined=True, shown=shown))
-
-    for label, part in _union(studies, "reading").items():
-        add(title_of(part, label), "curve", "reading", label, str(part.unit.item()), label in first)
-    for label, part in _union(studies, "changes").items():
-        unit = str(part.unit_of_distance.item())
-        for kind, title, y in _CHANGES:
-            add(title.format(unit), kind, "changes", label, y.format(unit), kind == "chi" and "" in first)
-    section["charts"] = _one_shown(charts)
+    section["charts"] = _charts(overlaid(studies))
     return section
-
-
-def _difference(content: bytes, study: xr.Dataset) -> dict[str, Any]:
-    """The table of `difference.json`, with some levels of each variable and some noise levels."""
-    numbers_of: dict[str, Any] = json.loads(content)
-    noise, readings, rows = numbers_of["noise"], numbers_of["readings"], []
-    at = evenly_spaced(len(noise), MOST_NOISES)
-    by_variable = [[of for of in readings if of["variable"] == name] for name in dict.fromkeys(of["variable"] for of in readings)]
-
-    def cell(estimate: dict[str, float | None]) -> str:
-        return with_interval([np.nan if estimate[key] is None else estimate[key] for key in ESTIMATE])
-
-    for of in (some[k] for some in by_variable for k in evenly_spaced(len(some), MOST_LEVELS)):
-        places = (*of["half_lives"].values(), of["half_life"])
-        curve = [cell(of["curve"][k]) for k in at]
-        rows.append((of["reading"], of["originals"], *(cell(place["noise"]) for place in places), *curve))
-    heads = ["reading", "originals", "half-life, first", "second", "difference [95 % interval]"]
-    heads += [f"at {axis_words(study)} = {'infinite' if noise[k] is None else f'{noise[k]:.3g}'}" for k in at]
-    return {"title": f"{numbers_of['difference']}, paired over originals", "heads": heads, "rows": rows}
-
-
-def _overlaid(studies: dict[str, xr.Dataset], kind: str, dim: str, label: str, axis: str) -> xr.DataArray:
-    """One curve from each study that has it, (run, axis, estimate); NaN at levels measured only in other studies."""
-    import xarray as xr
-
-    curves = {
-        name: data[kind].sel({dim: label}) for name, data in studies.items() if label in data.get(dim, xr.DataArray([])).values
-    }
-    attributes = next(iter(curves.values()))[axis].attrs
-    plain = []
-    for curve in curves.values():
-        by_axis = curve if axis == "noise" else curve.swap_dims(noise=axis)
-        plain.append(by_axis.drop_vars([key for key in by_axis.coords if key not in (axis, "estimate")]).sortby(axis))
-    both = xr.concat(plain, "run", join="outer", combine_attrs="drop").assign_coords(run=list(curves))
-    both[axis].attrs = attributes
-    return both
-
-
-def _union(studies: dict[str, xr.Dataset], dim: str) -> dict[str, xr.Dataset]:
-    """The labels along a dim of any of the studies, each with the selection (of size 1) from the first study that has it."""
-    parts: dict[str, xr.Dataset] = {}
-    for data in studies.values():
-        for k in range(data.sizes.get(dim, 0)):
-            parts.setdefault(str(data[dim].values[k]), data.isel({dim: [k]}))
-    return parts
 
 
 def store_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -192,12 +118,11 @@ def store_section(path: Path, read: Reader) -> dict[str, Any]:
 def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, Any]:
     """The section of any study: headline numbers, tables, charts and remarks. Only charts with these numbers start unfolded."""
     section = new_section(kind, name, "experiments", title)
-    families = tested_families(data)
     section["caption"] = label(data.attrs.get("description", ""), 500)
     section["warnings"] = warnings_of(data.attrs)
     section["notes"] = [
         f"calibration of {family.replace('_', ' ')}: {calibration_words(tested, float(tested.gap_level))}"
-        for family, tested in families.items()
+        for family, tested in tested_families(data).items()
     ] + remarks_on_run(data)
     section["remarks"] = remarks_on_readings(data)
     without = data.reading.values[np.isfinite(data.curve.sel(estimate="value").values).sum(1) < 2].tolist()
@@ -205,93 +130,27 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
         section["remarks"].append(f"{', '.join(without)}: no curve, since fewer than two noise levels have a value")
     section["tables"] = [table._asdict() for table in parts_of(data, max(data.sizes["reading"], 1))]
     first = headline_of(data)
-    marks: list[dict[str, Any]] = []
-    others = [headline for headline in _other_numbers(data, first) if np.isfinite(headline.place[0, 0])]
     if first is not None and np.isfinite(first.place[0, 0]):
-        marks = [_mark(first.label, first.place, data)]
         section["words"] = f"{first.label} = {with_interval(first.place[0])}, {_unit(data)}. {first.claim.rstrip('.')}."
     elif first is not None:
         section["words"] = f"No {first.label}: {first.reading}, {data.remark.sel(reading=first.reading).item()}."
-    located = [first, *others] if first is not None and marks else others
-    if "critical_noise" in data.attrs:
-        marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
-    section["headlines"] = [card(headline.label, _unit(data), headline.place[0], headline.claim) for headline in located]
-    section["charts"] = _one_shown(list(_charts(data, first, others, marks)))
+    section["headlines"] = [card(number.label, _unit(data), number.place[0], number.claim) for number in numbers_of(data)]
+    group = [] if first is None or not first.reading else [str(data.group.sel(reading=first.reading).item())]
+    section["charts"] = _charts(charts_of(data, group), data.axis.values.tolist())
     return section
 
 
-def _charts(data: xr.Dataset, first: Headline | None, others: list[Headline], marks: list[Any]) -> Iterator[dict[str, Any]]:
-    """Charts of the readings of a study, its changes and its calibration; `marks` contains the mark of the headline."""
-    seen = {headline.reading for headline in (first, *others) if headline is not None}  # "" stands for the peak of chi
-    group = [str(data.group.sel(reading=first.reading).item())] if first is not None and first.reading else []
-    for k, (title, chosen) in enumerate(panels_of(data, group)):
-        labels = data.reading.values[chosen].tolist()
-        swaps = [_mark("order inverts", headline.place, data) for headline in others if headline.reading in labels]
-        long_names, units = (list(dict.fromkeys(data[key].values[chosen].tolist())) for key in ("words", "unit"))
-        yield chart(
-            f"readings-{k}",
-            long_names[0] if len(long_names) == 1 and long_names[0] else title,
-            _plain(data.curve.isel(reading=chosen), names_in_panel(data, chosen)),
-            "noise",
-            marks + swaps,
-            y=", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
-            shown=not seen.isdisjoint(labels),
-            group=title,
-            theory=_plain(data.theory.isel(reading=chosen), names_in_panel(data, chosen)) if "theory" in data else None,
-        )
-    for k in range(data.sizes.get("changes", 0)):
-        changes, unit = data.isel(changes=k), str(data.unit_of_distance.values[k])
-        peak_at = changes.peak_at.values
-        peak = [_mark(PEAK, peak_at, data)] if np.isfinite(peak_at[0, 0]) else marks
-        for kind, title, y in _CHANGES:
-            shown = kind == "chi" and "" in seen
-            theory = changes.chi_theory if kind == "chi" and "chi_theory" in data else None
-            name, words = f"{kind}-{k}", title.format(unit)
-            yield chart(name, words, changes[kind], "noise", peak, y=y.format(unit), shown=shown, theory=theory)
-    for k, (family, tested) in enumerate(tested_families(data).items()):
-        gaps = _plain(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
-        title = f"Calibration of {family.replace('_', ' ')}: 0 for draws from the posterior"
-        yield chart(f"gap-{k}", title, gaps, "noise", y="gap E f(x0, x̂) - E f(x̂, x̂')")
-
-
-def _one_shown(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts that have curves; at least one of them is shown."""
-    charts = with_curves(charts)
-    if charts and not any(chart["shown"] for chart in charts):
-        charts[0]["shown"] = True
-    return charts
-
-
-def _plain(values: xr.DataArray, names: list[str]) -> xr.DataArray:
-    """Curves of readings, with short names instead of their coordinates."""
-    return values.drop_vars([key for key, of in values.coords.items() if "reading" in of.dims]).assign_coords(reading=names)
-
-
-def _other_numbers(data: xr.Dataset, first: Headline | None) -> Iterator[Headline]:
-    """Further numbers of a study: the noise at which ordered levels swap, and the noise at which chi is largest."""
-    for k in range(data.sizes.get("series", 0)):
-        series = data.isel(series=k)
-        name = str(series.series.item())
-        levels = np.flatnonzero(data.variable.values == name.partition(",")[0])
-        if not len(levels):  # the study has too many levels to list them
-            continue
-        names = dict(zip(data.level.values[levels].tolist(), names_in_panel(data, levels), strict=True))
-        low, high = (names.get(level, level) for level in (series["last"].item(), series["first"].item()))
-        claim = "; ".join(
-            filter(None, [f"Beyond this noise, the curve of {low} lies below that of {high}", series.series_remark.item()])
-        )
-        label, reading = f"{name.replace('_', ' ')}: order inverts", str(data.reading.values[levels[0]])
-        yield Headline(label, reading, series.inversion.values, claim)
-    for k in range(data.sizes.get("changes", 0)):
-        changes = data.isel(changes=k)
-        if first is None or first.reading:
-            unit, peak = changes.unit_of_distance.item(), with_interval(changes.peak.values)
-            claim = f"The number of {unit} that change together is largest at this noise: χ = {peak} at the measured levels"
-            yield Headline(PEAK, "", changes.peak_at.values, claim)
-
-
-def _mark(label: str, place: np.ndarray, data: xr.Dataset) -> dict[str, Any]:
-    return mark(label, {str(axis): place[k] for k, axis in enumerate(data.axis.values)})
+def _charts(charts: Iterable[Chart], axes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Charts that have curves, as plain data; at least one of them is shown."""
+    made = []
+    for one in charts:
+        marks = [mark(each.label, dict(zip(axes, each.place, strict=False))) for each in one.marks]
+        look: dict[str, Any] = {"y": one.unit, "joined": one.joined, "shown": one.shown, "group": one.title, "theory": one.theory}
+        made.append(chart(one.name, one.words or one.title, one.curves, str(one.curves.dims[1]), marks, **look))
+    made = with_curves(made)
+    if made and not any(one["shown"] for one in made):
+        made[0]["shown"] = True
+    return made
 
 
 def atlas_section(path: Path, read: Reader) -> dict[str, Any]:

@@ -19,21 +19,20 @@ from uturn.measures.statistics import Estimate, estimate
 from uturn.paper.specs import Part, experiment_of
 from uturn.paper.verdicts import Rule, Verdict, above, apart, below, decreasing, equal, listed, shows, verdict
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies import records_of, study
-from uturn.studies.figure import draw_correlations, draw_susceptibility
+from uturn.studies import study
+from uturn.studies.charts import changes_charts
+from uturn.studies.figure import draw_chart
 from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, style
-from uturn.studies.plotting.tokens import draw_texts
 
 TITLE = "Texts: what is kept, what changes together, and decoders"
 CLAIM = "The characters of a text change in groups, which are largest at intermediate noise."
 CAPTION = (
     "U-turns of passages of a novel with the embedded masked model of characters, which was trained on other novels; a share of "
-    "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Top: share kept of "
+    "the characters is masked and drawn again one by one. Bars and bands: 95 % intervals over passages. Share kept of "
     "single characters and of runs of four, for four decoders; the two that draw from the posterior of a consistent model "
     "agree. Susceptibility, the number of characters that change together, with its peak and the interval of its noise, and the "
     "correlation of changes against distance, both with random order. The gap E f(x0, x̂) - E f(x̂, x̂') is 0 for draws from "
-    "the posterior of the text; it is not 0 for an inexact model, and larger for decoders that draw from another law. Bottom: "
-    "two passages and their reconstructions; shaded: masked, with the same result; red: another character."
+    "the posterior of the text; it is not 0 for an inexact model, and larger for decoders that draw from another law."
 )
 DECODERS: dict[str, dict[str, Any]] = {
     "random": {},
@@ -64,7 +63,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
         return experiment_of(source, "masking", noise, *probes, backward=backward, **sizes)
 
     agreement = {"type": "kept_tokens", "spans": [1, SPAN]}
-    made = {CURVES: described(curves, _LEVELS[scale], "random", agreement, "changes", {"type": "tokens", "first": 3})}
+    made = {CURVES: described(curves, _LEVELS[scale], "random", agreement, "changes")}
     return made | {label: described(compared, COMPARED, label, agreement, clones=2) for label in DECODERS}
 
 
@@ -76,7 +75,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
     curves = runs[CURVES].sortby("noise")
     whole = study(curves).isel(changes=0)
-    data = whole[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]].merge(records_of(curves), combine_attrs="override")
+    data = whole[["curve", "chi", "n_eff", "xi", "correlation", "peak_at"]]
     for name, of in (("kept", lambda *at: _mean(_at(*at))), ("clone_gap", _gap)):
         rows = [[[of(runs[label], noise, span) for noise in COMPARED] for span in (1, SPAN)] for label in DECODERS]
         data[name] = ("decoder", "span", "compared", "estimate"), np.array(rows)
@@ -202,15 +201,13 @@ def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
 
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
-        figure = plt.figure(figsize=(13, 10.4), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(7.6, 2.4))
-        (shares, chi), (far, gaps) = above.subplots(2, 2)
+        figure, ((shares, chi), (far, gaps)) = plt.subplots(2, 2, figsize=(13, 7.9), layout="constrained")
         _draw_decoders(shares, data, "kept", joined=False)
         for reading, dash in (("kept, span = 1", "-"), (f"kept, span = {SPAN}", "--")):
             shares.plot(data.noise, data.curve.sel(reading=reading, estimate="value"), color=MUTED, lw=0.9, ls=dash, zorder=0)
         shares.set(ylabel="share kept", ylim=(-0.03, 1.03), title=f"kept: characters, and runs of {SPAN} (squares, dashed)")
-        draw_susceptibility(chi, data)
-        draw_correlations(far, data)
+        for axis, chart in zip((chi, far), changes_charts(data), strict=False):
+            draw_chart(axis, chart)
         gaps.axhline(0, color=THEORY, lw=1, zorder=1)
         _draw_decoders(gaps, data, "clone_gap")
         gaps.set(
@@ -218,9 +215,6 @@ def draw(data: xr.Dataset) -> Any:
             title=f"calibration: characters, and runs of {SPAN} (squares, dashed)",
         )
         shares.legend(fontsize=9)
-        for k, item in enumerate((0, 2)):
-            axis = below.add_axes((0.5 * k, 0, 0.5, 1))
-            draw_texts(axis, data.isel(shown_item=[item]), width=6.5, height=2.4)
     return figure
 
 

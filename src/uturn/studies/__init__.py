@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from uturn.studies.analysis import study_of as study_of
     from uturn.studies.choice import Choice as Choice
     from uturn.studies.choice import choose as choose
-    from uturn.studies.difference import difference as difference
     from uturn.studies.figure import draw_studies as draw_studies
     from uturn.studies.figure import draw_study as draw_study
+    from uturn.studies.paired import difference as difference
     from uturn.studies.records import records_of as records_of
     from uturn.studies.runs import named_runs as named_runs
     from uturn.studies.tables import Study as Study
-    from uturn.studies.tables import as_data as as_data
     from uturn.studies.tables import summary as summary
     from uturn.studies.tables import tidy as tidy
     from uturn.studies.theory import with_theory as with_theory
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Choice": "studies.choice",
     "Study": "studies.tables",
-    "as_data": "studies.tables",
     "choose": "studies.choice",
-    "difference": "studies.difference",
+    "difference": "studies.paired",
     "draw_studies": "studies.figure",
     "draw_study": "studies.figure",
     "named_runs": "studies.runs",

@@ -1,12 +1,15 @@
-"""A study as tables: on a terminal and in notebooks, as pandas frames, and as plain data for a file of numbers."""
+"""A study as tables: on a terminal and in notebooks, and as pandas frames."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 import xarray as xr
+from rich.console import Console
+from rich.table import Table
 
 from uturn.core import display
 from uturn.core.checks import shown
@@ -17,10 +20,6 @@ from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import differing_fields
 
-if TYPE_CHECKING:
-    import pandas
-
-FORMAT, VERSION = "uturn.study", 1
 TEXTS = ("variable", "level", "probe", "model", "group", "family", "unit", "words")  # coordinates of readings
 _OF_FORMULAS = tuple("=+-@\t\r")  # how formulas of spreadsheets begin
 _VISIBLE = "smallest detectable gap"
@@ -34,8 +33,6 @@ class Study(xr.Dataset):
     def __repr__(self) -> str:
         if not _is_whole(self):
             return super().__repr__()
-        from rich.console import Console
-
         console = Console(width=120, color_system=None, force_jupyter=False, highlight=False, markup=False)
         with console.capture() as text:
             for part in summary(self):
@@ -69,8 +66,6 @@ class TextTable(NamedTuple):
 
 def for_terminal(part: TextTable) -> Any:
     """The table as rich draws it on a terminal."""
-    from rich.table import Table
-
     table = Table(title=part.title, title_justify="left")
     for head in part.heads:
         table.add_column(head, overflow="fold")
@@ -261,7 +256,7 @@ def remarks_on_readings(study: xr.Dataset) -> list[str]:
     return lines
 
 
-def _number(text: str) -> float | str:
+def number_in(text: str) -> float | str:
     """A number that is given as text; other text is unchanged."""
     try:
         return float(text)
@@ -269,17 +264,17 @@ def _number(text: str) -> float | str:
         return text
 
 
-def csv_of(frame: pandas.DataFrame) -> str:
-    """A frame as CSV. Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
+def csv_of(*frames: pandas.DataFrame) -> str:
+    """Frames as CSV, one below the other.
+
+    Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
 
     def text_of(cell: Any) -> Any:
-        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(_number(cell), str) else cell
+        return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(number_in(cell), str) else cell
 
+    frame = pandas.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     texts = frame.select_dtypes(exclude="number").columns
     return frame.assign(**{name: frame[name].map(text_of) for name in texts}).rename(columns=text_of).to_csv(index=False)
-
-
-# --- frames and plain data ---------------------------------------------------------------------------------------------
 
 
 class Tidy(NamedTuple):
@@ -303,12 +298,10 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     For several studies, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its
     value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
     """
-    import pandas
-
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         parts = [tidy(member) for member in study.values()]
         columns: list[dict[str, float | str]] = [
-            {"run": name, **{key: _number(text) for key, text in fields.items() if not text.startswith("[")}}
+            {"run": name, **{key: number_in(text) for key, text in fields.items() if not text.startswith("[")}}
             for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
         ]
         frames = []
@@ -346,72 +339,3 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
         numbers.append(numbers_of("changes", study.axis.values, peak_at=study.peak_at.values))
         numbers.append(numbers_of("changes", [""], peak=study.peak.values[:, None]))
     return Tidy(curves, pandas.concat([frame for frame in numbers if len(frame)] or numbers, ignore_index=True))
-
-
-def as_data(study: xr.Dataset) -> dict[str, Any]:
-    """The content of `study.json`: all numbers of a study with their intervals; None for numbers that do not exist."""
-    _check_study(study)
-    axes = [str(axis) for axis in study.axis.values]
-    labels = {"axis": axes, "estimate": ESTIMATE, "share": [f"{float(share):g}" for share in study.share.values]}
-
-    def entries(dim: str, *names: str, **renamed: str) -> list[dict[str, Any]]:
-        """Variables and coordinates of each reading, series or changes; `renamed`: {key: name}."""
-        of_keys = {dim: dim, **{name: name for name in names}, **renamed}
-        each = (study.isel({dim: k}) for k in range(study.sizes.get(dim, 0)))
-        return [
-            {key: _nested(data[name].values, [labels.get(str(d)) for d in data[name].dims]) for key, name in of_keys.items()}
-            for data in each
-        ]
-
-    theory = ["theory"] if "theory" in study else []
-    numbers_of = (*TEXTS, "originals", "start", "chance", "remark", "curve", "half_life", "width", *theory)
-    readings = entries("reading", *numbers_of, places="place")
-    if "gap" in study:
-        for entry, tests in zip(readings, entries("reading", gap="gap", p="gap_p"), strict=True):
-            if any(p is not None for p in tests["p"]):
-                entry["gap"] = [{**gap, "p_holm": p} for gap, p in zip(tests["gap"], tests["p"], strict=True)]
-    series = entries("series", "first", "last", "inversion", remark="series_remark")
-    numbers: tuple[str, ...] = (
-        "peak",
-        "peak_at",
-        "peak_cross_fitted",
-        "plateau",
-        "n_eff",
-        "chi",
-        "xi",
-        "distance",
-        "correlation",
-    )
-    numbers += ("chi_theory",) if "chi_theory" in study else ()
-    changes = entries("changes", *numbers, unit="unit_of_distance", remark="changes_remark")
-    for k, entry in enumerate(changes):
-        entry["plateau"] = bool(entry["plateau"])
-        entry["levels_of_peak"] = study.noise.values[study.of_peak.values[k] == 1].tolist()
-        for length, ends in zip(entry["xi"], study.xi.values[k], strict=True):  # infinite where 1/length is not positive
-            length |= {key: "infinite" for key, end in zip(ESTIMATE, ends, strict=True) if np.isinf(end)}
-    passed = {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in tested_families(study).items()}
-    about = {
-        key: study.attrs[key] for key in ("spec_hash", "items", "trajectories", "clones", "seed", "remark") if key in study.attrs
-    }
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "run": study.attrs["description"],
-        **about,
-        "warnings": warnings_of(study.attrs),
-        "intervals": "95 %, from the differences between originals, or grammars if there are several",
-        "noise": {axis: _nested((study[axis] if axis in study.coords else study.noise).values, [None]) for axis in axes},
-        "readings": readings,
-        "series": series,
-        "changes": changes,
-        **({"calibration": {"level": float(study.gap_level), "passed": passed}} if "gap" in study else {}),
-    }
-
-
-def _nested(values: np.ndarray, labels: list[Sequence[str] | None]) -> Any:
-    """An array as plain data: tables along dims with labels, else lists; None for numbers that do not exist."""
-    if not labels:
-        value = values.item()
-        return value if isinstance(value, str) or np.isfinite(value) else None
-    rows = [_nested(np.asarray(row), labels[1:]) for row in values]
-    return rows if labels[0] is None else dict(zip(labels[0], rows, strict=True))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
+import xarray as xr
 
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.measures.statistics import ESTIMATE, Estimate
 from uturn.store.record import warnings_of
 from uturn.studies import study
-from uturn.studies.tables import csv_of
+from uturn.studies.tables import TextTable, csv_of, for_terminal
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from uturn.cli.presets.atlas import AtlasRow
     from uturn.core.experiment import Experiment
 
@@ -43,21 +42,13 @@ NUMBERS = {
     "speciation": "log-SNR of abar = 1/eigenvalue (nats)",
 }
 """Numbers without intervals: {name: long name}."""
+_ARRAYS = {
+    "fall": "log-SNR at shares of the fall of the class (nats)",
+    "half_life": "log-SNR at which half of the similarity of a layer is lost (nats)",
+}
+_DIMS: dict[str, tuple[str, ...]] = {"fall": ("share", "estimate"), "half_life": ("network_layer", "estimate")}
 _MOST_IMAGES, _MOST_NUMBERS = 1000, 2**27  # limits of the covariance: images, numbers in all of them
 SHARES = (0.25, 0.75)  # shares of the fall of the class
-
-
-@dataclass
-class Entry:
-    """The numbers of a row according to one classifier, or the failure of the row."""
-
-    row: AtlasRow
-    classifier: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
-    layers: list[str] = field(default_factory=list)
-    remark: str = ""
-    failure: str = ""
-    description: str = ""
 
 
 def largest_eigenvalue_of(experiment: Experiment) -> float:
@@ -68,67 +59,70 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
     return largest_eigenvalue(forward.clean(source.images_at(np.arange(number))[0])) if number > 1 else float("nan")
 
 
-def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[Entry]:
+def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Sequence[str] = ("",), **texts: str) -> xr.Dataset:
+    """The numbers of a row according to one classifier, or its failure; those that are not given are NaN (`table_of`)."""
+    sizes, numbers = {"share": len(SHARES), "network_layer": len(layers), "estimate": 3}, numbers or {}
+    variables = {}
+    for name, long_name in (ESTIMATES | NUMBERS | _ARRAYS).items():
+        dims = _DIMS.get(name, () if name in NUMBERS else ("estimate",))
+        values = numbers.get(name, np.full([sizes[dim] for dim in dims], np.nan))
+        variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
+    about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")
+    about |= {"name": row.name, "title": row.words, "group": row.group, "facts": json.dumps(row.facts, ensure_ascii=False)}
+    about |= {"data": str(row.facts.get("data", row.data)), "kind": str(row.facts.get("kind", ""))}
+    along = {"share": list(SHARES), "estimate": list(ESTIMATE), "network_layer": range(len(layers))}
+    return xr.Dataset(variables, {**along, "layer": ("network_layer", list(layers)), **about, **texts})
+
+
+def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[xr.Dataset]:
     """The numbers of a finished run, an entry for each of its classifiers: the series of its network layers."""
-    run_study = study(run)
-    changes, about_changes = _of_changes(row, run_study)
-    shared: dict[str, Any] = {**changes, "eigenvalue": eigenvalue}
-    about_eigenvalue = ""
+    found = study(run)
+    on_axis, variables = found.sel(axis="log_snr"), found.variable.values
+    changes, about_changes = _of_changes(row, found)
+    shared = {**changes, "eigenvalue": eigenvalue}
+    about_eigenvalue = "no speciation: the largest eigenvalue is not above 1, or not known"
     if eigenvalue > 1:
-        shared["speciation"] = -np.log(eigenvalue - 1)
-    elif np.isnan(eigenvalue):
-        about_eigenvalue = "a single image: no eigenvalue, no speciation"
-    else:
-        about_eigenvalue = "the largest eigenvalue is not above 1: no speciation"
-    on_axis = run_study.sel(axis="log_snr")
-    entries: list[Entry] = []
-    for name in dict.fromkeys(map(str, run_study.variable.values)):
+        shared["speciation"], about_eigenvalue = -np.log(eigenvalue - 1), ""
+    entries = []
+    for name in dict.fromkeys(map(str, variables)):
         if not name.endswith("similarity"):
             continue
-        prefix, layers = name.removesuffix("similarity"), on_axis.isel(reading=run_study.variable.values == name)
-        numbers: dict[str, Any] = {"half_life": layers.half_life.values}
-        remarks = ["an encoder without classes: no t*, no calibration gap of the class"]
-        if f"{prefix}same_class" in run_study.reading.values:
-            of_class = on_axis.sel(reading=f"{prefix}same_class")
-            gap, about_gap = _of_clones(of_class)
-            numbers |= {"transition": of_class.half_life.values, "width": of_class.width.values, **gap}
-            numbers |= {"chance": float(of_class.chance), "fall": of_class.place.sel(share=list(SHARES)).values}
-            remarks = [str(of_class.remark.item()), about_gap]
-        if name in run_study.get("series", ()):
+        layers, of_class = on_axis.isel(reading=variables == name), f"{name.removesuffix('similarity')}same_class"
+        numbers, remarks = {"half_life": layers.half_life, **shared}, ["an encoder without classes: no t*, no calibration gap"]
+        if of_class in found.reading:
+            judge = on_axis.sel(reading=of_class)
+            gap, about_gap = _of_clones(judge)
+            numbers |= {"transition": judge.half_life, "width": judge.width, "chance": judge.chance, **gap}
+            numbers["fall"] = judge.place.sel(share=list(SHARES))
+            remarks = [str(judge.remark.item()), about_gap]
+        if name in found.get("series", ()):
             series = on_axis.sel(series=name)
-            numbers["inversion"] = series.inversion.values
+            numbers["inversion"] = series.inversion
             remarks.append(str(series.series_remark.item()))
+        about = [*warnings_of(found.attrs), found.attrs["remark"], *remarks, about_changes, about_eigenvalue]
         probe, model = str(layers.probe.values[0]), str(layers.model.values[0])
-        about = [*warnings_of(run_study.attrs), run_study.attrs["remark"], *remarks, about_changes, about_eigenvalue]
-        entries.append(
-            Entry(
-                row,
-                model if probe == "network_layers" else probe,
-                {**numbers, **shared},
-                [str(level) for level in layers.level.values],
-                "; ".join(filter(None, about)),
-                description=run_study.attrs["description"],
-            )
-        )
+        texts = {"remark": "; ".join(filter(None, about)), "description": found.attrs["description"]}
+        classifier = model if probe == "network_layers" else probe
+        entries.append(entry_of(row, numbers, layers.level.values.tolist(), classifier=classifier, **texts))
     if not entries:
         raise ValueError("the run has no similarity of network layers; expected one with a probe of type 'network_layers'")
     return entries
 
 
-def _of_changes(row: AtlasRow, run_study: xr.Dataset) -> tuple[dict[str, Any], str]:
+def _of_changes(row: AtlasRow, found: xr.Dataset) -> tuple[dict[str, Any], str]:
     """Largest chi, its log-SNR, and xi there in pixels; and the reason if they are missing or uncertain.
 
     Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
     """
-    if PATCHES not in run_study.get("changes", ()):
+    if PATCHES not in found.get("changes", ()):
         return {}, "a single trajectory: no chi, no xi"
-    changes = run_study.sel(changes=PATCHES, axis="log_snr")
+    changes = found.sel(changes=PATCHES, axis="log_snr")
     values: dict[str, Any] = {}
     if np.isfinite(changes.largest):
-        k = int(changes.largest)
-        at = changes.peak_at.values if np.isfinite(changes.peak_at[0]) else [float(changes.log_snr[k]), np.nan, np.nan]
-        values |= {"chi": changes.chi.values[k], "chi_at": at, "xi": row.patch * changes.xi.values[k]}
-        values |= {"chi_cross_fitted": float(changes.peak_cross_fitted), "chi_n_eff": float(changes.n_eff[k])}
+        at = changes.isel(noise=int(changes.largest))
+        place = at.peak_at.values if np.isfinite(at.peak_at[0]) else [float(at.log_snr), np.nan, np.nan]
+        values = {"chi": at.chi.values, "chi_at": place, "xi": row.patch * at.xi.values}
+        values |= {"chi_cross_fitted": float(at.peak_cross_fitted), "chi_n_eff": float(at.n_eff)}
     return values, str(changes.changes_remark.item())
 
 
@@ -143,7 +137,7 @@ def _of_clones(of_class: xr.Dataset) -> tuple[dict[str, Any], str]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table_of(entries: Sequence[Entry]) -> xr.Dataset:
+def table_of(entries: Sequence[xr.Dataset]) -> xr.Dataset:
     """Entries as one dataset.
 
     Returns
@@ -155,110 +149,50 @@ def table_of(entries: Sequence[Entry]) -> xr.Dataset:
         Coordinates: `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `remark`, `failure`, and `facts` as
         JSON; `layer` (entry, network_layer), "" beyond the last one.
     """
-    import xarray as xr
-
-    most = max([1, *(len(entry.layers) for entry in entries)])
-    sizes = {"entry": len(entries), "estimate": 3, "share": len(SHARES), "network_layer": most}
-    dims = {
-        **{name: (("entry", "estimate"), long_name) for name, long_name in ESTIMATES.items()},
-        **{name: (("entry",), long_name) for name, long_name in NUMBERS.items()},
-        "fall": (("entry", "share", "estimate"), "log-SNR at shares of the fall of the class (nats)"),
-        "half_life": (
-            ("entry", "network_layer", "estimate"),
-            "log-SNR at which half of the similarity of a layer is lost (nats)",
-        ),
-    }
-    variables = {
-        name: (of, np.full([sizes[dim] for dim in of], np.nan), {"long_name": long_name})
-        for name, (of, long_name) in dims.items()
-    }
-    layers = np.full((len(entries), most), "", object)
-    for k, entry in enumerate(entries):
-        layers[k, : len(entry.layers)] = entry.layers
-        for name, value in entry.values.items():
-            target = variables[name][1]
-            if name == "half_life":
-                target[k, : len(entry.layers)] = value
-            else:
-                target[k] = value
-    texts = {
-        "name": [entry.row.name for entry in entries],
-        "title": [entry.row.words for entry in entries],
-        "group": [entry.row.group for entry in entries],
-        "data": [str(entry.row.facts.get("data", entry.row.options.data)) for entry in entries],
-        "kind": [str(entry.row.facts.get("kind", "")) for entry in entries],
-        "facts": [json.dumps(entry.row.facts, ensure_ascii=False) for entry in entries],
-        **{name: [getattr(entry, name) for entry in entries] for name in ("classifier", "description", "remark", "failure")},
-    }
-    return xr.Dataset(
-        variables,
-        coords={
-            "share": list(SHARES),
-            "estimate": list(ESTIMATE),
-            "layer": (("entry", "network_layer"), layers.astype(str)),
-            **{name: ("entry", np.array(values, str)) for name, values in texts.items()},
-        },
-    )
+    whole: Any = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer", "combine_attrs": "override"}
+    table = xr.concat(list(entries), "entry", fill_value={"layer": ""}, **whole).drop_vars("network_layer")
+    return table.assign_coords({name: of.astype(str) for name, of in table.coords.items() if of.dtype.kind in "UTO"})
 
 
 def to_csv(table: xr.Dataset) -> str:
     """The numbers as CSV, a line for each entry: numbers with `_low` and `_high`, half-lives of first and last layer, facts."""
-    import pandas
-
-    lines = []
-    for entry, last in _entries(table):
-        line: dict[str, Any] = {name: str(entry[name].item()) for name in ("name", "classifier")}
-        estimates = {name: entry[name].values for name in ESTIMATES}
-        estimates |= {"half_life_first": entry.half_life.values[0], "half_life_last": entry.half_life.values[last]}
-        for name, values in estimates.items():
-            line |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
-        line |= {name: float(entry[name]) for name in NUMBERS}
-        line |= {name: str(entry[name].item()) for name in ("description", "remark", "failure")}
-        line |= {f"fact_{name}": value for name, value in json.loads(entry.facts.item()).items()}
-        lines.append(line)
-    return csv_of(pandas.DataFrame(lines))
+    first, last = (table.half_life.isel(network_layer=k) for k in (0, _last_layer(table)))
+    columns = {name: table[name].values for name in ("name", "classifier")}
+    for name, values in {**{name: table[name] for name in ESTIMATES}, "half_life_first": first, "half_life_last": last}.items():
+        columns |= dict(zip((name, f"{name}_low", f"{name}_high"), values.values.T, strict=True))
+    columns |= {name: table[name].values for name in (*NUMBERS, "description", "remark", "failure")}
+    facts = pandas.DataFrame([json.loads(text) for text in table.facts.values]).add_prefix("fact_")
+    return csv_of(pandas.DataFrame(columns).join(facts))
 
 
 def summary(table: xr.Dataset) -> Iterator[Any]:
     """The numbers as a table for a terminal (rich), and the remarks as lines of text."""
-    from rich.table import Table
-
     several = len(set(table.name.values.tolist())) < table.sizes["entry"]
-    rows = Table(
+    heads = (
         *("model", "class half lost, t*", "width", "half-life, first layer", "last layer", "last below first layer"),
         *("speciation", "chi, at", "xi (pixels)", "calibration gap (p)"),
-        title="log-SNR (nats) with 95 % intervals; more noise is further below",
     )
-    remarks = []
-    for entry, last in _entries(table):
-        title = str(entry.title.item())
-        rows.add_row(
-            title + (f", {entry.classifier.item()}" if several else ""),
-            *map(_cell, (entry.transition, entry.width, entry.half_life[0], entry.half_life[last], entry.inversion)),
-            _number(entry.speciation),
-            f"{_cell(entry.chi)}, {_cell(entry.chi_at)}" if np.isfinite(entry.chi[0]) else "",
-            _cell(entry.xi),
-            f"{_cell(entry.gap)} ({float(entry.gap_p):.2g})" if np.isfinite(entry.gap[0]) else "",
-        )
+    rows, remarks = [], []
+    for k, last in enumerate(_last_layer(table).values):
+        entry = table.isel(entry=k)
+        title = f"{entry.title.item()}{f', {entry.classifier.item()}' if several else ''}"
+        cells = entry.transition, entry.width, entry.half_life[0], entry.half_life[last], entry.inversion, entry.speciation
+        p = f" ({float(entry.gap_p):.2g})" if np.isfinite(entry.gap_p) else ""
+        chi = ", ".join(filter(None, map(_cell, (entry.chi, entry.chi_at))))
+        rows.append((title, *map(_cell, cells), chi, _cell(entry.xi), f"{_cell(entry.gap)}{p}"))
         if remark := f"failed: {entry.failure.item()}" if entry.failure.item() else entry.remark.item():
-            remarks.append(f"{title}: {remark}")
-    yield rows
+            remarks.append(f"{entry.title.item()}: {remark}")
+    yield for_terminal(TextTable("log-SNR (nats) with 95 % intervals; more noise is further below", heads, rows))
     yield from remarks
 
 
-def _entries(table: xr.Dataset) -> Iterator[tuple[xr.Dataset, int]]:
-    """Each entry, and the number of its last layer."""
-    for k in range(table.sizes["entry"]):
-        entry = table.isel(entry=k)
-        yield entry, max(sum(bool(str(layer)) for layer in entry.layer.values) - 1, 0)
+def _last_layer(table: xr.Dataset) -> xr.DataArray:
+    """Index of the last layer of each entry."""
+    return ((table.layer != "").sum("network_layer") - 1).clip(0)
 
 
-def _number(value: Any) -> str:
-    value = float(value)
-    return "" if np.isnan(value) else f"{value:.3g}".replace("inf", "∞")
-
-
-def _cell(values: Any) -> str:
-    """A number with its interval; "" if it does not exist."""
-    number = Estimate(*np.asarray(values, float).tolist())
-    return _number(number.value) if np.isnan(number).any() else f"{number:.3g}".replace("inf", "∞")
+def _cell(values: xr.DataArray) -> str:
+    """A number, with its interval if it has one; "" if it does not exist."""
+    value, *ends = np.ravel(values).tolist()
+    text = f"{Estimate(value, *ends):.3g}" if ends and not np.isnan(ends).any() else f"{value:.3g}"
+    return "" if np.isnan(value) else text.replace("inf", "∞")

@@ -1,4 +1,4 @@
-"""The options of an image experiment, described once for Python, TOML files and the command line."""
+"""The options of an image experiment, described once for Python and the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_names
-from uturn.core.checks import shown
+from uturn.core.checks import expect
+from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
+
+with later():
+    from uturn.core import spec
+    from uturn.networks.images import conditions
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -107,16 +112,11 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         """
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
-        for name, value in self._set("unit", "schedule").items():
-            raise ValueError(f"{name} = {value!r}: goes with recorded; leave it out")
-        from uturn.networks.images.conditions import read_prompts
-
-        prompts = read_prompts(self.prompt or "").rows
-        if prompts is not None and len(prompts) != self.items:
-            raise ValueError(
-                f"prompt = {shown(self.prompt)}: the file has {len(prompts)} prompts for items = {self.items}; expected one line "
-                f"for each item"
-            )
+        self._absent("recorded", "unit", "schedule")
+        prompts = conditions.read_prompts(self.prompt or "").rows
+        expect(
+            prompts is None or len(prompts) == self.items, "lines of prompt", prompts and len(prompts), f"{self.items}, as items"
+        )
         return self._experiment(
             20 if self.items <= 1000 else 50,
             source=self._source(originals),
@@ -127,23 +127,17 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
     def _recorded_experiment(self, pattern: str) -> Experiment:
         """The experiment of recorded files; sizes and levels that are not given are those of the files."""
-        from uturn.backward.recorded import RecordedImages
-        from uturn.core.spec import build
-
         for name in DiffusionOptions.model_fields:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                value = shown(getattr(self, name))
-                raise ValueError(f"{name} = {value}: an option of models, but recorded = {pattern!r} runs none; leave it out")
-        if self.data in ("fashion_mnist", "generated") or self.data.endswith(".npy"):
-            raise ValueError(f"data = {self.data!r}: expected the folder of the originals of recorded = {pattern!r}")
-        table, backward = self._source(None), RecordedImages(pattern=pattern)
+            value = getattr(self, name)
+            expect(value == type(self).model_fields[name].default, name, value, "none; recorded files need no model")
+        is_folder = self.data not in ("fashion_mnist", "generated") and not self.data.endswith(".npy")
+        expect(is_folder, "data", self.data, f"the folder of the originals of recorded = {pattern!r}")
+        table, backward = self._source(None), spec.build("backward", {"type": "recorded", "pattern": pattern})
         levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
-        if not isinstance(levels, list):
-            raise ValueError(f"levels = {levels}: expected levels of the recorded files, such as 0.2,0.5, or none")
+        expect(isinstance(levels, list), "levels", levels, "levels of the recorded files, such as 0.2,0.5, or none")
         found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
         if "items" not in self.model_fields_set:
-            source = build("source", table)
-            found["items"] = source.count()
+            found["items"] = spec.build("source", table).count()
         options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
         return options._experiment(
             20 if options.items <= 1000 else 50,
@@ -163,26 +157,20 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             table, applicable = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
         elif self.data.endswith(".npy"):
             table, applicable = {"type": "array", "path": self.data}, ("labels",)
-        chosen = self._set("size", "channels", "classes", "labels")
-        for name, value in chosen.items():
-            if name not in applicable:
-                kind = "a .npy file" if name == "labels" else "a folder of images"
-                raise ValueError(f"{name} = {value!r}: goes with {kind}, but data = {self.data!r}; leave it out")
-        return table | chosen
+        names = ("size", "channels", "classes", "labels")
+        for name in set(names) - set(applicable):
+            self._absent("a .npy file" if name == "labels" else "a folder of images", name)
+        return table | self._set(*names)
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the stored images."""
         generating = self.model if self.data == "generated" else None
         classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
-        if not classifiers and self.needs_classifier:
-            raise ValueError(
-                f"classifiers: none given for data = {self.data!r}; expected at least one, e.g. 'torchvision:convnext_base'"
-            )
+        expect(classifiers or not self.needs_classifier, "classifiers", classifiers, "at least one, 'torchvision:convnext_base'")
         networks = len(classifiers) + (self.perceptual is not None)
         weights = self.weights or [""] * networks
-        if len(weights) != networks:
-            noun = "classifiers" if self.perceptual is None else "networks (the perceptual one is the last)"
-            raise ValueError(f"weights: {len(weights)} for {networks} {noun}; expected one for each, or none at all")
+        each = f"{networks}, one for each network (the perceptual one is the last), or none at all"
+        expect(len(weights) == networks, "number of weights", len(weights), each)
         probes: list[dict[str, Any]] = [
             {
                 "type": "network_layers",
@@ -195,14 +183,14 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             }
             for name, classifier, own_weights in zip(probe_names(classifiers), classifiers, weights, strict=False)
         ]
-        if self.class_prompts is not None and not any(classifier.startswith("clip:") for classifier in classifiers):
-            raise ValueError(f"class_prompts = {self.class_prompts!r}: goes with a classifier 'clip:FOLDER'; leave it out")
+        if not any(classifier.startswith("clip:") for classifier in classifiers):
+            self._absent("a classifier 'clip:FOLDER'", "class_prompts")
         if self.perceptual is not None:
             options = {"weights": weights[-1] or None, "linear": self.perceptual_linear}
             chosen = {name: value for name, value in options.items() if value is not None}
             probes.append({"type": "perceptual", "classifier": self.perceptual, **chosen})
-        elif self.perceptual_linear is not None:
-            raise ValueError(f"perceptual_linear = {self.perceptual_linear!r}: goes with a network `perceptual`; leave it out")
+        else:
+            self._absent("a network `perceptual`", "perceptual_linear")
         if self.keep:
             probes.append({"type": "images", "first": self.keep})
         return probes

@@ -1,4 +1,4 @@
-"""The options of the check of posterior samplers, described once for Python, TOML files and the command line."""
+"""The options of the check of posterior samplers, described once for Python and the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.options import SIZES
+from uturn.core.checks import expect
+from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions
+
+with later():
+    from uturn.engine import sweep
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -116,8 +121,7 @@ class InverseOptions(ImageOptions):
         """
         for name in ("samplers", "data"):
             texts = getattr(self, name)
-            if not texts or len(set(texts)) < len(texts):
-                raise ValueError(f"{name} = {texts}: expected one or more, each once")
+            expect(texts and len(set(texts)) == len(texts), name, texts, "one or more, each once")
         runs = []
         for data in self.data:
             # Options of folders and .npy files concern these data only.
@@ -131,8 +135,8 @@ class InverseOptions(ImageOptions):
                 store = f"{_file_name(kind)}-{_file_name(label)}.zarr"
                 name = label if len(self.data) == 1 else f"{label}, {kind}"
                 runs.append(Run(name, store, label, data, arm._of_sampler(sampler, law, originals)))
-        if len({run.store for run in runs}) < len(runs):
-            raise ValueError(f"data, samplers: two of {', '.join(run.store for run in runs)} would share a store; rename one")
+        stores = [run.store for run in runs]
+        expect(len(set(stores)) == len(runs), "data, samplers: stores", stores, "different names; rename one")
         return runs
 
     def experiment(self, originals: str | None = None) -> Experiment:
@@ -189,18 +193,15 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     >>> named_options("sampler", "deepinv:DiffPIR steps=50 zeta=0.3")
     ('deepinv:DiffPIR', {'steps': 50, 'zeta': 0.3})
     """
-    from uturn.engine.sweep import parsed_value
-
     try:
         name, *pairs = shlex.split(text)
     except ValueError:  # no word, or a quote that is not closed
         raise ValueError(f"{option} = {text!r}: expected a name, perhaps with options behind it: 'NAME KEY=VALUE ..'") from None
     options = {}
     for pair in pairs:
-        key, equal, value = pair.partition("=")
-        if not (key and equal and value):
-            raise ValueError(f"{option} = {text!r}: {pair!r} is no option; expected KEY=VALUE, without blanks in it")
-        options[key] = parsed_value(value)
+        key, _, value = pair.partition("=")
+        expect(key and value, f"{option} = {text!r}: option", pair, "KEY=VALUE, without blanks in it")
+        options[key] = sweep.parsed_value(value)
     return name, options
 
 

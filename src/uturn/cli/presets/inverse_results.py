@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
+import xarray as xr
 
 from uturn.backward.sampler import PosteriorSampler
-from uturn.core.checks import plain
-from uturn.core.files import named_errors, whole_file, whole_folder
+from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
@@ -25,9 +25,6 @@ from uturn.studies.runs import item_names, kept_images
 from uturn.studies.tables import csv_of
 
 if TYPE_CHECKING:
-    import pandas
-    import xarray as xr
-
     from uturn.cli.presets.inverse import Run
     from uturn.store.outputs import OutputFolder
 
@@ -85,13 +82,9 @@ def write_inverse(
     }
     with named_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "inverse.json": json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False),
-        "inverse.csv": csv_of(_tidy(entries)),
-    }
-    for name, text in texts.items():
-        with whole_file(folder.path / name) as file:
-            file.write(text.encode())
+    write_json(folder.path / "inverse.json", content)
+    with whole_file(folder.path / "inverse.csv") as file:
+        file.write(csv_of(_tidy(entries)).encode())
     with whole_folder(folder.path / ERRORS) as errors:
         write_figures(errors, dict(_drawn_errors(runs, tests)))
     write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
@@ -115,19 +108,19 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
             "strength": float(at.noise),
             "kind": str(at.kind.item()),
             "decided": str(at.decided.item()),
-            "residual": _numbers(at.residual.values),
+            "residual": at.residual.values.tolist(),
             "readings": [
                 {
                     "reading": str(name),
                     "family": str(of.family.item()),
-                    "effect": _numbers(of.effect.values),
+                    "effect": of.effect.values.tolist(),
                     "effect_unit": str(of.effect_unit.item()),
-                    **{key: _numbers(of[key].values) for key in _P_VALUES},
+                    **{key: of[key].values.tolist() for key in _P_VALUES},
                 }
                 for name in at.reading.values
                 for of in [at.sel(reading=name)]
             ],
-            **{key: _numbers(values) for key, (values, _) in untested(at).items()},
+            **{key: values.tolist() for key, (values, _) in untested(at).items()},
         }
         for at in by_level(tests)
     ]
@@ -144,16 +137,11 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         "kept": {
             "reading": kept,
             "strength": study.noise.values.tolist(),
-            "curve": _numbers(study.curve.sel(reading=kept).values),
+            "curve": study.curve.sel(reading=kept).values.tolist(),
         },
-        "t_star": _numbers(study.half_life.sel(reading=kept, axis=study.axis.values[0]).values),
+        "t_star": study.half_life.sel(reading=kept, axis=study.axis.values[0]).values.tolist(),
         "tests": at_strength,
     }
-
-
-def _numbers(values: np.ndarray) -> Any:
-    """An array as plain numbers, None where there is none."""
-    return np.where(np.isfinite(values), values, np.array(None)).tolist()
 
 
 def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -200,7 +188,7 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
         gaps = [of for of in readings if of["reading"] == "distance"]
         gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
         p_values = [
-            [of[key] for of in readings for key in ("p_holm", "rank_p_holm") if of["reading"] == name and of[key] is not None]
+            [of[key] for of in readings for key in ("p_holm", "rank_p_holm") if of["reading"] == name and np.isfinite(of[key])]
             for name in tested
         ]
         decided = dict.fromkeys(_in_words(at["decided"]) for at in entry["tests"] if at["decided"])
@@ -211,9 +199,9 @@ def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str
                 entry["kinds"],
                 ", ".join(decided),
                 *(f"{min(some):.2g}" if some else "" for some in p_values),
-                f"{with_interval(_floats(gap['effect']), '+.2g')} at {gap['strength']:.3g}",
-                with_interval(_floats(entry["kept"]["curve"][-1])),
-                with_interval(_floats(entry["t_star"])),
+                f"{with_interval(gap['effect'], '+.2g')} at {gap['strength']:.3g}",
+                with_interval(entry["kept"]["curve"][-1]),
+                with_interval(entry["t_star"]),
                 f"{entry['calls']}",
             )
         )
@@ -241,14 +229,8 @@ def _in_words(reading: str) -> str:
     return f"{'ranks of ' if name != reading else ''}{NAMES.get(plain_name(name), name.replace('_', ' '))}"
 
 
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [np.nan if value is None else value for value in values]
-
-
 def _tidy(entries: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     """A row for each run, strength and reading."""
-    import pandas
-
     rows = []
     for entry in entries:
         of_run = {key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")}
@@ -269,8 +251,6 @@ def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dat
 
     `original` (run, item, channel, row, column), `observation` (run, noise, item, ..), `image` (run, noise, item, clone, ..).
     """
-    import xarray as xr
-
     runs = [run for run in runs if kept_images(readings[run.name])] or list(runs)
     first = readings[runs[0].name]
     labels = {key: ("run", [getattr(run, key) for run in runs]) for key in ("name", "sampler", "data")}

@@ -1,4 +1,4 @@
-"""Options of a study: one description for Python, TOML files and the command line."""
+"""Options of a study: one description for Python and the command line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
-from uturn.core.checks import checked_integer, checked_noise, checked_path, plain, shown, validation_words
-from uturn.core.files import read_table
+from uturn.core.checks import checked_integer, checked_noise, expect, plain, validation_words
+from uturn.core.lazy import later
+
+with later():
+    from uturn.core import experiment as experiments
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -51,7 +54,7 @@ class PresetOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, options: Any) -> Any:
-        """Options from Python, TOML files or command lines, converted to the types of the fields."""
+        """Options from Python or the command line, converted to the types of the fields."""
         if not isinstance(options, Mapping):
             return options
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
@@ -68,27 +71,21 @@ class PresetOptions(BaseModel):
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
         """Check options; a ValueError of one line names the option that is wrong."""
         named = {name for names in cls.panels.values() for name in names}
-        if unused := sorted(set(options) & set(cls.model_fields) - named):  # fields of the preset that it extends
-            raise ValueError(f"{', '.join(unused)}: no option here; expected some of {', '.join(sorted(named))}")
+        unused = sorted(set(options) & set(cls.model_fields) - named)  # fields of the preset that it extends
+        expect(not unused, "options", unused, f"some of {', '.join(sorted(named))}")
         try:
             return cls.model_validate(options)
         except ValidationError as error:
             raise ValueError(validation_words(error)) from None
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read options from a TOML file with one line `name = value` for each option that is not the default."""
-        path = Path(checked_path("options", path))
-        try:
-            return cls.from_dict(read_table(path))
-        except OSError as error:
-            raise ValueError(f"cannot read the options {path}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-
     def _set(self, *names: str) -> dict[str, Any]:
         """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _absent(self, of: str, *names: str) -> None:
+        """ValueError if one of these options is given, which goes with something that is not chosen."""
+        for name, value in self._set(*names).items():
+            expect(False, name, value, f"none; it goes with {of}")
 
     def _experiment(self, chunk: int, **parts: Any) -> Experiment:
         """The experiment of these parts, with the default of `chunk`.
@@ -96,10 +93,8 @@ class PresetOptions(BaseModel):
         A killed run loses its unfinished tasks, and each task writes one file for each variable: small runs get small tasks, and
         large runs get large tasks, which make fewer files.
         """
-        from uturn.core.experiment import Experiment
-
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
-        return Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
+        return experiments.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
 
 
 def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
@@ -113,10 +108,8 @@ def noise_levels(levels: int | list[float], steps: int | None = None) -> list[fl
     if isinstance(levels, list):
         return checked_noise(levels, 1).tolist()
     count = checked_integer("levels", levels, 1)
-    if steps is not None and count > steps:
-        raise ValueError(f"levels = {count}, but the chain has {steps} steps; take at most as many levels, or more steps")
-    if steps is None and count > 1000:
-        raise ValueError(f"levels = {shown(levels)}: expected at most 1000 noise levels")
+    expect(steps is None or count <= steps, "levels", count, f"at most as many as the chain has steps, {steps}")
+    expect(steps is not None or count <= 1000, "levels", levels, "at most 1000 noise levels")
     steps = steps or count
     return [(2 * i * steps + count) // (2 * count) / steps for i in range(1, count + 1)]
 
@@ -157,6 +150,6 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
 def _texts(name: str, values: Any) -> list[str]:
     """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
     texts = [values] if isinstance(values, str) else [] if values is None else values
-    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} = {shown(values)}: expected a list of texts")
+    are_texts = isinstance(texts, list) and all(text is None or isinstance(text, str) for text in texts)
+    expect(are_texts, name, values, "a list of texts")
     return [text or "" for text in texts]

@@ -8,11 +8,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from rich.table import Table
+from scipy.stats import chi2
 
 from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
@@ -23,8 +25,6 @@ from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_sampl
 from uturn.networks.model_check import is_checked
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from uturn.core.experiment import Experiment
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
@@ -89,8 +89,6 @@ class Report(NamedTuple):
         return {"title": self.title, "passed": self.passed, "tests": tests}
 
     def table(self) -> Table:
-        from rich.table import Table
-
         table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
         for row in self.rows:
             style = "bold red" if row.verdict == _FAILS else "green" if row.verdict == _PASSES else ""
@@ -151,17 +149,13 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
         For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
     """
     options = options.of_files()
-    if not options.noise(weakest=False):
-        raise ValueError(f"levels = {shown(options.levels)}: expected at least one that rounds to a step, of {options.steps}")
+    expect(options.noise(weakest=False), "levels", options.levels, f"at least one that rounds to a step, of {options.steps}")
     own = options.experiment()
     (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
     is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
     least = math.ceil(math.log(len(options.noise()) / share) / math.log(3))
-    if options.items < least:
-        raise ValueError(
-            f"items = {options.items}: so few could not make the check fail at false_alarm_rate = {options.false_alarm_rate:g}; "
-            f"expected at least {least}"
-        )
+    few = f"at least {least}; fewer could not make the check fail at false_alarm_rate = {options.false_alarm_rate:g}"
+    expect(options.items >= least, "items", options.items, few)
     if options.step is not None:
         label = f"step = {options.step!r}"
         steps: Any = OwnSteps(import_function(options.step, label, _STEP, _STEP), own.parts.backward, label)
@@ -237,14 +231,13 @@ class _Checked(NamedTuple):
     def recorded_u_turns(self, pattern: str) -> np.ndarray:
         """The first two recorded U-turns of each original, (noise, items, 2, ...)."""
         backward = RecordedImages(pattern=pattern)
-        if len(backward.files.trajectories) < 2:
-            raise ValueError(f"recorded = {pattern!r}: the files have one trajectory of each original; the tests compare two")
+        trajectories = backward.files.trajectories
+        expect(
+            len(trajectories) > 1, f"recorded = {pattern!r}: trajectories", trajectories, "two or more, which the tests compare"
+        )
         made = self.u_turns(backward.undone(Recorded(), self.own.parts.source), backward, range(2))
-        if not np.isfinite(made).all():
-            raise ValueError(
-                f"recorded = {pattern!r}: files of the first {self.options.items} originals are missing; expected two "
-                f"trajectories of each at noise {', '.join(f'{level:g}' for level in self.options.noise())}"
-            )
+        files = f"two trajectories of each of the first {self.options.items} originals at noise {self.options.noise()}"
+        expect(np.isfinite(made).all(), "recorded", pattern, files)
         return made
 
     def step_row(self, level: float) -> Row:
@@ -253,8 +246,6 @@ class _Checked(NamedTuple):
         With x the R repeats, and v the formula, the sum over pixels and originals of (x - mean)^2 / v has the law of chi-square
         with (R - 1) degrees of freedom for each of them, since the noise is normal. If v is 0, so must be the variance.
         """
-        from scipy.stats import chi2
-
         if self.steps is None:
             return Row("one repeated step", _UNTESTED, _NO_STEP)
         model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]

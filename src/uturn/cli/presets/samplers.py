@@ -9,6 +9,11 @@ from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.options import noise_levels
+from uturn.core.checks import expect
+from uturn.core.lazy import later
+
+with later():
+    from uturn.core import spec
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -68,17 +73,18 @@ class SamplerOptions(ImageOptions):
         """
         if self.recorded is None:
             return self
-        if self.sampler != "stored" or self.step is not None:
-            raise ValueError(f"recorded = {self.recorded!r}: goes without sampler and step; leave them out")
+        expect(self.sampler == "stored" and self.step is None, "recorded", self.recorded, "no sampler and no step beside it")
         levels = self.levels
         if "levels" not in self.model_fields_set:
-            from uturn.backward.recorded import RecordedImages
-
-            levels = [level for level in RecordedImages(pattern=self.recorded).files.levels if level > 0]
+            levels = [
+                level
+                for level in spec.build("backward", {"type": "recorded", "pattern": self.recorded}).files.levels
+                if level > 0
+            ]
         if isinstance(levels, list):
             for level in levels:
-                if abs(level * self.steps - round(level * self.steps)) > 1e-6 or level > 1:
-                    raise ValueError(f"level {level:g} of recorded files: expected k/steps, here k/{self.steps}; give --steps")
+                is_step = abs(level * self.steps - round(level * self.steps)) <= 1e-6 and level <= 1
+                expect(is_step, "level of recorded files", level, f"k/steps, here k/{self.steps}; give --steps")
         return self.model_copy(update={"levels": levels})
 
     def noise(self, weakest: bool = True) -> list[float]:

@@ -1,15 +1,19 @@
-"""The options of a text experiment, described once for Python, TOML files and the command line."""
+"""The options of a text experiment, described once for Python and the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_names
+from uturn.core.lazy import later
 from uturn.networks.texts.options import LanguageOptions
+
+with later():
+    from uturn.cli.presets import decoders
+    from uturn.core import spec
 
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser
@@ -19,21 +23,6 @@ if TYPE_CHECKING:
 PASSAGES = 30  # of those of the package, without --items
 COMPARED = (0.5, 1.0)  # noise levels at which an audit compares decoders
 AUDIT_SIZES = {"levels": 4, "trajectories": 2}  # defaults of an audit, whose readings cost more than U-turns
-AUDITED: tuple[dict[str, Any], ...] = (
-    {},
-    {"order": "blocks", "block": 1},
-    {"order": "entropy"},
-    {"order": "probability"},
-    {"order": "confidence"},
-    {"temperature": 0.7},
-    {"top_p": 0.9},
-    {"steps": 16},
-    {"order": "entropy", "steps": 16},
-    {"order": "confidence", "steps": 16},
-    {"order": "analytic", "steps": 16},
-    {"order": "analytic", "steps": 16, "remask": "cap"},
-)
-"""The decoders that an audit compares, as options of `Decoder`."""
 
 
 class TextOptions(LanguageOptions, PresetOptions):
@@ -143,9 +132,7 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     def denoiser(self) -> LanguageDenoiser:
         """The backward of these options."""
-        from uturn.core.spec import build
-
-        denoiser: LanguageDenoiser = build("backward", self._backward())
+        denoiser: LanguageDenoiser = spec.build("backward", self._backward())
         return denoiser
 
     def _backward(self) -> dict[str, Any]:
@@ -156,30 +143,17 @@ class TextOptions(LanguageOptions, PresetOptions):
 
         Decoders that give the same texts of at most as many tokens as these are one.
         """
-        from uturn.corruption.unmasking import Decoder
-
-        plain = {option.name: LanguageOptions.model_fields[option.name].default for option in fields(Decoder)}
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
         probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "classifier": None}
         probes |= {"audit": False, "repetition": True}
         runs: dict[str, TextOptions] = {}
         for decoder, options in self._decoders():
-            of_decoder = self.model_copy(update={**plain, **options, **sizes, **probes})
+            of_decoder = self.model_copy(update={**decoders.PLAIN, **options, **sizes, **probes})
             runs.setdefault(decoder.description, of_decoder)
         return runs
 
     def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
-        """The audited decoders and one's own on texts of the length of these, with their options that are not the defaults."""
-        from uturn.core.spec import build
-        from uturn.corruption.unmasking import Decoder
-
-        own, source = self.denoiser(), build("source", self._source()).made_by(self.denoiser(), self.seed)
-        length = int(source.free(range(source.count())).sum(1).max())
-        decoders = [of.on_texts_of(length) for of in (*(Decoder(**options) for options in AUDITED), own.decoder)]
-        return [
-            (of, {option.name: value for option in fields(of) if (value := getattr(of, option.name)) != option.default})
-            for of in decoders
-        ]
+        return decoders.audited_decoders(self.denoiser(), spec.build("source", self._source()))
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
@@ -193,18 +167,13 @@ class TextOptions(LanguageOptions, PresetOptions):
         if self.repetition or self.audit:
             probes.append({"type": "repetition"})
         if self.audit:
-            probes += [{"type": "order_consistency"}, {"type": "order_likelihood", "decoders": self._with_likelihood()}]
+            probes += [
+                {"type": "order_consistency"},
+                {"type": "order_likelihood", "decoders": decoders.with_likelihood(self._decoders())},
+            ]
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes
-
-    def _with_likelihood(self) -> list[dict[str, Any]]:
-        """Options of the audited decoders whose likelihood is compared with that from left to right."""
-        from uturn.corruption.decoder_likelihood import is_determined
-
-        known = dict(self._decoders())
-        compared = [options for of, options in known.items() if is_determined(of) and of.is_exact_singly]
-        return compared[2:]  # random and left to right, the first two, are compared anyway
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
         """The table of a probe that reads texts with a second model."""

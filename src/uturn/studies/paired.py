@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas
 import xarray as xr
 
 from uturn.core.checks import shown
 from uturn.measures.statistics import ESTIMATE, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
-from uturn.studies.figure import _grid_of_panels
-from uturn.studies.plotting.curves import along, brief, draw_curve, draw_legend, draw_noise_axis, evenly_spaced, no_mathematics
-from uturn.studies.plotting.style import DISTINCT, MUTED, level_colors, style
+from uturn.studies.charts import Chart
+from uturn.studies.figure import drawn
+from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading import instructions_of
 from uturn.studies.tables import TextTable, names_in_panel
-
-if TYPE_CHECKING:
-    import pandas
 
 FORMAT, VERSION = "uturn.difference", 1
 _WITHIN = ("trajectory", "clone")
 _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
-MOST_LEVELS, MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
+_MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
 
 
 def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
@@ -188,7 +186,7 @@ def _of_shares(levels: list[Level]) -> np.ndarray:
 def table_of(data: xr.Dataset) -> TextTable:
     """A difference as a table: half-lives of both runs, their difference, and that of the curves at some noise levels."""
     x, rows = axis_words(data), []
-    noises = evenly_spaced(data.sizes["noise"], MOST_NOISES)
+    noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
     for part in (data.isel(reading=k) for k in _chosen(data)):
         places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
         cells = [with_interval(place) for place in places] if np.isfinite(part.half_lives.values).any() else [""] * 3
@@ -206,8 +204,6 @@ def remarks_of(data: xr.Dataset) -> list[str]:
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
     """A difference as a pandas frame: a row for each reading and noise level, then for each half-life, those of the runs too."""
-    import pandas
-
     curves = pandas.MultiIndex.from_product([data.reading.values, data.noise.values], names=["reading", "noise"])
     places = pandas.MultiIndex.from_product([data.reading.values, data.axis.values], names=["reading", "axis"])
     frames = [
@@ -222,13 +218,13 @@ def frame_of(data: xr.Dataset) -> pandas.DataFrame:
 
 
 def data_of(data: xr.Dataset) -> dict[str, Any]:
-    """The content of `difference.json`; None for numbers that do not exist."""
+    """The content of `difference.json`."""
 
-    def numbers(values: np.ndarray) -> dict[str, float | None]:
-        return {key: float(value) if np.isfinite(value) else None for key, value in zip(ESTIMATE, values, strict=True)}
+    def numbers(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(ESTIMATE, values.tolist(), strict=True))
 
     def on_axes(values: np.ndarray) -> dict[str, Any]:
-        return {str(axis): numbers(row) for axis, row in zip(data.axis.values, values, strict=True)}
+        return dict(zip(data.axis.values.tolist(), map(numbers, values), strict=True))
 
     readings = [
         {
@@ -239,41 +235,32 @@ def data_of(data: xr.Dataset) -> dict[str, Any]:
         }
         for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
     ]
-    noise = [float(x) if np.isfinite(x) else None for x in data.noise.values]
-    about = {"format": FORMAT, "version": VERSION, "difference": data.attrs["description"]}
     return {
-        **about,
+        "format": FORMAT,
+        "version": VERSION,
+        "difference": data.attrs["description"],
         "intervals": "95 %, paired over originals, or grammars if there are several",
-        "noise": noise,
+        "noise": data.noise.values,
         "readings": readings,
+        "table": table_of(data)._asdict(),
     }
 
 
 def draw_difference(data: xr.Dataset) -> Any:
     """The differences of all curves: a panel for each variable, with some of its levels."""
-    x = data.noise.values
-    there = np.isfinite(x)
-    variables = dict.fromkeys(data.variable.values.tolist())
-    with style() as plt:
-        figure, axes = _grid_of_panels(plt, len(variables), 4.3)
-        for axis, name in zip(axes, variables, strict=True):
-            chosen = [k for k in _chosen(data) if data.variable.values[k] == name]
-            colors = level_colors(len(chosen)) if len(chosen) > len(DISTINCT) else DISTINCT
-            for k, label, color in zip(chosen, names_in_panel(data, chosen), colors, strict=False):
-                points, band, look = along(x[there], data.curve.values[k, there])
-                draw_curve(axis, points, band, color, 0.15, label=brief(label, 34), **look)
-            axis.axhline(0, color=MUTED, lw=1, ls=":")
-            draw_noise_axis(axis, x[there])
-            axis.set_xlabel(no_mathematics(axis_words(data)))
-            axis.set_ylabel(no_mathematics(str(data.unit.values[chosen[0]]) or "difference"))
-            axis.set_title(brief(str(data.words.values[chosen[0]]), 60), fontsize=11, pad=8)
-            draw_legend(axis, "best")
-        line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
-        figure.text(0.005, -0.01, no_mathematics(line), color=MUTED, fontsize=9, va="top")
-    return figure
+    charts, shown = [], np.array(_chosen(data))
+    for name in dict.fromkeys(data.variable.values.tolist()):
+        chosen = shown[data.variable.values[shown] == name]
+        part = data.isel(reading=chosen)
+        curves = part.curve.drop_vars([key for key, of in part.coords.items() if "reading" in of.dims])
+        curves = curves.rename(reading="line").assign_coords(line=names_in_panel(data, chosen))
+        unit = str(part.unit.values[0]) or "difference"
+        charts.append(Chart("", str(part.words.values[0]), "", unit, curves, joined=True, level=(0.0, "")))
+    line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
+    return drawn(charts, [line])
 
 
 def _chosen(data: xr.Dataset) -> list[int]:
     """Indices of the readings shown: of each variable evenly spaced ones."""
     rows = [np.flatnonzero(data.variable.values == name) for name in dict.fromkeys(data.variable.values.tolist())]
-    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), MOST_LEVELS)]
+    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), _MOST_LEVELS)]
