@@ -11,9 +11,9 @@ import xarray as xr
 from scipy.stats import beta
 from scipy.stats import t as student
 from typer.testing import CliRunner
-from uturn.studies.difference import difference
 
 import uturn as ut
+from forging import passed
 from uturn.cli import app
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import holm
@@ -21,7 +21,7 @@ from uturn.measures.changes import correlations, susceptibility
 from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
 from uturn.store.record import Store
-from uturn.studies import named_runs, study_of, summary, tidy
+from uturn.studies import difference, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes
 from uturn.studies.figure import common_axis, draw_studies, draw_study

@@ -127,7 +127,7 @@ def test_beliefs_of_true_symbols_in_any_memory_order():
         assert np.array_equal(noisy.true_beliefs({level: change(nodes) for level, nodes in latents.items()}), expected)
     for symbol in (-1, 8):
         wrong = {**latents, 2: np.where(np.arange(8) == 3, symbol, latents[2])}
-        with pytest.raises(ValueError, match=rf"symbols\[2\] contains {symbol}; .*0..7"):
+        with pytest.raises(ValueError, match=r"range of symbols\[2\].*0..7"):
             noisy.true_beliefs(wrong)
 
 
