@@ -69,7 +69,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """ValueError if the images or labels of a source do not fit the model."""
         reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
         expected = reverse.image_shape
-        takes = f"what the model {self.model!r} takes, {expected}; give the source its `channels` and `size`, or the model `image_size`"
+        takes = f"what the model {self.model!r} takes, {expected}"
+        takes += "; give the source its `channels` and `size`, or the model `image_size`"
         expect(expected is None or tuple(expected) == shape, "images: (channels, height, width)", shape, takes)
         expects = None if reverse.prompts is not None else reverse.num_classes
         labels = None if expects is None else source.num_labels()
