@@ -619,18 +619,18 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     kept = NUMBERS | {PICTURES}  # no old figure is left over, pictures stay
     assert {path.name for path in tmp_path.iterdir()} == kept
     (tmp_path / PICTURES / "holiday.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holds 'holiday.png'"):
+    with pytest.raises(ValueError, match=r"\['holiday.png'\]: expected another folder"):
         write_study(run, tmp_path, save_images=True)
     assert (tmp_path / PICTURES / "holiday.png").read_bytes() == b"mine"
     (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
         write_study(run, out / "run.zarr")
     before = (tmp_path / "curves.csv").read_bytes()
-    with pytest.raises(ValueError, match="save_images: no images are kept"):
+    with pytest.raises(ValueError, match="images kept, for save_images = 0"):
         write_study(run.drop_vars("image"), tmp_path, save_images=True)
     assert (tmp_path / "curves.csv").read_bytes() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file; expected a folder"):
+    with pytest.raises(ValueError, match="expected a folder; it is a file"):
         write_study(run, tmp_path / "file")
 
 

@@ -744,7 +744,7 @@ def test_a_class_probe_of_ones_own_has_its_half_life_and_a_chart(folder, tmp_pat
 
 def test_results_go_into_a_folder_only(measured, results, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file; expected a folder"):
+    with pytest.raises(ValueError, match="expected a folder; it is a file"):
         write_study(measured[0], tmp_path / "file")
     with pytest.raises(ValueError, match="is a store itself"):
         write_study(measured[0], results[0] / "run.zarr")

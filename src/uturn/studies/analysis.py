@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import LARGEST, shown
+from uturn.core.checks import LARGEST, expect, shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
@@ -93,8 +93,7 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     >>> bool(root[1] < root[0] < root[2])
     True
     """
-    if centre not in CENTRES:
-        raise ValueError(f"centre = {shown(centre)}: expected one of {', '.join(CENTRES)}")
+    expect(centre in CENTRES, "centre", centre, f"one of {', '.join(CENTRES)}")
     return study_of(finished_run(ds), centre)
 
 
@@ -146,26 +145,24 @@ def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
 
 def checked_run(ds: Any) -> xr.Dataset:
     """The dataset itself if it has readings of items at noise levels; otherwise ValueError."""
-    if not isinstance(ds, xr.Dataset) or not {"noise", "item"} <= set(ds.dims) or not ds.sizes["item"] * ds.sizes["noise"]:
-        description = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
-        raise ValueError(f"ds = {description}: expected the dataset that uturn.run gives, with dims noise and item")
+    sizes = ds.sizes if isinstance(ds, xr.Dataset) else {}
+    is_run = sizes.get("noise", 0) * sizes.get("item", 0) > 0
+    expect(is_run, "ds", dict(sizes) or ds, "the dataset that uturn.run gives, with dims noise and item")
     noise = ds.noise.values
     sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
-    if not sound or len(np.unique(noise)) < len(noise):
-        raise ValueError(f"noise = {shown(noise.tolist())}: expected different levels, 0 or more")
+    expect(sound and len(np.unique(noise)) == len(noise), "noise", noise.tolist(), "different levels, 0 or more")
     for name in {"step", "t_over_T", "timestep", "log_snr"} & set(ds.coords):
-        if ds[name].dims == ("noise",) and ds[name].dtype.kind not in "iuf":
-            raise ValueError(f"{name} = {shown(ds[name].values.tolist())}: expected numbers, one for each noise level")
-    return ds
+        are_numbers = ds[name].dims != ("noise",) or ds[name].dtype.kind in "iuf"
+        expect(are_numbers, name, ds[name].values.tolist(), "numbers, one for each noise level")
+    run: xr.Dataset = ds
+    return run
 
 
 def finished_run(ds: Any) -> xr.Dataset:
     """The dataset itself if it has all readings of a run (`checked_run`); otherwise ValueError."""
     run = checked_run(ds)
     if missing := missing_tasks(run):
-        raise ValueError(
-            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
-        )
+        raise ValueError(f"the run is not finished: {missing} tasks are missing; run the same command again")
     _check_originals(run)
     return run
 
@@ -383,10 +380,8 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
     elif rule in run:
         named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
         if named.dtype.kind not in "biuf" or not set(named.dims) <= {"item", *blank.dims}:
-            raise ValueError(
-                f"{name}: its start or chance {shown(rule)} has type {named.dtype} and dims {named.dims}; expected numbers, by "
-                f"item or by {blank.dims}"
-            )
+            which = f"{name}: type and dims of its start or chance {shown(rule)}"
+            raise ValueError(f"{which} = {named.dtype}, {named.dims}: expected numbers, by item or by {blank.dims}")
         number = named.reset_coords(drop=True).astype(float)
     else:
         number = np.nan

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.studies.runs import label
 
 if TYPE_CHECKING:
@@ -93,10 +93,8 @@ class Axes:
 def _number_of(coordinate: xr.DataArray, key: str, default: float) -> float:
     """An attribute of a coordinate that is a number, or a ValueError."""
     value = coordinate.attrs.get(key, default)
-    if not isinstance(value, int | float | np.number):
-        raise ValueError(
-            f"the attribute {key} of the coordinate {coordinate.name} is {shown(value)}, no number; copy the store again"
-        )
+    is_number = isinstance(value, int | float | np.number)
+    expect(is_number, f"the attribute {key} of the coordinate {coordinate.name}", value, "a number; copy the store again")
     return float(value)
 
 
@@ -125,7 +123,6 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     if len(units) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    if not shared:
-        raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
+    expect(shared, "noise of the runs", units, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))
