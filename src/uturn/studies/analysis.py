@@ -111,25 +111,8 @@ def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
         if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
             few = f"{level.originals} of {run.sizes['item']} originals have this reading"
             level.texts["remark"] = "; ".join(filter(None, [few, level.texts["remark"]]))
-    data = xr.Dataset(
-        coords={
-            "noise": ("noise", axes.noise, run.noise.attrs),
-            **{
-                name: ("noise", values, {"long_name": axes.words[name]})
-                for name, values in axes.values.items()
-                if name != "noise"
-            },
-            "axis": axes.names,
-            "share": list(SHARES),
-            "estimate": list(ESTIMATE),
-        }
-    )
-    data = (
-        data.merge(_readings(levels, axes))
-        .merge(_inversions(run, readings, axes, centre))
-        .merge(changes_of(run, instructions, axes))
-    )
-    data = data.merge(_gaps(run, instructions, levels, axes))
+    numbers = _readings(levels, axes), _inversions(run, readings, axes, centre), changes_of(run, instructions, axes)
+    data = xr.merge([axes.coordinates(run), *numbers]).merge(_gaps(run, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     medians = dict.fromkeys(level.texts["variable"] for level in levels if level.centre == "median")
     about_centre = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
@@ -239,7 +222,7 @@ def levels_of(
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
     stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
-    outside = _outside(values, *_bounds(how))
+    outside = _outside(values, *bounds_of(how))
     if outside:  # then intervals are not clipped
         how = replace(how, bounds=(None, None))
     centre = "mean" if how.is_share else centre  # numbers in [0, 1] have no tails
@@ -315,7 +298,8 @@ def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
 
 
-def _bounds(how: Variable) -> tuple[float, float]:
+def bounds_of(how: Variable) -> tuple[float, float]:
+    """The bounds of a reading, infinite where there is none."""
     low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
@@ -422,7 +406,7 @@ def _curves(
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels], centre)
-        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *_bounds(how), confidence)
+        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *bounds_of(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
@@ -485,7 +469,8 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     names = ("reading", *TEXTS, "order", "remark")
     texts = {name: ("reading", np.array([level.texts[name] for level in levels], str)) for name in names}
     originals = "reading", np.array([level.originals for level in levels], int)
-    readings = xr.Dataset(numbers, {**texts, "originals": originals, "share": list(SHARES)})
+    labels = {"share": list(SHARES), "estimate": list(ESTIMATE)}
+    readings = xr.Dataset(numbers, {**texts, **labels, "originals": originals})
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import expect
 from uturn.studies.runs import label
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _ANGLES = ("abar", "log_snr", "sigma")
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, for stores that lack the attribute `clean`
@@ -68,6 +66,13 @@ class Axes:
             self.words |= {"abar": "signal power abar", "log_snr": "log-SNR (nats)", "sigma": "sigma"}
         self.words = {axis: label(words) for axis, words in self.words.items()}
         self.names = list(self.values)
+
+    def coordinates(self, run: xr.Dataset) -> xr.Dataset:
+        """The noise levels on all axes, as coordinates of a study."""
+        others = {
+            name: ("noise", values, {"long_name": self.words[name]}) for name, values in self.values.items() if name != "noise"
+        }
+        return xr.Dataset(coords={"noise": ("noise", self.noise, run.noise.attrs), **others, "axis": self.names})
 
     @staticmethod
     def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:

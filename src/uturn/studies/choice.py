@@ -14,7 +14,7 @@ from uturn.core.checks import expect
 from uturn.core.protocols import Variable
 from uturn.measures.statistics import Estimate, checked_share, crossing, independent_groups, mean_bounds
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, named_reading
+from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
 from uturn.studies.reading import is_kept_if_large
@@ -259,17 +259,11 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
     if tosses:  # declared or not
         how = replace(how, bounds=(0.0, 1.0))
-    low, high = _ends(how)
+    low, high = bounds_of(how)
     fits = isinstance(value, int | float | np.number) and not isinstance(value, bool) and low < value < high
     expect(fits, "lose" if lose else "keep", value, f"a number between {low:g} and {high:g} for {label}")
     rises, direction = _direction(next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes)
     return _Goal(name, label, where, how, float(value), rises, direction, lose)
-
-
-def _ends(how: Variable) -> tuple[float, float]:
-    """The bounds of a reading, infinite where there is none."""
-    low, high = how.bounds
-    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
@@ -339,7 +333,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     values = run[goal.name].isel(goal.where)
     # The ends of these intervals of Student's t are one-sided bounds of the confidence.
     level = next(levels_of(run.isel(goal.where), goal.name, goal.how, axes, 2 * confidence - 1))
-    x, (mean, *intervals), ends = axes.noise, level.curve.T, _ends(level.instructions)
+    x, (mean, *intervals), ends = axes.noise, level.curve.T, bounds_of(level.instructions)
     added = len(x) - values.sizes["noise"]  # noise 0
     proven = np.pad(mean_bounds(values, *ends, confidence).reshape(2, -1), ((0, 0), (added, 0)))
     bounds = np.where(np.isfinite(ends)[:, None], proven, intervals)
