@@ -68,7 +68,7 @@ def timed(options: argparse.Namespace) -> None:
         before, start, busy = _memory(), time.perf_counter(), time.process_time()
         ds = ut.run(described(channel, options.depth, options.items, options.trajectories))
         seconds, busy, grown = time.perf_counter() - start, time.process_time() - busy, _memory() - before
-        chi = changes.susceptibility_of(ds).isel(noise=0)
+        chi = changes.susceptibility(ds).isel(noise=0)
         words = f"chi = {chi.chi.item():.2f} [{chi.low.item():.2f}, {chi.high.item():.2f}]"
         each = 1e6 * seconds / size[0] / size[1]
         print(f"{channel:10} {seconds:6.1f} s, all threads {busy:.1f} s   {each:6.1f} us a U-turn   +{grown:.0f} MB   {words}")

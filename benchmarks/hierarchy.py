@@ -23,7 +23,7 @@ from rich.table import Table
 
 from uturn.core.experiment import Experiment
 from uturn.engine.run import run
-from uturn.measures.hierarchy import nesting_index, site_changes
+from uturn.measures.hierarchy import nesting_index
 from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import (
     CONTROLS,
@@ -40,7 +40,7 @@ from uturn.studies.plotting.style import style
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from test_nesting_index import nested_bursts
+from test_nesting_index import nested_bursts, noise_of
 
 DESIGN: dict[str, list[Any]] = {  # the parameters on which the index was chosen
     # (v, m, s, L), as many classes as symbols
@@ -161,8 +161,7 @@ def limits() -> Table:
     table.add_row("the same, from originals to noisy data", str(nesting_index(bursts["noise"], 2)))
     for channel in ("gaussian", "masking", "uniform"):
         made = grammar_experiment({"vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4}, 0, channel=channel)
-        noise = site_changes(made, noisy=True)
-        table.add_row(f"(16, 4, 2), L = 4, {channel}, from originals to noisy data", str(nesting_index(noise, 2)))
+        table.add_row(f"(16, 4, 2), L = 4, {channel}, from originals to noisy data", str(nesting_index(noise_of(made), 2)))
     return table
 
 

@@ -245,8 +245,8 @@ def proportion_runs(of: Tosses, seed: int) -> dict[str, np.ndarray]:
     draws = 1 if of.correlation == 1 else of.trajectories
     shares = rng.binomial(of.sites, p, (of.items, draws, BATCH)) / of.sites
     values = xr.DataArray(shares.repeat(of.trajectories // draws, axis=1)[None], dims=("noise", "item", "trajectory", "run"))
-    found = {"Student's t": replicates(values).interval(lambda c: c), "proportion": proportion(values)}
-    return {name: np.stack([np.full(BATCH, of.p), *ends[:, 0]]) for name, ends in found.items()}
+    found = {"Student's t": replicates(values).interval(lambda c: c), "proportion": proportion(values).values}
+    return {name: np.stack([np.full(BATCH, of.p), *ends[0].T]) for name, ends in found.items()}
 
 
 SKEWED: dict[str, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]] = {
@@ -292,7 +292,7 @@ def rare_run(law: str, items: int, trajectories: int, seed: int) -> dict[str, tu
         xr.DataArray(shares[None], dims=("noise", "item", "trajectory")),
         _RARE[law](np.random.default_rng(1), 10**6).mean(),
     )
-    value, low, high = proportion(values)[:, 0]
+    value, low, high = proportion(values).values[0]
     seen = bool(rests_on_few(values))
     ends = (np.nan, np.nan) if seen else (low, high)
     return {"proportion": (truth, value, low, high), "without a remark": (truth, value, *ends)}
@@ -350,7 +350,7 @@ def grid_run(grid: Grid, seed: int) -> dict[str, tuple[float, ...]]:
 
     interpolated = of.interval(place)
     outwards = [levels_around(x, end)[k] for k, end in enumerate(interpolated[1:])]
-    _, low, high = proportion(values)
+    _, low, high = proportion(values).values.T
     first, last = (low > 0.5).argmin(), len(x) - 1 - (high < 0.5)[::-1].argmin()
     undecided = x[max(first - 1, 0)], x[min(last + 1, len(x) - 1)]
     return {

@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import uturn as ut
-from uturn.measures.changes import susceptibility_of
 from uturn.measures.statistics import estimate, transition
 from uturn.studies.plotting.style import level_bar, level_colors, style
 from uturn.studies.plotting.trees import canvas, donut, draw_tree, leaf_centres
@@ -134,7 +133,7 @@ estimate(of_class, lambda curve: transition(noise, curve, bottom=1 / 32).locatio
 # susceptibility χ counts how many: it is 1 if every leaf changes on its own, and has its peak near ε*.
 
 # %%
-chi = susceptibility_of(results)
+chi = ut.susceptibility(results)
 with style():
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     axis.fill_between(chi.noise, chi.low, chi.high, color="#0072b2", alpha=0.2, lw=0)

@@ -209,7 +209,7 @@ MUTATIONS = (
     ),
     Mutation(
         "changes of different originals in one covariance",
-        "uturn.measures.hierarchy:_moments",
+        "uturn.measures.hierarchy:_of_sites",
         "x = x - mean[:, :, None]",
         "x = x - mean.mean(axis=1)[:, None, None]",
         tests=(("test_nesting_index::test_equals_its_definition", {"s": 2, "sites": 8}),),
@@ -357,7 +357,7 @@ MUTATIONS = (
     ),
     Mutation(
         "C(r) at all distances with the originals that decide the variance",
-        "uturn.measures.changes:_correlations",
+        "uturn.measures.changes:correlations",
         "contributing = np.minimum(contributing, number[:, None])",
         "contributing = 0 * contributing + number[:, None]",
         tests=(("test_changes::test_correlations_that_rest_on_few_common_changes_have_no_interval", {}),),
@@ -660,9 +660,9 @@ MUTATIONS = (
     ),
     Mutation(
         "sigma of the whole timestep below",
-        "uturn.networks.images.own_denoisers:Prediction.levels",
-        "sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)",
-        "sigma = self.sigmas[low]",
+        "uturn.networks.images.levels:Levels.at",
+        "ratio = torch.lerp(self.ratios[low], self.ratios[high], time - low)",
+        "ratio = self.ratios[low]",
         tests=(
             (
                 "test_own_denoisers::test_the_optimal_network_of_every_type_gives_the_same_reconstructions",

@@ -207,7 +207,7 @@ def test_a_chain_that_is_not_described_is_one_line(options, line):
 @pytest.mark.parametrize("probe", ["tree_nodes", "parsed_levels", "messages"])
 def test_probes_of_trees_refuse_chains_before_a_store_is_written(tmp_path, probe):
     spec = {"items": 2, "source": CHAIN, "corruption": {"type": "masking", "noise": [0.5]}, "backward": {"type": "exact"}}
-    with pytest.raises(ValueError, match=f"'{probe}' reads trees"):
+    with pytest.raises(ValueError, match=f"probe of a source without trees = '{probe}'"):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

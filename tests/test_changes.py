@@ -375,20 +375,10 @@ def length_of(covariances):
     ("arguments", "message"),
     [
         ((np.zeros((3, 1, 4)),), "trajectories = 1"),
-        ((np.zeros((3, 4)),), "shape"),
         ((np.full((3, 4, 4), np.nan),), "NaN"),
-        ((np.zeros((3, 4, 4), complex),), "changed: complex128 of shape"),
-        ((np.zeros((3, 4, 4)), "tree"), "branching = None"),
-        ((np.zeros((3, 4, 4)), "grid"), "shape = None"),
-        ((np.zeros((3, 4, 4)), "space"), "'index', 'tree', 'grid'"),
         ((np.zeros((3, 4, 4)), np.zeros((3, 3))), "positive"),
         ((np.zeros((3, 4, 4)), grid_matrix((3,))), "sites of the distance = 3: expected 4"),
-        ((np.zeros((3, 4, 4)), np.zeros((4, 5))), "shape"),
         ((np.zeros((3, 4, 4)), [[0, 1], [2, 0]]), "symmetric"),
-        ((Covariances(Tree(4, 2)),), "trajectories = 0"),
-        ((Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4))), "grid"), "leave out distance"),
-        (([[[0, 1], [1]]],), "changed = .*expected an array"),
-        ((np.full((3, 4, 4), 1e200),), "below 1e\\+100"),
         ((np.ma.masked_equal(np.arange(24).reshape(2, 3, 4), 5),), "masked"),
     ],
 )
@@ -409,8 +399,6 @@ def test_dims_of_a_labelled_array_are_found_by_name():
     ("options", "message"),
     [
         ({"branching": 2}, "distance = 'tree' needs it"),
-        ({"distance": "grid", "shape": (2, 2), "branching": 2}, "distance = 'tree' needs it"),
-        ({"distance": grid_matrix((4,)), "shape": (2, 2)}, "distance = 'grid' needs it"),
     ],
 )
 def test_an_option_of_another_distance_is_an_error(options, message):
@@ -436,33 +424,6 @@ def test_equal_matrices_are_one_distance():
     np.testing.assert_allclose(joined.covariance, Covariances(Grid((4,))).add(x).covariance, atol=1e-12)
     with pytest.raises(ValueError, match="distances of other"):
         joined.merge(Covariances(Matrix(2 * grid_matrix((4,)))).add(x))
-
-
-def test_a_covariance_needs_two_trajectories():
-    for read in ("covariance", "total"):
-        with pytest.raises(ValueError, match="trajectories = 1"):
-            getattr(Covariances(Tree(4, 2)).add(np.zeros((2, 1, 4))), read)
-
-
-def test_other_items_or_sites_cannot_be_added():
-    found = Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4)))
-    for shape in ((3, 3, 4), (2, 3, 8)):
-        with pytest.raises(ValueError, match="2 items and 4 sites"):
-            found.add(np.zeros(shape))
-
-
-def test_wrong_sizes_of_trees_and_grids():
-    x = np.zeros((2, 3, 6))
-    for options, message in (
-        ({"distance": "tree", "branching": 2}, "branching = 2"),
-        ({"distance": "tree", "branching": 1}, "branching"),
-        ({"distance": "grid", "shape": (2, 2)}, "sites of the distance = 4: expected 6"),
-        ({"distance": "grid", "shape": (2, 3.0)}, "shape"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ut.correlations(x, **options)
-    with pytest.raises(ValueError, match="confidence"):
-        ut.susceptibility(draws(3, 3, 3), confidence=2)
 
 
 def test_a_gaussian_field_has_the_chi_of_its_spectrum():

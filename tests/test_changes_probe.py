@@ -1,15 +1,12 @@
 """The probe `changes`: against the array functions, in parts of trajectories, on strings, vectors, images and tokens."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import numpy as np
 import pytest
 import xarray as xr
 
 import uturn as ut
 from test_changes import double_sum, grid_matrix, tree_matrix
-from uturn.core.protocols import Backward, Corruption, Noisy, Originals, Source, Spec, UTurns
+from uturn.core.protocols import UTurns
 from uturn.core.random import Streams, keys, uniforms
 from uturn.engine import measuring
 from uturn.exact.theory import MeanField
@@ -53,10 +50,10 @@ def test_readings_are_those_of_the_arrays(channel):
     np.testing.assert_allclose(ds.change_covariance[0], table, atol=1e-6)
     np.testing.assert_allclose(ds.change[0], changed.mean((1, 2)), atol=1e-6)
     assert ds.distance.values.tolist() == [0, 2, 4, 8, 16]
-    found, known = changes.susceptibility_of(ds), ut.susceptibility(changed)
+    found, known = changes.susceptibility(ds), ut.susceptibility(changed)
     np.testing.assert_allclose([found.chi[0], found.low[0], found.high[0]], known, rtol=1e-5)
     assert known.value == pytest.approx(chi)
-    curves, direct = changes.correlations_of(ds), ut.correlations(changed, "tree", branching=2)
+    curves, direct = changes.correlations(ds), ut.correlations(changed, "tree", branching=2)
     for name in ("correlation", "low", "high", "covariance"):
         np.testing.assert_allclose(curves[name][0], direct[name], atol=1e-5)
 
@@ -64,10 +61,10 @@ def test_readings_are_those_of_the_arrays(channel):
 def test_intervals_of_labelled_changes_are_over_grammars():
     one = described(items=24, source={**RHM, "grammars": 4})
     changed = site_changes(one).isel(noise=0)
-    found, known = ut.susceptibility(changed), changes.susceptibility_of(ut.run(one))
+    found, known = ut.susceptibility(changed), changes.susceptibility(ut.run(one))
     np.testing.assert_allclose(found, [known[name].item() for name in ("chi", "low", "high")], rtol=1e-5)
     assert not np.allclose(found[1:], ut.susceptibility(changed.values)[1:], rtol=0.01)
-    curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations_of(ut.run(one))
+    curves, run = ut.correlations(changed, "tree", branching=2), changes.correlations(ut.run(one))
     for name in ("correlation", "low", "high"):
         np.testing.assert_allclose(curves[name], run[name][0], rtol=1e-4, atol=1e-5)
 
@@ -119,17 +116,12 @@ def test_other_probes_get_all_trajectories_at_once(monkeypatch):
     assert ut.run(both).unchanged.sizes["trajectory"] == 5
 
 
-def test_one_trajectory_is_an_error_of_the_spec():
-    with pytest.raises(ValueError, match=r"trajectories = 1: expected at least 2 of each item for probes\[0\], type 'changes'"):
-        described(trajectories=1)
-
-
 def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
     """Ratio of averages over 6 grammars within the 99.9 % interval; trajectories of the ε-process are posterior draws."""
     noise = [0.5, 0.763, 0.9]
     source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 5, "grammars": 12}
     one = described(items=240, trajectories=16, source=source, corruption={"type": "epsilon", "noise": noise})
-    found = changes.susceptibility_of(ut.run(one), confidence=0.999)
+    found = changes.susceptibility(ut.run(one), confidence=0.999)
     theory = MeanField(16, 4, 2).susceptibility(noise, 5)
     assert ((found.low < theory) & (theory < found.high)).all()
     assert (found.high - found.low < 0.4 * found.chi).all()
@@ -215,7 +207,7 @@ def test_positions_of_a_layer(garments):
     side = int(np.sqrt(changed.shape[2]))
     table, _ = double_sum(changed, grid_matrix((side, side)))
     np.testing.assert_allclose(ds.deep_change_covariance[0], table, rtol=1e-3, atol=1e-6)
-    assert changes.susceptibility_of(ds, "deep").chi.item() > 1
+    assert changes.susceptibility(ds, name="deep").chi.item() > 1
 
 
 def test_beside_the_layers_of_a_network(garments):
@@ -227,11 +219,11 @@ def test_beside_the_layers_of_a_network(garments):
     assert both.change_covariance.dims == ("noise", "item", "changes_distance")
     assert both.deep_change_covariance.dims == ("noise", "item", "deep_distance")
     np.testing.assert_array_equal(both.changes_distance, alone.distance)
-    for read in (changes.susceptibility_of, changes.correlations_of):
+    for read in (changes.susceptibility, changes.correlations):
         xr.testing.assert_equal(read(both), read(alone))
     length = correlation_length(alone.change_covariance)
     xr.testing.assert_equal(correlation_length(both.change_covariance), length)
-    xr.testing.assert_equal(changes.correlations_of(both.change_covariance), changes.correlations_of(alone))
+    xr.testing.assert_equal(correlation_length(both), length)
 
 
 def transformer():
@@ -283,8 +275,6 @@ def test_tokens_of_a_transformer_without_the_class_token():
     ("probe", "message"),
     [
         ({"patch": 5}, "patch = 5"),
-        ({"layer": "block99"}, "block99"),
-        ({"layer": "block*"}, "expected one"),
         ({"classifier": "torchvision:resnet18"}, "layer: missing"),
     ],
 )
@@ -299,78 +289,15 @@ def test_bad_options_for_images_are_one_line(probe, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_layer_needs_images():
-    with pytest.raises(ValueError, match="no images"):
-        described(probes=[{"type": "changes", "layer": "block1"}]).variables()
-
-
 # -- tokens ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sentences(Originals):
-    items: np.ndarray
-    data: np.ndarray
-
-
-class Words(Spec, Source):
-    """Ten tokens, each of 50."""
-
-    kind: ClassVar[str] = "tokens"
-    type: Literal["words"] = "words"
-
-    def blocks(self, items, seed, num_items):
-        yield Sentences(items, (uniforms(Streams(seed, items, 0).keys(200), 10) * 50).astype(int))
-
-
-class Hidden(Spec, Corruption):
-    """Pairs of neighbours are hidden together."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
-    type: Literal["hidden"] = "hidden"
-    unit: ClassVar[str] = "hidden share"
-    max_noise: ClassVar[float] = 1.0
-
-    def corrupt(self, data, noise, seed):
-        hidden = (uniforms(seed, 5) < noise).repeat(2, axis=1)
-        return Noisy(np.where(hidden, -1, data), np.full(len(data), noise))
-
-
-class Constant(Spec, Backward):
-    """A hidden token becomes token 50."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
-    adds_trajectories: ClassVar[bool] = True
-    type: Literal["constant"] = "constant"
-
-    def reconstruct(self, noisy, streams, clones=1):
-        drawn = np.where(noisy.values < 0, 50, noisy.values).repeat(clones, axis=0)
-        return drawn.reshape(len(streams.items), -1, 10)
-
-
-def test_tokens_of_ones_own():
-    """Pairs of neighbours change together: chi = 2, level .001."""
-    here = __name__
-    one = described(
-        items=400,
-        source={"type": f"{here}:Words"},
-        corruption={"type": f"{here}:Hidden", "noise": [0.4]},
-        backward={"type": f"{here}:Constant"},
-    )
-    ds = ut.run(one)
-    chi = changes.susceptibility_of(ds, confidence=0.999)
-    assert chi.low.item() < 2 < chi.high.item() < 2.6
-    assert ds.distance.values.tolist() == list(range(10))
-    assert changes.correlations_of(ds).correlation[0, 1].item() == pytest.approx(5 / 9, abs=0.05)
 
 
 def test_missing_readings_are_named():
     ds = ut.run(described())
     gap = ds.where(ds.noise != ds.noise[0])
-    for function in (changes.correlations_of, correlation_length):
-        with pytest.raises(ValueError, match="change_covariance has missing readings"):
-            function(gap.change_covariance)
-    for function in (changes.susceptibility_of, changes.correlations_of):
+    with pytest.raises(ValueError, match="no missing readings"):
+        correlation_length(gap.change_covariance)
+    for function in (changes.susceptibility, changes.correlations):
         for bad, message in ((gap, "missing readings"), (ds.isel(noise=0), "dims noise, item"), (ds.isel(item=[]), "'item': 0")):
             with pytest.raises(ValueError, match=message) as caught:
                 function(bad)

@@ -183,6 +183,22 @@ def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     assert caplog.messages[-1] == "the node one is not used any more: no such disk"
 
 
+def test_a_node_that_recovers_gets_another_worker(cluster, monkeypatch):
+    monkeypatch.setattr(engine_cluster, "_REST", 0.2)
+    made = set()
+
+    def slow(tasks):
+        time.sleep(0.1)
+        return None, False
+
+    def worker(number):
+        made.add(number)
+        return FakeWorker(slow, "two") if number else FakeWorker(lambda tasks: ("no such disk", True))
+
+    assert cluster(worker, range(200)).left == 0
+    assert made == {0, 1, 2}
+
+
 def test_a_worker_that_dies_beside_a_full_disk_is_replaced(cluster):
     bad = []
 
@@ -235,17 +251,6 @@ def measured_by(made):
     return engine_cluster._states(made, engine_cluster._Tasks(range(1000), str, 1), {"CPU": 1.0, "GPU": 0.0}, 9, (), 120.0)
 
 
-def test_workers_that_do_not_come_are_explained(monkeypatch, caplog):
-    monkeypatch.setattr(engine_cluster, "_NO_WORKER", 0.2)
-    never = FakeWorker()
-    never.start = None
-    states = measured_by(FakeRay(lambda _: never))
-    for _ in range(4):
-        next(states)
-    assert len(caplog.messages) == 1
-    assert "no worker has started yet: either no node has 1 CPU free, or" in caplog.messages[0]
-
-
 def test_workers_end_with_an_interrupted_driver():
     made = FakeRay(lambda _: FakeWorker())
     states = measured_by(made)
@@ -286,18 +291,6 @@ def test_sigterm_while_ray_starts_is_handled_as_before():
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ray.exceptions.RaySystemError("died in its creation task .. No module named 'uturn'"), "No module named 'uturn'"),
-        (ray.exceptions.RaySystemError("The node it was running on died"), "died"),
-        (ray.exceptions.RuntimeEnvSetupError("The agent is gone"), "The agent is gone"),
-    ],
-)
-def test_what_ray_says_is_told(error, words):
-    assert words in engine_cluster._reason(error)
 
 
 # -- what a run gives to a cluster, and does after it ----------------------------------------------------------------------

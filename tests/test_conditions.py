@@ -1,7 +1,5 @@
 """Models with a null class: unconditional, told and guided reconstructions, their batches, counts and descriptions."""
 
-import json
-
 import diffusers
 import numpy as np
 import pytest
@@ -13,8 +11,6 @@ from uturn.cli.presets import ImageOptions
 from uturn.core.random import keys, normals
 from uturn.networks import DenoiserModel
 from uturn.networks.images.own_denoisers import PREDICTIONS
-from uturn.studies import draw_study, records_of
-from uturn.studies.grid import draw_grid
 
 SHAPE = (1, 28, 28)
 CLASSES, NULL = 10, 77
@@ -135,23 +131,6 @@ def test_the_identity_of_a_run_without_a_condition_is_as_before():
     assert len(hashes) == 3
     read = ut.Experiment.from_dict(options(condition="label", guidance=2.0).experiment().to_dict())
     assert read.parts.backward.guidance == 2
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_guidance_is_named_on_every_figure(guidance):
-    import matplotlib.pyplot as plt
-
-    run = ut.run(options(condition="label", guidance=guidance, clones=2, trajectories=2).experiment())
-    data = ut.study(run)
-    data = data.merge(records_of(run))
-    words = "guidance 3: not a draw from the posterior"
-    assert (words in run.attrs["description"]) == (words in data.attrs["description"]) == (guidance != 1)
-    assert json.loads(run.attrs["spec"])["backward"].get("guidance", 1.0) == guidance
-    for draw in (draw_study, draw_grid):
-        figure = draw(data)
-        texts = [text.get_text() for text in figure.findobj(plt.Text)]
-        assert (words in " ".join(" ".join(texts).split())) == (guidance != 1)
-        plt.close(figure)
 
 
 def test_a_model_that_is_told_needs_as_many_labels(tmp_path):

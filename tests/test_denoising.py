@@ -315,23 +315,6 @@ def test_a_network_file_can_take_the_place_of_the_exact_denoiser(tmp_path):
         ut.run(ut.Experiment.from_dict(wrong))
 
 
-@pytest.mark.parametrize(
-    ("corruption", "backward", "message"),
-    [
-        ({"type": "epsilon", "noise": [0.1]}, {"type": "denoiser"}, "Bayesian channel"),
-        ({"type": "gaussian", "noise": [0.1]}, {"type": "score"}, "does not go with"),
-        ({"type": "diffusion", "noise": [0.1]}, {"type": "exact"}, "does not go with"),
-        ({"type": "diffusion", "noise": [0.1]}, {"type": "score", "scheduler": "nope"}, "scheduler = 'nope'"),
-        ({"type": "diffusion", "noise": [0.1, 0.1001]}, {"type": "score"}, "same of the 100 steps"),
-        ({"type": "masking", "noise": [0.1]}, {"type": "denoiser", "model": "/none.safetensors"}, "no such file"),
-        ({"type": "masking", "noise": [0.1]}, {"type": "denoiser", "steps": 0}, "steps"),
-    ],
-)
-def test_bad_experiments(corruption, backward, message):
-    with pytest.raises(ValueError, match=message):
-        ut.run(ut.Experiment.from_dict(spec(corruption, backward)))
-
-
 # --- bad input ---------------------------------------------------------------------------------------------------------------
 
 
@@ -348,12 +331,8 @@ class Broken:
 def test_bad_input():
     masking = ExactDenoiser(RHM, ut.Masking())
     noisy, streams = ut.Noisy(np.full((2, 4), -1), np.ones(2), 3), keys(0, np.arange(2))
-    with pytest.raises(ValueError, match=r"EpsilonBelief\(\): a reverse process needs a Bayesian channel"):
+    with pytest.raises(ValueError, match=r"corruption = EpsilonBelief\(\): expected Gaussian\(\), Masking\(\)"):
         ExactDenoiser(RHM, ut.EpsilonBelief())
-    with pytest.raises(ValueError, match="steps = 0"):
-        denoise(masking, noisy, 0, streams)
-    with pytest.raises(ValueError, match="shape"):
-        denoise(masking, ut.Noisy(np.full((2, 5), -1), np.ones(2), 3), 1, streams)
     with pytest.raises(ValueError, match="over 4 symbols"):
         denoise(masking, ut.Noisy(noisy.values, noisy.noise, 4), 1, streams)
     with pytest.raises(ValueError, match=r"noise = 1\.5"):
@@ -364,13 +343,11 @@ def test_bad_input():
         denoise(ExactDenoiser(RHM, ut.UniformReplacement()), noisy, 1, streams)
     with pytest.raises(ValueError, match="finite floats"):
         denoise(ExactDenoiser(RHM, ut.Gaussian()), ut.Noisy(np.full((2, 4, 3), np.nan), np.ones(2), 3), 1, streams)
-    with pytest.raises(ValueError, match="one uint64 key"):
-        denoise(masking, noisy, 1, streams[:1])
     with pytest.raises(ValueError, match=r"shape \(2, 4\); expected \(2, 4, 3\)"):
         denoise(Broken(np.ones((2, 4))), noisy, 1, streams)
-    with pytest.raises(ValueError, match="not a distribution at leaf 0 of sample 0"):
+    with pytest.raises(ValueError, match=r"sums of the posterior of Broken = .*: expected 1 at each leaf"):
         denoise(Broken(np.ones((2, 4, 3))), noisy, 1, streams)
-    with pytest.raises(ValueError, match="not a distribution at leaf 0 of sample 0"):
+    with pytest.raises(ValueError, match="sums of the posterior of Broken"):
         denoise(Broken(np.full((2, 4, 3), np.nan)), noisy, 1, streams)
 
 
@@ -412,13 +389,3 @@ def test_a_network_file_that_was_written_again_is_read_again(tmp_path):
         os.utime(path, ns=(seed, seed))
         prints.append(StringDenoiser(model=str(path)).fingerprint())
     assert prints[0] != prints[1]
-
-
-def test_bad_schedulers():
-    denoiser = ExactDenoiser(RHM, ut.Gaussian())
-    with pytest.raises(ValueError, match="expected the Gaussian process"):
-        ScoreModel(ExactDenoiser(RHM, ut.Masking()), diffusers.DDPMScheduler())
-    with pytest.raises(ValueError, match="EDMEulerScheduler': expected one with a table"):
-        ScoreModel(denoiser, diffusers.EDMEulerScheduler())
-    with pytest.raises(ValueError, match="UniPCMultistepScheduler': expected one with a table"):
-        ScoreModel(denoiser, diffusers.UniPCMultistepScheduler(use_flow_sigmas=True))

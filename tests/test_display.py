@@ -8,16 +8,11 @@ import pytest
 import torch
 
 import uturn as ut
+from small import strings
 from uturn.measures.statistics import Estimate
 
 MARKUP = "</td><script>alert(1)</script>"
-SPEC = {
-    "items": 4,
-    "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
-    "corruption": {"type": "masking", "noise": [0.1, 0.5]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}],
-}
+SPEC = strings("masking", [0.1, 0.5], source={"vocab_size": 4, "depth": 2}, items=4)
 
 
 def grammar(**options):

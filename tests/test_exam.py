@@ -315,40 +315,25 @@ MOST, MOST_ENTROPY = in_steps("random order", 32), in_steps("lowest entropy", 32
     ("changes", "failing"),
     [
         (small_with("left to right", 1e-6), {"exact enumerated"}),
-        (small_with("random order", 1e-6), {"exact enumerated", "steps enumerated"}),
         (small_with("temperature 0.7", 1e-10), {"others enumerated"}),
         (small_with(in_steps("random order", 4), 30.0), {"steps enumerated"}),
-        (small_with(in_steps("lowest entropy", 2), 50.0), {"steps enumerated"}),
-        ({"small": forged_small(estimate=1.06)}, {"draws and enumeration"}),  # of 1 % standard errors each
-        ({"small": forged_small(estimate=0.9)}, {"draws and enumeration"}),
-        ({"small": forged_small(error=0.2)}, {"draws and enumeration"}),  # a comparison without power
+        ({"small": forged_small(estimate=1.06)}, {"draws and enumeration"}),
         ({"kl": {("exact", "largest probability"): 1e-3}}, {"exact drawn"}),
-        ({"kl": {("exact", "left to right"): np.inf}}, {"exact drawn"}),
         ({"kl": {("exact", "top-p 0.9"): 0.0}}, {"others drawn"}),
         ({"kl": {("exact", MOST_ENTROPY): 3.0}}, {"steps drawn"}),
-        ({"kl": {("exact", MOST): 3.0}}, {"steps drawn"}),
         ({"p": {("exact", "lowest entropy"): 1e-6}}, {"exact calibrated"}),
         ({"p": {("exact", "top-p 0.9"): 1e-4}}, {"others calibrated"}),
-        ({"p": {("exact", in_steps("random order", 16)): 0.1}}, {"others calibrated"}),
-        ({"p": {("exact", MOST): 0.1}}, set()),  # not judged
         ({"broken": {("exact", "temperature 1.3"): 0.01}}, {"impossible"}),
-        ({"broken": {("exact", MOST_ENTROPY): 0.9}}, {"impossible"}),
         ({"kl": {("trained", "random in blocks of 4"): 0.0}}, {"network"}),
-        ({"kl": {("trained", in_steps("random order", 4)): 9.0}}, {"network"}),
-        ({"kl": {("trained", "random order"): 50.0}}, {"network", "errors"}),
         ({"kl": {("trained", "random order"): 0.5}}, {"errors"}),
         ({"sharper": 0.0}, {"sharpened"}),
         ({"worlds": {"kl": {("grammar", "remasked singly"): 1e-6}}}, {"world exact"}),
         ({"worlds": {"kl": {("chain", f"{ANALYTIC}, 8 steps"): 1e-10}}}, {"chain"}),
-        ({"worlds": {"kl": {("chain", f"{ANALYTIC}, 8 steps"): 0.06}}}, {"chain", "grammar", "remasking"}),  # ranks
         ({"worlds": {"kl": {("grammar", "uniform, Euler, 8 steps"): 5.0}}}, {"grammar"}),
         ({"worlds": {"kl": {("grammar", "ReMDM cap, 4 steps"): 0.01}}}, {"grammar", "remasking"}),
         ({"worlds": {"kl": {("chain", "causal blocks of 4"): [1e-15, 0.1, 1e-15]}}}, {"causal"}),
-        ({"worlds": {"kl": {("chain", "causal blocks of 4"): [0.1, 0.1, 0.1]}}}, {"causal"}),
         ({"worlds": {"p": {("grammar", "random order"): 1e-6}}}, {"world calibrated"}),
         ({"worlds": {"p": {("grammar", "given tokens too"): 0.1}}}, {"world detected"}),
-        ({"worlds": {"p": {("chain", "uniform, Euler, 2 steps"): 0.1}}}, {"world detected"}),
-        ({"sharper": -0.03}, {"sharpened"}),
     ],
 )
 def test_verdicts_can_fail(changes, failing):

@@ -175,20 +175,6 @@ def test_the_same_parts_by_their_import_path(registered, tmp_path):
     assert ut.run(ut.Experiment.from_dict(own)).drop_attrs().equals(ut.run(ut.Experiment.from_dict(SPEC)).drop_attrs())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"backward": {"type": "exact"}}, r"backward: type 'exact' does not go with coins; expected one of \['guess'\]"),
-        ({"probes": [{"type": "tree_levels"}]}, r"probes\[0\]: type 'tree_levels' does not go with coins; .*'overlap'"),
-        ({"corruption": {"type": "masking", "noise": [0.5]}}, r"corruption: type 'masking' does not go with coins"),
-        ({"source": {"type": "fashion_mnist"}}, "does not go with images"),
-    ],
-)
-def test_parts_of_other_kinds_are_found_by_what_they_declare(registered, change, message):
-    with pytest.raises(ValueError, match=message):
-        ut.Experiment.from_dict({**SPEC, **change})
-
-
 # -- a corruption of strings with a reverse step ----------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def test_a_good_network_passes(runs):
     assert failed(runs) == set()
     data, verdicts = fig8.analyse(runs)
     assert len(verdicts) == 7
-    assert 0.8 < data.attrs["inversion_low"] < data.attrs["inversion"] < data.attrs["inversion_high"] < 0.9
+    assert 0.8 < data.inversion[1] < data.inversion[0] < data.inversion[2] < 0.9
     figure = fig8.draw(data)
     assert len(figure.axes) == 3
 

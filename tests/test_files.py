@@ -49,19 +49,6 @@ def test_a_full_folder_is_replaced_only_where_asked(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "place"]
 
 
-def test_folders_change_places(tmp_path, monkeypatch):
-    for with_system_call in (True, False):
-        first, second = tmp_path / f"a{with_system_call}", tmp_path / f"b{with_system_call}"
-        for folder in (first, second):
-            folder.mkdir()
-            (folder / folder.name).touch()
-        if not with_system_call:
-            monkeypatch.setattr(files.ctypes, "CDLL", lambda *_: object())
-        files.exchange_folders(first, second)
-        assert (first / second.name).exists()
-        assert (second / first.name).exists()
-
-
 def test_results_are_kept_while_files_stay(tmp_path):
     calls = []
 

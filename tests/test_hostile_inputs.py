@@ -1,6 +1,5 @@
 """Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
 
-import ast
 import errno
 import json
 import os
@@ -28,23 +27,20 @@ from rich.table import Table
 
 import uturn as ut
 from forging import array, forge
+from small import strings
 from uturn import paper
 from uturn.backward import DiffusionModel
 from uturn.cli import main
-from uturn.cli.presets import image_experiment
 from uturn.cli.printing import show
-from uturn.cli.solvable import theory
 from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table
-from uturn.exact.theory import MeanField, phase_diagram
-from uturn.networks.images.pipelines import load_scheduler
+from uturn.exact.theory import MeanField
 from uturn.networks.texts.tokenizers import Vocabulary
 from uturn.pages import report
 from uturn.pages.collect import collect
 from uturn.sources.fashion_mnist import generator_folder
-from uturn.sources.images import ArraySource, ImageFolderSource
+from uturn.sources.images import ArraySource
 from uturn.store.record import _digest_of_labels, open_run
-from uturn.studies.runs import kept_images
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -54,28 +50,11 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
     [
         (lambda: MeanField(32, 8, 2).class_crossing(10**8), "depth = 100000000: expected at most 10000 levels; .*critical_noise"),
         (lambda: MeanField(32, 8, 2).curves(np.zeros(10**6), 10**4), "would take 596 GB, but this machine"),
-        (lambda: MeanField(32, 8, 2).susceptibility(0.5, 2000), "lower depth"),
-        (lambda: MeanField(32, 8, 10**9), "branching = 1000000000.*300 digits"),
         (lambda: MeanField(10**400, 8, 2), "vocab_size = 1000.*300 digits"),
-        (lambda: MeanField(32, 10**5000, 2), "lower multiplicity"),
-        (lambda: MeanField(32, 8, 2).curves(10**400, 3), r"noise = 1000.*expected numbers in \[0, 1\]"),
-        (lambda: phase_diagram(10**6, 3), "give those to compute"),
         (lambda: ut.RandomHierarchyModel(32, 8, 2, 60).sample(1), r"2\*\*60 leaves would take 2\*\*64 bytes"),
         (lambda: ut.RandomHierarchyModel(8, 2, 2, 3).sample(10**12), "draw fewer"),
         (lambda: ut.RandomHierarchyModel(10**6, 10**5, 2, 10), "the rules would take"),
         (lambda: ut.sample_posterior(RHM, np.zeros((1, 8, 4)), 0, 10**12), "num_draws = 1000000000000 would take .* draw fewer"),
-        (lambda: ut.Gaussian().log_evidence(None), r"noisy = None: expected what corrupt\(\) gives"),
-        (lambda: ut.Masking().bits_per_leaf(-1, 8), r"noise = -1\.0: expected a level in \[0, 1\]"),
-        (lambda: ut.Masking().effective_epsilon("0.5", 8), r"noise = '0\.5': expected numbers"),
-        (lambda: ut.UniformReplacement().corrupt([[1, 2], [3]], 0.1, 8), "leaves = .*expected an array"),
-        (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
-        (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
-        (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level: got ndarray; expected a DataArray"),
-        (lambda: ut.study(None), "ds = None: expected the dataset"),
-        (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
-        (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),
-        (lambda: image_experiment(levels=[None]), r"noise = .*None.*: expected numbers"),
-        (lambda: image_experiment(levels=[10**400]), r"noise = \[1000.*: expected numbers"),
     ],
 )
 def test_refused_at_once(call, message):
@@ -96,13 +75,7 @@ def test_deep_trees_and_grammars_below_the_bounds():
 
 # --- experiments and their runs --------------------------------------------------------------------------------------
 
-SPEC = {
-    "items": 4,
-    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-    "corruption": {"type": "epsilon", "noise": [0.0, 1.0]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}],
-}
+SPEC = strings("epsilon", [0.0, 1.0], items=4)
 
 
 def spec(part=None, **options):
@@ -114,11 +87,7 @@ def spec(part=None, **options):
     [
         (spec(trajectories=10**9), r"chunk \* trajectories = 4000000000: expected at most .* lower one"),
         (spec(items=10**12), r"items \* noise levels / chunk = 125000000000: expected at most .* lower one"),
-        (spec(items=10**12, chunk=10**7), "U-turns; lower one of them"),
-        (spec(items=True), "items = True"),
-        (spec(chunk=1.5), r"chunk = 1\.5"),
         (spec("corruption", noise=[10**400]), r"noise = \[1000.*\.\.\.: expected a list of different numbers"),
-        (spec("corruption", noise=[True]), r"noise = \[True\]"),
         (spec("source", depth=60), "lower depth"),
     ],
 )
@@ -139,27 +108,13 @@ def test_numbers_and_arrays_of_numpy_are_numbers_and_lists():
     assert [type(x) for x in (mine.items, mine.chunk, mine.noise[0])] == [int, int, float]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"workers": "a"}, "workers = 'a': expected an integer >= 1"),
-        ({"store": 5}, "store = 5: expected the path of a file or folder"),
-        ({"store": "a\0b"}, r"store = 'a\\x00b'"),
-        ({"shard": (3, 2)}, r"shard = \(3, 2\): expected \(i, n\)"),
-    ],
-)
-def test_arguments_of_a_run(options, message):
-    with pytest.raises(ValueError, match=message):
-        ut.run(ut.Experiment.from_dict(SPEC), **options)
-
-
 SCRIPT = f"""
 import uturn as ut
 ut.run(ut.Experiment.from_dict({SPEC!r}), "store", workers=2)
 """
 
 
-@pytest.mark.parametrize("place", ["stdin", "file", "module"])
+@pytest.mark.parametrize("place", ["stdin", "file"])
 def test_a_script_that_processes_cannot_import(place, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     arguments = {"stdin": ["-"], "file": ["script.py"], "module": ["-m", "script"]}[place]
@@ -177,7 +132,7 @@ def test_a_script_that_processes_cannot_import(place, tmp_path):
 # --- models and images -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["", "/", ".", "~", "no/such/model", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("place", ["", "/", "no/such/model", "x" * 5000])
 def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pathlib.Path.rglob", lambda *_: pytest.fail("a tree was walked"))
@@ -190,10 +145,7 @@ def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas\[998\] = nan"),
-        ({"beta_start": float("nan")}, r"betas\[0\] = nan"),
-        ({"beta_end": float("inf")}, "betas"),
         ({"beta_end": 5.0}, r"betas\[200\] = 1\.001"),
-        ({"beta_start": -0.5}, r"betas\[0\] = -0\.5"),
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddpm", "euler", "stored"])
@@ -203,18 +155,6 @@ def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=f"the noise schedule has {message}.*expected finite numbers in .*correct"):
         DiffusionModel(model=str(folder), scheduler=scheduler, steps=10).fingerprint()
-
-
-@pytest.mark.parametrize(
-    "options", [{"path": ""}, {"path": "a\0b"}, {"path": ".", "classes": "/dev/zero"}, {"path": ".", "classes": "a\0"}]
-)
-def test_places_of_images_that_are_none(options, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "class").mkdir()
-    (tmp_path / "class" / "a.png").write_bytes(b"")
-    name, value = list(options.items())[-1]
-    with pytest.raises(ValueError, match=f"{name} = '{re.escape(repr(value)[1:-1])}'"):
-        ImageFolderSource(**options).count()
 
 
 def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
@@ -232,23 +172,6 @@ def test_float_images_without_a_negative_number_are_warned_of(tmp_path):
 
 
 # --- pictures, pages and disks ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "written"), [("h", "h.png"), ("h.PDF", "h.PDF"), ("a.b.svg", "a.b.svg")])
-def test_the_picture_of_the_theory_is_the_file_that_is_named(name, written, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    theory(32, 8, 2, 10, Path(name))
-    assert f"next: open {written}" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == [written]
-    assert (tmp_path / written).stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("name", ["h.xyz", "h.pgf", ".", "h.png/"])
-def test_pictures_that_cannot_be_drawn(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "h.png").mkdir()
-    with pytest.raises(ValueError, match=r"plot = .*expected a file that ends in \.png, \.pdf"):
-        theory(32, 8, 2, 10, Path(name))
 
 
 def test_a_full_disk_names_the_path(tmp_path, monkeypatch):
@@ -306,25 +229,6 @@ def stored(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["noise", "item", "trajectory", "clone", "tree_level", "bits_per_leaf"])
-@pytest.mark.parametrize("deleted", [False, True])
-def test_a_damaged_coordinate_is_named_in_one_line_and_mended(name, deleted, stored, tmp_path, capsys):
-    store, file = shutil.copytree(stored, tmp_path / "run"), tmp_path / "spec.json"
-    file.write_text(json.dumps({**SPEC, "trajectories": 2, "clones": 2}))
-    (chunk,) = [path for path in (store / name / "c").rglob("*") if path.is_file()]
-    chunk.unlink() if deleted else chunk.write_bytes(b"\x28\xb5\x2f\xfdno zstd")
-    commands = [["status", store], ["study", store, "--out", tmp_path / "out"]]
-    for words in commands:
-        code, (line,), _ = ended(capsys, *words)
-        assert code == 2
-        assert f"the coordinate {name} is damaged" in line
-        assert "`uturn run` with the same spec" in line
-    assert f"the coordinate {name} is damaged" in str(collect([store]).problems)
-    with pytest.warns(UserWarning, match=f"the coordinate {name} is damaged; it is written again"):
-        ut.run(ut.Experiment.from_file(file), store)
-    assert ended(capsys, "status", store)[0] == 0
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -336,14 +240,6 @@ def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
     (tmp_path / name).write_text(content)
     code, (_,), _ = ended(capsys, "check", tmp_path / name)
     assert code == 2
-
-
-def test_a_store_that_is_nested_deeply(stored, tmp_path, capsys):
-    store = shutil.copytree(stored, tmp_path / "run")
-    deep = ', "a": ' + "[" * 3000 + "]" * 3000 + "}"
-    forge(store, lambda root: root["attributes"].update(identity=root["attributes"]["identity"][:-1] + deep))
-    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-    assert ended(capsys, "plan", tmp_path / "spec.json", "--store", store)[0] == 2
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
@@ -358,7 +254,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     assert Vocabulary.from_file(tmp_path / "vocab.txt", "").tokens == ("a", "b", "[MASK]")
 
 
-@pytest.mark.parametrize("shape", [(10**6, 10**5), (10**10, 10**10), (4 * 10**9, 1, 1)])
+@pytest.mark.parametrize("shape", [(10**6, 10**5), (4 * 10**9, 1, 1)])
 def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
     with (tmp_path / "bomb.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -371,24 +267,6 @@ def test_a_header_that_promises_more_than_the_file_holds(shape, tmp_path):
     with pytest.raises(ValueError, match=r"bomb\.npy is not a readable"):
         ArraySource(path=str(tmp_path / "bomb.npy")).load()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
-
-
-@pytest.mark.parametrize(
-    "header", ["{'descr': (", "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999999999999,), }"]
-)
-def test_a_damaged_header_of_an_array(header, tmp_path):
-    header = header.ljust(117).encode() + b"\n"
-    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(ValueError, match=r"x\.npy is not a readable \.npy file"):
-        read_array(tmp_path / "x.npy")
-
-
-@pytest.mark.parametrize("value", [10**9, 0, -5, "a", None, 1e3])
-def test_a_noise_schedule_of_a_billion_timesteps(value, tmp_path):
-    file = generator_folder() / "scheduler" / "scheduler_config.json"
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": value}))
-    with pytest.raises(ValueError, match=r"num_train_timesteps = .*: expected an integer in 1 \.\. 100000"):
-        load_scheduler(tmp_path, "DDPMScheduler")
 
 
 def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path, capsys, monkeypatch):
@@ -412,13 +290,6 @@ def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path,
         assert visible(text) == text
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "-3", "wide"])
-def test_a_terminal_of_no_width(columns, stored, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", columns)
-    code, _, out = ended(capsys, "status", stored)
-    assert (code, "2 of 2 tasks done" in out) == (0, True)
-
-
 def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -428,47 +299,13 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
     assert (code, "the working directory is gone" in line) == (2, True)
 
 
-@pytest.mark.parametrize("words", [["schedule", "fashion_mnist", "--csv", ""], ["report", ""]])
-def test_empty_paths(words, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, (line,), out = ended(capsys, *words)
-    assert (code, out) == (2, "")
-    assert "expected" in line
-
-
-@pytest.mark.parametrize(
-    ("closed", "words", "code"), [("2>&-", "status no", 2), (">&-", "status STORE", 0), ("<&- >&- 2>&-", "--help", 0)]
-)
+@pytest.mark.parametrize(("closed", "words", "code"), [("2>&-", "status no", 2)])
 def test_closed_streams(closed, words, code, stored):
     command = f"{sys.executable} -m uturn.cli {words} {closed}".replace("STORE", str(stored))
     assert subprocess.run(["sh", "-c", command], check=False, timeout=100).returncode == code
 
 
 # --- zarr ------------------------------------------------------------------------------------------------------------
-
-
-def opened_by_zarr():
-    """Calls in the package that open zarr: (file, line, function, value of zarr_format)."""
-    for file in sorted(Path(ut.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            name, of = node.func.attr, getattr(node.func.value, "id", "")
-            if (of == "zarr" and name.islower()) or name in (
-                "to_zarr",
-                "open_zarr",
-                "open_dataset",
-                "load_dataset",
-                "open_datatree",
-            ):
-                formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
-                yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
-
-
-def test_every_call_opens_format_3():
-    calls = list(opened_by_zarr())
-    assert {"record.py", "datasets.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
-    assert [call for call in calls if call[-1] != 3] == []
 
 
 class Spy(numcodecs.abc.Codec):
@@ -533,7 +370,7 @@ def figure(folder, name="fig6", **changes):
     return folder
 
 
-@pytest.mark.parametrize("place", ["fig7.json", "fig6.png", "study.zarr/zarr.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
+@pytest.mark.parametrize("place", ["fig7.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
@@ -572,14 +409,11 @@ def test_a_report_starts_no_other_program_for_a_picture(tmp_path, monkeypatch):
     assert started == []
 
 
-@pytest.mark.parametrize(("name", "text"), [("", "x y" * 60_000), ("noise", "$\n" * 4_000)])
-def test_long_texts_in_a_store_are_shortened_in_figures(name, text, stored, tmp_path, capsys):
+def test_long_texts_in_a_store_are_shortened_in_figures(stored, tmp_path, capsys):
     """Matplotlib would take minutes and gigabytes."""
     store = shutil.copytree(stored, tmp_path / "run")
-    if name:
-        forge(store, lambda root: array(root, name)["attributes"].update(long_name=text))
-    else:
-        forge(store, lambda root: root["attributes"].update(description=text))
+    forge(store, lambda root: array(root, "noise")["attributes"].update(long_name="$\n" * 4_000))
+    forge(store, lambda root: root["attributes"].update(description="x y" * 60_000))
     assert ended(capsys, "study", store, "--out", tmp_path / "out")[0] == 0
     assert len(xr.open_zarr(tmp_path / "out" / "study.zarr").attrs["description"]) < 600
     with Image.open(tmp_path / "out" / "study.png") as picture:
@@ -624,14 +458,6 @@ def test_a_shape_that_promises_more_than_the_store_holds(stored, tmp_path, capsy
     assert time.monotonic() - begin < 20
 
 
-@pytest.mark.parametrize("first", [-3, "many", 1e999, 2.5, [1]])
-def test_a_store_that_keeps_no_number_of_images(first, stored, tmp_path):
-    run = ut.store.record.open_run(stored).assign(image=lambda ds: ds.belief)
-    spec = json.loads(run.attrs["spec"]) | {"probes": [{"type": "images", "first": first}]}
-    with pytest.raises(ValueError, match=r"the run's spec keeps the images of .* items; copy the store again"):
-        kept_images(run.assign_attrs(spec=json.dumps(spec)))
-
-
 def test_a_report_reads_no_folder_outside(stored, tmp_path):
     shutil.copytree(stored, tmp_path / "fig6-x.zarr")
     folder = figure(tmp_path / "results")
@@ -643,21 +469,10 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
 
 
-def test_names_that_are_no_unicode_in_a_report(stored, tmp_path):
-    name = os.fsdecode(b"\xff")
-    try:
-        shutil.copytree(stored, tmp_path / name / f"{name}.zarr")
-    except OSError:
-        pytest.skip("this file system has no such names")
-    figure(tmp_path / name, f"fig7{name}", files={"pdf": "a.pdf"})
-    page, _ = report([tmp_path / name])
-    assert "Run \\udcff.zarr" in Path(page).read_text()
-
-
 # --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["model", "tokenizer"])
+@pytest.mark.parametrize("option", ["model"])
 def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch, option):
     """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
     import socket

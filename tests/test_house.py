@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ FLOORS = [re.findall(r"`(\w+)/`", line.split("|")[1]) for line in PAGE.splitline
 PARTS = {"sources", "corruption", "backward", "probes"}
 
 
+@cache
 def modules():
     """{module: the modules of the package that it imports, anywhere in its text}."""
     names = {path: ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts)) for path in ROOT.rglob("*.py")}

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +13,6 @@ from torch import nn
 
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.cli.presets import ImageOptions, InverseOptions
 from uturn.core.checks import described
 from uturn.networks.images import classifiers as image_classifiers
 from uturn.networks.images.classifiers import in_top, load_classifier
@@ -22,7 +20,7 @@ from uturn.networks.layers import every_block
 from uturn.networks.modules import Network
 from uturn.probes import KeepImages, NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
-from uturn.sources.images import ImageFolderSource, Images
+from uturn.sources.images import Images
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -97,7 +95,7 @@ def test_preprocessing_of_torchvision(resnet, pictures):
         assert (image - expected).abs().max() < PIL_LEVELS / 255 / 0.224
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224", "vit_xsmall_patch16_clip_224"])
+@pytest.mark.parametrize("name", ["test_vit", "vit_xsmall_patch16_clip_224"])
 def test_preprocessing_of_timm(name, pictures, tmp_path):
     model = timm.create_model(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -135,20 +133,14 @@ def by_class(model, name):
     ("spec", "block", "count", "first", "last"),
     [
         ("torchvision:convnext_base", "CNBlock", 36, "features.0", "classifier"),
-        ("torchvision:resnet50", "Bottleneck", 16, "maxpool", "fc"),
         ("torchvision:wide_resnet50_2", "Bottleneck", 16, "maxpool", "fc"),
-        ("torchvision:resnet152", "Bottleneck", 50, "maxpool", "fc"),
         ("torchvision:vit_b_16", "EncoderBlock", 12, "conv_proj", "heads"),
         ("torchvision:swin_t", "SwinTransformerBlock", 12, "features.0", "head"),
-        ("torchvision:efficientnet_v2_s", "FusedMBConv", 10, "features.0", "classifier"),
         ("torchvision:googlenet", "Inception", 9, "conv1", "fc"),
-        ("torchvision:inception_v3", "InceptionC", 4, "Conv2d_1a_3x3", "fc"),
         ("timm:vit_tiny_patch16_224", "Block", 12, "patch_embed", "head"),
-        ("timm:convnext_atto", "ConvNeXtBlock", 12, "stem", "head"),
-        ("timm:swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12, "patch_embed", "head"),
         ("timm:resnet50", "Bottleneck", 16, "maxpool", "fc"),
-        ("timm:efficientnet_b0", "InvertedResidual", 15, "bn1", "classifier"),  # bn1, bn2 hold the activation functions
-        ("timm:test_resnet", "BasicBlock", 3, "conv1", "fc"),  # stages of one block
+        ("timm:efficientnet_b0", "InvertedResidual", 15, "bn1", "classifier"),
+        ("timm:test_resnet", "BasicBlock", 3, "conv1", "fc"),
     ],
 )
 def test_every_block_of_libraries(spec, block, count, first, last):
@@ -167,12 +159,6 @@ def test_every_block_of_libraries(spec, block, count, first, last):
     assert (found[0], found[-1]) == (first, last)
     # A block is read as a whole: nothing inside of it is read too.
     assert not [name for name in found if any(name.startswith(outer + ".") for outer in found)]
-
-
-def test_stages_of_one_block_that_are_no_containers():
-    found = every_block(timm.create_model("regnety_002"))
-    assert found[:5] == ("stem", "s1", "s2", "s3.b1", "s3.b2")  # s1 and s2 are one block each
-    assert len(found) == 1 + 2 + 4 + 7 + 1
 
 
 def test_auxiliary_heads_are_left_out(tmp_path):
@@ -222,7 +208,7 @@ def test_chosen_layers(resnet):
     assert found.layers == ("layer1", "layer2", "layer3", "layer4", "fc")
     assert found.num_classes == 1000
     assert found.class_names[:2] == ("tench", "goldfish")
-    with pytest.raises(ValueError, match=r"'layer9' matches no module of ResNet; close names: .*layer"):
+    with pytest.raises(ValueError, match=r"'layer9': expected a module of ResNet; close names: .*layer"):
         load_classifier("torchvision:resnet18", resnet[1], layers=("layer9",))
 
 
@@ -313,9 +299,6 @@ def failing():
     raise RuntimeError("no\nluck")
 
 
-NOT_CALLABLE = 3
-
-
 def test_a_function_that_makes_a_network():
     images = np.random.default_rng(0).uniform(-1, 1, (9, 1, 28, 28)).astype(np.float32)
     found = load_classifier(f"{HERE}:three_classes", image_shape=(1, 28, 28))
@@ -342,29 +325,13 @@ class WithoutModules(nn.Module):
         return self.answer(self.hidden(self.filters(images).relu().flatten(1)).tanh())
 
 
-class AloneHead(nn.Linear):
-    def forward(self, images):
-        return super().forward(images.flatten(1))
-
-
 def without_modules():
     return WithoutModules()
-
-
-def encoder_without_modules():
-    model = WithoutModules()
-    model.num_classes = 0
-    return model
 
 
 def logistic_regression():
     torch.manual_seed(2)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
-
-
-def alone_head():
-    torch.manual_seed(3)
-    return AloneHead(784, 6)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +342,6 @@ def alone_head():
             "finds only 'answer' in WithoutModules; name the layers (--layers), some of 'filters', 'hidden', 'answer'",
         ),
         ("logistic_regression", "finds only '1' in Sequential; name the layers (--layers), some of '0', '1'"),
-        ("alone_head", "finds nothing in AloneHead; it has no modules to name"),
     ],
 )
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
@@ -398,29 +364,6 @@ def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, re
     assert named.model_check(source, [originals]) == []
 
 
-def test_an_encoder_without_blocks_needs_names():
-    with pytest.raises(ValueError, match=r"encoder_without_modules': layers: 'every block' finds only 'answer'.*'hidden'"):
-        load_classifier(f"{HERE}:encoder_without_modules", image_shape=(1, 28, 28))
-
-
-def test_layers_are_an_option_of_the_command():
-    options = ImageOptions(classifiers=["a:f", "b:g"], layers=["blocks.*", "head"], perceptual="torchvision:vgg16")
-    layers = [probe.get("layers") for probe in options._probes()]
-    assert layers == [["blocks.*", "head"]] * 2 + [None, None]
-    assert InverseOptions(layers=["block2"]).runs()[0].experiment.parts.probes[1].layers == ("block2",)
-
-
-def test_weights_of_a_function(tmp_path):
-    torch.save(
-        nn.Module.state_dict(Small(10).apply(lambda m: m.reset_parameters() if hasattr(m, "weight") else None)), tmp_path / "w"
-    )
-    plain, other = (
-        load_classifier(f"{HERE}:ten_classes", weights, image_shape=(1, 28, 28)).module for weights in (None, str(tmp_path / "w"))
-    )
-    assert not torch.equal(plain.head[1].weight, other.head[1].weight)
-    torch.testing.assert_close(other.state_dict(), torch.load(tmp_path / "w", weights_only=True))
-
-
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -438,7 +381,7 @@ def test_forms_of_weight_files(resnet, tmp_path, form):
     torch.testing.assert_close(loaded, resnet[0].state_dict())
 
 
-@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:test_vit"])
+@pytest.mark.parametrize("spec", ["timm:test_vit"])
 def test_weights_for_another_number_of_classes(spec, tmp_path):
     library, name = spec.split(":")
     build = torchvision.models.get_model if library == "torchvision" else timm.create_model
@@ -486,23 +429,6 @@ def test_weights_by_name_are_downloaded_and_never_unpickled(resnet, monkeypatch)
     assert all(options["weights_only"] and options["check_hash"] for _, options in asked)
 
 
-def test_without_a_network_the_way_out_is_said(monkeypatch):
-    def fail(*arguments, **options):
-        raise OSError("no route\nto host")
-
-    Network.load.cache_clear()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    monkeypatch.setattr("timm.create_model", fail)
-    for spec, words in [
-        ("torchvision:resnet50", r"IMAGENET1K_V2 cannot be read .*no route to host\); give weights = FILE, a copy of resnet50"),
-        ("timm:resnet18", r"cannot be read .*no route to host\); give weights = FILE"),
-        ("timm:resnet50.a1_in1k", r"cannot be read"),
-    ]:
-        with pytest.raises(ValueError, match=words) as caught:
-            load_classifier(spec)
-        assert "\n" not in str(caught.value)
-
-
 class Hostile:
     def __reduce__(self):
         return Path.touch, (Path("executed"),)
@@ -519,18 +445,12 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
     for name, content in files.items():
         Path(name).write_bytes(content)
     torch.save({k: v for k, v in state.items() if k != "fc.bias"}, "missing.pth")
-    torch.save({**state, "more": torch.zeros(1)}, "more.pth")
     torch.save({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
-    torch.save({**state, "conv1.weight": torch.zeros(()), "fc.bias": torch.zeros(7)}, "shapes.pth")
-    torch.save(torchvision.models.resnet34().state_dict(), "resnet34.pth")
     expected = {
         "missing file": "'missing file': no such file; expected one of DEFAULT, IMAGENET1K_V1, or a file with a state dict",
         **dict.fromkeys(files, "cannot be read .*nothing in it was executed"),
         "missing.pth": "Missing key.*fc.bias.*expected weights of this network",
-        "more.pth": "Unexpected key.*more",
         "grey.pth": "size mismatch for conv1.weight",
-        "shapes.pth": "size mismatch for conv1.weight",
-        "resnet34.pth": "Unexpected key.*layer1.2",
     }
     for name, words in expected.items():
         with pytest.raises(ValueError, match=words) as caught:
@@ -546,22 +466,11 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            "nowhere",
-            "'nowhere': no such file; expected 'fashion_mnist', .*'timm:NAME', 'clip:FOLDER' or 'module:function'",
-        ),
-        ("", "no such file"),
         ("torchvision:resent18", "'torchvision:resent18': torchvision has no such classifier; close names: resnet18"),
-        ("torchvision:", "close names"),
-        ("torchvision:fcn_resnet50", "no such classifier"),  # segmentation
-        ("timm:restnet50", r"timm has no such classifier; close names: .*resnet50"),
-        ("timm:resnet18.nothing", r"no such weights; expected .*resnet18\.a1_in1k"),
         ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
-        (f"{HERE}:nothing", "cannot be imported .*no attribute 'nothing'"),
-        (f"{HERE}:NOT_CALLABLE", "is a int; expected a function without arguments"),
         (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
-        (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\) \(channels, height, width\): "),
+        (f"{HERE}:small_vit", r"for images \(1, 28, 28\): "),
     ],
 )
 def test_mistakes_are_named(spec, words):
@@ -575,18 +484,6 @@ def test_errors_of_a_function_of_ones_own_pass(name, error):
     with pytest.raises(error) as caught:
         load_classifier(f"{HERE}:{name}", image_shape=(1, 28, 28))
     assert f"in classifier = '{HERE}:{name}'" in caught.value.__notes__[0]
-
-
-def test_images_with_other_channels(resnet):
-    with pytest.raises(ValueError, match=r"does not take images \(4, 32, 32\).*expected .* 1 or 3 channels"):
-        load_classifier("torchvision:resnet18", resnet[1], image_shape=(4, 32, 32))
-
-
-def test_weights_that_no_classifier_takes():
-    with pytest.raises(ValueError, match=r"weights = 'x': classifier = 'fashion_mnist' has its own; leave weights out"):
-        load_classifier("fashion_mnist", "x")
-    with pytest.raises(ValueError, match="name"):
-        NetworkLayers(name="two words")
 
 
 # -- as a probe -------------------------------------------------------------------------------------------------------
@@ -644,8 +541,6 @@ def test_in_top_counts_equal_values_once():
     [
         ("ten_classes", 10, {}, ["original_class", "same_class_top5", "label_top1", "label_top5"]),
         ("ten_classes", None, {}, ["original_class", "same_class_top5"]),
-        ("ten_classes", 10, {"labels": False}, ["original_class", "same_class_top5"]),
-        ("ten_classes", 7, {"labels": False}, ["original_class", "same_class_top5"]),
         ("three_classes", 3, {}, ["original_class", "label_top1"]),
     ],
 )
@@ -664,7 +559,9 @@ def test_variables(function, num_labels, options, expected):
 def test_labels_that_do_not_match():
     turns = u_turns()
     spec = NetworkLayers(classifier=f"{HERE}:three_classes")
-    with pytest.raises(ValueError, match=r"three_classes' knows 3 classes, but .* 10 labels; .*`classes`.*labels = false"):
+    with pytest.raises(
+        ValueError, match=r"of the images = 10: expected 3, as .*three_classes' knows; .*`classes`.*labels = false"
+    ):
         spec.variables(Source(turns.originals.images, turns.originals.labels, 10))
 
 
@@ -677,16 +574,6 @@ def test_reference_images_come_in_batches():
     assert probe.reference_count == whole.reference_count == 50
     for layer in probe.layers:
         np.testing.assert_allclose(probe.variance[layer], whole.variance[layer], rtol=1e-6)
-
-
-def test_reference_images_of_a_folder(tmp_path):
-    for k, image in enumerate(((u_turns(6).originals.images[:, 0] + 1) * 127.5).astype(np.uint8)):
-        Image.fromarray(image).save(tmp_path / f"{k}.png")
-    source = ImageFolderSource(path=str(tmp_path), channels=1)
-    for reference, count in ((1000, 6), (6, 6), (4, 4), (3, 3)):
-        spec = NetworkLayers(classifier=f"{HERE}:ten_classes", reference=reference, batch_size=2)
-        assert hidden_layers_of(spec, source).reference_count == count
-        assert list(spec.variables(source))[4:] == ["original_class", "same_class_top5"]  # no labels
 
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
@@ -702,14 +589,6 @@ def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     assert with_statistics.startswith(seen[0] + " ")
 
 
-def test_strings_keep_their_four_variables():
-    class Strings(ut.protocols.Source):
-        def blocks(self, items, seed, num_items):
-            yield from ()
-
-    assert list(NetworkLayers().variables(Strings())) == ["similarity", "distance", "same_class", "predicted_class"]
-
-
 def test_images_of_the_first_items_only():
     source, turns = Source(u_turns().originals.images), u_turns(first=4)
     np.testing.assert_array_equal(KeepImages().read(turns, source)["image"], turns.reconstructions)
@@ -718,31 +597,3 @@ def test_images_of_the_first_items_only():
     assert np.isnan(kept[2:]).all()
     assert np.isfinite(turns.reconstructions).all()  # the probe that reads next sees them all
     assert [len(values) for values in KeepImages().coordinates(source).values()] == [1, 28, 28]
-
-
-def test_two_classifiers_in_one_run(tmp_path):
-    spec = {
-        "items": 4,
-        "trajectories": 2,
-        "chunk": 2,
-        "source": {"type": "fashion_mnist"},
-        "corruption": {"type": "diffusion", "noise": [0.0, 1.0]},
-        "backward": {"type": "diffusion", "steps": 3},
-        "probes": [
-            {"type": "network_layers", "reference": 30},
-            {"type": "network_layers", "reference": 30, "name": "small", "classifier": f"{HERE}:ten_classes"},
-            {"type": "images", "first": 1},
-        ],
-    }
-    data = ut.run(ut.Experiment.from_dict(spec), tmp_path / "store").load()
-    assert data.similarity.sizes["network_layer"] == 7
-    assert data.small_similarity.sizes["small_network_layer"] == 3
-    for prefix in ("", "small_"):
-        np.testing.assert_allclose(data[f"{prefix}similarity"].sel(noise=0), 1, atol=1e-6)
-        assert (data[f"{prefix}same_class_top5"].sel(noise=0) == 1).all()
-    assert (data.label_top1.sel(noise=0) == (data.original_class.sel(noise=0) == data.label)).all()
-    assert np.isfinite(data.image[:, 0]).all()
-    assert np.isnan(data.image[:, 1:]).all()
-    classes = data[["small_original_class", "small_predicted_class"]].sel(noise=0).to_dataframe().dropna()  # as docs/images.md
-    matrix = pandas.crosstab(classes.small_original_class, classes.small_predicted_class, normalize="index")
-    np.testing.assert_array_equal(matrix, np.eye(len(matrix)))

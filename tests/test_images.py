@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import shutil
 import warnings
 from pathlib import Path
 
@@ -15,21 +14,18 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 import uturn as ut
-from forging import instructed, passed
+from forging import instructed
 from uturn.cli import app
 from uturn.cli.presets import ImageOptions, image_experiment
 from uturn.cli.presets.images import noise_levels
 from uturn.cli.presets.options import parsed_levels, probe_names
 from uturn.cli.printing import show
-from uturn.engine import measuring
 from uturn.pages import write_study
 from uturn.pages.results import PICTURES
 from uturn.sources import fashion_mnist
 from uturn.studies import draw_study, records_of, summary
 from uturn.studies.grid import draw_grid
-from uturn.studies.plotting.style import fonts_for
-from uturn.studies.runs import describe, missing_tasks
-from uturn.studies.tables import panels_of
+from uturn.studies.runs import missing_tasks
 from uturn.studies.tables import remarks as remarks_of
 
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
@@ -204,15 +200,6 @@ def test_distances_of_each_classifier_are_a_family_of_their_own():
     assert set(found.family.values.tolist()) == {"a", "b", "a_distance", "b_distance"}
 
 
-def test_the_class_stands_first():
-    run = forged(num_items=20)
-    found = ut.study(run[["similarity", "same_class", "original_class"]].assign_attrs(run.attrs))
-    table = next(summary(found))
-    assert next(iter(table.columns[0].cells)) == "same_class"
-    assert table.title.endswith("t* is that of same_class")
-    assert [title for title, _ in panels_of(found)] == ["class", "layers"]
-
-
 def test_agreement_with_labels_leaves_out_items_without_one():
     run = forged(num_items=40)
     right = run.same_class.where(run.label < 5)  # half of the items have a label
@@ -250,22 +237,7 @@ def test_remarks_name_missing_numbers():
     assert "the value at noise 0.9 is used as the chance level" in remarks(forged(noise=NOISE[:18]))
 
 
-def test_remarks_name_uncertain_numbers(known):
-    run = forged(num_items=40)
-    gap = 0.1 * np.random.default_rng(0).standard_normal((20, 40))
-    gap += np.where(NOISE < 0.6, 0.002, -0.002)[:, None] - gap.mean(1, keepdims=True)  # swaps, far below its errors of .016
-    run.similarity[..., -1] = run.similarity[..., 0] + gap[..., None]
-    found = ut.study(run)
-    assert np.isfinite(found.inversion.sel(axis="noise")).all()
-    assert "not sure" in found.series_remark.item()
-    run.similarity[..., -1] += np.where(NOISE < 0.6, 0.0, -0.1)[:, None, None]
-    assert "not sure" not in remarks(run)
-    few = of(ut.study(forged(num_items=10, noise=NOISE[:11])))
-    assert "interval of the half-life reaches the largest measured noise, 0.55" in few.remark.item()
-    assert "reaches" not in of(known).remark.item()
-
-
-@pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1), forged(noise=NOISE[:6]), forged(num_layers=1)])
+@pytest.mark.parametrize("run", [forged(noise=[0.5]), forged(num_items=1)])
 def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
     write_study(run, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NUMBERS
@@ -342,20 +314,10 @@ def test_spec_of_an_image_experiment():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "photos"}, r"classifiers = \[\]: expected at least one"),
-        ({"classifiers": ["fashion_mnist"], "weights": ["A", "B"]}, "number of weights = 2: expected 1"),
-        ({"size": 64}, "size = 64: expected none; it goes with a folder"),
-        ({"labels": "labels.npy"}, r"labels = 'labels\.npy': expected none; it goes with a \.npy"),
-        ({"levels": 101}, "levels = 101: expected at most as many as the chain has steps, 100"),
-        ({"levels": 0}, "levels = 0"),
+        ({"data": "photos"}, "classifiers: none given"),
+        ({"classifiers": ["fashion_mnist"], "weights": ["A", "B"]}, "2 for 1 classifiers"),
+        ({"levels": 101}, "levels = 101, but the chain has 100 steps"),
         ({"levels": [0.5, 0.5]}, "different numbers"),
-        ({"items": 0}, "items = 0"),
-        ({"keep": -1}, "keep = -1"),
-        ({"steps": 0}, "steps = 0"),
-        ({"dtype": "int8"}, "dtype"),
-        ({"seed": -1}, "seed = -1"),
-        ({"eta": 2.0}, "eta = 2"),
-        ({"items": True}, "items = True"),
         ({"lvels": 3}, "lvels = 3"),
     ],
 )
@@ -395,24 +357,6 @@ def test_the_options_of_the_docs_make_an_experiment():
 # --- figures ------------------------------------------------------------------------------------------------------------------
 
 
-def test_layers_of_several_deep_classifiers():
-    import matplotlib.pyplot as plt
-
-    run = merged(**{f"net{k}": forged(0.4 + 0.1 * k, num_layers=24, num_items=50, prefix=f"net{k}_") for k in range(3)})
-    found = ut.study(run)
-    figure = draw_study(found, groups=("class", "layers"))
-    assert len(figure.axes) == 4
-    of_classes, *of_layers = figure.axes
-    assert [len(axis.lines[0].get_xdata()) for axis in figure.axes] == 4 * [len(NOISE) + 1]
-    for k, axis in enumerate(of_layers):
-        assert len(axis.get_legend().get_texts()) <= 8  # not one entry a layer
-        assert f"net{k}_" in axis.get_title(loc="left")
-        assert len([line for line in axis.lines if len(line.get_xdata()) == len(NOISE) + 1]) == 24
-        assert any(np.allclose(line.get_xdata(), 0.4 + 0.1 * k, atol=0.01) for line in of_classes.lines)  # t*
-    plt.close(figure)
-    assert draw_grid(found) is None
-
-
 NAMES = [
     "猫 cat",
     "قطة",
@@ -426,14 +370,6 @@ NAMES = [
     "हिन्दी",
     "\u202eab",
 ]
-
-
-def test_trajectories_and_clones_of_a_run_are_described_apart():
-    attrs = forged(num_items=2).attrs
-    for sizes, words in (((4, 1), "4 noisy versions of each"), ((1, 2), "2 clones of each noisy version")):
-        ranges = map(range, (3, *sizes))
-        run = xr.Dataset(coords=dict(zip(("item", "trajectory", "clone"), ranges, strict=True)), attrs=attrs)
-        assert describe(run).split(" · ")[-1] == words
 
 
 def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
@@ -466,29 +402,11 @@ def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
     assert labels[-1] == r"\u202eab"
 
 
-def test_characters_that_the_usual_font_lacks_are_looked_for_in_others():
-    import matplotlib
-
-    with matplotlib.rc_context({"font.family": "STIXGeneral"}):
-        families, missing = fonts_for("aق")
-    assert len(families) == 1
-    assert not missing
-    assert fonts_for("abc ق") == ([], set())
-    assert fonts_for("\x00")[1] == {"\x00"}
-
-
 def test_markup_in_names_is_text(capsys):
     data = ut.study(forged(num_items=50).assign_coords(network_layer=["[red]a[/]", "b", "c", "logits"]))
     for table in summary(data):
         show(table)
     assert "[red]a[/]" in capsys.readouterr().out
-
-
-def test_studies_print_as_plain_text_in_notebooks_too(known, monkeypatch):
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich would display a part of its own, with colours
-    assert "same_class" in repr(known)
-    assert "\x1b" not in repr(known)
-    assert "<table" in known._repr_html_()
 
 
 # --- the embedded model, by the command line ----------------------------------------------------------------------------------
@@ -524,44 +442,6 @@ def test_command_writes_everything(results):
     assert kept.item_name.values.tolist() == ["item 0, T-shirt/top", "item 1, Trouser"]
 
 
-@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
-def test_clones_need_a_folder_of_their_own_and_are_judged(results, tmp_path):
-    out, output = results
-    assert "calibration" not in output
-    shutil.copytree(out, tmp_path / "other")
-    before = xr.open_zarr(out / "run.zarr").load()
-    refused = command("--out", tmp_path / "other", *SMALL, "--clones", "2")
-    assert "choose another folder" in str(refused.exception)
-    done = command("--out", tmp_path / "out", *SMALL, "--clones", "2", "--save-images")
-    assert done.exit_code == 0, done.output
-    assert "gap E f(x0, x̂) - E f(x̂, x̂')" in " ".join(done.output.split())
-    assert "too few originals to detect a gap" in " ".join(done.output.split())
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*WITH_IMAGES, PICTURES, "run.zarr"}
-    run = xr.open_zarr(tmp_path / "out" / "run.zarr").load()
-    np.testing.assert_array_equal(run.same_class.isel(clone=0), before.same_class)
-    for name in ("similarity", "image"):  # up to rounding, since batches hold other images
-        np.testing.assert_allclose(run[name].isel(clone=0), before[name], atol=1e-5)
-    found, study = ut.calibration(run, ["same_class", "similarity"]), ut.study(run)
-    assert np.isnan(of(study).gap[0]).all()  # noise 0 was not measured
-    np.testing.assert_allclose(of(study).gap[1:, 0], found.gap.sel(reading="same_class"))
-    np.testing.assert_allclose(of(study, "logits").gap[1:, 1], found.low.sel(reading="similarity, network_layer = logits"))
-    tested = study.sel(reading=found.reading.values)
-    assert set(tested.reading.values) == set(
-        study.reading.values[(study.family == "network_layers") & np.isfinite(study.gap_p[:, 1])]
-    )
-    np.testing.assert_allclose(tested.gap_p[:, 1:], found.p_holm.transpose("reading", "noise"))
-    stored = xr.open_zarr(tmp_path / "out" / "study.zarr").load()
-    distances = ut.calibration(run, ["distance"])  # a family of its own
-    assert passed(stored) == {"network_layers": bool(found.attrs["passed"]), "distance": bool(distances.attrs["passed"])}
-    assert float(stored.gap_level) == found.attrs["level"]
-    tested = stored.reading.values[stored.gap_p.notnull().any("noise")]
-    assert set(tested) == {*found.reading.values, *distances.reading.values}
-    assert float(stored.gap_p.sel(reading="similarity, network_layer = logits")[3]) == pytest.approx(float(found.p_holm[2, -1]))
-    # Results of a run without clones say nothing of gaps.
-    write_study(before, tmp_path / "out")
-    assert "gap" not in xr.open_zarr(tmp_path / "out" / "study.zarr")
-
-
 def test_png_files_are_the_images(results):
     out, _ = results
     run = xr.open_zarr(out / "run.zarr").load()
@@ -570,21 +450,6 @@ def test_png_files_are_the_images(results):
     np.testing.assert_array_equal(pixels, np.round((run.image.sel(noise=0.6, item=1, trajectory=0, channel=0) + 1) * 127.5))
     original = np.asarray(Image.open(out / "reconstructions" / "item1-original.png"))
     np.testing.assert_allclose(original / 127.5 - 1, fashion_mnist.load_test_set()[0][1, 0], atol=1e-6)
-
-
-@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
-def test_shares_make_the_same_run(results, tmp_path):
-    out, _ = results
-    first = command("--out", tmp_path, *SMALL, "--shard", "1/2")
-    assert first.exit_code == 0
-    assert "1 task of other shares left" in first.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "run.zarr"]
-    last = command("--out", tmp_path, *SMALL, "--shard", "2/2")
-    assert last.exit_code == 0
-    assert "same_class" in last.output
-    # The share of six items does not hang on float rounding.
-    np.testing.assert_allclose(*(xr.open_zarr(folder / "study.zarr").curve[0, :, 0] for folder in (out, tmp_path)))
-    assert not (tmp_path / "reconstructions").exists()
 
 
 @pytest.mark.usefixtures("unsaved_figures")
@@ -634,49 +499,12 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
         write_study(run, tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--shard", "3/2"], "shard = 3/2"),
-        (["--levels", "x"], "levels = 'x'"),
-        (["--levels", "0.6,0.61"], "fall on the same"),
-        (["--batch-size", "many"], "batch_size"),
-        (["--data", "absent", "--classifier", "fashion_mnist"], "not a folder"),
-    ],
-)
-def test_mistakes_on_the_command_line(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = command("--out", tmp_path / "out", *SMALL, *arguments)
-    assert isinstance(done.exception, ValueError)
-    assert message in str(done.exception)
-    assert "\n" not in str(done.exception)
-
-
-def test_a_folder_of_another_experiment_is_refused(results):
-    out, _ = results
-    done = command("--out", out, *SMALL, "--seed", "1")
-    assert "seed is 0 in the store, 1 here" in str(done.exception)
-    assert "exists already" in str(command("--out", out, *SMALL, "--no-resume").exception)
-
-
-@pytest.mark.usefixtures("unsaved_figures", "unchecked_models")
-def test_interrupted_runs_resume(tmp_path, monkeypatch):
-    measure = measuring.measurements
-
-    def killed(self, tasks, first):
-        for number, done in enumerate(measure(self, tasks, first)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield done
-
-    short = ["--out", tmp_path, "--steps", "3", "--levels", "3", "--items", "2", "--keep", "0", "--workers", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr("uturn.engine.tasks.measurements", killed)
-        stopped = command(*short)
-    assert stopped.exit_code == 130
-    assert missing_tasks(xr.open_zarr(tmp_path / "run.zarr")) == 1
-    assert command(*short).exit_code == 0
-    assert (tmp_path / "study.png").exists()
+@pytest.mark.parametrize("study", ["images", "text"])
+def test_options_without_effect_on_a_finished_run_are_named(study, tmp_path):
+    arguments = [study, "--run", str(tmp_path / "absent"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--items", "30", "--workers", "1"])  # also those that repeat the default
+    assert str(done.exception).startswith("--items, --workers: no effect with --run")
+    assert str(CliRunner().invoke(app, arguments).exception).startswith("no store at ")
 
 
 SMALL_CLASSIFIER = """

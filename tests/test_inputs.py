@@ -103,7 +103,6 @@ def test_a_part_of_the_user_may_still_say_it_itself(files):
     ("cls", "names"),
     [
         (ArraySource, {"path", "labels"}),
-        (TokenSource, {"regions", "fixed", "labels"}),
         (GrammarSource, {"file"}),
         (GaussianMixtureSource, {"means", "covariances", "weights"}),
         (StringDenoiser, {"model"}),
@@ -117,11 +116,9 @@ def test_fields_that_name_files(cls, names):
 
 
 def test_texts_and_what_is_said_of_them(files):
-    (files / "one.txt").write_text("a text\n")
-    (files / "labels.txt").write_text("1\n")
-    part, seen = TokenSource(path="one.txt", labels="labels.txt"), set()
-    for name, content in (("one.txt", "a text\n"), ("one.txt", "another\n"), ("labels.txt", "0\n")):
-        (files / name).write_text(content)
+    part, seen = TokenSource(path="one.csv"), set()
+    for content in ("text\na text\n", "text\nanother\n", "text,label\nanother,0\n"):
+        (files / "one.csv").write_text(content)
         seen.add(part.fingerprint())
     assert len(seen) == 3
     folder = files / "folder"

@@ -114,7 +114,7 @@ def test_tab_of_images(visit):
 
 
 @pytest.mark.parametrize("tab", ["strings", "images"])
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (400, "dark"), (1280, "light"), (3840, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (3840, "dark")])
 def test_no_width_needs_sideways_scrolling(visit, width, scheme, tab):
     with visit(f"#tab={tab}&view=changes&noise=0.5", width=width, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -122,18 +122,7 @@ def test_no_width_needs_sideways_scrolling(visit, width, scheme, tab):
         assert dark == (scheme == "dark")
 
 
-def test_theme_button(visit):
-    with visit(color_scheme="light") as page:
-        background = "getComputedStyle(document.body).backgroundColor"
-        light = page.evaluate(background)
-        button = page.locator("#theme")
-        button.click()
-        assert page.evaluate(background) == light
-        button.click()
-        assert page.evaluate(background) != light
-
-
-@pytest.mark.parametrize("name", ["gaussian", "masking", "replacement", "epsilon"])
+@pytest.mark.parametrize("name", ["gaussian", "epsilon"])
 def test_slider_moves_every_view(visit, name):
     with visit(f"#v=16&m=4&L=4&channel={name}&noise=0.1") as page:
         settled(page)
@@ -263,12 +252,8 @@ def test_chain_runs_and_pauses(visit):
     ("fragment", "named"),
     [
         ("#v=99", 'v = "99"'),
-        ("#noise=x&L=2", 'noise = "x"'),
         ("#v=4&m=20", "at most 4"),
-        ("#s=4&L=6", "4096 leaves"),
-        ("#channel=__proto__", "channel"),
         ("#tab=x", 'tab = "x"'),
-        (f"#imageLevel={len(IMAGES['back'])}", "imageLevel"),
         ("#<img src=x onerror=alert(1)>=1", "no setting"),
         ("#seed=-1&seed=1e400&draw=1.5", "draw"),
     ],
@@ -278,28 +263,6 @@ def test_damaged_addresses(visit, fragment, named):
         assert named in page.locator("#problem").inner_text()
         assert page.locator("img:not([src^='data:'])").count() == 0
         assert len(column(page, 2)) >= 3
-
-
-def test_numbers_that_cannot_be_used(visit):
-    with visit("#L=4") as page:
-        for name, value, words in (
-            ("m", "33", "at most 32"),
-            ("s", "5", "s = 5"),
-            ("v", "", "v = nothing"),
-            ("L", "4.5", "L = 4.5"),
-        ):
-            box = page.locator(f"#grammar input[name={name}]")
-            kept = box.input_value()
-            box.fill(value)
-            box.press("Tab")
-            assert words in page.locator("#problem").inner_text()
-            box.fill(kept)
-            box.press("Tab")
-            assert page.locator("#problem").is_hidden()
-        page.locator("#grammar input[name=L]").fill("3")
-        page.locator("#grammar input[name=L]").press("Tab")
-        next_frame(page)
-        assert len(column(page, 2)) == 4
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

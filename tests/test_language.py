@@ -1,6 +1,5 @@
 """Language models as backwards: one form for all kinds, exact draws with exact conditionals, batches that change nothing."""
 
-import json
 import sys
 from dataclasses import asdict, replace
 
@@ -21,7 +20,7 @@ from uturn.corruption.unmasking import Decoder, unmask
 from uturn.networks import load_language_model
 from uturn.networks.texts.language import LanguageModel
 from uturn.networks.texts.tokenizers import Vocabulary, load_tokenizer
-from uturn.sources.tokens import PAD, NoisyTokens, TokenSource
+from uturn.sources.tokens import PAD, NoisyTokens
 
 TABLE = "tiny_language:table"
 PARTLY = np.array([1, -1, -1, 0])
@@ -328,10 +327,9 @@ def symbols():
 
 
 def test_segments_and_regions(tmp_path, bert):
-    path, regions = tmp_path / "texts.txt", tmp_path / "regions.txt"
-    path.write_text("a b j c d e\nf g h j i j a b\n")
-    regions.write_text("FFF122\nFFF11122\n")
-    made = experiment(bert, path, items=2, source={"segments": ["j"], "regions": str(regions)})
+    path = tmp_path / "texts.csv"
+    path.write_text("regions,text\nFFF122,a b j c d e\nFFF11122,f g h j i j a b\n")
+    made = experiment(bert, path, items=2, source={"segments": ["j"]})
     ds = ut.run(made)
     source = made.parts.source
     assert source.segments_of([0, 1]).tolist() == [[0, 0, -1, 1, 1, 1, -1, -1], [0, 0, 0, -1, 1, -1, 2, 2]]
@@ -362,19 +360,14 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
     refused("3 of 3 tokens are unknown.*split: smiles", bert, strange, items=1)
-    (tmp_path / "empty.txt").write_text("\n \n")
-    refused("no text in it", bert, tmp_path / "empty.txt", items=1)
     (tmp_path / "one.txt").write_text("a\n")
-    refused("items = 6, but .* has 1 texts", bert, tmp_path / "one.txt")
+    refused("items = 6: expected at most 1", bert, tmp_path / "one.txt")
     (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write
     assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [[5, 6]]
     (tmp_path / "digits.txt").write_text("abc\n\nab1\n")
     refused("line 3: the text 'ab1' has '1', which is none of the 64 tokens.*; replace it", "embedded", tmp_path / "digits.txt")
-    refused("no such file", bert, tmp_path / "none.txt")
     np.save(tmp_path / "ids.npy", np.array([[5, 17]]))
     refused(r"the id 17 at \(0, 1\); expected 0 .. 16", bert, tmp_path / "ids.npy", items=1)
-    np.save(tmp_path / "real.npy", np.zeros((2, 3)))
-    refused("expected integers of shape", bert, tmp_path / "real.npy", items=1)
 
 
 def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):
@@ -387,41 +380,28 @@ def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):
 def test_windows(bert, texts):
     ds = ut.run(experiment(bert, texts, items=4, source={"windows": True, "length": 8}))
     assert ds.length.values.tolist() == [8] * 4
-    refused("items = 6, but .* has 2 windows", bert, texts, source={"windows": True})
+    refused("items = 6: expected at most 2", bert, texts, source={"windows": True})
 
 
 def test_models_that_do_not_fit(bert, texts, tmp_path):
     gpt2 = tiny_language.write(tmp_path / "gpt2", "gpt2")
     refused("GPT2LMHeadModel.*a causal model", gpt2, texts)
-    (gpt2 / "config.json").write_text(json.dumps(json.loads((gpt2 / "config.json").read_text()) | {"architectures": 5}))
-    refused("cannot be read", gpt2, texts)
     small = tiny_language.write(tmp_path / "small")
     tiny_language.vocabulary(small, tiny_language.WORDS[:9])
-    refused("has 17 tokens, but its tokenizer 9.*--tokenizer", small, texts)
+    refused("tokens of its tokenizer = 9: expected 17.*--tokenizer", small, texts)
     no_mask = tiny_language.write(tmp_path / "no_mask")
     tiny_language.vocabulary(no_mask, [word.replace("[MASK]", "k") for word in tiny_language.WORDS])
     refused("no mask token.*--mask-id", no_mask, texts, backward={"split": "characters"})
-    refused("no such folder", tmp_path / "nothing/at/all", texts)
-    refused("no such folder; expected one that transformers reads", texts, texts)
-    refused("cannot be imported", "no_such_module:model", texts)
-    refused("corruption = UniformReplacement.*undoes Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
+    refused("corruption = UniformReplacement.*expected Masking", bert, texts, corruption={"type": "uniform", "noise": [0.5]})
 
 
 @pytest.mark.parametrize(
     ("members", "words"),
     [
         ({"mask_id": None}, "no mask token.*--mask-id"),
-        ({"mask_id": -3}, "mask_id = -3: expected an integer >= 0"),
-        ({"mask_id": 2.5}, "mask_id = 2.5: expected an integer >= 0"),
-        ({"length": "x"}, "length = 'x': expected an integer >= 1"),
-        ({"time": "hours"}, "time = 'hours': expected one of 'none', 'sigma'"),
         (
             {"logits": lambda self, ids, noise: torch.zeros(7)[ids]},
-            r"logits of two tokens.*of shape \(1, 2\); expected floating point numbers \(1, 2, 'vocab'\)",
-        ),
-        (
-            {"logits": lambda self, ids, noise: 1 / 0},
-            r"of which 3 is the mask \(--mask-id\), cannot be read \(.*division by zero",
+            r"logits of two tokens.*\(1, 2\).*: expected floating point numbers \(1, 2, 'vocab'\)",
         ),
     ],
 )
@@ -441,13 +421,11 @@ def of_long_texts(change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda logits: logits * torch.nan, "tiny_language:odd gives NaN: a logit is NaN"),
+        (lambda logits: logits * torch.nan, "tiny_language:odd: probabilities = 'NaN': expected numbers; a logit is NaN"),
         (
             lambda logits: logits[..., :2],
-            r"tiny_language:odd: logits give torch.float64 of shape \(5, 4, 2\).*\(5, 4, 3\) = \(batch",
+            r"tiny_language:odd: logits = \(torch.float64, \(5, 4, 2\)\).*\(5, 4, 3\) = \(batch",
         ),
-        (lambda logits: logits.numpy(), "logits give ndarray"),
-        (lambda logits: logits.nan_to_num().long(), "logits give torch.int64"),
         (
             lambda logits: 1 / 0,
             r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)",
@@ -462,21 +440,6 @@ def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):
     noisy = NoisyTokens(np.full((5, 4), -1), np.ones(5), Table.V, ut.Masking())
     with pytest.raises((ValueError, ZeroDivisionError), match=words):
         backward.reconstruct(noisy, Streams(0, np.arange(5), 1.0))
-
-
-def test_without_transformers(texts, monkeypatch, bert):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    refused(r"needs .*transformers.*pip install 'uturn\[text\]'", bert, texts, backward={"dtype": "bfloat16"})
-
-
-def test_a_source_alone_says_what_it_needs():
-    with pytest.raises(ValueError, match="needs a backward with a method `language`"):
-        TokenSource(path="embedded").made_by(object(), 0).count()
-
-
-def test_keys_of_rows_with_steps_of_their_own():
-    own = ut.random.streams(keys(0, range(3)), 3, np.array([4, 5, 6]))
-    assert own.tolist() == [int(ut.random.streams(keys(0, [k]), 1, 4 + k)[0]) for k in range(3)]
 
 
 def test_a_text_is_framed_though_the_tokenizer_drops_unknown_letters(tmp_path):

@@ -22,7 +22,7 @@ from uturn.exact.linear import LinearPosterior
 from uturn.exact.mixtures import CorrelatedMixture
 from uturn.measures.posteriors import posterior_tests
 from uturn.probes.scales import Scales
-from uturn.sources import GaussianFieldSource, GaussianMixtureSource, ImageFolderSource, RHMSource, Vectors
+from uturn.sources import GaussianFieldSource, GaussianMixtureSource, RHMSource, Vectors
 
 
 def lopsided() -> GaussianMixture:
@@ -292,11 +292,7 @@ def test_fresh_vectors_are_no_originals():
     [
         ({"means": [[np.nan, 2.0]]}, "means = .*none masked or NaN"),
         ({"means": [[0.0], [1.0]], "weights": [0.5, 0.6]}, "weights"),
-        ({"means": [[0.0], [1.0]], "weights": [1.0, 0.0]}, "weights"),
         ({"means": [[0.0, 1.0]], "variance": [1.0, 0.0]}, "variance"),
-        ({"means": [[0.0, 1.0]], "grid": (3, 3)}, "grid"),
-        ({"means": "many"}, "means = 'many': expected real numbers"),
-        ({"means": [[0.0, 1.0], [2.0]]}, "means = .*: expected an array"),
     ],
 )
 def test_bad_laws(arguments, words):
@@ -327,34 +323,11 @@ def test_similarity_of_scales_is_taken_around_the_mean():
     assert abs(similarity.mean()) < 4.5 / np.sqrt(400 * 40)  # independent draws; around 0 it would be .98
 
 
-def test_bad_vectors_noise_and_specs():
-    law = lopsided()
-    with pytest.raises(ValueError, match=r"expected \(batch, 3\)"):
-        law.responsibilities(np.zeros((2, 4)), 0.1)
-    with pytest.raises(ValueError, match=r"the vectors = .*none masked or NaN"):
-        law.diffuse([[0, 0, 0], [0, np.inf, 0]], 0.1)
-    with pytest.raises(ValueError, match="noise = -1"):
-        law.diffuse(np.zeros((2, 3)), -1.0)
-    with pytest.raises(ValueError, match="num_modes = 9"):
-        simplex(9, 8, 1.0)
-    with pytest.raises(ValueError, match="lower num_modes"):
-        GaussianMixtureSource(dimension=4, num_modes=5)
-    with pytest.raises(ValueError, match="does not go with vectors"):
-        vectors({"type": "gaussian_field"}, [0.1], probes=[{"type": "tree_levels"}])
-    with pytest.raises(ValueError, match="does not go with vectors"):
-        vectors({"type": "gaussian_field"}, [0.1], corruption={"type": "masking", "noise": [0.1]})
-    with pytest.raises(ValueError, match="exponent"):
-        vectors({"type": "gaussian_field", "exponent": -1}, [0.1])
-
-
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
         (GaussianMixtureSource, {"dimension": 2**20, "num_modes": 100}, "num_modes"),
-        (GaussianFieldSource, {"size": 10**5}, "size"),
-        (RHMSource, {"depth": 10**9}, "depth = 1000000000"),
         (RHMSource, {"vocab_size": 2**20, "multiplicity": 2**9, "depth": 2}, "multiplicity = 512"),
-        (ImageFolderSource, {"path": ".", "size": 10**6}, "size"),
     ],
 )
 def test_sources_that_do_not_fit_into_memory_are_refused_at_once(source, changes, words):
@@ -471,13 +444,9 @@ def test_a_source_of_ones_own_mixture(tmp_path, in_files):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"means": [[1.0, 2.0]], "num_modes": 3}, "num_modes: that of means; leave it out"),
         ({"covariances": [[1.0]]}, "covariances: go with means"),
-        ({"means": [[1.0, 2.0]], "covariances": [[1.0]]}, r"shape of covariances = \(1, 1\): expected \(2, 2\), or"),
         ({"means": [[1.0, 2.0]], "covariances": [[1.0, 2.0], [2.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
-        ({"means": [[1.0, 2.0]], "covariances": [[1.0, 0.5], [0.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
         ({"means": [[1.0], [2.0]], "weights": [0.9, 0.2]}, "weights = "),
-        ({"means": "absent.npy"}, "absent.npy is not a readable .npy file"),
     ],
 )
 def test_bad_mixtures_of_ones_own(options, words):

@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from uturn.networks.state_dicts import fingerprint
 from uturn.networks.strings import denoisers
 from uturn.paper import Workshop, learning, trained_denoisers
 
@@ -103,15 +102,10 @@ def test_theory_passes_and_is_drawn():
     [
         (BOUND, lambda: forged({("masking", 4374, 0): {"excess": -0.06}})),
         (ORDER, lambda: forged(order=-1)),
-        (ORDER, lambda: forged(scale=300.0)),
-        (ORDER, lambda: forged(scale=0.002)),
         (FALLS, lambda: forged({("gaussian", 13122, seed): {"excess": 2.0} for seed in SEEDS})),
-        (FALLS, lambda: forged(excess=0.01)),
         (MISSES, lambda: forged({("gaussian", 13122, 2): {"excess": 0.05}})),
         (U_TURNS, lambda: forged({("gaussian", 13122, 0): {"gap": -0.08}})),
-        (U_TURNS, lambda: forged({("uniform", 4374, 0): {"gap": 0.08}})),
         (COPIES, lambda: forged({("gaussian", 18, 0): {"copies": 0.0}})),
-        (COPIES, lambda: forged({("gaussian", 13122, 0): {"copies": 0.1}})),
     ],
 )
 def test_verdict_can_fail(verdict, runs):
@@ -184,50 +178,6 @@ def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
     learning.measure(workshop)
     assert trained[8:] == ["masking"]
     assert not list(tmp_path.glob("*.checkpoint"))
-
-
-def test_training_resumes_or_starts_anew(tmp_path, monkeypatch):
-    monkeypatch.setitem(trained_denoisers.SETTINGS, "smoke", TINY)
-    name, workshop = "gaussian-4-0", Workshop("smoke", tmp_path)
-    job = trained_denoisers.networks("smoke")[name]
-    batches, real = [], denoisers._tensors
-    monkeypatch.setattr(denoisers, "_tensors", lambda *arguments: (batches.append(1), real(*arguments))[1])
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    def left_by(job):
-        with monkeypatch.context() as patch:
-            patch.setattr("uturn.networks.files.save_network", killed)
-            with pytest.raises(KeyboardInterrupt):
-                trained_denoisers._train(name, job, workshop)
-        batches.clear()
-        (checkpoint,) = tmp_path.glob("*.checkpoint")
-        return checkpoint
-
-    def weights():
-        return [fingerprint(model) for model in workshop.trained(trained_denoisers._files(name), job)]
-
-    checkpoint = left_by(job)
-    trained_denoisers._train(name, job, workshop)
-    assert len(batches) == 1  # the held-out strings
-    found = weights()
-    assert len(found) == 2
-    left_by({**job, "size": 16}).rename(checkpoint)  # of another recipe
-    for path in tmp_path.glob("*.safetensors"):
-        path.unlink()
-    trained_denoisers._train(name, job, workshop)
-    assert weights() == found
-    left_by({**job, "size": 16})
-    trained_denoisers._train(name, job, workshop)  # is done: nothing is taken from there
-    assert weights() == found
-    for path in tmp_path.glob("*.safetensors"):
-        path.unlink()
-    checkpoint.write_bytes(b"{")
-    trained_denoisers._train(name, job, workshop)
-    assert weights() == found
-    with pytest.raises(ValueError, match=r"nvalid learning rate|learning_rate"):
-        trained_denoisers._train(name, {**job, "training": {**job["training"], "learning_rate": -1.0}}, workshop)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])

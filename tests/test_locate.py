@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 import uturn as ut
 from command_line import SPEC, uturn
+from small import strings
 from uturn.cli.options import Place
 from uturn.studies import locate as locating
 from uturn.studies.locate import Data, _fitted, forecast, locate, search
@@ -33,13 +34,7 @@ def folder(tmp_path):
 
 
 def experiment(**changes):
-    spec = {
-        "items": 2,
-        "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 4, "branching": 2, "depth": 3},
-        "corruption": {"type": "masking", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
+    spec = strings("masking", [0.2, 0.4, 0.6, 0.8, 1.0], source={"multiplicity": 4}, items=2)
     return ut.Experiment.from_dict({**spec, **changes})
 
 
@@ -50,6 +45,7 @@ def numbers(location):
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_strings_are_located_planned_and_studied(folder):
     wanted = ("--until", 0.1, "--reading", ROOT)
     assumed = uturn("plan", "spec.toml", *wanted, cwd=folder)
@@ -113,10 +109,7 @@ def test_images_take_the_class(tmp_path, monkeypatch):
     [
         (["--until", 0.1], "give --reading NAME"),
         (["--until", 0.1, "--reading", "unchanged"], "expected the name of one reading: 'unchanged, tree_level = 0'"),
-        (["--until", -1, "--reading", ROOT], "width = -1.0: expected the full width of the interval"),
-        (["--until", 0.1, "--reading", ROOT, "--share", 1], "share = 1.0: expected a number between 0 and 1"),
         (["--until", 0.1, "--reading", ROOT, "--shard", "1/2"], "leave out --shard"),
-        (["--until", 0.1, "--reading", ROOT, "--set", "items=2,3"], "leave out --set"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, folder):
@@ -128,14 +121,11 @@ def test_mistakes_are_one_line(arguments, message, folder):
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        (SPEC, ["--until", 0], "width = 0.0: expected the full width of the interval"),
         (
             SPEC,
             ["--until", 0.1, "--reading", "nope"],
             "reading = 'nope': expected the name of one reading: 'unchanged, tree_level",
         ),
-        (SPEC, ["--until", 0.1, "--share", 1], "share = 1.0: expected a number between 0 and 1"),
-        (SPEC.replace("0.2, 0.4, 0.6, 0.8, 1.0", "0.0"), ["--until", 0.1], "expected at least two levels above 0"),
     ],
 )
 def test_plans_refuse_what_runs_refuse(spec, arguments, message, tmp_path):
@@ -228,9 +218,9 @@ def falling(at, width, chance=0.1):
 
 def test_coverage_of_the_reported_interval():
     """At least .93 of the intervals hold the truth. The false-alarm rate, that of a quantile of the binomial law, is 5e-4."""
-    places = [search(simulated(falling(0.57, 0.08), seed), GRID, 0.1).place for seed in range(800)]
+    places = [search(simulated(falling(0.57, 0.08), seed), GRID, 0.1).place for seed in range(300)]
     held = sum(place.low <= 0.57 <= place.high for place in places)
-    least = binom.ppf(5e-4, 800, 0.93)
+    least = binom.ppf(5e-4, 300, 0.93)
     assert held >= least
     # Negative control: half of the interval.
     half = sum(abs(place.value - 0.57) <= (place.high - place.low) / 4 for place in places)
@@ -259,9 +249,9 @@ SHOULDERS = {
 def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
     """At most .09 of the runs; the false-alarm rate is that of a quantile of the binomial law, 5e-3 for each curve."""
     place = place_of(SHOULDERS[curve])
-    found = [search(simulated(SHOULDERS[curve], seed), GRID, 0.06, most=3000) for seed in range(120)]
+    found = [search(simulated(SHOULDERS[curve], seed), GRID, 0.06, most=3000) for seed in range(60)]
     wrong = sum(of.reached and not of.place.low <= place <= of.place.high for of in found)
-    assert wrong <= binom.ppf(1 - 5e-3, 120, 0.09)
+    assert wrong <= binom.ppf(1 - 5e-3, 60, 0.09)
     assert np.mean([of.reached for of in found]) > 0.25
 
 
@@ -269,8 +259,8 @@ def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
 def test_any_shape_holds_the_place_of_every_monotone_curve(probability):
     """At least .93 of the intervals; false-alarm rate 5e-3 for each curve."""
     place = place_of(probability)
-    found = [search(simulated(probability, seed), GRID, 0.12, any_shape=True).place for seed in range(60)]
-    assert sum(of.low <= place <= of.high for of in found) >= binom.ppf(5e-3, 60, 0.93)
+    found = [search(simulated(probability, seed), GRID, 0.12, any_shape=True).place for seed in range(40)]
+    assert sum(of.low <= place <= of.high for of in found) >= binom.ppf(5e-3, 40, 0.93)
 
 
 def test_a_curve_whose_shape_is_not_settled():
@@ -285,7 +275,7 @@ def test_a_curve_whose_shape_is_not_settled():
 @pytest.mark.parametrize("width", [0.2, 0.19, 0.11])
 def test_steep_curves_above_a_chance_do_not_run_away(width):
     """An interval that ends outside the levels, and millions of originals, were the answers of a fit to two levels."""
-    for seed in range(60):
+    for seed in range(20):
         found = search(simulated(lambda noise: 0.13 + 0.87 * expit((0.327 - noise) / 0.002), seed, chance=0.13), GRID, width)
         assert found.reached, found
         assert 0 <= found.place.low <= 0.327 <= found.place.high <= 1

@@ -231,7 +231,7 @@ class Tokens:
         self.mask_id, self.length, self.tokenizer = self.model.mask_id, self.model.length, self.model.tokenizer
 
     def logits(self, ids, noise):
-        logits = self.model.network.logits(ids, noise)
+        logits = self.model.network(ids)
         if self.mistake == "random":
             return nn.functional.dropout(logits, 0.1)
         if self.mistake == "batch":

@@ -19,13 +19,14 @@ import uturn as ut
 from mutations import MUTATIONS
 from uturn.engine.run import run
 from uturn.exact.theory import MeanField
-from uturn.measures.changes import susceptibility_of
+from uturn.measures.changes import chi_of, chi_parts
 from uturn.measures.statistics import estimate
 from uturn.paper import chi, fig6, sampler_laws, schedulers
 from uturn.paper.correlated_runs import STEEP
 from uturn.paper.exact_changes import exact_covariances
 
 NAMES = [mutation.name for mutation in MUTATIONS]
+PASSED: set[str] = set()
 
 
 def of_fig6():
@@ -51,8 +52,8 @@ def of_chi():
         runs = {"epsilon-depth5": run(made).load(), "exact-epsilon-depth5": exact_covariances(made)}
         data = xr.Dataset()
         for label, ds in runs.items():
-            found = susceptibility_of(ds).rename(noise=f"noise_{label}").to_dataarray("bound")
-            data[f"chi_{label}"] = found.transpose(f"noise_{label}", "bound")
+            data[f"chi_{label}"] = (f"noise_{label}", "estimate"), chi_of(chi_parts(ds))
+            data = data.assign_coords({f"noise_{label}": ds.noise.values})
         return chi._epsilon(data, runs, MeanField(*STEEP))
 
 
@@ -114,7 +115,9 @@ def test_the_figure_fails(mutation, unharmed):
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tests], ids=lambda m: m.name)
 def test_the_test_fails(mutation):
     for test in mutation.tests:
-        named_test(*test)()
+        if repr(test) not in PASSED:  # several errors can have one test
+            named_test(*test)()
+            PASSED.add(repr(test))
         with mutation.applied(), pytest.raises(AssertionError):
             named_test(*test)()
 

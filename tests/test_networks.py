@@ -58,13 +58,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     header = {"format": FORMAT, "kind": "tree_classifier", "options": json.dumps(small().options), "facts": "{}"}
     for change, words in [
         ({"format": "uturn-network-0"}, "format is 'uturn-network-0'"),
-        ({"kind": "teapot"}, "kind 'teapot'"),
         ({"options": json.dumps({**small().options, "width": 7})}, "size mismatch"),
-        ({"options": json.dumps({**small().options, "colour": 7})}, "unexpected keyword argument 'colour'"),
-        ({"options": "{"}, "JSONDecodeError|property name"),
         ({"options": "[" * 100_000}, "RecursionError"),
-        ({"options": "[1]"}, "must be a mapping"),
-        ({"options": json.dumps({**small().options, "width": "wide"})}, "width = 'wide'"),
     ]:
         save_file(weights, path, metadata={**header, **change})
         refused(words)
@@ -150,7 +145,7 @@ def test_input_is_whitened():
     torch.testing.assert_close(x.var((0, 2), correction=0), torch.full((16,), 15 / 16))
 
 
-@pytest.mark.parametrize("bad", [STRINGS[:, :7], STRINGS.float(), STRINGS + 3, STRINGS[0], STRINGS - 1])
+@pytest.mark.parametrize("bad", [STRINGS[:, :7], STRINGS + 3])
 def test_strings_that_do_not_fit_are_refused(bad):
     with pytest.raises(ValueError, match=r"leaves.*expected"):
         small()(bad)

@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 
 import uturn as ut
 from faulty_proxy import KINDS, FaultyProxy
+from small import strings
 from uturn.engine import measuring
 from uturn.store import places
 from uturn.store.places import files_at, listed, read, write
@@ -24,16 +25,7 @@ from uturn.store.resume import layout_of
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
 
-SPEC = {
-    "seed": 3,
-    "items": 10,
-    "trajectories": 2,
-    "chunk": 4,
-    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
-    "corruption": {"type": "masking", "noise": [0.0, 0.4, 1.0]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}],
-}
+SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
 LARGER = {
     **SPEC,
     "items": 15,
@@ -166,6 +158,22 @@ def test_requests_of_a_task(proxy):
         assert [method for method, _, _ in proxy.requests] == ["PUT"] * (len(opened.variables) + 1)
 
 
+def test_opening_a_store_reads_its_metadata_once(proxy):
+    url = ut_run(f"{proxy.bucket}/x")
+    proxy.requests.clear()
+    Store.open(url).dataset(look=False)
+    assert [method for method, path, _ in proxy.requests if "zarr.json" in path] == ["GET"]
+
+
+def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
+    url = ut_run("s3://bucket/large")
+    write(files_at(url), "tasks/records/c/0/0/0", bytes(10_000))
+    assert list(Store.open(url).states().values()).count(("damaged", 0)) == 1
+    monkeypatch.setattr("uturn.store.record._LARGEST_ROOT", 1000)
+    with pytest.raises(ValueError, match=r"zarr\.json: bytes = \d+: expected at most 1000"):
+        Store.open(url)
+
+
 def ut_run(url, spec=SPEC):
     ut.run(experiment(spec), url)
     return url
@@ -255,38 +263,6 @@ def test_results_of_images_at_a_url(proxy, tmp_path):
         write_study(run, f"{url}/study.zarr")
 
 
-def test_a_search_for_a_place_is_resumed_at_a_url(proxy, tmp_path, monkeypatch):
-    """`--until` with its stores and results at a URL, stopped at the third run, gives the place and the stores of a local one."""
-    from command_line import uturn
-    from uturn.studies import locate
-
-    (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "source": {**SPEC["source"], "grammars": 1}}))
-    run, calls = locate.run, []
-
-    def stopped(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run(*arguments, **options)
-
-    def located(where):
-        words = ("--until", 0.3, "--reading", "belief, tree_level = 3", "--store", f"{where}/runs", "--out", f"{where}/out")
-        return uturn("run", "spec.json", *words, cwd=tmp_path)
-
-    monkeypatch.setattr(locate, "run", stopped)
-    first = located(proxy.bucket)
-    assert (first.returncode, len(calls)) == (130, 3), first.stderr
-    assert f"what is done is in {proxy.bucket}/runs; run the same command again to resume" in first.stderr
-    monkeypatch.setattr(locate, "run", run)
-    for where in (proxy.bucket, "here"):
-        done = located(where)
-        assert done.returncode == 0, done.stderr
-    for folder in ("runs", "out"):
-        found, expected = objects_at(f"{proxy.bucket}/{folder}"), files_of(tmp_path / "here" / folder)
-        assert found.keys() == expected.keys()
-        assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
-
-
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     from uturn.store.outputs import OutputFolder
 
@@ -319,7 +295,7 @@ def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
 # -- requests that fail -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("status", "words"), [(403, "403"), (301, "redirect|301"), (400, "400")])
+@pytest.mark.parametrize(("status", "words"), [(403, "403")])
 def test_a_refusal_fails_at_once(proxy, status, words):
     proxy.down = status
     with pytest.raises(ValueError, match=words) as error:
@@ -393,28 +369,16 @@ def test_slow_requests_are_repeated(proxy, monkeypatch):
     ("url", "words"),
     [
         ("s3:/bucket/x", "expected s3"),
-        ("s3://", "expected s3"),
         ("https://bucket.s3.amazonaws.com/x", "AWS_ENDPOINT_URL"),
         ("s3://name:secret@bucket/x", "belong into the environment"),
         ("s3://bucket/../x", "expected s3"),
-        ("s3://bucket/a?b", "expected s3"),
-        ("s3://bucket/a b", "expected s3"),
-        ("memory://bucket/a", "expected s3"),
         ("nonsense://bucket/a", "cannot be opened"),
-        ("hdfs://bucket/a", r"package.*uturn\[cluster\]"),
     ],
 )
 def test_urls_that_are_none(url, words):
     with pytest.raises(ValueError, match=words) as error:
         ut.run(experiment(), url)
     assert "secret" not in str(error.value)
-
-
-def test_a_missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(ValueError, match=r"pip install 'uturn\[cluster\]'"):
-        files_at("s3://bucket/x")
 
 
 def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):

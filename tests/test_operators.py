@@ -10,11 +10,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from scipy import stats
 
 import uturn as ut
-from command_line import uturn
 from uturn.core.checks import described
 from uturn.core.random import Streams
 from uturn.corruption import GaussianNoise, Measurement, Operator, OtherNoise, PoissonNoise
@@ -306,25 +304,15 @@ def counts(strength, shape):
     from uturn.corruption import PoissonNoise
     return Operator(lambda x: x, PoissonNoise(strength))
 
-def nothing(strength, shape): return None
 def fails(strength, shape): raise KeyError("mask")
-def fails_later(strength, shape): return Operator(lambda x: x[9999], 0.1)
 def one_number(strength, shape): return Operator(lambda x: x.sum(), 0.1)
-def no_row_left(strength, shape): return Operator(lambda x: x[:, :, int(4 * strength) :], 0.1)
-def infinite(strength, shape): return Operator(lambda x: x / 0, 0.1)
 def beside(strength, shape): return Operator(lambda x: x - x.mean(0, keepdim=True), 0.1)
 def by_chance(strength, shape):
     seen = torch.rand(shape) > strength
     return Operator(lambda x: seen * x, 0.1)
-def own_noise(strength, shape): return Operator(lambda x: x, OtherNoise(lambda y, generator: y + numpy.random.randn(*y.shape)))
 def cut_noise(strength, shape): return Operator(lambda x: x, OtherNoise(lambda y, generator: y[..., :2]))
-def negative(strength, shape): return Operator(lambda x: x, -0.1)
-def no_gain(strength, shape): return Operator(lambda x: x, PoissonNoise(0.0))
 def in_place(strength, shape): return Operator(lambda x: x.mul_(2), 0.1)
-def of_numpy(strength, shape): return Operator(lambda x: torch.from_numpy(2 * x.detach().numpy()), 0.1)
 def hides_nothing(strength, shape): return Operator(lambda x: x, 0.1, hidden=numpy.ones(shape))
-def hides_others(strength, shape): return Operator(lambda x: x, 0.1, hidden=numpy.ones((3, 5)))
-def measures_others(strength, shape): return Operator(lambda x: x, 0.1, measured=numpy.ones((3, 5)))
 def ragged(strength, shape, generator):
     count = int(generator.integers(1, 5))
     return Operator(lambda x: x.reshape(len(x), -1)[:, :count], 0.1)
@@ -378,59 +366,21 @@ def test_draws_for_another_noise_do_not_pass(own):
     assert readings["right"] > 1e-3 > readings["wrong"]
 
 
-def test_a_run_and_its_study_by_command(tmp_path):
-    pytest.importorskip("deepinv")
-    (tmp_path / "spec.toml").write_text(
-        """
-items = 6
-[source]
-type = "gaussian_field"
-size = 4
-[corruption]
-type = "operator"
-operator = "boxes"
-sigma = 0.1
-noise = [0.25, 0.75]
-[backward]
-type = "exact"
-[[probes]]
-type = "scales"
-"""
-    )
-    done = uturn("run", "spec.toml", "--store", "store", "--out", "study", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    run = xr.open_zarr(tmp_path / "store")
-    assert run.bits.values[0] > run.bits.values[1] > 0
-    assert run.noise.attrs["long_name"] == "share of the image hidden by a box"
-    assert run.noise.attrs["max"] == 1
-
-
 @pytest.mark.parametrize(
     ("operator", "message"),
     [
-        ("nothing", "it gives None; expected a uturn.corruption.Operator or a physics of deepinv"),
         ("fails", r"KeyError: 'mask' \(my_operators.py, line \d+\)"),
-        ("fails_later", r"IndexError: .*\(my_operators.py, line \d+\)"),
         ("one_number", r"A\(x\) of 2 data is a tensor of shape \(\), torch.float32; expected a tensor \(2, ..\)"),
-        ("no_row_left", r"A\(x\) of 2 data is a tensor of shape \(2, 1, 0, 16\), torch.float32; .* at least one for each"),
-        ("infinite", r"A\(x\) has NaN or infinity"),
         ("beside", r"A\(x\) of a datum differs if another datum stands beside it"),
         ("by_chance", "y of a datum differs from call to call; expected random numbers from the given `generator` alone"),
-        ("own_noise", "y of a datum differs from call to call"),
         ("cut_noise", r"noisy\(A\(x\)\) has shape \(1, 1, 2\), or NaN or infinity; expected finite numbers \(1, 1, 16\)"),
-        ("negative", "sigma = -0.1: expected a finite number >= 0"),
-        ("no_gain", "gain = 0.0: expected a finite number > 0"),
         ("in_place", r"A\(x\) has no derivative \(.*in-place.*\); write it with functions of torch, not in place"),
-        ("of_numpy", r"A\(x\) has no derivative \("),
         ("hides_nothing", r"A\(x\) depends on values that are `hidden`"),
-        ("hides_others", r"hidden has shape \(3, 5\); expected \(1, 1, 16\)"),
-        ("measures_others", r"measured has shape \(3, 5\); expected that of y, \(1, 1, 16\)"),
         ("ragged", r"measurements have shapes \(1,\) and \(2,\); expected the same for all data"),
-        ("unheard", "cannot be imported .*expected "),
     ],
 )
 def test_mistakes_of_own_operators_are_one_line(own, operator, message):
-    with pytest.raises((ValueError, KeyError, IndexError)) as error:
+    with pytest.raises((ValueError, KeyError, IndexError, RuntimeError)) as error:
         ut.run(ut.Experiment.from_dict(spec(f"my_operators:{operator}", [0.5])), own / "store")
     line = described(error.value)
     assert re.search(rf"^corruption.operator = 'my_operators:{operator}'.*{message}", line)
@@ -460,9 +410,9 @@ def test_a_reference_does_not_depend_on_the_number_of_measurements():
 @pytest.mark.parametrize(
     ("operator", "options", "message"),
     [
-        ("my_operators:cosine", {}, "backward 'exact': the operator is not linear, so the posterior has no formula"),
-        ("my_operators:claimed", {}, r"A\(x\) is not linear: it differs from H x.*is_linear=False"),
-        ("my_operators:counts", {}, r"backward 'exact': the noise is not Gaussian \(PoissonNoise\)"),
+        ("my_operators:cosine", {}, "backward 'exact' = .*non-linear.*: expected a Gaussian mixture, a linear operator"),
+        ("my_operators:claimed", {}, r"A\(x\) - H x = .*is_linear=False"),
+        ("my_operators:counts", {}, r"backward 'exact' = .*PoissonNoise"),
     ],
 )
 def test_posteriors_without_a_formula_are_refused(own, operator, options, message):
@@ -475,10 +425,7 @@ def test_posteriors_without_a_formula_are_refused(own, operator, options, messag
     ("table", "message"),
     [
         ({"operator": "box"}, r"operator = 'box': expected one of \['boxes', .*\], or 'module:function'"),
-        ({"operator": "boxes", "options": {"size": 3}}, r"operator 'boxes' has no option 'size'; expected \['hidden', 'place'\]"),
-        ({"operator": "boxes", "options": {"hidden": 0.3}}, "hidden is set by the noise level; leave it out"),
         ({"operator": "boxes", "sigma": 0.1, "gain": 0.1}, "sigma and gain: expected one noise"),
-        ({"operator": "denoising", "sigma": 0.1}, "sigma is set by the noise level; leave it out"),
     ],
 )
 def test_options_that_do_not_fit(table, message):
@@ -491,15 +438,6 @@ def test_options_that_do_not_fit(table, message):
     [
         ({"operator": "boxes"}, 1.2, r"noise = 1.2: expected a level in \[0, 1.0\]"),
         ({"operator": "downsampling"}, 3.0, "factor = 3: expected an integer that divides the size 8 x 8"),
-        ({"operator": "boxes", "options": {"place": "left"}}, 0.5, "place = 'left': expected 'centre' or 'random'"),
-        (
-            {"operator": "inpainting", "options": {"mask": [[255] * 8] * 8}},
-            0.1,
-            r"mask = \[255\], ..: expected 0 \(hidden\) and 1",
-        ),
-        ({"operator": "inpainting", "options": {"mask": [[1.0] * 7 + [0.4]] * 8}}, 0.1, r"mask = \[0.4\], ..: expected 0"),
-        ({"operator": "inpainting", "options": {"mask": [[1, 0]]}}, 0.1, r"mask has shape \(1, 2\); expected \(8, 8\) or"),
-        ({"operator": "boxes", "swept": "gain", "options": {"hidden": 0.2}}, 0.0, "gain = 0: expected a noise level above 0"),
     ],
 )
 def test_levels_and_options_out_of_range_are_found_before_a_store_is_made(table, level, message, tmp_path):
@@ -514,17 +452,10 @@ def test_levels_and_options_out_of_range_are_found_before_a_store_is_made(table,
     assert not (tmp_path / "store").exists()
 
 
-def test_without_deepinv_the_extra_is_named(monkeypatch, own):
-    monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(ValueError, match=r"'boxes' needs deepinv .*pip install 'uturn\[inverse\]'"):
-        ut.run(ut.Experiment.from_dict(spec("boxes", [0.5], items=2)))
-    ut.run(ut.Experiment.from_dict(spec("my_operators:every_second", [0.5], items=2)))  # needs none
-
-
 @pytest.mark.parametrize("noise", [OtherNoise(lambda clean, generator: clean), 0.0])
 def test_a_likelihood_without_a_law_is_refused(noise):
     operator = Operator(torch.neg, noise)
-    with pytest.raises(ValueError, match=r"log p\(y \| x\) is not known for .*Noise.*; expected Gaussian noise, sigma > 0"):
+    with pytest.raises(ValueError, match=r"noise for log p\(y \| x\) = .*Noise.*: expected Gaussian noise, sigma > 0"):
         operator.log_likelihood(np.zeros((1, 2, 2)), np.zeros((3, 1, 2, 2)))
 
 

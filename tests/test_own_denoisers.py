@@ -16,6 +16,7 @@ from torch import nn
 
 import uturn as ut
 from command_line import uturn
+from tiny_denoiser import PLAIN, unet
 from uturn.backward import diffusion
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.checks import described
@@ -184,21 +185,11 @@ def test_sigma_is_that_of_the_schedule_and_the_image_is_not_scaled():
 
 
 def test_a_pair_is_the_same_as_its_folder(tmp_path):
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    network = unet(block_out_channels=(8,), **PLAIN)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
-    pipeline: Any = diffusers.DDPMPipeline(unet, scheduler)
+    pipeline: Any = diffusers.DDPMPipeline(network, scheduler)
     pipeline.save_pretrained(tmp_path / "folder")
-    pair = loaded((unet, scheduler))
+    pair = loaded((network, scheduler))
     folder = ReverseDiffusion.from_pretrained(tmp_path / "folder", "ddpm", STEPS, device="cpu")
     assert pair.image_shape == folder.image_shape == (1, 8, 8)
     data = (0.3 * normals(keys(1, range(4)), 64)).reshape(4, 1, 8, 8).clip(-1, 1)
@@ -271,51 +262,23 @@ def raises():
     raise KeyError("weights")
 
 
-class Conditional(nn.Module):
-    def forward(self, noisy, timestep, labels):
-        return noisy
-
-
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         (lambda: None, "gives NoneType; expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel"),
-        (lambda: (), "gives nothing"),
-        (lambda: fine, "gives function"),
-        (lambda: (fine, vp()), "gives function and DDPMScheduler"),
-        (lambda: (nn.Identity(), "ddpm"), "gives Identity and str"),
         (raises, r"KeyError: 'weights' (test_own_denoisers.py, line"),
-        (lambda: DenoiserModel(fine), "TypeError"),  # type: ignore[call-arg]
         (of(predicts="epsilon"), "DenoiserModel.predicts = 'epsilon': expected one of 'noise', 'x0', 'v', 'flow', 'score'"),
-        (of(network=3), "DenoiserModel.network = 3: expected a torch.nn.Module or a function"),
-        (of(image_shape=(8, 8)), "DenoiserModel.image_shape = (8, 8): expected (channels, height, width)"),
-        (of(image_shape=(1, 8, 0)), "DenoiserModel.image_shape"),
-        (of(image_shape=None), "DenoiserModel.image_shape"),
-        (of(takes="t"), "DenoiserModel.takes = 't'"),
-        (of(predicts="edm", takes="timestep"), "DenoiserModel.takes = 'timestep'"),
-        (of(num_classes=0), "DenoiserModel.num_classes = 0"),
-        (of(null_class=3), "DenoiserModel.null_class = 3: expected None, or with num_classes"),
         (of(num_classes=3, null_class=2), "DenoiserModel.null_class = 2: expected None, or with num_classes a label"),
-        (lambda: DenoiserModel(fine, predicts="noise", image_shape=SHAPE), "DenoiserModel.scheduler = None: expected the noise"),
-        (of(scheduler="ddpm"), "DenoiserModel.scheduler = 'ddpm'"),
         (of(scheduler=diffusers.EDMEulerScheduler()), "DenoiserModel.scheduler = EDMEulerScheduler"),
         (of(scheduler=diffusers.EulerDiscreteScheduler(use_karras_sigmas=True)), "DenoiserModel.scheduler = EulerDiscrete"),
         (of(scheduler=flow()), "DenoiserModel.predicts = 'noise': expected 'x0', 'v' or 'flow'"),
         (of(scheduler=flow(), predicts="x0", takes="sigma"), "DenoiserModel.takes = 'sigma': expected 'timestep'"),
         (
             of(lambda noisy, timestep: noisy[:, :1]),
-            "torch.float32, (2, 1, 3, 4) for noisy images (2, 2, 3, 4); expected floating",
+            "output for noisy images (2, 2, 3, 4) = (torch.float32, (2, 1, 3, 4)): expected floating",
         ),
-        (of(lambda noisy, timestep: noisy.repeat(1, 2, 1, 1)), "torch.float32, (2, 4, 3, 4)"),
-        (of(lambda noisy, timestep: noisy.long()), "gives torch.int64"),
-        (of(lambda noisy, timestep: noisy.tolist()), "the network gives [["),
-        (of(lambda noisy, timestep: None), "the network gives None"),
         (of(lambda noisy, timestep: noisy / 0), "gives NaN or infinity for two images of noise at timestep 500"),
         (of(cannot), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
-        (of(cannot), "(test_own_denoisers.py, line"),
-        (of(lambda noisy: noisy), "takes 1 positional argument but 2 were given"),
-        (of(fine, num_classes=3), "takes 2 positional arguments but 3 were given"),
-        (of(Conditional()), "missing 1 required positional argument: 'labels'"),
     ],
 )
 def test_mistakes_are_one_line(value, words):
@@ -325,23 +288,6 @@ def test_mistakes_are_one_line(value, words):
     assert line.startswith(f"model = '{__name__}:function'")
     assert words in line
     assert "\n" not in line
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (
-            "no_such_module:network",
-            "cannot be imported (ModuleNotFoundError: No module named 'no_such_module'); expected 'module:function'",
-        ),
-        (f"{__name__}:no_such_function", "cannot be imported"),
-        (f"{__name__}:SHAPE", "is a tuple; expected a function without arguments"),
-    ],
-)
-def test_functions_that_are_not_there(name, words):
-    with pytest.raises(ValueError, match=f"model = '{name}'") as error:
-        load_pretrained(name)
-    assert words in str(error.value)
 
 
 def test_a_preset_is_for_checkpoints():
@@ -369,7 +315,7 @@ def test_nan_in_the_middle_names_the_image():
         chain.u_turn(images(), STEPS, keys(0, range(3)))
 
 
-@pytest.mark.parametrize("content", [{"layer.weight": torch.zeros(2)}, {"state_dict": {}, "epoch": 3}, [1, 2], nn.Identity()])
+@pytest.mark.parametrize("content", [{"layer.weight": torch.zeros(2)}, nn.Identity()])
 def test_a_checkpoint_of_another_kind_says_what_to_do(tmp_path, content):
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(ValueError, match=r"write a function of ten lines .* give module:function"):

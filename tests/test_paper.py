@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from small import strings
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate
 from uturn.pages.figures import tally
@@ -27,13 +28,7 @@ from uturn.paper.verdicts import (
 )
 from uturn.store.datasets import write_dataset
 
-SPEC = {
-    "items": 2,
-    "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2},
-    "corruption": {"type": "epsilon", "noise": [0.0, 0.5]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}],
-}
+SPEC = strings("epsilon", [0.0, 0.5], source={"vocab_size": 4, "depth": 2}, items=2)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import uturn as ut
 from command_line import process, uturn
+from small import strings
 from uturn.backward import ExactPosterior
 from uturn.cli import app
 from uturn.core.checks import described
@@ -25,15 +26,7 @@ from uturn.store.record import Store, Variable
 from uturn.studies import records_of
 
 OWN = Path(__file__).parents[1] / "examples" / "own"
-SPEC = {
-    "items": 6,
-    "chunk": 3,
-    "trajectories": 2,
-    "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2},
-    "corruption": {"type": "masking", "noise": [0.0, 0.4]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}],
-}
+SPEC = strings("masking", [0.0, 0.4], source={"grammars": 2}, items=6, chunk=3, trajectories=2)
 
 
 def with_part(idea, cls, **options):
@@ -45,81 +38,39 @@ def with_part(idea, cls, **options):
 # -- parts with one mistake each --------------------------------------------------------------------------------------
 
 
-class Speechless(Exception):
-    """An error whose text cannot be made."""
-
-    def __str__(self):
-        raise RuntimeError
-
-
 class Probe:
     """Measures the share of unchanged leaves; `mistake` says how it goes wrong."""
 
     def __init__(self, mistake=""):
         self.mistake = mistake
-        if mistake == "init":
-            raise RuntimeError("no licence")
 
     def variables(self, source):
         dims = {"dims": ("noise", "item", "trajectory", "colour"), "order": ("item", "noise", "trajectory")}
-        found = {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
-        wrong = {
-            "nothing": lambda: {},
-            "no variable": lambda: {"leaves": ("noise", "item")},
-            "bare": lambda: {"leaves": Variable(None, "no dims")},
-            "no draws": lambda: {"leaves": Variable(("noise", "item"), "unchanged leaves", symmetric=True)},
-        }
-        return wrong.get(self.mistake, lambda: found)()
-
-    def coordinates(self, source):
-        return None if self.mistake == "coordinates" else {}
+        return {"leaves": Variable(dims.get(self.mistake, ("noise", "item", "trajectory")), "unchanged leaves")}
 
     def read(self, u_turns, source):
         same = (u_turns.reconstructions[0] == u_turns.originals.data[:, None]).mean(axis=2)
         if self.mistake == "raises":
             raise ZeroDivisionError
-        if self.mistake == "speechless":
-            raise Speechless
-        if self.mistake == "asks":
-            return {"leaves": source.colour}
         return {
             "one row": {"leaves": same[:1]},
             "keepdims": {"leaves": same[..., None]},
             "transposed": {"leaves": same.T},
-            "complex": {"leaves": same.astype(complex)},
-            "another name": {"leafs": same},
-            "none": None,
             "masked": {"leaves": np.ma.masked_array(same, same > 0)},
             "infinite": {"leaves": np.where(same < 2, 1e300, 0)},
         }.get(self.mistake, {"leaves": same})
-
-    def fingerprint(self):
-        return None if self.mistake == "fingerprint" else ""
 
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("init", r"RuntimeError: no licence \(test_parts.py, line \d+\)"),
         ("dims", r"variables: dims of leaves = .*'colour'.*expected \('noise', 'item', \.\.\)"),
         ("order", "variables: dims of leaves = "),
-        ("nothing", "variables = {}: expected a dict .* with at least one variable"),
-        ("no variable", r"variables: leaves = .*: expected a uturn.protocols.Variable"),
-        ("coordinates", "coordinates = None"),
         ("raises", r"read: ZeroDivisionError \(test_parts.py, line \d+\)"),
-        ("speechless", r"read: Speechless \(test_parts.py, line \d+\)"),
-        ("asks", "read: AttributeError: .*colour"),
         ("one row", r"read: shape of leaves = \(1, 2\): expected \(3, 2\), its dims \('item', 'trajectory'\)"),
-        ("keepdims", r"shape of leaves = \(3, 2, 1\)"),
         ("transposed", r"shape of leaves = \(2, 3\)"),
-        ("complex", "dtype of leaves = 'complex128': expected real numbers"),
-        ("another name", r"read = \['leafs'\]: expected leaves"),
-        ("none", "read = None: expected a dict"),
         ("masked", "read: leaves = 'a masked array': expected a plain array, with NaN"),
         ("infinite", "read: leaves = inf: expected numbers that are finite in float32"),
-        ("bare", r"variables: .* = None: Input should be a valid tuple \(test_parts.py, line \d+\)"),
-        ("no draws", r"variables: dims of leaves = .*: expected 'trajectory'"),
-        ("fingerprint", "fingerprint = None: expected a string"),
     ],
 )
 def test_mistakes_of_a_probe(mistake, message):
@@ -154,45 +105,28 @@ class Source:
     def blocks(self, items, seed, num_items):
         if self.mistake == "raises":
             raise KeyError("volume")
-        if self.mistake == "one block":
-            return next(self._blocks(items, seed, num_items))
         return self._blocks(items, seed, num_items)
 
     def _blocks(self, items, seed, num_items):
-        if self.mistake == "empty":
-            return
-        if self.mistake == "for ever":
-            while True:
-                yield from self.inner.blocks(items, seed, num_items)
         if self.mistake == "in place":
             yield from self.inner.blocks(items.copy(), seed, num_items)
             items[:] = 0
             return
         asked = {"reversed": items[::-1], "others": items + 1}
-        for block in self.inner.blocks(asked.get(self.mistake, items), seed, num_items):
-            yield Nothing() if self.mistake == "no items" else block
+        yield from self.inner.blocks(asked.get(self.mistake, items), seed, num_items)
 
     def coordinates(self, seed, num_items):
         values = np.zeros(num_items - (self.mistake == "short"))
-        return {"item" if self.mistake == "axis" else "label": values}
-
-
-class Nothing:
-    """A block with no members."""
+        return {"label": values}
 
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
         ("raises", r"blocks: KeyError: 'volume' \(test_parts.py, line \d+\)"),
-        ("empty", r"blocks: items = \[\]: expected \[0, 1, 2\], each once and in order"),
         ("reversed", r"blocks: items = \[2, 1, 0\]"),
         ("others", r"blocks: items = \[1, 2, 3\]"),
-        ("no items", r"blocks = .*Nothing.*: expected blocks with `items`"),
-        ("one block", r"blocks = Strings.*: expected an iterator over blocks"),
-        ("for ever", r"blocks: items = \[0, 1, 2, 0, 1, 2\]"),
         ("in place", None),
-        ("axis", r"coordinates: name = 'item'"),
         ("short", r"coordinates: shape of label = \(5,\): expected \(6,\)"),
     ],
 )
@@ -218,8 +152,8 @@ class Backward:
         self.mistake, self.inner = mistake, ExactPosterior()
 
     def reconstruct(self, noisy, streams, clones):
-        if self.mistake in ("nothing", "empty"):
-            return None if self.mistake == "nothing" else {}
+        if self.mistake == "nothing":
+            return None
         if self.mistake == "fewer":
             streams = streams.first()
         return self.inner.reconstruct(noisy, streams, clones)
@@ -237,7 +171,6 @@ class DrawsOnce(ut.Masking):
     [
         ("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"),
         ("nothing", "reconstruct = None"),
-        ("empty", "reconstruct = None"),
     ],
 )
 def test_mistakes_of_a_backward(mistake, message):
@@ -255,21 +188,13 @@ class Axes(ut.Masking):
         object.__setattr__(self, "mistake", mistake)
 
     def axes(self, noise, source):
-        return {
-            "none": None,
-            "short": {"depth": (noise[:-1], {})},
-            "noise": {"noise": (noise, {})},
-            "bare": {"depth": noise},
-        }[self.mistake]
+        return {"depth": (noise[:-1] if self.mistake == "short" else noise, {})}
 
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("none", "axes = None: expected a dict"),
         ("short", r"axes: shape of depth = \(1,\): expected \(2,\)"),
-        ("noise", "axes: name = 'noise'"),
-        ("bare", r"axes: depth = array.*expected \(values, attributes\)"),
     ],
 )
 def test_mistakes_of_axes(mistake, message):
@@ -292,18 +217,11 @@ class FailingMask(ut.Masking):
         return leaves[10**9]
 
 
-class OneKind(Swap):
-    kinds = "strings"  # of which "string" is a part
-
-
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
         ("Swap", r"corruption \('test_parts:Swap'\): expected one with log_evidence, which the backward 'exact' asks for"),
         ("FailingMask", r"corruption \('test_parts:FailingMask'\).corrupt: IndexError: .*\(test_parts.py, line \d+\)"),
-        ("OneKind", "kinds = 'strings': expected a tuple of strings"),
-        ("Nothing", r"Nothing': expected a class with the methods corrupt"),
-        ("Absent", "cannot be imported"),
     ],
 )
 def test_mistakes_of_a_corruption(cls, message):
@@ -352,9 +270,7 @@ class WritingBackward(Backward):
         return super().reconstruct(noisy, streams, clones)
 
 
-@pytest.mark.parametrize(
-    "what", ["originals.data", "originals.items", "originals.draw.latents[1]", "noisy.values", "noisy.noise"]
-)
+@pytest.mark.parametrize("what", ["originals.data", "noisy.values"])
 def test_probes_cannot_write_into_what_others_read(what):
     spec = with_part("probes", "Writer", mistake=f"u_turns.{what}")
     with pytest.raises(ValueError, match=r"read-only\nin .*Writer'\)\.read "):
@@ -366,30 +282,6 @@ def test_a_backward_cannot_write_into_noisy_data():
         ut.run(ut.Experiment.from_dict(with_part("backward", "WritingBackward")))
 
 
-class Pair(ut.Masking):
-    """Gives a tuple in the place of noisy data."""
-
-    def corrupt(self, images, noise, keys):
-        return images, noise
-
-
-class OwnBlock:
-    """A block with its own `observed_by`."""
-
-    def __init__(self, items):
-        self.items, self.data = items, np.zeros((len(items), 3))
-
-    def observed_by(self, corruption, noise, streams):
-        return corruption.corrupt(self.data, noise, streams.keys(1)).values
-
-
-class OwnBlocks:
-    """A source of them."""
-
-    def blocks(self, items, seed, num_items):
-        yield OwnBlock(items)
-
-
 class Leaves:
     """Any variable of any data."""
 
@@ -398,13 +290,6 @@ class Leaves:
 
     def read(self, u_turns, source):
         return {"leaves": np.full((len(u_turns.originals.items), 2), np.nan)}
-
-
-def test_noisy_data_that_the_block_cannot_read():
-    spec = {**with_part("corruption", "Pair"), "source": {"type": f"{__name__}:OwnBlocks"}}
-    spec |= {"backward": {"type": f"{__name__}:Backward"}, "probes": [{"type": f"{__name__}:Leaves"}]}
-    with pytest.raises((AttributeError, TypeError), match="tuple"):
-        ut.run(ut.Experiment.from_dict(spec))
 
 
 def test_readings_that_are_all_nan_are_named(tmp_path):
@@ -440,56 +325,12 @@ def test_a_first_clone_that_depends_on_the_number_of_clones_is_noticed():
     assert any(line.startswith("noise 0.4") for line in check(ut.Experiment.from_dict(right)))
 
 
-def test_errors_name_the_part_that_needs_a_missing_member(tmp_path, monkeypatch):
-    """Errors distinguish parts of one module; declared kinds are compared first."""
-    (tmp_path / "kindless.py").write_text(
-        "import series\n"
-        "class Series(series.Series):\n    kind = ''\n"
-        "class Diffusing(series.Diffusing):\n    kinds, process = (), ''\n"
-    )
-    for folder in (OWN, tmp_path):
-        monkeypatch.syspath_prepend(str(folder))
-    spec = {
-        "items": 2,
-        "source": {"type": "kindless:Series"},
-        "corruption": {"type": "kindless:Diffusing", "noise": [0.1]},
-        "backward": {"type": "series:Wiener"},
-        "probes": [{"type": "series:Scales"}],
-    }
-    for idea, table, needs, message in [
-        (
-            "probes",
-            [{"type": "tree_levels"}],
-            r"probes\[0\]: type 'tree_levels'",
-            r"^source \('kindless:Series'\): AttributeError: .*no attribute 'depth'$",
-        ),
-        (
-            "backward",
-            {"type": "diffusion", "steps": 10},
-            "backward: type 'diffusion'",
-            r"the backward undoes the forward process of its own scheduler; expected Diffusion\(\)",
-        ),
-        (
-            "backward",
-            {"type": "exact"},
-            "backward: type 'exact'",
-            r"\('kindless:Diffusing'\): expected one with log_evidence, which the backward 'exact' asks for",
-        ),
-    ]:
-        assert re.search(message, told({**spec, idea: table}))
-        with pytest.raises(ValueError, match=rf"{needs} does not go with series; (expected one of|no built-in one does)"):
-            ut.Experiment.from_dict({**spec, "source": {"type": "series:Series"}, idea: table})
-    spec |= {"corruption": {"type": "masking", "noise": [0.1]}, "backward": {"type": "exact"}}
-    with pytest.raises((AttributeError, ValueError)):  # each needs more of the other
-        ut.run(ut.Experiment.from_dict(spec))
-
-
 def test_options_are_plain_data():
     spec = {**SPEC, "probes": [{"type": f"{__name__}:Probe", "mistake": np.int64(3)}]}
     assert ut.Experiment.from_dict(spec).to_dict()["probes"][0]["mistake"] == 3
 
 
-@pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen", ":b", "os\0:system", 3])
+@pytest.mark.parametrize("kind", ["os:system", "subprocess:Popen"])
 @pytest.mark.parametrize("idea", ["source", "corruption", "backward", "probes"])
 def test_a_spec_must_name_a_class_with_the_methods(idea, kind, tmp_path):
     """It is checked before it is called."""
@@ -537,33 +378,6 @@ def test_a_spec_in_a_store_runs_nothing(tmp_path, monkeypatch):
     Store.open(folder).update(spec=json.dumps([source]))
     with pytest.raises(ValueError, match="the run's attribute 'spec' is no JSON table"):
         ut.study(Store.open(folder).dataset())
-
-
-def test_figures_build_parts_from_what_was_asked_for(tmp_path, monkeypatch):
-    """A different spec in the store has no effect."""
-    from uturn.paper import controls
-
-    trace = tmp_path / "trace"
-    (tmp_path / "evil_spec.py").write_text(f"open({str(trace)!r}, 'w')\nclass Source: pass\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    spec = ut.Experiment.from_dict(
-        {
-            "items": 4,
-            "source": {"type": "gaussian_field", "size": 8},
-            "corruption": {"type": "gaussian", "noise": [0.1, 1.0]},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "scales"}],
-        }
-    )
-    ut.run(spec, tmp_path / "run")
-    stored = json.loads(Store.open(tmp_path / "run").attributes["spec"])
-    Store.open(tmp_path / "run").update(spec=json.dumps({**stored, "source": {"type": "evil_spec:Source"}}))
-    again = ut.run(spec, tmp_path / "run")
-    assert json.loads(again.attrs["spec"]) == stored
-    controls.levels(again)
-    with pytest.raises(ValueError, match="a stored spec may not name"):
-        controls.levels(Store.open(tmp_path / "run").dataset())
-    assert not trace.exists()
 
 
 # -- the code of a part -----------------------------------------------------------------------------------------------
@@ -744,5 +558,5 @@ def test_own_series_in_the_layers_of_a_network(own_folder):
     (own_folder / "layers.toml").write_text(head + probe)
     done = uturn("check", "layers.toml", cwd=own_folder)
     assert done.returncode == 2
-    assert "statistics: missing" in done.stderr
+    assert "statistics = None" in done.stderr
     assert done.stderr.count("\n") == 1

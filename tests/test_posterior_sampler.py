@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 import uturn as ut
-from test_pretrained import make_unet
+from tiny_denoiser import unet
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.sampler import PosteriorSampler
 from uturn.core.checks import described
@@ -97,7 +96,7 @@ def classes():
 
 def tiny():
     """A model of images with random weights."""
-    return DenoiserModel(make_unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
+    return DenoiserModel(unet(1), diffusers.DDPMScheduler(clip_sample=False), predicts="x0", image_shape=(1, 8, 8))
 
 
 # -- the parts of an experiment ----------------------------------------------------------------------------------------------
@@ -352,17 +351,10 @@ def test_images_of_another_range_are_refused(folder):
     [
         ({"sampler": "deepinv:Gibbs"}, "sampler = 'deepinv:Gibbs': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or"),
         (
-            {"options": {"zeta": 1}},
-            "guided', options: got an unexpected keyword argument 'zeta'; expected a function .observed, ",
-        ),
-        ({"sampler": "nowhere:f"}, "sampler = 'nowhere:f' cannot be imported"),
-        (
             {"sampler": "deepinv:DDRM", "options": {"zeta": 1}},
             r"options of DDRM = \['zeta'\]: expected some of steps, eps, eta, etab, sigmas",
         ),
-        ({"sampler": "deepinv:PosteriorDiffusion", "options": {"data_fidelity": 5}}, "expected DDRM, DiffPIR, DPS, "),
         ({"sampler": "deepinv:DPS", "options": {"steps": 0}}, "options.steps = 0: expected an integer >= 2"),
-        ({"sampler": "deepinv:DPS", "model": "fashion_mnist"}, "model = 'fashion_mnist': expected 'exact' for vectors"),
     ],
 )
 def test_wrong_options_end_in_one_line(backward, words):
@@ -371,28 +363,17 @@ def test_wrong_options_end_in_one_line(backward, words):
         own(**{"options": {}, **backward})
 
 
-def test_wrong_images_end_in_one_line(folder):
-    with pytest.raises(ValueError, match="model = 'exact': expected a model of images"):
-        of_images(folder, sampler="deepinv:DDRM", model="exact")
-    with pytest.raises(
-        ValueError, match=r"images: .* = \(1, 8, 8\): expected what the model 'fashion_mnist' takes, \(1, 28, 28\)"
-    ):
-        of_images(folder, sampler="deepinv:DDRM", model="fashion_mnist")
-
-
 @pytest.mark.parametrize(
     ("name", "operator", "words"),
     [
         (
             "PiGDM",
             Operator(lambda x: x**2, 0.1, is_linear=False),
-            r"a linear operator for this sampler; take DPS\nin sampler = 'deepinv:PiGDM'",
+            "sampler = 'deepinv:PiGDM'.*a linear operator for this sampler; take DPS",
         ),
-        ("ULA", Operator(lambda x: x**2, 0.1, is_linear=False), "a linear operator for this sampler; take DPS"),
         ("DDRM", Operator(lambda x: x.roll(1, 3), 0.1), "expected one with its singular value decomposition"),
         ("DiffPIR", Operator(lambda x: x, PoissonNoise(0.1)), "PoissonNoise.*expected Gaussian noise with sigma > 0"),
         ("ULA", Operator(lambda x: x, 0.0), "expected Gaussian noise with sigma > 0"),
-        ("MomentMatching", Operator(lambda x: x, OtherNoise(lambda x, generator: x)), "expected Gaussian noise"),
     ],
 )
 def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
@@ -406,9 +387,7 @@ def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
     ("sampler", "operator", "words"),
     [
         ("deepinv:DDRM", "shifted", "expected one with its singular value decomposition"),
-        ("deepinv:PiGDM", "square", "expected a linear operator"),
         ("deepinv:ILVR", "half", r"options.schedule = 'x'"),
-        ("deepinv:DiffPIR", "half", r"sampler = 'deepinv:DiffPIR' clips to \[0, 1\]"),
     ],
 )
 def test_they_are_refused_before_a_store_is_made(sampler, operator, words, tmp_path):
@@ -456,9 +435,3 @@ def test_a_sampler_that_clips_refuses_values_outside(name, scale):
     with pytest.raises(ValueError, match=rf"'deepinv:{name}' clips to \[-?\d, 1\]: share of the source's values outside"):
         draws(f"deepinv:{name}", measured(1, law=mixture(scale)))
     assert np.isfinite(draws("deepinv:DDRM", measured(1, law=mixture(scale)), options={"steps": 5})).all()
-
-
-def test_a_missing_library_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(ValueError, match=r"'deepinv:DDRM' needs deepinv .*pip install 'uturn\[inverse\]'"):
-        own(sampler="deepinv:DDRM", options={})

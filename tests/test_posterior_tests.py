@@ -355,26 +355,6 @@ def test_the_picture_and_the_table_name_the_kind(u_turn):
     assert "TARP" not in tests.blind.values
 
 
-def test_mistakes_are_named(u_turn):
-    h = np.zeros((1, 3, 1, CLONES))
-    for arrays, message in [
-        ({"h": h, "original_h": np.zeros((1, 3, 1, 2, 2))}, "original_h"),
-        ({"h": h, "original_h": np.zeros((1, 4, 1))}, "original_h has 4 along item"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            ut.readings(arrays, [1.0])
-    symmetric = ut.readings({"h": h, "clone_h": h}, [1.0])
-    with pytest.raises(ValueError, match="variable = 'h': expected a ranked variable"):
-        ut.ranks(symmetric, "h")
-    with pytest.raises(ValueError, match=r"no reading of the family distance.*probe 'posterior'"):
-        ut.posterior_tests(symmetric)
-    turned, source = u_turn
-    with pytest.raises(ValueError, match="posterior: the noisy data are Noisy; expected measurements"):
-        Posterior().read(
-            UTurns(turned.originals, ut.Noisy(turned.noisy.values, turned.noisy.noise), turned.reconstructions), source
-        )
-
-
 def test_noise_of_unknown_law_leaves_the_likelihood_out(u_turn):
     run = read(*u_turn, sampled("narrow", u_turn[0]))
     run = run.assign({name: run[name] * np.nan for name in ("log_likelihood", "original_log_likelihood")})

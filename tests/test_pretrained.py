@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import adm_checkpoints as adm
+from tiny_denoiser import PLAIN, unet
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys, normals
 from uturn.networks.images import guided_diffusion
@@ -22,21 +23,6 @@ NUM_CLASSES = 5
 
 
 # --- one tiny random model of each kind ------------------------------------------------------------------------------
-
-
-def make_unet(channels, seed=0, **options):
-    torch.manual_seed(seed)
-    settings = {
-        "sample_size": 8,
-        "in_channels": channels,
-        "out_channels": channels,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "norm_num_groups": 4,
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }
-    return diffusers.UNet2DModel(**{**settings, **options}).eval()
 
 
 def make_dit(**options):
@@ -119,19 +105,19 @@ def make_kinds():
     null = f"DiTTransformer2DModel, null class {NUM_CLASSES}, in the latents of AutoencoderKL"
     plain = "UNet2DModel, unconditional"
     return {
-        "ddpm": Kind(make_unet(1), diffusers.DDPMScheduler(), plain),
-        "ddim": Kind(make_unet(3, sample_size=(8, 16)), ddim(), plain, "DDIMPipeline"),
-        "learned variance": Kind(make_unet(1, out_channels=2), diffusers.DDPMScheduler(variance_type="learned_range"), plain),
-        "v": Kind(make_unet(1), diffusers.DDPMScheduler(prediction_type="v_prediction"), plain),
-        "sample": Kind(make_unet(1), diffusers.DDPMScheduler(prediction_type="sample"), plain),
-        "flow": Kind(make_unet(1), diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), plain),
-        "classes": Kind(make_unet(1, num_class_embeds=NUM_CLASSES), diffusers.DDPMScheduler(), told, labels=True),
+        "ddpm": Kind(unet(1), diffusers.DDPMScheduler(), plain),
+        "ddim": Kind(unet(3, sample_size=(8, 16)), ddim(), plain, "DDIMPipeline"),
+        "learned variance": Kind(unet(1, out_channels=2), diffusers.DDPMScheduler(variance_type="learned_range"), plain),
+        "v": Kind(unet(1), diffusers.DDPMScheduler(prediction_type="v_prediction"), plain),
+        "sample": Kind(unet(1), diffusers.DDPMScheduler(prediction_type="sample"), plain),
+        "flow": Kind(unet(1), diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), plain),
+        "classes": Kind(unet(1, num_class_embeds=NUM_CLASSES), diffusers.DDPMScheduler(), told, labels=True),
         "class numbers": Kind(
-            make_unet(1, num_class_embeds=NUM_CLASSES, class_embed_type="timestep"), diffusers.DDPMScheduler(), told, labels=True
+            unet(1, num_class_embeds=NUM_CLASSES, class_embed_type="timestep"), diffusers.DDPMScheduler(), told, labels=True
         ),
-        "vq": Kind(make_unet(3), ddim(), f"{plain}, in the latents of VQModel", "LDMPipeline", make_vqvae(), scale=0.6),
+        "vq": Kind(unet(3), ddim(), f"{plain}, in the latents of VQModel", "LDMPipeline", make_vqvae(), scale=0.6),
         "kl": Kind(
-            make_unet(4),
+            unet(4),
             diffusers.EulerDiscreteScheduler(),
             f"{plain}, in the latents of AutoencoderKL",
             codec=make_vae(shift_factor=0.3),
@@ -225,31 +211,6 @@ def test_the_model_is_the_one_that_was_written(folders, name):
         assert torch.equal(loaded.model.state_dict()[f"network.{entry}"], weights)
 
 
-@pytest.mark.parametrize(
-    ("name", "image_shape", "latent_shape"),
-    [
-        ("ddpm", (1, 8, 8), None),
-        ("ddim", (3, 8, 16), None),
-        ("vq", (3, 16, 16), (3, 8, 8)),
-        ("kl", (3, 16, 16), (4, 8, 8)),
-        ("dit", (3, 16, 16), (4, 8, 8)),
-    ],
-)
-def test_shapes_of_images_and_latents(folders, name, image_shape, latent_shape):
-    loaded = load_pretrained(folders[name])
-    assert (loaded.image_shape, loaded.latent_shape) == (image_shape, latent_shape)
-    if loaded.codec is not None:
-        latents = loaded.codec.encode(torch.zeros(2, *image_shape))
-        assert latents.shape == (2, *latent_shape)
-        assert loaded.codec.decode(latents).shape == (2, *image_shape)
-
-
-def test_unknown_image_size(folders, copied):
-    folder = copied("ddpm")
-    edit(folder / "unet" / "config.json", sample_size=None)
-    assert load_pretrained(folder).image_shape is None
-
-
 @pytest.mark.parametrize("name", LATENTS)
 @torch.inference_mode()
 def test_the_codec_is_the_autoencoder_in_the_units_of_the_denoiser(folders, name):
@@ -267,7 +228,7 @@ def test_the_codec_is_the_autoencoder_in_the_units_of_the_denoiser(folders, name
 def test_latents_may_be_standardised_channel_by_channel(tmp_path):
     mean, deviation = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 1.5]
     vae = make_vae(latents_mean=mean, latents_std=deviation, scaling_factor=0.5)
-    folder = write(Kind(make_unet(4), ddim(), "", codec=vae), tmp_path)
+    folder = write(Kind(unet(4), ddim(), "", codec=vae), tmp_path)
     images = torch.from_numpy(images_of((3, 16, 16)))
     z = vae.encode(images).latent_dist.mean
     expected = (z - torch.tensor(mean).view(1, 4, 1, 1)) / torch.tensor(deviation).view(1, 4, 1, 1) * 0.5
@@ -323,7 +284,7 @@ def test_older_layouts(folders, copied):
 # --- precision, device, compilation ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddpm", "class numbers", "dit", "kl"])
+@pytest.mark.parametrize("name", ["class numbers", "kl"])
 @torch.inference_mode()
 def test_bfloat16_is_inside_only(folders, name):
     kind, loaded = KINDS[name], load_pretrained(folders[name], dtype="bfloat16")
@@ -345,10 +306,10 @@ def test_bfloat16_is_inside_only(folders, name):
 
 @torch.inference_mode()
 def test_weights_that_multiply_timesteps_are_not_rounded(tmp_path):
-    unet = make_unet(1, time_embedding_type="fourier")
-    folder = write(Kind(unet, diffusers.DDPMScheduler(), ""), tmp_path)
+    network = unet(1, time_embedding_type="fourier")
+    folder = write(Kind(network, diffusers.DDPMScheduler(), ""), tmp_path)
     noisy, timestep, _ = inputs_of(KINDS["ddpm"])
-    exact = unet(noisy, timestep).sample * timestep.view(-1, 1, 1, 1)  # the network divides by it
+    exact = network(noisy, timestep).sample * timestep.view(-1, 1, 1, 1)  # the network divides by it
     found = load_pretrained(folder, dtype="bfloat16").model(noisy, timestep) * timestep.view(-1, 1, 1, 1)
     assert (found - exact).std() / exact.std() < 0.03
 
@@ -363,25 +324,14 @@ def test_autoencoders_that_would_overflow_or_round_stay_in_float32(folders):
 
 @torch.inference_mode()
 def test_compilation_changes_neither_results_nor_names(tmp_path):
-    unet = make_unet(
-        1, block_out_channels=(4,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None
-    )
-    folder = write(Kind(unet, diffusers.DDPMScheduler(), ""), tmp_path)
+    network = unet(1, block_out_channels=(4,), mid_block_type=None, **PLAIN)
+    folder = write(Kind(network, diffusers.DDPMScheduler(), ""), tmp_path)
     plain, compiled = load_pretrained(folder).model, load_pretrained(folder, compile=True).model
     assert list(plain.state_dict()) == list(compiled.state_dict())
     compiled.network.compile(backend="eager")  # traced all the same, but needs no C++ compiler
     noisy, timestep, _ = inputs_of(KINDS["ddpm"])
     torch.testing.assert_close(compiled(noisy, timestep), plain(noisy, timestep))
     assert list(plain.state_dict()) == list(compiled.state_dict())
-
-
-def test_compile_is_passed_on(folders, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(type(module).__name__))
-    load_pretrained(folders["ddpm"])
-    assert asked == []
-    load_pretrained(folders["ddpm"], compile=True)
-    assert asked == ["UNet2DModel"]
 
 
 # --- U-turns ---------------------------------------------------------------------------------------------------------
@@ -415,16 +365,6 @@ def test_u_turns_of_every_kind(folders, name):
         assert not np.allclose(rebuilt, backward.u_turn(images, 10, streams, np.array([3, 1, 4])), atol=1e-3)
 
 
-def test_u_turns_in_bfloat16_are_near_those_in_float32(folders):
-    images, streams = images_of((1, 8, 8)), keys(0, range(3))
-    exact, rounded = (
-        ReverseDiffusion.from_pretrained(folders["v"], num_steps=20, dtype=dtype).u_turn(images, 8, streams)
-        for dtype in ("float32", "bfloat16")
-    )
-    assert 1e-6 < np.abs(exact - rounded).mean() < 0.02
-    assert rounded.dtype == np.float32
-
-
 @pytest.mark.parametrize("name", ["ddim", "vq", "dit"])
 def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
     """From the same pure noise, with the pipeline's own loop, decoding and, for DiT, its own null class as the label."""
@@ -444,7 +384,7 @@ def test_deterministic_generation_is_that_of_the_pipeline(folders, name):
     assert found.std() > 1e-3
 
 
-@pytest.mark.parametrize(("condition", "guidance"), [("label", 1.0), ("label", 2.5), ("null", 1.0)])
+@pytest.mark.parametrize(("condition", "guidance"), [("label", 2.5), ("null", 1.0)])
 def test_dit_without_a_condition_told_and_guided_is_that_of_the_pipeline(tmp_path, condition, guidance):
     """With 1,000 classes, since the pipeline takes 1000 for the null class of every model."""
     kind = replace(KINDS["dit"], network=make_dit(num_embeds_ada_norm=1000))
@@ -482,17 +422,9 @@ def test_a_null_class_can_be_declared(folders):
     ("name", "options", "message"),
     [
         ("ddpm", {"condition": "null"}, "condition = 'null': expected None, as it has no classes"),
-        ("ddpm", {"condition": "label"}, "condition = 'label': expected None, as it has no classes"),
-        ("ddpm", {"null_class": 3}, "null_class = 3: expected None, as it has no classes"),
         ("classes", {"condition": "null"}, "condition = 'null': expected .* declares no null class"),
-        ("classes", {"condition": "label", "guidance": 2.0}, "guidance = 2.0: expected .* declares no null class"),
         ("classes", {"null_class": 2}, "null_class = 2: expected the last of its 5 classes"),
-        ("dit", {"null_class": 4}, "null_class = 4: expected None, as it declares its null class itself, 5"),
         ("dit", {"guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
-        ("dit", {"condition": "null", "guidance": 4.0}, "guidance = 4.0: expected 1, or condition = 'label'"),
-        ("dit", {"condition": "label", "guidance": float("nan")}, "guidance = nan: Input should be a finite number"),
-        ("dit", {"condition": "label", "guidance": "4"}, "guidance = '4': Input should be a valid number"),
-        ("dit", {"condition": "class"}, "condition = 'class': Input should be 'null' or 'label'"),
     ],
 )
 def test_conditions_that_a_model_does_not_have(folders, name, options, message):
@@ -567,18 +499,11 @@ def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: pytest.fail("fetched"))
-    with pytest.raises(ValueError, match=r"is a StableUnCLIPPipeline, conditioned on a text or an image \(text_encoder\)"):
+    with pytest.raises(ValueError, match=r"the text_encoder of its StableUnCLIPPipeline = .* not conditioned on a text"):
         load_pretrained("owner/name")
 
 
-def test_a_hub_out_of_reach(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`") as error:
-        load_pretrained("owner/name")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("status", [404, 401, 403, None])
+@pytest.mark.parametrize("status", [404, None])
 def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     """The hub is asked once; without a network there is no answer (None)."""
     asked = []
@@ -595,19 +520,6 @@ def test_a_name_that_does_not_exist_is_known_at_once(monkeypatch, status):
     with pytest.raises(ValueError, match=r"owner/name: no such folder.*`hf download owner/name --local-dir FOLDER`"):
         load_pretrained("owner/name")
     assert len(asked) == 1
-
-
-def test_a_hub_that_is_busy_is_asked_again(folders, monkeypatch):
-    def busy(url):
-        error = OSError("service unavailable")
-        error.response = SimpleNamespace(status_code=503)
-        raise error
-
-    index = json.loads((folders["ddpm"] / "model_index.json").read_text())
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", busy)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: str(folders["ddpm"]))
-    assert load_pretrained("owner/name").image_shape == (1, 8, 8)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -635,34 +547,17 @@ def test_missing_models_are_refused(tmp_path, folders):
     refuse(tmp_path / "nothing.pt", "no such folder or file")
     for folder in (tmp_path, folders["ddpm"] / "unet"):
         refuse(folder, r"model_index\.json cannot be read .*expected one of DDPMPipeline")
-    refuse(folders["ddpm"] / "model_index.json", "is a file; expected a folder")
+    refuse(folders["ddpm"] / "model_index.json", "the file = .*: expected a checkpoint")
     refuse(None, "path = None: expected")
-
-
-def test_wrong_options(folders):
-    refuse(
-        folders["ddpm"], r"preset = '256x256_diffusion': expected None: it is only for checkpoints", preset="256x256_diffusion"
-    )
-    for dtype in ("float64", "bf16", None, torch.float32, ["float32"]):
-        refuse(folders["ddpm"], r"dtype = .*Input should be 'float32', 'bfloat16' or 'float16'", dtype=dtype)
-    refuse(folders["ddpm"], "device = 1.5: Input should be a valid string", device=1.5)
-    for device in ("gpu", "mps" if not torch.backends.mps.is_available() else "xpu"):
-        refuse(folders["ddpm"], "device = .* cannot be used here", device=device)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"unet": ["diffusers", "UNet2DConditionModel"]}, "the unet is a UNet2DConditionModel"),
-        ({"unet": ["diffusers", "NoSuchModel"]}, "the unet is a NoSuchModel, not UNet2DModel"),
         ({"unet": ["os", "system"]}, "the unet is a system"),
-        ({"unet": [None, None]}, "holds scheduler, not a unet or a transformer"),
-        ({"unet": 3}, "not a unet or a transformer"),
         ({"scheduler": None}, "holds unet, not"),
-        ({"scheduler": ["diffusers", "UNet2DModel"]}, "the scheduler cannot be read .it is a UNet2DModel"),
-        ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "it is a NoSuchScheduler"),
         ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, r"ScoreSdeVeScheduler has no step\(\)"),
-        ({"vae": ["diffusers", "AutoencoderKL"]}, "the vae cannot be read"),
         ({"vae": ["diffusers", "AutoencoderDC"]}, "the vae is a AutoencoderDC, not AutoencoderKL or VQModel"),
         ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"conditioned on a text or an image \(text_encoder\)"),
     ],
@@ -679,19 +574,11 @@ def test_an_empty_part_is_no_part(copied):
     load_pretrained(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "{}", "\x00\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
 def test_damaged_index(copied, text):
     folder = copied("ddpm")
     (folder / "model_index.json").write_text(text, encoding="latin-1")
     refuse(folder, r"model_index\.json|holds nothing")
-
-
-@pytest.mark.parametrize("part", ["unet", "scheduler"])
-@pytest.mark.parametrize("text", ["", "[]", '{"num_train_timesteps": "many", "block_out_channels": "wide"}', "\x00"])
-def test_damaged_configuration(copied, part, text):
-    folder = copied("ddpm")
-    next((folder / part).glob("*config.json")).write_text(text)
-    refuse(folder, f"the {part} cannot be read")
 
 
 def test_damaged_weights(copied, tmp_path):
@@ -714,7 +601,7 @@ def test_incomplete_or_foreign_weights(copied):
     weights = load_file(file)
     bias = weights.pop("conv_in.bias")
     save_file(weights, file)
-    refuse(folder, r"the unet cannot be read \(1 weights are missing, such as conv_in\.bias")
+    refuse(folder, r"the unet cannot be read \(missing weights = .'conv_in\.bias")
     save_file({**weights, "conv_in.bias": bias, "extra": bias.clone()}, file)
     with pytest.warns(UserWarning, match="1 weights in the file are not of the unet and are left out, such as extra"):
         load_pretrained(folder)
@@ -734,9 +621,9 @@ def test_nothing_is_unpickled(copied, tmp_path):
 
 
 def test_models_that_read_more_than_the_noisy_image(tmp_path):
-    wide = Kind(make_unet(6, out_channels=3), ddim(), "", codec=make_vqvae())
+    wide = Kind(unet(6, out_channels=3), ddim(), "", codec=make_vqvae())
     refuse(write(wide, tmp_path / "wide"), "channels that the denoiser gives = 3: expected as many as the 6")
-    other = Kind(make_unet(1), ddim(), "", codec=make_vae())
-    refuse(write(other, tmp_path / "other"), "the vae makes latents of 4 channels, but the denoiser takes 1")
-    unnumbered = Kind(make_unet(1, class_embed_type="timestep"), ddim(), "")
+    other = Kind(unet(1), ddim(), "", codec=make_vae())
+    refuse(write(other, tmp_path / "other"), "channels of the vae = 4: expected 1")
+    unnumbered = Kind(unet(1, class_embed_type="timestep"), ddim(), "")
     refuse(write(unnumbered, tmp_path / "unnumbered"), "expected classes by number")

@@ -9,7 +9,7 @@ import pytest
 import uturn as ut
 from uturn.core import progress
 from uturn.core.processes import in_processes
-from uturn.core.progress import add, begun, in_progress, part, progress_bar, steps, units
+from uturn.core.progress import add, begun, in_progress, part, progress_bar, steps
 from uturn.engine.measuring import measurements
 
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3, "grammars": 2}
@@ -33,9 +33,22 @@ LEAST = {"exact": 2, "images": 4}  # different values that a task reports, at le
 @pytest.fixture
 def reported(monkeypatch):
     """What this process would report to another one, in order."""
-    values = []
-    monkeypatch.setattr(progress, "_put", values.append)
-    return values
+
+    class Cell:
+        done, values = 0.0, []
+
+        @property
+        def value(self):
+            return self.done
+
+        @value.setter
+        def value(self, done):
+            self.done = done
+            self.values.append(done)
+
+    monkeypatch.setattr(progress._work, "done", Cell())
+    monkeypatch.setattr(Cell, "values", [])
+    return progress._work.done.values
 
 
 def experiment(name):
@@ -45,14 +58,12 @@ def experiment(name):
 
 def test_parts_are_shares_of_what_encloses_them():
     seen = []
-    with begun(2):
+    with begun(2, unit=0.25):
         with part(0.75):
             for _ in steps(range(3)):
                 seen.append(in_progress())
-                with units(2):
-                    add()
-                    seen.append(in_progress())
-                    add()
+                add()
+                seen.append(in_progress())
         seen.append(in_progress())
         for _ in steps("ab"):
             pass
@@ -113,18 +124,24 @@ def test_tasks_that_share_a_network_count_its_steps(reported):
 
 def test_a_bar_counts_its_own_work_and_holds_where_work_is_lost(monkeypatch):
     shown = []
-    with begun(1):
-        add(1)
-        with part(0.5):
-            pass
-        count = progress._Count(4, 1, lambda done, finished: shown.append((done, finished)))
-        count.tell()  # the work around it is not its own
-        with begun(2, done=1.5):
-            count.tell()
-        count.tell()  # a worker died
+
+    def look():
+        count.look()
+        shown.append((count.shown, count.finished))
+
+    with begun(1, unit=0.5):
+        add()
+        count = progress._Count("run", 4, 1)
+        look()  # the work around it is not its own
+        with begun(2, unit=1.5):
+            add()
+            look()
+        look()  # a worker died
         count.advance()
-        with begun(9, done=8):
-            count.tell()
+        look()
+        with begun(9, unit=8):
+            add()
+            look()
     assert shown == [(1, 1), (2.5, 1), (2.5, 1), (2.5, 2), (4, 2)]
 
 
@@ -159,31 +176,11 @@ def test_work_of_other_processes_is_counted_until_it_is_finished(tmp_path):
 
 
 # -- lines in logs -----------------------------------------------------------------------------------------------------------
-class Clock:
-    """A stand-in for `time.monotonic`, three seconds later at each look."""
-
-    now = 0.0
-
-    def __call__(self):
-        self.now += 3
-        return self.now
-
-
-@pytest.mark.parametrize("done", [0, 40])
-def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
-    monkeypatch.setattr(progress.time, "monotonic", Clock())
-    with progress_bar(True, "run", 100, done) as advance:
-        for _ in range(done, 100):
-            advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
-    assert lines[-1] == "run: 100 of 100"
-    assert lines[0] == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
 
 
 def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_MINUTE", 0.05)
-    monkeypatch.setattr(progress, "_LOOK", {False: 0.01})
+    monkeypatch.setattr(progress, "_LOOK", 0.01)
     heard, end = "", time.monotonic() + 60
     with progress_bar(True, "run", 2, 0), begun(1):
         while "nothing new" not in heard and time.monotonic() < end:
@@ -200,20 +197,13 @@ def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
     assert last.endswith(" left")
 
 
-def test_short_or_unwanted_progress_is_silent(capsys):
-    for wanted in (True, False):
-        with progress_bar(wanted, "run", 3, 0) as advance:
-            for _ in range(3):
-                advance()
-    assert capsys.readouterr().err == ""
-
-
 def test_a_bar_on_a_terminal_shows_parts_of_tasks(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(progress, "_LOOK", {True: 0.01})
+    monkeypatch.setattr(progress, "_LOOK", 0.01)
     heard, end = "", time.monotonic() + 60
-    with progress_bar(True, "run", 2, 0) as advance, begun(1, done=0.5):
+    with progress_bar(True, "run", 2, 0) as advance, begun(1, unit=0.5):
+        add()
         while not ("25%" in heard and "0/2" in heard) and time.monotonic() < end:
             heard += capsys.readouterr().err
         advance()

@@ -1,6 +1,5 @@
 """The queue of U-turns: full batches, shared by images at different steps, also when the device runs out of memory."""
 
-import json
 import multiprocessing
 import threading
 from pathlib import Path
@@ -354,14 +353,6 @@ def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_noise_axis_has_the_steps_that_were_done():
-    spec = {**SPEC, "items": 1, "corruption": {"type": "diffusion", "noise": [0.0, 0.3, 0.62]}}
-    ds = ut.run(ut.Experiment.from_dict(spec))
-    assert ds.step.values.tolist() == [0, 1, 2]
-    assert ds.t_over_T.values.tolist() == [0, 0.25, 0.5]
-    assert ds.noise.values.tolist() == [0.0, 0.3, 0.62]
-
-
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     """The error is that of the readings, although the number of missing tasks cannot be written either."""
     import zarr
@@ -375,8 +366,3 @@ def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("uturn.store.record.write", full)
     with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*free some"), store.finishing() as call:
         call(store.write, next(store.tasks()), {"change": np.zeros(1)})
-
-
-def test_runs_record_the_model(whole):
-    assert whole.attrs["description"].endswith("ddpm, 4 steps, draws noise")
-    assert "batch_size" not in json.loads(whole.attrs["identity"])["backward"]

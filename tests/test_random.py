@@ -57,7 +57,7 @@ def test_bad_seeds(seed):
 
 
 def test_streams_check_shape():
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"per sample, \(3,\)"):
         streams(np.zeros(4, np.uint64), 3)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import runpy
 import shutil
@@ -22,10 +21,11 @@ from scipy.stats import t as student
 import uturn as ut
 from command_line import uturn
 from forging import array, forge
+from small import strings
 from uturn.measures.calibration import paired
 from uturn.measures.changes import covariances_of
 from uturn.pages import write_study
-from uturn.store.record import Store, open_run
+from uturn.store.record import Store, open_run, warnings_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -66,6 +66,7 @@ def long_form(variables, items=None):
 # --- stories ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_an_array_of_labels_becomes_a_page(tmp_path):
     before, after = labels()
     same = after == before[None, :, None]
@@ -78,6 +79,7 @@ def test_an_array_of_labels_becomes_a_page(tmp_path):
     assert remarks(found) == []
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_a_table_becomes_t_star_and_a_page(tmp_path):
     values = rmsd()
     values[2, 4, 1] = np.nan
@@ -110,74 +112,6 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     for command in (("study",), ("choose", "--keep", "rmsd=5")):
         outputs = [uturn(*command, name, *options, cwd=tmp_path).stdout.replace(name, "") for name in ("a.csv", "a.parquet")]
         assert outputs[0] == outputs[1] != ""
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: table, None),
-        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd: row 1 has array.*; expected numbers"),
-        (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 has no value"),
-        (lambda table: table | {f"r{k}": table["rmsd"] for k in range(2000)}, "it has 2,003 columns, more than 1,000"),
-        (lambda table: {name: np.zeros(50_000_000, np.int8) for name in table}, "it has 50,000,000 rows of 3 columns, more than"),
-    ],
-)
-def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    # Metadata of pandas that belong to another table.
-    metadata = {b"pandas": json.dumps({"index_columns": ["item"], "column_indexes": [], "columns": []}).encode()}
-    values = {name: column.to_numpy() for name, column in long_form({"rmsd": rmsd()[..., :1]}).drop(columns="trajectory").items()}
-    parquet.write_table(pyarrow.table(change(values)).replace_schema_metadata(metadata), tmp_path / "a.parquet")
-    if message is None:
-        np.testing.assert_allclose(read_readings(tmp_path / "a.parquet").rmsd, rmsd()[..., 0], rtol=1e-6)
-        content = (tmp_path / "a.parquet").read_bytes()
-        (tmp_path / "a.parquet").write_bytes(content[:-100])
-        message = "cannot read the table"
-    with pytest.raises(ValueError, match=message) as caught:
-        read_readings(tmp_path / "a.parquet")
-    assert "\n" not in str(caught.value)
-
-
-def test_parquet_without_its_library_ends_in_one_line(tmp_path, monkeypatch):
-    for name in ("pyarrow", "fastparquet"):
-        monkeypatch.setitem(sys.modules, name, None)
-    (tmp_path / "a.parquet").touch()
-    for command in (("study",), ("choose", "--keep", "rmsd=5")):
-        done = uturn(*command, "a.parquet", cwd=tmp_path)
-        says = "uturn: error: cannot read the table a.parquet: needs pyarrow; `pip install pyarrow`, or write it as a CSV file\n"
-        assert (done.returncode, done.stderr) == (2, says)
-
-
-def test_several_tables_share_a_chart_and_a_tidy_table(tmp_path):
-    for seed in (0, 1):
-        long_form({"rmsd": rmsd(seed=seed)}).to_csv(tmp_path / f"{seed}.csv", index=False)
-    done = uturn("study", "0.csv", "1.csv", "--start", "rmsd=0", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ("curves.csv", "numbers.csv"):
-        table = pd.read_csv(tmp_path / "out" / name)
-        assert table[["run", "path"]].drop_duplicates().values.tolist() == [["0.csv", "0.csv"], ["1.csv", "1.csv"]]
-
-
-def test_several_stores_share_a_tidy_table(tmp_path):
-    for m in (2, 3):
-        source = {"type": "rhm", "vocab_size": 8, "multiplicity": m, "branching": 2, "depth": 2}
-        corruption = {"type": "epsilon", "noise": [0.3, 0.6, 1.0]}
-        spec = {
-            "items": 4,
-            "source": source,
-            "corruption": corruption,
-            "backward": {"type": "exact"},
-            "probes": [{"type": "tree_levels"}],
-        }
-        ut.run(ut.Experiment.from_dict(spec), tmp_path / f"runs/m{m}")
-    done = uturn("study", *sorted((tmp_path / "runs").iterdir()), "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ("curves.csv", "numbers.csv"):
-        table = pd.read_csv(tmp_path / "out" / name)
-        expected = [["multiplicity = 2", 2.0], ["multiplicity = 3", 3.0]]
-        assert table[["run", "multiplicity"]].drop_duplicates().values.tolist() == expected
 
 
 def test_stored_readings_are_read_back(tmp_path):
@@ -234,12 +168,11 @@ def test_readings_replace_nothing_else(own_run, tmp_path):
     assert (tmp_path / "folder/mine.txt").exists()
 
 
-@pytest.mark.parametrize("killed_at", [0, 1, 5])
-def test_readings_that_were_cut_short_are_no_store(killed_at, tmp_path, monkeypatch):
+def test_readings_that_were_cut_short_are_no_store(tmp_path, monkeypatch):
     writes, write = [], Store.write
 
     def killed(self, *args):
-        if len(writes) == killed_at:
+        if writes:
             raise KeyboardInterrupt
         writes.append(args)
         write(self, *args)
@@ -251,16 +184,8 @@ def test_readings_that_were_cut_short_are_no_store(killed_at, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def lost(*names):
-    def change(folder):
-        for name in names:
-            shutil.rmtree(folder / name)
-
-    return change
-
-
-def overwritten(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
+def lost(name):
+    return lambda folder: shutil.rmtree(folder / name)
 
 
 def flipped(name, place):
@@ -309,6 +234,18 @@ def of_array(name, *, chunk_shape=None, codec=None, **values):
     return lambda folder: forge(folder, change)
 
 
+def sparse(name):
+    """Eight gigabytes that the disk does not hold, behind the content of the file."""
+    return lambda folder: os.truncate(folder / name, 2**33)
+
+
+def identity(**values):
+    def change(root):
+        root["attributes"]["identity"] = json.dumps(json.loads(root["attributes"]["identity"]) | values)
+
+    return lambda folder: forge(folder, change)
+
+
 def piped(name):
     def change(folder):
         (folder / name).unlink()
@@ -321,30 +258,23 @@ def piped(name):
     ("change", "message"),
     [
         (lost("noise"), "the coordinate noise is damaged"),
-        (lost("fold class/c"), "the coordinate fold class is damaged"),
         (lost("energy/c/1"), "2 chunks of readings are missing or damaged; copy the store again"),
-        (lost("tasks/records/c/2"), "2 chunks of readings are missing or damaged"),
         (lost("tasks"), "6 chunks of readings are missing or damaged"),
-        (overwritten("kept/c/1/0/0/0", b"none"), "1 chunks of readings are missing or damaged"),
-        (overwritten("layer/c/0", b"none"), "the coordinate layer is damaged"),
         (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
-        (flipped("layer/c/0", 24), "the coordinate layer is damaged"),
         (attributes(variables=5), "is not a readable store"),
         (attributes(version=1000), r"its format and version = \('uturn.store', 1000\)"),
-        (attributes(format="uturn.readings"), r"its format and version = \('uturn.readings'"),
         (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
-        (of_array("fold class", shape=[2**28]), "is not a readable store: fold class: shape = "),
-        (of_array("layer", shape=[2**30], chunk_shape=[2**30]), "is not a readable store: layer: labels = "),
-        (of_array("layer", chunk_shape=[2**30]), "is not a readable store: layer: labels = "),
+        (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
+        (identity(chunk=2), "is not a readable store: tasks/records: shape = "),
         (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
-        (of_array("log_snr", data_type="int64", fill_value=0), "the coordinate log_snr is damaged"),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
-        (bomb("fold class/c/0"), "the coordinate fold class is damaged"),
         (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
-        (bomb("tasks/records/c/0/0/0"), "1 chunks of readings are missing or damaged"),
+        (sparse("zarr.json"), r"zarr.json: bytes = 8589934592: expected at most \d+"),
+        (sparse("log_snr/c/0"), "the coordinate log_snr is damaged; copy the store again"),
+        (sparse("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
+        (identity(chunk=1e9), r"is not a readable store: its sizes = \(1000000000.0, 1100, 2, 1\): expected whole numbers"),
         (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
         (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
-        (piped("log_snr/c/0"), "log_snr/c/0 is a link, a pipe or a device"),
     ],
 )
 def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored, tmp_path):
@@ -356,6 +286,18 @@ def test_a_damaged_store_of_readings_is_one_line_at_once(change, message, stored
     assert "\n" not in str(caught.value)
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kB
+
+
+def test_a_copy_over_another_store_that_stopped_halfway_is_noticed(tmp_path):
+    """The readings have equal shapes, and the chunk and its record fit each other."""
+    for name, seed in (("a", 0), ("b", 1), ("again", 0)):
+        ut.readings({"energy": np.random.default_rng(seed).random((3, 5))}, [1, 2, 3], store=tmp_path / name)
+    for part in ("energy/c/1", "tasks/records/c/1"):
+        shutil.copytree(tmp_path / "a" / part, tmp_path / "again" / part, dirs_exist_ok=True)
+        shutil.copytree(tmp_path / "b" / part, tmp_path / "a" / part, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="1 chunks of readings are missing or damaged; copy the store again"):
+        open_run(tmp_path / "a")
+    assert open_run(tmp_path / "again").attrs["complete"]  # equal calls make equal stores
 
 
 def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
@@ -413,17 +355,7 @@ def test_columns_that_are_labels():
 @pytest.fixture(scope="module")
 def own_run():
     return ut.run(
-        ut.Experiment.from_dict(
-            {
-                "items": 30,
-                "trajectories": 2,
-                "clones": 2,
-                "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-                "corruption": {"type": "masking", "noise": [0.2, 0.5, 0.8, 1.0]},
-                "backward": {"type": "exact"},
-                "probes": [{"type": "parsed_levels"}],
-            }
-        )
+        ut.Experiment.from_dict(strings("masking", [0.2, 0.5, 0.8, 1.0], ["parsed_levels"], items=30, trajectories=2, clones=2))
     )
 
 
@@ -522,9 +454,7 @@ def test_labels_are_text(tmp_path):
     assert ut.readings(large).item_name.values.tolist() == large["item"].tolist()
 
 
-@pytest.mark.parametrize(
-    ("separator", "decimal", "suffix"), [(";", ",", "csv"), (";", ".", "csv"), ("\t", ".", "tsv"), (",", ".", "csv")]
-)
+@pytest.mark.parametrize(("separator", "decimal", "suffix"), [(";", ",", "csv"), ("\t", ".", "tsv")])
 def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_path):
     table = long_form({"rmsd": rmsd()}, [f"a, {k}" if separator == "," else f"a {k}" for k in range(20)])
     table.to_csv(tmp_path / "plain.csv", index=False)
@@ -539,22 +469,6 @@ def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_p
     assert done.stdout.replace(f"other.{suffix}", "plain.csv").splitlines()[:4] == plain.stdout.splitlines()[:4]
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (
-            {"noise": "t"},
-            "columns: noise = 't'; expected one of noise, item, trajectory, clone, and a column of the table: noise",
-        ),
-        ({"reading": "rmsd"}, "columns: reading = 'rmsd'; expected one of noise, item"),
-    ],
-)
-def test_columns_that_are_none(columns, message, tmp_path):
-    long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(ValueError, match=message):
-        read_readings(tmp_path / "a.csv", columns=columns)
-
-
 def test_a_decimal_comma_in_any_row(tmp_path):
     """The first row, without noise, often has whole numbers only."""
     (tmp_path / "a.csv").write_text("noise;item;shift\n0;x,1;4\n0,75;x,1;-,5\n0;y;1\n0,75;y;3\n")
@@ -566,11 +480,14 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
 
 
-def test_a_table_of_zeros_is_not_read(tmp_path):
+@pytest.mark.parametrize("text", ["", "noise,item,a\n0.5,x,1\n"])
+def test_a_table_of_zeros_is_not_read(text, tmp_path):
     """A terabyte that the disk does not hold."""
-    (tmp_path / "a.csv").touch()
+    (tmp_path / "a.csv").write_text(text)
     os.truncate(tmp_path / "a.csv", 2**40)
-    with pytest.raises(ValueError, match=r"cannot read the table .*a.csv: it is no text; expected a CSV or Parquet file"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet file"
+    ):
         read_readings(tmp_path / "a.csv")
 
 
@@ -582,7 +499,7 @@ def test_a_table_that_is_a_pipe_or_device_is_not_read(link, tmp_path):
         read_readings(path)
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "a\\b", "..", "__b", "x" * 300, "ü" * 120, "a\0b", "\udcff"])
+@pytest.mark.parametrize("name", ["zarr.json", "a\\b", "x" * 300, "\udcff"])
 @pytest.mark.parametrize("of", ["reading", "coordinate", "dim", "changes"])
 def test_names_that_no_store_can_hold(name, of):
     values, settings = {"a": np.zeros((2, 3, 2))}, {"dims": {"a": ("noise", "item", name)}}
@@ -631,7 +548,7 @@ def test_calibration_equals_that_of_arrays(shrink, passes):
     assert tests.attrs["passed"] == expected.passed == passes
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int64])
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
 def test_integers_are_compared_as_real_numbers(kind):
     rng = np.random.default_rng(0)
     x, turned = rng.integers(0, 120, (9, 4)), rng.integers(0, 120, (2, 9, 1, 3, 4))
@@ -766,36 +683,17 @@ GOOD = np.random.default_rng(0).random((5, 6))
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-        ({}, {}, "values = {}: expected a dict of arrays"),
-        ({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
-        ({"a": GOOD[:4]}, {}, "a has 4 along noise; expected 5"),
-        ({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
-        ({"a": [[0.1, 0.2], [0.1]]}, {}, "a = .*expected an array"),
-        ({"a": GOOD.astype(str)}, {}, "a has dtype <U"),
-        ({"a": GOOD * np.nan}, {}, "a has no reading: all are NaN"),
-        ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
-        ({"a": GOOD * 1e40}, {}, r"a has readings beyond 3.4e\+38, the largest stored"),
-        ({"a": np.zeros((5, 6, 2, 2, 2, 2))}, {}, "a has shape .*; expected"),
-        ({"item": GOOD}, {}, "the name 'item'"),
-        ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
-        ({"a": GOOD}, {"noise": NOISE - 0.5}, "expected increasing numbers, 0 or more"),
-        ({"a": GOOD}, {"noise": list("abcde")}, "expected a list of increasing numbers"),
-        ({"a": GOOD}, {"noise": None}, "noise = None"),
-        ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
-        ({"a": GOOD}, {"chance": {"b": 0}}, "chance: 'b' is no reading"),
-        ({"a": GOOD}, {"start": "before"}, "'before' is neither a reading nor a coordinate"),
-        ({"a": GOOD}, {"start": "1.0.0"}, "neither a reading nor a coordinate"),
-        ({"a": GOOD}, {"bounds": (1, 0)}, r"a: bounds = \(1.0, 0.0\)"),
-        ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
-        ({"a": GOOD}, {"coords": {"label": [1, 2, 3]}}, "coords: label has 3 values along label, which is no dim"),
-        ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
-        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
-        ({"a": GOOD}, {"coords": {"a/b": np.arange(6)}}, "coords: a/b is .* with a name of its own"),
-        ({"a": GOOD, "clone_a": GOOD}, {}, "clone_a has dims"),
-        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
-        ({"a": np.zeros((5, 6, 3)), "b": np.zeros((5, 6, 3, 3))}, {"coords": {"layer": list("abc")}}, "axis of levels in dims"),
-        ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
-    ],
+({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
+({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
+({"a": GOOD * np.inf}, {}, "a has infinite readings"),
+({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
+({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
+({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
+({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
+({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
+({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
+({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+],
 )  # fmt: skip
 def test_mistakes_are_one_line(values, settings, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -810,15 +708,9 @@ def test_mistakes_are_one_line(values, settings, message):
             lambda table: table.drop(columns="noise"),
             "the table has the columns item, trajectory, rmsd; expected columns noise, item",
         ),
-        (lambda table: table.drop(columns="rmsd"), "the table has the columns"),
         (lambda table: pd.concat([table, table.tail(1)]), "row 301 of the table repeats noise = "),
         (lambda table: table.drop(columns="trajectory"), "number several U-turns of an original by a column trajectory"),
         (lambda table: table.assign(rmsd=["?", *table.rmsd[1:]]), "column rmsd: row 1 has '\\?'; expected numbers"),
-        (lambda table: table.assign(noise=-table.noise), "expected increasing numbers, 0 or more"),
-        (lambda table: table.assign(noise="high"), "column noise: row 1 has 'high'; expected numbers"),
-        (lambda table: table.assign(item=[np.nan, *table.item[1:]]), "column item: row 1 has no value"),
-        (lambda table: table.head(0), "the table has no rows"),
-        (lambda table: table.assign(rmsd=np.nan), "rmsd has no reading: all are NaN"),
         (lambda table: pd.concat([table, table.rmsd], axis=1), "the table has the columns noise, item, trajectory, rmsd, rmsd;"),
     ],
 )
@@ -829,27 +721,17 @@ def test_mistakes_in_tables_are_one_line(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_row_numbers_are_no_reading_and_further_cells_an_error(tmp_path):
-    table = long_form({"rmsd": rmsd()})
-    table.to_csv(tmp_path / "numbered.csv")
-    assert list(read_readings(tmp_path / "numbered.csv").data_vars) == ["rmsd"]
-    text = table.to_csv(index=False)
-    header, _, rows = text.partition("\n")
-    (tmp_path / "a.csv").write_text(header + "\n" + rows.replace("\n", ",\n"))
-    with pytest.raises(ValueError, match=r"cannot read the table .*: the rows have more cells than the header"):
-        read_readings(tmp_path / "a.csv")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text[: text.rindex(",")], "line 301 has 3 cells, the header 4; is the file cut short?"),
-        (lambda text: text.replace("\n", ",\n").replace(",\n", "\n", 9), "line 10 has 5 cells|Expected 4 fields"),
-        (lambda text: text[: text.rindex(",") + 1], "the last line ends in an empty cell without a line break"),
-        (lambda text: text[: text.rindex(",") + 1] + "1e", "column rmsd: row 300 has '1e'; expected numbers"),
+        (lambda text: text[: text.rindex(",") + 1], "the last line ends in '' without a line break"),
+        (lambda text: text[: text.rindex(",") + 1] + "1e", "the last line ends in '1e' without a line break"),
         (lambda text: text.replace("0.5,3,", '0.5,"3,').replace("0.5,4,", '0.5,4",', 1), "a quote in line .* opens a cell that"),
         (lambda text: text.replace("0.5,3,", '0.5,"3,', 1), "a quote in line .* opens a cell that ends in line 301"),
-        (lambda text: ",".join(map(str, range(300_000))) + "\n" + text, "the header has 300,000 cells, more than 1,000"),
+        (lambda text: text[: text.rindex(",") + 1] + "-0.", "the last line ends in '-0.' without a line break"),
+        (lambda text: text + "1" * 2**21, "a line has more than 1,048,576 characters"),
+        (lambda text: ",".join(map(str, range(100_000))) + "\n" + text, "the header has 100,000 cells, more than 1,000"),
     ],
 )
 def test_tables_that_are_cut_short_or_swallow_rows_are_one_line(tmp_path, change, message):
@@ -866,6 +748,26 @@ def test_tables_without_a_last_line_break_and_with_blank_lines_are_whole(tmp_pat
         assert read_readings(tmp_path / f"{k}.csv").rmsd.equals(read_readings(tmp_path / "0.csv").rmsd)
 
 
+@pytest.mark.parametrize(
+    ("values", "end", "doubtful"),
+    [
+        (["0.125", "0.250", "0.75"], "", True),
+        (["0.125", "0.250", "0.75"], "\r\n", False),
+        (["0.125", "0.250", "0.750"], "", False),  # as long as the others
+        (["0.25", "0.5", "1.25e-0"], "", True),  # of 1.25e-07
+        (["1", "0", "1"], "", False),
+    ],
+)
+def test_a_last_number_that_may_be_cut_is_doubted(values, end, doubtful, tmp_path):
+    """A file without a last line break may be whole, so that its numbers are used."""
+    rows = [f"{noise},x,{value}" for noise, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join(["noise,item,a", *rows]) + end)
+    run = read_readings(tmp_path / "a.csv")
+    assert run.a.values.ravel().tolist() == pytest.approx([float(value) for value in values])
+    said = [text for text in warnings_of(run.attrs) if f"ends in {values[-1]!r}, has no line break" in text]
+    assert len(said) == doubtful
+
+
 def test_axes_of_noise():
     half = {"log_snr": ("noise", [3.0, np.nan, 1.0, 0.0, -1.0])}
     study = ut.study(ut.readings({"a": GOOD}, NOISE, coords=half))
@@ -873,26 +775,6 @@ def test_axes_of_noise():
     run = ut.readings({"a": GOOD}, NOISE, coords={"log_snr": ("noise", list("abcde"))})
     with pytest.raises(ValueError, match=r"log_snr = .*: expected numbers, one for each noise level"):
         ut.study(run)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("a.csv", "--start", "rmsd"), "start = 'rmsd': expected NAME=VALUE"),
-        (("a.csv", "--start", "tm=0"), "start: 'tm' is no reading; expected one of rmsd"),
-        (("a.csv", "--coordinate", "fold"), "expected a list of columns of the table: noise, item, trajectory, rmsd"),
-        (("nothing.csv",), "cannot read the table nothing.csv: No such file"),
-        (("empty.csv",), "cannot read the table empty.csv"),
-        (("run.zarr", "--start", "rmsd=0"), "store = 'run.zarr': expected a table"),
-    ],
-)
-def test_mistakes_on_the_command_line(tmp_path, arguments, message):
-    long_form({"rmsd": rmsd()}).to_csv(tmp_path / "a.csv", index=False)
-    (tmp_path / "empty.csv").touch()
-    done = uturn("study", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_what_is_guessed_is_said():
@@ -959,22 +841,6 @@ def test_a_column_of_labels_is_a_coordinate():
     assert set(one_level.data_vars) == {"rmsd", "mass"}
     chosen = ut.readings(table, start={"rmsd": 0}, coords=["mass"])
     assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]
-
-
-@pytest.mark.parametrize("names", [[2.0**60, 2.0**70], [1e300, 2e300], np.array([7, 2**63 + 1], np.uint64), [np.inf, 3.0]])
-def test_items_beyond_the_largest_integer_keep_their_names(names):
-    table = pd.DataFrame({"noise": [0.1, 0.6] * 2, "item": np.repeat(names, 2), "kept": [1, 0.5, 0.9, 0.3]})
-    for run in (ut.readings(table), ut.readings({"kept": GOOD[:, :2]}, NOISE, coords={"item": names})):
-        assert run.item.values.tolist() == [0, 1]
-        assert set(run.item_name.values.tolist()) == {str(name) for name in np.asarray(names)}
-
-
-@pytest.mark.parametrize("kind", [complex, "datetime64[ns]", "timedelta64[ns]"])
-@pytest.mark.parametrize("column", ["noise", "drift"])
-def test_columns_of_times_and_complex_numbers_are_no_readings(kind, column):
-    table = pd.DataFrame({"noise": [1, 2, 3], "item": list("xyz"), "drift": [3, 1, 2]})
-    with pytest.raises(ValueError, match=rf"column {column}: holds {re.escape(str(np.dtype(kind)))}; expected real numbers"):
-        ut.readings(table.astype({column: kind}))
 
 
 def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken():

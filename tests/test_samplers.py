@@ -289,10 +289,6 @@ def broken(images, noise, seed):
     raise RuntimeError("no such scheduler")
 
 
-def too_small(images, noise, seed):
-    return images[:, :, :4]
-
-
 def forgetful(images, noise, seed):
     gallery.ddpm(images, noise, seed)
 
@@ -301,13 +297,8 @@ def forgetful(images, noise, seed):
     ("words", "message"),
     [
         (["--sampler", f"{__name__}:broken"], "test_samplers:broken'.*no such scheduler .test_samplers.py, line"),
-        (["--sampler", f"{__name__}:too_small"], "shape at noise .*expected"),
         (["--sampler", f"{__name__}:forgetful"], r"result = None: expected a tensor \(32, 1, 8, 8\)"),
-        (["--sampler", "absent_module:f"], "sampler = 'absent_module:f' cannot be imported"),
-        (["--sampler", "no_scheduler"], "scheduler = 'no_scheduler'"),
-        (["--items", "4"], "items = 4: expected at least .* fewer could not make the check fail"),
-        (["--levels", "0.01"], "levels = .*0.01.*: expected at least one that rounds to a step, of 40"),
-        (["--step", "sampler_gallery:STEPS"], "step = 'sampler_gallery:STEPS' is a int"),
+        (["--items", "4"], "items = 4: so few could not make the check fail"),
     ],
 )
 def test_wrong_input_ends_in_one_line(originals, words, message):
@@ -330,8 +321,3 @@ def test_a_model_that_cannot_be_judged_is_no_failure(monkeypatch, unclear, verdi
 def test_no_number_of_steps_makes_a_deterministic_sampler_calibrated(originals):
     options = {**gallery.RIGHT["DDIM"], "steps": 10, "levels": [0.5], "sampler": "ddim", "step": None, "find_steps": True}
     assert "deterministic" in report(originals, **{k: v for k, v in options.items() if v is not None}).rows[-1].result
-
-
-def test_options_of_other_commands_are_refused():
-    with pytest.raises(ValueError, match=r"options = \['classifiers'\]: expected some of"):
-        SamplerOptions.from_dict({"classifiers": ["fashion_mnist"]})

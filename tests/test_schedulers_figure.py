@@ -110,16 +110,12 @@ def test_what_theory_says_passes_and_can_be_drawn():
 @pytest.mark.parametrize(
     ("changed", "laws", "failing"),
     [
-        ({"DDPM": constant}, None, {0, 1}),  # noise, but not to the posterior
-        ({"DDPM": lambda k: 0.1 + 1 / k}, None, {1}),  # close to it, but not to the end
-        ({"Euler ancestral": lambda k: 0.4 * k**-0.2}, None, {0, 1}),  # too slow
-        ({"Heun": first_order}, None, {2}),  # a deterministic scheduler that finds the posterior would refute the theory
-        ({"DDIM, η = 1/2": first_order}, None, {2}),
-        (None, {"UniPC": lambda k: 0.2}, {3}),  # loses the data law
+        ({"DDPM": constant}, None, {0, 1}),
+        ({"Euler ancestral": lambda k: 0.4 * k**-0.2}, None, {0, 1}),
+        ({"Heun": first_order}, None, {2}),
+        (None, {"UniPC": lambda k: 0.2}, {3}),
         ({"masking": lambda k: 0.4 if k < 4 else 0.15}, None, {4}),
-        ({"masking": lambda k: 0.0}, None, {4}),  # a comparison without power
         ({"uniform": lambda k: 0.15 + 1 / k}, None, {5}),
-        ({"uniform": constant}, None, {5}),
     ],
 )
 def test_verdicts_can_fail(changed, laws, failing):

@@ -1,34 +1,27 @@
 """What tables, figures, pages and files show of a study: its names, its rounding, its axes, and text that is not its own."""
 
 import csv
-import json
 import re
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 import uturn as ut
 from browser import next_frame
-from uturn import paper
-from uturn.cli import app
+from small import strings
 from uturn.pages import collect, report, write_study
-from uturn.pages.charts import chart
-from uturn.paper import Result, Verdict
-from uturn.sources.images import FashionMNISTSource
 from uturn.store.datasets import write_dataset
-from uturn.studies import draw_studies, draw_study, tidy, with_theory
+from uturn.studies import as_data, draw_study, tidy, with_theory
 from uturn.studies.axes import is_geometric
 from uturn.studies.items import items_of
-from uturn.studies.runs import item_names
 from uturn.studies.tables import csv_of, parts_of
 
 SIGMA = np.array([0.004, 0.02, 0.1, 0.5, 3.0, 15.0])
 RNG = np.random.default_rng(11)
+pytestmark = pytest.mark.usefixtures("unsaved_figures")
 
 
 def falls(noise, lost, **settings):
@@ -68,32 +61,10 @@ def test_t_star_is_of_a_class_alone():
     plt.close(figure)
 
 
-def test_t_star_of_a_class_stands_in_all_panels():
-    study = ut.study(two_readings(np.linspace(0.1, 2, 8), group={"fold": "class"}))
-    figure = draw_study(study)
-    assert texts_of(figure.axes[0]).startswith("$t^*$ = ")
-    star = float(study.half_life.sel(reading="fold", axis="noise", estimate="value"))
-    assert [vertical(axis) for axis in figure.axes] == [[pytest.approx(star)]] * 2
-    plt.close(figure)
-
-
-def test_the_page_names_a_half_life_by_its_reading(tmp_path):
-    write_study(two_readings(np.linspace(0.1, 2, 8)), tmp_path)
-    (section,) = collect([tmp_path]).sections
-    assert section["headlines"][0]["label"] == "half-life of fold"
-    assert section["words"].startswith("half-life of fold = ")
-    assert {mark["label"] for chart in section["charts"] for mark in chart["marks"]} == {"half-life of fold"}
-    runs = {str(k): two_readings(np.linspace(0.1, 2, 8)) for k in range(2)}
-    write_study(runs, tmp_path / "several")
-    overlay = collect([tmp_path / "several"]).sections[0]
-    assert overlay["words"].startswith("half-life of fold goes from ")
-    assert overlay["tables"][0]["title"] == "half-life of fold of each run"
-
-
 # --- one rounding ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [0.614499997, 0.375499997, 0.742499996])  # to six digits halves, and then up
+@pytest.mark.parametrize("place", [0.614499997, 0.375499997])  # to six digits halves, and then up
 def test_a_card_and_a_table_round_alike(place, tmp_path):
     run = falls([place - 0.1, place + 0.1, 0.95], [place] * 6)
     assert float(ut.study(run).half_life[0, 0, 0]) == pytest.approx(place, abs=1e-12)
@@ -141,38 +112,6 @@ def test_with_one_run_the_slider_has_its_unit_and_begins_at_the_headline(browser
     page.close()
 
 
-def test_with_runs_of_two_units_the_slider_is_a_share(browser, tmp_path):
-    for name, noise in (("a", [0.4, 1.1, 2.3, 4.7]), ("b", [1.0, 4.0, 7.0, 9.0])):
-        run = two_readings(noise)
-        write_study(run.assign_coords(noise=("noise", run.noise.values, {"long_name": name})), tmp_path / name)
-    report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
-    page = look(browser, tmp_path / "both.html")
-    assert page.locator("#word").inner_text() == "Noise"
-    assert page.locator("#reading").inner_text().endswith("% of each range")
-    page.close()
-
-
-def test_axes_of_information_are_in_bits(tmp_path):
-    spec = {
-        "items": 6,
-        "source": {"type": "rhm", "vocab_size": 5, "multiplicity": 2, "branching": 2, "depth": 2},
-        "corruption": {"type": "masking", "noise": [0.3, 0.6, 1.0]},
-        "backward": {"type": "exact"},
-        "probes": [{"type": "tree_levels"}],
-    }
-    run = ut.run(ut.Experiment.from_dict(spec))
-    study = ut.study(run)
-    assert study.bits_per_leaf.attrs["long_name"] == "information per leaf (bits)"
-    one = study.sel(axis=[name for name in study.axis.values if name != "effective_epsilon"])
-    other = one.assign_coords(noise=("noise", one.noise.values, {"long_name": "another noise"}))
-    figure = draw_studies({"a": one, "b": other})  # the only common axis is that of information
-    assert figure.axes[0].get_xlabel() == "information per leaf (bits)"
-    plt.close(figure)
-    write_study(run.assign_coords(bits=("noise", [0.9, 0.5, 0.0])), tmp_path)
-    for axis in collect([tmp_path]).sections[0]["charts"][0]["axes"]:
-        assert axis["words"].endswith("(bits)") == axis["name"].startswith("bits")
-
-
 # --- logarithmic axes -----------------------------------------------------------------------------------------------------
 
 
@@ -180,38 +119,14 @@ def test_axes_of_information_are_in_bits(tmp_path):
     ("levels", "geometric"),
     [
         (SIGMA, True),
-        (np.r_[0, SIGMA], True),
         (np.r_[SIGMA, np.inf], True),
-        (np.geomspace(0.05, 0.8, 6), True),
         (np.linspace(0.02, 1, 12), False),
         ([0.01, 0.25, 0.5, 0.75, 1.0], False),
-        ([0.1, 0.2, 0.4, 0.8], False),  # less than a decade
-        ([0.01, 1.0], False),
-        ([0.0], False),
+        ([0.1, 0.2, 0.4, 0.8], False),
     ],
 )
 def test_geometric_levels(levels, geometric):
     assert is_geometric(levels) == geometric
-
-
-def test_a_figure_of_geometric_levels_is_logarithmic_and_has_noise_0():
-    study = ut.study(two_readings(SIGMA))
-    figure = draw_study(study)
-    for axis in figure.axes:
-        assert axis.get_xscale() == "symlog"
-        assert axis.get_xlim()[0] == 0
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "0.01", "0.1", "1", "10"]
-        places = axis.transData.transform([(x, 0) for x in (0, *SIGMA)])[:, 0]
-        assert np.diff(places).min() > 0.05 * np.ptp(places)  # none lie on each other
-    curve, half_life = figure.axes[0].lines[0], float(study.half_life.sel(reading="fold", axis="noise", estimate="value"))
-    assert np.interp(half_life, *curve.get_data()) == pytest.approx(0.5)
-    drawn = figure.axes[0].transData.transform(np.transpose(curve.get_data()))
-    at = figure.axes[0].transData.transform((half_life, 0.5))
-    assert np.interp(at[0], *drawn.T) == pytest.approx(at[1], abs=2)  # pixels: the line goes through the half-life
-    even = draw_study(ut.study(two_readings(np.linspace(0.2, 2, 6))))
-    assert {axis.get_xscale() for axis in even.axes} == {"linear"}
-    plt.close(figure)
-    plt.close(even)
 
 
 def test_charts_of_geometric_levels_are_logarithmic_and_have_noise_0(browser, tmp_path):
@@ -285,35 +200,6 @@ def test_items_csv_and_remarks_of_a_run_have_names(tmp_path):
     assert pandas.read_csv(tmp_path / "items.csv").run.tolist() == ["a"] * 4 + ["b"] * 4
 
 
-def test_items_are_listed_up_to_a_number(tmp_path, monkeypatch):
-    run = falls([0.1, 0.3, 0.6], [0.2] * 6)
-    write_study(run, tmp_path)
-    assert (tmp_path / "items.csv").exists()
-    monkeypatch.setattr("uturn.pages.results.MOST_ITEMS", 5)
-    write_study(run, tmp_path)
-    assert not (tmp_path / "items.csv").exists()
-
-
-def test_names_of_originals():
-    run = xr.Dataset(coords={"item": [3, 4, 5], "label": ("item", [1, -1, 7])})
-    items = np.arange(3)
-    assert item_names(run, items) == ["item 3, class 1", "item 4", "item 5, class 7"]
-    assert item_names(run, items[:1], {0: "cat", 1: "dog"}) == ["item 3, dog"]
-    assert item_names(run.assign_coords(file=("item", ["a/1.png", "a/2.png", "b/1.png"])), items[1:]) == ["a/2.png", "b/1.png"]
-    text_labels = xr.Dataset(coords={"item": [0, 1], "label": ("item", ["x", "y"])})
-    assert item_names(text_labels, np.arange(2)) == ["item 0", "item 1"]
-
-
-def test_the_list_of_originals_has_the_classes_of_the_source():
-    """Those of the page; none if the source has changed."""
-    fingerprint = FashionMNISTSource().fingerprint()
-    run = falls([0.1, 0.3], [0.2, 0.2, 0.4]).assign_coords(label=("item", [9, 0, 2]))
-    run.attrs |= {"spec": json.dumps({"source": {"type": "fashion_mnist"}, "backward": {}, "probes": []})}
-    of_source, changed = (run.assign_attrs(models=json.dumps({"source": text})) for text in (fingerprint, "other"))
-    assert items_of(of_source, ut.study(run))["name"].tolist()[:2] == ["item 0, Ankle boot", "item 1, T-shirt/top"]
-    assert items_of(changed, ut.study(run))["name"].tolist()[:2] == ["item 0, class 9", "item 1, class 0"]
-
-
 def test_the_page_sorts_its_pictures(browser, tmp_path):
     names, lost = ["img10.png", "img9.png", "img1.png", "img2.png"], [0.4, 0.8, np.nan, 0.1]
     folder = tmp_path / "study"
@@ -371,42 +257,17 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted(tmp_path):
         assert not [cell for cell in cells if cell.startswith("=")]
 
 
-def test_figures_with_texts_among_their_data_are_stored_without_warnings(tmp_path):
-    kinds = np.array([["too sure", "shifted"], ["none", "deaf to the data"]])
-    data = xr.Dataset({"kind": (("cell", "sampler"), kinds), "p": ("cell", [0.1, 0.2])}, {"sampler": ["a", "bb"]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_dataset(data, tmp_path / "data.zarr")
-    read = xr.open_zarr(tmp_path / "data.zarr").load()
-    assert read.kind.values.tolist() == kinds.tolist()
-    assert set(read.coords) == {"sampler"}
-
-
-def test_verdicts_in_a_file_can_be_read(tmp_path, monkeypatch):
-    verdicts = [Verdict("a quantity of some length " * 9, "1 [0, 2]", "about 1", True, "within the larger of two errors " * 30)]
-    made = Result("fig7", "A title", "A caption", "smoke", verdicts, {})
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(paper, "reproduce", lambda *args, **kwargs: [made])
-    done = CliRunner().invoke(app, ["reproduce", "fig7", "--out", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
-    assert max(map(len, lines)) <= 160
-    words = " ".join(done.output.split())
-    assert words.count("errors") == 30  # nothing is left out
-    assert words.count("pass") == 2
-
-
 # --- the mean field -----------------------------------------------------------------------------------------------------------
 
-GRAMMAR = {
-    "items": 240,
-    "trajectories": 3,
-    "seed": 4,
-    "source": {"type": "rhm", "vocab_size": 9, "multiplicity": 3, "branching": 2, "depth": 3, "grammars": 6},
-    "corruption": {"type": "epsilon", "noise": [0.3, 0.6, 0.8, 1.0]},
-    "backward": {"type": "exact"},
-    "probes": [{"type": "tree_levels"}, {"type": "messages"}, {"type": "changes"}],
-}
+GRAMMAR = strings(
+    "epsilon",
+    [0.3, 0.6, 0.8, 1.0],
+    ["tree_levels", "messages", "changes"],
+    source={"vocab_size": 9, "multiplicity": 3, "grammars": 6},
+    items=240,
+    trajectories=3,
+    seed=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -429,10 +290,7 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     table = next(part for part in parts_of(study) if part.title.startswith("mean field, ε* = "))
     assert len(table.rows) == int(study.theory.notnull().any("noise").sum())  # at most eight of each variable
     assert tidy(study).curves.theory.notnull().sum() == int(study.theory.notnull().sum())
-    figure = draw_study(study)
-    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 5]
-    assert len(dashed) == 4
-    plt.close(figure)
+    assert as_data(study)["readings"][0]["theory"] == pytest.approx(study.theory.values[0].tolist())
     write_study(grammar, tmp_path, theory=True)
     (section,) = collect([tmp_path]).sections
     lines = {line["name"]: line for line in section["charts"][0]["lines"]}
@@ -447,7 +305,6 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
         ({"corruption": {"type": "masking", "noise": [0.5, 1.0]}}, "corruption = masking"),
         ({"source": GRAMMAR["source"] | {"zipf_exponent": 1.0}}, "uniform rules"),
         ({"source": GRAMMAR["source"] | {"multiplicity": [2, 3, 2]}}, "one multiplicity"),
-        ({"source": GRAMMAR["source"] | {"type": "filtered_rhm", "filtered_above": 1}}, "source = filtered_rhm"),
     ],
 )
 def test_runs_without_a_mean_field_are_refused_in_one_line(changed, why):
@@ -461,9 +318,3 @@ def test_readings_made_elsewhere_have_no_mean_field():
     run = falls([0.1, 0.3, 0.6], [0.2] * 6)
     with pytest.raises(ValueError, match="source = readings"):
         with_theory(ut.study(run), run)
-
-
-def test_a_chart_pairs_curves_of_the_theory_by_name():
-    values = xr.DataArray(RNG.random((5, 3)), dims=("noise", "reading"), coords={"noise": range(5), "reading": ["a", "b", "c"]})
-    lines = chart("n", "t", values, "noise", theory=values.isel(reading=[2, 0]) + 1)["lines"]
-    assert [(line["name"], line.get("of")) for line in lines[3:]] == [("c, mean field", 2), ("a, mean field", 0)]

@@ -155,8 +155,8 @@ def test_statistics_of_several_numbers():
     values = data()
     both = replicates(values).interval(lambda c: np.array([c[0], c[1] if c[1] > values[1].mean() else np.nan, np.nan]))
     assert both.shape == (3, 3)
-    np.testing.assert_allclose(both[:, 0], estimate(values, plain))
-    assert np.isnan(both[:, 1:]).all()  # no value, so no interval
+    np.testing.assert_allclose(both[0], estimate(values, plain))
+    assert np.isnan(both[1:]).all()  # no value, so no interval
     for confidence in (0.0, 95, "high", True):
         with pytest.raises(ValueError, match="confidence"):
             estimate(values, plain, confidence)
@@ -197,7 +197,7 @@ def readings(values, noise=None, grammar=None):
 def test_shares_of_independent_readings_have_the_exact_interval(kept, items):
     exact = stats.binomtest(kept, items).proportion_ci(0.95, "exact")
     found = proportion(readings([np.arange(items) < kept]))
-    np.testing.assert_allclose(found[:, 0], [kept / items, *exact], atol=1e-9)
+    np.testing.assert_allclose(found[0], [kept / items, *exact], atol=1e-9)
 
 
 def test_trajectories_count_as_far_as_they_differ():
@@ -207,9 +207,9 @@ def test_trajectories_count_as_far_as_they_differ():
     np.testing.assert_allclose(proportion(copies), proportion(readings(kept)))  # copies say nothing new
     exact = stats.binomtest(60, 200).proportion_ci(0.95, "exact")
     spread = readings(rng.permuted(np.arange(200) < 60).reshape(1, 40, 5))
-    low, high = proportion(spread)[1:, 0]
+    low, high = proportion(spread).values[0, 1:]
     assert high - low < 1.25 * (exact.high - exact.low)
-    all_kept = proportion(readings(np.ones((1, 40, 5))))[:, 0]
+    all_kept = proportion(readings(np.ones((1, 40, 5))))[0]
     np.testing.assert_allclose(all_kept, [1, 0.025 ** (1 / 40), 1])  # 40 originals, not 200 U-turns
 
 
@@ -220,7 +220,7 @@ def test_shares_have_the_effective_number_that_t_and_z_leave():
         p = means.mean()
         number = p * (1 - p) / (means.var(ddof=1) / n) * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, n - 1)) ** 2
         ends = stats.beta.ppf([0.025, 0.975], [p * number, p * number + 1], [(1 - p) * number + 1, (1 - p) * number])
-        np.testing.assert_allclose(proportion(readings(means[None]))[:, 0], [p, *ends])
+        np.testing.assert_allclose(proportion(readings(means[None]))[0], [p, *ends])
 
 
 def test_a_spread_that_rests_on_two_originals_is_seen():
@@ -245,24 +245,24 @@ def test_shares_count_grammars_where_there_are_several():
     grammar = np.repeat(np.arange(6), 20)
     whole = np.repeat([1, 1, 1, 0, 1, 1], 20)[None]  # all items of a grammar agree
     exact = stats.binomtest(5, 6).proportion_ci(0.95, "exact")
-    np.testing.assert_allclose(proportion(readings(whole, grammar=grammar))[1:, 0], exact)
-    assert proportion(readings(whole))[1, 0] > exact.low + 0.3  # negative control: items alone
+    np.testing.assert_allclose(proportion(readings(whole, grammar=grammar))[0, 1:], exact)
+    assert proportion(readings(whole))[0, 1] > exact.low + 0.3  # negative control: items alone
     # One grammar with nearly all items is about one group, not six.
     uneven = np.repeat(np.arange(6), [115, 1, 1, 1, 1, 1])
-    assert proportion(readings(np.ones((1, 120)), grammar=uneven))[1, 0] < 0.05
+    assert proportion(readings(np.ones((1, 120)), grammar=uneven))[0, 1] < 0.05
 
 
 def test_shares_stay_in_their_range_and_are_exact_at_noise_0():
     values = readings(np.ones((3, 12)), noise=[0.0, 0.1, 0.2])
     values[2, 0] = 0.0
-    value, low, high = proportion(values)
+    value, low, high = proportion(values).values.T
     assert (value[0], low[0], high[0]) == (1, 1, 1)  # nothing is changed there
     assert [low[1], high[1]] == pytest.approx([0.025 ** (1 / 12), 1])
     assert 0 < low[2] < value[2] < high[2] < 1
     values[0, 0] = 0.0  # a corruption that is not the identity at noise 0
-    np.testing.assert_allclose(proportion(values)[:, 0], proportion(values)[:, 2])
+    np.testing.assert_allclose(proportion(values)[0], proportion(values)[2])
     nothing = proportion(readings(np.ones((2, 1, 8))))  # one group
-    np.testing.assert_array_equal(nothing, np.array([1, np.nan, np.nan])[:, None].repeat(2, 1))
+    np.testing.assert_array_equal(nothing, np.array([[1, np.nan, np.nan]] * 2))
     assert (proportion(readings(np.full((1, 9), 1 / 3))) == proportion(readings(np.full((1, 9, 2), 1 / 3)))).all()
 
 
@@ -271,8 +271,8 @@ def test_shares_of_levels_with_missing_readings():
     values = readings(rng.random((2, 30, 3)) < 0.9).expand_dims(tree_level=2).copy()
     values[1, :, 4:] = np.nan
     found = proportion(values)
-    assert found.shape == (3, 2, 2)  # estimate, noise, tree_level
-    np.testing.assert_allclose(found[..., 1], proportion(values[1, :, :4]))
+    assert dict(found.sizes) == {"noise": 2, "tree_level": 2, "estimate": 3}
+    np.testing.assert_allclose(found[:, 1], proportion(values[1, :, :4]))
     for bad in (readings([[0.2, 1.2]]), readings([[-1.0, 0.3]])):
         with pytest.raises(ValueError, match=r"readings in \[0, 1\]"):
             proportion(bad)

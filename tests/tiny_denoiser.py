@@ -1,6 +1,7 @@
-"""A denoiser of grey images of 28 x 28 pixels that takes no time: `--model tiny_denoiser:network`."""
+"""Tiny denoisers of images: one that takes no time, `--model tiny_denoiser:network`, and networks with random weights."""
 
 import diffusers
+import torch
 
 from uturn.networks import DenoiserModel
 
@@ -12,3 +13,23 @@ def network():
         return -0.5 + 0.04 / (0.04 + sigma.reshape(-1, 1, 1, 1) ** 2) * (noisy + 0.5)
 
     return DenoiserModel(clean, diffusers.DDPMScheduler(clip_sample=False), predicts="x0", takes="sigma", image_shape=(1, 28, 28))
+
+
+def unet(channels=1, seed=0, **options):
+    """A UNet2DModel of images of 8 x 8 pixels, with random weights; `options` replace those of two small blocks."""
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 8,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return diffusers.UNet2DModel(**{**settings, **options}).eval()
+
+
+PLAIN = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+"""Options of a network of one block without attention, beside its `block_out_channels`."""

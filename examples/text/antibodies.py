@@ -6,9 +6,9 @@
 
 `out/antibodies/` is the BERT of AntiBERTy (8 layers, 26 M parameters, 25 tokens; Ruffolo et al., arXiv:2112.07782), as
 transformers reads it, without the heads of species and chain. `transformers.AutoTokenizer` makes every residue unknown: one
-residue is one token (`split: characters`). `out/antibodies.txt` has one variable domain a line, heavy or light, of antibodies in
+residue is one token (`split: characters`). `out/antibodies.csv` has one variable domain a line, heavy or light, of antibodies in
 the Protein Data Bank (CC0) whose V gene is human; of those that share V gene and third loop one is kept.
-`out/antibodies_regions.txt` has a letter for each residue: `1`, `2`, `3` in the complementarity-determining loops of IMGT
+Its column `regions` has a letter for each residue: `1`, `2`, `3` in the complementarity-determining loops of IMGT
 (positions 27-38, 56-65, 105-117; Lefranc et al., Dev. Comp. Immunol. 2003) and `F` in the framework.
 """
 
@@ -98,8 +98,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     model(wheel, options.out / "antibodies")
     pairs = antibodies(archive, options.seed)
-    (options.out / "antibodies.txt").write_text("".join(f"{sequence}\n" for sequence, _ in pairs))
-    (options.out / "antibodies_regions.txt").write_text("".join(f"{regions}\n" for _, regions in pairs))
+    (options.out / "antibodies.csv").write_text("".join(f"{','.join(row)}\n" for row in [("text", "regions"), *pairs]))
     lengths = sorted(len(sequence) for sequence, _ in pairs)
     print(
         f"{len(pairs)} domains of {lengths[0]} to {lengths[-1]} residues, median {lengths[len(lengths) // 2]}, in {options.out}"

@@ -6,8 +6,8 @@
     python examples/text/reaction_classes.py downloads out
 
 `out/rxnfp/models/transformers/` has the two models: `bert_pretrained`, a masked model, and `bert_ft_10k_25s`, the same after
-training on classes (Schwaller et al., Nature Machine Intelligence 2021). `out/reactions.txt` has one reaction a line,
-`precursors>>product`, and `out/labels.txt` its class: 50 classes of 1,000 reactions each, assigned by rules to reactions from
+training on classes (Schwaller et al., Nature Machine Intelligence 2021). `out/reactions.csv` has one reaction a line,
+`precursors>>product`, and its class: 50 classes of 1,000 reactions each, assigned by rules to reactions from
 patents of the United States (Schneider et al., J. Chem. Inf. Model. 2015; Lowe 2012, CC0). The 10,000 reactions with which the
 classifier was trained are left out; the masked model was trained on reactions of patents, perhaps on these ones. The number of a
 class is its place in the alphabetical order of the names in `out/classes.txt`, as in the classifier.
@@ -49,8 +49,7 @@ def main() -> None:
         parser.error(str(error))
     known = set(vocabulary.read_text().split())
     names, rows = labelled(archive, known, options.number, options.longest, options.seed)
-    (options.out / "reactions.txt").write_text("".join(f"{reaction}\n" for reaction, _ in rows))
-    (options.out / "labels.txt").write_text("".join(f"{label}\n" for _, label in rows))
+    (options.out / "reactions.csv").write_text("text,label\n" + "".join(f'"{reaction}",{label}\n' for reaction, label in rows))
     (options.out / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     print(f"{len(rows)} reactions of {len({label for _, label in rows})} classes in {options.out}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -17,13 +16,11 @@ from uturn.core.random import Purpose, Streams
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, ExactDenoiser, Reverse, check_channel, denoise
 from uturn.corruption.unmasking import Decoder, unmask
+from uturn.networks.texts.options import DecoderOptions
 from uturn.sources.strings import NoisyStrings, num_leaves
 
-# Options of the decoder with the defaults, which are those of the reverse process of masking.
-_DECODER = {option.name: option.default for option in fields(Decoder) if option.name != "steps"}
 
-
-class StringDenoiser(Spec, Backward):
+class StringDenoiser(DecoderOptions, Spec, Backward):
     """Reverse process of a Bayesian channel of strings, with a denoiser of single leaves (`uturn.corruption.denoising.denoise`).
 
     `model`: "exact" for belief propagation, or the file of a trained denoiser (`uturn.networks`) of the same channel. `steps`:
@@ -42,15 +39,6 @@ class StringDenoiser(Spec, Backward):
     type: Literal["denoiser"] = "denoiser"
     model: File = "exact"
     steps: int = Field(default=64, ge=1)
-    order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = "random"
-    block: int = Field(default=8, ge=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_k: int | None = Field(default=None, ge=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    remask: Literal["none", "cap", "rescale", "conf"] = "none"
-    eta: float = Field(default=0.1, ge=0, le=1)
-    remask_given: bool = False
-    causal: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> StringDenoiser:
@@ -58,26 +46,23 @@ class StringDenoiser(Spec, Backward):
         return self
 
     @property
-    def decoder(self) -> Decoder | None:
-        """The decoder of masked leaves; None for the reverse process of the channel."""
-        options = {name: getattr(self, name) for name in _DECODER}
-        return None if options == _DECODER else Decoder(steps=self.steps, **options)
+    def _reveals(self) -> bool:
+        """Whether the decoder reveals leaves; with its defaults, the reverse process of the channel draws them."""
+        return self.decoder != Decoder(steps=self.steps)
 
     def describe(self) -> str:
-        if self.decoder is None:
-            return ""
-        return self.decoder.description + self.decoder.warning
+        return self.decoder.description + self.decoder.warning if self._reveals else ""
 
     def reconstruct(self, noisy: NoisyStrings, streams: Streams, clones: int = 1) -> dict[int, np.ndarray]:
         denoiser = ExactDenoiser(noisy.rhm, noisy.channel) if self.model == "exact" else self._learned(noisy.channel)
         keys = streams.keys(Purpose.DENOISING, clones)
-        reverse = None if self.decoder is None else reverse_process(self.decoder, noisy.channel)
+        reverse = reverse_process(self.decoder, noisy.channel) if self._reveals else None
         strings = denoise(denoiser, noisy.repeated(clones), self.steps, keys, reverse)
         return noisy.parsed(strings, len(streams.items), keys)
 
     def undone(self, corruption: Any, source: Any) -> Any:
         check_channel(corruption)
-        if self.decoder is not None:
+        if self._reveals:
             reverse_process(self.decoder, corruption)
         if self.model != "exact":
             denoiser = self._learned(corruption)

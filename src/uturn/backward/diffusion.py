@@ -14,7 +14,6 @@ from uturn.core.checks import Finding, checked_path, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import is_import_path
 from uturn.core.pieces import Pieces
-from uturn.core.progress import begun
 from uturn.core.protocols import Noisy, Spec
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.diffusion import Diffusion, ForwardOf
@@ -70,7 +69,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         """ValueError if the images or labels of a source do not fit the model."""
         reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
         expected = reverse.image_shape
-        takes = f"what the model {self.model!r} takes, {expected}; give the source the model's `channels` and `size`"
+        takes = f"what the model {self.model!r} takes, {expected}"
+        takes += "; give the source its `channels` and `size`, or the model `image_size`"
         expect(expected is None or tuple(expected) == shape, "images: (channels, height, width)", shape, takes)
         expects = None if reverse.prompts is not None else reverse.num_classes
         labels = None if expects is None else source.num_labels()
@@ -121,8 +121,7 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
 
     def generate(self, keys: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Images of the model, float32 (batch, channels, height, width), from pure noise, one for each random stream."""
-        with begun(0):  # its calls do not count as progress of a task
-            return _reverse_diffusion(self).generate(keys, labels)
+        return _reverse_diffusion(self).generate(keys, labels)
 
     def generated_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images of the model."""

@@ -61,14 +61,6 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         return self.language().device.type == "cpu"
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder of masked tokens."""
-        options = {option.name: getattr(self, option.name) for option in fields(Decoder)}
-        if self.order in ("analytic", "euler") or self.remask != "none":
-            options["steps"] = self._steps
-        return Decoder(**options)
-
-    @property
     def _is_queued(self) -> bool:
         return self.language().corruption == "masking" and not self.decoder.in_time
 

@@ -202,9 +202,10 @@ class _Files:
         return self._names.str.extract(rf"\A{expression}\Z", flags).set_axis(self._names).dropna()
 
     def left_out(self) -> list[str]:
-        """A sentence on the files that match the pattern except for a field or the case of letters, if the level has digits."""
+        """A sentence on the files that match the pattern except for a field or the case of letters, if the level
+        has digits, or is nan or infinite."""
         near = self._found(_ANY).drop(self.table.index, errors="ignore")
-        names = [as_unicode(name) for name in near.index[near["noise"].str.contains(r"\d")]]
+        names = [as_unicode(name) for name in near.index[near["noise"].str.contains(r"(?i:\d|\A[-+]?(?:nan|inf))")]]
         said = f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some_of(names)}"
         return [said] if names else []
 
@@ -326,7 +327,7 @@ class Recordings:
             place = {"noise": noise, "item": item_of[name], "trajectory": trajectory, "clone": clone}
             path = self.files.path(self.files.name(**place)) if file is None else file
             if isinstance(of, str):
-                missing[as_unicode(path)] = of
+                missing[as_unicode(path)] = "no regular file" if file is None and os.path.lexists(path) else of
             else:
                 self._check_pixels(path, of, name)
         if len(missing) == len(files):

@@ -136,7 +136,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         for rows, clone in steps(calls):
             denoiser = self._denoiser(noisy.law, None if labels is None else labels[rows])
             where = f"item {streams.items[rows[0] // streams.count]}, noise {streams.noise:g}"
-            of_rows[rows, clone] = self._drawn(sampler, noisy, rows, keys[rows[0], clone], denoiser, where)
+            draws = self._called(sampler, noisy, rows, keys[rows[0], clone], denoiser, where)
+            of_rows[rows, clone] = draws if noisy.values_of_data[0] == 0 else draws.clip(0, 1)  # vectors, or images
         data = noisy.as_data(of_rows.reshape(-1, *noisy.shape))
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
@@ -167,15 +168,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     def doubts(self, experiment: Any) -> list[str]:
         """A sentence if a function gives images outside of [0, 1], judged by a draw for the first original."""
-        source, corruption, noise = experiment.parts.source, experiment.parts.corruption, experiment.noise[0]
-        if self.sampler.startswith(DEEPINV) or source.image_shape() is None:
+        if self.sampler.startswith(DEEPINV) or experiment.parts.source.image_shape() is None:
             return []
-        block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
-        streams = Streams(experiment.seed, block.items, noise)
-        noisy = corruption.observe(block, noise, streams)
-        labels = self._model().labels_of(noisy, streams) if self._calls_model else None
-        key = streams.keys(Purpose.RECONSTRUCTION)[0]
-        draw = self._called(_sampler(self), noisy, np.arange(1), key, self._denoiser(noisy.law, labels), f"noise {noise:g}")
+        draw = self._first(experiment, experiment.noise[0])
         share = float(((draw < -_CLIPPED) | (draw > 1 + _CLIPPED)).mean())
         if share <= _MOST_OUTSIDE:
             return []
@@ -184,13 +179,23 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             f"{share:.0%} of them are clipped; samplers draw images in [0, 1], so map images in [-1, 1] by (x + 1) / 2"
         ]
 
-    def _drawn(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """Draws for the measurements `rows`, which have one operator: float32 (rows, channels, height, width); images clipped."""
-        draws = self._called(sampler, noisy, rows, key, denoiser, where)
-        return draws if noisy.values_of_data[0] == 0 else draws.clip(0, 1)
+    def _first(self, experiment: Any, noise: float, denoiser: Any = None) -> np.ndarray:
+        """A draw for the first original; with a denoiser in place of that of the model, if one is given."""
+        source, corruption, sampler = experiment.parts.source, experiment.parts.corruption, _sampler(self)
+        block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
+        streams = Streams(experiment.seed, block.items, noise)
+        noisy = corruption.observe(block, noise, streams)
+        self._check_range(noisy.law, sampler)
+        if denoiser is None:
+            denoiser = self._denoiser(noisy.law, self._model().labels_of(noisy, streams) if self._calls_model else None)
+        key = streams.keys(Purpose.RECONSTRUCTION)[0]
+        return self._called(sampler, noisy, np.arange(1), key, denoiser, f"noise {noise:g}")
 
     def _called(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """The draws as the sampler gives them; ValueError for a wrong shape or values far outside of the range."""
+        """Draws for the measurements `rows`, which have one operator, as the sampler gives them: float32 (rows, *shape of x_0).
+
+        ValueError for a wrong shape or values far outside of the range.
+        """
         import torch
 
         label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
@@ -236,13 +241,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     def _tried(self, experiment: Any, noise: float) -> list[np.ndarray]:
         """What a draw gives to a denoiser that always answers 0.5 (the first values of each call), and then the draw."""
-        source, corruption = experiment.parts.source, experiment.parts.corruption
-        block = next(iter(source.blocks(np.arange(1), experiment.seed, experiment.items)))
-        streams, seen, sampler = Streams(0, np.arange(1), noise), _Recorder(), _sampler(self)
-        noisy = corruption.observe(block, noise, streams)
-        self._check_range(noisy.law, sampler)
-        key = streams.keys(Purpose.RECONSTRUCTION)[0]
-        draw = self._drawn(sampler, noisy, np.arange(1), key, seen, f"noise {noise:g}")
+        seen = _Recorder()
+        draw = self._first(experiment, noise, seen)
         return [*seen.calls, draw]
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:

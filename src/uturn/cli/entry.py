@@ -37,6 +37,7 @@ def main() -> None:
     for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.formatwarning = _warning
+    warnings.filterwarnings("ignore", message=".*decompression bomb")  # of Pillow; such images are refused by name
     try:
         try:
             os.getcwd()
@@ -45,6 +46,9 @@ def main() -> None:
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
+    except SystemExit as stop:  # of user-defined code, which shall not look like an end without errors
+        _say_error(described(stop))
+        sys.exit(stop.code if isinstance(stop.code, int) and stop.code else 1)
     except TasksFailed as error:
         _say_error(str(error))
         sys.exit(1)

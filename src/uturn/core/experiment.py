@@ -281,7 +281,7 @@ class Experiment(BaseModel):
 
     def own_code(self) -> dict[str, Any]:
         """User-defined parts, and user-defined networks of built-in parts."""
-        own = {name: part if is_own(part) else getattr(part, "own_code", lambda: None)() for name, part in self.labelled()}
+        own = {name: part if is_own(part) else part.own_code() for name, part in self.labelled()}
         return {name: code for name, code in own.items() if code is not None}
 
     def model_check(self) -> list[Finding]:

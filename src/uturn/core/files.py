@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -49,14 +48,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path` that replaces `path` in one step at the end.
+    """An empty folder beside `path` that replaces `path` at the end.
 
-    Other processes see the old folder or the new one, never an unfinished one. After an error the new folder is removed. If
-    `path` is a link to a folder, the target is replaced. Missing parent folders are created. A ValueError gives the reason if the
-    folder cannot be written, or if it has content and `replace` is False.
+    Other processes never see an unfinished folder. After an error the new folder is removed. If `path` is a link to a folder, the
+    target is replaced. Missing parent folders are created. A ValueError gives the reason if the folder cannot be written, or if
+    it has content and `replace` is False.
     """
     place = Path(path).resolve()
-    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    unfinished, old = (place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}") for end in (_UNFINISHED, ".old"))
     try:
         with named_errors(path):
             unfinished.mkdir(parents=True)
@@ -68,7 +67,9 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
             except OSError:
                 if not (replace and place.is_dir()):
                     raise
-                exchange_folders(unfinished, place)
+                place.rename(old)
+                unfinished.rename(place)
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -130,19 +131,6 @@ def check_plain(path: str | os.PathLike[str]) -> None:
                         check_plain(entry.path)
     elif not stat.S_ISREG(mode):
         raise ValueError(f"{os.fspath(path)} is a link, a pipe or a device, which is not read")
-
-
-def exchange_folders(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
-    """Exchange two folders of one file system: in one step on Linux, by renames elsewhere."""
-    paths = [os.fsencode(os.path.abspath(path)) for path in (first, second)]
-    with suppress(AttributeError, OSError):  # another system, or a file system without this operation
-        at_working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
-        if ctypes.CDLL(None).renameat2(at_working_directory, paths[0], at_working_directory, paths[1], exchange) == 0:
-            return
-    between = paths[0] + b".exchanged"
-    os.rename(paths[1], between)
-    os.rename(paths[0], paths[1])
-    os.rename(between, paths[0])
 
 
 @contextmanager

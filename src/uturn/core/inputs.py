@@ -1,4 +1,4 @@
-"""What a part reads besides its options: files, networks, functions of the user. Their digests are the identity of the part."""
+"""What has an identity: parts, and what they read besides their options, such as files, networks, functions of the user."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Protocol, get_args
 
 from uturn.core.files import digest_of_file
 
 
-class Input:
-    """Something that a part reads; by default it has no files, no code of the user, and no weights."""
+class Input(Protocol):
+    """A part, or something that a part reads; by default it has no files, no code of the user, and no weights."""
 
     def files(self) -> Sequence[Any]:
-        """Paths on which cached results depend; some may be names of other things."""
+        """Paths of the files and folders that are read. Results cached from them are computed again when they change."""
         return []
 
     def own_code(self) -> Any:
-        """A function of the user, a digest of whose code is recorded with the results; None if there is none."""
+        """A user-defined function among the options, a digest of whose code is recorded with the results; None without one."""
         return None
 
     def fingerprint(self) -> str:
-        """Identity of the weights or of the content; empty if there are none."""
+        """Identity of weights or data files, recorded with the results; empty if there are none."""
         return ""
 
 
@@ -54,6 +54,6 @@ def marked(cls: type) -> dict[str, Any]:
 
 def _marks(types: Sequence[Any]) -> Iterator[Any]:
     for one in types:
-        if isinstance(one, type) and issubclass(one, Input):
+        if isinstance(one, type) and Input in one.__mro__:
             yield one
         yield from _marks(get_args(one))

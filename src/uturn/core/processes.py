@@ -13,7 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from uturn.core.progress import listening, publish_to
+from uturn.core.progress import listening, write_to
 
 
 def cores() -> int:
@@ -47,7 +47,8 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
     others = set(multiprocessing.active_children())
     # spawn: forking a process that runs threads (numba, torch) can hang.
     context = multiprocessing.get_context("spawn")
-    progress = context.RawArray("d", workers), context.Value("i", 0)  # unfinished work of each process; processes so far
+    # Unfinished work of each process; processes so far.
+    progress = [context.RawValue("d") for _ in range(workers)], context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=progress)
     # New processes inherit these variables before they import the libraries that read them. This process has already read them.
     limit = str(threads or max(1, cores() // workers))
@@ -63,7 +64,7 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-        with listening(lambda: sum(progress[0])):
+        with listening(lambda: sum(cell.value for cell in progress[0])):
             for future in as_completed(futures):
                 yield future.result()
         done = True
@@ -87,4 +88,4 @@ def _begin(progress: Any, begun: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
     with begun:
         place, begun.value = begun.value, begun.value + 1
-    publish_to(lambda done: progress.__setitem__(place, done))
+    write_to(progress[place])

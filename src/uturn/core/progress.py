@@ -1,21 +1,20 @@
-"""Progress of long computations, also within a task: a bar on terminals and in notebooks, lines in logs.
+"""Progress of long computations, also within a task: a bar on terminals, a text in notebooks, lines in logs.
 
-Work is counted in tasks. Code that computes a task opens the context `begun`. Loops inside it report by `steps`, `part` or `add`,
-which advance the current work of the thread and do nothing if there is none. `in_progress` sums the unfinished work.
+Work is counted in tasks. Code that computes tasks opens the context `begun`. Loops inside it report by `steps`, `part`,
+`portion`, `units` or `add`, which advance the work of this process and do nothing if there is none. A process has one work at a
+time.
 """
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
-
-from uturn.core.display import bar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,115 +22,82 @@ T = TypeVar("T")
 _TENTHS = 10
 _SECONDS = 10.0
 _MINUTE = 60.0
-_LOOK = {True: 0.2, False: 1.0}  # seconds between updates, for bars and for logs
+_LOOK = 0.2  # seconds between updates
 
 
 # -- reports from inside a task ----------------------------------------------------------------------------------------------
-class Unfinished:
-    """Unfinished work in tasks: `done`, the `end` of the current part, and the `unit` of `add`."""
+class _Work:
+    """Unfinished work of this process in tasks: what is `done`, the `end` of the current part, and the `unit` of `add`."""
 
-    def __init__(self, done: float, end: float, unit: float = 0.0) -> None:
-        self.done, self.end, self.unit = done, end, unit
-
-    def finished(self, tasks: float) -> None:
-        """Remove finished tasks from this work."""
-        self.done, self.end = max(0.0, self.done - tasks), max(0.0, self.end - tasks)
-        _publish()
+    done: Any = ctypes.c_double()  # in a worker process, memory that its parent reads
+    end = unit = 0.0
 
 
-class _Here(threading.local):
-    """The current work of this thread."""
-
-    work: Unfinished = Unfinished(0.0, 0.0)  # a placeholder that is not counted
-
-
-_here = _Here()
-_all: list[Callable[[], float]] = []  # functions: progress of the unfinished work of each thread and of other processes
-_put: Callable[[float], None] | None = None  # see `publish_to`
+_work = _Work()
+_others: list[Callable[[], float]] = []  # functions: progress of the unfinished work of other processes
 
 
 def in_progress() -> float:
-    """Work done on unfinished tasks, in tasks, in this process and in the processes that it listens to.
-
-    It can be called from any thread.
-    """
-    return math.fsum(done() for done in list(_all))
+    """Work done on unfinished tasks, in tasks, in this process and in the processes that it listens to."""
+    return math.fsum((_work.done.value, *(done() for done in list(_others))))
 
 
 @contextmanager
-def begun(tasks: float, done: float = 0.0, unit: float = 0.0) -> Iterator[Unfinished]:
-    """Context in which this thread works on `tasks` tasks, `done` of which were done before.
+def begun(tasks: float, unit: float = 0.0) -> Iterator[None]:
+    """Context of work on `tasks` tasks. `unit`: size in tasks of one unit of `add`.
 
-    At its end the work leaves `in_progress`; finished tasks are then counted by the function of `progress_bar`. `unit`: size in
-    tasks of one unit of `add`.
+    At its end the work leaves `in_progress`; finished tasks are then counted by the function of `progress_bar`.
     """
-    outer, work = _here.work, Unfinished(done, tasks, unit)
-    _here.work = work
+    before = _work.done.value, _work.end, _work.unit
+    _work.end, _work.unit = _work.done.value + tasks, unit
     try:
-        with listening(lambda: work.done):
-            yield work
+        yield
     finally:
-        _here.work = outer
-        _publish()
+        _work.done.value, _work.end, _work.unit = before
 
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
     """Context for a part of the work that ends when `end` tasks are done."""
-    work = _here.work
-    outer, work.end = work.end, end
+    outer, _work.end = _work.end, end
     try:
         yield
-        work.done = max(work.done, end)
+        _work.done.value = max(_work.done.value, end)
     finally:
-        work.end = outer
-        _publish()
+        _work.end = outer
 
 
 def part(share: float) -> AbstractContextManager[None]:
     """Context for a part of the work that counts as this share of the remaining work of the enclosing part."""
-    work = _here.work
-    return _until(work.done + share * max(0.0, work.end - work.done))
+    return _until(_work.done.value + share * max(0.0, _work.end - _work.done.value))
 
 
 def portion(count: float) -> AbstractContextManager[None]:
     """Context for a part of the work that counts as a number of units of `add`."""
-    work = _here.work
-    return _until(work.done + count * work.unit)
+    return _until(_work.done.value + count * _work.unit)
 
 
 def steps(items: Collection[T]) -> Iterator[T]:
     """Iterate over items; each counts as an equal part of the remaining work of the enclosing part."""
-    work = _here.work
-    begin, outer = work.done, work.end
-    width = max(0.0, outer - begin) / max(1, len(items))
-    try:
-        for number, item in enumerate(items, 1):
-            work.end = min(begin + number * width, outer)
+    for number, item in enumerate(items):
+        with part(1 / (len(items) - number)):
             yield item
-            work.done = max(work.done, work.end)
-            _publish()
-    finally:
-        work.end = outer
 
 
 @contextmanager
 def units(count: float) -> Iterator[None]:
-    """Context for a part of the work that is reported only by `add`, in `count` units."""
-    work = _here.work
-    end, unit = work.end, work.unit
-    work.unit, work.end = max(0.0, end - work.done) / max(count, 1), work.done
+    """Context for the remaining work of the enclosing part, which is reported only by `add`, in `count` units."""
+    outer, done = (_work.end, _work.unit), _work.done.value
+    _work.end, _work.unit = done, max(0.0, _work.end - done) / max(count, 1)
     try:
         yield
     finally:
-        work.end, work.unit = end, unit
+        _work.end, _work.unit = outer
 
 
 def add(number: float = 1.0) -> None:
-    """Report that units of the work are done."""
-    work = _here.work
-    work.done += number * work.unit
-    _publish()
+    """Report that units of the work are done; a negative number takes away those of finished tasks."""
+    _work.done.value += number * _work.unit
 
 
 @contextmanager
@@ -141,22 +107,16 @@ def listening(ask: Callable[[], float]) -> Iterator[None]:
     `ask()` returns the work done on their unfinished tasks, in tasks. It must exclude a task as soon as that is counted as
     finished.
     """
-    _all.append(ask)
+    _others.append(ask)
     try:
         yield
     finally:
-        _all.remove(ask)
+        _others.remove(ask)
 
 
-def publish_to(put: Callable[[float], None]) -> None:
-    """Call `put(in_progress())` whenever work advances in this process, for another process to read."""
-    global _put
-    _put = put
-
-
-def _publish() -> None:
-    if _put is not None:
-        _put(in_progress())
+def write_to(cell: Any) -> None:
+    """Keep the work done in `cell.value`, a number in memory that another process reads."""
+    _work.done = cell
 
 
 # -- display -------------------------------------------------------------------------------------------------------------------
@@ -169,14 +129,17 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
     if not wanted or sys.stderr is None:
         yield lambda: None
         return
-    draw = _cell if _in_notebook() else _bar if sys.stderr.isatty() else _lines
-    with draw(title, total, done, note) as count:
-        ended = threading.Event()
+    count, ended = _Count(title, total, done, note), threading.Event()
+    with ExitStack() as stack:
+        show = _display(count, stack)
 
         def look() -> None:
-            while not ended.wait(_LOOK[draw is not _lines]):
-                with contextlib.suppress(OSError, ValueError):  # stderr was closed
-                    count.tell()
+            is_over = False
+            while not is_over:
+                is_over = ended.wait(_LOOK)
+                with suppress(OSError, ValueError):  # stderr was closed
+                    count.look()
+                    show()
 
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
@@ -188,83 +151,53 @@ def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable
 
 
 class _Count:
-    """The count of finished tasks, displayed by `show(done, finished)`."""
+    """The number of finished tasks, and `shown`, with the unfinished ones."""
 
-    def __init__(self, total: int, finished: int, show: Callable[[float, int], None]) -> None:
-        self.total, self.finished, self._show = total, finished, show
-        self.shown, self._outside, self._lock = float(finished), list(_all), threading.Lock()
+    def __init__(self, title: str, total: int, done: int, note: Callable[[], str] = str) -> None:
+        self.title, self.total, self.done, self.note = title, total, done, note
+        self.finished, self.shown, self._outside, self._start = done, float(done), in_progress(), time.monotonic()
 
     def advance(self) -> None:
         """Count one more finished task."""
-        with self._lock:
-            self.finished += 1
-        self.tell()
+        self.finished += 1
 
-    def tell(self) -> None:
-        """Show the progress; it never decreases or exceeds the total."""
-        with self._lock:
-            inside = math.fsum(done() for done in list(_all) if done not in self._outside)
-            self.shown = max(self.shown, min(self.finished + inside, self.total))
-            self._show(self.shown, self.finished)
+    def look(self) -> None:
+        """Update what is shown; it never decreases or exceeds the total."""
+        self.shown = max(self.shown, min(self.finished + in_progress() - self._outside, self.total))
 
-
-@contextmanager
-def _bar(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    text, columns = TextColumn("{task.description}"), (MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(text, BarColumn(), TaskProgressColumn(), *columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=total, completed=done)
-        yield _Count(total, done, lambda now, finished: bars.update(task, description=title + note(), completed=now))
+    def text(self) -> str:
+        """The count in one line, with the rate and the remaining time."""
+        number = f"{self.finished}" if self.shown == self.finished else f"{self.shown:.2f}"
+        rate = _rate(self.shown - self.done, self.total - self.shown, time.monotonic() - self._start)
+        return f"{self.title}{self.note()}: {number} of {self.total}{rate}"
 
 
-def _in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
+    """What shows a count: a bar on a terminal, a text that is replaced in a notebook, lines in a log."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return getattr(shell, "kernel", None) is not None
+    if getattr(shell, "kernel", None) is not None:
+        from IPython.display import display
 
+        place = display({"text/plain": count.text()}, raw=True, display_id=True)
+        return lambda: place.update({"text/plain": count.text()}, raw=True)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-@contextmanager
-def _cell(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
-    """A bar below the cell of a notebook, redrawn in place and left there at the end."""
-    from IPython.display import display
+        text, columns = TextColumn("{task.description}"), (MofNCompleteColumn(), TimeRemainingColumn())
+        bars = Progress(text, BarColumn(), TaskProgressColumn(), *columns, console=Console(stderr=True), transient=True)
+        task = stack.enter_context(bars).add_task(count.title, total=count.total, completed=count.done)
+        return lambda: bars.update(task, description=count.title + count.note(), completed=count.shown)
+    last, tenths = time.monotonic(), _TENTHS * count.done // max(count.total, 1)
 
-    start, drawn = time.monotonic(), -math.inf
+    def line() -> None:
+        nonlocal last, tenths
+        quiet, now = time.monotonic() - last, math.floor(_TENTHS * count.shown / max(count.total, 1))
+        if (now > tenths and quiet >= _SECONDS) or (quiet >= _MINUTE and count.finished < count.total):
+            last, tenths = last + quiet, now
+            print(count.text(), file=sys.stderr, flush=True)
 
-    def picture(now: float, finished: int, rate: str = "") -> dict[str, str]:
-        text = f"{title}{note()}: {finished} of {total}{rate}"
-        return {"text/html": bar(now / total if total else 1.0, text).text, "text/plain": text}
-
-    def show(now: float, finished: int) -> None:
-        nonlocal drawn
-        clock = time.monotonic()
-        if clock - drawn >= _LOOK[True]:
-            drawn, rate = clock, _rate(now - done, total - now, clock - start) if now > done else ""
-            place.update(picture(now, finished, rate), raw=True)
-
-    place, count = display(picture(done, done), raw=True, display_id=True), _Count(total, done, show)
-    try:
-        yield count
-    finally:
-        place.update(picture(count.finished, count.finished), raw=True)
-
-
-@contextmanager
-def _lines(title: str, total: int, done: int, note: Callable[[], str]) -> Iterator[_Count]:
-    start = last = time.monotonic()
-    last_tenths = _TENTHS * done // total if total else 0
-
-    def show(now: float, finished: int) -> None:
-        nonlocal last, last_tenths
-        clock, tenths = time.monotonic(), math.floor(_TENTHS * now / max(total, 1))
-        quiet = clock - last
-        if (tenths > last_tenths and quiet >= _SECONDS) or (quiet >= _MINUTE and finished < total):
-            last, last_tenths = clock, tenths
-            count, rate = f"{finished}" if now == finished else f"{now:.2f}", _rate(now - done, total - now, clock - start)
-            print(f"{title}{note()}: {count} of {total}{rate}", file=sys.stderr, flush=True)
-
-    yield _Count(total, done, show)
+    return line
 
 
 def _rate(done: float, left: float, seconds: float) -> str:

@@ -221,7 +221,7 @@ class Originals(Protocol):
         return corruption.corrupt(np.repeat(self.data, streams.count, axis=0), noise, streams.keys(corruption.purpose))
 
 
-class Part(Protocol):
+class Part(Input, Protocol):
     """Optional members of every part."""
 
     kind: ClassVar[str] = ""
@@ -234,14 +234,6 @@ class Part(Protocol):
 
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
-
-    def fingerprint(self) -> str:
-        """Identity of weights or data files, recorded with the results; empty if there are none."""
-        return ""
-
-    def own_code(self) -> Any:
-        """A user-defined function among the options, or None; a digest of its code is recorded with the results."""
-        return None
 
 
 class Source(Part, Protocol):
@@ -282,10 +274,6 @@ class Source(Part, Protocol):
     def skipped(self, num_items: int) -> Mapping[str, str]:
         """Data that could not be used: {name: reason}; recorded with the results."""
         return {}
-
-    def files(self) -> Sequence[Any]:
-        """Paths of the files and folders that the source reads. Results cached from them are computed again when they change."""
-        return []
 
     def image_shape(self) -> tuple[int, int, int] | None:
         """Channels, height and width of its images; None for other kinds of data."""

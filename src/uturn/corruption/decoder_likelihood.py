@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from uturn.core import progress
+from uturn.core.checks import expect
 from uturn.core.random import streams, uniforms
 from uturn.corruption.denoising import ORDER
 from uturn.corruption.unmasking import MASKED, Decoder, NetworkBeliefs, smallest
@@ -23,11 +24,8 @@ def is_determined(decoder: Decoder) -> bool:
 
 def check_determined(decoder: Decoder) -> None:
     """ValueError for a decoder whose likelihood `log_likelihoods` does not give."""
-    if not is_determined(decoder):
-        raise ValueError(
-            f"the likelihood of a decoder with {decoder.description} is not known here; expected an order of "
-            f"{', '.join(map(repr, DETERMINED))}, without remask and causal"
-        )
+    known = f"an order of {', '.join(map(repr, DETERMINED))}, without remask and causal, for its likelihood"
+    expect(is_determined(decoder), "decoder", decoder.description, known)
 
 
 def log_likelihoods(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import one_line
+from uturn.core.checks import expect, one_line
 from uturn.core.random import globally_seeded
 from uturn.corruption.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
 
@@ -33,9 +33,9 @@ def of_physics(physics: Any, shape: Shape) -> Operator:
     from_deepinv = deepinv("the operator").physics
     with torch.no_grad():
         clean = physics.A(torch.zeros(1, *shape))
-    if not isinstance(clean, torch.Tensor) or clean.is_complex():
-        what = "complex numbers" if isinstance(clean, torch.Tensor) else f"a {type(clean).__name__}"
-        raise ValueError(f"the physics {type(physics).__name__} gives {what}; expected a tensor of real numbers")
+    is_real = isinstance(clean, torch.Tensor) and not clean.is_complex()
+    found = getattr(clean, "dtype", type(clean).__name__)
+    expect(is_real, f"the physics {type(physics).__name__}: A(x)", found, "a tensor of real numbers")
     measured = None
     if hasattr(physics, "mask"):  # physics of masks add no noise to what they hide
         model, physics.noise_model = physics.noise_model, torch.nn.Identity()

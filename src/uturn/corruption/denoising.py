@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, checked_noise
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import streams
 
@@ -145,15 +145,10 @@ def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:
     """The posterior of a denoiser as float32, or a ValueError if it is not a distribution at every leaf."""
     belief = np.asarray(denoiser.posterior(noisy), np.float32)
     shape = (len(noisy.noise), denoiser.num_leaves, denoiser.vocab_size)
-    if belief.shape != shape:
-        raise ValueError(f"posterior of {type(denoiser).__name__} has shape {belief.shape}; expected {shape}")
+    expect(belief.shape == shape, f"shape of the posterior of {type(denoiser).__name__}", belief.shape, str(shape))
     total = belief.sum(-1)
-    if not (belief.min(initial=0) >= 0 and np.abs(total - 1).max(initial=0) < 1e-3):  # also catches NaN
-        sample, leaf = np.argwhere(~(np.abs(total - 1) < 1e-3) | (belief < 0).any(-1))[0]
-        raise ValueError(
-            f"posterior of {type(denoiser).__name__} is not a distribution at leaf {leaf} of sample {sample}: it adds up to "
-            f"{total[sample, leaf]}; expected probabilities (a softmax)"
-        )
+    is_law = belief.min(initial=0) >= 0 and np.abs(total - 1).max(initial=0) < 1e-3  # false for NaN
+    expect(is_law, f"sums of the posterior of {type(denoiser).__name__}", total, "1 at each leaf, of numbers >= 0 (a softmax)")
     return belief
 
 
@@ -166,24 +161,16 @@ def _equal_noise(noise: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 def check_channel(corruption: Any) -> None:
     """ValueError for a corruption that has no reverse steps."""
-    if not (getattr(corruption, "is_reversible", False) and corruption.is_random):
-        raise ValueError(
-            f"corruption = {corruption!r}: a reverse process needs a Bayesian channel that draws noise; expected Gaussian(), "
-            f"Masking(), UniformReplacement(), or a channel of your own with reverse steps (is_reversible)"
-        )
+    is_reversible = getattr(corruption, "is_reversible", False) and corruption.is_random
+    known = "Gaussian(), Masking(), UniformReplacement(), or a channel of your own that draws noise and has reverse steps"
+    expect(is_reversible, "corruption", corruption, f"{known} (is_reversible)")
 
 
 def checked_observation(denoiser: Denoiser, noisy: Noisy) -> Noisy:
     """Noisy data that fit the denoiser, with one noise level for each sample, or a ValueError."""
     channel, d, v = denoiser.corruption, denoiser.num_leaves, denoiser.vocab_size
-    if not isinstance(noisy, Noisy):
-        raise ValueError(f"noisy is a {type(noisy).__name__}; expected a Noisy, as corrupt() of {channel!r} makes it")
     values = np.asarray(noisy.values)
-    expected = channel.value_shape(d, v)
-    if values.shape[1:] != expected or noisy.vocab_size != v:
-        raise ValueError(
-            f"noisy holds values of shape {values.shape} over {noisy.vocab_size} symbols; expected "
-            f"{('batch', *expected)} over {v}"
-        )
+    found, expected = (*values.shape[1:], noisy.vocab_size), (*channel.value_shape(d, v), v)
+    expect(found == expected, "shape and number of symbols of the noisy values", found, str(expected))
     noise = np.array(np.broadcast_to(checked_noise(noisy.noise, channel.max_noise, len(values)), len(values)))
     return Noisy(channel.checked_values(values, noise, v), noise, v)

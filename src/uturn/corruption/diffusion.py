@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from uturn.core.checks import checked_noise
+from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Corruption, Noisy
 from uturn.core.random import Purpose, normals
-from uturn.corruption.noising import add_noise, amplitudes
+from uturn.corruption.noising import add_noise, amplitudes, strengths
 from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class Diffusion(Corruption):
 
         `images`: float32 in [-1, 1], else a ValueError. `keys`: uint64 (batch,), one random stream for each image.
         """
-        if self.num_steps == 0:
-            raise ValueError("Diffusion() has no schedule; take that of a backward: backward.undone(Diffusion(), source)")
+        expect(self.num_steps, "schedule of Diffusion()", None, "that of a backward: backward.undone(Diffusion(), source)")
         self.checked_steps(np.atleast_1d(checked_noise(noise, 1)))
         values = self.noised(checked_images(images, None, True), self.step_of(noise), keys)
         return Noisy(values, np.full(len(values), float(noise)))
@@ -138,7 +137,7 @@ class Diffusion(Corruption):
         if self.codec is None:
             return images
         latents: torch.Tensor = pieces(self.codec.encode, images)
-        if not bool(latents.isfinite().all()):
+        if not latents.isfinite().all():
             advice = half_precision_words(getattr(self.codec, "dtype", None))
             raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
         return latents
@@ -183,15 +182,10 @@ class Diffusion(Corruption):
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
         if self.pure_noise:
             a[-1], s[-1] = 0.0, self.pure_sigma
-        with np.errstate(divide="ignore"):
-            log_snr = 2 * (np.log(a) - np.log(s))
-            sigma = np.divide(s, a)
         return {
             "timestep": np.concatenate([[-1.0], timesteps.double().numpy()]),
             "t_over_T": np.arange(self.num_steps + 1) / self.num_steps,
-            "abar": a**2 / (a**2 + s**2),
-            "log_snr": log_snr,
-            "sigma": sigma,
+            **strengths(a, s),
             "signal": a,
         }
 
@@ -209,22 +203,14 @@ class Diffusion(Corruption):
     def checked_steps(self, noise: np.ndarray) -> np.ndarray:
         """The step of each noise level; ValueError if two levels have the same step, or if a positive one is rounded to 0."""
         step = np.array([self.step_of(level) for level in noise])
-        least = f"1/steps = {1 / self.num_steps}"
-        if ((step == 0) & (noise > 0)).any():
-            raise ValueError(
-                f"noise = {float(noise[(step == 0) & (noise > 0)][0])}: less than half a step of {self.num_steps}; take 0 or at "
-                f"least {least}, or more steps"
-            )
-        if len(set(step.tolist())) < len(step):
-            raise ValueError(
-                f"noise = {noise.tolist()}: two levels fall on the same of the {self.num_steps} steps; take levels at least "
-                f"{least} apart, or more steps"
-            )
+        is_whole = ((step > 0) == (noise > 0)).all() and len(set(step.tolist())) == len(step)
+        expected = f"levels on different steps of {self.num_steps}; take 0 and levels {1 / self.num_steps} apart, or more steps"
+        expect(is_whole, "noise", noise.tolist(), expected)
         return step
 
     def _check_step(self, step: int) -> None:
-        if step not in range(self.num_steps + 1):
-            raise ValueError(f"step={step!r}: expected a whole number of reverse steps in 0 .. {self.num_steps}")
+        is_step = step in range(self.num_steps + 1)
+        expect(is_step, "step", step, f"a whole number of reverse steps in 0 .. {self.num_steps}")
 
 
 class ForwardOf(Corruption):
@@ -234,11 +220,8 @@ class ForwardOf(Corruption):
     purpose: int = Diffusion.purpose
 
     def __init__(self, corruption: Any, backward: Any, source: Any) -> None:
-        if type(corruption) is not Diffusion or corruption.num_steps:
-            raise ValueError(
-                f"corruption = {corruption!r}: the backward undoes the forward process of its own scheduler; expected "
-                f"Diffusion(), type 'diffusion' in a spec"
-            )
+        is_own = type(corruption) is Diffusion and not corruption.num_steps
+        expect(is_own, "corruption", corruption, "Diffusion(), type 'diffusion' in a spec, as the backward has its own schedule")
         self.backward, self.source = backward, source
 
     def __repr__(self) -> str:
@@ -263,14 +246,11 @@ def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> n
     `shape`: (channels, height, width) of an image, if known. Values must be in [-1, 1] if `clean`, else finite.
     """
     array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
-    if array.dtype != np.float32:
-        raise ValueError(f"images: dtype {array.dtype}; expected float32 in [-1, 1] (uint8: x / 127.5 - 1)")
-    if array.ndim != 4 or (shape is not None and array.shape[1:] != tuple(shape)):
-        wanted = ("batch", *(shape or ("channels", "height", "width")))
-        raise ValueError(f"images: shape {array.shape}; expected ({', '.join(map(str, wanted))})")
-    if array.size:
-        low, high = float(array.min()), float(array.max())
-        most = 1.0 if clean else float(np.finfo(np.float32).max)
-        if not (low >= -most and high <= most):  # also catches NaN
-            raise ValueError(f"images: values in [{low}, {high}]; expected finite values{' in [-1, 1]' if clean else ''}")
+    expect(array.dtype == np.float32, "dtype of images", array.dtype, "float32 in [-1, 1] (uint8: x / 127.5 - 1)")
+    fits = array.ndim == 4 and (shape is None or array.shape[1:] == tuple(shape))
+    expect(fits, "shape of images", array.shape, f"{('batch', *(shape or ('channels', 'height', 'width')))}")
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    most = 1.0 if clean else float(np.finfo(np.float32).max)
+    is_bounded = low >= -most and high <= most  # false for NaN
+    expect(is_bounded, "values of images in", [low, high], f"finite values{' in [-1, 1]' if clean else ''}")
     return array

@@ -10,13 +10,13 @@ import numpy as np
 from numba import njit
 
 from uturn.core import progress
-from uturn.core.checks import checked_noise
+from uturn.core.checks import checked_noise, expect
 from uturn.core.memory import recycled
 from uturn.core.protocols import Axes, Channel, Noisy
 from uturn.core.random import NOISE, normal_row, normals, streams
 from uturn.core.threads import over_blocks
 from uturn.corruption.denoising import LAST, Denoiser, checked_posterior
-from uturn.corruption.strings import checked_noisy, checked_strings, draw_symbols, log_evidence_of
+from uturn.corruption.strings import checked_strings, draw_symbols, log_evidence_of
 from uturn.exact.inference.evidence import SCALED, Evidence
 
 # Scale of the signal-to-noise ratio r over which the density of levels decays, as exp(-r/6). The error of an Euler step of length
@@ -64,7 +64,7 @@ class Gaussian(Channel):
 
         At t = 0 it is 0 for the true symbol and -inf for the others.
         """
-        t = checked_noisy(noisy).noise
+        t = noisy.noise
         out = noisy.values * self._gain(t).astype(dtype or noisy.values.dtype).reshape(-1, 1, 1)
         clean = t == 0
         if clean.any():
@@ -133,11 +133,11 @@ class Gaussian(Channel):
         return noisy.values.argmax(-1)
 
     def checked_values(self, values: np.ndarray, noise: np.ndarray, vocab_size: int) -> np.ndarray:
-        if values.dtype.kind != "f" or not np.isfinite(values).all():
-            raise ValueError(f"noisy.values are not what {self!r} makes; expected finite floats")
+        is_finite = values.dtype.kind == "f" and np.isfinite(values).all()
+        expect(is_finite, f"noisy.values of {self!r}", values, "finite floats")
         still = values[noise == 0]
-        if not (((still == 0) | (still == 1)).all() and (still.sum(axis=-1) == 1).all()):
-            raise ValueError(f"noisy.values are not what {self!r} makes; expected one-hot leaves where noise = 0")
+        is_onehot = ((still == 0) | (still == 1)).all() and (still.sum(axis=-1) == 1).all()
+        expect(is_onehot, f"noisy.values of {self!r}", still, "one-hot leaves where noise = 0")
         return values
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core import progress
+from uturn.core.checks import expect
 from uturn.core.protocols import Noisy
 from uturn.core.random import choices, streams, uniforms
 from uturn.corruption.denoising import Denoiser, checked_posterior
@@ -130,15 +131,14 @@ def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[t
     values, v, noise = noisy.values[0], noisy.vocab_size, float(noisy.noise[0])
     replacement: Any = denoiser.corruption
     is_masking = not isinstance(replacement, UniformReplacement)
-    if decoder.remask == "conf":
-        raise ValueError("remask = 'conf': depends on the probabilities of earlier draws; its law is not enumerated")
+    expected = "another one to enumerate its law, which does not depend on the probabilities of earlier draws"
+    expect(decoder.remask != "conf", "remask", decoder.remask, expected)
     free = np.flatnonzero((values < 0) | decoder.remask_given | (not is_masking))
     if not free.size or noise <= replacement.clean_noise:  # nothing changes, as in `denoise`
         return {tuple(values.tolist()): 1.0}
     singly, m = decoder.order == "random", len(free)
     A = v + is_masking + (is_masking and singly)
-    if A**m > most:
-        raise ValueError(f"{A**m} partial strings in a step; expected at most {most}: take shorter strings")
+    expect(A**m <= most, "partial strings in a step", A**m, f"at most {most}; take shorter strings")
     states = np.indices((A,) * m).reshape(m, -1).T
     start = np.where(values[free] < 0, v, values[free])
     p: np.ndarray = (states == start).all(axis=1).astype(float)

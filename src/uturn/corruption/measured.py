@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory
+from uturn.core.checks import check_memory, expect
 from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams
 from uturn.corruption.operators import GaussianNoise, Operator
@@ -112,14 +112,9 @@ class Measured(Noisy):
 
 @lru_cache(maxsize=8)
 def _posterior(law: Any, operator: Operator, shape: tuple[int, ...]) -> LinearPosterior:
-    reason = None
-    if not hasattr(law, "covariance"):
-        reason = "the law of the originals is not known"
-    elif not operator.is_linear:
-        reason = "the operator is not linear"
-    elif not isinstance(operator.noise, GaussianNoise):
-        reason = f"the noise is not Gaussian ({type(operator.noise).__name__})"
-    if reason:
-        raise ValueError(f"backward 'exact': {reason}, so the posterior has no formula; take the backward 'sampler'")
+    known = hasattr(law, "covariance") and operator.is_linear and isinstance(operator.noise, GaussianNoise)
+    found = f"originals {type(law).__name__}, {'' if operator.is_linear else 'non-'}linear, {type(operator.noise).__name__}"
+    expected = "a Gaussian mixture, a linear operator and Gaussian noise, with a formula; take the backward 'sampler'"
+    expect(known, "backward 'exact'", found, expected)
     check_memory("the matrices of the exact posterior", 40 * law.dimension**2, "lower the dimension")
     return LinearPosterior(law.means, law.covariance, law.weights, operator.matrix(shape), operator.noise.sigma**2)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import noted, shown
+from uturn.core.checks import expect, noted
 from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
@@ -77,19 +77,16 @@ class Measurement(Spec, Corruption):
     @model_validator(mode="after")
     def _fits(self) -> Measurement:
         named = NAMED.get(self.operator)
-        if named is None and not is_import_path(self.operator):
-            raise ValueError(f"operator = {shown(self.operator)}: expected one of {[*NAMED]}, or 'module:function'")
+        is_known = named is not None or is_import_path(self.operator)
+        expect(is_known, "operator", self.operator, f"one of {[*NAMED]}, or 'module:function'")
         noises = [name for name in _OF_NOISE if getattr(self, name) is not None or self._swept == name]
-        if len(noises) > 1:
-            raise ValueError(f"{' and '.join(noises)}: expected one noise")
-        if self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None):
-            raise ValueError(f"{self._swept} is set by the noise level; leave it out")
+        expect(len(noises) < 2, "noises", noises, "one of them")
+        given = self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None)
+        expect(not given, self._swept, "given", "none, as the noise level sets it")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
             names = [*self.options, *([] if self._swept in _OF_NOISE else [self._swept])]
-            unknown = [name for name in names if name not in taken]
-            if unknown:
-                raise ValueError(f"operator {self.operator!r} has no option {unknown[0]!r}; expected {taken or 'none'}")
+            expect(set(names) <= set(taken), f"options of the operator {self.operator!r}", names, f"some of {taken}")
         return self
 
     @property
@@ -136,7 +133,7 @@ class Measurement(Spec, Corruption):
         if self.operator in NAMED:
             deepinv(f"corruption.operator = {self.operator!r}")  # fails before a store is made
         mask = self.options.get("mask") if self.operator == "inpainting" else None
-        return hashlib.sha256(read_array(mask, 2**26).tobytes()).hexdigest() if isinstance(mask, str) else ""
+        return hashlib.sha256(read_array(mask).tobytes()).hexdigest() if isinstance(mask, str) else ""
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Measured:
         data = np.repeat(originals.data, streams.count, axis=0)
@@ -165,8 +162,7 @@ class Measurement(Spec, Corruption):
             operators = self._operators(noise, data.shape[1:], seed, row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]
             shapes = sorted({value.shape for value in values})
-            if len(shapes) > 1:
-                raise ValueError(f"measurements have shapes {shapes[0]} and {shapes[1]}; expected the same for all data")
+            expect(len(shapes) == 1, "shapes of measurements", shapes, "the same for all data")
         return np.stack(values), operators
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
@@ -218,8 +214,8 @@ class Measurement(Spec, Corruption):
             operator = function(options.pop("strength", noise), shape, **options, **drawn)
             if hasattr(operator, "A") and hasattr(operator, "noise_model"):
                 operator = of_physics(operator.clone(), shape)
-        if not isinstance(operator, Operator):
-            raise ValueError(f"it gives {shown(operator)}; expected a uturn.corruption.Operator or a physics of deepinv")
+        is_operator = isinstance(operator, Operator)
+        expect(is_operator, "what it gives", operator, "a uturn.corruption.Operator or a physics of deepinv")
         law = self._noise(noise)
         return operator if law is None else with_noise(operator, law)
 
@@ -227,8 +223,6 @@ class Measurement(Spec, Corruption):
         """The law of the noise at a noise level; None for that of the operator."""
         sigma, gain = (noise if self._swept == name else getattr(self, name) for name in ("sigma", "gain"))
         if gain is not None:
-            if not gain > 0:
-                raise ValueError("gain = 0: expected a noise level above 0")
             return PoissonNoise(gain)
         if sigma is None and self.own_code() is None:
             sigma = _SIGMA

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_path, shown
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import read_array
 from uturn.corruption.deepinv_physics import Shape, deepinv
 from uturn.corruption.operators import Operator
@@ -25,8 +25,7 @@ def boxes(shape: Shape, generator: np.random.Generator, hidden: float, place: st
     _, height, width = shape
     rows = 1 if height == 1 else round(height * np.sqrt(hidden))
     columns = round(hidden * height * width / rows) if rows else 0
-    if place not in ("centre", "random"):
-        raise ValueError(f"place = {shown(place)}: expected 'centre' or 'random'")
+    expect(place in ("centre", "random"), "place", place, "'centre' or 'random'")
     room = np.array([height - rows, width - columns])
     top, left = room // 2 if place == "centre" else generator.integers(room + 1)
     mask = np.zeros(shape, bool)
@@ -36,21 +35,15 @@ def boxes(shape: Shape, generator: np.random.Generator, hidden: float, place: st
 
 def inpainting(shape: Shape, generator: np.random.Generator, hidden: float | None = None, mask: Any = None) -> Operator:
     """Hides a share of the pixels, drawn at random, in all channels; or those that a mask leaves out (0 hidden, 1 seen)."""
-    if (hidden is None) == (mask is None):
-        raise ValueError("expected either `hidden`, the share that is drawn, or `mask`")
+    expect((hidden is None) != (mask is None), "hidden, mask", (hidden, mask), "either the share that is drawn, or a mask")
     if mask is None:
         pixels = shape[1] * shape[2]
         drawn = np.zeros(pixels, bool)
         drawn[generator.permutation(pixels)[: round(float(hidden) * pixels)]] = True  # type: ignore[arg-type]
         return _masked(np.broadcast_to(drawn.reshape(1, *shape[1:]), shape))
-    seen = read_array(checked_path("mask", mask), 2**26) if isinstance(mask, str) else np.asarray(mask)
-    wrong = seen[~np.isin(seen, (0, 1))]
-    if wrong.size:
-        raise ValueError(f"mask = {shown(wrong[:1].tolist())}, ..: expected 0 (hidden) and 1 (seen)")
-    try:
-        return _masked(np.broadcast_to(seen == 0, shape))
-    except ValueError:
-        raise ValueError(f"mask has shape {seen.shape}; expected {shape[1:]} or {shape}") from None
+    seen = read_array(checked_path("mask", mask)) if isinstance(mask, str) else np.asarray(mask)
+    expect(np.isin(seen, (0, 1)).all(), "mask", seen, "0 (hidden) and 1 (seen)")
+    return _masked(np.broadcast_to(seen == 0, shape))
 
 
 def blur(shape: Shape, generator: Any, width: float) -> Operator:
@@ -67,8 +60,8 @@ def downsampling(shape: Shape, generator: Any, factor: float) -> Operator:
     channels, height, width = shape
     f = int(factor)
     rows = min(f, height)  # vectors have one row
-    if f != factor or f < 1 or height % rows or width % f:
-        raise ValueError(f"factor = {factor:g}: expected an integer that divides the size {height} x {width}")
+    fits = f == factor and f > 0 and height % rows == 0 and width % f == 0
+    expect(fits, "factor", factor, f"an integer that divides the size {height} x {width}")
     # An orthonormal basis of each block, whose first vector is constant.
     directions = np.linalg.qr(np.c_[np.ones(rows * f), np.eye(rows * f)[:, 1:]])[0]
     basis = torch.from_numpy((directions * np.sign(directions[0, 0])).astype(np.float32))
@@ -99,8 +92,7 @@ def fourier(
     The share `centre` of the lowest frequencies is hidden last. k and -k are hidden together, since they are complex conjugates.
     y holds (Re F - Im F) / sqrt(pixels) at every k that is not hidden. It is real and determines F there, since k comes with -k.
     """
-    if pattern not in ("lines", "points"):
-        raise ValueError(f"pattern = {shown(pattern)}: expected 'lines' or 'points'")
+    expect(pattern in ("lines", "points"), "pattern", pattern, "'lines' or 'points'")
     _, height, width = shape
     rows, columns = np.indices((height, width))
     if pattern == "lines" and height > 1:

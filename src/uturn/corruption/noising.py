@@ -30,6 +30,12 @@ def amplitudes(scheduler: Any, timesteps: torch.Tensor) -> tuple[np.ndarray, np.
     return signal, noise
 
 
+def strengths(a: np.ndarray, s: np.ndarray) -> dict[str, np.ndarray]:
+    """The noise levels of x_t = a x_0 + s n: signal power `abar`, `log_snr` in nats, and `sigma` = s / a."""
+    with np.errstate(divide="ignore"):
+        return {"abar": a**2 / (a**2 + s**2), "log_snr": 2 * (np.log(a) - np.log(s)), "sigma": np.divide(s, a)}
+
+
 def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
     """x_0 and n of x = a x_0 + s n, from a prediction of type "noise", "x0", "v", "flow", "score" or "edm"."""
     if predicts in ("x0", "edm"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import one_line, shown
+from uturn.core.checks import expect
 from uturn.core.random import NOISE, normals, streams
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ class GaussianNoise:
     sigma: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < np.inf:
-            raise ValueError(f"sigma = {self.sigma}: expected a finite number >= 0")
+        expect(0 <= self.sigma < np.inf, "sigma", self.sigma, "a finite number >= 0")
 
     @property
     def is_known(self) -> bool:
@@ -48,8 +47,7 @@ class PoissonNoise:
     is_known = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.gain < np.inf:
-            raise ValueError(f"gain = {self.gain}: expected a finite number > 0")
+        expect(0 < self.gain < np.inf, "gain", self.gain, "a finite number > 0")
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
         """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""
@@ -122,49 +120,39 @@ class Operator:
 
         with torch.no_grad():
             clean = self.forward(torch.from_numpy(np.array(data, np.float32)))
-        is_real = isinstance(clean, torch.Tensor) and not clean.is_complex()
-        if not is_real or clean.ndim < 2 or len(clean) != len(data) or 0 in clean.shape[1:]:
-            what = f"a tensor of shape {tuple(clean.shape)}, {clean.dtype}" if isinstance(clean, torch.Tensor) else shown(clean)
-            raise ValueError(
-                f"A(x) of {len(data)} data is {what}; expected a tensor ({len(data)}, ..) of real numbers, at least one for each"
-            )
+        is_tensor = isinstance(clean, torch.Tensor)
+        fits = is_tensor and not clean.is_complex() and clean.ndim > 1 and len(clean) == len(data) and clean.numel() >= len(data)
+        found = (tuple(clean.shape), clean.dtype) if is_tensor else clean
+        expect(fits, f"A(x) of {len(data)} data", found, f"a tensor ({len(data)}, ..) of real numbers, at least one for each")
         values = clean.detach().cpu().numpy().astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("A(x) has NaN or infinity; expected finite numbers")
+        expect(np.isfinite(values).all(), "A(x)", values, "finite numbers")
         return values
 
     def measure(self, datum: np.ndarray, key: np.ndarray) -> np.ndarray:
         """y of one datum (channels, height, width), float32 (...), with the noise of the random stream `key`, uint64 (1,)."""
         clean = self.clean(datum[None])[0]
         noisy = self.noise.draw(clean, key)
-        if noisy.shape != clean.shape or not np.isfinite(noisy).all():
-            raise ValueError(f"noisy(A(x)) has shape {noisy.shape}, or NaN or infinity; expected finite numbers {clean.shape}")
+        fits = noisy.shape == clean.shape and np.isfinite(noisy).all()
+        expect(fits, "noisy(A(x))", noisy, f"finite numbers of the shape {clean.shape}")
         return noisy if self.measured is None else np.where(self.measured, noisy, np.float32(0))
 
     def check(self, data: np.ndarray, again: Operator) -> None:
         """ValueError if it does not fit data (2, channels, height, width), or differs from the same operator made `again`."""
         clean, alone = self.clean(data), self.clean(data[:1])
-        if not _is_close(clean[:1], alone):
-            raise ValueError("A(x) of a datum differs if another datum stands beside it; expected A of each datum alone")
+        expect(_is_close(clean[:1], alone), "A(x)", "another if another datum stands beside it", "A of each datum alone")
         shape = data.shape[1:]
-        if self.measured is not None and self.measured.shape != clean.shape[1:]:
-            raise ValueError(f"measured has shape {self.measured.shape}; expected that of y, {clean.shape[1:]}")
+        if self.measured is not None:
+            fits = self.measured.shape == clean.shape[1:]
+            expect(fits, "shape of measured", self.measured.shape, f"{clean.shape[1:]}, as of y")
         key = np.zeros(1, np.uint64)
-        if not _is_close(self.measure(data[0], key), again.measure(data[0], key)):
-            raise ValueError(
-                "y of a datum differs from call to call; expected random numbers from the given `generator` alone (a parameter "
-                "of the function, and of the noise)"
-            )
-        if self.hidden is not None and not _broadcasts(self.hidden.shape, shape):
-            raise ValueError(f"hidden has shape {self.hidden.shape}; expected {shape}")
-        if self.hidden is not None and not _is_close(self.clean(np.where(self.hidden, data[::-1], data)), clean):
-            raise ValueError("A(x) depends on values that are `hidden`; correct `hidden`, or leave it out")
+        is_same = _is_close(self.measure(data[0], key), again.measure(data[0], key))
+        expected = "random numbers from the given `generator` alone, a parameter of the function and of the noise"
+        expect(is_same, "y of a datum", "another at each call", expected)
+        if self.hidden is not None:  # numpy refuses a shape that does not fit
+            is_hidden = _is_close(self.clean(np.where(np.broadcast_to(self.hidden, shape), data[::-1], data)), clean)
+            expect(is_hidden, "hidden", "values on which A(x) depends", "others; correct `hidden`, or leave it out")
         if self.is_linear:
-            try:
-                self.back_projection(clean, shape)
-            except RuntimeError as error:
-                reason = one_line(error)
-                raise ValueError(f"A(x) has no derivative ({reason}); write it with functions of torch, not in place") from error
+            self.back_projection(clean, shape)  # fails for an A without a derivative
 
     def vectors(self, observed: np.ndarray) -> np.ndarray:
         """The measured entries of measurements (batch, ...): (batch, measurements)."""
@@ -179,10 +167,7 @@ class Operator:
         ValueError
             If the law of the noise is not known, or there is no noise.
         """
-        if not self.noise.is_known:
-            raise ValueError(
-                f"log p(y | x) is not known for {type(self.noise).__name__}; expected Gaussian noise, sigma > 0, or Poisson noise"
-            )
+        expect(self.noise.is_known, "noise for log p(y | x)", self.noise, "Gaussian noise, sigma > 0, or Poisson noise")
         return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -213,13 +198,9 @@ class Operator:
         H = self.vectors(self.clean(np.eye(size, dtype=np.float32).reshape(size, *shape))).T.astype(float)
         x = np.random.default_rng(0).normal(size=(1, *shape))
         difference = self.vectors(self.clean(x))[0] - H @ x.reshape(-1)
-        if np.abs(difference).max(initial=0) > 1e-3 * max(1e-6, np.abs(H @ x.reshape(-1)).max(initial=0)):
-            raise ValueError("A(x) is not linear: it differs from H x, with H made of A(e_i); give is_linear=False")
+        is_linear = np.abs(difference).max(initial=0) <= 1e-3 * max(1e-6, np.abs(H @ x.reshape(-1)).max(initial=0))
+        expect(is_linear, "A(x) - H x", difference, "0, with H made of A(e_i), as A is_linear; or give is_linear=False")
         return H
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _is_close(a: np.ndarray, b: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.corruption.noising import add_noise, amplitudes, clean_and_noise
 
 if TYPE_CHECKING:
@@ -91,11 +92,8 @@ def predicts(scheduler: Any) -> str:
     Flow matching has no such option.
     """
     prediction = scheduler.config.get("prediction_type") or "flow_prediction"
-    if prediction not in _PREDICTIONS:
-        raise ValueError(
-            f"prediction_type = {prediction!r} of {type(scheduler).__name__}: expected one of {', '.join(_PREDICTIONS)}; "
-            f"only the scheduler 'stored' knows others"
-        )
+    known = f"one of {', '.join(_PREDICTIONS)}; only the scheduler 'stored' knows others"
+    expect(prediction in _PREDICTIONS, f"prediction_type of {type(scheduler).__name__}", prediction, known)
     return _PREDICTIONS[prediction]
 
 
@@ -105,8 +103,8 @@ def named_scheduler(name: str) -> tuple[Any, dict[str, Any]]:
 
     known = {**SCHEDULERS, **FLOW_SCHEDULERS}
     made = getattr(diffusers, known.get(name, name), None)
-    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
-        raise ValueError(f"scheduler = {name!r}: expected one of {sorted(known)}, or the name of a scheduler class of diffusers")
+    is_scheduler = isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)
+    expect(is_scheduler, "scheduler", name, f"one of {sorted(known)}, or the name of a scheduler class of diffusers")
     return made, dict(_OPTIONS.get(name, {}))
 
 
@@ -123,11 +121,10 @@ def scheduler_like(stored: Any, name: str | None) -> Any:
         stored = named_scheduler("ddim")[0].from_config(stored.config)  # the same noise schedule
     made, options = named_scheduler(name)
     scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # EDM has other noise levels
-    if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):
-        raise ValueError(
-            f"scheduler = {name!r} does not go with the model, whose noise schedule is that of {type(stored).__name__}; take "
-            f"'ancestral', 'stored', or one of {sorted(scheduler.__name__ for scheduler in stored.compatibles)}"
-        )
+    fits = made is type(stored) or (made in stored.compatibles and scales[0] == scales[1])
+    others = sorted(scheduler.__name__ for scheduler in stored.compatibles)
+    known = f"one for the noise schedule of the model's {type(stored).__name__}: 'ancestral', 'stored', or one of {others}"
+    expect(fits, "scheduler", name, known)
     return made.from_config(stored.config, **options)
 
 
@@ -140,11 +137,11 @@ def with_spacing(scheduler: Any, timestep_spacing: str | None) -> Any:
     if "timestep_spacing" in scheduler.config:
         if timestep_spacing is None:
             timestep_spacing = "trailing" if _has_fixed_stride(scheduler) else "linspace"
-        if timestep_spacing not in ("linspace", "leading", "trailing"):
-            raise ValueError(f"timestep_spacing={timestep_spacing!r}: expected 'linspace', 'leading' or 'trailing'")
+        is_known = timestep_spacing in ("linspace", "leading", "trailing")
+        expect(is_known, "timestep_spacing", timestep_spacing, "'linspace', 'leading' or 'trailing'")
         changes["timestep_spacing"] = timestep_spacing
-    elif timestep_spacing is not None:
-        raise ValueError(f"timestep_spacing={timestep_spacing!r}: {made.__name__} has no such option; leave it out")
+    else:
+        expect(timestep_spacing is None, "timestep_spacing", timestep_spacing, f"None, as {made.__name__} has no such option")
     if str(scheduler.config.get("variance_type", "")).startswith("learned") and not uses_learned_variance(scheduler):
         changes["variance_type"] = None  # the queue passes no learned variance to these solvers, which would split it off again
     return made.from_config(scheduler.config, **changes) if changes else copy.deepcopy(scheduler)
@@ -157,13 +154,9 @@ def check_schedule(scheduler: Any) -> None:
     scheduler = getattr(scheduler, "base", scheduler)
     for name, most in (("betas", 1.0), ("alphas_cumprod", 1.0), ("sigmas", float(np.finfo(np.float32).max))):
         values = torch.as_tensor(getattr(scheduler, name, 0.0)).flatten()
-        bad = torch.nonzero(~((values >= 0) & (values <= most)))
-        if len(bad):
-            place = int(bad[0])
-            raise ValueError(
-                f"{type(scheduler).__name__}: the noise schedule has {name}[{place}] = {float(values[place])}; expected finite "
-                f"numbers in [0, {most:.3g}]: correct its configuration (scheduler_config.json)"
-            )
+        bad = values[~((values >= 0) & (values <= most))]
+        expected = f"finite numbers in [0, {most:.3g}]; correct its configuration (scheduler_config.json)"
+        expect(not len(bad), f"{name} of the {type(scheduler).__name__}", bad[:1].tolist(), expected)
 
 
 def check_timesteps(scheduler: Any, num_steps: int) -> None:
@@ -171,24 +164,24 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
     from diffusers import LMSDiscreteScheduler
 
     name, order = type(scheduler).__name__, scheduler.order
-    if isinstance(scheduler, LMSDiscreteScheduler):  # its order depends on the position in the chain, not on the steps done
-        raise ValueError(f"{name} integrates wrongly unless it begins at the first timestep; use 'dpm_solver' or 'unipc'")
+    # The order of LMSDiscreteScheduler depends on the position in the chain, not on the steps done.
+    is_lms = isinstance(scheduler, LMSDiscreteScheduler)
+    expect(not is_lms, "scheduler", name, "one that may begin at any timestep, such as 'dpm_solver' or 'unipc'")
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
-    if len(firsts) != num_steps or not (np.diff(firsts) < 0).all():
-        raise ValueError(
-            f"{name} with num_steps={num_steps}: its {len(timesteps)} timesteps are not one strictly descending step each; "
-            f"use another scheduler ({', '.join(map(repr, sorted(SCHEDULERS)))}) or fewer steps"
-        )
+    descends = len(firsts) == num_steps and (np.diff(firsts) < 0).all()
+    expected = (
+        f"{num_steps} of them, strictly descending; take fewer steps or another scheduler ({', '.join(sorted(SCHEDULERS))})"
+    )
+    expect(descends, f"timesteps of {name}", f"{len(firsts)} steps, {firsts[:3].tolist()} ..", expected)
     if _has_fixed_stride(scheduler):
         stride = scheduler.config.num_train_timesteps // num_steps
         # The last step must lead to a negative timestep, which the scheduler reads as the clean image.
-        if not (np.diff(timesteps) == -stride).all() or timesteps[-1] - stride >= 0:
-            raise ValueError(
-                f"{name} jumps by num_train_timesteps // num_steps = {stride} timesteps, which does not lead along its list "
-                f"{timesteps[:3].tolist()} .. {timesteps[-2:].tolist()}; take a num_steps that divides "
-                f"{scheduler.config.num_train_timesteps} and timestep_spacing='trailing' (the default) or 'leading'"
-            )
+        leads = (np.diff(timesteps) == -stride).all() and timesteps[-1] < stride
+        expected = (
+            f"jumps of {stride}; take a num_steps that divides {scheduler.config.num_train_timesteps}, and 'trailing' spacing"
+        )
+        expect(leads, f"timesteps of {name}", timesteps.tolist(), expected)
 
 
 def _has_fixed_stride(scheduler: Any) -> bool:

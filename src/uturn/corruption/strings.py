@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uturn.core.checks import checked_integer, checked_noise, shown
+from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
 from uturn.core.random import choices, streams, uniforms
 from uturn.exact.inference.evidence import SYMBOLS, Evidence
@@ -21,19 +21,11 @@ def checked_strings(leaves: Any, noise: Any, vocab_size: int, most: float) -> tu
     return leaves, np.array(np.broadcast_to(checked_noise(noise, most, len(leaves)), len(leaves)), float)
 
 
-def checked_noisy(noisy: Any) -> Noisy:
-    """`noisy`, or a ValueError if it is not a `Noisy`."""
-    if not isinstance(noisy, Noisy):
-        raise ValueError(f"noisy = {shown(noisy)}: expected what corrupt() gives")
-    return noisy
-
-
 def checked_symbols(values: np.ndarray, noise: np.ndarray, least: int, vocab_size: int, channel: Any) -> np.ndarray:
     """Noisy symbols as int64; ValueError unless they are integers least..v-1, and >= 0 where noise = 0."""
-    if values.dtype.kind not in "iu" or not bool(((values >= least) & (values < vocab_size)).all()):
-        raise ValueError(f"noisy.values are not what {channel!r} makes; expected integers {least}..{vocab_size - 1}")
-    if (values[noise == 0] < 0).any():
-        raise ValueError(f"noisy.values are not what {channel!r} makes; expected no masked leaf where noise = 0")
+    are_symbols = values.dtype.kind in "iu" and ((values >= least) & (values < vocab_size)).all()
+    expect(are_symbols, f"noisy.values of {channel!r}", values, f"integers {least}..{vocab_size - 1}")
+    expect((values[noise == 0] >= 0).all(), f"noisy.values of {channel!r}", -1, "no masked leaf where noise = 0")
     return values.astype(np.int64, copy=False)
 
 
@@ -58,7 +50,7 @@ class TwoValued(Channel):
 
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
         """Log-evidence in nats, (batch, num_leaves, vocab_size), float64 by default."""
-        same = checked_noisy(noisy).values[..., None] == np.arange(noisy.vocab_size)
+        same = noisy.values[..., None] == np.arange(noisy.vocab_size)
         this, other = _two_logs(noisy)
         return np.where(same, this[:, None, None], other[:, None, None]).astype(dtype or np.float64, copy=False)
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, shown
+from uturn.core.checks import checked_integer, expect
 from uturn.core.protocols import Noisy
 from uturn.core.random import choices, streams, uniforms
 from uturn.corruption import in_time
@@ -82,26 +82,21 @@ class Decoder:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise ValueError(f"order = {shown(self.order)}: expected one of {', '.join(map(repr, ORDERS))}")
+        expect(self.order in ORDERS, "order", self.order, f"one of {', '.join(map(repr, ORDERS))}")
         for name in ("steps", "top_k"):
             if getattr(self, name) is not None:
                 checked_integer(name, getattr(self, name), 1)
         checked_integer("block", self.block, 1)
         for name, value, most in (("temperature", self.temperature, math.inf), ("top_p", self.top_p, 1.0)):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (is_number and 0 < value <= most and math.isfinite(value)):
-                raise ValueError(f"{name} = {shown(value)}: expected a number above 0{', at most 1' if most == 1 else ''}")
-        if self.remask not in REMASKING or not 0 <= self.eta <= 1:
-            raise ValueError(f"remask = {shown(self.remask)}, eta = {shown(self.eta)}: expected one of {REMASKING}, and 0 to 1")
-        if self.remask != "none" and self.order not in ("random", "analytic"):
-            raise ValueError(f"remask = {self.remask!r} with order {self.order!r}: expected order 'random' or 'analytic'")
-        if self.remask_given and self.remask == "none":
-            raise ValueError("remask_given without remask: expected remask 'cap', 'rescale' or 'conf'")
-        if self.causal and self.order != "blocks":
-            raise ValueError(f"causal with order {self.order!r}: expected order 'blocks'")
-        if self.in_time and self.steps is None:
-            raise ValueError(f"{self.description}: expected steps, the number of steps in time")
+            is_positive = value is None or (0 < value <= most and math.isfinite(value))
+            expect(is_positive, name, value, f"a number above 0{', at most 1' if most == 1 else ''}")
+        fits = self.remask in REMASKING and 0 <= self.eta <= 1
+        expect(fits, "remask, eta", (self.remask, self.eta), f"one of {REMASKING}, and 0 to 1")
+        fits = self.remask == "none" or self.order in ("random", "analytic")
+        expect(fits, f"order with remask {self.remask!r}", self.order, "'random' or 'analytic'")
+        expect(self.remask != "none" or not self.remask_given, "remask with remask_given", "none", "'cap', 'rescale' or 'conf'")
+        expect(self.order == "blocks" or not self.causal, "order with causal", self.order, "'blocks'")
+        expect(not self.in_time or self.steps, f"steps of {self.description}", self.steps, "the number of steps in time")
 
     def on_texts_of(self, length: int) -> Decoder:
         """The simplest decoder that gives the same texts of at most `length` tokens: a token a step, blocks as long as a text."""
@@ -336,11 +331,9 @@ def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: floa
         If a step reaches more partial strings, for "conf", and if the decoder is not one of replaced symbols.
     """
     is_replaced = isinstance(denoiser.corruption, UniformReplacement)
-    if is_replaced and (noise is None or not decoder.in_time or decoder != Decoder(decoder.order, decoder.steps)):
-        raise ValueError(
-            f"{decoder.description}, noise = {noise}: expected order 'analytic' or 'euler' alone, and a noise level, "
-            f"for replaced symbols"
-        )
+    is_known = noise is not None and decoder.in_time and decoder == Decoder(decoder.order, decoder.steps)
+    expected = "order 'analytic' or 'euler' alone, and a noise level, for replaced symbols"
+    expect(is_known or not is_replaced, f"{decoder.description}, noise", noise, expected)
     values = np.asarray(values)
     level = np.array([(values < 0).mean() if noise is None else noise])
     noisy = checked_observation(denoiser, Noisy(values[None], level, denoiser.vocab_size))
@@ -363,8 +356,7 @@ def _next(
     masked = np.nonzero(states < 0)[1].reshape(len(states), -1)  # as many in all states
     n, v = masked.shape[1], belief.shape[-1]
     size = len(states) * math.comb(n, count) * v**count
-    if size > _MOST:
-        raise ValueError(f"{size} partial strings in a step; expected at most {_MOST}: take shorter strings")
+    expect(size <= _MOST, "partial strings in a step", size, f"at most {_MOST}; take shorter strings")
     ranks = np.take_along_axis(decoder.ranks(belief), masked, axis=1)
     belief = np.take_along_axis(belief, masked[..., None], axis=1)
     weights = decoder.weights(belief)

@@ -35,6 +35,7 @@ MOST_TRIES = 3  # of a task that raises or whose worker dies, and of a worker th
 _SECONDS = 10.0  # desired duration of a bundle of small tasks
 _STORE_WAIT = 5.0  # delay before a worker retries after a failed write
 _NO_WORKER = 30.0  # seconds without a worker before a message to the user
+_REST = 600.0  # seconds until another worker is tried in the place of one whose node or store has failed
 _HANGS = 20.0  # a worker whose bundle takes this many times the median of finished ones counts as dead
 
 
@@ -264,9 +265,10 @@ class _Tasks:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the driver sees it: its pending answer, its bundle, and the time at which that was given.
+    """A worker as the driver sees it: its pending answer, its bundle, and the time at which that was given or answered.
 
-    `failures` of its node or store in a row; with three it keeps its place without a bundle, so that Ray starts no other there.
+    `failures` of its node or store in a row; with three it keeps its place without a bundle for ten minutes, so that Ray starts
+    no other there.
     """
 
     actor: Any
@@ -283,7 +285,7 @@ class _Worker:
 
     def read(self, outcome: Outcome, work: _Tasks) -> None:
         """Take the answer to its start or to its bundle."""
-        bundle, self.bundle, self.answer = self.bundle, [], None
+        bundle, self.bundle, self.answer, self.since = self.bundle, [], None, time.monotonic()
         if outcome.of_node:  # no task is to blame for a full disk
             work.returned += [bundle] if bundle else []
             self.failures = self.failures + 1 if self.has_started else MOST_TRIES
@@ -377,7 +379,8 @@ def _states(
             ray.kill(worker.actor)
         failed_starts += not worker.has_started
         if not worker.has_started and failed_starts > MOST_TRIES:
-            worker.answer, worker.failures, worker.error = None, MOST_TRIES, f"a worker did not start: {reason}"
+            worker.answer, worker.failures, worker.since = None, MOST_TRIES, time.monotonic()
+            worker.error = f"a worker did not start: {reason}"
         else:
             workers.remove(worker)
         if worker.bundle:
@@ -399,6 +402,10 @@ def _states(
                 else:
                     pending[answer].read(outcome, work)
             now, able = time.monotonic(), [worker for worker in workers if worker.is_able]
+            for worker in [one for one in workers if one.failures >= MOST_TRIES and now - one.since > _REST]:
+                with suppress(Exception):
+                    ray.kill(worker.actor)
+                workers.remove(worker)  # its node may have recovered
             for worker in able:
                 if worker.bundle and now - worker.since > max(silent_after, work.patience()):
                     end(worker, f"it did not answer for {now - worker.since:.0f} s")

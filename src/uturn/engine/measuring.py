@@ -16,7 +16,7 @@ from uturn.core.checks import noted
 from uturn.core.contracts import checked_blocks, checked_readings
 from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own
-from uturn.core.progress import begun, portion
+from uturn.core.progress import add, begun, portion
 from uturn.core.protocols import UTurns, Variable
 from uturn.core.random import Streams
 from uturn.core.u_turns import u_turns
@@ -55,7 +55,7 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     # One reconstruction is this share of a task; probes take the rest.
     draws = len(trajectories) * experiment.clones
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
-    with begun(0, unit=unit) as work, noted():
+    with begun(0, unit=unit), noted():
         for (number, k, _), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones):
             group = groups[number]
             group.blocks[k].read(turned)
@@ -63,7 +63,7 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
             if all(block.readings is not None for block in group.blocks):
                 del groups[number]
                 for name, readings in group.readings():
-                    work.finished(unit * (1 + _READING) * draws * len(next(iter(readings.values()))))
+                    add(-(1 + _READING) * draws * len(next(iter(readings.values()))))
                     yield name, readings
 
 

@@ -20,6 +20,7 @@ from uturn.core.experiment import Experiment, checked_experiment
 from uturn.core.processes import cores
 from uturn.core.progress import duration
 from uturn.engine.measuring import measurements
+from uturn.engine.run import chosen_workers
 from uturn.engine.tasks import left_of
 from uturn.store.places import place_of
 from uturn.store.record import Blocks
@@ -107,14 +108,13 @@ def plan(
     most = 8 if workers is None else checked_integer("workers", workers, 1)
     done = trajectories_done(experiment, None if store is None else place_of("store", store))
     missing, blocks = left_of(experiment, done), Blocks(experiment.chunk, experiment.items, experiment.noise)
-    if workers is None:
-        workers = cores() if experiment.parts.backward.wants_processes else 1
-    workers = max(1, min(workers, cores(), len(missing)))
+    workers = max(1, min(chosen_workers(workers, experiment), cores(), len(missing)))
     u_turns: Counter[int] = Counter()
+    originals = sum(len(blocks.items(task)) for task in {task.item_block: task for task in missing}.values())
     for task, first in missing.items():
         u_turns[task.noise_index] += len(blocks.items(task)) * (experiment.trajectories - first) * experiment.clones
     writing = _WRITING * len(missing)
-    total = writing + _seconds(experiment, u_turns, workers, budget, least * workers - writing) if missing else 0.0
+    total = writing + _seconds(experiment, originals, u_turns, workers, budget, least * workers - writing) if missing else 0.0
     numbers = sorted({workers, most, *(2**k for k in range(most.bit_length()))})
     seconds = {k: total / min(k, max(1, len(missing))) for k in numbers if k >= workers}
     if seconds[workers] < least:
@@ -122,8 +122,8 @@ def plan(
     return Plan(len(done), len(done) - len(missing), sum(u_turns.values()), _size(experiment), workers, seconds)
 
 
-def _seconds(experiment: Experiment, u_turns: Counter[int], workers: int, budget: float, least: float) -> float:
-    """Time of U-turns {level: number} in one of the processes. It is an upper limit if it is less than `least`."""
+def _seconds(experiment: Experiment, originals: int, u_turns: Counter[int], workers: int, budget: float, least: float) -> float:
+    """Time of drawing originals and of U-turns {level: number} in one process; an upper limit if it is less than `least`."""
     source, noise, draws = experiment.parts.source, np.array(experiment.noise), experiment.trajectories * experiment.clones
     levels = sorted(u_turns, key=lambda level: noise[level])
     timed = [levels[k] for k in np.unique(np.linspace(0, len(levels) - 1, _LEVELS).round().astype(int))]
@@ -149,7 +149,7 @@ def _seconds(experiment: Experiment, u_turns: Counter[int], workers: int, budget
     def total() -> float:
         slope, base = np.polyfit(list(each), list(each.values()), 1) if len(each) > 1 else (0.0, *each.values())
         of_level = {level: max(base + slope * noise[level], min(each.values())) for level in levels}
-        return experiment.items * of_original + sum(number * of_level[level] for level, number in u_turns.items())
+        return originals * of_original + sum(number * of_level[level] for level, number in u_turns.items())
 
     made(0, 1)
     for level in timed[:2]:  # loads models and compiles kernels, of which the smallest noise may need none

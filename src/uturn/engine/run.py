@@ -96,31 +96,35 @@ def run(
     """
     if workers is ...:
         workers = None if cluster is not None else 1
-    workers = None if workers is None else checked_integer("workers", workers, 1)
+    if cluster is None or workers is not None:
+        workers = chosen_workers(workers, experiment)
     expect(cluster is None or store is not None, "cluster", cluster, "a store with it, on a file system that its nodes share")
     begun = begin(experiment, store, resume, accept_changes, shard, workers)
-    experiment, opened, work, left = begun.experiment, begun.opened, begun.work, begun.left
-    if workers is None and cluster is None:
-        workers = cores() if experiment.parts.backward.wants_processes else 1
-    workers_alive = ""
+    opened, work, left = begun.opened, begun.work, begun.left
+    processes, workers_alive = 1 if store is None else min(workers or 1, len(left)), ""
     bar = progress_bar(progress, opened.where, begun.tasks, begun.tasks - len(left), lambda: workers_alive)
     with bar as advance, opened.finishing() as store_by:
-        if not left:
-            pass
-        elif cluster is not None:
+        if cluster is not None and left:
             states = _on_cluster(work, left, cluster, workers, cpus_per_worker, gpus_per_worker)
             with closing(states):  # close it, so that the cluster is freed even after Ctrl-C
                 for count, alive in states:
                     workers_alive = alive
                     for _ in range(count):
                         advance()
-        elif min(workers or 1, len(left)) <= 1 or store is None:
-            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=store_by):
+        elif processes > 1:
+            for _ in in_processes(run_task, begun.jobs(), processes):
                 advance()
         else:
-            for _ in in_processes(run_task, begun.jobs(), min(workers or 1, len(left))):
+            for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=store_by):
                 advance()
     return begun.end()
+
+
+def chosen_workers(workers: int | None, *experiments: Experiment) -> int:
+    """The given number of processes; by default one, or one for each core for networks on the CPU."""
+    if workers is not None:
+        return checked_integer("workers", workers, 1)
+    return cores() if any(checked_experiment(one).parts.backward.wants_processes for one in experiments) else 1
 
 
 @dataclass(frozen=True)
@@ -188,14 +192,9 @@ def _noted(opened: Store | MemoryStore, texts: list[str]) -> list[str]:
 
 
 def _without_values(ds: xr.Dataset) -> list[str]:
-    """Sentences on variables whose readings are all NaN. Readings are read until a number is found."""
-    parts = [(k, start) for k in range(ds.sizes["noise"]) for start in range(0, ds.sizes["item"], ds.attrs["chunk"])]
-
-    def has_values(name: str) -> bool:
-        some = (ds[name][k, start : start + ds.attrs["chunk"]].values for k, start in parts)
-        return any(bool(np.isfinite(values).any()) for values in some)
-
-    return [f"all readings of {name} are NaN" for name in ds.attrs["variables"] if not has_values(name)]
+    """Sentences on variables whose readings are all NaN. Levels are read until a number is found."""
+    has_values = {name: any(np.isfinite(level.values).any() for level in ds[name]) for name in ds.attrs["variables"]}
+    return [f"all readings of {name} are NaN" for name, has in has_values.items() if not has]
 
 
 def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:

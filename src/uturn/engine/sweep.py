@@ -9,23 +9,24 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
-from uturn.core.processes import cores, in_processes
+from uturn.core.processes import in_processes
 from uturn.core.progress import progress_bar
-from uturn.engine.run import begin, run, run_task
+from uturn.engine.run import begin, chosen_workers, run, run_task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_LONGEST = 40  # characters of a value in a name
-_LONGEST_NAME = 200  # bytes of a name; file systems take 255
+_LONGEST, _LONGEST_NAME = 50, 200  # bytes of a value in a name, and of a name; file systems take 255
 _MOST = 10_000  # experiments of a sweep
 
 
@@ -68,32 +69,36 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     ['multiplicity=2,items=8', 'multiplicity=4,items=16']
     """
     checked_experiment(experiment)
-    lists = {}
-    if isinstance(values, Mapping):
-        lists = {key: plain(list(some) if isinstance(some, range) else some) for key, some in values.items()}
-    are_lists = lists and all(isinstance(some, list) and some for some in lists.values())
+    kinds = (list, tuple, range, np.ndarray)
+    are_lists = isinstance(values, Mapping) and values and all(isinstance(some, kinds) and len(some) for some in values.values())
     expect(are_lists, "values", values, "lists of values by key, such as {'source.multiplicity': [4, 6]}")
+    lists = {key: plain(list(some)) for key, some in values.items()}
     lengths = {key: len(some) for key, some in lists.items()}
     expect(not zip or len(set(lengths.values())) == 1, "zip: numbers of values", lengths, "as many for each key")
-    count = next(iter(lengths.values())) if zip else math.prod(lengths.values())
+    count = min(lengths.values()) if zip else math.prod(lengths.values())
     expect(count <= _MOST, "experiments of the sweep", count, f"at most {_MOST}")
-    combinations = ([some[k] for some in lists.values()] for k in range(count)) if zip else itertools.product(*lists.values())
     ends = [key.rpartition(".")[2] for key in lists]
-    labels = [end if ends.count(end) == 1 else key for end, key in builtins.zip(ends, lists, strict=True)]
+    labels = {key: end if ends.count(end) == 1 else key for key, end in builtins.zip(lists, ends, strict=True)}
     experiments: dict[str, Experiment] = {}
-    for combination in combinations:
-        name = ",".join(f"{label}={_text(value)}" for label, value in builtins.zip(labels, combination, strict=True))
-        if len(name.encode()) > _LONGEST_NAME:
-            name = f"{name.encode()[: _LONGEST_NAME - 20].decode(errors='ignore')}-{_digest(name)}"
+    for combination in builtins.zip(*lists.values(), strict=True) if zip else itertools.product(*lists.values()):
+        chosen = dict(builtins.zip(lists, combination, strict=True))
+        name = _short(",".join(f"{labels[key]}={_text(value)}" for key, value in chosen.items()), _LONGEST_NAME)
         expect(name not in experiments, "experiments of the sweep", name, "different values; two have this name")
         spec = deepcopy(experiment.to_dict())
-        for key, value in builtins.zip(lists, combination, strict=True):
+        for key, value in chosen.items():
             _put(spec, key, value)
-        try:
+        with _named(name):
             experiments[name] = Experiment.from_dict(spec)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
     return experiments
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Context whose ValueErrors begin with the name of an experiment."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _put(spec: dict[str, Any], key: str, value: Any) -> None:
@@ -109,32 +114,28 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value in the name of a folder; long values end in a digest."""
+    """A value in the name of a folder."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    short = re.sub(r"[^\w.+\[\]:@-]+", "_", text)
-    if len(short) > _LONGEST:
-        short = f"{short[:_LONGEST]}-{_digest(text)}"
-    return short
+    return _short(re.sub(r"[^\w.+\[\]:@-]+", "_", text), _LONGEST)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _short(text: str, most: int) -> str:
+    """A text of at most `most` bytes; a longer one ends in its digest."""
+    if len(text.encode()) <= most:
+        return text
+    return f"{text.encode()[: most - 9].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Keys and their values from texts such as "source.multiplicity=4,6,8" or "corruption.type=masking,gaussian".
-
-    Values are separated by commas. Each is a number, true, false, null, a list or a table as in JSON or TOML, or else a text.
+    """Keys and their values, separated by commas: numbers, true, false, null, lists and tables as in JSON or TOML, or else texts.
 
     >>> parsed_values(["source.multiplicity=4,6,8", "corruption.type=masking,gaussian", "corruption.noise=[0.1,0.5],[0.2,0.4]"])
     {'source.multiplicity': [4, 6, 8], 'corruption.type': ['masking', 'gaussian'], 'corruption.noise': [[0.1, 0.5], [0.2, 0.4]]}
     """
     values: dict[str, list[Any]] = {}
     for text in texts:
-        key, equal, right = text.partition("=")
-        key = key.strip()
-        fits = equal and key and right.strip()
-        expect(fits, "set", text, "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
+        key, right = (part.strip() for part in text.partition("=")[::2])
+        expect(key and right, "set", text, "KEY=VALUE or KEY=VALUE,VALUE,.., such as source.multiplicity=4,6,8")
         expect(key not in values, "set", text, f"{key} once; give all of its values at once, {key}=A,B")
         whole = parsed_value(f"[{right}]")
         parts = [part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', right)]  # at commas outside of quotes
@@ -184,13 +185,11 @@ def run_all(
         Before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
-        try:
+        with _named(name):
             experiment.coordinates()
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
     stores = {name: f"{str(folder).rstrip('/')}/{name}" for name in experiments}
-    if workers is None and not cluster.get("cluster"):
-        workers = cores() if any(experiment.parts.backward.wants_processes for experiment in experiments.values()) else 1
+    if not cluster.get("cluster"):
+        workers = chosen_workers(workers, *experiments.values())
     options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
     if cluster.get("cluster") or workers == 1:
         return {

@@ -25,7 +25,7 @@ from uturn.core.checks import checked_array, checked_integer, checked_numbers, e
 from uturn.core.random import Purpose, checked_seed, keys
 from uturn.measures.clones import as_real, between_clones
 from uturn.measures.relabelling import MARGIN, p_values
-from uturn.measures.statistics import WITHIN, check_dims, checked_share, complete_items, replicates
+from uturn.measures.statistics import WITHIN, check_dims, checked_share, complete_items, mean_interval, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,15 +34,11 @@ if TYPE_CHECKING:
 class Calibration(NamedTuple):
     """Gaps of one or several readings, and the exact test that they are 0. All arrays have the shape (...) of the readings.
 
-    Attributes
-    ----------
-    gap, low, high : mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval over items (Student's t)
-    p_value : p-value of the exact test of each single reading
-    adjusted : p-values adjusted by Holm: if all gaps are 0, any of them is <= a with a probability of at most a
-    visible : size of a gap that the strictest of the tests detects with a probability of about one half; infinite where none can
-        be detected, because the readings differ in too few items for so small a p-value
-    level : false-alarm rate of all tests together
-    relabellings : largest number of random relabellings B; no p-value is below 1 / (B + 1)
+    `gap`, `low`, `high`: mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval of Student's t. `p_value` of the
+    exact test of each single reading; `adjusted` by Holm: if all gaps are 0, any of them is <= a with a probability of at most a.
+    `visible`: size of a gap that the strictest of the tests detects with a probability of about one half; infinite where the
+    readings differ in too few items for so small a p-value. `level`: false-alarm rate of all tests together. `relabellings`:
+    largest number of random relabellings B; no p-value is below 1 / (B + 1).
     """
 
     gap: np.ndarray
@@ -86,17 +82,6 @@ def calibrate(
     seed : int
         Seed of the relabellings, which are the same for all tests of one call.
 
-    Returns
-    -------
-    Calibration
-
-    Raises
-    ------
-    ValueError
-        For arrays of different shapes, fewer than two items or clones, values that are not finite, or a level out of range.
-
-    Notes
-    -----
     Give exactly one noisy datum of each original, chosen beforehand (trajectory 0). Several noisy data share their original, so
     the test would not be exact.
 
@@ -109,7 +94,7 @@ def calibrate(
     >>> found.passed, abs(float(found.gap)) < float(found.visible)
     (True, True)
     """
-    from scipy.stats import norm, t
+    from scipy.stats import norm
 
     level = checked_share("level", level)
     gaps = exchanged_gaps(with_original, with_clones)
@@ -120,13 +105,12 @@ def calibrate(
     size = np.maximum(*(np.abs(np.asarray(values, float)).max(axis=(0, 1)) for values in (with_original, with_clones)))
     table = np.ascontiguousarray((gaps / np.where(size > 0, size, 1)).reshape(items, gaps.shape[1], tests))
     p_value = p_values(table, B, int(keys(checked_seed(seed), Purpose.CALIBRATION))).reshape(shape)
-    mean, error = gaps[:, 0].mean(axis=0), gaps[:, 0].std(axis=0, ddof=1) / np.sqrt(items)
-    half = t.ppf(0.975, items - 1) * error
     # Standard deviation of G* over all relabellings: the g_j of an item add up to 0.
     spread = np.sqrt((gaps**2).mean(axis=1).sum(axis=0)) / items
     reachable = _smallest_log_p(table).reshape(shape) <= math.log(level / tests)
     visible = np.where(reachable, norm.isf(level / tests / 2) * spread, np.inf)
-    return Calibration(mean, mean - half, mean + half, p_value, holm(p_value), visible, level, B)
+    gap, low, high = np.moveaxis(mean_interval(gaps[:, 0]), -1, 0)
+    return Calibration(gap, low, high, p_value, holm(p_value), visible, level, B)
 
 
 def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
@@ -140,7 +124,8 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     resemble each other too much, as those of a sampler without noise do. The test is the exact randomisation test of
     `calibrate`, on trajectory 0 of every item. All trajectories enter the gap and its interval, which is computed from the
     differences between items, or between grammars if there are several (`uturn.statistics.Replicates`). Items with missing or
-    infinite readings are left out.
+    infinite readings are left out. The test sees no loss of information: reconstructions that ignore x_t and are drawn from the
+    law of the data have no gap.
 
     Parameters
     ----------
@@ -164,17 +149,6 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
         readings differ in too few items. Dims: those of the variable without item, trajectory and clone: noise and perhaps
         tree_level or network_layer; for several variables noise and `reading`, named "variable" or "variable, dim = value".
         Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items` (tested), `trajectories`, `clones`.
-
-    Raises
-    ------
-    ValueError
-        If `ds` is no dataset or not finished, lacks a variable or its twin, has fewer than two clones, a part of the clones of
-        the run, or fewer than two items with all their readings.
-
-    Notes
-    -----
-    The test is one of consistency of the reconstructions with the noisy data. It sees no loss of information: reconstructions
-    that ignore x_t and are drawn from the law of the data have no gap.
 
     Examples
     --------
@@ -204,7 +178,7 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     first, rows = (values.isel(trajectory=0, missing_dims="ignore").values for values in (originals, twins))
     tests = calibrate(first, rows, level, seed=seed)
     differences = (originals - twins).transpose("noise", "item", ...)
-    gap, *ends = replicates(differences).interval(lambda mean: mean)
+    gap, *ends = np.moveaxis(replicates(differences).interval(lambda mean: mean), -1, 0)
     size = abs(differences).max([dim for dim in differences.dims if dim in WITHIN or dim == "item"]).values
     low, high = np.where(ends[1] - ends[0] > 1e-9 * size, ends, np.nan)  # equal gaps say nothing about their spread
     numbers = {"gap": gap, "low": low, "high": high, "p": tests.p_value, "p_holm": tests.adjusted, "visible": tests.visible}

@@ -33,6 +33,8 @@ than ten standard errors below 0.
 
 With a number below 5 (`FEW`) there is no interval: originals that change much may be missing in the sample, and no rule that sees
 only the sample can help. `benchmarks/correlated_changes.py --part ratios` measures how often the intervals contain the truth.
+
+`covariances_of` turns what has been measured (arrays, accumulators, runs) into one dataset; all other functions read that.
 """
 
 from __future__ import annotations
@@ -55,19 +57,17 @@ __all__ = [
     "Matrix",
     "Tree",
     "correlations",
-    "correlations_of",
     "covariances_of",
     "distance_between",
     "effective_number",
     "susceptibility",
-    "susceptibility_of",
 ]
 
 _ROUNDING = 1e-9  # of covariances by Fourier transform, relative to the variance
 _FAR_BELOW = 10  # standard errors below 0 from which on a negative C(r) is that of pairs, not of their absence
 
 
-def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Dataset:
+def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Estimate | xr.Dataset:
     """Number of sites that change together, `chi = sum_ij C_ij / sum_i C_ii` (arXiv:2410.13770).
 
     C_ij is the covariance of the changes of sites i and j over the trajectories of one original, unbiased. The sums run over all
@@ -75,24 +75,22 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Data
 
     Parameters
     ----------
-    changed : real or bool array (items, trajectories, sites), or `Covariances`
+    changed : real or bool array (items, trajectories, sites), `Covariances`, or Dataset
         Change of every site in every U-turn; at least two trajectories of each original (item). The dims item and trajectory of
         a DataArray are found by their names; if it has the dim noise, too, chi is computed at every level. NaN where a U-turn is
         missing. A site that is NaN in all U-turns of an item does not exist there, as beyond the end of a shorter chain.
-        `Covariances` is an accumulator that has been given trajectories batch by batch.
+        `Covariances` is an accumulator that has been given trajectories batch by batch; a Dataset, the results of an experiment
+        with the probe `changes`.
     confidence : float in (0, 1)
+    name : str
+        The `name` of the probe, if it has one.
 
     Returns
     -------
     Estimate, or Dataset (noise) with `chi`, `low`, `high`, `n_eff`
-        With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if a
-        DataArray has several in a coordinate along its dim item. 1 for independent changes, `sites` if all sites change together.
-        NaN if no change varies between trajectories. The ends are NaN if n_eff < 5 (see above; `correlations` gives n_eff).
-
-    Raises
-    ------
-    ValueError
-        For another shape or type, fewer than two trajectories, masked or huge values, or a confidence out of range.
+        With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if there
+        are several in a coordinate along the dim item. NaN if no change varies between trajectories. The ends are NaN if
+        n_eff < 5.
 
     Examples
     --------
@@ -102,13 +100,17 @@ def susceptibility(changed: Any, confidence: float = 0.95) -> Estimate | xr.Data
     >>> chi.low < 1 < chi.high, round(susceptibility(coins[..., :1].repeat(8, axis=2)).value, 6)
     (True, 8.0)
     """
-    if isinstance(changed, Covariances):
-        return Estimate(*chi_of(_parts(*labelled(changed)), confidence)[:, 0].tolist())
-    values, noise = _checked_changes(changed)
-    sites = values.shape[3]
-    readings = _covariances(values, noise, Tree(sites, max(sites, 2)), changed)  # two distances: the same site, and any other
-    curves = _susceptibilities(_parts(readings.change_covariance, readings.change_covariance_sum), confidence)
-    return Estimate(*(float(curves[key][0]) for key in ("chi", "low", "high"))) if noise is None else curves
+    import xarray as xr
+
+    # Two distances are enough for an array: the same site, and any other.
+    readings = _readings(changed, lambda sites: Tree(sites, max(sites, 2)), name)
+    parts = chi_parts(readings)
+    chi = chi_of(parts, confidence)
+    if _has_no_noise(readings):
+        return Estimate(*chi[0].tolist())
+    curves = dict(zip(("chi", "low", "high"), chi.T, strict=True)) | {"n_eff": effective_number(parts.isel(part=1))}
+    axes = {key: coordinate for key, coordinate in parts.coords.items() if coordinate.dims == ("noise",)}
+    return xr.Dataset({key: ("noise", values) for key, values in curves.items()}, coords=axes)
 
 
 def correlations(
@@ -118,6 +120,8 @@ def correlations(
     branching: int | None = None,
     shape: Sequence[int] | None = None,
     confidence: float = 0.95,
+    name: str = "",
+    present: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Correlation of the changes of two sites against their distance, C(r)/C(0) (arXiv:2410.13770).
 
@@ -126,25 +130,22 @@ def correlations(
 
     Parameters
     ----------
-    changed : real or bool array (items, trajectories, sites), or `Covariances`
+    changed, name
         As in `susceptibility`.
     distance, branching, shape
-        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). Not allowed
-        for an accumulator, which has its own distance.
+        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). For arrays
+        only: accumulators and runs have their own distance.
     confidence : float in (0, 1)
+    present : DataArray (item, distance), optional
+        Share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
 
     Returns
     -------
     Dataset with the dim distance, and noise if `changed` has it
         `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff(r) - 1
-        degrees of freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `pairs`, the number of
-        ordered pairs; `n_eff`, the number of items, or grammars, that decide, and `n_contributing` that of each distance,
-        n_eff(r) (see above; n_eff has no dim distance). `chi = sum of pairs * correlation / sites`.
-
-    Raises
-    ------
-    ValueError
-        As `susceptibility`; also for distances of another number of sites.
+        degrees of freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of
+        items, or grammars, that decide, and `n_contributing` that of each distance, n_eff(r) (n_eff has no dim distance). Of
+        arrays also `pairs`, the number of ordered pairs: `chi = sum of pairs * correlation / sites`.
 
     Examples
     --------
@@ -153,41 +154,100 @@ def correlations(
     >>> found = correlations(coins.repeat(2, axis=2), "tree", branching=2)  # pairs of neighbours change together
     >>> found.distance.values.tolist(), found.pairs.values.tolist(), found.correlation.values[:2].round(3).tolist()
     ([0.0, 2.0, 4.0, 8.0], [8, 8, 16, 32], [1.0, 1.0])
-    >>> bool((found.low < 0).values[2:].all() and (found.high > 0).values[2:].all())
-    True
     """
-    if isinstance(changed, Covariances):
-        is_alone = (str(distance), branching, shape) == ("index", None, None)
-        expect(is_alone, "distance", distance, "none beside an accumulator; leave out distance, branching and shape")
-        curves = correlations_of(labelled(changed)[0], confidence=confidence).isel(noise=0, drop=True)
-        return curves.assign(pairs=("distance", changed.distance.pairs))
-    readings = covariances_of(changed, distance, branching=branching, shape=shape)
-    pairs = readings.present_pairs
-    curves = _correlations(readings.change_covariance, confidence, None if bool((pairs == 1).all()) else pairs)
-    curves = curves if "noise" in readings.coords else curves.isel(noise=0, drop=True)
-    return curves.assign(pairs=readings.pairs)
+    import xarray as xr
+
+    readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
+    if present is None and "present_pairs" in readings and (readings.present_pairs != 1).any():
+        present = readings.present_pairs
+    covariance = readings["change_covariance"]
+    of, of_present = replicated(covariance, present)
+
+    def normalised(mean: np.ndarray) -> np.ndarray:
+        c = of_present(mean)
+        return c / c[..., :1]
+
+    variance = covariance.isel(distance=0, drop=True)
+    number, sure = effective_number(variance), np.abs(covariance) > _ROUNDING * variance
+    joint = covariance.where(sure, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
+        below = normalised(of.mean) < -_FAR_BELOW * of.error(normalised)
+        contributing = np.where(below, effective_number(-joint), 2 * effective_number(joint))
+        contributing = np.minimum(contributing, number[:, None])
+        bounds = of.interval(normalised, confidence, contributing)
+    dims = ("noise", "distance")
+    axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
+    curves = dict(zip(("correlation", "low", "high"), np.moveaxis(bounds, -1, 0), strict=True))
+    curves |= {"covariance": of_present(of.mean), "n_contributing": contributing}
+    found = xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", number)}, coords=axes)
+    found = found.assign({"pairs": readings.pairs} if "pairs" in readings else {})
+    return found.isel(noise=0, drop=True) if _has_no_noise(readings) else found
 
 
 def covariances_of(
-    changed: Any, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None
+    changed: Any,
+    distance: Any = "index",
+    *,
+    branching: int | None = None,
+    shape: Sequence[int] | None = None,
+    name: str = "",
 ) -> xr.Dataset:
-    """The readings of the probe `changes`, from an array of changes.
+    """What all measures of this module read: the readings of the probe `changes`, of an array, an accumulator, or a run.
 
     Parameters
     ----------
-    changed, distance, branching, shape
+    changed, distance, branching, shape, name
         As in `correlations`.
 
     Returns
     -------
     Dataset
         `change` (noise, item), the mean change of a site; `change_covariance` (noise, item, distance); `change_covariance_sum`
-        (noise, item), the sum over all pairs over the number of sites. NaN where an item has fewer than two U-turns.
-        `present_pairs` (item, distance): share of the pairs of sites that an item has, for items of different lengths. `pairs`
-        (distance): number of ordered pairs.
+        (noise, item), the sum over all pairs over the number of sites. Without a coordinate noise if `changed` has none. Of
+        arrays, NaN where an item has fewer than two U-turns, and `present_pairs` (item, distance): share of the pairs of sites
+        that an item has, for items of different lengths. `pairs` (distance): number of ordered pairs.
     """
+    import xarray as xr
+
+    if isinstance(changed, Covariances | xr.Dataset):
+        is_alone = (str(distance), branching, shape) == ("index", None, None)
+        expect(is_alone, "distance", distance, "none beside an accumulator or a run; leave out distance, branching and shape")
+    return _readings(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape), name)
+
+
+def _readings(changed: Any, distance: Callable[[int], Distance], name: str) -> xr.Dataset:
+    """`covariances_of`, with the distance of an array as a function of its number of sites."""
+    import xarray as xr
+
+    if isinstance(changed, xr.Dataset):
+        return _of_run(changed, name)
+    if isinstance(changed, Covariances):
+        variables: dict[str, Any] = {
+            "change_covariance": (("noise", "item", "distance"), changed.covariance[None]),
+            "change_covariance_sum": (("noise", "item"), changed.total[None]),
+            "change": (("noise", "item"), changed.mean.mean(axis=1)[None]),
+            "pairs": ("distance", changed.distance.pairs),
+        }
+        return xr.Dataset(variables, {"distance": changed.distance.values})
     values, noise = _checked_changes(changed)
-    return _covariances(values, noise, distance_between(values.shape[3], distance, branching=branching, shape=shape), changed)
+    return _covariances(values, noise, distance(values.shape[3]), changed)
+
+
+def _has_no_noise(readings: xr.Dataset) -> bool:
+    return "noise" not in readings.coords and readings.sizes["noise"] == 1
+
+
+def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
+    """The readings of a probe under the names of `covariances_of`, else a ValueError."""
+    keys = {f"{name}_{key}" if name else key: key for key in ("change", "change_covariance", "change_covariance_sum")}
+    keys = {key: plain for key, plain in keys.items() if key in ds or plain == "change_covariance"}
+    for key in keys:
+        check_dims(key, ds[key], ("noise", "item"))
+        expect(
+            not ds[key].isnull().any(), key, ds[key].values, "no missing readings; finish the run, or leave out what is missing"
+        )
+    readings = ds[list(keys)].rename(keys)
+    return readings.rename({dim: "distance" for dim in readings.dims if str(dim).endswith("_distance")})
 
 
 def _checked_changes(changed: Any) -> tuple[np.ndarray, Any]:
@@ -251,11 +311,6 @@ def distance_between(
         Children of a node, for "tree".
     shape : sequence of int
         Numbers of sites along the axes, for "grid".
-
-    Raises
-    ------
-    ValueError
-        For an unknown word, a `branching` or `shape` that is missing or not used, or another number of sites.
     """
     word: Any = distance if isinstance(distance, str) else None
     for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
@@ -272,83 +327,6 @@ def distance_between(
         between = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
     expect(between.num_sites == sites, "sites of the distance", between.num_sites, f"{sites}, those of changed")
     return between
-
-
-# -- results of the probe `changes` --------------------------------------------------------------------------------------
-
-
-def susceptibility_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> xr.Dataset:
-    """Susceptibility at every noise level, from the readings of the probe `changes`.
-
-    Parameters
-    ----------
-    ds : Dataset
-        Results of an experiment with the probe `changes`.
-    name : str
-        The `name` of the probe, if it has one.
-    confidence : float in (0, 1)
-
-    Returns
-    -------
-    Dataset with the dim noise
-        `chi`, `low`, `high`: as `susceptibility`; the interval is over grammars if there are several, otherwise over items.
-        `n_eff`: number of items, or grammars, that decide (`effective_number`).
-
-    Raises
-    ------
-    ValueError
-        For results without the probe, of another noise than a list, or with missing readings.
-    """
-    return _susceptibilities(chi_parts(ds, name), confidence)
-
-
-def _susceptibilities(parts: xr.DataArray, confidence: float) -> xr.Dataset:
-    """chi with its interval and n_eff at every noise level, from the readings of `chi_parts`."""
-    import xarray as xr
-
-    chi, low, high = chi_of(parts, confidence)
-    curves = {"chi": chi, "low": low, "high": high, "n_eff": effective_number(parts.isel(part=1))}
-    axes = {key: coordinate for key, coordinate in parts.coords.items() if coordinate.dims == ("noise",)}
-    return xr.Dataset({key: ("noise", values) for key, values in curves.items()}, coords=axes)
-
-
-def correlations_of(ds: Any, name: str = "", confidence: float = 0.95, present: xr.DataArray | None = None) -> xr.Dataset:
-    """Correlation against distance at every noise level, from the readings of the probe `changes`.
-
-    Parameters and errors as in `susceptibility_of`; `ds` may also be the variable `change_covariance`. `present`: for data of
-    different lengths, see `present_pairs`. Returns `correlation`, `low`, `high`, `covariance`, `n_contributing` (noise, distance)
-    and `n_eff` (noise), as `correlations`.
-    """
-    import xarray as xr
-
-    covariance = by_distance(ds) if isinstance(ds, xr.DataArray) else _readings(ds, name)[0]
-    check_complete(covariance)
-    return _correlations(covariance, confidence, present)
-
-
-def _correlations(covariance: xr.DataArray, confidence: float, present: xr.DataArray | None) -> xr.Dataset:
-    """C(r)/C(0) with its interval at every noise level; missing readings are left out."""
-    import xarray as xr
-
-    of, of_present = replicated(covariance, present)
-
-    def normalised(mean: np.ndarray) -> np.ndarray:
-        c = of_present(mean)
-        return c / c[..., :1]
-
-    variance = covariance.isel(distance=0, drop=True)
-    number, sure = effective_number(variance), np.abs(covariance) > _ROUNDING * variance
-    joint = covariance.where(sure, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
-        below = normalised(of.mean) < -_FAR_BELOW * of.error(normalised)
-        contributing = np.where(below, effective_number(-joint), 2 * effective_number(joint))
-        contributing = np.minimum(contributing, number[:, None])
-        correlation, low, high = of.interval(normalised, confidence, contributing)
-    dims = ("noise", "distance")
-    axes = {key: coordinate for key, coordinate in covariance.coords.items() if set(coordinate.dims) <= set(dims)}
-    curves = {"correlation": correlation, "low": low, "high": high, "covariance": of_present(of.mean)}
-    curves["n_contributing"] = contributing
-    return xr.Dataset({**{key: (dims, values) for key, values in curves.items()}, "n_eff": ("noise", number)}, coords=axes)
 
 
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
@@ -408,48 +386,25 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
     return np.divide(values.sum(axis=1) ** 2, squares, out=np.zeros(squares.shape), where=squares > 0)
 
 
-def _readings(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Covariance by distance, and the sum of all covariances over the number of sites, else a ValueError."""
-
-    wanted = [f"{name}_{key}" if name else key for key in ("change_covariance", "change_covariance_sum")]
-    for key in wanted:
-        check_dims(key, ds[key], ("noise", "item"))
-        check_complete(ds[key])
-    return by_distance(ds[wanted[0]]), ds[wanted[1]]
-
-
-def by_distance(covariance: xr.DataArray) -> xr.DataArray:
-    """A covariance with its dim of distances named "distance", whatever prefix it has in the results of an experiment."""
-    return covariance.rename({dim: "distance" for dim in covariance.dims if str(dim).endswith("_distance")})
-
-
-def check_complete(readings: xr.DataArray) -> None:
-    """ValueError if readings are missing, since means would then be over different originals at each noise level."""
-    if readings.isnull().any():
-        raise ValueError(f"{readings.name or 'covariance'} has missing readings; finish the run, or leave out what is missing")
-
-
 def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
     """Two readings along the dim `part` whose means over items have the ratio chi, to find numbers on its curve.
 
-    The sum of the covariances of all pairs over the number of sites, and the mean variance; as `susceptibility_of`.
+    The sum of the covariances of all pairs over the number of sites, and the mean variance; `ds` and `name` as in
+    `susceptibility`.
     """
-    return _parts(*_readings(ds, name))
-
-
-def _parts(covariance: xr.DataArray, total: xr.DataArray) -> xr.DataArray:
     import xarray as xr
 
-    return xr.concat([total, covariance.isel(distance=0, drop=True)], dim="part")
+    readings = _of_run(ds, name) if "present_pairs" not in ds else ds
+    return xr.concat([readings["change_covariance_sum"], readings["change_covariance"].isel(distance=0, drop=True)], dim="part")
 
 
 def chi_of(parts: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
-    """chi and the ends of its interval, (3, noise), from the readings of `chi_parts`."""
+    """chi and the ends of its interval, (noise, 3), from the readings of `chi_parts`."""
     of = replicates(parts)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 where nothing changed
         chi = of.mean[:, 0] / of.mean[:, 1]
     half = of.half_width(log_chi, confidence, effective_number(parts.isel(part=1)))
-    return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)])
+    return np.stack([chi, chi * np.exp(-half), chi * np.exp(half)], axis=-1)
 
 
 def log_chi(means: np.ndarray) -> np.ndarray:
@@ -457,12 +412,3 @@ def log_chi(means: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         chi = means[:, 0] / means[:, 1]
         return np.log(np.where(chi > 0, chi, np.nan))
-
-
-def labelled(covariances: Covariances) -> tuple[xr.DataArray, xr.DataArray]:
-    """The covariance by distance, and the sum of all covariances over the number of sites, as of a run with one noise level."""
-    import xarray as xr
-
-    coords = {"distance": covariances.distance.values}
-    covariance = xr.DataArray(covariances.covariance[None], coords, ("noise", "item", "distance"))
-    return covariance, xr.DataArray(covariances.total[None], dims=("noise", "item"))

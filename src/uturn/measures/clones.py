@@ -11,20 +11,10 @@ from uturn.core.checks import checked_array, expect
 
 
 def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
-    """f between each clone and the other clones of the same noisy datum, averaged over the others.
+    """f between each clone and the other clones of the same noisy datum, averaged over the others: float64 (items, draws, ...).
 
-    Parameters
-    ----------
-    values : array (items, draws, ...)
-        Reconstructions, or functions of them; the K clones of a noisy datum are next to each other.
-    clones : int K >= 2
-    f : (array (n, ...), array (n, ...)) -> array (n, ...)
-        Symmetric in its two arguments.
-
-    Returns
-    -------
-    float64 array (items, draws, ...)
-        Entry of clone k: `sum_{j != k} f(x_k, x_j) / (K - 1)`.
+    Entry of clone k: `sum_{j != k} f(x_k, x_j) / (K - 1)`. `values` (items, draws, ...): reconstructions, or functions of them;
+    the K clones of a noisy datum are next to each other. `f`: (n, ...), (n, ...) -> (n, ...), symmetric in its two arguments.
     """
     items, draws = values.shape[:2]
     groups = values.reshape(-1, clones, *values.shape[2:])
@@ -58,11 +48,6 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
         `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
         noisy datum. For draws from the posterior both have the same mean (`uturn.calibration`). NaN where a datum is missing.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, and, with clones, an f that is not symmetric.
 
     Examples
     --------

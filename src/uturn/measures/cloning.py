@@ -31,37 +31,23 @@ def cloning_probability(same: Any) -> Any:
         The mean over items, trajectories and clones, and its 95 % interval (`uturn.statistics.proportion`); `estimate`: "value",
         "low", "high".
     """
-    import xarray as xr
-
     from uturn.measures.statistics import check_dims, proportion
 
     check_dims("same", same, ("noise", "item", "clone"), ("trajectory",))
     fits = same.sizes["clone"] > 1 and "clone_" in str(same.name or "clone_") and not same.isnull().any()
     expect(fits, "same", same.name, "a complete twin of several clones, such as ds.clone_same_class")
-    return xr.DataArray(proportion(same).T, {"noise": same.noise, "estimate": ["value", "low", "high"]}, ("noise", "estimate"))
+    return proportion(same)
 
 
 def mixture_cloning_probability(noise: Any, squared_distance: float, variance: float = 1.0) -> np.ndarray:
-    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491).
+    """phi(t) of two equally frequent Gaussians of the same isotropic covariance (arXiv:2402.18491), float64 (...).
 
     With m = half the distance of the means and Gamma = abar variance + 1 - abar, the component z of x_t along the axis through
     the means decides: a clone belongs to mode 1 with probability `r(z) = 1/(1 + exp(-2 sqrt(abar) m z / Gamma))`, and
 
         phi(t) = E[r(z)**2 + (1 - r(z))**2],    z ~ N(sqrt(abar) m, Gamma).
 
-    Parameters
-    ----------
-    noise : array (...,)
-        Times t >= 0.
-    squared_distance : float
-        Squared distance of the two means, > 0.
-    variance : float
-        Variance of each component of a mode, > 0.
-
-    Returns
-    -------
-    float64 array (...,)
-        1 at t = 0 (if the modes do not overlap), 1/2 at t = inf.
+    `noise`: times t >= 0, (...). `squared_distance` of the two means; `variance` of each component of a mode.
 
     Examples
     --------
@@ -89,10 +75,7 @@ def largest_eigenvalue(data: Any) -> float:
 
 
 def covariance_eigenvalues(data: Any) -> np.ndarray:
-    """Eigenvalues of the covariance of data (items, ...), largest first: float64 (min(items - 1, components),).
-
-    The covariance is divided by items - 1.
-    """
+    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
     values = _checked_data(data, 2)
     eigenvalues = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
     return eigenvalues[: min(len(values) - 1, values.shape[1])]
@@ -120,15 +103,8 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
 
         (1/2) sum_i log(1 + lambda_i / (exp(2 t_C) - 1)) = log n,
 
-    with the eigenvalues lambda_i of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
+    with the eigenvalues lambda_i (components,) of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
     `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
-
-    Parameters
-    ----------
-    eigenvalues : array (components,)
-        Of the covariance of the data, >= 0, not all 0.
-    count : int >= 2
-        Number n of training data.
 
     Examples
     --------
@@ -158,22 +134,8 @@ def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int =
     """Probability that two clones are the same training datum, for the exact posterior of a finite set of data.
 
     For data x_i, all equally probable, p(x_i | x_t) is proportional to `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 - abar)))`. The
-    probability is E sum_i p(x_i | x_t)^2: near 1 below `collapse_time`, and 1/n at full noise.
-
-    Parameters
-    ----------
-    data : array (items, ...)
-        The n training data; further axes are components.
-    noise : array (levels,)
-        Times t > 0.
-    seed : int
-    observations : int >= 1
-        Noisy data at each level, of data 0, 1, .. in turn.
-
-    Returns
-    -------
-    float64 array (levels, observations)
-        `sum_i p(x_i | x_t)^2` for each noisy datum.
+    probability is E sum_i p(x_i | x_t)^2: near 1 below `collapse_time`, and 1/n at full noise. Of n training data (items, ...) at
+    times (levels,) > 0, with `observations` noisy data at each, of data 0, 1, .. in turn: the sums, (levels, observations).
     """
     x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
     expect(times.ndim == 1 and (times > 0).all(), "noise", noise, "times above 0 (levels,)")

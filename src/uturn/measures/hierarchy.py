@@ -20,7 +20,7 @@ A flat code, all of whose sites change with one class, has one step in C_k, and 
 
 Assumption: given the original, the noise of different sites is independent. Correlated noise makes sites change together whatever
 the data are: noise in nested bursts gives independent bits a positive index. Where the noisy data are known, the same functions
-check it on the changes from originals to noisy data (`site_changes(experiment, noisy=True)`), which have the index 0 and nested
+check it on the changes from originals to noisy data (such as `noisy != originals[:, None]`), which have the index 0 and nested
 correlations 0 if the noise is independent.
 """
 
@@ -33,9 +33,9 @@ import numpy as np
 
 from uturn.core.checks import expect
 from uturn.core.random import Streams
-from uturn.measures.changes import by_distance
+from uturn.measures.changes import covariances_of
 from uturn.measures.covariances import Tree
-from uturn.measures.statistics import Estimate, check_dims, estimate, nonincreasing, replicates
+from uturn.measures.statistics import ESTIMATE, Estimate, check_dims, nonincreasing, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,37 +57,38 @@ class Nesting(NamedTuple):
     correlation: np.ndarray
 
 
-def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> Estimate:
+def nesting_index(
+    changed: xr.DataArray | xr.Dataset, branching: int | None = None, confidence: float = 0.95, name: str = ""
+) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
     `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`). It
     is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. This holds if
-    the noise of different sites is independent given the original, which the index of the changes from originals to noisy data
-    checks: it is then about 0. In a grammar the index grows with the number of levels that change together and with how strongly
-    they do. The unit of noise does not matter, nor the number of noise levels if the curves are resolved. For interpretation and
-    limits, see docs/measures.md.
+    the noise of different sites is independent given the original. In a grammar the index grows with the number of levels that
+    change together and with how strongly they do. The unit of noise does not matter, nor the number of noise levels if the curves
+    are resolved. For interpretation and limits, see docs/measures.md.
 
     Parameters
     ----------
-    changed : DataArray (noise, item, trajectory, site), real numbers
+    changed : DataArray (noise, item, trajectory, site), real numbers, or Dataset
         Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference. Each
         item has at least two trajectories. The noise levels increase, and at the last one reconstructions are independent of
         the originals. Sites are in the order of the blocks: block b of level k holds the sites `b s**k .. (b + 1) s**k - 1`.
+
+        Or the results of the probe `changes` on strings, or `change` (noise, item) and `change_covariance` (noise, item,
+        distance) at the distances `0, s, s**2, ..` of your own. These are averages over all sites, so that unrelated codes of
+        different sizes side by side count as several levels.
     branching : int s >= 2
-        Blocks that form a block of the next level.
+        Blocks that form a block of the next level; a Dataset has them in its distances.
     confidence : float in (0, 1)
+    name : str
+        The `name` of the probe, if it has one.
 
     Returns
     -------
     Estimate
         0 .. K - 1, with the interval of `uturn.statistics.estimate`: between grammars if there are several, otherwise between
         items.
-
-    Raises
-    ------
-    ValueError
-        For other dims, fewer than two trajectories, noise that does not increase, missing values, changes that do not vary, and
-        a number of sites that is no power of `branching`.
 
     Examples
     --------
@@ -100,109 +101,50 @@ def nesting_index(changed: xr.DataArray, branching: int, confidence: float = 0.9
     >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
     (8, True)
     """
-    index = estimate(_moments(changed, branching), lambda means: _of_moments(means, branching).value, confidence)
+    moments, s = _moments(changed, branching, name)
+    index = replicates(moments).interval(lambda means: _of_moments(means, s).value, confidence)
     return Estimate(*np.maximum(index, 0).tolist())
 
 
-def nesting_index_of(ds: xr.Dataset, name: str = "", confidence: float = 0.95) -> Estimate:
-    """Nesting index from stored covariances that are averaged over the pairs of sites at each distance.
-
-    The covariances are those of all sites together, so that unrelated codes of different sizes side by side count as several
-    levels, unlike in `nesting_index`.
-
-    Parameters
-    ----------
-    ds : Dataset
-        Results of the probe `changes` on strings, or a dataset of your own: `change` (noise, item), the mean change of a site,
-        and `change_covariance` (noise, item, distance), the mean covariance of two sites at the distances `0, s, s**2, .., s**K`
-        (`s**k`: smallest common block of level k).
-    name : str
-        Prefix of the names of the variables, before "_". The dim of distances may have any prefix.
-    confidence : float in (0, 1)
-
-    Raises
-    ------
-    ValueError
-        For missing variables or readings, other distances, and changes that do not vary.
-    """
-    import xarray as xr
-
-    wanted = [f"{name}_{key}" if name else key for key in ("change", "change_covariance")]
-    change, covariance = ds[wanted[0]], by_distance(ds[wanted[1]])
-    distances = covariance.distance.values
-    s = round(distances[1]) if len(distances) > 1 else 0
-    is_nested = s > 1 and np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))])
-    expect(is_nested, "distance", distances.tolist(), "0, s, s**2, .., the sizes of nested blocks")
-    moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(distance="moment")
-    _check_readings("ds", moments.noise.values, moments.transpose("noise", "item", "moment").values)
-    varies = (covariance.isel(distance=0) > 0).any()
-    expect(varies, "change_covariance at distance 0", 0, "changes that vary between trajectories")
-    index = estimate(moments, lambda means: nesting(means[:, 0], means[:, None, 1:], s).value, confidence)
-    return Estimate(*np.maximum(index, 0).tolist())
-
-
-def nested_correlations(changed: xr.DataArray, branching: int, confidence: float = 0.95) -> xr.Dataset:
+def nested_correlations(
+    changed: xr.DataArray | xr.Dataset, branching: int | None = None, confidence: float = 0.95, name: str = ""
+) -> xr.Dataset:
     """Nested correlation D_k of every level, averaged over sites; the nesting index is computed from these.
 
     Parameters
     ----------
-    changed, branching, confidence
+    changed, branching, confidence, name
         As in `nesting_index`.
 
     Returns
     -------
-    Dataset with the dim distance, s**k for k = 1 .. K
+    Dataset (distance, estimate), at the distances s**k for k = 1 .. K
         `nested`: D_k, the correlation of two sibling blocks of s**(k-1) sites beyond their correlation with the next relatives;
         `correlation`: X_k over the variance of a site, the excess correlation of two sites whose smallest common block is of
-        level k. `nested_low`, `nested_high`, `correlation_low`, `correlation_high`: ends of their intervals.
+        level k.
     """
     import xarray as xr
 
-    moments = _moments(changed, branching)
+    moments, s = _moments(changed, branching, name)
 
     def levels(means: np.ndarray) -> np.ndarray:
-        parts = _of_moments(means, branching)
+        parts = _of_moments(means, s)
         return np.stack([parts.nested.mean(axis=0), parts.correlation.mean(axis=0)])
 
-    values, ends = replicates(moments).interval(levels, confidence), ("", "_low", "_high")
-    curves = {
-        name + end: ("distance", values[b, k]) for k, name in enumerate(("nested", "correlation")) for b, end in enumerate(ends)
-    }
-    return xr.Dataset(curves, coords={"distance": moments.moment.values[2:]})
+    nested, correlation = replicates(moments).interval(levels, confidence)
+    dims, labels = ("distance", "estimate"), {"distance": moments.moment.values[2:], "estimate": ESTIMATE}
+    return xr.Dataset({"nested": (dims, nested), "correlation": (dims, correlation)}, labels)
 
 
-def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
+def site_changes(experiment: Experiment) -> xr.DataArray:
     """Changes of all sites in the U-turns of an experiment on strings or vectors.
 
     For strings, whether a leaf has another symbol, 0 or 1; for vectors, the squared difference of a component. They are computed
     in memory, with the random streams of the run.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    noisy : bool
-        From originals to noisy data instead: whether a leaf is masked or replaced; in Gaussian noise the squared residual
-        `|x_t - sqrt(abar) x_0|**2` of a leaf or component. `nesting_index` and `nested_correlations` of these are about 0 at
-        all levels if the noise of different sites is independent, which the nesting index of U-turns assumes.
-
     Returns
     -------
     DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`
-
-    Raises
-    ------
-    ValueError
-        For anything but an experiment, another kind of data, or several clones; with `noisy`, for a corruption that draws no
-        noise, or noisy data that are neither symbols nor in Gaussian noise.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 3}
-    >>> spec = {"items": 60, "trajectories": 8, "source": source, "corruption": {"type": "masking", "noise": [0.3, 0.6, 1.0]},
-    ...         "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
-    >>> nesting_index(site_changes(ut.Experiment.from_dict(spec), noisy=True), branching=2).high < 0.05
-    True
     """
     import xarray as xr
 
@@ -218,40 +160,51 @@ def site_changes(experiment: Experiment, noisy: bool = False) -> xr.DataArray:
                 yield (k, b), originals, noise, Streams(experiment.seed, originals.items, noise, range(experiment.trajectories))
 
     pieces: dict[tuple[int, int], np.ndarray] = {}
-    if noisy:
-        pieces = {key: _noise_of(originals, corruption, noise, streams) for key, originals, noise, streams in blocks()}
-    else:
-        for key, turned in u_turns(blocks(), corruption, backward):
-            before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
-            shape, fits = turned.originals.data.shape, "(items, sites), as of strings or vectors"
-            expect(len(shape) == 2, "shape of the originals", shape, f"{fits}; compute other changes from `uturn.u_turn`")
-            pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
+    for key, turned in u_turns(blocks(), corruption, backward):
+        before, after = turned.originals.data[:, None], turned.originals.data_of(turned.reconstructions)
+        shape, fits = turned.originals.data.shape, "(items, sites), as of strings or vectors"
+        expect(len(shape) == 2, "shape of the originals", shape, f"{fits}; compute other changes from `uturn.u_turn`")
+        pieces[key] = after != before if before.dtype.kind in "biu" else np.square(after - before)
     levels = [np.concatenate([pieces[key] for key in sorted(pieces) if key[0] == k]) for k in range(len(experiment.noise))]
     along = {name: ("item", values) for name, values in source.coordinates(experiment.seed, experiment.items).items()}
     return xr.DataArray(np.array(levels, float), dims=_DIMS, coords={"noise": experiment.noise, **along})
 
 
-def _noise_of(originals: Any, corruption: Any, noise: float, streams: Streams) -> np.ndarray:
-    """Changes from originals to noisy data, (items, trajectories, sites)."""
-    expect(corruption.is_random, "corruption", corruption, "one that draws noise, such as Masking()")
-    values = originals.observed_by(corruption, noise, streams).values
-    values = values.reshape(len(originals.items), streams.count, *values.shape[1:])
-    before = originals.data[:, None]
-    if hasattr(corruption, "abar"):  # Gaussian noise
-        if originals.data.dtype.kind in "iu":  # the noise is on one-hot vectors
-            before = np.eye(values.shape[-1])[before]
-        squares = np.square(values - np.sqrt(float(corruption.abar(noise))) * before)
-        return squares if squares.ndim == 3 else squares.sum(axis=-1)
-    are_symbols = values.dtype.kind in "iu" and values.shape[2:] == before.shape[2:]
-    expect(are_symbols, "corruption", corruption, "one whose noisy data are symbols; compare others with the originals yourself")
-    return values != before
+def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArray, int]:
+    """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment), and s; else a ValueError.
 
-
-def _moments(changed: xr.DataArray, branching: int) -> xr.DataArray:
-    """Mean change, and C_0 .. C_K, of every site of every item: (noise, item, site, moment)."""
+    The covariances of a dataset are those of one site that stands for all.
+    """
     import xarray as xr
 
-    s, K = _checked(changed, branching)
+    if isinstance(changed, xr.Dataset):
+        readings = covariances_of(changed, name=name)
+        change, covariance = readings["change"], readings["change_covariance"]
+        distances = covariance.distance.values
+        s = round(distances[1]) if len(distances) > 1 else 0
+        is_nested = s > 1 and np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))])
+        expect(is_nested, "distance", distances.tolist(), "0, s, s**2, .., the sizes of nested blocks")
+        moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(distance="moment")
+        moments = moments.expand_dims("site").transpose("noise", "item", "site", "moment")
+    else:
+        moments, s = _of_sites(changed, branching), int(branching or 0)
+    is_complete = np.isfinite(moments.values.astype(float)).all()
+    expect(is_complete, "changed", moments.values, "no missing or infinite readings; finish the run, or drop what is missing")
+    noise = moments.noise.values
+    rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
+    expect(rises, "noise", noise.tolist(), "at least two increasing levels, the last one without signal")
+    varies = (moments.sel(moment=0) > 0).any() and moments.isel(noise=-1).sel(moment=-1).mean() > 0
+    expect(varies, "changed", changed, "changes that vary between trajectories, and are not 0 at the last noise level")
+    return moments, s
+
+
+def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
+    import xarray as xr
+
+    check_dims("changed", changed, _DIMS, ())
+    s, K = branching, Tree(changed.sizes["site"], branching).depth
+    fits = changed.sizes["trajectory"] > 1 and K > 0
+    expect(fits, "changed: sizes", dict(changed.sizes), f"at least 2 trajectories, and at least {s} sites")
     x = changed.transpose(*_DIMS).values.astype(float)
     mean = x.mean(axis=2)
     x = x - mean[:, :, None]
@@ -305,22 +258,3 @@ def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
 
 def _of_moments(means: np.ndarray, branching: int) -> Nesting:
     return nesting(means[..., 0].mean(axis=1), means[..., 1:], branching)
-
-
-def _checked(changed: Any, branching: int) -> tuple[int, int]:
-    """Branching s and number of levels K, or a ValueError."""
-    check_dims("changed", changed, _DIMS, ())
-    s, K = branching, Tree(changed.sizes["site"], branching).depth
-    fits = changed.sizes["trajectory"] > 1 and K > 0
-    expect(fits, "changed: sizes", dict(changed.sizes), f"at least 2 trajectories, and at least {s} sites")
-    _check_readings("changed", changed.noise.values, changed.values)
-    varies = (changed.var("trajectory") > 0).any() and changed.isel(noise=-1).mean() > 0
-    expect(varies, "changed", changed, "changes that vary between trajectories, and are not 0 at the last noise level")
-    return s, K
-
-
-def _check_readings(name: str, noise: np.ndarray, values: np.ndarray) -> None:
-    is_complete = np.isfinite(values.astype(float)).all()
-    expect(is_complete, name, values, "no missing or infinite readings; finish the run, or drop what is missing")
-    rises = noise.dtype.kind in "iuf" and len(noise) > 1 and (np.diff(noise) > 0).all()
-    expect(rises, "noise", noise.tolist(), "at least two increasing levels, the last one without signal")

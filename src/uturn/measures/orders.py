@@ -41,11 +41,6 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     seed : int, or uint64 keys (pairs,)
         Random streams of the draws.
 
-    Raises
-    ------
-    ValueError
-        If a site is not masked, or both are the same.
-
     Examples
     --------
     Conditionals that know the left neighbour alone: what is drawn second from right to left is independent.

@@ -20,24 +20,14 @@ _NONE = Estimate(np.nan, np.nan, np.nan)
 class Peak(NamedTuple):
     """The peak of the susceptibility chi against noise.
 
-    Attributes
-    ----------
-    place : Estimate
-        The noise of the peak: the vertex of the parabola through the largest chi and its two neighbours, or the level of the
-        largest chi if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side,
-        within the measured range.
-    height : Estimate
-        The largest chi of the measured levels, as found. It is too high on average, since the largest of several fluctuating
-        values is chosen. It says nothing of chi between the levels, where the curve can be higher.
-    cross_fitted : float
-        The height without this bias: the level is chosen on one half of the originals, and chi at it is read on the other half;
-        the mean of both assignments. It is too low where a half chooses another level than that of the peak.
-    levels : bool array (noise,)
-        Levels at which chi is not below its largest value.
-    used : bool array (noise,)
-        Levels that take part: those at which chi has an interval (n_eff >= 5), or a value if it has no interval anywhere.
-    largest : int
-        Index of the level of the largest chi among those; -1 if there is none.
+    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or the level of the largest chi
+    if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side, within the
+    measured range. `height`: the largest chi of the measured levels, too high on average, since the largest of several
+    fluctuating values is chosen. `cross_fitted`: the height without this bias, mean of both ways to choose the level on one half
+    of the originals and to read chi on the other; too low where a half chooses another level than that of the peak. `levels`,
+    bool (noise,): those at which chi is not below its largest value. `used`, bool (noise,): those that take part, at which chi
+    has an interval (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the level of the largest chi
+    among those; -1 if there is none.
     """
 
     place: Estimate
@@ -99,12 +89,13 @@ def peak_of(parts: xr.DataArray) -> Peak:
     (0.44 [0.30, 0.50], [False, True, False, False], False)
     """
     x = parts.noise.values.astype(float)
-    chi, low, high = chi_of(parts, _CONFIDENCE)
+    bounds = chi_of(parts, _CONFIDENCE)
+    chi, low, _ = bounds.T
     used = np.isfinite(low) if np.isfinite(low).any() else np.isfinite(chi)
     if not used.any():
         return Peak(_NONE, _NONE, np.nan, np.zeros(len(x), bool), used, -1)
     k = int(np.where(used, chi, -np.inf).argmax())
-    height = Estimate(float(chi[k]), float(low[k]), float(high[k]))
+    height = Estimate(*bounds[k].tolist())
     levels = np.zeros(len(x), bool) if np.isnan(low[k]) else used & _not_below(parts, k)
     ends = _half_a_step_wider(x, levels, used)
     return Peak(Estimate(_vertex(x[used], chi[used]), *ends), height, _cross_fitted(parts, used), levels, used, k)

@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.core.checks import expect, shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import WITHIN, checked_share, replicates
+from uturn.measures.statistics import ESTIMATE, WITHIN, checked_share, mean_curves, with_interval
 
 NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {
@@ -36,7 +36,6 @@ BLIND = {
 """What a test cannot see, by reading (`plain_name`)."""
 _FAMILY = ("distance", "same_component", "log_likelihood", "log_prior")
 _BESIDE = ("reference_distance", "mean_value")
-_ESTIMATE = ("value", "low", "high")
 _CLEAR = 0.05  # p-value up to which a test counts in the choice of the kind
 _MATTERS = 0.03  # relative gap of the distance, or difference of shares, from which on it counts
 _SMALL = 0.1  # relative gap of the distance below which clones can be deaf; "unlike the data" below twice this value
@@ -76,7 +75,8 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors that keep the mean, such as heavy tails. Holm's
     adjustment is over both tests of all readings of the family and all noise levels. Beside the family, with a false-alarm rate
     of their own, stand both tests of `reference_distance`, whose ranks are the test of coverage TARP (arXiv:2302.03026), and of
-    `mean_value`. `coverage` and `z_squared` are numbers without a test.
+    `mean_value`. `coverage` and `z_squared` are numbers without a test. The kind is a guess from the signs and sizes of the
+    effects, made only where a test has rejected; its error rates are in docs/measures.md.
 
     Parameters
     ----------
@@ -101,16 +101,6 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         smaller); `residual` (noise): root mean square residual of the clones from the measurement, in those of the originals, for
         Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
         see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
-
-    Raises
-    ------
-    ValueError
-        As `uturn.calibration`, and if the run has no reading of the family.
-
-    Notes
-    -----
-    The kind is a guess from the signs and sizes of the effects, made only where a test has rejected; its error rates are in
-    docs/measures.md. With many items the tests see differences that do not matter: read the effects.
 
     Examples
     --------
@@ -143,7 +133,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         size.loc[{"reading": "distance"}] = ds.distance.mean([dim for dim in ds.distance.dims if dim != "noise"])
     for name in ranked:
         variance.loc[{"reading": name}] = ds[twin_of(ds, name)].isel(trajectory=0).var("item")
-    gap = of_all[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=list(_ESTIMATE)).transpose(..., "estimate")
+    gap = of_all[["gap", "low", "high"]].to_array("estimate").assign_coords(estimate=ESTIMATE).transpose(..., "estimate")
     with np.errstate(invalid="ignore", divide="ignore"):
         result = of_all[["p", "p_holm"]].assign(gap=gap, effect=gap / size, visible=of_all.visible / size)
     result = result.assign({key: xr.full_like(of_all.p, np.nan) for key in ("rank_p", "rank_p_holm")})
@@ -157,8 +147,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     result = result.assign(p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1]))
     for name in ("coverage", "z_squared"):
         if name in ds:
-            interval = replicates(ds[name].transpose("noise", "item", ...)).interval(lambda mean: mean)
-            result[name] = (("noise", "estimate"), interval.T)
+            result[name] = mean_curves(ds[name])
     K = ds.sizes["clone"]
     result["coverage_expected"] = (K - 1) / (K + 1)
     result = result.assign_coords(
@@ -296,15 +285,10 @@ def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
     for reading in at.reading.values:
         of = at.sel(reading=reading)
-        effect = f"{_with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
+        effect = f"{with_interval(of.effect.values, '.2g')} {of.effect_unit.item()}".rstrip()
         p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
         beside = "" if of.family.item() == "posterior" else " (beside)"
         rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
     for name, (values, expected) in untested(at).items():
-        rows.append((name, f"{_with_interval(values)}, expected {expected:.2g}", "", "", BLIND[name]))
+        rows.append((name, f"{with_interval(values, '.2g')}, expected {expected:.2g}", "", "", BLIND[name]))
     return heads, rows
-
-
-def _with_interval(bounds: np.ndarray) -> str:
-    value, low, high = bounds
-    return f"{value:.2g}" if np.isnan(low) else f"{value:.2g} [{low:.2g}, {high:.2g}]"

@@ -58,11 +58,6 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
         at most a for exact draws. `mean_rank`: mean of rank / K, 1/2 for exact draws. Further dims: noise and those of the
         variable; for several variables noise and `reading`. Attributes: `passed`, `level`, `items`, `clones`.
 
-    Raises
-    ------
-    ValueError
-        As `uturn.calibration`, and for a variable that is not ranked.
-
     Examples
     --------
     >>> import uturn as ut

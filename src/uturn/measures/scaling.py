@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import checked_numbers, expect
-from uturn.measures.changes import by_distance, check_complete, effective_number, labelled, replicated
-from uturn.measures.covariances import Covariances
+from uturn.measures.changes import covariances_of, effective_number, replicated
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
@@ -17,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def correlation_length(
-    covariance: xr.DataArray | Covariances,
+    changed: Any,
     exponent: float | None = None,
     confidence: float = 0.95,
     present: xr.DataArray | None = None,
+    name: str = "",
 ) -> xr.Dataset:
     """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
 
@@ -29,25 +29,19 @@ def correlation_length(
 
     Parameters
     ----------
-    covariance : DataArray (noise, item, distance), or `Covariances`
-        `change_covariance` of the probe `changes`; or an accumulator of changes, which counts as one noise level.
+    changed, present, name
+        As in `uturn.measures.changes.correlations`, of arrays with the distance "index"; or a DataArray (noise, item, distance)
+        of covariances.
     exponent : float a >= 0, optional
         Exponent of the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each
         noise level, which makes ξ less certain.
     confidence : float in (0, 1)
-    present : DataArray (item, distance), optional
-        For data of different lengths (`uturn.measures.changes.present_pairs`).
 
     Returns
     -------
     Dataset with the dim noise
         `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff - 1 degrees
-        of freedom (`uturn.measures.changes`); the ends are NaN if n_eff < 2.
-
-    Raises
-    ------
-    ValueError
-        For other dims, missing readings, fewer than three distances, or an exponent that is no number >= 0.
+        of freedom (`uturn.measures.changes`); the ends are NaN if n_eff < 5.
 
     Examples
     --------
@@ -61,12 +55,10 @@ def correlation_length(
     """
     import xarray as xr
 
-    if isinstance(covariance, Covariances):
-        covariance = labelled(covariance)[0]
-    elif isinstance(covariance, xr.DataArray):
-        covariance = by_distance(covariance)
+    if isinstance(changed, xr.DataArray) and "trajectory" not in changed.dims:
+        changed = changed.to_dataset(name="change_covariance")
+    covariance = covariances_of(changed, name=name)["change_covariance"]
     check_dims("covariance", covariance, ("noise", "item", "distance"), ())
-    check_complete(covariance)
     exponents = np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
     expect((exponents >= 0).all(), "exponent", exponent, "a number >= 0, or None to fit it")
     r = covariance.distance.values[1:]
@@ -86,7 +78,7 @@ def correlation_length(
         best = np.where(np.isfinite(y).all(axis=1) & (projection.max(axis=0) > 0), projection.argmax(axis=0), -1)
         return np.array([np.nan if k < 0 else _peak(rates, projection[:, n], k) for n, k in enumerate(best)])
 
-    value, low, high = of.interval(rate, confidence, effective_number(covariance.isel(distance=0)))
+    value, low, high = of.interval(rate, confidence, effective_number(covariance.isel(distance=0))).T
     with np.errstate(divide="ignore"):
         lengths = {"length": 1 / value, "low": 1 / high, "high": 1 / np.where(np.isnan(low), np.nan, np.maximum(low, 0))}
     return xr.Dataset({name: ("noise", values) for name, values in lengths.items()}, coords={"noise": covariance.noise})
@@ -103,24 +95,15 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
 
 
 def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
-    """The curves that `collapse` fits, from runs with the probe `changes`, one for each size.
+    """The curves that `collapse` fits, from runs with the probe `changes`, one for each size, of the same noise and items.
 
-    Parameters
-    ----------
-    runs : sequence of Datasets of `uturn.run`
-        With the same noise levels, items and, if there are several, grammars.
-
-    Returns
-    -------
-    DataArray (noise, item, size, part)
-        Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
+    Returns a DataArray (noise, item, size, part): part 0 is the covariance of the changes at the largest distance, part 1 the
+    variance of a site.
     """
     import xarray as xr
 
-    parts = []
-    for run in runs:
-        covariance = run.change_covariance.drop_vars("distance")
-        parts.append(xr.concat([covariance.isel(distance=-1), covariance.isel(distance=0)], dim="part"))
+    covariances = [run.change_covariance.drop_vars("distance") for run in runs]
+    parts = [xr.concat([c.isel(distance=-1), c.isel(distance=0)], dim="part") for c in covariances]
     return xr.concat(parts, dim="size").transpose("noise", "item", "size", "part")
 
 
@@ -149,23 +132,21 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     Parameters
     ----------
     curves : DataArray (noise, item, size, part)
-        `part` 0 is the covariance at the largest distance and `part` 1 the variance, of the same noise levels and number of items
-        for every size: `collapse_curves` of runs.
+        `collapse_curves` of runs.
     sizes : sequence of float
         N of every size, at least two.
     start : (ν, critical noise)
-        Where the search begins.
+        Where the search begins; ν between 0.5 and 20.
     confidence : float in (0, 1)
-
-    Raises
-    ------
-    ValueError
-        For other dims, noise that does not increase, sizes that are not different positive numbers, missing readings, or a start
-        that is no pair of numbers with ν between 0.5 and 20 and a noise other than 0.
     """
     from scipy.optimize import minimize
 
-    noise, N = _checked_curves(curves, sizes)
+    check_dims("curves", curves, ("noise", "item", "size", "part"), ())
+    noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
+    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise", noise.tolist(), "at least two increasing levels")
+    fits = N.shape == (curves.sizes["size"],) and len(np.unique(N)) > 1 and (N > 0).all()
+    expect(fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves")
+    checked_numbers("curves", curves.values)
     begin = checked_numbers("start", start)
     fits = begin.shape == (2,) and 0.5 < begin[0] < 20 and begin[1]
     expect(fits, "start", start, "(ν, critical noise) with ν between 0.5 and 20, noise not 0")
@@ -192,17 +173,5 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     whole = fitted(of.mean, begin)
     # A search can end in another minimum. Those of the replicates begin where the fit of the whole ended, so that the interval
     # is about the one minimum, and a poor start does not widen it.
-    value, low, high = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
-    exponent, critical = (Estimate(*ends.tolist()) for ends in np.stack([value, low, high], 1)[:2])
-    return Collapse(exponent, critical, float(value[2]))
-
-
-def _checked_curves(curves: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Noise levels and sizes as float64, or a ValueError."""
-    check_dims("curves", curves, ("noise", "item", "size", "part"), ())
-    noise, N = checked_numbers("noise", curves.noise.values), checked_numbers("sizes", sizes)
-    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise", noise.tolist(), "at least two increasing levels")
-    fits = N.shape == (curves.sizes["size"],) and len(np.unique(N)) > 1 and (N > 0).all()
-    expect(fits, "sizes", N.tolist(), "a positive number for each of at least two sizes of the curves")
-    checked_numbers("curves", curves.values)
-    return noise, N
+    exponent, critical, left = of.interval(lambda means: whole if means is of.mean else fitted(means, whole[:2]), confidence)
+    return Collapse(Estimate(*exponent.tolist()), Estimate(*critical.tolist()), float(left[0]))

@@ -4,6 +4,9 @@ A *curve* is a mean over items against the noise level. Confidence intervals are
 groups of readings: the grammars if there are several, otherwise the items, each with all its reconstructions (`Replicates`,
 `estimate`). Two kinds of numbers have intervals of their own, since equal readings leave no differences: means of readings in
 [0, 1] (`proportion`), and noise levels found between two measured ones (`located`).
+
+A number with its interval is (value, low, high), always along the last axis, which is the dim `estimate` of datasets; `Estimate`
+is a single one.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ FEW = 5
 WITHIN = ("item", "trajectory", "clone")
 """Dims over which a curve is a mean."""
 
+ESTIMATE = ["value", "low", "high"]
+"""Labels of the dim `estimate`: a number and the ends of its interval."""
+
 
 class Estimate(NamedTuple):
     """A number with a confidence interval; NaN if the number or the interval does not exist."""
@@ -63,6 +69,22 @@ class Estimate(NamedTuple):
     def _repr_html_(self) -> str:
         value, _, ends = repr(self).partition(" ")
         return f'<b>{value}</b> <span style="opacity: 0.7">{ends}</span>'
+
+
+def with_interval(values: Any, form: str = ".3g", none: str = "none") -> str:
+    """A number with its interval as text; `none` if there is no number.
+
+    >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
+    ('0.731 [0.718, 0.744]', '0.73')
+    >>> with_interval((-1e-9, -0.2, 0.2))  # a mean of 0, and the rounding of its terms
+    '0 [-0.2, 0.2]'
+    """
+    number = Estimate(*np.asarray(values, float).tolist())
+    if abs(number.value) < 1e-6 * (number.high - number.low):
+        number = number._replace(value=0.0)
+    if not np.isfinite(number.value):
+        return none
+    return format(number, form) if np.isfinite(number).all() else format(number.value, form)
 
 
 class Transition(NamedTuple):
@@ -199,9 +221,9 @@ class Replicates(NamedTuple):
         return np.where(decide >= FEW, stdtrit(np.maximum(decide - 1, 1), upper), np.nan) * self.error(statistic)
 
     def interval(self, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95, number: Any = None) -> np.ndarray:
-        """A statistic of the mean curve and the ends of its confidence interval: array (3, ..); `number` as in `half_width`."""
+        """A statistic of the mean curve and the ends of its confidence interval: array (.., 3); `number` as in `half_width`."""
         value, half = np.asarray(statistic(self.mean), float), self.half_width(statistic, confidence, number)
-        return np.stack([value, value - half, value + half])
+        return np.stack([value, value - half, value + half], axis=-1)
 
 
 def checked_share(name: str, value: Any) -> float:
@@ -246,11 +268,6 @@ def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
         more than 64, neighbours are joined into 64 groups. Items count equally: the mean is that of their means over the
         trajectories and clones that they have. Missing readings (NaN) are left out.
     centre : "mean" or "median"
-
-    Raises
-    ------
-    ValueError
-        If `values` is no DataArray with the dims noise and item.
 
     Examples
     --------
@@ -320,7 +337,7 @@ def independent_groups(values: xr.DataArray) -> np.ndarray:
     return np.arange(values.sizes["item"])
 
 
-def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
+def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
     """Mean curve of readings in [0, 1] and the ends of its Clopper-Pearson interval at the effective number of groups.
 
     Student's t gives no interval where all readings are equal, and ends beyond 0 and 1. Clopper and Pearson (1934) invert the
@@ -351,22 +368,16 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
 
     Returns
     -------
-    array (3, noise, ..)
-        Value, low and high end. The ends are NaN for a single group.
-
-    Raises
-    ------
-    ValueError
-        For other dims, readings that are not in [0, 1], and a confidence out of range.
+    DataArray (noise, .., estimate)
+        The ends are NaN for a single group.
 
     Examples
     --------
     >>> import xarray as xr
     >>> kept = xr.DataArray(np.ones((2, 40)), dims=("noise", "item"), coords={"noise": [0.0, 0.1]})
-    >>> proportion(kept).round(3)
-    array([[1.   , 1.   ],
-           [1.   , 0.912],
-           [1.   , 1.   ]])
+    >>> proportion(kept).values.round(3)
+    array([[1.   , 1.   , 1.   ],
+           [1.   , 0.912, 1.   ]])
     """
     from scipy.special import betaincinv, ndtri, stdtrit
 
@@ -389,13 +400,27 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> np.ndarray:
         trials = np.where(s2 > _ROUNDING**2, np.clip(p * (1 - p) / s2 * ratio**2, least, most), least)
         low = np.where(p > 0, betaincinv(p * trials, (1 - p) * trials + 1, 1 - upper), 0.0)
         high = np.where(p < 1, betaincinv(p * trials + 1, (1 - p) * trials, upper), 1.0)
-    estimates = np.stack([p, *np.where(n > 1, [low, high], np.nan)])
+    estimates = np.stack([p, *np.where(n > 1, [low, high], np.nan)], axis=-1)
     if "noise" in values.coords:
         missing = np.isnan(readings)
         equal = np.where(missing, np.inf, readings).min(over) == np.where(missing, -np.inf, readings).max(over)
         untouched = np.isclose(values.noise.values, 0).reshape(-1, *[1] * (p.ndim - 1))
-        estimates = np.where((untouched | (~tosses & (n > 1))) & equal, p, estimates)
-    return estimates
+        estimates = np.where(((untouched | (~tosses & (n > 1))) & equal)[..., None], p[..., None], estimates)
+    return _labelled(estimates, values)
+
+
+def mean_curves(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
+    """Mean curves of any readings with their intervals of Student's t (`Replicates`): DataArray (noise, .., estimate)."""
+    return _labelled(replicates(values).interval(lambda curve: curve, confidence), values)
+
+
+def _labelled(bounds: np.ndarray, values: xr.DataArray) -> xr.DataArray:
+    """Numbers with intervals (noise, .., 3) of the mean curves of readings, with their labels."""
+    import xarray as xr
+
+    dims = [str(dim) for dim in dict.fromkeys(("noise", *values.dims)) if dim not in WITHIN]
+    coords = {name: of for name, of in values.coords.items() if set(of.dims) <= set(dims)}
+    return xr.DataArray(bounds, coords | {"estimate": ESTIMATE}, (*dims, "estimate"))
 
 
 def rests_on_few(values: xr.DataArray) -> np.ndarray:
@@ -516,6 +541,17 @@ def _least_mean(x: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
     return scale * np.where(two_valued, exact, quantile(np.exp(low)))
 
 
+def mean_interval(values: Any, confidence: float = 0.95) -> np.ndarray:
+    """Mean of independent numbers (n, ..) over their first axis, with its interval of Student's t: array (.., 3)."""
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, float)
+    with np.errstate(invalid="ignore"):  # infinite numbers
+        half = values.std(axis=0, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.5 + confidence / 2)
+    mean = values.mean(axis=0)
+    return np.stack([mean, mean - half, mean + half], axis=-1)
+
+
 def levels_around(x: Any, place: float) -> tuple[float, float]:
     """The two neighbouring values of x, increasing (points,), with a place between them or at the second; NaN if it is NaN."""
     if np.isnan(place):
@@ -578,16 +614,11 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
         See `replicates`.
     statistic : function of an array (noise, ..others)
     confidence : float in (0, 1)
-
-    Raises
-    ------
-    ValueError
-        For a confidence out of range, and for a statistic that is no single number.
     """
     ends = replicates(values).interval(statistic, confidence)
     if ends.ndim != 1:
         raise ValueError(
-            f"statistic: gave an array of shape {ends.shape[1:]}; expected one number; `replicates(values).interval(statistic)` "
+            f"statistic: gave an array of shape {ends.shape[:-1]}; expected one number; `replicates(values).interval(statistic)` "
             f"gives the intervals of arrays"
         )
     return Estimate(*ends.tolist())
@@ -660,12 +691,6 @@ def hierarchy_index(
     -------
     Estimate
         With an interval as in `estimate`, clipped to [0, 1]. NaN if the high level is not lost: r_H > 1/4 at the last noise.
-
-    Raises
-    ------
-    ValueError
-        For other dims, missing readings, noise that does not increase, levels with different noise or items, and floors that
-        are not numbers below 1.
     """
     import xarray as xr
 

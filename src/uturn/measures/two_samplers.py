@@ -2,8 +2,7 @@
 
 For each original, each of two samplers makes two U-turns with noise of their own. If the samplers have one law, the four
 reconstructions of an original are exchangeable, whatever the data, the model and the noise level. The labels "first" and "second"
-are then drawn anew for every original, and a statistic is compared with its values under these relabellings. The p-values are
-exact for any number of originals, and two samplers with errors in common cannot be told apart.
+are then drawn anew for every original, and a statistic is compared with its values under these relabellings.
 """
 
 from __future__ import annotations
@@ -24,15 +23,11 @@ _PAIRS = list(itertools.combinations(range(4), 2))  # of the four U-turns of an 
 
 
 class TwoSamplers(NamedTuple):
-    """The result of an exact test at each noise level. All arrays have the shape (noise,).
+    """The result of an exact test at each noise level, arrays (noise,).
 
-    Attributes
-    ----------
-    statistic : mean of the statistic over originals
-    p_value : p-value of each single level
-    adjusted : p-values adjusted by Holm: for samplers of one law, any of them is <= a with a probability of at most a
-    level : false-alarm rate of all levels together
-    relabellings : largest number of random relabellings B; no p-value is below 1 / (B + 1)
+    `statistic`: its mean over originals. `p_value` of each single level; `adjusted` by Holm: for samplers of one law, any of them
+    is <= a with a probability of at most a. `level`: false-alarm rate of all levels together. `relabellings`: largest number of
+    random relabellings B; no p-value is below 1 / (B + 1).
     """
 
     statistic: np.ndarray
@@ -55,9 +50,11 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
 
         e = (d(a, b) + d(a, b') + d(a', b) + d(a', b')) / 2 - d(a, a') - d(b, b'),
 
-    whose expectation is 0 for samplers of one law, and positive for any others. Under this hypothesis the four are exchangeable,
-    so that each of the three splits into two pairs is equally probable. The splits are drawn uniformly for every original, B
-    times, and the mean of e is compared with the means under these relabellings.
+    whose expectation is 0 for samplers of one law, and positive for any others. Under this hypothesis each of the three splits
+    into two pairs is equally probable. The splits are drawn uniformly for every original, B times, and the mean of e is compared
+    with the means under these relabellings. The test sees any difference in law of single reconstructions, if there are enough
+    originals. It cannot see an error that both samplers have, such as a wrong denoiser, nor noise shared by different originals.
+    With n originals, no p is below 3^-n.
 
     Parameters
     ----------
@@ -67,21 +64,6 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
         False-alarm rate of all noise levels together (Holm).
     seed : int
         Seed of the relabellings.
-
-    Returns
-    -------
-    TwoSamplers
-        `statistic`: the mean of e over originals, in the units of the data.
-
-    Raises
-    ------
-    ValueError
-        For arrays of different or unexpected shapes, values that are not finite, or a level out of range.
-
-    Notes
-    -----
-    The test sees any difference in law of single reconstructions, if there are enough originals. It cannot see an error that both
-    samplers have, such as a wrong denoiser, nor noise shared by different originals. With n originals, no p is below 3^-n.
 
     Examples
     --------

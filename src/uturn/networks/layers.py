@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
+
 EVERY_BLOCK = "every block"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MOST_QUOTED = 12  # names of modules in a message
@@ -38,22 +40,18 @@ def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple
     names = [name for name in named_modules(checked_model(model)) if name]
     if layers is None:
         children = tuple(_children(wrapped(model)[1]))
-        if not children:
-            raise ValueError(f"{type(model).__name__} has no child modules to probe; name the layers (--layers)")
+        expect(children, f"child modules of {type(model).__name__}", children, "modules to probe; name the layers (--layers)")
         return children
     patterns = [layers] if isinstance(layers, str) else layers
-    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"layers = {layers!r}: expected names or patterns, at least one, or {EVERY_BLOCK!r}")
+    expect(patterns, "layers", layers, f"names or patterns, at least one, or {EVERY_BLOCK!r}")
     chosen: set[str] = set()
     wrapper = wrapped(model)[0]
     for pattern in (text.removeprefix(wrapper) for text in patterns):
         matching = every_block(model) if pattern == EVERY_BLOCK else [name for name in names if matches(name, pattern)]
         if not matching:
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            raise ValueError(
-                f"layers: {pattern!r} matches no module of {type(model).__name__}; close names: {', '.join(close)} "
-                f"(all {len(names)}: list(uturn.networks.layers.named_modules(model)))"
-            )
+            close = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3])
+            way_out = f"close names: {close} (all {len(names)}: list(uturn.networks.layers.named_modules(model)))"
+            raise ValueError(f"layers = {pattern!r}: expected a module of {type(model).__name__}; {way_out}")
         chosen.update(matching)
     return tuple(name for name in names if name in chosen)
 
@@ -239,9 +237,9 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
 
 def checked_model(model: Any) -> nn.Module:
     """`model`, or a ValueError if it is not a module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    return model
+    expect(isinstance(model, nn.Module), "model", model, "a torch.nn.Module")
+    module: nn.Module = model
+    return module
 
 
 @contextmanager

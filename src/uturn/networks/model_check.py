@@ -17,6 +17,7 @@ from uturn.core.checks import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
 from uturn.corruption.noising import add_noise, clean_and_noise
 from uturn.corruption.schedulers import is_flow, predicts
+from uturn.networks.images.levels import Levels
 from uturn.networks.images.own_denoisers import OwnNetwork
 
 ABAR = (0.95, 0.7, 0.3)
@@ -262,13 +263,10 @@ def _as_sampled(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tup
 
 def _levels(scheduler: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """a, s and the timesteps of `ABAR`, (levels,); None for a scheduler without such levels (EDM)."""
-    abar = torch.tensor(ABAR)
-    if is_flow(scheduler):
-        ratio = ((1 - abar) / abar).sqrt()
-        s = ratio / (1 + ratio)
-        return 1 - s, s, scheduler.config.num_train_timesteps * s
-    table = getattr(getattr(scheduler, "base", scheduler), "alphas_cumprod", None)
-    if table is None:
+    if not is_flow(scheduler) and not hasattr(getattr(scheduler, "base", scheduler), "alphas_cumprod"):
         return None
-    timesteps = (table.cpu() - abar[:, None]).abs().argmin(1)
-    return table.cpu()[timesteps].sqrt().float(), (1 - table.cpu()[timesteps]).sqrt().float(), timesteps
+    abar, levels = torch.tensor(ABAR), Levels(scheduler)
+    if levels.is_flow:
+        return levels.of(((1 - abar) / abar).sqrt())
+    timesteps = (1 / (1 + levels.ratios**2) - abar[:, None]).abs().argmin(1)
+    return (*levels.at(timesteps), timesteps)

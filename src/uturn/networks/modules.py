@@ -108,8 +108,7 @@ class Network(Input):
         spec, weights = self.classifier, self.weights
         kind, _, name = spec.partition(":")
         has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
-        if has_own and weights is not None:
-            raise ValueError(f"weights = {weights!r}: classifier = {spec!r} has its own; leave weights out")
+        expect(not has_own or weights is None, "weights", weights, f"None, as classifier = {spec!r} has its own")
         if Path(spec).is_file():
             return LoadedModule(load_network(spec))  # a network of strings or vectors is too small for a GPU
         if spec == "fashion_mnist":
@@ -170,10 +169,8 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
     base, _, tag = name.partition(".")
     _check_known("timm", base, timm.list_models())
     published = timm.list_models(base, pretrained=True)
-    if tag and name not in published:
-        raise ValueError(f"{where}: no such weights; expected {', '.join(published) or base}")
-    if size and not (size.isdecimal() and 1 <= int(size) <= 4096):
-        raise ValueError(f"{where}: '@{size}' is no size of images; expected pixels, such as timm:NAME@224")
+    expect(not tag or name in published, f"{where}: weights", tag, ", ".join(published) or base)
+    expect(not size or size.isdecimal(), f"{where}: size of images", size, "pixels, such as timm:NAME@224")
     build = functools.partial(timm.create_model, name)
     if size and timm.get_pretrained_cfg(name).fixed_input_size:  # convolutional networks take every size
         build = functools.partial(build, dynamic_img_size=True)  # interpolates the position embeddings
@@ -210,9 +207,7 @@ def _imported_module(spec: str, function: Callable[[], Any], weights: str | None
     with noted(where):
         returned = function()
     module, preprocess = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-    if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
-        kinds = " and ".join(type(part).__name__ for part in (returned if isinstance(returned, tuple) else [returned]))
-        raise ValueError(f"{where} gives {kinds or 'nothing'}; expected a torch.nn.Module, or (module, preprocess)")
+    expect(isinstance(module, nn.Module), f"{where}: what it gives", returned, "a torch.nn.Module, or (module, preprocess)")
     if weights is not None:
         state = read_state_dict(weights, "a file with a state dict, or none for those the module has")
         put_weights(module, state, f"{where}, weights = {weights!r}")
@@ -230,8 +225,6 @@ def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:
 
 
 def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
-        raise ValueError(
-            f"classifier = '{kind}:{name}': {kind} has no such classifier; close names: {', '.join(close)} ({len(known)} in all)"
-        )
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
+    expected = f"a model of {kind}; close names: {', '.join(close)} ({len(known)} in all)"
+    expect(name in known, "classifier", f"{kind}:{name}", expected)

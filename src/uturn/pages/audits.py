@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.measures.statistics import with_interval
 from uturn.pages.sections import card, new_section
-from uturn.studies.curves import with_interval
 from uturn.studies.plotting.audit import decoder_words
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable

@@ -44,17 +44,12 @@ def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
     charts = []
     for name in map(str, data.data_vars):
         values = data[name]
-        ends = [data[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in data]
-        if name.endswith(("_low", "_high")) or values.dtype.kind not in "fiu":
+        if values.dtype.kind not in "fiu":
             continue
         values = values.mean("grammar") if "grammar" in values.dims else values
         x = _axis_of(values)
         if x is None or _NO_LINES & set(values.dims):
             continue
-        if [end.dims for end in ends] == [values.dims] * 2:
-            import xarray as xr
-
-            values = xr.concat([values, *ends], "bound").assign_coords(bound=_ENDS)
         title = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
         charts.append(chart(name, title, values, x, y=str(data[name].attrs.get("units", "")), group=name.replace("_", " ")))
     return sorted(with_curves(charts), key=lambda chart: not chart["slides"])
@@ -87,7 +82,7 @@ def chart(
     Parameters
     ----------
     name, title : name for files, title for readers
-    values : array (x, ..), with the dim "bound" if there are intervals
+    values : array (x, ..), with the dim `estimate` if there are intervals
     x : dim of the axis
     marks : places on the axis, made by `mark`
     y : quantity and unit of the vertical axis

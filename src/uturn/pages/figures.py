@@ -135,7 +135,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
 def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
     """Add t*, if the data have it, as a headline and a mark in the charts; mark ε* of mean-field theory."""
     charts = [chart for chart in section["charts"] if chart["slides"]]
-    star = [float(data.attrs.get(name, np.nan)) for name in ("transition", "transition_low", "transition_high")]
+    star = data["transition"].values.tolist() if "transition" in data else [np.nan] * 3
     marks = []
     if np.isfinite(star[0]):
         axis = charts[0]["axes"][0]["words"] if charts else "noise"

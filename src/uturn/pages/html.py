@@ -26,9 +26,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
 from uturn.core.checks import visible
+from uturn.measures.statistics import with_interval
 from uturn.pages.figures import tally
 from uturn.pages.tokens import Token, blocks
-from uturn.studies.curves import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uturn.core.files import check_plain
+from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
@@ -19,7 +20,6 @@ from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
-from uturn.studies.curves import with_interval
 from uturn.studies.headline import PEAK, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label

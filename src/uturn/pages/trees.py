@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.statistics import proportion
+from uturn.measures.statistics import ESTIMATE, proportion
 from uturn.pages.charts import numbers
 from uturn.studies.axes import is_geometric
-from uturn.studies.curves import ESTIMATE
 from uturn.studies.runs import item_names
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def tree_of_store(run: xr.Dataset) -> dict[str, Any] | None:
     names = [name for name in _READINGS if name in run and run[name].dims[:2] == ("noise", "item")]
     if not names or run.sizes.get("tree_level") != depth + 1:
         return None
-    readings = [_reading(name, proportion(run[name].sortby("noise")), _nodes(run, f"node_{name}")) for name in names]
+    readings = [_reading(name, proportion(run[name].sortby("noise")).values, _nodes(run, f"node_{name}")) for name in names]
     return _tree(branching, depth, run.noise, readings)
 
 
@@ -51,7 +50,7 @@ def tree_of_figure(data: xr.Dataset) -> dict[str, Any] | None:
         values = data[name].mean("grammar") if name in data and "grammar" in data[name].dims else data.get(name)
         if values is not None and set(values.dims) == {"noise", "tree_level"}:
             mean = values.sortby("noise").transpose("noise", "tree_level").values
-            readings.append(_reading(name, np.stack([mean, *[np.full_like(mean, np.nan)] * 2]), []))
+            readings.append(_reading(name, np.stack([mean, *[np.full_like(mean, np.nan)] * 2], -1), []))
     return _tree(int(data.attrs["branching"]), data.sizes["tree_level"] - 1, data.get("noise"), readings)
 
 
@@ -64,8 +63,8 @@ def _tree(branching: int, depth: int, noise: Any, readings: list[Any]) -> dict[s
 
 
 def _reading(name: str, means: np.ndarray, items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the tree levels (estimate, noise, tree_level), from the leaves up, and readings of single nodes."""
-    levels = [dict(zip(ESTIMATE, map(numbers, of_level), strict=True)) for of_level in means.transpose(2, 0, 1)]
+    """Means of the tree levels (noise, tree_level, estimate), from the leaves up, and readings of single nodes."""
+    levels = [dict(zip(ESTIMATE, map(numbers, of_level), strict=True)) for of_level in means.transpose(1, 2, 0)]
     return {"name": name, "words": _READINGS[name], "levels": levels, "items": items}
 
 

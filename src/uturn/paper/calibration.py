@@ -12,30 +12,9 @@ from scipy.stats import binom
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
 from uturn.measures.statistics import Estimate
-from uturn.paper.calibration_runs import (
-    CODES,
-    ITEMS,
-    NOISE,
-    SCHEDULERS,
-    SEPARATIONS,
-    image_experiments,
-    mixture_experiment,
-    recall,
-    repeated,
-    samplers,
-    trained_denoiser,
-)
-from uturn.paper.decision_times import (
-    collapse_verdict,
-    draw_collapse,
-    draw_speciation,
-    fashion,
-    fashion_verdict,
-    phi_verdict,
-    speciation,
-    speciation_verdict,
-)
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, shows, verdict
+from uturn.paper import calibration_runs as trials
+from uturn.paper import decision_times
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
@@ -62,17 +41,17 @@ GROUPS = 200  # experiments of which the false alarms are counted
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     scale, runs = workshop.scale, {}
-    tried = samplers(scale, trained_denoiser(workshop))
+    tried = trials.samplers(scale, trials.trained_denoiser(workshop))
     experiments = {label: sampler.experiment for label, sampler in tried.items()}
-    experiments |= {f"repeated-{kind}": repeated(kind, scale) for kind in NOISE}
-    experiments |= {f"mixture-{separation:g}": mixture_experiment(separation, scale) for separation in SEPARATIONS}
+    experiments |= {f"repeated-{kind}": trials.repeated(kind, scale) for kind in trials.NOISE}
+    experiments |= {f"mixture-{separation:g}": trials.mixture_experiment(separation, scale) for separation in trials.SEPARATIONS}
     for label, experiment in experiments.items():
         settings = {"experiment": experiment.identity(), "models": experiment.models()}
         runs[label] = workshop.keep(f"calibration-{file_name(label)}", settings, partial(run, experiment))
         if label in tried:
             runs[label].attrs["kind"] = tried[label].kind
-    runs["recall"] = workshop.keep("calibration-recall", {"codes": CODES, "scale": scale}, partial(recall, scale))
-    images = workshop.runs("calibration", image_experiments(scale), apart=True)
+    runs["recall"] = workshop.keep("calibration-recall", {"codes": trials.CODES, "scale": scale}, partial(trials.recall, scale))
+    images = workshop.runs("calibration", trials.image_experiments(scale), apart=True)
     return runs | {f"images-{label}": ds for label, ds in images.items()}
 
 
@@ -82,9 +61,9 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for label in kinds:
         names = ["parsed"] if "parsed" in runs[label] else ["same_label", "scale_similarity"]
         tried[label] = calibration(runs[label], names, level=LEVEL)
-    shares = false_alarms([runs[f"repeated-{kind}"] for kind in NOISE])
+    shares = false_alarms([runs[f"repeated-{kind}"] for kind in trials.NOISE])
     images = {label: calibration(ds, ["same_class", "similarity"]) for label, ds in runs.items() if label.startswith("images-")}
-    speciated, transitions = speciation(runs)
+    speciated, transitions = decision_times.speciation(runs)
     worst = [_worst(tests) for tests in tried.values()]
     of_samplers = xr.Dataset(
         {
@@ -92,19 +71,19 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "p_holm": ("sampler", [float(tests.p_holm.min()) for tests in tried.values()]),
             "visible": ("sampler", [float(test.visible) for test in worst]),
         },
-        {"sampler": list(tried), "kind": ("sampler", list(kinds.values())), "estimate": BOUNDS},
+        {"sampler": list(tried), "kind": ("sampler", list(kinds.values())), "estimate": ESTIMATE},
     )
-    parts = [of_samplers, shares, _images_data(images), speciated, fashion(runs)]
+    parts = [of_samplers, shares, _images_data(images), speciated, decision_times.fashion(runs)]
     data = xr.merge(parts, combine_attrs="no_conflicts")
     data["recalled"] = runs["recall"].recalled.mean("item").rename(noise="recall_noise")
     return data, [
         *_samplers(tried, kinds),
         _rates(shares),
         *_images(images),
-        phi_verdict(runs),
-        speciation_verdict(transitions),
-        collapse_verdict(runs["recall"]),
-        fashion_verdict(data),
+        decision_times.phi_verdict(runs),
+        decision_times.speciation_verdict(transitions),
+        decision_times.collapse_verdict(runs["recall"]),
+        decision_times.fashion_verdict(data),
     ]
 
 
@@ -138,13 +117,13 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
     leaves, joint = (of_sites.p_holm.isel(reading=np.flatnonzero(chosen)).values for chosen in (single, ~single))
     return [
         verdict(
-            f"calibration of exact samplers, {ITEMS} originals each",
+            f"calibration of exact samplers, {trials.ITEMS} originals each",
             f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {gaps_of(exact)}",
             "0: original and clones are exchangeable",
             above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
         ),
         verdict(
-            f"calibration of wrong samplers, {ITEMS} originals each",
+            f"calibration of wrong samplers, {trials.ITEMS} originals each",
             gaps_of(wrong),
             "not 0",
             below([smallest[label] for label in wrong], LEVEL, f"p by Holm < {LEVEL:g} each"),
@@ -201,15 +180,15 @@ def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
     """Gaps of class, first block and logits, at every noise level: image_gap (scheduler, steps, shown, noise, estimate)."""
     steps = sorted({int(label.rpartition("-")[2]) for label in images})
     readings = next(iter(images.values())).reading.values
-    rows = [[images[f"images-{scheduler}-{number}"] for number in steps] for scheduler in SCHEDULERS]
+    rows = [[images[f"images-{scheduler}-{number}"] for number in steps] for scheduler in trials.SCHEDULERS]
     tests = xr.concat([xr.concat(row, "steps") for row in rows], "scheduler").sel(reading=readings[[0, 1, -1]])
     dims = ("scheduler", "steps", "reading", "noise")
     gap, p = tests[["gap", "low", "high"]].to_dataarray("estimate").transpose(*dims, "estimate"), tests.p_holm.transpose(*dims)
     shown = ("scheduler", "steps", "shown", "image_noise")
     return xr.Dataset(
         {"image_gap": ((*shown, "estimate"), gap.values), "image_p": (shown, p.values)},
-        {"scheduler": list(SCHEDULERS), "steps": steps, "shown": ["same class", "first block", "logits"]}
-        | {"image_noise": tests.noise.values, "estimate": BOUNDS},
+        {"scheduler": list(trials.SCHEDULERS), "steps": steps, "shown": ["same class", "first block", "logits"]}
+        | {"image_noise": tests.noise.values, "estimate": ESTIMATE},
     )
 
 
@@ -269,8 +248,8 @@ def draw(data: xr.Dataset) -> Any:
         _draw_rates(right, data)
         images, speciated, collapsed = bottom.subplots(1, 3)
         _draw_images(images, data)
-        draw_speciation(speciated, data)
-        draw_collapse(collapsed, data)
+        decision_times.draw_speciation(speciated, data)
+        decision_times.draw_collapse(collapsed, data)
     return figure
 
 
@@ -316,7 +295,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     noise = float(data.image_noise[np.abs(data.image_noise.values - 0.6).argmin()])
     marks = {"same class": "s", "first block": "o", "logits": "^"}
     axes.axhline(0, color=THEORY, lw=1, zorder=1)
-    for k, scheduler in enumerate(SCHEDULERS):
+    for k, scheduler in enumerate(trials.SCHEDULERS):
         color = (ACCENT, CLASS)[k]
         for j, name in enumerate(data.shown.values):
             tests = data[["image_gap", "image_p"]].sel(scheduler=scheduler, shown=name, image_noise=noise)

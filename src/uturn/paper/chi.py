@@ -10,37 +10,13 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
-from uturn.measures.changes import chi_parts, susceptibility_of
+from uturn.measures.changes import chi_of, chi_parts
 from uturn.measures.statistics import Estimate, estimate, replicates
+from uturn.paper import correlated_runs as shared
 from uturn.paper import thresholds
-from uturn.paper.correlated_runs import (
-    PAPER,
-    PATCHES,
-    SITES,
-    STEEP,
-    TIMES,
-    beside_exact,
-    controls,
-    exact_of,
-    grammar,
-    images,
-    independent_changes,
-)
-from uturn.paper.verdicts import (
-    BOUNDS,
-    Rule,
-    Verdict,
-    above,
-    apart,
-    below,
-    estimates,
-    holds,
-    increasing,
-    listed,
-    shows,
-    verdict,
-    within,
-)
+from uturn.paper import verdicts as judge
+from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, beside_exact
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, estimates, holds, listed, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style
 
@@ -78,19 +54,19 @@ def epsilons(depth: int, scale: Scale) -> list[float]:
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     points, depths = (9, (5, 9)) if scale == "smoke" else (17, (5, 7, 9))
-    made = {f"epsilon-depth{L}": grammar("epsilon", STEEP, L, epsilons(L, scale), scale, factor=5) for L in DEPTHS}
+    made = {f"epsilon-depth{L}": shared.grammar("epsilon", STEEP, L, epsilons(L, scale), scale, factor=5) for L in DEPTHS}
     for channel in CHANNELS:
         noise = np.linspace(*REACH[channel], points).tolist()
-        made |= {f"{channel}-depth{L}": grammar(channel, PAPER, L, noise, scale, turns=4) for L in depths}
+        made |= {f"{channel}-depth{L}": shared.grammar(channel, PAPER, L, noise, scale, turns=4) for L in depths}
     return made
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    shared = {**controls(workshop.scale), **images(workshop.scale)}
+    common = {**shared.controls(workshop.scale), **shared.images(workshop.scale)}
     made = experiments(workshop.scale)
-    exact = {f"exact-{label}": exact_of(workshop, "chi", label, experiment, DRAWS) for label, experiment in made.items()}
-    exact |= {f"exact-{label}": independent_changes(label, shared[label]) for label in SITES}
-    return {**workshop.runs("chi", made), **workshop.runs("correlated", shared), **exact}
+    exact = {f"exact-{label}": shared.exact_of(workshop, "chi", label, experiment, DRAWS) for label, experiment in made.items()}
+    exact |= {f"exact-{label}": shared.independent_changes(label, common[label]) for label in shared.SITES}
+    return {**workshop.runs("chi", made), **workshop.runs("correlated", common), **exact}
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -99,9 +75,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     for label, run in runs.items():
         for name in PATCHES if label == "images" else ("",):
             key = f"{label}-{name}" if name else label
-            curve = susceptibility_of(run, name)
-            data[f"chi_{key}"] = (f"noise_{label}", "bound"), np.stack([curve.chi, curve.low, curve.high], axis=-1)
-            data = data.assign_coords({f"noise_{label}": run.noise.values, "bound": BOUNDS})
+            data[f"chi_{key}"] = (f"noise_{label}", "estimate"), chi_of(chi_parts(run, name))
+            data = data.assign_coords({f"noise_{label}": run.noise.values, "estimate": ESTIMATE})
     theory = MeanField(*STEEP)
     fine = np.linspace(0.5, 0.95, 901)
     data["theory"] = ("depth", "fine"), np.array([theory.susceptibility(fine, L) for L in DEPTHS])
@@ -163,7 +138,7 @@ def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
         height,
         estimates(both, _log_ratio, 1 - level / len(noise)),
         float(statistic(means[:, 1])[0]),
-        float(np.abs(susceptibility_of(run).chi.values / measured - 1).max()),
+        float(np.abs(chi_of(chi_parts(run))[:, 0] / measured - 1).max()),
     )
 
 
@@ -197,7 +172,7 @@ def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: fl
             f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
         ),
         holds(levels, 0.0, np.inf, "so do those of every noise level"),
-        within([run.drawn for run in runs], 1e-5, ""),
+        judge.within([run.drawn for run in runs], 1e-5, ""),
     )
 
 
@@ -219,11 +194,11 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
             ", ".join(f"{run.exact:.4f}" for run in of_depth)
             + f" (exact chi, same parabola), below ε* = {critical:.3f}; displaced by 0",
             *(holds(run.moved, 0.0, HALF_WIDTH[L] / 4, "") for run, L in zip(of_depth, DEPTHS, strict=True)),
-            Rule(True, "displacements: intervals hold 0, and are narrower than 1/4 of the half-width of the peak"),
+            judge.Rule(True, "displacements: intervals hold 0, and are narrower than 1/4 of the half-width of the peak"),
             below([run.position.high for run in of_depth], critical, "intervals below ε*"),
-            increasing([run.position for run in of_depth]),
+            judge.increasing([run.position for run in of_depth]),
         ),
-        shows(
+        judge.shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative difference of chi",
             ", ".join(f"{x:.4f}" for x in annealed)
             + "; "
@@ -251,7 +226,7 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
             holds(moved, 0.0, CHANNEL_MOVED, f"displacement: the interval holds 0 and is narrower than {CHANNEL_MOVED}"),
             apart(of_depth[0].height, deepest.height, "intervals of the heights at the smallest and the largest depth apart"),
         ),
-        shows(
+        judge.shows(
             f"peak of chi over the threshold of deep trees, {grammar}, L = {depths[-1]}",
             f"{deepest.position.value / limit:.3f}",
             f"near 1 in deep trees ({limit}); no theory here says how near at finite depth",
@@ -274,7 +249,7 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
                 f"logarithm of measured over exact at t = T: {ratio} (99.9 % interval)",
                 f"grows up to {known:.2f} at t = T (closed formula: reconstruction independent of the original); no peak",
                 holds(ratio, 0.0, CONTROL_WIDTH, f"the interval of the logarithm holds 0 and is narrower than {CONTROL_WIDTH}"),
-                Rule(chi[-1].high > chi[highest].low, "the largest chi is not apart from chi at t = T"),
+                judge.Rule(chi[-1].high > chi[highest].low, "the largest chi is not apart from chi at t = T"),
                 apart(chi[0], chi[-1], "first and last intervals apart"),
             )
         )
@@ -342,7 +317,7 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
 def _beside_exact(axes: Any, data: xr.Dataset, label: str, scale: float, legend: str | None, lw: float, **look: Any) -> None:
     """Points of a run against its noise / scale, on the line of their exact values."""
     noise = data[f"noise_{label}"].values / scale
-    axes.plot(noise, data[f"chi_exact-{label}"].isel(bound=0), lw=lw, **look)
+    axes.plot(noise, data[f"chi_exact-{label}"].isel(estimate=0), lw=lw, **look)
     bars(axes, noise, data[f"chi_{label}"], lw=1, fmt="o", ms=4.5, label=legend, **look)
 
 

@@ -1,4 +1,7 @@
-"""Finite-size collapse of the correlation of the most distant leaves, with the exponent of the correlation length fitted."""
+"""Finite-size collapse of the correlation of the most distant leaves, with the exponent of the correlation length fitted.
+
+The part of the figure `correlations` that compares trees of several depths.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,10 @@ from uturn.exact.theory import MeanField
 from uturn.measures.scaling import Collapse, collapse, collapse_curves
 from uturn.measures.statistics import replicates
 from uturn.paper.correlated_runs import PAPER, grammar
-from uturn.paper.verdicts import BOUNDS, Rule, Verdict, below, verdict, within
-from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, row_interval, style
+from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
+from uturn.paper.workshop import Scale
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, row_interval
 
-TITLE = "Finite-size collapse: the exponent of the correlation length"
-CLAIM = "Trees of all sizes follow one curve once the noise is scaled with their size, with the exponent of the theory."
-CAPTION = (
-    "Correlation C(N)/C(0) of the changes of the most distant leaves (common ancestor: the root), ε-process, (32, 8, 2), trees "
-    "of N = 2^L leaves. Left: exact belief propagation (points; bars: standard error over grammars) and mean field (lines). "
-    "Middle: the same with both axes rescaled by the fitted ν and critical ε. Right: ν by the same fit of the measured curves, "
-    "and of the mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed); bar: 99.9 "
-    "% interval. chi itself does not collapse: at ε* it grows only as N^(2/ν - 1) = N^.06, and a part that does not depend on N "
-    "is larger."
-)
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
 """Depths of mean-field fits that show the approach to infinite depth."""
@@ -44,10 +37,6 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
     return {f"depth{L}": grammar("epsilon", PAPER, L, epsilons(scale), scale, factor=5) for L in depths(scale)}
 
 
-def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    return workshop.runs("collapse", experiments(workshop.scale))
-
-
 def theory_curves(theory: MeanField, noise: np.ndarray, sizes: Sequence[int]) -> xr.DataArray:
     """Mean-field curves in the form of `collapse_curves`, with a single item."""
     curves = np.stack([theory.pair_correlations(noise, L)[:, [L, 0]] for L in sizes], axis=1)
@@ -63,10 +52,11 @@ def start_of(theory: MeanField) -> tuple[float, float]:
     return 0.9 * (theory.correlation_exponent or np.nan), 1.02 * (theory.critical_noise or np.nan)
 
 
-def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
+    """Correlations (noise, depth) of the most distant leaves, those of the mean field, and the exponents of all fits."""
     theory = MeanField(*PAPER)
-    sizes = sorted(int(label.removeprefix("depth")) for label in runs)
-    curves = collapse_curves([runs[f"depth{L}"].load() for L in sizes])
+    sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
+    curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
     noise = curves.noise.values
     measured, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
     deeper = []
@@ -81,23 +71,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
     data = xr.Dataset(
         {
-            "correlation": (("noise", "depth"), ratio(repeated.mean)),
-            "error": (("noise", "depth"), repeated.error(ratio)),
-            "theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
-            "exponent": (("fit", "bound"), [fit.exponent for fit in (measured, expected, *deeper)]),
+            "farthest": (("noise", "depth"), ratio(repeated.mean)),
+            "farthest_error": (("noise", "depth"), repeated.error(ratio)),
+            "farthest_theory": (("fine", "depth"), ratio(theory_curves(theory, fine, sizes).values[:, 0])),
+            "fitted_nu": (("fit", "estimate"), [fit.exponent for fit in (measured, expected, *deeper)]),
+            "fitted_noise": ("estimate", list(measured.critical_noise)),
         },
         coords={
             "noise": noise,
             "depth": sizes,
             "fine": fine,
             "fit": ["measured", "mean field", *(f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER)],
-            "bound": BOUNDS,
-        },
-        attrs={
-            "nu": measured.exponent.value,
-            "critical": measured.critical_noise.value,
-            "infinite": theory.correlation_exponent,
-            "critical_noise": theory.critical_noise,
         },
     )
     return data, _verdicts(measured, expected, deeper, theory, sizes)
@@ -140,38 +124,33 @@ def _verdicts(
     ]
 
 
-def draw(data: xr.Dataset) -> Any:
-    with style() as plt:
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4.4), width_ratios=[1, 1, 0.95], layout="constrained")
-        nu, critical = data.attrs["nu"], data.attrs["critical"]
-        for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
-            part, N = data.sel(depth=L), 2.0**L
-            look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
-            left.plot(data.fine, part.theory, color=color, lw=1.4)
-            left.errorbar(data.noise, part.correlation, part.error, label=f"$L={L}$", **look)
-            scale = N ** (2 - 2 / nu)
-            x, fine = ((axis - critical) * N ** (1 / nu) for axis in (data.noise, data.fine))
-            middle.plot(fine, part.theory * scale, color=color, lw=1.4)
-            middle.errorbar(x, part.correlation * scale, part.error * scale, **look)
-        left.axvline(data.attrs["critical_noise"], color=MUTED, ls=":", lw=1.2)
-        left.set(xlabel=r"$\epsilon$", ylabel="$C(N)/C(0)$", title="the most distant leaves")
-        left.plot([], [], color=MUTED, lw=1.4, label="mean field")
-        left.legend(loc="upper right")
-        middle.set(
-            xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$",
-            ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$",
-            title="collapsed",
-            xlim=(-1.6, 1.0),
-        )
-        _draw_exponents(right, data)
-    return figure
+def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
+    """The curves of all depths, and the same with both axes rescaled by the fitted ν and critical ε."""
+    nu, critical = float(data.fitted_nu[0, 0]), float(data.fitted_noise[0])
+    for color, L in zip(level_colors(data.sizes["depth"]), data.depth.values, strict=True):
+        part, N = data.sel(depth=L), 2.0**L
+        look = {"fmt": "o", "ms": 4, "lw": 1, "color": color}
+        left.plot(data.fine, part.farthest_theory, color=color, lw=1.4)
+        left.errorbar(data.noise, part.farthest, part.farthest_error, label=f"$L={L}$", **look)
+        scale = N ** (2 - 2 / nu)
+        x, fine = ((axis - critical) * N ** (1 / nu) for axis in (data.noise, data.fine))
+        middle.plot(fine, part.farthest_theory * scale, color=color, lw=1.4)
+        middle.errorbar(x, part.farthest * scale, part.farthest_error * scale, **look)
+    left.axvline(data.attrs["critical_noise"], color=MUTED, ls=":", lw=1.2)
+    left.set(xlabel=r"$\epsilon$", ylabel="$C(N)/C(0)$", title="the most distant leaves")
+    left.plot([], [], color=MUTED, lw=1.4, label="mean field")
+    left.legend(loc="upper right")
+    middle.set(
+        xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$", ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed"
+    )
+    middle.set_xlim(-1.6, 1.0)
 
 
-def _draw_exponents(axes: Any, data: xr.Dataset) -> None:
+def draw_exponents(axes: Any, data: xr.Dataset) -> None:
     ranges = [f"mean field\n$L={depths[0]}$ to ${depths[-1]}$" for depths in (data.depth.values, *DEEPER)]
-    for row, bounds in enumerate(data.exponent.values):  # the theory has no interval
+    for row, bounds in enumerate(data.fitted_nu.values):  # the theory has no interval
         row_interval(axes, row, bounds, THEORY if row else CLASS, ms=7)
-    axes.axvline(data.attrs["infinite"], color=MUTED, ls="--", lw=1.2)
+    axes.axvline(data.attrs["nu"], color=MUTED, ls="--", lw=1.2)
     axes.set_yticks(range(data.sizes["fit"]), ["measured", *ranges])
     axes.set_ylim(data.sizes["fit"] - 0.5, -0.5)
-    axes.set(xlabel=r"exponent $\nu$", title=rf"$\nu$, infinite depth: {data.attrs['infinite']:.3f}")
+    axes.set(xlabel=r"exponent $\nu$", title=rf"$\nu$, infinite depth: {data.attrs['nu']:.3f}")

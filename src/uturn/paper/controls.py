@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, 
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves
 from uturn.paper.specs import mean_field
-from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, holds, shows, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, style, ticks
@@ -117,11 +118,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     drawn = [c.label for c in listed if c.panel or c == TWO_SCALES]
     data = xr.Dataset({f"r_{label}": _curves(compared[label]).rename(noise=f"time_{label}") for label in drawn})
     values = [[index[case.label].get(name, (np.nan,) * 3) for name in COMPARISONS] for case in listed]
-    data["index"] = ("case", "comparison", "bound"), np.array(values)
+    data["index"] = ("case", "comparison", "estimate"), np.array(values)
     data = data.assign_coords(
         case=[case.label for case in listed],
         comparison=list(COMPARISONS),
-        bound=BOUNDS,
+        estimate=ESTIMATE,
         words=("case", [case.title for case in listed]),
         kind=("case", [case.kind for case in listed]),
         judged=(("case", "comparison"), [[name in case.judged for name in COMPARISONS] for case in listed]),
@@ -234,19 +235,19 @@ def _plain(text: str) -> str:
 
 
 def _curves(compared: Levels) -> xr.DataArray:
-    """Rescaled curves and their intervals: dims noise, level, bound."""
+    """Rescaled curves and their intervals: dims noise, level, estimate."""
     pieces = []
     for values, floor in zip((compared.high, compared.low), compared.floors or (None, None), strict=True):
-        pieces.append(replicates(values).interval(lambda c, floor=floor: rescaled(c, floor)).T)  # type: ignore[misc]
+        pieces.append(replicates(values).interval(partial(rescaled, floor=floor)))
     assert compared.isolated is not None  # only images have none, and no panel
     pieces.append(np.repeat(rescaled(compared.isolated)[:, None], 3, axis=1))
     return xr.DataArray(
         np.stack(pieces, axis=1),
-        dims=("noise", "level", "bound"),
+        dims=("noise", "level", "estimate"),
         coords={
             "noise": compared.high.noise.values,
             "level": ["class", "reconstructed", "isolated"],
-            "bound": BOUNDS,
+            "estimate": ESTIMATE,
         },
     )
 
@@ -304,7 +305,7 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
 def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) -> None:
     """The class of several cases against their low level, in one comparison."""
     for label, text in titles.items():
-        curves = data[f"r_{label}"].isel(bound=0)
+        curves = data[f"r_{label}"].isel(estimate=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
         main = label == "sparse"
         look = {"color": PANEL_COLORS[label], "lw": 2.8 if main else 1.6, "zorder": 3 if main else 2}

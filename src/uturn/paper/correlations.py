@@ -8,26 +8,34 @@ import numpy as np
 import xarray as xr
 
 from uturn.exact.theory import MeanField
-from uturn.measures.changes import correlations_of
+from uturn.measures import changes
 from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import Estimate, estimate
 from uturn.paper import chi, collapse
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
-from uturn.paper.verdicts import BOUNDS, Verdict, above, apart, below, estimates, holds, listed, shows, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, estimates, holds, listed, shows, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
 
 TITLE = "Correlations of changes against distance"
-CLAIM = "The closer the noise is to the critical one, the farther apart are sites that still change together."
+CLAIM = (
+    "The closer the noise is to the critical one, the farther apart are sites that still change together; trees of all sizes "
+    "follow one curve once the noise is scaled with their size."
+)
 CAPTION = (
     "Correlation C(r)/C(0) of the changes of two sites at distance r, within one original. Top left: ε-process, (32, 8, 2), "
-    "deepest tree of figure collapse: U-turns (points; bars: 95 % intervals over grammars), exact covariances of the same "
+    "deepest tree of the last row: U-turns (points; bars: 95 % intervals over grammars), exact covariances of the same "
     "strings (lines) and mean field (dashed); r = 2^k if the common ancestor is at level k; dotted: the power law r^-(2 - 2/ν) "
     "at ε*. Top right: correlation length ξ from a fit of A r^-(2 - 2/ν) exp(-r/ξ) on both sides of ε*, with the same symbols; "
-    "it grows towards ε* until it exceeds the tree. Bottom left: the C(r) of a flat mixture does not fall with r, although its "
+    "it grows towards ε* until it exceeds the tree. Middle left: the C(r) of a flat mixture does not fall with r, although its "
     "chi is large; a Gaussian field loses its correlation over a few sites; dashed: exact, for a reconstruction that is "
-    "independent of the original. Bottom right: Fashion-MNIST, embedded model, against the distance of the patches in pixels."
+    "independent of the original. Middle right: Fashion-MNIST, embedded model, against the distance of the patches in pixels. "
+    "Last row: finite-size collapse. Correlation of the most distant leaves (common ancestor: the root) in trees of N = 2^L "
+    "leaves, exact belief propagation (points; bars: standard error over grammars) and mean field (lines); the same with both "
+    "axes rescaled by the fitted ν and critical ε; ν by the same fit of the measured curves (bar: 99.9 % interval) and of the "
+    "mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed). chi itself does not "
+    "collapse: at ε* it grows only as N^(2/ν - 1) = N^.06, and a part that does not depend on N is larger."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)
@@ -40,10 +48,10 @@ GAUSSIAN = "gaussian-depth9"
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    shared = {**controls(workshop.scale), **images(workshop.scale)}
-    deepest, experiment = list(collapse.experiments(workshop.scale).items())[-1]
+    shared, trees = {**controls(workshop.scale), **images(workshop.scale)}, collapse.experiments(workshop.scale)
+    deepest, experiment = list(trees.items())[-1]
     return {
-        "epsilon": workshop.run(f"collapse-{deepest}", experiment),
+        **workshop.runs("collapse", trees),
         "exact-epsilon": exact_of(workshop, "collapse", deepest, experiment),
         GAUSSIAN: workshop.run(f"chi-{GAUSSIAN}", chi.experiments(workshop.scale)[GAUSSIAN]),
         **workshop.runs("correlated", shared),
@@ -53,36 +61,31 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     runs = {label: run.load() for label, run in runs.items()}
-    theory = MeanField(*PAPER)
-    run = runs["epsilon"]
-    depth = run.sizes["distance"] - 1
+    theory, (trees, of_trees) = MeanField(*PAPER), collapse.collapsed(runs)
+    depth = int(trees.depth[-1])
+    run, own = runs[f"depth{depth}"], runs["exact-epsilon"].change_covariance
     noise, exponent = run.noise.values, theory.decay_exponent or np.nan
-    curves = correlations_of(run)
     exact = theory.pair_correlations(noise, depth)
     expected = xr.DataArray(exact[:, None], dims=("noise", "item", "distance"), coords={"noise": noise, "distance": run.distance})
-    lengths, known = correlation_length(run.change_covariance, exponent), correlation_length(expected, exponent)
-    own = runs["exact-epsilon"].change_covariance
-    data = xr.Dataset(
-        {
-            **{f"epsilon_{name}": curves[name] for name in ("correlation", "low", "high")},
-            "theory": (("noise", "distance"), exact / exact[:, :1]),
-            **{f"length_{name}": lengths[name] for name in ("length", "low", "high")},
-            "exact": correlations_of(own).correlation,
-            "length_theory": known.length,
-            "length_exact": correlation_length(own, exponent).length,
-        },
-        attrs={"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent},
+    data = trees.assign(
+        epsilon=bounds_of(changes.correlations(run)),
+        theory=(("noise", "distance"), exact / exact[:, :1]),
+        length=bounds_of(correlation_length(run, exponent)),
+        exact=changes.correlations(runs["exact-epsilon"]).correlation,
+        length_theory=correlation_length(expected, exponent).length,
+        length_exact=correlation_length(own, exponent).length,
     )
+    data.attrs = {"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent}
     for label, shown_run, at, name in _shown(runs):
         curve = curves_at(shown_run, at, name)
-        data[label] = (f"r_{label}", "bound"), bounds_of(curve)
+        data[label] = (f"r_{label}", "estimate"), bounds_of(curve).values
         data = data.assign_coords({f"r_{label}": curve.distance.values})
     for label in SITES:
-        data[f"{label}_exact"] = correlations_of(runs[f"exact-{label}"]).correlation.isel(noise=0).rename(distance=f"r_{label}")
-    data = data.assign_coords(bound=BOUNDS)
+        known = changes.correlations(runs[f"exact-{label}"]).correlation
+        data[f"{label}_exact"] = known.isel(noise=0, drop=True).rename(distance=f"r_{label}")
     both = beside_exact(run.change_covariance, own)
-    off = (data.epsilon_correlation - data.theory).isel(distance=slice(1, None))
-    ratio = (data.length_length / data.length_theory).values[_judged(data)]
+    off = (data.epsilon.sel(estimate="value") - data.theory).isel(distance=slice(1, None))
+    ratio = (data.length.sel(estimate="value") / data.length_theory).values[_judged(data)]
     return data, [
         _against_exact(data, both),
         shows(
@@ -94,6 +97,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         *_lengths(data, both),
         *_controls(runs),
         *(_images(runs["images"], name) for name in PATCHES),
+        *of_trees,
     ]
 
 
@@ -113,13 +117,14 @@ def _largest(run: xr.Dataset) -> int:
 
 def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
     """Correlations against distance at the noise level of a run that is closest to `noise`."""
-    curves = correlations_of(run, name)
+    curves = changes.correlations(run, name=name)
     return curves.isel(noise=int(np.argmin(np.abs(np.nan_to_num(curves.noise.values, posinf=1e9) - noise))))
 
 
-def bounds_of(curve: xr.Dataset) -> np.ndarray:
-    """Correlations with the ends of their intervals, (distance, 3)."""
-    return np.stack([curve.correlation, curve.low, curve.high], axis=-1)
+def bounds_of(curves: xr.Dataset) -> xr.DataArray:
+    """Correlations or lengths with the ends of their intervals along the last dim, `estimate`."""
+    name = "correlation" if "correlation" in curves else "length"
+    return curves[[name, "low", "high"]].to_dataarray("estimate").assign_coords(estimate=ESTIMATE).transpose(..., "estimate")
 
 
 def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
@@ -191,7 +196,7 @@ def _lengths(data: xr.Dataset, both: xr.DataArray) -> list[Verdict]:
     return [
         verdict(
             f"ξ against that of the exact covariances, ε from {noise[0]:g} to {noise[-1]:g} where it is below N/4",
-            f"{', '.join(f'{float(x):.1f}' for x in data.length_length.values[judged])}; mean logarithm of the ratio {mean} "
+            f"{', '.join(f'{x:.1f}' for x in data.length.values[judged, 0])}; mean logarithm of the ratio {mean} "
             "(99.9 % interval)",
             ", ".join(f"{float(x):.1f}" for x in data.length_exact.values[judged]),
             holds(mean, 0.0, LENGTH_WIDTH, f"the interval of the mean holds 0 and is narrower than {LENGTH_WIDTH}"),
@@ -259,11 +264,15 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
 
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
-        figure, grid = plt.subplots(2, 2, figsize=(12.5, 9), layout="constrained")
+        figure = plt.figure(figsize=(12.5, 13.2), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[9, 4.2])
+        grid, (left, middle, right) = top.subplots(2, 2), bottom.subplots(1, 3, width_ratios=[1, 1, 0.95])
         _draw_epsilon(grid[0, 0], data)
         _draw_lengths(grid[0, 1], data)
         _draw_controls(grid[1, 0], data)
         _draw_images(grid[1, 1], data)
+        collapse.draw_curves(left, middle, data)
+        collapse.draw_exponents(right, data)
     return figure
 
 
@@ -271,12 +280,12 @@ def _draw_epsilon(axes: Any, data: xr.Dataset) -> None:
     r = data.distance.values[1:]
     for color, epsilon in zip(level_colors(len(SHOWN)), SHOWN, strict=True):
         part = data.sel(noise=epsilon, method="nearest").isel(distance=slice(1, None))
-        value, low, high = (part[f"epsilon_{key}"].values for key in ("correlation", "low", "high"))
-        bounds = np.stack([value, np.maximum(low, 1e-6), high], axis=1)[value > 0]
+        bounds = np.maximum(part.epsilon.values, [-np.inf, 1e-6, -np.inf])
+        there = bounds[:, 0] > 0
         axes.plot(r, part.exact, color=color, lw=1.4)
         axes.plot(r, part.theory, color=color, lw=1, ls="--", alpha=0.6)
         look = {"fmt": "o", "ms": 4.5, "lw": 1, "color": color, "label": rf"$\epsilon={float(part.noise):.2f}$"}
-        bars(axes, r[value > 0], bounds, **look)
+        bars(axes, r[there], bounds[there], **look)
     law = 1.15 * r ** -data.attrs["exponent"]
     axes.plot(r, law * 1.3, color=MUTED, ls=":", lw=1.4, label=rf"$r^{{-{data.attrs['exponent']:.2f}}}$")
     axes.set(xscale="log", yscale="log", ylim=(3e-4, 1.2), xlabel="distance $r$", ylabel="$C(r)/C(0)$")
@@ -289,11 +298,10 @@ def _draw_lengths(axes: Any, data: xr.Dataset) -> None:
     away = data.noise.values - data.attrs["critical_noise"]
     size = float(data.distance[-1])
     for sign, color, side_name in ((-1, ACCENT, r"$\epsilon<\epsilon^*$"), (1, CLASS, r"$\epsilon>\epsilon^*$")):
-        side = (np.sign(away) == sign) & np.isfinite(data.length_length.values) & (data.length_length.values < 4 * size)
+        side = (np.sign(away) == sign) & (data.length.values[:, 0] < 4 * size)
         part = data.isel(noise=np.flatnonzero(side)[:: int(sign)])  # from small distances to large ones
         x = np.abs(part.noise - data.attrs["critical_noise"])
-        bounds = np.stack([part[f"length_{key}"].clip(max=1e5) for key in ("length", "low", "high")], axis=1)
-        bars(axes, x, bounds, fmt="o", ms=5, lw=1, color=color, label=side_name)
+        bars(axes, x, part.length.clip(max=1e5), fmt="o", ms=5, lw=1, color=color, label=side_name)
         axes.plot(x, part.length_exact, color=color, lw=1.4)
         axes.plot(x, part.length_theory, color=color, lw=1, ls="--", alpha=0.6)
     x = np.array([0.012, 0.04])

@@ -12,18 +12,11 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binom
 
+from uturn.measures import cloning
 from uturn.measures.calibration import holm
-from uturn.measures.cloning import (
-    cloning_probability,
-    collapse_time,
-    covariance_eigenvalues,
-    largest_eigenvalue,
-    mixture_cloning_probability,
-    speciation_time,
-)
 from uturn.measures.statistics import Estimate, crossing, estimate, transition
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, listed, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import load_scheduler
 from uturn.studies.plotting.style import MUTED, bars, level_colors, mark_noise
@@ -47,11 +40,11 @@ def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
     for separation in SEPARATIONS:
         ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
         time, same = ds.noise.values, ds.clone_same_label
-        formula = mixture_cloning_probability(time, D)
+        formula = cloning.mixture_cloning_probability(time, D)
         source = mixture_experiment(separation, "smoke").parts.source
-        t_s = speciation_time(largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
+        t_s = cloning.speciation_time(cloning.largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
         half = estimate(same, partial(_halfway, time), confidence=0.999)
-        rows.append(cloning_probability(same).values)
+        rows.append(cloning.cloning_probability(same).values)
         formulas.append(formula)
         shifts.append(time - t_s)
         falls.append(Fall(D, t_s, half, _halfway(time, formula)))  # interpolated on the same grid
@@ -61,7 +54,7 @@ def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
             "phi_formula": (("distance", "point"), np.array(formulas)),
             "since_speciation": (("distance", "point"), np.array(shifts)),
         },
-        {"distance": [fall.squared_distance for fall in falls], "estimate": BOUNDS},
+        {"distance": [fall.squared_distance for fall in falls], "estimate": ESTIMATE},
     )
     return data, falls
 
@@ -74,7 +67,7 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
     p, worst = [], 0.0
     for separation in SEPARATIONS:
         same = runs[f"mixture-{separation:g}"].clone_same_label.isel(trajectory=0, clone=0)
-        formula = mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
+        formula = cloning.mixture_cloning_probability(same.noise.values, separation**2 * MIXTURE["dimension"])
         count, n = same.sum("item").values.round(), same.sizes["item"]
         p.append((2 * np.minimum(binom.cdf(count, n, formula), binom.sf(count - 1, n, formula))).clip(max=1))
         worst = max(worst, float(np.abs(count / n - formula).max()))
@@ -123,8 +116,11 @@ def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     """Cloning of Fashion-MNIST: phi of DDPM with most steps, times of speciation and collapse, all on the axis t/T too."""
     label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
     ds = runs[label]
-    eigenvalues = covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    times = {"speciation": speciation_time(eigenvalues[0]), "collapse": collapse_time(eigenvalues, TRAINING_IMAGES)}
+    eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
+    times = {
+        "speciation": cloning.speciation_time(eigenvalues[0]),
+        "collapse": cloning.collapse_time(eigenvalues, TRAINING_IMAGES),
+    }
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
     place = {
         f"fashion_{name}": float(np.interp(-np.exp(-2 * t), -abar, (np.arange(len(abar)) + 1) / len(abar)))
@@ -139,12 +135,12 @@ def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     }
     return xr.Dataset(
         {
-            "fashion_phi": (("image_noise", "estimate"), cloning_probability(ds.clone_same_class).values),
+            "fashion_phi": (("image_noise", "estimate"), cloning.cloning_probability(ds.clone_same_class).values),
             **{f"fashion_{name}": ("estimate", list(half)) for name, half in halves.items()},
             "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
         },
         {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
-        | {"estimate": BOUNDS},
+        | {"estimate": ESTIMATE},
         attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
     )
 

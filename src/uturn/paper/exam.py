@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
-from scipy.special import stdtrit
 
 from uturn.measures.calibration import calibrate
+from uturn.measures.statistics import mean_interval
 from uturn.paper import exam_samplers
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
 from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_samplers import in_steps
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
-from uturn.paper.verdicts import BOUNDS, Verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
@@ -72,7 +72,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "denoiser": list(DENOISERS),
             "small_decoder": small["exact"].decoder.values,
             "decoder": dense["exact"].decoder.values,
-            "estimate": BOUNDS,
+            "estimate": ESTIMATE,
         },
     )
     short, clones = runs["samplers-short"], runs["samplers-long"]
@@ -107,11 +107,8 @@ def rounding_divergence(grammar: Mapping[str, Any], tokens: int) -> float:
 
 def _over_items(values: xr.DataArray) -> np.ndarray:
     """Mean over items and clones with a 95 % interval of Student's t over items, (decoder, 3); infinite if a value is."""
-    items = values.mean("clone").transpose("decoder", "item").values
-    mean = items.mean(axis=1)
-    known = np.where(np.isfinite(mean)[:, None], items, 0)
-    half = stdtrit(items.shape[1] - 1, 0.975) * known.std(axis=1, ddof=1) / np.sqrt(items.shape[1])
-    return np.stack([mean, mean - half, mean + half], axis=1)
+    items = values.mean("clone").transpose("item", "decoder").values
+    return np.where(np.isinf(items.mean(axis=0))[:, None], np.inf, mean_interval(items))
 
 
 def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +134,7 @@ def _world_gaps(clones: xr.Dataset) -> dict[str, Any]:
         p.append(test.p_value)
     coords = {name: clones[name].values for name in ("world", "sampler", "reading")}
     return {
-        "world_gap": xr.DataArray(np.array(gaps), coords | {"estimate": BOUNDS}, (*coords, "estimate")),
+        "world_gap": xr.DataArray(np.array(gaps), coords | {"estimate": ESTIMATE}, (*coords, "estimate")),
         "world_p": xr.DataArray(np.array(p), coords, tuple(coords)),
     }
 

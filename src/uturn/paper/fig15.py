@@ -12,7 +12,7 @@ from uturn.core.registry import part_class
 from uturn.measures.statistics import Estimate, crossing, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, estimates, meets, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
 
@@ -110,12 +110,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     read = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
     data = xr.Dataset(
         {
-            "shift": (("channel", "tree_level", "bound"), np.array([of_channel.shifts for of_channel in read])),
+            "shift": (("channel", "tree_level", "estimate"), np.array([of_channel.shifts for of_channel in read])),
             "residual_before": (("channel", "tree_level"), [of_channel.before for of_channel in read]),
             "residual_after": (("channel", "tree_level"), [of_channel.after for of_channel in read]),
-            "half_lost": (("channel", "bound"), np.array([of_channel.half for of_channel in read])),
+            "half_lost": (("channel", "estimate"), np.array([of_channel.half for of_channel in read])),
         },
-        coords={"channel": list(CHANNELS), "bound": BOUNDS, "tree_level": np.arange(L + 1)},
+        coords={"channel": list(CHANNELS), "estimate": ESTIMATE, "tree_level": np.arange(L + 1)},
         attrs={**PARAMETERS, "critical_noise": critical},
     )
     for name, run in loaded.items():
@@ -192,7 +192,7 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
         axes.plot(share, part_class("corruption", name)().effective_epsilon(noise, PARAMETERS["vocab_size"]), color=channel.color)
-        at = float(data.half_lost.sel(channel=name, bound="value"))
+        at = float(data.half_lost.sel(channel=name, estimate="value"))
         x = float(np.interp(at, data[f"{name}_epsilon"], data[f"{name}_noise"]))
         x = -np.expm1(-2 * x) if name == "gaussian" else x
         axes.plot(x, at, MARKERS[name], ms=8, color=channel.color, label=channel.label)

@@ -9,15 +9,15 @@ import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.statistics import estimate, inversion, transition
+from uturn.measures.statistics import estimate, inversion, mean_curves, transition
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, curves_with_bounds, estimates, inside, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, estimates, inside, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources import FashionMNISTSource
 from uturn.sources.fashion_mnist import CLASS_NAMES, COARSE_CLASS
-from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
+from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, mark_noise, style
 
 TITLE = "U-turns of images: a diffusion model and the layers of a classifier"
@@ -110,7 +110,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     over = ("item", "trajectory")
     data = xr.Dataset(
         {
-            **curves_with_bounds(similarity),
+            "similarity": mean_curves(similarity),
+            "transition": ("estimate", list(star)),
             "similarity_deterministic": deterministic.similarity.mean(over, dtype=float),
             "kept": same.mean(over, dtype=float),
             "kept_deterministic": same_ode.mean(over, dtype=float),
@@ -120,7 +121,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "image": stochastic.image.isel(trajectory=0, channel=0),
             "image_deterministic": deterministic.image.isel(trajectory=0, channel=0),
         },
-        attrs={"transition": star.value, "transition_low": star.low, "transition_high": star.high, "inversion": swap.value},
+        attrs={"inversion": swap.value},
     )
     return data, [
         verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
@@ -159,13 +160,13 @@ def _fall(noise: np.ndarray, curve: np.ndarray, floor: float) -> Any:
 def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, ...]) -> Verdict:
     """Widths of the falls of kind, logits and first block in the same U-turns; each falls to its own floor."""
     noise, layers = similarity.noise.values, (similarity.isel(network_layer=k, drop=True) for k in (-1, 0))
-    curves = xr.concat([same.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
+    together = xr.concat([same.isel(label_set=1, drop=True), *layers], dim="curve").transpose(..., "curve")
 
     def widths(c: np.ndarray) -> list[float]:
         kind, logits, block = (_fall(noise, c[:, k], floor).width for k, floor in enumerate(floors))
         return [kind, logits, block, block - kind, block - logits]
 
-    *each, minus_kind, minus_logits = estimates(curves, widths)
+    *each, minus_kind, minus_logits = estimates(together, widths)
     return verdict(
         "width of the fall (a quarter to three quarters) of kind, logits, first block",
         f"{'; '.join(map(str, each))}. First block minus kind, minus logits: {minus_kind}; {minus_logits}",
@@ -228,16 +229,16 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     """Similarity of every layer; first block and logits with intervals, and with the deterministic scheduler."""
-    attrs, noise = data.attrs, np.r_[0, data.noise.values]
+    (star, low, high), noise = data.transition.values, np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
-    colors = draw_similarities(axes, noise, np.insert(similarity_bounds(data), 0, 1, axis=0), data.network_layer.values)
+    colors = draw_similarities(axes, noise, np.insert(data.similarity.values, 0, 1, axis=0), data.network_layer.values)
     for k in (0, -1):
         axes.plot(noise, np.r_[1, ode[:, k]], color=colors[k], lw=1.1, ls="--", zorder=2)
     for k, color in enumerate(colors):
         for height, look in zip(data.random_pairs.values[:, k], _PAIR_MARKS, strict=True):
             axes.plot([1.045], [height], color=color, clip_on=False, **look)
-    axes.axvspan(attrs["transition_low"], attrs["transition_high"], color=CLASS, alpha=0.12, lw=0)
-    mark_noise(axes, attrs["transition"], f"$t^*={attrs['transition']:.2f}\\,T$", CLASS, aside=0.015)
+    axes.axvspan(low, high, color=CLASS, alpha=0.12, lw=0)
+    mark_noise(axes, star, f"$t^*={star:.2f}\\,T$", CLASS, aside=0.015)
     axes.set(xlabel="inversion time $t/T$", ylabel="cosine similarity", xlim=(0, 1.03), ylim=(None, 1.03))
     axes.set_title("layers of the classifier")
     axes.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")

@@ -10,7 +10,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
-from uturn.paper.verdicts import BOUNDS, Verdict, above, increasing, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, level_bar, level_colors, mark_noise, style, ticks
 
@@ -61,14 +61,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         {
             "belief": grammar_means(deepest.belief),
             "class_belief": xr.concat(classes, dim="depth"),
-            "sharpness": (("depth", "bound"), np.array(sharpness)),
+            "sharpness": (("depth", "estimate"), sharpness),
+            "transition": ("estimate", list(location)),
         },
-        coords={"depth": depths, "bound": BOUNDS},
+        coords={"depth": depths, "estimate": ESTIMATE},
         attrs={
             **PAPER,
-            "transition": location.value,
-            "transition_low": location.low,
-            "transition_high": location.high,
             "inversion_time": swap.value,
             "effective_epsilon": epsilon,
         },
@@ -125,7 +123,7 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_levels(axes: Any, data: xr.Dataset) -> None:
     """All levels of the deepest trees; leaves and class with the standard deviation between grammars."""
-    L, star = data.sizes["tree_level"] - 1, data.attrs["transition"]
+    L, star = data.sizes["tree_level"] - 1, float(data.transition[0])
     for level, color in enumerate(level_colors(L + 1)):
         curve, edge = data.belief.isel(tree_level=level), level in (0, L)
         mean, spread = curve.mean("grammar"), curve.std("grammar")

@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField, phase_diagram
 from uturn.measures.statistics import crossing, estimate, grammar_means, shift
 from uturn.paper.specs import experiment_of, rhm
-from uturn.paper.verdicts import BOUNDS, Verdict, below, equal, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, below, equal, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
 
@@ -58,11 +58,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = xr.Dataset(
         {
             "gain": xr.concat([gain.mean("item").reset_coords(drop=True) for gain in gains], "multiplicity", join="outer"),
-            "crossing": (("multiplicity", "bound"), crossings),
+            "crossing": (("multiplicity", "estimate"), crossings),
             "spread": ("multiplicity", spreads),
             "critical_noise": ("multiplicity", theory.critical_noise),
         },
-        coords={"multiplicity": ms, "bound": BOUNDS, "rule_density": ("multiplicity", theory.rule_density)},
+        coords={"multiplicity": ms, "estimate": ESTIMATE, "rule_density": ("multiplicity", theory.rule_density)},
         attrs=PARAMETERS,
     )
     grammars = len(np.unique(gains[0].grammar))
@@ -85,7 +85,7 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
     """Crossings against ε*, for the multiplicities with a transition."""
-    error = data.crossing.sel(bound="value") - data.critical_noise
+    error = data.crossing.sel(estimate="value") - data.critical_noise
     crossed = int(error.notnull().sum())
     everywhere = verdict(
         "multiplicities with a transition where p_L = p_0 is crossed",
@@ -101,7 +101,7 @@ def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
     return [
         verdict(
             f"crossing p_L = p_0 against ε*, worst of {error.size} multiplicities (m = {m})",
-            f"{float(worst.crossing.sel(bound='value')):.4f} (off by {off:+.4f})",
+            f"{float(worst.crossing.sel(estimate='value')):.4f} (off by {off:+.4f})",
             f"{float(worst.critical_noise):.4f}",
             within(off, allowed, f"within {allowed:.3f}: the larger of {TOLERANCE} and 3 standard errors over grammars"),
         ),
@@ -156,7 +156,7 @@ def draw(data: xr.Dataset) -> Any:
             axes.plot(at[~yes], row.noise[~yes], "x", ms=4.5, mew=1.2, color=CLASS, zorder=4)
         measured = data.dropna("multiplicity", subset=["spread"])
         look = {"fmt": "_", "ms": 13, "mew": 2, "color": "#e69f00", "zorder": 5, "label": "BP: $p_L=p_0$"}
-        axes.errorbar(s * measured.rule_density, measured.crossing.sel(bound="value"), measured.spread, **look)
+        axes.errorbar(s * measured.rule_density, measured.crossing.sel(estimate="value"), measured.spread, **look)
         axes.plot([], [], "o", color=ACCENT, label="recoverable (BP)")
         axes.plot([], [], "x", color=CLASS, label="lost (BP)")
         axes.axvline(1, color=MUTED, lw=0.8, ls="--")

@@ -12,7 +12,7 @@ from uturn.core.experiment import Experiment
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
-from uturn.paper.verdicts import BOUNDS, Verdict, estimates, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.levels import draw_level
 from uturn.studies.plotting.style import MUTED, level_bar, level_colors, mark_noise, style
@@ -53,9 +53,9 @@ def compare(
         {
             "belief": grammar_means(values),
             "theory": (("theory_noise", "tree_level"), theory),
-            "shift": (("shifted_level", "bound"), np.array(shifts)),
+            "shift": (("shifted_level", "estimate"), shifts),
         },
-        coords={"bound": BOUNDS, "shifted_level": list(levels), "theory_noise": theory_noise},
+        coords={"estimate": ESTIMATE, "shifted_level": list(levels), "theory_noise": theory_noise},
         attrs={"tolerance": TOLERANCE, "critical_noise": mean_field(PARAMETERS).critical_noise, **PARAMETERS},
     )
     worst = int(np.argmax([abs(interval.value) for interval in shifts]))
@@ -75,7 +75,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data["unchanged"] = grammar_means(run.unchanged)
     chance = 1 / PARAMETERS["vocab_size"]
     lost = estimate(run.belief, lambda c: transition(run.noise.values, c[:, L], 1.0, chance).location)
-    data.attrs.update(transition=lost.value, transition_low=lost.low, transition_high=lost.high)
+    data["transition"] = "estimate", list(lost)
     return data, [shifted, _swap(run.belief, theory)]
 
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
+from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, mean_curves, transition
 from uturn.paper import string_classifier
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.string_classifier import SEED
-from uturn.paper.verdicts import Verdict, above, at_least, below, curves_with_bounds, estimates, mean_estimate, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within
 from uturn.paper.workshop import Workshop
-from uturn.studies.plotting.levels import draw_similarities, similarity_bounds
+from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_bar, level_colors, mark_noise, style
 
 TITLE = "Layers of a network that learned the grammar"
@@ -65,11 +65,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
     swaps = _swaps(run, predicted, places)
     each_grammar = grammar_means(many.belief).transpose("grammar", ...).values
-    grammar_swaps = np.array([_swap(many.noise.values, curves, -1, 0, places) for curves in each_grammar])
+    grammar_swaps = np.array([_swap(many.noise.values, beliefs, -1, 0, places) for beliefs in each_grammar])
     over = ("item", "trajectory")
     data = xr.Dataset(
         {
-            **curves_with_bounds(run.similarity),
+            "similarity": mean_curves(run.similarity),
+            "inversion": ("estimate", list(swaps.layers)),
             "distance": run.distance.mean(over, dtype=float),
             "same_class": run.same_class.mean(over, dtype=float),
             "verdict": predicted.mean(over, dtype=float),
@@ -82,9 +83,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             **{name: source[name] for name in ("vocab_size", "multiplicity", "branching")},
             "critical_noise": star,
             "class_crossing": crossing,
-            "inversion": swaps.layers.value,
-            "inversion_low": swaps.layers.low,
-            "inversion_high": swaps.layers.high,
             "exact_inversion": swaps.exact.value,
             "accuracy": float(network.accuracy),
             "training_steps": network.attrs["training_steps"],
@@ -137,13 +135,13 @@ class Swaps(NamedTuple):
 def _swaps(run: xr.Dataset, predicted: xr.DataArray, places: Places) -> Swaps:
     swap = partial(_swap, run.noise.values, places=places)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    curves = xr.concat([first, logits, predicted], dim="curve").transpose(*run.similarity.dims[:3], "curve")
+    together = xr.concat([first, logits, predicted], dim="curve").transpose(*run.similarity.dims[:3], "curve")
 
     def of_network(c: np.ndarray) -> list[float]:
         both = swap(c, high=2, low=0), swap(c, high=1, low=0)
         return [*both, both[1] - both[0]]
 
-    of_class, of_layers, later = estimates(curves, of_network)
+    of_class, of_layers, later = estimates(together, of_network)
     return Swaps(of_class, of_layers, later, estimate(run.belief, partial(swap, high=-1, low=0)))
 
 
@@ -245,11 +243,12 @@ def draw(data: xr.Dataset) -> Any:
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
     noise, depth = data.noise.values, data.sizes["network_layer"] - 1
     names = [f"block {k}" for k in range(1, depth + 1)] + ["logits"]
-    colors = draw_similarities(axes, noise, similarity_bounds(data), names)
+    colors = draw_similarities(axes, noise, data.similarity.values, names)
     for color, floor in zip(colors, data.random_pairs.sel(pair="independent").values, strict=True):
         axes.plot([1.015], [floor], "<", color=color, ms=5, clip_on=False)
-    axes.axvspan(data.attrs["inversion_low"], data.attrs["inversion_high"], color=CLASS, alpha=0.15, lw=0)
-    axes.axvline(data.attrs["inversion"], color=CLASS, lw=1, label="logits and block 1 swap")
+    swap, *ends = data.inversion.values
+    axes.axvspan(*ends, color=CLASS, alpha=0.15, lw=0)
+    axes.axvline(swap, color=CLASS, lw=1, label="logits and block 1 swap")
     axes.plot(noise, data.verdict, "o", mfc="none", ms=4, mew=1, color=CLASS, label="same predicted class, scaled", zorder=5)
     axes.plot([], [], "<", color=MUTED, ms=5, label="independent strings")
     axes.legend(loc="lower left", fontsize=8.5)

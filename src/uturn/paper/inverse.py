@@ -14,10 +14,11 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from uturn.measures.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
+from uturn.measures.statistics import mean_interval
 from uturn.paper.inverse_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
 from uturn.paper.inverse_runs import measure as measure  # of the figure
 from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAR, FULL, LEVEL, MEANS, REAL, p_of_means, rank_correlation, verdicts
-from uturn.paper.verdicts import BOUNDS, Verdict, mean_estimate
+from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, style
 
 TITLE = "Does a posterior sampler tell the truth? Eight samplers of inverse problems"
@@ -49,13 +50,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     by_label = dict(zip(LABELS.values(), energy, strict=True))
     data = xr.Dataset(
         {name: (("sampler", "cell", *dims[name]), values) for name, values in together.items()},
-        {"sampler": list(LABELS.values()), "cell": cells, "test": [*MEANS, *BESIDE], "reading": MEANS, "estimate": BOUNDS},
+        {"sampler": list(LABELS.values()), "cell": cells, "test": [*MEANS, *BESIDE], "reading": MEANS, "estimate": ESTIMATE},
         {"items": energy.shape[2], "clones": CLONES},
     )
-    data["energy"] = (("sampler", "cell", "estimate"), np.apply_along_axis(mean_estimate, 2, energy))
-    data["mean_energy"] = (("sampler", "estimate"), np.apply_along_axis(mean_estimate, 1, energy.mean(axis=1)))
-    data["null_energy"] = (("cell", "estimate"), np.apply_along_axis(mean_estimate, 1, null[0]))
-    data["less_energy"] = "estimate", list(mean_estimate((by_label[DDRM] - by_label[FULL]).mean(axis=0)))
+    data["energy"] = ("sampler", "cell", "estimate"), mean_interval(np.moveaxis(energy, 2, 0))
+    data["mean_energy"] = ("sampler", "estimate"), mean_interval(energy.mean(axis=1).T)
+    data["null_energy"] = ("cell", "estimate"), mean_interval(null[0].T)
+    data["less_energy"] = "estimate", mean_interval((by_label[DDRM] - by_label[FULL]).mean(axis=0))
     data["calls"] = "sampler", runs["calls"].calls.sel(sampler=list(LABELS)).values
     return data, verdicts(data)
 

@@ -47,7 +47,7 @@ def _exact(data: xr.Dataset, label: str) -> Verdict:
     return verdict(
         f"{label}: tests by original and clones, all cells; energy distance to the exact posterior, mean over cells",
         f"{means.size} tests of means, smallest p by Holm {means.min():.2g}; {beside.size} tests of ranks and TARP, "
-        f"{beside.min():.2g}; {distance.value:.4f} [{distance.low:.4f}, {distance.high:.4f}]",
+        f"{beside.min():.2g}; {distance:.4f}",
         "no error, distance 0",
         above(means, LEVEL, f"no p by Holm <= {LEVEL:g}"),
         above(beside, LEVEL, ""),
@@ -93,8 +93,8 @@ def _ddrm(data: xr.Dataset) -> Verdict:
     p = p_of_means(data.sel(sampler=DDRM))
     return verdict(
         "DDRM of deepinv divides the noise of all its steps by √2; energy distance with and without this error of normalisation",
-        f"{own.value:.4f} and {full.value:.4f}, difference over the same measurements {less.value:.4f} [{less.low:.4f}, "
-        f"{less.high:.4f}]; DDRM: largest p of the four means {float(p.max()):.2g}; without the error it is caught in "
+        f"{own.value:.4f} and {full.value:.4f}, difference over the same measurements {less:.4f}; DDRM: "
+        f"largest p of the four means {float(p.max()):.2g}; without the error it is caught in "
         f"{int((p_of_means(data.sel(sampler=FULL)) < LEVEL).sum())} of {p.size} cells",
         "smaller without; DDRM is caught",
         above(less.low, 0, "interval of the difference above 0"),

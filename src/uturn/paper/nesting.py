@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
 from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
 from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, decreasing, listed, verdict, within
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, decreasing, listed, verdict, within
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors
@@ -50,7 +50,7 @@ def measured(workshop: Workshop) -> xr.Dataset:
         "theory": {**THEORY, "items": items, "epsilon": EPSILON.tolist()},
         "shown": {label: repr(case) for label, case in SHOWN.items()},
         "noise": NOISE.tolist(),
-        "version": 1,
+        "version": 2,
     }
     measurements = workshop.keep("controls-nesting", settings, partial(_filtered_and_shown, items))
     index = xr.concat(of_kinds, xr.DataArray(list(HELD_OUT), dims="data_kind", name="data_kind"))
@@ -70,13 +70,13 @@ def _filtered_and_shown(items: int) -> xr.Dataset:
     shown |= {label: changes(case[0], case[1], 0) for label, case in SHOWN.items() if case}
     return xr.Dataset(
         {
-            "nesting_dial": (("filtered_above", "bound"), np.array(dial)),
-            "nested": (("data", "tree_level", "bound"), [_levels(*changed) for changed in shown.values()]),
-            "nesting_epsilon": ("bound", np.array(nesting_index(site_changes(pinned), THEORY["branching"]))),
+            "nesting_dial": (("filtered_above", "estimate"), dial),
+            "nested": (("data", "tree_level", "estimate"), [_levels(*changed) for changed in shown.values()]),
+            "nesting_epsilon": ("estimate", list(nesting_index(site_changes(pinned), THEORY["branching"]))),
         },
         coords={
             "filtered_above": list(filtered),
-            "bound": BOUNDS,
+            "estimate": ESTIMATE,
             "data": list(shown),
             "tree_level": np.arange(1, LEVELS + 1),
         },
@@ -96,9 +96,8 @@ def mean_field_index() -> float:
 
 
 def _levels(changed: xr.DataArray, branching: int) -> np.ndarray:
-    """Nested correlations with intervals, (LEVELS, bound); NaN beyond the largest block."""
-    correlations = nested_correlations(changed, branching)
-    values = np.stack([correlations[f"nested{end}"].values for end in ("", "_low", "_high")], axis=1)
+    """Nested correlations with intervals, (LEVELS, estimate); NaN beyond the largest block."""
+    values = nested_correlations(changed, branching).nested.values
     return np.concatenate([values, np.full((LEVELS - len(values), 3), np.nan)])
 
 

@@ -35,8 +35,7 @@ FIGURES = {
     "exam": 60,
     "thresholds": 20,
     "chi": 17,
-    "correlations": 15,  # shares runs of chi and of collapse
-    "collapse": 4,
+    "correlations": 15,  # shares runs of chi
     "calibration": 25,
     "text": 28,
     "inverse": 60,  # needs deepinv

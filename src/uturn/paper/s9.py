@@ -10,23 +10,14 @@ import torch
 import xarray as xr
 
 from uturn.core.experiment import Experiment
+from uturn.measures import statistics
 from uturn.measures.cloning import mixture_cloning_probability
-from uturn.measures.statistics import (
-    Estimate,
-    Replicates,
-    crossing,
-    estimate,
-    hierarchy_index,
-    nonincreasing,
-    proportion,
-    replicates,
-    rescaled,
-)
+from uturn.measures.statistics import Replicates, crossing, mean_curves, proportion, replicates, rescaled
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
 from uturn.networks.training import History, train
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import BOUNDS, Verdict, above, at_least, below, verdict
+from uturn.paper.verdicts import Verdict, above, at_least, below, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
@@ -126,31 +117,30 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run = runs["mixture"].load()
     noise = run.noise.values
     together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
-    repeated = replicates(together)
-    _, low, high = repeated.interval(lambda c: c)
-    low[:, 0], high[:, 0] = proportion(run.same_class)[1:]
-    curves = together.mean(("item", "trajectory"), dtype=float).transpose("noise", "network_layer")
+    repeated, kept = replicates(together), mean_curves(together)
+    kept[:, 0] = proportion(run.same_class).values
     theory = xr.DataArray(kept_mode(noise, SEPARATION), dims="noise")
     fine = np.linspace(0, 8, 4001)
     expected = crossing(fine, kept_mode(fine, SEPARATION), 0.75)
     first = run.similarity.isel(network_layer=0, drop=True)
-    index = [hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))]
+    index = [
+        statistics.hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))
+    ]
     data = xr.Dataset(
         {
-            "kept": curves,
-            "kept_low": (curves.dims, low),
-            "kept_high": (curves.dims, high),
+            "kept": kept,
             "same_class_theory": theory,
-            "rescaled": (curves.dims, rescaled(curves.values)),
-            "rescaled_error": (curves.dims, repeated.error(rescaled)),
-        },
-        attrs={"transition": expected, **{f"index_{k}": getattr(index[0], k) for k in BOUNDS}},
+            "rescaled": (kept.dims[:2], rescaled(kept[..., 0].values)),
+            "rescaled_error": (kept.dims[:2], repeated.error(rescaled)),
+            "transition": ("estimate", [expected, np.nan, np.nan]),
+            "index": ("estimate", list(index[0])),
+        }
     )
     accuracy = run.attrs["accuracy"]
     return data, [
         verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", at_least(accuracy, 0.999)),
         _transition(run.same_class, expected),
-        _no_inversion(curves.values, repeated),
+        _no_inversion(kept[..., 0].values, repeated),
         verdict(
             "hierarchy index, class and logits against the first block",
             f"{index[0]}; {index[1]}",
@@ -161,7 +151,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _transition(same_class: xr.DataArray, expected: float) -> Verdict:
-    star = estimate(same_class, lambda c: crossing(same_class.noise.values, c, 0.75), confidence=0.999)
+    star = statistics.estimate(same_class, lambda c: crossing(same_class.noise.values, c, 0.75), confidence=0.999)
     return verdict(
         "t*: half of the class is lost",
         f"{star} (99.9 % interval)",
@@ -189,20 +179,19 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
 
 
 def draw(data: xr.Dataset) -> Any:
-    star, layers = data.attrs["transition"], [str(name) for name in data.network_layer.values[1:]]
+    star, layers = float(data.transition[0]), [str(name) for name in data.network_layer.values[1:]]
     finite = np.isfinite(data.noise.values)
     time = data.noise.values[finite]
-    # The class comes first.
-    curves = np.stack([data[name].transpose("noise", "network_layer")[finite] for name in ("kept", "kept_low", "kept_high")], 2)
+    kept = data.kept.values[finite]  # the class comes first
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
-        draw_similarities(left, time, curves[:, 1:], names)
+        draw_similarities(left, time, kept[:, 1:], names)
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)
         middle.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
-        bars(middle, time, curves[:, 0], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
+        bars(middle, time, kept[:, 0], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
         middle.axhline(0.5, color=MUTED, lw=0.8, ls="--")
         middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
         middle.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
@@ -218,11 +207,10 @@ def draw(data: xr.Dataset) -> Any:
 
 def _draw_plane(axes: Any, data: xr.Dataset) -> None:
     """Class and logits against the first block, rescaled."""
-    first, last = np.r_[1, nonincreasing(data.rescaled.isel(network_layer=1).values)], data.sizes["network_layer"] - 1
+    first, last = np.r_[1, statistics.nonincreasing(data.rescaled.isel(network_layer=1).values)], data.sizes["network_layer"] - 1
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
         axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
     axes.set(xlabel="$r$ of the first block", ylabel="$r$", xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), title="no inversion")
-    index = Estimate(*(data.attrs[f"index_{k}"] for k in BOUNDS))
-    axes.text(0.97, 0.06, f"hierarchy index\n{index:.3f}", ha="right", fontsize=10)
+    axes.text(0.97, 0.06, f"hierarchy index\n{statistics.with_interval(data['index'].values, '.3f')}", ha="right", fontsize=10)
     axes.legend(loc="center right")

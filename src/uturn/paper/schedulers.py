@@ -16,22 +16,9 @@ import xarray as xr
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.calibration import calibrate, holm
 from uturn.measures.statistics import Estimate
-from uturn.paper.sampler_laws import (
-    CHANNELS,
-    NOISE,
-    PARAMETERS,
-    REFERENCE,
-    SAMPLERS,
-    TIMESTEPS,
-    Size,
-    channel_sampler,
-    exact_sampler,
-    law_p_values,
-    measured,
-    num_leaves,
-    scheduler_sampler,
-)  # fmt: skip
-from uturn.paper.verdicts import BOUNDS, Verdict, above, below, verdict
+from uturn.paper import sampler_laws as laws
+from uturn.paper.sampler_laws import CHANNELS, PARAMETERS, REFERENCE, SAMPLERS
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style, ticks
@@ -46,7 +33,7 @@ CAPTION = (
     "discrete channels with exact leaf marginals. Bars: 95 % intervals; hollow: not significantly different from 0 (p > 0.01); "
     "grey: 99 % of the distances between equal laws."
 )
-_SIZES = {"smoke": Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
+_SIZES = {"smoke": laws.Size((2, 4, 8, 16, 32, 64), 4, 16, 512), "paper": laws.Size((2, 4, 8, 16, 32, 64, 128, 256), 8, 64, 1024)}
 LEAST_ORDER = 0.5  # strong order of Euler's method; the law converges with order 1
 RARE = 1e-3  # false-alarm rate of one comparison with 0
 _SIGNS = (Purpose.DENOISING, 1)  # of the keys of random streams
@@ -55,13 +42,19 @@ _FLIPS = 2000  # of signs, for p-values
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
-    drawn = {"parameters": PARAMETERS, "noise": NOISE, **size._asdict(), "clones": 2}
+    drawn = {"parameters": PARAMETERS, "noise": laws.NOISE, **size._asdict(), "clones": 2}
     jobs: dict[str, Any] = {
-        label: ({**drawn, "sampler": spec, "timesteps": TIMESTEPS}, partial(measured, size, partial(scheduler_sampler, spec)))
+        label: (
+            {**drawn, "sampler": spec, "timesteps": laws.TIMESTEPS},
+            partial(laws.measured, size, partial(laws.scheduler_sampler, spec)),
+        )
         for label, spec in SAMPLERS.items()
     }
-    jobs |= {label: ({**drawn, "channel": label}, partial(measured, size, partial(channel_sampler, label))) for label in CHANNELS}
-    jobs[REFERENCE] = {**drawn, "steps": (0,)}, partial(measured, size._replace(steps=(0,)), exact_sampler)
+    jobs |= {
+        label: ({**drawn, "channel": label}, partial(laws.measured, size, partial(laws.channel_sampler, label)))
+        for label in CHANNELS
+    }
+    jobs[REFERENCE] = {**drawn, "steps": (0,)}, partial(laws.measured, size._replace(steps=(0,)), laws.exact_sampler)
     names = {label: f"schedulers-{file_name(label)}" for label in jobs}
     runs = workshop.keep_all("samplers", {names[label]: job for label, job in jobs.items()})
     return {label: runs[name] for label, name in names.items()}
@@ -141,9 +134,9 @@ def order(deviation: np.ndarray, steps: np.ndarray) -> Estimate:
 
 
 def distance(deviation: np.ndarray) -> np.ndarray:
-    """Distance with its 95 % interval, along the leading axis."""
+    """Distance with its 95 % interval, along the last axis."""
     square, error = jackknife(deviation, squared_distance)
-    return np.sqrt(np.maximum([square, square - 1.96 * error, square + 1.96 * error], 0))
+    return np.sqrt(np.maximum(np.stack([square, square - 1.96 * error, square + 1.96 * error], axis=-1), 0))
 
 
 def resolution(deviation: np.ndarray) -> float:
@@ -164,9 +157,9 @@ Deviations = dict[str, np.ndarray]
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     labels, steps = [*SAMPLERS, *CHANNELS], runs[next(iter(SAMPLERS))].steps.values
     both = {label: deviations(runs[label]) for label in [*labels, REFERENCE]}
-    posterior, law = ({label: laws[k] for label, laws in both.items()} for k in (0, 1))
+    posterior, law = ({label: pair[k] for label, pair in both.items()} for k in (0, 1))
     data = xr.Dataset(
-        coords={"quantity": BOUNDS, "sampler": labels, "steps": steps},
+        coords={"estimate": ESTIMATE, "sampler": labels, "steps": steps},
         attrs={
             **PARAMETERS,
             "posterior_resolution": resolution(posterior[REFERENCE][0]),
@@ -175,8 +168,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         },
     )
     for name, values in (("posterior", posterior), ("law", law)):
-        distances = np.stack([distance(values[label]) for label in labels], axis=1)
-        data[f"{name}_distance"] = (("quantity", "sampler", "steps"), distances)
+        data[f"{name}_distance"] = ("sampler", "steps", "estimate"), [distance(values[label]) for label in labels]
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
     limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
@@ -238,7 +230,7 @@ def _data_law(law: Deviations) -> Verdict:
 
 
 def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
-    two, one_by_one = (posterior["masking"][k] for k in (0, np.flatnonzero(steps >= num_leaves())[0]))
+    two, one_by_one = (posterior["masking"][k] for k in (0, np.flatnonzero(steps >= laws.num_leaves())[0]))
     slope, p = order(posterior["uniform"], steps), limits["uniform"]
     return [
         verdict(
@@ -260,7 +252,7 @@ def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray
 
 def _start(runs: dict[str, xr.Dataset]) -> Verdict:
     """A chain starts from the noise of its first timestep."""
-    p = np.stack([law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
+    p = np.stack([laws.law_p_values(runs[label].rename(steps="noise")).ravel() for label in SAMPLERS])
     adjusted = holm(p)
     worst = list(SAMPLERS)[int(adjusted.min(axis=1).argmin())]
     signal, variance = (", ".join(f"{x:.3f}" for x in column) for column in runs[worst]["mean"].values.T)
@@ -315,7 +307,7 @@ def draw(data: xr.Dataset) -> Any:
             for label in labels:
                 curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
-                draw_gap(axes, steps, np.maximum(curve, bottom).T, p < 0.01, color, label, mark, line)
+                draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
             axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
             axes.set_title(title)
             ticks(axes, steps)

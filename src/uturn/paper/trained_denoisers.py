@@ -14,14 +14,7 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.networks.strings.denoisers import (
-    CHANNELS,
-    LearnedDenoiser,
-    compare_denoisers,
-    full_noise,
-    level_weights,
-    training_noise,
-)
+from uturn.networks.strings import denoisers as trained
 from uturn.paper.workshop import Scale, Workshop
 
 # Grammars with a transition: s f = 1/2; the first of their seeds is measured in every way. `training`: `steps` are the least
@@ -115,12 +108,12 @@ def network_readings(models: list[Any], job: Mapping[str, Any], reading: Mapping
     """
     rhm = RandomHierarchyModel(**job["grammar"])
     tests, noise = _tests(rhm, reading), _noise(job["channel"], reading)
-    denoisers = [LearnedDenoiser(model) for model in models]
+    denoisers = [trained.LearnedDenoiser(model) for model in models]
     states = []
     for learned in denoisers:
         judged = (tests.leaves, noise, _keys(_LOSS_NOISE, range(reading["items"])))
-        readings = compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
-        readings["weight"] = "learned_level", level_weights(learned, rhm, *judged)
+        readings = trained.compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
+        readings["weight"] = "learned_level", trained.level_weights(learned, rhm, *judged)
         states.append(readings.assign(_generated(learned, rhm, job["size"], reading)) if "generated" in reading else readings)
     both = xr.concat(states, xr.DataArray(["best", "last"], dims="state", name="state"))
     both = both.assign_coords(learned_level=range(1, rhm.depth + 1))
@@ -129,7 +122,7 @@ def network_readings(models: list[Any], job: Mapping[str, Any], reading: Mapping
 
 def _generated(learned: Any, rhm: RandomHierarchyModel, size: int, reading: Mapping[str, Any]) -> dict[str, Any]:
     count = range(reading["generated"])
-    nothing = full_noise(learned.corruption, len(count), rhm.num_leaves, rhm.vocab_size, _keys(_FULL_NOISE, count))
+    nothing = trained.full_noise(learned.corruption, len(count), rhm.num_leaves, rhm.vocab_size, _keys(_FULL_NOISE, count))
     strings = denoise(learned, nothing, 2 * reading["steps"], _keys(_GENERATION, count))
     known = {string.tobytes() for string in training_strings(rhm, size)}
     return {"copied": ("string", [float(string.tobytes() in known) for string in strings]), **grammaticality(rhm, strings)}
@@ -145,7 +138,7 @@ def grammaticality(rhm: RandomHierarchyModel, strings: np.ndarray) -> dict[str, 
 
 def exact_readings(settings: Mapping[str, Any]) -> xr.Dataset:
     """U-turns by belief propagation: probabilities (`belief`), and draws by the sampler that the networks use (`unchanged`)."""
-    rhm, corruption = RandomHierarchyModel(**settings["grammar"]), CHANNELS[settings["channel"]]()
+    rhm, corruption = RandomHierarchyModel(**settings["grammar"]), trained.CHANNELS[settings["channel"]]()
     latents, beliefs = _tests(rhm, settings).latents, []
     for noisy in _noisy(corruption, rhm, settings["channel"], settings):
         marginals = infer(rhm, corruption.log_evidence(noisy, np.float32)).marginals
@@ -175,7 +168,7 @@ def _tests(rhm: RandomHierarchyModel, reading: Mapping[str, Any]) -> Any:
 
 def _noise(channel: str, reading: Mapping[str, Any]) -> np.ndarray:
     """Quantiles of the training distribution, so that a mean over them is a mean over that distribution."""
-    return training_noise(channel, (np.arange(reading["levels"]) + 0.5) / reading["levels"])
+    return trained.training_noise(channel, (np.arange(reading["levels"]) + 0.5) / reading["levels"])
 
 
 def _noisy(corruption: Any, rhm: RandomHierarchyModel, channel: str, reading: Mapping[str, Any]) -> list[Any]:

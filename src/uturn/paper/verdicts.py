@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.measures.statistics import Estimate, replicates
+from uturn.measures.statistics import ESTIMATE as ESTIMATE
+from uturn.measures.statistics import Estimate, mean_interval, replicates
 from uturn.pages.figures import Verdict as Verdict
 
 if TYPE_CHECKING:
     import xarray as xr
-
-BOUNDS = ["value", "low", "high"]
-"""Labels of a number and the ends of its interval."""
 
 
 def listed(bounds: Any) -> list[Estimate]:
@@ -29,24 +27,12 @@ def listed(bounds: Any) -> list[Estimate]:
 
 def estimates(values: xr.DataArray, statistic: Callable[[np.ndarray], Any], confidence: float = 0.95) -> list[Estimate]:
     """As `uturn.statistics.estimate`, of a statistic that gives several numbers."""
-    return listed(replicates(values).interval(statistic, confidence).T)
-
-
-def curves_with_bounds(similarity: xr.DataArray) -> dict[str, Any]:
-    """Mean over items and trajectories, and the ends of its interval: `similarity`, `similarity_low`, `similarity_high`."""
-    _, low, high = replicates(similarity).interval(lambda c: c)
-    mean = similarity.mean(("item", "trajectory"), dtype=float)
-    return {"similarity": mean, "similarity_low": (mean.dims, low), "similarity_high": (mean.dims, high)}
+    return listed(replicates(values).interval(statistic, confidence))
 
 
 def mean_estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """Mean of independent numbers with its interval of Student's t."""
-    from scipy.special import stdtrit
-
-    with np.errstate(invalid="ignore"):  # infinite numbers
-        half = np.std(values, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.5 + confidence / 2)
-    mean = float(np.mean(values))
-    return Estimate(mean, mean - float(half), mean + float(half))
+    return Estimate(*mean_interval(values, confidence).tolist())
 
 
 class Rule(NamedTuple):
@@ -106,8 +92,8 @@ def inside(interval: Estimate, low: float, high: float, text: str | None = None)
 
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, text: str) -> Rule:
     """Every interval contains its value and is narrower than `width`; a wide interval would agree with anything."""
-    bounds = np.array([intervals] if isinstance(intervals, Estimate) else list(intervals), float).reshape(-1, 3)
-    held = (bounds[:, 1] <= values) & (bounds[:, 2] >= values) & (bounds[:, 2] - bounds[:, 1] < width)
+    _, low, high = np.array(intervals, float).reshape(-1, 3).T
+    held = (low <= values) & (high >= values) & (high - low < width)
     return Rule(_all(held), text)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.progress import steps
 from uturn.core.protocols import UTurns, Variable
@@ -56,8 +57,8 @@ class Changes(Named):
 
     @model_validator(mode="after")
     def _needs_a_layer(self) -> Changes:
-        if self.layer is None and (self.classifier, self.weights) != ("fashion_mnist", None):
-            raise ValueError("layer: missing; `classifier` and `weights` are used for the positions of a layer only")
+        is_used = self.layer is not None or (self.classifier, self.weights) == ("fashion_mnist", None)
+        expect(is_used, "layer", None, "one; `classifier` and `weights` are used for the positions of a layer only")
         return self
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -134,22 +135,18 @@ def sites_of(spec: Changes, source: Any) -> _Sites:
     image_shape = source.image_shape()
     if image_shape is not None:
         return _patches(spec.patch, image_shape) if spec.layer is None else _positions(spec, spec.layer, image_shape)
-    if spec.layer is not None:
-        raise ValueError(f"layer = {spec.layer!r}: the source has no images; leave it out")
+    expect(spec.layer is None, "layer", spec.layer, "None, as the source has no images")
     (first, *_) = source.blocks(np.arange(1), 0, 1)
     shape = np.shape(first.data)[1:]
-    if len(shape) != 1:
-        raise ValueError(
-            f"the probe 'changes' needs data (items, sites); those of the source are (items, {', '.join(map(str, shape))})"
-        )
+    expect(len(shape) == 1, "shape of a datum for the probe 'changes'", shape, "(sites,)")
     return _Sites(getattr(first, "distance", None) or Grid(shape))
 
 
 def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
     channels, height, width = shape
     rows, columns = height // side, width // side
-    if (rows * side, columns * side) != (height, width):
-        raise ValueError(f"patch = {side}: does not divide the {height} x {width} pixels of the images; choose a common divisor")
+    divides = (rows * side, columns * side) == (height, width)
+    expect(divides, "patch", side, f"a common divisor of the {height} x {width} pixels of the images")
 
     def pixels(images: Any) -> np.ndarray:
         cut = np.asarray(images, float).reshape(-1, channels, rows, side, columns, side)
@@ -163,8 +160,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
     from uturn.probes.hidden_layers import HiddenLayers
 
     classifier = load_classifier(spec.classifier, spec.weights, layers=(layer,), image_shape=shape)
-    if len(classifier.layers) != 1:
-        raise ValueError(f"layer = {layer!r}: names {len(classifier.layers)} modules; expected one")
+    expect(len(classifier.layers) == 1, "layer", layer, f"the name of one module, not of {len(classifier.layers)}")
     (name,) = classifier.layers
     axis = classifier.channel_axes[name]
     probe = HiddenLayers(classifier.module, name, classifier.preprocess, batch_size=spec.batch_size)
@@ -181,8 +177,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
         skipped = next((k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0)
         side = math.isqrt(grid[0] - skipped)
         grid = (side, side) if side**2 == grid[0] - skipped else grid
-    if math.prod(grid) < 2:
-        raise ValueError(f"layer = {layer!r}: its output has no positions; choose an earlier layer")
+    expect(math.prod(grid) > 1, "layer", layer, "one whose output has positions; choose an earlier layer")
 
     def vectors(images: Any) -> np.ndarray:
         values = output(images)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, one_line
+from uturn.core.checks import checked_integer, expect, one_line
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
@@ -128,8 +128,7 @@ class HiddenLayers:
             for batch in _tensor(some).split(self.batch_size) if len(some) else ():
                 self._forward(batch, lambda layer, values: moments[layer].add(float64_copy(values)))
         count = min((of.count for of in moments.values()), default=0)
-        if count < 2:
-            raise ValueError(f"samples: {count} reference samples; a variance needs at least 2, and many to be any good")
+        expect(count > 1, "number of reference samples", count, "at least 2 for a variance, and many to be any good")
         reduced = {layer: of.by_channel(self.axis(layer, of.mean.ndim + 1)) for layer, of in moments.items()}
         self.mean, self.variance, self.spread = ({layer: table[k] for layer, table in reduced.items()} for k in range(3))
         self.shapes, self.reference_count = {layer: of.mean.shape for layer, of in moments.items()}, count
@@ -151,22 +150,20 @@ class HiddenLayers:
         """Read a file of `save_statistics`; ValueError if it is damaged, or of another network, other layers or other axes."""
         from safetensors import safe_open
 
-        if not Path(path).is_file():
-            raise ValueError(f"no file {path}; expected statistics written by HiddenLayers.save_statistics")
+        expect(Path(path).is_file(), "statistics", path, "a file written by HiddenLayers.save_statistics")
         with reading(f"{path} is damaged, or not of this probe:", "fit the probe and save its statistics"):
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}
                 for what, mine in self._identity().items():
-                    if header.get(what) != mine:
-                        raise ValueError(f"of another network: {what} {str(header.get(what))[:100]}; here {mine[:100]}")
+                    expect(header.get(what) == mine, f"of another network: {what}", header.get(what), mine[:100])
                 tables = {name: {of: file.get_tensor(f"{of}/{name}") for of in self.layers} for name in _TABLES}
             count, stored = int(header["reference_count"]), json.loads(header["shapes"])
             shapes = {of: tuple(stored[of]) for of in self.layers}
             for name, of in product(_TABLES, self.layers):
                 table, channels = tables[name][of], shapes[of][self.axis(of, len(shapes[of]) + 1) - 1]
                 is_finite = table.dtype == np.float64 and table.shape == (channels,) and np.isfinite(table).all()
-                if count < 2 or not is_finite or (name != "mean" and (table < 0).any()):
-                    raise ValueError(f"{name} of layer {of!r}: expected {channels} finite numbers of 2 samples or more")
+                fits = count > 1 and is_finite and (name == "mean" or (table >= 0).all())
+                expect(fits, f"{name} of layer {of!r}", table, f"{channels} finite numbers of 2 samples or more")
             self.reference_count, self.shapes = count, shapes
             self.mean, self.variance, self.spread = tables.values()
         return self
@@ -215,8 +212,7 @@ class HiddenLayers:
             Samples as in `activations`; row n is compared with row n. Both samples of a pair are in one batch.
         """
         first, second = _tensor(original), _tensor(reconstructed)
-        if first.shape != second.shape:
-            raise ValueError(f"original {tuple(first.shape)}, reconstructed {tuple(second.shape)}; expected pairs of samples")
+        expect(first.shape == second.shape, "shape of reconstructed", tuple(second.shape), f"{tuple(first.shape)}, of pairs")
         readings = self.read(first, second[:, None], logits=False)
         return Comparison(readings.similarity[:, 0], readings.distance[:, 0])
 
@@ -268,8 +264,8 @@ class HiddenLayers:
         """Similarity, distance (items, draws) from the activations of a batch; with several clones, also to the other clones."""
         mean, variance = self.mean[layer], self.variance[layer]
         scale = channel_factors(mean, variance, variance + mean**2 if self.legacy else variance)
-        if len(mean) != values.shape[self.axis(layer, values.ndim)]:
-            raise ValueError(f"layer {layer!r}: shape {tuple(values.shape)}, but the reference has {len(mean)} channels")
+        fits = len(mean) == values.shape[self.axis(layer, values.ndim)]
+        expect(fits, f"shape of layer {layer!r}", tuple(values.shape), f"{len(mean)} channels, as the reference has")
         z = standardised(values, mean, scale, self.axis(layer, values.ndim)).flatten(1)
         expected = 2 * float(np.sum(self.spread[layer] * scale**2)) if values.shape[1:] == self.shapes[layer] else np.nan
 
@@ -288,10 +284,8 @@ class HiddenLayers:
     def axis(self, layer: str, ndim: int) -> int:
         """Axis of the channels of a layer, >= 1, in activations with `ndim` axes, the batch first; always 1 for two axes."""
         axis = self._axes[layer] if ndim > 2 else 1
-        if not (1 <= axis < ndim or -ndim < axis < 0):
-            raise ValueError(
-                f"channel_axis = {axis} of layer {layer!r}: its activations have {ndim} axes, and axis 0 is the batch"
-            )
+        is_axis = 1 <= axis < ndim or -ndim < axis < 0
+        expect(is_axis, f"channel_axis of layer {layer!r}", axis, f"one of its {ndim} axes but 0, the batch")
         return axis % ndim
 
     def _forward(self, batch: torch.Tensor, consume: Callable[[str, torch.Tensor], None] | None) -> Any:
@@ -316,13 +310,11 @@ class HiddenLayers:
         return output
 
     def _check_fitted(self) -> None:
-        if self.layers and not self.mean:
-            raise ValueError("no reference statistics; call fit(samples) or load_statistics(path) first")
+        expect(self.mean or not self.layers, "reference statistics", None, "those of fit(samples) or load_statistics(path)")
 
     def _check_evaluation_mode(self) -> None:
         training = [name or "the model itself" for name, module in self.model.named_modules() if module.training]
-        if training:
-            raise ValueError(f"model is in training mode ({training[0]}): activations depend on the batch; call model.eval()")
+        expect(not training, "modules in training mode", training, "none, as activations depend on the batch; call model.eval()")
 
 
 class RefusedError(ValueError):
@@ -350,10 +342,8 @@ class Receiver:
 
     def check(self, layers: Sequence[str]) -> None:
         """ValueError if some layers did not run."""
-        if missing := [layer for layer in layers if layer not in self.ran]:
-            raise ValueError(
-                f"layers {', '.join(map(repr, missing))} did not run in the forward pass; name the layers without them"
-            )
+        missing = [layer for layer in layers if layer not in self.ran]
+        expect(not missing, "layers that did not run in the forward pass", missing, "none; name the layers without them")
 
 
 class Moments:
@@ -414,11 +404,9 @@ def float64_copy(values: torch.Tensor) -> torch.Tensor:
 
 def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) -> dict[str, int]:
     by_pattern = channel_axis if isinstance(channel_axis, Mapping) else {"**": channel_axis}
-    if not all(isinstance(axis, int) for axis in by_pattern.values()):
-        raise ValueError(f"channel_axis = {channel_axis!r}: expected an integer, or {{layer or pattern: integer}}")
     for pattern in by_pattern:
-        if not any(matches(layer, pattern) for layer in layers):
-            raise ValueError(f"channel_axis: {pattern!r} matches none of the probed layers {', '.join(layers)}")
+        is_matched = any(matches(layer, pattern) for layer in layers)
+        expect(is_matched, "channel_axis", pattern, f"a pattern of the probed layers {', '.join(layers)}")
     return {layer: next((axis for pattern, axis in by_pattern.items() if matches(layer, pattern)), 1) for layer in layers}
 
 
@@ -438,11 +426,11 @@ def _tensor(samples: Any, name: str = "samples") -> torch.Tensor:
 def checked_draws(original: Any, reconstructed: Any, clones: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples (items, ...) and reconstructions of each (items, draws, ...) as tensors; draws is a multiple of `clones`."""
     first, second = _tensor(original, "original"), _tensor(reconstructed, "reconstructed")
-    if second.shape[:1] + second.shape[2:] != first.shape or not second.numel():
-        shapes = f"original has shape {tuple(first.shape)}, reconstructed {tuple(second.shape)}"
-        raise ValueError(f"{shapes}{'' if second.numel() else ': no samples'}; expected (items, ...) and (items, draws, ...)")
-    if second.shape[1] % checked_integer("clones", clones, 1):
-        raise ValueError(f"reconstructed has {second.shape[1]} draws of each item; expected a multiple of clones = {clones}")
+    fits = second.shape[:1] + second.shape[2:] == first.shape and second.numel()
+    shapes = tuple(first.shape), tuple(second.shape)
+    expect(fits, "shapes of original, reconstructed", shapes, "(items, ...), (items, draws, ...), not empty")
+    draws, clones = second.shape[1], checked_integer("clones", clones, 1)
+    expect(draws % clones == 0, "draws of each item", draws, f"a multiple of clones = {clones}")
     return first, second
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import Finding
+from uturn.core.checks import Finding, expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
@@ -58,8 +58,8 @@ class NetworkLayers(Named):
 
     @model_validator(mode="after")
     def _prompts_need_texts(self) -> NetworkLayers:
-        if self.class_prompts is not None and not self.classifier.startswith("clip:"):
-            raise ValueError(f"class_prompts: goes with classifier = 'clip:FOLDER', not {self.classifier!r}; leave it out")
+        fits = self.class_prompts is None or self.classifier.startswith("clip:")
+        expect(fits, f"class_prompts with classifier = {self.classifier!r}", self.class_prompts, "None, or 'clip:FOLDER'")
         return self
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -178,11 +178,8 @@ def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
         return probe
     if spec.statistics is not None:
         return probe.load_statistics(spec.statistics)
-    if shape is None:
-        raise ValueError(
-            "statistics: missing; strings and vectors need the path of a file written by HiddenLayers(network, 'every block')"
-            ".fit(samples).save_statistics(path), and so do all data that are no images"
-        )
+    needed = "a file of HiddenLayers(network, 'every block').fit(samples).save_statistics(path), for data that are no images"
+    expect(shape is not None, "statistics", None, needed)
     return probe.fit(_first_images(source, spec.reference, spec.batch_size))
 
 
@@ -204,12 +201,9 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
         names.append("same_class_top5")
     num_labels = source.num_labels() if spec.labels else None
     if num_labels is not None:
-        if num_labels != num_classes:
-            raise ValueError(
-                f"classifier = {spec.classifier!r} knows {num_classes} classes, but the images have {num_labels} labels; give "
-                f"the source `classes` (--classes), a file with the classes in the classifier's order, or set labels = false for "
-                f"this probe (--no-compare-labels)"
-            )
+        way_out = "give the source `classes` (--classes), a file of them in its order, or labels = false (--no-compare-labels)"
+        expected = f"{num_classes}, as classifier = {spec.classifier!r} knows; {way_out}"
+        expect(num_labels == num_classes, "number of labels of the images", num_labels, expected)
         names += ["label_top1", "label_top5"] if num_classes > 5 else ["label_top1"]
     return tuple(names)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from uturn.core.checks import expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.core.random import Purpose, Streams, streams
@@ -31,8 +32,7 @@ class _OfTheModel(Spec, Probe):
     def model(self, source: Any) -> LanguageModel:
         """The masked model of the backward; ValueError if it denoises replaced tokens."""
         model: LanguageModel = source.language()
-        if model.corruption != "masking":
-            raise ValueError(f"the probe {self.type!r} needs a masked model; this one denoises replaced tokens")  # type: ignore[attr-defined]
+        expect(model.corruption == "masking", "corruption of the model", model.corruption, "'masking', a masked model")
         return model
 
     def calls(self, model: LanguageModel, values: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
@@ -140,8 +140,8 @@ class OrderLikelihood(_OfTheModel):
         for options in decoders:
             try:
                 check_determined(Decoder(**options))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"decoders: {error}") from None
+            except TypeError as error:
+                raise ValueError(str(error)) from None
         return decoders
 
     def _decoders(self) -> dict[str, Decoder]:

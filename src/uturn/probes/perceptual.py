@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
@@ -90,8 +91,7 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
     else:
         classifier = load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape)
-        if classifier.without_layers:
-            raise ValueError(f"classifier = {spec.classifier!r}: {classifier.without_layers}")
+        expect(not classifier.without_layers, "classifier", spec.classifier, f"one with layers: {classifier.without_layers}")
         options: Any = {"batch_size": spec.batch_size, "channel_axis": classifier.channel_axes}
         layers = HiddenLayers(classifier.module, classifier.layers, classifier.preprocess, **options)
     distance = PerceptualDistance(layers, None if spec.linear is None else read_linear(spec.linear, layers.layers))

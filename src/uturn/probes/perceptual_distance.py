@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
 from uturn.measures.clones import between_clones
 from uturn.networks.state_dicts import read_state_dict
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
@@ -92,8 +93,7 @@ class PerceptualDistance:
         if layer not in self._weights:
             return square.sum(-1).mean(-1).cpu().numpy()
         weights = self._weights[layer].to(square.device)
-        if len(weights) != square.shape[-1]:
-            raise ValueError(f"linear: {len(weights)} weights for layer {layer!r}, which has {square.shape[-1]} channels")
+        expect(len(weights) == square.shape[-1], f"linear: weights of layer {layer!r}", len(weights), f"{square.shape[-1]}")
         return (square @ weights).mean(-1).cpu().numpy()
 
 
@@ -111,8 +111,8 @@ def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
     state = read_state_dict(path, expected, "linear")
     named = {re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name)): weights for name, weights in state.items()}
     by_number = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
-    if sorted(by_number) != list(range(len(layers))):
-        raise ValueError(f"linear = {path!r} has weights for {len(by_number)} layers, not {len(layers)}; expected {expected}")
-    if any(bool((weights < 0).any()) for weights in by_number.values()):
-        raise ValueError(f"linear = {path!r} has negative weights, with which it is no distance; expected {expected}")
+    fits = sorted(by_number) == list(range(len(layers)))
+    expect(fits, f"linear = {path!r}: layers", sorted(by_number), f"{len(layers)} layers, of {expected}")
+    are_positive = all(bool((weights >= 0).all()) for weights in by_number.values())
+    expect(are_positive, f"linear = {path!r}", "negative weights", f"weights of a distance, of {expected}")
     return {layer: by_number[number] for number, layer in enumerate(layers)}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 
 
@@ -41,8 +42,8 @@ class KeepImages(Spec, Probe):
             images[left_out] = np.nan
         if not self.observation:
             return {"image": images}
-        if not hasattr(u_turns.noisy, "operators"):
-            raise ValueError("observation: the noisy data are no measurements; expected the corruption 'operator'")
+        is_measured = hasattr(u_turns.noisy, "operators")
+        expect(is_measured, "observation", type(u_turns.noisy).__name__, "measurements, of the corruption 'operator'")
         trajectories = images.shape[1] // u_turns.clones
         nothing = np.full(images.shape[2:], np.nan, np.float32)
         rows = [nothing if out else _as_image(u_turns.noisy, k * trajectories) for k, out in enumerate(left_out)]

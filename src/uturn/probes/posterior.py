@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
 
@@ -77,10 +78,7 @@ class Posterior(Spec, Probe):
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         noisy, clones, before = u_turns.noisy, u_turns.clones, u_turns.originals.data
-        if not hasattr(noisy, "operators"):
-            raise ValueError(
-                f"posterior: the noisy data are {type(noisy).__name__}; expected measurements (corruption 'operator')"
-            )
+        expect(hasattr(noisy, "operators"), "noisy data", type(noisy).__name__, "measurements, of the corruption 'operator'")
         after = np.asarray(u_turns.reconstructions).reshape(len(before), -1, clones, *before.shape[1:])
         originals = np.broadcast_to(before[:, None, None], (*after.shape[:2], 1, *before.shape[1:]))
         data = np.concatenate([originals, after], axis=2).reshape(-1, 1 + clones, *before.shape[1:])  # a row for each measurement

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.files import cached_while_unchanged
 from uturn.probes.named import Named
 from uturn.sources.tokens import PAD, check_known
@@ -40,9 +40,8 @@ class SecondModel(Named):
 
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
-        name = next((name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None), None)
-        if self.model == "same" and name is not None:
-            raise ValueError(f"{name}: model = 'same' is that of the backward, with its tokenizer; leave {name} out")
+        given = [name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None]
+        expect(self.model != "same" or not given, "options of model = 'same'", given, "none, as it has its own tokenizer")
         return self
 
     def reads(self) -> list[Any]:
@@ -123,24 +122,17 @@ class TextsOf:
         self.shares_tokens = self.second is None or (same and not prompt and not lower)
         longest = int(source.max_length)
         if not self.shares_tokens:
-            if self.first is None:
-                raise ValueError(
-                    f"{where}: the model of the backward has no tokenizer, so that its ids are no texts for another model; "
-                    f"expected a model that reads these ids ('module:function', or 'same' where a probe has it)"
-                )
+            needed = "one, or a model that reads its ids ('module:function', or 'same' where a probe has it)"
+            expect(self.first is not None, f"{where}: tokenizer of the backward", None, needed)
             texts = self.texts(source.ids(np.arange(source.count())))
             rows = [self._encode(text) for text in texts]
             longest = max(map(len, rows))
             check_known(where, rows, self.second)
-            if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
-                raise ValueError(
-                    f"{where}: the text {shown(empty[0])} has no token of this model; remove it, or name another model"
-                )
-        if self.most_tokens is not None and longest > self.most_tokens:
-            raise ValueError(
-                f"{where} takes {self.most_tokens} tokens, but a text of the source has {longest} of its tokens; cut the texts "
-                f"into shorter windows (windows = true, length = ..), or name a model for longer texts"
-            )
+            empty = [text for text, row in zip(texts, rows, strict=True) if not row]
+            expect(not empty, f"{where}: texts without a token", empty[:1], "none; remove them, or name another model")
+        way_out = "cut the texts into shorter windows (windows = true, length = ..), or name a model for longer texts"
+        fits = self.most_tokens is None or longest <= self.most_tokens
+        expect(fits, f"{where}: tokens of a text", longest, f"at most {self.most_tokens}; {way_out}")
 
     def texts(self, ids: np.ndarray) -> list[str]:
         """The decoded texts of ids (count, length)."""

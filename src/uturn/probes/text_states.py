@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from uturn.core import progress
+from uturn.core.checks import expect
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import EVERY_BLOCK, hooks, select_layers
 from uturn.networks.texts.language import LanguageModel
@@ -74,8 +75,8 @@ class TextStates:
         for _, present, states in self._states(rows, self.batch_size):
             for layer, values in states.items():
                 moments[layer].add(float64_copy(values[present]))
-        if moments[self.layers[0]].count < 2:
-            raise ValueError("reference texts: a single token; a variance needs at least 2, and many to be any good")
+        count = moments[self.layers[0]].count
+        expect(count > 1, "tokens of the reference texts", count, "at least 2 for a variance, and many to be any good")
         statistics = {layer: of_layer.by_channel(1) for layer, of_layer in moments.items()}
         self.mean, self.variance = ({layer: table[k] for layer, table in statistics.items()} for k in range(2))
 
@@ -136,18 +137,15 @@ class TextStates:
         states: dict[str, torch.Tensor] = {}
 
         def keep(layer: str, values: torch.Tensor) -> None:
-            if values.shape[:2] != ids.shape or values.ndim != 3:
-                raise ValueError(
-                    f"layer {layer!r} gives shape {tuple(values.shape)} for {ids.shape[0]} texts of {ids.shape[1]} tokens; "
-                    f"expected (batch, tokens, channels): name the layers without it"
-                )
+            fits = values.shape[:2] == ids.shape and values.ndim == 3
+            expected = f"(batch, tokens, channels) of {tuple(ids.shape)} tokens; name the layers without it"
+            expect(fits, f"shape of layer {layer!r}", tuple(values.shape), expected)
             states[layer] = values.clone()  # a copy, because the next module may work in place
 
         receive = Receiver(len(ids), keep)
         if self._gives_states:
-            every = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None)
-            if not every:
-                raise ValueError(f"{self.model.description} does not give its hidden states; name its layers (layers)")
+            every = getattr(self.model.read(ids, real, output_hidden_states=True), "hidden_states", None) or ()
+            expect(every, f"{self.model.description}: hidden states", every, "those of its layers; name them (layers)")
             for k, values in enumerate(every):
                 receive("embeddings" if k == 0 else f"block {k}", values)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from uturn.core.checks import expect
 from uturn.core.protocols import UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.probes.second_model import SecondModel, TextsOf, distinct, prepared
@@ -39,8 +40,7 @@ class TextClass(SecondModel):
 
     @model_validator(mode="after")
     def _is_no_masked_model(self) -> TextClass:
-        if self.model == "same":
-            raise ValueError(f"{self.where} is the masked model of the backward, which has no classes; expected a classifier")
+        expect(self.model != "same", self.where, "the masked model of the backward", "a classifier, which has classes")
         return self
 
     @property
@@ -63,11 +63,9 @@ class TextClass(SecondModel):
         """Whether labels are compared; ValueError if some are no classes of the classifier."""
         num_labels = source.num_labels() if self.labels else None
         num_classes = self._logits(texts.model, texts.rows(source.ids([0, 0]))).shape[1]
-        if num_labels is not None and num_labels > num_classes:
-            raise ValueError(
-                f"{self.where} knows the classes 0 .. {num_classes - 1}, but the largest label of the texts is "
-                f"{num_labels - 1}; number the labels as the classifier does, or leave them out (labels = false)"
-            )
+        way_out = "number the labels as the classifier does, or leave them out (labels = false)"
+        expected = f"at most {num_classes - 1}, as {self.where} knows; {way_out}"
+        expect((num_labels or 0) <= num_classes, "largest label of the texts", (num_labels or 0) - 1, expected)
         return num_labels is not None
 
     def variables(self, source: Any) -> dict[str, Variable]:
@@ -190,22 +188,21 @@ class TextLikelihood(SecondModel):
         if self.model == "same" or is_packaged(self.model):
             stated = "masked"
         elif is_import_path(self.model):
-            if self.likelihood == "auto":
-                raise ValueError(f"{where}: say likelihood = 'causal' or 'masked' for a model of one's own")
+            expect(self.likelihood != "auto", f"likelihood for {where}", "auto", "'causal' or 'masked', as it is your own")
         elif self.likelihood == "auto" or not self.trust_remote_code:
             stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
-        if stated is not None and self.likelihood not in ("auto", stated):
-            raise ValueError(f"likelihood = {self.likelihood!r}: {where} is a {stated} model; leave likelihood out")
+        fits = stated is None or self.likelihood in ("auto", stated)
+        expect(fits, f"likelihood for {where}", self.likelihood, f"{stated!r}, or none")
         return stated or self.likelihood  # type: ignore[return-value]
 
     def texts(self, source: Any) -> TextsOf:
         from uturn.networks.texts.likelihoods import beginning
 
         where, model = self.where, source.language() if self.model == "same" else self.text_model.load()
-        if self.head == "masked" and model.corruption != "masking":
-            raise ValueError(f"{where} denoises replaced tokens; a pseudo-log-likelihood needs a masked model")
-        if source.tokenizer is None:
-            raise ValueError(f"{where}: the model of the backward has no tokenizer, so that its ids have no characters to count")
+        fits = self.head != "masked" or model.corruption == "masking"
+        expect(fits, f"{where}: corruption", model.corruption, "'masking', as a pseudo-log-likelihood needs")
+        has_characters = source.tokenizer is not None
+        expect(has_characters, f"{where}: tokenizer of the backward", None, "one, so that ids have characters to count")
         if self.head == "causal" and not model.prefix and model.length is not None:  # the begin token counts, too
             model = replace(model, length=model.length - len(beginning(model)))
         return TextsOf(source, model, where)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
 from uturn.sources.tokens import free_tokens
@@ -34,7 +35,7 @@ class KeptTokens(Spec, Probe):
         share: dict[str, Any] = {"start": 1, "bounds": (0, 1)}
         of_spans: dict[str, Any] = {"group": "tokens", "family": "text", "symmetric": True, **share}
         every = {"kept": Variable((*dims, "span"), "share of runs of tokens that are kept", **of_spans)}
-        if source.regions is not None:
+        if source.regions:
             every["kept_region"] = Variable((*dims, "region"), "share of tokens kept in a region", group="regions", **share)
         if source.segments:
             every["kept_segments"] = Variable(dims, "share of segments that are kept whole", group="segments", **share)
@@ -42,16 +43,14 @@ class KeptTokens(Spec, Probe):
 
     def coordinates(self, source: Any) -> dict[str, Any]:
         added: dict[str, Any] = {"span": np.array(self._spans(source))}
-        return added if source.regions is None else added | {"region": np.array(source.region_names())}
+        return added | {"region": np.array(source.regions)} if source.regions else added
 
     def _spans(self, source: Any) -> tuple[int, ...]:
         shortest = int(longest_runs(free_tokens(source, np.arange(source.count()))).min())
         if self.spans is None:
             return tuple(2**k for k in range(7) if 2**k <= shortest)
-        if max(self.spans) > shortest or min(self.spans) < 1 or len(set(self.spans)) < len(self.spans):
-            raise ValueError(
-                f"spans = {self.spans}: expected different lengths in 1 .. {shortest}, the number of tokens of the shortest text"
-            )
+        fits = max(self.spans) <= shortest and min(self.spans) > 0 and len(set(self.spans)) == len(self.spans)
+        expect(fits, "spans", self.spans, f"different lengths in 1 .. {shortest}, the number of tokens of the shortest text")
         return self.spans
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
@@ -62,10 +61,8 @@ class KeptTokens(Spec, Probe):
         same = before[rows] == after.reshape(-1, length)
         spans = self._spans(source)
         readings = {"kept": runs_kept(same, present, spans)}
-        if source.regions is not None:
-            readings["kept_region"] = _regions_kept(
-                same, source.regions_of(u_turns.originals.items)[rows], len(source.region_names())
-            )
+        if source.regions:
+            readings["kept_region"] = _regions_kept(same, source.regions_of(u_turns.originals.items)[rows], len(source.regions))
         if source.segments:
             readings["kept_segments"] = _segments_kept(same, source.segments_of(u_turns.originals.items)[rows])
         readings = {name: values.reshape(items, draws, *values.shape[1:]) for name, values in readings.items()}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.measures.clones import between_clones
 
@@ -15,8 +16,7 @@ AS_LEVELS: dict[str, Any] = {"start": 1, "bounds": (0, 1), "group": "tree levels
 
 def check_tree(probe: Any, source: Any) -> None:
     """ValueError for a probe of trees and a source of strings without trees."""
-    if not hasattr(source, "branching"):
-        raise ValueError(f"probe {probe.type!r} reads trees, and the source has none; expected 'tree_levels' or 'changes'")
+    expect(hasattr(source, "branching"), "probe of a source without trees", probe.type, "'tree_levels' or 'changes'")
 
 
 class TreeLevels(Spec, Probe):

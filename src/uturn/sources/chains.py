@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from uturn.core.checks import expect
 from uturn.core.random import Purpose, keys
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.sources.strings import StringSource
@@ -38,11 +39,8 @@ class HiddenMarkovSource(StringSource):
     def _fits(self) -> HiddenMarkovSource:
         given = [name for name in _MATRICES if getattr(self, name) is not None]
         sizes = [name for name in ("states", "symbols") if getattr(self, name) is not None]
-        if (given and (len(given) < 3 or sizes or self.chains > 1)) or (not given and len(sizes) < 2):
-            raise ValueError(
-                f"{', '.join(given + sizes) or 'nothing'} given; expected states and symbols, or all of {', '.join(_MATRICES)} "
-                f"for one chain"
-            )
+        fits = (len(given) == 3 and not sizes and self.chains == 1) or (not given and len(sizes) == 2)
+        expect(fits, "given", given + sizes, f"states and symbols, or all of {', '.join(_MATRICES)} for one chain")
         self.grammar(0, 0)
         return self
 

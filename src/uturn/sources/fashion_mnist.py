@@ -62,8 +62,6 @@ def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classe
 
     from torch import nn
 
-    if len(channels) != len(strides):
-        raise ValueError(f"channels={channels!r} and strides={strides!r}: expected one stride for each block")
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
     width = 1
     for number, (next_width, stride) in enumerate(zip(channels, strides, strict=True), start=1):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from uturn.core.checks import checked_path
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import named_errors, read_array, whole_file
 from uturn.core.random import Purpose, keys
 from uturn.sources.images import Images, ImageSource
@@ -57,11 +57,9 @@ class GeneratedSource(ImageSource):
 
     def made_by(self, backward: Any, seed: int) -> GeneratedSource:
         needed = "generate" if self.steps is None else "chain"
-        if not hasattr(backward, needed):
-            way_out = "" if self.steps is not None or not hasattr(backward, "chain") else "; give source.steps"
-            raise ValueError(
-                f"source: originals of type 'generated' are drawn by the backward, but {backward!r} has no {needed}(){way_out}"
-            )
+        way_out = "" if self.steps is not None or not hasattr(backward, "chain") else "; give source.steps"
+        expected = f"one with {needed}(), which draws originals of type 'generated'{way_out}"
+        expect(hasattr(backward, needed), "backward", backward, expected)
         bound = self.model_copy()
         bound._backward, bound._seed = (backward if self.steps is None else backward.chain(self.steps)), seed
         return bound
@@ -139,7 +137,7 @@ class _Draws:
         if image is not None or self.folder is None:
             return image
         try:
-            image = read_array(self._file(item), 2**26)
+            image = read_array(self._file(item))
         except ValueError:  # missing or damaged: draw it
             return None
         if image.dtype != np.float32 or image.ndim != 3:

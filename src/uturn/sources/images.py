@@ -28,10 +28,6 @@ from uturn.core.random import Streams
 if TYPE_CHECKING:
     from PIL import Image
 
-_MOST_BYTES = 8 * 2**30  # bytes of images read at once
-_MOST_PIXELS = 89_478_485  # pixels of an image; above this, Pillow warns of decompression bombs
-_MOST_FILE_BYTES = 2**29
-_MOST_SCANS = 200  # of a JPEG file, which usually has 10 at most; each takes as long as all pixels, however few its bytes
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
 
@@ -113,8 +109,7 @@ class _ImagesInMemory(ImageSource):
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         images, labels = self.all_images()
-        if num_items > len(images):
-            raise ValueError(f"items = {num_items}, but the source has {len(images)} images; lower items")
+        expect(num_items <= len(images), "items", num_items, f"at most {len(images)}, the images of the source")
         return {"label": labels[:num_items]}
 
 
@@ -156,18 +151,12 @@ class ArraySource(_ImagesInMemory):
             array = array[:, None]
         elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
             array = array.transpose(0, 3, 1, 2)
-        if array.ndim != 4 or array.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{self.path} has shape {array.shape}; expected (count, height, width), with 1 or 3 channels before or after"
-            )
-        _check_size(array.size, self.path)
-        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels), 2**26)
-        if labels.shape != (len(array),) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"{self.labels} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({len(array)},)"
-            )
-        if labels.min(initial=0) < -1:
-            raise ValueError(f"{self.labels} holds the label {labels.min()}; expected classes 0, 1, .., or -1 where unknown")
+        fits = array.ndim == 4 and array.shape[1] in (1, 3)
+        expect(fits, f"shape of {self.path}", array.shape, "(count, height, width), with 1 or 3 channels before or after")
+        labels = np.full(len(array), -1) if self.labels is None else read_array(checked_path("labels", self.labels))
+        fits = labels.shape == (len(array),) and labels.dtype.kind in "iu"
+        expect(fits, f"shape, dtype of {self.labels}", (labels.shape, labels.dtype), f"integers ({len(array)},)")
+        expect(labels.min(initial=0) >= -1, f"{self.labels}: label", labels.min(initial=0), "0, 1, .., or -1 where unknown")
         return scaled(array, self.path), labels.astype(np.int64)
 
 
@@ -178,8 +167,8 @@ class ImageFolderSource(ImageSource):
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
     sub-folders form a further group, which comes first and has label -1.
 
-    A file that cannot be decoded completely (empty, truncated, no image, more than 89 million pixels), or that is black because
-    its 16 bits hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes those of
+    A file that cannot be decoded completely (empty, truncated, no image), or that is black because its 16 bits hold values below
+    256, is an error that names it. To find such files before a run, `coordinates` decodes those of
     all items once, on all cores. It records the file of every item with the digest of its content.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
@@ -220,8 +209,7 @@ class ImageFolderSource(ImageSource):
         expect(os.path.isdir(checked_path("path", self.path)), "path", self.path, "a folder of images; this is not a folder")
         for name, size in sorted(listed(self.path)):
             groups[name.rpartition("/")[0]].append((name, size))
-        if not groups:
-            raise ValueError(f"path = {self.path!r} holds no files; expected image files, or one sub-folder a class")
+        expect(groups, "path", self.path, "a folder of image files, or one sub-folder a class; it holds no files")
         return groups
 
     @cached_property
@@ -250,7 +238,6 @@ class ImageFolderSource(ImageSource):
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         files, shape = [self._files[index] for index in _checked_indices(indices, self.count())], self.image_shape()
-        _check_size(len(files) * int(np.prod(shape)), self.path)
         images = np.empty((len(files), *shape), np.float32)
         for image, pixels in zip(images, in_threads(self._decoded, files), strict=True):
             image[...] = scaled(pixels.transpose(2, 0, 1), self.path)
@@ -270,8 +257,7 @@ class ImageFolderSource(ImageSource):
         return digest.hexdigest()
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
-        if num_items > self.count():
-            raise ValueError(f"items = {num_items}, but path = {self.path!r} holds {self.count()} files; lower items")
+        expect(num_items <= self.count(), "items", num_items, f"at most {self.count()}, the files of {self.path!r}")
         files = self._files[:num_items]
         texts = {"file": [as_unicode(file.name) for file in files], "file_digest": in_threads(self._digest, files)}
         labels = np.array([file.label for file in files], np.int64)
@@ -311,17 +297,16 @@ class ImageFolderSource(ImageSource):
     def _decoded(self, file: _File) -> np.ndarray:
         """Pixels, uint8 (height, width, channels)."""
         path = self._path(file)
-        if os.path.getsize(path) != file.size:
-            raise ValueError(f"{path} has changed since the folder was listed; start again when all files are in place")
+        size = os.path.getsize(path)
+        expect(size == file.size, f"bytes of {path}", size, f"{file.size}, as when the folder was listed; start again")
         pixels = readable(path, pixels_of(path, self.channels, self.size))
         self._check_shape(path, pixels.shape)
         return pixels
 
     def _check_shape(self, path: str, shape: Sequence[Any]) -> None:
-        sizes = [f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:])]
-        if sizes[0] != sizes[1]:
-            first = self._path(self._files[0])
-            raise ValueError(f"{path} has {sizes[0]}, but {first} has {sizes[1]}; give `size` to crop and resize all images")
+        found, first = (f"{width} x {height} pixels" for height, width in (shape[:2], self.image_shape()[1:]))
+        expected = f"{first}, as {self._path(self._files[0])}; give `size` to crop and resize all images"
+        expect(found == first, f"size of {path}", found, expected)
 
 
 class _File(NamedTuple):
@@ -358,15 +343,9 @@ def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
         raise ValueError(
             f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class folder on each line"
         ) from None
-    twice = [name for line, name in enumerate(names) if not name or name in names[:line]]
-    unknown = sorted(set(folders) - set(names))
-    if twice or unknown or not folders:
-        what = f"lacks {some_of(unknown)}" if unknown else "the folder of images has no sub-folders"
-        if twice:
-            what = f"holds {twice[0]!r} twice" if twice[0] else "holds '', an empty line"
-        raise ValueError(
-            f"classes = {classes!r}: {what}; expected each sub-folder of {path!r} on a line, in the classifier's order"
-        )
+    wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(set(folders) - set(names))
+    expected = f"each sub-folder of {path!r} once on a line, in the classifier's order"
+    expect(folders and not wrong, f"classes = {classes!r}: lines", wrong, expected)
     return names
 
 
@@ -406,7 +385,7 @@ def readable(path: str, of: Any) -> Any:
 def unread(path: str) -> str:
     """Why a file is not read: it is empty or too large; else ""."""
     size = os.path.getsize(path)
-    return "empty" if size == 0 else f"more than {_MOST_FILE_BYTES // 2**20} MB" if size > _MOST_FILE_BYTES else ""
+    return "empty" if size == 0 else "more than 512 MB" if size > 2**29 else ""
 
 
 def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
@@ -414,11 +393,7 @@ def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
-            return f"a JPEG file of {scans:,} scans"
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return f"{image.width} x {image.height} pixels"
             kind = image.format
             image.load()
             with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
@@ -441,14 +416,13 @@ def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
 
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         values = np.asarray(image)
-        if 0 < (most := int(values.max())) < 256:
-            raise ValueError(f"black: 16 bits, but no value above {most} of 65535; write 8 bits, or values times 257")
+        most = int(values.max())
+        expect(not 0 < most < 256, "largest of 16 bits", most, "more than 255 of 65535; write 8 bits, or values times 257")
         pixels = np.empty(values.shape, np.uint8)
         for row, of in zip(pixels, values, strict=True):  # by rows, to limit memory
             row[...] = (of.astype(np.int64) * 255 + 32767) // 65535
         return Image.fromarray(pixels)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{kind} with pixels of mode {image.mode!r}, whose range is not known")
+    expect(image.mode not in ("I", "F"), f"mode of {kind}", image.mode, "one whose range is known")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
@@ -465,16 +439,11 @@ def some_of(names: Sequence[str]) -> str:
 
 def _checked_indices(indices: Any, count: int) -> np.ndarray:
     indices = np.asarray(indices)
-    if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= count)):
-        shown = " ".join(str(indices).split())[:80]
-        raise ValueError(f"indices = {shown}: expected a list of integers in 0 .. {count - 1}")
+    fits = indices.ndim == 1 and (
+        not indices.size or (indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count)
+    )
+    expect(fits, "indices", indices, f"a list of integers in 0 .. {count - 1}")
     return indices.astype(np.int64)
-
-
-def _check_size(numbers: int, where: str) -> None:
-    if 4 * numbers > _MOST_BYTES:
-        gigabytes = 4 * numbers / 2**30
-        raise ValueError(f"the images of {where} would take {gigabytes:.0f} GB of memory; take fewer, or smaller ones")
 
 
 def doubtful_range(images: np.ndarray) -> str:
@@ -495,7 +464,5 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         if doubt := doubtful_range(array):
             warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
-    finite = array[np.isfinite(array)] if array.dtype.kind in "biuf" else array[:0]
-    found = f"values in [{finite.min():.4g}, {finite.max():.4g}]" if finite.size else "no numbers"
-    found += f" and {array.size - finite.size} NaN or infinite" if 0 < finite.size < array.size else ""
-    raise ValueError(f"{where} holds {array.dtype} images, {found}; expected uint8 in 0..255, or finite floats in [-1, 1]")
+    of = [np.min(array), np.max(array)] if array.size and array.dtype.kind in "biuf" else array
+    raise ValueError(f"{where} holds {array.dtype} images, values in {of}; expected uint8 in 0..255, or finite floats in [-1, 1]")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import check_tuples, checked_path, one_line, shown
+from uturn.core.checks import check_tuples, checked_path, expect, one_line, shown
 from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.inputs import File
 from uturn.core.protocols import Noisy, Originals, Source, Spec
@@ -175,8 +175,7 @@ class StringSource(Spec, Source):
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         option, count = self.number
-        if count > num_items:
-            raise ValueError(f"{option} = {count}, but items = {num_items}; expected at least one item of each")
+        expect(count <= num_items, f"items with {option} = {count}", num_items, "at least one of each")
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:
@@ -228,25 +227,17 @@ class GrammarSource(StringSource):
 @cached_while_unchanged(files=lambda path: [path], maxsize=8)
 def _grammar_of(path: str) -> RandomHierarchyModel:
     if not path.endswith(".json"):
-        try:
-            return RandomHierarchyModel.load(path)
-        except ValueError as error:
-            raise ValueError(f"{error}, or give a .json file of rules") from None
+        return RandomHierarchyModel.load(path)
+    known = ("rules", "rule_probabilities", "class_probabilities", "vocab_size")
     try:
         table = read_table(Path(checked_path("file", path)))
+        fits = isinstance(table, dict) and "rules" in table and set(table) <= set(known)
+        expect(fits, "keys", table, f"rules, and perhaps {', '.join(known[1:])}")
+        rhm = RandomHierarchyModel.from_rules(**table)
+        size = 4 * rhm.vocab_size * rhm.num_leaves
+        expect(size <= _MOST_BYTES, "bytes of evidence of a string", f"2**{size.bit_length() - 1}", "fewer levels or symbols")
     except (OSError, ValueError) as error:
         raise ValueError(f"file = {path!r}: cannot be read ({one_line(error)})") from None
-    known = ("rules", "rule_probabilities", "class_probabilities", "vocab_size")
-    keys_of = list(table) if isinstance(table, dict) else [type(table).__name__]
-    if "rules" not in keys_of or not set(keys_of) <= set(known):
-        raise ValueError(f"file = {path!r} has the keys {sorted(keys_of)}; expected rules, and perhaps {', '.join(known[1:])}")
-    try:
-        rhm = RandomHierarchyModel.from_rules(**table)
-    except ValueError as error:
-        raise ValueError(f"file = {path!r}: {error}") from None
-    if (size := 4 * rhm.vocab_size * rhm.num_leaves) > _MOST_BYTES:
-        bits = size.bit_length() - 1
-        raise ValueError(f"file = {path!r}: one string needs 2**{bits} bytes of evidence; expected fewer levels or symbols")
     return rhm
 
 
@@ -272,13 +263,11 @@ class RHMSource(StringSource):
         v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
-        if evidence > math.log2(_MOST_BYTES):
-            raise ValueError(
-                f"depth = {L}, branching = {s}: one string needs 2**{evidence:.0f} bytes of evidence; lower depth or branching"
-            )
+        fits = evidence <= math.log2(_MOST_BYTES)
+        expect(fits, "depth, branching", (L, s), f"less than 2**{evidence:.0f} bytes of evidence of a string; lower them")
         m = self.multiplicities()
-        if len(m) != L or min(m.values()) < 1:
-            raise ValueError(f"multiplicity = {shown(self.multiplicity)}: expected a number >= 1, or one for each of {L} levels")
+        fits = len(m) == L and min(m.values()) > 0
+        expect(fits, "multiplicity", self.multiplicity, f"a number >= 1, or one for each of {L} levels")
         for level, rules in m.items():
             check_tuples(v, s, n if level == L else v, rules)
         check_rules(max(v, n) * max(m.values()), s, L, f"multiplicity = {shown(self.multiplicity)}", "multiplicity")
@@ -328,12 +317,9 @@ class FilteredRHMSource(RHMSource):
     @model_validator(mode="after")
     def _filtered(self) -> FilteredRHMSource:
         v, n, s, L = self.vocab_size, self.num_classes or self.vocab_size, self.branching, self.depth
-        if self.filtered_above > L:
-            raise ValueError(f"filtered_above = {self.filtered_above}: expected a tree level 0 .. {L}; {L} changes nothing")
-        if self.filtered_above < L and v**s % n:
-            raise ValueError(
-                f"num_classes = {n}: expected a divisor of vocab_size**branching = {v**s}, so that all classes own as many tuples"
-            )
+        expect(self.filtered_above <= L, "filtered_above", self.filtered_above, f"a tree level 0 .. {L}; {L} changes nothing")
+        divides = self.filtered_above == L or v**s % n == 0
+        expect(divides, "num_classes", n, f"a divisor of vocab_size**branching = {v**s}, so that classes own as many tuples")
         check_rules(v**s, s, L - self.filtered_above, f"filtered_above = {self.filtered_above}", "branching or vocab_size")
         return self
 
@@ -361,5 +347,4 @@ def _grammar(source: RHMSource, number: int, seed: int) -> RandomHierarchyModel:
 def check_rules(rules: int, branching: int, levels: int, option: str, lower: str) -> None:
     """ValueError if the rules of all levels would not fit into memory; it names an option and the value to lower."""
     gigabytes = 8 * rules * branching * levels / 2**30
-    if gigabytes > _MOST_BYTES / 2**30:
-        raise ValueError(f"{option}: {rules} rules at each of {levels} levels would take {gigabytes:.0f} GB; lower {lower}")
+    expect(gigabytes <= _MOST_BYTES / 2**30, option, f"{gigabytes:.0f} GB of rules", f"at most 8 GB; lower {lower}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from uturn.core.checks import checked_numbers, checked_path
+from uturn.core.checks import checked_numbers, checked_path, expect
 from uturn.core.files import cached_while_unchanged, read_array
 from uturn.core.inputs import File
 from uturn.core.protocols import Noisy, Originals, Source, Spec
@@ -46,8 +46,8 @@ class Vectors(Originals):
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyVectors:
         """Diffused vectors, one for each trajectory of each original; ValueError for a corruption other than `Gaussian`."""
-        if not isinstance(corruption, Gaussian):
-            raise ValueError(f"corruption = {corruption!r}: the exact posterior of vectors is known for Gaussian() only")
+        is_known = isinstance(corruption, Gaussian)
+        expect(is_known, "corruption", corruption, "Gaussian(), for which the exact posterior of vectors is known")
         copies = np.repeat(self.values, streams.count, axis=0)
         diffused = self.law.diffuse(copies, noise, streams.keys(corruption.purpose))
         return NoisyVectors(diffused, np.full(len(copies), float(noise)), law=self.law)
@@ -131,23 +131,15 @@ class GaussianMixtureSource(VectorSource):
     @model_validator(mode="after")
     def _fits(self) -> GaussianMixtureSource:
         if self.means is not None:
-            for name in {"dimension", "num_modes", "separation", "exponent"} & self.model_fields_set:
-                raise ValueError(f"{name}: that of means; leave it out")
+            of_means = {"dimension", "num_modes", "separation", "exponent"} & self.model_fields_set
+            expect(not of_means, "options beside means", of_means, "none of them")
             self.law(0)  # raises ValueError if shapes do not fit together
             return self
-        if self.covariances is not None:
-            raise ValueError("covariances: go with means; give them too")
-        if self.num_modes > self.dimension:
-            raise ValueError(f"num_modes = {self.num_modes}, but dimension = {self.dimension}; lower num_modes")
-        if self.num_modes * self.dimension > 16 * _MOST_COMPONENTS:
-            raise ValueError(
-                f"num_modes = {self.num_modes}: num_modes * dimension = {self.num_modes * self.dimension}; expected at most "
-                f"{16 * _MOST_COMPONENTS}"
-            )
-        if self.exponent > 0 and math.isqrt(self.dimension) ** 2 != self.dimension:
-            raise ValueError(
-                f"dimension = {self.dimension}: with an exponent the vectors are fields; expected a square, such as 256"
-            )
+        expect(self.covariances is None, "covariances without means", self.covariances, "means too")
+        most = min(self.dimension, 16 * _MOST_COMPONENTS // self.dimension)
+        expect(self.num_modes <= most, "num_modes", self.num_modes, f"at most {most} with dimension = {self.dimension}")
+        is_field = self.exponent == 0 or math.isqrt(self.dimension) ** 2 == self.dimension
+        expect(is_field, "dimension", self.dimension, "a square, such as 256, as with an exponent the vectors are fields")
         return self
 
     def law(self, seed: int) -> GaussianMixture:
@@ -165,7 +157,7 @@ class GaussianMixtureSource(VectorSource):
         given = getattr(self, name)
         if not given:
             return None
-        return checked_numbers(name, read_array(checked_path(name, given), 2**26) if isinstance(given, str) else given)
+        return checked_numbers(name, read_array(checked_path(name, given)) if isinstance(given, str) else given)
 
 
 @cached_while_unchanged()

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from zarr.abc.store import Store as Files
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
-from uturn.core.checks import StoreError, checked_path, one_line, shown
+from uturn.core.checks import StoreError, checked_path, expect, one_line, shown
 from uturn.core.files import whole_folder
 
 ROOT = "zarr.json"
@@ -60,14 +60,13 @@ def place_of(name: str, value: Any) -> str:
     return f"{scheme}://{rest}"
 
 
-def files_at(where: str) -> Files:
+def files_at(where: str) -> _Files:
     """The files or objects at a place, as a store of zarr; keys are relative to the place."""
     if not is_url(where):
-        return LocalStore(os.path.abspath(where))  # zarr removes a relative path from keys wherever it occurs
+        return _Files(LocalStore(os.path.abspath(where)))  # zarr removes a relative path from keys wherever it occurs
     try:
         if where.partition("://")[0] in _OBSTORE:
             from obstore.store import from_url
-            from zarr.storage import ObjectStore
 
             # obstore does not read client options from the environment if one of them is given.
             options: Any = {"timeout": "1h", "connect_timeout": "10s"}
@@ -86,7 +85,44 @@ def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
-class _Patient(WrapperStore[Any]):
+class _Files(WrapperStore[Any]):
+    """Files whose size is compared with `largest` before they are read: a file with holes may promise terabytes.
+
+    `largest`: bytes of a chunk of each array, and of other files by ""; by default any number. `kept`: contents that are not read
+    again.
+    """
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.largest: dict[str, int] = {"": sys.maxsize}
+        self.kept: dict[str, bytes] = {}
+
+    def _with_store(self, store: Any) -> _Files:
+        files = type(self)(store)
+        files.largest, files.kept = self.largest, self.kept
+        return files
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        if key in self.kept:
+            return prototype.buffer.from_bytes(self.kept[key])
+        try:
+            if isinstance(self._store, ObjectStore):  # without a request of its own: the head of an answer has the size
+                import obstore
+
+                answer = await obstore.get_async(self._store.store, key)
+                self._check_size(key, answer.meta["size"])
+                return prototype.buffer.from_bytes(await answer.bytes_async())
+            self._check_size(key, await self._store.getsize(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return await self._store.get(key, prototype, byte_range)
+
+    def _check_size(self, key: str, size: int) -> None:
+        most = self.largest.get(key.partition("/c/")[0], self.largest[""])
+        expect(size <= most, f"{key}: bytes", size, f"at most {most}")
+
+
+class _Patient(_Files):
     """Object storage whose requests are repeated after errors that may pass. obstore alone does not repeat after all of them."""
 
     patience: float | None = None
@@ -105,11 +141,8 @@ class _Patient(WrapperStore[Any]):
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, 15)
 
-    def _with_store(self, store: Any) -> _Patient:
-        return _Patient(store)
-
-    async def get(self, *args: Any, **options: Any) -> Any:
-        return await self._again(lambda: self._store.get(*args, **options))
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        return await self._again(lambda: _Files.get(self, key, prototype, byte_range))
 
     async def exists(self, key: str) -> bool:
         return await self._again(lambda: self._store.exists(key))
@@ -162,7 +195,7 @@ def at_once(where: str, function: Callable[[_T], _R], values: Iterable[_T]) -> S
 def is_store(where: str) -> bool:
     """Whether a place is a group of zarr."""
     with failures_named(where, "read it"):
-        return read(files_at(where), ROOT) is not None
+        return sync(files_at(where).exists(ROOT))
 
 
 def is_empty(where: str) -> bool:

@@ -63,9 +63,12 @@ GROWING = ("noise", "item", "trajectory")
 """Dims along which a store grows."""
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that the chunk stays as it is when the run grows
-_MOST_TASKS = 2**24
+_MOST_TASKS, _MOST_ARRAYS = 2**20, 2**11
+_MOST_READINGS = 2**30  # of a task in a variable
+_MOST_PIECES = 2**16  # chunks that are read at once
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
+_LARGEST_ROOT = 2**26  # bytes of zarr.json
 _MOST_WARNINGS, _LONGEST_WARNING = 50, 1000  # shown; characters
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
 _OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
@@ -180,9 +183,11 @@ class Store(Blocks):
 
     def __init__(self, where: str) -> None:
         self.where, self.files = where, files_at(where)
+        self.files.largest = {"": _LARGEST_ROOT}
         if not is_url(where):
             check_plain(os.path.realpath(where))
         root = self._root()
+        self.files.kept = {ROOT: json.dumps(root).encode()}  # what is checked here is what zarr reads
         self.attributes: dict[str, Any] = root["attributes"]
         form, version = self.attributes.get("format"), self.attributes.get("version")
         expect((form, version) == (FORMAT, VERSION), "its format and version", (form, version), f"{FORMAT!r} and {VERSION}")
@@ -200,21 +205,36 @@ class Store(Blocks):
             self.arrays: dict[str, Any] = {name: group[name] for name in arrays}
         self.dims = {name: tuple(arrays[name]["dimension_names"]) for name in (*self.variables, *self.labels)}
         self.levels: list[float] = json.loads(self.attributes["levels"])
-        self._rows = [self.levels.index(level) for level in self.noise]
+        row = {level: k for k, level in enumerate(self.levels)}
+        self._rows = [row[level] for level in self.noise]
 
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
         """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
         sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
-        num_tasks = len(self.noise) * self.num_items // self.chunk
-        expect(num_tasks <= _MOST_TASKS, "its number of tasks", num_tasks, f"at most {_MOST_TASKS}")
+        counts = (self.chunk, self.num_items, self.trajectories, self.clones)
+        expect(all(type(count) is int and count > 0 for count in counts), "its sizes", counts, "whole numbers above 0")
+        blocks = -(-self.num_items // self.chunk)
+        expect(len(self.noise) * blocks <= _MOST_TASKS, "tasks", len(self.noise) * blocks, f"at most {_MOST_TASKS}")
+        known = {*self.variables, *self.labels, _RECORDS}
+        expect(set(arrays) == known, "its arrays", sorted(arrays), "those in its attributes variables and labels")
+        expect(len(arrays) <= _MOST_ARRAYS, "its number of arrays", len(arrays), f"at most {_MOST_ARRAYS}")
         for name, about in arrays.items():
             codecs = {codec["name"] for codec in about["codecs"]}
             expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
-            dims, shape, chunks = (about.get("dimension_names") or (), about["shape"], about["chunk_grid"]["configuration"])
-            fits = all(sizes.get(dim, size) == size for dim, size in zip(dims, shape, strict=name != _RECORDS))
+            shape, chunk = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
+            if name == _RECORDS:
+                fits = (shape, chunk) == ([len(self.noise), blocks, 3], [1, 1, 3])
+            else:
+                fits = all(sizes.get(dim, size) == size for dim, size in zip(about["dimension_names"], shape, strict=True))
             expect(fits, f"{name}: shape", shape, "that of the run")
-            size = max(math.prod(shape), math.prod(chunks["chunk_shape"]))
-            expect(name not in self.labels or size <= _MOST_LABELS, f"{name}: labels", size, f"at most {_MOST_LABELS}")
+            at_once = shape if name in self.labels else [1, min(self.chunk, self.num_items), *shape[2:]]
+            most = _MOST_LABELS if name in self.labels else _MOST_READINGS
+            size = max(math.prod(at_once), math.prod(chunk))
+            expect(size <= most, f"{name}: numbers that are read at once", size, f"at most {most}")
+            pieces = math.prod(-(-whole // part) for whole, part in zip(at_once, chunk, strict=True))
+            expect(0 <= pieces <= _MOST_PIECES, f"{name}: chunks that are read at once", pieces, f"at most {_MOST_PIECES}")
+            stored = _MOST_TEXT if about["data_type"] == "string" else 8 * math.prod(chunk)
+            self.files.largest[name] = stored + stored // 64 + 1024  # zstd adds less to data that it cannot compress
 
     @classmethod
     def create(
@@ -250,10 +270,10 @@ class Store(Blocks):
     def open(cls, place: str | Path) -> Store:
         """Open an existing store at a path or URL; ValueError if there is none, or if its metadata are damaged."""
         where = place_of("store", place)
-        if is_empty(where):
-            raise ValueError(f"no store at {where}; `uturn run SPEC --store {where}` makes one")
         with _readable(where):
-            return cls(where)
+            if is_url(where) or not is_empty(where):
+                return cls(where)
+        raise ValueError(f"no store at {where}; `uturn run SPEC --store {where}` makes one")
 
     def grow(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
@@ -309,7 +329,8 @@ class Store(Blocks):
             return None
         values = self._stored(name)
         if values is None:
-            raise ValueError(f"{self.where}: the coordinate {name} is damaged; `uturn run` with the same spec writes it again")
+            way = "copy the store again" if self.is_made_elsewhere else "`uturn run` with the same spec writes it again"
+            raise ValueError(f"{self.where}: the coordinate {name} is damaged; {way}")
         return values
 
     def _stored(self, name: str) -> np.ndarray | None:
@@ -330,9 +351,12 @@ class Store(Blocks):
             root = self._current_root()
             root["attributes"] |= attributes
             write(self.files, ROOT, _signed(root))
-        self.attributes |= attributes
+        self.files.kept[ROOT] = json.dumps(root).encode()
+        self.attributes = root["attributes"]
 
     def _root(self) -> Any:
+        """The content of `zarr.json` at this moment."""
+        self.files.kept.pop(ROOT, None)
         content = read(self.files, ROOT)
         if content is None:
             raise ValueError(f"it has no {ROOT}")

@@ -125,7 +125,7 @@ def _compared(
     if different:
         hint = "" if any(opened.recorded(opened.tasks()).values()) else "; none of its tasks is done, so it can be deleted"
         hint += "".join(
-            f"; a store grows by noise levels, items and trajectories, so set {key} = {shown(stored.get(key))} to extend it"
+            f"; a store grows by noise levels, items and trajectories, so set {key} = {stored.get(key, 1)} to extend it"
             for key in ("clones", "chunk")
             if stored.get(key) != mine.get(key)
         )
@@ -143,7 +143,7 @@ def _compared(
     return new, {key: known.get(key) for key in acceptable}, stale or ()
 
 
-_ABSENT = "its default"
+_ABSENT = type("Default", (), {"__repr__": lambda _: "its default"})()
 _MAY_GROW = ("spec.items ", "spec.trajectories ", "spec.corruption.noise ", "spec.corruption.noise.")
 
 

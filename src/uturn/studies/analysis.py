@@ -17,10 +17,10 @@ from uturn.core.checks import LARGEST, expect, shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
-from uturn.measures.statistics import WITHIN, Replicates, crossing, levels_around, rests_on_few
+from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, levels_around, rests_on_few
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
-from uturn.studies.curves import ESTIMATE, band, curve, place, shares, with_ends
+from uturn.studies.curves import band, curve, place, shares, with_ends
 from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study
@@ -451,7 +451,7 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
     brackets = axes.convert(np.ravel([levels_around(x, places[k, 0, 0]) for k in (0, -1)]))
     brackets *= np.where(brackets[:, 3:] < brackets[:, :1], -1, 1)
     with np.errstate(invalid="ignore"):
-        value, low, high = of.interval(widths)
+        value, low, high = of.interval(widths).T
         low = np.minimum(low, np.maximum(brackets[:, 2] - brackets[:, 1], 0))
         high = np.maximum(high, brackets[:, 3] - brackets[:, 0])
         most = [x[-1] if name == "noise" else np.inf for name in axes.names]
@@ -497,7 +497,7 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Variable], axes: Axes, 
                 return sign * (c[finite, -1] - c[finite, 0])
 
             swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))
-            sure = of.interval(difference)[2] < 0  # with 97.5 % confidence, at each noise
+            sure = of.interval(difference)[..., 2] < 0  # with 97.5 % confidence, at each noise
             if np.isnan(swap[0, 0]):
                 remark = "the levels do not swap order"
             else:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.protocols import Variable
-from uturn.measures.changes import chi_parts, correlations_of, present_pairs, susceptibility_of
+from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
 from uturn.measures.statistics import complete_items
@@ -62,7 +62,8 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
     # Log-SNR is infinite at its ends, so the peak is located on the angle by which it is interpolated.
     x = axes.noise if axes.angle is None else axes.angle
     x = x[len(x) - run.sizes["noise"] :]
-    chi, located = susceptibility_of(run), peak_of(chi_parts(run).assign_coords(noise=x))
+    parts = chi_parts(run)
+    number, located = effective_number(parts.isel(part=1)), peak_of(parts.assign_coords(noise=x))
     remarks = [f"{left} of {run.sizes['item'] + left} originals are left out: U-turns are missing"] if left else []
     remarks += about_peak(located, run.noise.values, axes.most)
     covariance, present = run["change_covariance"], None
@@ -72,8 +73,8 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
         number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
         near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
-    curves = correlations_of(covariance, present=present)
-    remarks += about_few(chi.n_eff.values, curves.n_contributing.values, run.noise.values)
+    curves = correlations(covariance.to_dataset(name="change_covariance"), present=present)
+    remarks += about_few(number, curves.n_contributing.values, run.noise.values)
     lengths = np.full((run.sizes["noise"], 3), np.nan)
     if covariance.sizes["distance"] > 3:
         with np.errstate(invalid="ignore"):
@@ -82,8 +83,8 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
         remarks.append("too few distances for a correlation length")
     place, height = (located.place, located.height) if located.inside else np.full((2, 3), np.nan)
     data = {
-        "chi": (("noise", "estimate"), with_ends(chi, "chi")),
-        "n_eff": ("noise", chi.n_eff.values),
+        "chi": (("noise", "estimate"), chi_of(parts)),
+        "n_eff": ("noise", number),
         "xi": (("noise", "estimate"), lengths),
         "correlation": (("noise", "distance", "estimate"), with_ends(curves, "correlation")),
         "of_peak": ("noise", located.levels.astype(float)),

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from uturn.measures.statistics import with_interval
 from uturn.studies.axes import common_axis
-from uturn.studies.curves import with_interval
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import estimated, evenly_spaced
 from uturn.studies.tables import names_in_panel, number_in, panels_of, tested_families, title_of

@@ -1,4 +1,4 @@
-"""Curves of a run against noise, places on them, and numbers as text with their 95 % intervals."""
+"""Curves of a run against noise, and places on them, with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.measures.statistics import Estimate, Replicates, located, proportion, replicates
+from uturn.measures.statistics import Replicates, located, proportion, replicates
 
 if TYPE_CHECKING:
     import xarray as xr
-
-ESTIMATE = ("value", "low", "high")  # labels of the dim `estimate`: a number and the ends of its 95 % interval
 
 
 def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "mean") -> Replicates:
@@ -31,7 +29,7 @@ def curve(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, centre: str = "
 
 def band(of: Replicates, least: float, most: float, confidence: float = 0.95) -> np.ndarray:
     """A curve and the ends of its intervals along a new last axis, clipped to [least, most]."""
-    return np.clip(np.moveaxis(of.interval(lambda mean: mean, confidence), 0, -1), least, most)
+    return np.clip(of.interval(lambda mean: mean, confidence), least, most)
 
 
 def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: float = 0.95) -> np.ndarray:
@@ -39,7 +37,7 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: fl
 
     At noise 0 nothing changes, so both ends equal the value; `start` is the value if noise 0 was not measured.
     """
-    measured = np.moveaxis(proportion(values, confidence), 0, -1)
+    measured = proportion(values, confidence).values
     missing = len(x) - len(measured)
     return np.concatenate([np.full_like(measured[:missing], np.expand_dims(start, -1)), measured])
 
@@ -52,19 +50,3 @@ def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarra
 def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
     """A variable and the ends `low` and `high` of its intervals along a new last axis, the estimate."""
     return np.stack([ds[key] for key in (name, "low", "high")], -1)
-
-
-def with_interval(values: Any, form: str = ".3g", none: str = "none") -> str:
-    """A number with its interval as text; `none` if there is no number.
-
-    >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
-    ('0.731 [0.718, 0.744]', '0.73')
-    >>> with_interval((-1e-9, -0.2, 0.2))  # a mean of 0, and the rounding of its terms
-    '0 [-0.2, 0.2]'
-    """
-    number = Estimate(*np.asarray(values, float).tolist())
-    if abs(number.value) < 1e-6 * (number.high - number.low):
-        number = number._replace(value=0.0)
-    if not np.isfinite(number.value):
-        return none
-    return format(number, form) if np.isfinite(number).all() else format(number.value, form)

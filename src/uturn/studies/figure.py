@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uturn.measures.statistics import with_interval
 from uturn.studies.charts import CRITICAL, Chart, charts_of, overlaid
-from uturn.studies.curves import with_interval
 from uturn.studies.headline import PEAK
 from uturn.studies.plotting.curves import (
     along,

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,11 @@ AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
 NEAR = 1e-9  # relative difference of two noise levels up to which they are one
 _MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
-_LONGEST_LINE = 2**20  # characters of a header
+_LONGEST_LINE = 2**20  # characters
 _MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
 _MOST_CELLS = 2**27  # of a Parquet file, which can promise gigabytes in a few kilobytes
-_DECIMAL_COMMA = re.compile(r"(^|;)\s*-?\d*,\d+\s*(;|$)")
+_DECIMAL_COMMA = re.compile(r"\s*-?\d*,\d+\s*")
+_CUT = re.compile(r"[-+]?(\d+[.,]|\d*[.,]?\d+[eE][-+]?)")  # no number ends so
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
 
@@ -75,24 +76,23 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     """
     import pandas
 
-    with open(path, encoding="utf-8-sig") as file:
-        header = file.readline(_LONGEST_LINE)
-        if "\0" in header:
-            raise ValueError("it is no text")
-        separator = max(",;\t", key=header.count)
-        decimal = "," if separator == ";" and any(map(_DECIMAL_COMMA.search, file)) else "."
-    _check_rows(path, separator)
+    if not os.path.getsize(path):  # also of a file that the system makes up while it is read
+        raise ValueError("it is empty")
+    header = next(filter(str.strip, _lines(path)), "")
+    separator = max(",;\t", key=header.count)
+    decimal, warnings = _check_rows(path, separator)
     form: dict[str, Any] = {"encoding": "utf-8-sig", "sep": separator, "decimal": decimal}
     table = pandas.read_csv(path, **form)
     if not isinstance(table.index, pandas.RangeIndex):  # pandas would take the first cells as names of the rows
         raise ValueError("the rows have more cells than the header")
-    text = pandas.read_csv(path, **form, header=None, dtype=str, keep_default_na=False)
     # pandas renames columns of one name, and those without any.
-    table.columns = text.iloc[0].str.strip()
+    table.columns = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
     of_text = {str(name).lower() for name in (*labels, *AXES[1:])}
-    for k, name in enumerate(table.columns):
-        if name.lower() in of_text:
-            table.isetitem(k, text.iloc[1:, k].str.strip().to_numpy())
+    columns = [k for k, name in enumerate(table.columns) if name.lower() in of_text]
+    text = pandas.read_csv(path, **form, usecols=columns, dtype=str, keep_default_na=False)
+    for k, (_, cells) in zip(columns, text.items(), strict=True):
+        table.isetitem(k, cells.str.strip())
+    table.attrs["warnings"] = warnings
     return table.loc[:, table.columns != ""]
 
 
@@ -114,28 +114,49 @@ def _read_parquet(path: str) -> pandas.DataFrame:
         raise ValueError(str(error)) from None
 
 
-def _check_rows(path: str, separator: str) -> None:
-    """ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines.
-
-    A quote without its other half makes one cell of all rows up to the next quote.
-    """
-    columns, last = 0, ""
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a text file; ValueError for a long one and for NUL characters: a file with holes may promise terabytes."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=separator)
-        for number, cells in enumerate(rows, 1):
-            if rows.line_num > number:
-                raise ValueError(f"a quote in line {number} opens a cell that ends in line {rows.line_num}")
-            if len(cells) <= 1 and not "".join(cells).strip():
-                continue
-            columns, last = columns or len(cells), cells[-1]
-            if columns > _MOST_COLUMNS:
-                raise ValueError(f"the header has {columns:,} cells, more than {_MOST_COLUMNS:,}")
-            if len(cells) < columns:
-                raise ValueError(f"line {number} has {len(cells)} cells, the header {columns}; is the file cut short?")
+        for line in iter(lambda: file.readline(_LONGEST_LINE), ""):
+            if "\0" in line:
+                raise ValueError("it is no text in UTF-8: it holds NUL characters")
+            if len(line) == _LONGEST_LINE:
+                raise ValueError(f"a line has more than {_LONGEST_LINE:,} characters")
+            yield line
+
+
+def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
+    """The decimal sign of a CSV file, and a warning if it may have been cut short.
+
+    ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines: a quote without its
+    other half makes one cell of all rows up to the next quote. Some programs write no line break at the end, where a file that
+    was cut has none either; a cell that was cut is shorter than it was, so nothing is said if no cell of its column is longer.
+    """
+    columns, decimal, last, longest = 0, ".", "", 0
+    rows = csv.reader(_lines(path), delimiter=separator)
+    for number, cells in enumerate(rows, 1):
+        if rows.line_num > number:
+            raise ValueError(f"a quote in line {number} opens a cell that ends in line {rows.line_num}")
+        if len(cells) <= 1 and not "".join(cells).strip():
+            continue
+        if columns:
+            longest = max(longest, len(last))
+            last = cells[-1].strip()
+        columns = columns or len(cells)
+        if columns > _MOST_COLUMNS:
+            raise ValueError(f"the header has {columns:,} cells, more than {_MOST_COLUMNS:,}")
+        if len(cells) < columns:
+            raise ValueError(f"line {number} has {len(cells)} cells, the header {columns}; is the file cut short?")
+        if separator == ";" and decimal == "." and any(map(_DECIMAL_COMMA.fullmatch, cells)):
+            decimal = ","
     with open(path, "rb") as end:
         end.seek(-min(1, os.path.getsize(path)), os.SEEK_END)
-        if columns and not last.strip() and end.read() not in (b"\n", b"\r"):
-            raise ValueError("the last line ends in an empty cell without a line break; if the file is whole, add one")
+        if not columns or end.read() in (b"\n", b"\r"):
+            return decimal, []
+    if not last or _CUT.fullmatch(last):
+        raise ValueError(f"the last line ends in {last!r} without a line break; if the file is whole, add one")
+    words = f"the last line of the table, which ends in {shown(last)}, has no line break; add one if the file is not cut short"
+    return decimal, [words] if len(last) < longest or "e" in last.lower() else []
 
 
 def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:

@@ -11,11 +11,10 @@ import pandas
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.measures.statistics import levels_around
+from uturn.measures.statistics import ESTIMATE, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
 from uturn.studies.charts import Chart
-from uturn.studies.curves import ESTIMATE, with_interval
 from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.reading import instructions_of
@@ -141,7 +140,7 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         x = [axes.noise[np.isfinite(axes.noise)] for axes in both]
         around = [levels_around(x[k], float(half_lives[k, 0, 0])) for k in (0, 1)]
         first, second = (np.sort(ends, axis=1) for ends in on_axes(*around))
-        value, low, high = of.interval(lag)
+        value, low, high = of.interval(lag).T
         with np.errstate(invalid="ignore"):
             half_life = np.stack(
                 [value, np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])], -1
@@ -151,7 +150,7 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         f"{name}: {part}" for name, level in zip(("first", "second"), levels, strict=True) if (part := level.texts["remark"])
     ]
     return {
-        "curve": _of_shares(levels) if is_share else np.moveaxis(of.interval(lambda c: c[..., 1] - c[..., 0]), 0, -1),
+        "curve": _of_shares(levels) if is_share else of.interval(lambda c: c[..., 1] - c[..., 0]),
         "half_life": half_life,
         "half_lives": half_lives,
         "originals": levels[0].originals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -128,6 +129,7 @@ def readings(
     if isinstance(values, pandas.DataFrame):
         if noise is not None or dims:
             raise ValueError(f"noise = {shown(noise)}: a table has the column noise; leave out noise and dims")
+        hints += values.attrs.get("warnings", [])
         chosen, (values, noise, coords) = coords, arrays_of(values, coords)
         hints += [
             f"{name} is the same in all rows of an item, so it is a coordinate and no reading"
@@ -183,7 +185,7 @@ def readings(
     attributes = {
         "spec": json.dumps(spec),
         "identity": json.dumps({**spec, "chunk": chunk, "corruption": {**part, "noise": levels.tolist()}}),
-        "models": "{}",
+        "models": json.dumps({"readings": _digest(arrays)}),
         "versions": json.dumps(versions_used()),
         "random_version": random.VERSION,
     }
@@ -476,6 +478,14 @@ def _check_names(names: Sequence[str]) -> None:
             raise ValueError(f"the name {shown(name)} has {len(name)} characters; expected at most {_LONGEST}")
         if names.count(name) > 1:
             raise ValueError(f"the name {shown(name)} stands for two readings or coordinates; choose another one")
+
+
+def _digest(arrays: Mapping[str, xr.DataArray]) -> str:
+    """Digest of readings: by it a store notices chunks of other readings of equal shape."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _write(store: str | Path, run: MemoryStore) -> None:

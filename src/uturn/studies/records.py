@@ -119,9 +119,9 @@ def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
             "noisy_piece": (dims, _pieces(noisy, source.tokenizer)),
         },
     )
-    if source.regions is not None:
+    if source.regions:
         shown["shown_region"] = dims[1:], source.regions_of(np.arange(count))
-        shown = shown.assign_coords(region_name=source.region_names())
+        shown = shown.assign_coords(region_name=list(source.regions))
     if source.segments:
         free = source.free(np.arange(count)) if hasattr(source, "free") else before >= 0  # fixed tokens have no segment either
         shown["shown_separator"] = dims[1:], (source.segments_of(np.arange(count)) < 0) & free

@@ -11,10 +11,9 @@ import pandas
 import xarray as xr
 
 from uturn.measures.cloning import largest_eigenvalue
-from uturn.measures.statistics import Estimate
+from uturn.measures.statistics import ESTIMATE, Estimate
 from uturn.store.record import warnings_of
 from uturn.studies import study
-from uturn.studies.curves import ESTIMATE
 from uturn.studies.tables import TextTable, csv_of, for_terminal
 
 if TYPE_CHECKING:

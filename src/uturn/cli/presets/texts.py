@@ -38,7 +38,7 @@ class TextOptions(LanguageOptions, PresetOptions):
             *("mask_id", "shift", "time", "output", "corruption"),
         ),
         "Decoding": ("order", "steps", "block", "causal", "temperature", "top_k", "top_p", "remask", "eta", "remask_given"),
-        "Data": ("data", "windows", "length", "segments", "regions", "labels", "keep_first", "fixed"),
+        "Data": ("data", "windows", "length", "segments", "keep_first"),
         "Measures": (
             *("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
             *("repetition", "audit"),
@@ -50,7 +50,8 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     data: str = Field(
         "embedded",
-        description="Text file with one text on each line; a folder of .txt files; or a .npy file of token ids (items, length).",
+        description="Text file with one text on each line; a folder of .txt files; a table (.csv, .jsonl) with the columns text, "
+        "label, regions, fixed; or a .npy file of token ids (items, length).",
         examples=["embedded"],
     )
     windows: bool = Field(False, description="Cut the text into windows of --length tokens instead of lines.")
@@ -60,18 +61,7 @@ class TextOptions(LanguageOptions, PresetOptions):
     segments: list[str] = Field(
         [], description="Token that separates segments of a text, such as '.'; the share of unchanged segments is measured."
     )
-    regions: str | None = Field(
-        None, description="Text file with one line for each text; each character names the region of a token."
-    )
     keep_first: int = Field(0, ge=0, description="Tokens at the beginning of each text that are never masked, such as a prompt.")
-    fixed: str | None = Field(
-        None,
-        description="Mask file of tokens that are never masked: a line for each text, with 1 for a fixed token and 0 for the "
-        "others; or a .npy file of booleans (items, length).",
-    )
-    labels: str | None = Field(
-        None, description="Text file with one line for each text: the number of its class for --classifier, -1 where unknown."
-    )
     layers: list[str] = Field(
         [],
         description="Model whose hidden states are compared layer by layer: same (the denoising model), a folder, a hub id, or "
@@ -137,7 +127,7 @@ class TextOptions(LanguageOptions, PresetOptions):
     def _source(self) -> dict[str, Any]:
         fixed = {"keep_first": self.keep_first} if self.keep_first else {}
         segments = {"segments": self.segments} if self.segments else {}
-        own = self._set("length", "regions", "labels", "fixed")
+        own = self._set("length")
         return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **fixed, **own}
 
     def denoiser(self) -> LanguageDenoiser:

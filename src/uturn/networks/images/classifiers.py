@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, one_line
+from uturn.core.checks import expect, noted
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import Network
@@ -104,10 +104,10 @@ def _classifier(
 ) -> Classifier:
     spec, loaded = network.classifier, network.load()
     if texts is not None:
-        if loaded.texts is None:
-            raise ValueError(f"texts: classifier = {spec!r} has no encoder of texts; expected a model 'clip:FOLDER', or no texts")
         clip: Any = loaded.module
-        loaded = loaded._replace(module=clip.with_classes(loaded.texts.encode(texts)), class_names=texts, has_classes=True)
+        encoder: Any = loaded.texts
+        expect(encoder is not None, f"texts of classifier = {spec!r}", texts, "None, as it has no encoder of texts ('clip:..')")
+        loaded = loaded._replace(module=clip.with_classes(encoder.encode(texts)), class_names=texts, has_classes=True)
     module, preprocess, class_names = loaded.module, loaded.preprocess, loaded.class_names
     chosen: tuple[str, ...] = ()
     without_layers = ""
@@ -124,12 +124,8 @@ def _classifier(
     if loaded.has_classes:
         logits = as_tensor(output, f"classifier = {spec!r}")
         shape = tuple(logits.shape)
-        expect(
-            len(shape) == 2 and shape[0] == _BLANKS,
-            f"classifier = {spec!r}: shape for {_BLANKS} images",
-            shape,
-            "(batch, classes)",
-        )
+        fits = len(shape) == 2 and shape[0] == _BLANKS
+        expect(fits, f"classifier = {spec!r}: shape for {_BLANKS} images", shape, "(batch, classes)")
         num_classes = logits.shape[1]
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:
@@ -169,13 +165,8 @@ def _dry_run(
 
     parameter = next(module.parameters(), None)
     blank = torch.zeros((_BLANKS, *image_shape), device=None if parameter is None else parameter.device)
-    with hooks(module, list(shapes), note), torch.inference_mode():
-        try:
-            output = module(blank if preprocess is None else preprocess(blank))
-        except Exception as error:  # a user's model can raise any exception
-            raise ValueError(
-                f"{where} does not take images {tuple(image_shape)} (channels, height, width): {one_line(error)}"
-            ) from error
+    with hooks(module, list(shapes), note), torch.inference_mode(), noted(f"{where}, for images {tuple(image_shape)}"):
+        output = module(blank if preprocess is None else preprocess(blank))
     return shapes, output
 
 

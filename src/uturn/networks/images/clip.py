@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
 from uturn.networks.libraries import library, reading
 
 _TEXTS_AT_ONCE = 64
@@ -59,12 +60,10 @@ class ClipTexts(nn.Module):
         seen: set[str] = set()
         for number, text in enumerate(texts):
             tokens = len(self.tokenizer(text)["input_ids"])
-            if not text.strip() or tokens > most or text in seen:
-                fault = "is empty" if not text.strip() else f"has {tokens} tokens" if tokens > most else "occurs twice"
-                raise ValueError(f"class {number}, {text[:60]!r}, {fault}; expected a text of its own, of at most {most} tokens")
+            fits = text.strip() and tokens <= most and text not in seen
+            expect(fits, f"class {number}", text, f"a text of its own, of at most {most} tokens")
             seen.add(text)
-        if len(texts) < 2:
-            raise ValueError(f"{len(texts)} texts; expected one for each class, two or more")
+        expect(len(texts) > 1, "number of texts", len(texts), "one for each class, two or more")
         embeddings = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
         return self.logit_scale.exp() * nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
@@ -86,16 +85,14 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     where = f"classifier = 'clip:{name}'"
     transformers = library("transformers", where)
     library("torchvision", where, "images")
-    if not name or not (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)):
-        raise ValueError(f"{where}: no such folder; expected one of transformers.CLIPModel, or its name on a hub, OWNER/NAME")
+    is_name = name and (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
+    expect(is_name, where, "no such folder", "one of transformers.CLIPModel, or its name on a hub, OWNER/NAME")
     expected = "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"
     with reading(where, expected):
         config = transformers.AutoConfig.from_pretrained(name)
-        if config.model_type != "clip":
-            raise ValueError(f"it is a model of kind {config.model_type!r}, and only 'clip' is read")
+        expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
-        if loading["missing_keys"]:
-            raise ValueError(f"weights are missing: {', '.join(sorted(map(str, loading['missing_keys']))[:3])}, ..")
+        expect(not loading["missing_keys"], "missing weights", sorted(map(str, loading["missing_keys"])), "none")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         transforms = _transforms(name, model.config.vision_config.image_size)
     model = model.float().eval()
@@ -152,13 +149,8 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     if path is not None:
         with reading(f"class_prompts = {prompts!r}", "expected a text file, one text a line"):
             return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
-    if names is None:
-        if prompts is not None:
-            raise ValueError(
-                f"class_prompts = {prompts!r}: the classes of the images have no names; give a file, one text a line"
-            )
-        return None
-    if prompts is None and len(names) < 2:
+    expect(prompts is None or names is not None, "class_prompts", prompts, "a file, one text a line, as classes have no names")
+    if names is None or (prompts is None and len(names) < 2):
         return None
     return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)
 
@@ -167,9 +159,6 @@ def prompt_file(prompts: str | None) -> Path | None:
     """The file with the texts of classes; None for a template."""
     if prompts is None or "{}" in prompts:
         return None
-    if not Path(prompts).is_file():
-        raise ValueError(
-            f"class_prompts = {prompts!r}: no such file; expected one with one text a line, or a template with {{}} for the name "
-            f"of a class"
-        )
+    known = "a file with one text a line, or a template with {} for the name of a class"
+    expect(Path(prompts).is_file(), "class_prompts", prompts, known)
     return Path(prompts)

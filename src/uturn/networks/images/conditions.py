@@ -112,10 +112,8 @@ class Prompts(NamedTuple):
         items = np.asarray(items)
         if self.rows is None:
             return np.zeros(len(items), np.int64)
-        most = int(items.max(initial=0))
-        expect(
-            most < len(self.rows), "prompt", self.given, f"one line for each item, but it has {len(self.rows)} for item {most}"
-        )
+        expected = f"a file with one line for each item, but it has {len(self.rows)}"
+        expect(items.max(initial=0) < len(self.rows), "prompt", self.given, expected)
         return np.array(self.rows, np.int64)[items]
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
 from uturn.networks.images.guided_diffusion_options import EXPECTED, GuidedDiffusionOptions, read_options
 from uturn.networks.images.guided_diffusion_options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
@@ -128,8 +129,7 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     from diffusers import DDPMScheduler
 
     declared = read_options(None, preset, options)
-    if declared.learn_sigma is None:
-        raise ValueError("learn_sigma is not given: expected True or False; or pass the `options` of the loaded network")
+    expect(declared.learn_sigma is not None, "learn_sigma", None, "True or False, or the `options` of the loaded network")
     return DDPMScheduler(
         num_train_timesteps=declared.diffusion_steps,
         beta_start=0.0001 * 1000 / declared.diffusion_steps,
@@ -159,8 +159,8 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any]
     firsts = range(1, len(blocks), per_level)  # first input block of each level
     channels = [shapes[f"input_blocks.{k}.0.out_layers.3.weight"][0] for k in firsts]
     inputs, outputs = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
-    if inputs == 6 or outputs not in (inputs, 2 * inputs):
-        raise ValueError(f"{inputs} channels in, {outputs} out: not as many or twice as many, or an upsampler")
+    is_denoiser = inputs != 6 and outputs in (inputs, 2 * inputs)
+    expect(is_denoiser, "channels in, out", (inputs, outputs), "as many out or twice as many, and no upsampler (6 in)")
     width = shapes["time_embed.0.weight"][1]
     options = {
         "num_channels": width,
@@ -181,8 +181,8 @@ def _resolved(path: Path, by_weights: dict[str, Any], attends: list[bool], decla
         raise ValueError(
             f"{path}: expected image_size, and num_heads or num_head_channels, which weights do not tell; or {EXPECTED}"
         )
-    if size % 2 ** levels[-1]:
-        raise ValueError(f"image_size = {size}: expected a multiple of {2 ** levels[-1]}, as {path} has {len(levels)} levels")
+    unit = 2 ** levels[-1]
+    expect(size % unit == 0, "image_size", size, f"a multiple of {unit}, as {path} has {len(levels)} levels")
     by_weights = by_weights | {"attention_resolutions": [size >> level for level in levels if attends[level]]}
     stated = declared.model_dump(include=set(by_weights), exclude_none=True)
     if len(levels) == 1:
@@ -192,18 +192,13 @@ def _resolved(path: Path, by_weights: dict[str, Any], attends: list[bool], decla
     if "channel_mult" in stated:  # the original rounds down
         stated["channel_mult"] = [int(factor * width) / width for factor in stated["channel_mult"]]
     for name, value in stated.items():
-        if value != by_weights[name]:
-            raise ValueError(
-                f"{path}: {name} is {by_weights[name]} by its weights, {value} by the preset or the options; leave it out, or "
-                f"take those of this checkpoint"
-            )
+        expect(value == by_weights[name], f"{path}: {name} of the options", value, f"{by_weights[name]}, by its weights, or none")
     options = {**declared.model_dump(exclude_none=True), **by_weights}
     if "num_head_channels" in options:  # overrides the number of heads, as in the original
         options = {name: value for name, value in options.items() if name not in ("num_heads", "num_heads_upsample")}
     for name in ("num_head_channels", "num_heads", "num_heads_upsample"):
         odd = [count for count in _attention_channels(options, attends) if count % options.get(name, 1)]
-        if odd:
-            raise ValueError(f"{name} = {options[name]}: does not divide the {odd[0]} channels of an attention layer of {path}")
+        expect(not odd, name, options.get(name), f"a divisor of {odd[:1]}, the channels of an attention layer of {path}")
     return options
 
 
@@ -304,16 +299,14 @@ def _renamed(
     for ours, empty in unet.state_dict().items():
         module, _, ending = ours.rpartition(".")
         used.add(name := f"{_original_name(module, options['num_res_blocks'] + 1, attends)}.{ending}")
-        if name not in weights:
-            raise ValueError(f"the weights {name!r} are missing")
         weight, parts = weights[name], 3 if ".qkv." in name else 1
-        if weight.numel() != parts * empty.numel() or not weight.is_floating_point():
-            raise ValueError(f"the weights {name!r} have shape {tuple(weight.shape)}, as part of {parts} x {tuple(empty.shape)}")
+        fits = weight.numel() == parts * empty.numel() and weight.is_floating_point()
+        expect(fits, f"shape of the weights {name!r}", tuple(weight.shape), f"{parts} x {tuple(empty.shape)}")
         if parts == 3:  # rows (head, q/k/v, channel) in the old order of attention, (q/k/v, head, channel) in the new one
             of_heads = weight.reshape(3 * unet.get_submodule(module.rpartition(".")[0]).heads, -1, *weight.shape[1:])
             which = "qkv".index(module[-1])
             weight = of_heads.chunk(3)[which] if options["use_new_attention_order"] else of_heads[which::3]
         renamed[ours] = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format).reshape(empty.shape)
-    if extra := sorted(set(weights) - used):
-        raise ValueError(f"{len(extra)} unexpected weights: {', '.join(extra[:2])}")
+    extra = sorted(set(weights) - used)
+    expect(not extra, "further weights", extra, "those of this network alone")
     return renamed

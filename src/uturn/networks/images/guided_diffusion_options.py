@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from uturn.core.checks import validation_words
+from uturn.core.checks import expect
 
 _SHARED: dict[str, Any] = {
     "num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "use_scale_shift_norm": True,
@@ -70,8 +70,7 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
     `preset`: a key of `PRESETS`, or flags in the form "--name value". ValueError for unknown or invalid options.
     """
     if preset is None and not options and path is not None:
-        if path.stem not in PRESETS:
-            raise ValueError(f"{path}: no preset given, and the file is not named after one; expected {EXPECTED}")
+        expect(path.stem in PRESETS, f"{path}: preset", None, f"{EXPECTED}; or a file with the name of a preset")
         preset = path.stem
     if preset is None or preset in PRESETS:
         named = dict(PRESETS.get(preset or "", {}))
@@ -83,9 +82,6 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
             raise ValueError(f"preset = {preset!r}: {error}; expected {EXPECTED}") from None
     given = {**named, **options}
     for name in ("timestep_respacing", "rescale_timesteps"):
-        if given.pop(name, "") not in ("", "False", False):
-            raise ValueError(f"{name}: leave it out; `steps` of the reverse process chooses the timesteps")
-    try:
-        return GuidedDiffusionOptions(**{name: value for name, value in given.items() if name not in _IGNORED})
-    except ValidationError as error:
-        raise ValueError(validation_words(error)) from None
+        value = given.pop(name, "")
+        expect(value in ("", "False", False), name, value, "none; `steps` of the reverse process chooses the timesteps")
+    return GuidedDiffusionOptions(**{name: value for name, value in given.items() if name not in _IGNORED})

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, noted, shown
+from uturn.core.checks import expect, noted
 from uturn.core.imports import import_function
 from uturn.corruption.noising import clean_and_noise
 from uturn.corruption.schedulers import is_flow_match
+from uturn.networks.images.levels import Levels
 
 ADVICE = (
     "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
@@ -101,10 +102,9 @@ def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
     if isinstance(returned, DenoiserModel):
         _check(label, returned)
         return returned, False
-    kinds = " and ".join(type(part).__name__ for part in (returned if isinstance(returned, tuple) else [returned])) or "nothing"
     pair = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], nn.Module)
-    if not pair or not is_scheduler(returned[1]):
-        raise ValueError(f"{label} gives {kinds}; expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel")
+    is_model = pair and is_scheduler(returned[1])
+    expect(is_model, f"{label}: what it gives", returned, "(torch.nn.Module, scheduler of diffusers), or a DenoiserModel")
     return DenoiserModel(*returned, predicts=""), True
 
 
@@ -159,51 +159,28 @@ class Prediction(nn.Module):
         predict noise, and v for all others, from which x_0 and n follow without cancellation at both ends of the chain.
     """
 
-    sigmas: torch.Tensor
-
     def __init__(self, model: DenoiserModel) -> None:
         super().__init__()
         self.predicts, self.takes_sigma = model.predicts, model.takes_sigma
         scheduler = edm_schedule() if model.scheduler is None else model.scheduler
-        self.flow = is_flow_match(scheduler)
-        if self.flow:
-            self.wanted, self.scheduler = "flow", scheduler
-            self.timesteps = scheduler.config.num_train_timesteps
-            return
-        self.wanted = "noise" if self.predicts == "noise" else "v"
-        kind = {"noise": "epsilon", "v": "v_prediction"}[self.wanted]
-        self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
-        abar = scheduler.alphas_cumprod.double()
-        # sigma of every timestep, a buffer that is not part of the weights
-        self.register_buffer("sigmas", ((1 - abar) / abar).sqrt().float(), persistent=False)
-
-    def levels(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """a and s of x_t = a x_0 + s n in the units of the scheduler, (batch, 1, 1, 1), at timesteps (batch,).
-
-        Between whole timesteps sigma = s / a is interpolated linearly, as diffusers does.
-        """
-        time = timestep.float().reshape(-1, 1, 1, 1)
-        if self.flow:
-            sigma = time / self.timesteps
-            return 1 - sigma, sigma
-        low = time.floor().clamp(0, len(self.sigmas) - 1).long()
-        high = (low + 1).clamp(max=len(self.sigmas) - 1)
-        sigma = torch.lerp(self.sigmas[low], self.sigmas[high], time - low)
-        a = 1 / (1 + sigma**2).sqrt()
-        return a, sigma * a
+        self.wanted = "flow" if is_flow_match(scheduler) else "noise" if self.predicts == "noise" else "v"
+        self.levels, self.scheduler = Levels(scheduler), scheduler
+        if self.wanted != "flow":
+            kind = {"noise": "epsilon", "v": "v_prediction"}[self.wanted]
+            self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
 
     def inputs(self, noisy: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The inputs of the network, for x_t in the units of the scheduler."""
         if not self.takes_sigma:
             return noisy, timestep
-        a, s = self.levels(timestep)
+        a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))
         return noisy / a, (s / a).flatten()
 
     def expected(self, output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The input of the scheduler, from the output of the network, for x_t in the units of the scheduler."""
         if self.predicts == self.wanted:
             return output
-        a, s = self.levels(timestep)
+        a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))
         x, scale, sigma = (noisy / a, 1.0, s / a) if self.takes_sigma else (noisy, a, s)
         clean, noise = clean_and_noise(self.predicts, output, x, scale, sigma)
         if self.wanted == "flow":
@@ -232,12 +209,11 @@ class OwnNetwork(nn.Module):
         count, channels, *size = noisy.shape
         widths = (channels, 2 * channels) if self.learned_variance else (channels,)
         shapes = [(count, width, *size) for width in widths]
-        if not isinstance(output, torch.Tensor) or tuple(output.shape) not in shapes or not output.is_floating_point():
-            description = f"{output.dtype}, {tuple(output.shape)}" if isinstance(output, torch.Tensor) else shown(output)
-            raise ValueError(
-                f"{self.label}: the network gives {description} for noisy images {tuple(noisy.shape)}; expected floating point "
-                f"numbers {' or '.join(map(str, shapes))}"
-            )
+        is_tensor = isinstance(output, torch.Tensor)
+        fits = is_tensor and tuple(output.shape) in shapes and output.is_floating_point()
+        found = (output.dtype, tuple(output.shape)) if is_tensor else output
+        expected = f"floating point numbers {' or '.join(map(str, shapes))}"
+        expect(fits, f"{self.label}: output for noisy images {tuple(noisy.shape)}", found, expected)
         return output
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.core.files import read_table
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import library, reading
+from uturn.networks.state_dicts import check_finite
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",
@@ -32,7 +32,6 @@ TEXT_PARTS = (
 )
 """Classes of text encoders and tokenizers."""
 _DENOISERS = ("UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel")  # the last is DiT's former class name
-_MOST_TIMESTEPS = 100_000  # limit for a noise schedule; a thousand is usual
 _CODECS = ("AutoencoderKL", "VQModel")
 _CONDITIONED = ("text_encoder", "tokenizer", "image_encoder", "bert", "prior", "controlnet")  # prefixes of such parts
 _UNUSED = ("safety_checker", "feature_extractor")
@@ -138,31 +137,26 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
     """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
     with reading(f"{path.as_posix()}/model_index.json", _PIPELINES):
         index = load_index(path.as_posix())
-        parts, left_out = {}, []
-        for part, entry in index.items():
-            if part.startswith("_") or not (isinstance(entry, list) and len(entry) == 2):
-                continue  # an option of the pipeline, not a part
-            if part in _UNUSED or (entry[1] is None and part.startswith(_CONDITIONED)):
-                left_out.append(part)
-            elif part.startswith(_CONDITIONED) and entry[0] != "transformers":
-                raise ValueError(f"the {part} is of {entry[0]!r}, not of transformers")
-            elif entry[1] is not None:
-                parts[part] = str(entry[1])
+        entries = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and part[0] != "_"}
+        absent = {part for part, (_, kind) in entries.items() if kind is None}
+        left_out = [part for part in entries if part in _UNUSED or (part in absent and part.startswith(_CONDITIONED))]
+        libraries = ("diffusers", "transformers")  # a part of another one is of no known kind
+        parts = {
+            part: str(kind) if library in libraries else f"{library}.{kind}"
+            for part, (library, kind) in entries.items()
+            if part not in absent and part not in _UNUSED
+        }
         pipeline = str(index.get("_class_name"))
-        conditioned = [part for part in parts if part.startswith(_CONDITIONED)]
-        if conditioned and pipeline not in TEXT_DENOISERS:
-            raise ValueError(f"it is a {pipeline}, conditioned on a text or an image ({', '.join(conditioned)})")
-        denoiser = next((part for part in ("unet", "transformer") if part in parts), "")
-        if not denoiser or "scheduler" not in parts:
-            raise ValueError(f"it holds {', '.join(parts) or 'nothing'}, not a unet or a transformer with a scheduler")
-        expected: dict[str, tuple[str, ...]] = {part: TEXT_PARTS for part in conditioned} | {"vae": _CODECS, "vqvae": _CODECS}
-        expected[denoiser] = (TEXT_DENOISERS[pipeline],) if pipeline in TEXT_DENOISERS else _DENOISERS
-        for part, kinds in expected.items():
-            if parts.get(part, kinds[0]) not in kinds:
-                raise ValueError(f"the {part} is a {parts[part]}, not {' or '.join(kinds)}")
-        if pipeline in TEXT_DENOISERS and "vae" not in parts:
-            raise ValueError(f"it holds {', '.join(parts)}, but no vae")
-    return Folder(path, pipeline if pipeline in TEXT_DENOISERS else "", parts, denoiser, tuple(left_out))
+        takes_text = pipeline in TEXT_DENOISERS
+        denoiser = next((part for part in ("unet", "transformer") if part in parts), "unet or transformer")
+        kinds = {denoiser: (TEXT_DENOISERS[pipeline],) if takes_text else _DENOISERS, "vae": _CODECS, "vqvae": _CODECS}
+        kinds |= {part: TEXT_PARTS if takes_text else () for part in parts if part.startswith(_CONDITIONED)}
+        for part, allowed in kinds.items():
+            expected = " or ".join(allowed) or "a pipeline that is not conditioned on a text or an image"
+            expect(parts.get(part) in (None, *allowed), f"the {part} of its {pipeline}", parts.get(part), expected)
+        needed = [denoiser, "scheduler", *(["vae"] if takes_text else [])]
+        expect(parts.keys() >= {*needed}, "its parts", ", ".join(parts), ", ".join(needed))
+    return Folder(path, pipeline if takes_text else "", parts, denoiser, tuple(left_out))
 
 
 # --- its parts -------------------------------------------------------------------------------------------------------
@@ -173,8 +167,8 @@ def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, cha
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
-    if latent_channels != channels:
-        raise ValueError(f"{folder}: the {part} makes latents of {latent_channels} channels, but the denoiser takes {channels}")
+    fits = latent_channels == channels
+    expect(fits, f"{folder}: channels of the {part}", latent_channels, f"{channels}, as the denoiser takes")
     # A VQModel without this option predates it: its latents are not scaled, and the default of the class is wrong.
     unscaled = class_name == "VQModel" and "scaling_factor" in config.get("_use_default_values", ())
     scale = torch.tensor(1.0 if unscaled else config.scaling_factor)
@@ -205,10 +199,8 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
             local_files_only=True,
         )
         missing = sorted(report["missing_keys"])
-        if missing:  # which the library would fill with random numbers
-            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
-        if not all(torch.isfinite(weights).all() for weights in network.state_dict().values() if weights.is_floating_point()):
-            raise ValueError("some weights are not finite")
+        expect(not missing, "missing weights", missing[:2], "none, as the library fills them with random numbers")
+        check_finite(network.state_dict())
     # Old files may contain position indices 0, 1, .., or further buffers of older versions of diffusers.
     extra = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
     if extra:
@@ -224,16 +216,9 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
 
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     with reading(f"{where}: the scheduler", "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again"):
-        kind = getattr(diffusers, class_name, None)
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise ValueError(f"it is a {class_name}")
-        timesteps = read_table(where / "scheduler_config.json").get("num_train_timesteps", 1000)
-        is_number = isinstance(timesteps, int) and 1 <= timesteps <= _MOST_TIMESTEPS
-        expect(is_number, "num_train_timesteps", timesteps, f"an integer in 1 .. {_MOST_TIMESTEPS}")
-        scheduler = kind.from_pretrained(str(where), local_files_only=True)
-        if not is_scheduler(scheduler):
-            raise ValueError(f"a {class_name} has no step() or add_noise(), so it makes no U-turns")
-    return scheduler
+        kind: Any = getattr(diffusers, class_name, None)
+        expect(isinstance(kind, type) and is_scheduler(kind), "its class", class_name, "one with step() and add_noise()")
+        return kind.from_pretrained(str(where), local_files_only=True)
 
 
 def in_dtype(network: Any, dtype: torch.dtype) -> Any:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from uturn.core.checks import checked_path, expect, one_line, validation_words
+from uturn.core.checks import checked_path, expect, one_line
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
@@ -168,14 +167,11 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
         If nothing exists at `path`, the files are damaged or incomplete, models of this kind cannot make U-turns, or the options
         do not apply to the model.
     """
-    try:
-        asked = _Options.model_validate(options)
-    except ValidationError as error:
-        raise ValueError(validation_words(error)) from None
+    asked = _Options.model_validate(options)
     path = Path(checked_path("path", path))
     read = _read_own if is_import_path(str(path)) else _read_checkpoint if path.is_file() else _read_folder
-    no_file = f"None: it is only for checkpoints of guided-diffusion, but {path} is not a file"
-    expect(asked.preset is None or read is _read_checkpoint, "preset", asked.preset, no_file)
+    is_used = asked.preset is None or read is _read_checkpoint
+    expect(is_used, "preset", asked.preset, f"None: it is only for checkpoints of guided-diffusion, and {path} is none")
     model = read(path, asked)
     if asked.compile:
         network = model.model.network if model.prompts is None else model.model.network.network
@@ -187,10 +183,8 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
 
 
 def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
-    if path.suffix not in CHECKPOINTS:
-        raise ValueError(
-            f"{path} is a file; expected a folder in diffusers' layout, or a checkpoint ({', '.join(CHECKPOINTS)}); {ADVICE}"
-        )
+    kinds = f"a checkpoint ({', '.join(CHECKPOINTS)}), or a folder in diffusers' layout; {ADVICE}"
+    expect(path.suffix in CHECKPOINTS, "the file", str(path), kinds)
     from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 
     network = load_guided_diffusion(path, options.preset)
@@ -241,9 +235,8 @@ def _try(loaded: Pretrained, name: str) -> None:
     labels = () if loaded.num_classes is None else (torch.tensor([0, loaded.num_classes - 1], device=device),)
     with torch.inference_mode():
         output = loaded.model(noisy, timestep, *labels)
-    if not bool(output.isfinite().all()):
-        where = f"for two images of noise at timestep {int(timestep[0])}"
-        raise ValueError(f"model = {name!r}: the network gives NaN or infinity {where}; check its weights, and dtype")
+    where = f"model = {name!r}: output for two images of noise at timestep {int(timestep[0])}"
+    expect(output.isfinite().all(), where, "NaN or infinity", "finite numbers; check its weights, and dtype")
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------
@@ -257,8 +250,7 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
     conditioned = conditioned_by(options, path, classes, null_class)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
-    inputs = network.config.in_channels
-    _check_channels(path, inputs, network.config.out_channels or inputs)
+    inputs = _checked_channels(path, network.config)
     shape = shape_of(inputs, network.config.sample_size)
     codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
@@ -288,9 +280,12 @@ def _unclip(scheduler: Any) -> None:
     scheduler.register_to_config(clip_sample=False, _use_default_values=defaults)
 
 
-def _check_channels(path: Path, inputs: int, outputs: int) -> None:
+def _checked_channels(path: Path, config: Any) -> int:
+    """The channels that a denoiser takes; ValueError if it reads more than the noisy image."""
+    inputs, outputs = config.in_channels, config.out_channels or config.in_channels
     expected = f"as many as the {inputs} that it takes, or twice as many; others read more than the noisy image"
     expect(outputs in (inputs, 2 * inputs), f"{path}: channels that the denoiser gives", outputs, expected)
+    return int(inputs)
 
 
 def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
@@ -310,8 +305,7 @@ def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrain
     tables, encoders = encoded(folder, texts, options.where, options.precision, options.offload)
     network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
-    inputs = network.config.in_channels
-    _check_channels(path, inputs, network.config.out_channels or inputs)
+    _checked_channels(path, network.config)
     distilled, takes_scale = distillation(network, scheduler, path), takes_guidance(network)
     conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, takes_scale)
     codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, latent_channels(network))

@@ -66,7 +66,7 @@ def schedule(
     """
     import torch
 
-    from uturn.corruption.noising import amplitudes
+    from uturn.corruption.noising import amplitudes, strengths
     from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, is_flow, scheduler_like, with_spacing
 
     stored = read_scheduler(model, preset)
@@ -88,17 +88,13 @@ def schedule(
             f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)}); "
             f"take scheduler 'ddpm' or 'ancestral'"
         ) from None
-    a, s = np.append(1.0, signal), np.append(0.0, noise)
-    with np.errstate(divide="ignore"):
-        columns = {
-            "calls": np.append(0, len(times) - firsts),
-            "timestep": np.append(np.nan, times[firsts].double().numpy()),
-            "t_over_T": np.arange(steps + 1) / steps,
-            "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
-            "abar": a**2 / (a**2 + s**2),
-            "log_snr": 2 * (np.log(a) - np.log(s)),
-            "sigma": np.divide(s, a),
-        }
+    columns = {
+        "calls": np.append(0, len(times) - firsts),
+        "timestep": np.append(np.nan, times[firsts].double().numpy()),
+        "t_over_T": np.arange(steps + 1) / steps,
+        "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
+        **strengths(np.append(1.0, signal), np.append(0.0, noise)),
+    }
     spacing = made.config.get("timestep_spacing") if "timestep_spacing" in made.config else None
     return xr.Dataset(
         {name: ("step", values) for name, values in columns.items()},

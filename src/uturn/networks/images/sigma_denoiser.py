@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from uturn.core.checks import expect
 from uturn.corruption.noising import clean_and_noise
-from uturn.corruption.schedulers import is_flow, is_flow_match, predicts
+from uturn.corruption.schedulers import predicts
+from uturn.networks.images.levels import Levels
 
 _ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its own precision
 
@@ -59,31 +61,16 @@ class SigmaDenoiser(nn.Module):
 
     def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:
         super().__init__()
-        scheduler = getattr(scheduler, "base", scheduler)
         self.model, self.device, self.labels = model, device, labels
-        self.predicts, self.flow = predicts(scheduler), is_flow(scheduler)
-        self.timesteps = scheduler.config.num_train_timesteps
-        if self.flow:
-            levels = torch.arange(1, self.timesteps) / self.timesteps
-            if is_flow_match(scheduler):  # the levels of training are those of a new scheduler
-                levels = type(scheduler).from_config(scheduler.config).sigmas.flip(0)
-            levels = levels[(levels > 0) & (levels < 1)].double()  # s = 1 is pure noise
-            sigmas = levels / (1 - levels)
-        elif hasattr(scheduler, "alphas_cumprod"):
-            abar = scheduler.alphas_cumprod.double().cpu()
-            sigmas = ((1 - abar) / abar).sqrt()
-        else:
-            raise ValueError(
-                f"the noise schedule of {type(scheduler).__name__} cannot be read as noise of a standard deviation; expected one "
-                f"with alphas_cumprod, such as DDPMScheduler, or flow matching"
-            )
-        self.table = sigmas[sigmas.isfinite()].double()
-        self.range = float(self.table[0]) / 2, float(self.table[-1]) / 2
+        self.predicts, self.levels = predicts(getattr(scheduler, "base", scheduler)), Levels(scheduler, torch.float64)
+        self.range = float(self.levels.ratios[0]) / 2, float(self.levels.ratios[-1]) / 2
 
     def forward(self, x: torch.Tensor, sigma: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """D(x, sigma) for x (batch, channels, height, width) and sigma, a number or (batch,)."""
-        levels = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1)
-        a, s, timestep = (level.expand(len(x)) for level in self._place(levels))
+        levels, (low, high) = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1), self.range
+        is_inside = ((levels >= low * (1 - _ROUNDING)) & (levels <= high * (1 + _ROUNDING))).all()
+        expect(is_inside, "sigma", levels.tolist(), f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]")
+        a, s, timestep = (level.expand(len(x)) for level in self.levels.of((2 * levels).clamp(2 * low, 2 * high)))
         a, s = (level.view(-1, 1, 1, 1).to(x.device) for level in (a, s))
         noisy = a * (2 * x.double() - 1)
         labels = () if self.labels is None else (self.labels.to(self.device).expand(len(x)),)
@@ -91,21 +78,3 @@ class SigmaDenoiser(nn.Module):
         output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)  # without a learned variance
         clean, _ = clean_and_noise(self.predicts, output, noisy, a, s)
         return ((clean + 1) / 2).to(x.dtype)
-
-    def _place(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """a, s and the timestep of the model for levels sigma of images in [0, 1], (levels,)."""
-        low, high = self.range
-        outside = ~((sigma >= low * (1 - _ROUNDING)) & (sigma <= high * (1 + _ROUNDING)))
-        if outside.any():
-            raise ValueError(
-                f"sigma = {float(sigma[outside][0]):.4g}: outside of the noise levels of the model, {low:.4g} .. {high:.4g} for "
-                f"images in [0, 1]; choose the sampler's levels in this range"
-            )
-        ratio = (2 * sigma).clamp(self.table[0], self.table[-1])
-        if self.flow:
-            s = ratio / (1 + ratio)
-            return 1 - s, s, self.timesteps * s
-        a = 1 / (1 + ratio**2).sqrt()
-        index = (torch.searchsorted(self.table, ratio, right=True) - 1).clamp(0, len(self.table) - 2)
-        below, above = self.table[index], self.table[index + 1]
-        return a, ratio * a, index + (ratio - below) / (above - below)

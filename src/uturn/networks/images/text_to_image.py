@@ -203,10 +203,8 @@ def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, in
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
     default = config.get("sample_size") or 128  # FLUX networks do not state it; their pipelines use 128
     if not isinstance(default, int):
-        height, width = default
-        if height != width:
-            raise ValueError(f"the denoiser is of images of {height} by {width} latents; expected squares")
-        default = height
+        expect(default[0] == default[1], "the latents of the denoiser", default, "squares")
+        default = default[0]
     size = default * scale if size is None else size
     unit = scale * patch
     expect(size >= unit and size % unit == 0, "image_size", size, f"a multiple of {unit} pixels, as its networks take")

@@ -126,10 +126,8 @@ class LearnedDenoiser:
         Samples in a call of the network.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int = 2048) -> None:
-        if not isinstance(model, TreeDenoiser):
-            raise ValueError(f"model is a {type(model).__name__}; expected a TreeDenoiser")
-        self.model = model.eval()
+    def __init__(self, model: Any, batch_size: int = 2048) -> None:
+        self.model: Any = model.eval()
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.vocab_size: int = model.options["vocab_size"]
         self.num_leaves: int = model.options["branching"] ** model.options["depth"]
@@ -353,8 +351,8 @@ def _check_grammar(rhm: Any) -> None:
 
 def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
     levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
-    if levels.ndim != 1 or levels.size == 0 or (isinstance(corruption, Gaussian) and levels.min() == 0):
-        raise ValueError(f"noise = {levels.tolist()}: expected levels (levels,), above 0 for the Gaussian process")
+    fits = levels.ndim == 1 and levels.size and (not isinstance(corruption, Gaussian) or levels.min() > 0)
+    expect(fits, "noise", levels.tolist(), "levels (levels,), above 0 for the Gaussian process")
     return levels
 
 

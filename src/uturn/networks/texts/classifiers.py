@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
+from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
 from uturn.networks.texts.language import LanguageModel
 
@@ -22,14 +22,13 @@ def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np
     rows: list[Any] = [None] * len(texts)
     for numbers, ids, real in model.batches(texts, batch_size):
         out: Any = model.read(ids, real)
-        logits = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(ids) or logits.shape[1] < 2:
-            what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(
-                f"{model.description} gives {what} for {len(ids)} texts; expected logits (texts, classes) of two or more classes"
-            )
-        if not logits.isfinite().all():
-            raise ValueError(f"{model.description} gives logits that are not finite{half_precision_words(logits.dtype)}")
+        logits: Any = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
+        shape = tuple(getattr(logits, "shape", ()))
+        fits = len(shape) == 2 and shape[0] == len(ids) and shape[1] > 1
+        expected = "logits (texts, classes) of two or more classes"
+        expect(fits, f"{model.description}: shape of the output for {len(ids)} texts", shape, expected)
+        way_out = half_precision_words(logits.dtype)
+        expect(logits.isfinite().all(), f"{model.description}: logits", "NaN or infinity", f"finite numbers{way_out}")
         for number, row in zip(numbers, logits.detach().double().cpu().numpy(), strict=True):
             rows[number] = row
     return np.array(rows, float).reshape(len(texts), -1)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from uturn.core.checks import noted
+from uturn.core.checks import expect, noted
 from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
@@ -176,8 +176,8 @@ class LanguageModel:
         ValueError
             If the network is not a torch module, so it has no layers.
         """
-        if not isinstance(self.network, torch.nn.Module):
-            raise ValueError(f"{self.description} is no torch module and has no layers; name another model (model)")
+        is_module = isinstance(self.network, torch.nn.Module)
+        expect(is_module, self.description, type(self.network).__name__, "a torch module, which has layers; name another model")
         return replace(self, network=getattr(self.network, "base_model", self.network)) if self.takes_ids else self
 
     # -- calls of the network ------------------------------------------------------------------------------------------
@@ -248,13 +248,10 @@ class LanguageModel:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
         out: Any = self.read(ids, real, time)
         out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
-        shape = tuple(out.shape) if isinstance(out, torch.Tensor) and out.is_floating_point() else ()
-        if len(shape) != 3 or shape[:2] != tuple(ids.shape) or self.vocab_size not in (0, shape[2]):
-            what = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-            raise ValueError(
-                f"{self.description}: logits give {what}; expected floating point numbers "
-                f"{(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
-            )
+        found = (out.dtype, tuple(out.shape)) if isinstance(out, torch.Tensor) else (type(out).__name__, ())
+        fits = len(found[1]) == 3 and found[1][:2] == tuple(ids.shape) and self.vocab_size in (0, found[1][2])
+        expected = f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
+        expect(fits and out.is_floating_point(), f"{self.description}: logits", found, expected)
         return out
 
     # -- the clean tokens ----------------------------------------------------------------------------------------------
@@ -343,9 +340,8 @@ class TokenBeliefs:
         with torch.inference_mode():
             where = (torch.from_numpy(rows).to(self._logits.device), torch.from_numpy(positions).to(self._logits.device))
             law = self._logits[where].cpu().double().softmax(-1).numpy()
-        if np.isnan(law).any():
-            reason = half_precision_words(self._dtype) or ": a logit is NaN or infinite, or all of a token are -inf"
-            raise ValueError(f"{self._name} gives NaN{reason}")
+        reason = half_precision_words(self._dtype) or "; a logit is NaN or infinite, or all of a token are -inf"
+        expect(not np.isnan(law).any(), f"{self._name}: probabilities", "NaN", f"numbers{reason}")
         return law
 
 

@@ -111,9 +111,8 @@ class TextModel(Input):
         ValueError
             If the model or its tokenizer cannot be read or do not match, or if it is not of this kind.
         """
-        if is_packaged(self.model) and self.head in ("causal", "classifier"):
-            instead = "likelihood = 'masked'" if self.head == "causal" else "a classifier of transformers, or 'module:function'"
-            raise ValueError(f"{self.where} is a masked model; expected {instead}")
+        fits = not is_packaged(self.model) or self.head in ("masked", "encoder")
+        expect(fits, f"{self.where}: as a {self.head} model", "masked", "another model")
         return _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
 
 
@@ -235,12 +234,9 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 
 def check_name(model: str, where: str) -> None:
     """ValueError if there is neither such a folder nor such a model on a hub. The hub is asked once."""
-    is_folder = bool(model) and Path(model).is_dir()
-    if not is_folder and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        raise ValueError(
-            f"{where}: no such folder; expected one that transformers reads, the name of a model on a hub, or {FORMS}"
-        )
-    if not is_folder:
+    if not model or not Path(model).is_dir():
+        known = f"one that transformers reads, the name of a model on a hub, or {FORMS}"
+        expect(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), where, "no such folder", known)
         check_hub(model, "config.json")
 
 
@@ -278,14 +274,12 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     name = _CLASSES[head]
     if head == "masked":
         name = next((name for name in _CLASSES.values() if name in own), name)
-        if own and not trusted and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-            raise ValueError(f"{where}: {_TRUST}")
+        is_trusted = not own or trusted or type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        expect(is_trusted, f"{where}: trust_remote_code", trusted, f"True, as {_TRUST}")
         causal = [name for name in _architectures(config) if name.endswith(_CAUSAL)]
-        expect(
-            own or not causal, f"{where}: architectures", causal, "a masked model: a causal model predicts the next token only"
-        )
-    elif head == "causal" and has_decoder:
-        raise ValueError(f"{where} has an encoder and a decoder; expected a causal or a masked model")
+        expected = "a masked model: a causal model predicts the next token only"
+        expect(own or not causal, f"{where}: architectures", causal, expected)
+    expect(head != "causal" or not has_decoder, f"{where}: is_encoder_decoder", has_decoder, "a causal or a masked model")
     options = {"config": config, "trust_remote_code": trusted, "weights_only": True}  # pickles are not run
     reports = model_type(config) not in PLAIN
     logging = transformers.utils.logging
@@ -299,12 +293,7 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])
     if head != "classifier":  # of all others, the weights of an encoder's pooler and of a decoder are not used
         missing = [key for key in missing if "pooler" not in key and not (has_decoder and key.startswith("decoder."))]
-    if missing:
-        trained = ", trained on classes" if head == "classifier" else ""
-        raise ValueError(
-            f"{where}: the weights {', '.join(missing[:3])} are missing; expected all weights of a {type(module).__name__}"
-            f"{trained}"
-        )
+    expect(not missing, f"{where}: missing weights", missing, f"all weights of a trained {type(module).__name__}")
     return module.get_encoder() if has_decoder and head == "encoder" else module
 
 
@@ -339,8 +328,6 @@ def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
 
 def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: float = 0) -> None:
     """ValueError if the numbers of tokens of tokenizer and model do not match. Models often have a few more rows than tokens."""
-    if tokenizer is not None and not least * size <= tokenizer.size <= size:
-        raise ValueError(
-            f"{where} has {size} tokens, but its tokenizer {tokenizer.size}; name the right one (--tokenizer), or split texts "
-            f"into the tokens of vocab.txt by a regular expression (--split smiles, characters, ..)"
-        )
+    fits = tokenizer is None or least * size <= tokenizer.size <= size
+    way_out = "name the right one (--tokenizer), or split texts into the tokens of vocab.txt (--split smiles, characters, ..)"
+    expect(fits, f"{where}: tokens of its tokenizer", getattr(tokenizer, "size", 0), f"{size}, as the model has; {way_out}")

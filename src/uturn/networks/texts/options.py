@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 
-class LanguageOptions(BaseModel):
+class DecoderOptions(BaseModel):
+    """Options of the decoder of masked symbols (`uturn.corruption.unmasking.Decoder`)."""
+
+    order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = Field(
+        default="random",
+        description="Order in which tokens are drawn: random, blocks, entropy, probability or confidence. With one token a call, "
+        "all but confidence sample the posterior of a consistent model. first_hitting: random, with the noise level of "
+        "continuous time. analytic, euler: --steps steps of the noise level, in which tokens change by chance (MDLM, SEDD).",
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
+    )
+    block: int = Field(default=8, ge=1, description="Tokens in a block, for --order blocks.")
+    causal: bool = Field(
+        default=False,
+        description="With --order blocks: the model sees only the current block and what lies left of it (block diffusion). "
+        "--steps are then for each block.",
+    )
+    remask: Literal["none", "cap", "rescale", "conf"] = Field(
+        default="none",
+        description="Mask drawn tokens again (ReMDM), by this schedule; with --order analytic, or random for one token a call.",
+    )
+    eta: float = Field(default=0.1, ge=0, le=1, description="Strength of --remask, 0 to 1.")
+    remask_given: bool = Field(
+        default=False, description="Mask the tokens that the noise has left again, too; this does not sample the posterior."
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Temperature of the draws. Values other than 1 do not sample the posterior; results say so.",
+    )
+    top_k: int | None = Field(default=None, ge=1, description="Draw only from the K most probable tokens.")
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Draw only from the most probable tokens whose total probability reaches this value.",
+    )
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder of masked symbols. One in time has 64 steps by default."""
+        from uturn.corruption.unmasking import Decoder
+
+        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(Decoder)}
+        if self.order in ("analytic", "euler") or self.remask != "none":
+            options["steps"] = self.steps or 64
+        return Decoder(**options)
+
+
+class LanguageOptions(DecoderOptions):
     """Options for loading a language model and drawing its tokens."""
 
     model: str = Field(
@@ -46,44 +100,6 @@ class LanguageOptions(BaseModel):
         default=None,
         description="Corruption of the tokens: masking or uniform (replacement); by default the corruption that the model "
         "reverses.",
-    )
-    order: Literal["random", "blocks", "entropy", "probability", "confidence", "first_hitting", "analytic", "euler"] = Field(
-        default="random",
-        description="Order in which tokens are drawn: random, blocks, entropy, probability or confidence. With one token a call, "
-        "all but confidence sample the posterior of a consistent model. first_hitting: random, with the noise level of "
-        "continuous time. analytic, euler: --steps steps of the noise level, in which tokens change by chance (MDLM, SEDD).",
-    )
-    steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
-    )
-    block: int = Field(default=8, ge=1, description="Tokens in a block, for --order blocks.")
-    causal: bool = Field(
-        default=False,
-        description="With --order blocks: the model sees only the current block and what lies left of it (block diffusion). "
-        "--steps are then for each block.",
-    )
-    remask: Literal["none", "cap", "rescale", "conf"] = Field(
-        default="none",
-        description="Mask drawn tokens again (ReMDM), by this schedule; with --order analytic, or random for one token a call.",
-    )
-    eta: float = Field(default=0.1, ge=0, le=1, description="Strength of --remask, 0 to 1.")
-    remask_given: bool = Field(
-        default=False, description="Mask the tokens that the noise has left again, too; this does not sample the posterior."
-    )
-    temperature: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Temperature of the draws. Values other than 1 do not sample the posterior; results say so.",
-    )
-    top_k: int | None = Field(default=None, ge=1, description="Draw only from the K most probable tokens.")
-    top_p: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Draw only from the most probable tokens whose total probability reaches this value.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of the models: float32, bfloat16 or float16."

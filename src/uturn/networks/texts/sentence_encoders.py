@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uturn.core.checks import checked_integer
+from uturn.core.checks import checked_integer, expect
 from uturn.core.files import cached_while_unchanged, read_table
 from uturn.core.imports import is_import_path
 from uturn.networks.libraries import reading
@@ -48,18 +48,16 @@ class SentenceEncoder:
             for number, vector in zip(numbers, vectors, strict=True):
                 rows[number] = vector
         table = np.array(rows, float).reshape(len(texts), -1)
-        if not np.isfinite(table).all():
-            raise ValueError(f"{self.model.description} gives embeddings that are not finite; take dtype = 'float32'")
+        is_finite = np.isfinite(table).all()
+        expect(is_finite, f"{self.model.description}: embeddings", "NaN or infinity", "finite numbers; take dtype = 'float32'")
         return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
 
     def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
-        states = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output)
-        if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape[:2] != real.shape:
-            what = f"shape {tuple(states.shape)}" if isinstance(states, torch.Tensor) else type(states).__name__
-            raise ValueError(
-                f"{self.model.description} gives {what} for {real.shape[0]} texts of {real.shape[1]} tokens; expected hidden "
-                f"states (batch, tokens, width)"
-            )
+        states: Any = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output)
+        shape = tuple(getattr(states, "shape", ()))
+        fits = len(shape) == 3 and shape[:2] == tuple(real.shape)
+        expected = f"hidden states (batch, tokens, width) of {tuple(real.shape)} tokens"
+        expect(fits, f"{self.model.description}: shape of the output", shape, expected)
         if self.pooling == "cls":
             return states[:, 0]
         if self.pooling == "lasttoken":
@@ -89,13 +87,11 @@ def _sentence_encoder(chosen: SentenceModel) -> SentenceEncoder:
         return SentenceEncoder(TextModel(model, **options).load())
     with reading(where, "download the model again, give its folder"):
         kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
-        strange = [kind for kind in kinds if kind not in _MODULES]
-        if strange or "Transformer" not in kinds:
-            raise ValueError(f"modules.json has the parts {', '.join(strange or kinds)}; expected {', '.join(_MODULES)}")
+        fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
+        expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
         inner = kinds["Transformer"]
         folder = str(Path(model) / inner) if inner else model
-        if inner and not Path(model).is_dir():
-            raise ValueError(f"its encoder is in a folder {inner!r}, which is not read from a hub")
+        expect(not inner or Path(model).is_dir(), "path of its encoder", inner, "none in a model on a hub")
         pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
         sizes = _json(folder, "sentence_bert_config.json", where) or {}
         prompts = _json(model, "config_sentence_transformers.json", where) or {}
@@ -116,8 +112,7 @@ def _pooling(config: Any) -> str:
     chosen = [named] if isinstance(named, str) else []
     chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
     names = [{"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name) for name in chosen]
-    if len(names) != 1 or names[0] not in _POOLINGS:
-        raise ValueError(f"its pooling is {' and '.join(names) or 'none'}; expected one of {', '.join(_POOLINGS)}")
+    expect(len(names) == 1 and names[0] in _POOLINGS, "its pooling", names, f"one of {', '.join(_POOLINGS)}")
     return names[0]
 
 

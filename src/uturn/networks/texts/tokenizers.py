@@ -98,12 +98,8 @@ class Vocabulary:
         self._places = {token: place for place, token in enumerate(self.tokens)}
         twice = next((token for place, token in enumerate(self.tokens) if self._places[token] != place), None)
         expect(twice is None, "vocabulary", twice, "different tokens, but it occurs twice")
-        try:
+        with reading(f"split = {shown(split)}", f"expected {' or '.join(SPLITS)}, or a regular expression"):
             self._pattern = re.compile(SPLITS.get(split, split), re.DOTALL)
-        except re.error as error:
-            raise ValueError(
-                f"split = {shown(split)}: {error}; expected {' or '.join(SPLITS)}, or a regular expression"
-            ) from None
         named = {name: self._places[token] for name in _NAMES for token in reversed(_NAMES[name]) if token in self._places}
         self.mask_id, self.unknown_id, self.pad_id = map(named.get, ("mask", "unknown", "pad"))
         self.special = frozenset(place for name, place in named.items() if name != "unknown")
@@ -115,8 +111,8 @@ class Vocabulary:
         """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
         matched, unknown = self._matched(text), self.unknown_id
         strange = next((word for word in matched if word not in self._places), None)
-        if unknown is None and strange is not None:
-            raise ValueError(f"the text {shown(text)} has {strange!r}, which is none of the {self.size} tokens of the model")
+        is_known = unknown is not None or strange is None
+        expect(is_known, f"the text {shown(text)} has", strange, f"the {self.size} tokens of the model")
         return [self._places.get(word, unknown or 0) for word in matched]
 
     def _matched(self, text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Plots of the curves of all tree levels, with their displacement from a theory, and of all layers of a network.
 
-Datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), shift (shifted_level, bound),
-and the attributes critical_noise and tolerance.
+Datasets of tree levels have belief (noise, tree_level, grammar), theory (theory_noise, tree_level), shift (shifted_level,
+estimate), and the attributes critical_noise and tolerance.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     """The shift in ε of each level with its interval, and the tolerance of the verdict as a band."""
     levels = data.shifted_level.values
     tolerance = data.attrs["tolerance"]
-    bounds = data["shift"].sel(bound=["value", "low", "high"]).transpose("shifted_level", "bound").values
+    bounds = data["shift"].transpose("shifted_level", "estimate").values
     axes.axvspan(-tolerance, tolerance, color=ACCENT, alpha=0.1, lw=0)
     axes.axvline(0, color=THEORY, lw=1)
     for level, interval in zip(levels, bounds, strict=True):
@@ -67,12 +67,6 @@ def draw_shifts(axes: Any, data: xr.Dataset, colors: Sequence[Any]) -> None:
     axes.set_xticks(ticks, ["0" if tick == 0 else f"{tick:+g}".replace("-", "−") for tick in ticks])
     axes.set_title("displacement, 95 % interval")
     axes.set_ylim(min(levels) - 0.6, max(levels) + 0.6)
-
-
-def similarity_bounds(data: xr.Dataset) -> np.ndarray:
-    """The variables similarity, similarity_low and similarity_high in one array (noise, network_layer, 3)."""
-    names = [f"similarity{end}" for end in ("", "_low", "_high")]
-    return np.stack([data[name].transpose("noise", "network_layer").values for name in names], axis=2)
 
 
 def draw_similarities(axes: Any, x: Any, bounds: np.ndarray, labels: Sequence[str]) -> list[Any]:
