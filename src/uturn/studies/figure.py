@@ -152,4 +152,4 @@ def _limit(axis: Any, curves: np.ndarray, first: np.ndarray, level: list[float])
     elif low <= high:
         span = max(high - low, 0.1 * abs(high), 1e-9)
         ends = np.nanmin(curves, initial=low), np.nanmax(curves, initial=high)
-        axis.set_ylim(max(ends[0], low - span) - 0.05 * span, min(ends[1], high + span) + 0.05 * span)
+        axis.set_ylim(max(ends[0], low - span) - 0.05 * span, min(ends[1], high + 1.5 * span) + 0.05 * span)
