@@ -426,7 +426,7 @@ def test_an_attribute_that_is_no_number_is_named(coordinate, key, value, stored)
     run = ut.store.record.open_run(stored)
     run = run.assign_coords(tail=("noise", run.noise.values))
     run[coordinate].attrs[key] = value
-    with pytest.raises(ValueError, match=f"the attribute {key} of the coordinate {coordinate} is .*, no number") as caught:
+    with pytest.raises(ValueError, match=f"the attribute {key} of the coordinate {coordinate} = .*: expected a number") as caught:
         ut.study(run)
     assert len(str(caught.value)) < 300
 

@@ -518,19 +518,6 @@ def test_results_of_a_finished_store(results, folder, tmp_path):
     assert not (tmp_path / "tokens.html").exists()
 
 
-@pytest.mark.usefixtures("unsaved_figures")
-def test_options_from_a_file(folder, tmp_path):
-    (tmp_path / "texts.toml").write_text(
-        f'model = "letter_chain:chain"\ndata = "{folder / "equal.txt"}"\nitems = 4\nlevels = [0.5, 1.0]\nkeep = 0'
-    )
-    done = command("--options", tmp_path / "texts.toml", "--items", 3, "--out", tmp_path / "out", "--workers", 1)
-    assert done.exit_code == 0, done.exception
-    assert numbers_in(tmp_path / "out")["items"] == 3
-    assert not (tmp_path / "out" / "tokens.png").exists()
-    (tmp_path / "wrong.toml").write_text("item = 4")
-    assert "item" in str(command("--options", tmp_path / "wrong.toml", "--out", tmp_path / "no").exception)
-
-
 # --- mistakes ------------------------------------------------------------------------------------------------------------------
 
 

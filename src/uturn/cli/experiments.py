@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec
+from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import resumable, run_into
@@ -31,26 +31,26 @@ def run(
     spec: Spec,
     store: Annotated[
         str | None,
-        typer.Option(
+        option(
+            OUTPUT,
+            "Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr in --out.",
             metavar="STORE",
-            help="Folder of the zarr store to fill, or URL such as s3://bucket/run; by default run.zarr in --out.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     out: OptionalOut = None,
     changed: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            SWEEP,
+            "Run the spec with these values of a key, such as source.multiplicity=4,6,8, one store each in the folder "
+            "--store. Given several times, all combinations are run.",
             "--set",
             metavar="KEY=VALUES",
-            help="Run the spec with these values of a key, such as source.multiplicity=4,6,8, one store each in the folder "
-            "--store. Given several times, all combinations are run.",
-            rich_help_panel=SWEEP,
         ),
     ] = None,
     pairs: Annotated[
         bool,
-        typer.Option("--zip", help="Combine the values of --set one by one instead of all with all.", rich_help_panel=SWEEP),
+        option(SWEEP, "Combine the values of --set one by one instead of all with all.", "--zip"),
     ] = False,
     *,
     place: Place,

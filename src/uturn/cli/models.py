@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uturn.cli.app import MODELS, command
-from uturn.cli.options import OUTPUT, Plot, option_of
+from uturn.cli.options import OUTPUT, Plot, option, option_of
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.printing import console, draw_to, picture, say_next, show
 from uturn.core.checks import expect
@@ -54,9 +54,7 @@ def schedule(
     plot: Plot = None,
     csv: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the tables to this file, one row for each model and step.", rich_help_panel=OUTPUT
-        ),
+        option(OUTPUT, "Write the tables to this file, one row for each model and step.", metavar="FILE"),
     ] = None,
 ) -> None:
     """Print the noise level of each number of reverse steps, and of each `strength` of an image-to-image pipeline.

@@ -25,17 +25,17 @@ with later():
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
 SWEEP, UNTIL, TABLE = "Several experiments", "Until a place is known", "Tables of readings"
 
+
+def option(panel: str, text: str, *flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=panel, **settings)
+
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
-_folder = typer.Option(metavar="FOLDER", help="Folder of the results, or URL of object storage.", rich_help_panel=OUTPUT)
+_folder = option(OUTPUT, "Folder of the results, or URL of object storage.", metavar="FOLDER")
 Out = Annotated[str, _folder]
 OptionalOut = Annotated[str | None, _folder]
-Plot = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the figure to this file (PNG, PDF, SVG, ..).", rich_help_panel=OUTPUT)
-]
-AcceptChanges = Annotated[
-    bool,
-    typer.Option("--accept-changes", help="Continue although the code of one of your parts has changed.", rich_help_panel=RUN),
-]
+Plot = Annotated[Path | None, option(OUTPUT, "Draw the figure to this file (PNG, PDF, SVG, ..).", metavar="FILE")]
+AcceptChanges = Annotated[bool, option(RUN, "Continue although the code of one of your parts has changed.", "--accept-changes")]
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,26 @@ class Machines:
 
     workers: Annotated[
         int | None,
-        typer.Option(
+        option(
+            RUN,
+            "Number of processes; results do not depend on it. By default chosen for each experiment.",
             metavar="N",
             min=1,
-            help="Number of processes; results do not depend on it. By default chosen for each experiment.",
-            rich_help_panel=RUN,
         ),
     ] = None
     cluster: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
+        option(
+            CLUSTER,
+            "Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
             "and ray://host:port or host:port joins a cluster by address. Needs uturn[cluster].",
-            rich_help_panel=CLUSTER,
+            metavar="ADDRESS",
             autocompletion=lambda: ["local", "auto"],
         ),
     ] = None
-    cpus_per_worker: Annotated[
-        float | None, typer.Option(help="Cores of each worker; by default 1.", rich_help_panel=CLUSTER)
-    ] = None
+    cpus_per_worker: Annotated[float | None, option(CLUSTER, "Cores of each worker; by default 1.")] = None
     gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(help="GPUs of each worker; by default 1 for networks if the cluster has any.", rich_help_panel=CLUSTER),
+        float | None, option(CLUSTER, "GPUs of each worker; by default 1 for networks if the cluster has any.")
     ] = None
 
     def on_cluster(self) -> dict[str, Any]:
@@ -82,19 +79,15 @@ class Running(Machines):
 
     shard: Annotated[
         str,
-        typer.Option(
+        option(
+            RUN,
+            "Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
             metavar="I/N",
-            help="Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
-            rich_help_panel=RUN,
         ),
     ] = "1/1"
     resume: Annotated[
         bool,
-        typer.Option(
-            help="Continue or extend an existing store; --no-resume refuses it.",
-            show_default=False,
-            rich_help_panel=RUN,
-        ),
+        option(RUN, "Continue or extend an existing store; --no-resume refuses it.", show_default=False),
     ] = True
     accept_changes: AcceptChanges = False
 
@@ -112,34 +105,32 @@ class Place:
 
     until: Annotated[
         float | None,
-        typer.Option(
-            metavar="WIDTH",
-            help="Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
+        option(
+            UNTIL,
+            "Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
             "then originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
-            rich_help_panel=UNTIL,
+            metavar="WIDTH",
         ),
     ] = None
     reading: Annotated[
         str | None,
-        typer.Option(
+        option(
+            UNTIL,
+            "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
             metavar="NAME",
-            help="A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
-            rich_help_panel=UNTIL,
         ),
     ] = None
     share: Annotated[
         float,
-        typer.Option(
-            metavar="SHARE", help="Locate where this share of the way from start to chance is gone.", rich_help_panel=UNTIL
-        ),
+        option(UNTIL, "Locate where this share of the way from start to chance is gone.", metavar="SHARE"),
     ] = 0.5
     any_shape: Annotated[
         bool,
-        typer.Option(
-            "--any-shape",
-            help="Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to "
+        option(
+            UNTIL,
+            "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to "
             "five times the calls.",
-            rich_help_panel=UNTIL,
+            "--any-shape",
         ),
     ] = False
 
@@ -163,36 +154,31 @@ class OfTable:
 
     columns: Annotated[
         str | None,
-        typer.Option(
+        option(
+            TABLE,
+            "Columns of a table that have other names than noise, item, trajectory and clone, such as noise=sigma,item=molecule.",
             metavar="NAME=COLUMN,..",
-            help="Columns of a table that have other names than noise, item, trajectory and clone, such as "
-            "noise=sigma,item=molecule.",
-            rich_help_panel=TABLE,
         ),
     ] = None
-    noise_unit: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the noise of a table is, such as strength.", rich_help_panel=TABLE)
-    ] = None
+    noise_unit: Annotated[str | None, option(TABLE, "What the noise of a table is, such as strength.", metavar="TEXT")] = None
     start: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Value of a reading without changes. Can be given several times.", rich_help_panel=TABLE
-        ),
+        option(TABLE, "Value of a reading without changes. Can be given several times.", metavar="NAME=VALUE"),
     ] = None
     chance: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            TABLE,
+            "Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
             metavar="NAME=VALUE",
-            help="Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
-            rich_help_panel=TABLE,
         ),
     ] = None
     coordinate: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            TABLE,
+            "Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
             metavar="COLUMN",
-            help="Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
-            rich_help_panel=TABLE,
         ),
     ] = None
 

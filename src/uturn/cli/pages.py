@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uturn.cli.app import PAGES, command
-from uturn.cli.options import OUTPUT, OfTable, OptionalOut
+from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option
 from uturn.cli.printing import console, say_next, show
 from uturn.cli.running import end, opened
 from uturn.core.checks import expect
@@ -40,16 +40,12 @@ def study(
     ] = "mean",
     difference: Annotated[
         bool,
-        typer.Option("--difference", help="Of two stores, second minus first: paired over originals.", rich_help_panel=OUTPUT),
+        option(OUTPUT, "Of two stores, second minus first: paired over originals.", "--difference"),
     ] = False,
-    save_images: Annotated[
-        bool, typer.Option("--save-images", help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
-    ] = False,
+    save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.", "--save-images")] = False,
     theory: Annotated[
         bool,
-        typer.Option(
-            "--theory", help="Add the mean field to the curves of a run of the ε-process on a grammar.", rich_help_panel=OUTPUT
-        ),
+        option(OUTPUT, "Add the mean field to the curves of a run of the ε-process on a grammar.", "--theory"),
     ] = False,
     *,
     table: OfTable,
@@ -121,10 +117,8 @@ def report(
     folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders or stores of results; or one URL.")],
     out: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="File to write; by default DIR/index.html, or ./report.html for a store or several places.",
-            rich_help_panel=OUTPUT,
+        option(
+            OUTPUT, "File to write; by default DIR/index.html, or ./report.html for a store or several places.", metavar="FILE"
         ),
     ] = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uturn.cli.app import MODELS, command
-from uturn.cli.options import OUTPUT
+from uturn.cli.options import OUTPUT, option
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.cli.printing import console, show
 from uturn.core.checks import expect
@@ -23,7 +23,7 @@ with later():
 def check_sampler(
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the tests with all numbers to this file.", rich_help_panel=OUTPUT),
+        option(OUTPUT, "Write the tests with all numbers to this file.", "--json", metavar="FILE"),
     ] = None,
     *,
     chosen: SamplerOptions,

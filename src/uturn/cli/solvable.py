@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from uturn.cli.app import SOLVABLE, command
-from uturn.cli.options import OUTPUT, Plot
+from uturn.cli.options import OUTPUT, Plot, option
 from uturn.cli.printing import draw_to, picture, say_next, show
 from uturn.core.lazy import later
 
@@ -71,10 +71,8 @@ def theory(
 
 @command(SOLVABLE)
 def explore(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File of the page.", rich_help_panel=OUTPUT)] = Path(
-        "uturn-laboratory.html"
-    ),
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=OUTPUT)] = False,
+    out: Annotated[Path, option(OUTPUT, "File of the page.", metavar="FILE")] = Path("uturn-laboratory.html"),
+    open_page: Annotated[bool, option(OUTPUT, "Open the page in the browser.", "--open")] = False,
 ) -> None:
     """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
 

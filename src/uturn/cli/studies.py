@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from uturn.cli.app import STUDIES, command
-from uturn.cli.options import OUTPUT, AcceptChanges, Machines, OptionalOut, Out, Place, Running
+from uturn.cli.options import OUTPUT, AcceptChanges, Machines, OptionalOut, Out, Place, Running, option
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.texts import TextOptions
@@ -31,9 +31,7 @@ with later():
 @command(STUDIES)
 def images(
     out: Out,
-    save_images: Annotated[
-        bool, typer.Option(help="Also write the stored reconstructions as PNG files.", rich_help_panel=OUTPUT)
-    ] = False,
+    save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.")] = False,
     *,
     place: Place,
     chosen: ImageOptions,
@@ -168,9 +166,7 @@ def atlas(
     file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
     out: OptionalOut = None,
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row. Can be given several times.")] = None,
-    listing: Annotated[
-        bool, typer.Option("--list", rich_help_panel=OUTPUT, help="Print the rows and the facts about them; run nothing.")
-    ] = False,
+    listing: Annotated[bool, option(OUTPUT, "Print the rows and the facts about them; run nothing.", "--list")] = False,
     accept_changes: AcceptChanges = False,
     *,
     machines: Machines,

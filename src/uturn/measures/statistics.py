@@ -71,8 +71,8 @@ class Estimate(NamedTuple):
         return f'<b>{value}</b> <span style="opacity: 0.7">{ends}</span>'
 
 
-def with_interval(values: Any, form: str = ".3g") -> str:
-    """A number with its interval as text; "none" if there is no number.
+def with_interval(values: Any, form: str = ".3g", none: str = "none") -> str:
+    """A number with its interval as text; `none` if there is no number.
 
     >>> with_interval((0.7312, 0.7184, 0.7441)), with_interval((0.7312, np.nan, np.nan), ".2f")
     ('0.731 [0.718, 0.744]', '0.73')
@@ -83,7 +83,7 @@ def with_interval(values: Any, form: str = ".3g") -> str:
     if abs(number.value) < 1e-6 * (number.high - number.low):
         number = number._replace(value=0.0)
     if not np.isfinite(number.value):
-        return "none"
+        return none
     return format(number, form) if np.isfinite(number).all() else format(number.value, form)
 
 

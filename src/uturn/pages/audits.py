@@ -30,16 +30,16 @@ def decoder_table(numbers: dict[str, Any]) -> TextTable:
     for row in numbers["decoders"]:
         name = row["decoder"].removeprefix("order ")
         order = numbers["order_nats"].get(name)
-        cells = [_words(row[key]) for key in ("ngram_entropy", "repeated_ngrams")]
+        cells = [with_interval(row[key], ".2g", "") for key in ("ngram_entropy", "repeated_ngrams")]
         p = row["gap_p"][0]
         rows.append(
             (
                 decoder_words(row["decoder"]) + ("" if row["is_exact"] else " *"),
                 ", ".join(f"{calls:.3g}" for calls in row["calls"]),
-                *(_words(row[key][0]) for key in ("kept", "gap")),
+                *(with_interval(row[key][0], ".2g", "") for key in ("kept", "gap")),
                 "" if p is None else f"{p:.2g}",
                 *cells,
-                "0" if name == "blocks of 1" else "" if order is None else _words(order[-1]),
+                "0" if name == "blocks of 1" else "" if order is None else with_interval(order[-1], ".2g", ""),
             )
         )
     title = (
@@ -55,10 +55,11 @@ def meaning(numbers: dict[str, Any]) -> str:
         return ""
     pair, at = found
     factor, is_seen = with_interval(np.exp(np.array(pair, float)), ".3g"), (pair[1] or 0) > 0
+    differ = with_interval(numbers["random_orders_differ"][-1], ".2g", "")
     order = "The order of two tokens matters most" if is_seen else "No influence of the order of two tokens is seen, the largest"
     return (
         f"{order} at masked fraction {at:g}: a drawn pair is on average {factor} times as probable in its own order as in the "
-        f"other (1 for one joint law). Two random orders of a text differ by {_words(numbers['random_orders_differ'][-1])} nats "
+        f"other (1 for one joint law). Two random orders of a text differ by {differ} nats "
         f"at masked fraction {numbers['noise'][-1]:g}: smaller differences between the log-likelihoods of texts say nothing."
     )
 
@@ -67,11 +68,6 @@ def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
     """The largest discrepancy of pairs, with its interval, and its masked fraction; None without pairs."""
     levels = zip(numbers["order_discrepancy"], numbers["noise"], strict=True)
     return max((level for level in levels if level[0][0] is not None), key=lambda level: level[0][0], default=None)
-
-
-def _words(estimate: list[Any]) -> str:
-    bounds = np.array(estimate, float)
-    return with_interval(bounds, ".2g") if np.isfinite(bounds[0]) else ""
 
 
 def audit_section(path: Path, read: Reader) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
+from uturn.core.checks import expect
 from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
@@ -98,11 +99,8 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     result = TypeAdapter(Result).validate_json(path.read_bytes(), strict=True)  # entries of another version are left out
     # The page reads and links these files, so only plain names in the same folder are allowed.
     names = [result.scale, *result.files.values()]
-    if result.figure != path.stem or not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
-        raise ValueError(
-            f"figure = {result.figure!r}, scale = {result.scale!r}, files = {result.files}: expected the figure {path.stem!r}, "
-            f"and names in its folder"
-        )
+    expect(result.figure == path.stem, "figure", result.figure, repr(path.stem))
+    expect(all(re.fullmatch(r"\w[\w.-]*", name) for name in names), "scale, files", names, "names in the folder of the figure")
     files = {kind: path.parent / name for kind, name in result.files.items()}
     number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
     title = f"Figure {number[1].upper()}. {result.title}" if number else result.title

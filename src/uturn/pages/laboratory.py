@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from uturn.core.checks import expect
 from uturn.core.files import whole_file
 from uturn.pages.html import asset, rendered
 
@@ -29,8 +30,7 @@ def laboratory() -> str:
 def write_laboratory(out: str | Path) -> Path:
     """Write the page to a file; ValueError if that is a folder or does not end in .html."""
     path = Path(out)
-    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"out = {str(out)!r}: expected a file that ends in .html")
+    expect(path.suffix.lower() in (".html", ".htm") and not path.is_dir(), "out", str(out), "a file that ends in .html")
     with whole_file(path) as file:
         file.write(laboratory().encode())
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uturn.core.checks import checked_path
+from uturn.core.checks import checked_path, expect
 from uturn.core.files import whole_file
 from uturn.pages.collect import collect
 from uturn.pages.html import results_page
@@ -40,8 +40,7 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
     ValueError
         If there are no results, or the page cannot be written.
     """
-    if not places:
-        raise ValueError("no folder is given; expected one or more folders of results")
+    expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
         with output_folder("out", places[0]) as folder:
             fetch(folder)
@@ -51,19 +50,13 @@ def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple
         return folder.place("index.html") if out is None else str(path), problems
     folders = []
     for place in (checked_path("folder", place) for place in places):
-        if is_url(place):
-            raise ValueError(f"{place}: a URL cannot be joined with other folders; give it alone")
-        if not Path(place).is_dir():
-            what = "a file" if Path(place).exists() else "no such folder"
-            raise ValueError(
-                f"{place}: {what}; expected a folder that `uturn reproduce`, `images`, `text`, `inverse`, `atlas` or "
-                f"`run` has written"
-            )
+        expect(not is_url(place), "folder", place, "a URL alone, without other folders")
+        what = "a folder that a command has written" + ("" if Path(place).exists() else "; no such folder")
+        expect(Path(place).is_dir(), "folder", place, what)
         folders.append(Path(place))
     alone = len(folders) == 1 and not (folders[0] / "zarr.json").exists()
     path = Path(out) if out is not None else folders[0] / "index.html" if alone else Path("report.html")
-    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"out = {str(path)!r}: expected a file that ends in .html")
+    expect(path.suffix.lower() in (".html", ".htm") and not path.is_dir(), "out", str(path), "a file that ends in .html")
     return str(path), _write(folders, path)
 
 

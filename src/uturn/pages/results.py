@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
 from uturn.pages.page import write_page
@@ -100,8 +100,7 @@ def write_study(
     ValueError
         If a run is not finished, or if the folder cannot be written to.
     """
-    if not isinstance(runs, Mapping) or not runs:
-        raise ValueError(f"runs = {shown(runs)}: expected the dataset that uturn.run gives, or several by name")
+    expect(isinstance(runs, Mapping) and runs, "runs", runs, "the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is also a mapping
     run = next(iter(named.values()))
     with output_folder("out", out) as results:
@@ -194,26 +193,19 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    if out.path.exists() and not out.path.is_dir():
-        raise ValueError(f"out = {out.where!r} is a file; expected a folder")
-    if "zarr.json" in out.names(""):
-        raise ValueError(f"out = {out.where!r} is a store itself; choose another folder")
+    expect(not out.path.exists() or out.path.is_dir(), "out", out.where, "a folder; it is a file")
+    expect("zarr.json" not in out.names(""), "out", out.where, "another folder; it is a store itself")
 
 
 def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) -> None:
     """ValueError if results cannot be written to a folder; also called before a long run, to fail early."""
     check_results(out)
     for name in filter(re.compile(_STUDIES).fullmatch, out.names("")):
-        if not _is_study(out, name):
-            raise ValueError(f"{out.place(name)} is none of the studies written there; choose another folder")
+        expect(_is_study(out, name), "out", out.place(name), "another folder; this is none of the studies written there")
     if save_images:
-        if not kept:
-            raise ValueError("save_images: no images are kept; set keep to 1 or more")
+        expect(kept, "images kept, for save_images", kept, "keep to be 1 or more")
         foreign = [name for name in out.names(PICTURES) if not re.fullmatch(r"item\d+-.*\.png", name)]
-        if foreign:
-            raise ValueError(
-                f"{out.place(PICTURES)} holds {foreign[0]!r}, which is none of the pictures written there; choose another folder"
-            )
+        expect(not foreign, out.place(PICTURES), foreign, "another folder; these are none of the pictures written there")
 
 
 def _is_study(out: OutputFolder, name: str) -> bool:

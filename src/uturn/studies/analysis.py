@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import LARGEST, shown
+from uturn.core.checks import LARGEST, expect, shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
@@ -93,8 +93,7 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     >>> bool(root[1] < root[0] < root[2])
     True
     """
-    if centre not in CENTRES:
-        raise ValueError(f"centre = {shown(centre)}: expected one of {', '.join(CENTRES)}")
+    expect(centre in CENTRES, "centre", centre, f"one of {', '.join(CENTRES)}")
     return study_of(finished_run(ds), centre)
 
 
@@ -112,25 +111,8 @@ def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
         if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
             few = f"{level.originals} of {run.sizes['item']} originals have this reading"
             level.texts["remark"] = "; ".join(filter(None, [few, level.texts["remark"]]))
-    data = xr.Dataset(
-        coords={
-            "noise": ("noise", axes.noise, run.noise.attrs),
-            **{
-                name: ("noise", values, {"long_name": axes.words[name]})
-                for name, values in axes.values.items()
-                if name != "noise"
-            },
-            "axis": axes.names,
-            "share": list(SHARES),
-            "estimate": list(ESTIMATE),
-        }
-    )
-    data = (
-        data.merge(_readings(levels, axes))
-        .merge(_inversions(run, readings, axes, centre))
-        .merge(changes_of(run, instructions, axes))
-    )
-    data = data.merge(_gaps(run, instructions, levels, axes))
+    numbers = _readings(levels, axes), _inversions(run, readings, axes, centre), changes_of(run, instructions, axes)
+    data = xr.merge([axes.coordinates(run), *numbers]).merge(_gaps(run, instructions, levels, axes))
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     medians = dict.fromkeys(level.texts["variable"] for level in levels if level.centre == "median")
     about_centre = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
@@ -146,26 +128,24 @@ def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
 
 def checked_run(ds: Any) -> xr.Dataset:
     """The dataset itself if it has readings of items at noise levels; otherwise ValueError."""
-    if not isinstance(ds, xr.Dataset) or not {"noise", "item"} <= set(ds.dims) or not ds.sizes["item"] * ds.sizes["noise"]:
-        description = f"a dataset with dims {tuple(ds.dims)}" if isinstance(ds, xr.Dataset) else shown(ds)
-        raise ValueError(f"ds = {description}: expected the dataset that uturn.run gives, with dims noise and item")
+    sizes = ds.sizes if isinstance(ds, xr.Dataset) else {}
+    is_run = sizes.get("noise", 0) * sizes.get("item", 0) > 0
+    expect(is_run, "ds", dict(sizes) or ds, "the dataset that uturn.run gives, with dims noise and item")
     noise = ds.noise.values
     sound = noise.dtype.kind in "biuf" and ((noise >= 0) & ((noise < LARGEST) | np.isinf(noise))).all()
-    if not sound or len(np.unique(noise)) < len(noise):
-        raise ValueError(f"noise = {shown(noise.tolist())}: expected different levels, 0 or more")
+    expect(sound and len(np.unique(noise)) == len(noise), "noise", noise.tolist(), "different levels, 0 or more")
     for name in {"step", "t_over_T", "timestep", "log_snr"} & set(ds.coords):
-        if ds[name].dims == ("noise",) and ds[name].dtype.kind not in "iuf":
-            raise ValueError(f"{name} = {shown(ds[name].values.tolist())}: expected numbers, one for each noise level")
-    return ds
+        are_numbers = ds[name].dims != ("noise",) or ds[name].dtype.kind in "iuf"
+        expect(are_numbers, name, ds[name].values.tolist(), "numbers, one for each noise level")
+    run: xr.Dataset = ds
+    return run
 
 
 def finished_run(ds: Any) -> xr.Dataset:
     """The dataset itself if it has all readings of a run (`checked_run`); otherwise ValueError."""
     run = checked_run(ds)
     if missing := missing_tasks(run):
-        raise ValueError(
-            f"the run is not finished: {missing} tasks are missing; run the same command again, or wait for the other shards"
-        )
+        raise ValueError(f"the run is not finished: {missing} tasks are missing; run the same command again")
     _check_originals(run)
     return run
 
@@ -242,7 +222,7 @@ def levels_of(
     dims = [str(dim) for dim in values.dims if dim not in ("noise", *WITHIN)]
     references = [_reference(run, name, rule) for rule in (how.start, how.chance)]
     stacked, start, chance = (_stacked(array, dims, _LEVEL) for array in (values, *references))
-    outside = _outside(values, *_bounds(how))
+    outside = _outside(values, *bounds_of(how))
     if outside:  # then intervals are not clipped
         how = replace(how, bounds=(None, None))
     centre = "mean" if how.is_share else centre  # numbers in [0, 1] have no tails
@@ -318,7 +298,8 @@ def _stacked(array: xr.DataArray | None, dims: list[str], name: str) -> Any:
     return (array.stack({name: dims}) if dims else array.expand_dims(name)).transpose(..., name)
 
 
-def _bounds(how: Variable) -> tuple[float, float]:
+def bounds_of(how: Variable) -> tuple[float, float]:
+    """The bounds of a reading, infinite where there is none."""
     low, high = how.bounds
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
@@ -383,10 +364,8 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
     elif rule in run:
         named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
         if named.dtype.kind not in "biuf" or not set(named.dims) <= {"item", *blank.dims}:
-            raise ValueError(
-                f"{name}: its start or chance {shown(rule)} has type {named.dtype} and dims {named.dims}; expected numbers, by "
-                f"item or by {blank.dims}"
-            )
+            which = f"{name}: type and dims of its start or chance {shown(rule)}"
+            raise ValueError(f"{which} = {named.dtype}, {named.dims}: expected numbers, by item or by {blank.dims}")
         number = named.reset_coords(drop=True).astype(float)
     else:
         number = np.nan
@@ -427,7 +406,7 @@ def _curves(
         some = there[levels[0]] if there[levels[0]].any() else np.ones_like(there[0])
         values = stacked.isel({_LEVEL: levels, "item": some}).transpose(..., _LEVEL)
         of = curve(values, x, tops[levels], centre)
-        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *_bounds(how), confidence)
+        bands = shares(values, x, tops[levels], confidence) if how.is_share else band(of, *bounds_of(how), confidence)
         for k in range(len(levels)):
             yield of._replace(mean=of.mean[:, k], deviations=of.deviations[:, :, k]), bands[:, k]
 
@@ -490,7 +469,8 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
     names = ("reading", *TEXTS, "order", "remark")
     texts = {name: ("reading", np.array([level.texts[name] for level in levels], str)) for name in names}
     originals = "reading", np.array([level.originals for level in levels], int)
-    readings = xr.Dataset(numbers, {**texts, "originals": originals, "share": list(SHARES)})
+    labels = {"share": list(SHARES), "estimate": list(ESTIMATE)}
+    readings = xr.Dataset(numbers, {**texts, **labels, "originals": originals})
     return readings.assign(half_life=readings.place.sel(share=0.5, drop=True))
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.studies.runs import label
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _ANGLES = ("abar", "log_snr", "sigma")
 _CLEAN = {"step": 0.0, "effective_epsilon": 0.0}  # values without noise, for stores that lack the attribute `clean`
@@ -69,6 +67,13 @@ class Axes:
         self.words = {axis: label(words) for axis, words in self.words.items()}
         self.names = list(self.values)
 
+    def coordinates(self, run: xr.Dataset) -> xr.Dataset:
+        """The noise levels on all axes, as coordinates of a study."""
+        others = {
+            name: ("noise", values, {"long_name": self.words[name]}) for name, values in self.values.items() if name != "noise"
+        }
+        return xr.Dataset(coords={"noise": ("noise", self.noise, run.noise.attrs), **others, "axis": self.names})
+
     @staticmethod
     def _of_angle(angle: np.ndarray) -> dict[str, np.ndarray]:
         sigma = np.where(angle >= np.pi / 2, np.inf, np.tan(angle))
@@ -93,10 +98,8 @@ class Axes:
 def _number_of(coordinate: xr.DataArray, key: str, default: float) -> float:
     """An attribute of a coordinate that is a number, or a ValueError."""
     value = coordinate.attrs.get(key, default)
-    if not isinstance(value, int | float | np.number):
-        raise ValueError(
-            f"the attribute {key} of the coordinate {coordinate.name} is {shown(value)}, no number; copy the store again"
-        )
+    is_number = isinstance(value, int | float | np.number)
+    expect(is_number, f"the attribute {key} of the coordinate {coordinate.name}", value, "a number; copy the store again")
     return float(value)
 
 
@@ -125,7 +128,6 @@ def common_axis(studies: Sequence[xr.Dataset]) -> str:
     if len(units) == 1:
         return "noise"
     shared = [str(axis) for axis in studies[0].axis.values[1:] if all(axis in study.axis.values for study in studies)]
-    if not shared:
-        raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}; draw them one by one")
+    expect(shared, "noise of the runs", units, "an axis in common; draw them one by one")
     # An axis that has a value without noise is preferred.
     return min(shared, key=lambda axis: sum(np.isnan(study[axis].values[0]) for study in studies))

@@ -70,8 +70,8 @@ def _of_probe(run: xr.Dataset, axes: Axes, left: int) -> xr.Dataset:
     if "length" in run.coords and run["length"].dims == ("item",):  # texts of different lengths, sites on a line
         pairs = present_pairs(covariance)
         # Larger distances have fewer pairs of sites, so their mean fluctuates more.
-        number = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
-        near = np.flatnonzero((pairs.distance == 0) | (number >= number[1:2].max() / 2)) if number.size > 1 else [0]
+        mean = pairs.mean("item") * (pairs.sizes["distance"] - pairs.distance)
+        near = np.flatnonzero((pairs.distance == 0) | (mean >= mean[1:2].max() / 2)) if mean.size > 1 else [0]
         covariance, present = covariance.isel(distance=near), pairs.isel(distance=near)
     curves = correlations(covariance.to_dataset(name="change_covariance"), present=present)
     remarks += about_few(number, curves.n_contributing.values, run.noise.values)

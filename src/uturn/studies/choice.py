@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.core.protocols import Variable
 from uturn.measures.statistics import Estimate, checked_share, crossing, independent_groups, mean_bounds
 from uturn.measures.strengths import strength_of
-from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, named_reading
+from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
 from uturn.studies.reading import is_kept_if_large
@@ -215,10 +215,9 @@ def choose(
     >>> root.noise, root.answer
     (0.2, 'chosen')
     """
-    if checked_share("confidence", confidence) <= 0.5:
-        raise ValueError(f"confidence = {confidence!r}: expected a number between .5 and 1")
-    if lose is not None and (not isinstance(lose, Mapping) or len(lose) != 1):
-        raise ValueError(f"lose = {shown(lose)}: expected one reading and its goal, such as {{'first_layer': 0.5}}")
+    expect(checked_share("confidence", confidence) > 0.5, "confidence", confidence, "a number between .5 and 1")
+    one = lose is None or (isinstance(lose, Mapping) and len(lose) == 1)
+    expect(one, "lose", lose, "one reading and its goal, such as {'first_layer': 0.5}")
     run = by_noise(finished_run(ds))
     axes = Axes(run)
     goals = [_goal(run, axes, *goal) for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))]
@@ -260,19 +259,11 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
     if tosses:  # declared or not
         how = replace(how, bounds=(0.0, 1.0))
-    low, high = _ends(how)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not low < value < high:
-        raise ValueError(
-            f"{'lose' if lose else 'keep'} = {shown(value)}: expected a number between {low:g} and {high:g} for {label}"
-        )
+    low, high = bounds_of(how)
+    fits = isinstance(value, int | float | np.number) and not isinstance(value, bool) and low < value < high
+    expect(fits, "lose" if lose else "keep", value, f"a number between {low:g} and {high:g} for {label}")
     rises, direction = _direction(next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes)
     return _Goal(name, label, where, how, float(value), rises, direction, lose)
-
-
-def _ends(how: Variable) -> tuple[float, float]:
-    """The bounds of a reading, infinite where there is none."""
-    low, high = how.bounds
-    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
@@ -293,9 +284,8 @@ def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[b
     if tosses or not (rises or falls):
         raise ValueError(
             f"reading = {level.texts['reading']!r}: it is not known whether large or small values are kept: "
-            f"{'readings are 0 or 1, and ' if tosses else ''}{words}; give its value without noise, as --start {name}=VALUE for "
-            f"a table, start={{{name!r}: VALUE}} in ut.readings, or start in the Variable of a probe, and chance likewise unless "
-            f"that value is an end of its range"
+            f"{'readings are 0 or 1, and ' if tosses else ''}{words}; give its start, as --start {name}=VALUE for a table, "
+            f"start={{{name!r}: VALUE}} in ut.readings, or in the Variable of a probe, and its chance"
         )
     return rises, f"{'small' if rises else 'large'} values are kept, as {words}"
 
@@ -303,9 +293,9 @@ def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[b
 def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     """Indices of the items of each value of a coordinate."""
     dims = set(run[by].dims) if isinstance(by, str) and by in run.variables else set()
-    if not {"item"} <= dims <= {"noise", "item"}:
-        names = [str(name) for name, values in run.variables.items() if values.dims == ("item",) and name != "item"]
-        raise ValueError(f"by = {shown(by)}: expected a coordinate of the items: {', '.join(names) or 'the run has none'}")
+    names = [str(name) for name, values in run.variables.items() if values.dims == ("item",) and name != "item"]
+    of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
+    expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
     values = run[by].isel(noise=0, missing_dims="ignore").values
     known = values[values >= 0] if values.dtype.kind in "if" else values
     return {value.item() if hasattr(value, "item") else value: np.flatnonzero(values == value) for value in np.unique(known)}
@@ -343,7 +333,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     values = run[goal.name].isel(goal.where)
     # The ends of these intervals of Student's t are one-sided bounds of the confidence.
     level = next(levels_of(run.isel(goal.where), goal.name, goal.how, axes, 2 * confidence - 1))
-    x, (mean, *intervals), ends = axes.noise, level.curve.T, _ends(level.instructions)
+    x, (mean, *intervals), ends = axes.noise, level.curve.T, bounds_of(level.instructions)
     added = len(x) - values.sizes["noise"]  # noise 0
     proven = np.pad(mean_bounds(values, *ends, confidence).reshape(2, -1), ((0, 0), (added, 0)))
     bounds = np.where(np.isfinite(ends)[:, None], proven, intervals)

@@ -124,7 +124,7 @@ def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
                 axis.axvline(mark.place[0, 0], color=THEORY, lw=1, ls=":", zorder=1, label="ε* of the mean field")
             continue
         is_own = mark.reading in chart.labels
-        draw_transition(axis, mark.place[0], CLASS if is_own or mark.label == "t*" else THEORY, is_own)
+        draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own)
         if is_own:
             joined = "at" if mark.label in (PEAK, "order inverts") else "="
             notes.append(f"{'$t^*$' if mark.label == 't*' else brief(mark.label, 40)} {joined} {with_interval(mark.place[0])}")
@@ -152,4 +152,4 @@ def _limit(axis: Any, curves: np.ndarray, first: np.ndarray, level: list[float])
     elif low <= high:
         span = max(high - low, 0.1 * abs(high), 1e-9)
         ends = np.nanmin(curves, initial=low), np.nanmax(curves, initial=high)
-        axis.set_ylim(max(ends[0], low - span) - 0.05 * span, min(ends[1], high + span) + 0.05 * span)
+        axis.set_ylim(max(ends[0], low - span) - 0.05 * span, min(ends[1], high + 1.5 * span) + 0.05 * span)

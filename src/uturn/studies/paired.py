@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.measures.statistics import ESTIMATE, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
@@ -60,8 +60,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     >>> difference(runs).curve.sel(reading="rmsd", estimate="value").values.round(2)
     array([0.2, 0.4, 0.6, 0.8])
     """
-    if len(runs) != 2:
-        raise ValueError(f"runs = {shown(list(runs))}: expected two, for the second minus the first")
+    expect(len(runs) == 2, "runs", list(runs), "two, for the second minus the first")
     first, second = _paired(*(by_noise(finished_run(run)) for run in runs.values()))
     both, names = (Axes(first), Axes(second)), [instructions_of(run) for run in (first, second)]
     axes = [name for name in both[0].names if name in both[1].names]
@@ -77,8 +76,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
             for part, of, axis in zip(parts, (how, names[1][name]), both, strict=True)
         ]
         rows += [_difference([of[label] for of in of_runs], both, axes) for label in of_runs[0] if label in of_runs[1]]
-    if not rows:
-        raise ValueError(f"runs = {shown(list(runs))}: expected readings that both have")
+    expect(rows, "runs", list(runs), "readings that both have")
     skipped = len(both[0].noise) - first.sizes["noise"]
     data = {
         "curve": (("reading", "noise", "estimate"), np.stack([row["curve"][skipped:] for row in rows])),
@@ -92,12 +90,11 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
 
 def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
     """Both runs with the same originals and noise levels in one order, and only what their readings need; or a ValueError."""
-    if len(units := dict.fromkeys(map(axis_words, runs))) > 1:
-        raise ValueError(f"the runs have no axis in common: their noise is {', '.join(units)}")
+    units = list(dict.fromkeys(map(axis_words, runs)))
+    expect(len(units) == 1, "noise of the runs", units, "one axis in common")
     named = all("item_name" in run.coords for run in runs)
     sources = [(json.loads(run.attrs.get("models", "{}")).get("source"), run.attrs.get("seed")) for run in runs]
-    if not named and sources[0] != sources[1]:
-        raise ValueError("the runs have different originals: their sources or seeds differ")
+    expect(named or sources[0] == sources[1], "sources and seeds", sources, "the same originals in both runs")
     aligned = []
     for run in runs:
         used = {name: how for name, how in instructions_of(run).items() if how.role == "reading"}
@@ -108,11 +105,10 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
         aligned.append(run.assign_coords(item=labels, noise=("noise", levels, run.noise.attrs)))
     aligned = list(xr.align(*aligned, join="inner", exclude=_WITHIN))
     for dim, words in (("item", "originals"), ("noise", "noise levels")):
-        if not aligned[0].sizes[dim]:
-            raise ValueError(f"the runs have no {words} in common")
+        expect(aligned[0].sizes[dim], f"{words} that both runs have", aligned[0].sizes[dim], "some")
     for name in {str(name) for name, of in aligned[0].coords.items() if of.dims == ("item",)} & set(aligned[1].coords):
-        if not np.array_equal(aligned[0][name].values, aligned[1][name].values):
-            raise ValueError(f"the runs have different originals: {name} differs")
+        of_runs = [run[name].values for run in aligned]
+        expect(np.array_equal(of_runs[0], of_runs[1]), f"{name} of the originals", of_runs[1], "that of the first run")
     return [run.sortby("noise") for run in aligned]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uturn.core import display
-from uturn.core.checks import shown
+from uturn.core.checks import expect
 from uturn.measures.statistics import ESTIMATE, with_interval
 from uturn.store.record import warnings_of
 from uturn.studies.axes import axis_words
@@ -51,9 +51,9 @@ def _is_whole(data: xr.Dataset) -> bool:
 
 
 def _check_study(study: Any) -> None:
-    if not isinstance(study, xr.Dataset) or not _is_whole(study):
-        description = f"a dataset with dims {tuple(study.dims)}" if isinstance(study, xr.Dataset) else shown(study)
-        raise ValueError(f"study = {description}: expected the dataset that uturn.study gives")
+    is_dataset = isinstance(study, xr.Dataset)
+    found = dict(study.sizes) if is_dataset else study
+    expect(is_dataset and _is_whole(study), "study", found, "the dataset that uturn.study gives")
 
 
 class TextTable(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from uturn.core.checks import expect
 from uturn.exact.theory import MeanField
 from uturn.studies.runs import stored_spec
 
@@ -37,11 +38,10 @@ def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
     spec = stored_spec(run)
     source, corruption = spec["source"], spec.get("corruption", {}).get("type")
     uniform = isinstance(source.get("multiplicity"), int) and source.get("zipf_exponent") is None
-    if source.get("type") != "rhm" or corruption != "epsilon" or not uniform:
-        raise ValueError(
-            f"theory: the run has source = {source.get('type')}, corruption = {corruption}; mean-field theory exists for the "
-            f"source rhm with one multiplicity and uniform rules, and the corruption epsilon; leave out --theory"
-        )
+    is_known = source.get("type") == "rhm" and corruption == "epsilon" and uniform
+    found = f"source = {source.get('type')}, corruption = {corruption}"
+    only = "the source rhm with one multiplicity and uniform rules, and the corruption epsilon; leave out --theory"
+    expect(is_known, "theory", found, only)
     mean_field = MeanField(*(source.get(name) for name in ("vocab_size", "multiplicity", "branching", "num_classes")))
     curves = mean_field.curves(study.noise.values, source["depth"])
     of_readings = np.full((study.sizes["reading"], study.sizes["noise"]), np.nan)

@@ -115,15 +115,14 @@ def _rows(file: _File, folder: Path) -> list[AtlasRow]:
         try:
             base = file.defaults
             if like := table.get("like"):
-                if like not in tables:
-                    raise ValueError(f"like = {shown(like)}: expected the name of a row before it: {', '.join(tables) or 'none'}")
+                expect(like in tables, "like", like, f"the name of a row before it: {', '.join(tables) or 'none'}")
                 base = tables[like]
             merged = {**{key: value for key, value in base.items() if key not in ("name", "title")}, **table}
             if isinstance(merged.get("facts"), dict):
                 merged["facts"] = {**base.get("facts", {}), **merged["facts"]}
             row = AtlasRow.from_dict({key: _placed(key, value, folder) for key, value in merged.items()})
-            if row.name.casefold() in {"atlas", *rows}:  # some file systems ignore case
-                raise ValueError(f"name = {row.name!r}: NAME.zarr is taken; give another name")
+            is_free = row.name.casefold() not in {"atlas", *rows}  # some file systems ignore case
+            expect(is_free, "name", row.name, "another name; NAME.zarr is taken")
         except (ValueError, TypeError) as error:
             raise ValueError(f"models, row {number} (name = {shown(table.get('name'))}): {error}") from None
         rows[row.name.casefold()], tables[row.name] = row, merged
@@ -145,8 +144,7 @@ def _placed(key: str, value: Any, folder: Path) -> Any:
 def chosen(rows: Sequence[AtlasRow], only: Sequence[str]) -> list[AtlasRow]:
     """The rows with these names, or all if none are given; ValueError for an unknown name."""
     names = [row.name for row in rows]
-    if unknown := [name for name in only if name not in names]:
-        raise ValueError(f"only = {shown(unknown[0])}: the atlas has no such row; expected some of {', '.join(names)}")
+    expect(set(only) <= set(names), "only", list(only), f"some of {', '.join(names)}")
     return [row for row in rows if not only or row.name in only]
 
 

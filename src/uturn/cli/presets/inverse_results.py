@@ -103,42 +103,29 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
     """The numbers of a run."""
     headline = headline_of(study)
     kept = str(study.reading.values[0]) if headline is None or not headline.reading else headline.reading
+
+    def numbers(of: xr.Dataset, *names: str) -> dict[str, Any]:
+        return {name: of[name].values.tolist() for name in names}
+
     at_strength = [
         {
             "strength": float(at.noise),
-            "kind": str(at.kind.item()),
-            "decided": str(at.decided.item()),
-            "residual": at.residual.values.tolist(),
+            **numbers(at, "kind", "decided", "residual"),
             "readings": [
-                {
-                    "reading": str(name),
-                    "family": str(of.family.item()),
-                    "effect": of.effect.values.tolist(),
-                    "effect_unit": str(of.effect_unit.item()),
-                    **{key: of[key].values.tolist() for key in _P_VALUES},
-                }
+                numbers(at.sel(reading=name), "reading", "family", "effect", "effect_unit", *_P_VALUES)
                 for name in at.reading.values
-                for of in [at.sel(reading=name)]
             ],
             **{key: values.tolist() for key, (values, _) in untested(at).items()},
         }
         for at in by_level(tests)
     ]
     return {
-        "name": run.name,
-        "sampler": run.sampler,
-        "data": run.data,
-        "judges": run.judges,
-        "store": run.store,
+        **{key: getattr(run, key) for key in ("name", "sampler", "data", "judges", "store")},
         "calls": calls,
         **{key: tests.attrs[key] for key in ("items", "clones", "level", "passed", "passed_beside", "remark")},
         "kinds": kinds_in_words(tests),
         "coverage_expected": float(tests.coverage_expected),
-        "kept": {
-            "reading": kept,
-            "strength": study.noise.values.tolist(),
-            "curve": study.curve.sel(reading=kept).values.tolist(),
-        },
+        "kept": {"reading": kept, "strength": study.noise.values, **numbers(study.sel(reading=kept), "curve")},
         "t_star": study.half_life.sel(reading=kept, axis=study.axis.values[0]).values.tolist(),
         "tests": at_strength,
     }
@@ -176,11 +163,8 @@ def kinds_in_words(tests: xr.Dataset) -> str:
 
 def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    tested = list(
-        dict.fromkeys(
-            of["reading"] for entry in entries for at in entry["tests"] for of in at["readings"] if of["family"] == "posterior"
-        )
-    )
+    of_all = [of for entry in entries for at in entry["tests"] for of in at["readings"]]
+    tested = list(dict.fromkeys(of["reading"] for of in of_all if of["family"] == "posterior"))
     strength = entries[0]["tests"][-1]["strength"]
     rows = []
     for entry in entries:
