@@ -86,12 +86,6 @@ def load_classifier(
     texts
         A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020): the logit of a class is
         the cosine of the embeddings of image and text, times the learned scale.
-
-    Raises
-    ------
-    ValueError
-        For unknown names (close names are listed), weights that are missing, damaged, of another network or cannot be
-        downloaded, encoders without layers, and networks that do not take such images or do not return logits (batch, classes).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape
