@@ -561,7 +561,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         (f"{HERE}:NOT_CALLABLE", "is a int; expected a function without arguments"),
         (f"{HERE}:no_network", r"what it gives = .*: expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
-        (f"{HERE}:small_vit", r"for images \(1, 28, 28\): "),
+        (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\): "),
     ],
 )
 def test_mistakes_are_named(spec, words):
@@ -578,7 +578,7 @@ def test_errors_of_a_function_of_ones_own_pass(name, error):
 
 
 def test_images_with_other_channels(resnet):
-    with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
+    with pytest.raises(ValueError, match=r"does not take images \(4, 32, 32\).*expected .* 1 or 3 channels"):
         load_classifier("torchvision:resnet18", resnet[1], image_shape=(4, 32, 32))
 
 

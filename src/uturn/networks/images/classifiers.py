@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect, one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import Network
@@ -159,8 +159,11 @@ def _dry_run(
 
     parameter = next(module.parameters(), None)
     blank = torch.zeros((_BLANKS, *image_shape), device=None if parameter is None else parameter.device)
-    with hooks(module, list(shapes), note), torch.inference_mode(), noted(f"{where}, for images {tuple(image_shape)}"):
-        output = module(blank if preprocess is None else preprocess(blank))
+    with hooks(module, list(shapes), note), torch.inference_mode():
+        try:
+            output = module(blank if preprocess is None else preprocess(blank))
+        except Exception as error:  # networks raise errors of many types
+            raise ValueError(f"{where} does not take images {tuple(image_shape)}: {one_line(error)}") from error
     return shapes, output
 
 
