@@ -63,7 +63,6 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: ut.RandomHierarchyModel(8, 2, 2, 3).sample(10**12), "draw fewer"),
         (lambda: ut.RandomHierarchyModel(10**6, 10**5, 2, 10), "the rules would take"),
         (lambda: ut.sample_posterior(RHM, np.zeros((1, 8, 4)), 0, 10**12), "num_draws = 1000000000000 would take .* draw fewer"),
-        (lambda: ut.Gaussian().log_evidence(None), r"noisy = None: expected what corrupt\(\) gives"),
         (lambda: ut.Masking().bits_per_leaf(-1, 8), r"noise = -1\.0: expected a level in \[0, 1\]"),
         (lambda: ut.Masking().effective_epsilon("0.5", 8), r"noise = '0\.5': expected numbers"),
         (lambda: ut.UniformReplacement().corrupt([[1, 2], [3]], 0.1, 8), "leaves = .*expected an array"),
@@ -188,11 +187,11 @@ def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas\[998\] = nan"),
-        ({"beta_start": float("nan")}, r"betas\[0\] = nan"),
+        ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas of the .* = \[nan\]"),
+        ({"beta_start": float("nan")}, r"betas of the .* = \[nan\]"),
         ({"beta_end": float("inf")}, "betas"),
-        ({"beta_end": 5.0}, r"betas\[200\] = 1\.001"),
-        ({"beta_start": -0.5}, r"betas\[0\] = -0\.5"),
+        ({"beta_end": 5.0}, r"betas of the .* = \[1\.001"),
+        ({"beta_start": -0.5}, r"betas of the .* = \[-0\.5"),
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddpm", "euler", "stored"])
@@ -200,7 +199,7 @@ def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_
     folder = shutil.copytree(generator_folder(), tmp_path / "model")
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=f"the noise schedule has {message}.*expected finite numbers in .*correct"):
+    with pytest.raises(ValueError, match=f"{message}.*expected finite numbers in .*correct"):
         DiffusionModel(model=str(folder), scheduler=scheduler, steps=10).fingerprint()
 
 

@@ -58,7 +58,7 @@ def test_images_do_not_depend_on_the_batch(finished):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (with_part("corruption", noise=[0.5, 0.52]), "fall on the same"),
+        (with_part("corruption", noise=[0.5, 0.52]), "expected levels on different steps"),
         (with_part("corruption", noise=[1.2]), r"noise = 1\.2"),
         (with_part("corruption", type="gaussian"), "does not go with images"),
         (with_part("backward", model="/no/such/folder"), "/no/such/folder"),

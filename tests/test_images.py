@@ -663,7 +663,7 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     [
         (["--shard", "3/2"], "shard = 3/2"),
         (["--levels", "x"], "levels = 'x'"),
-        (["--levels", "0.6,0.61"], "fall on the same"),
+        (["--levels", "0.6,0.61"], "expected levels on different steps"),
         (["--batch-size", "many"], "batch_size"),
         (["--data", "absent", "--classifier", "fashion_mnist"], "not a folder"),
     ],
