@@ -144,8 +144,8 @@ def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas\[998\] = nan"),
-        ({"beta_end": 5.0}, r"betas\[200\] = 1\.001"),
+        ({"trained_betas": [0.001] * 998 + [float("nan")] * 2}, r"betas of the .* = \[nan\]"),
+        ({"beta_end": 5.0}, r"betas of the .* = \[1\.001"),
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddpm", "euler", "stored"])
@@ -153,7 +153,7 @@ def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_
     folder = shutil.copytree(generator_folder(), tmp_path / "model")
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ValueError, match=f"the noise schedule has {message}.*expected finite numbers in .*correct"):
+    with pytest.raises(ValueError, match=f"{message}.*expected finite numbers in .*correct"):
         DiffusionModel(model=str(folder), scheduler=scheduler, steps=10).fingerprint()
 
 

@@ -470,7 +470,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
         ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
         (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
-        (f"{HERE}:small_vit", r"for images \(1, 28, 28\): "),
+        (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\): "),
     ],
 )
 def test_mistakes_are_named(spec, words):

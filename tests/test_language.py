@@ -355,11 +355,11 @@ def refused(words, model, path, **changes):
 def test_texts_that_do_not_fit(bert, texts, tmp_path):
     long = tmp_path / "long.txt"
     long.write_text("a b\n" + "a " * 20 + "\n")
-    refused("line 2 has 20 tokens, but the model takes 14; leave longer lines out.*windows", bert, long, items=1)
+    refused("line 2: tokens = 20: expected at most 14 by the model; leave longer texts out.*windows", bert, long, items=1)
     refused("no text in it of at most 2 tokens", bert, texts, source={"length": 2})
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
-    refused("3 of 3 tokens are unknown.*split: smiles", bert, strange, items=1)
+    refused("unknown tokens = '3 of 3'.*split: smiles", bert, strange, items=1)
     (tmp_path / "one.txt").write_text("a\n")
     refused("items = 6: expected at most 1", bert, tmp_path / "one.txt")
     (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write

@@ -213,7 +213,7 @@ def test_lines_of_a_file(tmp_path):
     found = read_prompts(str(file))
     assert (found.texts, found.rows) == (("b", "", "a"), (0, 1, 2, 0))
     assert found.rows_of([3, 1]).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="expected one line for each item, but it has 4 for item 4"):
+    with pytest.raises(ValueError, match="expected a file with one line for each item, but it has 4"):
         found.rows_of([4])
 
 

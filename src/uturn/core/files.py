@@ -99,8 +99,8 @@ def read_table(path: str | os.PathLike[str]) -> Any:
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
 
-def read_array(path: str | os.PathLike[str], most: int = 2**31) -> np.ndarray:
-    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than `most` numbers.
+def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than 2**31 numbers.
 
     The file is mapped before it is copied, so a header with a size beyond the end of the file is an immediate error.
     """
@@ -108,7 +108,7 @@ def read_array(path: str | os.PathLike[str], most: int = 2**31) -> np.ndarray:
         check_regular(path)
         with np.errstate(over="ignore"):  # the size in a damaged header may overflow
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        expect(mapped.size <= most, "its size", mapped.size, f"at most {most:,} numbers")  # a file may have holes
+        expect(mapped.size <= 2**31, "its size", mapped.size, "at most 2**31 numbers")  # a file may have holes
         return np.array(mapped)
     except Exception as error:  # numpy raises many kinds for damaged headers
         raise ValueError(f"{os.fspath(path)} is not a readable .npy file ({error}); write one array with numpy.save") from None

@@ -90,13 +90,7 @@ class Measured(Noisy):
         return hidden if self.law is None else hidden.reshape(-1)
 
     def posterior(self, row: int) -> LinearPosterior:
-        """The exact posterior given measurement `row`; it takes measurements in the form of `Operator.vectors`.
-
-        Raises
-        ------
-        ValueError
-            If the law of the originals is not known, the operator is not linear, or its noise not Gaussian.
-        """
+        """The exact posterior given measurement `row`; it takes measurements in the form of `Operator.vectors`."""
         return _posterior(self.law, self.operators[row], self.shape)
 
     def posterior_draws(self, streams: Streams, clones: int) -> np.ndarray:

@@ -223,11 +223,6 @@ class AncestralScheduler:
     scheduler
         The scheduler of diffusers stored with the model. Only its noise schedule counts: `base` is the DDPM scheduler with this
         schedule, or FlowMatchEulerDiscreteScheduler for flow matching, or a copy of another scheduler.
-
-    Raises
-    ------
-    ValueError
-        For a prediction type other than noise, x_0, velocity and flow.
     """
 
     order = 1

@@ -125,13 +125,7 @@ class _Sites:
 
 @cached_while_unchanged()
 def sites_of(spec: Changes, source: Any) -> _Sites:
-    """The sites of a source's data, according to the options of the probe.
-
-    Raises
-    ------
-    ValueError
-        If patches do not fit into the images, or if a layer has no positions.
-    """
+    """The sites of a source's data, according to the options of the probe."""
     image_shape = source.image_shape()
     if image_shape is not None:
         return _patches(spec.patch, image_shape) if spec.layer is None else _positions(spec, spec.layer, image_shape)

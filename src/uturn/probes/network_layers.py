@@ -154,13 +154,7 @@ class NetworkLayers(Named):
 
 @cached_while_unchanged()
 def hidden_layers_of(spec: NetworkLayers, source: Any) -> HiddenLayers:
-    """The hidden layers of a spec, with statistics from its file or from images of the source.
-
-    Raises
-    ------
-    ValueError
-        If a file is missing or belongs to another network, or if there are neither statistics nor images.
-    """
+    """The hidden layers of a spec, with statistics from its file or from images of the source."""
     from uturn.networks.layers import EVERY_BLOCK
     from uturn.networks.modules import Network
     from uturn.probes.hidden_layers import HiddenLayers

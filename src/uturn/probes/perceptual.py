@@ -66,13 +66,7 @@ class Perceptual(Named):
 
 @cached_while_unchanged()
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
-    """The perceptual distance of a spec, tested on blank images of the source's size.
-
-    Raises
-    ------
-    ValueError
-        For files that are missing or of another network, and images that the network does not take.
-    """
+    """The perceptual distance of a spec, tested on blank images of the source's size."""
     from uturn.networks.images.classifiers import load_classifier
     from uturn.networks.modules import Network, Preprocessing
     from uturn.probes.hidden_layers import HiddenLayers

@@ -101,11 +101,6 @@ def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
     """Learned weights of the channels of layers {layer: (channels,)}, from a file of the package lpips.
 
     The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) holds the weights of the first layer.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, damaged, of another number of layers, or has negative weights.
     """
     expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
     state = read_state_dict(path, expected, "linear")

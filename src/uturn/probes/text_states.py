@@ -47,11 +47,6 @@ class TextStates:
     ----------
     layers : tuple of str
     mean, variance : {layer: float64 (channels,)}
-
-    Raises
-    ------
-    ValueError
-        For layers that do not exist, or whose outputs are not (batch, tokens, channels), finite, and one for each call.
     """
 
     def __init__(

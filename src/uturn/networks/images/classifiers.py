@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uturn.core.checks import expect, noted
+from uturn.core.checks import expect, one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.modules import Network
@@ -86,12 +86,6 @@ def load_classifier(
     texts
         A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020): the logit of a class is
         the cosine of the embeddings of image and text, times the learned scale.
-
-    Raises
-    ------
-    ValueError
-        For unknown names (close names are listed), weights that are missing, damaged, of another network or cannot be
-        downloaded, encoders without layers, and networks that do not take such images or do not return logits (batch, classes).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape
@@ -165,8 +159,11 @@ def _dry_run(
 
     parameter = next(module.parameters(), None)
     blank = torch.zeros((_BLANKS, *image_shape), device=None if parameter is None else parameter.device)
-    with hooks(module, list(shapes), note), torch.inference_mode(), noted(f"{where}, for images {tuple(image_shape)}"):
-        output = module(blank if preprocess is None else preprocess(blank))
+    with hooks(module, list(shapes), note), torch.inference_mode():
+        try:
+            output = module(blank if preprocess is None else preprocess(blank))
+        except Exception as error:  # networks raise errors of many types
+            raise ValueError(f"{where} does not take images {tuple(image_shape)}: {one_line(error)}") from error
     return shapes, output
 
 

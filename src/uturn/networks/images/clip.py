@@ -49,13 +49,7 @@ class ClipTexts(nn.Module):
         self.tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm.
-
-        Raises
-        ------
-        ValueError
-            For fewer than two texts, duplicate texts, and texts that are empty or too long for the model.
-        """
+        """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm."""
         most = self.text_model.config.max_position_embeddings
         seen: set[str] = set()
         for number, text in enumerate(texts):
@@ -75,13 +69,7 @@ class ClipTexts(nn.Module):
 
 
 def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor], torch.Tensor]]:
-    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in [0, 1]; from a folder or a hub.
-
-    Raises
-    ------
-    ValueError
-        Without transformers or torchvision, and for models that are missing, incomplete or of another kind.
-    """
+    """The towers of a `transformers.CLIPModel` in float32, and the transforms of its images in [0, 1]; from a folder or a hub."""
     where = f"classifier = 'clip:{name}'"
     transformers = library("transformers", where)
     library("torchvision", where, "images")
@@ -139,11 +127,6 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     -------
     tuple of str
         None if there are neither prompts nor at least two names.
-
-    Raises
-    ------
-    ValueError
-        For a file that is missing or cannot be read, and a template without names.
     """
     path = prompt_file(prompts)
     if path is not None:

@@ -42,11 +42,6 @@ class SigmaDenoiser(nn.Module):
     range : (low, high)
         Smallest and largest sigma.
 
-    Raises
-    ------
-    ValueError
-        For schedules other than those of DDPM and of flow matching; in calls, for sigma outside of the range.
-
     Examples
     --------
     >>> from diffusers import DDPMScheduler

@@ -12,13 +12,7 @@ from uturn.networks.texts.language import LanguageModel
 
 
 def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
-    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end.
-
-    Raises
-    ------
-    ValueError
-        If the network gives no finite logits of two or more classes for each text.
-    """
+    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end."""
     rows: list[Any] = [None] * len(texts)
     for numbers, ids, real in model.batches(texts, batch_size):
         out: Any = model.read(ids, real)

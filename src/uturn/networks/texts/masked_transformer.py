@@ -98,11 +98,6 @@ class MaskedTransformer(nn.Module):
         """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
 
         `attention_mask` (batch, length): 0 beyond the end of a shorter sequence; padding does not change its logits.
-
-        Raises
-        ------
-        ValueError
-            If ids have another dtype or shape, or are out of range.
         """
         v, d = self.options["vocab_size"], self.options["length"]
         fits = ids.dtype == torch.int64 and ids.ndim == 2 and 1 <= ids.shape[1] <= d
