@@ -243,7 +243,7 @@ def test_random_orders_are_uniform():
     ids=str,
 )
 def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
-    with pytest.raises(ValueError, match=f"decoder = '{re.escape(decoder.description)}': expected an order of") as error:
+    with pytest.raises(ValueError, match=rf"decoder = '{re.escape(decoder.description[:40])}.*: expected an order of") as error:
         likelihoods(Inconsistent(), STRINGS, np.full_like(STRINGS, -1), decoder)
     assert "\n" not in str(error.value)
 

@@ -275,7 +275,7 @@ def test_tokens_of_a_transformer_without_the_class_token():
     ("probe", "message"),
     [
         ({"patch": 5}, "patch = 5"),
-        ({"classifier": "torchvision:resnet18"}, "layer: missing"),
+        ({"classifier": "torchvision:resnet18"}, "layer = None: expected one"),
     ],
 )
 def test_bad_options_for_images_are_one_line(probe, message):

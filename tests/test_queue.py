@@ -139,8 +139,8 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": 12}, r"step=12: expected .* 0 \.\. 10"),
-        ({"step": -1}, "step=-1"),
+        ({"step": 12}, r"step = 12: expected .* 0 \.\. 10"),
+        ({"step": -1}, "step = -1"),
         ({"image": np.full((1, 4, 4), np.inf, np.float32)}, "not finite"),
     ],
 )

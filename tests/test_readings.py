@@ -683,17 +683,17 @@ GOOD = np.random.default_rng(0).random((5, 6))
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
-({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
-({"a": GOOD * np.inf}, {}, "a has infinite readings"),
-({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
-({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
-({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
-({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
-({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
-({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
-({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
-],
+        ({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
+        ({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
+        ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
+        ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
+        ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
+        ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
+        ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
+        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
+        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
+        ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+    ],
 )  # fmt: skip
 def test_mistakes_are_one_line(values, settings, message):
     with pytest.raises(ValueError, match=message) as caught:

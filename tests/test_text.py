@@ -571,18 +571,17 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "arguments", "message"),
     [
-("bert", "long.txt", [], "line 9 has 14 tokens, but the model takes 8; leave longer lines out (length, --length)"),
-("bert", "empty.txt", [], "no text in it; expected one a line"),
-("bert", "latin.txt", [], "expected text in UTF-8"),
-("bert", "big.npy", [], "the id 14 at (0, 0); expected 0 .. 13"),
-("bert", "good.txt", ["--regions", "{data}/regions.txt"], "line 1 has 2 characters, but the text 7 tokens"),
-("bert", "good.txt", ["--segment", "cat mat"], "'cat mat' is not one token of the model"),
-("wide", "good.txt", [], "has 40 tokens, but its tokenizer 14; name the right one (--tokenizer)"),
-("maskless", "good.txt", [], "its tokenizer has no mask token"),
-("strange", "good.txt", [], "tokens are unknown to the model's tokenizer"),
-("causal", "good.txt", [], "a causal model predicts the next token only"),
-("bert", "good.txt", ["--mask-id", 99], "99 is the mask (--mask-id), cannot be read (IndexError: index out"),
-],
+        ("bert", "long.txt", [], "line 9: tokens = 14: expected at most 8 by the model; leave longer texts out (length"),
+        ("bert", "empty.txt", [], "no text in it"),
+        ("bert", "latin.txt", [], "expected text in UTF-8"),
+        ("bert", "big.npy", [], "ids 0 .. 13, as the model has"),
+        ("bert", "good.txt", ["--segment", "cat mat"], "segments = 'cat mat': expected the texts of single tokens"),
+        ("wide", "good.txt", [], "tokens of its tokenizer = 14: expected 40, as the model has; name the right one (--tokenizer)"),
+        ("maskless", "good.txt", [], "its tokenizer has no mask token"),
+        ("strange", "good.txt", [], "unknown tokens = "),
+        ("causal", "good.txt", [], "a causal model predicts the next token only"),
+        ("bert", "good.txt", ["--mask-id", 99], "99 is the mask (--mask-id), cannot be read (IndexError: index out"),
+    ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch, capsys, model, data, arguments, message):
     monkeypatch.chdir(tmp_path)
