@@ -169,7 +169,7 @@ def test_samples_of_another_shape_or_type_are_refused(network, bad, message):
 
 def test_similarity_needs_statistics_and_pairs(network, images):
     probe = HiddenLayers(network, LAYERS)
-    with pytest.raises(ValueError, match="call fit"):
+    with pytest.raises(ValueError, match="reference statistics = None"):
         probe.similarity(images, images)
     with pytest.raises(ValueError, match=r"shape of reconstructed = .*of pairs"):
         probe.fit(images).similarity(images, images[:5])
@@ -643,7 +643,7 @@ def test_layers_of_a_network_that_reads_strings(files):
 def test_what_the_probe_needs_is_said(files):
     with pytest.raises(ValueError, match="statistics = None: expected a file of HiddenLayers"):
         run(experiment(classifier=files["classifier"]))
-    with pytest.raises(ValueError, match=r"'blocks\.9' matches no module of TreeClassifier; close names: .*blocks\.0"):
+    with pytest.raises(ValueError, match=r"'blocks\.9': expected a module of TreeClassifier; close names: .*blocks\.0"):
         run(experiment(**files, layers=["blocks.9"]))
     save_network(TreeClassifier(4, 2, 3, width=6, seed=1), files["classifier"])
     with pytest.raises(ValueError, match=r"statistics.*of another network"):

@@ -88,7 +88,7 @@ def spec(part=None, **options):
         (spec(trajectories=10**9), r"chunk \* trajectories = 4000000000: expected at most .* lower one"),
         (spec(items=10**12), r"items \* noise levels / chunk = 125000000000: expected at most .* lower one"),
         (spec("corruption", noise=[10**400]), r"noise = \[1000.*\.\.\.: expected a list of different numbers"),
-        (spec("source", depth=60), "lower depth"),
+        (spec("source", depth=60), "depth, branching = .*lower them"),
     ],
 )
 def test_specs_that_cannot_be(table, message):

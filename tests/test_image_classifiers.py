@@ -466,9 +466,9 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("torchvision:resent18", "'torchvision:resent18': torchvision has no such classifier; close names: resnet18"),
+        ("torchvision:resent18", "'torchvision:resent18': expected a model of torchvision; close names: resnet18"),
         ("no_such_module:function", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)"),
-        (f"{HERE}:no_network", r"gives int and function; expected a torch\.nn\.Module, or \(module, preprocess\)"),
+        (f"{HERE}:no_network", r"what it gives = .*: expected a torch\.nn\.Module, or \(module, preprocess\)"),
         (f"{HERE}:spatial", r"shape for 2 images = \(2, 4, 24, 24\): expected \(batch, classes\)"),
         (f"{HERE}:small_vit", r"does not take images \(1, 28, 28\): "),
     ],
