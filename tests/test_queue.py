@@ -1,6 +1,5 @@
 """The queue of U-turns: full batches, shared by images at different steps, also when the device runs out of memory."""
 
-import multiprocessing
 import threading
 from pathlib import Path
 
@@ -264,24 +263,6 @@ def test_shares_fill_one_store(tmp_path, whole):
             ut.run(experiment(), tmp_path / "run", shard=shard)
     with pytest.raises(ValueError, match="give its folder"):
         ut.run(experiment(), shard=(1, 2))
-
-
-def _share(folder, number):
-    ut.Experiment.model_check = lambda self: []  # in its own process, which has no fixtures
-    ut.run(experiment(), folder, shard=(number, 2))
-
-
-def test_two_processes_fill_one_store_at_the_same_time(tmp_path, whole):
-    context = multiprocessing.get_context("forkserver")  # new processes that share their imports of libraries
-    context.set_forkserver_preload(["diffusers.pipelines.ddpm.pipeline_ddpm", "uturn"])
-    processes = [context.Process(target=_share, args=(tmp_path / "run", number)) for number in (1, 2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert np.abs(ut.run(experiment(), tmp_path / "run").image - whole.image).max() < 2e-5
 
 
 LAYOUT = (  # of the smallest store there is

@@ -798,6 +798,7 @@ def test_what_is_guessed_is_said():
 # --- the example ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unsaved_figures")
 def test_structures(tmp_path, monkeypatch, capsys):
     """Files of structures to readings: RMSD as computed by hand, a missing version, and a page."""
     load_structure = pytest.importorskip("biotite.structure.io").load_structure

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from command_line import SPEC, process, uturn
+from command_line import SPEC, uturn
 from uturn.engine.sweep import parsed_values, run_all
 
 GRID = ("--set", "source.multiplicity=2,4", "--set", "corruption.type=masking,epsilon")
@@ -51,13 +51,12 @@ def test_a_grid_is_run_studied_and_enlarged(folder):
 
 
 def test_pairs_in_several_processes_give_the_numbers_of_one(folder):
-    pairs = ("--set", "items=4,6,9", "--set", "seed=1,2,3", "--zip")
-    done = process("run", "spec.toml", *pairs, "--store", "runs", "--workers", 2, "--out", "results", cwd=folder)
+    pairs = ("--set", "items=4,9", "--set", "seed=1,3", "--zip")
+    done = uturn("run", "spec.toml", *pairs, "--store", "runs", "--workers", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["items=4,seed=1", "items=6,seed=2", "items=9,seed=3"]
-    assert (folder / "results" / "index.html").exists()
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["items=4,seed=1", "items=9,seed=3"]
     experiment = ut.Experiment.from_file(folder / "spec.toml")
-    alone = run_all(ut.sweep(experiment, {"items": [4, 6, 9], "seed": [1, 2, 3]}, zip=True), folder / "alone", workers=1)
+    alone = run_all(ut.sweep(experiment, {"items": [4, 9], "seed": [1, 3]}, zip=True), folder / "alone", workers=1)
     for name, ds in alone.items():
         stored = xr.open_zarr(folder / "runs" / name).load()
         assert stored.attrs["missing_tasks"] == 0
