@@ -23,8 +23,8 @@ from uturn.pages import report, write_study
 from uturn.store.record import Store
 from uturn.studies import difference, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
-from uturn.studies.axes import _OF_STUDIES, Axes
-from uturn.studies.figure import common_axis, draw_studies, draw_study
+from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
+from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.reading import instructions_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
