@@ -23,8 +23,8 @@ from uturn.pages import report, write_study
 from uturn.store.record import Store
 from uturn.studies import difference, named_runs, study_of, summary, tidy
 from uturn.studies.analysis import _check_originals
-from uturn.studies.axes import _OF_STUDIES, Axes
-from uturn.studies.figure import common_axis, draw_studies, draw_study
+from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
+from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.reading import instructions_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
@@ -1015,6 +1015,7 @@ def test_the_command_writes_the_difference(tmp_path):
     np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
     assert (out / "difference.png").is_file()
     page = (out / "index.html").read_text()
+    assert "Could not be read" not in page
     assert "difference [95 % interval]" in page
     assert with_interval(expected.curve.values[0, -1]) in page
     write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)

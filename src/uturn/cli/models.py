@@ -71,7 +71,7 @@ def schedule(
     ```
     """
     plot = None if plot is None else picture(plot)
-    expect(csv is None or not csv.is_dir(), "csv", csv, "a file")
+    expect(csv is None or not csv.is_dir(), "csv", str(csv), "a file")
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
     schedules = [noise_schedules.schedule(model, steps, scheduler, **options) for model in models]
     for ds in schedules:

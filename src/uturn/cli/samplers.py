@@ -48,7 +48,7 @@ def check_sampler(
     uturn check-sampler --model FOLDER --data photos --recorded 'strength_{noise}/{item}_{trajectory}.png'
     ```
     """
-    expect(json_file is None or not json_file.is_dir(), "json", json_file, "a file")
+    expect(json_file is None or not json_file.is_dir(), "json", str(json_file), "a file")
     report = sampler_check.check_sampler(chosen, progress=True)
     show(report.table())
     if json_file is not None:

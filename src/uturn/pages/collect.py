@@ -12,6 +12,8 @@ from uturn.core.files import check_plain
 from uturn.pages import audits, figures, samplers, studies
 from uturn.pages.sections import Collected, Reader
 
+_OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
+
 
 def collect(folders: Sequence[str | Path]) -> Collected:
     """Sections for all results in some folders.
@@ -50,7 +52,7 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
     of_figures = sorted(
-        (path for path in folder.glob("*.json") if path.name != "audit.json" and figures.is_figure(path)), key=figures.order
+        (path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)), key=figures.order
     )
     for path in of_figures:
         add(path, figures.figure_section)

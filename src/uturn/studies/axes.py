@@ -19,7 +19,7 @@ _OF_STUDIES = {  # names in a study that are not axes
     "start", "chance", "inversion", "chi", "xi", "peak", "peak_at", "correlation", "gap", "gap_p", "gap_visible",
     "gap_level", "variable", "level", "probe", "model", "group", "family", "unit", "words", "order", "remark", "first",
     "last", "series_remark", "changes_remark", "unit_of_distance", "n_eff", "of_peak", "peak_cross_fitted", "plateau",
-    "largest", "originals", "theory", "chi_theory",
+    "largest", "originals", "theory", "chi_theory", "line",
 }  # fmt: skip
 
 
