@@ -255,7 +255,7 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
         expect(most is None or len(ids) <= most, f"{where}: tokens", len(ids), f"at most {most} by the model; {way_out}")
         rows.append({**row, "ids": ids, "where": where})
     expect(rows, path, "no text in it", "one a line, or longer texts for windows, of `length` tokens")
-    if not source.path.endswith(".npy"):
+    if tokenizer is not None and not source.path.endswith(".npy"):
         check_known(path, [row["ids"] for row in rows], tokenizer)
     padded = np.full((len(rows), max(len(row["ids"]) for row in rows)), PAD, np.int64)
     for tokens, row in zip(padded, rows, strict=True):
