@@ -431,9 +431,12 @@ def hostile(folder):
         "no weights of a head": ({"type": "text_likelihood", "model": str(folder / "sentences")}, "BertModel in its config.json"),
         "masked, not causal": (
             {"type": "text_likelihood", "model": bert, "likelihood": "causal"},
-            "as a causal model = 'masked'",
+            "= 'causal': expected 'masked'",
         ),
-        "causal, not masked": ({"type": "text_likelihood", "model": gpt2, "likelihood": "masked"}, "a causal model"),
+        "causal, not masked": (
+            {"type": "text_likelihood", "model": gpt2, "likelihood": "masked"},
+            "= 'masked': expected 'causal'",
+        ),
         "no such layer": ({"type": "text_layers", "model": bert, "layers": ["encoder.lyer.0"]}, "close names: encoder.layer"),
         "layer without tokens": ({"type": "text_layers", "model": bert, "layers": ["pooler"]}, r"expected \(batch, tokens"),
         "unknown tokens": (

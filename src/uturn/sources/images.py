@@ -464,5 +464,5 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         if doubt := doubtful_range(array):
             warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
-    of = [float(np.min(array)), float(np.max(array))] if array.size and array.dtype.kind in "biuf" else array
+    of = [float(array.min()), float(array.max())] if array.size and array.dtype.kind in "biuf" else array
     raise ValueError(f"{where} holds {array.dtype} images, values in {of}; expected uint8 in 0..255, or finite floats in [-1, 1]")

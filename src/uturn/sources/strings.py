@@ -264,7 +264,7 @@ class RHMSource(StringSource):
         # Logarithms, because s**L and v**s can have any number of digits.
         evidence = 2 + math.log2(v) + L * math.log2(s)
         fits = evidence <= math.log2(_MOST_BYTES)
-        expect(fits, "depth, branching", (L, s), f"less than 2**{evidence:.0f} bytes of evidence of a string; lower them")
+        expect(fits, "depth, branching", (L, s), f"lower ones, as a string needs 2**{evidence:.0f} bytes of evidence")
         m = self.multiplicities()
         fits = len(m) == L and min(m.values()) > 0
         expect(fits, "multiplicity", self.multiplicity, f"a number >= 1, or one for each of {L} levels")
