@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +94,7 @@ class _Files(WrapperStore[Any]):
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self.largest: Mapping[str, int] = {"": sys.maxsize}
+        self.largest: dict[str, int] = {"": sys.maxsize}
         self.kept: dict[str, bytes] = {}
 
     def _with_store(self, store: Any) -> _Files:
