@@ -526,6 +526,9 @@ def test_trajectories_and_clones_in_another_order_are_refused():
     assert ut.ranks(ut.readings({"h": clones, "original_h": originals}), "h").attrs["passed"]
     with pytest.raises(ValueError, match=r"cannot align .* 'trajectory'"):
         ut.readings({"h": clones, "original_h": originals.isel(trajectory=[1, 0])})
+    one, two = (xr.DataArray(np.ones((2, 2)), {"item": names}, ("noise", "item")) for names in (["x", "y"], ["y", "x"]))
+    with pytest.raises(ValueError, match=r"cannot align .* 'item'"):
+        ut.readings({"a": one, "b": two}, [1, 2], coords={"item": ["x", "y"]})
     with pytest.raises(ValueError, match=r"cannot align .* 'clone'"):
         ut.readings({"a": clones, "b": clones.isel(clone=[5, 4, 3, 2, 1, 0])})
     moved = rng.normal(size=(1, 300, 2, 4))

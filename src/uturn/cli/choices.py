@@ -55,6 +55,7 @@ def choose(
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
+    from uturn.store.record import warnings_of
     from uturn.studies.choice import choose as choose_level
 
     reading, goal = _goal("keep", keep)
@@ -64,7 +65,7 @@ def choose(
         settings["coords"] = sorted({*settings.get("coords", []), by})
     run = opened(results, **settings)
     choice = choose_level(run, reading, goal, lose=lost, by=by, confidence=confidence)
-    show(repr(choice))
+    show("\n".join([repr(choice), *warnings_of(run.attrs)]))
     if math.isnan(choice.noise):
         raise typer.Exit(1)
 

@@ -262,7 +262,7 @@ def _joined(arrays: Mapping[str, xr.DataArray], noise: Any, coords: Mapping[str,
                 f"('item', values), or name the axis of levels in dims"
             )
         labels[name] = dim, values
-    parts = [array.rename(name).drop_vars(labels, errors="ignore") for name, array in arrays.items()]
+    parts = [array.rename(name) for name, array in arrays.items()]
     are_near = [len(part.noise) == len(levels) and np.allclose(part.noise, levels, rtol=NEAR, atol=0) for part in parts]
     parts = [part.assign_coords(noise=levels) if near else part for part, near in zip(parts, are_near, strict=True)]
     try:
