@@ -33,6 +33,7 @@ def main() -> None:
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of requests that zarr drops after a damaged chunk
     sys.path.append("")  # user-defined parts are imported from the working directory; last, so that no file shadows a library
     for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
