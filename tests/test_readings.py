@@ -114,6 +114,34 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         assert outputs[0] == outputs[1] != ""
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table, None),
+        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd: row 1 has array.*; expected numbers"),
+        (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 = '': expected a value"),
+        (lambda table: table | {f"r{k}": table["rmsd"] for k in range(2000)}, "it has 2,003 columns, more than 1,000"),
+        (lambda table: {name: np.zeros(50_000_000, np.int8) for name in table}, "it has 50,000,000 rows of 3 columns, more than"),
+    ],
+)
+def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    # Metadata of pandas that belong to another table.
+    metadata = {b"pandas": json.dumps({"index_columns": ["item"], "column_indexes": [], "columns": []}).encode()}
+    values = {name: column.to_numpy() for name, column in long_form({"rmsd": rmsd()[..., :1]}).drop(columns="trajectory").items()}
+    parquet.write_table(pyarrow.table(change(values)).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    if message is None:
+        np.testing.assert_allclose(read_readings(tmp_path / "a.parquet").rmsd, rmsd()[..., 0], rtol=1e-6)
+        content = (tmp_path / "a.parquet").read_bytes()
+        (tmp_path / "a.parquet").write_bytes(content[:-100])
+        message = "cannot read the table"
+    with pytest.raises(ValueError, match=message) as caught:
+        read_readings(tmp_path / "a.parquet")
+    assert "\n" not in str(caught.value)
+
+
 def test_stored_readings_are_read_back(tmp_path):
     coords = {"kind of fold": ("item", ["a", "b"] * 10), "log_snr": ("noise", -np.log(NOISE))}
     run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords=coords, store=tmp_path / "rmsd.zarr")
@@ -221,6 +249,10 @@ def attributes(**values):
     return lambda folder: forge(folder, lambda root: root["attributes"].update(values))
 
 
+def without(name):
+    return lambda folder: forge(folder, lambda root: root["attributes"].pop(name))
+
+
 def of_array(name, *, chunk_shape=None, codec=None, **values):
     """A change of the metadata of an array by somebody who knows how the digest is made."""
 
@@ -266,6 +298,10 @@ def piped(name):
         (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
         (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
         (identity(chunk=2), "is not a readable store: tasks/records: shape = "),
+        (attributes(models="[]"), r"is not a readable store: its attribute models = \[\]"),
+        (without("models"), "is not a readable store: it has no 'models'"),
+        (without("key"), "is not a readable store: it has no 'key'"),
+        (attributes(labels="{}"), "is not a readable store: its arrays = "),
         (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
         (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
@@ -409,12 +445,15 @@ def test_trajectories_and_clones_in_another_order_are_refused():
     labels = {"noise": [0.5], "trajectory": [11, 12], "clone": list("uvwxyz")}
     clones, originals = xr.DataArray(h, labels, dims), xr.DataArray(start, {"trajectory": [11, 12]}, dims[:3])
     assert ut.ranks(ut.readings({"h": clones, "original_h": originals}), "h").attrs["passed"]
-    with pytest.raises(ValueError, match="original_h: its coordinate trajectory differs from that of another reading"):
+    with pytest.raises(ValueError, match=r"cannot align .* 'trajectory'"):
         ut.readings({"h": clones, "original_h": originals.isel(trajectory=[1, 0])})
-    with pytest.raises(ValueError, match="b: its coordinate clone differs"):
+    one, two = (xr.DataArray(np.ones((2, 2)), {"item": names}, ("noise", "item")) for names in (["x", "y"], ["y", "x"]))
+    with pytest.raises(ValueError, match=r"cannot align .* 'item'"):
+        ut.readings({"a": one, "b": two}, [1, 2], coords={"item": ["x", "y"]})
+    with pytest.raises(ValueError, match=r"cannot align .* 'clone'"):
         ut.readings({"a": clones, "b": clones.isel(clone=[5, 4, 3, 2, 1, 0])})
     moved = rng.normal(size=(1, 300, 2, 4))
-    with pytest.raises(ValueError, match="residue: its coordinate trajectory differs"):
+    with pytest.raises(ValueError, match=r"cannot align .* 'trajectory'"):
         ut.readings(
             {"a": clones},
             changes={"residue": xr.DataArray(moved, {"trajectory": [12, 11]}, ("noise", "item", "trajectory", "residue_site"))},
@@ -683,15 +722,15 @@ GOOD = np.random.default_rng(0).random((5, 6))
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-        ({"a": GOOD[0]}, {}, r"a has dims \('noise',\)"),
-        ({"a": GOOD, "b": GOOD[:, :5]}, {}, "b has 5 along item; expected 6, as a has"),
+        ({"a": GOOD[0]}, {}, r"a: dims = \('noise',\)"),
+        ({"a": GOOD, "b": GOOD[:, :5]}, {}, "dimension 'item' because of conflicting dimension sizes: {5, 6}"),
         ({"a": GOOD * np.inf}, {}, "a has infinite readings"),
         ({"a": GOOD}, {"noise": NOISE[::-1]}, "expected increasing numbers, 0 or more"),
         ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
-        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "item names 3 originals in 6 places; several U-turns"),
-        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "differs from the coordinate noise"),
+        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "originals in the 6 names of item = 3: expected different"),
+        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "for coordinate 'noise'"),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
     ],
 )  # fmt: skip
@@ -844,9 +883,25 @@ def test_a_column_of_labels_is_a_coordinate():
     assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]
 
 
+@pytest.mark.parametrize("names", [[2.0**60, 2.0**70], [1e300, 2e300], np.array([7, 2**63 + 1], np.uint64), [np.inf, 3.0]])
+def test_items_beyond_the_largest_integer_keep_their_names(names):
+    table = pd.DataFrame({"noise": [0.1, 0.6] * 2, "item": np.repeat(names, 2), "kept": [1, 0.5, 0.9, 0.3]})
+    for run in (ut.readings(table), ut.readings({"kept": GOOD[:, :2]}, NOISE, coords={"item": names})):
+        assert run.item.values.tolist() == [0, 1]
+        assert set(run.item_name.values.tolist()) == {str(name) for name in np.asarray(names)}
+
+
+@pytest.mark.parametrize("kind", [complex, "datetime64[ns]", "timedelta64[ns]"])
+@pytest.mark.parametrize("column", ["noise", "drift"])
+def test_columns_of_times_and_complex_numbers_are_no_readings(kind, column):
+    table = pd.DataFrame({"noise": [1, 2, 3], "item": list("xyz"), "drift": [3, 1, 2]})
+    with pytest.raises(ValueError, match=rf"column {column}: type = '{re.escape(str(np.dtype(kind)))}': expected real numbers"):
+        ut.readings(table.astype({column: kind}))
+
+
 def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken():
     """Trajectories that are numbered over all originals."""
     count = np.arange(700)
     table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
-    with pytest.raises(ValueError, match=r"the 700 rows of the table fill a small part of 343,000,000 places \(700 noise x 700"):
+    with pytest.raises(ValueError, match="places for the 700 rows of the table = '700 noise x 700 item x 700 trajectory'"):
         ut.readings(table)

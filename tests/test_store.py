@@ -19,6 +19,7 @@ import uturn as ut
 from forging import array, forge
 from small import strings
 from uturn.cli import app
+from uturn.core import random
 from uturn.core.spec import filled
 from uturn.engine import measuring
 from uturn.store.record import Store, Variable, _digest_of_labels, open_run
@@ -146,10 +147,13 @@ def test_metadata_of_single_arrays_are_not_read(store, finished):
     assert same_run(store, finished)
 
 
-def test_a_chunk_of_another_run_is_noticed(store, tmp_path):
-    """The same place in the store of another seed, with its record; and the labels of another run."""
+@pytest.mark.parametrize(("seed", "version"), [(4, random.VERSION), (3, random.VERSION + 1)])
+def test_a_chunk_of_another_run_is_noticed(seed, version, store, tmp_path, monkeypatch):
+    """The same place in the store of another seed, or other random numbers, with its record; and the labels of another run."""
     other = tmp_path / "other"
-    ut.run(experiment(seed=4), other)
+    with monkeypatch.context() as patch:
+        patch.setattr(random, "VERSION", version)
+        ut.run(experiment(seed=seed), other)
     for name in ("unchanged", "belief", "tasks/records"):
         shutil.copytree(other / name / "c" / "1" / "0", store / name / "c" / "1" / "0", dirs_exist_ok=True)
     assert [state for state, _ in Store.open(store).states().values()].count("damaged") == 1

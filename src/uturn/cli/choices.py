@@ -15,7 +15,8 @@ from uturn.core.checks import expect
 from uturn.core.lazy import later
 
 with later():
-    from uturn.studies import choice as choices
+    from uturn.store.record import warnings_of
+from uturn.studies import choice as choices
     from uturn.studies import tables
 
 _GOAL = "READING=GOAL"
@@ -68,7 +69,7 @@ def choose(
         settings["coords"] = sorted({*settings.get("coords", []), by})
     run = opened(results, **settings)
     choice = choices.choose(run, reading, goal, lose=lost, by=by, confidence=confidence)
-    show(repr(choice))
+    show("\n".join([repr(choice), *warnings_of(run.attrs)]))
     if math.isnan(choice.noise):
         raise typer.Exit(1)
 

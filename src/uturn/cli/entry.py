@@ -33,6 +33,7 @@ def main() -> None:
     log.setFormatter(_Formatter("uturn: %(message)s"))
     logging.getLogger("uturn").addHandler(log)
     logging.getLogger("uturn").setLevel(logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of requests that zarr drops after a damaged chunk
     sys.path.append("")  # user-defined parts are imported from the working directory; last, so that no file shadows a library
     for library in ("DIFFUSERS", "HF_HUB"):  # silence their logs; errors are raised as exceptions
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -46,7 +47,9 @@ def main() -> None:
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
-    except SystemExit as stop:  # of user-defined code, which shall not look like an end without errors
+    except SystemExit as stop:
+        if origin(stop) is None:  # of click, for a closed pipe
+            raise
         _say_error(described(stop))
         sys.exit(stop.code if isinstance(stop.code, int) and stop.code else 1)
     except TasksFailed as error:

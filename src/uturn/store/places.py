@@ -106,9 +106,10 @@ class _Files(WrapperStore[Any]):
         if key in self.kept:
             return prototype.buffer.from_bytes(self.kept[key])
         try:
-            if isinstance(self._store, ObjectStore):  # without a request of its own: the head of an answer has the size
+            if isinstance(self._store, ObjectStore) and byte_range is None:
                 import obstore
 
+                # The head of an answer has the size, so that no request of its own is needed.
                 answer = await obstore.get_async(self._store.store, key)
                 self._check_size(key, answer.meta["size"])
                 return prototype.buffer.from_bytes(await answer.bytes_async())

@@ -63,7 +63,7 @@ GROWING = ("noise", "item", "trajectory")
 """Dims along which a store grows."""
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that the chunk stays as it is when the run grows
-_MOST_TASKS, _MOST_ARRAYS = 2**20, 2**11
+_MOST_TASKS, _MOST_ARRAYS = 2**21, 2**11
 _MOST_READINGS = 2**30  # of a task in a variable
 _MOST_PIECES = 2**16  # chunks that are read at once
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
@@ -193,7 +193,9 @@ class Store(Blocks):
         expect((form, version) == (FORMAT, VERSION), "its format and version", (form, version), f"{FORMAT!r} and {VERSION}")
         digest, writers = self.attributes.get("digest"), "uturn.run or uturn.readings, not by Dataset.to_zarr"
         expect(digest == _digest(root), f"{ROOT}: digest", digest, f"that of a store written by {writers}")
-        spec = json.loads(self.attributes["identity"])
+        self.identity, self.models = spec, models = [json.loads(self.attributes[name]) for name in ("identity", "models")]
+        expect(isinstance(models, dict), "its attribute models", models, "a table")
+        self.key, self.random_version = self.attributes["key"], self.attributes["random_version"]
         Blocks.__init__(self, spec["chunk"], spec["items"], spec["corruption"]["noise"])
         self.trajectories, self.clones, self.variables = spec["trajectories"], spec.get("clones", 1), self.attributes["variables"]
         arrays = {name: about for name, about in root["consolidated_metadata"]["metadata"].items() if "shape" in about}
@@ -291,7 +293,7 @@ class Store(Blocks):
                 labels[tuple(map(slice, stored.shape))] = stored
             in_rows[name] = dims, labels, attrs
         chunks = {name: array.chunks for name, array in self.arrays.items()}
-        new = _laid_out(variables, in_rows, chunk, {**attributes, "key": self.attributes["key"]}, chunks)
+        new = _laid_out(variables, in_rows, chunk, {**attributes, "key": self.key}, chunks)
         with failures_named(self.where, "extend the store"):
             root = new.pop(ROOT)
             at_once(self.where, lambda key: write(self.files, key, new[key]), new)
@@ -343,7 +345,7 @@ class Store(Blocks):
     @property
     def is_made_elsewhere(self) -> bool:
         """Whether it holds readings that `uturn.readings` stored."""
-        return json.loads(self.attributes["identity"]).get("backward") == {"type": "readings"}
+        return self.identity.get("backward") == {"type": "readings"}
 
     def update(self, **attributes: Any) -> None:
         """Write attributes, in one step; StoreError if another process has extended the store in the meantime."""
@@ -488,7 +490,7 @@ class Store(Blocks):
 
     def _digest(self, task: Task, values: Mapping[str, np.ndarray]) -> int:
         """64-bit digest of the readings of a task, its noise level, its items and the experiment for which the store was made."""
-        digest = hashlib.blake2b(f"{self.attributes['key']} {self.place(task)}".encode(), digest_size=8)
+        digest = hashlib.blake2b(f"{self.key} {self.place(task)}".encode(), digest_size=8)
         for name in self.variables:
             one_nan = np.where(np.isnan(values[name]), np.float32(np.nan), values[name])  # zarr stores no chunk of NaN
             digest.update(f" {name} {values[name].shape} ".encode() + one_nan.tobytes())
@@ -626,10 +628,15 @@ def _laid_out(
         "coordinates": " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,) and len(name.split()) == 1),
         "levels": json.dumps(np.asarray(coordinates["noise"][1]).tolist()),
         "labels": json.dumps({name: _digest_of_labels(np.asarray(values)) for name, (_, values, _) in coordinates.items()}),
-        "key": hashlib.sha256(f"{attributes['identity']} {attributes['models']}".encode()).hexdigest()[:16],
+        "key": _key(*(attributes[name] for name in ("identity", "models", "random_version"))),
         **attributes,
     }
     return {**files, ROOT: _signed(root)}
+
+
+def _key(*determining: Any) -> str:
+    """What binds records to a run: a digest of all that determines its readings."""
+    return hashlib.sha256(json.dumps(determining).encode()).hexdigest()[:16]
 
 
 def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def open_store(experiment: Any, place: str | None, resume: bool, accept_changes:
             opened = opened.grow(*layout[:3], layout[3] | accepted)
             _log.info(f"{place} is extended by {', '.join(new)}")
         opened.mend(*layout[:2])
-        if json.loads(opened.attributes["models"]) != models:
+        if opened.models != models:
             opened.update(models=json.dumps(models), missing_data=layout[3].get("missing_data", "{}"))
         if changes:
             before = json.loads(opened.attributes.get("accepted_changes", "[]"))
@@ -108,8 +108,7 @@ def _compared(
 
     ValueError for any other difference, and for changed code without `accept_changes`.
     """
-    stored, mine = json.loads(opened.attributes["identity"]), json.loads(json.dumps(experiment.identity()))
-    known = json.loads(opened.attributes["models"])
+    stored, mine, known = opened.identity, json.loads(json.dumps(experiment.identity())), opened.models
     changed = {key for key in known.keys() | models.keys() if known.get(key, "") != models.get(key, "")}
     stale = experiment.parts.backward.stale(known["backward"], opened.noise) if "backward" in changed & known.keys() else None
     user_defined = {name for name, part in experiment.labelled() if is_own(part)}
@@ -119,7 +118,7 @@ def _compared(
     if new:  # grammars grow with the items, whose originals are then compared
         grown = (*_MAY_GROW, "spec.source.grammars ") if mine["items"] > stored["items"] else _MAY_GROW
         different = [text for text in different if not text.startswith(grown)]
-    if (version := opened.attributes["random_version"]) != random.VERSION:
+    if (version := opened.random_version) != random.VERSION:
         different.append(f"version {version} of the random numbers in the store, {random.VERSION} here")
     different += [f"the weights or data of {key} have changed" for key in sorted(fixed) if key in known and key in models]
     if different:
@@ -184,7 +183,7 @@ def _check_contents(coordinates: Coordinates, opened: Store) -> None:
 def _check_originals(experiment: Any, opened: Store) -> None:
     """ValueError if the stored items would have other originals in the larger run."""
     old, new, source, seed = opened.num_items, experiment.items, experiment.parts.source, experiment.seed
-    before, stored, mine = source, json.loads(opened.attributes["identity"])["source"], experiment.to_dict()["source"]
+    before, stored, mine = source, opened.identity["source"], experiment.to_dict()["source"]
     if new == old:
         return
     refused = f"{opened.where} cannot be extended to items = {new}: "

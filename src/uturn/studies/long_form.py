@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from uturn.core.checks import checked_path, shown
+from uturn.core.checks import checked_path, expect, shown
 from uturn.core.files import check_plain
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
         alike = [column for column in table.columns if column.lower() == str(name).lower()]
         found[axis] = name if name in alike or len(alike) != 1 else alike[0]
         if axis not in AXES or found[axis] not in alike:
-            raise ValueError(
-                f"columns: {axis} = {shown(name)}; expected one of {', '.join(AXES)}, and a column of the table: "
-                f"{', '.join(map(str, table.columns))}"
-            )
+            known = f"one of {', '.join(AXES)}, and a column of the table: {', '.join(map(str, table.columns))}"
+            raise ValueError(f"columns: {axis} = {shown(name)}; expected {known}")
     return table.rename(columns={name: axis for axis, name in found.items()})
 
 
@@ -168,8 +166,8 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     lower = {name: str(name).lower() for name in table.columns}
     table = table.rename(columns={name: axis for name, axis in lower.items() if axis in AXES and axis not in table.columns})
     columns, labels = list(table.columns), [] if coords is None else coords
-    if isinstance(labels, str | Mapping) or not set(labels) <= set(columns):
-        raise ValueError(f"coords = {shown(labels)}: expected a list of columns of the table: {', '.join(map(str, columns))}")
+    are_columns = not isinstance(labels, str | Mapping) and set(labels) <= set(columns)
+    expect(are_columns, "coords", labels, f"a list of columns of the table: {', '.join(map(str, columns))}")
     keys = [name for name in AXES if name in columns]
     labels = [name for name in labels if name not in keys]  # an axis labels itself
     names = [name for name in columns if name not in (*keys, *labels)]
@@ -178,12 +176,11 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
             f"the table has the columns {', '.join(map(str, columns))}; expected {COLUMNS}, or their names in columns = "
             f"{{'noise': NAME, 'item': NAME}} (--columns noise=NAME,item=NAME)"
         )
-    if not len(table):
-        raise ValueError("the table has no rows; expected one for each U-turn")
+    expect(len(table), "rows of the table", 0, "one for each U-turn")
     table = table.assign(**{str(name): _numbers(table[name], name) for name in ("noise", *names)})
     for name in keys:
-        if (missing := table[name].isnull() | (table[name] == "")).any():
-            raise ValueError(f"column {name}: row {_row(missing)} has no value; expected one in every row")
+        missing = table[name].isnull() | (table[name] == "")
+        expect(not missing.any(), f"column {name}: row {_row(missing)}", "", "a value in every row")
     table = table.assign(noise=_levels(table["noise"]), **{str(name): _labels(table[name]) for name in (*keys[1:], *labels)})
     if (repeated := table.duplicated(keys)).any():
         where = ", ".join(f"{name} = {table[name][repeated].iloc[0]}" for name in keys)
@@ -193,12 +190,10 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
         *(pandas.factorize(table[name], sort=name != "item" or _is_number(table[name])) for name in keys), strict=True
     )
     shape = tuple(map(len, uniques))
-    if (places := math.prod(shape)) > max(_MOST_PLACES, 100 * len(table)):
-        sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
-        raise ValueError(
-            f"the {len(table):,} rows of the table fill a small part of {places:,} places ({sizes}); expected most items at most "
-            f"noise levels, and trajectories and clones that are numbered from 0 for each of them"
-        )
+    sizes = " x ".join(f"{size:,} {name}" for name, size in zip(keys, shape, strict=True))
+    is_filled = math.prod(shape) <= max(_MOST_PLACES, 100 * len(table))
+    advice = "most items at most noise levels, and trajectories and clones that are numbered from 0 for each of them"
+    expect(is_filled, f"places for the {len(table):,} rows of the table", sizes, advice)
     arrays = {}
     for name in names:
         values = np.full(shape, np.nan)
@@ -209,8 +204,7 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
     coordinates: dict[str, Any] = {"item": ("item", np.asarray(uniques[1]))}
     for name in labels:
         by = next((dim for dim in ("item", "noise") if (table.groupby(dim)[name].nunique(dropna=False) == 1).all()), None)
-        if by is None:
-            raise ValueError(f"coords: the column {name} differs within an item and within a noise level; leave it out")
+        expect(by, "coords", name, "a column that is the same within an item or within a noise level; leave it out")
         first = table.drop_duplicates(by).set_index(by)[name].reindex(uniques[("noise", "item").index(by)])
         coordinates[str(name)] = (by, np.asarray(first, str if not _is_number(first) else None))
     return arrays, np.asarray(uniques[0]), coordinates
@@ -252,20 +246,18 @@ def _is_number(column: Any) -> bool:
 
 
 def _row(which: Any) -> int:
-    """Number of the first marked row, counted from 1."""
-    return int(np.flatnonzero(which)[0]) + 1
+    """Number of the first marked row, counted from 1; 0 if there is none."""
+    return int(np.argmax(which)) + 1 if np.any(which) else 0
 
 
 def _numbers(column: Any, name: Any) -> Any:
     """A column as float64, or a ValueError that names its first text."""
     import pandas
 
-    if getattr(column.dtype, "kind", "O") in "cmM":  # which pandas would make real
-        raise ValueError(f"column {name}: holds {column.dtype}; expected real numbers")
+    is_real = getattr(column.dtype, "kind", "O") not in "cmM"  # which pandas would make real
+    expect(is_real, f"column {name}: type", str(column.dtype), "real numbers")
     numbers = pandas.to_numeric(column, errors="coerce").astype(float)
     if (text := numbers.isnull() & column.notnull()).any():
-        label = (
-            "" if name == "noise" else f", or a label of items or noise levels: coords = [{str(name)!r}] (--coordinate {name})"
-        )
+        label = f", or a label of items or noise levels: coords = [{str(name)!r}] (--coordinate {name})" * (name != "noise")
         raise ValueError(f"column {name}: row {_row(text)} has {shown(column[text].iloc[0])}; expected numbers{label}")
     return numbers

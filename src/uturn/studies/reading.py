@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from uturn.core.checks import validation_words
+from uturn.core.checks import one_line
 from uturn.core.protocols import Variable
 
 if TYPE_CHECKING:
@@ -36,8 +34,9 @@ def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
             instructions[name] = Variable(tuple(map(str, values.dims)), str(values.attrs.get("long_name", "")), **table)
             instructions[name].check()
         except (ValueError, TypeError, RecursionError) as error:
-            reason = validation_words(error) if isinstance(error, ValidationError) else error
-            raise ValueError(f"{name}: the attribute {ATTRIBUTE!r} is damaged ({reason}); copy the store again") from None
+            raise ValueError(
+                f"{name}: the attribute {ATTRIBUTE!r} is damaged ({one_line(error)}); copy the store again"
+            ) from None
     return instructions
 
 

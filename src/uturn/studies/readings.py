@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ValidationError
 
 from uturn.core import random
-from uturn.core.checks import LARGEST, checked_array, plain, shown, validation_words
+from uturn.core.checks import LARGEST, checked_array, expect, one_line, plain, shown
 from uturn.core.protocols import Variable
 from uturn.measures.changes import covariances_of
 from uturn.store.places import is_empty, place_of
@@ -138,31 +137,30 @@ def readings(
         ]
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values = {shown(values)}: expected a dict of arrays by name, or a DataFrame with {COLUMNS}")
-    values = {name: _array(name, of) for name, of in values.items()}
-    changed = {name: _array(name, of) for name, of in _pairs("changes", changes).items()}
-    coords = {**_coordinates_of(values, changed), **_pairs("coords", coords)}
-    of_arrays = coords.pop("noise", (None, None))[1]
-    levels = _checked_levels(of_arrays if noise is None else noise)
-    if of_arrays is not None and not _agree(np.asarray(of_arrays, float), levels):
-        raise ValueError(f"noise = {shown(noise)}: differs from the coordinate noise of the arrays; leave one of them out")
-    arrays = {name: _labelled(name, array, dims or {}) for name, array in values.items()}
+    for key, table in (("coords", coords), ("changes", changes)):
+        expect(isinstance(table or {}, Mapping), key, table, "a dict by name")
+    coords, changes, dims = dict(coords or {}), dict(changes or {}), dict(dims or {})
+    _check_names([*AXES, "tasks", *values])
+    arrays = {name: _labelled(name, of, dims.get(name)) for name, of in values.items()}
     arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
-    site_dims = {name: ("noise", "item", "trajectory", f"{name}_site") for name in changed}
-    sites = {name: _labelled(name, array, site_dims) for name, array in changed.items()}
-    coords = _placed(coords, arrays)
-    sizes = _checked_sizes(arrays | sites, levels, coords)
+    sites = {name: _labelled(name, of, (*AXES[:3], f"{name}_site")) for name, of in changes.items()}
     own = dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dims if dim not in AXES)
-    end = {} if max_noise is None else {"max": float(max_noise)}
-    coordinates = _coordinates(coords, levels, sizes, own, {"long_name": unit, **end})
+    of_u_turns = {name: array.drop_vars(set(array.coords).difference(AXES)) for name, array in sites.items()}
+    joined = _joined(arrays | of_u_turns, noise, coords)
+    levels, sizes = joined.noise.values, {"trajectory": 1, **joined.sizes}
+    joined.noise.attrs = {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)})
+    coordinates = _coordinates(joined, {dim: sizes[dim] for dim in (*AXES[1:], *own) if dim in sizes})
     values_of = zip(_OF_VARIABLES, (start, chance, bounds, units, group, order, family, long_name), strict=True)
     options = {key: _by_name(key, value, arrays, sites) for key, value in values_of}
     settings_of = {name: {key: of[name] for key, of in options.items() if name in of} for name in (*arrays, *sites)}
     variables = {}
     for name, array in arrays.items():
         settings = settings_of[name]
-        variables[name] = variable = _variable(name, array, settings, levels, arrays)
-        for key in ("start", "chance"):
-            _check_reference(f"{key} of {name}", getattr(variable, key), {*coordinates, *arrays})
+        variables[name] = _variable(name, array, settings, levels, arrays)
+        for rule in (variables[name].start, variables[name].chance):
+            parts = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
+            unknown = [part for part in parts if part not in {*coordinates, *arrays}]
+            expect(not unknown, f"start and chance of {name}", unknown, "numbers, or names of readings and coordinates")
     names = [*variables, *coordinates]
     for name, array in sites.items():
         of_sites, further, arrays_of_sites = _changes(name, array, settings_of[name].get("units", f"{name}s"))
@@ -227,130 +225,79 @@ def read_readings(
 # --- arrays ------------------------------------------------------------------------------------------------------------
 
 
-def _array(name: Any, values: Any) -> Any:
-    """Values as an array, unless they are a DataArray; masked ones are NaN."""
-    if isinstance(values, xr.DataArray):
-        return values
-    return np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else checked_array(str(name), values)
+def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArray:
+    """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
+    if not isinstance(values, xr.DataArray):
+        is_masked = np.ma.isMaskedArray(values)
+        array = np.ma.filled(values.astype(float), np.nan) if is_masked else checked_array(name, values)
+        axes = tuple(dims or (*AXES, "level")[: array.ndim])
+        expect(len(axes) == array.ndim, f"{name}: shape", array.shape, "(noise, item[, trajectory[, clone]][, levels])")
+        values = xr.DataArray(array, dims=axes)
+    is_whole = {"noise", "item"} <= set(values.dims) and values.size
+    expect(is_whole, f"{name}: dims", values.dims, f"(noise, item[, trajectory[, clone]][, levels]), none empty {values.shape}")
+    expect(values.dtype.kind in "biuf", f"{name}: dtype", values.dtype, "numbers, with NaN where one is missing")
+    if "clone" in values.dims and "trajectory" not in values.dims:
+        values = values.expand_dims("trajectory")
+    if (beyond := abs(values) > _LARGEST).any() or values.isnull().all():
+        too_large = "infinite readings" if np.isinf(values).any() else f"readings beyond {_LARGEST:.1e}, the largest stored"
+        what = too_large if beyond.any() else "no reading: all are NaN"
+        raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
+    values = values.drop_vars([key for key, of in values.coords.items() if of.ndim != 1])
+    return values.transpose(*AXES, ..., missing_dims="ignore").astype(np.float32)
 
 
-def _pairs(name: str, table: Any) -> dict[str, Any]:
-    if not isinstance(table or {}, Mapping):
-        raise ValueError(f"{name} = {shown(table)}: expected a dict by name")
-    return dict(table or {})
-
-
-def _coordinates_of(arrays: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The coordinates of DataArrays, {name: (dim, values)}; ValueError if two differ, since arrays are joined by position."""
-    coords: dict[str, Any] = {}
-    for name, array in [*arrays.items(), *changes.items()]:
-        for key, coordinate in getattr(array, "coords", {}).items():
-            if coordinate.ndim == 1 and (name in arrays or coordinate.dims[0] in AXES):
-                dim, values = coords.setdefault(str(key), (str(coordinate.dims[0]), coordinate.values))
-                if dim != coordinate.dims[0] or not _agree(values, coordinate.values):
-                    raise ValueError(
-                        f"{name}: its coordinate {key} differs from that of another reading; expected the same labels and order"
-                    )
-    return {key: entry for key, entry in coords.items() if key not in ("trajectory", "clone")}
-
-
-def _agree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether labels are equal; real numbers up to rounding."""
-    if a.dtype.kind == b.dtype.kind == "f" and a.shape == b.shape:
-        return np.allclose(a, b, rtol=NEAR, atol=0, equal_nan=True)
-    return np.array_equal(a, b)
+def _joined(arrays: Mapping[str, xr.DataArray], noise: Any, coords: Mapping[str, Any]) -> xr.Dataset:
+    """Arrays, noise levels and coordinates in one dataset; ValueError if their sizes or labels differ."""
+    of_arrays = [array.noise.values for array in arrays.values() if "noise" in array.coords]
+    levels = _checked_levels(noise if noise is not None or not of_arrays else of_arrays[0])
+    dims, labels = {dim for array in arrays.values() for dim in array.dims}, {}
+    for name, entry in coords.items():
+        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (name, entry)
+        values = checked_array(f"coords {name}", of)
+        is_list = values.ndim == 1 and values.dtype.kind in "biufUTO" and name not in ("noise", *AXES[2:], *arrays)
+        expect(is_list, f"coords: {name}", of, "a list of numbers or texts, with a name of its own")
+        if dim not in dims or (name in dims and name != dim):
+            raise ValueError(
+                f"coords: {name} has {len(values)} values along {dim}, which is no dim of a reading; give ('noise', values) or "
+                f"('item', values), or name the axis of levels in dims"
+            )
+        labels[name] = dim, values
+    parts = [array.rename(name) for name, array in arrays.items()]
+    are_near = [len(part.noise) == len(levels) and np.allclose(part.noise, levels, rtol=NEAR, atol=0) for part in parts]
+    parts = [part.assign_coords(noise=levels) if near else part for part, near in zip(parts, are_near, strict=True)]
+    try:
+        joined = xr.merge([*parts, {"noise": levels}], join="exact", compat="equals", combine_attrs="drop")
+        return joined.drop_vars(AXES[2:], errors="ignore").assign_coords(labels)
+    except ValueError as error:
+        raise ValueError(one_line(error, 400)) from None
 
 
 def _checked_levels(noise: Any) -> np.ndarray:
     """Noise levels as float64, increasing from 0 or more, or a ValueError."""
     levels = np.asarray([]) if noise is None else checked_array("noise", noise)
-    if levels.ndim != 1 or not len(levels) or levels.dtype.kind not in "iuf":
-        raise ValueError(f"noise = {shown(noise)}: expected a list of increasing numbers, 0 or more")
+    is_list = levels.ndim == 1 and len(levels) and levels.dtype.kind in "iuf"
+    expect(is_list, "noise", noise, "a list of increasing numbers, 0 or more")
     levels = levels.astype(float)
-    if not ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() or not (np.diff(levels) > NEAR * levels[:-1]).all():
-        raise ValueError(f"noise = {shown(levels.tolist())}: expected increasing numbers, 0 or more")
+    fits = ((levels >= 0) & ((levels < LARGEST) | np.isinf(levels))).all() and (np.diff(levels) > NEAR * levels[:-1]).all()
+    expect(fits, "noise", levels.tolist(), "increasing numbers, 0 or more")
     return levels
 
 
-def _placed(coords: Mapping[str, Any], arrays: Mapping[str, xr.DataArray]) -> dict[str, tuple[str, np.ndarray]]:
-    """Coordinates as {name: (dim, values)}; ValueError for values alone, unless the coordinate is that of a dim."""
-    dims, placed = {"item"}.union(*(array.dims for array in arrays.values())), {}
-    for name, entry in coords.items():
-        dim, of = entry if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) else (name, entry)
-        labels = checked_array(f"coords {name}", of)
-        taken = "/" in str(name) or name in ("noise", "trajectory", "clone", *arrays)
-        if labels.ndim != 1 or labels.dtype.kind not in "biufUTO" or taken:
-            raise ValueError(f"coords: {name} is {shown(of)}; expected a list of numbers or texts, with a name of its own")
-        if dim not in dims or (name in dims and name != dim):
-            raise ValueError(
-                f"coords: {name} has {len(labels)} values along {dim}, which is no dim of a reading; give ('noise', values) or "
-                f"('item', values), or name the axis of levels in dims"
-            )
-        placed[str(name)] = (str(dim), labels.astype(str) if labels.dtype.kind in "UTO" else labels)
-    return placed
-
-
-def _labelled(name: Any, values: Any, dims: Mapping[str, Sequence[str]]) -> xr.DataArray:
-    """A reading as float32 DataArray (noise, item[, trajectory[, clone]][, levels]), or a ValueError."""
-    if not isinstance(name, str) or not name or "/" in name or name in (*AXES, "tasks"):
-        raise ValueError(f"values: the name {shown(name)}; expected text without /, and none of {', '.join(AXES)}, tasks")
-    if not isinstance(values, xr.DataArray):
-        axes = tuple(dims[name]) if name in dims else (*AXES, "level")[: values.ndim]
-        if len(axes) != values.ndim:
-            raise ValueError(f"{name} has shape {values.shape}; expected (noise, item[, trajectory[, clone]][, levels])")
-        values = xr.DataArray(values, dims=axes)
-    own = [str(dim) for dim in values.dims if dim not in AXES]
-    if not {"noise", "item"} <= set(values.dims) or not values.size:
-        raise ValueError(
-            f"{name} has dims {tuple(values.dims)} and shape {values.shape}; expected (noise, item[, trajectory[, clone]])"
-        )
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{name} has dtype {values.dtype}; expected numbers, with NaN where one is missing")
-    if "clone" in values.dims and "trajectory" not in values.dims:
-        values = values.expand_dims("trajectory")
-    values = values.transpose(*(dim for dim in AXES if dim in values.dims), *own).reset_coords(drop=True)
-    if (beyond := abs(values) > _LARGEST).any() or values.isnull().all():
-        too_large = "infinite readings" if np.isinf(values).any() else f"readings beyond {_LARGEST:.1e}, the largest stored"
-        what = too_large if beyond.any() else "no reading: all are NaN"
-        raise ValueError(f"{name} has {what}; expected numbers, with NaN where one is missing")
-    return values.astype(np.float32)
-
-
-def _checked_sizes(arrays: Mapping[str, xr.DataArray], noise: np.ndarray, coords: Mapping[str, Any]) -> dict[str, int]:
-    """Lengths of all dims, which must agree, or a ValueError."""
-    sizes, of = {"noise": len(noise)}, {"noise": "noise"}
-    entries: list[tuple[str, Any]] = [*((name, array.sizes) for name, array in arrays.items())]
-    entries += [(f"coords: {name}", {dim: len(labels)}) for name, (dim, labels) in coords.items()]
-    for name, lengths in entries:
-        for dim, size in lengths.items():
-            if sizes.setdefault(str(dim), size) != size:
-                raise ValueError(f"{name} has {size} along {dim}; expected {sizes[str(dim)]}, as {of[str(dim)]} has")
-            of.setdefault(str(dim), name)
-    return {"trajectory": 1, **sizes}
-
-
-def _coordinates(
-    coords: Mapping[str, Any], noise: np.ndarray, sizes: Mapping[str, int], own: Iterable[str], attributes: Any
-) -> dict[str, Any]:
-    """All coordinates, (dims, values, attributes) by name. `own`: dims of levels."""
-    made = {dim: np.arange(sizes[dim]) for dim in (*AXES[1:], *own) if dim in sizes}
-    labels = {name: entry for name, entry in coords.items() if name != "item"}
-    if "item" in coords:
-        names = coords["item"][1]
-        if (originals := len(np.unique(names))) < len(names):
-            raise ValueError(
-                f"coords: item names {originals} originals in {len(names)} places; several U-turns of an original go along "
-                f"trajectory"
-            )
+def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """All coordinates of a run, (dims, values, attributes) by name; its dims are numbered where they have no labels."""
+    made: dict[str, Any] = {dim: ((dim,), np.arange(size), {}) for dim, size in sizes.items()}
+    labels = {str(name): (of.dims, of.values, of.attrs if name == "noise" else {}) for name, of in run.coords.items()}
+    if "item" in labels:
+        names = labels.pop("item")[1]
+        different = len(np.unique(names))
+        advice = "different ones; several U-turns of an original go along trajectory"
+        expect(different == len(names), f"coords: originals in the {len(names)} names of item", different, advice)
         if names.dtype.kind in "iuf" and (names == np.floor(names)).all() and (np.abs(names.astype(float)) < 2.0**63).all():
-            made["item"] = names.astype(np.int64)
+            made["item"] = ("item",), names.astype(np.int64), {}
         else:
-            labels["item_name"] = "item", names.astype(str)
-    return {
-        **{dim: ((dim,), values, {}) for dim, values in made.items()},
-        "noise": (("noise",), noise, attributes),
-        **{name: ((dim,), values, {}) for name, (dim, values) in labels.items()},
-    }
+            labels["item_name"] = ("item",), names.astype(str), {}
+    texts: dict[str, Any] = {name: (dims, of.astype(str), {}) for name, (dims, of, _) in labels.items() if of.dtype.kind in "UTO"}
+    return made | labels | texts
 
 
 # --- reading instructions ----------------------------------------------------------------------------------------------
@@ -421,8 +368,7 @@ def _variable(
         variable = Variable(dims, long_name, **plain(settings), symmetric=twin is not None, ranked=ranked, probe="readings")
         variable.check()
     except (ValueError, TypeError) as error:
-        reason = validation_words(error) if isinstance(error, ValidationError) else error
-        raise ValueError(f"{name}: {reason}") from None
+        raise ValueError(f"{name}: {one_line(error)}") from None
     return variable
 
 
@@ -460,24 +406,13 @@ def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, 
     return None if low < 0 or high > 1 else 1.0 if is_kept_if_large(name) or not first < last else 0.0
 
 
-def _check_reference(name: str, rule: Any, known: set[Any]) -> None:
-    """ValueError for a start or chance that names nothing."""
-    if isinstance(rule, str) and (unknown := [part for part in rule.removeprefix("same:").split("=", 1) if part not in known]):
-        raise ValueError(
-            f"{name} = {rule!r}: {unknown[0]!r} is neither a reading nor a coordinate; expected a number or one of these"
-        )
-
-
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(names: Sequence[Any]) -> None:
     """ValueError for a name that no store can hold: arrays of zarr are folders, beside the file `zarr.json`."""
     for name in names:
-        text = name.encode(errors="replace").decode()
-        if set(text) & set("/\\\0") or not text.strip(".") or text.startswith("__") or text == "zarr.json" or text != name:
-            raise ValueError(f"the name {shown(name)}: expected one that can be the name of a folder and of an array in zarr")
-        if len(text.encode()) > _LONGEST:
-            raise ValueError(f"the name {shown(name)} has {len(name)} characters; expected at most {_LONGEST}")
-        if names.count(name) > 1:
-            raise ValueError(f"the name {shown(name)} stands for two readings or coordinates; choose another one")
+        text = str(name).encode(errors="replace").decode()
+        is_folder = not set(text) & set("/\\\0") and text.strip(".") and not text.startswith("__") and text != "zarr.json"
+        expect(is_folder and text == name and len(text.encode()) <= _LONGEST, "the name", name, "one that a folder can have")
+        expect(names.count(name) == 1, "the name", name, "a name of one reading or coordinate; choose another one")
 
 
 def _digest(arrays: Mapping[str, xr.DataArray]) -> str:
