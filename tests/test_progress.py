@@ -1,7 +1,7 @@
 """Progress: exact shares inside a task, never backwards, also over several processes; lines in logs."""
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -176,6 +176,21 @@ def test_work_of_other_processes_is_counted_until_it_is_finished(tmp_path):
 
 
 # -- lines in logs -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("done", [0, 40])
+def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    count = progress._Count("run", 100, done)
+    show = progress._display(count, ExitStack())
+    for _ in range(done, 100):
+        now[0] += 3
+        count.advance()
+        count.look()
+        show()
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[1]) for line in lines] == list(range(done + 10, 101, 10))
+    assert lines[-1] == "run: 100 of 100"
+    assert lines[0] == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
 
 
 def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
@@ -195,6 +210,14 @@ def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
     assert first.startswith("run: 0 of 2, nothing new after ")
     assert last.startswith("run: 0.25 of 2, ")
     assert last.endswith(" left")
+
+
+def test_short_or_unwanted_progress_is_silent(capsys):
+    for wanted in (True, False):
+        with progress_bar(wanted, "run", 3, 0) as advance:
+            for _ in range(3):
+                advance()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bar_on_a_terminal_shows_parts_of_tasks(monkeypatch, capsys):

@@ -31,7 +31,7 @@ from uturn.core.checks import (
     shown,
     validation_words,
 )
-from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, checked_text, declared_by, joined
+from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked_coordinates, declared_by, joined
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Coordinates, Variable
@@ -225,9 +225,7 @@ class Experiment(BaseModel):
         corruption, backward, probes = self.corruption, self.backward, list(self.probes)
         check_fit(self.to_dict(), self.source, corruption, backward, probes)
         source = self.source.made_by(backward, self.seed)
-        undone = backward.undone(corruption, source)
-        expect(hasattr(undone, "observe"), f"{backward!r}.undone", undone, "a corruption")
-        return Parts(source, undone, backward, probes)
+        return Parts(source, backward.undone(corruption, source), backward, probes)
 
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
@@ -270,10 +268,7 @@ class Experiment(BaseModel):
 
     def models(self) -> dict[str, str]:
         """Fingerprints of weights and data, and digests of the code of user-defined parts (keys that end in ".code")."""
-        identities = {}
-        source = self.parts.source
-        for name, part in self.labelled():
-            identities[name] = checked_text(f"{name_of(part, name)}.fingerprint", part.fingerprint())
+        source, identities = self.parts.source, {name: part.fingerprint() for name, part in self.labelled()}
         for k, probe in enumerate(self.parts.probes):
             if taken := probe.taken_from(source):
                 identities[f"probes[{k}].taken_from_source"] = taken

@@ -108,17 +108,17 @@ class Variable:
         mine = {name: value for name, (value, default) in values.items() if value != default}
         return {name: plain(value) for name, value in mine.items() if name not in ("dims", "long_name", "pooled")}
 
-    def check(self) -> None:
-        """ValueError for instructions that contradict each other, or name a dim that the variable does not have."""
+    def check(self, where: str = "") -> None:
+        """ValueError, after `where`, for instructions that contradict each other or name a dim that the variable lacks."""
         low, high = self.bounds
-        expect(low is None or high is None or low < high, "bounds", self.bounds, "a smaller and a larger number, or None")
+        expect(low is None or high is None or low < high, f"{where}bounds", self.bounds, "a smaller and a larger number, or None")
         for name, level in (("start", self.start), ("chance", self.chance)):
             if isinstance(level, float):
                 inside = (low is None or low <= level) and (high is None or level <= high)
-                expect(inside, name, level, f"a number in its bounds {self.bounds}")
-                expect(abs(level) < LARGEST, name, level, f"a number below {LARGEST:g}")
+                expect(inside, where + name, level, f"a number in its bounds {self.bounds}")
+                expect(abs(level) < LARGEST, where + name, level, f"a number below {LARGEST:g}")
         own_dims = tuple(dim for dim in self.dims if dim not in _SHARED_DIMS)
-        expect(self.order in (None, *own_dims), "order", self.order, f"one of its own dims {own_dims}")
+        expect(self.order in (None, *own_dims), f"{where}order", self.order, f"one of its own dims {own_dims}")
 
     @property
     def about_start(self) -> str:

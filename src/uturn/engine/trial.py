@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from uturn.core.checks import shown
-from uturn.core.contracts import check_first_clones, checked_blocks, checked_text
+from uturn.core.contracts import check_first_clones, checked_blocks
 from uturn.core.experiment import Experiment
 from uturn.core.own_parts import is_own, name_of
 from uturn.core.random import Streams
@@ -39,7 +39,7 @@ def check(experiment: Experiment) -> Iterator[str]:
         sizes = ", ".join(f"{dim} {len(coordinates[dim][1])}" for dim in variable.dims)
         yield f"measured: {name} ({sizes}): {variable.long_name}"
     recorded = ", ".join(sorted(name for name, digest in experiment.models().items() if digest))
-    checked_text("backward.describe", experiment.parts.backward.describe())
+    experiment.parts.backward.describe()
     dict(experiment.parts.source.skipped(experiment.items))
     yield from map(str, experiment.model_check())
     if recorded:

@@ -209,7 +209,7 @@ def is_empty(where: str) -> bool:
 
 @contextmanager
 def whole(where: str) -> Iterator[Path]:
-    """An empty folder whose content replaces that of a place at the end: in one step, or by `replace` at a URL."""
+    """An empty folder whose content replaces that of a place at the end, by `replace` at a URL."""
     if not is_url(where):
         with whole_folder(where) as folder:
             yield folder

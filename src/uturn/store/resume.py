@@ -15,7 +15,7 @@ import numpy as np
 
 from uturn.core import random
 from uturn.core.checks import expect, shown
-from uturn.core.contracts import checked_blocks, checked_text
+from uturn.core.contracts import checked_blocks
 from uturn.core.files import locked_folder
 from uturn.core.own_parts import is_own
 from uturn.core.protocols import Coordinates
@@ -90,7 +90,7 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
         "versions": json.dumps(versions_used()),
         "random_version": random.VERSION,
     }
-    description, skipped = checked_text("backward.describe", backward.describe()), source.skipped(experiment.items)
+    description, skipped = backward.describe(), source.skipped(experiment.items)
     attributes |= {"description": description} if description else {}
     attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
     coordinates = experiment.coordinates()  # first, since its error is the clearest
