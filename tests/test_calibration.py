@@ -251,9 +251,9 @@ def test_bad_datasets_are_named():
     for data, variable, options, message in [
         (run(experiment("masking", [0.3], items=8, depth=2, clones=1)), "parsed", {}, "ds: clones = 1: .*at least 2"),
         (ds.isel(clone=[0]), "parsed", {}, "ds: clones = 1: expected all 2 of the run"),
-        (ds.isel(noise=0), "parsed", {}, "variable = 'parsed': .*dims noise, item"),
+        (ds.isel(noise=0), "parsed", {}, "variable 'parsed' = .*dims noise, item"),
         (ds.isel(item=[0]), "parsed", {}, "at least two"),
-        (ds.isel(noise=[]), "parsed", {}, "variable = 'parsed': got .*sizes"),
+        (ds.isel(noise=[]), "parsed", {}, "variable 'parsed' = .*sizes"),
         (three.isel(clone=[0, 1]), "parsed", {}, "ds: clones = 2: expected all 3 of the run"),
         (ds, "changed", {}, r"variable = 'changed': .*one of \['parsed'\]"),
         (no_twin, "parsed", {}, r"variable = 'parsed': .*has a twin: one of \[\]"),

@@ -218,9 +218,9 @@ def test_bad_readings():
         hierarchy_index(*[low.assign_coords(noise=[0, 1, np.nan, 3, 4])] * 2)
     with pytest.raises(ValueError, match="at least two"):
         hierarchy_index(low.isel(item=[0]), low.isel(item=[0]))
-    with pytest.raises(ValueError, match=r"high_level: got .*sizes"):
+    with pytest.raises(ValueError, match=r"high_level = .*sizes"):
         hierarchy_index(low.expand_dims(tree_level=3), low)
-    with pytest.raises(ValueError, match="low_level has missing"):
+    with pytest.raises(ValueError, match=r"low_level = .*missing"):
         hierarchy_index(low, low.where(low > 0.3))
     # Curves are compared level by level: joined by labels, all but one level would be lost without a word.
     for other in (
@@ -228,9 +228,9 @@ def test_bad_readings():
         low.assign_coords(noise=low.noise + 1e-9),
         low[:, 0].drop_vars("noise").assign_coords(noise=low.noise * 2),
     ):
-        with pytest.raises(ValueError, match="other values of 'noise'"):
+        with pytest.raises(ValueError, match="values of 'noise'"):
             hierarchy_index(low, other)
-    with pytest.raises(ValueError, match="other values of 'item'"):
+    with pytest.raises(ValueError, match="values of 'item'"):
         hierarchy_index(low, low.isel(item=[0]))
     for floors in ((0.0,), (0.0, 1.0), (np.nan, 0.0), ("a", "b"), 0.5):
         with pytest.raises(ValueError, match="floors"):

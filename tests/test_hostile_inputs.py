@@ -70,7 +70,7 @@ RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
         (lambda: ut.UniformReplacement().corrupt([[1, 2], [3]], 0.1, 8), "leaves = .*expected an array"),
         (lambda: RHM.save("/no/such/folder/file"), "cannot write '/no/such/folder/file'"),
         (lambda: ut.RandomHierarchyModel.load("a\0b"), r"path = 'a\\x00b': expected the path"),
-        (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "high_level: got ndarray; expected a DataArray"),
+        (lambda: ut.hierarchy_index(np.zeros((3, 4)), np.zeros((3, 4))), "type of high_level = 'ndarray': expected a DataArray"),
         (lambda: ut.study(None), "ds = None: expected the dataset"),
         (lambda: image_experiment(classifiers=5), "classifiers = 5: expected a list"),
         (lambda: image_experiment(weights=[5]), r"weights = \[5\]: expected a list"),

@@ -200,7 +200,7 @@ def checked_variables(ds: Any, variable: Any) -> list[str]:
     known = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
     for name in names:
         expect(name in known, "variable", name, f"one that is symmetric or ranked, and so has a twin: one of {known}")
-        check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
+        check_dims(f"variable {name!r}", ds[name], ("noise", "item"))
     missing = ds.attrs.get("missing_tasks", 0)
     expect(not missing, "missing tasks of the run", missing, "a finished run; run it again to its end")
     return names

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_numbers, shown
+from uturn.core.checks import checked_numbers, expect
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -228,8 +228,8 @@ class Replicates(NamedTuple):
 
 def checked_share(name: str, value: Any) -> float:
     """A number between 0 and 1, such as the confidence of an interval or the false-alarm rate of a test, or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} = {shown(value)}: expected a number between 0 and 1")
+    fits = not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1
+    expect(fits, name, value, "a number between 0 and 1")
     return float(value)
 
 
@@ -239,11 +239,9 @@ def check_dims(name: str, values: Any, needed: Sequence[str], optional: Sequence
 
     is_array = isinstance(values, xr.DataArray)
     dims = set(values.dims) if is_array and values.size and values.dtype.kind in "biufO" else set()
-    if not set(needed) <= dims or (optional is not None and not dims <= {*needed, *optional}):
-        kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
-        raise ValueError(
-            f"{name}: got {kind}; expected a DataArray of numbers with dims {', '.join(needed)}, such as ds.unchanged"
-        )
+    kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
+    fits = set(needed) <= dims and (optional is None or dims <= {*needed, *optional})
+    expect(fits, f"type of {name}", kind, f"a DataArray of numbers with dims {', '.join(needed)}, such as ds.unchanged")
 
 
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
@@ -383,8 +381,9 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
 
     upper = 0.5 + checked_share("confidence", confidence) / 2
     readings, over = _readings(values)
-    if np.nanmin(readings, initial=0.0) < -_FLOAT32 or np.nanmax(readings, initial=1.0) > 1 + _FLOAT32:
-        raise ValueError("values: expected readings in [0, 1]; `replicates` gives the intervals of others")
+    ends = float(np.nanmin(readings, initial=0.0)), float(np.nanmax(readings, initial=1.0))
+    fits = ends[0] >= -_FLOAT32 and ends[1] <= 1 + _FLOAT32
+    expect(fits, "values: smallest and largest", ends, "readings in [0, 1]; `mean_curves` gives the intervals of others")
     sums, counts = _sums(readings, independent_groups(values), over)
     total, n = counts.sum(axis=0), (counts > 0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without readings, with one group, or without differences
@@ -616,11 +615,8 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     confidence : float in (0, 1)
     """
     ends = replicates(values).interval(statistic, confidence)
-    if ends.ndim != 1:
-        raise ValueError(
-            f"statistic: gave an array of shape {ends.shape[:-1]}; expected one number; `replicates(values).interval(statistic)` "
-            f"gives the intervals of arrays"
-        )
+    way = "one number; `replicates(values).interval(statistic)` gives the intervals of arrays"
+    expect(ends.ndim == 1, "statistic: array of shape", ends.shape[:-1], way)
     return Estimate(*ends.tolist())
 
 
@@ -721,15 +717,15 @@ def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any
     """ValueError unless a hierarchy index can be computed from the levels and floors."""
     for name, values, needed in (("high_level", high_level, ("noise", "item")), ("low_level", low_level, ("noise",))):
         check_dims(name, values, needed, WITHIN)
-        if not np.isfinite(values.astype(float)).all():
-            raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
-    if high_level.sizes["noise"] < 2 or not (np.diff(high_level.noise.values) > 0).all():
-        raise ValueError("noise of high_level does not increase; expected at least two increasing levels")
+        is_complete = np.isfinite(values.astype(float)).all()
+        expect(is_complete, name, values.values, "no missing or infinite readings; finish the run, or drop what is missing")
+    noise = high_level.noise.values
+    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise of high_level", noise, "at least two increasing levels")
     for dim in map(str, low_level.dims):
-        if dim not in high_level.dims or not np.array_equal(high_level[dim].values, low_level[dim].values):
-            raise ValueError(f"low_level has other values of {dim!r} than high_level; expected readings of the same U-turns")
-    if floors is not None and (checked_numbers("floors", floors).shape != (2,) or not (np.asarray(floors) < 1).all()):
-        raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
+        same = dim in high_level.dims and np.array_equal(high_level[dim].values, low_level[dim].values)
+        expect(same, f"low_level: values of {dim!r}", low_level[dim].values, "those of high_level, of the same U-turns")
+    fits = floors is None or (checked_numbers("floors", floors).shape == (2,) and (np.asarray(floors) < 1).all())
+    expect(fits, "floors", floors, "two numbers below 1, of the high and of the low level")
 
 
 def _index(r: np.ndarray) -> float:
@@ -758,7 +754,6 @@ def _halves(values: xr.DataArray) -> xr.DataArray:
     grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(values.sizes["item"], int)
     groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
     index = np.concatenate([group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups])
-    if not len(index):
-        raise ValueError(f"{values.sizes['item']} items: expected at least two (of one grammar), to be split in halves")
+    expect(len(index), "items", values.sizes["item"], "at least two (of one grammar), to be split in halves")
     halves = [values.isel(item=index[:, k]).drop_vars("item", errors="ignore") for k in (0, 1)]
     return xr.concat(halves, dim="half", coords="minimal", compat="override").transpose("noise", "item", ..., "half", "curve")
