@@ -87,6 +87,11 @@ def with_interval(values: Any, form: str = ".3g") -> str:
     return format(number, form) if np.isfinite(number).all() else format(number.value, form)
 
 
+def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
+    """A variable and the ends `low` and `high` of its intervals, as results of measures have them, along a new last axis."""
+    return np.stack([ds[key] for key in (name, "low", "high")], -1)
+
+
 class Transition(NamedTuple):
     """A fall of a curve between two plateaus; NaN if the curve does not fall far enough.
 
