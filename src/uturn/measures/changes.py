@@ -325,10 +325,8 @@ def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
 
     a ratio of averages over items. The susceptibility needs no such correction: N drops out of sum_ij C_ij / sum_i C_ii.
 
-    Parameters
-    ----------
-    covariance : DataArray (noise, item, distance)
-        `change_covariance` of items on a line, with a coordinate `length` along item, and all distances 0 .. N - 1.
+    `covariance` (noise, item, distance): `change_covariance` of items on a line, with a coordinate `length` along item, and all
+    distances 0 .. N - 1.
     """
     r, n = covariance.distance, covariance["length"]
     return (n - r).clip(0) / (r.size - r)
@@ -350,18 +348,11 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
 
 
 def effective_number(variance: xr.DataArray) -> np.ndarray:
-    """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`, at every noise level.
+    """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`: array (noise, ..).
 
-    Parameters
-    ----------
-    variance : DataArray (noise, item, ..)
-        V, the mean variance of the changes of an item: `change_covariance` at distance 0. Grammars count instead of items if
-        there are several in a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
-
-    Returns
-    -------
-    array (noise, ..)
-        1 if only one original varies, their number if all vary equally, 0 if none does.
+    1 if only one original varies, their number if all vary equally, 0 if none does. `variance` (noise, item, ..): V, the mean
+    variance of the changes of an item, `change_covariance` at distance 0. Grammars count instead of items if there are several in
+    a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
     """
     if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
         variance = variance.groupby("grammar").sum("item").rename(grammar="item")

@@ -108,10 +108,7 @@ class Transition(NamedTuple):
 def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
     """Last (or, if `first`, first) x at which a curve falls below a height, by linear interpolation; NaN if it never does.
 
-    Parameters
-    ----------
-    x : increasing array (points,)
-    y : array (points,)
+    The curve: arrays (points,), x increasing.
 
     Examples
     --------
@@ -433,12 +430,8 @@ def rests_on_few(values: xr.DataArray) -> np.ndarray:
     It does if two groups hold more than nine tenths of the squared deviations of the means of groups from their median. Rare
     groups that change much, of which a sample holds none or one, then make the interval of `proportion` too narrow: with 5 % of
     such originals it holds the truth in .4 to .9 of samples of 8 to 40 (`benchmarks/intervals.py --part rare`). Readings 0 and 1
-    are left out, since theirs is the interval of independent tosses; so are samples of fewer than `FEW` groups.
-
-    Parameters
-    ----------
-    values : DataArray
-        As in `proportion`.
+    are left out, since theirs is the interval of independent tosses; so are samples of fewer than `FEW` groups. `values` as in
+    `proportion`.
 
     Examples
     --------
@@ -577,17 +570,9 @@ def located(
     The interval can miss the place if the curve stays just above the height up to the next level, and the sample puts that level
     below: the place is then in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
-    Parameters
-    ----------
-    of : Replicates
-        Of the curve at the levels x, `replicates(values)`.
-    statistic : function of an array (noise, ..others)
-        A noise found by interpolation, such as `crossing` or `transition(..).location`.
-    x : increasing array (noise,)
-    confidence : float in (0, 1)
-    around : (low, high), optional
-        What the levels leave open; by default the two levels around the value. For the distance of two places, the smallest and
-        the largest distance that is possible with each in its own gap.
+    `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
+    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance of two
+    places, the smallest and the largest distance that is possible with each in its own gap.
 
     Examples
     --------
@@ -610,14 +595,7 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. The statistic is calculated
     about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth: .93 to
     .97 for places on curves and 40 items, less for few items of a skewed law (ten lognormal numbers: .84). A mean of readings in
-    [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`.
-
-    Parameters
-    ----------
-    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        See `replicates`.
-    statistic : function of an array (noise, ..others)
-    confidence : float in (0, 1)
+    [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`. `values` as in `replicates`.
     """
     ends = replicates(values).interval(statistic, confidence)
     way = "one number; `replicates(values).interval(statistic)` gives the intervals of arrays"
