@@ -291,7 +291,7 @@ def holm(p_values: Any) -> np.ndarray:
 
 
 def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate`, arrays (items, K, ...), from data (items, K + 1, ...), of every item the original, then clones.
+    """The arguments of `calibrate`, arrays (items, K, ...), from data (items, K + 1, ...): original, then clones.
 
     `f`: (items, ...), (items, ...) -> (items, ...), symmetric in its two arguments; it is given integers as float64.
     """

@@ -571,8 +571,8 @@ def located(
     below: the place is then in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
     `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
-    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance of two
-    places, the smallest and the largest distance that is possible with each in its own gap.
+    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance
+    of two places, the smallest and the largest distance that is possible with each in its own gap.
 
     Examples
     --------
