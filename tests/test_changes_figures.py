@@ -247,7 +247,7 @@ def test_the_length_of_a_known_law_is_found():
     for arguments, message in (
         ((flat.change_covariance.isel(distance=slice(0, 3)),), "at least 3"),
         ((flat.change_covariance_sum,), "dims noise, item, distance"),
-        ((np.ones(3),), "ndarray"),
+        ((np.ones(3),), "real numbers"),
         ((flat.change_covariance, -1), "exponent = -1"),
     ):
         with pytest.raises(ValueError, match=message):
