@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from uturn.paper import Workshop, nesting
 from uturn.paper.nesting_cases import (
     CONTROLS,
     HELD_OUT,
+    ITEMS,
     NOISE,
     TRAJECTORIES,
     auc,
     changes,
     grammar_changes,
     grammar_experiment,
-    indices,
 )
 from uturn.studies.plotting.style import style
 
@@ -73,6 +74,25 @@ DESIGN: dict[str, list[Any]] = {  # the parameters on which the index was chosen
     # (size, exponent of the power spectrum)
     "fields": [(8, 1.0), (16, 2.0), (16, 3.0), (8, 2.0), (16, 0.5)],
 }
+
+
+def indices(
+    chosen: dict[str, list[Any]],
+    draws: int,
+    items: int = ITEMS,
+    channel: str = "gaussian",
+    report: Callable[[str], None] | None = None,
+) -> dict[str, list[float]]:
+    """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
+    index: dict[str, list[float]] = {}
+    for kind, parameters in chosen.items():
+        index[kind] = []
+        for k in range(draws):
+            changed, branching = changes(kind, parameters[k % len(parameters)], k, items, channel)
+            index[kind].append(nesting_index(changed, branching).value)
+            if report:
+                report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {index[kind][-1]:.3f}")
+    return index
 
 
 def separation(name: str, chosen: dict[str, list[Any]], draws: int, verbose: bool) -> Table:

@@ -233,7 +233,7 @@ def test_the_length_of_a_known_law_is_found():
     for arguments, message in (
         ((flat.change_covariance.isel(distance=slice(0, 3)),), "at least 3"),
         ((flat.change_covariance_sum,), "dims noise, item, distance"),
-        ((np.ones(3),), r"float64 of shape = \(3,\)"),
+        ((np.ones(3),), "real numbers"),
         ((flat.change_covariance, -1), "exponent = -1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -257,8 +257,8 @@ def test_the_collapse_of_a_known_law_is_found():
         (data, "ab", (1.8, 0.62), "sizes = 'ab'"),
         (data, sizes, 1.8, "start = 1.8"),
         (data, sizes, (0.1, 0.62), "start = .*between 0.5 and 20"),
-        (data.isel(part=0), sizes, (1.8, 0.62), "curves: got float64 with sizes"),
-        (None, sizes, (1.8, 0.62), "curves: got NoneType"),
+        (data.isel(part=0), sizes, (1.8, 0.62), "curves = .*float64 with sizes"),
+        (None, sizes, (1.8, 0.62), "curves = .*NoneType"),
         (data.where(data.noise > noise[0]), sizes, (1.8, 0.62), "missing"),
         (data.isel(noise=[1, 0]), sizes, (1.8, 0.62), "noise = .*increasing"),
     ):

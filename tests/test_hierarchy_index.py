@@ -214,9 +214,9 @@ def test_bad_readings():
     low = readings(np.linspace(1, 0, 5))
     with pytest.raises(ValueError, match="increasing"):
         hierarchy_index(low[::-1], low[::-1])
-    with pytest.raises(ValueError, match=r"high_level: got .*sizes"):
+    with pytest.raises(ValueError, match=r"high_level = .*sizes"):
         hierarchy_index(low.expand_dims(tree_level=3), low)
-    with pytest.raises(ValueError, match="low_level has missing"):
+    with pytest.raises(ValueError, match=r"low_level = .*missing"):
         hierarchy_index(low, low.where(low > 0.3))
     # Curves are compared level by level: joined by labels, all but one level would be lost without a word.
     for other in (
@@ -224,9 +224,9 @@ def test_bad_readings():
         low.assign_coords(noise=low.noise + 1e-9),
         low[:, 0].drop_vars("noise").assign_coords(noise=low.noise * 2),
     ):
-        with pytest.raises(ValueError, match="other values of 'noise'"):
+        with pytest.raises(ValueError, match="values of 'noise'"):
             hierarchy_index(low, other)
-    with pytest.raises(ValueError, match="other values of 'item'"):
+    with pytest.raises(ValueError, match="values of 'item'"):
         hierarchy_index(low, low.isel(item=[0]))
 
 

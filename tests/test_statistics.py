@@ -91,7 +91,7 @@ def test_interval_of_a_mean_is_that_of_student_over_grammars(grammars):
 
 
 def test_a_statistic_is_one_number():
-    with pytest.raises(ValueError, match=r"array of shape \(2,\); expected one number"):
+    with pytest.raises(ValueError, match=r"shape = \(2,\): expected one number"):
         estimate(data(), lambda curve: curve)
 
 

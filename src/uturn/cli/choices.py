@@ -16,7 +16,7 @@ from uturn.core.lazy import later
 
 with later():
     from uturn.store.record import warnings_of
-from uturn.studies import choice as choices
+    from uturn.studies import choice as choices
     from uturn.studies import tables
 
 _GOAL = "READING=GOAL"

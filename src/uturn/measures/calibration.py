@@ -200,7 +200,7 @@ def checked_variables(ds: Any, variable: Any) -> list[str]:
     known = [str(name) for name in ds.data_vars if twin_of(ds, str(name))]
     for name in names:
         expect(name in known, "variable", name, f"one that is symmetric or ranked, and so has a twin: one of {known}")
-        check_dims(f"variable = {name!r}", ds[name], ("noise", "item"))
+        check_dims(f"variable {name!r}", ds[name], ("noise", "item"))
     missing = ds.attrs.get("missing_tasks", 0)
     expect(not missing, "missing tasks of the run", missing, "a finished run; run it again to its end")
     return names
@@ -291,18 +291,9 @@ def holm(p_values: Any) -> np.ndarray:
 
 
 def paired(data: Any, f: Callable[[Any, Any], Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from data.
+    """The arguments of `calibrate`, arrays (items, K, ...), from data (items, K + 1, ...): original, then clones.
 
-    Parameters
-    ----------
-    data : array (items, K + 1, ...)
-        The original of every item, then its clones.
-    f : (array (items, ...), array (items, ...)) -> array (items, ...)
-        Symmetric in its two arguments; it is given integers as float64.
-
-    Returns
-    -------
-    with_original, with_clones : arrays (items, K, ...)
+    `f`: (items, ...), (items, ...) -> (items, ...), symmetric in its two arguments; it is given integers as float64.
     """
     data = as_real(checked_array("data", data))
     fits = data.ndim > 1 and data.shape[1] > 2

@@ -44,8 +44,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uturn.core.checks import LARGEST, checked_array, expect, shown
-from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree
+from uturn.core.checks import expect, shown
+from uturn.measures.covariances import Covariances, Distance, Grid, Matrix, Tree, checked_changes
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _readings(changed: Any, distance: Callable[[int], Distance], name: str) -> x
             "pairs": ("distance", changed.distance.pairs),
         }
         return xr.Dataset(variables, {"distance": changed.distance.values})
-    values, noise = _checked_changes(changed)
+    values, noise = checked_changes(changed, has_missing=True)
     return _covariances(values, noise, distance(values.shape[3]), changed)
 
 
@@ -248,22 +248,6 @@ def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
         )
     readings = ds[list(keys)].rename(keys)
     return readings.rename({dim: "distance" for dim in readings.dims if str(dim).endswith("_distance")})
-
-
-def _checked_changes(changed: Any) -> tuple[np.ndarray, Any]:
-    """Changes (noise, items, trajectories, sites), and the noise levels, None if there is no axis of noise; else a ValueError."""
-    dims = set(getattr(changed, "dims", ()))
-    if {"item", "trajectory"} <= dims:
-        changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
-    values, has_noise = checked_array("changed", changed), {"noise", "item", "trajectory"} <= dims
-    fits, is_float = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf", values.dtype.kind == "f"
-    where, dims_of = f"changed: {values.dtype} of shape", "(items, trajectories, sites), or a DataArray with noise too"
-    expect(fits, where, values.shape, f"real numbers {dims_of}")
-    has_large = np.ma.is_masked(changed) or (is_float and (np.abs(values) >= LARGEST).any())
-    expect(not has_large, "changed", changed, f"numbers below {LARGEST:g}, none masked, NaN where a U-turn is missing")
-    expect(values.shape[-2] > 1, "changed: trajectories", values.shape[-2], "at least 2 of each item, for a covariance")
-    expect(not (is_float and np.isnan(values).all()), "changed", changed, "numbers, with NaN where a U-turn is missing")
-    return (values, changed.noise.values) if has_noise else (values[None], None)
 
 
 def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: Any) -> xr.Dataset:
@@ -341,10 +325,8 @@ def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
 
     a ratio of averages over items. The susceptibility needs no such correction: N drops out of sum_ij C_ij / sum_i C_ii.
 
-    Parameters
-    ----------
-    covariance : DataArray (noise, item, distance)
-        `change_covariance` of items on a line, with a coordinate `length` along item, and all distances 0 .. N - 1.
+    `covariance` (noise, item, distance): `change_covariance` of items on a line, with a coordinate `length` along item, and all
+    distances 0 .. N - 1.
     """
     r, n = covariance.distance, covariance["length"]
     return (n - r).clip(0) / (r.size - r)
@@ -366,18 +348,11 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
 
 
 def effective_number(variance: xr.DataArray) -> np.ndarray:
-    """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`, at every noise level.
+    """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`: array (noise, ..).
 
-    Parameters
-    ----------
-    variance : DataArray (noise, item, ..)
-        V, the mean variance of the changes of an item: `change_covariance` at distance 0. Grammars count instead of items if
-        there are several in a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
-
-    Returns
-    -------
-    array (noise, ..)
-        1 if only one original varies, their number if all vary equally, 0 if none does.
+    1 if only one original varies, their number if all vary equally, 0 if none does. `variance` (noise, item, ..): V, the mean
+    variance of the changes of an item, `change_covariance` at distance 0. Grammars count instead of items if there are several in
+    a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
     """
     if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
         variance = variance.groupby("grammar").sum("item").rename(grammar="item")

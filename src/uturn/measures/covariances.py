@@ -206,7 +206,8 @@ class Covariances:
 
     def add(self, changed: Any) -> Covariances:
         """Add trajectories: `changed` (items, trajectories, sites), real or bool. Returns the accumulator itself."""
-        changed, batch = checked_changes(changed), Covariances(self.distance)
+        (changed,), _ = checked_changes(changed)
+        batch = Covariances(self.distance)
         expected = (len(self._mean) if self.count else len(changed), self.distance.num_sites)
         fits = (len(changed), changed.shape[2]) == expected
         expect(fits, "shape of changed", changed.shape, f"{expected[0]} items and {expected[1]} sites, as before")
@@ -261,13 +262,21 @@ class Covariances:
         expect(self.count > 1, "changed: trajectories", self.count, "at least 2 of each item, for a covariance")
 
 
-def checked_changes(changed: Any) -> np.ndarray:
-    """Changes (items, trajectories, sites) as an array, else a ValueError. Dims that have these names may have any order."""
-    if {"item", "trajectory"} <= set(getattr(changed, "dims", ())):
-        changed = changed.transpose("item", "trajectory", ...)
-    values = checked_array("changed", changed)
-    fits = values.ndim == 3 and values.size and values.dtype.kind in "biuf"
-    expect(fits, f"changed: {values.dtype} of shape", values.shape, "real numbers (items, trajectories, sites)")
-    is_complete = not np.ma.is_masked(changed) and (values.dtype.kind != "f" or (np.abs(values) < LARGEST).all())
-    expect(is_complete, "changed", changed, f"numbers below {LARGEST:g}, none masked or NaN; leave out what is missing")
-    return values
+def checked_changes(changed: Any, has_missing: bool = False) -> tuple[np.ndarray, Any]:
+    """Changes (noise, items, trajectories, sites), and the noise levels, None if there is no axis of noise; else a ValueError.
+
+    Dims that have these names may have any order. `has_missing`: whether U-turns and sites may be NaN.
+    """
+    dims = set(getattr(changed, "dims", ()))
+    if {"item", "trajectory"} <= dims:
+        changed = changed.transpose("noise", "item", "trajectory", ..., missing_dims="ignore")
+    values, has_noise = checked_array("changed", changed), {"noise", "item", "trajectory"} <= dims
+    fits = values.ndim == 3 + has_noise and values.size and values.dtype.kind in "biuf"
+    where, dims_of = f"changed: {values.dtype} of shape", "(items, trajectories, sites), or a DataArray with noise too"
+    expect(fits, where, values.shape, f"real numbers {dims_of}")
+    wrong = np.ma.is_masked(changed)
+    if values.dtype.kind == "f":
+        wrong |= bool((np.abs(values) >= LARGEST).any() or (np.isnan(values).all() if has_missing else np.isnan(values).any()))
+    expect(not wrong, "changed", changed, f"numbers below {LARGEST:g}, none masked; NaN only for a missing U-turn of an array")
+    expect(not has_missing or values.shape[-2] > 1, "changed: trajectories", values.shape[-2], "at least 2 of each item")
+    return (values, changed.noise.values) if has_noise else (values[None], None)

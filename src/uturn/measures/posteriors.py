@@ -80,12 +80,10 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
 
     Parameters
     ----------
-    ds : Dataset of `uturn.run`, or `uturn.readings`
-        A finished run with `clones` >= 2, with all of its clones.
+    ds, seed
+        As in `uturn.calibration`.
     level : float in (0, 1)
         False-alarm rate of the family, and again of the tests beside it, over all noise levels.
-    seed : int
-        Seed of relabellings and ties.
 
     Returns
     -------

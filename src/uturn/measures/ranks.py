@@ -40,12 +40,10 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
 
     Parameters
     ----------
-    ds : Dataset of `uturn.run`
-        A finished run with `clones` >= 2, with all of its clones.
+    ds, level
+        As in `uturn.calibration`.
     variable : str, or sequence of str
         Ranked variables, those with a twin `original_<variable>`.
-    level : float in (0, 1)
-        False-alarm rate of all tests of the call together.
     seed : int
         Seed of the random ranks of ties.
 

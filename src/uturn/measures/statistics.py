@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.core.checks import checked_numbers, shown
+from uturn.core.checks import checked_numbers, expect
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,6 +87,11 @@ def with_interval(values: Any, form: str = ".3g", none: str = "none") -> str:
     return format(number, form) if np.isfinite(number).all() else format(number.value, form)
 
 
+def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
+    """A variable and the ends `low` and `high` of its intervals, as results of measures have them, along a new last axis."""
+    return np.stack([ds[key] for key in (name, "low", "high")], -1)
+
+
 class Transition(NamedTuple):
     """A fall of a curve between two plateaus; NaN if the curve does not fall far enough.
 
@@ -103,10 +108,7 @@ class Transition(NamedTuple):
 def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
     """Last (or, if `first`, first) x at which a curve falls below a height, by linear interpolation; NaN if it never does.
 
-    Parameters
-    ----------
-    x : increasing array (points,)
-    y : array (points,)
+    The curve: arrays (points,), x increasing.
 
     Examples
     --------
@@ -228,8 +230,8 @@ class Replicates(NamedTuple):
 
 def checked_share(name: str, value: Any) -> float:
     """A number between 0 and 1, such as the confidence of an interval or the false-alarm rate of a test, or a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} = {shown(value)}: expected a number between 0 and 1")
+    fits = not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1
+    expect(fits, name, value, "a number between 0 and 1")
     return float(value)
 
 
@@ -239,11 +241,9 @@ def check_dims(name: str, values: Any, needed: Sequence[str], optional: Sequence
 
     is_array = isinstance(values, xr.DataArray)
     dims = set(values.dims) if is_array and values.size and values.dtype.kind in "biufO" else set()
-    if not set(needed) <= dims or (optional is not None and not dims <= {*needed, *optional}):
-        kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
-        raise ValueError(
-            f"{name}: got {kind}; expected a DataArray of numbers with dims {', '.join(needed)}, such as ds.unchanged"
-        )
+    kind = f"{values.dtype} with sizes {dict(values.sizes)}" if is_array else type(values).__name__
+    fits = set(needed) <= dims and (optional is None or dims <= {*needed, *optional})
+    expect(fits, f"type of {name}", kind, f"a DataArray of numbers with dims {', '.join(needed)}, such as ds.unchanged")
 
 
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
@@ -383,8 +383,9 @@ def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
 
     upper = 0.5 + checked_share("confidence", confidence) / 2
     readings, over = _readings(values)
-    if np.nanmin(readings, initial=0.0) < -_FLOAT32 or np.nanmax(readings, initial=1.0) > 1 + _FLOAT32:
-        raise ValueError("values: expected readings in [0, 1]; `replicates` gives the intervals of others")
+    ends = float(np.nanmin(readings, initial=0.0)), float(np.nanmax(readings, initial=1.0))
+    fits = ends[0] >= -_FLOAT32 and ends[1] <= 1 + _FLOAT32
+    expect(fits, "values: smallest and largest", ends, "readings in [0, 1]; `mean_curves` gives the intervals of others")
     sums, counts = _sums(readings, independent_groups(values), over)
     total, n = counts.sum(axis=0), (counts > 0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 without readings, with one group, or without differences
@@ -429,12 +430,8 @@ def rests_on_few(values: xr.DataArray) -> np.ndarray:
     It does if two groups hold more than nine tenths of the squared deviations of the means of groups from their median. Rare
     groups that change much, of which a sample holds none or one, then make the interval of `proportion` too narrow: with 5 % of
     such originals it holds the truth in .4 to .9 of samples of 8 to 40 (`benchmarks/intervals.py --part rare`). Readings 0 and 1
-    are left out, since theirs is the interval of independent tosses; so are samples of fewer than `FEW` groups.
-
-    Parameters
-    ----------
-    values : DataArray
-        As in `proportion`.
+    are left out, since theirs is the interval of independent tosses; so are samples of fewer than `FEW` groups. `values` as in
+    `proportion`.
 
     Examples
     --------
@@ -573,17 +570,9 @@ def located(
     The interval can miss the place if the curve stays just above the height up to the next level, and the sample puts that level
     below: the place is then in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
 
-    Parameters
-    ----------
-    of : Replicates
-        Of the curve at the levels x, `replicates(values)`.
-    statistic : function of an array (noise, ..others)
-        A noise found by interpolation, such as `crossing` or `transition(..).location`.
-    x : increasing array (noise,)
-    confidence : float in (0, 1)
-    around : (low, high), optional
-        What the levels leave open; by default the two levels around the value. For the distance of two places, the smallest and
-        the largest distance that is possible with each in its own gap.
+    `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
+    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance
+    of two places, the smallest and the largest distance that is possible with each in its own gap.
 
     Examples
     --------
@@ -606,21 +595,11 @@ def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], con
     The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. The statistic is calculated
     about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth: .93 to
     .97 for places on curves and 40 items, less for few items of a skewed law (ten lognormal numbers: .84). A mean of readings in
-    [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`.
-
-    Parameters
-    ----------
-    values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        See `replicates`.
-    statistic : function of an array (noise, ..others)
-    confidence : float in (0, 1)
+    [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`. `values` as in `replicates`.
     """
     ends = replicates(values).interval(statistic, confidence)
-    if ends.ndim != 1:
-        raise ValueError(
-            f"statistic: gave an array of shape {ends.shape[:-1]}; expected one number; `replicates(values).interval(statistic)` "
-            f"gives the intervals of arrays"
-        )
+    way = "one number; `replicates(values).interval(statistic)` gives the intervals of arrays"
+    expect(ends.ndim == 1, "statistic: array of shape", ends.shape[:-1], way)
     return Estimate(*ends.tolist())
 
 
@@ -721,15 +700,15 @@ def _check_levels(high_level: xr.DataArray, low_level: xr.DataArray, floors: Any
     """ValueError unless a hierarchy index can be computed from the levels and floors."""
     for name, values, needed in (("high_level", high_level, ("noise", "item")), ("low_level", low_level, ("noise",))):
         check_dims(name, values, needed, WITHIN)
-        if not np.isfinite(values.astype(float)).all():
-            raise ValueError(f"{name} has missing or infinite readings; finish the run, or drop what is missing")
-    if high_level.sizes["noise"] < 2 or not (np.diff(high_level.noise.values) > 0).all():
-        raise ValueError("noise of high_level does not increase; expected at least two increasing levels")
+        is_complete = np.isfinite(values.astype(float)).all()
+        expect(is_complete, name, values.values, "no missing or infinite readings; finish the run, or drop what is missing")
+    noise = high_level.noise.values
+    expect(len(noise) > 1 and (np.diff(noise) > 0).all(), "noise of high_level", noise, "at least two increasing levels")
     for dim in map(str, low_level.dims):
-        if dim not in high_level.dims or not np.array_equal(high_level[dim].values, low_level[dim].values):
-            raise ValueError(f"low_level has other values of {dim!r} than high_level; expected readings of the same U-turns")
-    if floors is not None and (checked_numbers("floors", floors).shape != (2,) or not (np.asarray(floors) < 1).all()):
-        raise ValueError(f"floors = {floors!r}: expected two numbers below 1, of the high and of the low level")
+        same = dim in high_level.dims and np.array_equal(high_level[dim].values, low_level[dim].values)
+        expect(same, f"low_level: values of {dim!r}", low_level[dim].values, "those of high_level, of the same U-turns")
+    fits = floors is None or (checked_numbers("floors", floors).shape == (2,) and (np.asarray(floors) < 1).all())
+    expect(fits, "floors", floors, "two numbers below 1, of the high and of the low level")
 
 
 def _index(r: np.ndarray) -> float:
@@ -758,7 +737,6 @@ def _halves(values: xr.DataArray) -> xr.DataArray:
     grammar = np.asarray(values.coords["grammar"].values) if "grammar" in values.coords else np.zeros(values.sizes["item"], int)
     groups = [np.flatnonzero(grammar == g) for g in np.unique(grammar)]
     index = np.concatenate([group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups])
-    if not len(index):
-        raise ValueError(f"{values.sizes['item']} items: expected at least two (of one grammar), to be split in halves")
+    expect(len(index), "items", values.sizes["item"], "at least two (of one grammar), to be split in halves")
     halves = [values.isel(item=index[:, k]).drop_vars("item", errors="ignore") for k in (0, 1)]
     return xr.concat(halves, dim="half", coords="minimal", compat="override").transpose("noise", "item", ..., "half", "curve")

@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from uturn.engine.run import run
 from uturn.measures.calibration import calibrate, calibration, holm
-from uturn.measures.statistics import Estimate
+from uturn.measures.statistics import Estimate, with_ends
 from uturn.paper import calibration_runs as trials
 from uturn.paper import decision_times
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, shows, verdict
@@ -67,7 +67,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     worst = [_worst(tests) for tests in tried.values()]
     of_samplers = xr.Dataset(
         {
-            "gap": (("sampler", "estimate"), [[float(test[name]) for name in ("gap", "low", "high")] for test in worst]),
+            "gap": (("sampler", "estimate"), [with_ends(test, "gap") for test in worst]),
             "p_holm": ("sampler", [float(tests.p_holm.min()) for tests in tried.values()]),
             "visible": ("sampler", [float(test.visible) for test in worst]),
         },
@@ -107,7 +107,7 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
         lines = []
         for label, tests in chosen.items():
             worst = _worst(tests)
-            gap = Estimate(float(worst.gap), float(worst.low), float(worst.high))
+            gap = Estimate(*with_ends(worst, "gap").tolist())
             lines.append(f"{label}: p by Holm {smallest[label]:.2g}, gap {gap} at {float(worst.noise):g}")
         return "; ".join(lines)
 

@@ -138,6 +138,7 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
         middle.errorbar(x, part.farthest * scale, part.farthest_error * scale, **look)
     left.axvline(data.attrs["critical_noise"], color=MUTED, ls=":", lw=1.2)
     left.set(xlabel=r"$\epsilon$", ylabel="$C(N)/C(0)$", title="the most distant leaves")
+    left.locator_params(axis="x", nbins=5)
     left.plot([], [], color=MUTED, lw=1.4, label="mean field")
     left.legend(loc="upper right")
     middle.set(

@@ -10,10 +10,10 @@ import xarray as xr
 from uturn.exact.theory import MeanField
 from uturn.measures import changes
 from uturn.measures.scaling import correlation_length
-from uturn.measures.statistics import Estimate, estimate
+from uturn.measures.statistics import ESTIMATE, Estimate, estimate, with_ends
 from uturn.paper import chi, collapse
 from uturn.paper.correlated_runs import PAPER, PATCHES, SITES, beside_exact, controls, exact_of, images, independent_changes
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, estimates, holds, listed, shows, verdict
+from uturn.paper.verdicts import Verdict, above, apart, below, estimates, holds, listed, shows, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, bars, level_colors, style, ticks
@@ -68,17 +68,18 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     exact = theory.pair_correlations(noise, depth)
     expected = xr.DataArray(exact[:, None], dims=("noise", "item", "distance"), coords={"noise": noise, "distance": run.distance})
     data = trees.assign(
-        epsilon=bounds_of(changes.correlations(run)),
+        epsilon=(("noise", "distance", "estimate"), with_ends(changes.correlations(run), "correlation")),
         theory=(("noise", "distance"), exact / exact[:, :1]),
-        length=bounds_of(correlation_length(run, exponent)),
+        length=(("noise", "estimate"), with_ends(correlation_length(run, exponent), "length")),
         exact=changes.correlations(runs["exact-epsilon"]).correlation,
         length_theory=correlation_length(expected, exponent).length,
         length_exact=correlation_length(own, exponent).length,
     )
+    data = data.assign_coords(estimate=ESTIMATE)
     data.attrs = {"critical_noise": theory.critical_noise, "exponent": exponent, "nu": theory.correlation_exponent}
     for label, shown_run, at, name in _shown(runs):
         curve = curves_at(shown_run, at, name)
-        data[label] = (f"r_{label}", "estimate"), bounds_of(curve).values
+        data[label] = (f"r_{label}", "estimate"), with_ends(curve, "correlation")
         data = data.assign_coords({f"r_{label}": curve.distance.values})
     for label in SITES:
         known = changes.correlations(runs[f"exact-{label}"]).correlation
@@ -119,12 +120,6 @@ def curves_at(run: xr.Dataset, noise: float, name: str = "") -> xr.Dataset:
     """Correlations against distance at the noise level of a run that is closest to `noise`."""
     curves = changes.correlations(run, name=name)
     return curves.isel(noise=int(np.argmin(np.abs(np.nan_to_num(curves.noise.values, posinf=1e9) - noise))))
-
-
-def bounds_of(curves: xr.Dataset) -> xr.DataArray:
-    """Correlations or lengths with the ends of their intervals along the last dim, `estimate`."""
-    name = "correlation" if "correlation" in curves else "length"
-    return curves[[name, "low", "high"]].to_dataarray("estimate").assign_coords(estimate=ESTIMATE).transpose(..., "estimate")
 
 
 def _against_exact(data: xr.Dataset, both: xr.DataArray) -> Verdict:
@@ -247,7 +242,7 @@ def _controls(runs: dict[str, xr.Dataset]) -> list[Verdict]:
 
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
-    near, far = (listed(bounds_of(curves_at(run, 0.6, name)))[k] for k in (1, 3))
+    near, far = (listed(with_ends(curves_at(run, 0.6, name), "correlation"))[k] for k in (1, 3))
     at = int(np.argmin(np.abs(run.noise.values - 0.6)))
     covariance = run[f"{name}_change_covariance" if name else "change_covariance"].isel(noise=[at])
     fall = estimate(covariance, lambda c: float((c[0, 1] - c[0, 3]) / c[0, 0]), 0.99)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
-from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes, indices
+from uturn.paper.nesting_cases import CONTROLS, HELD_OUT, NOISE, auc, changes, grammar_changes
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, decreasing, listed, verdict, within
 from uturn.paper.workshop import Workshop, file_name
@@ -84,7 +84,9 @@ def _filtered_and_shown(items: int) -> xr.Dataset:
 
 
 def _indices(kind: str, parameters: list[Any], draws: int) -> xr.Dataset:
-    return xr.Dataset({"nesting_index": ("draw", indices({kind: parameters}, draws)[kind])})
+    """Nesting index of draws of the data of a kind; draw k has parameters k modulo their number, and seed k."""
+    index = [nesting_index(*changes(kind, parameters[k % len(parameters)], k)).value for k in range(draws)]
+    return xr.Dataset({"nesting_index": ("draw", index)})
 
 
 def mean_field_index() -> float:

@@ -5,7 +5,7 @@ The index was chosen on other sets (`benchmarks/hierarchy.py`); these were writt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, normals
 from uturn.exact.laws import GaussianMixture, power_law, simplex
-from uturn.measures.hierarchy import nesting_index, site_changes
+from uturn.measures.hierarchy import site_changes
 from uturn.paper.specs import experiment_of
 
 NOISE = np.r_[np.geomspace(0.01, 1, 18), 1.4, 2, 2.7, 3.5, np.inf].round(4)
@@ -56,7 +56,7 @@ CONTROLS = tuple(kind for kind in HELD_OUT if kind != "grammars")
 
 
 def changes(kind: str, parameters: Any, seed: int, items: int = ITEMS, channel: str = "gaussian") -> tuple[xr.DataArray, int]:
-    """The changes of all sites (`nesting_index`) of one draw of the data of a kind, and the branching of the blocks of sites.
+    """The changes of all sites (`ut.nesting_index`) of one draw of the data of a kind, and the branching of the blocks of sites.
 
     `channel`: for grammars only.
     """
@@ -137,22 +137,3 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Probability that a positive number is larger than a negative one; ties count one half."""
     pairs = np.subtract.outer(np.asarray(positive, float), np.asarray(negative, float))
     return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
-
-
-def indices(
-    chosen: dict[str, list[Any]],
-    draws: int,
-    items: int = ITEMS,
-    channel: str = "gaussian",
-    report: Callable[[str], None] | None = None,
-) -> dict[str, list[float]]:
-    """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
-    index: dict[str, list[float]] = {}
-    for kind, parameters in chosen.items():
-        index[kind] = []
-        for k in range(draws):
-            changed, branching = changes(kind, parameters[k % len(parameters)], k, items, channel)
-            index[kind].append(nesting_index(changed, branching).value)
-            if report:
-                report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {index[kind][-1]:.3f}")
-    return index

@@ -17,10 +17,10 @@ from uturn.core.checks import LARGEST, expect, shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
-from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, levels_around, rests_on_few
+from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, levels_around, rests_on_few, with_ends
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
-from uturn.studies.curves import band, curve, place, shares, with_ends
+from uturn.studies.curves import band, curve, place, shares
 from uturn.studies.reading import instructions_of
 from uturn.studies.runs import describe, missing_tasks
 from uturn.studies.tables import TEXTS, Study

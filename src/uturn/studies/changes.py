@@ -9,9 +9,8 @@ from uturn.core.protocols import Variable
 from uturn.measures.changes import chi_of, chi_parts, correlations, effective_number, present_pairs
 from uturn.measures.peaks import about_few, about_peak, peak_of
 from uturn.measures.scaling import correlation_length
-from uturn.measures.statistics import complete_items
+from uturn.measures.statistics import complete_items, with_ends
 from uturn.studies.axes import Axes
-from uturn.studies.curves import with_ends
 from uturn.studies.runs import missing_tasks
 
 

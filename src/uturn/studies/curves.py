@@ -45,8 +45,3 @@ def shares(values: xr.DataArray, x: np.ndarray, start: Any = 1.0, confidence: fl
 def place(of: Replicates, statistic: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
     """A noise located on a curve and the ends of its interval (`located`), clipped to the measured range; NaN for one level."""
     return np.full(3, np.nan) if len(x) < 3 else np.clip(located(of, statistic, x), 0.0, x[-1])
-
-
-def with_ends(ds: xr.Dataset, name: str) -> np.ndarray:
-    """A variable and the ends `low` and `high` of its intervals along a new last axis, the estimate."""
-    return np.stack([ds[key] for key in (name, "low", "high")], -1)
