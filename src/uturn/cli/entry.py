@@ -47,6 +47,8 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
     except SystemExit as stop:  # of user-defined code, which shall not look like an end without errors
+        if origin(stop) is None:  # completion of the shell ends so
+            raise
         _say_error(described(stop))
         sys.exit(stop.code if isinstance(stop.code, int) and stop.code else 1)
     except TasksFailed as error:
