@@ -761,7 +761,9 @@ def test_what_is_no_study_is_not_replaced(kind, name, tmp_path):
     foreign(out / name, kind)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     for runs in (specified(), runs_of(2, 4)):
-        with pytest.raises(ValueError, match=rf"{name}': expected another folder; this is none of the studies written there$"):
+        with pytest.raises(
+            ValueError, match=rf"'{name}' in out = .*: expected another folder; it is none of the studies written there$"
+        ):
             write_study(runs, out)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 

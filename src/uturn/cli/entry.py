@@ -47,8 +47,8 @@ def main() -> None:
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
-    except SystemExit as stop:
-        if origin(stop) is None:  # of click, for a closed pipe
+    except SystemExit as stop:  # of user-defined code, which shall not look like an end without errors
+        if origin(stop) is None:  # completion of the shell ends so
             raise
         _say_error(described(stop))
         sys.exit(stop.code if isinstance(stop.code, int) and stop.code else 1)

@@ -201,7 +201,7 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
     """ValueError if results cannot be written to a folder; also called before a long run, to fail early."""
     check_results(out)
     for name in filter(re.compile(_STUDIES).fullmatch, out.names("")):
-        expect(_is_study(out, name), "out", out.place(name), "another folder; this is none of the studies written there")
+        expect(_is_study(out, name), f"{name!r} in out", out.where, "another folder; it is none of the studies written there")
     if save_images:
         expect(kept, "images kept, for save_images", kept, "keep to be 1 or more")
         foreign = [name for name in out.names(PICTURES) if not re.fullmatch(r"item\d+-.*\.png", name)]
