@@ -241,8 +241,14 @@ def test_flags_of_the_original_are_a_preset(tmp_path):
         ({"preset": "256"}, "preset = '256': .*expected one of 64x64_diffusion"),
         ({"image_size": 16}, "expected image_size, and num_heads or num_head_channels"),
         ({"image_size": 16, "num_heads": 3}, "num_heads = 3: expected a divisor of \[64\]"),
-        ({"image_size": 16, "num_heads": 1, "channel_mult": "1,3"}, r"channel_mult of the options = \[1.0, 3.0\]: expected \[1.0, 2.0\]"),
-        ({"image_size": 16, "num_heads": 1, "attention_resolutions": "16,8"}, r"attention_resolutions of the options = \[16, 8\]: expected \[8\]"),
+        (
+            {"image_size": 16, "num_heads": 1, "channel_mult": "1,3"},
+            r"channel_mult of the options = \[1.0, 3.0\]: expected \[1.0, 2.0\]",
+        ),
+        (
+            {"image_size": 16, "num_heads": 1, "attention_resolutions": "16,8"},
+            r"attention_resolutions of the options = \[16, 8\]: expected \[8\]",
+        ),
         ({"image_size": 16, "num_heads": 1, "class_cond": True}, "class_cond of the options = True: expected False"),
         ({"image_size": 16, "num_heads": 1, "timestep_respacing": "250"}, "timestep_respacing = '250': expected none"),
         ({"preset": "256x256_diffusion_uncond"}, "num_channels of the options = 256: expected 32"),
