@@ -1,5 +1,6 @@
 """Inputs that nobody should give: each is refused at once, in one line that names it and says what to do."""
 
+import ast
 import errno
 import json
 import os
@@ -306,6 +307,30 @@ def test_closed_streams(closed, words, code, stored):
 
 
 # --- zarr ------------------------------------------------------------------------------------------------------------
+
+
+def opened_by_zarr():
+    """Calls in the package that open zarr: (file, line, function, value of zarr_format)."""
+    for file in sorted(Path(ut.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            name, of = node.func.attr, getattr(node.func.value, "id", "")
+            if (of == "zarr" and name.islower()) or name in (
+                "to_zarr",
+                "open_zarr",
+                "open_dataset",
+                "load_dataset",
+                "open_datatree",
+            ):
+                formats = [keyword.value for keyword in node.keywords if keyword.arg == "zarr_format"]
+                yield file.name, node.lineno, name, getattr(formats[0], "value", None) if formats else None
+
+
+def test_every_call_opens_format_3():
+    calls = list(opened_by_zarr())
+    assert {"record.py", "datasets.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
+    assert [call for call in calls if call[-1] != 3] == []
 
 
 class Spy(numcodecs.abc.Codec):
