@@ -274,6 +274,7 @@ LAYOUT = (  # of the smallest store there is
         "identity": '{"items": 1, "trajectories": 1, "chunk": 1, "corruption": {"noise": [0]}}',
         "models": "{}",
         "spec_hash": "",
+        "random_version": 1,
     },
 )
 
