@@ -7,6 +7,7 @@
 # --data texts.txt` does the same with models of transformers.
 
 # %%
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -76,6 +77,7 @@ letters = TextOptions(
     keep=0,
     device="cpu",
 )
+warnings.filterwarnings("ignore", message="model check")  # this model is poor on purpose
 by_letters = ut.run(letters.experiment(), progress=True)
 
 # %% [markdown]

@@ -564,8 +564,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
     words = re.sub("<[^>]*>", "", (tmp_path / "tokens.html").read_text())
     assert "the cat sat on the mat ." in words
     assert "the dogs sat on a cat ." in words  # a continuation of a word has no blank before it
-    (segments,) = [one for one in numbers_in(tmp_path)["readings"] if one["reading"] == "kept_segments"]
-    assert segments["curve"][0]["value"] == 1
+    assert numbers_in(tmp_path).curve.sel(reading="kept_segments", estimate="value")[0] == 1
 
 
 @pytest.mark.parametrize(
