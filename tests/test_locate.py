@@ -192,7 +192,7 @@ def test_another_width_measures_no_old_level_again(tmp_path):
     """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
     locate(experiment(), ROOT, 0.2, tmp_path)
     found = locate(experiment(), ROOT, 0.08, tmp_path)
-    assert list(found.runs.values())[-1].noise.values.tolist() == [*found.levels, 1.0]
+    assert {f"around-{level:g}" for level in found.levels} <= set(found.runs)  # each end has a store of its own
     assert numbers(found) == numbers(locate(experiment(), ROOT, 0.08))
 
 
