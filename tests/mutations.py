@@ -833,8 +833,8 @@ MUTATIONS = (
     Mutation(
         "the readings at the ends of an interval are not asked",
         "uturn.studies.locate:search",
-        "if check.agrees:",
-        "if check.items:",
+        "if passed:",
+        "if ends:",
         tests=(("test_locate::test_curves_with_a_shoulder_are_seldom_reached_and_wrong", {"curve": "above the height"}),),
     ),
     # --- atlas and pages ---

@@ -4,7 +4,7 @@ The curve of a reading between start and chance is fitted by P(x) = chance + (st
 L(x) = 1 / (1 + exp((x - a) / w)), at the levels around the place alone. Its error is computed from the scores of the independent
 originals. The fit finds the place, and does not decide, since a curve with a shoulder is no logistic. The interval that is
 reported ends at two levels, and the readings there must be above the height of the place at the lower one and below it at the
-upper one, as the fit predicts. A monotone curve then has its place between them (`benchmarks/locate.py`: coverage, and calls of
+upper one, each by itself. A monotone curve then has its place between them (`benchmarks/locate.py`: coverage, and calls of
 networks against ten even levels).
 """
 
@@ -45,13 +45,9 @@ _KNOWN = 0.4  # error of the place over the reach up to which one level can be a
 _OFF_CENTRE, _ONE_OFF = 0.5, 0.45  # distance of the place from the middle of two levels, or from one, that moves them
 _STEEP = 4.0  # widths w of the logistic between two levels from which the curve between them counts as unknown
 _ENOUGH = 1.05  # interval of the fit over the wanted width at which the ends are measured, since they narrow it too
-_FIRST_PART, _MOST_ENDS = 0.3, 3  # originals at the ends over those of the fit, at first and at most
-_CHECK, _CHECK_MORE, _CHECK_MOST = 0.5, 0.2, 2.5  # standard errors of the first test of two ends, more for each test, at most
-_AGREE, _AGREE_PART = 1.5, 0.4  # standard errors below the predicted distance from the height, and part of it, that still agree
-_WRONG = 1.0  # standard errors on the wrong side that contradict the fit
-_OFF_ENDS, _UNEVEN, _MOVE_FROM = 0.25, 2.0, 0.4  # place off the middle of the ends, in widths; difference of the two distances;
-# originals over those of the fit: from these on, other ends are taken
-_MOST_CHECKS = 12
+_CHECK, _FEW, _AGAIN = 0.9, 6.0, 0.07  # standard errors from the height: these + 6 / sqrt(originals) + .07 for each test
+_MARGIN = 0.3  # standard errors beyond those wanted for which originals are measured, so that most tests succeed
+_MOST_TESTS = 60  # of ends; then the shape of the curve is not settled
 _MOST_ITEMS = 10_000
 _UNIT = 1e-3  # distance of levels, in units of the largest
 _ROUNDING = 1e-9
@@ -96,15 +92,15 @@ class Location:
     reached : bool
         Whether the interval is as narrow as wanted, and the readings at its ends agree with it.
     items, levels : int, list of float
-        Originals of the last run, and its levels: the ends of the interval if it is reached. They are 0 and empty if the pilot
-        found no place.
+        The last levels, the ends of the interval if it is reached, and the originals at that which has more. They are 0 and
+        empty if the pilot found no place.
     calls : float
         Sum of the noise of all U-turns over the largest noise: with a diffusion model, U-turns from the largest noise that cost
         the same.
     remark : str
     runs : {name: Dataset}
         The runs in the order in which they were made: "pilot", then those around the place, such as "around-0.4-0.6" and
-        "around-0.52", and at the ends, such as "ends-0.5-0.55". The store of a run is `name.zarr` in the folder.
+        "around-0.52". Each end has a run of its own. The store of a run is `name.zarr` in the folder.
     """
 
     reading: str
@@ -152,13 +148,13 @@ def locate(
     A pilot of 16 originals at four levels of the experiment finds roughly where the reading has gone half of the way from its
     start to chance. Then originals are measured at two levels around this place, which give the slope, and at one level at the
     place, until the interval of a logistic fit is about as narrow as the width. At last originals are measured at both ends of
-    the interval that is to be reported. If the reading is above the height of the place at one end and below it at the other, by
-    as much as the fit lets expect, the width is reached; otherwise the search goes on from what these levels show. Long U-turns
-    cost most with a diffusion model, so levels far beyond the place are left out, except the largest one if chance is not known.
+    the interval that is to be reported. If the reading is clearly above the height of the place at one end and below it at the
+    other, the width is reached; otherwise the search goes on from what these levels show. Long U-turns cost most with a diffusion
+    model, so levels far beyond the place are left out, except the largest one if chance is not known.
 
-    The interval contains the place of a smooth curve in 92 to 100 % of all runs. On curves with a shoulder, up to 10 % of the
-    runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval contains
-    the place of every monotone curve in at least 95 % of the runs, for up to five times the calls.
+    The interval contains the place of a smooth curve in 95 to 100 % of all runs. On curves with a shoulder, up to 7 % of the
+    simulated runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval
+    contains the place of every monotone curve in at least 95 % of the runs, for one to three times the calls.
 
     Parameters
     ----------
@@ -170,7 +166,7 @@ def locate(
         Full width of the interval, in the unit of the noise.
     store : folder or URL, optional
         Where the runs are kept, ordinary stores: `pilot.zarr`, and others that are named after their levels, such as
-        `around-0.4-0.6.zarr`, `around-0.52.zarr` and `ends-0.5-0.55.zarr`. The same call resumes an interrupted one, with the
+        `around-0.4-0.6.zarr` and `around-0.52.zarr`. The same call resumes an interrupted one, with the
         same numbers. Another width, reading or share uses the same pilot, and another store too if it leads to the same levels.
         By default a temporary folder.
     share : float in (0, 1)
@@ -346,7 +342,7 @@ def forecast(
 
     for two levels until the interval is 1.75 times the width, and a part of it for one until it is 1.05 times the width, since
     these two tell the rest. 1.4 allows for readings of an original that agree, for levels that are not centred on the place, and
-    for a slope that is not known. The ends take .8 of the originals of the one level, and fifteen times as many with `any_shape`.
+    for a slope that is not known. The ends take twice the originals of the one level, and three times as many with `any_shape`.
     """
     _check_width(width)
     _check_reading(experiment, reading)
@@ -373,7 +369,7 @@ def forecast(
     for near, wanted, left in (
         (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width, 1.0),
         ([_rounded(place, step, largest)], _ENOUGH * width, 1 - (_ENOUGH / _NARROWED) ** 2),
-        (_ends(place, width, step, largest), _ENOUGH * width, 12.0 if any_shape else 0.8),
+        (_pair(place, 0.49 * width, step, largest), _ENOUGH * width, 6.0 if any_shape else 2.0),
     ):
         L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
         count = 1.4 * left * (2 * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
@@ -399,9 +395,11 @@ class _Looks:
     def __init__(self, measure: Measure, largest: float) -> None:
         self.measure, self.largest, self.anchor = measure, largest, list[float]()
         self.costs: dict[str, float] = {}
+        self.items: dict[str, int] = {}
 
     def __call__(self, stage: str, levels: Sequence[float], items: int) -> Data:
         levels = sorted({*levels, *self.anchor})
+        self.items[stage] = items = max(items, self.items.get(stage, 0))  # a level may serve again
         data = self.measure(stage, levels, items)
         if math.isnan(data.chance) and not self.anchor:
             self.anchor = [self.largest]
@@ -453,119 +451,131 @@ def search(
     1. The pilot encloses the place between two levels, and chooses two levels around it (`_pilot`).
     2. Originals are measured at these two levels, then at one at the place, until the interval of the fit is about as narrow as
        wanted (`_narrowed`).
-    3. Originals are measured at the two ends of the interval that is to be reported (`_checked`). If the readings there agree
-       with the fit, the search ends. Otherwise the place is taken from the levels near the ends, with new ends around it, or, if
-       these do not contain it, from all levels between which the readings put it, and the search goes back to 2.
+    3. Originals are measured at the two ends of the interval that is to be reported (`_tested`). If both readings are on their
+       sides of the height, the search ends. Otherwise it goes on there, or at ends around the place that the levels near the
+       ends show; if these do not show it, the search goes back to 2 with levels between which all readings put the place.
     """
     look = _Looks(measure, max(grid))
     stage = _pilot(look, grid, width, share, most, unit, tell)
     if isinstance(stage, str):
         nothing = Estimate(math.nan, math.nan, math.nan)
         return Location("", share, nothing, math.nan, width, False, 0, [], look.calls(), stage)
-    fit, items, tests, started = None, 0, 0, _FIRST_ITEMS
-    for _ in range(_MOST_CHECKS):
+    fit, items = None, 0
+    for tests in range(_MOST_TESTS):
         if fit is None:
             stage, fit, items, narrow = _narrowed(look, stage, width, share, most, tell)
-            started = max(_FIRST_ITEMS, _chunks(_FIRST_PART * items))
             if not narrow:
                 break
-        ends = _ends(fit.place, width, stage.step, look.largest)
-        check = _checked(look, fit, stage.data, ends, width, share, (started, items, most), tests, any_shape, tell)
-        stage, tests = stage._replace(data=check.data, near=ends), check.tests
-        if check.agrees:
-            low, high = ends
+        ends, passed, stage = _tested(look, fit, stage, width, share, most, tests, any_shape, tell)
+        low, high = ends
+        items = max(_count(stage.data, end) for end in ends)
+        near = [level for level in stage.data.noise.tolist() if low - width / 2 <= level <= high + width / 2]
+        fit = _fitted(stage.data, share, near)._replace(scale=fit.scale)
+        if passed:
             if high - low > width * (1 + _ROUNDING):  # levels are coarse
                 low, high = max(fit.place - 0.49 * width, 0.0), fit.place + 0.49 * width
-            remark = f"the width was reached with the first {check.items} originals; a smaller one costs little more"
-            remark = remark if max(check.items, items) == _FIRST_ITEMS else ""
             place = Estimate(float(np.clip(fit.place, low, high)), low, high)
-            return Location("", share, place, high - low, width, True, check.items, ends, look.calls(), remark)
-        fit, started = check.local, max(_FIRST_ITEMS, _chunks(check.items / 2))
-        if not (fit.error < width / 2 and abs(fit.place - sum(ends) / 2) < width):
-            stage, fit = _enclosed(check.data, width, share, stage.step, look.largest), None
-    else:
-        fit = check.local
+            remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
+            remark = remark if items == _FIRST_ITEMS else ""
+            return Location("", share, place, high - low, width, True, items, ends, look.calls(), remark)
+        if items >= most:
+            break
+        if fit.error > width / 2 or abs(fit.place - (low + high) / 2) > width:
+            stage, fit = _enclosed(stage.data, width, share, stage.step, look.largest), None
+    fit = fit or _fitted(stage.data, share, [*stage.near, *stage.beside])
     # The interval of the fit alone would be believed; the readings are clearly above and below only at these two levels.
     low, high = _sides(_heights(stage.data, share), look.largest, 3.0)
-    half, at = _wide(fit) / 2, float(np.clip(fit.place, low, high))
+    known = _wide(fit) < 2 * (high - low)
+    at, half = (float(np.clip(fit.place, low, high)), _wide(fit) / 2) if known else ((low + high) / 2, 0.0)
     place = Estimate(at, max(0.0, min(at - half, low)), min(look.largest, max(at + half, high)))
-    if items >= most:
-        remark = f"the width {width:g} is not reached with {items} originals, which are all"
-        if _wide(fit) > width:
-            remark += f"; it needs about {items * (_wide(fit) / width) ** 2:,.0f}"
-    else:
-        remark = f"the width {width:g} is not reached: the shape of the curve between {low:g} and {high:g} is not settled"
+    remark = f"the width {width:g} is not reached" + (f" with {items} originals, which are all" if items >= most else "")
+    if items < most or not known:
+        remark += f": the shape of the curve between {low:g} and {high:g} is not settled"
+    elif _wide(fit) > width:
+        remark += f"; it needs about {items * (_wide(fit) / width) ** 2:,.0f}"
     return Location("", share, place, place.high - place.low, width, False, items, stage.near, look.calls(), remark)
 
 
-class _Check(NamedTuple):
-    """What the readings at two ends say: whether they agree with the fit, the fit to the levels near them, and all readings."""
-
-    agrees: bool
-    local: Fit
-    data: Data
-    items: int
-    tests: int
-
-
-def _checked(
+def _tested(
     look: _Looks,
     fit: Fit,
-    data: Data,
-    ends: list[float],
+    stage: Stage,
     width: float,
     share: float,
-    sizes: tuple[int, int, int],
+    most: int,
     tests: int,
     any_shape: bool,
     tell: Callable[[str], None],
-) -> _Check:
-    """Measure the first originals at two ends, twice as many each time, until they agree with the fit or contradict it.
+) -> tuple[list[float], bool, Stage]:
+    """Choose two ends, measure originals at those that are not yet certain, and test both.
 
-    They agree if the reading is above the height of the place at the lower end and below it at the upper end, by z standard
-    errors and by about what the fit predicts. z rises with the number of tests, since each test can agree by chance. With
-    `any_shape` the k-th test has the false-alarm rate .05 6/(pi k)², which sums to .05, and the fit does not count. The truth of
-    a monotone curve lies between two ends of which none is on the wrong side, so only one of them can be wrong.
-
-    `sizes`: originals at first, those of the fit, and the most.
+    The ends are those around the place that cost least by the fit, among them levels that are measured already. An end passes if
+    the reading is on its side of the height, above at the lower end and below at the upper end, by z standard errors. z is larger
+    for few originals, since the same ones have chosen the ends, and rises with the number of tests, since each can pass by
+    chance. With `any_shape` the k-th test has the false-alarm rate .05 6/(pi k)², which sums to .05. The truth of a monotone
+    curve lies between two ends of which none is on the wrong side, so only one of them can be wrong.
     """
     from scipy.special import expit, logit, ndtri
 
-    items, of_fit, most = sizes
-    while True:
-        items = min(items, most)
-        data = _together(look(f"ends-{ends[0]:g}-{ends[1]:g}", ends, items), data)
-        heights, tests = _heights(data, share), tests + 1
-        low, high = (heights[end].distance for end in ends)
-        near = [level for level in data.noise.tolist() if ends[0] - width / 2 <= level <= ends[1] + width / 2]
-        local, middle = _fitted(data, share, near), sum(ends) / 2
-        if any_shape:
-            above = below = float(-ndtri(0.05 * 6 / (math.pi * tests) ** 2))
-        else:
-            predicted = expit(logit(1 - share) - (np.array(ends) - fit.place) / fit.scale) - (1 - share)
-            predicted = np.abs(predicted) / [heights[end].error for end in ends]
-            least = np.maximum(predicted - _AGREE, _AGREE_PART * predicted)
-            above, below = np.maximum(least, min(_CHECK + _CHECK_MORE * (tests - 1), _CHECK_MOST)).tolist()
-        tell(
-            f"noise {fit.place:.3g}; at noise {ends[0]:g} and {ends[1]:g} with {items} originals the reading is {low:+.1f} and "
-            f"{high:+.1f} standard errors from the height of the place; {above:.1f} and {-below:.1f} are wanted"
-        )
-        if low >= above and high <= -below:
-            return _Check(True, local, data, items, tests)
-        off = abs(local.place - middle)
-        moved = off > max(_OFF_ENDS * width, local.error) or (off > 0.1 * width and abs(low + high) > _UNEVEN)
-        contradicted = low < -_WRONG or high > _WRONG or (moved and items >= _MOVE_FROM * of_fit)
-        if contradicted or items >= (most if any_shape else min(most, _MOST_ENDS * of_fit)):
-            return _Check(False, local, data, items, tests)
-        items *= 2
+    data, z, few = stage.data, _CHECK + _AGAIN * tests, _FEW
+    if any_shape:
+        z, few = float(-ndtri(0.05 * 6 / (math.pi * (tests + 1)) ** 2)), 0.0
+    spread = _spread(data, fit.place, share)
+
+    def predicted(end: float) -> float:
+        """Distance of the fit from the height of the place."""
+        return max(abs(float(expit(logit(1 - share) - (end - fit.place) / fit.scale)) - (1 - share)), _ROUNDING)
+
+    def needed(end: float) -> float:
+        """Originals n with predicted √n / spread = z + margin + few / √n."""
+        rate, least = predicted(end) / spread, z + _MARGIN
+        return max(((least + math.sqrt(least**2 + 4 * few * rate)) / (2 * rate)) ** 2, _FIRST_ITEMS)
+
+    def cost(ends: list[float]) -> float:
+        """Calls that these ends still need."""
+        return sum(end * max(0.0, needed(end) - _count(data, end)) for end in ends)
+
+    def reading(end: float, side: int) -> tuple[float, float]:
+        """Standard errors by which the reading at an end is on its side, and those that are wanted."""
+        return side * _heights(data, share, [end])[end].distance, z + few / math.sqrt(_count(data, end))
+
+    ends = min(_choices(fit.place, width, data, stage.step, look.largest), key=cost)
+    for end, side in zip(ends, (1, -1), strict=True):
+        count = _count(data, end)
+        if count < _FIRST_ITEMS or np.less(*reading(end, side)):
+            items = needed(end) if not count else float(np.clip(needed(end), 1.25 * count, max(2 * count, 2 * _FIRST_ITEMS)))
+            if (items := min(_chunks(items), most)) > count:
+                data = _together(look(f"around-{end:g}", [end], items), data)
+    (low, above), (high, below) = (reading(end, side) for end, side in zip(ends, (1, -1), strict=True))
+    counts = " and ".join(str(_count(data, end)) for end in ends)
+    tell(
+        f"noise {fit.place:.3g}; at noise {ends[0]:g} and {ends[1]:g} with {counts} originals the reading is "
+        f"{low:+.1f} and {-high:+.1f} standard errors from the height of the place; {above:.1f} and {-below:.1f} are wanted"
+    )
+    return ends, low >= above and high >= below, stage._replace(data=data, near=ends)
 
 
-def _ends(place: float, width: float, step: float, largest: float) -> list[float]:
-    """The ends of the interval to be reported: two levels a little nearer than the width, or the two levels around a place."""
-    low, high = (_rounded(place + sign * 0.49 * width, step, largest) for sign in (-1, 1))
-    if low == high:
-        low, high = (_rounded(step * end, step, largest) for end in (math.floor(place / step), math.ceil(place / step)))
-    return [low, high]
+def _count(data: Data, level: float) -> int:
+    """Originals with a reading at a level."""
+    return int(np.isfinite(data.values[:, data.noise == level]).sum())
+
+
+def _spread(data: Data, place: float, share: float) -> float:
+    """Standard deviation of the readings at the level nearest to the place, as a share of the way; half originals are added."""
+    column = data.values[:, np.abs(data.noise - place).argmin()]
+    column = column[np.isfinite(column)] / (data.start - _chance(data))
+    return math.sqrt((len(column) * np.var(column) + share * (1 - share)) / (len(column) + 1))
+
+
+def _choices(place: float, width: float, data: Data, step: float, largest: float) -> list[list[float]]:
+    """Pairs of ends, a little nearer than the width, that contain a place: centred on it, or one of them measured already."""
+    centred = _pair(place, 0.49 * width, step, largest)
+    if len(centred) < 2:
+        return [[_rounded(step * end, step, largest) for end in (math.floor(place / step), math.ceil(place / step))]]
+    span, measured = centred[1] - centred[0], data.noise.tolist()
+    pairs = [[level, level + span] for level in measured] + [[level - span, level] for level in measured]
+    rounded = [[_rounded(end, step, largest) for end in pair] for pair in pairs]
+    return [centred, *(pair for pair in rounded if pair[0] < place < pair[1] <= pair[0] + span + _ROUNDING)]
 
 
 class _Height(NamedTuple):
@@ -575,7 +585,7 @@ class _Height(NamedTuple):
     error: float
 
 
-def _heights(data: Data, share: float) -> dict[float, _Height]:
+def _heights(data: Data, share: float, levels: Sequence[float] | None = None) -> dict[float, _Height]:
     """The readings of each level against the height of the place, as shares of the way from start to chance.
 
     Half a kept and half a lost original are added, so that equal readings do not count as known without error. Where another
@@ -587,7 +597,7 @@ def _heights(data: Data, share: float) -> dict[float, _Height]:
     counts, heights = np.isfinite(above).sum(axis=0), {}
     for level, column in zip(data.noise.tolist(), above.T, strict=True):
         there = np.isfinite(column)
-        if not (n := there.sum()):
+        if not (n := there.sum()) or (levels is not None and level not in levels):
             continue
         mean, residual, added = column[there].mean(), column[there] - column[there].mean(), 0.0
         larger = [k for k in np.flatnonzero(counts > 1.3 * n) if np.isfinite(above[there, k]).all()]
