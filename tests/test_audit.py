@@ -19,7 +19,7 @@ from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.pages import write_page
 from uturn.pages.audits import meaning
-from uturn.pages.collect import collect
+from uturn.pages.collecting import collect
 
 V, D = Table.V, Table.D
 ORDERS = [

@@ -419,7 +419,7 @@ def test_a_table_is_chosen_from_by_a_column(tmp_path):
     assert "kind = b, 59 originals: chosen: noise = 0.2" in done.stdout
     assert "line break" not in done.stdout
     (tmp_path / "cut.csv").write_text("\n".join(["noise,item,kind,same", *rows, "0.3,118,b,0.25", "0.3,119,b,0.2"]))
-    assert "has no line break" in uturn("choose", "cut.csv", "--keep", "same=.95", cwd=tmp_path).stdout
+    assert "has no line break" in uturn("choose", "cut.csv", "--keep", "same=.95", "--by", "kind", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(("start", "chosen"), [("rmsd=0", True), ("rmsd=9", False)])

@@ -186,7 +186,7 @@ def test_a_truncated_layout_is_reported(finished, tmp_path):
     [
         ({**SPEC, "probes": [{"type": "tree_levels"}] * 2}, "variables of two of them"),
         ({**SPEC, "probes": [{"type": "images"}]}, "does not go with strings"),
-        (with_part("source", depth=60), "depth, branching = .*lower them"),
+        (with_part("source", depth=60), "depth, branching = .*expected lower ones"),
         (with_part("corruption", type="os:getcwd"), "expected a class with the methods"),
         (with_part("corruption", noise=[0.1, 0.1]), "different numbers"),
         (with_part("corruption", noise=[1.5]), r"noise = 1\.5"),

@@ -38,7 +38,7 @@ from uturn.core.files import read_array, read_table
 from uturn.exact.theory import MeanField
 from uturn.networks.texts.tokenizers import Vocabulary
 from uturn.pages import report
-from uturn.pages.collect import collect
+from uturn.pages.collecting import collect
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
 from uturn.store.record import _digest_of_labels, open_run
@@ -89,7 +89,7 @@ def spec(part=None, **options):
         (spec(trajectories=10**9), r"chunk \* trajectories = 4000000000: expected at most .* lower one"),
         (spec(items=10**12), r"items \* noise levels / chunk = 125000000000: expected at most .* lower one"),
         (spec("corruption", noise=[10**400]), r"noise = \[1000.*\.\.\.: expected a list of different numbers"),
-        (spec("source", depth=60), "depth, branching = .*lower them"),
+        (spec("source", depth=60), "depth, branching = .*expected lower ones"),
     ],
 )
 def test_specs_that_cannot_be(table, message):
@@ -489,7 +489,7 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
     (folder / "smoke").symlink_to(tmp_path)
     assert collect([folder]).sections[0]["details"] == []
     figure(folder, scale="..")
-    assert "names in its folder" in collect([folder]).problems[0]["words"]
+    assert "names in the folder" in collect([folder]).problems[0]["words"]
     shutil.copytree(tmp_path / "fig6-x.zarr", figure(tmp_path / "sound") / "smoke" / "fig6-x.zarr")
     assert len(collect([tmp_path / "sound"]).sections[0]["details"]) == 1
 

@@ -444,7 +444,7 @@ def test_a_source_of_ones_own_mixture(tmp_path, in_files):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"covariances": [[1.0]]}, "covariances: go with means"),
+        ({"covariances": [[1.0]]}, "covariances without means"),
         ({"means": [[1.0, 2.0]], "covariances": [[1.0, 2.0], [2.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
         ({"means": [[1.0], [2.0]], "weights": [0.9, 0.2]}, "weights = "),
     ],

@@ -265,7 +265,7 @@ def raises():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (lambda: None, "gives NoneType; expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel"),
+        (lambda: None, "what it gives = None: expected (torch.nn.Module, scheduler of diffusers), or a DenoiserModel"),
         (raises, r"KeyError: 'weights' (test_own_denoisers.py, line"),
         (of(predicts="epsilon"), "DenoiserModel.predicts = 'epsilon': expected one of 'noise', 'x0', 'v', 'flow', 'score'"),
         (of(num_classes=3, null_class=2), "DenoiserModel.null_class = 2: expected None, or with num_classes a label"),
@@ -277,7 +277,7 @@ def raises():
             of(lambda noisy, timestep: noisy[:, :1]),
             "output for noisy images (2, 2, 3, 4) = (torch.float32, (2, 1, 3, 4)): expected floating",
         ),
-        (of(lambda noisy, timestep: noisy / 0), "gives NaN or infinity for two images of noise at timestep 500"),
+        (of(lambda noisy, timestep: noisy / 0), "output for two images of noise at timestep 500 = 'NaN or infinity'"),
         (of(cannot), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
     ],
 )

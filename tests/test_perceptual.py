@@ -211,7 +211,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
     for name, content in files.items():
         torch.save(content, tmp_path / name)
     expected = {
-        "fewer": "has weights for 6 layers, not 7; expected a file of learned weights of the package lpips",
+        "fewer": "layers = .*: expected 7 layers, of a file of learned weights of the package lpips",
         "negative": "has negative weights, with which it is no distance",
         "narrow": "63 weights for layer 'features.1', which has 64 channels",
     }

@@ -475,7 +475,7 @@ def test_files_go_to_guided_diffusion(tmp_path, classes):
     assert (loaded.image_shape, loaded.latent_shape, loaded.num_classes, loaded.codec) == ((3, 16, 16), None, classes, None)
     assert loaded.scheduler.config.variance_type == "learned_range"
     assert loaded.scheduler.config.beta_schedule == "squaredcos_cap_v2"
-    with pytest.raises(ValueError, match="no preset given"):
+    with pytest.raises(ValueError, match="preset = None"):
         load_pretrained(file)
 
 
@@ -499,7 +499,7 @@ def test_text_models_are_refused_before_they_are_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", lambda name: index)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name: pytest.fail("fetched"))
-    with pytest.raises(ValueError, match=r"the text_encoder of its StableUnCLIPPipeline = .* not conditioned on a text"):
+    with pytest.raises(ValueError, match=r"of its StableUnCLIPPipeline = "):
         load_pretrained("owner/name")
 
 
@@ -554,12 +554,12 @@ def test_missing_models_are_refused(tmp_path, folders):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "the unet is a UNet2DConditionModel"),
-        ({"unet": ["os", "system"]}, "the unet is a system"),
-        ({"scheduler": None}, "holds unet, not"),
-        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, r"ScoreSdeVeScheduler has no step\(\)"),
-        ({"vae": ["diffusers", "AutoencoderDC"]}, "the vae is a AutoencoderDC, not AutoencoderKL or VQModel"),
-        ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"conditioned on a text or an image \(text_encoder\)"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "the unet of its DDPMPipeline = 'UNet2DConditionModel'"),
+        ({"unet": ["os", "system"]}, "the unet of its DDPMPipeline = 'os.system'"),
+        ({"scheduler": None}, "its parts = 'unet'"),
+        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, r"'ScoreSdeVeScheduler': expected one with step\(\)"),
+        ({"vae": ["diffusers", "AutoencoderDC"]}, "'AutoencoderDC': expected AutoencoderKL or VQModel"),
+        ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"the text_encoder of its DDPMPipeline"),
     ],
 )
 def test_wrong_parts(copied, changes, message):

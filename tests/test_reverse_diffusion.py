@@ -369,7 +369,7 @@ def test_schedulers_that_cannot_make_u_turns_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x[:, :, :4], r"expected \(batch, 1, 8, 8\)"),
+        (lambda x: x[:, :, :4], r"expected \('batch', 1, 8, 8\)"),
         (lambda x: (255 * x).astype(np.uint8), "expected float32"),
         (lambda x: x * 1.5, r"expected finite values in \[-1, 1\]"),
     ],

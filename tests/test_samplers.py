@@ -189,12 +189,15 @@ def test_recorded_files_are_checked(sampler, code, tmp_path):
     for path in tmp_path.glob("strength_*/*_1.png"):
         path.rename(path.with_suffix(".hidden"))
     single = uturn(*words, *pattern, cwd=tmp_path)
-    assert (single.returncode, "the files have one trajectory of each original" in single.stderr) == (2, True)
+    assert (single.returncode, "expected two or more, which the tests compare" in " ".join(single.stderr.split())) == (2, True)
     for path in tmp_path.glob("strength_*/*_1.hidden"):
         path.rename(path.with_suffix(".png"))
     (tmp_path / "strength_0.5" / "03_1.png").unlink()
     missing = uturn(*words, *pattern, cwd=tmp_path)
-    assert (missing.returncode, "files of the first 24 originals are missing" in missing.stderr) == (2, True)
+    assert (missing.returncode, "two trajectories of each of the first 24 originals" in " ".join(missing.stderr.split())) == (
+        2,
+        True,
+    )
 
 
 def test_calibration_is_reported_and_the_steps_from_which_it_passes(originals, monkeypatch):
@@ -298,7 +301,7 @@ def forgetful(images, noise, seed):
     [
         (["--sampler", f"{__name__}:broken"], "test_samplers:broken'.*no such scheduler .test_samplers.py, line"),
         (["--sampler", f"{__name__}:forgetful"], r"result = None: expected a tensor \(32, 1, 8, 8\)"),
-        (["--items", "4"], "items = 4: so few could not make the check fail"),
+        (["--items", "4"], "items = 4: expected at least 9; fewer could not"),
     ],
 )
 def test_wrong_input_ends_in_one_line(originals, words, message):

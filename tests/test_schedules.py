@@ -191,8 +191,8 @@ def test_command_line_and_plot(tmp_path):
     [
         (None, {}, "no such folder or file with a scheduler_config.json"),
         ({"_class_name": "DDPMScheduler"}, {"steps": 1001}, r"steps = 1001: expected 1 \.\. 1000"),
-        ({"_class_name": "DDPMScheduler", "beta_end": 3}, {}, "noise schedule has betas"),
-        (FLOW, {"scheduler": "ddim"}, "does not go with the model"),
+        ({"_class_name": "DDPMScheduler", "beta_end": 3}, {}, "betas of the DDPMScheduler"),
+        (FLOW, {"scheduler": "ddim"}, "expected one for the noise schedule of the model"),
         (FLOW, {"size": 100}, "size = 100: expected a multiple of 16"),
     ],
 )

@@ -259,12 +259,15 @@ def hostile(folder):
 
     return {
         "no such folder": ({"model": "no/such/folder"}, "no such folder"),
-        "masked model without a head of classes": (model("bert"), r"classifier\.bias.* are missing; .*, trained on classes"),
-        "model of the backward": ({"model": "same"}, "has no classes; expected a classifier"),
-        "another tokenizer": (model("classes") | {"tokenizer": str(folder / "letters")}, "has 43 tokens, but its tokenizer 57"),
-        "unknown tokens": (model("classes") | {"split": r"\w\w"}, "are unknown to the model's tokenizer"),
-        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"gives shape \(2, 6, 3\) for 2 texts; expected logits"),
-        "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite"),
+        "masked model without a head of classes": (model("bert"), "missing weights = .*: expected all weights of a trained"),
+        "model of the backward": ({"model": "same"}, "expected a classifier, which has classes"),
+        "another tokenizer": (
+            model("classes") | {"tokenizer": str(folder / "letters")},
+            "tokens of its tokenizer = 57: expected 43",
+        ),
+        "unknown tokens": (model("classes") | {"split": r"\w\w"}, "unknown tokens = "),
+        "no logits of classes": ({"model": "test_text_class:Wrong"}, r"for 2 texts = \(2, 6, 3\): expected logits"),
+        "NaN": ({"model": "test_text_class:Nan"}, "logits = 'NaN or infinity'"),
     }
 
 
@@ -318,10 +321,9 @@ def test_pickled_weights_do_not_run_code(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ("0\n1\n", "line 3 is ''; expected the number of a class"),
-        ("cat\n" * 8, "line 1 is 'cat'; expected the number of a class"),
-        ("0\n" * 9, "has 9 lines, but the texts have 8"),
-        ("9\n" * 8, "knows the classes 0 .. 3, but the largest label of the texts is 9"),
+        ((0, 1, "", 0, 0, 0, 0, 0), "text 3: label = '': expected the number of a class"),
+        (("cat",) * 8, "text 1: label = 'cat': expected the number of a class"),
+        ((9,) * 8, "largest label of the texts = 9: expected at most 3"),
     ],
 )
 def test_wrong_labels(folder, tmp_path, labels, words):

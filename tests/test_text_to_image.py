@@ -378,7 +378,7 @@ def test_what_does_not_fit(folders, kind, given, words):
 
 
 def test_a_file_of_another_length(folders, data, prompts):
-    with pytest.raises(ValueError, match="= 3: expected 2, one for each item"):
+    with pytest.raises(ValueError, match="= 3: expected 2, as items"):
         options(folders["sd"], data, items=2, prompt=str(prompts)).experiment()
 
 

@@ -15,7 +15,7 @@ from uturn.core.checks import expect
 from uturn.core.lazy import later
 
 with later():
-    from uturn.store.record import warnings_of
+    from uturn.store import record
     from uturn.studies import choice as choices
     from uturn.studies import tables
 
@@ -69,7 +69,7 @@ def choose(
         settings["coords"] = sorted({*settings.get("coords", []), by})
     run = opened(results, **settings)
     choice = choices.choose(run, reading, goal, lose=lost, by=by, confidence=confidence)
-    show("\n".join([repr(choice), *warnings_of(run.attrs)]))
+    show("\n".join([repr(choice), *record.warnings_of(run.attrs)]))
     if math.isnan(choice.noise):
         raise typer.Exit(1)
 

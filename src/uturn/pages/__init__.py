@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from uturn.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from uturn.pages.collect import Collected as Collected
-    from uturn.pages.collect import collect as collect
+    from uturn.pages.collecting import Collected as Collected
+    from uturn.pages.collecting import collect as collect
     from uturn.pages.page import fetch as fetch
     from uturn.pages.page import report as report
     from uturn.pages.page import write_page as write_page
     from uturn.pages.results import write_study as write_study
 
 _HOMES = {
-    "Collected": "pages.collect",
-    "collect": "pages.collect",
+    "Collected": "pages.collecting",
+    "collect": "pages.collecting",
     "fetch": "pages.page",
     "report": "pages.page",
     "write_page": "pages.page",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import whole_file
-from uturn.pages.collect import collect
+from uturn.pages.collecting import collect
 from uturn.pages.html import results_page
 from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import is_url

@@ -25,6 +25,7 @@ from uturn.studies.plotting.curves import (
     no_mathematics,
 )
 from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, level_colors, style, ticks
+from uturn.studies.runs import label
 from uturn.studies.tables import remarks
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def draw_chart(axis: Any, chart: Chart) -> None:
     _mark(axis, chart, places)
     ylabel = chart.unit if chart.joined or chart.places is None else chart.words or chart.unit or "share of U-turns"
     axis.set_ylabel("\n".join(textwrap.wrap(no_mathematics(ylabel), 40)[:2]))
-    axis.set_xlabel(no_mathematics(str(x_axis.attrs.get("long_name", x_axis.name))))
+    axis.set_xlabel(no_mathematics(label(x_axis.attrs.get("long_name", x_axis.name))))
     axis.set_title("\n".join(textwrap.wrap(brief(chart.title, 92), 48)[:2]), pad=22)
     if x_axis.name == "noise":
         draw_noise_axis(axis, x)
