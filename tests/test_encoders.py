@@ -411,9 +411,17 @@ def test_texts_that_are_refused(clip, texts, words):
     assert "\n" not in str(caught.value)
 
 
-def test_mistakes_are_named(clip, tmp_path):
+def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    half = tiny_clip.write(tmp_path / "half")
+    from transformers import CLIPVisionModel
+
+    CLIPVisionModel.from_pretrained(half).save_pretrained(half)
+    cut = tiny_clip.write(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00")
 
     def refused(words, classifier, source=None, **options):
         with pytest.raises(ValueError, match=words) as caught:
@@ -421,15 +429,21 @@ def test_mistakes_are_named(clip, tmp_path):
         assert "\n" not in str(caught.value) or "validation error" in str(caught.value)
 
     refused("'clip:/no/where' = 'no such folder': expected one of transformers.CLIPModel, or its name on a hub", "clip:/no/where")
-    refused("cannot be read .*'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
+    refused("'clip:' = 'no such folder'", "clip:")
+    refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
+    refused("cannot be read", f"clip:{half}")
+    refused("cannot be read", f"clip:{cut}")
+    refused("cannot be read", f"clip:{tmp_path}")
+    refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
     refused(
         "class_prompts = 'a cat': expected a file with one text a line, or a template with {}",
         f"clip:{clip}",
         class_prompts="a cat",
     )
-    refused("the classes of the images have no names; give a file", f"clip:{clip}", class_prompts="a {}")
-    refused("goes with classifier = 'clip:FOLDER', not 'fashion_mnist'", "fashion_mnist", class_prompts="a {}")
-    refused("knows 3 classes, but the images have 5 labels", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
+    refused("expected a file, one text a line, as classes have no names", f"clip:{clip}", class_prompts="a {}")
+    refused("expected a text file, one text a line", f"clip:{clip}", class_prompts=str(binary))
+    refused("class_prompts with classifier = 'fashion_mnist' = .*'clip:FOLDER'", "fashion_mnist", class_prompts="a {}")
+    refused("number of labels of the images = 5: expected 3", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
     with pytest.raises(ValueError, match=r"class_prompts = 'a {}': expected none; it goes with a classifier 'clip:FOLDER'"):
         ImageOptions(class_prompts="a {}").experiment()
     with pytest.raises(ValueError, match=r"texts of classifier = 'fashion_mnist' = .*no encoder of texts"):

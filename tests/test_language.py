@@ -360,14 +360,23 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     strange = tmp_path / "strange.txt"
     strange.write_text("x y z\n")
     refused("unknown tokens = '3 of 3'.*split: smiles", bert, strange, items=1)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    refused("no text in it", bert, tmp_path / "empty.txt", items=1)
     (tmp_path / "one.txt").write_text("a\n")
     refused("items = 6: expected at most 1", bert, tmp_path / "one.txt")
     (tmp_path / "marked.txt").write_text("\ufeffa b\n", encoding="utf-8")  # the mark of UTF-8 that some editors write
     assert experiment(bert, tmp_path / "marked.txt", items=1).parts.source.ids([0]).tolist() == [[5, 6]]
     (tmp_path / "digits.txt").write_text("abc\n\nab1\n")
-    refused("line 3: the text 'ab1' has '1', which is none of the 64 tokens.*; replace it", "embedded", tmp_path / "digits.txt")
+    refused(
+        "line 3: characters of the text 'ab1' = '1': expected the 64 tokens of the model; replace it",
+        "embedded",
+        tmp_path / "digits.txt",
+    )
+    refused("no such file", bert, tmp_path / "none.txt")
     np.save(tmp_path / "ids.npy", np.array([[5, 17]]))
-    refused(r"the id 17 at \(0, 1\); expected 0 .. 16", bert, tmp_path / "ids.npy", items=1)
+    refused(r"row 0 = .*: expected a text, or ids 0 .. 16", bert, tmp_path / "ids.npy", items=1)
+    np.save(tmp_path / "real.npy", np.zeros((2, 3)))
+    refused("expected integers of shape", bert, tmp_path / "real.npy", items=1)
 
 
 def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):

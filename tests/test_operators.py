@@ -376,7 +376,7 @@ def test_draws_for_another_noise_do_not_pass(own):
         ("cut_noise", r"noisy\(A\(x\)\) = .*: expected finite numbers of the shape \(1, 1, 16\)"),
         ("in_place", "RuntimeError: .*in-place"),
         ("hides_nothing", r"hidden = 'values on which A\(x\) depends'"),
-        ("ragged", r"shapes of measurements = .\(1,\), \(2,\).: expected the same for all data"),
+        ("ragged", r"shapes of measurements = .*: expected the same for all data"),
     ],
 )
 def test_mistakes_of_own_operators_are_one_line(own, operator, message):

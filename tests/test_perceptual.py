@@ -206,14 +206,19 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
     files = {
         "fewer": {k: w for k, w in state.items() if "6" not in k},
         "negative": {**state, "lin2.model.1.weight": -state["lin2.model.1.weight"]},
+        "others": {"conv.weight": torch.zeros(3)},
         "narrow": {**state, "lin0.model.1.weight": torch.rand(1, 63, 1, 1)},
     }
     for name, content in files.items():
         torch.save(content, tmp_path / name)
+    (tmp_path / "text").write_text("weights")
     expected = {
-        "fewer": "layers = .*: expected 7 layers, of a file of learned weights of the package lpips",
-        "negative": "has negative weights, with which it is no distance",
-        "narrow": "63 weights for layer 'features.1', which has 64 channels",
+        "fewer": "layers = .0, 1, 2, 3, 4, 5.: expected 7 layers, of a file of learned weights of the package lpips",
+        "negative": "= 'negative weights'",
+        "others": "layers = ..: expected 7",
+        "narrow": "weights of layer 'features.1' = 63: expected 64",
+        "text": "is damaged",
+        "nowhere": "no such file; expected a file of learned weights of the package lpips",
     }
     options = {"classifier": "torchvision:squeezenet1_1", "weights": squeezenet[1]}
     for name, words in expected.items():
@@ -225,7 +230,13 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
         Perceptual(**options).variables(Source((3, 2, 2)))
     with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
         Perceptual(**options).variables(Source((4, 40, 40)))
-    with pytest.raises(ValueError, match=r"weights: 1 for 2 networks \(the perceptual one is the last\); expected one for each"):
+    with pytest.raises(ValueError, match=r"'features\.90': expected a module"):
+        Perceptual(**options, layers=("features.90",)).variables(Source())
+    with pytest.raises(ValueError, match="classifier"):
+        Perceptual()
+    with pytest.raises(ValueError, match="perceptual_linear = 'x': expected none; it goes with a network `perceptual`"):
+        ImageOptions(perceptual_linear="x").experiment()
+    with pytest.raises(ValueError, match="number of weights = 1: expected 2"):
         ImageOptions(perceptual=f"{HERE}:small", weights=["x"]).experiment()
 
 

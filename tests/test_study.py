@@ -1017,7 +1017,7 @@ def test_the_command_writes_the_difference(tmp_path):
     np.testing.assert_allclose(of_half_life[["value", "low", "high"]], expected.half_life[0], rtol=1e-9)
     assert (out / "difference.png").is_file()
     page = (out / "index.html").read_text()
-    assert "difference.json" not in page, "it is no damaged figure"
+    assert "difference.json</code>" not in page, "it is no damaged figure"
     assert "difference [95 % interval]" in page
     assert with_interval(expected.curve.values[0, -1]) in page
     write_study({name: read_readings(store, start={"d": 0}) for name, store in zip("ab", stores, strict=True)}, out)

@@ -112,7 +112,7 @@ class Vocabulary:
         matched, unknown = self._matched(text), self.unknown_id
         strange = next((word for word in matched if word not in self._places), None)
         is_known = unknown is not None or strange is None
-        expect(is_known, f"the text {shown(text)} has", strange, f"the {self.size} tokens of the model")
+        expect(is_known, f"characters of the text {shown(text)}", strange, f"the {self.size} tokens of the model")
         return [self._places.get(word, unknown or 0) for word in matched]
 
     def _matched(self, text: str) -> list[str]:
