@@ -270,7 +270,7 @@ def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp
         reproduce(["inverse"], tmp_path)
     ended = uturn("reproduce", "inverse", "--out", tmp_path)
     assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (2, 1)
-    monkeypatch.setattr("uturn.paper.ORDER", ("inverse", "fig3"))
+    monkeypatch.setattr("uturn.cli.figures.ORDER", ("inverse", "fig3"))
     ended = uturn("reproduce", "--out", tmp_path)
     assert ended.returncode == 0
     assert "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'" in ended.stdout
