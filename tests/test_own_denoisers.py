@@ -278,7 +278,7 @@ def raises():
             "output for noisy images (2, 2, 3, 4) = (torch.float32, (2, 1, 3, 4)): expected floating",
         ),
         (of(lambda noisy, timestep: noisy / 0), "output for two images of noise at timestep 500 = 'NaN or infinity'"),
-        (of(cannot), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (of(cannot), "mat1 and mat2 shapes cannot be multiplied"),
     ],
 )
 def test_mistakes_are_one_line(value, words):
