@@ -68,6 +68,9 @@ def calibrate(
     and any f. It does not assume normality: where almost nothing changes, the t statistic of 200 items reaches 3 to 4.5 for
     exact inference.
 
+    Give exactly one noisy datum of each original, chosen beforehand (trajectory 0). Several noisy data share their original, so
+    the test would not be exact.
+
     Parameters
     ----------
     with_original : array (items, K, ...)
@@ -81,9 +84,6 @@ def calibrate(
         Tests that are clear after fewer relabellings end earlier (`uturn.measures.relabelling`).
     seed : int
         Seed of the relabellings, which are the same for all tests of one call.
-
-    Give exactly one noisy datum of each original, chosen beforehand (trajectory 0). Several noisy data share their original, so
-    the test would not be exact.
 
     Examples
     --------
