@@ -134,11 +134,10 @@ def main() -> None:
     print("| row | parameters | GFLOP a call | calls | GPU-hours, H100 |\n|---|---|---|---|---|")
     for row in read_atlas(ATLAS):
         parameters, operations = cost(NETWORKS[row.name])
-        options = row
-        steps = sum(round(noise * options.steps) for noise in noise_levels(options.levels, options.steps))
-        calls = options.items * options.trajectories * options.clones * steps
-        if options.data == "generated":
-            calls += max(options.items, 256) * options.steps
+        steps = sum(round(noise * row.steps) for noise in noise_levels(row.levels, row.steps))
+        calls = row.items * row.trajectories * row.clones * steps
+        if row.data == "generated":
+            calls += max(row.items, 256) * row.steps
         hours = calls * operations / (SHARE * PEAK) / 3600
         print(f"| {row.name} | {parameters / 1e6:,.0f} M | {operations / 1e9:,.0f} | {calls / 1e3:,.0f} k | {hours:.2g} |")
 

@@ -264,8 +264,10 @@ def main() -> None:
     parser.add_argument("--any-shape", action="store_true")
     parser.add_argument("--store", help="store of the run of part images")
     chosen = parser.parse_args()
-    if chosen.part == "images" and (chosen.store is None or chosen.plot is not None):
-        parser.error("part images: expected --store, without --plot")
+    if chosen.part == "images" and (chosen.store is None or chosen.any_shape):
+        parser.error("part images: expected --store, without --any-shape")
+    if chosen.plot is not None and (chosen.part != "curves" or chosen.any_shape):
+        parser.error("--plot: expected part curves, without --any-shape")
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.repeats)
     if chosen.any_shape or chosen.part == "shoulders":
         return judged(tuple(CURVES if chosen.part == "curves" else SHOULDERS), seeds, chosen.any_shape)

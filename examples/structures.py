@@ -41,7 +41,7 @@ def compared(original: struc.AtomArray, version: struc.AtomArray) -> dict[str, n
     if not np.array_equal(original.res_id, version.res_id):
         raise ValueError(f"the version has {len(version)} residues, the original {len(original)}; expected the same residues")
     found = struc.superimpose(original, version)
-    version = found[0] if isinstance(found, tuple) else found.apply(version)  # biotite gives the rotation alone since 2.0
+    version = found[0] if isinstance(found, tuple) else found.apply(version)  # biotite gives the transformation alone since 2.0
     before, after = contacts(original), contacts(version)
     apart = np.subtract.outer(np.arange(len(original)), np.arange(len(original)))
     within = [before & (apart >= low) & (apart < high) for low, high in RANGES.values()]

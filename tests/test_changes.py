@@ -473,3 +473,12 @@ def test_chi_of_the_mean_field_peaks_below_its_threshold():
     peaks = [grid[mf.susceptibility(grid, depth).argmax()] for depth in (5, 7, 10)]
     assert np.round(peaks, 3).tolist() == [0.763, 0.784, 0.795]
     assert MeanField(32, 8, 2).correlation_exponent == pytest.approx(1.893, abs=5e-4)
+
+
+def test_other_items_or_sites_cannot_be_added():
+    found = Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4)))
+    for shape in ((3, 3, 4), (2, 3, 8)):
+        with pytest.raises(ValueError, match="2 items and 4 sites"):
+            found.add(np.zeros(shape))
+    with pytest.raises(ValueError, match="noise levels = 2"):
+        found.add(xr.DataArray(np.zeros((2, 2, 3, 4)), dims=("noise", "item", "trajectory", "site"), coords={"noise": [1, 2]}))

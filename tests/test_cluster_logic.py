@@ -180,7 +180,7 @@ def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     full = FakeWorker(lambda tasks: (bad.append(tasks) or "no such disk", True))
     assert cluster(lambda number: FakeWorker(good, "two") if number else full, range(200)).left == 0
     assert len(bad) == 3
-    assert caplog.messages[-1] == "the node one is not used any more: no such disk"
+    assert caplog.messages[-1] == "the node one is not used for ten minutes: no such disk"
 
 
 def test_a_node_that_recovers_gets_another_worker(cluster, monkeypatch):

@@ -12,6 +12,7 @@ from uturn.corruption import Noisy
 from uturn.corruption.denoising import ExactDenoiser, denoise
 from uturn.networks.files import load_network, save_network
 from uturn.networks.state_dicts import fingerprint
+from uturn.networks.strings import denoisers
 from uturn.networks.strings.denoisers import (
     CHANNELS,
     LearnedDenoiser,
@@ -296,3 +297,27 @@ def test_bad_observations():
     ):
         with pytest.raises(ValueError, match=words):
             learned.posterior(noisy)
+
+
+def test_training_resumes_bit_for_bit(rhm, tmp_path, monkeypatch):
+    strings = rhm.sample(50, seed=1).leaves
+    options = {"width": 8, "steps": 40, "batch_size": 16, "every": 10, "held_out": 32}
+    whole = train_denoiser(rhm, "masking", strings, **options)
+    real, calls = denoisers._tensors, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 28:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(denoisers, "_tensors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_denoiser(rhm, "masking", strings, **options, checkpoint=tmp_path / "c.pt")
+    resumed = train_denoiser(rhm, "masking", strings, **options, checkpoint=tmp_path / "c.pt")
+    assert len(calls) < 28 + 25  # it did not begin anew
+    for one, other in zip(whole[:2], resumed[:2], strict=True):
+        assert fingerprint(one) == fingerprint(other)
+    assert whole[2].records["held_out"] == resumed[2].records["held_out"]
+    with pytest.raises(ValueError, match="another training"):
+        train_denoiser(rhm, "masking", strings[:-1], **options, checkpoint=tmp_path / "c.pt")

@@ -307,8 +307,7 @@ def test_theory_passes_and_is_drawn():
 
 
 ANALYTIC = "analytic (MDLM, SEDD)"
-ONE_RANDOM, TWO_RANDOM = in_steps("random order", 1), in_steps("random order", 2)
-MOST, MOST_ENTROPY = in_steps("random order", 32), in_steps("lowest entropy", 32)
+MOST_ENTROPY = in_steps("lowest entropy", 32)
 
 
 @pytest.mark.parametrize(

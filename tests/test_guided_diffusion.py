@@ -323,10 +323,14 @@ def changed(weights, **changes):
         (lambda w: list(w.values()), "does not hold tensors by their names"),
         (lambda w: changed(w, out__0__bias=torch.full((32,), math.nan)), "'out.0.bias' are not finite"),
         (lambda w: changed(w, out__0__bias=torch.zeros(31)), r"'out.0.bias' = \(31,\)"),
+        (
+            lambda w: changed(w, middle_block__0__in_layers__2__weight=torch.zeros(3, 3, 64, 64)),
+            r"= \(3, 3, 64, 64\): expected \(64, 64, 3, 3\)",
+        ),
         (lambda w: changed(w, out__0__bias=None, time_embed__2__bias=None), "'time_embed.2.bias'"),
-        (lambda w: changed(w, extra__bias=torch.zeros(1)), "further weights = \['extra.bias'\]"),
+        (lambda w: changed(w, extra__bias=torch.zeros(1)), r"further weights = \['extra.bias'\]"),
         (lambda w: changed(w, input_blocks__0__0__weight=None), "a classifier or another network"),
-        (lambda w: changed(w, out__2__weight=torch.zeros(4, 32, 3, 3)), "channels in, out = \(3, 4\)"),
+        (lambda w: changed(w, out__2__weight=torch.zeros(4, 32, 3, 3)), r"channels in, out = \(3, 4\)"),
         (lambda w: changed(w, input_blocks__0__0__weight=torch.zeros(32, 6, 3, 3)), "no upsampler"),
     ],
 )

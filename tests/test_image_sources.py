@@ -125,8 +125,8 @@ def test_class_list_keeps_the_labels_of_the_classifier(uneven, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a\nb\n", "lines = \['c/d'\]: expected each sub-folder"),
-        ("a\nb\na\nc/d", "lines = \['a'\]: expected each"),
+        ("a\nb\n", r"lines = \['c/d'\]: expected each sub-folder"),
+        ("a\nb\na\nc/d", r"lines = \['a'\]: expected each"),
     ],
 )
 def test_class_list_that_does_not_fit(uneven, tmp_path, text, words):
@@ -203,7 +203,6 @@ def png_of_size(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -211,7 +210,6 @@ def png_of_size(width, height):
         ("b.jpg", lambda jpeg, png: jpeg[: len(jpeg) // 2], ".*truncated.*"),
         ("b.txt", lambda jpeg, png: b"notes", "not an image"),
         ("b.png", lambda jpeg, png: png_of_size(30_000, 30_000), ".*decompression bomb.*"),
-        ("b.png", lambda jpeg, png: png_of_size(10_000, 10_000), ".*"),
         ("b.eps", lambda jpeg, png: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n", "not an image"),
     ],
 )

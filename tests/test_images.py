@@ -484,14 +484,14 @@ def test_results_are_replaced_or_left_alone(results, tmp_path):
     kept = NUMBERS | {PICTURES}  # no old figure is left over, pictures stay
     assert {path.name for path in tmp_path.iterdir()} == kept
     (tmp_path / PICTURES / "holiday.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"\['holiday.png'\]: expected another folder"):
+    with pytest.raises(ValueError, match=r"\['holiday.png'\]: expected only pictures that were written there"):
         write_study(run, tmp_path, save_images=True)
     assert (tmp_path / PICTURES / "holiday.png").read_bytes() == b"mine"
     (tmp_path / PICTURES / "holiday.png").unlink()
     with pytest.raises(ValueError, match="is a store itself"):
         write_study(run, out / "run.zarr")
     before = (tmp_path / "curves.csv").read_bytes()
-    with pytest.raises(ValueError, match="images kept, for save_images = 0"):
+    with pytest.raises(ValueError, match="kept images = 0: expected at least one for save_images"):
         write_study(run.drop_vars("image"), tmp_path, save_images=True)
     assert (tmp_path / "curves.csv").read_bytes() == before
     (tmp_path / "file").write_text("")

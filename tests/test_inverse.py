@@ -63,10 +63,6 @@ def wrong_shape(observed, operator, generator):
     return torch.zeros(1, 1, 8, 8)
 
 
-def diverging(observed, operator, generator):
-    return torch.full((1, 1, 28, 28), float("nan"))
-
-
 def squared(strength, shape):
     return Operator(lambda x: x**2, noise=strength, is_linear=False)
 

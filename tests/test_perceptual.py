@@ -214,7 +214,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
     (tmp_path / "text").write_text("weights")
     expected = {
         "fewer": "layers = .0, 1, 2, 3, 4, 5.: expected 7 layers, of a file of learned weights of the package lpips",
-        "negative": "= 'negative weights'",
+        "negative": "smallest weight = -",
         "others": "layers = ..: expected 7",
         "narrow": "weights of layer 'features.1' = 63: expected 64",
         "text": "is damaged",

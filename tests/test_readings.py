@@ -25,6 +25,7 @@ from forging import array, forge
 from small import strings
 from uturn.measures.calibration import paired
 from uturn.measures.changes import covariances_of
+from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
 from uturn.store.record import Store, open_run, warnings_of
 from uturn.studies.readings import read_readings
@@ -551,7 +552,7 @@ def test_names_that_no_store_can_hold(name, of):
         if name in ("..", "zarr.json"):
             return  # "zarr.json_change" is a name like others
         settings = {"changes": {name: np.random.default_rng(0).random((2, 3, 2, 4))}}
-    with pytest.raises(ValueError, match=r"the name .*(expected|has \d+ characters)") as caught:
+    with pytest.raises(ValueError, match=r"name of a reading or coordinate = .*: expected") as caught:
         ut.readings(values, [1, 2], **settings)
     assert "\n" not in str(caught.value)
 
@@ -693,6 +694,11 @@ def test_shorter_items():
     short[:, :, 5:] = np.nan
     assert ut.susceptibility(short).value == pytest.approx(ut.susceptibility(changed[..., :5]).value)
     np.testing.assert_allclose(ut.correlations(short).correlation[:5], ut.correlations(changed[..., :5]).correlation)
+    mixed = moved()
+    mixed[:, :12, :, 5:] = np.nan
+    readings = covariances_of(mixed)
+    xr.testing.assert_allclose(ut.correlations(readings), ut.correlations(mixed))
+    xr.testing.assert_equal(correlation_length(mixed), correlation_length(mixed, present=readings.present_pairs))
 
 
 def test_changes_in_a_study():
@@ -730,9 +736,10 @@ GOOD = np.random.default_rng(0).random((5, 6))
         ({"a": GOOD}, {"start": {"b": 0}}, "start: 'b' is no reading; expected one of a"),
         ({"a": GOOD}, {"bounds": (0, 1), "start": 2}, "a: start = 2.0: expected a number in its bounds"),
         ({"a": GOOD[:, :5]}, {"coords": {"label": [1, 2, 3, 4, 5]}}, "give \\('noise', values\\) or \\('item', values\\)"),
-        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "originals in the 6 names of item = 3: expected different"),
-        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, "for coordinate 'noise'"),
+        ({"a": GOOD}, {"coords": {"item": list("abcaba")}}, "different names in item = 3: expected 6, one for each original"),
+        ({"a": xr.DataArray(GOOD, {"noise": NOISE / 2}, ("noise", "item"))}, {}, r"a: noise = \[.*expected \["),
         ({"a": GOOD}, {"changes": {"site": np.zeros((5, 6, 1, 4))}}, "trajectories = 1"),
+        ({"site": GOOD[:, :5]}, {"changes": {"site": np.zeros((5, 6, 2, 4))}}, "dimension 'item'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(values, settings, message):

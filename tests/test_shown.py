@@ -296,12 +296,15 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     assert lines["tree level 2, mean field"]["value"] == pytest.approx(expected.marginals[:, 2].tolist())
     assert lines["tree level 2, mean field"]["of"] == 2
     assert any(mark["label"] == "ε* (mean field)" for mark in section["charts"][0]["marks"])
+    write_study({"a": grammar, "b": grammar.drop_vars("change_covariance")}, tmp_path / "both", theory=True)
+    overlay = collect([tmp_path / "both"]).sections[0]
+    assert [line["name"] for line in overlay["charts"][0]["lines"]] == ["a", "b"], "the theory is that of one run"
 
 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"corruption": {"type": "masking", "noise": [0.5, 1.0]}}, "corruption = masking"),
+        ({"corruption": {"type": "masking", "noise": [0.5, 1.0]}}, r"\('rhm', 'masking'\): expected rhm"),
         ({"source": GRAMMAR["source"] | {"zipf_exponent": 1.0}}, "uniform rules"),
         ({"source": GRAMMAR["source"] | {"multiplicity": [2, 3, 2]}}, "one multiplicity"),
     ],
@@ -315,5 +318,5 @@ def test_runs_without_a_mean_field_are_refused_in_one_line(changed, why):
 
 def test_readings_made_elsewhere_have_no_mean_field():
     run = falls([0.1, 0.3, 0.6], [0.2] * 6)
-    with pytest.raises(ValueError, match="source = readings"):
+    with pytest.raises(ValueError, match=r"source and corruption = .'readings'"):
         with_theory(ut.study(run), run)

@@ -1063,3 +1063,27 @@ def test_intervals_of_medians_hold_the_truth():
     )
     ends = replicates(groups, "median").interval(lambda c: c[0])
     np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:5])  # four copies in a group are one reading
+
+
+def test_nothing_in_an_attribute_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('done', 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "__import__('evil')"
+    table = {
+        "start": "evil:run",
+        "chance": f"same:{code}={code}",
+        "group": "evil:Group",
+        "family": code,
+        "unit": "{evil}",
+        "probe": "evil:Probe",
+        "model": "evil:Model",
+        "unknown": code,
+    }
+    run = dataset({"kept": (falling(), Variable(DIMS, "kept"))})
+    run.kept.attrs["reading"] = json.dumps(table)
+    run.attrs["spec"] = json.dumps({"probes": [{"type": "evil:Probe", "model": "evil:Model"}], "source": {"type": "evil:S"}})
+    found = ut.study(run)
+    assert np.isnan(found.half_life).all()
+    draw_study(found)
+    assert not (tmp_path / "done").exists()

@@ -550,7 +550,6 @@ def sentences(tmp_path_factory):
     (place / "empty.txt").write_text("\n \n\n")
     (place / "latin.txt").write_bytes("caf\u00e9 the cat".encode("latin-1"))
     np.save(place / "big.npy", np.full((4, 5), 14))
-    np.save(place / "floats.npy", np.zeros((4, 5)))
     np.save(place / "ids.npy", np.full((4, 5), 6))
     (place / "regions.csv").write_text("text,regions\na dog sat,AAA\na dog,B\n")
     return place
@@ -571,7 +570,7 @@ def test_a_masked_model_of_transformers(models, sentences, tmp_path):
     ("model", "data", "arguments", "message"),
     [
         ("bert", "long.txt", [], "line 9: tokens = 14: expected at most 8 by the model; leave longer texts out (length"),
-        ("bert", "empty.txt", [], "no text in it"),
+        ("bert", "empty.txt", [], "texts in it = 0"),
         ("bert", "latin.txt", [], "expected text in UTF-8"),
         ("bert", "big.npy", [], "ids 0 .. 13, as the model has"),
         ("bert", "good.txt", ["--segment", "cat mat"], "segments = 'cat mat': expected the texts of single tokens"),

@@ -267,7 +267,7 @@ def hostile(folder):
         ),
         "unknown tokens": (model("classes") | {"split": r"\w\w"}, "unknown tokens = "),
         "no logits of classes": ({"model": "test_text_class:Wrong"}, r"for 2 texts = \(2, 6, 3\): expected logits"),
-        "NaN": ({"model": "test_text_class:Nan"}, "logits = 'NaN or infinity'"),
+        "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite = "),
     }
 
 

@@ -202,8 +202,10 @@ class _Files:
         return self._names.str.extract(rf"\A{expression}\Z", flags).set_axis(self._names).dropna()
 
     def left_out(self) -> list[str]:
-        """A sentence on the files that match the pattern except for a field or the case of letters, if the level
-        has digits, or is nan or infinite."""
+        """A sentence on the files that match the pattern except for a field or the case of letters.
+
+        Only files are named whose level has digits, or is nan or infinite.
+        """
         near = self._found(_ANY).drop(self.table.index, errors="ignore")
         names = [as_unicode(name) for name in near.index[near["noise"].str.contains(r"(?i:\d|\A[-+]?(?:nan|inf))")]]
         said = f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some_of(names)}"

@@ -11,6 +11,7 @@ import xarray as xr
 
 from uturn.cli.options import Running
 from uturn.cli.presets.texts import COMPARED, TextOptions
+from uturn.cli.printing import console
 from uturn.cli.running import end, run_into, runs_into
 from uturn.core.checks import expect
 from uturn.core.files import write_json
@@ -48,7 +49,7 @@ def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
         write_figures(folder.path, {"audit": lambda: draw_audit(found)})
         folder.push(*_FILES)
         report([out])
-    parts = [*summary(study), for_terminal(decoder_table(found))]
+    parts = [*summary(study, width=console().width), for_terminal(decoder_table(found))]
     end(out, parts, meaning(found), study.attrs["description"], files=_FILES)
 
 

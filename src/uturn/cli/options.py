@@ -69,7 +69,7 @@ class Machines:
     def on_cluster(self) -> dict[str, Any]:
         """Arguments of `uturn.run` for a cluster."""
         each = self.cpus_per_worker, self.gpus_per_worker
-        expect(self.cluster is not None or each == (None, None), "cpus_per_worker, gpus_per_worker", each, "--cluster, too")
+        expect(self.cluster is not None or each == (None, None), "cpus_per_worker, gpus_per_worker", each, "none without cluster")
         return {name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")}
 
 
@@ -128,8 +128,8 @@ class Place:
         bool,
         option(
             UNTIL,
-            "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for up to "
-            "five times the calls.",
+            "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for one to "
+            "three times the calls.",
             "--any-shape",
         ),
     ] = False
@@ -145,7 +145,9 @@ class Place:
 
     def typed(self) -> list[str]:
         """The options as arguments of a command."""
-        return ["--until", f"{self.until:g}", "--reading", str(self.reading), *(["--any-shape"] if self.any_shape else [])]
+        share = [] if self.share == 0.5 else ["--share", f"{self.share:g}"]
+        any_shape = ["--any-shape"] if self.any_shape else []
+        return ["--until", f"{self.until:g}", "--reading", str(self.reading), *share, *any_shape]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def study(
     ```
     """
     where = [place if places.is_url(place) else os.path.realpath(place) for place in stores]
-    expect(len(set(where)) == len(where), "stores", where, "each once")
+    twice = [place for k, place in enumerate(where) if place in where[:k]]
+    expect(not twice, "stores given twice", twice, "each once")
     settings = table.settings(stores)
     named = runs.named_runs({place: opened(place, **settings) for place in stores})
     several = len(named) > 1

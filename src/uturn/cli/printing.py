@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderHook
 from rich.text import Text
 
 from uturn.core.checks import expect, visible
@@ -31,11 +31,11 @@ def console() -> Console:
     """Standard output, as wide as the terminal. Control characters are escaped, because printed text may come from files."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNFOLDED
     out = Console(width=width, highlight=False, markup=False)  # names may contain brackets, rich's markup
-    out.push_render_hook(_Visible())  # type: ignore[arg-type] # of the class that rich imports slowly
+    out.push_render_hook(_Visible())
     return out
 
 
-class _Visible:
+class _Visible(RenderHook):
     """Hook of a console, and the object printed in place of another: its text with control characters escaped."""
 
     def __init__(self, renderable: RenderableType = "") -> None:

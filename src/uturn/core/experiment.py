@@ -135,7 +135,7 @@ class Experiment(BaseModel):
         of_each = "trajectories" if self.clones == 1 else "trajectories * clones"
         for what, number, most, lower in (
             (f"chunk * {of_each}", chunk * draws, 2**24, "U-turns in a task, which are in memory together"),
-            ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**24, "tasks, which are files"),
+            ("items * noise levels / chunk", -(-self.items // chunk) * levels, 2**21, "tasks, which are files"),
             (f"items * {of_each} * noise levels", self.items * draws * levels, 2**32, "U-turns"),
         ):
             expect(number <= most, what, number, f"at most {most} {lower}; lower one of them")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -33,56 +33,32 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 def later() -> Iterator[None]:
     """Modules of this package that are imported within the context are loaded when one of their names is first used.
 
-    They are not in `sys.modules` before, since libraries look through all modules there, which would load them.
-
     >>> with later():
     ...     from uturn.studies import figure
     >>> figure.draw_study.__name__  # loads the module
     'draw_study'
     """
-    sys.meta_path.insert(0, _Finder)
+    regular = builtins.__import__
+
+    def imported(package: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
+        if not package.startswith("uturn."):
+            return regular(package, globals, locals, names, level)
+        return SimpleNamespace(**{name: _Later(f"{package}.{name}") for name in names})
+
+    builtins.__import__ = imported  # type: ignore[assignment]
     try:
         yield
     finally:
-        sys.meta_path.remove(_Finder)
-        for module in [*sys.modules.values()]:
-            if isinstance(module, _Later):
-                module.forget()
+        builtins.__import__ = regular
 
 
-class _Later(ModuleType):
-    """A module that is not loaded yet."""
+class _Later:
+    """A module that is loaded when one of its names is used."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import itself asks for these
+        if name.startswith("__"):  # libraries ask all objects for these
             raise AttributeError(name)
-        self.forget()
-        finders = sys.meta_path
-        sys.meta_path = [finder for finder in finders if finder is not _Finder]
-        try:
-            return getattr(importlib.import_module(self.__name__), name)
-        finally:
-            sys.meta_path = finders
-
-    def forget(self) -> None:
-        """Leave the place of the module to the module itself."""
-        package, _, child = self.__name__.rpartition(".")
-        for names, key in ((sys.modules, self.__name__), (vars(sys.modules[package]), child)):
-            if names.get(key) is self:
-                del names[key]
-
-
-class _Finder:
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name.startswith("uturn.") else None
-        is_module = spec is not None and spec.submodule_search_locations is None  # packages are loaded
-        return ModuleSpec(name, _Finder) if is_module else None  # type: ignore[arg-type] # loads modules as a class
-
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> ModuleType:
-        return _Later(spec.name)
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        """Nothing is executed before a name is used."""
+        return getattr(importlib.import_module(self._module), name)

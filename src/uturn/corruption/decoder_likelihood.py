@@ -25,7 +25,8 @@ def is_determined(decoder: Decoder) -> bool:
 def check_determined(decoder: Decoder) -> None:
     """ValueError for a decoder whose likelihood `log_likelihoods` does not give."""
     known = f"an order of {', '.join(map(repr, DETERMINED))}, without remask and causal"
-    expect(is_determined(decoder), f"likelihood of a decoder with {decoder.description}", "not known", known)
+    where = f"likelihood of a decoder with {decoder.description}: order, remask, causal"
+    expect(is_determined(decoder), where, (decoder.order, decoder.remask, decoder.causal), known)
 
 
 def log_likelihoods(

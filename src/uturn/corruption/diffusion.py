@@ -252,5 +252,5 @@ def checked_images(images: Any, shape: tuple[int, ...] | None, clean: bool) -> n
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
     most = 1.0 if clean else float(np.finfo(np.float32).max)
     is_bounded = low >= -most and high <= most  # false for NaN
-    expect(is_bounded, "values of images in", [low, high], f"finite values{' in [-1, 1]' if clean else ''}")
+    expect(is_bounded, "range of images", [low, high], f"finite values{' in [-1, 1]' if clean else ''}")
     return array

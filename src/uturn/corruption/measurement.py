@@ -82,7 +82,8 @@ class Measurement(Spec, Corruption):
         noises = [name for name in _OF_NOISE if getattr(self, name) is not None or self._swept == name]
         expect(len(noises) < 2, "noises", noises, "one of them")
         given = self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None)
-        expect(not given, self._swept, "given", "none, as the noise level sets it")
+        found = self.options.get(self._swept, getattr(self, self._swept, None))
+        expect(not given, self._swept, found, "none, as the noise level sets it")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
             names = [*self.options, *([] if self._swept in _OF_NOISE else [self._swept])]

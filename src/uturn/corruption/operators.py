@@ -139,7 +139,7 @@ class Operator:
     def check(self, data: np.ndarray, again: Operator) -> None:
         """ValueError if it does not fit data (2, channels, height, width), or differs from the same operator made `again`."""
         clean, alone = self.clean(data), self.clean(data[:1])
-        expect(_is_close(clean[:1], alone), "A(x)", "another if another datum stands beside it", "A of each datum alone")
+        expect(_is_close(clean[:1], alone), "A(x) of a datum beside another", clean[:1], "A(x) of the datum alone")
         shape = data.shape[1:]
         if self.measured is not None:
             fits = self.measured.shape == clean.shape[1:]
@@ -149,8 +149,9 @@ class Operator:
         expected = "random numbers from the given `generator` alone, a parameter of the function and of the noise"
         expect(is_same, "y of a datum", "another at each call", expected)
         if self.hidden is not None:  # numpy refuses a shape that does not fit
-            is_hidden = _is_close(self.clean(np.where(np.broadcast_to(self.hidden, shape), data[::-1], data)), clean)
-            expect(is_hidden, "hidden", "values on which A(x) depends", "others; correct `hidden`, or leave it out")
+            other = self.clean(np.where(np.broadcast_to(self.hidden, shape), data[::-1], data))
+            expected = "A(x) unchanged; correct `hidden`, or leave it out"
+            expect(_is_close(other, clean), "A(x) with other hidden values", other, expected)
         if self.is_linear:
             self.back_projection(clean, shape)  # fails for an A without a derivative
 

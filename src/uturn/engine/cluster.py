@@ -289,7 +289,7 @@ class _Worker:
         if outcome.of_node:  # no task is to blame for a full disk
             work.returned += [bundle] if bundle else []
             self.failures = self.failures + 1 if self.has_started else MOST_TRIES
-            self.error = f"the node {outcome.host} is not used any more: {outcome.error}"
+            self.error = f"the node {outcome.host} is not used for ten minutes: {outcome.error}"
             _log.warning(f"on {outcome.host}: {outcome.error}" if self.is_able else self.error)
         elif outcome.error is not None:
             work.blame(bundle, f"{outcome.error} (on {outcome.host})")

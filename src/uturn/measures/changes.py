@@ -104,7 +104,7 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
 
     # Two distances are enough for an array: the same site, and any other.
     readings = _readings(changed, lambda sites: Tree(sites, max(sites, 2)), name)
-    parts = chi_parts(readings)
+    parts = _parts(readings)
     chi = chi_of(parts, confidence)
     if _has_no_noise(readings):
         return Estimate(*chi[0].tolist())
@@ -158,10 +158,8 @@ def correlations(
     import xarray as xr
 
     readings = covariances_of(changed, distance, branching=branching, shape=shape, name=name)
-    if present is None and "present_pairs" in readings and (readings.present_pairs != 1).any():
-        present = readings.present_pairs
     covariance = readings["change_covariance"]
-    of, of_present = replicated(covariance, present)
+    of, of_present = replicated(covariance, presence(readings, present))
 
     def normalised(mean: np.ndarray) -> np.ndarray:
         c = of_present(mean)
@@ -246,7 +244,8 @@ def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
         expect(
             not ds[key].isnull().any(), key, ds[key].values, "no missing readings; finish the run, or leave out what is missing"
         )
-    readings = ds[list(keys)].rename(keys)
+    own = ("present_pairs", "pairs") if "present_pairs" in ds else ()  # of `covariances_of` of an array
+    readings = ds[[*keys, *own]].rename(keys)
     return readings.rename({dim: "distance" for dim in readings.dims if str(dim).endswith("_distance")})
 
 
@@ -332,6 +331,13 @@ def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
     return (n - r).clip(0) / (r.size - r)
 
 
+def presence(readings: xr.Dataset, present: xr.DataArray | None) -> xr.DataArray | None:
+    """Share of the pairs that an item has: as given, else that of readings of arrays; None if all items have all pairs."""
+    if present is None and "present_pairs" in readings and (readings.present_pairs != 1).any():
+        return readings.present_pairs
+    return present
+
+
 def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) -> tuple[Any, Callable[[np.ndarray], np.ndarray]]:
     """Replicates of the mean readings, and the function that gives C(r), (noise, distance), from their means."""
     if present is None:
@@ -367,9 +373,12 @@ def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
     The sum of the covariances of all pairs over the number of sites, and the mean variance; `ds` and `name` as in
     `susceptibility`.
     """
+    return _parts(_of_run(ds, name))
+
+
+def _parts(readings: xr.Dataset) -> xr.DataArray:
     import xarray as xr
 
-    readings = _of_run(ds, name) if "present_pairs" not in ds else ds
     return xr.concat([readings["change_covariance_sum"], readings["change_covariance"].isel(distance=0, drop=True)], dim="part")
 
 

@@ -206,7 +206,9 @@ class Covariances:
 
     def add(self, changed: Any) -> Covariances:
         """Add trajectories: `changed` (items, trajectories, sites), real or bool. Returns the accumulator itself."""
-        (changed,), _ = checked_changes(changed)
+        levels, _ = checked_changes(changed)
+        expect(len(levels) == 1, "changed: noise levels", len(levels), "one; an accumulator counts as one noise level")
+        changed = levels[0]
         batch = Covariances(self.distance)
         expected = (len(self._mean) if self.count else len(changed), self.distance.num_sites)
         fits = (len(changed), changed.shape[2]) == expected

@@ -184,6 +184,7 @@ def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArr
         s = round(distances[1]) if len(distances) > 1 else 0
         is_nested = s > 1 and np.array_equal(distances, [0, *(s**k for k in range(1, len(distances)))])
         expect(is_nested, "distance", distances.tolist(), "0, s, s**2, .., the sizes of nested blocks")
+        expect(branching in (None, s), "branching", branching, f"{s}, as the distances have, or none")
         moments = xr.concat([change.expand_dims(distance=[-1]), covariance], dim="distance").rename(distance="moment")
         moments = moments.expand_dims("site").transpose("noise", "item", "site", "moment")
     else:

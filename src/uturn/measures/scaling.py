@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import checked_numbers, expect
-from uturn.measures.changes import covariances_of, effective_number, replicated
+from uturn.measures.changes import covariances_of, effective_number, presence, replicated
 from uturn.measures.statistics import Estimate, check_dims, replicates
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def correlation_length(
 
     if isinstance(changed, xr.DataArray) and "trajectory" not in changed.dims:
         changed = changed.to_dataset(name="change_covariance")
-    covariance = covariances_of(changed, name=name)["change_covariance"]
+    readings = covariances_of(changed, name=name)
+    covariance = readings["change_covariance"]
     check_dims("covariance", covariance, ("noise", "item", "distance"), ())
     exponents = np.linspace(0, 4, 81) if exponent is None else checked_numbers("exponent", [exponent])
     expect((exponents >= 0).all(), "exponent", exponent, "a number >= 0, or None to fit it")
@@ -67,7 +68,7 @@ def correlation_length(
     shapes = r ** -exponents[:, None, None] * np.exp(-np.multiply.outer(rates, r - r[0]))  # (exponents, rates, distances)
     shapes /= np.linalg.norm(shapes, axis=-1, keepdims=True)
 
-    of, of_present = replicated(covariance, present)
+    of, of_present = replicated(covariance, presence(readings, present))
 
     def rate(mean: np.ndarray) -> np.ndarray:
         """1/ξ of every noise level: the amplitude is linear, so the best shape has the largest projection."""

@@ -70,10 +70,8 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
             raise ValueError(f"its format is {header.get('format')!r}, of kind {header.get('kind')!r}")
         check_finite(weights)
         options = json.loads(header["options"])
-        largest, total = (
-            max((size for size in options.values() if isinstance(size, int)), default=0),
-            sum(map(torch.numel, weights.values())),
-        )
+        largest = max((size for size in options.values() if isinstance(size, int)), default=0)
+        total = sum(map(torch.numel, weights.values()))
         expect(largest <= total, "a size of its header", largest, f"at most its {total} weights")
         module, _, attribute = KINDS[header["kind"]].partition(":")
         with torch.device("meta"):  # compute sizes without allocating memory

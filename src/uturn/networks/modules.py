@@ -225,6 +225,7 @@ def preprocessing_in_words(preprocess: Callable[..., Any] | None) -> str:
 
 
 def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
-    expected = f"a model of {kind}; close names: {', '.join(close)} ({len(known)} in all)"
-    expect(name in known, "classifier", f"{kind}:{name}", expected)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:4]
+        expected = f"a model of {kind}; close names: {', '.join(close)} ({len(known)} in all)"
+        raise ValueError(f"classifier = '{kind}:{name}': expected {expected}")

@@ -203,9 +203,10 @@ def check_folder(out: OutputFolder, save_images: bool = False, kept: int = 0) ->
     for name in filter(re.compile(_STUDIES).fullmatch, out.names("")):
         expect(_is_study(out, name), f"{name!r} in out", out.where, "another folder; it is none of the studies written there")
     if save_images:
-        expect(kept, "images kept, for save_images", kept, "keep to be 1 or more")
+        expect(kept, "kept images", kept, "at least one for save_images; set keep to 1 or more")
         foreign = [name for name in out.names(PICTURES) if not re.fullmatch(r"item\d+-.*\.png", name)]
-        expect(not foreign, out.place(PICTURES), foreign, "another folder; these are none of the pictures written there")
+        written = "only pictures that were written there; choose another folder"
+        expect(not foreign, f"files in {out.place(PICTURES)}", foreign, written)
 
 
 def _is_study(out: OutputFolder, name: str) -> bool:

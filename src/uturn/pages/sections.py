@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 import uturn
-from uturn.core.checks import one_line, validation_words
+from uturn.core.checks import one_line
 from uturn.core.files import check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
@@ -71,7 +69,7 @@ class Reader:
         try:
             yield
         except Exception as error:  # a damaged file can raise any exception
-            message = validation_words(error) if isinstance(error, ValidationError) else one_line(error)
+            message = one_line(error)
             self.note(path, f"not valid JSON: {message}" if isinstance(error, json.JSONDecodeError) else message)
 
     def note(self, path: Path, message: str) -> None:

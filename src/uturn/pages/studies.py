@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from uturn.core.files import check_plain
 from uturn.measures.statistics import with_interval
@@ -23,7 +24,7 @@ from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
 from uturn.studies.headline import PEAK, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
-from uturn.studies.tables import calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
+from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -101,7 +102,8 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     if (folder / "difference.json").exists():
         with read.noting(folder / "difference.json"):
             check_plain(folder / "difference.json")
-            section["tables"].append(json.loads((folder / "difference.json").read_bytes())["table"])
+            table = json.loads((folder / "difference.json").read_bytes())["table"]
+            section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
         section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
     section["charts"] = _charts(overlaid(studies))

@@ -59,7 +59,8 @@ class NetworkLayers(Named):
     @model_validator(mode="after")
     def _prompts_need_texts(self) -> NetworkLayers:
         fits = self.class_prompts is None or self.classifier.startswith("clip:")
-        expect(fits, f"class_prompts with classifier = {self.classifier!r}", self.class_prompts, "None, or 'clip:FOLDER'")
+        expected = f"None, as classifier = {self.classifier!r} reads no texts; 'clip:FOLDER' does"
+        expect(fits, "class_prompts", self.class_prompts, expected)
         return self
 
     def variables(self, source: Any) -> dict[str, Variable]:

@@ -41,7 +41,7 @@ class SecondModel(Named):
     @model_validator(mode="after")
     def _same_has_its_own(self) -> SecondModel:
         given = [name for name in ("tokenizer", "split", "model_type") if getattr(self, name) is not None]
-        expect(self.model != "same" or not given, "options of model = 'same'", given, "none, as it has its own tokenizer")
+        expect(self.model != "same" or not given, "options beside model 'same'", given, "none, as it has its own tokenizer")
         return self
 
     def reads(self) -> list[Any]:

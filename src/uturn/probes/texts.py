@@ -40,7 +40,8 @@ class TextClass(SecondModel):
 
     @model_validator(mode="after")
     def _is_no_masked_model(self) -> TextClass:
-        expect(self.model != "same", self.where, "the masked model of the backward", "a classifier, which has classes")
+        known = "a classifier, which has classes; 'same' is the masked model of the backward"
+        expect(self.model != "same", "classifier", self.model, known)
         return self
 
     @property

@@ -167,9 +167,9 @@ class ImageFolderSource(ImageSource):
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
     sub-folders form a further group, which comes first and has label -1.
 
-    A file that cannot be decoded completely (empty, truncated, no image), or that is black because its 16 bits hold values below
-    256, is an error that names it. To find such files before a run, `coordinates` decodes those of
-    all items once, on all cores. It records the file of every item with the digest of its content.
+    A file that cannot be decoded completely (empty, truncated, no image, more than 512 MB), or that is black because its 16 bits
+    hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes those of all items
+    once, on all cores. It records the file of every item with the digest of its content.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.
@@ -464,5 +464,6 @@ def scaled(array: np.ndarray, where: str) -> np.ndarray:
         if doubt := doubtful_range(array):
             warnings.warn(f"{where} holds {doubt}", stacklevel=2)
         return array.astype(np.float32)
-    of = [float(array.min()), float(array.max())] if array.size and array.dtype.kind in "biuf" else array
-    raise ValueError(f"{where} holds {array.dtype} images, values in {of}; expected uint8 in 0..255, or finite floats in [-1, 1]")
+    known = array.size and array.dtype.kind in "biuf"
+    of = f"values in [{float(array.min()):.4g}, {float(array.max()):.4g}]" if known else "no range"
+    raise ValueError(f"{where} holds {array.dtype} images, {of}; expected uint8 in 0..255, or finite floats in [-1, 1]")

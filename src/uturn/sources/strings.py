@@ -175,7 +175,7 @@ class StringSource(Spec, Source):
 
     def coordinates(self, seed: int, num_items: int) -> dict[str, Any]:
         option, count = self.number
-        expect(count <= num_items, f"items with {option} = {count}", num_items, "at least one of each")
+        expect(count <= num_items, "items", num_items, f"at least one for each of {option} = {count}")
         return {"grammar": self._numbers(num_items)}
 
     def _numbers(self, num_items: int) -> np.ndarray:

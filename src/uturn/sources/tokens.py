@@ -254,7 +254,8 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
         way_out = "leave longer texts out (length, --length), or cut a text file into windows (windows = true, --windows)"
         expect(most is None or len(ids) <= most, f"{where}: tokens", len(ids), f"at most {most} by the model; {way_out}")
         rows.append({**row, "ids": ids, "where": where})
-    expect(rows, path, "no text in it", "one a line, or longer texts for windows, of `length` tokens")
+    least = "at least one line of at most `length` tokens, or for windows a text of at least `length` tokens"
+    expect(rows, f"{path}: texts in it", 0, least)
     if tokenizer is not None and not source.path.endswith(".npy"):
         check_known(path, [row["ids"] for row in rows], tokenizer)
     padded = np.full((len(rows), max(len(row["ids"]) for row in rows)), PAD, np.int64)
@@ -263,7 +264,8 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
     free = (padded != PAD) & (np.arange(padded.shape[1]) >= source.keep_first)
     for is_free, marks in zip(free, _marks(rows, "fixed", "[01]*"), strict=False):
         is_free[: len(marks)] &= np.array(list(marks)) == "0"
-    expect(free.any(1).all(), rows[free.any(1).argmin()]["where"], "fixed", "a token left that noise can change")
+    where = f"{rows[free.any(1).argmin()]['where']}: tokens that noise can change"
+    expect(free.any(1).all(), where, 0, "at least one; fix fewer (keep_first, fixed)")
     labels = None
     if any("label" in row for row in rows):
         for row in rows:
@@ -277,11 +279,12 @@ def _marks(rows: Sequence[Mapping[str, Any]], column: str, pattern: str) -> list
     """A column with a character for each token of each text; empty if there is none."""
     if not any(column in row for row in rows):
         return []
-    for row in rows:
-        fits = re.fullmatch(pattern, str(row.get(column))) and len(str(row.get(column))) == len(row["ids"])
+    marks = ["" if row.get(column) is None else str(row[column]) for row in rows]
+    for row, of_row in zip(rows, marks, strict=True):
+        fits = re.fullmatch(pattern, of_row) and len(of_row) == len(row["ids"])
         expected = f"a character for each of its {len(row['ids'])} tokens, of {pattern}"
         expect(fits, f"{row['where']}: {column}", row.get(column), expected)
-    return [str(row[column]) for row in rows]
+    return marks
 
 
 def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -297,12 +300,13 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
     try:
         texts = [file.read_text(encoding="utf-8-sig") for file in files]
         table = _TABLES[suffix](texts[0]) if suffix in _TABLES else []
-        columns = {column for row in table for column in row}
-    except (OSError, ValueError, TypeError) as error:
+        columns = dict.fromkeys(column for row in table for column in row)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{where} cannot be read ({one_line(error)}); expected text in UTF-8") from None
     if suffix in _TABLES:
-        known = {"text", "label", "regions", "fixed"}
-        expect("text" in columns and columns <= known, f"{where}: columns", [*columns], f"text, and perhaps others of {known}")
+        known = ("text", "label", "regions", "fixed")
+        fits = "text" in columns and columns.keys() <= {*known}
+        expect(fits, f"{where}: columns", [*columns], f"text, and perhaps {', '.join(known[1:])}")
         yield from ((f"text {k}", row) for k, row in enumerate(table, 1))
     elif source.windows:
         size = source.length or most

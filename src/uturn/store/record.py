@@ -525,7 +525,7 @@ def open_run(path: str | Path) -> xr.Dataset:
 
 
 def write_run(place: str, run: MemoryStore) -> None:
-    """Write a finished run to a place in one step, as `run` stores its results."""
+    """Write a finished run to a place, whose content it replaces at the end, as `run` stores its results."""
     with whole(place) as folder:
         _write_into(folder, _laid_out(run.variables, run.coordinates, run.chunk, run.attributes))
         store = Store.open(folder)

@@ -158,11 +158,11 @@ def overlaid(studies: Mapping[str, xr.Dataset]) -> list[Chart]:
         shown: Any = {"shown": label in first, "drawn": label in first | ends}
         charts.append(Chart("", title, title, str(part.unit.item()), curves, [label], places, **shown))
     for parts in _by_label(studies, "changes").values():
-        for chart in changes_charts(next(iter(parts.values())).isel(changes=0)):
-            if chart.name in ("chi", "xi"):
-                is_chi, curves = chart.name == "chi", _together(parts, chart.name, axis)
-                peaks = _places(parts, "peak_at", axis) if is_chi else None
-                charts.append(chart._replace(curves=curves, places=peaks, marks=(), drawn=is_chi, shown=is_chi and "" in first))
+        of_parts = {chart.name: chart for part in parts.values() for chart in changes_charts(part.isel(changes=0))}
+        for chart in (of_parts[name] for name in ("chi", "xi") if name in of_parts):
+            is_chi, curves = chart.name == "chi", _together(parts, chart.name, axis)
+            look: Any = {"places": _places(parts, "peak_at", axis) if is_chi else None, "marks": (), "theory": None}
+            charts.append(chart._replace(curves=curves, drawn=is_chi, shown=is_chi and "" in first, **look))
     charts.sort(key=lambda chart: not chart.shown)
     return [chart._replace(name=f"overlay-{k}", ordered=sweep, joined=True) for k, chart in enumerate(charts)]
 

@@ -92,8 +92,8 @@ class Location:
     reached : bool
         Whether the interval is as narrow as wanted, and the readings at its ends agree with it.
     items, levels : int, list of float
-        The last levels, the ends of the interval if it is reached, and the originals at that which has more. They are 0 and
-        empty if the pilot found no place.
+        `levels`: the last levels, which are the ends of the interval if the width is reached. `items`: the originals at the one
+        of them that has most. They are empty and 0 if the pilot found no place.
     calls : float
         Sum of the noise of all U-turns over the largest noise: with a diffusion model, U-turns from the largest noise that cost
         the same.
@@ -342,7 +342,8 @@ def forecast(
 
     for two levels until the interval is 1.75 times the width, and a part of it for one until it is 1.05 times the width, since
     these two tell the rest. 1.4 allows for readings of an original that agree, for levels that are not centred on the place, and
-    for a slope that is not known. The ends take twice the originals of the one level, and three times as many with `any_shape`.
+    for a slope that is not known. Each end takes about 1.6 times the originals of the one level, and three times as many as that
+    with `any_shape`.
     """
     _check_width(width)
     _check_reading(experiment, reading)
@@ -373,7 +374,7 @@ def forecast(
     ):
         L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
         count = 1.4 * left * (2 * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
-        items = max(_FIRST_ITEMS, math.ceil(count / _CHUNK) * _CHUNK)
+        items = max(_FIRST_ITEMS, _chunks(count))
         if hasattr(source, "count") and items > source.count():
             words += f"; about {items:,} originals would be needed, and the source has {source.count():,}"
             items = source.count()

@@ -60,9 +60,8 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
     for axis, name in columns.items():
         alike = [column for column in table.columns if column.lower() == str(name).lower()]
         found[axis] = name if name in alike or len(alike) != 1 else alike[0]
-        if axis not in AXES or found[axis] not in alike:
-            known = f"one of {', '.join(AXES)}, and a column of the table: {', '.join(map(str, table.columns))}"
-            raise ValueError(f"columns: {axis} = {shown(name)}; expected {known}")
+        known = f"one of {', '.join(AXES)}, and a column of the table: {', '.join(map(str, table.columns))}"
+        expect(axis in AXES and found[axis] in alike, f"columns: {axis}", name, known)
     return table.rename(columns={name: axis for axis, name in found.items()})
 
 

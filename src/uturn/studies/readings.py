@@ -145,7 +145,7 @@ def readings(
     arrays = {name: _of_originals(name, array, arrays) for name, array in arrays.items()}
     sites = {name: _labelled(name, of, (*AXES[:3], f"{name}_site")) for name, of in changes.items()}
     own = dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dims if dim not in AXES)
-    of_u_turns = {name: array.drop_vars(set(array.coords).difference(AXES)) for name, array in sites.items()}
+    of_u_turns = {f"changes of {name}": of[..., 0].drop_vars(set(of.coords).difference(AXES)) for name, of in sites.items()}
     joined = _joined(arrays | of_u_turns, noise, coords)
     levels, sizes = joined.noise.values, {"trajectory": 1, **joined.sizes}
     joined.noise.attrs = {"long_name": unit} | ({} if max_noise is None else {"max": float(max_noise)})
@@ -233,8 +233,8 @@ def _labelled(name: str, values: Any, dims: Sequence[str] | None) -> xr.DataArra
         axes = tuple(dims or (*AXES, "level")[: array.ndim])
         expect(len(axes) == array.ndim, f"{name}: shape", array.shape, "(noise, item[, trajectory[, clone]][, levels])")
         values = xr.DataArray(array, dims=axes)
-    is_whole = {"noise", "item"} <= set(values.dims) and values.size
-    expect(is_whole, f"{name}: dims", values.dims, f"(noise, item[, trajectory[, clone]][, levels]), none empty {values.shape}")
+    expect({"noise", "item"} <= set(values.dims), f"{name}: dims", values.dims, "(noise, item[, trajectory[, clone]][, levels])")
+    expect(values.size, f"{name}: shape", values.shape, "at least one value along each dim")
     expect(values.dtype.kind in "biuf", f"{name}: dtype", values.dtype, "numbers, with NaN where one is missing")
     if "clone" in values.dims and "trajectory" not in values.dims:
         values = values.expand_dims("trajectory")
@@ -262,14 +262,18 @@ def _joined(arrays: Mapping[str, xr.DataArray], noise: Any, coords: Mapping[str,
                 f"('item', values), or name the axis of levels in dims"
             )
         labels[name] = dim, values
-    parts = [array.rename(name) for name, array in arrays.items()]
-    are_near = [len(part.noise) == len(levels) and np.allclose(part.noise, levels, rtol=NEAR, atol=0) for part in parts]
-    parts = [part.assign_coords(noise=levels) if near else part for part, near in zip(parts, are_near, strict=True)]
+    parts = []
+    for name, array in arrays.items():
+        own = array.noise.values if "noise" in array.coords else levels
+        is_near = len(own) == len(levels) and np.allclose(own, levels, rtol=NEAR, atol=0)
+        expect(is_near, f"{name}: noise", own.tolist(), f"{shown(levels.tolist())}, as given, or as that of another reading")
+        parts.append(array.drop_vars("noise", errors="ignore").rename(name))
     try:
         joined = xr.merge([*parts, {"noise": levels}], join="exact", compat="equals", combine_attrs="drop")
         return joined.drop_vars(AXES[2:], errors="ignore").assign_coords(labels)
     except ValueError as error:
-        raise ValueError(one_line(error, 400)) from None
+        words = one_line(error, 400).partition(" You can skip")[0]
+        raise ValueError(f"values: their sizes or labels differ: {words}") from None
 
 
 def _checked_levels(noise: Any) -> np.ndarray:
@@ -290,8 +294,8 @@ def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Any]:
     if "item" in labels:
         names = labels.pop("item")[1]
         different = len(np.unique(names))
-        advice = "different ones; several U-turns of an original go along trajectory"
-        expect(different == len(names), f"coords: originals in the {len(names)} names of item", different, advice)
+        expected = f"{len(names)}, one for each original; several U-turns of an original go along trajectory"
+        expect(different == len(names), "coords: different names in item", different, expected)
         if names.dtype.kind in "iuf" and (names == np.floor(names)).all() and (np.abs(names.astype(float)) < 2.0**63).all():
             made["item"] = ("item",), names.astype(np.int64), {}
         else:
@@ -409,10 +413,11 @@ def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, 
 def _check_names(names: Sequence[Any]) -> None:
     """ValueError for a name that no store can hold: arrays of zarr are folders, beside the file `zarr.json`."""
     for name in names:
-        text = str(name).encode(errors="replace").decode()
+        text, where = str(name).encode(errors="replace").decode(), "name of a reading or coordinate"
         is_folder = not set(text) & set("/\\\0") and text.strip(".") and not text.startswith("__") and text != "zarr.json"
-        expect(is_folder and text == name and len(text.encode()) <= _LONGEST, "the name", name, "one that a folder can have")
-        expect(names.count(name) == 1, "the name", name, "a name of one reading or coordinate; choose another one")
+        fits = is_folder and text == name and len(text.encode()) <= _LONGEST
+        expect(fits, where, name, f"one that a folder can have, at most {_LONGEST} bytes")
+        expect(names.count(name) == 1, where, name, f"one that no other has; {', '.join(AXES)} and tasks are taken")
 
 
 def _digest(arrays: Mapping[str, xr.DataArray]) -> str:

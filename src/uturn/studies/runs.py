@@ -37,7 +37,7 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
 
 
 def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by their files; equal names get their stores.
+    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by files; stores are added to equal names.
 
     Parameters
     ----------

@@ -267,7 +267,8 @@ def number_in(text: str) -> float | str:
 def csv_of(*frames: pandas.DataFrame) -> str:
     """Frames as CSV, one below the other.
 
-    Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports."""
+    Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports.
+    """
 
     def text_of(cell: Any) -> Any:
         return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(number_in(cell), str) else cell

@@ -39,9 +39,8 @@ def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
     source, corruption = spec["source"], spec.get("corruption", {}).get("type")
     uniform = isinstance(source.get("multiplicity"), int) and source.get("zipf_exponent") is None
     is_known = source.get("type") == "rhm" and corruption == "epsilon" and uniform
-    found = f"source = {source.get('type')}, corruption = {corruption}"
-    only = "the source rhm with one multiplicity and uniform rules, and the corruption epsilon; leave out --theory"
-    expect(is_known, "theory", found, only)
+    only = "rhm, with one multiplicity and uniform rules, and epsilon; leave out --theory"
+    expect(is_known, "theory: source and corruption", (source.get("type"), corruption), only)
     mean_field = MeanField(*(source.get(name) for name in ("vocab_size", "multiplicity", "branching", "num_classes")))
     curves = mean_field.curves(study.noise.values, source["depth"])
     of_readings = np.full((study.sizes["reading"], study.sizes["noise"]), np.nan)

@@ -210,8 +210,9 @@ def measure_atlas(
                 entries += numbers_of(row, ds, largest_eigenvalue_of(experiment))
                 announce(f"{row.name}: done, {duration(time.monotonic() - began)}")
             except Exception as error:  # a user's model can raise any exception
-                entries.append(entry_of(row, failure=described(error, 1000)))
-                announce(f"{row.name}: failed: {described(error, 1000)}")
+                failure = described(error, 1000)
+                entries.append(entry_of(row, failure=failure))
+                announce(f"{row.name}: failed: {failure}")
             clear_caches()  # free memory for the next model
             table = table_of(entries)
             write_dataset(table, folder.path / "atlas.zarr")

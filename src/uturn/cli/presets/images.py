@@ -158,15 +158,17 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         elif self.data.endswith(".npy"):
             table, applicable = {"type": "array", "path": self.data}, ("labels",)
         names = ("size", "channels", "classes", "labels")
-        for name in set(names) - set(applicable):
-            self._absent("a .npy file" if name == "labels" else "a folder of images", name)
+        for name in names:
+            if name not in applicable:
+                self._absent("a .npy file" if name == "labels" else "a folder of images", name)
         return table | self._set(*names)
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the stored images."""
         generating = self.model if self.data == "generated" else None
         classifiers = self.classifiers or (["fashion_mnist"] if "fashion_mnist" in (self.data, generating) else [])
-        expect(classifiers or not self.needs_classifier, "classifiers", classifiers, "at least one, 'torchvision:convnext_base'")
+        example = f"at least one for data = {self.data!r}, such as 'torchvision:convnext_base'"
+        expect(classifiers or not self.needs_classifier, "classifiers", classifiers, example)
         networks = len(classifiers) + (self.perceptual is not None)
         weights = self.weights or [""] * networks
         each = f"{networks}, one for each network (the perceptual one is the last), or none at all"

@@ -76,11 +76,8 @@ class SamplerOptions(ImageOptions):
         expect(self.sampler == "stored" and self.step is None, "recorded", self.recorded, "no sampler and no step beside it")
         levels = self.levels
         if "levels" not in self.model_fields_set:
-            levels = [
-                level
-                for level in spec.build("backward", {"type": "recorded", "pattern": self.recorded}).files.levels
-                if level > 0
-            ]
+            files = spec.build("backward", {"type": "recorded", "pattern": self.recorded}).files
+            levels = [level for level in files.levels if level > 0]
         if isinstance(levels, list):
             for level in levels:
                 is_step = abs(level * self.steps - round(level * self.steps)) <= 1e-6 and level <= 1

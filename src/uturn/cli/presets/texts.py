@@ -127,8 +127,7 @@ class TextOptions(LanguageOptions, PresetOptions):
     def _source(self) -> dict[str, Any]:
         fixed = {"keep_first": self.keep_first} if self.keep_first else {}
         segments = {"segments": self.segments} if self.segments else {}
-        own = self._set("length")
-        return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **fixed, **own}
+        return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **fixed, **self._set("length")}
 
     def denoiser(self) -> LanguageDenoiser:
         """The backward of these options."""

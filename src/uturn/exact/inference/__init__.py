@@ -103,9 +103,7 @@ def infer(
 
         from uturn.exact.inference.torch_backend import infer_torch
 
-        values = (
-            log_evidence if tensor else torch.from_numpy(np.require(floating_array(rhm, log_evidence), requirements=["C", "W"]))
-        )
+        values = log_evidence if tensor else torch.from_numpy(_for_torch(rhm, log_evidence))
         check_shape(rhm, tuple(values.shape), values.dtype, values.is_floating_point())
         values = values if values.dtype == torch.float64 else values.float()
         check_values(values)
@@ -194,6 +192,11 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     return {level: entropy[level] for level in range(L + 1)}
 
 
+def _for_torch(rhm: RandomHierarchyModel | HiddenMarkovModel, log_evidence: Any) -> np.ndarray:
+    """Evidence of checked shape as torch takes it: contiguous and writable."""
+    return np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])
+
+
 def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int, np.ndarray]:
     """Joint entropy of all nodes of each tree level given the observation, {tree_level: (batch,)} in nats.
 
@@ -208,7 +211,7 @@ def posterior_entropy(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int,
     """
     from uturn.exact.inference.torch_backend import entropies
 
-    evidence = np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])  # as torch needs it
+    evidence = _for_torch(rhm, log_evidence)
     check_values(evidence)
     return entropies(rhm, evidence)
 

@@ -100,7 +100,7 @@ def _classifier(
     if texts is not None:
         clip: Any = loaded.module
         encoder: Any = loaded.texts
-        expect(encoder is not None, f"texts of classifier = {spec!r}", texts, "None, as it has no encoder of texts ('clip:..')")
+        expect(encoder is not None, "texts", texts, f"None, as classifier = {spec!r} has no encoder of texts ('clip:..' has one)")
         loaded = loaded._replace(module=clip.with_classes(encoder.encode(texts)), class_names=texts, has_classes=True)
     module, preprocess, class_names = loaded.module, loaded.preprocess, loaded.class_names
     chosen: tuple[str, ...] = ()

@@ -286,8 +286,8 @@ def _original_name(module: str, per_level: int, attends: list[bool]) -> str:
     elif kind == "upsamplers":
         place = f"output_blocks.{(level + 1) * per_level - 1}.{1 + attends[-1 - level]}"
     else:
-        first = "input_blocks.1" if side == "down" else "output_blocks.0"
-        place = f"{first[:-1]}{int(first[-1]) + level * per_level + number}.{int(kind == 'attentions')}"
+        blocks, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+        place = f"{blocks}.{first + level * per_level + number}.{int(kind == 'attentions')}"
     return f"{place}.{_NAMES.get(layer, layer)}"
 
 
@@ -300,8 +300,9 @@ def _renamed(
         module, _, ending = ours.rpartition(".")
         used.add(name := f"{_original_name(module, options['num_res_blocks'] + 1, attends)}.{ending}")
         weight, parts = weights[name], 3 if ".qkv." in name else 1
-        fits = weight.numel() == parts * empty.numel() and weight.is_floating_point()
-        expect(fits, f"shape of the weights {name!r}", tuple(weight.shape), f"{parts} x {tuple(empty.shape)}")
+        shape = (parts * empty.shape[0], *empty.shape[1:])
+        fits = tuple(weight.shape) in (shape, (*shape, 1)) and weight.is_floating_point()  # attention is a convolution there
+        expect(fits, f"shape of the weights {name!r}", tuple(weight.shape), f"{shape}, floating point")
         if parts == 3:  # rows (head, q/k/v, channel) in the old order of attention, (q/k/v, head, channel) in the new one
             of_heads = weight.reshape(3 * unet.get_submodule(module.rpartition(".")[0]).heads, -1, *weight.shape[1:])
             which = "qkv".index(module[-1])

@@ -77,11 +77,16 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
     else:
         try:
             tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
-            named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
         except ValueError as error:
             raise ValueError(f"preset = {preset!r}: {error}; expected {EXPECTED}") from None
+        expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
+        named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
     given = {**named, **options}
-    for name in ("timestep_respacing", "rescale_timesteps"):
+    refused = {
+        "timestep_respacing": "`steps` of the reverse process chooses the timesteps",
+        "rescale_timesteps": "leave it out with 1000 training steps, where it changes nothing; others are not supported",
+    }
+    for name, reason in refused.items():
         value = given.pop(name, "")
-        expect(value in ("", "False", False), name, value, "none; `steps` of the reverse process chooses the timesteps")
+        expect(value in ("", "False", False), name, value, f"none; {reason}")
     return GuidedDiffusionOptions(**{name: value for name, value in given.items() if name not in _IGNORED})

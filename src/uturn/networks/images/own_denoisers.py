@@ -124,13 +124,13 @@ def _check(label: str, model: DenoiserModel) -> None:
 
     shape, classes, null, scheduler = model.image_shape, model.num_classes, model.null_class, model.scheduler
     is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape))
-    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(callable(model.network), "network", "a torch.nn.Module or a function")
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
     require(is_shape, "image_shape", "(channels, height, width), whole numbers")
     require(model.takes in (None, "timestep", "sigma"), "takes", "'timestep' or 'sigma'")
     require(model.predicts != "edm" or model.takes != "timestep", "takes", "'sigma', since D(x; sigma) takes it")
     require(classes is None or counts(classes), "num_classes", "the number of classes, or None")
+    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
     require(scheduler is not None or model.takes_sigma, "scheduler", "the noise schedule of the timesteps")
     if scheduler is None:

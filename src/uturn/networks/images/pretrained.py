@@ -235,8 +235,8 @@ def _try(loaded: Pretrained, name: str) -> None:
     labels = () if loaded.num_classes is None else (torch.tensor([0, loaded.num_classes - 1], device=device),)
     with torch.inference_mode():
         output = loaded.model(noisy, timestep, *labels)
-    where = f"model = {name!r}: output for two images of noise at timestep {int(timestep[0])}"
-    expect(output.isfinite().all(), where, "NaN or infinity", "finite numbers; check its weights, and dtype")
+    bad, of = int((~output.isfinite()).sum()), f"in the output for two images of noise at timestep {int(timestep[0])}"
+    expect(not bad, f"model = {name!r}: numbers that are not finite {of}", bad, "none; check its weights, and dtype")
 
 
 # --- a folder --------------------------------------------------------------------------------------------------------

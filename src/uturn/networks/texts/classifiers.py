@@ -22,7 +22,8 @@ def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np
         expected = "logits (texts, classes) of two or more classes"
         expect(fits, f"{model.description}: shape of the output for {len(ids)} texts", shape, expected)
         way_out = half_precision_words(logits.dtype)
-        expect(logits.isfinite().all(), f"{model.description}: logits", "NaN or infinity", f"finite numbers{way_out}")
+        bad = int((~logits.isfinite()).sum())
+        expect(not bad, f"{model.description}: logits that are not finite", bad, f"none{way_out}")
         for number, row in zip(numbers, logits.detach().double().cpu().numpy(), strict=True):
             rows[number] = row
     return np.array(rows, float).reshape(len(texts), -1)

@@ -341,7 +341,8 @@ class TokenBeliefs:
             where = (torch.from_numpy(rows).to(self._logits.device), torch.from_numpy(positions).to(self._logits.device))
             law = self._logits[where].cpu().double().softmax(-1).numpy()
         reason = half_precision_words(self._dtype) or "; a logit is NaN or infinite, or all of a token are -inf"
-        expect(not np.isnan(law).any(), f"{self._name}: probabilities", "NaN", f"numbers{reason}")
+        bad = int(np.isnan(law).sum())
+        expect(not bad, f"{self._name}: probabilities that are NaN", bad, f"none{reason}")
         return law
 
 

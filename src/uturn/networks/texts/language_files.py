@@ -112,7 +112,7 @@ class TextModel(Input):
             If the model or its tokenizer cannot be read or do not match, or if it is not of this kind.
         """
         fits = not is_packaged(self.model) or self.head in ("masked", "encoder")
-        expect(fits, f"{self.where}: as a {self.head} model", "masked", "another model")
+        expect(fits, f"{self.where}: kind of model", "masked", f"{self.head!r}, such as a model of transformers")
         return _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
 
 
@@ -235,8 +235,9 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 def check_name(model: str, where: str) -> None:
     """ValueError if there is neither such a folder nor such a model on a hub. The hub is asked once."""
     if not model or not Path(model).is_dir():
-        known = f"one that transformers reads, the name of a model on a hub, or {FORMS}"
-        expect(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), where, "no such folder", known)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+            known = f"a folder that transformers reads, the name of a model on a hub, or {FORMS}"
+            raise ValueError(f"{where}: expected {known}; no such folder")
         check_hub(model, "config.json")
 
 
@@ -322,7 +323,8 @@ def _stated(config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
 def _num_symbols(model: LanguageModel, where: str, mask: int | None) -> int:
     """Number of symbols, from a call with two tokens, one of them masked; ValueError if that fails."""
     ids = torch.tensor([[0, mask or 0]], device=model.device)
-    with reading(f"{where}: logits of two tokens, of which {mask} is the mask (--mask-id),", "expected logits(ids, noise)"):
+    tokens = "two tokens" if mask is None else f"two tokens, of which {mask} is the mask (--mask-id),"
+    with reading(f"{where}: logits of {tokens}", "expected logits(ids, noise)", "text"):
         return model.logits(ids, torch.ones_like(ids) > 0, torch.full((1,), 0.5, device=model.device)).shape[2]
 
 

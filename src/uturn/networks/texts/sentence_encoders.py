@@ -48,8 +48,8 @@ class SentenceEncoder:
             for number, vector in zip(numbers, vectors, strict=True):
                 rows[number] = vector
         table = np.array(rows, float).reshape(len(texts), -1)
-        is_finite = np.isfinite(table).all()
-        expect(is_finite, f"{self.model.description}: embeddings", "NaN or infinity", "finite numbers; take dtype = 'float32'")
+        bad, where = int((~np.isfinite(table)).sum()), f"{self.model.description}: numbers of embeddings that are not finite"
+        expect(not bad, where, bad, "none; take dtype = 'float32'")
         return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
 
     def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,7 @@ def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
 class PretrainedTokenizer:
     """A tokenizer of transformers as a `Tokenizer`."""
 
-    def __init__(self, tokenizer: Any, name: str = "") -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._vocabulary = tokenizer, tokenizer.get_vocab()
         self.size = len(tokenizer)
         self.mask_id, self.unknown_id, self.pad_id = tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id
