@@ -524,3 +524,52 @@ def test_pipes_are_not_waited_for(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises((ValueError, OSError), match="no regular file"):
         read(tmp_path / "pipe.json")
+
+
+@pytest.mark.parametrize("command", ["study", "report"])
+def test_a_store_names_no_code_that_is_run(command, tmp_path, monkeypatch, capsys):
+    """A sampler "module:function" in the spec of a store of tokens."""
+    (tmp_path / "evil_of_a_stranger.py").write_text("def draw(observed, operator, generator): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    values, dims = np.zeros((3, 4, 1, 1, 2)), ("noise", "item", "trajectory", "clone", "position")
+    of_tokens = dict.fromkeys(("token", "noisy_token"), values)
+    run = {"kept": np.random.default_rng(0).random((3, 4)), **of_tokens}
+    ut.readings(run, [0.1, 0.5, 0.9], dims=dict.fromkeys(of_tokens, dims), store=tmp_path / "mine.zarr")
+    spec = {
+        "seed": 0,
+        "source": {"type": "tokens"},
+        "backward": {"type": "sampler", "sampler": "evil_of_a_stranger:draw", "model": "fashion_mnist"},
+        "probes": [{"type": "tokens"}],
+    }
+
+    def change(root):
+        root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | spec)
+
+    forge(tmp_path / "mine.zarr", change)
+    assert ended(capsys, command, tmp_path / "mine.zarr", "--out", tmp_path / "out.html")[0] == 0
+    assert "evil_of_a_stranger" not in sys.modules
+
+
+def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
+    """Of a run without names of originals; nor is a file read that is too large, or has no size, as some that wait for ever."""
+    from uturn.studies.runs import class_names_of, originals
+
+    run = ut.readings({"same_class": np.random.default_rng(0).random((2, 3))}, [0.2, 0.8], coords={"label": ("item", [0, 1, 0])})
+
+    def of(source, **names):
+        table = {"source": source, "backward": {"type": "recorded"}, "probes": [{"type": "images"}], "seed": 0}
+        image = xr.DataArray(np.zeros((2, 3, 1, 1, 1, 4, 4)), dims=("noise", "item", "trajectory", "clone", "c", "row", "column"))
+        named = run.assign_coords({name: ("item", [value] * 3) for name, value in names.items()}).assign(image=image)
+        return named.assign_attrs(spec=json.dumps(json.loads(run.attrs["spec"]) | table))
+
+    monkeypatch.setattr("uturn.sources.images.listed", lambda *_: pytest.fail("listed"))
+    monkeypatch.setattr("uturn.core.files.digest_of_file", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("uturn.sources.images.digest_of_file", lambda *_: pytest.fail("read"))
+    assert class_names_of(of({"type": "images", "path": "/"})) == {}
+    (tmp_path / "empty").touch()
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**40)
+    for name in ("empty", "large"):
+        for source in ({"type": "images", "path": str(tmp_path)}, {"type": "array", "path": str(tmp_path / name)}):
+            images, _ = originals(of(source, file=name, file_digest="0" * 64), np.arange(3))
+            assert np.isnan(images).all()

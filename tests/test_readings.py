@@ -120,7 +120,7 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     ("change", "message"),
     [
         (lambda table: table, None),
-        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd: row 1 has array.*; expected numbers"),
+        (lambda table: {**table, "rmsd": [[x] for x in table["rmsd"]]}, "column rmsd has the type 'list<.*; expected numbers"),
         (lambda table: {**table, "item": [None, *table["item"][1:]]}, "column item: row 1 = '': expected a value"),
         (lambda table: table | {f"r{k}": table["rmsd"] for k in range(2000)}, "it has 2,003 columns, more than 1,000"),
         (lambda table: {name: np.zeros(50_000_000, np.int8) for name in table}, "it has 50,000,000 rows of 3 columns, more than"),
@@ -517,8 +517,32 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert run.noise.values.tolist() == [0, 0.75]
     assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
     assert run.item_name.values.tolist() == ["x,1", "y"]
+    (tmp_path / "c.csv").write_text("noise;item;shift\n0;x;1.234\n0,75;x;-2.500\n")  # thousands with a point
+    with pytest.raises(ValueError, match="column shift has '1.234' beside decimal commas"):
+        read_readings(tmp_path / "c.csv")
     (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
+
+
+def test_texts_of_a_parquet_file_are_counted_before_memory_is_taken(tmp_path, monkeypatch):
+    """A long text that is repeated takes no room in the file."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("uturn.studies.long_form._MOST_TEXT", 10_000)
+    pd.DataFrame({"noise": range(300), "item": "x" * 100, "rmsd": 1.0}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="column item has 30,000 bytes of text, more than 10,000"):
+        read_readings(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("folder", ["~", "http:/127.0.0.1"])
+def test_a_relative_path_is_one_of_this_folder(folder, tmp_path, monkeypatch):
+    """Pandas would read the table of the same name in the home, or ask a server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("asked"))
+    for place, value in ((folder, 1), ("home", 2)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.csv").write_text(f"noise,item,a\n0.5,x,{value}\n")
+    assert read_readings(f"{folder.replace(':/', '://')}/a.csv").a.item() == 1
 
 
 @pytest.mark.parametrize("text", ["", "noise,item,a\n0.5,x,1\n"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 
 import numpy as np
@@ -301,6 +302,7 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
     ("changed", "says"),
     [
         ({"recorded": "strength_{noise}.png"}, "no {item}"),
+        ({"recorded": "{item}_{noise}{trajectory}.png"}, r"nothing between {noise} and {trajectory}"),
         ({"recorded": "nowhere/{item}_{noise}.png"}, "nowhere is not a folder"),
         ({"levels": [0.1, 0.2]}, r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9"),
         ({"trajectories": 3}, r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)"),
@@ -638,3 +640,15 @@ def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, mo
     assert images.shape == (2, *ds.image.shape[-3:])
     assert np.isnan(images).all()
     assert names == ["a.png", "b.png"]
+
+
+def test_names_of_many_separators_and_large_pictures_take_no_time(tmp_path):
+    """Names that could match in millions of ways; a picture of 100 million pixels in a hundred kilobytes."""
+    folder = make(tmp_path, "ab", [0.4], 2)
+    for k in range(200):
+        (folder / "strength_0.4" / f"{'_' * 240}{k}x").touch()
+    Image.new("L", (10_000, 10_000)).save(folder / "strength_0.4" / "b_1_0.png")
+    start = time.process_time()
+    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*b_1_0.png \(pixels = \(10000, 10000\): expected at most"):
+        run(folder, "strength_{noise}/{item}_{trajectory}_0.png")
+    assert time.process_time() - start < 10

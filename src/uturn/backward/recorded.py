@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import string
@@ -35,9 +36,10 @@ from uturn.sources.images import (
     unread,
 )
 
-_FIELDS = {"noise": r"\d*\.?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
+_FIELDS = {"noise": r"(?:\d*\.)?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
 _ANY = _WORDS | {"noise": "[^/]+?"}
+_MOST_WAYS = 2**12  # in which a name may match; names of many separators would take for ever
 _PLACE = ["noise", "original", "trajectory", "clone"]
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
@@ -167,6 +169,8 @@ class _Files:
         fields = [field for _, field, _, _ in parsed if field is not None]
         wrong = [f"the field {{{field}}}" for field in fields if field not in _FIELDS]
         wrong += [f"no {{{field}}}" for field in ("noise", "item") if field not in fields]
+        between = zip(fields, parsed[1:], strict=False)
+        wrong += [f"nothing between {{{last}}} and {{{field}}}" for last, (literal, field, _, _) in between if field and not literal]
         folder, slash, begin = parsed[0][0].rpartition("/")
         self.pattern, self.root = pattern, folder or slash or "."
         if wrong or not os.path.isdir(self.root):
@@ -199,7 +203,12 @@ class _Files:
             expression += re.escape(literal) + group
             seen |= {field} if field else set()
         flags = re.DOTALL | (re.IGNORECASE if forms is _ANY else re.NOFLAG)
-        return self._names.str.extract(rf"\A{expression}\Z", flags).set_axis(self._names).dropna()
+        names = self._names if forms is _FIELDS else self._names[self._names.map(self._ways).between(1, _MOST_WAYS)]
+        return names.str.extract(rf"\A{expression}\Z", flags).set_axis(names).dropna()
+
+    def _ways(self, name: str) -> int:
+        """In how many ways the literals of the pattern can be chosen in a name."""
+        return math.prod(name.lower().count(literal.lower()) for literal, _ in self._parts[1:] if literal)
 
     def left_out(self) -> list[str]:
         """A sentence on the files that match the pattern except for a field or the case of letters.

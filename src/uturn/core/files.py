@@ -192,7 +192,8 @@ def cached_while_unchanged(
 @cached_while_unchanged(files=lambda path: [path], maxsize=2**18)
 def digest_of_file(path: str) -> str:
     """SHA-256 of the content of a file (hexadecimal)."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_of(*args: Any) -> list[Any]:

@@ -111,4 +111,5 @@ def _posterior(law: Any, operator: Operator, shape: tuple[int, ...]) -> LinearPo
     expected = "a Gaussian mixture, a linear operator and Gaussian noise, with a formula; take the backward 'sampler'"
     expect(known, "backward 'exact'", found, expected)
     check_memory("the matrices of the exact posterior", 40 * law.dimension**2, "lower the dimension")
-    return LinearPosterior(law.means, law.covariance, law.weights, operator.matrix(shape), operator.noise.sigma**2)
+    matrix = operator.matrix(shape, law.sample(2).values)
+    return LinearPosterior(law.means, law.covariance, law.weights, matrix, operator.noise.sigma**2)

@@ -187,20 +187,21 @@ class Operator:
         alpha = np.divide(square, of_again, out=np.zeros_like(square), where=of_again > 0)
         return alpha.reshape(-1, *(1 for _ in shape)) * back
 
-    def matrix(self, shape: tuple[int, ...]) -> np.ndarray:
+    def matrix(self, shape: tuple[int, ...], data: Any = ()) -> np.ndarray:
         """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width).
 
         Raises
         ------
         ValueError
-            If A(x) differs from H x for an x drawn at random.
+            If A(x) differs from H x for an x drawn at random, or for some of the given data (batch, ...).
         """
         size = int(np.prod(shape))
         H = self.vectors(self.clean(np.eye(size, dtype=np.float32).reshape(size, *shape))).T.astype(float)
-        x = np.random.default_rng(0).normal(size=(1, *shape))
-        difference = self.vectors(self.clean(x))[0] - H @ x.reshape(-1)
-        is_linear = np.abs(difference).max(initial=0) <= 1e-3 * max(1e-6, np.abs(H @ x.reshape(-1)).max(initial=0))
-        expect(is_linear, "A(x) - H x", difference, "0, with H made of A(e_i), as A is_linear; or give is_linear=False")
+        for x in (np.random.default_rng(0).normal(size=shape), *np.reshape(data, (-1, *shape))):
+            expected = H @ x.reshape(-1)
+            difference = self.vectors(self.clean(x[None]))[0] - expected
+            is_linear = np.abs(difference).max(initial=0) <= 1e-3 * max(1e-6, np.abs(expected).max(initial=0))
+            expect(is_linear, "A(x) - H x", difference, "0, with H made of A(e_i), as A is_linear; or give is_linear=False")
         return H
 
 

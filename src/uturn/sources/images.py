@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Not all formats of Pillow, because some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000")
+_MOST_PIXELS = 2**26  # of a file; a few kilobytes may promise gigabytes
 
 
 @dataclass(frozen=True, repr=False)
@@ -272,7 +273,7 @@ class ImageFolderSource(ImageSource):
         for name, digest in zip(names, digests, strict=True):
             path = os.path.join(root, name)
             inside = os.path.realpath(path).startswith(os.path.join(root, ""))
-            if not (inside and os.path.isfile(path)):
+            if not (inside and os.path.isfile(path)) or unread(path):
                 return None
             pixels = pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
             if isinstance(pixels, str):
@@ -395,6 +396,7 @@ def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = image.format
+            expect(image.width * image.height <= _MOST_PIXELS, "pixels", image.size, f"at most {_MOST_PIXELS} in all")
             image.load()
             with suppress(Exception):  # broken EXIF data are ignored, since the pixels are complete
                 ImageOps.exif_transpose(image, in_place=True)

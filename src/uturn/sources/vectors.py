@@ -155,9 +155,12 @@ class GaussianMixtureSource(VectorSource):
     def array(self, name: str) -> np.ndarray | None:
         """The numbers of the option `name`: a list, or the content of a file."""
         given = getattr(self, name)
-        if not given:
+        if given is None:
             return None
-        return checked_numbers(name, read_array(checked_path(name, given)) if isinstance(given, str) else given)
+        array = checked_numbers(name, read_array(checked_path(name, given)) if isinstance(given, str) else given)
+        fits = array.size and (array.ndim == 2 or name != "means")
+        expect(fits, f"shape of {name}", array.shape, "(modes, dimension)" if name == "means" else "at least one number")
+        return array
 
 
 @cached_while_unchanged()

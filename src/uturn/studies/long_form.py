@@ -25,8 +25,10 @@ NEAR = 1e-9  # relative difference of two noise levels up to which they are one
 _MOST_PLACES = 2**26  # of U-turns, if few of them have a row; half a gigabyte for each reading
 _LONGEST_LINE = 2**20  # characters
 _MOST_COLUMNS = 1000  # of a file; a study of so many readings takes half a minute
-_MOST_CELLS = 2**27  # of a Parquet file, which can promise gigabytes in a few kilobytes
+_MOST_CELLS = 2**25  # of a Parquet file, which can promise gigabytes in a few kilobytes
+_MOST_TEXT = 2**28  # bytes of the texts of a column of a Parquet file
 _DECIMAL_COMMA = re.compile(r"\s*-?\d*,\d+\s*")
+_THOUSANDS = re.compile(r"-?\d{1,3}(\.\d{3})+")
 _CUT = re.compile(r"[-+]?(\d+[.,]|\d*[.,]?\d+[eE][-+]?)")  # no number ends so
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # 01 is a name
 
@@ -44,9 +46,10 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
     """
     path = checked_path("path", path)
     try:
-        check_plain(os.path.realpath(path))
+        place = os.path.realpath(path)  # pandas would take the folders "~" and "http:" of a relative path for something else
+        check_plain(place)
         names = {*labels, *(name for axis, name in columns.items() if axis != "noise")}
-        table = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path, names)
+        table = _read_parquet(place) if path.lower().endswith(".parquet") else _read_csv(place, names)
     except ImportError:
         raise ValueError(
             f"cannot read the table {path}: needs pyarrow; `pip install pyarrow`, or write it as a CSV file"
@@ -86,6 +89,11 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
     table.columns = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
     of_text = {str(name).lower() for name in (*labels, *AXES[1:])}
     columns = [k for k, name in enumerate(table.columns) if name.lower() in of_text]
+    if decimal == ",":
+        for k, name in enumerate(table.columns):
+            texts = table.iloc[:, k] if k not in columns and not _is_number(table.iloc[:, k]) else []
+            if wrong := next((cell for cell in texts if isinstance(cell, str) and _THOUSANDS.fullmatch(cell.strip())), None):
+                raise ValueError(f"column {name} has {wrong!r} beside decimal commas; write thousands without points")
     text = pandas.read_csv(path, **form, usecols=columns, dtype=str, keep_default_na=False)
     for k, (_, cells) in zip(columns, text.items(), strict=True):
         table.isetitem(k, cells.str.strip())
@@ -96,16 +104,30 @@ def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
 def _read_parquet(path: str) -> pandas.DataFrame:
     """The columns of a Parquet file; what pandas has written about them is not followed, since it may be of another table."""
     import pyarrow
+    from pyarrow import compute
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
+            schema = file.schema_arrow
+        nested = next((field for field in schema if pyarrow.types.is_nested(field.type)), None)
+        if nested is not None:  # a row may promise any number of values
+            raise ValueError(f"column {nested.name} has the type {str(nested.type)[:60]!r}; expected numbers or texts")
+        kinds = "is_string", "is_large_string", "is_binary", "is_large_binary"
+        texts = [field.name for field in schema if any(getattr(pyarrow.types, kind)(field.type) for kind in kinds)]
+        with ParquetFile(path, read_dictionary=texts) as file:  # a text that is repeated is read once
             rows, columns = file.metadata.num_rows, file.metadata.num_columns
             if columns > _MOST_COLUMNS:
                 raise ValueError(f"it has {columns:,} columns, more than {_MOST_COLUMNS:,}")
             if rows * columns > _MOST_CELLS:
                 raise ValueError(f"it has {rows:,} rows of {columns:,} columns, more than {_MOST_CELLS:,} cells")
-            table = file.read().to_pandas(ignore_metadata=True)
+            read = file.read()
+            for name, column in zip(read.column_names, read.columns, strict=True):
+                if pyarrow.types.is_dictionary(column.type) and not pyarrow.types.is_primitive(column.type.value_type):
+                    lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+                    if (size := sum(compute.sum(of).as_py() or 0 for of in lengths)) > _MOST_TEXT:
+                        raise ValueError(f"column {name} has {size:,} bytes of text, more than {_MOST_TEXT:,}")
+            table = read.to_pandas(ignore_metadata=True)
             return table.loc[:, ~table.columns.str.startswith("__index_level_")]  # row numbers that pandas writes
     except pyarrow.ArrowException as error:  # some kinds are neither ValueError nor OSError
         raise ValueError(str(error)) from None

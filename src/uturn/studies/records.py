@@ -155,6 +155,9 @@ def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
     spec = stored_spec(run)
     try:
+        # Other parts are not asked: they may import what the spec names, such as a sampler "module:function".
+        if (spec["source"].get("type"), spec["backward"].get("type")) != ("tokens", "language"):
+            return None
         if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):
             return None
         with _offline():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAMES = ("item_name", "file")
 """Coordinates with the names of originals, the first that a run has."""
 _LONGEST = 60  # most characters of a value in a name
+_LARGEST_FILE = 2**32  # bytes of a file of images that a store names
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
@@ -174,7 +175,8 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
         return {}
     try:
         table = stored_spec(run)["source"]
-        if table.get("type") == "generated":
+        # Folders of images name their originals, so that a run without names of files has another source.
+        if table.get("type") in ("generated", "images"):
             return {}
         source = build("source", table, trusted=False)
         names = source.class_names() if source.kind == "images" else None
@@ -199,6 +201,8 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
             return source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
         if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
             return source.kept(*(run[name].values[items].tolist() for name in ("file", "file_digest")))
+        if not all(0 < os.path.getsize(path) <= _LARGEST_FILE for path in source.files()):
+            return None  # a file with holes may promise terabytes, and a reader of one without size may wait for ever
         if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
             return None
         return np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
