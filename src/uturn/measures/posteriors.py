@@ -283,10 +283,10 @@ def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
     for reading in at.reading.values:
         of = at.sel(reading=reading)
-        effect = f"{with_interval(of.effect.values, '.2g')} {of.effect_unit.item()}".rstrip()
+        effect = f"{with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
         p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
         beside = "" if of.family.item() == "posterior" else " (beside)"
         rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
     for name, (values, expected) in untested(at).items():
-        rows.append((name, f"{with_interval(values, '.2g')}, expected {expected:.2g}", "", "", BLIND[name]))
+        rows.append((name, f"{with_interval(values)}, expected {expected:.3g}", "", "", BLIND[name]))
     return heads, rows
