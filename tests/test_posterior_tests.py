@@ -15,8 +15,9 @@ from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
 from uturn.corruption.measurement import Measurement
 from uturn.corruption.operators import Operator
-from uturn.measures.posteriors import title_of
+from uturn.measures.posteriors import rows_of, title_of
 from uturn.measures.ranks import band
+from uturn.measures.statistics import proportion, with_interval
 from uturn.probes.posterior import Posterior
 from uturn.sources.images import FashionMNISTSource, Images
 from uturn.studies.plotting.posteriors import draw_posterior_tests
@@ -120,9 +121,14 @@ def test_readings_of_images_have_the_scale_of_samplers():
 
 
 def test_a_sampler_that_ignores_y_is_seen_by_its_likelihood_alone(u_turn):
-    tests = ut.posterior_tests(read(*u_turn, sampled("ignores y", u_turn[0])), LEVEL)
+    run = read(*u_turn, sampled("ignores y", u_turn[0]))
+    tests = ut.posterior_tests(run, LEVEL)
     p = tests.p.isel(noise=0).to_series()
     assert p["log_likelihood"] < LEVEL / 10
+    np.testing.assert_array_equal(tests.coverage, proportion(run.coverage))  # as in the study of the run, with its rounding
+    assert ("coverage", f"{with_interval(tests.coverage[0])}, expected 0.6") in [
+        row[:2] for row in rows_of(tests.isel(noise=0))[1]
+    ]
     assert (p[["distance", "same_component", "log_prior"]] > 0.01).all()
     assert abs(tests.coverage[0, 0] - 0.6) < 0.03
     assert abs(tests.z_squared[0, 0] - 1) < 0.08

@@ -28,6 +28,7 @@ from uturn.measures.changes import covariances_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
 from uturn.store.record import Store, open_run, warnings_of
+from uturn.studies.headline import headline_of
 from uturn.studies.readings import read_readings
 from uturn.studies.tables import remarks
 
@@ -855,6 +856,7 @@ def test_what_is_guessed_is_said():
     )
     assert "energy: no start is given: no half-life" in remarks(unknown)
     assert "tm: its start is taken as 1, which is a guess: give start" in remarks(unknown)
+    assert headline_of(unknown).claim.endswith("; its start is taken as 1, which is a guess: give start.")  # of cards and pages
     kept = (np.arange(60) > 0)[None] | (np.arange(5) > 0)[:, None]  # 59 of 60 at the first level, 60 of 60 beyond
     run = ut.readings({"same_fold": kept, "sound": kept}, NOISE)
     assert ut.choose(run, "same_fold", 0.9).keep.words == "same_fold >= 0.9"

@@ -186,6 +186,8 @@ def test_recorded_files_are_checked(sampler, code, tmp_path):
     assert [test["verdict"] for test in tests[3:]] == ["not tested"] * 2
     refused = uturn(*words, *pattern, "--steps", 7, cwd=tmp_path)
     assert (refused.returncode, "expected k/steps" in refused.stderr) == (2, True)
+    few = uturn(*words, *pattern, "--items", 3000, cwd=tmp_path)
+    assert (few.returncode, "items = 3000: expected at most 24, the files of" in " ".join(few.stderr.split())) == (2, True)
     for path in tmp_path.glob("strength_*/*_1.png"):
         path.rename(path.with_suffix(".hidden"))
     single = uturn(*words, *pattern, cwd=tmp_path)

@@ -22,7 +22,7 @@ from uturn.cli import app
 from uturn.core import random
 from uturn.core.spec import filled
 from uturn.engine import measuring
-from uturn.store.record import Store, Variable, _digest_of_labels, open_run
+from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
 from uturn.store.resume import layout_of
 
 SPEC = strings("masking", [0.0, 0.4, 1.0], source={"grammars": 2}, seed=3, items=10, trajectories=2, chunk=4)
@@ -137,6 +137,12 @@ def test_metadata_that_are_not_as_they_were_written_are_refused(store):
             open_run(store)
         (store / "zarr.json").write_bytes(before)
     assert ut.run(experiment(), store).attrs["complete"]
+
+
+def test_a_store_of_a_newer_version_asks_for_an_update(store):
+    forge(store, lambda root: root["attributes"].update(version=VERSION + 1), signed=False)
+    with pytest.raises(ValueError, match="a newer uturn wrote it: update uturn"):
+        open_run(store)
 
 
 def test_metadata_of_single_arrays_are_not_read(store, finished):

@@ -339,6 +339,19 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     draw_study(found)
 
 
+def test_the_line_of_a_class_is_named_in_other_panels():
+    kept, distance = falling(end=0, scatter=0)[..., 0] > 0.4, 1 - falling(scatter=0.3)[..., 0]
+    figure = draw_study(ut.study(ut.readings({"same_fold": kept, "rmsd": distance}, NOISE, start={"rmsd": 0})))
+    of_class, other = ([text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes[:2])
+    assert "$t^*$ of same_fold" in other
+    assert not any("t^*" in text for text in of_class)
+
+
+def test_a_class_without_a_place_has_a_sentence_on_the_page(tmp_path):
+    write_study(ut.readings({"same_fold": [[1, 0, 1], [0, 0, 1]]}, [0.5, np.inf], start=1, chance=0), tmp_path)
+    assert "No t*: same_fold." in (tmp_path / "index.html").read_text()
+
+
 def test_axes_of_a_run_that_has_noise_zero():
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, [0.0, 0.2, 0.5, 0.8, 1.0])
     assert Axes(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
@@ -877,6 +890,9 @@ def test_originals_that_occur_several_times_are_refused():
             for function in (ut.study, lambda ds: ut.choose(ds, "kept", 0.9)):
                 with pytest.raises(ValueError, match=f"occur {copies} times or a multiple of that; expected each original once"):
                     function(renumbered)
+    few = ut.readings({"d": np.tile(falling(items=7)[..., 0], 2)}, NOISE, start=1)  # few originals, of many values
+    with pytest.raises(ValueError, match="occur 2 times or a multiple of that"):
+        ut.study(few)
     alone = run.isel(item=[7] * 40)
     with pytest.raises(ValueError, match="item = 7 occurs 40 times"):
         ut.choose(alone, "kept", 0.9)

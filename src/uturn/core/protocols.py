@@ -29,6 +29,7 @@ Coordinates = Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]]
 
 
 _Level = Annotated[float, Field(strict=True, allow_inf_nan=False)] | StrictStr | None  # strict, so that True is not a number
+GUESSED = "which is a guess"  # in the remark on a start
 _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a variable's own
 
 
@@ -123,7 +124,7 @@ class Variable:
     @property
     def about_start(self) -> str:
         """A remark on a start that is a guess; "" for others."""
-        return f"its start is taken as {self.start:g}, which is a guess: give start" if self.guessed else ""
+        return f"its start is taken as {self.start:g}, {GUESSED}: give start" if self.guessed else ""
 
     @property
     def is_share(self) -> bool:

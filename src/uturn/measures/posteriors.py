@@ -11,7 +11,7 @@ import xarray as xr
 from uturn.core.checks import expect, shown
 from uturn.measures.calibration import calibration, holm, items_tested, twin_of
 from uturn.measures.ranks import ranks
-from uturn.measures.statistics import ESTIMATE, WITHIN, checked_share, mean_curves, with_interval
+from uturn.measures.statistics import ESTIMATE, WITHIN, checked_share, mean_curves, proportion, with_interval
 
 NONE_SEEN, OTHER, DEAF = "none seen", "some other error", "deaf to the data"
 KINDS = {
@@ -145,7 +145,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     result = result.assign(p_holm=result.p.copy(data=both[0]), rank_p_holm=result.p.copy(data=both[1]))
     for name in ("coverage", "z_squared"):
         if name in ds:
-            result[name] = mean_curves(ds[name])
+            result[name] = (proportion if name == "coverage" else mean_curves)(ds[name])
     K = ds.sizes["clone"]
     result["coverage_expected"] = (K - 1) / (K + 1)
     result = result.assign_coords(
@@ -283,10 +283,10 @@ def rows_of(at: xr.Dataset) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
     for reading in at.reading.values:
         of = at.sel(reading=reading)
-        effect = f"{with_interval(of.effect.values, '.2g')} {of.effect_unit.item()}".rstrip()
+        effect = f"{with_interval(of.effect.values)} {of.effect_unit.item()}".rstrip()
         p, rank_p = (f"{float(of[key]):.2g}" if np.isfinite(of[key]) else "" for key in ("p_holm", "rank_p_holm"))
         beside = "" if of.family.item() == "posterior" else " (beside)"
         rows.append((f"{reading}{beside}", effect, p, rank_p, str(of.blind.item())))
     for name, (values, expected) in untested(at).items():
-        rows.append((name, f"{with_interval(values, '.2g')}, expected {expected:.2g}", "", "", BLIND[name]))
+        rows.append((name, f"{with_interval(values)}, expected {expected:.3g}", "", "", BLIND[name]))
     return heads, rows

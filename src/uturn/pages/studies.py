@@ -135,7 +135,8 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     if first is not None and np.isfinite(first.place[0, 0]):
         section["words"] = f"{first.label} = {with_interval(first.place[0])}, {_unit(data)}. {first.claim.rstrip('.')}."
     elif first is not None:
-        section["words"] = f"No {first.label}: {first.reading}, {data.remark.sel(reading=first.reading).item()}."
+        remark = str(data.remark.sel(reading=first.reading).item())
+        section["words"] = f"No {first.label}: {', '.join(filter(None, [first.reading, remark]))}."
     section["headlines"] = [card(number.label, _unit(data), number.place[0], number.claim) for number in numbers_of(data)]
     group = [] if first is None or not first.reading else [str(data.group.sel(reading=first.reading).item())]
     section["charts"] = _charts(charts_of(data, group), data.axis.values.tolist())

@@ -190,7 +190,9 @@ class Store(Blocks):
         self.files.kept = {ROOT: json.dumps(root).encode()}  # what is checked here is what zarr reads
         self.attributes: dict[str, Any] = root["attributes"]
         form, version = self.attributes.get("format"), self.attributes.get("version")
-        expect((form, version) == (FORMAT, VERSION), "its format and version", (form, version), f"{FORMAT!r} and {VERSION}")
+        newer = " (a newer uturn wrote it: update uturn)" if isinstance(version, int) and version > VERSION else ""
+        known = (form, version) == (FORMAT, VERSION)
+        expect(known, "its format and version", (form, version), f"{FORMAT!r} and {VERSION}{newer}")
         digest, writers = self.attributes.get("digest"), "uturn.run or uturn.readings, not by Dataset.to_zarr"
         expect(digest == _digest(root), f"{ROOT}: digest", digest, f"that of a store written by {writers}")
         self.identity, self.models = spec, models = [json.loads(self.attributes[name]) for name in ("identity", "models")]

@@ -155,8 +155,9 @@ def _check_originals(run: xr.Dataset) -> None:
 
     Originals are known by their labels. Where copies have labels of their own, they are known by their readings: all rows of
     readings occur 2 (or 3, ..) times, or a multiple of that. The multiples of D different rows of other data have a common
-    divisor with a probability of about 2^-D at most. Where all rows are one, its trajectories (or clones) have to differ: other
-    data agree in them in N originals with a probability of about 2^-N at most.
+    divisor with a probability of about 2^-D at most; fewer rows suffice if they have many different values. Where all rows are
+    one, its trajectories (or clones) have to differ: other data agree in them in N originals with a probability of about 2^-N at
+    most.
     """
     advice = "expected each original once, and its U-turns along trajectory"
     for name in {"item", "item_name"} & set(run.coords):
@@ -170,7 +171,12 @@ def _check_originals(run: xr.Dataset) -> None:
     differ = any(
         bool((of.max(dims) > of.min(dims)).any()) for of in readings if (dims := [d for d in WITHIN[1:] if d in of.dims])
     )
-    if times > 1 and (len(copies) >= _SURE or (len(copies) == 1 and times >= _SURE and differ)):
+    if times < 2:
+        return
+    ordered = [np.sort(row, axis=0) for row in rows]
+    further = np.concatenate([(row[1:] > row[:-1]).sum(0) for row in ordered])  # different values among originals, less one
+    several = len(copies) >= _SURE or further[further > 1].sum() >= _SURE
+    if several or (len(copies) == 1 and times >= _SURE and differ):
         raise ValueError(f"the readings of all originals occur {times} times or a multiple of that; {advice}")
 
 

@@ -125,7 +125,8 @@ def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
                 axis.axvline(mark.place[0, 0], color=THEORY, lw=1, ls=":", zorder=1, label="ε* of the mean field")
             continue
         is_own = mark.reading in chart.labels
-        draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own)
+        of_other = None if is_own else f"$t^*$ of {brief(mark.reading, 30)}"
+        draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own, of_other)
         if is_own:
             joined = "at" if mark.label in (PEAK, "order inverts") else "="
             notes.append(f"{'$t^*$' if mark.label == 't*' else brief(mark.label, 40)} {joined} {with_interval(mark.place[0])}")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from uturn.core.protocols import GUESSED
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -68,4 +70,5 @@ def _of_reading(study: xr.Dataset, k: int, label: str, claim: str) -> Headline:
     between = (
         f"; a quarter of the change is done at {fall[0]:.3g}, three quarters at {fall[1]:.3g}" if np.isfinite(fall).all() else ""
     )
-    return Headline(label, str(study.reading.values[k]), study.half_life.values[k], f"{claim}{between}.")
+    guesses = [part for part in str(study.remark.values[k]).split("; ") if GUESSED in part]
+    return Headline(label, str(study.reading.values[k]), study.half_life.values[k], f"{'; '.join([claim + between, *guesses])}.")

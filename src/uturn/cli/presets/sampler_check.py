@@ -151,6 +151,7 @@ def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
     options = options.of_files()
     expect(options.noise(weakest=False), "levels", options.levels, f"at least one that rounds to a step, of {options.steps}")
     own = options.experiment()
+    own.parts.source.coordinates(options.seed, options.items)  # an error if the source has fewer
     (originals,) = own.parts.source.blocks(np.arange(options.items), options.seed, options.items)
     is_function, share = is_import_path(options.sampler), options.false_alarm_rate / 3
     least = math.ceil(math.log(len(options.noise()) / share) / math.log(3))

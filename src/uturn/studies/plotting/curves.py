@@ -64,12 +64,12 @@ def draw_legend(axis: Any, place: str, **options: Any) -> None:
     legend.set_zorder(6)
 
 
-def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool) -> None:
-    """A line at t* and a band over its interval, if t* exists."""
+def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool, label: str | None = None) -> None:
+    """A line at t* and a band over its interval, if t* exists; `label` in the legend."""
     if band and np.isfinite(star).all():
         axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
     if np.isfinite(star[0]):
-        axis.axvline(star[0], color=color, lw=1.2, ls=":")
+        axis.axvline(star[0], color=color, lw=1.2, ls=":", label=label)
 
 
 def draw_gap(
