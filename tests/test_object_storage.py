@@ -20,7 +20,6 @@ from uturn.engine import measuring
 from uturn.store import places
 from uturn.store.places import files_at, listed, read, write
 from uturn.store.record import Store
-from uturn.store.resume import layout_of
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -396,15 +395,3 @@ def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
     with pytest.raises(ValueError, match="holds another experiment"):
         ut.run(experiment({**SPEC, "seed": 4}), url)
     assert objects_at(url)["zarr.json"] == local[0]["zarr.json"]
-
-
-def test_a_growth_that_is_overtaken_is_told(memory, local):
-    """Two processes extend one store to different sizes: the second one does not undo the first."""
-    url = ut_run("s3://bucket/x")
-    old, other = Store.open(url), experiment({**SPEC, "trajectories": 5})
-    ut.run(experiment(LARGER), url)
-    for change in (lambda: old.grow(*layout_of(other, other.models())), lambda: old.update(complete=False)):
-        with pytest.raises(ValueError, match="another process has extended the store"):
-            change()
-    ut.run(experiment(LARGER), url)
-    assert objects_at(url)["zarr.json"] == local[1]["zarr.json"]

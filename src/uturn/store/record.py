@@ -361,8 +361,8 @@ class Store(Blocks):
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
         """State of each task (by default of all), and its number of trajectories done, 0 for "missing" and "damaged".
 
-        "done": all trajectories. "part": fewer, since some were added to the run. "missing": no record, or one of fewer items.
-        "damaged": the record or the readings cannot be read, or do not match; `look`: whether all readings are read to see this.
+        "part": trajectories were added to the run. "missing": no record, or one of fewer items. "damaged": the record or the
+        readings cannot be read, or do not match; `look`: whether all readings are read to see this.
         """
         records = self._records(list(self.tasks() if tasks is None else tasks))
 
@@ -413,10 +413,7 @@ class Store(Blocks):
 
     @contextmanager
     def finishing(self) -> Iterator[Callable[..., Any]]:
-        """Context whose value calls a function that writes: immediately, or in threads if it waits for a network.
-
-        The number of missing tasks is written to the attributes at its end, also after an interruption.
-        """
+        """Context whose value calls a function that writes. Its end, also by an interruption, counts the missing tasks."""
         pending: deque[Future[Any]] = deque()
 
         def in_background(function: Callable[..., Any], *args: Any) -> None:
@@ -448,11 +445,7 @@ class Store(Blocks):
         return sum(state != "done" for state, _ in self.states(look=look).values())
 
     def dataset(self, look: bool = True) -> xr.Dataset:
-        """The run as a labelled dataset, read lazily.
-
-        The attributes `complete` and `missing_tasks` are computed by reading all readings; if `look` is False, they are the
-        values written by the last process at its end.
-        """
+        """The run as a labelled dataset, read lazily; without `look`, `complete` and `missing_tasks` are those last written."""
         import xarray as xr
 
         for name in self.labels if look else ():
