@@ -520,11 +520,6 @@ class Constant:
     ("parts", "change", "message"),
     [
         (
-            GARMENTS,
-            {"backward": {**GARMENTS["backward"], "scheduler": "ddim"}},
-            r"scheduler is its default in the store, 'ddim' here",
-        ),
-        (
             MASKED,
             {"source": {**MASKED["source"], "zipf_exponent": 1.0}},
             r"zipf_exponent is its default in the store, 1\.0 here",

@@ -212,7 +212,6 @@ def _on_cluster(
     for name, code in experiment.own_code().items():
         module = (code if inspect.isfunction(code) else type(code)).__module__
         expect(module != "__main__", f"module of {name}", module, "a file that workers can import; move it to one of its own")
-    opened.forget(work.wrongly_recorded(left))  # workers read only the records
     backward, u_turns = experiment.parts.backward, experiment.chunk * experiment.trajectories * experiment.clones
     batch = getattr(backward, "batch_size", None)
     where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)

@@ -25,20 +25,13 @@ class Tasks:
         self.experiment, self.store = experiment, store
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """The unfinished tasks, with the first trajectory to measure. Reads all their readings."""
+        """The unfinished tasks, with the first trajectory to measure. Reads all readings; records of damaged ones are cleared."""
         return left_of(self.experiment, self.store.done(tasks))
 
     def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
         """`left` according to the records alone, which is fast; tasks with damaged readings count as done."""
         assert isinstance(self.store, Store)
         return left_of(self.experiment, self.store.recorded(tasks))
-
-    def wrongly_recorded(self, tasks: Iterable[Task]) -> list[Task]:
-        """The tasks whose readings are damaged although their records count them as done."""
-        assert isinstance(self.store, Store)
-        left = left_of(self.experiment, {task: count for task, (_, count) in self.store.states(tasks).items()})
-        recorded = self.recorded_left(list(left))
-        return [task for task, first in left.items() if recorded.get(task) != first]
 
     def measure(
         self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called

@@ -380,14 +380,16 @@ class Store(Blocks):
             return dict(zip(records, at_once(self.where, state, records), strict=True))
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
+        """Number of trajectories done of each task, as in `states`; warns of damaged tasks, and clears their records."""
         states = self.states(tasks)
-        for task in (task for task, (state, _) in states.items() if state == "damaged"):
+        damaged = [task for task, (state, _) in states.items() if state == "damaged"]
+        for task in damaged:
             warnings.warn(
                 f"{self.where}: a chunk of {self.words(task)} is damaged: it cannot be read, or holds the values of another "
                 f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
+        self.forget(damaged)
         return {task: count for task, (_, count) in states.items()}
 
     def recorded(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -396,8 +398,9 @@ class Store(Blocks):
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Clear the records of tasks."""
-        for task in tasks:
-            self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0
+        with failures_named(self.where, "clear records"):
+            for task in tasks:
+                self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0
 
     def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
         """Stored readings of the first trajectories of a task, {variable: float32 (items, ...)}."""
