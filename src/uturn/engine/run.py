@@ -189,10 +189,10 @@ def begin(
 
 def _noted(opened: Store | MemoryStore, texts: list[str], new: list[str]) -> None:
     """Store warnings in the attributes of a store, and give the new ones."""
-    for text in new:
-        warnings.warn(text, stacklevel=4)
     if texts != warnings_of(opened.attributes):
         opened.update(warnings=json.dumps(texts))
+    for text in new:
+        warnings.warn(text, stacklevel=4)
 
 
 def _without_values(ds: xr.Dataset) -> list[str]:
