@@ -75,12 +75,12 @@ def machine(cores: int) -> Any:
 def rate(states: Any, total: int, workers: int) -> float:
     """Tasks a second, between the moment when all workers have begun and that when less than a tenth of the tasks is left."""
     seen = [(time.monotonic(), state) for state in states]
-    begun = next(k for k, (_, state) in enumerate(seen) if state.alive >= workers and state.left < total)
-    ended = next(k for k, (_, state) in enumerate(seen) if state.left <= total // 10)
+    begun = next(k for k, (_, (left, alive)) in enumerate(seen) if alive >= workers and left < total)
+    ended = next(k for k, (_, (left, _)) in enumerate(seen) if left <= total // 10)
     if ended <= begun:
         raise SystemExit(f"too few tasks: {total}")
     (t0, first), (t1, last) = seen[begun], seen[ended]
-    return (first.left - last.left) / (t1 - t0)
+    return (first[0] - last[0]) / (t1 - t0)
 
 
 def sleeping(address: str, workers: int, seconds: float, duration: float) -> None:
@@ -89,7 +89,7 @@ def sleeping(address: str, workers: int, seconds: float, duration: float) -> Non
 
     def watched() -> Any:
         for state in on_cluster(address, partial(SleepingTasks, seconds), range(total), cpus=0.1, most_workers=workers):
-            if state.left <= total // 2 and not peak:  # workers of another run have ended by then
+            if state[0] <= total // 2 and not peak:  # workers of another run have ended by then
                 peak.extend(memory(pid) for pid in processes("ray::Worker"))
             yield state
 

@@ -164,12 +164,6 @@ def cluster(monkeypatch):
     return run
 
 
-def test_one_failure_of_the_store_is_no_reason_to_stop(cluster):
-    failed = []
-    full = lambda tasks: (None, False) if len(failed) > 1 else (failed.append(tasks) or "the disk is full", True)  # noqa: E731
-    assert cluster(lambda _: FakeWorker(full), range(20), most_workers=1).left == 0
-
-
 def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
     bad = []
 
@@ -178,7 +172,7 @@ def test_a_node_that_cannot_store_is_not_used_any_more(cluster, caplog):
         return None, False
 
     full = FakeWorker(lambda tasks: (bad.append(tasks) or "no such disk", True))
-    assert cluster(lambda number: FakeWorker(good, "two") if number else full, range(200)).left == 0
+    assert cluster(lambda number: FakeWorker(good, "two") if number else full, range(200))[0] == 0
     assert len(bad) == 3
     assert caplog.messages[-1] == "the node one is not used for ten minutes: no such disk"
 
@@ -195,21 +189,8 @@ def test_a_node_that_recovers_gets_another_worker(cluster, monkeypatch):
         made.add(number)
         return FakeWorker(slow, "two") if number else FakeWorker(lambda tasks: ("no such disk", True))
 
-    assert cluster(worker, range(200)).left == 0
+    assert cluster(worker, range(200))[0] == 0
     assert made == {0, 1, 2}
-
-
-def test_a_worker_that_dies_beside_a_full_disk_is_replaced(cluster):
-    bad = []
-
-    def dies(tasks):
-        while len(bad) < 3:
-            time.sleep(0.05)
-        time.sleep(0.3)  # until the driver has read the third failure
-        raise RuntimeError("killed")
-
-    workers = {0: FakeWorker(lambda tasks: (bad.append(tasks) or "no such disk", True)), 1: FakeWorker(dies, "two")}
-    assert cluster(lambda number: workers.get(number, FakeWorker(host="two")), range(200)).left == 0
 
 
 def test_a_disk_that_stays_full_ends_the_run(cluster):
@@ -223,13 +204,16 @@ def test_a_run_whose_every_task_fails_stops_early(cluster):
 
 
 def test_a_bundle_that_takes_many_times_the_median_is_handed_out_again(cluster, caplog):
+    released = threading.Event()
+
     def hangs(tasks):
-        time.sleep(2)
+        released.wait(60)
         return None, False
 
     begin = time.monotonic()
-    assert cluster(lambda number: FakeWorker() if number else FakeWorker(hangs), range(4)).left == 0
-    assert time.monotonic() - begin < 2
+    assert cluster(lambda number: FakeWorker() if number else FakeWorker(hangs), range(4))[0] == 0
+    assert time.monotonic() - begin < 50
+    released.set()
     assert any("the worker died (it did not answer for" in text for text in caplog.messages)
 
 
@@ -352,17 +336,10 @@ def chunk_of(store, variable, task):
 
 
 def test_only_damaged_readings_are_forgotten(tmp_path):
-    """Not those that another process stores while this one looks; also not those of a store with fewer trajectories."""
+    """Not those of a store with fewer trajectories. Workers, who read only the records, then measure what is left."""
     spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}  # these readings stay when trajectories are added
-    path = tmp_path / "x"
-    experiment, more = ut.Experiment.from_dict(spec), ut.Experiment.from_dict({**spec, "trajectories": 2})
-    ut.run(experiment, path, shard=(1, 2))
-    work = Tasks(experiment, Store.open(path))
-    left = work.left(work.store.tasks())
-    assert len(left) == 4
-    ut.run(experiment, path)
-    assert work.wrongly_recorded(left) == []
-
+    path, more = tmp_path / "x", ut.Experiment.from_dict({**spec, "trajectories": 2})
+    ut.run(ut.Experiment.from_dict(spec), path)
     ut.run(more, path, shard=(1, 1000))
     work = Tasks(more, Store.open(path))
     tasks = list(work.store.tasks())
@@ -370,7 +347,7 @@ def test_only_damaged_readings_are_forgotten(tmp_path):
     with pytest.warns(UserWarning, match="is damaged"):
         left = work.left(tasks)
     assert (left[tasks[-2]], left[tasks[-1]]) == (1, 0)
-    assert work.wrongly_recorded(left) == [tasks[-1]]
+    assert work.recorded_left(tasks) == left
 
 
 def test_damaged_records_count_as_missing(given, tmp_path):

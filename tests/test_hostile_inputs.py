@@ -124,7 +124,7 @@ def test_a_script_that_processes_cannot_import(place, tmp_path):
     )
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
-    assert "<stdin> is no file" in last if place == "stdin" else "would run again in each of them" in last
+    assert ("import <stdin>, which would run again" if place == "stdin" else "script.py, which would run again") in last
     assert 'if __name__ == "__main__":' in last
     assert "workers=1" in last
     assert "spawn" not in done.stderr  # nothing had been started

@@ -91,14 +91,6 @@ def test_models_are_part_of_it(files):
     assert part.own_code() is print
 
 
-def test_a_part_of_the_user_may_still_say_it_itself(files):
-    class Own(Reading):
-        def fingerprint(self):
-            return "own"
-
-    assert Own(path="first").fingerprint() == "own"
-
-
 @pytest.mark.parametrize(
     ("cls", "names"),
     [

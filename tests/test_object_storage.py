@@ -6,9 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import xarray as xr
 from zarr.core.sync import sync
@@ -20,7 +18,6 @@ from uturn.engine import measuring
 from uturn.store import places
 from uturn.store.places import files_at, listed, read, write
 from uturn.store.record import Store
-from uturn.store.resume import layout_of
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -223,29 +220,6 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     assert b'id="fig9"' in objects_at(url)["index.html"]
 
 
-def test_what_figures_keep_is_fetched_from_the_url(proxy, cache):
-    """Data, networks and statistics of figures are computed once for all machines."""
-    from uturn.networks.classifiers import VectorClassifier
-    from uturn.paper import Workshop
-    from uturn.store.outputs import output_folder
-
-    def trained(checkpoint):
-        return [VectorClassifier(3, 2, width=4, num_layers=1, seed=0)], SimpleNamespace(steps=1, records=[])
-
-    reference = lambda: np.random.default_rng(0).standard_normal((8, 3), np.float32)  # noqa: E731
-    compute = lambda: xr.Dataset({"x": ("a", [1.0, 2.0])})  # noqa: E731
-    for _ in range(2):
-        with output_folder("out", f"{proxy.bucket}/results", kept=True) as folder:
-            workshop = Workshop("smoke", folder.inside("smoke"))
-            assert workshop.keep("a", {"n": 2}, compute).x.values.tolist() == [1.0, 2.0]
-            (path,) = workshop.train(["b"], {"steps": 1}, trained)
-            assert path.is_relative_to(cache)
-            statistics = workshop.layer_statistics("c", path, reference)
-            assert statistics.exists()
-        shutil.rmtree(cache)
-        compute = trained = reference = None  # would fail
-
-
 def test_results_of_images_at_a_url(proxy, tmp_path):
     from test_images import forged
     from uturn.pages.results import write_study, written
@@ -295,10 +269,9 @@ def test_keys_that_leave_the_folder_are_refused(tmp_path, memory, monkeypatch):
 # -- requests that fail -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("status", "words"), [(403, "403")])
-def test_a_refusal_fails_at_once(proxy, status, words):
-    proxy.down = status
-    with pytest.raises(ValueError, match=words) as error:
+def test_a_refusal_fails_at_once(proxy):
+    proxy.down = 403
+    with pytest.raises(ValueError, match="403") as error:
         ut.run(experiment(), f"{proxy.bucket}/x")
     assert len(proxy.requests) == 1
     assert "\n" not in str(error.value)
@@ -396,15 +369,3 @@ def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):
     with pytest.raises(ValueError, match="holds another experiment"):
         ut.run(experiment({**SPEC, "seed": 4}), url)
     assert objects_at(url)["zarr.json"] == local[0]["zarr.json"]
-
-
-def test_a_growth_that_is_overtaken_is_told(memory, local):
-    """Two processes extend one store to different sizes: the second one does not undo the first."""
-    url = ut_run("s3://bucket/x")
-    old, other = Store.open(url), experiment({**SPEC, "trajectories": 5})
-    ut.run(experiment(LARGER), url)
-    for change in (lambda: old.grow(*layout_of(other, other.models())), lambda: old.update(complete=False)):
-        with pytest.raises(ValueError, match="another process has extended the store"):
-            change()
-    ut.run(experiment(LARGER), url)
-    assert objects_at(url)["zarr.json"] == local[1]["zarr.json"]

@@ -127,16 +127,6 @@ def test_levels_that_are_too_slow_are_on_the_line_of_the_others(clock, monkeypat
     assert more.seconds[1] == pytest.approx(alone * (1.8 + 4) / (4 * 2.2))
 
 
-def test_lines():
-    found = Plan(10, 4, 600, 1.25e7, 2, {2: 400.0, 4: 200.0, 8: 130.0})
-    assert found.lines() == [
-        "tasks: 10, 4 done, 6 left with 600 U-turns",
-        "disk: 12.5 MB of readings, before compression",
-        "time: 6.7 min in 2 processes on this machine, after its start",
-        "time in more such processes, on cores of their own: 4: 3.3 min, 8: 2.2 min",
-    ]
-
-
 def test_the_command_writes_nothing_and_mistakes_are_one_line(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     done = uturn("plan", "spec.toml", "--store", "x", cwd=tmp_path)

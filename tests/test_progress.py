@@ -110,18 +110,6 @@ def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, 
     assert in_progress() == 0
 
 
-def test_tasks_that_share_a_network_count_its_steps(reported):
-    # 8 images of 4 steps and 8 of 1 step, 7 at a time: each call of the network does its share of them.
-    tasks = [(None, 1, np.arange(4)), (None, 0, np.arange(4))]
-    running = measurements(experiment("images"), tasks)
-    next(running)
-    calls = np.array([value for value in reported if value > 0])
-    np.testing.assert_allclose(calls[:4], [0.8 * 7 * k / 4 / 8 for k in (1, 2, 3, 4)])
-    # The last image of the first task is now with 6 of the second.
-    np.testing.assert_allclose(calls[4], 0.8 * (7 + 1 / 4 + 6) / 8)
-    running.close()
-
-
 def test_a_bar_counts_its_own_work_and_holds_where_work_is_lost(monkeypatch):
     shown = []
 

@@ -1,7 +1,6 @@
 """The job scripts of examples/slurm: with stand-ins for the commands that they call, and on a Slurm of this machine."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -139,13 +138,6 @@ def test_ray_that_does_not_start_ends_the_job(tmp_path):
     with Job(tmp_path, RAY, ray_fails="yes") as job:
         assert job.code_after() == 1
         assert job.calls("uturn") == []
-
-
-@pytest.mark.parametrize("script", [ARRAY, RAY, ONE_NODE])
-def test_scripts_are_well_formed(script):
-    subprocess.run(["bash", "-n", script], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", script], check=True)
 
 
 def test_second_sigterm_is_ignored(tmp_path):

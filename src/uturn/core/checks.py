@@ -18,10 +18,8 @@ import numpy as np
 
 LARGEST = np.float64(1e100)
 """Largest number whose squares and their sums are far from the largest float64."""
-
 MOST_DEPTH = 10_000
 """Largest number of tree levels. Float64 does not resolve differences between levels at this depth."""
-
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _LIBRARIES = re.compile("|".join([*map(re.escape, (_PACKAGE, sysconfig.get_path("stdlib"))), "<", ".*-packages"]))
@@ -44,12 +42,9 @@ class Finding(NamedTuple):
 def expect(ok: Any, where: str, found: Any, expected: str) -> None:
     """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors about a wrong value.
 
-    `where` names the argument, field or entry, after the part or file if that is not clear from the call. `found` is its value,
-    or the property of it that is wrong, such as its shape; `shown` shortens it. `expected` says what is allowed, then, after a
-    semicolon, the way out where that is not obvious.
-
-    All arguments are computed before the call, and type checkers learn nothing from it: where `expected` is expensive, where its
-    expression fails for right values, or where the value must be narrowed (`is None`), write `if` and `raise`.
+    `found` is the value, or the property of it that is wrong, such as its shape. `expected` says what is allowed, then, after a
+    semicolon, the way out. All arguments are computed before the call, and type checkers learn nothing from it: write `if` and
+    `raise` where `expected` is expensive or fails for right values, or where the value must be narrowed (`is None`).
 
     Examples
     --------
@@ -98,8 +93,8 @@ def check_memory(what: str, size: int, instead: str) -> None:
 def checked_path(name: str, value: Any) -> str:
     """`value` as the path of a file or folder, or a ValueError."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-    if not path or "\0" in path or len(path) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
-        raise ValueError(f"{name} = {shown(value)}: expected the path of a file or folder")
+    fits = len(path) <= 4000 and "\0" not in path and all(len(os.fsencode(part)) <= 255 for part in path.split(os.sep))
+    expect(path and fits, name, value, "the path of a file or folder")
     return path
 
 
@@ -154,12 +149,8 @@ def shown(value: Any) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Text for a terminal: control characters, direction marks and lone surrogates are written as Python escapes.
+    r"""Text for a terminal: control characters, direction marks and lone surrogates, except new lines and tabs, are escaped.
 
-    Text from files could otherwise move the cursor, or look like other text. New lines and tabs are kept.
-
-    Examples
-    --------
     >>> visible("a\x1b[2Jb\u202e")
     'a\\x1b[2Jb\\u202e'
     """
@@ -179,12 +170,9 @@ def one_line(error: BaseException, most: int = 160) -> str:
 
 
 def described(error: BaseException, most: int = 160) -> str:
-    """An error in one line; that of user-defined code as "probes[0] ('mine:Own').read: KeyError: 'x' (mine.py, line 12)".
-
-    The type is left out of a ValueError, whose text is written for users.
-    """
+    """An error in one line; that of user-defined code as "probes[0] ('mine:Own').read: KeyError: 'x' (mine.py, line 12)"."""
     text, kind = one_line(error, most), type(error).__name__
-    text = text if isinstance(error, ValueError) or text == kind else f"{kind}: {text}"
+    text = text if isinstance(error, ValueError) or text == kind else f"{kind}: {text}"  # that of a ValueError is for users
     label, place = origin(error) or ("", "")
     return f"{label}: {text}{place}" if label else text
 
@@ -192,8 +180,8 @@ def described(error: BaseException, most: int = 160) -> str:
 def origin(error: BaseException) -> tuple[str, str] | None:
     """The user-defined code that raised an error, and its place: ("probes[0] ('mine:Own').read", " (mine.py, line 12)").
 
-    They are read from the note of `noted`, or from the traceback: the innermost frame of a user-defined part or of a file that
-    belongs to no installed package, below the first frame of this package. None for errors of other code.
+    From the note of `noted`, or from the traceback: the innermost frame of a user-defined part, or of a file of no installed
+    package, below the first frame of this package.
     """
     for note in getattr(error, "__notes__", ()):
         if read := re.fullmatch(r"in (.+?)( \([^()]+, line \d+\))?", note):

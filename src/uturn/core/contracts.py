@@ -31,11 +31,7 @@ def checked_blocks(source: Any, blocks: Any, items: np.ndarray) -> list[Any]:
 
 
 def read_only(value: Any) -> Any:
-    """A block or noisy data whose numpy arrays are read-only views, so that no part can change the data of another.
-
-    The arrays are attributes of the object, or entries of tables and dataclasses in its attributes. The source's arrays stay
-    writable.
-    """
+    """A block or noisy data whose numpy arrays, also those in its tables and dataclasses, are read-only views."""
     if isinstance(value, np.ndarray):
         value = value.view()
         value.flags.writeable = False
@@ -67,23 +63,12 @@ def checked_reconstructions(backward: Any, reconstructions: Any, items: int, dra
     return read_only(reconstructions)
 
 
-def check_first_clones(backward: Any, several: Mapping[Any, Any], alone: Mapping[Any, Any], clones: int) -> None:
-    """ValueError if over 5 % of the values of clone 0, `several`, differ from the result with fewer clones, `alone`."""
-    for name, values in several.items():
-        same = np.isclose(values, alone[name], rtol=1e-3, atol=1e-4, equal_nan=True)
-        if values.size and same.mean() < 0.95:
-            raise ValueError(
-                f"{name_of(backward, 'backward')}.reconstruct: clone 0 of {clones} is not the reconstruction with fewer clones; "
-                f"draw each clone from a stream of its own, streams.keys(purpose, clones)"
-            )
-
-
 def checked_readings(
     label: str, readings: Any, declared: Mapping[str, Variable], sizes: Mapping[str, int], items: int
 ) -> dict[str, np.ndarray]:
-    """Readings of a probe, which must be numbers with the declared names and shapes.
+    """Readings of a probe, with the axis of draws split into trajectories and clones; ValueError unless they are as declared.
 
-    The axis of draws is split into trajectories and, with several, clones. `sizes`: lengths of all dims except noise and item.
+    `sizes`: lengths of all dims except noise and item.
     """
     where, checked, clones = f"{label}.read", {}, sizes.get("clone", 1)
     expect(set(readings) == set(declared), where, list(readings), f"{', '.join(declared)}, as `variables` declares")
@@ -108,9 +93,8 @@ def checked_variables(label: str, variables: Any, own_dims: Mapping[str, Any]) -
         _check_name(where, name)
         dims = variable.dims
         is_known = dims[:2] == ("noise", "item") and set(dims[2:]) <= set(known) and len(set(dims)) == len(dims)
-        expect(
-            is_known, f"{where}: dims of {name}", dims, f"('noise', 'item', ..), then some of {known}; `coordinates` adds dims"
-        )
+        expected = f"('noise', 'item', ..), then some of {known}; `coordinates` adds dims"
+        expect(is_known, f"{where}: dims of {name}", dims, expected)
         is_both, has_twin = variable.symmetric and variable.ranked, variable.symmetric or variable.ranked
         expect(not is_both, f"{where}: {name}: symmetric and ranked", True, "a comparison of two data, or a reading of one")
         expect("trajectory" in dims or not has_twin, f"{where}: dims of {name}", dims, "'trajectory', for symmetric and ranked")
@@ -129,8 +113,7 @@ class Declared(NamedTuple):
 def declared_by(probes: Sequence[Any], source: Any, clones: int) -> list[Declared]:
     """Declarations of the probes of an experiment; ValueError if two of them have a variable of the same name.
 
-    If a dim of a built-in probe has the name of a variable, as "distance" of `changes` beside `network_layers`, it is prefixed
-    with its probe: "changes_distance". Otherwise it keeps its name.
+    A dim of a built-in probe with the name of a variable gets its probe in front: "changes_distance" beside `network_layers`.
     """
     declarations: list[Declared] = []
     for i, probe in enumerate(probes):
@@ -166,11 +149,7 @@ def joined(coordinates: Coordinates, label: str, more: Coordinates) -> Coordinat
 
 
 def with_twins(variables: Mapping[str, Variable], clones: int) -> dict[str, Variable]:
-    """The variables that an experiment stores: those declared, and their twins.
-
-    Ranked ones have `original_<name>`. With several clones, "clone" follows the dim "trajectory", and symmetric ones have
-    `clone_<name>`.
-    """
+    """The variables that an experiment stores: those declared, with the dim "clone" if there are several, and their twins."""
     together = {}
     for name, variable in variables.items():
         dims, several = variable.dims, "trajectory" in variable.dims and clones > 1

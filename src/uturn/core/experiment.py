@@ -1,7 +1,4 @@
-"""An experiment repeats U-turns for many originals and noise levels.
-
-It is described by source, corruption, backward, probes, noise levels, items, trajectories, clones and a seed.
-"""
+"""An experiment repeats U-turns for many originals and noise levels."""
 
 from __future__ import annotations
 
@@ -56,8 +53,7 @@ class Experiment(BaseModel):
     ----------
     source, corruption, backward : part, or table with a `type`, and its options
         A type is a built-in name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`; the other
-        keys of the table are the arguments of the class. The experiment holds the parts; a user-defined one is built from its
-        table, so that the spec describes it.
+        keys of the table are the arguments of the class.
     probes : sequence of such parts or tables, at least one
     noise : list of float
         The grid of noise levels. In a table of the corruption it is the key `noise`.
@@ -70,26 +66,18 @@ class Experiment(BaseModel):
         Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
         clone with the others.
     chunk : int
-        Items in a task, the unit of storage. A killed run loses its unfinished tasks: one for each process; for exact inference
-        in one process, the adjacent tasks measured together, up to 16 MB of noisy data; for a diffusion model, all tasks with
-        images in the network.
+        Items in a task, the unit of storage. A killed run loses its unfinished tasks.
     seed : int
         All randomness is keyed by (seed, item, trajectory, clone, noise level).
 
     Examples
     --------
-    >>> experiment = Experiment.from_dict({
-    ...     "items": 4,
-    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-    ...     "corruption": {"type": "epsilon", "noise": [0.0, 1.0]},
-    ...     "backward": {"type": "exact"},
-    ...     "probes": [{"type": "tree_levels"}],
-    ... })
     >>> import uturn as ut
     >>> source = ut.sources.RHMSource(vocab_size=8, multiplicity=2, branching=2, depth=3)
     >>> parts = {"source": source, "corruption": ut.EpsilonBelief(), "backward": ut.backward.ExactPosterior()}
-    >>> ut.Experiment(**parts, probes=[ut.probes.TreeLevels()], noise=[0.0, 1.0], items=4).hash == experiment.hash
-    True
+    >>> experiment = ut.Experiment(**parts, probes=[ut.probes.TreeLevels()], noise=[0.0, 1.0], items=4)
+    >>> experiment.to_dict()["corruption"]
+    {'type': 'epsilon', 'noise': [0.0, 1.0]}
     >>> ut.run(experiment).unchanged.isel(noise=0).min().item()
     1.0
     """
@@ -187,31 +175,30 @@ class Experiment(BaseModel):
         table = display.table(("idea", "type", "options"), rows)
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
+    def _given(self) -> dict[str, Any]:
+        """The parts by their names in the spec."""
+        probes = {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
+        return {"source": self.source, "corruption": self.corruption, "backward": self.backward, **probes}
+
     def _tables(self) -> dict[str, dict[str, Any]]:
         """The tables of all parts, without the noise levels."""
-        parts = {"source": self.source, "corruption": self.corruption, "backward": self.backward}
-        parts |= {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
-        return {name: table_of(part) for name, part in parts.items()}
+        return {name: table_of(part) for name, part in self._given().items()}
+
+    def _spec(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones", "chunk")}
+        source, corruption, backward, *probes = tables.values()
+        corruption = {**corruption, "noise": list(self.noise)}
+        return {**sizes, "source": source, "corruption": corruption, "backward": backward, "probes": probes}
 
     @model_serializer
     def to_dict(self) -> dict[str, Any]:
         """The description as plain data, without options of built-in parts that equal their defaults."""
-        sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones", "chunk")}
-        source, corruption, backward, *probes = self._tables().values()
-        corruption["noise"] = list(self.noise)
-        return {**sizes, "source": source, "corruption": corruption, "backward": backward, "probes": probes}
+        return self._spec(self._tables())
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results: the spec without execution-only options such as the device."""
-        spec = self.to_dict()
-
-        def options(part: Any, table: dict[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in table.items() if key not in part.execution}
-
-        for idea in ("source", "corruption", "backward"):
-            spec[idea] = options(getattr(self.parts, idea), spec[idea])
-        spec["probes"] = [options(probe, table) for probe, table in zip(self.probes, spec["probes"], strict=True)]
-        return spec
+        part, tables = dict(self.labelled()), self._tables().items()
+        return self._spec({at: {k: v for k, v in table.items() if k not in part[at].execution} for at, table in tables})
 
     @cached_property
     def hash(self) -> str:
@@ -222,10 +209,9 @@ class Experiment(BaseModel):
     @cached_property
     def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""
-        corruption, backward, probes = self.corruption, self.backward, list(self.probes)
-        check_fit(self.to_dict(), self.source, corruption, backward, probes)
-        source = self.source.made_by(backward, self.seed)
-        return Parts(source, backward.undone(corruption, source), backward, probes)
+        check_fit(self._given(), self.trajectories)
+        source = self.source.made_by(self.backward, self.seed)
+        return Parts(source, self.backward.undone(self.corruption, source), self.backward, list(self.probes))
 
     def labelled(self) -> list[tuple[str, Any]]:
         """All parts with their names in the spec."""
@@ -258,10 +244,8 @@ class Experiment(BaseModel):
         items = checked_coordinates(f"{name_of(source, 'source')}.coordinates", labels, self.items)
         coordinates = joined(coordinates, "corruption", {name: (("noise",), *entry) for name, entry in axes.items()})
         coordinates = joined(coordinates, "source", {name: (("item",), values, {}) for name, values in items.items()})
-        for declared in self.declared:
-            coordinates = joined(
-                coordinates, declared.label, {dim: ((dim,), values, {}) for dim, values in declared.dims.items()}
-            )
+        for label, _, dims in self.declared:
+            coordinates = joined(coordinates, label, {dim: ((dim,), values, {}) for dim, values in dims.items()})
         for name in self.variables():
             expect(name not in coordinates, "probes: variable", name, "another name, since it is that of a coordinate")
         return coordinates
@@ -280,10 +264,7 @@ class Experiment(BaseModel):
         return {name: code for name, code in own.items() if code is not None}
 
     def model_check(self) -> list[Finding]:
-        """Suspected faults of networks and images, found on the first originals, and of data that the backward reads.
-
-        As texts they begin with "model check:" or "data check:". Random numbers of the experiment do not depend on the checks.
-        """
+        """Suspected faults of networks and images, found on the first originals, and of data that the backward reads."""
         source = self.parts.source
         checks = [part for _, part in self.labelled() if not is_own(part) and hasattr(part, "model_check")]
         items = np.arange(min(_CHECKED, self.items) if checks else 0)

@@ -29,10 +29,7 @@ _clear: list[Callable[[], None]] = []  # functions that empty the caches of `cac
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that replaces `path` at the end, or is removed after an error. Its folder must exist.
-
-    A ValueError gives the reason if the file cannot be written.
-    """
+    """A new file that replaces `path` at the end, or is removed after an error; a ValueError says why it cannot be written."""
     unfinished = f"{os.fspath(path)}{_UNFINISHED}"
     try:
         with named_errors(path):
@@ -48,11 +45,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
-    """An empty folder beside `path` that replaces `path` at the end.
+    """An empty folder beside `path` that replaces it, or the target of a link, at the end, or is removed after an error.
 
-    Other processes never see an unfinished folder. After an error the new folder is removed. If `path` is a link to a folder, the
-    target is replaced. Missing parent folders are created. A ValueError gives the reason if the folder cannot be written, or if
-    it has content and `replace` is False.
+    A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False.
     """
     place = Path(path).resolve()
     unfinished, old = (place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}") for end in (_UNFINISHED, ".old"))
@@ -90,23 +85,17 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def read_table(path: str | os.PathLike[str]) -> Any:
-    """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark.
-
-    An OSError if the file cannot be read or is a pipe or device; a ValueError if its content is not valid.
-    """
+    """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark."""
     check_regular(path)
     text = Path(path).read_text(encoding="utf-8-sig")
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 
 
 def read_array(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than 2**31 numbers.
-
-    The file is mapped before it is copied, so a header with a size beyond the end of the file is an immediate error.
-    """
+    """The array in a .npy file, read without unpickling; ValueError if there is none, or one of more than 2**31 numbers."""
     try:
         check_regular(path)
-        with np.errstate(over="ignore"):  # the size in a damaged header may overflow
+        with np.errstate(over="ignore"):  # the size in a damaged header may overflow, or go beyond the end of the file
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         expect(mapped.size <= 2**31, "its size", mapped.size, "at most 2**31 numbers")  # a file may have holes
         return np.array(mapped)
@@ -144,7 +133,7 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a folder: other processes that lock it wait. The lock is released at the latest when the process ends."""
+    """Lock a folder: other processes that lock it wait."""
     folder = None
     if os.name == "posix":
         import fcntl
@@ -166,10 +155,6 @@ def cached_while_unchanged(
 
     `files`: function of the same arguments that returns the paths of the input files; None and missing files are ignored. By
     default the files are those of the arguments that have some (`files()`).
-
-    >>> @cached_while_unchanged(files=lambda path: [path])
-    ... def size(path):
-    ...     return len(open(path, "rb").read())
     """
 
     def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -179,7 +164,8 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            paths = (files or _files_of)(*args, **kwargs)
+            has_files = [one for one in args if hasattr(one, "files")]
+            paths = files(*args, **kwargs) if files else [path for one in has_files for path in one.files()]
             return kept(tuple(map(_stamp, paths)), *args, **kwargs)  # type: ignore[arg-type]
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
@@ -194,10 +180,6 @@ def digest_of_file(path: str) -> str:
     """SHA-256 of the content of a file (hexadecimal)."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files_of(*args: Any) -> list[Any]:
-    return [path for one in args if hasattr(one, "files") for path in one.files()]
 
 
 def clear_caches() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` for a package (`__name__`) whose public names are in other modules.
+    """The functions `__getattr__` and `__dir__` for a package whose public names are in other modules.
 
     `homes`: {public name: module, without "uturn."}. An entry with "." at the end refers to the module itself.
     """

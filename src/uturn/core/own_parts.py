@@ -1,8 +1,4 @@
-"""User-defined parts: their class, and a digest of their code.
-
-A spec names the class of a user-defined part by its import path, "module:Class", or by the name registered by an installed
-package. The part is an instance of a subclass of this class, made by `own_class`.
-"""
+"""User-defined parts: their class, and a digest of their code."""
 
 from __future__ import annotations
 
@@ -25,8 +21,8 @@ DOCS = "docs/own-parts.md"
 def own_class(cls: type, protocol: type, label: str = "") -> type:
     """A subclass of a user's class that inherits from its protocol, too.
 
-    With a label, such as "source ('module:Class')", it is the class of a part: its `repr` is the label, which names its errors
-    (`origin`), and it is equal only to itself, so it can be a key in caches.
+    With a label, such as "source ('module:Class')", it is the class of a part: its `repr` is the label, and it is equal only to
+    itself, so it can be a key in caches.
     """
     space: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     for name, default in inspect.getmembers_static(protocol):
@@ -58,10 +54,7 @@ def name_of(part: Any, otherwise: str) -> str:
 
 
 def completed(value: Any, protocol: type) -> Any:
-    """A user-defined object other than a part, such as a block of originals, with the defaults of a protocol.
-
-    Returns `value` itself if its class inherits from the protocol, else a copy.
-    """
+    """A block of originals with the defaults of its protocol: itself if its class inherits from that, else a copy."""
     cls: Any = type(value)
     if protocol in cls.__mro__:
         return value
@@ -79,39 +72,30 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def code_digest(code: Any) -> str:
-    """SHA-256 (hexadecimal) of the code of a user-defined part or function; empty if there is no source text.
+    """SHA-256 (hexadecimal) of the code of a user-defined part or function: the file of its module, or else its own text.
 
-    The digest covers the file of the module. Without a file, as in a notebook, it covers the source text of the function, or of
-    the methods and plain class attributes of the class and its bases in the notebook. Imported modules are not covered.
+    Imported modules are not covered. Empty if there is no source text.
     """
     if not inspect.isfunction(code):
         code = type(code).__bases__[0] if is_own(code) else type(code)
     try:
         text = Path(inspect.getfile(code)).read_bytes()
-    except (TypeError, OSError):
-        members = {"": code} if inspect.isfunction(code) else _members(code)
+    except (TypeError, OSError):  # a notebook
         try:
-            text = "".join(f"{name} = {_text(member)}\n" for name, member in members.items()).encode()
+            text = _text(code).encode()
         except OSError:
             return ""
     return hashlib.sha256(text).hexdigest() if text else ""
 
 
-def _members(cls: type) -> dict[str, Any]:
-    """Members of a class and of its bases in the same module."""
-    bases = [base for base in cls.__mro__ if base.__module__ == cls.__module__]
-    members = {f"{base.__name__}.{name}": member for base in bases for name, member in vars(base).items()}
-    return {
-        name: member
-        for name, member in members.items()
-        if not name.rpartition(".")[2].startswith("__") or inspect.isfunction(member)
-    }
-
-
-def _text(member: Any) -> str:
-    """Source text of a function, method or property; `repr` of a plain value; empty for other objects."""
+def _text(code: Any) -> str:
+    """Source text of a function or property; of the members of a class and of its bases in the same module; a plain value."""
     for name in ("fget", "func", "__func__", "__wrapped__"):
-        member = getattr(member, name, member)
-    if inspect.isfunction(member):
-        return inspect.getsource(member)
-    return repr(member) if isinstance(member, bool | int | float | complex | str | bytes | tuple | None) else ""
+        code = getattr(code, name, code)
+    if inspect.isfunction(code):
+        return inspect.getsource(code)
+    if inspect.isclass(code):
+        members = [(base, *entry) for base in code.__mro__ if base.__module__ == code.__module__ for entry in vars(base).items()]
+        own = [entry for entry in members if not entry[1].startswith("__") or inspect.isfunction(entry[2])]
+        return "".join(f"{base.__name__}.{name} = {_text(member)}\n" for base, name, member in own)
+    return repr(code) if isinstance(code, bool | int | float | complex | str | bytes | tuple | None) else ""

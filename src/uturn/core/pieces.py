@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,7 @@ if TYPE_CHECKING:
 
 
 class Pieces:
-    """Calls functions of tensors on pieces of a batch, and halves the pieces whenever the device runs out of memory.
-
-    Each function has its own limit, which holds for the rest of the run.
-    """
+    """Calls functions of tensors on pieces of a batch, halved for the rest of the run when the device runs out of memory."""
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self.device, self.batch_size = device, batch_size
@@ -61,12 +59,8 @@ class Pieces:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch means that the device has no memory left."""
-    text = str(error).lower()
-    phrases = (
-        *("out of memory", "allocate memory", "not enough memory", "alloc_failed"),
-        "unable to find a valid cudnn algorithm",
-    )
-    return isinstance(error, MemoryError) or any(word in text for word in phrases)
+    phrases = "out of memory|allocate memory|not enough memory|alloc_failed|unable to find a valid cudnn algorithm"
+    return isinstance(error, MemoryError) or re.search(phrases, str(error), re.IGNORECASE) is not None
 
 
 def half_precision_words(dtype: Any) -> str:

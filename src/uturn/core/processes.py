@@ -13,7 +13,11 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from uturn.core.checks import expect
 from uturn.core.progress import listening, write_to
+
+# New processes inherit these variables before they import the libraries that read them. This process has already read them.
+_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
@@ -27,21 +31,16 @@ def _check_script(workers: int) -> None:
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if path is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
         return  # a notebook, python -c, or the __main__ of a package is not imported by new processes
-    advice = 'put the calls under `if __name__ == "__main__":` in a file, or take workers=1'
-    try:
-        guarded = b"__name__" in Path(path).read_bytes()
-    except OSError:
-        raise ValueError(f"workers = {workers}: the processes import the script, but {path} is no file; {advice}") from None
-    if not guarded:
-        raise ValueError(f"workers = {workers}: the processes import {path}, which would run again in each of them; {advice}")
+    is_guarded = os.path.isfile(path) and b"__name__" in Path(path).read_bytes()
+    expected = 'workers=1, or the calls under `if __name__ == "__main__":` in a file'
+    expect(is_guarded, "workers", workers, f"{expected}; the processes import {path}, which would run again")
 
 
 def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], workers: int, threads: int = 0) -> Iterator[Any]:
     """Yield the results of `function(*task)` from `workers` new processes, in the order of completion.
 
-    Tasks start in the given order. The first error is raised here. After an error, and when the caller stops early or is
-    interrupted, the processes are killed. They also end when this process dies. `threads` is the number of threads of a
-    process, by default an equal share of the cores.
+    The first error is raised here; after an error, and when the caller stops early or dies, the processes end. `threads` is the
+    number of threads of a process, by default an equal share of the cores.
     """
     _check_script(workers)
     others = set(multiprocessing.active_children())
@@ -50,20 +49,16 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
     # Unfinished work of each process; processes so far.
     progress = [context.RawValue("d") for _ in range(workers)], context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=progress)
-    # New processes inherit these variables before they import the libraries that read them. This process has already read them.
     limit = str(threads or max(1, cores() // workers))
-    before = {name: os.environ.get(name) for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = False
+    before, done = {name: os.environ.pop(name) for name in _THREADS if name in os.environ}, False
     try:
-        os.environ.update(dict.fromkeys(before, limit))
+        os.environ.update(dict.fromkeys(_THREADS, limit))
         try:
             futures = [pool.submit(function, *task) for task in tasks]  # starts all processes
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for name in _THREADS:
+                del os.environ[name]
+            os.environ.update(before)
         with listening(lambda: sum(cell.value for cell in progress[0])):
             for future in as_completed(futures):
                 yield future.result()

@@ -1,8 +1,7 @@
 """Progress of long computations, also within a task: a bar on terminals, a text in notebooks, lines in logs.
 
-Work is counted in tasks. Code that computes tasks opens the context `begun`. Loops inside it report by `steps`, `part`,
-`portion`, `units` or `add`, which advance the work of this process and do nothing if there is none. A process has one work at a
-time.
+Work is counted in tasks. Code that computes tasks opens the context `begun`; loops in it report by `steps`, `part`, `portion`,
+`units` or `add`, which do nothing if there is no work. A process has one work at a time.
 """
 
 from __future__ import annotations
@@ -43,28 +42,32 @@ def in_progress() -> float:
 
 
 @contextmanager
-def begun(tasks: float, unit: float = 0.0) -> Iterator[None]:
-    """Context of work on `tasks` tasks. `unit`: size in tasks of one unit of `add`.
-
-    At its end the work leaves `in_progress`; finished tasks are then counted by the function of `progress_bar`.
-    """
-    before = _work.done.value, _work.end, _work.unit
-    _work.end, _work.unit = _work.done.value + tasks, unit
+def _inside(end: float, unit: float) -> Iterator[None]:
+    outer = _work.end, _work.unit
+    _work.end, _work.unit = end, unit
     try:
         yield
     finally:
-        _work.done.value, _work.end, _work.unit = before
+        _work.end, _work.unit = outer
+
+
+@contextmanager
+def begun(tasks: float, unit: float = 0.0) -> Iterator[None]:
+    """Context of work on `tasks` tasks, which leaves `in_progress` at its end. `unit`: size in tasks of one unit of `add`."""
+    before = _work.done.value
+    with _inside(before + tasks, unit):
+        try:
+            yield
+        finally:
+            _work.done.value = before
 
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
     """Context for a part of the work that ends when `end` tasks are done."""
-    outer, _work.end = _work.end, end
-    try:
+    with _inside(end, _work.unit):
         yield
         _work.done.value = max(_work.done.value, end)
-    finally:
-        _work.end = outer
 
 
 def part(share: float) -> AbstractContextManager[None]:
@@ -84,15 +87,9 @@ def steps(items: Collection[T]) -> Iterator[T]:
             yield item
 
 
-@contextmanager
-def units(count: float) -> Iterator[None]:
+def units(count: float) -> AbstractContextManager[None]:
     """Context for the remaining work of the enclosing part, which is reported only by `add`, in `count` units."""
-    outer, done = (_work.end, _work.unit), _work.done.value
-    _work.end, _work.unit = done, max(0.0, _work.end - done) / max(count, 1)
-    try:
-        yield
-    finally:
-        _work.end, _work.unit = outer
+    return _inside(_work.done.value, max(0.0, _work.end - _work.done.value) / max(count, 1))
 
 
 def add(number: float = 1.0) -> None:
@@ -102,11 +99,7 @@ def add(number: float = 1.0) -> None:
 
 @contextmanager
 def listening(ask: Callable[[], float]) -> Iterator[None]:
-    """Context in which `in_progress` includes the work of other processes.
-
-    `ask()` returns the work done on their unfinished tasks, in tasks. It must exclude a task as soon as that is counted as
-    finished.
-    """
+    """Context in which `in_progress` includes the work of other processes: `ask()`, on their unfinished tasks, in tasks."""
     _others.append(ask)
     try:
         yield
@@ -122,10 +115,7 @@ def write_to(cell: Any) -> None:
 # -- display -------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
-    """Context whose value is a function to call after each task; if `wanted`, progress is shown on stderr or in a notebook.
-
-    Between two tasks, the bar follows the work begun inside this context. `note()` returns a text that follows the title.
-    """
+    """Context whose value is a function to call after each task; if `wanted`, progress is shown. `note()` follows the title."""
     if not wanted or sys.stderr is None:
         yield lambda: None
         return
@@ -158,7 +148,6 @@ class _Count:
         self.finished, self.shown, self._outside, self._start = done, float(done), in_progress(), time.monotonic()
 
     def advance(self) -> None:
-        """Count one more finished task."""
         self.finished += 1
 
     def look(self) -> None:

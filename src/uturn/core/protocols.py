@@ -1,8 +1,7 @@
 """Protocols of the four kinds of parts, Source, Corruption, Backward and Probe, and the data that pass between them.
 
-A part is any object with the members of its protocol. Methods marked `abstractmethod` are required, as are the values `unit` and
-`max_noise` of a corruption; all other members have defaults. Classes that inherit from the protocol have these defaults;
-user-defined parts of an experiment get them even if their class does not inherit.
+Methods marked `abstractmethod` are required, as are the values `unit` and `max_noise` of a corruption. All other members have
+defaults, which user-defined parts of an experiment get even if their class does not inherit from the protocol.
 """
 
 from __future__ import annotations
@@ -35,27 +34,23 @@ _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a 
 
 @checked_dataclass(frozen=True)
 class Variable:
-    """Dims, meaning and reading instructions of a variable that a probe measures.
-
-    The reading instructions are stored with the readings, so `uturn.study` needs only the store.
+    """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study` needs only these and the store.
 
     Attributes
     ----------
     dims : tuple of str
-        The first dims are ("noise", "item"). A variable with the dim "trajectory" has one reading for every reconstruction; in an
-        experiment with several clones it also has the dim "clone", after "trajectory".
+        ("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
+        several clones the dim "clone" follows it.
     long_name : str
         Description with unit, stored with the readings.
     start : number or str, optional
-        Value without changes, at noise 0: a number; the name of a variable or coordinate without noise, whose values may differ
-        by item or level; "same:NAME", the probability that two originals agree in NAME; or "same:A=B", the share of originals
-        whose A equals B. Without a start, no place is located on the curve.
+        Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
+        probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
+        place is located on the curve.
     guessed : bool
-        Whether the start is a guess from the readings themselves. The study says so, and uses it only if the readings change
-        between the first and the last noise level.
+        Whether the start is a guess from the readings. The study says so, and uses it only if they change with noise.
     chance : number or str, optional
-        Value for independent data, as `start`; by default the value at the largest noise. Start and chance give the direction: a
-        distance rises from 0.
+        Value for independent data, as `start`; by default the value at the largest noise.
     bounds : (low, high)
         Smallest and largest possible value, None for no bound. Intervals are clipped to the bounds; means of readings in [0, 1]
         have the interval of a proportion.
@@ -71,16 +66,14 @@ class Variable:
     unit : str
         Unit of the values; of "changes", of a distance between two sites.
     symmetric : bool
-        The reading compares the original with a reconstruction by a function f with f(x, y) = f(y, x). In an experiment with
-        several clones the probe then also reads `clone_<name>`: clone k compared by f with the other clones of the same noisy
-        datum, averaged over them.
+        The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
+        `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them.
     ranked : bool
         The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
-        h(x_0; y), with the dims of the variable: one for each trajectory, without clones. For draws from the posterior, the rank
-        of h(x_0) among those of the clones is uniform (`uturn.ranks`).
+        h(x_0; y), for each trajectory, without clones (`uturn.ranks`).
     pooled : bool
-        Whether the reading of an item depends on all its trajectories, as a mean does. Such readings are measured again when
-        trajectories are added. Used only for variables without the dim "trajectory".
+        Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
+        measured again when trajectories are added.
     probe, model : str
         Names of the probe and of its network; filled in by the experiment.
     """
@@ -105,8 +98,7 @@ class Variable:
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data: the attribute `reading` of a stored array."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        mine = {name: value for name, (value, default) in values.items() if value != default}
+        mine = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
         return {name: plain(value) for name, value in mine.items() if name not in ("dims", "long_name", "pooled")}
 
     def check(self, where: str = "") -> None:
@@ -134,15 +126,12 @@ class Variable:
 
 @dataclass(frozen=True, repr=False)
 class Noisy:
-    """Noisy data: the output of a corruption.
-
-    In an experiment batch = items * trajectories, with the trajectories of an item next to each other; batch = items if a
-    corruption of strings draws nothing.
+    """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing.
 
     Attributes
     ----------
-    values : array (batch, num_leaves), or (batch, num_leaves, vocab_size) for Gaussian diffusion
-        Shapes for strings; masked leaves are -1, and the ε-process keeps the true leaves. Other kinds of data have other shapes.
+    values : array (batch, ..)
+        For strings (batch, num_leaves), masked leaves being -1, or (batch, num_leaves, vocab_size) for Gaussian diffusion.
     noise : float64 array (batch,)
         Noise level of each sample, in the unit of the corruption.
     vocab_size : int
@@ -230,9 +219,7 @@ class Part(Input, Protocol):
     kinds: ClassVar[tuple[str, ...]] = ()
     """Kinds of data that a corruption, backward or probe accepts; empty: any."""
     execution: ClassVar[frozenset[str]] = frozenset()
-    """Names of execution-only options, such as the device. They are not part of the identity of an experiment, so a store can be
-    resumed with other values."""
-
+    """Names of execution-only options, such as the device; a store can be resumed with other values of them."""
     batch_invariant: ClassVar[bool] = False
     """Whether the output for an item is bit-identical, whatever else is in its batch."""
 
@@ -255,10 +242,7 @@ class Source(Part, Protocol):
 
     @abstractmethod
     def blocks(self, items: np.ndarray, seed: int, num_items: int) -> Iterator[Any]:
-        """Originals of the given items, in order, as one or more blocks (`Originals`); `num_items`: items of the experiment.
-
-        An original may depend on its item number, the seed and `num_items` only.
-        """
+        """Originals of the items, in order, as one or more blocks; each depends on its item, the seed and `num_items` alone."""
 
     def made_by(self, backward: Any, seed: int) -> Any:
         """The source of an experiment with this backward and seed: itself, unless the originals are draws of the model."""
@@ -267,8 +251,7 @@ class Source(Part, Protocol):
     def coordinates(self, seed: int, num_items: int) -> Mapping[str, Any]:
         """Further coordinates along `item`, such as labels: {name: values (num_items,)}.
 
-        `file` and `file_digest` (texts) are the file of each item and the digest of its content: a run goes on only while the
-        digests of its items are the same.
+        `file` and `file_digest` are texts; a run goes on only while the digests of its items are the same.
         """
         return {}
 
@@ -308,10 +291,9 @@ class Corruption(Part, Protocol):
 
     @abstractmethod
     def corrupt(self, *args: Any, **kwargs: Any) -> Any:
-        """Noisy data (batch, ...) of originals (batch, ...).
+        """Noisy data (batch, ...) of originals (batch, ...), by one random stream for each row, `keys` uint64 (batch,).
 
-        The call is `corrupt(data, noise, keys)`, for strings `corrupt(leaves, noise, vocab_size, keys)`. `keys`: uint64 (batch,),
-        one random stream for each row.
+        The call is `corrupt(data, noise, keys)`, for strings `corrupt(leaves, noise, vocab_size, keys)`.
         """
 
     def observe(self, originals: Any, noise: float, streams: Streams) -> Any:
@@ -319,9 +301,9 @@ class Corruption(Part, Protocol):
         return originals.observed_by(self, noise, streams)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> Any:
-        """Effective ε in [0, 1] of noise levels (Eq. 63 of arXiv:2402.16991); None if it is not known.
+        """Effective ε in [0, 1] of noise levels, v/(v-1) times the mean belief lost by the true symbol of a leaf, or None.
 
-        It is v/(v-1) times the mean belief lost by the true symbol of a leaf.
+        Eq. 63 of arXiv:2402.16991.
         """
         return None
 
@@ -338,17 +320,10 @@ class Corruption(Part, Protocol):
         v = source.num_symbols
         if not v:
             return {}
-        known = {
-            "effective_epsilon": (
-                self.effective_epsilon(noise, v),
-                {"long_name": "effective epsilon (Eq. 63)", "clean": 0.0},
-            ),
-            "bits_per_leaf": (
-                self.bits_per_leaf(noise, v),
-                {"long_name": "information per leaf", "units": "bits", "clean": float(np.log2(v))},
-            ),
-        }
-        return {name: entry for name, entry in known.items() if entry[0] is not None}
+        lost, kept = self.effective_epsilon(noise, v), self.bits_per_leaf(noise, v)
+        bits = {"long_name": "information per leaf", "units": "bits", "clean": float(np.log2(v))}
+        axes = {} if lost is None else {"effective_epsilon": (lost, {"long_name": "effective epsilon (Eq. 63)", "clean": 0.0})}
+        return axes if kept is None else {**axes, "bits_per_leaf": (kept, bits)}
 
 
 class Channel(Corruption, Protocol):
@@ -364,17 +339,11 @@ class Channel(Corruption, Protocol):
 
     @abstractmethod
     def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
-        """Noisy data of strings (batch, num_leaves) at a noise level, scalar or (batch,).
-
-        `seed`: an integer, or one uint64 key for each string (`uturn.random.keys`).
-        """
+        """Noisy data of strings (batch, num_leaves); `noise`: scalar or (batch,); `seed`: an integer, or uint64 keys (batch,)."""
 
     @abstractmethod
     def log_evidence(self, noisy: Noisy, dtype: Any = None) -> np.ndarray:
-        """Log-likelihood in nats of each leaf's observation given each symbol, (batch, num_leaves, vocab_size).
-
-        A constant may be added at each leaf.
-        """
+        """Log-likelihood (nats, up to a constant) of each leaf's observation for each symbol, (batch, num_leaves, vocab_size)."""
 
     def reverse(self, denoiser: Any, noisy: Noisy, steps: int, keys: np.ndarray) -> np.ndarray:
         """Strings int64 (batch, num_leaves) from `steps` evaluations of a denoiser; all samples have the same noise level."""
@@ -405,8 +374,8 @@ class Backward(Part, Protocol):
     shares_batches: ClassVar[bool] = False
     """Whether `reconstruct_stream` reconstructs the data of several blocks together. A hint for the order of tasks."""
     blocks_ahead: ClassVar[int | None] = 64
-    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered; the stream then ends,
-    the backward answers all blocks, and is called again. None for backwards that read only as many as they have room for."""
+    """Largest number of blocks (at least 1) that `reconstruct_stream` may have read and not yet answered, before it is called
+    again. None for backwards that read only as many as they have room for."""
     has_gaps: ClassVar[bool] = False
     """Whether reconstructions may be missing, float arrays of NaN alone. Their readings are then NaN; probes do not see them."""
 
@@ -427,14 +396,9 @@ class Backward(Part, Protocol):
             yield key, reconstructions
 
     def undone(self, corruption: Any, source: Any) -> Any:
-        """The corruption to use with this backward.
+        """The corruption to use with this backward, such as the forward process of a diffusion model; by default the given one.
 
-        By default the given one. A diffusion model returns its forward process, since the model determines the schedule.
-
-        Raises
-        ------
-        ValueError
-            If source, corruption and backward do not fit together.
+        ValueError if source, corruption and backward do not fit together.
         """
         return corruption
 
@@ -443,10 +407,7 @@ class Backward(Part, Protocol):
         return ""
 
     def missing(self, experiment: Any) -> Mapping[str, str]:
-        """Reconstructions of an experiment that it cannot give, {name: reason}; stored with the results as `missing_data`.
-
-        It is asked before a store is made: ValueError for data that do not fit the experiment.
-        """
+        """Reconstructions that it cannot give, {name: reason}; ValueError for data that do not fit the experiment."""
         return {}
 
     def doubts(self, experiment: Any) -> Sequence[str]:
@@ -454,10 +415,7 @@ class Backward(Part, Protocol):
         return ()
 
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
-        """The noise levels whose reconstructions are others than when the fingerprint was this one; they are measured again.
-
-        None, the default: they cannot be told, and a run whose fingerprint has changed is not resumed.
-        """
+        """The noise levels that have changed since the fingerprint was this one; None: unknown, so that no run is resumed."""
         return None
 
 
@@ -467,8 +425,7 @@ class Probe(Part, Protocol):
     least_trajectories: ClassVar[int] = 1
     """Trajectories of each original that the probe needs."""
     reads_in_parts: ClassVar[bool] = False
-    """Whether `accumulate` and `readings` process the trajectories of a block in parts, so that they need not be in memory
-    together. All variables then pool the trajectories."""
+    """Whether `accumulate` and `readings` take the trajectories of a block in parts. All variables then pool the trajectories."""
 
     @abstractmethod
     def variables(self, source: Any) -> Mapping[str, Variable]:
@@ -480,10 +437,7 @@ class Probe(Part, Protocol):
 
     @abstractmethod
     def read(self, u_turns: UTurns, source: Any) -> Mapping[str, np.ndarray]:
-        """Readings of a block at one noise level: {name: array (items, ...)}.
-
-        The shape follows the dims of the variable after "noise", with draws = trajectories * clones along "trajectory".
-        """
+        """Readings of a block at one noise level, {name: array (items, ..)}, with trajectories * clones along "trajectory"."""
 
     def accumulate(self, kept: Any, u_turns: UTurns, source: Any) -> Any:
         """The running state of a block after more of its U-turns, given the state after earlier trajectories (None at first)."""
@@ -506,10 +460,7 @@ class _SpecMeta(type(BaseModel), type(Protocol)):  # type: ignore[misc]
 
 
 class Spec(BaseModel, Input, metaclass=_SpecMeta):
-    """A part whose options are the fields of its table in a spec. Unknown keys are an error.
-
-    Its files, its identity and the code of the user in it are those of what it reads.
-    """
+    """A part whose options are the fields of its table in a spec. Its files, identity and own code are those of what it reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,8 +1,4 @@
-"""Names of parts in specs, with the import paths of their classes.
-
-Built-in parts are listed by import path, so that the core imports none of them. Installed packages register their parts in the
-entry point group `uturn.parts`: the name of an entry point is the `type` in a spec, its value is the class.
-"""
+"""Names of parts in specs, with the import paths of their classes, so that the core imports none of them."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from uturn.core.checks import expect
 from uturn.core.imports import import_object, is_import_path
 
 GROUP = "uturn.parts"
+"""Entry points of installed packages: the name of one is the `type` in a spec, its value the class."""
 
 PARTS: dict[str, dict[str, str]] = {
     "source": {

@@ -1,20 +1,18 @@
 """Builds the parts that the tables of a spec describe, and checks that they fit together.
 
-Parts are named by a registry (built-in parts and parts of installed packages) or, if user-defined, by their import path,
-"module:Class". Importing user-defined parts runs their code, so only a spec given by the user may name them (`trusted`), not a
-spec read from a store.
+Importing user-defined parts runs their code, so only a spec given by the user may name them, not a spec read from a store.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from uturn.core.checks import expect, noted, one_line, plain, shown
+from uturn.core.checks import expect, noted, one_line, plain
 from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
 from uturn.core.own_parts import DOCS, is_own, own_class
@@ -25,8 +23,8 @@ from uturn.core.registry import PARTS, installed_part, installed_parts, part_cla
 def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     """The part that a table of a spec describes; `name`: "source", "corruption", "backward" or "probes[i]".
 
-    Raises ValueError if there is no such part, if it lacks a member, or if it rejects its arguments (the other keys of the
-    table). `trusted`: whether the table may name user-defined parts, whose code is then run.
+    ValueError if there is no such part, if it lacks a member or rejects its arguments, the other keys of the table. `trusted`:
+    whether the table may name user-defined parts, whose code is then run.
     """
     idea = name.partition("[")[0]
     kind = table.get("type")
@@ -56,33 +54,27 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
     return part
 
 
-def check_fit(spec: Mapping[str, Any], source: Any, corruption: Any, backward: Any, probes: Sequence[Any]) -> None:
-    """ValueError if parts accept different kinds of data, or if the backward does not undo the process of the corruption."""
+def check_fit(parts: Mapping[str, Any], trajectories: int) -> None:
+    """ValueError if parts, by name, accept different kinds of data, or if the backward does not undo the corruption."""
+    source, corruption, backward = parts["source"], parts["corruption"], parts["backward"]
+    types = {name: table_of(part)["type"] for name, part in parts.items()}
 
     def fits(idea: str, part: Any) -> bool:
         kinds = not part.kinds or not source.kind or source.kind in part.kinds
         return kinds and (idea != "corruption" or undoes(backward, part))
 
-    tables = {"backward": spec["backward"], "corruption": spec["corruption"]}
-    tables |= {f"probes[{i}]": table for i, table in enumerate(spec["probes"])}
-    for (name, table), part in zip(tables.items(), (backward, corruption, *probes), strict=True):
-        idea = name.partition("[")[0]
+    for name in sorted(parts):  # the backward first
+        idea, part = name.partition("[")[0], parts[name]
         if not fits(idea, part):
-            kind = source.kind or "the source"
-            if idea == "corruption":
-                kind += f", backward {spec['backward']['type']!r}"
+            kind = (source.kind or "the source") + (f", backward {types['backward']!r}" if idea == "corruption" else "")
             allowed = [key for key in PARTS[idea] if fits(idea, part_class(idea, key))]
             expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
-            raise ValueError(f"{name}: type {table['type']!r} does not go with {kind}; {expected}")
-    for i, (table, probe) in enumerate(zip(spec["probes"], probes, strict=True)):
-        least, of = probe.least_trajectories, f"probes[{i}], type {table['type']!r}"
-        expect(spec["trajectories"] >= least, "trajectories", spec["trajectories"], f"at least {least} of each item for {of}")
+            raise ValueError(f"{name}: type {types[name]!r} does not go with {kind}; {expected}")
+        least = getattr(part, "least_trajectories", 1)
+        expect(trajectories >= least, "trajectories", trajectories, f"at least {least} of each item for {name}, {types[name]!r}")
     lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
-    backward_type = spec["backward"]["type"]
-    expect(not lacks, "corruption", corruption, f"one with {', '.join(lacks)}, which the backward {backward_type!r} asks for")
-
-
-# -- parts and their tables -------------------------------------------------------------------------------------------
+    asked = f"one with {', '.join(lacks)}, which the backward {types['backward']!r} asks for"
+    expect(not lacks, "corruption", corruption, asked)
 
 
 def as_part(name: str, value: Any) -> Any:
@@ -104,24 +96,16 @@ def table_of(part: Any) -> dict[str, Any]:
     kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
     if isinstance(part, BaseModel):
         return {"type": kind, **part.model_dump(mode="json", exclude_defaults=True)}
-    options: dict[str, Any] = {}
     if kind != path:  # built-in corruptions without a model have no options
         return {"type": kind}
-    if is_dataclass(part):
-        values = ((field, getattr(part, field.name)) for field in fields(part) if field.init)
-        options = {field.name: value for field, value in values if value != field.default}
-    elif getattr(part, "__dict__", None):
-        raise ValueError(
-            f"{shown(part)}: its options are not known; give a table, {{'type': {path!r}, ..}}, or make it a dataclass"
-        )
-    return {"type": kind, **plain(options)}
+    is_plain = is_dataclass(part) or not getattr(part, "__dict__", None)
+    expect(is_plain, "options", part, f"a dataclass, whose fields are known; or give a table, {{'type': {path!r}, ..}}")
+    values = [(field, getattr(part, field.name)) for field in (fields(part) if is_dataclass(part) else ()) if field.init]
+    return {"type": kind, **plain({field.name: value for field, value in values if value != field.default})}
 
 
 def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored spec, or identity, completed by the defaults of built-in parts and one clone.
-
-    Tables of user-defined parts are unchanged.
-    """
+    """A stored spec, or identity, completed by the defaults of built-in parts and one clone."""
 
     def full(idea: str, table: Any) -> Any:
         kind = table.get("type") if isinstance(table, dict) else None

@@ -1,7 +1,6 @@
 """One pool of threads for all compiled kernels, and a message to the user while numba compiles them.
 
-Numba's own threads are not used: its workqueue is not reentrant, OpenMP threads do not survive a fork, and two pools would
-compete for the cores.
+Numba's own workqueue is not reentrant, OpenMP threads do not survive a fork, and two pools would compete for the cores.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ _SMALLEST = 2**15  # smallest number of values in a block, since waking a thread
 def over_blocks(count: int, block: Callable[[int, int], None], numbers: int = _SMALLEST) -> None:
     """Call block(first, last) for ranges that cover 0 .. count - 1, on all threads including this one.
 
-    Each thread takes several blocks, one after the other, because cores are rarely equally free and threads start late.
     `numbers`: values computed for each entry, at about 2 ns each; small ranges are not distributed.
     """
-    blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)
+    blocks = min(count * numbers // _SMALLEST, count, 6 * num_threads)  # cores are rarely equally free
     if min(num_threads, blocks) <= 1:
         block(0, count)
         return

@@ -1,9 +1,7 @@
-"""Tasks on a Ray cluster: workers are Ray actors, and the driver gives them bundles of tasks.
+"""Tasks on a Ray cluster: workers are Ray actors, which load the model once, and the driver gives them bundles of tasks.
 
-Ray places the workers and notices when they die. A worker is an actor, whose process loads the model once and keeps its GPU; a
-process of Ray tasks may get another GPU with each task. The store is the only record of finished tasks: workers read it before
-they measure. A bundle that fails, by an error or the death of its worker, is handed out again in halves, until the task at fault
-is alone.
+The store is the only record of finished tasks. A bundle that fails, by an error or the death of its worker, is handed out again
+in halves, until the task at fault is alone.
 """
 
 from __future__ import annotations
@@ -45,12 +43,7 @@ def connected(address: str) -> Iterator[Any]:
     """Context in which this process is a driver of the cluster at an address; its value is the module ray.
 
     "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. An existing
-    connection is used and not closed.
-
-    Raises
-    ------
-    ValueError
-        If Ray is not installed, nothing answers at the address, or Ray refuses, for example because versions differ.
+    connection is used and not closed. ValueError if there is no Ray, none at the address, or one that refuses.
     """
     fits = re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address)
     expect(fits, "cluster", address, '"local", "auto", "ray://host:port" or "host:port"')
@@ -66,8 +59,7 @@ def connected(address: str) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
         if address == "local":
-            # Paths of sockets have at most 107 characters.
-            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"
+            place = None if len(tempfile.gettempdir()) < 30 else "/tmp"  # paths of sockets have at most 107 characters
             folder = tempfile.TemporaryDirectory(prefix="uturn-ray-", dir=place, ignore_cleanup_errors=True)
             # One node on the loopback interface; nothing listens to other hosts. The object store carries only small messages.
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 2**27}
@@ -100,10 +92,7 @@ def _check_answers(address: str) -> None:
 
 
 def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """`ray.init`, after which this process has its own signal handlers again, which Ray replaces.
-
-    A SIGTERM in the meantime, which Ray turns into a SystemExit, is then handled by the restored handler.
-    """
+    """`ray.init`, after which this process has its own signal handlers again; they also handle a SIGTERM of the meantime."""
     from ray._private import ray_constants
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -145,19 +134,17 @@ class Worker:
         self._host = socket.gethostname()
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
-        """Build what measures the tasks: `make` is a pickled function that returns it.
+        """Make what measures the tasks, by the pickled function `make`, in the `folder` of the driver if there is one here.
 
-        `folder` is the working directory of the driver, also used here if it exists; `modules` are the user's modules, {relative
-        path: source text}; `version` is that of the driver's uturn.
+        `modules`: source texts of the user's modules by relative path; `version`: that of the driver's uturn.
         """
         import ray
 
         import uturn
 
-        if uturn.__version__ != version:
-            error = f"it has uturn {uturn.__version__}, and the driver {version}; install the same version"
-            return Outcome(self._host, error, True)
         try:
+            if uturn.__version__ != version:
+                raise ValueError(f"it has uturn {uturn.__version__}, and the driver {version}; install the same version")
             with suppress(OSError):
                 os.chdir(folder)
             # Ray ends actors without clean-up, so the files lie beside its logs, in the folder of the session.
@@ -188,13 +175,6 @@ class Worker:
 
 
 # -- the driver --------------------------------------------------------------------------------------------------------------
-class State(NamedTuple):
-    """Progress of a run on a cluster: tasks that are left, and workers that measure."""
-
-    left: int
-    alive: int
-
-
 def whole_batches(u_turns: int, batch: int) -> int:
     """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
 
@@ -206,10 +186,9 @@ def whole_batches(u_turns: int, batch: int) -> int:
 
 
 def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -> int:
-    """Number of tasks of the next bundle, if so many are waiting; `seconds`: time of a task, None before the first.
+    """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least `least`, and fewer at the end.
 
-    Bundles take about ten seconds, and hold at least the `least` tasks that fill a network's batches. The last ones are smaller,
-    so that all workers end at about the same time.
+    `seconds`: time of a task, None before the first.
     """
     timely = 1 if seconds is None else int(_SECONDS / max(seconds, 1e-4))
     return max(1, min(max(least, min(timely, waiting // (4 * workers))), -(-waiting // workers)))
@@ -243,10 +222,7 @@ class _Tasks:
         return _HANGS * statistics.median(self.durations) if self.durations else math.inf
 
     def blame(self, bundle: list[Any], error: str) -> None:
-        """Retry tasks after an error or a death: in halves, or a single task again, three times.
-
-        ValueError if the first tasks all fail, since the others would probably fail, too.
-        """
+        """Retry tasks after an error or a death, in halves, or a single task again; ValueError if the first ones all fail."""
         task = bundle[0]
         if len(bundle) > 1:
             _log.warning(f"{self.label(task)}, and {len(bundle) - 1} more tasks, are handed out again: {error}")
@@ -265,23 +241,23 @@ class _Tasks:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the driver sees it: its pending answer, its bundle, and the time at which that was given or answered.
-
-    `failures` of its node or store in a row; with three it keeps its place without a bundle for ten minutes, so that Ray starts
-    no other there.
-    """
+    """A worker as the driver sees it. It rests after three failures of its node or store, so that Ray starts no other there."""
 
     actor: Any
-    answer: Any
+    answer: Any  # the pending one
     bundle: list[Any] = field(default_factory=list)
-    since: float = 0.0
+    since: float = 0.0  # the bundle was given, or the answer came
     has_started: bool = False
     failures: int = 0
     error: str = ""
 
     @property
     def is_able(self) -> bool:
-        return self.has_started and self.failures < MOST_TRIES
+        return self.has_started and not self.rests
+
+    @property
+    def rests(self) -> bool:
+        return self.failures >= MOST_TRIES
 
     def read(self, outcome: Outcome, work: _Tasks) -> None:
         """Take the answer to its start or to its bundle."""
@@ -311,25 +287,19 @@ def on_cluster(
     most_workers: int | None = None,
     own_code: bool = True,
     silent_after: float = 120.0,
-) -> Generator[State]:
-    """Measure tasks on a Ray cluster; yields the state of the work about twice a second.
+) -> Generator[tuple[int, int]]:
+    """Measure tasks on a Ray cluster; yields the numbers of tasks left and of workers that measure, about twice a second.
 
     Parameters
     ----------
-    address
-        "local", "auto", "ray://host:port" or "host:port".
     make
         Function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
-    tasks
-        In the order in which they are handed out.
     label
         Function that describes a task in messages.
     cpus, gpus
         Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
     least_on_gpu
         Least number of tasks in a bundle for a worker with a GPU.
-    most_workers
-        By default as many as the cluster has room for.
     own_code
         Whether workers need the user's modules, which are then sent to them.
     silent_after
@@ -367,7 +337,7 @@ def on_cluster(
 
 def _states(
     ray: Any, work: _Tasks, needs: Mapping[str, float], most: int, start: tuple[Any, ...], silent_after: float
-) -> Generator[State]:
+) -> Generator[tuple[int, int]]:
     """Keep a worker in each place of the cluster, and give them bundles until no task is left."""
     workers, failed_starts, able_at = list[_Worker](), 0, time.monotonic()
     new_actor = ray.remote(Worker).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"]).remote
@@ -402,7 +372,7 @@ def _states(
                 else:
                     pending[answer].read(outcome, work)
             now, able = time.monotonic(), [worker for worker in workers if worker.is_able]
-            for worker in [one for one in workers if one.failures >= MOST_TRIES and now - one.since > _REST]:
+            for worker in [one for one in workers if one.rests and now - one.since > _REST]:
                 with suppress(Exception):
                     ray.kill(worker.actor)
                 workers.remove(worker)  # its node may have recovered
@@ -412,7 +382,7 @@ def _states(
                 elif not worker.bundle and (bundle := work.next(len(able))):
                     worker.bundle, worker.since, worker.answer = bundle, now, worker.actor.measure.remote(bundle)
             able_at = now if able else able_at
-            errors = [worker.error for worker in workers if worker.failures >= MOST_TRIES]
+            errors = [worker.error for worker in workers if worker.rests]
             if errors and (len(errors) == len(workers) >= min(room, most, len(work.left)) or now - able_at > _NO_WORKER):
                 raise ValueError(f"no node can measure: {errors[0]}")
             if now - able_at > _NO_WORKER:
@@ -421,7 +391,7 @@ def _states(
                 _log.warning(f"no worker has started yet: either no node has {wanted} free, or they still load their models")
             if not pending:
                 time.sleep(0.5)
-            yield State(len(work.left), len(able))
+            yield len(work.left), len(able)
     finally:
         if ray.is_initialized():  # otherwise the next call would connect to any Ray instance
             with suppress(Exception):
@@ -450,7 +420,7 @@ def _own_modules() -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The reason for an actor's death, in words of Ray's long message."""
+    """The reason for the death of an actor, from Ray's long message."""
     text = one_line(error, 4000)
     known = re.search(r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died", text)
     return known[0] if known else f"{type(error).__name__}: {text[:160]}"

@@ -26,6 +26,7 @@ _READING = 0.25  # assumed ratio of the time of the probes to that of the recons
 _PART = 2**20  # numbers of the noisy data of one original in memory together, where trajectories are read in parts
 
 _Task = tuple[Any, int, np.ndarray]  # name, index of the noise level, items
+_Names = list[tuple[Any, int]]  # of tasks that are measured together, with their numbers of items
 
 
 def measure(experiment: Experiment, noise_index: int, items: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
@@ -39,15 +40,15 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     `first` is the first trajectory to measure; values above 0 need `Experiment.adds_trajectories`.
     """
     source, corruption, backward, _ = experiment.parts
-    trajectories, groups = range(first, experiment.trajectories), dict[int, _Group]()
+    trajectories, groups = range(first, experiment.trajectories), dict[int, tuple[_Names, list[_Block]]]()
 
     def blocks() -> Iterator[tuple[tuple[int, int, int], Any, float, Streams]]:
         for number, (names, noise_index, items) in enumerate(_joined(experiment, tasks)):
             noise = experiment.noise[noise_index]
             originals = checked_blocks(source, source.blocks(items.copy(), experiment.seed, experiment.items), items)
-            size = trajectories_together(experiment, originals[0])
+            size = _trajectories_together(experiment, originals[0])
             parts = [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
-            groups[number] = _Group(names, [_Block(experiment, len(trajectories), len(parts), len(parts)) for _ in originals])
+            groups[number] = names, [_Block(experiment, len(trajectories), len(parts), len(parts)) for _ in originals]
             for k, block in enumerate(originals):
                 for p, some in enumerate(parts):
                     yield (number, k, p), block, noise, Streams(experiment.seed, block.items, noise, some)
@@ -57,14 +58,17 @@ def measurements(experiment: Experiment, tasks: Iterable[_Task], first: int = 0)
     unit = 1 / ((1 + _READING) * min(experiment.chunk, experiment.items) * draws)
     with begun(0, unit=unit), noted():
         for (number, k, _), turned in u_turns(blocks(), corruption, backward, clones=experiment.clones):
-            group = groups[number]
-            group.blocks[k].read(turned)
+            names, of_group = groups[number]
+            of_group[k].read(turned)
             del turned
-            if all(block.readings is not None for block in group.blocks):
+            if not any(block.left for block in of_group):
                 del groups[number]
-                for name, readings in group.readings():
-                    add(-(1 + _READING) * draws * len(next(iter(readings.values()))))
-                    yield name, readings
+                whole = {name: np.concatenate([block.readings[name] for block in of_group]) for name in of_group[0].readings}
+                end = 0
+                for name, count in names:
+                    end += count
+                    add(-(1 + _READING) * draws * count)
+                    yield name, {variable: values[end - count : end] for variable, values in whole.items()}
 
 
 @dataclass
@@ -77,7 +81,7 @@ class _Block:
     left: int
     states: list[Any] = field(default_factory=list)  # state of the probes after the parts read so far
     missing: list[np.ndarray] = field(default_factory=list)  # of the parts read so far, bool (items, draws)
-    readings: dict[str, np.ndarray] | None = None
+    readings: dict[str, np.ndarray] = field(default_factory=dict)  # after all parts
 
     def read(self, turned: UTurns) -> None:
         """Read the next part."""
@@ -98,7 +102,6 @@ class _Block:
         if self.left == 0:
             sizes = {dim: len(values) for names in declared for dim, values in names.dims.items()}
             sizes |= {"trajectory": self.trajectories, "clone": self.experiment.clones}
-            self.readings = {}
             for probe, names, state in zip(probes, declared, self.states, strict=True):
                 self.readings |= checked_readings(names.label, probe.readings(state, source), names.variables, sizes, items)
                 if self.missing:
@@ -109,49 +112,24 @@ class _Block:
 
 def _without(missing: np.ndarray, readings: Mapping[str, np.ndarray], variables: Mapping[str, Variable]) -> dict[str, np.ndarray]:
     """Readings that are NaN where they rest on a missing reconstruction, bool (items, trajectories, clones)."""
-    removed = {}
+    import xarray as xr
+
+    mask, removed = xr.DataArray(missing, dims=("item", "trajectory", "clone")), {}
     for name, variable in variables.items():
-        dims = variable.dims[2:]
-        if name.startswith("original_") and name.removeprefix("original_") in variables:
+        dims, of = variable.dims[1:], name.partition("_")[2]
+        if name.startswith("original_") and of in variables:
             continue
         # What compares a clone with the other clones rests on all of them.
-        is_twin = name.removeprefix("clone_") in variables and name.startswith("clone_")
-        gone = np.broadcast_to(missing.any(axis=2, keepdims=True), missing.shape) if is_twin else missing
-        if "trajectory" in dims:
-            at = dims.index("trajectory")
-            gone = gone if "clone" in dims else gone[..., 0]
-            gone = gone.reshape(len(gone), *[1] * at, *gone.shape[1:], *[1] * (len(dims) - at - gone.ndim + 1))
-        else:
-            gone = missing.any(axis=(1, 2)).reshape(-1, *[1] * len(dims)) & variable.pooled
-        removed[name] = np.where(gone, np.nan, readings[name])
+        is_twin = name.startswith("clone_") and of in variables
+        gone = mask if "clone" in dims and not is_twin else mask.any("clone")
+        if "trajectory" not in dims:
+            gone = gone.any("trajectory") & variable.pooled
+        values = xr.DataArray(readings[name].astype(float), dims=dims)
+        removed[name] = values.where(~gone).transpose(*dims).values
     return removed
 
 
-@dataclass
-class _Group:
-    """Tasks that are measured together: their names with numbers of items, and the readings of their blocks."""
-
-    names: tuple[tuple[Any, int], ...]
-    blocks: list[_Block]
-
-    def readings(self) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        """The readings of each task."""
-        of_blocks = [block.readings or {} for block in self.blocks]
-        whole, start = {name: np.concatenate([some[name] for some in of_blocks]) for name in of_blocks[0]}, 0
-        for name, count in self.names:
-            yield name, {variable: values[start : start + count] for variable, values in whole.items()}
-            start += count
-
-
-def tasks_together(experiment: Experiment) -> int:
-    """Number of neighbouring tasks of one noise level that are measured together in a process."""
-    source, draws = experiment.parts.source, experiment.trajectories * experiment.clones
-    task_bytes = source.item_bytes * draws * min(experiment.chunk, experiment.items)
-    invariant = all(part.batch_invariant and not is_own(part) for _, part in experiment.labelled())
-    return max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
-
-
-def trajectories_together(experiment: Experiment, originals: Any) -> int:
+def _trajectories_together(experiment: Experiment, originals: Any) -> int:
     """Number of trajectories of each original in memory together: all, unless all probes read them in parts."""
     source, _, backward, probes = experiment.parts
     in_parts = backward.adds_trajectories and not backward.shares_batches and not is_own(backward)
@@ -161,13 +139,13 @@ def trajectories_together(experiment: Experiment, originals: Any) -> int:
     return experiment.trajectories
 
 
-def _joined(experiment: Experiment, tasks: Iterable[_Task]) -> Iterator[tuple[tuple[tuple[Any, int], ...], int, np.ndarray]]:
-    """Neighbouring tasks of one noise level, joined if results are bit-identical: `(((name, count), ..), noise_index, items)`.
-
-    Small tasks are faster together. They are joined up to 16 MB of noisy data, each datum counted once for every clone.
-    """
-    size = tasks_together(experiment)
+def _joined(experiment: Experiment, tasks: Iterable[_Task]) -> Iterator[tuple[_Names, int, np.ndarray]]:
+    """Neighbouring tasks of one noise level, joined for speed if results are bit-identical: `(names, noise_index, items)`."""
+    draws = experiment.trajectories * experiment.clones
+    task_bytes = experiment.parts.source.item_bytes * draws * min(experiment.chunk, experiment.items)
+    invariant = all(part.batch_invariant and not is_own(part) for _, part in experiment.labelled())
+    size = max(1, _JOINED_BYTES // task_bytes) if invariant and task_bytes else 1
     for noise_index, group in groupby(tasks, key=lambda task: task[1]):
         while some := list(islice(group, size)):
             items = np.concatenate([items for _, _, items in some])
-            yield tuple((name, len(items)) for name, _, items in some), noise_index, items
+            yield [(name, len(items)) for name, _, items in some], noise_index, items

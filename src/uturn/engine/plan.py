@@ -89,20 +89,14 @@ def plan(
     Parameters
     ----------
     experiment, store
-        As in `run`. Only tasks missing in the store are counted.
+        As in `run`, with its errors. Only tasks missing in the store are counted.
     workers
-        Number of processes. Processes beyond the cores of this machine are assumed to have separate cores, in a cluster. None:
-        the choice of `run`, and up to 8 in the table of times.
+        Number of processes. None: the choice of `run`, and up to 8 in the table of times.
     budget
         Approximate seconds of timing, after first U-turns that load models and compile kernels. The U-turns of an original at
         two levels are timed even if they take longer.
     least
         If the remaining time is shorter than this number of seconds, the result is None.
-
-    Raises
-    ------
-    ValueError
-        As in `run`, if a part or the store does not fit.
     """
     checked_experiment(experiment)
     most = 8 if workers is None else checked_integer("workers", workers, 1)
@@ -119,7 +113,10 @@ def plan(
     seconds = {k: total / min(k, max(1, len(missing))) for k in numbers if k >= workers}
     if seconds[workers] < least:
         return None
-    return Plan(len(done), len(done) - len(missing), sum(u_turns.values()), _size(experiment), workers, seconds)
+    coordinates = experiment.coordinates()
+    shapes = [[len(coordinates[dim][1]) for dim in variable.dims] for variable in experiment.variables().values()]
+    disk = float(sum(4 * np.prod(shape, dtype=float) for shape in shapes))
+    return Plan(len(done), len(done) - len(missing), sum(u_turns.values()), disk, workers, seconds)
 
 
 def _seconds(experiment: Experiment, originals: int, u_turns: Counter[int], workers: int, budget: float, least: float) -> float:
@@ -173,13 +170,6 @@ def _seconds(experiment: Experiment, originals: int, u_turns: Counter[int], work
                 else:  # as many originals take too long here; a U-turn among them gains what it gained at a smaller level
                     each[noise[level]] *= ratio
     return total()
-
-
-def _size(experiment: Experiment) -> float:
-    """Bytes of all readings."""
-    coordinates = experiment.coordinates()
-    shapes = [[len(coordinates[dim][1]) for dim in variable.dims] for variable in experiment.variables().values()]
-    return float(sum(4 * np.prod(shape, dtype=float) for shape in shapes))
 
 
 @contextmanager

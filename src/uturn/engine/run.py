@@ -8,14 +8,15 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -58,9 +59,8 @@ def run(
         The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
         text; in memory if not given.
     resume : bool
-        Whether to complete an existing store of the same experiment; if False, an existing store is an error. An experiment with
-        more items, noise levels or trajectories extends the store. Stored readings are kept, with two exceptions that are
-        measured again: a last block of items that was not full; and readings that pool trajectories, if trajectories are added.
+        Whether to complete an existing store of the same experiment, or to extend it by items, noise levels or trajectories; if
+        False, an existing store is an error.
     workers : int or None
         Number of processes, which share the cores; by default 1. None chooses one process for exact inference, whose kernels
         use all cores, and one for each core for networks on the CPU. Several processes need a store, and a script guarded by
@@ -68,8 +68,7 @@ def run(
     progress : bool
         Show a progress bar on stderr.
     shard : (i, n)
-        Measure the i-th of n shares of the tasks, i = 1 .. n. Other processes, GPUs or hosts can measure the other shares into
-        the same store at the same time. Missing readings are NaN.
+        Measure the i-th of n shares of the tasks, i = 1 .. n. Missing readings are NaN.
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
     cluster : "local", "auto", "ray://host:port" or "host:port", optional
@@ -84,8 +83,7 @@ def run(
     xarray.Dataset
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
         (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
-        only on the experiment, not on the order of tasks or on interruptions. `chunk` and `workers` do not change results of
-        exact inference, and affect networks only by floating-point rounding.
+        only on the experiment; `chunk` and `workers` affect those of networks by floating-point rounding.
 
     Raises
     ------
@@ -100,10 +98,12 @@ def run(
         workers = chosen_workers(workers, experiment)
     expect(cluster is None or store is not None, "cluster", cluster, "a store with it, on a file system that its nodes share")
     begun = begin(experiment, store, resume, accept_changes, shard, workers)
-    opened, work, left = begun.opened, begun.work, begun.left
-    processes, workers_alive = 1 if store is None else min(workers or 1, len(left)), ""
-    bar = progress_bar(progress, opened.where, begun.tasks, begun.tasks - len(left), lambda: workers_alive)
-    with bar as advance, opened.finishing() as store_by:
+    work, left, workers_alive = begun.work, begun.left, ""
+    if cluster is None and store is not None and min(workers or 1, len(left)) > 1:
+        measured_in_processes([begun], workers or 1, progress, work.store.where)
+        return begun.end()
+    bar = progress_bar(progress, work.store.where, begun.tasks, begun.tasks - len(left), lambda: workers_alive)
+    with bar as advance, work.store.finishing() as store_by:
         if cluster is not None and left:
             states = _on_cluster(work, left, cluster, workers, cpus_per_worker, gpus_per_worker)
             with closing(states):  # close it, so that the cluster is freed even after Ctrl-C
@@ -111,13 +111,20 @@ def run(
                     workers_alive = alive
                     for _ in range(count):
                         advance()
-        elif processes > 1:
-            for _ in in_processes(run_task, begun.jobs(), processes):
-                advance()
         else:
             for _ in work.measure(sorted(left.items(), key=lambda pair: pair[1]), call=store_by):
                 advance()
     return begun.end()
+
+
+def measured_in_processes(runs: Sequence[Begun], workers: int, progress: bool, title: str) -> None:
+    """Measure the tasks that are left of some runs, in several processes."""
+    jobs, total = [job for begun in runs for job in begun.jobs()], sum(begun.tasks for begun in runs)
+    with progress_bar(progress, title, total, total - len(jobs)) as advance, ExitStack() as stack:
+        for begun in runs:
+            stack.enter_context(begun.work.store.finishing())
+        for _ in in_processes(run_task, jobs, min(workers, len(jobs))) if jobs else ():
+            advance()
 
 
 def chosen_workers(workers: int | None, *experiments: Experiment) -> int:
@@ -131,8 +138,6 @@ def chosen_workers(workers: int | None, *experiments: Experiment) -> int:
 class Begun:
     """A run whose store is open and whose networks are checked: `tasks`, number of its tasks; `left`, those to measure."""
 
-    experiment: Experiment
-    opened: Store | MemoryStore
     work: Tasks
     tasks: int
     left: dict[Task, int]
@@ -140,19 +145,18 @@ class Begun:
 
     def jobs(self) -> list[tuple[str, str, Task, int]]:
         """Arguments of `run_task` for the tasks that are left."""
-        spec = json.dumps(self.experiment.to_dict())
-        return [(spec, self.opened.where, task, first) for task, first in self.left.items()]
+        spec = json.dumps(self.work.experiment.to_dict())
+        return [(spec, self.work.store.where, task, first) for task, first in self.left.items()]
 
     def end(self) -> xr.Dataset:
         """The dataset of `run`, after the tasks were measured."""
-        ds = self.opened.dataset(look=False)
+        experiment, opened = self.work.experiment, self.work.store
+        ds = opened.dataset(look=False)
         if self.left and ds.attrs["complete"] and (empty := _without_values(ds)):
-            for text in empty:
-                warnings.warn(text, stacklevel=3)
-            _noted(self.opened, self.doubts + empty)
-            ds = ds.assign_attrs(warnings=self.opened.attributes["warnings"])
+            _noted(opened, self.doubts + empty, new=empty)
+            ds = ds.assign_attrs(warnings=opened.attributes["warnings"])
         # Use the caller's spec: figures build parts from it, and the text in a store is not trusted.
-        return ds.assign_attrs(spec=json.dumps(self.experiment.to_dict()), spec_hash=self.experiment.hash)
+        return ds.assign_attrs(spec=json.dumps(experiment.to_dict()), spec_hash=experiment.hash)
 
 
 def begin(
@@ -166,7 +170,9 @@ def begin(
     """Open the store of an experiment, find the tasks that are left, in their order, and check the networks."""
     checked_experiment(experiment)
     place = None if store is None else place_of("store", store)
-    number, shares = _checked_shard(shard, store)
+    number, shares = (checked_integer("shard", part, 1) for part in shard)
+    expect(number <= shares, "shard", shard, "(i, n) with 1 <= i <= n")
+    expect(shares == 1 or store is not None, "shard", shard, "a store, in which the shares meet; give its folder")
     experiment = Experiment.from_dict(experiment.to_dict())  # check the parts, however the experiment was made
     opened = open_store(experiment, place, resume, accept_changes)
     tasks = sorted(opened.tasks(), key=lambda task: task.noise_index)  # neighbours of one noise level are measured together
@@ -176,32 +182,23 @@ def begin(
         tasks = sorted(tasks, key=lambda task: -experiment.noise[task.noise_index])[number - 1 :: shares]
     work = Tasks(experiment, opened)
     left = work.left(tasks)
-    doubts = warnings_of(opened.attributes)
-    if left:
-        doubts = _noted(opened, list(map(str, experiment.model_check())))
-    for text in doubts:
-        warnings.warn(text, stacklevel=3)
-    return Begun(experiment, opened, work, len(tasks), left, doubts)
+    doubts = list(map(str, experiment.model_check())) if left else warnings_of(opened.attributes)
+    _noted(opened, doubts, new=doubts)
+    return Begun(work, len(tasks), left, doubts)
 
 
-def _noted(opened: Store | MemoryStore, texts: list[str]) -> list[str]:
-    """Store warnings in the attributes of a store."""
+def _noted(opened: Store | MemoryStore, texts: list[str], new: list[str]) -> None:
+    """Store warnings in the attributes of a store, and give the new ones."""
     if texts != warnings_of(opened.attributes):
         opened.update(warnings=json.dumps(texts))
-    return texts
+    for text in new:
+        warnings.warn(text, stacklevel=4)
 
 
 def _without_values(ds: xr.Dataset) -> list[str]:
     """Sentences on variables whose readings are all NaN. Levels are read until a number is found."""
     has_values = {name: any(np.isfinite(level.values).any() for level in ds[name]) for name in ds.attrs["variables"]}
     return [f"all readings of {name} are NaN" for name, has in has_values.items() if not has]
-
-
-def _checked_shard(shard: Any, store: str | Path | None) -> tuple[int, int]:
-    number, shares = (checked_integer("shard", part, 1) for part in shard)
-    expect(number <= shares, "shard", shard, "(i, n) with 1 <= i <= n")
-    expect(shares == 1 or store is not None, "shard", shard, "a store, in which the shares meet; give its folder")
-    return number, shares
 
 
 def _on_cluster(
@@ -215,16 +212,14 @@ def _on_cluster(
     for name, code in experiment.own_code().items():
         module = (code if inspect.isfunction(code) else type(code)).__module__
         expect(module != "__main__", f"module of {name}", module, "a file that workers can import; move it to one of its own")
-    opened.forget(work.wrongly_recorded(left))  # workers read only the records
-    backward = experiment.parts.backward
-    u_turns = experiment.chunk * experiment.trajectories * experiment.clones
+    backward, u_turns = experiment.parts.backward, experiment.chunk * experiment.trajectories * experiment.clones
     batch = getattr(backward, "batch_size", None)
     where = opened.where if is_url(opened.where) else os.path.abspath(opened.where)
     tasks: list[Task] = []
     for _, level in groupby(left, key=lambda task: task.noise_index):
-        some = list(level)
-        start = random.randrange(len(some))  # so that other clusters take other tasks
-        tasks += some[start:] + some[:start]
+        some = deque(level)
+        some.rotate(random.randrange(len(some)))  # so that other clusters take other tasks
+        tasks += some
     states = on_cluster(
         address,
         partial(_tasks_of, json.dumps(experiment.to_dict()), where),
@@ -239,9 +234,9 @@ def _on_cluster(
     )
     before = len(left)
     with closing(states):
-        for state in states:
-            yield before - state.left, f", {state.alive} {'worker' if state.alive == 1 else 'workers'}"
-            before = state.left
+        for now, alive in states:
+            yield before - now, f", {alive} {'worker' if alive == 1 else 'workers'}"
+            before = now
     until = time.monotonic() + _SEEN_SECONDS
     while (lost := work.recorded_left(list(left))) and time.monotonic() < until:
         time.sleep(1)

@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,7 @@ import numpy as np
 
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
-from uturn.core.processes import in_processes
-from uturn.core.progress import progress_bar
-from uturn.engine.run import begin, chosen_workers, run, run_task
+from uturn.engine.run import begin, chosen_workers, measured_in_processes, run
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,13 +54,9 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
 
     Examples
     --------
-    >>> spec = Experiment.from_dict({
-    ...     "items": 4,
-    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-    ...     "corruption": {"type": "epsilon", "noise": [0.0, 1.0]},
-    ...     "backward": {"type": "exact"},
-    ...     "probes": [{"type": "tree_levels"}],
-    ... })
+    >>> source = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}
+    >>> corruption, probe = {"type": "epsilon", "noise": [0.0, 1.0]}, {"type": "tree_levels"}
+    >>> spec = Experiment(items=4, source=source, corruption=corruption, backward={"type": "exact"}, probes=[probe])
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "corruption.type": ["masking", "epsilon"]}))
     ['multiplicity=2,type=masking', 'multiplicity=2,type=epsilon', 'multiplicity=4,type=masking', 'multiplicity=4,type=epsilon']
     >>> list(sweep(spec, {"source.multiplicity": [2, 4], "items": [8, 16]}, zip=True))
@@ -145,16 +139,11 @@ def parsed_values(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 def parsed_value(text: str) -> Any:
     """A value of JSON or TOML, or else the text itself."""
-    try:
+    with suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-        json.dumps(value)
-    except (ValueError, TypeError):  # a date of TOML is a text here, such as the name of a folder
-        return text
-    return value
+    with suppress(ValueError, TypeError):  # a date of TOML is a text here, such as the name of a folder
+        return json.loads(json.dumps(tomllib.loads(f"value = {text}")["value"]))
+    return text
 
 
 def run_all(
@@ -170,19 +159,9 @@ def run_all(
 ) -> dict[str, xr.Dataset]:
     """Run experiments into the stores `folder/name`, {name: dataset of the run}. Stores are resumed or extended as by `run`.
 
-    With several processes, the tasks of all experiments are distributed over them.
-
-    Parameters
-    ----------
-    experiments : {name: Experiment}, such as `sweep` gives
-    folder : folder, or URL of object storage
-    resume, workers, progress, shard, accept_changes, **cluster
-        As in `run`. On a cluster the experiments are run one after the other.
-
-    Raises
-    ------
-    ValueError
-        Before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
+    `folder` may be a URL of object storage; the other arguments are those of `run`. With several processes, the tasks of all
+    experiments are distributed over them; on a cluster the experiments are run one after the other. ValueError before anything is
+    measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
         with _named(name):
@@ -197,11 +176,5 @@ def run_all(
             for name, experiment in experiments.items()
         }
     runs = {name: begin(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
-    jobs = [job for begun in runs.values() for job in begun.jobs()]
-    total = sum(begun.tasks for begun in runs.values())
-    with progress_bar(progress, str(folder), total, total - len(jobs)) as advance, ExitStack() as stack:
-        for begun in runs.values():
-            stack.enter_context(begun.opened.finishing())
-        for _ in in_processes(run_task, jobs, min(workers or 1, len(jobs))) if jobs else ():
-            advance()
+    measured_in_processes(list(runs.values()), workers or 1, progress, str(folder))
     return {name: begun.end() for name, begun in runs.items()}

@@ -25,7 +25,7 @@ class Tasks:
         self.experiment, self.store = experiment, store
 
     def left(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """The unfinished tasks, with the first trajectory to measure. Reads all their readings."""
+        """The unfinished tasks, with the first trajectory to measure. Reads all readings; records of damaged ones are cleared."""
         return left_of(self.experiment, self.store.done(tasks))
 
     def recorded_left(self, tasks: Sequence[Task]) -> dict[Task, int]:
@@ -33,30 +33,13 @@ class Tasks:
         assert isinstance(self.store, Store)
         return left_of(self.experiment, self.store.recorded(tasks))
 
-    def wrongly_recorded(self, left: Mapping[Task, int]) -> list[Task]:
-        """The tasks returned by `left` whose readings are damaged although their records count them as done."""
-        recorded = self.recorded_left(list(left))
-        suspects = [task for task, first in left.items() if recorded.get(task) != first]
-        assert isinstance(self.store, Store)
-        # Other tasks may have been measured in the meantime.
-        still = left_of(self.experiment, {task: count for task, (_, count) in self.store.states(suspects).items()})
-        recorded = self.recorded_left(list(still))
-        return [task for task, first in still.items() if recorded.get(task) != first]
-
     def measure(
         self, tasks: Iterable[tuple[Task, int]], *, check: bool = False, call: Callable[..., None] = called
     ) -> Iterator[Task]:
-        """Measure tasks from their first missing trajectory on; yields each task when its readings are handed to the store.
+        """Measure `tasks`, pairs (task, first trajectory); yields each task when its readings are handed to the store.
 
-        Parameters
-        ----------
-        tasks
-            Pairs (task, first trajectory), preferably sorted by first trajectory: only tasks with equal values are measured
-            together.
-        check
-            Whether to look for readings stored by another process in the meantime, before storing these.
-        call
-            Calls the function that stores readings; that of `Store.finishing` may do so in the background.
+        Neighbours of equal first trajectory are measured together. `check`: whether to look for readings that another process
+        has stored in the meantime. `call` calls the function that stores readings; that of `Store.finishing` may do so later.
         """
         for first, group in groupby(tasks, key=lambda pair: pair[1]):
             named = ((task, task.noise_index, self.store.items(task)) for task, _ in group)

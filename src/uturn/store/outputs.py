@@ -1,9 +1,4 @@
-"""Folders of results, on a mounted file system or on object storage.
-
-Figures and files are always made in a local folder. For a URL this folder is a working copy: results of earlier calls are
-fetched into it, and new results are pushed to the URL. Stores of runs do not pass through it; they are written directly to the
-URL.
-"""
+"""Folders of results. For a URL, figures and files are made in a working copy; stores of runs do not pass through it."""
 
 from __future__ import annotations
 
@@ -40,7 +35,6 @@ class OutputFolder:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the folder is on object storage."""
         return is_url(self.where)
 
     def inside(self, name: str) -> OutputFolder:
@@ -91,16 +85,13 @@ class OutputFolder:
 
 @contextmanager
 def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[OutputFolder]:
-    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless `kept`.
-
-    A kept copy is always the same folder in the user's cache, because specs contain the paths of networks in it.
-    """
+    """The folder of results at a path or URL. The working copy of a URL is removed at the end, unless `kept` in a cache."""
     where = place_of(name, value)
     if not is_url(where):
         yield OutputFolder.of(where)
     elif kept:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]
+        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]  # the same: specs have paths of networks in it
         with named_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         yield OutputFolder(where, path)

@@ -23,14 +23,10 @@ from zarr.storage import LocalStore, ObjectStore, WrapperStore
 from uturn.core.checks import StoreError, checked_path, expect, one_line, shown
 from uturn.core.files import whole_folder
 
-ROOT = "zarr.json"
-"""The file that every reader of a store opens first. It is written last, in one step."""
-AT_ONCE = 16
-"""Number of requests to object storage at the same time."""
-PATIENCE = 120.0
-"""Seconds for a request to object storage with all its repetitions."""
-REQUEST_SECONDS = 60.0
-"""Seconds for one request, and one more for each megabyte that is sent."""
+ROOT = "zarr.json"  # what every reader of a store opens first; it is written last, in one step
+AT_ONCE = 16  # requests to object storage at the same time
+PATIENCE = 120.0  # seconds for a request to object storage with all its repetitions
+REQUEST_SECONDS = 60.0  # for one request, and one more for each megabyte that is sent
 _FIRST_WAIT = 0.1  # seconds between two repetitions, which double up to 15 s
 _MAY_PASS = re.compile(r"HTTP error|body error|timed? ?out|status code: (5\d\d|408|429)", re.IGNORECASE)
 _OBSTORE = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
@@ -86,16 +82,12 @@ def _is_on(variable: str) -> bool:
 
 
 class _Files(WrapperStore[Any]):
-    """Files whose size is compared with `largest` before they are read: a file with holes may promise terabytes.
-
-    `largest`: bytes of a chunk of each array, and of other files by ""; by default any number. `kept`: contents that are not read
-    again.
-    """
+    """Files whose size is compared with `largest` before they are read: a file with holes may promise terabytes."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self.largest: dict[str, int] = {"": sys.maxsize}
-        self.kept: dict[str, bytes] = {}
+        self.largest: dict[str, int] = {"": sys.maxsize}  # bytes of a chunk of each array, and of other files by ""
+        self.kept: dict[str, bytes] = {}  # contents that are not read again
 
     def _with_store(self, store: Any) -> _Files:
         files = type(self)(store)
@@ -134,10 +126,8 @@ class _Patient(_Files):
             try:
                 return await asyncio.wait_for(request(), REQUEST_SECONDS + size / 1e6)
             except Exception as error:
-                text = str(error).partition("Debug source")[0]
-                if not _MAY_PASS.search(f"{type(error).__name__} {text}") or time.monotonic() + wait > start + (
-                    self.patience or PATIENCE
-                ):
+                text, ends = str(error).partition("Debug source")[0], start + (self.patience or PATIENCE)
+                if not _MAY_PASS.search(f"{type(error).__name__} {text}") or time.monotonic() + wait > ends:
                     raise
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, 15)
@@ -230,8 +220,9 @@ def replace(where: str, folder: Path) -> None:
         if ROOT in old:
             sync(files.delete(ROOT))
         at_once(where, lambda key: sync(files.delete(key)), set(old) - {ROOT, *new})
-        for some in ([key for key in new if key != ROOT], [key for key in new if key == ROOT]):
-            at_once(where, lambda key: write(files, key, (folder / key).read_bytes()), some)
+        at_once(where, lambda key: write(files, key, (folder / key).read_bytes()), [key for key in new if key != ROOT])
+        if ROOT in new:
+            write(files, ROOT, (folder / ROOT).read_bytes())
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -247,9 +238,9 @@ def failures_named(where: str, what: str) -> Iterator[None]:
         yield
     except failures() as error:
         text = str(error).partition("Debug source")[0]
-        code, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d{3}[ \w]*)", text)
-        short = f"status {status[1].strip()}{f', {code[1]}' if code else ''}" if status else one_line(type(error)(text))
+        found = re.findall(r"<Code>(\w+)</Code>|status code: (\d{3}[ \w]*)", text)
+        reason = getattr(error, "strerror", None) or ", ".join(code or f"status {status.strip()}" for code, status in found)
         raise StoreError(
-            f"{where}: cannot {what} ({getattr(error, 'strerror', None) or short}); what was written before is safe: free some "
+            f"{where}: cannot {what} ({reason or one_line(type(error)(text))}); what was written before is safe: free some "
             f"space, give access, or wait for the storage, and run it again to resume"
         ) from None

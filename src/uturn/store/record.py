@@ -1,14 +1,7 @@
-"""Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task.
+"""Labelled, resumable results: one zarr group for a run, one chunk of every variable for a task, then the record of the task.
 
-A task is one noise level and one block of items. It writes only its own chunks, each in one atomic step and with a checksum, and
-then its record: the numbers of trajectories and items that are done, and a digest of their values, noise level and items.
-Therefore workers need no locks, and what is lost, damaged or in the wrong place is noticed. Only `Store.states` decides which
-tasks are done.
-
-`zarr.json` holds the metadata of all arrays and is the only metadata that is read. Its attribute `digest` covers all of it, and
-`labels` the values of each coordinate. A store grows in place: new noise levels, items and trajectories are appended, and
-`zarr.json` is written last, so a process that is killed at any write leaves the smaller run. The attribute `levels` has the noise
-levels in the order in which they were appended; `Store.dataset` gives them in the order of the spec.
+Only `Store.states` decides which tasks are done. `zarr.json` has all metadata that are read, and is written last. Its attribute
+`levels` has the noise levels in the order in which they were appended; `Store.dataset` gives them in that of the spec.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -115,17 +109,18 @@ class Blocks:
             for level in range(len(self.noise)):
                 yield Task(level, block)
 
+    def span(self, task: Task) -> slice:
+        """The items of a task."""
+        start = task.item_block * self.chunk
+        return slice(start, min(start + self.chunk, self.num_items))
+
     def items(self, task: Task) -> np.ndarray:
         """Item numbers of a task."""
-        span = self._span(task)
-        return np.arange(span.start, span.stop)
-
-    def _span(self, task: Task) -> slice:
-        return slice(task.item_block * self.chunk, min((task.item_block + 1) * self.chunk, self.num_items))
+        return np.arange(*self.span(task).indices(self.num_items))
 
     def place(self, task: Task) -> tuple[float, int, int]:
         """Noise level, first and last item of a task."""
-        span = self._span(task)
+        span = self.span(task)
         return float(self.noise[task.noise_index]), span.start, span.stop - 1
 
     def words(self, task: Task) -> str:
@@ -141,11 +136,10 @@ class MemoryStore(Blocks):
     def __init__(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> None:
-        self.noise, self.num_items, self.chunk = list(coordinates["noise"][1]), len(coordinates["item"][1]), chunk
+        super().__init__(chunk, len(coordinates["item"][1]), coordinates["noise"][1])
         self.variables, self.coordinates, self.attributes = variables, coordinates, attributes
-        self.dims = {name: variable.dims for name, variable in variables.items()}
-        sizes = {dim: len(values) for dim, (_, values, _) in coordinates.items()}
-        self.values = {name: np.full([sizes[dim] for dim in dims], np.nan, np.float32) for name, dims in self.dims.items()}
+        shapes = {name: [len(coordinates[dim][1]) for dim in one.dims] for name, one in variables.items()}
+        self.values = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
         self.missing = set(self.tasks())
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -155,7 +149,7 @@ class MemoryStore(Blocks):
     def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
         """Store the readings of a task, {variable: array (items, ...)}."""
         for name, values in self.values.items():
-            values[task.noise_index, self._span(task)] = arrays[name]
+            values[task.noise_index, self.span(task)] = arrays[name]
         self.missing.discard(task)
 
     def update(self, **attributes: Any) -> None:
@@ -170,11 +164,10 @@ class MemoryStore(Blocks):
         """The run as a labelled dataset."""
         import xarray as xr
 
-        about = _about(self.chunk, self.variables, len(self.missing))
         return xr.Dataset(
-            {name: (self.dims[name], values, attributes_of(self.variables[name])) for name, values in self.values.items()},
+            {name: (one.dims, self.values[name], attributes_of(one)) for name, one in self.variables.items()},
             coords={name: (dims, as_read(values), attrs) for name, (dims, values, attrs) in self.coordinates.items()},
-            attrs={**about, **self.attributes},
+            attrs={**_about(self.chunk, self.variables, len(self.missing)), **self.attributes},
         )
 
 
@@ -251,23 +244,21 @@ class Store(Blocks):
     ) -> Store | None:
         """Create an empty store at a place, completely or not at all; None if another process has done so in the meantime."""
         where, new = place_of("store", place), _laid_out(variables, coordinates, chunk, attributes)
+        if is_url(where):
+            files, root = files_at(where), new.pop(ROOT)
+            with failures_named(where, "make the store"):
+                at_once(where, lambda key: write(files, key, new[key]), new)
+                sync(files.set_if_not_exists(ROOT, default_buffer_prototype().buffer.from_bytes(root)))
+                if read(files, ROOT) != root:
+                    return None
+            return cls.open(where)
         try:
-            if is_url(where):
-                files, root = files_at(where), new.pop(ROOT)
-                with failures_named(where, "make the store"):
-                    at_once(where, lambda key: write(files, key, new[key]), new)
-                    sync(files.set_if_not_exists(ROOT, default_buffer_prototype().buffer.from_bytes(root)))
-                    if read(files, ROOT) != root:
-                        return None
-            else:
-                with whole_folder(where, replace=False) as folder:
-                    _write_into(folder, new)
-        except StoreError:
-            raise
+            with whole_folder(where, replace=False) as folder:
+                _write_into(folder, new)
         except ValueError:
-            if not is_empty(where):
-                return None
-            raise
+            if is_empty(where):
+                raise
+            return None
         return cls.open(where)
 
     @classmethod
@@ -282,10 +273,7 @@ class Store(Blocks):
     def grow(
         self, variables: Mapping[str, Variable], coordinates: Coordinates, chunk: int, attributes: Mapping[str, Any]
     ) -> Store:
-        """Make room for a larger run, which contains all noise levels, items and trajectories of this one; the larger store.
-
-        Stored labels of coordinates stay, bit for bit. A last block of items that was not full is measured again.
-        """
+        """The store of a larger run, which contains all noise levels, items and trajectories of this one. Stored labels stay."""
         self._check_alike(variables, coordinates)
         levels = [*self.levels, *(level for level in coordinates["noise"][1] if level not in self.levels)]
         in_rows = {}
@@ -320,10 +308,8 @@ class Store(Blocks):
         layout = {name: variable.dims for name, variable in variables.items()}
         layout |= {name: dims for name, (dims, _, _) in coordinates.items()}
         different = [name for name in {**self.dims, **layout} if self.dims.get(name) != layout.get(name)]
-        different += [
-            name for name in self.labels if name in layout and name not in GROWING and self.dims[name] == (name,)
-            and self.arrays[name].shape != np.shape(coordinates[name][1])
-        ]  # fmt: skip
+        fixed = [name for name in self.labels if name in layout and name not in GROWING and self.dims[name] == (name,)]
+        different += [name for name in fixed if self.arrays[name].shape != np.shape(coordinates[name][1])]
         where = f"{self.where} was made by another version of uturn: what differs"
         expect(not different, where, different, "the variables and coordinates of this one; choose another folder")
 
@@ -377,8 +363,8 @@ class Store(Blocks):
     def states(self, tasks: Iterable[Task] | None = None, *, look: bool = True) -> dict[Task, tuple[State, int]]:
         """State of each task (by default of all), and its number of trajectories done, 0 for "missing" and "damaged".
 
-        "done": all trajectories. "part": fewer, since some were added to the run. "missing": no record, or one of fewer items.
-        "damaged": the record or the readings cannot be read, or do not match; `look`: whether all readings are read to see this.
+        "part": trajectories were added to the run. "missing": no record, or one of fewer items. "damaged": the record or the
+        readings cannot be read, or do not match; `look`: whether all readings are read to see this.
         """
         records = self._records(list(self.tasks() if tasks is None else tasks))
 
@@ -396,14 +382,16 @@ class Store(Blocks):
             return dict(zip(records, at_once(self.where, state, records), strict=True))
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task, as in `states`; warns of damaged tasks, which count as missing."""
+        """Number of trajectories done of each task, as in `states`; warns of damaged tasks, and clears their records."""
         states = self.states(tasks)
-        for task in (task for task, (state, _) in states.items() if state == "damaged"):
+        damaged = [task for task, (state, _) in states.items() if state == "damaged"]
+        for task in damaged:
             warnings.warn(
                 f"{self.where}: a chunk of {self.words(task)} is damaged: it cannot be read, or holds the values of another "
                 f"noise level or other items; it is computed again",
                 stacklevel=2,
             )
+        self.forget(damaged)
         return {task: count for task, (_, count) in states.items()}
 
     def recorded(self, tasks: Iterable[Task]) -> dict[Task, int]:
@@ -412,8 +400,9 @@ class Store(Blocks):
 
     def forget(self, tasks: Iterable[Task]) -> None:
         """Clear the records of tasks."""
-        for task in tasks:
-            self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0
+        with failures_named(self.where, "clear records"):
+            for task in tasks:
+                self.arrays[_RECORDS][self._rows[task.noise_index], task.item_block] = 0
 
     def read(self, task: Task, trajectories: int) -> dict[str, np.ndarray]:
         """Stored readings of the first trajectories of a task, {variable: float32 (items, ...)}."""
@@ -429,10 +418,7 @@ class Store(Blocks):
 
     @contextmanager
     def finishing(self) -> Iterator[Callable[..., Any]]:
-        """Context whose value calls a function that writes: immediately, or in threads if it waits for a network.
-
-        The number of missing tasks is written to the attributes at its end, also after an interruption.
-        """
+        """Context whose value calls a function that writes. Its end, also by an interruption, counts the missing tasks."""
         pending: deque[Future[Any]] = deque()
 
         def in_background(function: Callable[..., Any], *args: Any) -> None:
@@ -464,11 +450,7 @@ class Store(Blocks):
         return sum(state != "done" for state, _ in self.states(look=look).values())
 
     def dataset(self, look: bool = True) -> xr.Dataset:
-        """The run as a labelled dataset, read lazily.
-
-        The attributes `complete` and `missing_tasks` are computed by reading all readings; if `look` is False, they are the
-        values written by the last process at its end.
-        """
+        """The run as a labelled dataset, read lazily; without `look`, `complete` and `missing_tasks` are those last written."""
         import xarray as xr
 
         for name in self.labels if look else ():
@@ -488,7 +470,7 @@ class Store(Blocks):
         """Indices of the readings of a task in the array of a variable."""
         first = slice(self.trajectories if trajectories is None else trajectories)
         rest = (first if dim == "trajectory" else slice(None) for dim in self.dims[name][2:])
-        return self._rows[task.noise_index], self._span(task), *rest
+        return self._rows[task.noise_index], self.span(task), *rest
 
     def _digest(self, task: Task, values: Mapping[str, np.ndarray]) -> int:
         """64-bit digest of the readings of a task, its noise level, its items and the experiment for which the store was made."""
@@ -552,7 +534,6 @@ def warnings_of(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def called(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function."""
     function(*args)
 
 
@@ -590,35 +571,22 @@ def _laid_out(
     made: dict[str, Any] = {}
     group: Any = zarr.open_group(zarr.storage.MemoryStore(made), mode="w", zarr_format=3)
     sizes = {dim: len(values) for dim, (_, values, _) in coordinates.items()}
-    checked = (ZstdCodec(level=3), Crc32cCodec())
+    new = partial(group.create_array, compressors=(ZstdCodec(level=3), Crc32cCodec()))
     for name, (dims, values, attrs) in coordinates.items():
         array, room = _writable(values), _ROOM if len(dims) == 1 else _ROOM // 64
-        group.create_array(
-            name,
-            shape=array.shape,
-            chunks=tuple(room if dim in GROWING else max(size, 1) for dim, size in zip(dims, array.shape, strict=True)),
-            dtype=str if array.dtype == object else array.dtype,
-            dimension_names=dims,
-            compressors=checked,
-            attributes=attrs,
-        )[...] = array
+        parts = tuple(room if dim in GROWING else max(size, 1) for dim, size in zip(dims, array.shape, strict=True))
+        dtype = str if array.dtype == object else array.dtype
+        new(name, shape=array.shape, chunks=parts, dtype=dtype, dimension_names=dims, attributes=attrs)[...] = array
     # A task has chunks of its own, also after the run has grown: a number of items that divides `chunk` and holds all.
     block = next(k for k in range(min(chunk, sizes["item"]), chunk + 1) if chunk % k == 0)
     for name, one in variables.items():
         shape = tuple(sizes[dim] for dim in one.dims)
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=chunks[name] if chunks else (1, block, *shape[2:]),
-            dtype="float32",
-            fill_value=float("nan"),
-            dimension_names=one.dims,
-            compressors=checked,
-            attributes=attributes_of(one),
-        )
+        parts = chunks[name] if chunks else (1, block, *shape[2:])
+        about: dict[str, Any] = {"dimension_names": one.dims, "attributes": attributes_of(one)}
+        new(name, shape=shape, chunks=parts, dtype="float32", fill_value=float("nan"), **about)
     shape = (sizes["noise"], -(-sizes["item"] // chunk), 3)
-    about: dict[str, Any] = {"long_name": "trajectories and items done, and a digest of their readings"}
-    group.create_array(_RECORDS, shape=shape, chunks=(1, 1, 3), dtype="uint64", compressors=checked, attributes=about)
+    about = {"attributes": {"long_name": "trajectories and items done, and a digest of their readings"}}
+    new(_RECORDS, shape=shape, chunks=(1, 1, 3), dtype="uint64", **about)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(group.store, zarr_format=3)
@@ -630,15 +598,14 @@ def _laid_out(
         "coordinates": " ".join(name for name, (dims, _, _) in coordinates.items() if dims != (name,) and len(name.split()) == 1),
         "levels": json.dumps(np.asarray(coordinates["noise"][1]).tolist()),
         "labels": json.dumps({name: _digest_of_labels(np.asarray(values)) for name, (_, values, _) in coordinates.items()}),
-        "key": _key(*(attributes[name] for name in ("identity", "models", "random_version"))),
+        "key": _sha256([attributes[name] for name in ("identity", "models", "random_version")])[:16],  # binds records to the run
         **attributes,
     }
     return {**files, ROOT: _signed(root)}
 
 
-def _key(*determining: Any) -> str:
-    """What binds records to a run: a digest of all that determines its readings."""
-    return hashlib.sha256(json.dumps(determining).encode()).hexdigest()[:16]
+def _sha256(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _about(chunk: int, variables: Iterable[str], missing: int) -> dict[str, Any]:
@@ -655,7 +622,7 @@ def _signed(root: Any) -> bytes:
 def _digest(root: Any) -> str:
     """Digest of all metadata in `zarr.json`, which decide how readings are read, without this digest."""
     attributes = {name: value for name, value in root["attributes"].items() if name != "digest"}
-    return hashlib.sha256(json.dumps({**root, "attributes": attributes}, sort_keys=True).encode()).hexdigest()
+    return _sha256({**root, "attributes": attributes})
 
 
 def _digest_of_labels(values: np.ndarray) -> str:

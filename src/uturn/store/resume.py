@@ -27,9 +27,7 @@ _log = logging.getLogger("uturn")
 
 
 def open_store(experiment: Any, place: str | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
-    """The store of an experiment: a new one if there is none, the existing one, or the existing one extended.
-
-    Without a place the results are kept in memory.
+    """The store of an experiment: a new one if there is none, the existing one, or that extended; in memory without a place.
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """
@@ -65,10 +63,7 @@ def open_store(experiment: Any, place: str | None, resume: bool, accept_changes:
 
 
 def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
-    """Number of trajectories of each task of an experiment that a store already holds. Changes nothing.
-
-    Readings are not checked, so damaged ones count as done. ValueError if the store holds another experiment.
-    """
+    """Number of trajectories of each task of an experiment that a store already holds; damaged readings count as done."""
     blocks = Blocks(experiment.chunk, experiment.items, experiment.noise)
     if place is None or is_empty(place):
         return dict.fromkeys(blocks.tasks(), 0)
@@ -81,6 +76,8 @@ def trajectories_done(experiment: Any, place: str | None) -> dict[Task, int]:
 def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, dict[str, Any]]:
     """Variables, coordinates, chunk and attributes of the store of an experiment."""
     source, _, backward, _ = experiment.parts
+    coordinates = experiment.coordinates()  # first, since its error is the clearest
+    about = {"skipped": source.skipped(experiment.items), "missing_data": backward.missing(experiment)}
     attributes = {
         "spec": json.dumps(experiment.to_dict()),
         "identity": json.dumps(experiment.identity()),
@@ -89,13 +86,9 @@ def layout_of(experiment: Any, models: dict[str, str]) -> tuple[Any, Any, int, d
         "models": json.dumps(models),
         "versions": json.dumps(versions_used()),
         "random_version": random.VERSION,
+        **({"description": text} if (text := backward.describe()) else {}),
+        **{name: json.dumps(dict(values)) for name, values in about.items() if values},
     }
-    description, skipped = backward.describe(), source.skipped(experiment.items)
-    attributes |= {"description": description} if description else {}
-    attributes |= {"skipped": json.dumps(dict(skipped))} if skipped else {}
-    coordinates = experiment.coordinates()  # first, since its error is the clearest
-    missing = backward.missing(experiment)
-    attributes |= {"missing_data": json.dumps(dict(missing))} if missing else {}
     return experiment.variables(), coordinates, experiment.chunk, attributes
 
 
@@ -103,8 +96,6 @@ def _compared(
     experiment: Any, opened: Store, models: dict[str, str], accept_changes: bool
 ) -> tuple[list[str], dict[str, str | None], Collection[float]]:
     """The additions of the experiment to its store, {name: stored value} of changed digests of user-defined code, stale levels.
-
-    Noise levels are stale if the data that the backward reads for them have changed.
 
     ValueError for any other difference, and for changed code without `accept_changes`.
     """
@@ -183,14 +174,14 @@ def _check_contents(coordinates: Coordinates, opened: Store) -> None:
 def _check_originals(experiment: Any, opened: Store) -> None:
     """ValueError if the stored items would have other originals in the larger run."""
     old, new, source, seed = opened.num_items, experiment.items, experiment.parts.source, experiment.seed
-    before, stored, mine = source, opened.identity["source"], experiment.to_dict()["source"]
     if new == old:
         return
+    before, mine, grammars = source, experiment.to_dict()["source"], opened.identity["source"].get("grammars", 1)
     refused = f"{opened.where} cannot be extended to items = {new}: "
-    if not is_own(source) and stored.get("grammars", 1) != mine.get("grammars", 1):
-        before = build("source", {**mine, "grammars": stored.get("grammars", 1)})
-    if not is_own(source) and "grammars" in {**stored, **mine}:
-        refused += f"expected grammars in proportion to the items ({stored.get('grammars', 1)} for {old}), since "
+    if not is_own(source) and grammars != mine.get("grammars", 1):
+        before = build("source", {**mine, "grammars": grammars})
+    if not is_own(source) and (grammars != 1 or "grammars" in mine):
+        refused += f"expected grammars in proportion to the items ({grammars} for {old}), since "
     for name, values in source.coordinates(seed, new).items():
         if (known := opened.coordinate(name)) is None or not np.array_equal(known, np.asarray(values)[:old]):
             raise ValueError(f"{refused}{name} of the first {old} items would change")
