@@ -1,7 +1,7 @@
 """Hidden Markov models of strings: exact posterior, marginals, likelihood and draws, by forward and backward messages.
 
-They are a world without a hierarchy: correlations decay exponentially with distance (arXiv:2602.19619 audits samplers with them).
-All messages are logarithms, so that evidence of any size is exact.
+They have no hierarchy: correlations decay exponentially with distance. All messages are logarithms, so that evidence of any size
+is exact.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cac
 class HiddenMarkovModel:
     """Strings x_1 .. x_N whose symbols are emitted by a Markov chain of hidden states s_1 .. s_N.
 
-    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`.
-
-    `uturn.infer` and `uturn.sample_posterior` take it in the place of a grammar, with two levels: 0, the symbols, and 1, the
-    hidden states.
+    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`. `uturn.infer` and `uturn.sample_posterior` take it in the place
+    of a grammar, with two levels: 0, the symbols, and 1, the hidden states.
 
     Parameters
     ----------
@@ -39,11 +37,6 @@ class HiddenMarkovModel:
         E, the law of the symbol given the state.
     length : int N >= 1
         Number of symbols of a string.
-
-    Raises
-    ------
-    ValueError
-        For matrices whose shapes disagree, or rows that are no probabilities.
 
     Examples
     --------
@@ -71,15 +64,9 @@ class HiddenMarkovModel:
 
     @classmethod
     def drawn(cls, states: int, symbols: int, length: int, persistence: float = 0.9, seed: int = 0) -> HiddenMarkovModel:
-        """A chain with random emissions.
+        """A chain whose first state is uniform, and whose emission of each state is uniform on the simplex.
 
-        The first state is uniform. A state stays with the probability `persistence`, and otherwise goes to one of the others, all
-        alike. The emission of each state is uniform on the simplex (normalised exponential numbers).
-
-        Raises
-        ------
-        ValueError
-            For sizes below 1, a single state with a persistence other than 1, or a persistence outside [0, 1].
+        A state stays with the probability `persistence`, and otherwise goes to one of the others, all alike.
         """
         S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
         is_share = 0 <= persistence <= 1 and (S > 1 or persistence == 1)
@@ -158,8 +145,7 @@ class HiddenMarkovModel:
     def draw(self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf where there is no posterior.
 
-        Forward messages are filtered; the states are then drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i)
-        A(s_i, s_{i+1})`, and each symbol given its state.
+        The states are drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i) A(s_i, s_{i+1})`, then the symbols.
         """
         evidence, (_, step, emit), N = np.asarray(log_evidence, float), self._logs, self.num_leaves
         alpha, total = self._forward(self._emitted(evidence))
@@ -173,10 +159,7 @@ class HiddenMarkovModel:
         return {0: symbols, 1: states}, total
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Strings (batch, N) with hidden states drawn from their posterior given the string; -1 for impossible strings.
-
-        `keys`, uint64 (batch,): one random stream for each string.
-        """
+        """Strings (batch, N) with hidden states drawn from their posterior by `keys` (batch,); -1 for impossible strings."""
         with np.errstate(divide="ignore"):
             evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
         drawn, total = self.draw(evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64))
@@ -198,10 +181,7 @@ class HiddenMarkovModel:
 
 
 def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """log sum_r exp(logs[b, r]) matrix[r, j], (batch, columns); -inf where the sum is 0.
-
-    Sums that may have lost terms below the range of float64 are computed once more with the logarithms of all terms.
-    """
+    """log sum_r exp(logs[b, r]) matrix[r, j]; sums that may have lost terms are computed again with the logs of all terms."""
     top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
     sums = np.einsum("br,rj->bj", np.exp(logs - top), matrix)
     lost, size = np.flatnonzero((sums < _SMALLEST).any(axis=1)), max(1, _AT_ONCE // matrix.size)

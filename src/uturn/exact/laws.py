@@ -1,7 +1,4 @@
-"""Continuous laws with an exactly solvable diffusion: Gaussian mixtures, and Gaussian random fields as mixtures of one mode.
-
-They are controls for the Random Hierarchy Model: data with classes or scales, but without a hierarchy.
-"""
+"""Continuous laws with an exactly solvable diffusion: Gaussian mixtures, and Gaussian random fields as mixtures of one mode."""
 
 from __future__ import annotations
 
@@ -46,11 +43,6 @@ class GaussianMixture:
         The vectors are raveled fields on a periodic grid of this shape, and the basis is the real Fourier basis: component k
         is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis is the
         standard one.
-
-    Raises
-    ------
-    ValueError
-        For arrays of wrong shapes, weights that are not positive or do not sum to 1, and variances that are not positive.
 
     Examples
     --------
@@ -144,10 +136,7 @@ class GaussianMixture:
         return logsumexp(self._log_joint(values, 0.0), axis=1)
 
     def share_outside(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Share of the values of the law that are outside [low, high].
-
-        Samplers that clip to this range are wrong for them.
-        """
+        """Share of the values of the law that are outside [low, high]; samplers that clip to this range are wrong for them."""
         spread = np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
         below, above = ndtr((low - self.means) / spread), ndtr((self.means - high) / spread)
         return float(self.weights @ (below + above).mean(axis=1))
@@ -157,17 +146,9 @@ class GaussianMixture:
         """The exact denoiser, E[x | x + sigma n] with n standard normal, in torch and differentiable.
 
         In the basis, with variances v of the modes, it is sum_k p_k (m_k + v / (v + sigma^2) (z - m_k)) with the posterior
-        probabilities p_k of the modes.
+        probabilities p_k of the modes. `noisy`: (batch, ...), vectors in any shape; the result has the same shape, dtype and
+        device. `sigma`: a number >= 0, or a tensor (batch,).
 
-        Parameters
-        ----------
-        noisy : tensor (batch, ...)
-            Vectors of `dimension` values, in any shape. The result has the same shape, dtype and device.
-        sigma : number, or tensor (batch,)
-            Positive or 0.
-
-        Examples
-        --------
         >>> import torch
         >>> law = GaussianMixture(means=[[-3.0, 0.0], [3.0, 0.0]])
         >>> law.denoise(torch.tensor([[6.0, 1.0]]), 1.0)

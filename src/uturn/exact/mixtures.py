@@ -17,23 +17,9 @@ if TYPE_CHECKING:
 class CorrelatedMixture(GaussianMixture):
     """The mixture `sum_k w_k N(x; mu_k, C_k)` under Gaussian diffusion, with any covariances C_k.
 
-    It is a `GaussianMixture` on the standard basis, whose formulas are evaluated in the eigenbasis of each C_k.
+    It is a `GaussianMixture` on the standard basis, whose formulas are evaluated in the eigenbasis of each C_k. `covariances`
+    (modes, dimension, dimension), or (dimension, dimension) if the modes share it, are symmetric and positive definite.
 
-    Parameters
-    ----------
-    means : array (modes, dimension)
-    covariances : array (modes, dimension, dimension), or (dimension, dimension) if the modes share it
-        Symmetric and positive definite.
-    weights : array (modes,), optional
-        Positive, with sum 1; equal by default.
-
-    Raises
-    ------
-    ValueError
-        As `GaussianMixture`, and for covariances of a wrong shape, or that are not symmetric and positive definite.
-
-    Examples
-    --------
     >>> law = CorrelatedMixture([[10.0, 0.0], [-10.0, 0.0]], [[[4.0, 1.9], [1.9, 1.0]], [[1.0, 0.0], [0.0, 1.0]]], [0.25, 0.75])
     >>> round(law.share_outside(-8.0, 12.0), 3)
     0.386

@@ -104,11 +104,6 @@ class RandomHierarchyModel:
     rule_probabilities : {tree_level 1..L: float64 array (symbols, multiplicity)}
     class_probabilities : float64 array (num_classes,)
 
-    Raises
-    ------
-    ValueError
-        For sizes out of range, more rules than distinct tuples, or probabilities that are not positive or do not sum to 1.
-
     Examples
     --------
     >>> rhm = RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
@@ -165,7 +160,7 @@ class RandomHierarchyModel:
         rule_probabilities: Any = None,
         class_probabilities: Any = None,
     ) -> RandomHierarchyModel:
-        """A model with given rules.
+        """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes disagree.
 
         Parameters
         ----------
@@ -176,11 +171,6 @@ class RandomHierarchyModel:
             By default the number of symbols of level 1, or the largest leaf symbol + 1 if depth is 1.
         rule_probabilities, class_probabilities : optional
             As for the class; lists of the form of `rules`, if symbols have different numbers of rules.
-
-        Raises
-        ------
-        ValueError
-            If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
         lists, L = _by_level("rules", rules), len(rules)
         laws, tables = _laws_by_level(rule_probabilities, L), {}
@@ -283,18 +273,8 @@ class RandomHierarchyModel:
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
         """Draw strings and their latents by ancestral sampling.
 
-        Parameters
-        ----------
-        count : int >= 0
-            Number of strings.
-        seed : int, or uint64 array (count,)
-            With an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
-            `sample(100, seed)`. An array holds one key for each string (`uturn.random.keys`).
-
-        Raises
-        ------
-        ValueError
-            If the strings and their latents do not fit into the memory of the machine.
+        `seed`: with an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
+        `sample(100, seed)`. A uint64 array (count,) holds one key for each string (`uturn.random.keys`).
         """
         count = checked_integer("count", count, 0)
         check_memory(
@@ -320,17 +300,7 @@ class RandomHierarchyModel:
         return Draw({level: latents[level] for level in range(L + 1)})
 
     def parse(self, leaves: Any) -> Parse:
-        """Parse strings: symbol, rule and validity of every node.
-
-        Parameters
-        ----------
-        leaves : integer array (batch, num_leaves), symbols 0..v-1
-
-        Returns
-        -------
-        Parse
-            If a node is not grammatical, its latent and rule are -1, as are those of all nodes above it.
-        """
+        """Symbol, rule and validity of every node of strings (batch, num_leaves); -1 where there is none."""
         nodes = self.checked_leaves(leaves)
         latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
         for level in range(1, self.depth + 1):

@@ -1,9 +1,4 @@
-"""Ranks of an original among its clones: simulation-based calibration of a posterior sampler, reading by reading.
-
-Let h(x; y) be a reading of one datum, which may depend on the noisy datum y. If the K clones are draws from p(x_0 | y), the rank
-of h(x_0; y) among h(x̂_1; y), .., h(x̂_K; y) is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788).
-With h the distance to a reference that depends on y, this is the test of coverage TARP (Lemos et al., arXiv:2302.03026).
-"""
+"""Ranks of an original among its clones: simulation-based calibration of a posterior sampler, reading by reading."""
 
 from __future__ import annotations
 
@@ -27,11 +22,11 @@ _STEPS = 20  # bisections of the tail probability of a band
 
 
 def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
-    """Test whether the rank of an original among its clones is uniform, for readings of one datum.
+    """Test whether the rank of an original among its clones is uniform, for readings h(x; y) of one datum.
 
-    The rank of an item is the number of clones with h(x̂_k; y) < h(x_0; y), on its trajectory 0; ties are broken at random. Its
-    empirical distribution function F is compared with that of the uniform law at each rank r = 0, .., K - 1. The count n F(r) of
-    n items is binomial with probability (r + 1) / (K + 1), and the statistic is the smallest of the two-sided tail probabilities
+    If the K clones are draws from p(x_0 | y), the rank of h(x_0; y) among theirs, the number of clones with h(x̂_k; y) < h(x_0;
+    y), is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788). Trajectory 0 counts; ties are broken
+    at random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K + 1), and the statistic is
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 
@@ -52,9 +47,8 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     Dataset
         `difference` (.., rank): F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`. A difference above 0 at low
         ranks: the original has a low rank too often, so h of the clones is too large. `count` (.., of_rank): number of items with
-        each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm, of which any is <= a with a probability of
-        at most a for exact draws. `mean_rank`: mean of rank / K, 1/2 for exact draws. Further dims: noise and those of the
-        variable; for several variables noise and `reading`. Attributes: `passed`, `level`, `items`, `clones`.
+        each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm. `mean_rank`: mean of rank / K, 1/2 for
+        exact draws. Further dims as in `uturn.calibration`. Attributes: `passed`, `level`, `items`, `clones`.
 
     Examples
     --------
@@ -64,9 +58,6 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     >>> exact = ut.ranks(ut.readings(data, [1.0]), "h")
     >>> exact.attrs["passed"], int(exact["count"].sum())
     (True, 300)
-    >>> data["h"] = data["h"] ** 2
-    >>> ut.ranks(ut.readings(data, [1.0]), "h").attrs["passed"]
-    False
     """
     import xarray as xr
 

@@ -19,17 +19,13 @@ class Posterior(Spec, Probe):
     Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum. They are
     in the units in which operators and samplers read a datum: images in [0, 1], vectors in their own units.
 
-    - `distance`: root mean square difference of the values of two data. It has no start, and so no half-life: hidden values
-      differ at any strength.
+    - `distance`: root mean square difference of the values of two data.
     - `same_component` (vectors): whether two data are of one class.
-    - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known.
-    - `log_prior` (vectors): log p(x) in nats.
+    - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known. `log_prior` (vectors): log p(x) in nats.
     - `reference_distance`: root mean square difference of a datum and r(y), the reference of the measurement (pseudo-inverse or
-      adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
-    - `mean_value`: mean of the values.
+      adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026). `mean_value`: mean of the values.
     - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
-      from the posterior. Equal values, such as those of black pixels, count by the probability of this if ties are broken at
-      random.
+      from the posterior; equal values count by the probability of this if ties are broken at random.
     - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
       for draws from the posterior, K if all clones are equal.
     """
