@@ -17,11 +17,11 @@ from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.inference.beliefs import OUTPUTS, Beliefs, NotComputedError, entropy_of
 from uturn.exact.inference.evidence import (
     Evidence,
+    check_possible,
     check_shape,
     check_values,
     checked_evidence,
     floating_array,
-    impossible_evidence,
     is_tensor,
 )
 
@@ -104,7 +104,7 @@ def infer(
         check_values(values)
         beliefs = infer_torch(rhm, values, names)
         return beliefs if tensor else _converted(beliefs, lambda x: x.numpy())
-    from uturn.exact.inference.numba_backend import infer_numba
+    from uturn.exact.inference.engine import infer_numba
 
     evidence = checked_evidence(rhm, log_evidence)
     beliefs = _infer_chain(rhm, evidence, names) if isinstance(rhm, HiddenMarkovModel) else infer_numba(rhm, evidence, names)
@@ -150,7 +150,7 @@ def sample_posterior(
     >>> bool(rhm.parse(trees[0]).valid[3].all())
     True
     """
-    from uturn.exact.inference.numba_backend import sample_numba
+    from uturn.exact.inference.engine import sample_numba
 
     evidence = checked_evidence(rhm, log_evidence)
     draws: Any = num_draws
@@ -210,14 +210,14 @@ def mutual_information(rhm: RandomHierarchyModel, log_evidence: Any) -> dict[int
 
 def _infer_chain(model: HiddenMarkovModel, evidence: Evidence, names: tuple[str, ...]) -> Beliefs:
     marginals, total = model.infer(_values(evidence), "marginals" in names)
-    _check_possible(total)
+    check_possible(total)
     of_evidence = {level: nodes.astype(evidence.dtype, copy=False) for level, nodes in marginals.items()}
     return Beliefs(**{name: {"log_evidence": total, "marginals": of_evidence}[name] for name in names})
 
 
 def _sample_chain(model: HiddenMarkovModel, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
     trees, total = model.draw(_values(evidence), keys, numbers)
-    _check_possible(total)
+    check_possible(total)
     return trees
 
 
@@ -225,11 +225,6 @@ def _values(evidence: Evidence) -> np.ndarray:
     values = evidence.log(np.arange(len(evidence)))
     check_values(values)
     return values
-
-
-def _check_possible(total: np.ndarray) -> None:
-    if (impossible := np.flatnonzero(total == -np.inf)).size:
-        raise impossible_evidence(impossible.tolist())
 
 
 def _converted(beliefs: Beliefs, convert: Any) -> Beliefs:
