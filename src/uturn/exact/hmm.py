@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
+from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
-from uturn.exact.rhm import Draw, checked_leaves
+from uturn.exact.rhm import Draw, checked_law, checked_leaves
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-250  # smaller sums may have lost terms
@@ -53,13 +53,14 @@ class HiddenMarkovModel:
     depth = 1
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
-        self.initial, self.transition, self.emission = (
-            as_laws(name, values, ndim)
-            for name, values, ndim in (("initial", initial, 1), ("transition", transition, 2), ("emission", emission, 2))
-        )
-        self.num_states, self.vocab_size = self.emission.shape
-        S, shapes = self.num_states, (self.initial.shape, self.transition.shape)
-        expect(shapes == ((S,), (S, S)), "shapes of initial and transition", shapes, f"those of {S} states, as of emission")
+        shapes = [np.shape(law) for law in (initial, transition, emission)]
+        S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
+        expected = "(states,), (states, states), (states, symbols)"
+        expect(shapes == [(S,), (S, S), (S, v)], "shapes of initial, transition, emission", shapes, expected)
+        self.num_states, self.vocab_size = S, v
+        self.initial = checked_law("initial", initial, (S,))
+        self.transition = checked_law("transition", transition, (S, S))
+        self.emission = checked_law("emission", emission, (S, v))
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod
@@ -199,15 +200,3 @@ def _normalised(logs: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         weights = np.exp(logs - logs.max(axis=-1, keepdims=True))
         return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
-    """Probabilities along the last axis, float64 and read-only, or a ValueError."""
-    array = checked_numbers(name, values)
-    is_law = array.ndim == ndim and array.size and (array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)
-    axes = "(states,)" if ndim == 1 else "(states, ..)"
-    expect(is_law, name, values, f"probabilities {axes} that add up to 1 along the last axis")
-    total = array.sum(axis=-1, keepdims=True)
-    array = np.array(np.where(np.abs(total - 1) < 1e-12, array, array / total), order="C")
-    array.setflags(write=False)
-    return array

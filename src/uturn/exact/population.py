@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit, prange
 
 from uturn.core.checks import checked_integer, checked_noise, expect
-from uturn.core.progress import progress_bar
+from uturn.core.progress import steps
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
@@ -149,7 +149,6 @@ def threshold(
     replicates: int = 8,
     tolerance: float = 5e-4,
     grammars: Sequence[RandomHierarchyModel | int] | None = None,
-    progress: bool = False,
 ) -> ThresholdEstimate:
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
@@ -176,8 +175,6 @@ def threshold(
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
         Only for "one grammar": one grammar for each replicate, which replaces `replicates`. Models need a depth of at least 300.
-    progress : bool
-        Show a progress bar on stderr, with one step for each replicate.
 
     Examples
     --------
@@ -195,12 +192,7 @@ def threshold(
     expect(chosen, "grammars", grammars, "at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(grammar, seed, r, _MOST_LEVELS) for r, grammar in enumerate(chosen)]
-    shares = []
-    with progress_bar(progress, f"thresholds, {ensemble}", len(models), 0) as advance:
-        for r, model in enumerate(models):
-            shares.append(setting.search(seed, r, model, tolerance))
-            advance()
-    return setting.estimate(np.array(shares))
+    return setting.estimate(np.array([setting.search(seed, r, model, tolerance) for r, model in enumerate(steps(models))]))
 
 
 @dataclass(frozen=True)
@@ -358,10 +350,7 @@ class _Setting:
 
 
 def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
-    """Row of the message that each child takes from the pool of its symbol, int64 (children,).
-
-    Members are used in random order and equally often, up to one. `u`: one uniform number for each child, and one for the first.
-    """
+    """Row of the message that each child takes from the pool of its symbol: members in random order, equally often up to one."""
     order = np.argsort(symbols + u[:-1], kind="stable")
     of = symbols[order]
     rank = np.arange(len(of)) - np.searchsorted(of, of)  # rank among the children that use the same pool

@@ -15,7 +15,7 @@ from numba import njit
 from uturn.core import display
 from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
 from uturn.core.files import whole_file
-from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
+from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
@@ -204,10 +204,10 @@ class RandomHierarchyModel:
         self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
         self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
         self.rule_probabilities = {
-            level: _probabilities(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
+            level: checked_law(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
             for level, table in self.rules.items()
         }
-        self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
+        self.class_probabilities = checked_law("class_probabilities", class_probabilities, (self.num_classes,))
 
     # -- sizes -------------------------------------------------------------------------------------------------------
     @property
@@ -287,9 +287,9 @@ class RandomHierarchyModel:
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
         cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
         of_class = cumulative_sums(self.class_probabilities)
+        latents[L][:, 0] = np.searchsorted(of_class, uniforms(key, 1)[:, 0], side="right")
 
         def block(first: int, last: int) -> None:
-            _draw_roots(key, of_class, first, last, latents[L])
             offset = 1  # number of nodes above the level; node i of the tree uses random number i
             for level in range(L, 0, -1):
                 of_level = self.rules[level], cumulative[level]
@@ -426,12 +426,6 @@ def inverse_cdf(cumulative, u):
 
 
 @njit(nogil=True, cache=True)
-def _draw_roots(keys, cumulative, first, last, out):
-    for b in range(first, last):
-        out[b, 0] = inverse_cdf(cumulative, uniform_at(keys[b], np.uint64(0)))
-
-
-@njit(nogil=True, cache=True)
 def _draw_children(keys, offset, parents, rules, cumulative, first, last, out):
     s = rules.shape[2]
     u = np.empty(parents.shape[1])
@@ -510,7 +504,8 @@ def _frozen(values: Any, dtype: Any) -> np.ndarray:
     return array
 
 
-def _probabilities(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_law(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Probabilities along the last axis, float64 and read-only, or a ValueError; None is the uniform law."""
     if probabilities is None:
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
     values = np.asarray(probabilities, dtype=np.float64)
