@@ -123,10 +123,10 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     Returns
     -------
     Dataset
-        `gap`, `low`, `high` (NaN ends if the gap is the same in all items), `p`, `p_holm`, `visible`: as in `Calibration`, along
-        noise and the other dims of the variable; for several variables noise and `reading`, named "variable" or
-        "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items` (tested),
-        `trajectories`, `clones`.
+        `gap`, `low`, `high` (NaN ends if the gap is the same in all items), `p` (p-value), `p_holm` (adjusted by Holm) and
+        `visible`, as in `Calibration`, along noise and the other dims of the variable; for several variables noise and
+        `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
+        `relabellings`, `items` (tested), `trajectories`, `clones`.
 
     Examples
     --------

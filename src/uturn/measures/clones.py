@@ -89,11 +89,8 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
             with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
     levels = np.ndim(with_original[0]) + 1 - len(axes)
     expect(levels < 2, "axes of f for each pair", levels, "none, or one of levels")
-    names = (*axes, f"{name}_level")[: len(axes) + levels]
-    twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
-    return {
-        key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
-    }
+    named, tables = (*axes, f"{name}_level")[: len(axes) + levels], {name: with_original, f"clone_{name}": with_clones}
+    return {key: xr.DataArray(np.stack(table), dims=named) for key, table in tables.items() if table}
 
 
 def as_real(data: np.ndarray) -> np.ndarray:

@@ -52,20 +52,19 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
     return 1 - 2 * ((r * (1 - r)) @ weights) / weights.sum()
 
 
-def largest_eigenvalue(data: Any) -> float:
-    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+def covariance_eigenvalues(data: Any) -> np.ndarray:
+    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
     values = _checked_data(data, 2)
     values = values - values.mean(axis=0)
     # The products of items have the eigenvalues of those of components, and are fewer for large images.
     products = values @ values.T if len(values) < values.shape[1] else values.T @ values
-    return float(max(np.linalg.eigvalsh(products)[-1], 0)) / (len(values) - 1)
-
-
-def covariance_eigenvalues(data: Any) -> np.ndarray:
-    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
-    values = _checked_data(data, 2)
-    eigenvalues = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
+    eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (len(values) - 1)
     return eigenvalues[: min(len(values) - 1, values.shape[1])]
+
+
+def largest_eigenvalue(data: Any) -> float:
+    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+    return float(covariance_eigenvalues(data)[0])
 
 
 def speciation_time(eigenvalue: float) -> float:

@@ -26,7 +26,7 @@ _DIMS = ("noise", "item", "trajectory", "site")
 
 
 class Nesting(NamedTuple):
-    """`value`: the index, not clipped. `nested`: D_k of every site, (sites, K). `correlation`: X_k / variance, (sites, K)."""
+    """The nesting index, not clipped, and its parts: D_k of every site, and X_k over the mean variance of a site, (sites, K)."""
 
     value: float
     nested: np.ndarray
@@ -183,16 +183,9 @@ def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
 def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
     """Nested correlations and the nesting index of mean curves, measured or from a theory.
 
-    Parameters
-    ----------
-    change : array (noise,)
-        Mean change. Its last value is that of independent data.
-    covariance : array (noise, sites, K + 1)
-        C_0 .. C_K of every site, or of one site that stands for all, at the same noise levels.
-    branching : int s >= 2
+    `change` (noise,): mean change, whose last value is that of independent data. `covariance` (noise, sites, K + 1): C_0 .. C_K
+    of every site, or of one site that stands for all, at the same noise levels.
 
-    Examples
-    --------
     >>> import uturn as ut
     >>> epsilon, theory = np.linspace(0, 1, 101)[1:], ut.theory.MeanField(vocab_size=16, multiplicity=4, branching=2)
     >>> changed = 1 - theory.curves(epsilon, depth=4).marginals[:, 0]
