@@ -37,13 +37,6 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
-class Comparison(NamedTuple):
-    """Comparison of pairs, float64 (count, num_layers): `similarity` in [-1, 1] and `distance` >= 0."""
-
-    similarity: np.ndarray
-    distance: np.ndarray
-
-
 class Readings(NamedTuple):
     """Comparison of originals with their reconstructions, and the logits of both.
 
@@ -189,7 +182,7 @@ class HiddenLayers:
         probabilities = torch.cat([_logits(self._forward(batch, None)).softmax(dim=1) for batch in batches])
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
-    def compare(self, original: Any, reconstructed: Any) -> Comparison:
+    def compare(self, original: Any, reconstructed: Any) -> Readings:
         """Cosine similarity and normalised squared distance of standardised activations, float64 (count, layers), row by row.
 
         Let z be the activation of a whole layer after (a - mean) / sqrt(variance) per channel, without channels that are constant
@@ -200,7 +193,7 @@ class HiddenLayers:
         first, second = _tensor(original), _tensor(reconstructed)
         expect(first.shape == second.shape, "shape of reconstructed", tuple(second.shape), f"{tuple(first.shape)}, of pairs")
         readings = self.read(first, second[:, None], logits=False)
-        return Comparison(readings.similarity[:, 0], readings.distance[:, 0])
+        return Readings(readings.similarity[:, 0], readings.distance[:, 0])
 
     def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
         """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""

@@ -34,42 +34,23 @@ class Posterior(Spec, Probe):
     type: Literal["posterior"] = "posterior"
 
     def variables(self, source: Any) -> dict[str, Variable]:
-        dims, shared = ("noise", "item", "trajectory"), dict[str, Any](family="posterior")
-        ranked = dict[str, Any](ranked=True, **shared)
+        dims = ("noise", "item", "trajectory")
         units = "" if source.image_shape() is None else "of the range [0, 1]"
-        law = {
-            "same_component": Variable(
-                dims,
-                "same class as the original",
-                start=1,
-                chance="same:label",
-                bounds=(0, 1),
-                group="class",
-                symmetric=True,
-                **shared,
-            ),
-            "log_prior": Variable(dims, "log-density log p(x)", unit="nats", group="log-density", **ranked),
-        }
+        one: dict[str, Any] = {"family": "posterior"}
+        two, ranked = {"symmetric": True, **one}, {"ranked": True, **one}
+        share: dict[str, Any] = {"bounds": (0, 1)}
+        distance: dict[str, Any] = {"unit": units, "bounds": (0, None), "group": "distance"}
+        density: dict[str, Any] = {"unit": "nats", "group": "log-density", **ranked}
+        same = Variable(dims, "same class as the original", start=1, chance="same:label", group="class", **share, **two)
+        law = {"same_component": same, "log_prior": Variable(dims, "log-density log p(x)", **density)}
         return {
-            "distance": Variable(
-                dims,
-                "RMS difference of the values",
-                unit=units,
-                bounds=(0, None),
-                group="distance",
-                symmetric=True,
-                **shared,
-            ),
-            "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", unit="nats", group="log-density", **ranked),
+            "distance": Variable(dims, "RMS difference of the values", **distance, **two),
+            "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", **density),
             **(law if hasattr(source, "law") else {}),
-            "reference_distance": Variable(
-                dims, "RMS difference from the reference", unit=units, bounds=(0, None), group="distance", **ranked
-            ),
+            "reference_distance": Variable(dims, "RMS difference from the reference", **distance, **ranked),
             "mean_value": Variable(dims, "mean of the values", unit=units, group="mean", **ranked),
-            "coverage": Variable(
-                dims[:2], "share of values in the range of the clones", bounds=(0, 1), group="coverage", **shared
-            ),
-            "z_squared": Variable(dims[:2], "squared standardised error", bounds=(0, None), group="squared error", **shared),
+            "coverage": Variable(dims[:2], "share of values in the range of the clones", group="coverage", **share, **one),
+            "z_squared": Variable(dims[:2], "squared standardised error", bounds=(0, None), group="squared error", **one),
         }
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:

@@ -99,7 +99,7 @@ class TextStates:
     def _states(
         self, rows: np.ndarray, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Hidden states call by call: row numbers, a mask of tokens (rows, tokens), states {layer: (rows, tokens, channels)}."""
+        """Hidden states call by call: row numbers, a mask of tokens (rows, tokens), {layer: (rows, tokens, channels)}."""
         lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
         for numbers, ids, real in self.model.batches(rows, batch_size):
