@@ -42,7 +42,7 @@ class Distance(Protocol):
 
 @dataclass(frozen=True)
 class Tree:
-    """Leaves of a tree: s**k for two leaves whose lowest common ancestor is at tree level k >= 1; `num_sites` = s**depth."""
+    """Leaves of a tree: `s**k` for two leaves whose lowest common ancestor is at tree level k >= 1; `num_sites` is `s**depth`."""
 
     num_sites: int
     branching: int

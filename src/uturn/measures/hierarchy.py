@@ -39,7 +39,7 @@ def nesting_index(
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
     `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k the correlation of the changes of two sibling blocks of
-    s**(k-1) sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
+    `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
     level only. For definition, interpretation and limits, see docs/measures.md.
 
     Parameters
