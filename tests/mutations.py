@@ -501,7 +501,7 @@ MUTATIONS = (
     ),
     Mutation(
         "counts of ranks are drawn from all items at each rank",
-        "uturn.measures.ranks:_Tails.inside",
+        "uturn.measures.ranks:_inside",
         "1 / (K + 1 - r)",
         "1 / (K + 1)",
         tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),

@@ -137,17 +137,23 @@ def test_vectors_have_the_distance_of_their_grid():
 # -- images ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def garments():
-    pytest.importorskip("diffusers")
-    one = described(
-        items=3,
-        trajectories=3,
+def of_images(count, *probes):
+    """An experiment on a few images, with as many trajectories."""
+    return described(
+        items=count,
+        trajectories=count,
         source={"type": "fashion_mnist"},
         corruption={"type": "diffusion", "noise": [0.5]},
         backward={"type": "diffusion", "steps": 4},
-        probes=[{"type": "changes", "patch": 7}, {"type": "changes", "layer": "block3", "name": "deep"}, {"type": "images"}],
+        probes=list(probes),
     )
+
+
+@pytest.fixture(scope="module")
+def garments():
+    pytest.importorskip("diffusers")
+    deep = {"type": "changes", "layer": "block3", "name": "deep"}
+    one = of_images(3, {"type": "changes", "patch": 7}, deep, {"type": "images"})
     return one, ut.run(one).load()
 
 
@@ -256,18 +262,8 @@ def transformer():
 def test_tokens_of_a_transformer_without_the_class_token():
     """Tokens that are the pixels of a patch change as the patch does."""
     pytest.importorskip("diffusers")
-    one = described(
-        items=2,
-        trajectories=2,
-        source={"type": "fashion_mnist"},
-        corruption={"type": "diffusion", "noise": [0.5]},
-        backward={"type": "diffusion", "steps": 4},
-        probes=[
-            {"type": "changes", "patch": 4},
-            {"type": "changes", "layer": "tokens", "classifier": f"{__name__}:transformer", "name": "token"},
-        ],
-    )
-    ds = ut.run(one)
+    tokens = {"type": "changes", "layer": "tokens", "classifier": f"{__name__}:transformer", "name": "token"}
+    ds = ut.run(of_images(2, {"type": "changes", "patch": 4}, tokens))
     np.testing.assert_allclose(ds.token_change_covariance, ds.change_covariance, rtol=1e-4, atol=1e-6)
 
 
@@ -280,12 +276,7 @@ def test_tokens_of_a_transformer_without_the_class_token():
 )
 def test_bad_options_for_images_are_one_line(probe, message):
     with pytest.raises(ValueError, match=message) as caught:
-        described(
-            source={"type": "fashion_mnist"},
-            corruption={"type": "diffusion", "noise": [0.5]},
-            backward={"type": "diffusion", "steps": 4},
-            probes=[{"type": "changes", **probe}],
-        ).variables()
+        of_images(2, {"type": "changes", **probe}).variables()
     assert "\n" not in str(caught.value)
 
 

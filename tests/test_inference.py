@@ -617,7 +617,7 @@ def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():
     rhm = RandomHierarchyModel(32, 8, 2, 9, seed=0)
     values = 2 * np.random.default_rng(0).standard_normal((64, 512, 32)).astype(np.float32)
     single = np.dtype(np.float32)
-    cuts = [engine.PreparedGrammar(engine.tables_of(rhm), single, whole).bands for whole in (False, True)]
+    cuts = [engine.PreparedGrammar(rhm, single, whole).bands for whole in (False, True)]
     assert len(cuts[0]) > 1 == len(cuts[1])
     whole, draws = infer(rhm, values), sample_posterior(rhm, values, seed=1)
     banded = infer(rhm, values, outputs=("marginals", "log_evidence"))

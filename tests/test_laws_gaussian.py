@@ -17,9 +17,8 @@ from uturn.core.random import Streams
 from uturn.core.u_turns import u_turn
 from uturn.corruption import Gaussian
 from uturn.engine.run import run
-from uturn.exact.laws import GaussianMixture, power_law, simplex, wave_numbers
+from uturn.exact.laws import CorrelatedMixture, GaussianMixture, power_law, simplex, wave_numbers
 from uturn.exact.linear import LinearPosterior
-from uturn.exact.mixtures import CorrelatedMixture
 from uturn.measures.posteriors import posterior_tests
 from uturn.probes.scales import Scales
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, RHMSource, Vectors

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -211,19 +210,6 @@ def test_bad_input(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         population_dynamics(**(arguments | change))
-
-
-def test_progress_of_a_threshold_is_one_step_a_replicate(monkeypatch):
-    steps = []
-
-    @contextmanager
-    def bar(wanted, title, total, done):
-        steps.append((wanted, title, total))
-        yield lambda: steps.append("step")
-
-    monkeypatch.setattr("uturn.exact.population.progress_bar", bar)
-    threshold(4, 1, 2, ut.Masking(), pool=16, replicates=3, tolerance=0.05, progress=True)
-    assert steps == [(True, "thresholds, one grammar", 3), "step", "step", "step"]
 
 
 @pytest.mark.parametrize(

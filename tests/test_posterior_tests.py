@@ -342,9 +342,9 @@ def test_readings_of_originals_are_kept_when_a_run_is_resumed_and_extended(tmp_p
 
 
 def test_a_study_has_gaps_of_ranked_readings():
-    study = ut.study(ut.run(experiment(items=60)))
-    assert set(study.reading.values[study.gap_p.notnull().any("noise")]) == {"distance", "same_component", *RANKED}
     run = ut.run(experiment(items=60))
+    study = ut.study(run)
+    assert set(study.reading.values[study.gap_p.notnull().any("noise")]) == {"distance", "same_component", *RANKED}
     gap = float((run.original_log_prior.mean() - run.log_prior.mean()).item())
     assert study.gap.sel(reading="log_prior", estimate="value")[-1] == pytest.approx(gap, rel=1e-4)
     assert {"gap", "gap_p"} <= set(ut.studies.tidy(study).curves)

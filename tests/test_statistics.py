@@ -409,12 +409,6 @@ def test_shares_have_intervals_of_proportions_and_other_readings_those_of_means(
     assert (cosine[:, 1] == 1).all()
 
 
-def test_estimates_keep_level_dims_last():
-    values = data().expand_dims(tree_level=2)  # a dim in front
-    found = estimate(values, lambda curve: float(curve.shape == (2, 2)))
-    assert found.value == 1
-
-
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_no_figure_has_fewer_than_six_independent_groups(scale):
     """A verdict may rest on the interval of any run, and few groups make intervals that are too wide to decide anything."""

@@ -110,15 +110,15 @@ def test_beliefs_are_inferred_when_they_are_first_asked_for(monkeypatch):
 
 
 def test_clones_share_one_upward_pass_and_one_encoder_pass(monkeypatch):
-    from uturn.exact.inference import numba_backend
+    from uturn.exact.inference import engine
 
-    batches, right = [], numba_backend.draw
+    batches, right = [], engine.draw
 
     def counted(plan, evidence, *arguments):
         batches.append(len(evidence))
         return right(plan, evidence, *arguments)
 
-    monkeypatch.setattr(numba_backend, "draw", counted)
+    monkeypatch.setattr(engine, "draw", counted)
     for channel in (ut.Masking(), ut.EpsilonBelief()):
         rhm = RHM.grammar(0, 0)
         originals = Strings(np.arange(3), rhm, rhm.sample(3, seed=1))

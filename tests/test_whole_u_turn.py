@@ -13,7 +13,7 @@ from uturn.core.protocols import Probe, Variable
 from uturn.core.random import Streams, keys, normals, philox
 from uturn.corruption.gaussian import _gaussian_leaf
 from uturn.engine import measuring
-from uturn.exact.inference.numba_backend import sample_numba
+from uturn.exact.inference.engine import sample_numba
 
 CHANNELS = [
     (ut.Gaussian(), 0.07),

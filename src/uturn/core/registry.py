@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "probes": {
         "tree_levels": "uturn.probes.tree:TreeLevels",
-        "tree_nodes": "uturn.probes.nodes:TreeNodes",
+        "tree_nodes": "uturn.probes.tree:TreeNodes",
         "parsed_levels": "uturn.probes.tree:ParsedLevels",
         "messages": "uturn.probes.tree:Messages",
         "network_layers": "uturn.probes.network_layers:NetworkLayers",

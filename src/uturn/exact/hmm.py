@@ -1,7 +1,7 @@
 """Hidden Markov models of strings: exact posterior, marginals, likelihood and draws, by forward and backward messages.
 
-They are a world without a hierarchy: correlations decay exponentially with distance (arXiv:2602.19619 audits samplers with them).
-All messages are logarithms, so that evidence of any size is exact.
+They have no hierarchy: correlations decay exponentially with distance. All messages are logarithms, so that evidence of any size
+is exact.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
+from uturn.core.checks import check_memory, checked_integer, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
-from uturn.exact.rhm import Draw, checked_leaves
+from uturn.exact.rhm import Draw, checked_law, checked_leaves
 
 _STATES = 2**62 + 2  # sub-stream of a reconstruction for its hidden states
 _SMALLEST = 1e-250  # smaller sums may have lost terms
@@ -24,10 +24,8 @@ _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cac
 class HiddenMarkovModel:
     """Strings x_1 .. x_N whose symbols are emitted by a Markov chain of hidden states s_1 .. s_N.
 
-    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`.
-
-    `uturn.infer` and `uturn.sample_posterior` take it in the place of a grammar, with two levels: 0, the symbols, and 1, the
-    hidden states.
+    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`. `uturn.infer` and `uturn.sample_posterior` take it in the place
+    of a grammar, with two levels: 0, the symbols, and 1, the hidden states.
 
     Parameters
     ----------
@@ -39,11 +37,6 @@ class HiddenMarkovModel:
         E, the law of the symbol given the state.
     length : int N >= 1
         Number of symbols of a string.
-
-    Raises
-    ------
-    ValueError
-        For matrices whose shapes disagree, or rows that are no probabilities.
 
     Examples
     --------
@@ -60,26 +53,21 @@ class HiddenMarkovModel:
     depth = 1
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
-        self.initial, self.transition, self.emission = (
-            as_laws(name, values, ndim)
-            for name, values, ndim in (("initial", initial, 1), ("transition", transition, 2), ("emission", emission, 2))
-        )
-        self.num_states, self.vocab_size = self.emission.shape
-        S, shapes = self.num_states, (self.initial.shape, self.transition.shape)
-        expect(shapes == ((S,), (S, S)), "shapes of initial and transition", shapes, f"those of {S} states, as of emission")
+        shapes = [np.shape(law) for law in (initial, transition, emission)]
+        S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
+        expected = "(states,), (states, states), (states, symbols)"
+        expect(shapes == [(S,), (S, S), (S, v)], "shapes of initial, transition, emission", shapes, expected)
+        self.num_states, self.vocab_size = S, v
+        self.initial = checked_law("initial", initial, (S,))
+        self.transition = checked_law("transition", transition, (S, S))
+        self.emission = checked_law("emission", emission, (S, v))
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod
     def drawn(cls, states: int, symbols: int, length: int, persistence: float = 0.9, seed: int = 0) -> HiddenMarkovModel:
-        """A chain with random emissions.
+        """A chain whose first state is uniform, and whose emission of each state is uniform on the simplex.
 
-        The first state is uniform. A state stays with the probability `persistence`, and otherwise goes to one of the others, all
-        alike. The emission of each state is uniform on the simplex (normalised exponential numbers).
-
-        Raises
-        ------
-        ValueError
-            For sizes below 1, a single state with a persistence other than 1, or a persistence outside [0, 1].
+        A state stays with the probability `persistence`, and otherwise goes to one of the others, all alike.
         """
         S, v = checked_integer("states", states, 1), checked_integer("symbols", symbols, 1)
         is_share = 0 <= persistence <= 1 and (S > 1 or persistence == 1)
@@ -158,8 +146,7 @@ class HiddenMarkovModel:
     def draw(self, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         """Posterior draws {level: int64 (draws, batch, N)}, and the log-evidence (batch,), -inf where there is no posterior.
 
-        Forward messages are filtered; the states are then drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i)
-        A(s_i, s_{i+1})`, and each symbol given its state.
+        The states are drawn from the last to the first, `p(s_i | s_{i+1}, y) ~ alpha_i(s_i) A(s_i, s_{i+1})`, then the symbols.
         """
         evidence, (_, step, emit), N = np.asarray(log_evidence, float), self._logs, self.num_leaves
         alpha, total = self._forward(self._emitted(evidence))
@@ -173,10 +160,7 @@ class HiddenMarkovModel:
         return {0: symbols, 1: states}, total
 
     def completed(self, leaves: np.ndarray, keys: np.ndarray) -> dict[int, np.ndarray]:
-        """Strings (batch, N) with hidden states drawn from their posterior given the string; -1 for impossible strings.
-
-        `keys`, uint64 (batch,): one random stream for each string.
-        """
+        """Strings (batch, N) with hidden states drawn from their posterior by `keys` (batch,); -1 for impossible strings."""
         with np.errstate(divide="ignore"):
             evidence = np.log(np.float64(leaves[..., None] == np.arange(self.vocab_size)))
         drawn, total = self.draw(evidence, streams(keys, len(leaves), _STATES), np.zeros(1, np.uint64))
@@ -198,10 +182,7 @@ class HiddenMarkovModel:
 
 
 def _product(logs: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """log sum_r exp(logs[b, r]) matrix[r, j], (batch, columns); -inf where the sum is 0.
-
-    Sums that may have lost terms below the range of float64 are computed once more with the logarithms of all terms.
-    """
+    """log sum_r exp(logs[b, r]) matrix[r, j]; sums that may have lost terms are computed again with the logs of all terms."""
     top = np.maximum(logs.max(axis=1, keepdims=True), -1e300)
     sums = np.einsum("br,rj->bj", np.exp(logs - top), matrix)
     lost, size = np.flatnonzero((sums < _SMALLEST).any(axis=1)), max(1, _AT_ONCE // matrix.size)
@@ -219,15 +200,3 @@ def _normalised(logs: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         weights = np.exp(logs - logs.max(axis=-1, keepdims=True))
         return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def as_laws(name: str, values: Any, ndim: int) -> np.ndarray:
-    """Probabilities along the last axis, float64 and read-only, or a ValueError."""
-    array = checked_numbers(name, values)
-    is_law = array.ndim == ndim and array.size and (array >= 0).all() and np.allclose(array.sum(-1), 1, rtol=0, atol=1e-6)
-    axes = "(states,)" if ndim == 1 else "(states, ..)"
-    expect(is_law, name, values, f"probabilities {axes} that add up to 1 along the last axis")
-    total = array.sum(axis=-1, keepdims=True)
-    array = np.array(np.where(np.abs(total - 1) < 1e-12, array, array / total), order="C")
-    array.setflags(write=False)
-    return array

@@ -1,7 +1,4 @@
-"""Continuous laws with an exactly solvable diffusion: Gaussian mixtures, and Gaussian random fields as mixtures of one mode.
-
-They are controls for the Random Hierarchy Model: data with classes or scales, but without a hierarchy.
-"""
+"""Continuous laws with an exactly solvable diffusion: Gaussian mixtures, and Gaussian random fields as mixtures of one mode."""
 
 from __future__ import annotations
 
@@ -46,11 +43,6 @@ class GaussianMixture:
         The vectors are raveled fields on a periodic grid of this shape, and the basis is the real Fourier basis: component k
         is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis is the
         standard one.
-
-    Raises
-    ------
-    ValueError
-        For arrays of wrong shapes, weights that are not positive or do not sum to 1, and variances that are not positive.
 
     Examples
     --------
@@ -115,8 +107,8 @@ class GaussianMixture:
         count = checked_integer("count", count, 0)
         u = uniforms(streams(seed, count, MODE), 1)
         modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
-        xi = normals(streams(seed, count, VALUES), self.dimension, np.float64)
-        return Sample(self.to_basis(self._means[modes] + np.sqrt(self.variance) * xi), modes)
+        nothing, no_signal = np.zeros((count, self.dimension)), np.zeros((count, 1))
+        return Sample(self._drawn(modes, nothing, no_signal, no_signal + 1, streams(seed, count, VALUES)), modes)
 
     def diffuse(self, values: Any, noise: Any, seed: Any = 0) -> np.ndarray:
         """Noisy data x_t of vectors (batch, dimension) at time `noise`, float64 of the same shape."""
@@ -130,24 +122,25 @@ class GaussianMixture:
         x_0 and the draw are exchangeable. At t = 0 the draw is x_t; at t = inf it is independent of x_t.
         """
         x, t = self._checked(observed, noise)
-        abar, rest, total = self._variances(t)
         u = uniforms(streams(seed, len(x), POSTERIOR_MODE), 1)
         modes = (np.cumsum(self.responsibilities(x, noise), axis=1)[:, :-1] <= u).sum(axis=1)
-        centre, m = self.to_basis(x), self._means[modes]
-        gain = np.sqrt(abar) * self.variance / total
-        xi = normals(streams(seed, len(x), POSTERIOR_VALUES), self.dimension, np.float64)
-        drawn = self.to_basis(m + gain * (centre - np.sqrt(abar) * m) + np.sqrt(self.variance * rest / total) * xi)
+        abar, rest = (np.broadcast_to(values, (len(x), 1)) for values in (np.exp(-2 * t), -np.expm1(-2 * t)))
+        drawn = self._drawn(modes, x, abar, rest, streams(seed, len(x), POSTERIOR_VALUES))
         return Sample(np.where(t == 0, x, drawn), modes)
+
+    def _drawn(self, modes: np.ndarray, x: np.ndarray, abar: np.ndarray, rest: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch, 1)."""
+        m, v, xi = self._means[modes], self.variance, normals(keys, self.dimension, np.float64)
+        total = abar * v + rest
+        centre = m + np.sqrt(abar) * v / total * (self.to_basis(x) - np.sqrt(abar) * m)
+        return self.to_basis(centre + np.sqrt(v * rest / total) * xi)
 
     def log_density(self, values: Any) -> np.ndarray:
         """log p(x) in nats of vectors (batch, dimension), float64 (batch,)."""
         return logsumexp(self._log_joint(values, 0.0), axis=1)
 
     def share_outside(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Share of the values of the law that are outside [low, high].
-
-        Samplers that clip to this range are wrong for them.
-        """
+        """Share of the values of the law that are outside [low, high]; samplers that clip to this range are wrong for them."""
         spread = np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
         below, above = ndtr((low - self.means) / spread), ndtr((self.means - high) / spread)
         return float(self.weights @ (below + above).mean(axis=1))
@@ -157,17 +150,9 @@ class GaussianMixture:
         """The exact denoiser, E[x | x + sigma n] with n standard normal, in torch and differentiable.
 
         In the basis, with variances v of the modes, it is sum_k p_k (m_k + v / (v + sigma^2) (z - m_k)) with the posterior
-        probabilities p_k of the modes.
+        probabilities p_k of the modes. `noisy`: (batch, ...), vectors in any shape; the result has the same shape, dtype and
+        device. `sigma`: a number >= 0, or a tensor (batch,).
 
-        Parameters
-        ----------
-        noisy : tensor (batch, ...)
-            Vectors of `dimension` values, in any shape. The result has the same shape, dtype and device.
-        sigma : number, or tensor (batch,)
-            Positive or 0.
-
-        Examples
-        --------
         >>> import torch
         >>> law = GaussianMixture(means=[[-3.0, 0.0], [3.0, 0.0]])
         >>> law.denoise(torch.tensor([[6.0, 1.0]]), 1.0)
@@ -176,17 +161,16 @@ class GaussianMixture:
         import torch
 
         x = noisy.reshape(len(noisy), -1).double()
-
-        def constant(values: Any) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=torch.float64, device=x.device)
-
-        z, means, v = self._to_torch_basis(x), constant(self._means), constant(self.variance)
-        s = constant(sigma).reshape(-1, 1)
-        difference = z[:, None] - means  # (batch, modes, dimension)
-        total = (v + s**2)[:, None]
-        probability = torch.softmax(constant(self.weights).log() - 0.5 * (difference**2 / total).sum(2), 1)
-        clean = (probability[:, :, None] * (means + v / total * difference)).sum(1)
+        logits, means = self._given(x, torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1))
+        clean = (torch.softmax(logits, 1)[:, :, None] * means).sum(1)
         return self._to_torch_basis(clean).reshape(noisy.shape).to(noisy.dtype)
+
+    def _given(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each mode given x, up to a constant, and the mean of x_0 in it, (batch, modes, dimension)."""
+        means, v, weights = map(x.new_tensor, (self._means, self.variance, self.weights))
+        difference = self._to_torch_basis(x)[:, None] - means
+        total = (v + sigma**2)[:, None]
+        return weights.log() - 0.5 * (difference**2 / total).sum(2), means + v / total * difference
 
     def _to_torch_basis(self, values: torch.Tensor) -> torch.Tensor:
         """`to_basis` of tensors (batch, dimension)."""
@@ -226,6 +210,67 @@ class GaussianMixture:
         fits = values.ndim == 2 and values.shape[1] == self.dimension
         expect(fits, "shape of the vectors", values.shape, f"(batch, {self.dimension})")
         return values, checked_noise(noise, np.inf, len(values)).reshape(-1, 1)
+
+
+class CorrelatedMixture(GaussianMixture):
+    """The mixture `sum_k w_k N(x; mu_k, C_k)` under Gaussian diffusion, with any covariances C_k.
+
+    It is a `GaussianMixture` on the standard basis, whose formulas are evaluated in the eigenbasis of each C_k. `covariances`
+    (modes, dimension, dimension), or (dimension, dimension) if the modes share it, are symmetric and positive definite.
+
+    >>> law = CorrelatedMixture([[10.0, 0.0], [-10.0, 0.0]], [[[4.0, 1.9], [1.9, 1.0]], [[1.0, 0.0], [0.0, 1.0]]], [0.25, 0.75])
+    >>> round(law.share_outside(-8.0, 12.0), 3)
+    0.386
+    """
+
+    def __init__(self, means: Any, covariances: Any, weights: Any = None) -> None:
+        super().__init__(means, weights)
+        K, d = self.means.shape
+        C = checked_numbers("covariances", covariances)
+        expect(C.shape in ((d, d), (K, d, d)), "shape of covariances", C.shape, f"({d}, {d}), or one for each mode")
+        self._covariance = C if C.ndim == 2 else C[0] if K == 1 else C
+        self._variances_of, self._bases = np.linalg.eigh(np.broadcast_to(C, (K, d, d)))
+        is_symmetric = np.abs(C - C.swapaxes(-1, -2)).max() <= 1e-9 * np.abs(C).max()
+        is_positive = self._variances_of.min() > 1e-12 * self._variances_of.max()
+        expect(is_symmetric and is_positive, "covariances", covariances, "symmetric matrices with positive eigenvalues")
+        self.variance = self.weights @ np.broadcast_to(np.diagonal(C, axis1=-2, axis2=-1), (K, d))
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariances C_k, (modes, dimension, dimension), or (dimension, dimension) if the modes share one."""
+        return self._covariance
+
+    def _drawn(self, modes: np.ndarray, x: np.ndarray, abar: np.ndarray, rest: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch, 1)."""
+        xi, drawn = normals(keys, self.dimension, np.float64), np.empty_like(x)
+        for k in np.unique(modes):
+            rows, v, basis = modes == k, self._variances_of[k], self._bases[k]
+            total = abar[rows] * v + rest[rows]
+            z = (x[rows] - np.sqrt(abar[rows]) * self.means[k]) @ basis
+            drawn[rows] = (
+                self.means[k] + (np.sqrt(abar[rows]) * v / total * z + np.sqrt(v * rest[rows] / total) * xi[rows]) @ basis.T
+            )
+        return drawn
+
+    def _given(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        logits, clean = [], []
+        for weight, *mode in zip(self.weights, self.means, self._variances_of, self._bases, strict=True):
+            m, v, basis = map(x.new_tensor, mode)
+            z, total = (x - m) @ basis, v + sigma**2
+            logits.append(np.log(weight) - 0.5 * (z**2 / total + total.log()).sum(1))
+            clean.append(m + (v / total * z) @ basis.T)
+        return torch.stack(logits, 1), torch.stack(clean, 1)
+
+    def _log_joint(self, observed: Any, noise: Any) -> np.ndarray:
+        x, t = self._checked(observed, noise)
+        abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
+        of_modes = []
+        for weight, mean, v, basis in zip(self.weights, self.means, self._variances_of, self._bases, strict=True):
+            z, total = (x - np.sqrt(abar) * mean) @ basis, abar * v + rest
+            of_modes.append(np.log(weight) - 0.5 * (z**2 / total + np.log(2 * np.pi * total)).sum(1))
+        return np.stack(of_modes, axis=1)
 
 
 def hartley(values: torch.Tensor, axes: int = 2) -> torch.Tensor:

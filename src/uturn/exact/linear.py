@@ -19,7 +19,7 @@ class LinearPosterior:
 
     With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y),
     means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to
-    2.117). It is computed in float64.
+    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent.
 
     Parameters
     ----------
@@ -28,11 +28,6 @@ class LinearPosterior:
     weights : array (modes,)
     H : array (measurements, dimension)
     R : array (measurements, measurements), or a number, the variance of white noise
-
-    Raises
-    ------
-    ValueError
-        If S_k is singular: measurements without noise that are linearly dependent.
 
     Examples
     --------

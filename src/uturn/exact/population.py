@@ -1,15 +1,10 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
-A tree of depth 30 has a billion leaves, but the messages of all nodes of a level have the same law. Population dynamics keeps a
-pool of messages drawn from this law and computes the pool of the next level from it: a new node takes a rule, takes a random
-message for each of its children, and makes one upward step of belief propagation. The first pool holds the evidence of a channel
-about single leaves. Unlike the mean field of the ε-process (`uturn.theory`), it includes the fluctuations of messages.
-
-There are two ensembles, with different randomness of the rules:
-
-- "one grammar": all nodes of a level share their rules, as in `RandomHierarchyModel`; there is one pool for each true symbol.
-  The threshold of a grammar is random and does not self-average with depth, since it depends on the rules of the lowest levels;
-- "fresh rules": every node has independent rules. All symbols are then equivalent, so one pool suffices, with true symbol 0.
+The messages of all nodes of a level have the same law. Population dynamics keeps a pool of messages drawn from it and computes
+the pool of the next level: a new node takes a rule, takes a random message for each of its children, and makes one upward step of
+belief propagation. The first pool holds the evidence of a channel about single leaves. In the ensemble "one grammar" all nodes of
+a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and one
+pool suffices, with true symbol 0.
 
 All noise levels use the same random numbers, so that the finite pool hardly affects differences between them. Results depend on
 the seed only, not on the number of threads.
@@ -27,7 +22,7 @@ import numpy as np
 from numba import njit, prange
 
 from uturn.core.checks import checked_integer, checked_noise, expect
-from uturn.core.progress import progress_bar
+from uturn.core.progress import steps
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
@@ -62,14 +57,11 @@ class ThresholdEstimate:
     Attributes
     ----------
     values : float64 array (replicates,)
-        Threshold of each replicate, that is of each grammar, or of each pool with fresh rules. 0 if the class is lost at all
-        noise levels that the search resolves; the channel's `max_noise`, which may be inf, if it is recovered at all of them.
-    value : float
-        Mean of `values`; NaN if only some of them are infinite.
-    standard_error : float
-        Standard error of `value`; NaN for one replicate, or if any value is infinite.
-    spread : float
-        Standard deviation of `values`: variation between grammars, and error of the finite pool.
+        Threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the channel's
+        `max_noise`, which may be inf, if it is recovered at all of them.
+    value, standard_error, spread : float
+        Mean of `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`: variation
+        between grammars, and error of the finite pool; NaN for one replicate, or if any value is infinite.
     phase : "transition", "always lost", "always recovered" or "mixed"
         Phase of all replicates; "mixed" if they differ.
     effective_epsilon, bits_per_leaf : float
@@ -103,8 +95,7 @@ def population_dynamics(
 
     The step `up[y] ~ sum over rules y -> (x_1, .., x_s) of prod_i up_i[x_i]` (Eq. 7 of arXiv:2402.16991) is iterated on a pool of
     messages (Mezard and Montanari 2009, ch. 14). Up to the finite pool, entry l is the mean root belief of exact inference
-    (`uturn.infer`) on trees of depth l with uniform classes. Inside a deeper tree of one grammar the mean is slightly different,
-    because the symbols of level l are not equally frequent.
+    (`uturn.infer`) on trees of depth l with uniform classes.
 
     Parameters
     ----------
@@ -117,7 +108,7 @@ def population_dynamics(
     levels : int >= 1
         Tree levels above the leaves.
     pool : int >= 1
-        Total number of messages; "one grammar" divides it among the true symbols, rounded up.
+        Total number of messages; "one grammar" divides it among the true symbols, rounded up. At most 8 GB of memory.
     ensemble : "one grammar" or "fresh rules"
     seed : int
     replicates : int >= 2
@@ -125,16 +116,6 @@ def population_dynamics(
     grammar : RandomHierarchyModel, or int, optional
         Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, of which the levels 1..`levels` are
         used, or the seed of a model. By default it is drawn from `seed`.
-
-    Returns
-    -------
-    PopulationBeliefs
-
-    Raises
-    ------
-    ValueError
-        For sizes that are impossible or need more than 8 GB of memory, an unknown ensemble, a noise level out of range, or a
-        grammar of other sizes.
 
     Examples
     --------
@@ -168,47 +149,32 @@ def threshold(
     replicates: int = 8,
     tolerance: float = 5e-4,
     grammars: Sequence[RandomHierarchyModel | int] | None = None,
-    progress: bool = False,
 ) -> ThresholdEstimate:
     """Noise beyond which the class of a deep tree is lost, for any channel.
-
-    A replicate takes about 5 s of one core at (v, m, s) = (32, 8, 2) with the default pool and tolerance; threads share the work.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost). A noise level counts as recovered if the
     belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), the axis that
     all channels share. Each round divides an interval by 16 noise levels, until they are at most `tolerance` apart.
 
-    Choice of K. Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field. With
-    K = 5 + 1.25 log(1/distance)/log(slope), where distance is that between noise levels, the levels next to the threshold are
-    decided with a margin of slope**5, and of a quarter of K for grammars that are slower than the mean field. The height
-    (1 + 1/v)/2 then shifts the result only by a fraction of `tolerance`. Grammars without a transition in mean field leave the
-    fixed point 1 or 1/v with the slope there; the distance is then that of the beliefs at the leaves from it, if this is smaller.
-    K is at most 300. This is too small for slopes below about 1.03: the class then seems to be recovered at small noise, although
-    it is lost in deeper trees.
+    Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field, so that K = 5 + 1.25
+    log(1/distance)/log(slope) decides the levels next to it with a margin of slope**5, and of a quarter of K for grammars that
+    are slower than the mean field. Without a transition in mean field, the slope is that at the fixed point 1 or 1/v, and the
+    distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes below about 1.03: the
+    class then seems to be recovered at small noise, although it is lost in deeper trees.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
-        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread` and
-        averages out over replicates. If the leaves are nearly uninformative, small pools lose the class too early. A noise level
-        at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
+        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. If the
+        leaves are nearly uninformative, small pools lose the class too early. A noise level at which all leaves of the pool are
+        certain, or all are uninformative, is assigned to neither phase.
     replicates : int >= 1
-        Number of independent grammars and pools, or of independent pools with fresh rules.
+        Number of independent grammars and pools, or of independent pools with fresh rules. Each takes about 5 s of one core at
+        (v, m, s) = (32, 8, 2); threads share the work.
     tolerance : float in (0, 0.1]
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
         Only for "one grammar": one grammar for each replicate, which replaces `replicates`. Models need a depth of at least 300.
-    progress : bool
-        Show a progress bar on stderr, with one step for each replicate.
-
-    Returns
-    -------
-    ThresholdEstimate
-
-    Raises
-    ------
-    ValueError
-        As in `population_dynamics`; also for a tolerance out of range.
 
     Examples
     --------
@@ -226,12 +192,7 @@ def threshold(
     expect(chosen, "grammars", grammars, "at least one grammar or seed")
     setting.check_memory(_LANES, _MOST_LEVELS)
     models = [setting.grammar(grammar, seed, r, _MOST_LEVELS) for r, grammar in enumerate(chosen)]
-    shares = []
-    with progress_bar(progress, f"thresholds, {ensemble}", len(models), 0) as advance:
-        for r, model in enumerate(models):
-            shares.append(setting.search(seed, r, model, tolerance))
-            advance()
-    return setting.estimate(np.array(shares))
+    return setting.estimate(np.array([setting.search(seed, r, model, tolerance) for r, model in enumerate(steps(models))]))
 
 
 @dataclass(frozen=True)
@@ -389,11 +350,7 @@ class _Setting:
 
 
 def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.ndarray:
-    """Row of the message that each child takes from the pool of its symbol, int64 (children,).
-
-    The members of a pool are used in random order and equally often, up to one. This is unbiased and adds less noise than drawing
-    with replacement. `u` holds one uniform number for each child, and one for the first member.
-    """
+    """Row of the message that each child takes from the pool of its symbol: members in random order, equally often up to one."""
     order = np.argsort(symbols + u[:-1], kind="stable")
     of = symbols[order]
     rank = np.arange(len(of)) - np.searchsorted(of, of)  # rank among the children that use the same pool

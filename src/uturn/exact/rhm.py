@@ -15,7 +15,7 @@ from numba import njit
 from uturn.core import display
 from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
 from uturn.core.files import whole_file
-from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_at, uniform_row, uniforms
+from uturn.core.random import STRINGS, checked_seed, keys, streams, uniform_row, uniforms
 from uturn.core.threads import over_blocks
 
 Rules = Mapping[int, np.ndarray]
@@ -104,11 +104,6 @@ class RandomHierarchyModel:
     rule_probabilities : {tree_level 1..L: float64 array (symbols, multiplicity)}
     class_probabilities : float64 array (num_classes,)
 
-    Raises
-    ------
-    ValueError
-        For sizes out of range, more rules than distinct tuples, or probabilities that are not positive or do not sum to 1.
-
     Examples
     --------
     >>> rhm = RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
@@ -165,7 +160,7 @@ class RandomHierarchyModel:
         rule_probabilities: Any = None,
         class_probabilities: Any = None,
     ) -> RandomHierarchyModel:
-        """A model with given rules.
+        """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes disagree.
 
         Parameters
         ----------
@@ -176,11 +171,6 @@ class RandomHierarchyModel:
             By default the number of symbols of level 1, or the largest leaf symbol + 1 if depth is 1.
         rule_probabilities, class_probabilities : optional
             As for the class; lists of the form of `rules`, if symbols have different numbers of rules.
-
-        Raises
-        ------
-        ValueError
-            If levels are missing, shapes disagree, a symbol is out of range, or a tuple occurs twice in a level.
         """
         lists, L = _by_level("rules", rules), len(rules)
         laws, tables = _laws_by_level(rule_probabilities, L), {}
@@ -214,10 +204,10 @@ class RandomHierarchyModel:
         self.branching, self.num_classes = rules[L].shape[2], rules[L].shape[0]
         self.rules = {level: _frozen(rules[level], np.int64) for level in range(1, L + 1)}
         self.rule_probabilities = {
-            level: _probabilities(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
+            level: checked_law(f"rule_probabilities[{level}]", laws[level], table.shape[:2])
             for level, table in self.rules.items()
         }
-        self.class_probabilities = _probabilities("class_probabilities", class_probabilities, (self.num_classes,))
+        self.class_probabilities = checked_law("class_probabilities", class_probabilities, (self.num_classes,))
 
     # -- sizes -------------------------------------------------------------------------------------------------------
     @property
@@ -283,18 +273,8 @@ class RandomHierarchyModel:
     def sample(self, count: int, seed: int | np.ndarray = 0) -> Draw:
         """Draw strings and their latents by ancestral sampling.
 
-        Parameters
-        ----------
-        count : int >= 0
-            Number of strings.
-        seed : int, or uint64 array (count,)
-            With an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
-            `sample(100, seed)`. An array holds one key for each string (`uturn.random.keys`).
-
-        Raises
-        ------
-        ValueError
-            If the strings and their latents do not fit into the memory of the machine.
+        `seed`: with an integer, string i depends on (seed, i) only, so `sample(10, seed)` equals the first ten strings of
+        `sample(100, seed)`. A uint64 array (count,) holds one key for each string (`uturn.random.keys`).
         """
         count = checked_integer("count", count, 0)
         check_memory(
@@ -307,9 +287,9 @@ class RandomHierarchyModel:
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
         cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
         of_class = cumulative_sums(self.class_probabilities)
+        latents[L][:, 0] = np.searchsorted(of_class, uniforms(key, 1)[:, 0], side="right")
 
         def block(first: int, last: int) -> None:
-            _draw_roots(key, of_class, first, last, latents[L])
             offset = 1  # number of nodes above the level; node i of the tree uses random number i
             for level in range(L, 0, -1):
                 of_level = self.rules[level], cumulative[level]
@@ -320,17 +300,7 @@ class RandomHierarchyModel:
         return Draw({level: latents[level] for level in range(L + 1)})
 
     def parse(self, leaves: Any) -> Parse:
-        """Parse strings: symbol, rule and validity of every node.
-
-        Parameters
-        ----------
-        leaves : integer array (batch, num_leaves), symbols 0..v-1
-
-        Returns
-        -------
-        Parse
-            If a node is not grammatical, its latent and rule are -1, as are those of all nodes above it.
-        """
+        """Symbol, rule and validity of every node of strings (batch, num_leaves); -1 where there is none."""
         nodes = self.checked_leaves(leaves)
         latents, valid, rules = {0: nodes}, {0: np.ones(nodes.shape, bool)}, {}
         for level in range(1, self.depth + 1):
@@ -456,12 +426,6 @@ def inverse_cdf(cumulative, u):
 
 
 @njit(nogil=True, cache=True)
-def _draw_roots(keys, cumulative, first, last, out):
-    for b in range(first, last):
-        out[b, 0] = inverse_cdf(cumulative, uniform_at(keys[b], np.uint64(0)))
-
-
-@njit(nogil=True, cache=True)
 def _draw_children(keys, offset, parents, rules, cumulative, first, last, out):
     s = rules.shape[2]
     u = np.empty(parents.shape[1])
@@ -540,7 +504,8 @@ def _frozen(values: Any, dtype: Any) -> np.ndarray:
     return array
 
 
-def _probabilities(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_law(name: str, probabilities: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Probabilities along the last axis, float64 and read-only, or a ValueError; None is the uniform law."""
     if probabilities is None:
         return _frozen(np.full(shape, 1 / shape[-1]), np.float64)
     values = np.asarray(probabilities, dtype=np.float64)

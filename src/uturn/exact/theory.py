@@ -143,28 +143,13 @@ class MeanField:
 
     @property
     def decay_exponent(self) -> float | None:
-        """2 - 2/ν: at ε* of deep trees the correlation falls as `r**-(2 - 2/ν)`; None without a transition.
-
-        A level multiplies the covariance of two leaves by `(a - b)**2` (`pair_correlations`), and
-        `a - b = F'(p*)/s = s**(1/ν - 1)`.
-        """
+        """2 - 2/ν: at ε* of deep trees the correlation falls as `r**-(2 - 2/ν)`; None without a transition."""
         nu = self.correlation_exponent
         return None if nu is None else 2 - 2 / nu
 
     # -- finite depth --------------------------------------------------------------------------------------------------
     def curves(self, epsilon: Any, depth: int) -> Curves:
-        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62).
-
-        Parameters
-        ----------
-        epsilon : float or array (...), in [0, 1]
-        depth : int, 1 .. 10,000
-
-        Returns
-        -------
-        Curves
-            `.upward`, `.downward`, `.marginals`, each (..., depth + 1), tree level last, 0 = leaves.
-        """
+        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon` (...) in [0, 1], depth to 10,000."""
         lost, q = self._messages(epsilon, depth)
         marginal = 1 - np.stack([self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)], axis=-1)
         return Curves(1 - lost, q, marginal)
@@ -216,13 +201,10 @@ class MeanField:
 
     # -- correlations ----------------------------------------------------------------------------------------------
     def pair_correlations(self, epsilon: Any, depth: int) -> np.ndarray:
-        """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770, mean field).
+        """Connected correlation of sigma = ±1 (changed or not) of two leaves (arXiv:2410.13770, mean field), (..., depth + 1).
 
-        Returns
-        -------
-        array (..., depth + 1)
-            Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) .. s**k - 1`; entry 0 is
-            the variance 4 P (1 - P).
+        Entry k: leaves whose lowest common ancestor is at level k, hence at distances `s**(k-1) .. s**k - 1`; entry 0 is the
+        variance 4 P (1 - P).
         """
         m, s = self.multiplicity, self.branching
         lost, q = self._messages(epsilon, depth)

@@ -1,15 +1,7 @@
-"""Calibration: a test of whether reconstructions are draws from the posterior. It needs no ground truth.
+"""Calibration: a test of whether reconstructions are draws from the posterior, which needs no ground truth.
 
-Let x_0 be an original, x_t its noisy datum, and x̂, x̂' two independent draws from p(x_0 | x_t), the *clones*. Given x_t all
-three are independent and have the same law, so that for every function f of two data
-
-    E f(x_0, x̂) = E f(x̂, x̂').
-
-The difference of the two sides, the *gap*, is 0 for an exact posterior. A wrong posterior has a gap if f depends on the error.
-The overlap of sites is linear and cannot detect a sampler that draws every site from its own marginal; parsed tree levels and the
-class, which depend on several sites at once, can. No f detects a posterior that ignores a part of the noisy datum, nor a channel
-that draws another amount of noise than it states if its evidence is right for the noise drawn. Such a channel has to be compared
-with its own law.
+Given a noisy datum x_t, an original x_0 and two independent draws x̂, x̂' from p(x_0 | x_t), the *clones*, have one law. So for
+every symmetric f the *gap* E f(x_0, x̂) - E f(x̂, x̂') is 0. For what no f can see, see docs/measures.md.
 """
 
 from __future__ import annotations
@@ -35,10 +27,9 @@ class Calibration(NamedTuple):
     """Gaps of one or several readings, and the exact test that they are 0. All arrays have the shape (...) of the readings.
 
     `gap`, `low`, `high`: mean of f(x_0, x̂) - f(x̂, x̂') over items, and its 95 % interval of Student's t. `p_value` of the
-    exact test of each single reading; `adjusted` by Holm: if all gaps are 0, any of them is <= a with a probability of at most a.
-    `visible`: size of a gap that the strictest of the tests detects with a probability of about one half; infinite where the
-    readings differ in too few items for so small a p-value. `level`: false-alarm rate of all tests together. `relabellings`:
-    largest number of random relabellings B; no p-value is below 1 / (B + 1).
+    exact test of each single reading; `adjusted` by Holm. `visible`: size of a gap that the strictest of the tests detects with a
+    probability of about one half; infinite where readings differ in too few items for so small a p-value. `level`: false-alarm
+    rate of all tests together. `relabellings`: largest number of random relabellings B; no p-value is below 1 / (B + 1).
     """
 
     gap: np.ndarray
@@ -62,14 +53,10 @@ def calibrate(
     """Test whether original and clones are exchangeable given the noisy datum: `E f(x_0, x̂) = E f(x̂, x̂')`.
 
     Let g_j be the mean of f between datum j and the others, minus the mean of f among these others, where data are the original
-    (j = 0) and its K clones. If the posterior is exact, the K + 1 data of an item are exchangeable, so any of them could be the
-    original. The test draws the original uniformly among them, for every item and B times, and compares the mean G of g_0 over
-    items with the means G* under relabelling: `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for any number of items
-    and any f. It does not assume normality: where almost nothing changes, the t statistic of 200 items reaches 3 to 4.5 for
-    exact inference.
-
-    Give exactly one noisy datum of each original, chosen beforehand (trajectory 0). Several noisy data share their original, so
-    the test would not be exact.
+    (j = 0) and its K clones. If the posterior is exact, any of the K + 1 data could be the original. The test draws it uniformly
+    among them, for every item and B times, and compares the mean G of g_0 over items with the means G* under relabelling:
+    `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for any number of items and any f. Give exactly one noisy datum of
+    each original, chosen beforehand (trajectory 0): several share their original, and the test would not be exact.
 
     Parameters
     ----------
@@ -81,7 +68,6 @@ def calibrate(
         False-alarm rate of all tests together (Holm).
     relabellings : int >= 1, optional
         B; by default 100 times the number of tests over the level, so that p-values can fall below Holm's smallest threshold.
-        Tests that are clear after fewer relabellings end earlier (`uturn.measures.relabelling`).
     seed : int
         Seed of the relabellings, which are the same for all tests of one call.
 
@@ -116,16 +102,10 @@ def calibrate(
 def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
     """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
 
-    For a symmetric f of two data, an original x_0 and two of its clones x̂, x̂', the gap
-
-        E f(x_0, x̂) - E f(x̂, x̂')
-
-    is 0 if the clones are draws from p(x_0 | x_t). It is above 0 if they resemble the original too much, and below 0 if they
-    resemble each other too much, as those of a sampler without noise do. The test is the exact randomisation test of
-    `calibrate`, on trajectory 0 of every item. All trajectories enter the gap and its interval, which is computed from the
-    differences between items, or between grammars if there are several (`uturn.statistics.Replicates`). Items with missing or
-    infinite readings are left out. The test sees no loss of information: reconstructions that ignore x_t and are drawn from the
-    law of the data have no gap.
+    The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and below 0 if they resemble each other
+    too much, as those of a sampler without noise do. The test is that of `calibrate`, on trajectory 0 of every item; all
+    trajectories enter the gap and its interval (`uturn.statistics.Replicates`). Items with missing or infinite readings are left
+    out. Reconstructions that ignore x_t and are drawn from the law of the data have no gap.
 
     Parameters
     ----------
@@ -133,8 +113,8 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
         A finished run with `clones` >= 2, with all of its clones: `clone_<variable>` is a mean over them.
     variable : str, or sequence of str
         Symmetric variables, those with a twin `clone_<variable>`; for samplers of marginals choose joint readings, such as
-        "parsed" (tree levels found by parsing), "same_class" or "same_label". Ranked variables h(x; y), those with a twin
-        `original_<variable>`: then f(a, b) = h(a) + h(b), and the gap is E h(x_0; y) - E h(x̂; y).
+        "parsed", "same_class" or "same_label". Ranked variables h(x; y), those with a twin `original_<variable>`, have
+        f(a, b) = h(a) + h(b) and the gap E h(x_0; y) - E h(x̂; y).
     level : float in (0, 1)
         False-alarm rate of all tests of the call together.
     seed : int
@@ -143,12 +123,10 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     Returns
     -------
     Dataset
-        `gap`, `low`, `high`: the gap and the ends of its 95 % interval, which are NaN if the gap is the same in all items. `p`:
-        p-value of each test. `p_holm`: p-values adjusted by Holm, of which any is <= a with a probability of at most a for exact
-        draws. `visible`: size of a gap that the test detects with a probability of about one half at this level, infinite where
-        readings differ in too few items. Dims: those of the variable without item, trajectory and clone: noise and perhaps
-        tree_level or network_layer; for several variables noise and `reading`, named "variable" or "variable, dim = value".
-        Attributes: `passed` (no p_holm <= level), `level`, `relabellings`, `items` (tested), `trajectories`, `clones`.
+        `gap`, `low`, `high` (NaN ends if the gap is the same in all items), `p` (p-value), `p_holm` (adjusted by Holm) and
+        `visible`, as in `Calibration`, along noise and the other dims of the variable; for several variables noise and
+        `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
+        `relabellings`, `items` (tested), `trajectories`, `clones`.
 
     Examples
     --------
@@ -220,10 +198,7 @@ def items_tested(ds: xr.Dataset, names: Sequence[str]) -> np.ndarray:
 
 
 def _pair(ds: xr.Dataset, name: str, several: bool) -> list[xr.DataArray]:
-    """f between original and clones, and between clones, float64 (item, clone, noise, .., trajectory).
-
-    A variable and its twin; `several`: further dims become one, `reading`.
-    """
+    """f between original and clones, and between clones: float64 (item, clone, noise[, reading], .., trajectory)."""
     last = [dim for dim in ds[name].dims if dim == "trajectory"]
     readings, twin = ds[name].astype(float), ds[twin_of(ds, name)].astype(float)
     of_pairs = [readings, twin]
@@ -271,11 +246,7 @@ def exchanged_gaps(with_original: Any, with_clones: Any) -> np.ndarray:
 
 
 def _smallest_log_p(gaps: np.ndarray) -> np.ndarray:
-    """Logarithm of a lower bound on the p-values that gaps (items, K + 1, tests) can give, however they are labelled, (tests,).
-
-    |G*| is largest if the label of every item is on its largest gap, or of every item on its smallest one. With n items whose
-    K + 1 gaps all differ this happens with the probability (K + 1)**-n, and more often with ties.
-    """
+    """Log of a lower bound on the p-values of gaps (items, K + 1, tests): all labels on the largest gaps, or on the smallest."""
     ends = [(signed >= signed.max(axis=1, keepdims=True) - MARGIN).mean(axis=1) for signed in (gaps, -gaps)]
     return np.minimum(*(np.log(share).sum(axis=0) for share in ends))
 

@@ -1,40 +1,8 @@
-"""Correlated changes: sites of a datum that change together in a U-turn (arXiv:2410.13770).
+"""Correlated changes: sites of a datum that change together in a U-turn (arXiv:2410.13770); definitions are in docs/measures.md.
 
-Let x_i be the change of site i in a U-turn of one original, 1 or 0 for symbols, or any real number. Its covariance over the
-U-turns of this original is C_ij = E x_i x_j - E x_i E x_j. It is averaged over originals. It is never computed from U-turns of
-different originals together, which would add the differences between originals. The *correlation* at distance r is C(r)/C(0),
-with C(r) the mean over the ordered pairs of sites at distance r. The *susceptibility* is the number of sites that change
-together,
-
-    chi = sum_ij C_ij / sum_i C_ii.
-
-Both are ratios of averages over originals. Independent changes have chi = 1, and common changes of all sites have chi equal to
-the number of sites. A factor of the changes drops out: sigma = ±1 gives the same values as 0 and 1, with covariances four times
-as large.
-
-Originals in which little changes count little in such a ratio. Let V_g = sum_i C_ii of original g (of grammar g if there are
-several). The ratio is decided by about
-
-    n_eff = (sum_g V_g)^2 / sum_g V_g^2
-
-originals, the number of equal ones with the same relative variance of the sum. Intervals therefore have n_eff - 1 degrees of
-freedom of Student's t. That of chi, which is positive, is symmetric in log chi; that of C(r)/C(0), which can be negative, is
-symmetric in C(r)/C(0).
-
-Few pairs of sites change together where changes are rare or distances are large. C(r) then rests on the originals in which some
-did, and its own number is
-
-    n_eff(r) = 2 (sum_g C_g(r)+)^2 / sum_g (C_g(r)+)^2,    at most n_eff,
-
-with the positive parts C_g(r)+ of the covariances at distance r. The factor 2 stands for the other half of the originals where
-C(r) is 0 and C_g(r) fluctuates about it. Negative parts do not count, because originals without a common change have small
-negative covariances that are nearly equal; they count instead of the positive ones, without the factor, only where C(r) lies more
-than ten standard errors below 0.
-
-With a number below 5 (`FEW`) there is no interval: originals that change much may be missing in the sample, and no rule that sees
-only the sample can help. `benchmarks/correlated_changes.py --part ratios` measures how often the intervals contain the truth.
-
-`covariances_of` turns what has been measured (arrays, accumulators, runs) into one dataset; all other functions read that.
+C_ij is the covariance of the changes of two sites over the U-turns of one original, C(r) its mean over originals and the ordered
+pairs at distance r. `covariances_of` turns what has been measured (arrays, accumulators, runs) into one dataset; all other
+functions read that.
 """
 
 from __future__ import annotations
@@ -76,11 +44,10 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     Parameters
     ----------
     changed : real or bool array (items, trajectories, sites), `Covariances`, or Dataset
-        Change of every site in every U-turn; at least two trajectories of each original (item). The dims item and trajectory of
-        a DataArray are found by their names; if it has the dim noise, too, chi is computed at every level. NaN where a U-turn is
-        missing. A site that is NaN in all U-turns of an item does not exist there, as beyond the end of a shorter chain.
-        `Covariances` is an accumulator that has been given trajectories batch by batch; a Dataset, the results of an experiment
-        with the probe `changes`.
+        Change of every site in every U-turn; at least two trajectories of each item. A DataArray may have the dim noise, too. NaN
+        where a U-turn is missing; a site that is NaN in all U-turns of an item does not exist there, as beyond the end of a
+        shorter chain. `Covariances` is an accumulator that has been given trajectories batch by batch; a Dataset, the results of
+        an experiment with the probe `changes`.
     confidence : float in (0, 1)
     name : str
         The `name` of the probe, if it has one.
@@ -89,8 +56,7 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     -------
     Estimate, or Dataset (noise) with `chi`, `low`, `high`, `n_eff`
         With an interval (Student's t, n_eff - 1 degrees of freedom, symmetric in log chi) over items, or over grammars if there
-        are several in a coordinate along the dim item. NaN if no change varies between trajectories. The ends are NaN if
-        n_eff < 5.
+        are several. NaN if no change varies between trajectories; the ends are NaN if n_eff < 5.
 
     Examples
     --------
@@ -123,29 +89,30 @@ def correlations(
     name: str = "",
     present: xr.DataArray | None = None,
 ) -> xr.Dataset:
-    """Correlation of the changes of two sites against their distance, C(r)/C(0) (arXiv:2410.13770).
-
-    C(r) is the mean over the ordered pairs at distance r, and over originals, of the covariance over the trajectories of an
-    original.
+    """Correlation C(r)/C(0) of the changes of two sites against their distance r (arXiv:2410.13770).
 
     Parameters
     ----------
-    changed, name
+    changed, confidence, name
         As in `susceptibility`.
-    distance, branching, shape
-        As in `distance_between`: "index", "tree" with `branching`, "grid" with `shape`, or a matrix (sites, sites). For arrays
-        only: accumulators and runs have their own distance.
-    confidence : float in (0, 1)
+    distance : "index", "tree", "grid", or array (sites, sites)
+        For arrays only. "index": difference of the numbers of two sites. "tree": branching**k for two leaves whose lowest common
+        ancestor is at tree level k. "grid": Euclidean distance on a grid in C order, rounded to a whole number. A matrix is
+        symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged.
+    branching : int >= 2
+        Children of a node, for "tree".
+    shape : sequence of int
+        Numbers of sites along the axes, for "grid".
     present : DataArray (item, distance), optional
         Share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
 
     Returns
     -------
     Dataset with the dim distance, and noise if `changed` has it
-        `correlation` C(r)/C(0), 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff(r) - 1
-        degrees of freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of
-        items, or grammars, that decide, and `n_contributing` that of each distance, n_eff(r) (n_eff has no dim distance). Of
-        arrays also `pairs`, the number of ordered pairs: `chi = sum of pairs * correlation / sites`.
+        `correlation`, 1 at distance 0, with the ends `low` and `high` of its interval (Student's t, n_eff(r) - 1 degrees of
+        freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of items, or
+        grammars, that decide, and `n_contributing` that of each distance, n_eff(r). Of arrays also `pairs`, the number of ordered
+        pairs: `chi = sum of pairs * correlation / sites`.
 
     Examples
     --------
@@ -190,20 +157,12 @@ def covariances_of(
     shape: Sequence[int] | None = None,
     name: str = "",
 ) -> xr.Dataset:
-    """What all measures of this module read: the readings of the probe `changes`, of an array, an accumulator, or a run.
+    """What all measures of this module read, from an array, an accumulator, or a run; arguments as in `correlations`.
 
-    Parameters
-    ----------
-    changed, distance, branching, shape, name
-        As in `correlations`.
-
-    Returns
-    -------
-    Dataset
-        `change` (noise, item), the mean change of a site; `change_covariance` (noise, item, distance); `change_covariance_sum`
-        (noise, item), the sum over all pairs over the number of sites. Without a coordinate noise if `changed` has none. Of
-        arrays, NaN where an item has fewer than two U-turns, and `present_pairs` (item, distance): share of the pairs of sites
-        that an item has, for items of different lengths. `pairs` (distance): number of ordered pairs.
+    A Dataset of `change` (noise, item), the mean change of a site; `change_covariance` (noise, item, distance);
+    `change_covariance_sum` (noise, item), the sum over all pairs over the number of sites; without a coordinate noise if
+    `changed` has none. Of arrays, NaN where an item has fewer than two U-turns, and `present_pairs` (item, distance), the share
+    of the pairs of sites that an item has. `pairs` (distance): number of ordered pairs.
     """
     import xarray as xr
 
@@ -281,20 +240,7 @@ def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: An
 def distance_between(
     sites: int, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None
 ) -> Distance:
-    """The distances between sites, from a word or a matrix.
-
-    Parameters
-    ----------
-    sites : int
-    distance : "index", "tree", "grid", or array (sites, sites)
-        "index": difference of the numbers of two sites. "tree": branching**k for two leaves whose lowest common ancestor is at
-        tree level k. "grid": Euclidean distance on a grid in C order, rounded to a whole number. A matrix must be symmetric, with
-        0 on the diagonal and positive numbers elsewhere; pairs with equal values are averaged.
-    branching : int >= 2
-        Children of a node, for "tree".
-    shape : sequence of int
-        Numbers of sites along the axes, for "grid".
-    """
+    """The distances between sites, from a word or a matrix; arguments as in `correlations`."""
     word: Any = distance if isinstance(distance, str) else None
     for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
         fits, rule = (value is not None) == (word == needed_by), f"distance = {needed_by!r} needs it, no other has it"
@@ -315,14 +261,10 @@ def distance_between(
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
     """Share of the pairs of sites at each distance that an item has, (item, distance), for items of different lengths.
 
-    The probe `changes` reads arrays of one length N. Sites beyond the end of an item of n < N sites never change, so that they
-    add nothing to the sum of the covariances at distance r, which the probe divides by the number of pairs of N sites: 2 (N - r)
-    for r > 0. The item has 2 (n - r) pairs, or none. With the reading c_i(r) of item i, and the share
-    p_i(r) = max(n_i - r, 0)/(N - r), the mean over all pairs that exist is therefore
+    Sites beyond the end of an item of n < N sites never change, and the probe divides the sum of the covariances at distance r by
+    the number of pairs of N sites. With the reading c_i(r) and the share p_i(r) = max(n_i - r, 0)/(N - r) of item i,
 
-        C(r) = mean_i c_i(r) / mean_i p_i(r),
-
-    a ratio of averages over items. The susceptibility needs no such correction: N drops out of sum_ij C_ij / sum_i C_ii.
+        C(r) = mean_i c_i(r) / mean_i p_i(r).
 
     `covariance` (noise, item, distance): `change_covariance` of items on a line, with a coordinate `length` along item, and all
     distances 0 .. N - 1.
@@ -356,9 +298,8 @@ def replicated(covariance: xr.DataArray, present: xr.DataArray | None = None) ->
 def effective_number(variance: xr.DataArray) -> np.ndarray:
     """Number of originals that decide a ratio of their covariances, `n_eff = (sum_g V_g)^2 / sum_g V_g^2`: array (noise, ..).
 
-    1 if only one original varies, their number if all vary equally, 0 if none does. `variance` (noise, item, ..): V, the mean
-    variance of the changes of an item, `change_covariance` at distance 0. Grammars count instead of items if there are several in
-    a coordinate along item. Negative numbers, of covariances at other distances, count as 0.
+    `variance` (noise, item, ..): V, `change_covariance` at distance 0. Grammars count instead of items if there are several.
+    Negative numbers, of covariances at other distances, count as 0.
     """
     if "grammar" in variance.coords and len(np.unique(variance.grammar)) > 1:
         variance = variance.groupby("grammar").sum("item").rename(grammar="item")
@@ -368,11 +309,7 @@ def effective_number(variance: xr.DataArray) -> np.ndarray:
 
 
 def chi_parts(ds: xr.Dataset, name: str = "") -> xr.DataArray:
-    """Two readings along the dim `part` whose means over items have the ratio chi, to find numbers on its curve.
-
-    The sum of the covariances of all pairs over the number of sites, and the mean variance; `ds` and `name` as in
-    `susceptibility`.
-    """
+    """Two readings (dim `part`) whose means over items have the ratio chi: sum of covariances per site, and mean variance."""
     return _parts(_of_run(ds, name))
 
 

@@ -13,8 +13,8 @@ from uturn.core.checks import checked_array, expect
 def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np.ndarray:
     """f between each clone and the other clones of the same noisy datum, averaged over the others: float64 (items, draws, ...).
 
-    Entry of clone k: `sum_{j != k} f(x_k, x_j) / (K - 1)`. `values` (items, draws, ...): reconstructions, or functions of them;
-    the K clones of a noisy datum are next to each other. `f`: (n, ...), (n, ...) -> (n, ...), symmetric in its two arguments.
+    `values` (items, draws, ...): reconstructions, or functions of them; the K clones of a noisy datum are next to each other.
+    `f`: (n, ...), (n, ...) -> (n, ...), symmetric in its two arguments.
     """
     items, draws = values.shape[:2]
     groups = values.reshape(-1, clones, *values.shape[2:])
@@ -35,11 +35,10 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     originals : array (item, ...)
         The data x_0.
     reconstructions : array (noise, item[, trajectory[, clone]], ...)
-        The data x̂, each of the shape of an original. The number of axes tells whether there are trajectories and clones; a
-        single noisy datum of each original with clones has a trajectory axis of length 1. NaN where one is missing.
+        The data x̂, each of the shape of an original; a single noisy datum of each original with clones has a trajectory axis of
+        length 1. NaN where one is missing.
     f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
-        Compares data pairwise; it is given integers as float64, whose differences do not wrap round. Symmetric in its arguments
-        if there are clones.
+        Compares data pairwise; it is given integers as float64. Symmetric in its arguments if there are clones.
     name : str, optional
         Name of the reading, by default that of the function.
 
@@ -47,7 +46,7 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     -------
     dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
         `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
-        noisy datum. For draws from the posterior both have the same mean (`uturn.calibration`). NaN where a datum is missing.
+        noisy datum. NaN where a datum is missing.
 
     Examples
     --------
@@ -90,11 +89,8 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
             with_clones.append(between_clones(flat, clones, compared).reshape(with_original[-1].shape))
     levels = np.ndim(with_original[0]) + 1 - len(axes)
     expect(levels < 2, "axes of f for each pair", levels, "none, or one of levels")
-    names = (*axes, f"{name}_level")[: len(axes) + levels]
-    twins = {f"clone_{name}": (names, np.stack(with_clones))} if with_clones else {}
-    return {
-        key: xr.DataArray(values, dims=of) for key, (of, values) in ({name: (names, np.stack(with_original))} | twins).items()
-    }
+    named, tables = (*axes, f"{name}_level")[: len(axes) + levels], {name: with_original, f"clone_{name}": with_clones}
+    return {key: xr.DataArray(np.stack(table), dims=named) for key, table in tables.items() if table}
 
 
 def as_real(data: np.ndarray) -> np.ndarray:

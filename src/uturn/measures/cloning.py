@@ -1,8 +1,6 @@
 """Cloning, speciation and collapse: the times at which diffusion decides the class, and recalls a training datum.
 
-Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491). A reverse process that
-starts at full noise first decides the class (speciation, t_S). At smaller noise it decides for one of n training data, if the
-model knows nothing else (collapse, t_C). Both are measured by cloning: two reconstructions of one noisy datum are compared.
+Noisy data are `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi` with `abar = exp(-2t)` (arXiv:2402.18491).
 """
 
 from __future__ import annotations
@@ -17,19 +15,10 @@ from uturn.core.random import Purpose, keys, normals
 
 
 def cloning_probability(same: Any) -> Any:
-    """Probability that two clones of one noisy datum fall in the same class, phi(t) of arXiv:2402.18491.
+    """Probability phi(t) that two clones of one noisy datum fall in the same class (arXiv:2402.18491).
 
-    Parameters
-    ----------
-    same : DataArray with dims noise, item, clone and perhaps trajectory
-        The twin `clone_same_class` or `clone_same_label` of a run with several clones: share of the other clones that have the
-        class of clone k. Not `same_class`, which compares a clone with the original.
-
-    Returns
-    -------
-    DataArray (noise, estimate)
-        The mean over items, trajectories and clones, and its 95 % interval (`uturn.statistics.proportion`); `estimate`: "value",
-        "low", "high".
+    `same`: DataArray (noise, item, clone[, trajectory]), the twin `clone_same_class` or `clone_same_label` of a run with several
+    clones. Returns a DataArray (noise, estimate): the mean, and its 95 % interval (`uturn.statistics.proportion`).
     """
     from uturn.measures.statistics import check_dims, proportion
 
@@ -49,8 +38,6 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
 
     `noise`: times t >= 0, (...). `squared_distance` of the two means; `variance` of each component of a mode.
 
-    Examples
-    --------
     >>> mixture_cloning_probability([0.0, 3.0, np.inf], squared_distance=256).round(3).tolist()
     [1.0, 0.569, 0.5]
     """
@@ -65,31 +52,27 @@ def mixture_cloning_probability(noise: Any, squared_distance: float, variance: f
     return 1 - 2 * ((r * (1 - r)) @ weights) / weights.sum()
 
 
-def largest_eigenvalue(data: Any) -> float:
-    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+def covariance_eigenvalues(data: Any) -> np.ndarray:
+    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
     values = _checked_data(data, 2)
     values = values - values.mean(axis=0)
     # The products of items have the eigenvalues of those of components, and are fewer for large images.
     products = values @ values.T if len(values) < values.shape[1] else values.T @ values
-    return float(max(np.linalg.eigvalsh(products)[-1], 0)) / (len(values) - 1)
-
-
-def covariance_eigenvalues(data: Any) -> np.ndarray:
-    """Eigenvalues of the covariance of data (items, ...), divided by items - 1, largest first: (min(items - 1, components),)."""
-    values = _checked_data(data, 2)
-    eigenvalues = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2 / (len(values) - 1)
+    eigenvalues = np.linalg.eigvalsh(products)[::-1].clip(0) / (len(values) - 1)
     return eigenvalues[: min(len(values) - 1, values.shape[1])]
 
 
+def largest_eigenvalue(data: Any) -> float:
+    """Largest eigenvalue Lambda of the covariance of data (items, ...), whose further axes are components."""
+    return float(covariance_eigenvalues(data)[0])
+
+
 def speciation_time(eigenvalue: float) -> float:
-    """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda.
+    """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda (arXiv:2402.18491).
 
-    Lambda is the largest eigenvalue of the covariance of the data, in the units of the diffusion process, whose noise has
-    variance 1 (arXiv:2402.18491). 0 for Lambda <= 1. It is a scale, not the place where phi has fallen by half: that
-    one lies at a distance of order 1 from it, which does not grow with the dimension.
+    Lambda is the largest eigenvalue of the covariance of the data, in units of the noise at full time. 0 for Lambda <= 1. It is a
+    scale: phi has fallen by half at a distance of order 1 from it.
 
-    Examples
-    --------
     >>> round(speciation_time(65.0), 3)
     2.087
     """
@@ -106,8 +89,6 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
     with the eigenvalues lambda_i (components,) of the covariance. For d equal ones this is the formula of arXiv:2402.18491,
     `t_C = (1/2) log(1 + sigma^2 / (n^(2/d) - 1))`.
 
-    Examples
-    --------
     >>> round(collapse_time(np.ones(64), 1000), 4), round(0.5 * float(np.log(1 + 1 / (1000 ** (2 / 64) - 1))), 4)
     (0.8195, 0.8195)
     """
@@ -133,9 +114,9 @@ def collapse_time(eigenvalues: Any, count: int) -> float:
 def recall_probability(data: Any, noise: Any, seed: int = 0, observations: int = 500) -> np.ndarray:
     """Probability that two clones are the same training datum, for the exact posterior of a finite set of data.
 
-    For data x_i, all equally probable, p(x_i | x_t) is proportional to `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 - abar)))`. The
-    probability is E sum_i p(x_i | x_t)^2: near 1 below `collapse_time`, and 1/n at full noise. Of n training data (items, ...) at
-    times (levels,) > 0, with `observations` noisy data at each, of data 0, 1, .. in turn: the sums, (levels, observations).
+    It is E sum_i p(x_i | x_t)^2 with p(x_i | x_t) ~ `exp(-|x_t - sqrt(abar) x_i|^2 / (2 (1 - abar)))`: near 1 below
+    `collapse_time`, and 1/n at full noise. Of n training data (items, ...) at times (levels,) > 0, with `observations` noisy data
+    at each, of data 0, 1, .. in turn: the sums, (levels, observations).
     """
     x, times = _checked_data(data, 1), checked_noise(noise, np.inf)
     expect(times.ndim == 1 and (times > 0).all(), "noise", noise, "times above 0 (levels,)")

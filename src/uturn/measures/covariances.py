@@ -42,13 +42,7 @@ class Distance(Protocol):
 
 @dataclass(frozen=True)
 class Tree:
-    """Leaves of a tree: s**k for two leaves whose lowest common ancestor is at tree level k >= 1.
-
-    Attributes
-    ----------
-    num_sites : int, s**depth
-    branching : int s >= 2
-    """
+    """Leaves of a tree: `s**k` for two leaves whose lowest common ancestor is at tree level k >= 1; `num_sites` is `s**depth`."""
 
     num_sites: int
     branching: int
@@ -83,14 +77,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Grid:
-    """Sites of a grid in C order: Euclidean distance, rounded to a whole number. A line is a grid of one dimension.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    periodic : bool
-        Whether opposite ends of the grid are neighbours.
-    """
+    """Sites of a grid in C order: Euclidean distance, rounded to a whole number; `periodic`: opposite ends are neighbours."""
 
     shape: tuple[int, ...]
     periodic: bool = False
@@ -184,12 +171,6 @@ class Covariances:
 
     Memory does not depend on the number of trajectories: a mean for each site, and a sum for each distance.
 
-    Parameters
-    ----------
-    distance : Distance
-
-    Examples
-    --------
     >>> import uturn as ut
     >>> x = ut.random.uniforms(ut.random.keys(0, range(3)), 80).reshape(3, 10, 8) < 0.5
     >>> whole = Covariances(Tree(8, 2)).add(x)
@@ -246,10 +227,7 @@ class Covariances:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Mean covariance of the pairs at every distance, float64 (items, distances); entry 0 is the mean variance of a site.
-
-        Unbiased: divided by the number of trajectories minus 1, of which there must be at least two.
-        """
+        """Mean covariance of the pairs at every distance, unbiased: float64 (items, distances); entry 0: variance of a site."""
         self.check_trajectories()
         return self._products / ((self.count - 1) * self.distance.pairs)
 

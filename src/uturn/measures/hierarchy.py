@@ -1,27 +1,7 @@
-"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns?
+"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns? Its definition is in docs/measures.md.
 
-Let x_i be the change of site i in a U-turn: 1 or 0 for symbols, or any real number. The sites fall into blocks of s sites, these
-into blocks of `s**2`, and so on, up to one block of all `s**K` sites; for the leaves of a tree, the blocks of `s**k` sites are
-the subtrees of level k. All covariances are over the U-turns of one original, then averaged over originals.
-
-1. C_k(i) is the mean covariance of site i with the sites of its block of level k that are outside its block of level k - 1, so
-   that k is the level of their lowest common ancestor. C_0 is the variance.
-2. The share that is lost, a(noise), is the mean change divided by its value at the last noise level, 0 .. 1. If sites were lost
-   independently of each other, and what is lost were as in independent data, C_k would be `a**2` times its value at the last
-   noise. The *excess* is `X_k = int [C_k - a**2 C_k(last)] da`.
-3. B_k is the variance of the sum over a block of `s**k` sites, divided by `s**k`:
-   `B_k = int [C_0 + sum_(j <= k) (s**j - s**(j-1)) C_j] da`, with C_j averaged over sites. The *nested correlation* of level k,
-   `D_k = s**(k-1) (X_k - X_(k+1)) / B_(k-1)` with `X_(K+1) = 0`, is the correlation of the changes of two sibling blocks of
-   `s**(k-1)` sites, beyond their correlation with the next relatives.
-4. The *nesting index* is `sum_k D_k - max_k D_k` for each site, averaged over sites: what remains of the nested correlations
-   without the strongest of them.
-
-A flat code, all of whose sites change with one class, has one step in C_k, and the index 0. Independent sites have none.
-
-Assumption: given the original, the noise of different sites is independent. Correlated noise makes sites change together whatever
-the data are: noise in nested bursts gives independent bits a positive index. Where the noisy data are known, the same functions
-check it on the changes from originals to noisy data (such as `noisy != originals[:, None]`), which have the index 0 and nested
-correlations 0 if the noise is independent.
+It assumes that the noise of different sites is independent given the original. Where noisy data are known, the same functions
+check this on the changes from originals to noisy data, which then have the index 0.
 """
 
 from __future__ import annotations
@@ -46,11 +26,7 @@ _DIMS = ("noise", "item", "trajectory", "site")
 
 
 class Nesting(NamedTuple):
-    """Nesting index and its components.
-
-    `value`: the index, not clipped: negative if correlations are below those of independent losses. `nested`: D_k of every site,
-    array (sites, K) for k = 1 .. K. `correlation`: X_k over the mean variance of a site, (sites, K).
-    """
+    """The nesting index, not clipped, and its parts: D_k of every site, and X_k over the mean variance of a site, (sites, K)."""
 
     value: float
     nested: np.ndarray
@@ -62,18 +38,16 @@ def nesting_index(
 ) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
-    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k as in the head of this module (`nested_correlations`). It
-    is 0 if changes are independent, or are shared at one level only: codes with a class and no features in between. This holds if
-    the noise of different sites is independent given the original. In a grammar the index grows with the number of levels that
-    change together and with how strongly they do. The unit of noise does not matter, nor the number of noise levels if the curves
-    are resolved. For interpretation and limits, see docs/measures.md.
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k the correlation of the changes of two sibling blocks of
+    `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
+    level only. For definition, interpretation and limits, see docs/measures.md.
 
     Parameters
     ----------
     changed : DataArray (noise, item, trajectory, site), real numbers, or Dataset
-        Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference. Each
-        item has at least two trajectories. The noise levels increase, and at the last one reconstructions are independent of
-        the originals. Sites are in the order of the blocks: block b of level k holds the sites `b s**k .. (b + 1) s**k - 1`.
+        Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference; at
+        least two trajectories of each item. The noise levels increase, and at the last one reconstructions are independent of the
+        originals. Block b of level k holds the sites `b s**k .. (b + 1) s**k - 1`.
 
         Or the results of the probe `changes` on strings, or `change` (noise, item) and `change_covariance` (noise, item,
         distance) at the distances `0, s, s**2, ..` of your own. These are averages over all sites, so that unrelated codes of
@@ -109,19 +83,10 @@ def nesting_index(
 def nested_correlations(
     changed: xr.DataArray | xr.Dataset, branching: int | None = None, confidence: float = 0.95, name: str = ""
 ) -> xr.Dataset:
-    """Nested correlation D_k of every level, averaged over sites; the nesting index is computed from these.
+    """Nested correlations of every level, averaged over sites; arguments as in `nesting_index`.
 
-    Parameters
-    ----------
-    changed, branching, confidence, name
-        As in `nesting_index`.
-
-    Returns
-    -------
-    Dataset (distance, estimate), at the distances s**k for k = 1 .. K
-        `nested`: D_k, the correlation of two sibling blocks of s**(k-1) sites beyond their correlation with the next relatives;
-        `correlation`: X_k over the variance of a site, the excess correlation of two sites whose smallest common block is of
-        level k.
+    A Dataset (distance, estimate) at the distances s**k for k = 1 .. K, with `nested`, D_k, and `correlation`, X_k over the
+    variance of a site: the excess correlation of two sites whose smallest common block is of level k.
     """
     import xarray as xr
 
@@ -137,14 +102,10 @@ def nested_correlations(
 
 
 def site_changes(experiment: Experiment) -> xr.DataArray:
-    """Changes of all sites in the U-turns of an experiment on strings or vectors.
+    """Changes of all sites in the U-turns of an experiment on strings or vectors, in memory, with the random streams of the run.
 
-    For strings, whether a leaf has another symbol, 0 or 1; for vectors, the squared difference of a component. They are computed
-    in memory, with the random streams of the run.
-
-    Returns
-    -------
-    DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`
+    DataArray float64 (noise, item, trajectory, site), with the coordinates of the source along `item`: for strings 1 where a leaf
+    has another symbol, else 0; for vectors the squared difference of a component.
     """
     import xarray as xr
 
@@ -171,10 +132,7 @@ def site_changes(experiment: Experiment) -> xr.DataArray:
 
 
 def _moments(changed: Any, branching: int | None, name: str) -> tuple[xr.DataArray, int]:
-    """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment), and s; else a ValueError.
-
-    The covariances of a dataset are those of one site that stands for all.
-    """
+    """Mean change, and C_0 .. C_K, of every site of every item, (noise, item, site, moment), and s; a dataset has one site."""
     import xarray as xr
 
     if isinstance(changed, xr.Dataset):
@@ -225,17 +183,8 @@ def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
 def nesting(change: Any, covariance: Any, branching: int) -> Nesting:
     """Nested correlations and the nesting index of mean curves, measured or from a theory.
 
-    Parameters
-    ----------
-    change : array (noise,)
-        Mean change. Its last value is that of independent data.
-    covariance : array (noise, sites, K + 1)
-        C_0 .. C_K of every site, or of one site that stands for all, at the same noise levels.
-    branching : int s >= 2
-
-    Examples
-    --------
-    The mean field of the ε-process:
+    `change` (noise,): mean change, whose last value is that of independent data. `covariance` (noise, sites, K + 1): C_0 .. C_K
+    of every site, or of one site that stands for all, at the same noise levels.
 
     >>> import uturn as ut
     >>> epsilon, theory = np.linspace(0, 1, 101)[1:], ut.theory.MeanField(vocab_size=16, multiplicity=4, branching=2)

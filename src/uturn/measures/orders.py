@@ -1,8 +1,4 @@
-"""Order consistency of a masked model: does the probability of two tokens depend on which of them is drawn first?
-
-A masked model gives a law p_i(. | z) for every masked site i of a text z. If all of them are conditionals of one joint law, two
-tokens have one probability in either order. Those of a trained network are not: what it draws then depends on the order.
-"""
+"""Order consistency of a masked model: does the probability of two tokens depend on which of them is drawn first?"""
 
 from __future__ import annotations
 
@@ -26,8 +22,7 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
         D = log p_i(a | z) + log p_j(b | z, x_i = a) - log p_j(b | z) - log p_i(a | z, x_j = b).
 
     For conditionals of one joint law D is 0 in every draw. Its mean over draws is KL(P_ij ‖ P_ji) >= 0, where P_ij is the law of
-    both tokens drawn in the order i, j. The divergence in the other order differs; where i and j are a random order of two sites,
-    the mean is the average of both. Single draws can be negative. D is infinite where the other order cannot draw the tokens.
+    both tokens drawn in the order i, j. Single draws can be negative. D is infinite where the other order cannot draw the tokens.
 
     Parameters
     ----------
@@ -87,19 +82,8 @@ def distance_ranges(length: int) -> np.ndarray:
 def drawn_pairs(masked: np.ndarray, ends: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A random pair of masked sites in each range of distances, with the share of the pairs of the text in this range.
 
-    Parameters
-    ----------
-    masked : bool (texts, length)
-    ends : int (ranges,)
-        Largest distances of the ranges (`distance_ranges`).
-    keys : uint64 (texts,)
-
-    Returns
-    -------
-    pairs : int64 (texts, ranges, 2)
-        Two sites in random order, uniformly distributed among those of the range; -1 where there are none.
-    shares : float64 (texts, ranges)
-        Shares of all pairs. A sum over ranges with these weights estimates the mean over all pairs.
+    `masked`: bool (texts, length). `ends`: int (ranges,), of `distance_ranges`. `keys`: uint64 (texts,). Returns `pairs`, int64
+    (texts, ranges, 2), in random order, -1 where there are none, and `shares` of all pairs, float64 (texts, ranges).
     """
     heights = uniforms(keys, len(ends))
     pairs, shares = np.full((len(masked), len(ends), 2), -1), np.zeros((len(masked), len(ends)))

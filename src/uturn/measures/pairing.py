@@ -11,12 +11,9 @@ def pairing(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndar
     """For each original i the smallest (c_ij + c_ji) / (c_ii + c_jj) over other originals j, and that j.
 
     c_ij: mean Euclidean distance of the reconstructions of i to original j. If the files of i and j are swapped, c_ij and c_ji
-    are small at weak noise, and the ratio is far below 1; for a right pairing it is 1 or more. `originals` (items, d),
-    `reconstructions` (items, draws, d) with NaN where they are missing; items without any are left out. Ratios are infinite
-    without other originals.
+    are small at weak noise, and the ratio is far below 1. `originals` (items, d), `reconstructions` (items, draws, d) with NaN
+    where they are missing. Ratios are infinite without other originals.
 
-    Examples
-    --------
     >>> x = np.eye(3)
     >>> ratio, partner = pairing(x, 0.9 * x[[1, 0, 2], None])
     >>> ratio.round(2), partner

@@ -20,14 +20,12 @@ _NONE = Estimate(np.nan, np.nan, np.nan)
 class Peak(NamedTuple):
     """The peak of the susceptibility chi against noise.
 
-    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or the level of the largest chi
-    if that is the first or the last one. The interval covers `levels` and half a step beyond them on each side, within the
-    measured range. `height`: the largest chi of the measured levels, too high on average, since the largest of several
-    fluctuating values is chosen. `cross_fitted`: the height without this bias, mean of both ways to choose the level on one half
-    of the originals and to read chi on the other; too low where a half chooses another level than that of the peak. `levels`,
-    bool (noise,): those at which chi is not below its largest value. `used`, bool (noise,): those that take part, at which chi
-    has an interval (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the level of the largest chi
-    among those; -1 if there is none.
+    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or an end of the range. The
+    interval covers `levels` and half a step beyond them. `height`: the largest measured chi, too high on average; `cross_fitted`:
+    the height without this bias, with the level chosen on one half of the originals and chi read on the other, mean of both ways.
+    `levels`, bool (noise,): those at which chi is not below its largest value. `used`, bool (noise,): those that take part, at
+    which chi has an interval (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the largest chi; -1 if
+    none.
     """
 
     place: Estimate
@@ -62,29 +60,15 @@ def peak_of(parts: xr.DataArray) -> Peak:
         log chi_k - log chi_l <= t se,
 
     with the standard error se of the paired difference over items, or over grammars if there are several, and t the one-sided
-    95 % quantile of Student's t with n_eff - 1 degrees of freedom, n_eff the smaller one of both levels
-    (`uturn.measures.changes.effective_number`). The interval of the place comes from these levels, since the vertex of a
-    parabola falls anywhere on a plateau. `benchmarks/correlated_changes.py peak` measures how often it contains the peak.
+    95 % quantile of Student's t with n_eff - 1 degrees of freedom, n_eff the smaller one of both levels. `parts` (noise, item,
+    part): `uturn.measures.changes.chi_parts` of a run, with increasing noise. All NaN if nothing changes; without intervals and
+    levels for a single original.
 
-    Parameters
-    ----------
-    parts : DataArray (noise, item, part)
-        `uturn.measures.changes.chi_parts` of a run, with increasing noise.
-
-    Returns
-    -------
-    Peak
-        All NaN if nothing changes; without intervals and levels for a single original.
-
-    Examples
-    --------
     >>> import xarray as xr
     >>> noise, chi = np.array([0.2, 0.4, 0.6, 0.8]), np.array([1.0, 3.0, 2.0, 1.0])
     >>> scatter = 1 + 0.1 * np.random.default_rng(0).standard_normal((4, 20))
-    >>> parts = xr.DataArray(
-    ...     [chi[:, None] * scatter, np.ones((4, 20))], dims=("part", "noise", "item"), coords={"noise": noise}
-    ... )
-    >>> found = peak_of(parts)
+    >>> parts = [chi[:, None] * scatter, np.ones((4, 20))]
+    >>> found = peak_of(xr.DataArray(parts, dims=("part", "noise", "item"), coords={"noise": noise}))
     >>> found.place, found.levels.tolist(), found.plateau
     (0.44 [0.30, 0.50], [False, True, False, False], False)
     """
@@ -102,10 +86,7 @@ def peak_of(parts: xr.DataArray) -> Peak:
 
 
 def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str]:
-    """Remarks on a peak that is, or may be, outside the measured range, and on a plateau.
-
-    `noise`: the measured levels. `most`: the largest noise there is, beyond which no level can be measured.
-    """
+    """Remarks on a peak that may be outside the measured levels `noise`, up to `most` where possible, and on a plateau."""
     if peak.largest < 0:
         yield "nothing changes between trajectories: no susceptibility"
         return
@@ -125,10 +106,7 @@ def about_peak(peak: Peak, noise: np.ndarray, most: float = 1.0) -> Iterator[str
 
 
 def about_few(number: np.ndarray, contributing: np.ndarray, noise: np.ndarray) -> Iterator[str]:
-    """Remarks on the noise levels and distances at which fewer than five originals decide chi and C(r).
-
-    `number`: n_eff at the levels; `contributing` (noise, distance): n_eff(r).
-    """
+    """Remarks on noise levels and distances at which fewer than five originals decide chi (n_eff) and C(r) (n_eff(r))."""
     few = (number > 0) & (number < FEW)
     if few.any():
         yield (
@@ -170,8 +148,7 @@ def _half_a_step_wider(x: np.ndarray, levels: np.ndarray, used: np.ndarray) -> t
 
 
 def _vertex(x: np.ndarray, y: np.ndarray) -> float:
-    """Where a curve is largest: the vertex of the parabola through its largest value and the two beside it, which is less than
-    half a step away; the first or the last x if y is largest there."""
+    """Where a curve is largest: the vertex of the parabola through its largest value and the two beside it, or an end."""
     k = int(y.argmax())
     if not 0 < k < len(y) - 1:
         return float(x[k])

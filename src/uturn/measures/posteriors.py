@@ -70,13 +70,12 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     """Test whether the clones of a run are draws from the posterior, and say which kind of error they have.
 
     The family is `distance`, `same_component` (or the first `same_class` of a classifier), `log_likelihood` and `log_prior`, as
-    far as the run has them (probe `posterior`), since each sees other errors. They are tested by relabelling
-    (`uturn.calibration`), exact at any number of items. A ranked reading h(x; y) is tested twice: by the difference of means
-    E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors that keep the mean, such as heavy tails. Holm's
-    adjustment is over both tests of all readings of the family and all noise levels. Beside the family, with a false-alarm rate
-    of their own, stand both tests of `reference_distance`, whose ranks are the test of coverage TARP (arXiv:2302.03026), and of
-    `mean_value`. `coverage` and `z_squared` are numbers without a test. The kind is a guess from the signs and sizes of the
-    effects, made only where a test has rejected; its error rates are in docs/measures.md.
+    far as the run has them (probe `posterior`). They are tested by relabelling (`uturn.calibration`). A ranked reading h(x; y) is
+    tested twice: by the difference of means E h(x_0; y) - E h(x̂; y), and by its ranks (`uturn.ranks`), which see errors that
+    keep the mean, such as heavy tails. Holm's adjustment is over both tests of all readings of the family and all noise levels.
+    Beside the family, with a false-alarm rate of their own, stand both tests of `reference_distance`, whose ranks are the test of
+    coverage TARP (arXiv:2302.03026), and of `mean_value`. The kind is a guess from the signs and sizes of the effects, made only
+    where a test has rejected; its error rates are in docs/measures.md.
 
     Parameters
     ----------
@@ -92,13 +91,13 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
         share of the mean distance of original and clone (1 for clones that are all equal), of log-densities in nats, of classes a
         difference of shares. `visible`: size of an effect that the test detects with a probability of about one half. `p`,
         `p_holm`, `rank_p`, `rank_p_holm` (noise, reading), NaN where there is no such test. `rank_difference` (noise, reading,
-        rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), to be compared with `coverage_expected` =
-        (K - 1) / (K + 1) and 1. `kind` (noise): one of `uturn.measures.posteriors.KINDS`, "some other error", or "none seen", if
-        no test rejects; `decided` (noise): the test of means that rejects most clearly, such as "log_prior", or that of ranks,
-        "ranks of log_prior", if no mean rejects (relabellings bound the p-values of means from below, so those of ranks can be
-        smaller); `residual` (noise): root mean square residual of the clones from the measurement, in those of the originals, for
-        Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"), `effect_unit`, `blind` (what its test cannot
-        see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`, `remark`.
+        rank): `difference` of `uturn.ranks`. `coverage`, `z_squared` (noise, estimate), numbers without a test, to be compared
+        with `coverage_expected` = (K - 1) / (K + 1) and 1. `kind` (noise): one of `uturn.measures.posteriors.KINDS`, "some other
+        error", or "none seen". `decided` (noise): the test of means that rejects most clearly, such as "log_prior", or that of
+        ranks, "ranks of log_prior", if no mean rejects. `residual` (noise): root mean square residual of the clones from the
+        measurement, in those of the originals, for Gaussian noise. Coordinates of a reading: `family` ("posterior", "beside"),
+        `effect_unit`, `blind` (what its test cannot see). Attributes: `passed`, `passed_beside`, `level`, `items`, `clones`,
+        `remark`.
 
     Examples
     --------
@@ -233,8 +232,7 @@ def _kind(tests: xr.Dataset, level: float) -> str:
 
 
 def _decided(tests: xr.Dataset, level: float) -> str:
-    """The test that rejects most clearly, "" if none does: among means that of the smallest p-value by Holm, and of the largest
-    effect in units of what is visible, since relabellings bound p-values from below; if no mean rejects, among ranks."""
+    """The test that rejects most clearly: by p, then by effect over what is visible, since relabellings bound p from below."""
     with np.errstate(invalid="ignore", divide="ignore"):
         size = np.abs(tests.effect.sel(estimate="value").values / tests.visible.values)
     for key, words in (("p_holm", ""), ("rank_p_holm", "ranks of ")):

@@ -26,8 +26,8 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     - Where none has reached |G| at the first look, and Chernoff's bound on the probability of |G*| >= |G| proves that fewer than
       0.01 hits are expected among all relabellings, no more are drawn: p = 1 / (relabellings + 1), which is above the bound.
 
-    `gaps` (items, K + 1, tests): g_j of every datum (`uturn.measures.calibration.exchanged_gaps`); j = 0 is the true original.
-    `relabellings`: largest number B for a test. `key`: random stream of the relabellings, which are the same for all tests.
+    `gaps` (items, K + 1, tests): `uturn.measures.calibration.exchanged_gaps`. `relabellings`: largest number B for a test. `key`:
+    random stream of the relabellings, which are the same for all tests.
     """
     items = len(gaps)
     least = (np.abs(gaps[:, 0].mean(axis=0)) - MARGIN) * items

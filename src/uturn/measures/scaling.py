@@ -41,7 +41,7 @@ def correlation_length(
     -------
     Dataset with the dim noise
         `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff - 1 degrees
-        of freedom (`uturn.measures.changes`); the ends are NaN if n_eff < 5.
+        of freedom; the ends are NaN if n_eff < 5.
 
     Examples
     --------
@@ -96,10 +96,9 @@ def _peak(x: np.ndarray, y: np.ndarray, k: int) -> float:
 
 
 def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
-    """The curves that `collapse` fits, from runs with the probe `changes`, one for each size, of the same noise and items.
+    """The curves that `collapse` fits, DataArray (noise, item, size, part), from runs with the probe `changes`, one for a size.
 
-    Returns a DataArray (noise, item, size, part): part 0 is the covariance of the changes at the largest distance, part 1 the
-    variance of a site.
+    Part 0 is the covariance of the changes at the largest distance, part 1 the variance of a site.
     """
     import xarray as xr
 
@@ -109,9 +108,8 @@ def collapse_curves(runs: Sequence[xr.Dataset]) -> xr.DataArray:
 
 
 class Collapse(NamedTuple):
-    """A finite-size collapse: the exponent ν and the critical noise, with intervals, and the spread that is left.
+    """The exponent ν and the critical noise, with intervals, and the spread that is left; NaN if no collapse can be fitted.
 
-    NaN if no collapse can be fitted: where nothing changes, or where the curves do not overlap at the start of the search.
     `spread`: variance between the collapsed curves over the variance along them, >= 0; 0 is a perfect collapse.
     """
 
@@ -127,18 +125,8 @@ def collapse(curves: xr.DataArray, sizes: Sequence[float], start: tuple[float, f
     `ξ ~ |ε - ε*|**-ν`, so the curves `N**(2 - 2/ν) C(N)/C(0)` of trees with N leaves are one function of `(ε - ε*) N**(1/ν)`. The
     fit minimises the variance between the curves, interpolated linearly where all of them exist.
 
-    chi is not fitted: it grows only as `N**(2/ν - 1)` at `ε*`, with an exponent of .06 at (32, 8, 2), and a part that does not
-    depend on N hides this.
-
-    Parameters
-    ----------
-    curves : DataArray (noise, item, size, part)
-        `collapse_curves` of runs.
-    sizes : sequence of float
-        N of every size, at least two.
-    start : (ν, critical noise)
-        Where the search begins; ν between 0.5 and 20.
-    confidence : float in (0, 1)
+    `curves`: those of `collapse_curves`. `sizes`: N of every size, at least two. `start`: (ν, critical noise), where the search
+    begins, with ν between 0.5 and 20.
     """
     from scipy.optimize import minimize
 

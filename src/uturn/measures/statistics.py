@@ -1,12 +1,9 @@
 """Statistics of curves: location and width of a fall, crossing of two curves, hierarchy index, with confidence intervals.
 
-A *curve* is a mean over items against the noise level. Confidence intervals are computed from the differences between independent
-groups of readings: the grammars if there are several, otherwise the items, each with all its reconstructions (`Replicates`,
-`estimate`). Two kinds of numbers have intervals of their own, since equal readings leave no differences: means of readings in
-[0, 1] (`proportion`), and noise levels found between two measured ones (`located`).
-
-A number with its interval is (value, low, high), always along the last axis, which is the dim `estimate` of datasets; `Estimate`
-is a single one.
+A *curve* is a mean over items against the noise level. Intervals are computed from the differences between independent groups of
+readings (`Replicates`). Means of readings in [0, 1] (`proportion`) and noise levels found between two measured ones (`located`)
+have intervals of their own, since equal readings leave no differences. A number with its interval is (value, low, high), along
+the last axis, the dim `estimate` of datasets; `Estimate` is a single one.
 """
 
 from __future__ import annotations
@@ -96,8 +93,7 @@ class Transition(NamedTuple):
     """A fall of a curve between two plateaus; NaN if the curve does not fall far enough.
 
     `location`: smallest noise at which the curve has fallen by half. `width`: difference of the smallest noises at which it has
-    fallen by three quarters and by one quarter; fluctuations on the lower plateau do not change it. `sharpness`: location /
-    width, the steepness on a logarithmic axis.
+    fallen by three quarters and by one quarter. `sharpness`: location / width.
     """
 
     location: float
@@ -108,10 +104,6 @@ class Transition(NamedTuple):
 def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
     """Last (or, if `first`, first) x at which a curve falls below a height, by linear interpolation; NaN if it never does.
 
-    The curve: arrays (points,), x increasing.
-
-    Examples
-    --------
     >>> crossing([0, 0.2, 0.4, 0.6], [1, 0.9, 0.3, 0.1], 0.5)
     0.333...
     """
@@ -127,8 +119,6 @@ def crossing(x: Any, y: Any, height: float, first: bool = False) -> float:
 def transition(x: Any, y: Any, top: float = 1.0, bottom: float | None = None) -> Transition:
     """Location and width of the fall of a curve y(x), arrays (points,), from `top` to `bottom` (the last value by default).
 
-    Examples
-    --------
     >>> transition([0, 0.2, 0.4, 0.6, 0.8], [1, 0.9, 0.4, 0.2, 0.2])
     Transition(location=0.32, width=0.16..., sharpness=1.99...)
     """
@@ -172,20 +162,12 @@ class Replicates(NamedTuple):
         d_r = sum_g H_rg sqrt((G - 1)/G) (c_g - c),
 
     where the signs H are columns of a Hadamard matrix, which are orthogonal: balanced repeated replication (McCarthy 1969, Fay
-    1989). For a mean, the root mean square of the deviations is the usual standard error, and the interval is that of Student's t
-    with G - 1 degrees of freedom, or fewer if the groups are of unequal size. The replicates are about as far from c as c is from
-    the truth. This matters for the noise at which a curve crosses a height: a noisy curve crosses more than once, which leaving
-    out one group (the jackknife) misses.
+    1989). The replicates are about as far from c as c is from the truth. This matters for the noise at which a curve crosses a
+    height: a noisy curve crosses more than once, which leaving out one group (the jackknife) misses.
 
-    Attributes
-    ----------
-    mean : array (noise, ..)
-    deviations : array (R, noise, ..)
-        d_r, with R the smallest power of 2 that is at least G; empty for a single group.
-    groups : int
-    freedom : float
-        Degrees of freedom of Student's t: `(sum w)^2 / sum w^2 - 1` with the number of items w of every group (Kish 1965), at
-        least 1. It is G - 1 for groups of equal size.
+    `mean`: (noise, ..). `deviations`: d_r, (R, noise, ..), with R the smallest power of 2 that is at least G; empty for a single
+    group. `groups`: G. `freedom`: degrees of freedom of Student's t, `(sum w)^2 / sum w^2 - 1` with the number of items w of
+    every group (Kish 1965), at least 1; G - 1 for groups of equal size.
     """
 
     mean: np.ndarray
@@ -212,7 +194,7 @@ class Replicates(NamedTuple):
         """Half the width of the confidence interval of a statistic: its standard error times the quantile of Student's t.
 
         `number`: how many groups decide the statistic (`uturn.measures.changes.effective_number`), an array that broadcasts with
-        it. At most `groups` count, since the error is computed from so many; where fewer than `FEW` decide, the width is NaN.
+        it; at most `groups` count. Where fewer than `FEW` decide, the width is NaN.
         """
         from scipy.special import stdtrit
 
@@ -256,27 +238,22 @@ def _mean_where_finite(values: np.ndarray) -> np.ndarray:
 def replicates(values: xr.DataArray, centre: str = "mean") -> Replicates:
     """Replicates of the mean curve over items, trajectories and clones, from the differences between independent groups.
 
-    With `centre` = "median", the curve is the median over items of their means over trajectories and clones. The jackknife fails
-    for medians: leaving out one group moves them by one reading or not at all. The replicates are therefore medians of half of
-    the groups, those with H_rg = 1 (McCarthy 1969), which are about as far from the median of all as that is from the truth. Of
-    the intervals of medians, .92 to .95 hold the truth for 8 to 400 lognormal numbers (`benchmarks/intervals.py --part medians`).
+    With `centre` = "median", the curve is the median over items of their means over trajectories and clones, and the replicates
+    are medians of half of the groups, those with H_rg = 1 (McCarthy 1969), since the jackknife fails for medians.
 
     Parameters
     ----------
     values : DataArray with dims noise, item, perhaps trajectory and clone, and others
-        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items. If they are
-        more than 64, neighbours are joined into 64 groups. Items count equally: the mean is that of their means over the
-        trajectories and clones that they have. Missing readings (NaN) are left out.
+        The groups are the grammars if `item` has a coordinate `grammar` with several values, otherwise the items; of more than
+        64, neighbours are joined. Items count equally: the mean is that of their means over the trajectories and clones that they
+        have. Missing readings (NaN) are left out.
     centre : "mean" or "median"
 
     Examples
     --------
     >>> import xarray as xr
     >>> kept = xr.DataArray([[1, 1, 1, 1], [1, 0, 1, 0]], dims=("noise", "item"), coords={"noise": [0.1, 0.5]})
-    >>> of = replicates(kept)
-    >>> of.mean, of.groups
-    (array([1. , 0.5]), 4)
-    >>> of.interval(lambda curve: curve[1] - curve[0]).round(3)  # value and ends, here of a difference
+    >>> replicates(kept).interval(lambda curve: curve[1] - curve[0]).round(3)  # value and ends, here of a difference
     array([-0.5  , -1.419,  0.419])
     """
     from scipy.linalg import hadamard
@@ -340,23 +317,15 @@ def independent_groups(values: xr.DataArray) -> np.ndarray:
 def proportion(values: xr.DataArray, confidence: float = 0.95) -> xr.DataArray:
     """Mean curve of readings in [0, 1] and the ends of its Clopper-Pearson interval at the effective number of groups.
 
-    Student's t gives no interval where all readings are equal, and ends beyond 0 and 1. Clopper and Pearson (1934) invert the
-    test of the binomial law; for readings that are not independent tosses the number of tosses is replaced by an effective one
-    (Korn and Graubard 1998). With the mean p, its variance s² from the differences between the independent groups (see
-    `replicates`; here all n groups count singly), and the quantiles t of Student's law with n - 1 degrees of freedom and z of the
-    normal law,
+    Clopper and Pearson (1934) invert the test of the binomial law; for readings that are not independent tosses the number of
+    tosses is replaced by an effective one (Korn and Graubard 1998). With the mean p, its variance s² from the differences between
+    the n independent groups, and the quantiles t of Student's law with n - 1 degrees of freedom and z of the normal law,
 
         n_eff = p (1 - p) / s² (z/t)²,   at least n, and for readings 0 and 1 at most their number; n if s = 0
         low = BetaInv(a/2; p n_eff, (1 - p) n_eff + 1),   high = BetaInv(1 - a/2; p n_eff + 1, (1 - p) n_eff)
 
-    with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1. One end alone is a one-sided bound of confidence 1 - a/2:
-    for 59 kept classes of 59, `confidence` = .9 gives low = .05^(1/59) = .9505, which holds with confidence .95.
-
-    For groups of unequal size, n is the number of groups of equal size of the same precision, `(sum w)^2 / sum w^2`. So 40 kept
-    classes of 40 give 1 [.91, 1], whether each is seen once or in five trajectories that agree. At noise 0 nothing is changed:
-    where all readings there are equal, they are so by construction, and both ends are the value. The same holds for readings
-    strictly between 0 and 1 that are equal in all groups, such as beliefs at full noise.
-
+    with a = 1 - confidence, low = 0 for p = 0, and high = 1 for p = 1. For groups of unequal size, n is `(sum w)^2 / sum w^2`. At
+    noise 0, and for readings strictly between 0 and 1, both ends are the value where all readings are equal.
     `benchmarks/intervals.py --part proportions` measures the coverage.
 
     Parameters
@@ -425,16 +394,12 @@ def _labelled(bounds: np.ndarray, values: xr.DataArray) -> xr.DataArray:
 
 
 def rests_on_few(values: xr.DataArray) -> np.ndarray:
-    """Whether the spread of shares rests on fewer than three independent groups, bool (noise, ..).
+    """Whether the spread of shares rests on fewer than three independent groups, bool (noise, ..); `values` as in `proportion`.
 
     It does if two groups hold more than nine tenths of the squared deviations of the means of groups from their median. Rare
-    groups that change much, of which a sample holds none or one, then make the interval of `proportion` too narrow: with 5 % of
-    such originals it holds the truth in .4 to .9 of samples of 8 to 40 (`benchmarks/intervals.py --part rare`). Readings 0 and 1
-    are left out, since theirs is the interval of independent tosses; so are samples of fewer than `FEW` groups. `values` as in
-    `proportion`.
+    groups that change much then make the interval of `proportion` too narrow (`benchmarks/intervals.py --part rare`). Readings 0
+    and 1, and samples of fewer than `FEW` groups, are left out.
 
-    Examples
-    --------
     >>> import xarray as xr
     >>> kept = xr.DataArray([[0.96, 0.98, 1.0, 0.98, 0.4], [0.9, 0.8, 0.7, 0.6, 0.5]], dims=("noise", "item"))
     >>> rests_on_few(kept).tolist()
@@ -450,21 +415,20 @@ def rests_on_few(values: xr.DataArray) -> np.ndarray:
 
 
 def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float = 0.95) -> np.ndarray:
-    """One-sided bounds of the mean of readings in [low, high], for readings of any law in this range.
+    """One-sided bounds of the mean of readings in [low, high], for readings of any law in this range: array (2, noise, ..).
 
-    If a few originals differ much from the others and the sample has none of them, its spread does not show them, and bounds that
-    are computed from the spread miss. The bound of Gaffke (2005) adds an original with the worst possible value. With the means
-    x_g of the n independent groups and random weights W, the lower bound is the 1 - confidence quantile of
+    Bounds that are computed from the spread miss where a few originals differ much and the sample has none of them. The bound of
+    Gaffke (2005) adds an original with the worst possible value. With the means x_g of the n independent groups and random
+    weights W, the lower bound is the 1 - confidence quantile of
 
         low W_0 + sum_g x_g W_g,   (W_0, W_1, ..) ~ Dirichlet(1, k_1, ..),
 
     and the upper bound likewise with `high`. k_g is 1 for groups of equal size; otherwise it is proportional to the size w_g, and
     the sum is `(sum w)^2 / sum w^2`. For groups that are all kept or all lost, this is the bound of Clopper and Pearson; if all
-    x_g equal x, it is low + (x - low) (1 - confidence)^(1/n). No law is known for which the bound fails, but there is no proof
-    for all laws (Learned-Miller and Thomas 2019, arXiv:1905.06208). `benchmarks/choice.py` measures how often it is wrong.
-
-    Both of these cases are exact. Other quantiles are approximated by the formula of Lugannani and Rice (1980), with which the
-    probability of an error is .0479 to .05 at confidence .95 (n from 1 to 300).
+    x_g equal x, it is low + (x - low) (1 - confidence)^(1/n). Other quantiles are approximated by the formula of Lugannani and
+    Rice (1980), with which the probability of an error is .0479 to .05 at confidence .95 (n from 1 to 300). No law is known for
+    which the bound fails, but there is no proof for all laws (arXiv:1905.06208). `benchmarks/choice.py` measures how often it is
+    wrong.
 
     Parameters
     ----------
@@ -475,11 +439,6 @@ def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float
     confidence : float in (.5, 1)
         Confidence of each bound.
 
-    Returns
-    -------
-    array (2, noise, ..)
-        Lower and upper bounds; NaN without readings.
-
     Examples
     --------
     >>> import xarray as xr
@@ -487,9 +446,6 @@ def mean_bounds(values: xr.DataArray, low: float, high: float, confidence: float
     >>> mean_bounds(kept, 0, 1).round(4)
     array([[0.9505],
            [1.    ]])
-    >>> mean_bounds(0.97 * kept, 0, 1).round(4)  # all originals keep .97 of their sites
-    array([[0.922 ],
-           [0.9715]])
     """
     alpha = 1 - checked_share("confidence", confidence)
     readings, over = _readings(values)
@@ -563,23 +519,16 @@ def located(
     """A noise located between measured levels x by interpolation, and the ends of its interval: array (3,).
 
     The interval of `Replicates.interval` holds the place on the curve that is interpolated linearly between the levels. The true
-    curve is not known between them: one that never rises can pass the height anywhere between the last level above it and the
-    first one below. The interval is therefore widened to hold both of these levels. Where it is wider than their distance
-    already, as on a fine grid, it stays nearly the same.
-
-    The interval can miss the place if the curve stays just above the height up to the next level, and the sample puts that level
-    below: the place is then in a neighbouring gap (coverage down to .65; `benchmarks/intervals.py --part grids`).
+    curve is not known between them, so the interval is widened to hold both levels around the place. It can miss the place if the
+    curve stays just above the height up to the next level, and the sample puts that level below (`benchmarks/intervals.py --part
+    grids`).
 
     `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
     curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance
     of two places, the smallest and the largest distance that is possible with each in its own gap.
 
-    Examples
-    --------
-    All of 40 readings change between .9 and 1:
-
     >>> import xarray as xr
-    >>> noise = [0, 0.9, 1]
+    >>> noise = [0, 0.9, 1]  # all of 40 readings change between .9 and 1
     >>> values = xr.DataArray(np.tile([[1], [1], [0]], 40), dims=("noise", "item"), coords={"noise": noise})
     >>> located(replicates(values), lambda curve: crossing(noise, curve, 0.5), noise)
     array([0.95, 0.9 , 1.  ])
@@ -590,12 +539,10 @@ def located(
 
 
 def estimate(values: xr.DataArray, statistic: Callable[[np.ndarray], float], confidence: float = 0.95) -> Estimate:
-    """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t (`Replicates`).
+    """A statistic of the mean curve (noise, ..others) with its confidence interval, of Student's t; `values` as in `replicates`.
 
-    The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. The statistic is calculated
-    about 2 R times, where R is at most 64. `benchmarks/intervals.py` measures how often the intervals contain the truth: .93 to
-    .97 for places on curves and 40 items, less for few items of a skewed law (ten lognormal numbers: .84). A mean of readings in
-    [0, 1] has the interval of `proportion`, a noise between coarse levels that of `located`. `values` as in `replicates`.
+    The ends are NaN if the statistic does not exist (NaN, infinite), or if there is only one group. A mean of readings in [0, 1]
+    has the interval of `proportion`, a noise between coarse levels that of `located`.
     """
     ends = replicates(values).interval(statistic, confidence)
     way = "one number; `replicates(values).interval(statistic)` gives the intervals of arrays"
@@ -636,24 +583,19 @@ def hierarchy_index(
     """Hierarchy index in [0, 1]: strength of two signs of a hierarchy, an abrupt loss of the class and an inversion of levels.
 
     Both curves are rescaled, r = (c - floor)/(1 - floor), and the high level r_H is plotted against the low level r_L. As noise
-    grows, the curve runs from (1, 1) to (0, 0); the unit of noise does not matter. Let G be the signed area between curve and
-    diagonal, from (1, 1) on: `G = int (r_H - r_L) (-dr_L)`. It grows while the class is better preserved, and falls while the
-    low level is. With
+    grows, the curve runs from (1, 1) to (0, 0). Let G be the signed area between curve and diagonal, from (1, 1) on:
+    `G = int (r_H - r_L) (-dr_L)`. With
 
         A = largest value of G, at the inversion        (class better preserved, small noise)
         B = A - G at the end                            (low level better preserved, large noise)
         W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
 
-    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive. It is 1 for a class lost in one step at r_L =
-    1/2, and 4 r (1 - r) for a step at r_L = r. It is 0 on the diagonal, for curves on one side of it, and if the low level is
-    better preserved at small noise. It is no proof of a hierarchy: flat data whose details have two scales, one lost before the
-    class and one after it, have an index of .8 and more. For interpretation and limits (grammars with as many classes as symbols;
-    mixtures with distant modes), see docs/hierarchy-index.md.
+    the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive: 1 for a class lost in one step at r_L = 1/2. For
+    interpretation and limits, see docs/hierarchy-index.md.
 
     Two steps prevent fluctuations of the curves from counting as an inversion. First, both curves are replaced by the closest
     non-increasing ones, since more noise never preserves more. Second, the items are split into two halves (alternating within a
-    grammar): the largest G is located on one half, and A and B are measured there on the other half. Both assignments are
-    averaged, so that fluctuations enter A and B with either sign.
+    grammar): the largest G is located on one half, and A and B are measured there on the other half, averaged over both ways.
 
     Parameters
     ----------
@@ -664,7 +606,6 @@ def hierarchy_index(
     floors : (high, low), optional
         Values for independent data, below 1. By default the values at the last noise level, which must then be nearly infinite.
     confidence : float in (0, 1)
-        Confidence of the interval.
 
     Returns
     -------

@@ -1,9 +1,4 @@
-"""Comparison of two samplers of U-turns by exact tests: have their reconstructions of the same originals one law?
-
-For each original, each of two samplers makes two U-turns with noise of their own. If the samplers have one law, the four
-reconstructions of an original are exchangeable, whatever the data, the model and the noise level. The labels "first" and "second"
-are then drawn anew for every original, and a statistic is compared with its values under these relabellings.
-"""
+"""Comparison of two samplers of U-turns by exact tests: have their reconstructions of the same originals one law?"""
 
 from __future__ import annotations
 
@@ -25,9 +20,8 @@ _PAIRS = list(itertools.combinations(range(4), 2))  # of the four U-turns of an 
 class TwoSamplers(NamedTuple):
     """The result of an exact test at each noise level, arrays (noise,).
 
-    `statistic`: its mean over originals. `p_value` of each single level; `adjusted` by Holm: for samplers of one law, any of them
-    is <= a with a probability of at most a. `level`: false-alarm rate of all levels together. `relabellings`: largest number of
-    random relabellings B; no p-value is below 1 / (B + 1).
+    `statistic`: its mean over originals. `p_value` of each single level; `adjusted` by Holm. `level`: false-alarm rate of all
+    levels together. `relabellings`: largest number of random relabellings B; no p-value is below 1 / (B + 1).
     """
 
     statistic: np.ndarray
@@ -50,10 +44,9 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
 
         e = (d(a, b) + d(a, b') + d(a', b) + d(a', b')) / 2 - d(a, a') - d(b, b'),
 
-    whose expectation is 0 for samplers of one law, and positive for any others. Under this hypothesis each of the three splits
-    into two pairs is equally probable. The splits are drawn uniformly for every original, B times, and the mean of e is compared
-    with the means under these relabellings. The test sees any difference in law of single reconstructions, if there are enough
-    originals. It cannot see an error that both samplers have, such as a wrong denoiser, nor noise shared by different originals.
+    whose expectation is 0 for samplers of one law, and positive for any others. For one law the four reconstructions are
+    exchangeable: their splits into two pairs are drawn uniformly for every original, B times, and the mean of e is compared with
+    the means under these relabellings. An error that both samplers have, or noise shared by different originals, cannot be seen.
     With n originals, no p is below 3^-n.
 
     Parameters
@@ -85,15 +78,7 @@ def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3
 
     `originals`: array (items, ...). The statistic of an original is the mean of `change_sizes` over the U-turns of the first
     sampler, minus that over those of the second. Its labels are drawn uniformly among the six choices of two U-turns out of four,
-    and the test has two sides. It has more power than `two_samplers` for changes that are too large or too small throughout, and
-    none for others.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> x = ut.random.normals(ut.random.keys(0, range(50)), 4 * 16).reshape(1, 50, 4, 16)
-    >>> sizes_of_change(0 * x[0, :, 0], x[:, :, :2], 0.8 * x[:, :, 2:]).statistic.round(1)
-    array([0.2])
+    and the test has two sides. It has more power than `two_samplers` for changes that are too large or too small throughout.
     """
     sizes = change_sizes(originals, _together(first, second))
     means = [(sizes[..., i] + sizes[..., j]) / 2 for i, j in _PAIRS]
@@ -102,10 +87,7 @@ def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3
 
 
 def change_sizes(originals: Any, reconstructions: Any) -> np.ndarray:
-    """Root mean square change of each U-turn, float64 (noise, items, draws).
-
-    `originals`: array (items, ...). `reconstructions`: array (noise, items, draws, ...).
-    """
+    """Root mean square change of each U-turn, float64 (noise, items, draws), of (items, ...) and (noise, items, draws, ...)."""
     x, y = checked_array("originals", originals), checked_array("reconstructions", reconstructions)
     fits, where = y.ndim > 2 and x.shape == (y.shape[1], *y.shape[3:]), "shapes of originals and reconstructions"
     expect(fits, where, (x.shape, y.shape), "(items, ...) and (noise, items, draws, ...)")
@@ -129,10 +111,7 @@ def _size(differences: np.ndarray, leading: int) -> np.ndarray:
 
 
 def _tested(statistics: np.ndarray, compared: np.ndarray, scale: np.ndarray, level: float, seed: int) -> TwoSamplers:
-    """The test from statistics (noise, items, labellings), labelling 0 as observed; `compared` are those that are relabelled.
-
-    `scale` (noise,): size of the data at each level, in units of which statistics up to rounding are equal.
-    """
+    """The test from statistics (noise, items, labellings), 0 as observed; `compared` are relabelled, in units of `scale`."""
     level = checked_share("level", level)
     B = math.ceil(100 * len(statistics) / level)
     units = np.where(scale > 0, scale, 1)[:, None, None]

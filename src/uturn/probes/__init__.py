@@ -5,7 +5,6 @@ from __future__ import annotations
 from uturn.core.protocols import Probe as Probe
 from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
-from uturn.probes.nodes import TreeNodes
 from uturn.probes.orders import OrderConsistency, OrderLikelihood
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
@@ -14,4 +13,4 @@ from uturn.probes.repetition import Repetition
 from uturn.probes.scales import Scales
 from uturn.probes.texts import TextClass, TextEncoder, TextLayers, TextLikelihood
 from uturn.probes.tokens import KeepTokens, KeptTokens
-from uturn.probes.tree import Messages, ParsedLevels, TreeLevels
+from uturn.probes.tree import Messages, ParsedLevels, TreeLevels, TreeNodes

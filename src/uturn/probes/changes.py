@@ -30,18 +30,16 @@ class Changes(Named):
     | vectors | components | size of the change | periodic grid for fields; else difference of indices |
     | others, such as tokens | sites | 1 if an integer differs; size of the change of a number | difference of indices |
 
-    Variables. `change`: mean change, over trajectories and the sites that an original has and noise can change (of texts, over
-    the tokens up to the end of each text, without fixed ones). `change_covariance`: mean covariance C(r) of the ordered pairs of
-    sites at distance r, in squared units of the change; at distance 0 the mean variance. `change_covariance_sum`: sum of C_ij
-    over all ordered pairs, divided by the number of sites. Both are divided by the numbers of the longest original
-    (`uturn.measures.changes.present_pairs`). `uturn.measures.changes` computes the susceptibility and the correlations from them,
-    with intervals. With several clones, the trajectories of each clone number are independent; their covariances are averaged.
+    Variables. `change`: mean change, over trajectories and the sites that an original has and noise can change.
+    `change_covariance`: mean covariance C(r) of the ordered pairs of sites at distance r, in squared units of the change.
+    `change_covariance_sum`: sum of C_ij over all ordered pairs, divided by the number of sites. Both are divided by the numbers
+    of the longest original (`uturn.measures.changes.present_pairs`), and averaged over clone numbers, the trajectories of each of
+    which are independent.
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
     network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
-    their number is a square, possibly without a class token or the tokens counted by `num_prefix_tokens` (class token and
-    registers in timm). `name`: prefix of the variables and of the dim `distance`, so that an experiment can have several of
-    these probes. `batch_size`: images in a forward pass (execution-only).
+    their number is a square, possibly without a class token or the tokens counted by `num_prefix_tokens`. `name`: prefix of the
+    variables and of the dim `distance`. `batch_size`: images in a forward pass (execution-only).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})

@@ -1,8 +1,8 @@
 """Similarity of data in the hidden layers of a network.
 
-The post-activations of a layer are standardised: the mean of each channel over a reference set is subtracted, and the difference
-is divided by the standard deviation (section 2 of arXiv:2402.16991). Two data are then compared by the cosine of their
-activations, and by their squared distance divided by that of independent data.
+The post-activations of a layer are standardised by the mean and variance of each channel over a reference set (section 2 of
+arXiv:2402.16991). Two data are compared by the cosine of their activations, and by their squared distance divided by that of
+independent data.
 """
 
 from __future__ import annotations
@@ -37,19 +37,12 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
-class Comparison(NamedTuple):
-    """Comparison of pairs, float64 (count, num_layers): `similarity` in [-1, 1] and `distance` >= 0."""
-
-    similarity: np.ndarray
-    distance: np.ndarray
-
-
 class Readings(NamedTuple):
     """Comparison of originals with their reconstructions, and the logits of both.
 
-    `similarity` in [-1, 1], `distance` >= 0: float64 (items, draws, layers), of a reconstruction and its original.
-    `original_logits` (items, classes), `logits` (items, draws, classes): float64 output of the model, None if it was not read.
-    `clone_..`: of a clone and the others of its noisy datum, mean; None for a single clone.
+    `similarity` in [-1, 1], `distance` >= 0: float64 (items, draws, layers). `original_logits` (items, classes), `logits` (items,
+    draws, classes): float64 output of the model, None if it was not read. `clone_..`: of a clone and the others of its noisy
+    datum, mean; None for a single clone.
     """
 
     similarity: np.ndarray
@@ -91,7 +84,7 @@ class HiddenLayers:
         The probed modules, in the order in which the model registers them.
     mean, variance, spread : {layer: float64 (channels,)}
         Mean and variance over samples and positions of the reference set; variance over samples at a fixed position (normalised
-        by count - 1), summed over positions. Empty before `fit` or `load_statistics`.
+        by count - 1), summed over positions.
     shapes, reference_count
         {layer: shape of the activations of one reference sample}, and the number of reference samples.
     """
@@ -173,11 +166,7 @@ class HiddenLayers:
 
     # -- measurement ---------------------------------------------------------------------------------------------------
     def activations(self, samples: Any) -> Iterator[dict[str, torch.Tensor]]:
-        """Raw activations {layer: float32 (batch, ...)}, one batch of at most `batch_size` samples after the other.
-
-        `samples`: numpy array or tensor with samples along the first axis, as the model takes them: float32 images (count,
-        channels, height, width), int64 strings (count, num_leaves), float32 vectors (count, d), ...
-        """
+        """Raw activations {layer: float32 (batch, ...)} of samples (count, ...), batch after batch of at most `batch_size`."""
         for batch in _tensor(samples).split(self.batch_size):
             captured: dict[str, torch.Tensor] = {}
 
@@ -193,28 +182,18 @@ class HiddenLayers:
         probabilities = torch.cat([_logits(self._forward(batch, None)).softmax(dim=1) for batch in batches])
         return Predictions(probabilities.argmax(dim=1).numpy(), probabilities.numpy())
 
-    def compare(self, original: Any, reconstructed: Any) -> Comparison:
-        """Cosine similarity and normalised squared distance of standardised activations, for every pair and layer.
+    def compare(self, original: Any, reconstructed: Any) -> Readings:
+        """Cosine similarity and normalised squared distance of standardised activations, float64 (count, layers), row by row.
 
-        Let z be the activation of a whole layer (all positions and channels) after (a - mean) / sqrt(variance) per channel.
-
-        similarity = z . z' / (|z| |z'|), in [-1, 1]; 1 if both z are zero, 0 if one is.
-
-        distance = |z - z'|^2 / (2 sum_i Var z_i), with the sum over positions and channels i, and the variance over the reference
-        samples (divided by their number minus 1). It is 0 for equal activations. Its mean over all pairs of different reference
-        samples is 1, as is its expectation for independent data. NaN for samples of another size than the reference samples.
-
-        Channels that are constant over the reference set are left out.
-
-        Parameters
-        ----------
-        original, reconstructed
-            Samples as in `activations`; row n is compared with row n. Both samples of a pair are in one batch.
+        Let z be the activation of a whole layer after (a - mean) / sqrt(variance) per channel, without channels that are constant
+        over the reference set. similarity = z . z' / (|z| |z'|), in [-1, 1]; 1 if both z are zero, 0 if one is. distance = |z -
+        z'|^2 / (2 sum_i Var z_i), with the variance over the reference samples: 0 for equal activations, and 1 on average for
+        different reference samples and for independent data; NaN for samples of another size than the reference samples.
         """
         first, second = _tensor(original), _tensor(reconstructed)
         expect(first.shape == second.shape, "shape of reconstructed", tuple(second.shape), f"{tuple(first.shape)}, of pairs")
         readings = self.read(first, second[:, None], logits=False)
-        return Comparison(readings.similarity[:, 0], readings.distance[:, 0])
+        return Readings(readings.similarity[:, 0], readings.distance[:, 0])
 
     def similarity(self, original: Any, reconstructed: Any) -> np.ndarray:
         """Cosine similarity, float64 (count, num_layers), in [-1, 1]; see `compare`."""
@@ -224,8 +203,8 @@ class HiddenLayers:
         """Comparison of originals (items, ...) with several reconstructions each (items, draws, ...), and the logits of all.
 
         An original is in one batch with its reconstructions; if there are more than `batch_size - 1` of them, it is repeated in
-        each further batch. The `clones` of a noisy datum are adjacent, draws = trajectories * clones, and always in one batch,
-        even if this exceeds `batch_size`; each is also compared with the others. `logits`: False for encoders.
+        each further batch. The `clones` of a noisy datum are adjacent, and always in one batch, even if this exceeds
+        `batch_size`; each is also compared with the others. `logits`: False for encoders.
         """
         self._check_fitted()
         first, second = checked_draws(original, reconstructed, clones)
@@ -252,9 +231,8 @@ class HiddenLayers:
     ) -> Iterator[tuple[slice, slice, Any]]:
         """Pass originals (items, ...) with their reconstructions (items, draws, ...) through the model, in batches as in `read`.
 
-        `consume(layer, activations, rows, columns)` is called as soon as a layer has run. rows are the items and columns the
-        draws of the batch; the activations of all its originals come first, then those of the reconstructions. Yields after each
-        batch: rows, columns, and the output of the model.
+        `consume(layer, activations, rows, columns)` is called as soon as a layer has run; the activations of the originals of the
+        batch come first. Yields after each batch: rows (items), columns (draws), and the output of the model.
         """
         for rows, columns in progress.steps(list(batch_slices(len(second), second.shape[1], clones, self.batch_size))):
             batch = torch.cat([first[rows], second[rows, columns].flatten(0, 1)])
@@ -371,10 +349,7 @@ class Moments:
 
 
 def channel_factors(mean: np.ndarray, variance: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Factors 1 / sqrt(square) of the centred activations of channels (channels,); 0 for constant channels.
-
-    A channel is constant if its standard deviation is below the rounding of float32 activations.
-    """
+    """Factors 1 / sqrt(square) of centred channels (channels,); 0 for those that are constant up to the rounding of float32."""
     constant = variance <= (4 * np.finfo(np.float32).eps * np.abs(mean)) ** 2
     return np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, square)))
 

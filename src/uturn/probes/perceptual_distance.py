@@ -20,10 +20,7 @@ _LEAST_NORM = 1e-10  # as in the package lpips; outputs of norm 0 stay 0
 
 
 class Stages(nn.Module):
-    """The `features` of a network of torchvision up to a layer, such as "features.29", with unchanged names.
-
-    Without the later modules, smaller images are accepted, and the classifier is not computed.
-    """
+    """The `features` of a network of torchvision up to a layer, such as "features.29": smaller images are accepted."""
 
     def __init__(self, network: Any, last: str) -> None:
         super().__init__()
@@ -39,16 +36,8 @@ class PerceptualDistance:
 
     d(x, x') = sum_l 1/P_l sum_p sum_c w_lc (u_lpc - u'_lpc)^2
 
-    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1 or
-    learned by LPIPS from human judgements (the square of w in Eq. 1). A layer without positions has P_l = 1. The distance is
-    symmetric, 0 for equal images; without weights, a layer adds at most 4, and at most 2 where its outputs are not negative.
-
-    Parameters
-    ----------
-    layers
-        The layers; no statistics are needed.
-    weights : {layer: tensor (channels,)}
-        By default 1.
+    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1
+    (`weights` None) or learned by LPIPS from human judgements (the square of w in Eq. 1). A layer without positions has P_l = 1.
     """
 
     def __init__(self, layers: HiddenLayers, weights: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -56,13 +45,9 @@ class PerceptualDistance:
         self._weights = {} if weights is None else {layer: values.double() for layer, values in weights.items()}
 
     def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
-        """Distances of originals (items, ...) to their reconstructions (items, draws, ...).
+        """Distances of originals (items, ...) to their reconstructions (items, draws, ...), float64 (items, draws).
 
-        Returns
-        -------
-        list of float64 (items, draws)
-            The distance to the original; with several clones (as in `HiddenLayers.read`), also the mean distance of each clone to
-            the other clones of its noisy image.
+        With several clones also the mean distance of each clone to the other clones of its noisy image.
         """
         first, second = checked_draws(original, reconstructed, clones)
         distances = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))

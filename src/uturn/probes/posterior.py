@@ -19,17 +19,13 @@ class Posterior(Spec, Probe):
     Values are those that the operator hides, where it hides some and leaves the others as they are; else all of a datum. They are
     in the units in which operators and samplers read a datum: images in [0, 1], vectors in their own units.
 
-    - `distance`: root mean square difference of the values of two data. It has no start, and so no half-life: hidden values
-      differ at any strength.
+    - `distance`: root mean square difference of the values of two data.
     - `same_component` (vectors): whether two data are of one class.
-    - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known.
-    - `log_prior` (vectors): log p(x) in nats.
+    - `log_likelihood`: log p(y | x) in nats, where the law of the noise is known. `log_prior` (vectors): log p(x) in nats.
     - `reference_distance`: root mean square difference of a datum and r(y), the reference of the measurement (pseudo-inverse or
-      adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026).
-    - `mean_value`: mean of the values.
+      adjoint), whose rank is the test of coverage TARP (arXiv:2302.03026). `mean_value`: mean of the values.
     - `coverage`: share of the values of x_0 between the smallest and the largest of the K clones, (K - 1) / (K + 1) for draws
-      from the posterior. Equal values, such as those of black pixels, count by the probability of this if ties are broken at
-      random.
+      from the posterior; equal values count by the probability of this if ties are broken at random.
     - `z_squared`: mean over values of (x_0 - m)^2 / v, with mean m and variance v of the K + 1 values of x_0 and its clones; 1
       for draws from the posterior, K if all clones are equal.
     """
@@ -38,42 +34,23 @@ class Posterior(Spec, Probe):
     type: Literal["posterior"] = "posterior"
 
     def variables(self, source: Any) -> dict[str, Variable]:
-        dims, shared = ("noise", "item", "trajectory"), dict[str, Any](family="posterior")
-        ranked = dict[str, Any](ranked=True, **shared)
+        dims = ("noise", "item", "trajectory")
         units = "" if source.image_shape() is None else "of the range [0, 1]"
-        law = {
-            "same_component": Variable(
-                dims,
-                "same class as the original",
-                start=1,
-                chance="same:label",
-                bounds=(0, 1),
-                group="class",
-                symmetric=True,
-                **shared,
-            ),
-            "log_prior": Variable(dims, "log-density log p(x)", unit="nats", group="log-density", **ranked),
-        }
+        one: dict[str, Any] = {"family": "posterior"}
+        two, ranked = {"symmetric": True, **one}, {"ranked": True, **one}
+        share: dict[str, Any] = {"bounds": (0, 1)}
+        distance: dict[str, Any] = {"unit": units, "bounds": (0, None), "group": "distance"}
+        density: dict[str, Any] = {"unit": "nats", "group": "log-density", **ranked}
+        same = Variable(dims, "same class as the original", start=1, chance="same:label", group="class", **share, **two)
+        law = {"same_component": same, "log_prior": Variable(dims, "log-density log p(x)", **density)}
         return {
-            "distance": Variable(
-                dims,
-                "RMS difference of the values",
-                unit=units,
-                bounds=(0, None),
-                group="distance",
-                symmetric=True,
-                **shared,
-            ),
-            "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", unit="nats", group="log-density", **ranked),
+            "distance": Variable(dims, "RMS difference of the values", **distance, **two),
+            "log_likelihood": Variable(dims, "log-likelihood log p(y | x)", **density),
             **(law if hasattr(source, "law") else {}),
-            "reference_distance": Variable(
-                dims, "RMS difference from the reference", unit=units, bounds=(0, None), group="distance", **ranked
-            ),
+            "reference_distance": Variable(dims, "RMS difference from the reference", **distance, **ranked),
             "mean_value": Variable(dims, "mean of the values", unit=units, group="mean", **ranked),
-            "coverage": Variable(
-                dims[:2], "share of values in the range of the clones", bounds=(0, 1), group="coverage", **shared
-            ),
-            "z_squared": Variable(dims[:2], "squared standardised error", bounds=(0, None), group="squared error", **shared),
+            "coverage": Variable(dims[:2], "share of values in the range of the clones", group="coverage", **share, **one),
+            "z_squared": Variable(dims[:2], "squared standardised error", bounds=(0, None), group="squared error", **one),
         }
 
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:

@@ -92,10 +92,7 @@ def prepared(spec: SecondModel, source: Any) -> tuple[TextsOf, Any]:
 
 
 def distinct(original: np.ndarray, reconstructed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct texts among originals (items, length) and reconstructions (items, draws, length), as ids.
-
-    Also the row in them of each original (items,) and reconstruction (items, draws).
-    """
+    """The distinct texts among originals (items, length) and reconstructions (items, draws, length), and the rows of both."""
     items, draws, length = reconstructed.shape
     texts, numbers = np.unique(np.concatenate([original, reconstructed.reshape(-1, length)]), axis=0, return_inverse=True)
     before, after = np.split(numbers.reshape(-1), [items])
@@ -106,8 +103,7 @@ class TextsOf:
     """The texts of a source as tokens of another model.
 
     If both models share a tokenizer, or the second has none, tokens are unchanged (`shares_tokens`: positions correspond).
-    Otherwise texts are decoded by the first tokenizer and encoded by the second, after a `prompt` and in `lower` case. Errors,
-    which begin with `where`: ids are no texts, or a text has no tokens of the model, too many, or mostly unknown ones.
+    Otherwise texts are decoded by the first tokenizer and encoded by the second, after a `prompt` and in `lower` case.
     """
 
     def __init__(
@@ -143,10 +139,7 @@ class TextsOf:
         return self.second.encode(text.lower() if self._lower else text)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Tokens of the second model, int64 (count, longest), for ids (count, length) of the first; `PAD` beyond the end.
-
-        A text with characters that the tokenizer refuses gets no tokens.
-        """
+        """Tokens of the second model, int64 (count, longest), `PAD` beyond the end; none for text that its tokenizer refuses."""
         if self.shares_tokens:
             return ids
         rows: list[list[int]] = []

@@ -23,30 +23,16 @@ class TextStates:
     """Hidden states of a network that reads texts, standardised per channel.
 
     Let h_t be the state of a layer at token t of a text, a vector over channels, and z_t = (h_t - E[h]) / sqrt(E[h²] - E[h]²) for
-    each channel, with means over all tokens of the reference texts. Two texts x, x' of n and n' tokens are compared by
+    each channel, with means over all tokens of the reference texts, int64 (count, length). Two texts x, x' of n and n' tokens are
+    compared by
 
         text similarity   = cos(sum_t z_t / n, sum_t z'_t / n'),
         token similarity  = sum_t cos(z_t, z'_t) / n,   where n = n' and both texts have the same positions.
 
-    Tokens around a text ([CLS], [SEP], ..) and padding are left out. Constant channels are left out too. Equal texts have the
-    similarity 1.
-
-    Parameters
-    ----------
-    model : LanguageModel
-    texts : TextsOf
-    reference : int64 (count, length)
-        Ids of the reference texts.
-    layers : str or sequence of str, optional
-        "every block", names or patterns of modules (`uturn.networks.layers.select_layers`). By default the choice of the model.
-        For models of transformers, "every block" means the hidden states they return: "embeddings", "block 1", .. .
-    batch_size : int
-        Texts in a call; the clones of a noisy text and their original are always in one call.
-
-    Attributes
-    ----------
-    layers : tuple of str
-    mean, variance : {layer: float64 (channels,)}
+    Tokens around a text ([CLS], [SEP], ..), padding and constant channels are left out. `layers`: "every block", names or
+    patterns of modules, by default the choice of the model; for models of transformers, "every block" means the hidden states
+    they return: "embeddings", "block 1", .. . `batch_size`: texts in a call; the clones of a noisy text and their original are
+    always in one call.
     """
 
     def __init__(
@@ -78,11 +64,9 @@ class TextStates:
     def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
         """Similarity of originals int64 (items, length) with their reconstructions (items, draws, length).
 
-        Returns `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws,
-        layers); with several clones, also the similarities of a clone with the other clones of its noisy text.
-
-        Within a batch, an original and its reconstructions are read together, and each distinct text is read once. NaN where a
-        text has no tokens, or too many for the model.
+        `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers), NaN
+        where the model cannot read a text; with several clones, also the similarities of a clone with the other clones. Each
+        distinct text of a batch is read once.
         """
         items, draws, _ = reconstructed.shape
         names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]
@@ -115,11 +99,7 @@ class TextStates:
     def _states(
         self, rows: np.ndarray, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
-        """Hidden states of texts, call by call.
-
-        Yields the row numbers of a call; a mask of tokens, bool (rows, tokens); states {layer: (rows, tokens, channels)}, without
-        the tokens around a text.
-        """
+        """Hidden states call by call: row numbers, a mask of tokens (rows, tokens), {layer: (rows, tokens, channels)}."""
         lengths = (rows != PAD).sum(1)
         start = len(self.model.prefix)
         for numbers, ids, real in self.model.batches(rows, batch_size):
@@ -151,10 +131,7 @@ class TextStates:
 
 
 def _cosine(z: torch.Tensor, lengths: np.ndarray, readable: np.ndarray) -> _Similarity:
-    """A function of two row numbers: the mean over positions of the cosine of vectors (rows, positions, channels).
-
-    `lengths`: number of positions of each row; beyond them vectors are 0.
-    """
+    """A function of two row numbers: the mean cosine of vectors (rows, positions, channels) over the `lengths` of a row."""
     norms = z.norm(dim=2, keepdim=True)
     units = z / torch.where(norms > 0, norms, 1)
 

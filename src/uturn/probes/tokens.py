@@ -73,10 +73,7 @@ class KeptTokens(Spec, Probe):
 
 
 def runs_kept(same: np.ndarray, present: np.ndarray, spans: tuple[int, ...]) -> np.ndarray:
-    """Share of the runs of each length in which all tokens are unchanged, (rows, spans).
-
-    `same`, `present`: bool (rows, length), whether a token is unchanged, and whether the position has a token that can change.
-    """
+    """Share of runs of each length in which all tokens are unchanged, (rows, spans); `present`: tokens that can change."""
     changed, absent = (np.pad(np.cumsum(of, axis=1), ((0, 0), (1, 0))) for of in (present & ~same, ~present))
     shares = []
     for span in spans:

@@ -82,8 +82,7 @@ class NoisyStrings(Noisy):
 
         float64 (batch, tree levels); noisy strings of one original are next to each other.
         """
-        from uturn.exact.inference.engine import Truth
-        from uturn.exact.inference.numba_backend import true_beliefs
+        from uturn.exact.inference.engine import Truth, true_beliefs
 
         if isinstance(self.rhm, HiddenMarkovModel):
             return self._marginals_at(symbols)

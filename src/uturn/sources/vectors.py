@@ -165,8 +165,7 @@ class GaussianMixtureSource(VectorSource):
 
 @cached_while_unchanged()
 def _mixture(source: GaussianMixtureSource, seed: int) -> GaussianMixture:
-    from uturn.exact.laws import GaussianMixture, power_law, simplex
-    from uturn.exact.mixtures import CorrelatedMixture
+    from uturn.exact.laws import CorrelatedMixture, GaussianMixture, power_law, simplex
 
     own, weights = source.array("means"), source.array("weights")
     if own is not None:

@@ -16,7 +16,7 @@ class NotComputedError(AttributeError, ValueError):
 
 
 class Beliefs:
-    """The messages, marginals and log-evidence that were requested in a call of `infer`.
+    """The messages, marginals and log-evidence that were requested in a call of `infer`; reading another is a NotComputedError.
 
     Attributes
     ----------
@@ -29,11 +29,6 @@ class Beliefs:
         Message from the rest of the tree to the node, normalised to 1. `downward[depth]` is the class prior.
     log_evidence : (batch,) float64
         Log of the sum over strings of p(string) * prod_i evidence_i, in nats; the evidence is not normalised first.
-
-    Raises
-    ------
-    NotComputedError
-        If an output is read that was not requested. It is an AttributeError and a ValueError.
     """
 
     marginals: dict[int, Any]

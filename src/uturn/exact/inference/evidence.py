@@ -17,18 +17,12 @@ _NO_FACTOR = np.zeros(0, np.float32)
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence about the leaves of a batch of strings.
+    """Evidence about the leaves of a batch of strings, in one of three forms (`kind`).
 
-    Attributes
-    ----------
-    kind : LOG, SCALED or SYMBOLS
-    values : array (batch, ...)
-        LOG: log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by `factor`, float32 (batch, leaves, v).
-        SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf about which nothing is known.
-    factor : float32 array (batch,)
-        SCALED: see above. SYMBOLS: log-evidence of any other symbol minus that of the observed one, at most 0.
-    log : function of an array of sample indices
-        Their log-evidence, which is computed only for samples that need a larger range of numbers.
+    LOG: `values` are log-evidence in nats, (batch, leaves, v). SCALED: log-evidence divided by `factor` (batch,), float32.
+    SYMBOLS: observed symbols, int64 (batch, leaves), or -1 for a leaf about which nothing is known; `factor` is the log-evidence
+    of any other symbol minus that of the observed one. `log`: log-evidence of samples, computed only for those that need a larger
+    range of numbers.
     """
 
     kind: int
@@ -79,11 +73,15 @@ def check_values(log_evidence: Any, first_sample: int = 0) -> None:
             raise ValueError(f"{where}: largest value = {float(top[sample, leaf])}: expected {expected}")
 
 
-def impossible_evidence(samples: list[int]) -> ValueError:
-    """The error for samples, by their indices in the batch, whose evidence no string of the grammar can explain."""
-    listed = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
-    return ValueError(
-        f"log_evidence of sample(s) {listed} ({len(samples)} in all): no string of this grammar has positive probability, so "
+def check_possible(log_p: np.ndarray, samples: np.ndarray | None = None) -> None:
+    """ValueError if no string of the grammar can explain some evidence; `samples`: indices in the batch, to name them."""
+    impossible = np.flatnonzero(log_p == -np.inf)
+    if not len(impossible):
+        return
+    names = (impossible if samples is None else samples[impossible]).tolist()
+    listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    raise ValueError(
+        f"log_evidence of sample(s) {listed} ({len(names)} in all): no string of this grammar has positive probability, so "
         f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
         f"soften it, for example by replacing -inf by a large negative number"
     )

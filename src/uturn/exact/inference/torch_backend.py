@@ -9,7 +9,7 @@ import torch
 
 from uturn.core.random import choices, streams, uniforms
 from uturn.exact.inference.beliefs import Beliefs
-from uturn.exact.inference.evidence import impossible_evidence
+from uturn.exact.inference.evidence import check_possible
 
 Levels = dict[int, np.ndarray]
 
@@ -17,14 +17,10 @@ _CHUNK = 2**25  # terms (sample, node, rule) held at a time
 
 
 def infer_torch(rhm: Any, log_evidence: torch.Tensor, outputs: tuple[str, ...], samples: Any = None) -> Beliefs:
-    """`infer` for a checked tensor (batch, leaves, v), float32 or float64; messages are of the same type.
-
-    The computation is in float64: with contradictory evidence the logarithms of messages are in the thousands, and float32 would
-    resolve only three digits of their differences. `samples`: indices of the batch, for error messages.
-    """
+    """`infer` for a checked tensor (batch, leaves, v) of any precision, in float64, as logarithms are in the thousands."""
     parts = [_Tree(rhm, part).outputs(outputs) for part in _parts(rhm, log_evidence)]
     log_p = torch.cat([part["log_evidence"] for part in parts])
-    _check_possible(log_p, samples)
+    check_possible(log_p.detach().cpu().numpy(), samples)
     computed: dict[str, Any] = {"log_evidence": log_p}
     for name in set(outputs) - {"log_evidence"}:
         computed[name] = {level: torch.cat([part[name][level] for part in parts]) for level in range(rhm.depth + 1)}
@@ -42,7 +38,7 @@ def sample_torch(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: 
                 out[level][k, rows] = nodes
         totals.append(tree.log_p)
         first = rows.stop
-    _check_possible(torch.cat(totals), samples)
+    check_possible(torch.cat(totals).numpy(), samples)
     return out
 
 
@@ -53,19 +49,13 @@ def entropies(rhm: Any, log_evidence: np.ndarray) -> Levels:
         tree = _Tree(rhm, part)
         found.append(tree.entropies())
         totals.append(tree.log_p)
-    _check_possible(torch.cat(totals))
+    check_possible(torch.cat(totals).numpy())
     return {level: torch.cat([part[level] for part in found]).numpy() for level in range(rhm.depth + 1)}
 
 
 def _parts(rhm: Any, values: torch.Tensor) -> Any:
     terms = max(rhm.num_nodes(level) * rhm.rules[level].size for level in rhm.rules)
     return values.split(max(1, _CHUNK // terms)) if len(values) else [values]
-
-
-def _check_possible(log_p: torch.Tensor, samples: Any = None) -> None:
-    impossible = torch.nonzero(log_p.detach() == -torch.inf).flatten().tolist()
-    if impossible:
-        raise impossible_evidence([int(samples[b]) for b in impossible] if samples is not None else impossible)
 
 
 class _Tree:
@@ -175,10 +165,7 @@ def _normalised(log_message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _logsumexp_by(terms: torch.Tensor, symbol: torch.Tensor, v: int) -> torch.Tensor:
-    """logsumexp over the rules with the same child symbol: (..., rules) -> (..., v).
-
-    It gathers through a padded index (v, most rules of a symbol), which is differentiable on every device.
-    """
+    """logsumexp over the rules with the same child symbol, (..., rules) -> (..., v), by a padded index: differentiable."""
     order, counts = torch.argsort(symbol, stable=True), torch.bincount(symbol, minlength=v)
     column = torch.arange(int(counts.max()), device=symbol.device)
     index = (counts.cumsum(0) - counts)[:, None] + column
