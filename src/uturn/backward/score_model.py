@@ -43,11 +43,6 @@ class ScoreModel:
     rows : int
         Strings in an image, for `ReverseDiffusion.generate`.
 
-    Raises
-    ------
-    ValueError
-        If the denoiser is not one of the Gaussian process, or the scheduler has neither a table of abar nor flow-matching sigmas.
-
     Examples
     --------
     >>> import uturn as ut

@@ -35,12 +35,8 @@ class Diffusion(Corruption):
 
     Parameters
     ----------
-    scheduler
-        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never changed.
-    num_steps : int
-        Number N of reverse steps of the whole chain.
-    timestep_spacing : str, optional
-        Spacing of the N timesteps; see `ReverseDiffusion`.
+    scheduler, num_steps, timestep_spacing
+        As in `ReverseDiffusion`.
     pure_noise : bool
         Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
     codec : optional
@@ -134,9 +130,7 @@ class Diffusion(Corruption):
 
     def _encoded(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
         """The latents of images; the images themselves without an autoencoder."""
-        if self.codec is None:
-            return images
-        latents: torch.Tensor = pieces(self.codec.encode, images)
+        latents: torch.Tensor = images if self.codec is None else pieces(self.codec.encode, images)
         if not latents.isfinite().all():
             advice = half_precision_words(getattr(self.codec, "dtype", None))
             raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
@@ -159,14 +153,10 @@ class Diffusion(Corruption):
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def placed(self, step: int) -> tuple[Any, torch.Tensor]:
-        """A new copy of the scheduler set to step k, and the timesteps of its k reverse steps.
-
-        A new copy is needed because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps for
-        each step.
-        """
+        """A new copy of the scheduler (multistep ones keep a history) set to step k, and the timesteps of its k reverse steps."""
         self._check_step(step)
         scheduler = copy.deepcopy(self.scheduler)
-        start = (self.num_steps - step) * scheduler.order
+        start = (self.num_steps - step) * scheduler.order  # two-stage schedulers (order 2) list two timesteps for each step
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         return scheduler, scheduler.timesteps[start:]

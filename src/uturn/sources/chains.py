@@ -56,10 +56,6 @@ class HiddenMarkovSource(StringSource):
     def num_leaves(self) -> int:
         return self.length
 
-    @property
-    def item_bytes(self) -> int:
-        return 4 * self.vocab_size * self.length
-
     def grammar(self, number: int, seed: int) -> HiddenMarkovModel:
         """Chain `number` (0 .. chains - 1) of an experiment with this seed."""
         return _chain(self, number, seed)
