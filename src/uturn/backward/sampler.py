@@ -79,7 +79,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """Whether each measurement is a call of its own."""
         return self.batch == 1
 
-    adds_trajectories = batch_invariant  # type: ignore[assignment]
+    adds_trajectories = batch_invariant
 
     @property
     def wants_processes(self) -> bool:

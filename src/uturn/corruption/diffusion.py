@@ -13,8 +13,8 @@ from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Corruption, Noisy
 from uturn.core.random import Purpose, normals
-from uturn.corruption.noising import add_noise, amplitudes, strengths
-from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
+from uturn.corruption import schedulers
+from uturn.corruption.schedulers import PipelineTimesteps
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +75,10 @@ class Diffusion(Corruption):
         self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
         self._pieces = pieces
         if scheduler is not None:
-            check_schedule(scheduler)
-            self.scheduler = with_spacing(scheduler, timestep_spacing)
+            schedulers.check_schedule(scheduler)
+            self.scheduler = schedulers.with_spacing(scheduler, timestep_spacing)
             (timesteps or PipelineTimesteps()).set(self.scheduler, num_steps)
-            check_timesteps(self.scheduler, num_steps)
+            schedulers.check_timesteps(self.scheduler, num_steps)
             self.noise_levels = self._measured_levels()
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class Diffusion(Corruption):
             if self.pure_noise and step == self.num_steps:
                 return noise * self.pure_sigma
             _, timesteps = self.placed(step)
-            return add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
+            return schedulers.add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
 
         return self._in_pieces(images, noisy)
 
@@ -168,14 +168,14 @@ class Diffusion(Corruption):
     def _measured_levels(self) -> dict[str, np.ndarray]:
         """The table of noise levels, measured by applying the scheduler to signal 1 and to noise 1."""
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
-        signal, noise = amplitudes(self.scheduler, timesteps)
+        signal, noise = schedulers.amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
         if self.pure_noise:
             a[-1], s[-1] = 0.0, self.pure_sigma
         return {
             "timestep": np.concatenate([[-1.0], timesteps.double().numpy()]),
             "t_over_T": np.arange(self.num_steps + 1) / self.num_steps,
-            **strengths(a, s),
+            **schedulers.strengths(a, s),
             "signal": a,
         }
 

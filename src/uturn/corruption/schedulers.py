@@ -1,4 +1,4 @@
-"""Schedulers of diffusers: their names, their timesteps, whether they can begin in the middle of a chain; the ancestral step."""
+"""Schedulers of diffusers: their names, timesteps and noise, whether they can begin in a chain's middle; the ancestral step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import expect
-from uturn.corruption.noising import add_noise, amplitudes, clean_and_noise
 
 if TYPE_CHECKING:
     import torch
@@ -185,6 +184,45 @@ def uses_learned_variance(scheduler: Any) -> bool:
 
     learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
     return learned and isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler)
+
+
+def add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """x_t of each image at its timestep, by the scheduler's own method `add_noise` or (flow matching) `scale_noise`."""
+    timesteps = timesteps.to(images.device)
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(images, noise, timesteps)
+    return scheduler.scale_noise(images, timesteps, noise)
+
+
+def amplitudes(scheduler: Any, timesteps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """a and s of x_t = a x_0 + s noise at timesteps, measured by noising an image of ones and one of zeros; float64 arrays."""
+    import torch
+
+    scheduler = copy.deepcopy(scheduler)
+    ones = torch.ones(len(timesteps), 1, 1, 1, dtype=torch.float64)
+    signal = add_noise(scheduler, ones, 0 * ones, timesteps).flatten().numpy()
+    noise = add_noise(scheduler, 0 * ones, ones, timesteps).flatten().numpy()
+    return signal, noise
+
+
+def strengths(a: np.ndarray, s: np.ndarray) -> dict[str, np.ndarray]:
+    """The noise levels of x_t = a x_0 + s n: signal power `abar`, `log_snr` in nats, and `sigma` = s / a."""
+    with np.errstate(divide="ignore"):
+        return {"abar": a**2 / (a**2 + s**2), "log_snr": 2 * (np.log(a) - np.log(s)), "sigma": np.divide(s, a)}
+
+
+def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
+    """x_0 and n of x = a x_0 + s n, from a prediction of type "noise", "x0", "v", "flow", "score" or "edm"."""
+    if predicts in ("x0", "edm"):
+        return output, (x - a * output) / s
+    if predicts == "flow":  # n - x_0
+        clean = (x - s * output) / (a + s)
+        return clean, output + clean
+    if predicts == "v":  # (a n - s x_0) / r
+        r = (a**2 + s**2) ** 0.5
+        return (a * x - s * r * output) / r**2, (s * x + a * r * output) / r**2
+    noise = -s * output if predicts == "score" else output
+    return (x - s * noise) / a, noise
 
 
 class AncestralScheduler:

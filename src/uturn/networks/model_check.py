@@ -14,8 +14,7 @@ import torch
 
 from uturn.core.checks import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
-from uturn.corruption.noising import add_noise, clean_and_noise
-from uturn.corruption.schedulers import is_flow, predicts
+from uturn.corruption.schedulers import add_noise, clean_and_noise, is_flow, predicts
 from uturn.networks.images.levels import Levels
 from uturn.networks.images.own_denoisers import OwnNetwork
 

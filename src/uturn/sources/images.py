@@ -24,6 +24,7 @@ from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
+from uturn.sources.fashion_mnist import CLASS_NAMES, load_test_set, test_set_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,18 +115,12 @@ class FashionMNISTSource(_ImagesInMemory):
     type: Literal["fashion_mnist"] = "fashion_mnist"
 
     def reads(self) -> list[Any]:
-        from uturn.sources.fashion_mnist import test_set_file
-
         return [Content(test_set_file())]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from uturn.sources.fashion_mnist import load_test_set
-
         return load_test_set()
 
     def class_names(self) -> list[str] | None:
-        from uturn.sources.fashion_mnist import CLASS_NAMES
-
         return list(CLASS_NAMES)
 
 

@@ -264,9 +264,9 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
             is_class = re.fullmatch(r"-1|\d{1,9}", str(row.get("label")).strip())
             expect(is_class, f"{row['where']}: label", row.get("label"), "the number of a class, or -1 where it is unknown")
         labels = np.array([int(row["label"]) for row in rows], np.int64)
-    marks, regions = _marks(rows, "regions", ".*"), np.full(padded.shape, -1)
-    names = tuple(sorted(set().union(*marks)))
-    for numbers, of_row in zip(regions, marks, strict=False):
+    named, regions = _marks(rows, "regions", ".*"), np.full(padded.shape, -1)
+    names = tuple(sorted(set().union(*named)))
+    for numbers, of_row in zip(regions, named, strict=False):
         numbers[: len(of_row)] = [names.index(name) for name in of_row]
     return _Texts(padded, free, labels, names, np.where(free, regions, -1), left_out)
 

@@ -95,12 +95,6 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     ----------
     preset, **options
         As in `load_guided_diffusion`; `learn_sigma` is needed. `GuidedDiffusionUNet.options` has all of them.
-
-    Examples
-    --------
-    >>> config = guided_diffusion_scheduler("64x64_diffusion").config
-    >>> config.beta_schedule, config.variance_type
-    ('squaredcos_cap_v2', 'learned_range')
     """
     from diffusers import DDPMScheduler
 

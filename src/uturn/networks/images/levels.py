@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.corruption.noising import clean_and_noise
-from uturn.corruption.schedulers import is_flow, is_flow_match, predicts
+from uturn.corruption.schedulers import clean_and_noise, is_flow, is_flow_match, predicts
 
 _ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its own precision
 
@@ -74,17 +73,6 @@ class SigmaDenoiser(nn.Module):
 
     `model`: called as `model(noisy, timestep)`, or with `labels`, int64 (batch,), as a third argument. `range`: smallest and
     largest sigma.
-
-    Examples
-    --------
-    >>> from diffusers import DDPMScheduler
-    >>> def network(noisy, timestep):  # it predicts no noise
-    ...     return 0 * noisy
-    >>> denoiser = SigmaDenoiser(network, DDPMScheduler(), torch.device("cpu"))
-    >>> [round(sigma, 3) for sigma in denoiser.range]
-    [0.005, 78.704]
-    >>> denoiser(torch.full((1, 1, 1, 2), 0.7), 0.1)
-    tensor([[[[0.7000, 0.7000]]]])
     """
 
     def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:

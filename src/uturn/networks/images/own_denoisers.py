@@ -16,8 +16,7 @@ from torch import nn
 
 from uturn.core.checks import expect, noted
 from uturn.core.imports import import_function
-from uturn.corruption.noising import clean_and_noise
-from uturn.corruption.schedulers import is_flow_match
+from uturn.corruption.schedulers import clean_and_noise, is_flow_match
 from uturn.networks.images.levels import Levels
 
 ADVICE = "for another network, write a function that returns it with its noise schedule: module:function (docs/models.md)"

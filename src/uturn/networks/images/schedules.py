@@ -59,23 +59,23 @@ def schedule(
     """
     import torch
 
-    from uturn.corruption.noising import amplitudes, strengths
-    from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, is_flow, scheduler_like, with_spacing
+    from uturn.corruption import schedulers
+    from uturn.corruption.schedulers import scheduler_like, with_spacing
 
     stored = read_scheduler(model, preset)
     made = scheduler_like(stored.scheduler, scheduler)
-    check_schedule(made)
+    schedulers.check_schedule(made)
     made = made if timestep_spacing is None else with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
     expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
     expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")
-    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and is_flow(stored.scheduler))
+    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and schedulers.is_flow(stored.scheduler))
     try:
-        shift = PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
+        shift = schedulers.PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
-        signal, noise = amplitudes(made, times[torch.from_numpy(firsts)])
+        signal, noise = schedulers.amplitudes(made, times[torch.from_numpy(firsts)])
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
         where = f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)})"
         raise ValueError(f"{where}; take scheduler 'ddpm' or 'ancestral'") from None
@@ -84,7 +84,7 @@ def schedule(
         "timestep": np.append(np.nan, times[firsts].double().numpy()),
         "t_over_T": np.arange(steps + 1) / steps,
         "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
-        **strengths(np.append(1.0, signal), np.append(0.0, noise)),
+        **schedulers.strengths(np.append(1.0, signal), np.append(0.0, noise)),
     }
     return xr.Dataset(
         {name: ("step", values) for name, values in columns.items()},
