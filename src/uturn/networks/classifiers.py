@@ -39,12 +39,6 @@ class TreeClassifier(_Blocks):
     For strings with `vocab_size` v, `branching` s and `depth` L; by default v classes. Filters have size and stride s, so that
     the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level k + 1, and `width` channels. With
     PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
-
-    Examples
-    --------
-    >>> network = TreeClassifier(vocab_size=4, branching=2, depth=3, width=8)
-    >>> network(torch.zeros(5, 8, dtype=torch.int64)).shape
-    torch.Size([5, 4])
     """
 
     def __init__(

@@ -113,11 +113,7 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(prompt: str) -> Prompts:
-    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item.
-
-    >>> read_prompts("a cat").texts
-    ('a cat',)
-    """
+    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item."""
     if not prompt.endswith(".txt"):
         return Prompts((prompt,), None, given=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):

@@ -47,12 +47,6 @@ class TreeDenoiser(nn.Module):
 
     `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of features of a node (a hidden
     layer has four times as many), `channel` ("gaussian", "masking" or "uniform") the corruption in training.
-
-    Examples
-    --------
-    >>> network = TreeDenoiser(vocab_size=4, branching=2, depth=3, width=8)
-    >>> network(torch.zeros(5, 8, 4)).shape
-    torch.Size([5, 8, 4])
     """
 
     def __init__(

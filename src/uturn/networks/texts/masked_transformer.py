@@ -34,12 +34,6 @@ class MaskedTransformer(nn.Module):
         Largest distance of tokens that are embedded together, so that the first block reads groups of letters.
     characters
         For a model of characters: the character of every token, `vocab_size` of them.
-
-    Examples
-    --------
-    >>> network = MaskedTransformer(vocab_size=4, length=8, width=16, layers=2, heads=2)
-    >>> network(torch.full((5, 8), network.mask_id)).shape
-    torch.Size([5, 8, 4])
     """
 
     probed = "blocks.*"
