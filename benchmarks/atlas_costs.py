@@ -30,7 +30,7 @@ def adm(preset: str) -> tuple[Any, tuple[Any, ...]]:
     size, classes = options["image_size"], 1000 if options["class_cond"] else None
     labels = () if classes is None else (torch.zeros(1, dtype=torch.long),)
     attends = [size >> level in options["attention_resolutions"] for level in range(len(options["channel_mult"]))]
-    return empty_unet(options, attends, 3, classes)[0], (torch.zeros(1, 3, size, size), torch.zeros(1), *labels)
+    return empty_unet(options, attends, 3, classes), (torch.zeros(1, 3, size, size), torch.zeros(1), *labels)
 
 
 def unet(size: int, channels: int, widths: tuple[int, ...], attends: str, **options: Any) -> tuple[Any, tuple[Any, ...]]:

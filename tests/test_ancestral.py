@@ -14,8 +14,7 @@ from tiny_denoiser import PLAIN, unet
 from uturn.backward.image_queue import Work
 from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.core.random import keys
-from uturn.corruption.noising import amplitudes
-from uturn.corruption.schedulers import AncestralScheduler, scheduler_like
+from uturn.corruption.schedulers import AncestralScheduler, amplitudes, scheduler_like
 
 EULER = diffusers.EulerDiscreteScheduler
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler

@@ -259,7 +259,7 @@ def test_bad_input(rhm):
         TreeDenoiser(4, 2, 2)(torch.zeros(2, 3, 4))
     evidence = torch.zeros(2, 4, 4)
     evidence[1, 2] = -torch.inf
-    with pytest.raises(ValueError, match=r"log_evidence\[1, 2\] = \[-inf, .*expected numbers or -inf, not all -inf"):
+    with pytest.raises(ValueError, match=r"log_evidence = .*expected numbers or -inf, not all -inf"):
         TreeDenoiser(4, 2, 2)(evidence)
     with pytest.raises(ValueError, match=r"noisy values = \(4, 5, 5\)"):
         denoise(LearnedDenoiser(TreeDenoiser(4, 2, 2)), Noisy(np.zeros((1, 4, 5)), np.ones(1), 5), 3, ut.random.keys(0, range(1)))

@@ -16,7 +16,7 @@ import uturn as ut
 from uturn.backward import UTurns
 from uturn.cli.presets import ImageOptions
 from uturn.networks.images.classifiers import load_classifier
-from uturn.networks.images.clip import ClipTexts, class_texts
+from uturn.networks.images.clip import class_texts
 from uturn.networks.layers import every_block
 from uturn.networks.modules import _timm_has_classes
 from uturn.probes import NetworkLayers
@@ -310,17 +310,6 @@ def test_classes_from_texts_are_those_of_transformers(clip):
     assert values["vision_model.encoder.layers.0"].shape == (6, 17, 16)  # a class token and 4 x 4 patches
 
 
-def test_texts_are_encoded_once(clip, monkeypatch):
-    calls = []
-    encode = ClipTexts.encode
-    monkeypatch.setattr(ClipTexts, "encode", lambda self, texts: calls.append(texts) or encode(self, texts))
-    source = Source(names=["one", "two"])
-    spec = NetworkLayers(classifier=f"clip:{clip}")
-    for _ in range(3):
-        spec.variables(source), spec.coordinates(source), spec.read(source.u_turns(), source)
-    assert calls == [("a photo of a one", "a photo of a two")]
-
-
 def test_more_texts_than_are_encoded_at_once(clip):
     texts = [a + b for a in "abcdefghij" for b in "klmnopqrst"]
     found = load_classifier(f"clip:{clip}", image_shape=(3, 16, 16), texts=texts)
@@ -414,14 +403,8 @@ def test_texts_that_are_refused(clip, texts, words):
 def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
-    half = tiny_clip.write(tmp_path / "half")
-    from transformers import CLIPVisionModel
-
-    CLIPVisionModel.from_pretrained(half).save_pretrained(half)
     cut = tiny_clip.write(tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
-    binary = tmp_path / "binary"
-    binary.write_bytes(b"\xff\xfe\x00")
 
     def refused(words, classifier, source=None, **options):
         with pytest.raises(ValueError, match=words) as caught:
@@ -429,19 +412,11 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value) or "validation error" in str(caught.value)
 
     refused("'clip:/no/where': expected a folder of transformers.CLIPModel, or its name on a hub", "clip:/no/where")
-    refused("'clip:': expected a folder of transformers.CLIPModel", "clip:")
     refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
-    refused("cannot be read", f"clip:{half}")
     refused("cannot be read", f"clip:{cut}")
-    refused("cannot be read", f"clip:{tmp_path}")
     refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
-    refused(
-        "class_prompts = 'a cat': expected a file with one text a line, or a template with {}",
-        f"clip:{clip}",
-        class_prompts="a cat",
-    )
+    refused("expected a file with one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
     refused("expected a file, one text a line, as classes have no names", f"clip:{clip}", class_prompts="a {}")
-    refused("expected a text file, one text a line", f"clip:{clip}", class_prompts=str(binary))
     refused("class_prompts = .*classifier = 'fashion_mnist'.*'clip:FOLDER'", "fashion_mnist", class_prompts="a {}")
     refused("number of labels of the images = 5: expected 3", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
     with pytest.raises(ValueError, match=r"class_prompts = 'a {}': expected none; it goes with a classifier 'clip:FOLDER'"):

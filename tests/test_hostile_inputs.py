@@ -36,7 +36,7 @@ from uturn.cli.printing import show
 from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table
 from uturn.exact.theory import MeanField
-from uturn.networks.texts.tokenizers import Vocabulary
+from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
 from uturn.pages.collecting import collect
 from uturn.sources.fashion_mnist import generator_folder
@@ -252,7 +252,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert ut.Experiment.from_file(tmp_path / name) == ut.Experiment.from_dict(SPEC)
     (tmp_path / "vocab.txt").write_text("a\nb\n[MASK]\n", encoding="utf-8-sig")
-    assert Vocabulary.from_file(tmp_path / "vocab.txt", "").tokens == ("a", "b", "[MASK]")
+    assert load_tokenizer(str(tmp_path), "characters").tokens == ("a", "b", "[MASK]")
 
 
 @pytest.mark.parametrize("shape", [(10**6, 10**5), (4 * 10**9, 1, 1)])

@@ -376,7 +376,7 @@ def test_texts_that_do_not_fit(bert, texts, tmp_path):
     np.save(tmp_path / "ids.npy", np.array([[5, 17]]))
     refused(r"row 0 = .*: expected a text, or ids 0 .. 16", bert, tmp_path / "ids.npy", items=1)
     np.save(tmp_path / "real.npy", np.zeros((2, 3)))
-    refused("expected integers of shape", bert, tmp_path / "real.npy", items=1)
+    refused("row 0 = .*: expected a text, or ids", bert, tmp_path / "real.npy", items=1)
 
 
 def test_lines_that_are_left_out_are_recorded(bert, texts, tmp_path):

@@ -85,7 +85,6 @@ WRONG = {
     "constant t": ({"inputs": lambda x, t: (x, 0 * t + 500)}, "v", "does not depend on its time input"),
     "flipped sign": ({"output": lambda y: -y}, "v", "if the sign of its output is changed"),
     "input doubled": ({"inputs": lambda x, t: (2 * x, t)}, "v", "if its input is halved"),
-    "input halved": ({"inputs": lambda x, t: (x / 2, t)}, "v", "if its input is doubled"),
     "declared noise": ({}, "noise", r"that it predicts the noise: .* if its output is read as v"),
     "declared x0": ({}, "x0", r"that it predicts x_0: .* if its output is read as v"),
 }
@@ -180,7 +179,6 @@ def written(x, t):
 
 
 CALLS = {
-    "dropout": ({"output": lambda y: nn.functional.dropout(y, 0.05)}, "is random"),
     "noise": ({"inputs": lambda x, t: (x + 0.01 * torch.randn_like(x), t)}, "is random"),
     "batch": ({"output": lambda y: y - 0.1 * y.mean(0, keepdim=True)}, "mixes the data of a batch"),
     "first time": ({"inputs": lambda x, t: (x, t[:1].expand(len(t)))}, "mixes the data of a batch"),
@@ -196,8 +194,7 @@ def test_how_a_denoiser_computes_is_tried(name, embedded):
     assert line.startswith(f"model check: the model '{__name__}:function' {words}")
 
 
-@pytest.mark.parametrize("scheduler", ["stored", "ancestral"])
-@pytest.mark.parametrize("name", ["right", *(name for name in CALLS if name != "writes")])
+@pytest.mark.parametrize(("name", "scheduler"), [("right", "stored"), ("right", "ancestral"), ("noise", "stored")])
 def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     changes, words = CALLS.get(name, ({}, None))
     model = DenoisingNetwork(Wrapped(embedded[0], **changes), torch.float32)

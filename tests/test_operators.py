@@ -160,14 +160,6 @@ def test_a_measurement_depends_on_item_and_trajectory_alone(options):
         assert not np.array_equal(another.operators[0].measured, together.operators[0].measured)
 
 
-def test_operators_that_are_the_same_for_all_are_made_once_a_level():
-    measurement = of_name("boxes")
-    one, two, other = (measured(FIELD, measurement, level, items)[1] for level, items in ((0.3, [0]), (0.3, [5, 6]), (0.4, [0])))
-    assert one.operators[0] is two.operators[1]
-    assert one.operators[0] is not other.operators[0]
-    assert one.posterior(0) is two.posterior(1)
-
-
 # -- noise ------------------------------------------------------------------------------------------------------------
 
 
@@ -300,10 +292,6 @@ def cosine(strength, shape):
 def claimed(strength, shape):
     return Operator(torch.cos, noise=strength)
 
-def counts(strength, shape):
-    from uturn.corruption import PoissonNoise
-    return Operator(lambda x: x, PoissonNoise(strength))
-
 def fails(strength, shape): raise KeyError("mask")
 def one_number(strength, shape): return Operator(lambda x: x.sum(), 0.1)
 def beside(strength, shape): return Operator(lambda x: x - x.mean(0, keepdim=True), 0.1)
@@ -388,14 +376,6 @@ def test_mistakes_of_own_operators_are_one_line(own, operator, message):
     assert operator == "ragged" or not (own / "store").exists()
 
 
-def test_masks_of_numbers_are_masks():
-    """Not places of values."""
-    mask = np.arange(16).reshape(1, 4, 4) % 2
-    operator = Operator(lambda x: x * torch.from_numpy(1 - mask), 0.1, hidden=mask, measured=1 - mask)
-    assert operator.matrix((1, 4, 4)).shape == (8, 16)
-    assert operator.hidden.dtype == bool
-
-
 def test_a_reference_does_not_depend_on_the_number_of_measurements():
     """Bit for bit."""
     rng = np.random.default_rng(0)
@@ -412,7 +392,6 @@ def test_a_reference_does_not_depend_on_the_number_of_measurements():
     [
         ("my_operators:cosine", {}, "backward 'exact' = .*non-linear.*: expected a Gaussian mixture, a linear operator"),
         ("my_operators:claimed", {}, r"A\(x\) - H x = .*is_linear=False"),
-        ("my_operators:counts", {}, r"backward 'exact' = .*PoissonNoise"),
     ],
 )
 def test_posteriors_without_a_formula_are_refused(own, operator, options, message):
@@ -457,7 +436,3 @@ def test_a_likelihood_without_a_law_is_refused(noise):
     operator = Operator(torch.neg, noise)
     with pytest.raises(ValueError, match=r"noise for log p\(y \| x\) = .*Noise.*: expected Gaussian noise, sigma > 0"):
         operator.log_likelihood(np.zeros((1, 2, 2)), np.zeros((3, 1, 2, 2)))
-
-
-def test_an_operator_with_a_number_has_gaussian_noise():
-    assert Operator(torch.neg, 0.3).noise == GaussianNoise(0.3)

@@ -318,10 +318,10 @@ def test_nan_in_the_middle_names_the_image():
 @pytest.mark.parametrize("content", [{"layer.weight": torch.zeros(2)}, nn.Identity()])
 def test_a_checkpoint_of_another_kind_says_what_to_do(tmp_path, content):
     torch.save(content, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"write a function of ten lines .* give module:function"):
+    with pytest.raises(ValueError, match=r"write a function .* module:function"):
         load_pretrained(tmp_path / "net.pt")
     (tmp_path / "net.py").write_text("")
-    with pytest.raises(ValueError, match=r"write a function of ten lines .* give module:function"):
+    with pytest.raises(ValueError, match=r"write a function .* module:function"):
         load_pretrained(tmp_path / "net.py")
 
 
@@ -386,10 +386,6 @@ def test_code_and_weights_are_recorded_and_compared(run):
     run(0, "# the same", accept_changes=True)
     with pytest.raises(ValueError, match=r"holds another experiment: the weights or data of backward have changed"):
         run(1, "# the same", accept_changes=True)
-
-
-def test_other_backwards_have_no_code_of_their_own():
-    assert "backward.code" not in ut.Experiment.from_dict(spec(model="fashion_mnist")).models()
 
 
 # -- the example ------------------------------------------------------------------------------------------------------

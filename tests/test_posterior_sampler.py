@@ -46,10 +46,6 @@ def half(strength, shape):
     return Operator(lambda x: x * seen, noise=strength, hidden=hidden)
 
 
-def shifted(strength, shape):
-    return Operator(lambda x: x.roll(1, 3), strength)
-
-
 def square(strength, shape):
     return Operator(torch.square, strength, is_linear=False)
 
@@ -238,12 +234,6 @@ def test_a_good_sampler_has_the_moments_of_the_posterior():
     assert squares("DPS") > 2
 
 
-def test_calls_of_the_network_are_counted_without_it():
-    """The count is that of a draw."""
-    experiment = own(sampler="deepinv:DDRM", options={"steps": 7})
-    assert experiment.parts.backward.calls(experiment, 0.1) == 7
-
-
 # -- images ------------------------------------------------------------------------------------------------------------------
 
 
@@ -383,25 +373,11 @@ def test_operators_that_do_not_fit_a_sampler_are_refused(name, operator, words):
     assert re.search(words, described(error.value))
 
 
-@pytest.mark.parametrize(
-    ("sampler", "operator", "words"),
-    [
-        ("deepinv:DDRM", "shifted", "expected one with its singular value decomposition"),
-        ("deepinv:ILVR", "half", r"options.schedule = 'x'"),
-    ],
-)
-def test_they_are_refused_before_a_store_is_made(sampler, operator, words, tmp_path):
+def test_they_are_refused_before_a_store_is_made(tmp_path):
     pytest.importorskip("deepinv")
-    options = {"schedule": "x"} if sampler == "deepinv:ILVR" else {}
-    table = {
-        **own(sampler=sampler, options=options).to_dict(),
-        "corruption": {**own().to_dict()["corruption"], "operator": f"{__name__}:{operator}"},
-    }
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        ut.run(ut.Experiment.from_dict(table), tmp_path / "store")
-    line = described(error.value)
-    assert re.search(words, line)
-    assert "\n" not in line
+        ut.run(own(sampler="deepinv:ILVR", options={"schedule": "x"}), tmp_path / "store")
+    assert re.fullmatch(r".*options.schedule = 'x'.*", described(error.value))
     assert not (tmp_path / "store").exists()
 
 

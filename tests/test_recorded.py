@@ -272,14 +272,6 @@ def test_further_files_extend_a_run(small, copied, monkeypatch):
     assert measured()[0] == [(level, [0, 1, 2, 3]) for level in (0.1, 0.5, 0.7, 0.9)]
 
 
-def test_further_originals_need_another_folder(copied):
-    run(copied, store=copied / "run.zarr")
-    make(copied, [*NAMES, "g"], [0.1, 0.5, 0.9], 2, 2)
-    says = "the weights or data of source have changed; choose another folder"
-    with pytest.raises(ValueError, match=says):
-        run(copied, store=copied / "run.zarr")
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

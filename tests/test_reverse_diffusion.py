@@ -254,16 +254,6 @@ def test_generate_draws_from_the_data():
     assert samples.var() == pytest.approx(DEVIATION**2, rel=0.1)
 
 
-def test_results_are_clipped(tiny_unet, images):
-    class Wild(torch.nn.Module):
-        def forward(self, noisy, timestep):
-            return -5 * torch.ones_like(noisy)
-
-    result = ReverseDiffusion(Wild().eval(), make_scheduler("ddpm"), 10).u_turn(images, 5, keys(0, range(8)))
-    assert result.max() == 1
-    assert result.min() >= -1
-
-
 # --- models ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,8 +18,7 @@ import torch
 
 from command_line import uturn
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.corruption.noising import add_noise
-from uturn.corruption.schedulers import scheduler_like
+from uturn.corruption.schedulers import add_noise, scheduler_like
 from uturn.measures.strengths import steps_of, strength_of
 from uturn.networks.images.schedules import read_scheduler, schedule
 from uturn.studies.plotting.schedules import draw_schedules

@@ -7,9 +7,9 @@ import torch
 
 from tiny_denoiser import unet
 from uturn.networks import DenoiserModel
+from uturn.networks.images.levels import SigmaDenoiser
 from uturn.networks.images.own_denoisers import Prediction
 from uturn.networks.images.pretrained import DenoisingNetwork
-from uturn.networks.images.sigma_denoiser import SigmaDenoiser
 
 CPU = torch.device("cpu")
 

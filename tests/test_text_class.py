@@ -14,8 +14,8 @@ import uturn as ut
 from command_line import uturn
 from tiny_language import Table
 from uturn.core.protocols import UTurns
-from uturn.networks.texts.classifiers import class_logits
 from uturn.networks.texts.language_files import TextModel
+from uturn.networks.texts.likelihoods import class_logits
 from uturn.probes import TextClass
 from uturn.sources.tokens import PAD, Tokens
 
@@ -267,7 +267,7 @@ def hostile(folder):
         ),
         "unknown tokens": (model("classes") | {"split": r"\w\w"}, "unknown tokens = "),
         "no logits of classes": ({"model": "test_text_class:Wrong"}, r"for 2 texts = \(2, 6, 3\): expected logits"),
-        "NaN": ({"model": "test_text_class:Nan"}, "logits that are not finite = "),
+        "NaN": ({"model": "test_text_class:Nan"}, "outputs that are not finite = "),
     }
 
 

@@ -428,7 +428,7 @@ def hostile(folder):
     bert, gpt2, albert = (str(folder / name) for name in ("bert", "gpt2", "albert"))
     return {
         "no such folder": ({"type": "text_layers", "model": "no/such/folder"}, "no such folder"),
-        "no weights of a head": ({"type": "text_likelihood", "model": str(folder / "sentences")}, "BertModel in its config.json"),
+        "no weights of a head": ({"type": "text_likelihood", "model": str(folder / "sentences")}, "config.json = 'BertModel'"),
         "masked, not causal": (
             {"type": "text_likelihood", "model": bert, "likelihood": "causal"},
             "= 'causal': expected 'masked'",

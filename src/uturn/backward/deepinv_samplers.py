@@ -70,13 +70,9 @@ class DeepinvSampler:
         self.is_diffusion = hasattr(self.deepinv.sampling, f"{self.name}DataFidelity")
         self.cls: Any = getattr(self.deepinv.sampling, f"{self.name}DataFidelity" if self.is_diffusion else self.name, None)
         is_sampler = inspect.isclass(self.cls) and issubclass(self.cls, self.deepinv.models.Reconstructor)
-        if not self.is_diffusion and not (
-            is_sampler and (self.name in _LANGEVIN or {"denoiser", "model"} & _arguments(self.cls))
-        ):
-            raise ValueError(
-                f"sampler = 'deepinv:{name}': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or another sampler of "
-                f"deepinv.sampling with a denoiser; or 'module:function'"
-            )
+        takes_denoiser = is_sampler and (self.name in _LANGEVIN or {"denoiser", "model"} & _arguments(self.cls))
+        known = "DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or another sampler of deepinv.sampling with a denoiser"
+        expect(self.is_diffusion or takes_denoiser, "sampler", f"deepinv:{name}", f"{known}; or 'module:function'")
         accepted = _arguments(self.cls) - {"denoiser", "model", "prior", "data_fidelity", "verbose", "device", "max_iter", "rng"}
         accepted |= {"schedule", "alpha", "solver"} if self.is_diffusion else set()
         clip = self.options.pop("clip", None) if self.is_diffusion else None

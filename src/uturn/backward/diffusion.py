@@ -66,7 +66,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return _reverse_diffusion(self).forward
 
     def check_source(self, source: Any) -> None:
-        """ValueError if the images or labels of a source do not fit the model."""
         reverse, shape = _reverse_diffusion(self), tuple(source.image_shape() or ())
         expected = reverse.image_shape
         takes = f"what the model {self.model!r} takes, {expected}"
@@ -92,7 +91,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return np.repeat(labels, clones)
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        """Faults of the model, found on some originals (`uturn.networks.model_check`)."""
         import torch
 
         from uturn.networks.model_check import check_denoiser, is_checked
@@ -164,7 +162,6 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
         return denoiser_function(self.model) if is_import_path(self.model) else None
 
     def describe(self) -> str:
-        """The model, its scheduler and its steps in one line."""
         reverse = _reverse_diffusion(self)
         is_ancestral = type(reverse.forward.scheduler).__name__ == "AncestralScheduler"
         scheduler = "ancestral" if is_ancestral else self.scheduler  # for flow matching, ddpm is the ancestral step

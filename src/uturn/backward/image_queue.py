@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """A reconstruction to compute.
+    """A reconstruction to compute."""
 
-    `image`: float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`. `step`: number k of reverse steps,
-    0 .. num_steps. `key`: uint64, its random stream. `label`: true class, for class-conditional models. `name`: any value, which
-    is returned with the result and named in errors.
-    """
-
-    image: Any
-    step: int
-    key: Any
-    label: int | None = None
-    name: Any = None
+    image: Any  # float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`
+    step: int  # number k of reverse steps, 0 .. num_steps
+    key: Any  # uint64, its random stream
+    label: int | None = None  # true class, for class-conditional models
+    name: Any = None  # any value, which is returned with the result and named in errors
 
 
 @dataclass
@@ -127,9 +122,6 @@ def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: A
     import torch
 
     finite = torch.isfinite(values).flatten(1).all(1).tolist()
-    if not all(finite):
-        bad = [name for name, good in zip(cohort.names, finite, strict=True) if not good]
-        raise ValueError(
-            f"reconstructions of images {', '.join(map(str, bad[:10]))} are not finite after {cohort.reverse_steps} steps: "
-            f"{reason}{half_precision_words(getattr(network, 'dtype', None))}"
-        )
+    if bad := [str(name) for name, good in zip(cohort.names, finite, strict=True) if not good]:
+        where = f"reconstructions of images {', '.join(bad[:10])} are not finite after {cohort.reverse_steps} steps"
+        raise ValueError(f"{where}: {reason}{half_precision_words(getattr(network, 'dtype', None))}")

@@ -30,22 +30,13 @@ _COUNTED = 1000  # texts whose tokens are counted
 class LanguageDenoiser(LanguageOptions, Spec, Queued):
     """A language model that denoises tokens: a masked model, or a discrete diffusion model.
 
-    `model`: "embedded", a folder or the name of a model on a hub that `AutoModelForMaskedLM` of transformers reads (BERT, ALBERT,
-    ModernBERT, ESM, ..), a model with its own code (MDLM, LLaDA, Dream; with `trust_remote_code`), or
-    "module:function" (`uturn.networks.TokenNetwork`). `tokenizer`: replaces the tokenizer of the model. `split`: a regular
-    expression ("smiles", "characters") that splits texts into the tokens of vocab.txt. `model_type`: kind of the model if its
-    config.json does not state it. `shift`, `time`, `output`, `mask_id`,
-    `corruption` ("masking" or "uniform"): how to call the network and read its output, if the model does not state it.
+    The options that load it are those of `uturn.networks.texts.language_files.TextModel`, the others those of the decoder
+    (`uturn.corruption.unmasking.Decoder`): masked tokens are revealed one at a time, or in `steps` calls of the network with
+    equal numbers of tokens. The description says if the decoder does not draw from the posterior. For the orders "analytic" and
+    "euler", remasking and uniform replacement, `steps` (default 64) is the number of steps in time; their calls are not shared by
+    several blocks of texts. Strings of a grammar can be denoised too: their symbols are the ids.
 
-    Masked tokens are revealed one at a time, or in `steps` calls of the network with equal numbers of tokens. `order`, `block`,
-    `causal`, `temperature`, `top_k`, `top_p`, `remask`, `eta`, `remask_given`: options of the decoder
-    (`uturn.corruption.unmasking.Decoder`). The description says if the decoder does not draw from the posterior. For the orders
-    "analytic" and "euler", remasking and uniform replacement, `steps` (default 64) is the number of steps in time; their calls
-    are not shared by several blocks of texts.
-
-    Strings of a grammar can be denoised too: their symbols are the ids.
-
-    `dtype`: precision of the network. Execution-only options: `device` ("cuda" if available), `batch_size` (texts in a call).
+    Execution-only options: `device` ("cuda" if available), `batch_size` (texts in a call), `trust_remote_code`.
     Reconstructions: int64 (items, draws, length), for strings {tree_level: int64 (items, draws, nodes)}.
     """
 
@@ -148,7 +139,6 @@ class LanguageDenoiser(LanguageOptions, Spec, Queued):
         return corruption
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        """Faults of the model, found on some noisy originals (`uturn.networks.model_check`)."""
         import torch
 
         from uturn.networks.model_check import WRITES, check_calls, is_checked, writes_into
@@ -196,7 +186,5 @@ def _hardly_better(loss: np.ndarray, texts: np.ndarray, row: np.ndarray, site: n
     saved = np.bincount(row, frequencies - loss, minlength=len(texts))[size > 0]
     if len(saved) < 2 or not saved.sum() + 2 * saved.std(ddof=1) * len(saved) ** 0.5 < 0.1 * frequencies.sum():
         return []
-    return [
-        f"is poor on these texts: with half of the tokens masked its loss is {loss.mean():.3g} nats a token, and that of the "
-        f"frequencies of the tokens {frequencies.mean():.3g}; results then say more about the model than about the texts"
-    ]
+    losses = f"its loss is {loss.mean():.3g} nats a token, and that of the frequencies of the tokens {frequencies.mean():.3g}"
+    return [f"is poor on these texts: with half of the tokens masked {losses}; results say more about the model than the texts"]

@@ -61,11 +61,6 @@ class RecordedImages(Spec, Backward):
     are read; files and folders whose names begin with a dot are ignored, and links are followed.
 
     Reconstructions: float32 (items, draws, channels, height, width) in [-1, 1]; NaN where a file is missing or unreadable.
-
-    Raises
-    ------
-    ValueError
-        For a pattern without {noise} or {item} or with other fields, if no file matches it, or if two files have the same place.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
@@ -104,12 +99,16 @@ class RecordedImages(Spec, Backward):
         """Digests of the names and contents of the files of each noise level, trajectory and clone, "0.5 0 0 7f3c..; .."."""
         files = self.files
         table = files.table.sort_index()
-        contents = in_threads(lambda name: _content(files.path(name)), table.index)
+
+        def content(name: str) -> str:
+            path = files.path(name)
+            return unread(path) or digest_of_file(path)
+
         draws = product(files.levels, range(len(files.trajectories)), range(len(files.clones)))
         digests = {draw: hashlib.sha256() for draw in draws}
-        rows = zip(table[["noise", "trajectory", "clone"]].itertuples(index=False, name=None), table.index, contents, strict=True)
-        for draw, name, content in rows:
-            digests[draw].update(os.fsencode(name) + b"\0" + content.encode())
+        places = table[["noise", "trajectory", "clone"]].itertuples(index=False, name=None)
+        for draw, name, of in zip(places, table.index, in_threads(content, table.index), strict=True):
+            digests[draw].update(os.fsencode(name) + b"\0" + of.encode())
         return "; ".join(f"{level} {j} {k} {digest.hexdigest()[:32]}" for (level, j, k), digest in digests.items())
 
     def stale(self, fingerprint: str, noise: Sequence[float]) -> Collection[float] | None:
@@ -127,8 +126,7 @@ class RecordedNoise(Corruption):
     kinds, process, max_noise = Recorded.kinds, Recorded.process, Recorded.max_noise
 
     def __init__(self, corruption: Recorded, recordings: Recordings) -> None:
-        self.corruption, self.recordings = corruption, recordings
-        self.unit = corruption.unit
+        self.corruption, self.recordings, self.unit = corruption, recordings, corruption.unit
 
     def corrupt(self, images: np.ndarray, noise: float, keys: np.ndarray) -> Noisy:
         return self.corruption.corrupt(images, noise, keys)
@@ -148,9 +146,6 @@ class _Unknown(Noisy):
     """Noisy data that are not known, and the files of their reconstructions."""
 
     recordings: Any = None
-
-
-# --- files -------------------------------------------------------------------------------------------------------------
 
 
 class _Files:
@@ -193,10 +188,7 @@ class _Files:
         self._texts = {field: dict(zip(self.table[field][::-1], texts[field][::-1], strict=True)) for field in _FIELDS}
 
     def _found(self, forms: Mapping[str, str]) -> pd.DataFrame:
-        """Texts of the fields, with these regular expressions, in the names that match the pattern, indexed by name.
-
-        A field that is repeated has the same text.
-        """
+        """Texts of the fields, with these regular expressions, in the names that match the pattern, indexed by name."""
         expression, seen = "", set[str]()
         for literal, field in self._parts:
             group = "" if field is None else f"(?P={field})" if field in seen else f"(?P<{field}>{forms[field]})"
@@ -211,10 +203,7 @@ class _Files:
         return math.prod(name.lower().count(literal.lower()) for literal, _ in self._parts[1:] if literal)
 
     def left_out(self) -> list[str]:
-        """A sentence on the files that match the pattern except for a field or the case of letters.
-
-        Only files are named whose level has digits, or is nan or infinite.
-        """
+        """A sentence on the files that match the pattern except for a field or the case of letters, with a number as level."""
         near = self._found(_ANY).drop(self.table.index, errors="ignore")
         names = [as_unicode(name) for name in near.index[near["noise"].str.contains(r"(?i:\d|\A[-+]?(?:nan|inf))")]]
         said = f"{_files(names, 'file')} of {as_unicode(self.root)} left out, which the pattern does not match: {some_of(names)}"
@@ -226,7 +215,6 @@ class _Files:
         return "".join(literal + (texts[field] if field else "") for literal, field in self._parts)
 
     def path(self, name: str) -> str:
-        """Path of a file."""
         return os.path.normpath(os.path.join(self.root, name))
 
 
@@ -242,14 +230,6 @@ def rounded(noise: float) -> float:
     return float(f"{noise:.{_DIGITS}g}")
 
 
-def _content(path: str) -> str:
-    """The digest of a file, or why it is not read."""
-    return unread(path) or digest_of_file(path)
-
-
-# --- files and originals -----------------------------------------------------------------------------------------------
-
-
 class Recordings:
     """Recorded files, assigned to the originals of a folder by their names."""
 
@@ -258,30 +238,24 @@ class Recordings:
 
     @cached_property
     def _table(self) -> pd.DataFrame:
-        """The file and the text of {item} of every U-turn, indexed by noise level, name of the original, trajectory and clone.
-
-        ValueError for a file that belongs to no original, or to several, and for two files of one U-turn.
-        """
-        of_path, of_name = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-        for name in self.source.names():
-            path = os.path.splitext(name)[0]
-            of_path[path].append(name)
-            of_name[os.path.basename(path)].append(name)
+        """The file and the text of {item} of every U-turn, indexed by noise level, name of the original, trajectory and clone."""
+        originals, paths, names = self.source.names(), defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        for original in originals:
+            path = os.path.splitext(original)[0]
+            paths[path].append(original)
+            names[os.path.basename(path)].append(original)
         table = self.files.table.rename_axis("file").reset_index()
         table["file"] = pd.Series([self.files.path(name) for name in table["file"]], dtype=object)
-        owners = table["item"].map(lambda item: of_path.get(item) or of_name.get(item, []))
+        owners = table["item"].map(lambda item: paths.get(item) or names.get(item, []))
         for file, of in zip(table["file"], owners, strict=True):
             where = f"originals of {file} in {self.source.path!r}"
             expect(len(of) < 2, where, of, "one; write {item} with the sub-folder, or rename the originals")
-        if orphans := [file for file, of in zip(table["file"], owners, strict=True) if not of]:
-            known = {name for of in owners for name in of}
-            without = [name for name in self.source.names() if name not in known]
-            also = f"; {_files(without, 'original')} without any: {some_of(without)}" if without else ""
-            raise ValueError(
-                f"{_files(orphans, 'recorded file')} without an original in {self.source.path!r}: {some_of(orphans)}{also}; "
-                f"{{item}} must be the name of the original's file without its suffix"
-            )
         table["original"] = owners.str[0]
+        if orphans := table["file"][table["original"].isna()].tolist():
+            without = [name for name in originals if name not in {*table["original"]}]
+            also = f"; {_files(without, 'original')} without any: {some_of(without)}" if without else ""
+            where = f"{_files(orphans, 'recorded file')} without an original in {self.source.path!r}: {some_of(orphans)}{also}"
+            raise ValueError(f"{where}; {{item}} must be the name of the original's file without its suffix")
         if (twice := table.duplicated(_PLACE, keep=False)).any():
             of = table[twice].sort_values(_PLACE)["file"].iloc[:2]
             raise ValueError(f"pattern = {self.files.pattern!r}: {' and '.join(of)} are the same U-turn; move one away")
@@ -307,14 +281,7 @@ class Recordings:
         return images.reshape(len(streams.items), -1, *shape)
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """Missing and unreadable files of an experiment, {name: reason}, after a check of all files.
-
-        Raises
-        ------
-        ValueError
-            If levels, trajectories, clones or all files of an original are missing; for a file without an original, for one whose
-            size differs from that of its original, and for a grey one if the original has colours.
-        """
+        """Missing and unreadable files of an experiment, {name: reason}, after a check of all files."""
         for option in ("trajectories", "clones"):
             wanted, numbers = getattr(experiment, option), getattr(self.files, option)
             known = some_of([str(number) for number in numbers])
@@ -325,11 +292,9 @@ class Recordings:
         names = self.source.names(np.arange(experiment.items))
         item_of = dict(zip(self._table.index.get_level_values("original"), self._table["item"], strict=True))
         if without := [name for name in names if name not in item_of]:
-            raise ValueError(
-                f"{_files(without, 'original')} without any recorded file: {some_of(without)} (files are named as "
-                f"{self._table['file'].iloc[0]}); write {{item}} as the name of the original's file without its suffix, or move "
-                f"the originals away"
-            )
+            where = f"{_files(without, 'original')} without any recorded file: {some_of(without)}"
+            form = f"(files are named as {self._table['file'].iloc[0]}); write {{item}} as the name of the original's file"
+            raise ValueError(f"{where} {form} without its suffix, or move the originals away")
         files = self._wanted(experiment.noise, names, range(experiment.trajectories), experiment.clones)
         channels, size = self.source.channels, self.source.size
         found = in_threads(lambda file: "no such file" if file is None else seen(file, channels, size), files.values())
@@ -343,9 +308,7 @@ class Recordings:
                 self._check_pixels(path, of, name)
         if len(missing) == len(files):
             reasons = some_of([f"{name} ({reason})" for name, reason in missing.items()])
-            raise ValueError(
-                f"none of the {len(files)} recorded files can be read: {reasons}; expected images such as PNG or JPEG"
-            )
+            raise ValueError(f"none of the {len(files)} recorded files can be read: {reasons}; expected PNG, JPEG or the like")
         return missing
 
     def _check_pixels(self, file: str, of: tuple[int, int, str], name: str) -> None:
@@ -359,10 +322,7 @@ class Recordings:
         expect(not is_grey, f"{file}: mode", mode, f"colours, as its original {name} has; or channels = 1 for both in grey")
 
     def copies(self, experiment: Any) -> list[str]:
-        """Sentences if at the largest noise all reconstructions equal their originals, or all trajectories or clones each other.
-
-        The first 32 originals are compared.
-        """
+        """Sentences if at the largest noise all reconstructions equal the originals, or all trajectories or clones each other."""
         noise, items, clones = max(experiment.noise), np.arange(min(experiment.items, _COMPARED)), experiment.clones
         images = self.images(Streams(0, items, noise, range(experiment.trajectories)), clones)
         images = images.reshape(len(items), experiment.trajectories, clones, -1)
@@ -417,9 +377,6 @@ class Recordings:
 
 def _files(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
-
-
-# --- axes --------------------------------------------------------------------------------------------------------------
 
 
 def _axes_of(model: str, noise: np.ndarray) -> Axes:

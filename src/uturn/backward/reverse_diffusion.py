@@ -1,8 +1,4 @@
-"""U-turns of images with any denoiser and any scheduler of diffusers.
-
-The scheduler's `set_timesteps`, `add_noise`, `scale_model_input` and `step` are the sampler. This module chooses the timestep to
-which images are noised and the first timestep of denoising, and assigns a random stream to each image.
-"""
+"""U-turns of images with any denoiser and any scheduler of diffusers, with a random stream for each image."""
 
 from __future__ import annotations
 
@@ -61,24 +57,17 @@ class ReverseDiffusion:
     batch_size
         Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
         It changes results by float rounding only. Models with guidance have two rows for every image, which count as two.
-    image_shape
-        (channels, height, width) of the images; read from `model.config` where there is one.
+    image_shape, latent_shape
+        (channels, height, width) of the images, read from `model.config` where there is one; of the latents, for `generate`.
     device
         Device of the computation; by default that of the model.
-    pure_noise
-        Whether k = N starts from pure noise. Otherwise it starts from the scheduler's first level, which keeps a small signal.
     num_classes
         For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
-    codec
-        For latent models: an object with `encode(images)` and `decode(latents)`. Noise is added to latents.
-    latent_shape
-        (channels, height, width) of the latents; only `generate` needs it.
-    timesteps : PipelineTimesteps, optional
-        A pipeline's own rule for timesteps; by default only their number is set.
+    pure_noise, codec, timesteps
+        As in `Diffusion`; `codec` has also `decode(latents)`.
 
     Attributes
     ----------
-    num_steps : int
     is_stochastic : bool
         Whether reverse steps draw noise, in full or in part.
     forward : Diffusion
@@ -87,11 +76,6 @@ class ReverseDiffusion:
         One line about the model; empty unless it was loaded by `from_pretrained`.
     prompts : Prompts or None
         The prompts of a text-conditioned model; labels are then numbers of prompts.
-
-    Raises
-    ------
-    ValueError
-        For arguments out of range, and for schedulers that cannot begin in the middle of a chain.
     """
 
     description = ""
@@ -116,6 +100,8 @@ class ReverseDiffusion:
     ) -> None:
         import torch
 
+        from uturn.networks.images.pretrained import shape_of
+
         is_training, most = getattr(model, "training", False), scheduler.config.num_train_timesteps
         expect(not is_training, "training mode of the model", True, "model.eval(), since dropout would corrupt the U-turn")
         expect(1 <= num_steps <= most, "num_steps", num_steps, f"1 .. {most}, the timesteps of the training schedule")
@@ -128,26 +114,18 @@ class ReverseDiffusion:
         self.pieces = Pieces(self.device, batch_size)
         if getattr(model, "rows_of_an_image", 1) > 1:
             self.pieces.restrict(self.network, max(1, batch_size // model.rows_of_an_image))
-        self.image_shape = image_shape or (_image_shape_of(model) if codec is None else None)
+        self.image_shape = image_shape or (shape_of(getattr(model, "config", None)) if codec is None else None)
         self.latent_shape = latent_shape if codec is not None else self.image_shape
+        rules: dict[str, Any] = {"timestep_spacing": timestep_spacing, "pure_noise": pure_noise, "timesteps": timesteps}
         try:
-            self.forward = Diffusion(
-                scheduler,
-                num_steps,
-                timestep_spacing=timestep_spacing,
-                pure_noise=pure_noise,
-                codec=codec,
-                timesteps=timesteps,
-                pieces=self.pieces,
-            )
+            self.forward = Diffusion(scheduler, num_steps, codec=codec, pieces=self.pieces, **rules)
             self.step_arguments = _step_arguments(self.forward.scheduler, eta)
             self.takes_generator = "generator" in inspect.signature(self.forward.scheduler.step).parameters
             self.is_stochastic = self._draws_noise()
         except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(
-                f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do ({type(error).__name__}: "
-                f"{one_line(error)}); use another scheduler ({', '.join(map(repr, sorted(SCHEDULERS)))})"
-            ) from None
+            reason, others = f"{type(error).__name__}: {one_line(error)}", ", ".join(map(repr, sorted(SCHEDULERS)))
+            where = f"{type(scheduler).__name__} cannot begin in the middle of its chain as others do ({reason})"
+            raise ValueError(f"{where}; use another scheduler ({others})") from None
 
     @property
     def batch_size(self) -> int:
@@ -156,62 +134,30 @@ class ReverseDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | os.PathLike[str],
-        scheduler: str | None = "ddpm",
-        num_steps: int = 100,
-        **options: Any,
+        cls, path: str | os.PathLike[str], scheduler: str | None = "ddpm", num_steps: int = 100, **options: Any
     ) -> ReverseDiffusion:
         """Diffusion model from files; see `uturn.networks.images.pretrained.load_pretrained` for what can be read.
 
-        Parameters
-        ----------
-        path
-            Folder written by `DiffusionPipeline.save_pretrained`, a hub id, a guided-diffusion checkpoint, or "module:function".
-        scheduler
-            A key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the scheduler stored with the model.
-            The noise schedule and the prediction type always come from the stored one.
-        num_steps, **options
-            As in the class, and the fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
+        `scheduler`: a key of `SCHEDULERS`, the name of a diffusers class, or "stored" (or None) for the scheduler stored with the
+        model; the noise schedule and the prediction type always come from the stored one. `options`: those of the class, and the
+        fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, ..
         """
         from uturn.networks.images.options import DenoiserOptions
         from uturn.networks.images.pretrained import load_pretrained
 
         loaded = load_pretrained(path, **{name: options.pop(name) for name in DenoiserOptions.model_fields if name in options})
-        made = cls(
-            loaded.model,
-            scheduler_like(loaded.scheduler, scheduler),
-            num_steps,
-            image_shape=loaded.image_shape,
-            num_classes=loaded.num_classes,
-            codec=loaded.codec,
-            latent_shape=loaded.latent_shape,
-            device=loaded.device,
-            timesteps=loaded.timesteps,
-            **options,
-        )
+        stated = ("image_shape", "num_classes", "codec", "latent_shape", "device", "timesteps")
+        options = {name: getattr(loaded, name) for name in stated} | options
+        made = cls(loaded.model, scheduler_like(loaded.scheduler, scheduler), num_steps, **options)
         made.description, made.prompts = loaded.description, loaded.prompts
         return made
 
     def u_turn(self, images: Any, step: int, keys: Any, labels: Any = None) -> Any:
-        """Reconstructions of images after noising to `step` and denoising back: `denoise(corrupt(images))`.
+        """Reconstructions of images after noising to `step` k, 0 .. num_steps, and denoising back: `denoise(corrupt(images))`.
 
-        Parameters
-        ----------
-        images
-            float32 (batch, channels, height, width) in [-1, 1], numpy array or tensor.
-        step
-            Number of reverse steps k, 0 .. num_steps.
-        keys
-            uint64 (batch,), one random stream for each image (`uturn.random.keys`). The noise of an image depends only on its
-            key, not on its batch.
-        labels
-            int64 (batch,), true classes, for class-conditional models.
-
-        Returns
-        -------
-        reconstructions
-            Of the type and shape of `images`, clipped to [-1, 1]. For step 0 a copy of the images, bit for bit.
+        images and reconstructions: float32 (batch, channels, height, width) in [-1, 1], numpy arrays or tensors; for step 0 a
+        copy, bit for bit. keys: uint64 (batch,), one random stream for each image (`uturn.random.keys`); the noise of an image
+        depends on its key alone. labels: int64 (batch,), true classes, for class-conditional models.
         """
         return self.denoise(self.corrupt(images, step, keys), step, keys, labels)
 
@@ -235,19 +181,11 @@ class ReverseDiffusion:
         When an image is done, the next one of `work` takes its place in the batch, so one call of the network serves images at
         different timesteps. The iterable is read when places become free, so it may be lazy. Images with many steps should come
         first, so that few batches at the end are not full. The results equal those of `denoise` up to float rounding.
-
-        Yields
-        ------
-        name, reconstruction
-            float32 (channels, height, width) in [-1, 1].
         """
         return run_queue(ImageQueue(self), work)
 
     def generate(self, keys: Any, labels: Any = None) -> Any:
-        """Samples (batch, channels, height, width) in [-1, 1] from pure noise; float32 numpy array.
-
-        One sample for each key; `labels` as in `u_turn`.
-        """
+        """Samples from pure noise, one for each key, float32 (batch, channels, height, width); `labels` as in `u_turn`."""
         import torch
 
         if self.latent_shape is None:
@@ -309,7 +247,6 @@ class ReverseDiffusion:
 
 
 def _like(images: Any, result: np.ndarray) -> Any:
-    """The result as a tensor if the images are one."""
     import torch
 
     return torch.from_numpy(result) if isinstance(images, torch.Tensor) else result
@@ -331,15 +268,6 @@ def _device_of(model: Any) -> torch.device:
     parameters = getattr(model, "parameters", None)
     first = next(iter(parameters()), None) if parameters is not None else None
     return torch.device("cpu") if first is None else first.device
-
-
-def _image_shape_of(model: Any) -> tuple[int, int, int] | None:
-    config = getattr(model, "config", None)
-    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
-    if size is None or channels is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
 
 
 def _checked_keys(keys: Any, count: int) -> np.ndarray:

@@ -61,11 +61,6 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         without a parameter `denoiser` needs no model, and none is loaded for it.
     batch : int
         Measurements in a call of the sampler, 1 by default.
-
-    Examples
-    --------
-    >>> PosteriorSampler(sampler="deepinv:DPS", options={"steps": 50, "guidance": "annealed"}, model="fashion_mnist").batch
-    1
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
@@ -84,10 +79,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         """Whether each measurement is a call of its own."""
         return self.batch == 1
 
-    @property
-    def adds_trajectories(self) -> bool:  # type: ignore[override]
-        """Whether each measurement is a call of its own."""
-        return self.batch == 1
+    adds_trajectories = batch_invariant
 
     @property
     def wants_processes(self) -> bool:
@@ -100,10 +92,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return self.model != "exact" and _takes_denoiser(self)
 
     def chain(self, steps: int = 250) -> DiffusionModel:
-        """The model of images with this number of reverse steps, to draw originals.
-
-        Draws with few steps have another law than the denoiser assumes.
-        """
+        """The model of images with this number of reverse steps, to draw originals; few steps have another law."""
         has_model = self.model != "exact"
         expect(has_model, "model", self.model, "a model of images, such as 'fashion_mnist', since their law is not known")
         options = {name: getattr(self, name) for name in DenoiserOptions.model_fields}
@@ -142,11 +131,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """No reconstruction is missing.
-
-        ValueError if a sampler of deepinv does not fit its options or measurements, or if two calls of a function with one seed
-        differ.
-        """
+        """None; ValueError if a sampler of deepinv does not fit, or if two calls of a function with one seed differ."""
         sampler = _sampler(self)
         if isinstance(sampler, DeepinvSampler):
             steps = max(2, min(10, sampler.steps))  # with two steps, some diverge that do not with more
@@ -160,10 +145,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         if len(first) != len(second) or not all(
             np.allclose(a, b, rtol=_SAME, atol=_SAME * np.abs(a).max()) for a, b in zip(first, second, strict=True)
         ):
-            raise ValueError(
-                f"sampler = {self.sampler!r}: two calls with the same measurement and seed differ; draw all random numbers from "
-                f"`generator`, or from the global generators of torch, numpy or Python"
-            )
+            way_out = "draw from `generator`, or from the global generators of torch, numpy or Python"
+            raise ValueError(f"sampler = {self.sampler!r}: two calls with the same measurement and seed differ; {way_out}")
         return {}
 
     def doubts(self, experiment: Any) -> list[str]:
@@ -172,12 +155,9 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
             return []
         draw = self._first(experiment, experiment.noise[0])
         share = float(((draw < -_CLIPPED) | (draw > 1 + _CLIPPED)).mean())
-        if share <= _MOST_OUTSIDE:
-            return []
-        return [
-            f"sampler = {self.sampler!r} gives values in [{draw.min():.2g}, {draw.max():.2g}] for the first original, and "
-            f"{share:.0%} of them are clipped; samplers draw images in [0, 1], so map images in [-1, 1] by (x + 1) / 2"
-        ]
+        said = f"sampler = {self.sampler!r} gives values in [{draw.min():.2g}, {draw.max():.2g}] for the first original, and "
+        said += f"{share:.0%} of them are clipped; samplers draw images in [0, 1], so map images in [-1, 1] by (x + 1) / 2"
+        return [said] if share > _MOST_OUTSIDE else []
 
     def _first(self, experiment: Any, noise: float, denoiser: Any = None) -> np.ndarray:
         """A draw for the first original; with a denoiser in place of that of the model, if one is given."""
@@ -192,10 +172,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return self._called(sampler, noisy, np.arange(1), key, denoiser, f"noise {noise:g}")
 
     def _called(self, sampler: Any, noisy: Any, rows: np.ndarray, key: Any, denoiser: Any, where: str) -> np.ndarray:
-        """Draws for the measurements `rows`, which have one operator, as the sampler gives them: float32 (rows, *shape of x_0).
-
-        ValueError for a wrong shape or values far outside of the range.
-        """
+        """Draws for the measurements `rows`, by one operator, as the sampler gives them: float32 (rows, *shape of x_0)."""
         import torch
 
         label, operator = f"sampler = {self.sampler!r}", noisy.operators[rows[0]]
@@ -226,10 +203,10 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         if not self._calls_model:
             if law is None and _takes_denoiser(self):
                 self._model()  # raises ValueError
-            return None if law is None else _LawDenoiser(law)
+            return None if law is None else _Denoiser(law.denoise)
         import torch
 
-        from uturn.networks.images.sigma_denoiser import SigmaDenoiser
+        from uturn.networks.images.levels import SigmaDenoiser
 
         reverse = self._model().reverse()
         classes = None if labels is None else torch.from_numpy(labels)
@@ -241,12 +218,19 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
 
     def _tried(self, experiment: Any, noise: float) -> list[np.ndarray]:
         """What a draw gives to a denoiser that always answers 0.5 (the first values of each call), and then the draw."""
-        seen = _Recorder()
-        draw = self._first(experiment, noise, seen)
-        return [*seen.calls, draw]
+        calls: list[np.ndarray] = []
+
+        def half(x: Any, sigma: Any) -> Any:
+            values = np.zeros(1)
+            with suppress(RuntimeError):  # inside vmap or a Jacobian the values are not known; the call counts all the same
+                values = x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy()
+            calls.append(values)
+            return 0 * x + 0.5
+
+        draw = self._first(experiment, noise, _Denoiser(half))
+        return [*calls, draw]
 
     def model_check(self, source: Any, originals: Sequence[Any]) -> list[Finding]:
-        """Faults of the model, found on some originals (`uturn.networks.model_check`)."""
         return self._model().model_check(source, originals) if self._calls_model else []
 
     def fingerprint(self) -> str:
@@ -325,29 +309,13 @@ def _version() -> str:
     return f"deepinv {version('deepinv')}"
 
 
-class _LawDenoiser:
-    """The exact denoiser of a law of vectors, for noise of any standard deviation."""
+class _Denoiser:
+    """A function (x, sigma) as a denoiser of noise of any standard deviation."""
 
     range = (0.0, np.inf)
 
-    def __init__(self, law: Any) -> None:
-        self.law = law
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
 
     def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.law.denoise(x, sigma)
-
-
-class _Recorder:
-    """A denoiser that always answers 0.5, and records the first values of what it is given."""
-
-    range = (0.0, np.inf)
-
-    def __init__(self) -> None:
-        self.calls: list[np.ndarray] = []
-
-    def __call__(self, x: Any, sigma: Any, *args: Any, **kwargs: Any) -> Any:
-        values = np.zeros(1)
-        with suppress(RuntimeError):  # inside vmap or a Jacobian the values are not known; the call counts all the same
-            values = x.detach().reshape(-1)[:_RECORDED].cpu().numpy().copy()
-        self.calls.append(values)
-        return 0 * x + 0.5
+        return self.function(x, sigma)

@@ -42,24 +42,6 @@ class ScoreModel:
         logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
     rows : int
         Strings in an image, for `ReverseDiffusion.generate`.
-
-    Raises
-    ------
-    ValueError
-        If the denoiser is not one of the Gaussian process, or the scheduler has neither a table of abar nor flow-matching sigmas.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> from diffusers import DDPMScheduler
-    >>> from uturn.corruption.denoising import ExactDenoiser
-    >>> from uturn.backward.reverse_diffusion import ReverseDiffusion
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> scheduler = DDPMScheduler()
-    >>> model = ScoreModel(ExactDenoiser(rhm, ut.Gaussian()), scheduler)
-    >>> strings = strings_of(ReverseDiffusion(model, scheduler, num_steps=100).generate(ut.random.keys(0, range(4))))
-    >>> strings.shape, bool(rhm.parse(strings[:, 0]).valid[3].all())
-    ((4, 1, 8), True)
     """
 
     training = False

@@ -18,17 +18,10 @@ _WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")  # how the names
 
 
 class OwnSteps(Backward):
-    """Reverse steps by a user's function, from the noisy data of a diffusion model to reconstructions.
+    """Reverse steps by a user's function, from the noisy data of a diffusion model, of N steps, to reconstructions.
 
-    Parameters
-    ----------
-    function
-        `function(noisy, noise, seed)`: x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 tensors (batch, channels,
-        height, width) in the units of the model's scheduler, with noise of its own for every row.
-    model : DiffusionModel
-        Number of steps N, and autoencoder.
-    label : str
-        How errors name the function.
+    `function(noisy, noise, seed)`: x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 tensors (batch, channels, height,
+    width) in the units of the model's scheduler, with noise of its own for every row. `label`: how errors name it.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
@@ -101,12 +94,7 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
 
     DDPM has the one that its configuration names, or a learned one between both, exp(w log large + (1 - w) log small) with the
     model's w of every pixel (arXiv:2102.09672); ancestral samplers have the small one, DDIM eta^2 times the small one, and
-    deterministic samplers 0.
-
-    Returns
-    -------
-    float, or float64 array (items, channels, height, width)
-        In variance-preserving units.
+    deterministic samplers 0. A number, or float64 (items, channels, height, width), in variance-preserving units.
     """
     reverse = model.reverse()
     scheduler, step, levels = reverse.forward.scheduler, reverse.forward.step_of(streams.noise), reverse.forward.noise_levels

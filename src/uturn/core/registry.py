@@ -16,7 +16,7 @@ PARTS: dict[str, dict[str, str]] = {
         "rhm": "uturn.sources.strings:RHMSource",
         "filtered_rhm": "uturn.sources.strings:FilteredRHMSource",
         "grammar": "uturn.sources.strings:GrammarSource",
-        "hmm": "uturn.sources.chains:HiddenMarkovSource",
+        "hmm": "uturn.sources.strings:HiddenMarkovSource",
         "fashion_mnist": "uturn.sources.images:FashionMNISTSource",
         "images": "uturn.sources.images:ImageFolderSource",
         "array": "uturn.sources.images:ArraySource",

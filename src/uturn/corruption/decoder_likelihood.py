@@ -57,13 +57,8 @@ def log_likelihoods(
     keys : uint64 (batch,)
         Random streams, as those of `unmask`.
     decoders : sequence of Decoder (batch,)
-        The decoder of each row. All rows share the calls of `beliefs`. `temperature`, `top_k` and `top_p` change the law.
-
-    Raises
-    ------
-    ValueError
-        For decoders whose positions are not determined by the revealed tokens, such as order "confidence" and those with
-        `remask`, and for `causal` ones.
+        The decoder of each row (`check_determined`). All rows share the calls of `beliefs`. `temperature`, `top_k` and `top_p`
+        change the law.
     """
     for decoder in decoders:
         check_determined(decoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,7 @@ DEEPINV = "deepinv:"
 def deepinv(what: str) -> Any:
     """The library deepinv; ValueError names the option `what` that needs it, and the way to install it."""
     try:
-        import deepinv
-
-        return deepinv
+        return importlib.import_module("deepinv")
     except ImportError as error:
         raise ValueError(f"{what} needs deepinv ({one_line(error)}); pip install 'uturn[inverse]'") from None
 

@@ -35,7 +35,6 @@ class Denoiser(Protocol):
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Probability of each symbol at each leaf given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
-        ...
 
 
 Reverse = Callable[[Denoiser, Noisy, np.ndarray], np.ndarray]
@@ -44,14 +43,6 @@ Reverse = Callable[[Denoiser, Noisy, np.ndarray], np.ndarray]
 class ExactDenoiser:
     """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of arXiv:2402.16991).
 
-    Parameters
-    ----------
-    rhm : RandomHierarchyModel
-    corruption : Channel
-        A channel with reverse steps; otherwise ValueError.
-
-    Notes
-    -----
     Unmasking several leaves at once can give a string that the grammar cannot complete, and whose posterior does not exist.
     Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`). This changes the
     posterior of consistent strings by about 1e-11; that of other strings assumes as few misread leaves as possible.
@@ -59,10 +50,7 @@ class ExactDenoiser:
 
     def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
         check_channel(corruption)
-        self.rhm = rhm
-        self.corruption = corruption
-        self.vocab_size = rhm.vocab_size
-        self.num_leaves = rhm.num_leaves
+        self.rhm, self.corruption, self.vocab_size, self.num_leaves = rhm, corruption, rhm.vocab_size, rhm.num_leaves
 
     def posterior(self, noisy: Noisy) -> np.ndarray:
         """Leaf marginals given the noisy datum, float32 (batch, num_leaves, vocab_size)."""
@@ -104,11 +92,6 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     int64 (batch, num_leaves)
         Samples with noise at most `clean_noise` of the channel are returned unchanged.
 
-    Raises
-    ------
-    ValueError
-        If the noisy data do not fit the denoiser's channel, vocabulary and length, or if a posterior is not a distribution.
-
     Examples
     --------
     >>> import uturn as ut
@@ -124,7 +107,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     keys = streams(np.asarray(keys), len(noisy.noise))
     channel = denoiser.corruption
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
-    at_once = strings_at_once(denoiser.num_leaves, denoiser.vocab_size)
+    at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):
         group = Noisy(noisy.values[rows], noisy.noise[rows], noisy.vocab_size)
         if group.noise[0] <= channel.clean_noise:
@@ -134,11 +117,6 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
         else:
             out[rows] = channel.reverse(denoiser, group, steps, keys[rows])
     return out
-
-
-def strings_at_once(num_leaves: int, vocab_size: int) -> int:
-    """Number of strings in one evaluation of a denoiser."""
-    return max(1, _AT_ONCE // (num_leaves * vocab_size))
 
 
 def checked_posterior(denoiser: Denoiser, noisy: Noisy) -> np.ndarray:

@@ -13,8 +13,8 @@ from uturn.core.checks import checked_noise, expect
 from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.protocols import Axes, Corruption, Noisy
 from uturn.core.random import Purpose, normals
-from uturn.corruption.noising import add_noise, amplitudes, strengths
-from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, check_timesteps, with_spacing
+from uturn.corruption import schedulers
+from uturn.corruption.schedulers import PipelineTimesteps
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +35,8 @@ class Diffusion(Corruption):
 
     Parameters
     ----------
-    scheduler
-        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never changed.
-    num_steps : int
-        Number N of reverse steps of the whole chain.
-    timestep_spacing : str, optional
-        Spacing of the N timesteps; see `ReverseDiffusion`.
+    scheduler, num_steps, timestep_spacing
+        As in `ReverseDiffusion`.
     pure_noise : bool
         Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
     codec : optional
@@ -79,10 +75,10 @@ class Diffusion(Corruption):
         self.num_steps, self.pure_noise, self.codec = num_steps, pure_noise, codec
         self._pieces = pieces
         if scheduler is not None:
-            check_schedule(scheduler)
-            self.scheduler = with_spacing(scheduler, timestep_spacing)
+            schedulers.check_schedule(scheduler)
+            self.scheduler = schedulers.with_spacing(scheduler, timestep_spacing)
             (timesteps or PipelineTimesteps()).set(self.scheduler, num_steps)
-            check_timesteps(self.scheduler, num_steps)
+            schedulers.check_timesteps(self.scheduler, num_steps)
             self.noise_levels = self._measured_levels()
 
     def __repr__(self) -> str:
@@ -109,7 +105,7 @@ class Diffusion(Corruption):
             if self.pure_noise and step == self.num_steps:
                 return noise * self.pure_sigma
             _, timesteps = self.placed(step)
-            return add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
+            return schedulers.add_noise(self.scheduler, clean, noise, timesteps[:1].expand(len(clean)))
 
         return self._in_pieces(images, noisy)
 
@@ -134,9 +130,7 @@ class Diffusion(Corruption):
 
     def _encoded(self, images: torch.Tensor, pieces: Pieces) -> torch.Tensor:
         """The latents of images; the images themselves without an autoencoder."""
-        if self.codec is None:
-            return images
-        latents: torch.Tensor = pieces(self.codec.encode, images)
+        latents: torch.Tensor = images if self.codec is None else pieces(self.codec.encode, images)
         if not latents.isfinite().all():
             advice = half_precision_words(getattr(self.codec, "dtype", None))
             raise ValueError(f"the autoencoder gives NaN or infinity for the originals{advice}")
@@ -159,14 +153,10 @@ class Diffusion(Corruption):
         return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def placed(self, step: int) -> tuple[Any, torch.Tensor]:
-        """A new copy of the scheduler set to step k, and the timesteps of its k reverse steps.
-
-        A new copy is needed because multistep schedulers keep a history. Two-stage schedulers (order 2) list two timesteps for
-        each step.
-        """
+        """A new copy of the scheduler (multistep ones keep a history) set to step k, and the timesteps of its k reverse steps."""
         self._check_step(step)
         scheduler = copy.deepcopy(self.scheduler)
-        start = (self.num_steps - step) * scheduler.order
+        start = (self.num_steps - step) * scheduler.order  # two-stage schedulers (order 2) list two timesteps for each step
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         return scheduler, scheduler.timesteps[start:]
@@ -178,14 +168,14 @@ class Diffusion(Corruption):
     def _measured_levels(self) -> dict[str, np.ndarray]:
         """The table of noise levels, measured by applying the scheduler to signal 1 and to noise 1."""
         timesteps = self.scheduler.timesteps[:: self.scheduler.order].flip(0)
-        signal, noise = amplitudes(self.scheduler, timesteps)
+        signal, noise = schedulers.amplitudes(self.scheduler, timesteps)
         a, s = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
         if self.pure_noise:
             a[-1], s[-1] = 0.0, self.pure_sigma
         return {
             "timestep": np.concatenate([[-1.0], timesteps.double().numpy()]),
             "t_over_T": np.arange(self.num_steps + 1) / self.num_steps,
-            **strengths(a, s),
+            **schedulers.strengths(a, s),
             "signal": a,
         }
 

@@ -30,13 +30,6 @@ class Gaussian(Channel):
 
     `x_t = sqrt(abar) onehot(x_0) + sqrt(1 - abar) xi`, `abar = exp(-2 t)`; log-evidence `x_t[a] sqrt(abar)/(1 - abar)`.
     `noise` is the time t in [0, inf]: at t = 0 the string is known, at t = inf nothing is. For vectors see `uturn.laws`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> noisy = Gaussian().corrupt(np.zeros((1, 4), int), noise=0.1, vocab_size=3, seed=0)
-    >>> noisy.values.shape, noisy.values.dtype
-    ((1, 4, 3), dtype('float32'))
     """
 
     unit: ClassVar[str] = "diffusion time t, abar = exp(-2t)"

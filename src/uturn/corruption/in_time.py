@@ -8,9 +8,8 @@ of the analytic step. Remasking (ReMDM, arXiv:2503.00307) also masks revealed to
 
 **Replaced symbols.** `uturn.corruption.uniform` has the laws of the analytic and of the Euler step of a site.
 
-All sites change independently in a step, given the string before it. With order "random", remasking reveals the tokens of a
-step one after the other instead: this keeps the posterior, because masking a token whatever its symbol, and drawing it from its
-conditional, are a Gibbs step.
+All sites change independently in a step. With order "random", remasking reveals the tokens of a step one after the other instead,
+which keeps the posterior: masking a token whatever its symbol, and drawing it from its conditional, are a Gibbs step.
 """
 
 from __future__ import annotations
@@ -50,14 +49,9 @@ def chances(
     eta sigma_max, "conf" sigma_i = eta sigma_max softmax(-psi)_i over revealed tokens, psi_i the probability of the token when it
     was drawn, 1 for given tokens (there eta = 1); then tokens are revealed as without remasking.
 
-    Parameters
-    ----------
-    now, later : float or array
-        Noise levels t and s of the step.
-    first : float or array
-        Noise level at which all sites that take part are masked: 1, or without given tokens the first of the levels.
-    drawn, sure : bool and float arrays (rows, sites), for "conf"
-        Revealed tokens that take part, and psi.
+    `now`, `later`: noise levels t and s of the step. `first`: that at which all sites that take part are masked: 1, or without
+    given tokens the first of the levels. `drawn`, `sure`, for "conf": the revealed tokens that take part, bool (rows, sites), and
+    psi.
     """
     before, after = 1 - now / first, 1 - later / first
     most = np.minimum(1, (1 - after) / np.maximum(before, 1e-300))
@@ -106,10 +100,7 @@ def unmask(denoiser: Denoiser, noisy: Noisy, keys: np.ndarray, decoder: Decoder)
 
 
 def evaluations(decoder: Decoder, noise: float, num_leaves: int) -> int:
-    """Expected number of evaluations for a string, rounded up: of revealed tokens with order "random", of steps otherwise.
-
-    A step without a token to reveal has none.
-    """
+    """Expected number of evaluations for a string, rounded up: of revealed tokens with order "random", of steps otherwise."""
     now = levels(noise, decoder.steps or 1)
     reveal, _ = chances(decoder, now[:-1], now[1:], 1 if decoder.remask_given else noise)
     share = now[:-1] * reveal  # of the tokens, revealed in each step
@@ -117,9 +108,6 @@ def evaluations(decoder: Decoder, noise: float, num_leaves: int) -> int:
         return decoder.steps or 1 if decoder.remask == "conf" else int(np.ceil((1 - (1 - share) ** num_leaves).sum() - 1e-9))
     returning = decoder.steps or 1 if decoder.remask == "conf" else 0  # at most one token a step
     return int(np.ceil(num_leaves * share.sum() + returning))
-
-
-# --- laws by enumeration ---------------------------------------------------------------------------------------------
 
 
 def law(denoiser: Denoiser, noisy: Noisy, decoder: Decoder, most: int) -> dict[tuple[int, ...], float]:

@@ -18,24 +18,13 @@ from uturn.exact.linear import LinearPosterior
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Measured(Noisy):
-    """Measurements y, float32 (batch, ...), and what is known of them.
+    """Measurements y, float32 (batch, ...), and what is known of them."""
 
-    Attributes
-    ----------
-    operators : tuple of Operator, one for each measurement
-        The same object where operators are equal.
-    shape : (channels, height, width) of a datum as the operator reads it
-    values_of_data : (low, high)
-        Values of the data that the operator reads as 0 and 1: (-1, 1) for images, (0, 1) for vectors.
-    law : law of the originals, None if it is not known
-    labels : classes of the originals, -1 where unknown, or None
-    """
-
-    operators: tuple[Operator, ...] = ()
-    shape: tuple[int, ...] = ()
-    values_of_data: tuple[float, float] = (0.0, 1.0)
-    law: Any = None
-    labels: Any = None
+    operators: tuple[Operator, ...] = ()  # one for each measurement, the same object where operators are equal
+    shape: tuple[int, ...] = ()  # (channels, height, width) of a datum as the operator reads it
+    values_of_data: tuple[float, float] = (0.0, 1.0)  # what the operator reads as 0 and 1: (-1, 1) for images, (0, 1) for vectors
+    law: Any = None  # law of the originals, None if it is not known
+    labels: Any = None  # classes of the originals, -1 where unknown, or None
 
     def read_by_operator(self, data: Any) -> np.ndarray:
         """Data of the source, (batch, ...), as operators read them: float32 (batch, channels, height, width)."""
@@ -53,10 +42,9 @@ class Measured(Noisy):
         return self.operators[row].log_likelihood(self.values[row], self.read_by_operator(data))
 
     def reference(self, row: int) -> np.ndarray | None:
-        """A guess of the original from measurement `row` alone, in the form of a datum.
+        """A guess of the original from measurement `row` alone: `Operator.back_projection` for a linear operator, else y.
 
-        For a linear operator it is alpha A^T y, with the alpha that minimises |A(alpha A^T y) - y|. For others it is y, or None
-        if y has not the shape of a datum.
+        None if y has not the shape of a datum.
         """
         return self._references[row]
 
@@ -79,10 +67,7 @@ class Measured(Noisy):
             yield operator, np.array(numbers)
 
     def hidden(self, row: int) -> np.ndarray | None:
-        """The values that the operator of measurement `row` hides, bool in the form of a datum.
-
-        None if it hides none, or changes others, as a blur does.
-        """
+        """The values that the operator of measurement `row` hides, bool in the form of a datum; None if it changes others."""
         hidden = self.operators[row].hidden
         if hidden is None or not hidden.any():
             return None

@@ -47,17 +47,10 @@ class Measurement(Spec, Corruption):
         "inpainting" with a mask), `strength` (functions).
     drawn : "each" or "once", optional
         Whether a random operator is drawn for each trajectory of each item (default), or once a noise level.
-    sigma : float, optional
-        Standard deviation of Gaussian noise. By default .05 for operators by name; functions bring a noise of their own, which
-        `sigma` or `gain` replaces. If the law of this noise is neither Gaussian nor Poisson, calibration works, and what needs a
-        likelihood is refused.
-    gain : float, optional
-        Poisson noise, y = gain Poisson(A(x) / gain); negative A(x) count as 0.
-
-    Examples
-    --------
-    >>> Measurement(operator="boxes", sigma=0.1).max_noise, Measurement(operator="denoising").unit
-    (1.0, 'sigma of the measurement')
+    sigma, gain : float, optional
+        Gaussian noise, or Poisson noise as `PoissonNoise`. By default sigma = .05 for operators by name; functions bring a noise
+        of their own, which these replace. If the law of this noise is neither Gaussian nor Poisson, calibration works, and what
+        needs a likelihood is refused.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
@@ -167,10 +160,9 @@ class Measurement(Spec, Corruption):
         return np.stack(values), operators
 
     def axes(self, noise: np.ndarray, source: Any) -> Axes:
-        """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2).
+        """The information `bits` of measurements about a Gaussian field, 1/2 log2 det(I + H C H^T / sigma^2), where it is known.
 
-        It is known for linear operators that are the same for all data, with Gaussian noise above 0. An operator is made here for
-        each level, and applied, so that errors come before a run starts.
+        An operator is made here for each level, and applied, so that errors come before a run starts.
         """
         law = source.law(0) if hasattr(source, "law") else None
         shape = source.image_shape() if law is None else _shape_of(law)

@@ -50,12 +50,10 @@ class PoissonNoise:
         expect(0 < self.gain < np.inf, "gain", self.gain, "a finite number > 0")
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""
         counts = generator_of(key).poisson(np.maximum(clean, 0) / self.gain)
         return (self.gain * counts).astype(clean.dtype)
 
     def log_density(self, observed: np.ndarray, clean: np.ndarray) -> np.ndarray:
-        """log p(y | A(x)) in nats, float64 (batch,), of one measurement (...) for several A(x), (batch, ...)."""
         from scipy.stats import poisson
 
         counts = np.rint(np.asarray(observed, float) / self.gain)
@@ -71,7 +69,6 @@ class OtherNoise:
     is_known = False
 
     def draw(self, clean: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """A noisy measurement of `clean` (...), from the random stream `key`, uint64 (1,)."""
         return np.asarray(self.noisy(clean, generator_of(key)), clean.dtype)
 
 
@@ -109,13 +106,7 @@ class Operator:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), bool))
 
     def clean(self, data: np.ndarray) -> np.ndarray:
-        """A(x) of data (batch, channels, height, width), float32 (batch, ...).
-
-        Raises
-        ------
-        ValueError
-            If A gives no tensor of finite real numbers, none for a datum, or another number of rows.
-        """
+        """A(x) of data (batch, channels, height, width), float32 (batch, ...)."""
         import torch
 
         with torch.no_grad():
@@ -161,21 +152,12 @@ class Operator:
         return observed if self.measured is None else observed[:, self.measured.reshape(-1)]
 
     def log_likelihood(self, observed: np.ndarray, data: np.ndarray) -> np.ndarray:
-        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width).
-
-        Raises
-        ------
-        ValueError
-            If the law of the noise is not known, or there is no noise.
-        """
+        """log p(y | x) in nats, float64 (batch,), of one measurement (...) for data (batch, channels, height, width)."""
         expect(self.noise.is_known, "noise for log p(y | x)", self.noise, "Gaussian noise, sigma > 0, or Poisson noise")
         return self.noise.log_density(self.vectors(observed[None])[0], self.vectors(self.clean(data)))
 
     def back_projection(self, observed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """alpha A^T y of measurements (batch, ...), float32 (batch, *shape), with alpha = |A^T y|^2 / |A A^T y|^2 for each.
-
-        This alpha minimises |A(alpha A^T y) - y|.
-        """
+        """alpha A^T y of measurements (batch, ...), float32 (batch, *shape): alpha = |A^T y|^2 / |A A^T y|^2 is the best fit."""
         import torch
 
         # One row at a time, so that rounding does not depend on the number of rows.
@@ -190,10 +172,7 @@ class Operator:
     def matrix(self, shape: tuple[int, ...], data: Any = ()) -> np.ndarray:
         """The matrix H of a linear operator, float64 (measurements, values), for data of a shape (channels, height, width).
 
-        Raises
-        ------
-        ValueError
-            If A(x) differs from H x for an x drawn at random, or for some of the given data (batch, ...).
+        ValueError if A(x) differs from H x for an x drawn at random, or for some of the given data (batch, ..).
         """
         size = int(np.prod(shape))
         H = self.vectors(self.clean(np.eye(size, dtype=np.float32).reshape(size, *shape))).T.astype(float)

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers: their names, their timesteps, whether they can begin in the middle of a chain; the ancestral step."""
+"""Schedulers of diffusers: their names, timesteps and noise, whether they can begin in a chain's middle; the ancestral step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import expect
-from uturn.corruption.noising import add_noise, amplitudes, clean_and_noise
 
 if TYPE_CHECKING:
     import torch
@@ -38,18 +37,14 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
     "flow_match_stochastic": {"stochastic_sampling": True},
 }
 EVEN_SIGMAS = ("Flux", "QwenImage", "Chroma", "ZImage")
-"""How names of pipelines begin that give the scheduler the noise levels 1, (N - 1)/N, .., 1/N, which it then shifts."""
+"""Prefixes of pipelines that give the scheduler the noise levels 1, (N - 1)/N, .., 1/N, which it then shifts."""
 
 
 class PipelineTimesteps(NamedTuple):
-    """The timesteps of a pipeline of diffusers: its arguments of `set_timesteps`.
+    """The timesteps of a pipeline of diffusers: its arguments of `set_timesteps`."""
 
-    `pipeline`: its class, "" for pipelines that pass only the number of steps. `tokens`: number of patches of two by two latent
-    pixels, which determines the shift of some schedules.
-    """
-
-    pipeline: str = ""
-    tokens: int = 4096
+    pipeline: str = ""  # its class, "" for pipelines that pass only the number of steps
+    tokens: int = 4096  # patches of two by two latent pixels, whose number determines the shift of some schedules
 
     def set(self, scheduler: Any, steps: int) -> float:
         """Set the timesteps of N steps; returns the shift of the levels, sigma -> shift sigma / (1 + (shift - 1) sigma)."""
@@ -78,20 +73,13 @@ def is_flow(scheduler: Any) -> bool:
 
 
 _PREDICTIONS = {
-    "epsilon": "noise",
-    "sample": "x0",
-    "original_sample": "x0",
-    "v_prediction": "v",
-    "flow_prediction": "flow",
-}
+    "epsilon": "noise", "sample": "x0", "original_sample": "x0", "v_prediction": "v", "flow_prediction": "flow",
+}  # fmt: skip
 
 
 def predicts(scheduler: Any) -> str:
-    """What the model of a scheduler predicts, a type of `clean_and_noise`; ValueError for other prediction types.
-
-    Flow matching has no such option.
-    """
-    prediction = scheduler.config.get("prediction_type") or "flow_prediction"
+    """What the model of a scheduler predicts, a type of `clean_and_noise`; ValueError for other prediction types."""
+    prediction = scheduler.config.get("prediction_type") or "flow_prediction"  # flow matching has no such option
     known = f"one of {', '.join(_PREDICTIONS)}; only the scheduler 'stored' knows others"
     expect(prediction in _PREDICTIONS, f"prediction_type of {type(scheduler).__name__}", prediction, known)
     return _PREDICTIONS[prediction]
@@ -120,11 +108,11 @@ def scheduler_like(stored: Any, name: str | None) -> Any:
     if type(stored).__name__ in _CONSISTENCY:
         stored = named_scheduler("ddim")[0].from_config(stored.config)  # the same noise schedule
     made, options = named_scheduler(name)
-    scales = [scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored))]  # EDM has other noise levels
-    if made is not type(stored) and (made not in stored.compatibles or scales[0] != scales[1]):
-        others = sorted(scheduler.__name__ for scheduler in stored.compatibles)
-        known = f"one for the noise schedule of the model's {type(stored).__name__}: 'ancestral', 'stored', or one of {others}"
-        raise ValueError(f"scheduler = {name!r}: expected {known}")
+    is_edm, was_edm = (scheduler.__name__.startswith("EDM") for scheduler in (made, type(stored)))  # with other noise levels
+    fits = made is type(stored) or (made in stored.compatibles and is_edm == was_edm)
+    others = sorted(scheduler.__name__ for scheduler in stored.compatibles)
+    known = f"one for the noise schedule of the model's {type(stored).__name__}: 'ancestral', 'stored', or one of {others}"
+    expect(fits, "scheduler", name, known)
     return made.from_config(stored.config, **options)
 
 
@@ -170,17 +158,15 @@ def check_timesteps(scheduler: Any, num_steps: int) -> None:
     timesteps = scheduler.timesteps.double().numpy()
     firsts = timesteps[::order]
     descends = len(firsts) == num_steps and (np.diff(firsts) < 0).all()
-    expected = (
-        f"{num_steps} of them, strictly descending; take fewer steps or another scheduler ({', '.join(sorted(SCHEDULERS))})"
-    )
+    way_out = f"take fewer steps or another scheduler ({', '.join(sorted(SCHEDULERS))})"
+    expected = f"{num_steps} of them, strictly descending; {way_out}"
     expect(descends, f"timesteps of {name}", f"{len(firsts)} steps, {firsts[:3].tolist()} ..", expected)
     if _has_fixed_stride(scheduler):
-        stride = scheduler.config.num_train_timesteps // num_steps
+        most = scheduler.config.num_train_timesteps
+        stride = most // num_steps
         # The last step must lead to a negative timestep, which the scheduler reads as the clean image.
         leads = (np.diff(timesteps) == -stride).all() and timesteps[-1] < stride
-        expected = (
-            f"jumps of {stride}; take a num_steps that divides {scheduler.config.num_train_timesteps}, and 'trailing' spacing"
-        )
+        expected = f"jumps of {stride}; take a num_steps that divides {most}, and 'trailing' spacing"
         expect(leads, f"timesteps of {name}", timesteps.tolist(), expected)
 
 
@@ -200,7 +186,43 @@ def uses_learned_variance(scheduler: Any) -> bool:
     return learned and isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler)
 
 
-# -- the ancestral step ----------------------------------------------------------------------------------------------
+def add_noise(scheduler: Any, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """x_t of each image at its timestep, by the scheduler's own method `add_noise` or (flow matching) `scale_noise`."""
+    timesteps = timesteps.to(images.device)
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(images, noise, timesteps)
+    return scheduler.scale_noise(images, timesteps, noise)
+
+
+def amplitudes(scheduler: Any, timesteps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """a and s of x_t = a x_0 + s noise at timesteps, measured by noising an image of ones and one of zeros; float64 arrays."""
+    import torch
+
+    scheduler = copy.deepcopy(scheduler)
+    ones = torch.ones(len(timesteps), 1, 1, 1, dtype=torch.float64)
+    signal = add_noise(scheduler, ones, 0 * ones, timesteps).flatten().numpy()
+    noise = add_noise(scheduler, 0 * ones, ones, timesteps).flatten().numpy()
+    return signal, noise
+
+
+def strengths(a: np.ndarray, s: np.ndarray) -> dict[str, np.ndarray]:
+    """The noise levels of x_t = a x_0 + s n: signal power `abar`, `log_snr` in nats, and `sigma` = s / a."""
+    with np.errstate(divide="ignore"):
+        return {"abar": a**2 / (a**2 + s**2), "log_snr": 2 * (np.log(a) - np.log(s)), "sigma": np.divide(s, a)}
+
+
+def clean_and_noise(predicts: str, output: Any, x: Any, a: Any, s: Any) -> tuple[Any, Any]:
+    """x_0 and n of x = a x_0 + s n, from a prediction of type "noise", "x0", "v", "flow", "score" or "edm"."""
+    if predicts in ("x0", "edm"):
+        return output, (x - a * output) / s
+    if predicts == "flow":  # n - x_0
+        clean = (x - s * output) / (a + s)
+        return clean, output + clean
+    if predicts == "v":  # (a n - s x_0) / r
+        r = (a**2 + s**2) ** 0.5
+        return (a * x - s * r * output) / r**2, (s * x + a * r * output) / r**2
+    noise = -s * output if predicts == "score" else output
+    return (x - s * noise) / a, noise
 
 
 class AncestralScheduler:
@@ -215,14 +237,10 @@ class AncestralScheduler:
     In variance-preserving units this is DDPM with its smaller variance (eq. 7 of arXiv:2006.11239); here it also serves flow
     matching, a = 1 - sigma and s = sigma, and schedules with a = 1. The last step leads to x̂_0.
 
-    It has the methods of a scheduler of diffusers. Timesteps, noisy images and the scaling of the model's input are those of
-    `base`; the prediction type is that of its configuration. Options that clip x̂_0 are followed, learned variances are not used.
-
-    Parameters
-    ----------
-    scheduler
-        The scheduler of diffusers stored with the model. Only its noise schedule counts: `base` is the DDPM scheduler with this
-        schedule, or FlowMatchEulerDiscreteScheduler for flow matching, or a copy of another scheduler.
+    It has the methods of a scheduler of diffusers, and is made from that stored with the model, of which only the noise schedule
+    counts: `base` is the DDPM scheduler with this schedule, or FlowMatchEulerDiscreteScheduler, or a copy of another scheduler.
+    Timesteps, noisy images and the scaling of the model's input are those of `base`; the prediction type is that of its
+    configuration. Options that clip x̂_0 are followed, learned variances are not used.
     """
 
     order = 1

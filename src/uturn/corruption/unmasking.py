@@ -32,42 +32,30 @@ _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 
 @dataclass(frozen=True)
 class Decoder:
-    """The rule by which masked tokens are revealed.
+    """The rule by which masked tokens are revealed; ValueError for options that do not go together.
 
     Parameters
     ----------
     order
-        "random": uniformly random. "blocks": blocks of `block` neighbours from left to right, random in each. "entropy" and
-        "probability": the token with the lowest entropy, or the largest probability, of p(x_i | kept tokens). "confidence":
-        tokens are drawn for all masked positions, and that whose own probability is largest is kept (MaskGIT, LLaDA).
-        "first_hitting": random, and the denoiser is told the noise level at which the next token is revealed in continuous time
-        (arXiv:2409.02908, section 4) instead of the share of masked tokens. "analytic": `steps` equal steps of the noise level,
-        each of which reveals every masked token with the probability of the reverse process, independently of the others (the
-        ancestral sampler of arXiv:2406.07524, and the analytic step of SEDD, arXiv:2310.16834, section 4.1). "euler": the Euler
-        step of SEDD; for masks the same, see `uturn.corruption.in_time`.
+        "random": uniformly random. "blocks": blocks of `block` neighbours from left to right (from token to token for 1), random
+        in each. "entropy" and "probability": the token with the lowest entropy, or the largest probability, of
+        p(x_i | kept tokens). "confidence": tokens are drawn for all masked positions, and that whose own probability is largest
+        is kept (MaskGIT, LLaDA). "first_hitting": random, and the denoiser is told the noise level at which the next token is
+        revealed in continuous time (arXiv:2409.02908, section 4) instead of the share of masked tokens. "analytic", "euler":
+        `steps` equal steps of the noise level, in each of which tokens change by chance (`uturn.corruption.in_time`).
     steps
         Evaluations of the denoiser, in which equal numbers of tokens are revealed, independently of each other; by default one
         token an evaluation. With `causal`, for each block. "analytic", "euler" and `remask` need it: the number of steps in time.
-    block
-        Length of a block; with 1, "blocks" is the order from left to right.
-    temperature
-        Tokens are drawn with weights p^(1 / temperature).
-    top_k, top_p
-        Only the `top_k` most probable symbols, or the fewest whose probabilities add up to `top_p`, are drawn.
-    remask, eta
+    temperature, top_k, top_p
+        Tokens are drawn with weights p^(1 / temperature), of the `top_k` most probable symbols, or the fewest whose probabilities
+        add up to `top_p`.
+    remask, eta, remask_given
         Schedule by which each step masks revealed tokens again, and its strength in [0, 1]: "cap", "rescale", "conf" (ReMDM,
-        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`). With order "analytic" the tokens of a step are
-        revealed independently, as in ReMDM; with "random" one an evaluation.
-    remask_given
-        Whether tokens that the noise has left are masked again too.
+        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether those that the noise has left too. With order
+        "analytic" the tokens of a step are revealed independently, as in ReMDM; with "random" one an evaluation.
     causal
         With order "blocks": the denoiser sees only what lies left of the current block, and the block (arXiv:2503.09573); what
         lies right of it is masked.
-
-    Raises
-    ------
-    ValueError
-        For values out of range, and options that do not go together.
     """
 
     order: str = "random"
@@ -83,13 +71,11 @@ class Decoder:
 
     def __post_init__(self) -> None:
         expect(self.order in ORDERS, "order", self.order, f"one of {', '.join(map(repr, ORDERS))}")
-        for name in ("steps", "top_k"):
+        for name in ("steps", "top_k", "block"):
             if getattr(self, name) is not None:
                 checked_integer(name, getattr(self, name), 1)
-        checked_integer("block", self.block, 1)
-        for name, value, most in (("temperature", self.temperature, math.inf), ("top_p", self.top_p, 1.0)):
-            is_positive = value is None or (0 < value <= most and math.isfinite(value))
-            expect(is_positive, name, value, f"a number above 0{', at most 1' if most == 1 else ''}")
+        expect(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
+        expect(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
         fits = self.remask in REMASKING and 0 <= self.eta <= 1
         expect(fits, "remask, eta", (self.remask, self.eta), f"one of {REMASKING}, and 0 to 1")
         fits = self.remask == "none" or self.order in ("random", "analytic")
@@ -139,14 +125,17 @@ class Decoder:
     @property
     def description(self) -> str:
         """The decoder as text."""
-        phrases = [f"order {self.order}" + (f" of {self.block}" if self.order == "blocks" else "")]
-        phrases += [] if self.steps is None else [f"{self.steps} steps"]
-        phrases += [] if self.temperature == 1 else [f"temperature {self.temperature:g}"]
-        phrases += [f"{name} {value:g}" for name, value in (("top-k", self.top_k), ("top-p", self.top_p)) if value is not None]
         which = "given and drawn tokens" if self.remask_given else "drawn tokens"
-        phrases += [] if self.remask == "none" else [f"{which} masked again ({self.remask}, eta {self.eta:g})"]
-        phrases += ["sees its block and what lies left of it"] if self.causal else []
-        return ", ".join(phrases)
+        phrases = [
+            f"order {self.order}" + (f" of {self.block}" if self.order == "blocks" else ""),
+            self.steps and f"{self.steps} steps",
+            self.temperature != 1 and f"temperature {self.temperature:g}",
+            self.top_k and f"top-k {self.top_k}",
+            self.top_p and f"top-p {self.top_p:g}",
+            self.remask != "none" and f"{which} masked again ({self.remask}, eta {self.eta:g})",
+            self.causal and "sees its block and what lies left of it",
+        ]
+        return ", ".join(phrase for phrase in phrases if phrase)
 
     def shown(self, values: np.ndarray) -> np.ndarray:
         """What the denoiser sees of `values` (rows, positions): all, or nothing right of the current block."""
@@ -222,11 +211,9 @@ class NetworkBeliefs(Protocol):
 
     def ranks(self, decoder: Decoder) -> np.ndarray:
         """Numbers (rows, positions) by which a belief-dependent decoder reveals masked positions, the smallest first."""
-        ...
 
     def at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Probability of each symbol at some masked positions (n,) of rows (n,): (n, v)."""
-        ...
 
 
 class _Array:
@@ -306,29 +293,13 @@ def smallest(ranks: np.ndarray, chance: np.ndarray | None, among: np.ndarray, co
 
 
 def law_of(denoiser: Denoiser, values: np.ndarray, decoder: Decoder, noise: float | None = None) -> dict[tuple[int, ...], float]:
-    """Probability of every string that a decoder draws from one noisy string, by enumeration.
+    """Probability of every string that a decoder draws from one noisy string, by enumeration: {string: probability}.
 
     The law of the string after each step follows from that before it. For "first_hitting" it is that of denoisers that ignore
     the noise level; for `remask` "conf" it is not enumerated, because it depends on the probabilities of all earlier draws.
 
-    Parameters
-    ----------
-    denoiser, decoder
-        As for `unmask`.
-    values : int (length,)
-        Symbols, -1 where masked. At most 2**20 partial strings are reached in a step.
-    noise : float, optional
-        Noise level of `values`, by default the share of masked symbols. For a denoiser of replaced symbols it is needed.
-
-    Returns
-    -------
-    {string: probability}
-        They add up to 1.
-
-    Raises
-    ------
-    ValueError
-        If a step reaches more partial strings, for "conf", and if the decoder is not one of replaced symbols.
+    `values`: symbols (length,), -1 where masked; ValueError if a step reaches more than 2**20 partial strings. `noise`: noise
+    level of `values`, by default the share of masked symbols; needed for a denoiser of replaced symbols.
     """
     is_replaced = isinstance(denoiser.corruption, UniformReplacement)
     is_known = noise is not None and decoder.in_time and decoder == Decoder(decoder.order, decoder.steps)
@@ -397,9 +368,9 @@ def _are_first(ranks: np.ndarray, chosen: list[int], random: bool) -> np.ndarray
 
 
 def _confident(belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray) -> np.ndarray:
-    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than the chosen ones.
+    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than `symbols` there.
 
-    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from left to right.
+    Equal ones are ordered from left to right.
     """
     others = np.setdiff1d(np.arange(belief.shape[1]), chosen)
     own = belief[:, chosen, symbols]

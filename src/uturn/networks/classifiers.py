@@ -36,26 +36,9 @@ class _Blocks(nn.Module):
 class TreeClassifier(_Blocks):
     """Convolutional network with the shape of the tree: one convolution and ReLU for each tree level (Fig. 8, arXiv:2402.16991).
 
-    Filters have size and stride s, so that the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level
-    k + 1; `logits` is a linear map to the classes. A probe reads the outputs of these modules.
-
-    Parameters
-    ----------
-    vocab_size, branching, depth
-        v, s and L of the strings.
-    num_classes
-        n; v by default.
-    width
-        Channels of each block.
-    seed
-        Seed of the initial weights: normal with variance 2 / (number of inputs of a unit), zero biases (arXiv:1502.01852). With
-        PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
-
-    Examples
-    --------
-    >>> network = TreeClassifier(vocab_size=4, branching=2, depth=3, width=8)
-    >>> network(torch.zeros(5, 8, dtype=torch.int64)).shape
-    torch.Size([5, 4])
+    For strings with `vocab_size` v, `branching` s and `depth` L; by default v classes. Filters have size and stride s, so that
+    the output of `blocks.k` (k = 0 .. L-1) has one position for each node of tree level k + 1, and `width` channels. With
+    PyTorch's smaller initial weights, or without whitening of the one-hot input, deep trees stay at chance.
     """
 
     def __init__(
@@ -82,22 +65,7 @@ class TreeClassifier(_Blocks):
 
 
 class VectorClassifier(_Blocks):
-    """Fully connected network for vectors: `blocks.0`, `blocks.1`, .. are a linear map and ReLU each, `logits` a linear map.
-
-    Parameters
-    ----------
-    num_inputs, num_classes
-        Numbers of components of a vector, and of classes.
-    width, num_layers
-        Units of a block, and number of blocks.
-    seed
-        Seed of the initial weights, as in `TreeClassifier`.
-
-    Examples
-    --------
-    >>> VectorClassifier(num_inputs=16, num_classes=2, width=8, num_layers=3)(torch.zeros(5, 16)).shape
-    torch.Size([5, 2])
-    """
+    """Fully connected network for vectors: `num_layers` blocks of a linear map and ReLU with `width` units, and a linear map."""
 
     def __init__(self, num_inputs: int, num_classes: int, width: int = 256, num_layers: int = 4, seed: int = 0) -> None:
         options = {"num_inputs": num_inputs, "num_classes": num_classes, "width": width, "num_layers": num_layers}
@@ -110,44 +78,20 @@ class VectorClassifier(_Blocks):
 
 
 class ImageClassifier(_Blocks):
-    """Convolutional network for images: `blocks.0`, `blocks.1`, .. are a 3x3 convolution, normalisation and ReLU each.
+    """Convolutional network for images: blocks of a 3x3 convolution, normalisation and ReLU, and a linear map of the mean.
 
-    `logits` is a linear map of the mean over positions.
-
-    Parameters
-    ----------
-    image_channels, num_classes
-        Channels of the images, and number of classes.
-    widths, strides
-        Channels and stride of each block. Channels are normalised in groups of eight, or all together if their number is no
-        multiple of eight (arXiv:1803.08494).
-    seed
-        Seed of the initial weights, as in `TreeClassifier`.
-
-    Examples
-    --------
-    >>> ImageClassifier(image_channels=1, num_classes=10, widths=[8, 16], strides=[1, 2])(torch.zeros(5, 1, 28, 28)).shape
-    torch.Size([5, 10])
+    `widths`, `strides`: channels and stride of each block. Channels are normalised in groups of eight, or all together if their
+    number is no multiple of eight (arXiv:1803.08494).
     """
 
     def __init__(
         self, image_channels: int, num_classes: int, widths: Sequence[int], strides: Sequence[int], seed: int = 0
     ) -> None:
-        expect(0 < len(widths) == len(strides), "strides", strides, f"one for each of the widths {widths}, at least one")
-        options = {
-            "image_channels": image_channels,
-            "num_classes": num_classes,
-            "widths": list(widths),
-            "strides": list(strides),
-        }
-        blocks = (
-            (
-                nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after),
-                nn.ReLU(),
-            )
-            for (before, after), stride in zip(pairwise([image_channels, *widths]), strides, strict=True)
-        )
+        options = {"image_channels": image_channels, "num_classes": num_classes, "widths": [*widths], "strides": [*strides]}
+        blocks = []
+        for (before, after), stride in zip(pairwise([image_channels, *widths]), strides, strict=True):
+            convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
+            blocks.append((convolution, nn.GroupNorm(after // 8 if after % 8 == 0 else 1, after), nn.ReLU()))
         super().__init__(options, blocks, widths[-1], seed)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

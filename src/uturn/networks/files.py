@@ -27,13 +27,7 @@ KINDS = {
 
 
 def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None:
-    """Write a network of this package to a safetensors file, with `facts` about it (plain data, such as its accuracy).
-
-    Raises
-    ------
-    ValueError
-        If the network is not of this package, its weights are not finite, or the file cannot be written.
-    """
+    """Write a network of this package to a safetensors file, with `facts` about it (plain data, such as its accuracy)."""
     from safetensors.torch import save
 
     from uturn.networks.state_dicts import check_finite
@@ -52,10 +46,7 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
 def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     """Read a network, float32, in evaluation mode; the `facts` in the file become its attribute `facts`.
 
-    Raises
-    ------
-    ValueError
-        If the file is missing, damaged or of another kind, if its weights do not match its header, or if they are not finite.
+    ValueError if the file is missing, damaged or of another kind, or if its weights do not match its header.
     """
     import torch
     from safetensors import safe_open

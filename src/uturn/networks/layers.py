@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,20 +23,10 @@ _WRAPPED = ("_orig_mod", "module", "model")  # child names in wrappers: torch.co
 def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of modules chosen by name, pattern or "every block", in the order in which the model registers them.
 
-    Parameters
-    ----------
-    model
-        The network.
-    layers
-        Names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` does not match
-        dots, so "features.*" matches the direct children of `features`; `**` between dots matches any number of names, including
-        none. By default the direct children of the model. Names omit the prefix of a wrapper (see `wrapped`); patterns may
-        include it.
-
-    Raises
-    ------
-    ValueError
-        If a name or pattern matches nothing; the message lists close names.
+    `layers`: names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` does not match
+    dots, so "features.*" matches the direct children of `features`; `**` between dots matches any number of names, including
+    none. By default the direct children of the model. Names omit the prefix of a wrapper (see `wrapped`); patterns may include
+    it. ValueError if a name or pattern matches nothing; the message lists close names.
     """
     names = [name for name in named_modules(checked_model(model)) if name]
     if layers is None:
@@ -69,9 +60,6 @@ def matches(name: str, pattern: str) -> bool:
     return match(name.split("."), pattern.split("."))
 
 
-# -- every block ------------------------------------------------------------------------------------------------------
-
-
 def every_block(model: nn.Module) -> tuple[str, ...]:
     """The blocks from which a network is stacked, and the modules before, between and after them.
 
@@ -95,11 +83,6 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     Examples: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every
     block, every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a
     ViT.
-
-    Raises
-    ------
-    ValueError
-        If no blocks are found.
     """
     modules = named_modules(checked_model(model))
     stacks = _stacks(modules)
@@ -120,43 +103,42 @@ def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
     def classes(name: str, least: int) -> list[type]:
         return [kind for kind, num_layers in sized[name] if num_layers >= least]
 
-    deep = [name for name in containers if _repeated(classes(name, 2))]
+    def repeated(kinds: list[type]) -> set[type]:
+        return {kind for kind in kinds if kinds.count(kind) >= 2}
+
+    deep = [name for name in containers if repeated(classes(name, 2))]
     if deep:
         around = {_parent(name) for name in deep}
-        return deep + [name for name in containers if _parent(name) in around and _repeated(classes(name, 1))]
+        return deep + [name for name in containers if _parent(name) in around and repeated(classes(name, 1))]
     next_to: dict[str, list[type]] = {}  # classes in the containers with the same parent
     for name in containers:
         next_to.setdefault(_parent(name), []).extend(set(classes(name, 2)))
-    loose = [name for name in modules if _repeated(classes(name, 2))]
-    loose += [name for name in containers if set(classes(name, 2)) & _repeated(next_to[_parent(name)])]
-    return (
-        loose
-        or [name for name in containers if _repeated(classes(name, 0))]
-        or [name for name in containers if _repeated(chains[name])]
-    )
+    loose = [name for name in modules if repeated(classes(name, 2))]
+    loose += [name for name in containers if set(classes(name, 2)) & repeated(next_to[_parent(name)])]
+    simple = [name for name in containers if repeated(classes(name, 0))]
+    return loose or simple or [name for name in containers if repeated(chains[name])]
 
 
 def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
     """Names of the blocks inside a module, in order."""
-    row: list[tuple[str, nn.Module]] = []  # adjacent simple modules
+    row: list[tuple[str, nn.Module]] = []  # adjacent simple modules, which form one block if any of them has parameters
+
+    def last_of_row() -> list[str]:
+        return [row[-1][0]] if any(_has_parameters(module) for _, module in row) else []
+
     for child_name, child in _children(module).items():
         name = f"{prefix}{child_name}"
         opened = any(stack == name or stack.startswith(f"{name}.") for stack in stacks) or not _runs(child)
         if not opened and _is_simple(child) and _runs(module):
             row.append((name, child))
             continue
-        yield from _last_of(row)
+        yield from last_of_row()
         row = []
         if opened:
             yield from _blocks(child, stacks, f"{name}.")
         elif _has_parameters(child):
             yield name
-    yield from _last_of(row)
-
-
-def _last_of(row: Sequence[tuple[str, nn.Module]]) -> list[str]:
-    """The name of the block formed by adjacent simple modules, if any of them has parameters."""
-    return [row[-1][0]] if any(_has_parameters(module) for _, module in row) else []
+    yield from last_of_row()
 
 
 def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -195,10 +177,6 @@ def _num_layers(module: nn.Module) -> int:
     return sum(any(weights.ndim > 1 for weights in part.parameters(recurse=False)) for part in module.modules())
 
 
-def _repeated(kinds: list[type]) -> set[type]:
-    return {kind for kind in kinds if kinds.count(kind) >= 2}
-
-
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -220,11 +198,6 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
 
     A wrapper has a single child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (user-defined), and
     no parameters of its own. Models of transformers are not wrappers.
-
-    Examples
-    --------
-    >>> wrapped(nn.DataParallel(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))[0]
-    'module.'
     """
     prefix = ""
     while not model._parameters and len(children := _children(model)) == 1 and not hasattr(model, "base_model_prefix"):
@@ -247,10 +220,10 @@ def hooks(model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any],
     """Context in which `receive(layer, output)` is called as soon as a layer has run, in every forward pass."""
     modules = named_modules(model)
 
-    def hook(layer: str) -> Callable[..., None]:
-        return lambda module, inputs, output: receive(layer, output)
+    def received(layer: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        receive(layer, output)
 
-    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in layers]
+    handles = [modules[layer].register_forward_hook(partial(received, layer)) for layer in layers]
     try:
         yield
     finally:

@@ -12,16 +12,9 @@ from uturn.core.checks import one_line
 
 @contextmanager
 def reading(what: str, instead: str, extra: str = "text-to-image") -> Iterator[None]:
-    """Context for reading a file: any error becomes a ValueError of one line that names the file or option, with advice.
+    """Context for reading a file: any error becomes a ValueError of one line, WHAT cannot be read (..); INSTEAD.
 
-    Parameters
-    ----------
-    what
-        The file or option.
-    instead
-        The advice.
-    extra
-        The extra of this package that installs the library.
+    `extra`: the extra of this package that installs the library.
     """
     try:
         yield

@@ -1,8 +1,7 @@
 """A check of networks on a few originals: reproducible calls, and the declared conventions of a denoiser.
 
-A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions, so the results do not
-reveal the mistake. The error of its predictions does: with x_t = a x_0 + s n at three noise levels, the right convention gives a
-clearly smaller error than the declared one.
+A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions. The error of its
+predictions reveals the mistake: with x_t = a x_0 + s n at three noise levels, it is clearly smaller with the right convention.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import torch
 
 from uturn.core.checks import Finding
 from uturn.core.pieces import Pieces, is_out_of_memory
-from uturn.corruption.noising import add_noise, clean_and_noise
-from uturn.corruption.schedulers import is_flow, predicts
+from uturn.corruption.schedulers import add_noise, clean_and_noise, is_flow, predicts
 from uturn.networks.images.levels import Levels
 from uturn.networks.images.own_denoisers import OwnNetwork
 
@@ -47,14 +45,8 @@ def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
 def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
     """Faults in the computation of a network, from a few calls on the same data, as predicates ("is random: ..").
 
-    Parameters
-    ----------
-    call
-        The network as called in the run: `call(*inputs)`, one row for each datum.
-    inputs
-        Tensors (batch, ..).
-    half
-        Whether it computes in half precision, in which rounding depends on the number of rows.
+    `call(*inputs)`: the network as called in the run, of tensors (batch, ..), one row for each datum. `half`: it computes in half
+    precision, in which rounding depends on the number of rows.
     """
     count = len(inputs[0])
     every = torch.arange(0, count, -(-count // _ROWS))
@@ -80,16 +72,12 @@ def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: 
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each (levels,).
+    """Mean squared errors of a denoiser's prediction of x_0 at the levels `ABAR`, each (levels,)."""
 
-    `declared`: with the declared conventions. `changed`: with one change each, by its description. `linear`: errors of the linear
-    prediction m + k (x_t / a - m), m the mean of the other originals. `depends_on_time`: whether the output depends on time.
-    """
-
-    declared: torch.Tensor
-    changed: dict[str, torch.Tensor]
-    linear: torch.Tensor
-    depends_on_time: bool
+    declared: torch.Tensor  # with the declared conventions
+    changed: dict[str, torch.Tensor]  # with one change each, by its description
+    linear: torch.Tensor  # of the linear prediction m + k (x_t / a - m), m the mean of the other originals
+    depends_on_time: bool  # whether the output does
 
     @property
     def is_judged(self) -> bool:
@@ -99,33 +87,18 @@ class Errors(NamedTuple):
     @property
     def best(self) -> tuple[str, float, int]:
         """The change with the smallest ratio of its error to the declared error, this ratio, and the index of its level."""
-        ratios = {
-            change: torch.where(error < _JUDGED * self.linear, error / self.declared, torch.inf)
-            for change, error in self.changed.items()
-        }
-        change = min(ratios, key=lambda change: float(ratios[change].min()))
-        ratio, level = ratios[change].min(0)
-        return change, float(ratio), int(level)
+        errors = torch.stack([*self.changed.values()])
+        ratios = torch.where(errors < _JUDGED * self.linear, errors / self.declared, torch.inf)
+        change, level = divmod(int(ratios.argmin()), len(ABAR))
+        return [*self.changed][change], float(ratios[change, level]), level
 
 
 class Probed:
-    """A denoiser with noisy originals and the inputs of its calls.
+    """A denoiser with noisy originals and the inputs of its calls, without guidance.
 
-    Parameters
-    ----------
-    model : DenoisingNetwork
-        Called with the labels, without guidance.
-    scheduler
-        The noise schedule and the prediction type of the model.
-    clean : float32 (originals, channels, height, width)
-        Clean images or latents, on the device of the model.
-    labels : int64 (originals,), optional
-    pieces : Pieces
-
-    Attributes
-    ----------
-    is_tried : bool
-        Whether the scheduler has the levels `ABAR`, which `errors` needs. If not (EDM), x and time are as in sampling.
+    `clean`: float32 images or latents (originals, channels, height, width), on the device of the model; `labels`: int64
+    (originals,). `is_tried`: the scheduler has the levels `ABAR`, which `errors` needs; otherwise (EDM) x and time are as in
+    sampling.
     """
 
     def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
@@ -153,11 +126,7 @@ class Probed:
 
     def output(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Output of the network for noisy data, times and, if it is class-conditioned, labels; without a learned variance."""
-
-        def network(*inputs: torch.Tensor) -> torch.Tensor:
-            return self.model.called(*inputs)[:, : self.clean.shape[1]]
-
-        return self.pieces(network, *inputs)
+        return self.pieces(self.model.called, *inputs)[:, : self.clean.shape[1]]
 
     def errors(self) -> Errors:
         """The errors with the declared conventions and with each change."""
@@ -211,21 +180,13 @@ class Probed:
 def check_denoiser(
     model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces, half: bool = False
 ) -> Iterator[Finding]:
-    """Faults of a denoiser of images or latents, in predicates ("does not fit ..").
+    """Faults of a denoiser of images or latents, in predicates ("does not fit .."); arguments as in `Probed` and `check_calls`.
 
     The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each: timestep / 1000, 1000 timestep,
     T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction type, or with opposite sign.
     A change is reported if its mean squared error is below `FITS` times the declared one at any level. If no variant predicts
-    better than a linear function of the noisy data, the network cannot be judged. A network whose output does not depend on its
-    time is also reported. Shifts of a few timesteps are not detected. For schedulers without these levels (EDM), only the
-    reproducibility of calls is checked.
-
-    Parameters
-    ----------
-    model, scheduler, clean, labels, pieces
-        As in `Probed`.
-    half
-        Whether the network computes in half precision.
+    better than a linear function of the noisy data, the network cannot be judged. Shifts of a few timesteps are not detected. For
+    schedulers without these levels (EDM), only the reproducibility of calls is checked.
     """
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.label_inputs)

@@ -30,23 +30,13 @@ _FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:N
 
 
 class LoadedModule(NamedTuple):
-    """A module that has not been run, its preprocessing, and its classes.
-
-    Attributes
-    ----------
-    module, preprocess
-    class_names : tuple of str, or None where they are not known
-    has_classes : bool
-        False for encoders, whose output is an embedding.
-    texts : ClipTexts or None
-        The text encoder that turns texts into classes (CLIP).
-    """
+    """A module that has not been run, its preprocessing, and its classes."""
 
     module: nn.Module
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
-    class_names: tuple[str, ...] | None = None
-    has_classes: bool = True
-    texts: ClipTexts | None = None
+    class_names: tuple[str, ...] | None = None  # None where they are not known
+    has_classes: bool = True  # False for encoders, whose output is an embedding
+    texts: ClipTexts | None = None  # the text encoder that turns texts into classes (CLIP)
 
 
 class Preprocessing:
@@ -97,14 +87,7 @@ class Network(Input):
 
     @cached_while_unchanged(maxsize=4)
     def load(self) -> LoadedModule:
-        """The module, its preprocessing and the names of its classes; it is not run.
-
-        Raises
-        ------
-        ValueError
-            For unknown names (close names are listed), and weights that are missing, damaged, of another network or cannot be
-            downloaded.
-        """
+        """The module, its preprocessing and the names of its classes; it is not run."""
         spec, weights = self.classifier, self.weights
         kind, _, name = spec.partition(":")
         has_own = spec == "fashion_mnist" or Path(spec).is_file() or kind == "clip"
@@ -131,9 +114,6 @@ class Network(Input):
         return loaded._replace(module=loaded.module.to(device).eval().requires_grad_(False), texts=texts)
 
 
-# -- torchvision ------------------------------------------------------------------------------------------------------
-
-
 def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
     where = f"classifier = 'torchvision:{name}'"
     models = library("torchvision.models", where, "images")
@@ -157,9 +137,6 @@ def _torchvision_module(name: str, weights: str | None) -> LoadedModule:
     build = functools.partial(models.get_model, name, weights=None, **options)
     module = built_with(build, state, f"{where}, weights = {weights or entry.name!r}")
     return LoadedModule(module, Preprocessing(entry.transforms()), tuple(entry.meta["categories"]))
-
-
-# -- timm -------------------------------------------------------------------------------------------------------------
 
 
 def _timm_module(name: str, weights: str | None) -> LoadedModule:
@@ -197,9 +174,6 @@ def _timm_has_classes(timm: Any, module: Any) -> bool:
     names = timm.list_models(module.pretrained_cfg["architecture"], pretrained=True)
     published = {timm.get_pretrained_cfg(name).num_classes for name in names}
     return module.num_classes != 0 and not (module.num_classes % 128 == 0 and module.num_classes in published)
-
-
-# -- any module -------------------------------------------------------------------------------------------------------
 
 
 def _imported_module(spec: str, function: Callable[[], Any], weights: str | None) -> LoadedModule:

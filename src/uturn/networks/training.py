@@ -43,7 +43,7 @@ def train(
     average: float | None = None,
     progress: bool = False,
 ) -> History:
-    """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode.
+    """Minimise a loss with AdamW; the model is trained in place and left in evaluation mode. ValueError if it diverges.
 
     Parameters
     ----------
@@ -71,31 +71,19 @@ def train(
         Decay of an exponential moving average of the weights, such as 0.999; the average is evaluated, and left in the model.
     progress
         Show a progress bar on stderr.
-
-    Raises
-    ------
-    ValueError
-        If the loss or its gradient is not finite, or the checkpoint belongs to another recipe or cannot be read or written.
     """
     for name, given, least in (("steps", steps, 1), ("every", every, 1), ("warmup", warmup, 0)):
         checked_integer(name, given, least)
     expect(0 < clip < math.inf, "clip", clip, "a number > 0")
     expect(average is None or 0 <= average < 1, "average", average, "a decay in [0, 1), or None")
     settings = {
-        "steps": steps,
-        "every": every,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-        "decay": decay,
-        "clip": clip,
-        "target": target,
-        "average": average,
-    }
+        "steps": steps, "every": every, "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup,
+        "decay": decay, "clip": clip, "target": target, "average": average,
+    }  # fmt: skip
     identity = json.dumps({**settings, **{f"recipe.{name}": value for name, value in recipe.items()}}, sort_keys=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, **({} if averaged is None else {"average": averaged})}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer} | ({} if averaged is None else {"average": averaged})
     step, finished = 0, False
     records: dict[str, list[tuple[int, float]]] = {}
     if checkpoint is not None:
@@ -109,7 +97,7 @@ def train(
                     differences = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:4]]
                     raise ValueError(f"it is the checkpoint of another training: {'; '.join(differences)}")
                 step, finished = int(state["step"]), bool(state["finished"])
-                records = {name: [(at, value) for at, value in pairs] for name, pairs in json.loads(state["records"]).items()}
+                records = {name: list(map(tuple, pairs)) for name, pairs in json.loads(state["records"]).items()}
                 for name, part in parts.items():
                     part.load_state_dict(state[name])
 
@@ -126,10 +114,11 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             value = loss(model, step)
             losses.append(value.item())
-            _check_finite("the loss", losses[-1], step, learning_rate)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-            _check_finite("the norm of the gradient", norm, step, learning_rate)
+            for what, number in (("the loss", losses[-1]), ("the norm of the gradient", norm)):
+                if not math.isfinite(number):
+                    raise ValueError(f"{what} is {number} at step {step}; lower the learning rate ({learning_rate})")
             optimizer.step()
             if averaged is not None:
                 averaged.update_parameters(model)
@@ -146,7 +135,9 @@ def train(
                 values |= judged
             for name, number in values.items():
                 records.setdefault(name, []).append((step, float(number)))
-            finished = target is not None and values[target[0]] >= target[1]
+            if target is not None:
+                expect(target[0] in values, "target", target, f"one of {', '.join(values)}, and the value to reach")
+                finished = values[target[0]] >= target[1]
             if checkpoint is not None:
                 state = {"recipe": identity, "step": step, "finished": finished, "records": json.dumps(records)}
                 with whole_file(checkpoint) as file:
@@ -155,8 +146,3 @@ def train(
         model.load_state_dict(averaged.module.state_dict())
     model.eval()
     return History(step, records)
-
-
-def _check_finite(what: str, number: float, step: int, learning_rate: float) -> None:
-    if not math.isfinite(number):
-        raise ValueError(f"{what} is {number} at step {step}; lower the learning rate ({learning_rate})")

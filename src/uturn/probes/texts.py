@@ -56,7 +56,7 @@ class TextClass(SecondModel):
         return self._logits(model, rows).argmax(1).astype(float)
 
     def _logits(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        from uturn.networks.texts.classifiers import class_logits
+        from uturn.networks.texts.likelihoods import class_logits
 
         return class_logits(model, rows, self.batch_size)
 

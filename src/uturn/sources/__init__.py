@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from uturn.sources.chains import HiddenMarkovSource
 from uturn.sources.generated import GeneratedSource
 from uturn.sources.images import ArraySource, FashionMNISTSource, ImageFolderSource
 from uturn.sources.images import Images as Images
-from uturn.sources.strings import FilteredRHMSource, GrammarSource, RHMSource
+from uturn.sources.strings import FilteredRHMSource, GrammarSource, HiddenMarkovSource, RHMSource
 from uturn.sources.strings import Strings as Strings
 from uturn.sources.tokens import Tokens as Tokens
 from uturn.sources.tokens import TokenSource

@@ -1,9 +1,7 @@
 """The text assets of the package: a small masked model of characters, and passages that it was not trained on.
 
-With these assets experiments on text run without a download, and without `transformers`. The model is a
-`MaskedTransformer`, which `uturn.networks.load_network(model_file())` reads; its tokens are the
-characters of `load_network(model_file()).options["characters"]`. `assets/text/README.md` documents the origin of the text and
-the quality of the model; the training scripts are in `training/text/`.
+The model is a `MaskedTransformer`, whose tokens are the characters of `load_network(model_file()).options["characters"]`.
+`assets/text/README.md` documents the origin of the text and the quality of the model, `training/text/` trains it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images.
-
-With these assets image experiments run without a download. For training and measured quality see `docs/fashion-mnist.md`; the
-training scripts are in `training/fashion_mnist/`.
+"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images (docs/fashion-mnist.md).
 
 Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
 """
@@ -20,16 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 """Names of the ten classes, in the order of the labels."""
 
@@ -52,33 +41,27 @@ def load_scheduler() -> Any:
 
 
 def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classes: int = 10) -> torch.nn.Sequential:
-    """Untrained convolutional classifier whose direct children are the layers to probe.
+    """Untrained convolutional classifier of images with one channel, whose direct children are the layers to probe.
 
-    `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU; the output of the module is the post-activation.
-    `logits`: mean over positions, then a linear map to `num_classes` logits. Images have one channel. `channels`, `strides`:
-    output channels and stride of each block.
+    `block1`, `block2`, ...: 3x3 convolution, batch norm, ReLU, with the output channels and strides of the arguments. `logits`:
+    mean over positions, then a linear map to `num_classes` logits.
     """
-    from collections import OrderedDict
-
     from torch import nn
 
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    width = 1
-    for number, (next_width, stride) in enumerate(zip(channels, strides, strict=True), start=1):
-        convolution = nn.Conv2d(width, next_width, kernel_size=3, stride=stride, padding=1, bias=False)
+    model, widths = nn.Sequential(), [1, *channels]
+    for number, stride in enumerate(strides):
+        before, after = widths[number : number + 2]
+        convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
         # Not in place, so that a hook sees the post-activation of this block before later modules change it.
-        blocks[f"block{number}"] = nn.Sequential(convolution, nn.BatchNorm2d(next_width), nn.ReLU())
-        width = next_width
-    blocks["logits"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
-    return nn.Sequential(blocks)
+        model.add_module(f"block{number + 1}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+    model.add_module("logits", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)))
+    return model
 
 
 def load_classifier(path: str | Path | None = None) -> torch.nn.Sequential:
-    """Trained Fashion-MNIST classifier, float32, in evaluation mode.
+    """Trained Fashion-MNIST classifier (`build_classifier`), float32, in evaluation mode: images to logits (batch, 10).
 
-    It maps images (batch, 1, 28, 28) in [-1, 1] to logits (batch, 10). Its direct children `block1` .. `block6` and `logits` are
-    the layers to probe; see `build_classifier`. `path`: a file written by `training/fashion_mnist/train_classifier.py`; by
-    default the embedded one.
+    `path`: a file written by `training/fashion_mnist/train_classifier.py`; by default the embedded one.
     """
     from safetensors import safe_open
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,15 +27,14 @@ _kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # {(identity of
 class GeneratedSource(ImageSource):
     """Images that the model of the backward draws from pure noise, with its scheduler and all its steps.
 
-    The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). Item i
-    is drawn from a random stream of its own. With a model that takes the true label, item i is drawn with the label
-    i % num_classes; for other models there are no labels. Statistics of activations use the first 256 items, even in a smaller
-    run, so that it can be extended.
+    The originals have the law of the model, so a sampler that draws from its posterior is calibrated (`ut.calibration`). With a
+    model that takes the true label, item i is drawn with the label i % num_classes; for other models there are no labels.
+    Statistics of activations use the first 256 items, even in a smaller run, so that it can be extended.
 
     `seed`: seed of the originals, by default that of the experiment. `steps`: reverse steps of the chain that draws them, by
-    default that of the backward; a coarse chain has another law than its model. A backward without a chain, as the posterior
-    samplers of inverse problems, needs them. Execution-only option `folder`: folder of drawn originals,
-    one file each, for other processes and later runs. Without it, a process caches up to 1 GB of originals in memory.
+    default that of the backward; a coarse chain has another law than its model, and posterior samplers of inverse problems need
+    this option. Execution-only option `folder`: folder of drawn originals, one file each, for other processes and later runs.
+    Without it, a process caches up to 1 GB of originals in memory.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"folder"})
@@ -91,10 +91,7 @@ class GeneratedSource(ImageSource):
         yield Images(items, self._images(items, seed, num_items), self._labels(items))
 
     def kept(self, fingerprint: str, seed: int, items: np.ndarray) -> np.ndarray | None:
-        """Originals drawn by a run whose source has this fingerprint; None if some of them are no longer stored.
-
-        The model is not loaded, so this is safe for a stored run whose model is user code.
-        """
+        """Originals drawn by a run whose source has this fingerprint, without its model; None if some are no longer stored."""
         draws = _Draws(fingerprint, seed if self.seed is None else self.seed, self.folder)
         images = [image for item in items if (image := draws.get(int(item))) is not None]
         return np.stack(images) if len(images) == len(items) else None
@@ -136,27 +133,24 @@ class _Draws:
         image = _kept.get((self.identity, item))
         if image is not None or self.folder is None:
             return image
-        try:
+        with suppress(ValueError):  # missing or damaged: draw it
             image = read_array(self._file(item))
-        except ValueError:  # missing or damaged: draw it
-            return None
-        if image.dtype != np.float32 or image.ndim != 3:
-            return None
-        self._remember(item, image)
-        return image
+            if image.dtype == np.float32 and image.ndim == 3:
+                self._remember(item, image)
+                return image
+        return None
 
     def put(self, item: int, image: np.ndarray) -> None:
         self._remember(item, image)
         if self.folder is None:
             return
         path = self._file(item)
-        with named_errors(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
         # Several processes may draw an item at the same time, so each writes to a different file.
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        with whole_file(temporary) as file:
-            np.save(file, image)
         with named_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(temporary) as file:
+                np.save(file, image)
             os.replace(temporary, path)
 
     def _file(self, item: int) -> Path:

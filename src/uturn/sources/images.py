@@ -24,6 +24,7 @@ from uturn.core.inputs import Content, File
 from uturn.core.processes import cores
 from uturn.core.protocols import Noisy, Originals, Source, Spec
 from uturn.core.random import Streams
+from uturn.sources.fashion_mnist import CLASS_NAMES, load_test_set, test_set_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,10 +69,6 @@ class ImageSource(Spec, Source):
         """Number of images."""
         raise NotImplementedError
 
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image."""
-        raise NotImplementedError
-
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         """Images at the indices, float32 (count, channels, height, width) in [-1, 1], and labels (count,), -1 where unknown."""
         raise NotImplementedError
@@ -89,7 +86,6 @@ class _ImagesInMemory(ImageSource):
 
     @cached_while_unchanged(maxsize=2)
     def all_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """The result of `load`, cached while the files do not change."""
         return self.load()
 
     def count(self) -> int:
@@ -120,18 +116,12 @@ class FashionMNISTSource(_ImagesInMemory):
     type: Literal["fashion_mnist"] = "fashion_mnist"
 
     def reads(self) -> list[Any]:
-        from uturn.sources.fashion_mnist import test_set_file
-
         return [Content(test_set_file())]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        from uturn.sources.fashion_mnist import load_test_set
-
         return load_test_set()
 
     def class_names(self) -> list[str] | None:
-        from uturn.sources.fashion_mnist import CLASS_NAMES
-
         return list(CLASS_NAMES)
 
 
@@ -175,18 +165,10 @@ class ImageFolderSource(ImageSource):
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.
 
-    Attributes
-    ----------
-    path : str
-        The folder; links are followed.
-    channels : int
-        1 (grey) or 3 (RGB).
-    size : int, optional
-        Resize the short side to `size` (bicubic, antialiased; small images are enlarged) and crop the centre to size x size. By
-        default all images must have the same size.
-    classes : str, optional
-        Text file with one class a line, in the classifier's order. The label of a sub-folder is the line number of its name,
-        from 0, so that a folder with a few of the classes keeps their labels. By default it is the rank of the sub-folder.
+    `path`: the folder; links are followed. `channels`: 1 (grey) or 3 (RGB). `size`: resize the short side to `size` (bicubic,
+    antialiased; small images are enlarged) and crop the centre to size x size; by default all images must have the same size.
+    `classes`: text file with one class a line, in the classifier's order. The label of a sub-folder is the line number of its
+    name, from 0, so that a folder with a few of the classes keeps their labels; by default it is the rank of the sub-folder.
     """
 
     type: Literal["images"] = "images"
@@ -265,9 +247,9 @@ class ImageFolderSource(ImageSource):
         return {"label": labels, **{name: np.array(of, object) for name, of in texts.items()}}
 
     def kept(self, names: Sequence[str], digests: Sequence[str]) -> np.ndarray | None:
-        """Images of some files of the folder, as `images_at`; None unless all of them are there with these digests.
+        """Images of some files of the folder, as `images_at`, from the names and digests of a store.
 
-        The folder is not listed, and nothing outside of it is read, so that names and digests may come from a store.
+        None unless all of them are there with these digests. Nothing outside of the folder is read.
         """
         root, images = os.path.realpath(self.path), []
         for name, digest in zip(names, digests, strict=True):
@@ -341,9 +323,7 @@ def _class_list(classes: str, folders: list[str], path: str) -> list[str]:
         check_regular(checked_path("classes", classes))
         names = [name.strip() for name in Path(classes).read_text("utf-8-sig").rstrip().split("\n")]
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class folder on each line"
-        ) from None
+        raise ValueError(f"classes = {classes!r} cannot be read ({one_line(error)}); expected a class on each line") from None
     wrong = [name for line, name in enumerate(names) if not name or name in names[:line]] + sorted(set(folders) - set(names))
     expected = f"each sub-folder of {path!r} once on a line, in the classifier's order"
     expect(folders and not wrong, f"classes = {classes!r}: lines", wrong, expected)
@@ -441,10 +421,8 @@ def some_of(names: Sequence[str]) -> str:
 
 def _checked_indices(indices: Any, count: int) -> np.ndarray:
     indices = np.asarray(indices)
-    fits = indices.ndim == 1 and (
-        not indices.size or (indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count)
-    )
-    expect(fits, "indices", indices, f"a list of integers in 0 .. {count - 1}")
+    are_known = not indices.size or (indices.dtype.kind in "iu" and 0 <= indices.min() <= indices.max() < count)
+    expect(indices.ndim == 1 and are_known, "indices", indices, f"a list of integers in 0 .. {count - 1}")
     return indices.astype(np.int64)
 
 

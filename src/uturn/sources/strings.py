@@ -1,4 +1,4 @@
-"""Strings of the Random Hierarchy Model as originals, whole or hierarchically filtered (arXiv:2408.15138)."""
+"""Strings as originals: of the Random Hierarchy Model, whole or hierarchically filtered (arXiv:2408.15138), and of chains."""
 
 from __future__ import annotations
 
@@ -85,15 +85,12 @@ class NoisyStrings(Noisy):
         from uturn.exact.inference.engine import Truth, true_beliefs
 
         if isinstance(self.rhm, HiddenMarkovModel):
-            return self._marginals_at(symbols)
+            marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
+            at = {level: np.repeat(nodes, copies, axis=0)[..., None] for level, nodes in symbols.items()}
+            levels = sorted(symbols)
+            means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in levels]
+            return np.stack(means, axis=-1)
         return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
-
-    def _marginals_at(self, symbols: dict[int, np.ndarray]) -> np.ndarray:
-        """`true_beliefs` from stored marginals."""
-        marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
-        at = {level: np.repeat(nodes, copies, axis=0)[..., None] for level, nodes in symbols.items()}
-        means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in sorted(symbols)]
-        return np.stack(means, axis=-1)
 
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
@@ -101,26 +98,17 @@ class NoisyStrings(Noisy):
         `output`: "marginals", "upward" or "downward"; see `uturn.inference.infer`. `also`: further outputs needed later, computed
         in the same pass.
         """
+        from uturn.exact.inference import infer
+
         if output not in self._beliefs:
             wanted = [name for name in dict.fromkeys((output, *also)) if name not in self._beliefs]
-            computed = self._inferred(tuple(wanted))
+            computed = infer(self.rhm, self.evidence, outputs=tuple(wanted))
             for name in wanted:
                 messages = getattr(computed, name)
                 for nodes in messages.values():
                     nodes.flags.writeable = False  # read-only, since probes share them
                 self._beliefs[name] = messages
         return self._beliefs[output]
-
-    def _inferred(self, outputs: tuple[str, ...]) -> Any:
-        from uturn.exact.inference import infer
-
-        return infer(self.rhm, self.evidence, outputs=outputs)
-
-    def _drawn(self, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
-        """Posterior draws, {tree_level: int64 (draws, batch, nodes)}."""
-        from uturn.exact.inference import sample_posterior
-
-        return sample_posterior(self.rhm, self.evidence, keys, numbers)
 
     def repeated(self, clones: int) -> Noisy:
         """Every noisy string `clones` times, copies next to each other."""
@@ -135,12 +123,15 @@ class NoisyStrings(Noisy):
 
     def posterior_draws(self, streams: Streams, clones: int) -> dict[int, np.ndarray]:
         """Exact posterior draws, {tree_level: int64 (items, draws, nodes)}, from one upward pass for each noisy string."""
+        from uturn.exact.inference import sample_posterior
+
         if self.channel.is_random:
             numbers = np.arange(clones, dtype=np.uint64)
         else:  # all trajectories of an item are draws given its only noisy string
             trajectories, streams = np.asarray(streams.trajectories, np.uint64), streams.first()
             numbers = np.add.outer(trajectories, _CLONE_APART * np.arange(clones, dtype=np.uint64)).reshape(-1)
-        drawn, count = self._drawn(streams.keys(Purpose.RECONSTRUCTION), numbers), len(streams.items)
+        drawn = sample_posterior(self.rhm, self.evidence, streams.keys(Purpose.RECONSTRUCTION), numbers)
+        count = len(streams.items)
         return {level: nodes.swapaxes(0, 1).reshape(count, -1, nodes.shape[2]) for level, nodes in drawn.items()}
 
 
@@ -159,7 +150,12 @@ class StringSource(Spec, Source):
     @property
     def number(self) -> tuple[str, int]:
         """The option that says how many grammars there are, and its value."""
-        return "grammars", 1
+        return "grammars", getattr(self, "grammars", 1)
+
+    @property
+    def item_bytes(self) -> int:
+        source: Any = self
+        return 4 * source.vocab_size * num_leaves(source)
 
     def grammar(self, number: int, seed: int) -> Any:
         """Grammar `number` of an experiment with this seed."""
@@ -211,10 +207,6 @@ class GrammarSource(StringSource):
     @property
     def num_classes(self) -> int:
         return self._rhm.num_classes
-
-    @property
-    def item_bytes(self) -> int:
-        return 4 * self.vocab_size * self.branching**self.depth
 
     def grammar(self, number: int, seed: int) -> RandomHierarchyModel:
         return self._rhm
@@ -277,14 +269,6 @@ class RHMSource(StringSource):
         m = self.multiplicity
         return dict(enumerate([m] * self.depth if isinstance(m, int) else m, 1))
 
-    @property
-    def number(self) -> tuple[str, int]:
-        return "grammars", self.grammars
-
-    @property
-    def item_bytes(self) -> int:
-        return 4 * self.vocab_size * self.branching**self.depth
-
     def rules(self) -> dict[str, Any]:
         """Arguments of `RandomHierarchyModel` for the rules: `multiplicity`, and `rule_probabilities` unless they are uniform."""
         m = self.multiplicities()
@@ -306,8 +290,7 @@ class FilteredRHMSource(RHMSource):
 
     This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at the levels above k: v**(s - 1) rules of a
     symbol, so that a uniform class gives independent, uniform symbols. Hence belief propagation, draws and parsing remain exact.
-    A node above level k, and so the class, is a random function of the nodes of level k below it: it is determined by the string,
-    but nothing in the string depends on it. `zipf_exponent` applies up to level k.
+    A node above level k is a random function of the nodes of level k below it. `zipf_exponent` applies up to level k.
     """
 
     type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]
@@ -347,3 +330,60 @@ def check_rules(rules: int, branching: int, levels: int, option: str, lower: str
     """ValueError if the rules of all levels would not fit into memory; it names an option and the value to lower."""
     gigabytes = 8 * rules * branching * levels / 2**30
     expect(gigabytes <= _MOST_BYTES / 2**30, option, f"{gigabytes:.0f} GB of rules", f"at most 8 GB; lower {lower}")
+
+
+_MATRICES = ("initial", "transition", "emission")
+
+
+class HiddenMarkovSource(StringSource):
+    """Strings of hidden Markov models, whose tree level 1 are the hidden states; items are spread evenly over `chains` chains.
+
+    Options. `states`, `symbols`, `length`, `persistence`: chains drawn at random, as `HiddenMarkovModel.drawn`. Or `initial`,
+    `transition`, `emission`: the matrices of one chain, in place of `states`, `symbols` and `persistence`. Coordinate of `item`:
+    `grammar`, the number of the chain.
+    """
+
+    site_name: ClassVar[str] = "symbols"
+    depth: ClassVar[int] = 1
+    type: Literal["hmm"] = "hmm"
+    length: int = Field(ge=1)
+    states: int | None = Field(default=None, ge=1)
+    symbols: int | None = Field(default=None, ge=1)
+    persistence: float = Field(default=0.9, ge=0, le=1)
+    chains: int = Field(default=1, ge=1)
+    initial: tuple[float, ...] | None = None
+    transition: tuple[tuple[float, ...], ...] | None = None
+    emission: tuple[tuple[float, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> HiddenMarkovSource:
+        given = [name for name in _MATRICES if getattr(self, name) is not None]
+        sizes = [name for name in ("states", "symbols") if getattr(self, name) is not None]
+        fits = (len(given) == 3 and not sizes and self.chains == 1) or (not given and len(sizes) == 2)
+        expect(fits, "given", given + sizes, f"states and symbols, or all of {', '.join(_MATRICES)} for one chain")
+        self.grammar(0, 0)
+        return self
+
+    @property
+    def number(self) -> tuple[str, int]:
+        return "chains", self.chains
+
+    @property
+    def vocab_size(self) -> int:
+        return self.grammar(0, 0).vocab_size
+
+    @property
+    def num_leaves(self) -> int:
+        return self.length
+
+    def grammar(self, number: int, seed: int) -> HiddenMarkovModel:
+        """Chain `number` (0 .. chains - 1) of an experiment with this seed."""
+        return _chain(self, number, seed)
+
+
+@lru_cache(maxsize=32)
+def _chain(source: HiddenMarkovSource, number: int, seed: int) -> HiddenMarkovModel:
+    if source.initial is not None:
+        return HiddenMarkovModel(source.initial, source.transition, source.emission, length=source.length)
+    of_chain = int(keys(seed, Purpose.GRAMMAR, number))
+    return HiddenMarkovModel.drawn(source.states or 1, source.symbols or 1, source.length, source.persistence, of_chain)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
@@ -130,7 +130,6 @@ class TokenSource(Spec, Source):
         return self._texts().ids.shape[1]
 
     def count(self) -> int:
-        """Number of texts."""
         return len(self._texts().ids)
 
     def ids(self, items: Any) -> np.ndarray:
@@ -150,15 +149,11 @@ class TokenSource(Spec, Source):
     @property
     def regions(self) -> tuple[str, ...]:
         """The characters that name regions, in alphabetical order; empty without regions."""
-        return tuple(sorted(set().union(*self._texts().regions)))
+        return self._texts().names
 
     def regions_of(self, items: Any) -> np.ndarray:
         """Numbers of the regions of all tokens, int64 (items, length), -1 for fixed tokens and beyond the end of a text."""
-        texts, names = self._texts(), self.regions
-        out = np.full((len(items), self.max_length), -1)
-        for row, item in enumerate(np.asarray(items)):
-            out[row, : len(texts.regions[item])] = [names.index(name) for name in texts.regions[item]]
-        return np.where(self.free(items), out, -1)
+        return self._texts().regions[np.asarray(items)]
 
     def num_labels(self) -> int | None:
         """The largest label + 1; None without labels."""
@@ -171,10 +166,7 @@ class TokenSource(Spec, Source):
         return None if labels is None else labels[np.asarray(items)]
 
     def segments_of(self, items: Any) -> np.ndarray:
-        """Number of the segment of all tokens, int64 (items, length).
-
-        -1 for separators, fixed tokens, and beyond the end of a text.
-        """
+        """Numbers of the segments of all tokens, int64 (items, length); -1 for separators, fixed tokens, and beyond the end."""
         is_separator = np.isin(self.ids(items), self._separators())
         return np.where(is_separator | ~self.free(items), -1, np.cumsum(is_separator, axis=1))
 
@@ -211,15 +203,15 @@ class TokenSource(Spec, Source):
         return _read(self, self._backward)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """All texts of a source: ids and free tokens (texts, longest), labels, names of regions, omitted texts with reasons."""
+class _Texts(NamedTuple):
+    """All texts of a source."""
 
-    ids: np.ndarray
-    free: np.ndarray
+    ids: np.ndarray  # (texts, longest)
+    free: np.ndarray  # bool (texts, longest)
     labels: np.ndarray | None
-    regions: list[str]
-    left_out: dict[str, str]
+    names: tuple[str, ...]  # of regions
+    regions: np.ndarray  # numbers of the regions (texts, longest)
+    left_out: dict[str, str]  # omitted texts with reasons
 
 
 def _text_files(path: str) -> list[Path]:
@@ -272,7 +264,11 @@ def _read(source: TokenSource, backward: Any) -> _Texts:
             is_class = re.fullmatch(r"-1|\d{1,9}", str(row.get("label")).strip())
             expect(is_class, f"{row['where']}: label", row.get("label"), "the number of a class, or -1 where it is unknown")
         labels = np.array([int(row["label"]) for row in rows], np.int64)
-    return _Texts(padded, free, labels, _marks(rows, "regions", ".*"), left_out)
+    named, regions = _marks(rows, "regions", ".*"), np.full(padded.shape, -1)
+    names = tuple(sorted(set().union(*named)))
+    for numbers, of_row in zip(regions, named, strict=False):
+        numbers[: len(of_row)] = [names.index(name) for name in of_row]
+    return _Texts(padded, free, labels, names, np.where(free, regions, -1), left_out)
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], column: str, pattern: str) -> list[str]:
@@ -293,8 +289,7 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
     suffix = files[0].suffix
     if suffix == ".npy":
         ids = read_array(files[0])
-        fits = ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size
-        expect(fits, f"{where}: shape, dtype", (ids.shape, ids.dtype), "integers of shape (items, length)")
+        expect(ids.ndim == 2 and ids.size, f"{where}: shape", ids.shape, "(items, length), of ids")
         yield from ((f"row {k}", {"text": row}) for k, row in enumerate(ids))
         return
     try:

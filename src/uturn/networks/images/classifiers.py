@@ -21,32 +21,15 @@ from uturn.networks.modules import Network
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier or an encoder of images, ready to be probed.
+    """A classifier or an encoder of images, ready to be probed."""
 
-    Attributes
-    ----------
-    module : torch.nn.Module
-        In evaluation mode, on the GPU if there is one; returns logits (batch, num_classes), or an embedding if it has no classes.
-    preprocess : function or None
-        Maps images in [-1, 1] (a tensor) to the input of the module (a tensor).
-    layers : tuple of str
-        The probed modules, in the order in which the module registers them.
-    channel_axes : {layer: int}
-        Axis of the channels in the output of each layer; see `channel_axes`.
-    num_classes : int
-        0 for an encoder.
-    class_names : tuple of str, or None where they are not known
-    without_layers : str
-        Why it has no layers, if it has none: then only its classes can be compared.
-    """
-
-    module: nn.Module
-    preprocess: Callable[[torch.Tensor], torch.Tensor] | None
-    layers: tuple[str, ...]
-    channel_axes: dict[str, int]
-    num_classes: int
-    class_names: tuple[str, ...] | None = None
-    without_layers: str = ""
+    module: nn.Module  # in evaluation mode, on the GPU if there is one; gives logits (batch, num_classes), or an embedding
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None  # from images in [-1, 1] to the input of the module
+    layers: tuple[str, ...]  # the probed modules, in the order in which the module registers them
+    channel_axes: dict[str, int]  # {layer: axis of the channels in its output}, see `channel_axes`
+    num_classes: int  # 0 for an encoder
+    class_names: tuple[str, ...] | None = None  # None where they are not known
+    without_layers: str = ""  # why it has no layers, if it has none: then only its classes can be compared
 
 
 def load_classifier(
@@ -116,11 +99,10 @@ def _classifier(
     shapes, output = _dry_run(module, preprocess, chosen, image_shape, f"classifier = {spec!r}")
     num_classes = 0
     if loaded.has_classes:
-        logits = as_tensor(output, f"classifier = {spec!r}")
-        shape = tuple(logits.shape)
+        shape = tuple(as_tensor(output, f"classifier = {spec!r}").shape)
         fits = len(shape) == 2 and shape[0] == _BLANKS
         expect(fits, f"classifier = {spec!r}: shape for {_BLANKS} images", shape, "(batch, classes)")
-        num_classes = logits.shape[1]
+        num_classes = shape[1]
     once = {layer: runs[0] for layer, runs in shapes.items() if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == _BLANKS}
     if layers is None:
         chosen = tuple(layer for layer in chosen if layer in once)
@@ -135,8 +117,6 @@ def _classifier(
         class_names = None  # the file has another number of classes than the library
     return Classifier(module, preprocess, chosen, axes, num_classes, class_names, without_layers)
 
-
-# -- shapes from a dry run --------------------------------------------------------------------------------------------
 
 _BLANKS = 2  # images of a dry run; two, so that the batch axis can be recognised
 
@@ -168,20 +148,13 @@ def _dry_run(
 
 
 def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Axis of the channels in the outputs of layers, from their shapes: {layer: 1 or -1}.
+    """Axis of the channels in the outputs of layers, from their `shapes`, in the order of the network: {layer: 1 or -1}.
 
     Up to two axes (batch, units): 1. Three axes are tokens (batch, tokens, channels): -1, unless the layer has one-dimensional
     convolutions and no linear maps. Four axes, (batch, channels, height, width) or, as in Swin transformers, (batch, height,
     width, channels): the choice with equal height and width. If that is ambiguous (images that are not square, as many channels
     as rows), the axis of the nearest unambiguous layer before is used, else of the nearest one after; 1 if no layer is
     unambiguous.
-
-    Parameters
-    ----------
-    module
-        The network.
-    shapes
-        {layer: shape of its output, batch first}, in the order of the network.
     """
     modules = named_modules(module)
 
@@ -206,18 +179,10 @@ def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
     return axes
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
 def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Whether a class is among the `count` largest logits; among equal logits, the first counts as larger, as in `argmax`.
+    """Whether classes, int (...), are among the `count` largest logits (..., num_classes).
 
-    Parameters
-    ----------
-    logits
-        (..., num_classes).
-    classes
-        int (...), 0 .. num_classes - 1.
+    Among equal logits, the first counts as larger, as in `argmax`.
     """
     at = np.asarray(classes)[..., None]
     logit = np.take_along_axis(logits, at, axis=-1)

@@ -36,7 +36,6 @@ class ClipImages(nn.Module):
         return embedding if self.classes is None else nn.functional.normalize(embedding, dim=-1) @ self.classes.T
 
     def with_classes(self, classes: torch.Tensor) -> ClipImages:
-        """The same tower as a classifier."""
         return ClipImages(self.vision_model, self.visual_projection, classes).eval()
 
 
@@ -99,35 +98,19 @@ def _transforms(name: str, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
         processor = CLIPImageProcessor.from_pretrained(name)
     edge, crop = dict(processor.size), dict(processor.crop_size)
     resized = edge.get("shortest_edge") or (edge["height"], edge["width"])
-    return transforms.Compose(
-        [
-            transforms.Resize(resized, transforms.InterpolationMode.BICUBIC, antialias=True),
-            transforms.CenterCrop((crop["height"], crop["width"])),
-            transforms.Normalize(processor.image_mean, processor.image_std),
-        ]
-    )
+    resize = transforms.Resize(resized, transforms.InterpolationMode.BICUBIC, antialias=True)
+    cropped = transforms.CenterCrop((crop["height"], crop["width"]))
+    return transforms.Compose([resize, cropped, transforms.Normalize(processor.image_mean, processor.image_std)])
 
-
-# -- texts of classes -------------------------------------------------------------------------------------------------
 
 TEMPLATE = "a photo of a {}"
 
 
 def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A text for each class.
+    """A text for each class; None if there are neither prompts nor at least two names.
 
-    Parameters
-    ----------
-    prompts
-        A template, in which {} is replaced by the name of a class, with spaces for underscores; by default `TEMPLATE`. Or a file
-        with one text on each line.
-    names
-        Names of the classes, if they have any.
-
-    Returns
-    -------
-    tuple of str
-        None if there are neither prompts nor at least two names.
+    `prompts`: a template, in which {} is replaced by the name of a class, with spaces for underscores; by default `TEMPLATE`. Or
+    a file with one text on each line.
     """
     path = prompt_file(prompts)
     if path is not None:

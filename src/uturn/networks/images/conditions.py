@@ -30,10 +30,7 @@ UNCONDITIONAL = Conditioned()
 
 
 def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
-    """The condition of a network with `classes` classes (None for no classes) and, if it declares one, a null class.
-
-    ValueError if the model cannot be run with these options.
-    """
+    """The condition of a network with `classes` classes (None for no classes) and, if it declares one, a null class."""
     last = None if classes is None or classes < 2 else classes - 1
     given = asked.null_class is not None
     declares = given or null_class is not None
@@ -62,17 +59,15 @@ def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null
 
 
 def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool) -> Conditioned:
-    """The condition of a text-conditioned model with `count` different prompts.
+    """The condition of a text-conditioned model with `count` different prompts, described by `prompts`.
 
-    `prompts`: the prompts as text. `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of
-    guidance as an input. ValueError if the model cannot be run with these options.
+    `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of guidance as an input.
     """
     guides = asked.guidance != 1 and not takes_scale
-    words = "1, as it was distilled to make images in a few steps, without guidance"
     rules = (
         ("condition", asked.condition is None, "None, as it has prompts, and no classes"),
         ("null_class", asked.null_class is None, "None, as it has prompts, and no classes"),
-        ("guidance", not guides or distilled != "step", words),
+        ("guidance", not guides or distilled != "step", "1, as it was distilled to make images in a few steps"),
         ("guidance", not guides or bool(asked.prompt), "1, or a prompt, towards which it guides"),
     )
     _check(asked, model, rules)
@@ -92,20 +87,13 @@ def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str
         expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
 
 
-# -- prompts ----------------------------------------------------------------------------------------------------------
-
-
 class Prompts(NamedTuple):
-    """The prompts of a run.
+    """The prompts of a run."""
 
-    `texts`: the different prompts, in the order of their first item. `rows`: for each item the number of its text, or None if all
-    items have the same. `encoders`: digest of the text encoders. `given`: the user's option, a prompt or a file.
-    """
-
-    texts: tuple[str, ...]
-    rows: tuple[int, ...] | None
-    encoders: str = ""
-    given: str = ""
+    texts: tuple[str, ...]  # the different prompts, in the order of their first item
+    rows: tuple[int, ...] | None  # for each item the number of its text; None if all items have the same
+    encoders: str = ""  # digest of the text encoders
+    given: str = ""  # the user's option, a prompt or a file
 
     def rows_of(self, items: Any) -> np.ndarray:
         """Numbers of the texts of items, int64; ValueError if the file has no line for an item."""
@@ -125,15 +113,10 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(prompt: str) -> Prompts:
-    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item.
-
-    >>> read_prompts("a cat").texts
-    ('a cat',)
-    """
+    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item."""
     if not prompt.endswith(".txt"):
         return Prompts((prompt,), None, given=prompt)
     with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
         lines = Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    texts = dict.fromkeys(line.removesuffix("\r") for line in lines)
-    numbers = {text: row for row, text in enumerate(texts)}
-    return Prompts(tuple(texts), tuple(numbers[line.removesuffix("\r")] for line in lines), given=prompt)
+    numbers = {text: row for row, text in enumerate(dict.fromkeys(lines))}
+    return Prompts(tuple(numbers), tuple(numbers[line] for line in lines), given=prompt)

@@ -29,45 +29,26 @@ if TYPE_CHECKING:
 class GuidedDiffusionUNet(nn.Module):
     """A guided-diffusion network, called as the original: `model(noisy, timestep)`, or `model(noisy, timestep, class_labels)`.
 
-    The network inside is diffusers' `UNet2DModel`. Its options cannot express two settings of the original: a fixed number of
-    attention heads, and a timestep embedding that is not as wide as the first level. These settings are made on its modules, and
-    `not_in_diffusers` names them.
-
     Attributes
     ----------
     unet : UNet2DModel
-    config
-        Configuration of the `UNet2DModel`: `sample_size`, `in_channels`, `out_channels`, ..
+        The network of diffusers, whose `config` has `sample_size`, `in_channels`, `out_channels`, ..
     options : dict
         The options of the original code for this network, given or read from the weights, as plain data.
         `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
     num_classes : int or None
-        Number of classes, 0 .. num_classes - 1, of a class-conditioned network; None if it is unconditional.
-    not_in_diffusers : str or None
-        The reason for which a folder in diffusers' layout cannot hold this network; None if it can.
+        Number of classes of a class-conditioned network; None if it is unconditional.
     """
 
-    def __init__(self, unet: Any, options: Mapping[str, Any], not_in_diffusers: str | None) -> None:
+    def __init__(self, unet: Any, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self.unet, self.options, self.not_in_diffusers = unet, dict(options), not_in_diffusers
-        self.config, self.num_classes = unet.config, unet.config.num_class_embeds
+        self.unet, self.options, self.config, self.num_classes = unet, dict(options), unet.config, unet.config.num_class_embeds
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """The predicted noise, followed, if the variance is learned, by its interpolation between smallest and largest variance.
 
-        Parameters
-        ----------
-        noisy
-            (batch, channels, height, width), floating point; computed in the precision of the weights.
-        timestep
-            (batch,), of the training schedule: 0 .. diffusion_steps - 1.
-        class_labels
-            int64 (batch,); required if the network is conditioned on the class, otherwise None.
-
-        Returns
-        -------
-        output
-            (batch, channels or 2 x channels, height, width), in the dtype of `noisy`.
+        noisy and output: (batch, channels, height, width), the output with twice the channels if the variance is learned.
+        timestep: (batch,), 0 .. diffusion_steps - 1. class_labels: int64 (batch,), for a class-conditioned network.
         """
         # Timesteps keep their dtype: bfloat16 would round 999 to 1000.
         return self.unet(noisy.to(self.unet.dtype), timestep, class_labels).sample.to(noisy.dtype)
@@ -87,13 +68,8 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
         Options of the original, which override the preset. Needed: image_size, and num_heads or num_head_channels. Optional:
         num_heads_upsample, use_new_attention_order, noise_schedule, diffusion_steps, predict_xstart, sigma_small. Options that
         the weights determine (num_channels, num_res_blocks, channel_mult, attention_resolutions, use_scale_shift_norm,
-        resblock_updown, learn_sigma, class_cond) may be left out, and are checked if given. Options of precision and training
-        (use_fp16, dropout, use_checkpoint, use_kl, rescale_learned_sigmas) are ignored.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such checkpoint, or if the options are incomplete or contradict the weights.
+        resblock_updown, learn_sigma, class_cond) are checked if given: ValueError if they contradict the weights. Options of
+        precision and training (use_fp16, dropout, use_checkpoint, use_kl, rescale_learned_sigmas) are ignored.
     """
     path = Path(path)
     expected = f"the state dict of a guided-diffusion U-Net; {ADVICE}"
@@ -102,10 +78,10 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
         by_weights, attends = _architecture({name: tuple(tensor.shape) for name, tensor in weights.items()})
     resolved = _resolved(path, by_weights, attends, read_options(path, preset, options))
     num_classes = len(weights["label_emb.weight"]) if resolved["class_cond"] else None
-    unet, not_in_diffusers = empty_unet(resolved, attends, weights["input_blocks.0.0.weight"].shape[1], num_classes)
+    unet = empty_unet(resolved, attends, weights["input_blocks.0.0.weight"].shape[1], num_classes)
     with reading(f"checkpoint = {str(path)!r}", f"expected {expected}"):
         unet.load_state_dict(_renamed(weights, unet, resolved, attends), assign=True)
-    return GuidedDiffusionUNet(unet, resolved, not_in_diffusers).eval().requires_grad_(False)
+    return GuidedDiffusionUNet(unet, resolved).eval().requires_grad_(False)
 
 
 def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDPMScheduler:
@@ -119,12 +95,6 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     ----------
     preset, **options
         As in `load_guided_diffusion`; `learn_sigma` is needed. `GuidedDiffusionUNet.options` has all of them.
-
-    Examples
-    --------
-    >>> config = guided_diffusion_scheduler("64x64_diffusion").config
-    >>> config.beta_schedule, config.variance_type
-    ('squaredcos_cap_v2', 'learned_range')
     """
     from diffusers import DDPMScheduler
 
@@ -144,18 +114,17 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
 
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], list[bool]]:
     """The original's options that names and shapes of weights determine, and whether each level has attention."""
-    blocks = {int(match[1]) for name in shapes if (match := re.match(r"output_blocks\.(\d{1,3})\.0\.in_layers", name))}
+
+    def blocks_with(layer: str) -> list[int]:
+        matches = (re.fullmatch(rf"output_blocks\.(\d{{1,3}})\.{layer}\.weight", name) for name in shapes)
+        return sorted({int(match[1]) for match in matches if match})
+
+    blocks = blocks_with(r"0\.in_layers\.0")
     if not blocks or not shapes.keys() >= {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"}:
         raise ValueError("it is a classifier or another network")
     # The last block of each level except the finest ends in upsampling: a convolution or a further residual block.
-    ups = [
-        k
-        for k in sorted(blocks)
-        for part in (1, 2)
-        for kind in ("conv", "in_layers.0")
-        if f"output_blocks.{k}.{part}.{kind}.weight" in shapes
-    ]
-    per_level = ups[0] + 1 if ups else len(blocks)
+    by_convolution, by_block = blocks_with(r"[12]\.conv"), blocks_with(r"[12]\.in_layers\.0")
+    per_level = min([*by_convolution, *by_block], default=len(blocks) - 1) + 1
     firsts = range(1, len(blocks), per_level)  # first input block of each level
     channels = [shapes[f"input_blocks.{k}.0.out_layers.3.weight"][0] for k in firsts]
     inputs, outputs = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
@@ -169,7 +138,7 @@ def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any]
         "use_scale_shift_norm": shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * channels[0],
         "learn_sigma": outputs == 2 * inputs,
         "class_cond": "label_emb.weight" in shapes,
-        "resblock_updown": any(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", name) for name in shapes),
+        "resblock_updown": bool(by_block),
     }
     return options, [f"input_blocks.{k}.1.qkv.weight" in shapes for k in firsts]
 
@@ -208,10 +177,12 @@ def _attention_channels(options: Mapping[str, Any], attends: list[bool]) -> list
     return [count for count, attention in zip(channels, attends, strict=True) if attention] + [channels[-1]]
 
 
-def empty_unet(
-    options: Mapping[str, Any], attends: list[bool], in_channels: int, num_classes: int | None
-) -> tuple[Any, str | None]:
-    """The network without memory for its weights, and the settings that UNet2DModel's configuration cannot express."""
+def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int, num_classes: int | None) -> Any:
+    """The network as diffusers' `UNet2DModel`, without memory for its weights.
+
+    Two settings that its configuration cannot express are made on its modules: a fixed number of attention heads, and a timestep
+    embedding that is not as wide as the first level.
+    """
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -226,7 +197,6 @@ def empty_unet(
     attended = _attention_channels(options, attends)
     widths = {count // num_heads(count, upsampling) for count in attended for upsampling in (False, True)}
     down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
-    reasons = []
     with torch.device("meta"):
         unet: Any = UNet2DModel(
             sample_size=options["image_size"],
@@ -249,17 +219,15 @@ def empty_unet(
             flip_sin_to_cos=True,  # cosines before sines
         )
         if len(widths) > 1:
-            reasons.append(f"{options['num_heads']} attention heads for any number of channels")
             for name, module in unet.named_modules():
                 if isinstance(module, Attention):
                     heads = num_heads(module.inner_dim, name.startswith("up_blocks"))
                     module.heads = module.sliceable_head_dim = heads
                     module.scale = (module.inner_dim // heads) ** -0.5
         if width != channels[0]:
-            reasons.append(f"timesteps as {width} sines and cosines before {channels[0]} channels")
             unet.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
             unet.time_embedding = TimestepEmbedding(width, 4 * width)
-    return unet, " and ".join(reasons) or None
+    return unet
 
 
 _NAMES = {

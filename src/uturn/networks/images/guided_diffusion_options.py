@@ -27,9 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Options of the published models by the names of their files (README of openai/guided-diffusion)."""
 EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
-"""What is expected as a preset, for errors."""
-# Options of precision and training, which describe neither the network nor its diffusion process.
-_IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
+_IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")  # options of precision and training
 
 
 class GuidedDiffusionOptions(BaseModel):
@@ -75,10 +73,7 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
     if preset is None or preset in PRESETS:
         named = dict(PRESETS.get(preset or "", {}))
     else:
-        try:
-            tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
-        except ValueError as error:
-            raise ValueError(f"preset = {preset!r}: {error}; expected {EXPECTED}") from None
+        tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
         expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
         named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
     given = {**named, **options}

@@ -1,4 +1,4 @@
-"""Signal and noise of a scheduler as functions of its timestep, and of their ratio."""
+"""Signal and noise of a scheduler by its timestep, or by their ratio, as samplers of deepinv call a diffusion model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.corruption.schedulers import is_flow, is_flow_match
+from uturn.corruption.schedulers import clean_and_noise, is_flow, is_flow_match, predicts
+
+_ROUNDING = 1e-3  # relative; a sampler computes the ends of the range in its own precision
 
 
 class Levels(nn.Module):
     """a and s of x_t = a x_0 + s n of a scheduler, in its units; ValueError if it has none that a timestep determines (EDM).
 
     Between whole timesteps s / a is interpolated linearly, as diffusers does. For flow matching a + s = 1, and s is proportional
-    to the timestep.
-
-    Attributes
-    ----------
-    ratios : tensor (levels,)
-        s / a of the timesteps of training, ascending and finite.
+    to the timestep. `ratios`: s / a of the timesteps of training, (levels,), ascending; pure noise at the end of a schedule,
+    where s / a is infinite, is left out, so that its timestep counts as the one before.
     """
 
     ratios: torch.Tensor
@@ -60,3 +58,39 @@ class Levels(nn.Module):
         table, a = self.ratios.to(ratio), 1 / (1 + ratio**2).sqrt()
         index = (torch.searchsorted(table, ratio, right=True) - 1).clamp(0, len(table) - 2)
         return a, ratio * a, index + (ratio - table[index]) / (table[index + 1] - table[index])
+
+
+class SigmaDenoiser(nn.Module):
+    """The mean D(x, sigma) of images in [0, 1] given x = image + sigma n, n ~ N(0, 1), by a diffusion model of images in [-1, 1].
+
+    With x_t = a x_0 + s n of the model, D(x, sigma) = (x̂_0(a (2 x - 1), t) + 1) / 2 at the time t where s / a = 2 sigma. For
+    variance-preserving schedules a = 1 / sqrt(1 + 4 sigma^2), for flow matching a = 1 / (1 + 2 sigma). x̂_0 follows from the
+    prediction of noise, x_0, v or flow, and is not clipped.
+
+    Between the levels of the schedule the timestep is a fraction, by linear interpolation of s / a: networks take fractional
+    timesteps (`DenoiserModel`), and it needs one call, not one for each neighbour. For flow matching t is proportional to s.
+    Noise outside of `range` is refused. Images may be on another device than the model. The result can be differentiated.
+
+    `model`: called as `model(noisy, timestep)`, or with `labels`, int64 (batch,), as a third argument. `range`: smallest and
+    largest sigma.
+    """
+
+    def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.model, self.device, self.labels = model, device, labels
+        self.predicts, self.levels = predicts(getattr(scheduler, "base", scheduler)), Levels(scheduler, torch.float64)
+        self.range = float(self.levels.ratios[0]) / 2, float(self.levels.ratios[-1]) / 2
+
+    def forward(self, x: torch.Tensor, sigma: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """D(x, sigma) for x (batch, channels, height, width) and sigma, a number or (batch,)."""
+        levels, (low, high) = torch.as_tensor(sigma, dtype=torch.float64).detach().cpu().reshape(-1), self.range
+        is_inside = ((levels >= low * (1 - _ROUNDING)) & (levels <= high * (1 + _ROUNDING))).all()
+        expect(is_inside, "sigma", levels.tolist(), f"noise levels of the model, {low:.4g} .. {high:.4g} for images in [0, 1]")
+        a, s, timestep = (level.expand(len(x)) for level in self.levels.of((2 * levels).clamp(2 * low, 2 * high)))
+        a, s = (level.view(-1, 1, 1, 1).to(x.device) for level in (a, s))
+        noisy = a * (2 * x.double() - 1)
+        labels = () if self.labels is None else (self.labels.to(self.device).expand(len(x)),)
+        output = self.model(noisy.float().to(self.device), timestep.float().to(self.device), *labels)
+        output = getattr(output, "sample", output)[:, : x.shape[1]].to(x.device, torch.float64)  # without a learned variance
+        clean, _ = clean_and_noise(self.predicts, output, noisy, a, s)
+        return ((clean + 1) / 2).to(x.dtype)

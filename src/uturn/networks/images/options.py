@@ -12,13 +12,10 @@ from uturn.networks.images.guided_diffusion_options import PRESETS
 class DenoiserOptions(BaseModel):
     """Options for loading and conditioning a denoiser, shared by specs, loaders and commands.
 
-    `dtype` is the precision of the networks. Timesteps and schedulers keep their own precision, and outputs are float32.
-    Autoencoders stay in float32 if they quantise, or, for "float16", if their configuration has `force_upcast`. `compile` makes
-    calls after the first one faster. `guidance`: scale of classifier-free guidance (arXiv:2207.12598) towards the label, with
-    `condition = "label"` and a null class, or towards a prompt: null prediction + guidance (conditioned prediction - null
-    prediction). Values other than 1 change the model's distribution, so reconstructions are not draws from a posterior;
-    guidance-distilled models (FLUX-dev) take the scale as an input. `null_class` is read from DiT and from a `DenoiserModel`.
-    `execution`: options that do not change results.
+    `dtype`: timesteps and schedulers keep their own precision, and outputs are float32. Autoencoders stay in float32 if they
+    quantise, or, for "float16", if their configuration has `force_upcast`. `guidance`: scale of classifier-free guidance
+    (arXiv:2207.12598) towards the label or a prompt: null prediction + guidance (conditioned prediction - null prediction);
+    guidance-distilled models (FLUX-dev) take it as an input. `null_class` is read from DiT and from a `DenoiserModel`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -16,16 +16,11 @@ from torch import nn
 
 from uturn.core.checks import expect, noted
 from uturn.core.imports import import_function
-from uturn.corruption.noising import clean_and_noise
-from uturn.corruption.schedulers import is_flow_match
+from uturn.corruption.schedulers import clean_and_noise, is_flow_match
 from uturn.networks.images.levels import Levels
 
-ADVICE = (
-    "for another network, write a function of ten lines that returns it with its noise schedule, and give module:function as the "
-    "model (docs/models.md)"
-)
+ADVICE = "for another network, write a function that returns it with its noise schedule: module:function (docs/models.md)"
 """Advice in errors about models that cannot be read from files."""
-
 PREDICTIONS = ("noise", "x0", "v", "flow", "score", "edm")
 _FORMS = "'module:function', a function without arguments that returns (module, scheduler) or a uturn.networks.DenoiserModel"
 
@@ -83,9 +78,6 @@ def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float =
     return DDPMScheduler(levels, trained_betas=betas.tolist(), clip_sample=False)
 
 
-# -- the function -----------------------------------------------------------------------------------------------------
-
-
 def denoiser_function(path: str) -> Callable[[], Any]:
     """The user's function "module:function"."""
     return import_function(path, f"model = {path!r}", _FORMS)
@@ -119,23 +111,19 @@ def _check(label: str, model: DenoiserModel) -> None:
     def require(fine: Any, name: str, expected: str) -> None:
         expect(fine, f"{label}: DenoiserModel.{name}", getattr(model, name), expected)
 
-    def counts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
     shape, classes, null, scheduler = model.image_shape, model.num_classes, model.null_class, model.scheduler
-    is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(map(counts, shape))
+    is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape)
     require(callable(model.network), "network", "a torch.nn.Module or a function")
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
     require(is_shape, "image_shape", "(channels, height, width), whole numbers")
-    require(model.takes in (None, "timestep", "sigma"), "takes", "'timestep' or 'sigma'")
-    require(model.predicts != "edm" or model.takes != "timestep", "takes", "'sigma', since D(x; sigma) takes it")
-    require(classes is None or counts(classes), "num_classes", "the number of classes, or None")
+    takes = ("sigma",) if model.predicts == "edm" else ("timestep", "sigma")
+    require(model.takes in (None, *takes), "takes", " or ".join(map(repr, takes)))
+    require(classes is None or (isinstance(classes, int) and classes > 0), "num_classes", "the number of classes, or None")
     fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
-    require(scheduler is not None or model.takes_sigma, "scheduler", "the noise schedule of the timesteps")
-    if scheduler is None:
+    if scheduler is None and model.takes_sigma:
         return
-    require(is_scheduler(scheduler), "scheduler", "a scheduler of diffusers, such as DDPMScheduler()")
+    require(is_scheduler(scheduler), "scheduler", "a scheduler of diffusers with the noise schedule, such as DDPMScheduler()")
     flow, config = is_flow_match(scheduler), scheduler.config
     odd = any(value for key, value in config.items() if re.fullmatch("use_.*_sigmas", key))
     known = flow or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in config)
@@ -150,13 +138,10 @@ def _check(label: str, model: DenoiserModel) -> None:
 
 
 class Prediction(nn.Module):
-    """Converts between a `DenoiserModel` and a scheduler of diffusers.
+    """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of this class.
 
-    Attributes
-    ----------
-    scheduler
-        The model's scheduler, configured for the output of this class: the flow for flow matching, the noise for networks that
-        predict noise, and v for all others, from which x_0 and n follow without cancellation at both ends of the chain.
+    This is the flow for flow matching, the noise for networks that predict noise, and v for all others, from which x_0 and n
+    follow without cancellation at both ends of the chain.
     """
 
     def __init__(self, model: DenoiserModel) -> None:

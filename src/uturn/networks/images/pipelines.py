@@ -39,16 +39,13 @@ _PIPELINES = f"expected one of DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipel
 
 
 class Folder(NamedTuple):
-    """The folder of a pipeline, its class if it is text-conditioned (else ""), and the class of each of its parts.
-
-    `denoiser`: the name of the denoising part. `left_out`: parts that a U-turn does not need, and parts listed as absent.
-    """
+    """The folder of a pipeline."""
 
     path: Path
-    pipeline: str
-    parts: dict[str, str]
-    denoiser: str
-    left_out: tuple[str, ...] = ()
+    pipeline: str  # its class if it is text-conditioned, else ""
+    parts: dict[str, str]  # {part: its class}
+    denoiser: str  # the name of the denoising part
+    left_out: tuple[str, ...] = ()  # parts that a U-turn does not need, and parts listed as absent
 
 
 class Codec(nn.Module):
@@ -63,19 +60,12 @@ class Codec(nn.Module):
 
     def __init__(self, network: Any, dtype: torch.dtype, scale: torch.Tensor, centre: torch.Tensor) -> None:
         super().__init__()
-        self.network = network
-        self.dtype = dtype
+        self.network, self.dtype = network, dtype
+        self.image_channels = int(network.config.in_channels)
+        # Pixels of the image for each latent, along each axis: every block except the last halves the image.
+        self.factor = int(2 ** (len(network.config.block_out_channels) - 1))
         self.register_buffer("scale", scale.reshape(1, -1, 1, 1))
         self.register_buffer("centre", centre.reshape(1, -1, 1, 1))
-
-    @property
-    def image_channels(self) -> int:
-        return int(self.network.config.in_channels)
-
-    @property
-    def factor(self) -> int:
-        """Pixels of the image for each latent, along each axis."""
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))  # every block except the last halves the image
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         encoded = self.network.encode(images.to(self.dtype))
@@ -86,9 +76,6 @@ class Codec(nn.Module):
         return self.network.decode((latents / self.scale + self.centre).to(self.dtype)).sample.float()
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
 def read_folder(path: Path) -> Folder:
     """The folder of a pipeline, fetched from a hub if necessary, with its parts checked."""
     from diffusers import DiffusionPipeline
@@ -97,9 +84,7 @@ def read_folder(path: Path) -> Folder:
     if path.is_dir():
         return _pipeline_folder(path, DiffusionPipeline.load_config)
     if path.parent.is_dir() or not is_hub_name(name):
-        raise ValueError(
-            f"{name}: no such folder or file; expected a folder in diffusers' layout, a checkpoint, or module:function"
-        )
+        raise ValueError(f"{name}: no such folder or file; expected a pipeline's folder, a checkpoint, or module:function")
     check_hub(name)
     with fetching(name):
         index = DiffusionPipeline.load_config(name)
@@ -137,19 +122,25 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
     """The folder of a pipeline's index; ValueError if the pipeline cannot make U-turns."""
     with reading(f"{path.as_posix()}/model_index.json", _PIPELINES):
         index = load_index(path.as_posix())
-        entries = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and part[0] != "_"}
-        absent = {part for part, (_, kind) in entries.items() if kind is None}
-        left_out = [part for part in entries if part in _UNUSED or (part in absent and part.startswith(_CONDITIONED))]
-        libraries = ("diffusers", "transformers")  # a part of another one is of no known kind
-        parts = {
-            part: str(kind) if library in libraries else f"{library}.{kind}"
-            for part, (library, kind) in entries.items()
-            if part not in absent and part not in _UNUSED
-        }
+        parts: dict[str, str] = {}
+        left_out = []
+        for part, entry in index.items():
+            if not isinstance(entry, list) or len(entry) != 2 or part.startswith("_"):
+                continue
+            library, kind = entry
+            if kind is not None and part not in _UNUSED:
+                # A part of another library is of no known kind.
+                parts[part] = str(kind) if library in ("diffusers", "transformers") else f"{library}.{kind}"
+            elif part.startswith((*_UNUSED, *_CONDITIONED)):
+                left_out.append(part)
         pipeline = str(index.get("_class_name"))
         takes_text = pipeline in TEXT_DENOISERS
         denoiser = next((part for part in ("unet", "transformer") if part in parts), "unet or transformer")
-        kinds = {denoiser: (TEXT_DENOISERS[pipeline],) if takes_text else _DENOISERS, "vae": _CODECS, "vqvae": _CODECS}
+        kinds: dict[str, tuple[str, ...]] = {
+            denoiser: (TEXT_DENOISERS[pipeline],) if takes_text else _DENOISERS,
+            "vae": _CODECS,
+            "vqvae": _CODECS,
+        }
         kinds |= {part: TEXT_PARTS if takes_text else () for part in parts if part.startswith(_CONDITIONED)}
         for part, allowed in kinds.items():
             expected = " or ".join(allowed) or "a pipeline that is not conditioned on a text or an image"
@@ -157,9 +148,6 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
         needed = [denoiser, "scheduler", *(["vae"] if takes_text else [])]
         expect(parts.keys() >= {*needed}, "its parts", ", ".join(parts), ", ".join(needed))
     return Folder(path, pipeline if takes_text else "", parts, denoiser, tuple(left_out))
-
-
-# --- its parts -------------------------------------------------------------------------------------------------------
 
 
 def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
@@ -183,13 +171,13 @@ def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, cha
 
 def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | None = None) -> Any:
     """A network of a pipeline in float32, checked for missing and non-finite weights; `dtype` loads it in that precision."""
-    source, options = "diffusers", {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    if class_name in TEXT_PARTS:
-        source, options = "transformers", {"dtype": dtype}
+    source = "transformers" if class_name in TEXT_PARTS else "diffusers"
+    options: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    if source == "transformers":
+        options = {"dtype": dtype}
     elif dtype is not None:
         options = {"torch_dtype": dtype}  # loaded directly in this dtype, without a second copy in memory
-    # Old pipelines store their only network in the folder of the index.
-    where = folder / part if (folder / part).is_dir() else folder
+    where = folder / part if (folder / part).is_dir() else folder  # old pipelines store their only network beside the index
     with reading(f"{where}: the {part}", "fetch or write the folder again"):
         network, report = getattr(importlib.import_module(source), class_name).from_pretrained(
             str(where),
@@ -202,11 +190,9 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
         expect(not missing, "missing weights", missing[:2], "none, as the library fills them with random numbers")
         check_finite(network.state_dict())
     # Old files may contain position indices 0, 1, .., or further buffers of older versions of diffusers.
-    extra = sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids"))
-    if extra:
-        warnings.warn(
-            f"{where}: {len(extra)} weights in the file are not of the {part} and are left out, such as {extra[0]}", stacklevel=2
-        )
+    if extra := sorted(key for key in report["unexpected_keys"] if not key.endswith("position_ids")):
+        said = f"{len(extra)} weights in the file are not of the {part} and are left out, such as {extra[0]}"
+        warnings.warn(f"{where}: {said}", stacklevel=2)
     return network
 
 
@@ -224,13 +210,10 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
 def in_dtype(network: Any, dtype: torch.dtype) -> Any:
     """The network in `dtype`, except modules that embed numbers such as timesteps, which `dtype` would round."""
     config = getattr(network, "config", {})
-    precise = set()
-    if config.get("time_embedding_type") == "fourier":
-        precise.add("time_proj")  # it multiplies timesteps by weights
-    if config.get("class_embed_type") == "timestep":
-        precise.add("class_embedding")
+    of_timesteps = {"time_proj": ("time_embedding_type", "fourier"), "class_embedding": ("class_embed_type", "timestep")}
     for name, part in network.named_children():
-        if name not in precise:
+        option, kind = of_timesteps.get(name, ("", ""))
+        if not option or config.get(option) != kind:
             part.to(dtype)
     return network
 
@@ -249,11 +232,3 @@ def for_inference(module: Any, device: torch.device, offload: bool = False) -> A
     if device.type == "cuda" and any(isinstance(part, nn.Conv2d) for part in module.modules()):
         module = module.to(memory_format=torch.channels_last)  # the faster layout for convolutions on GPUs
     return module
-
-
-def shape_of(channels: int, size: Any) -> tuple[int, int, int] | None:
-    """(channels, height, width) from the size in a configuration; None without a size."""
-    if size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(channels), int(height), int(width)

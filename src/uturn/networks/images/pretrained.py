@@ -1,7 +1,6 @@
 """Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks from a user's function.
 
-Only weights and plain JSON are read from files, nothing is unpickled, and only the parts needed by a U-turn are loaded.
-`docs/models.md` lists the supported models.
+Only weights and plain JSON are read from files, nothing is unpickled. `docs/models.md` lists the supported models.
 """
 
 from __future__ import annotations
@@ -21,16 +20,7 @@ from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
 from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
 from uturn.networks.images.options import DenoiserOptions
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
-from uturn.networks.images.pipelines import (
-    Folder,
-    for_inference,
-    in_dtype,
-    load_codec,
-    load_part,
-    load_scheduler,
-    read_folder,
-    shape_of,
-)
+from uturn.networks.images.pipelines import Folder, for_inference, in_dtype, load_codec, load_part, load_scheduler, read_folder
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
@@ -38,41 +28,25 @@ CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A diffusion model with its scheduler, its codec and its shapes.
-
-    Attributes
-    ----------
-    model : DenoisingNetwork
-        Called as `model(noisy, timestep)` or, if `num_classes` is not None, `model(noisy, timestep, labels)`. Guidance doubles
-        the batch of the network.
-    scheduler
-        The scheduler stored with the model: noise schedule and prediction type.
-    codec : Codec or None
-        Maps between images and latents, for models that denoise latents.
-    image_shape, latent_shape : (channels, height, width) or None
-        Shapes of the images and, with a codec, of the latents. None if the files do not state them.
-    num_classes : int or None
-        Number of classes, if the model is run with the true label; number of prompts, if there are several or guidance is used.
-    description : str
-        The model in one line, recorded with results.
-    device : torch.device
-        Device of the networks.
-    prompts : Prompts or None
-        The prompts of a text-conditioned model; a label is then the number of a prompt.
-    timesteps : PipelineTimesteps or None
-        The pipeline's own rule for timesteps, if it has one.
-    """
+    """A diffusion model with its scheduler, its codec and its shapes."""
 
     model: Any
+    """`DenoisingNetwork`, called as `model(noisy, timestep)`, or with labels if `num_classes` is not None."""
     scheduler: Any
+    """The scheduler stored with the model: noise schedule and prediction type."""
     codec: Any | None = None
+    """`Codec`, which maps between images and latents, for models that denoise latents."""
     image_shape: tuple[int, int, int] | None
     latent_shape: tuple[int, int, int] | None = None
+    """(channels, height, width) of the images and, with a codec, of the latents; None if the files do not state them."""
     num_classes: int | None
+    """Number of classes, if the model is run with the true label; number of prompts, if there are several or guidance is used."""
     description: str
     device: torch.device
     prompts: Prompts | None = None
+    """The prompts of a text-conditioned model; a label is then the number of a prompt."""
     timesteps: PipelineTimesteps | None = None
+    """The pipeline's own rule for timesteps, if it has one."""
 
 
 class _Options(DenoiserOptions):
@@ -86,15 +60,16 @@ class _Options(DenoiserOptions):
     def precision(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def placed(self, module: nn.Module) -> Any:
-        return for_inference(module, self.where, self.offload)
+    def loaded(self, network: DenoisingNetwork, **about: Any) -> Pretrained:
+        """The model with its network on the device."""
+        model = for_inference(network, self.where, self.offload)
+        return Pretrained(model=model, num_classes=network.condition.num_classes, device=self.where, **about)
 
 
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    Its parameters are those of `network`; `torch.compile` changes neither them nor their names. `prediction` converts between
-    the network and the scheduler if their prediction types differ.
+    `prediction` converts between the network and the scheduler if their prediction types differ.
 
     A guided prediction (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label -
     prediction with the null class); a learned variance is taken from the prediction with the label. All types of prediction for
@@ -102,17 +77,10 @@ class DenoisingNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        dtype: torch.dtype,
-        condition: Conditioned = UNCONDITIONAL,
-        prediction: Prediction | None = None,
+        self, network: nn.Module, dtype: torch.dtype, condition: Conditioned = UNCONDITIONAL, prediction: Prediction | None = None
     ) -> None:
         super().__init__()
-        self.network = network
-        self.dtype = dtype
-        self.condition = condition
-        self.prediction = prediction
+        self.network, self.dtype, self.condition, self.prediction = network, dtype, condition, prediction
 
     @property
     def rows_of_an_image(self) -> int:
@@ -145,27 +113,16 @@ class DenoisingNetwork(nn.Module):
 
 
 def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
-    """Read a diffusion model.
+    """Read a diffusion model, in evaluation mode and without gradients.
 
     Parameters
     ----------
     path
         A folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
         file), or "module:function": a function without arguments that returns (module, scheduler) or a
-        `uturn.networks.DenoiserModel`.
+        `uturn.networks.DenoiserModel`. ValueError if it is damaged, incomplete, or of a kind that cannot make U-turns.
     **options
         The fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, `guidance`, ..
-
-    Returns
-    -------
-    Pretrained
-        In evaluation mode, without gradients.
-
-    Raises
-    ------
-    ValueError
-        If nothing exists at `path`, the files are damaged or incomplete, models of this kind cannot make U-turns, or the options
-        do not apply to the model.
     """
     asked = _Options.model_validate(options)
     path = Path(checked_path("path", path))
@@ -179,9 +136,6 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     return model
 
 
-# --- one file --------------------------------------------------------------------------------------------------------
-
-
 def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
     kinds = f"a checkpoint ({', '.join(CHECKPOINTS)}), or a folder in diffusers' layout; {ADVICE}"
     expect(path.suffix in CHECKPOINTS, "the file", str(path), kinds)
@@ -190,37 +144,28 @@ def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
     network = load_guided_diffusion(path, options.preset)
     in_dtype(network.unet, options.precision)
     conditioned = conditioned_by(options, path, network.num_classes)
-    return Pretrained(
-        model=options.placed(DenoisingNetwork(network, options.precision, conditioned)),
+    return options.loaded(
+        DenoisingNetwork(network, options.precision, conditioned),
         scheduler=guided_diffusion_scheduler(**network.options),
-        image_shape=shape_of(network.config.in_channels, network.config.sample_size),
-        num_classes=conditioned.num_classes,
+        image_shape=shape_of(network.config),
         description=f"guided-diffusion UNet, {conditioned.words}",
-        device=options.where,
     )
-
-
-# --- a function ------------------------------------------------------------------------------------------------------
 
 
 def _read_own(path: Path, options: _Options) -> Pretrained:
     name = str(path)
     denoiser, is_pair = denoiser_from_function(name)
     prediction = None if is_pair else Prediction(denoiser)
-    config = getattr(denoiser.network, "config", None)
-    shape = shape_of(getattr(config, "in_channels", 0), getattr(config, "sample_size", None)) if is_pair else denoiser.image_shape
+    shape = shape_of(getattr(denoiser.network, "config", None)) if is_pair else denoiser.image_shape
     kind = getattr(denoiser.network, "__name__", type(denoiser.network).__name__)
     conditioned = conditioned_by(options, name, denoiser.num_classes, denoiser.null_class)
     network = OwnNetwork(denoiser.network, f"model = {name!r}", options.precision, learned_variance=is_pair)
-    loaded = Pretrained(
-        model=options.placed(DenoisingNetwork(network, torch.float32, conditioned, prediction)),
+    predicts = f"predicts {denoiser.predicts}, " if denoiser.predicts else ""
+    loaded = options.loaded(
+        DenoisingNetwork(network, torch.float32, conditioned, prediction),
         scheduler=denoiser.scheduler if prediction is None else prediction.scheduler,
         image_shape=None if shape is None else (shape[0], shape[1], shape[2]),
-        num_classes=conditioned.num_classes,
-        description=", ".join(
-            filter(None, [kind, f"predicts {denoiser.predicts}" if denoiser.predicts else "", conditioned.words])
-        ),
-        device=options.where,
+        description=f"{kind}, {predicts}{conditioned.words}",
     )
     if loaded.image_shape is not None:
         _try(loaded, name)
@@ -239,9 +184,6 @@ def _try(loaded: Pretrained, name: str) -> None:
     expect(not bad, f"model = {name!r}: numbers that are not finite {of}", bad, "none; check its weights, and dtype")
 
 
-# --- a folder --------------------------------------------------------------------------------------------------------
-
-
 def _read_folder(path: Path, options: _Options) -> Pretrained:
     folder = read_folder(path)
     if folder.pipeline:
@@ -250,8 +192,7 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
     conditioned = conditioned_by(options, path, classes, null_class)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
-    inputs = _checked_channels(path, network.config)
-    shape = shape_of(inputs, network.config.sample_size)
+    inputs, shape = _checked_channels(path, network.config), shape_of(network.config)
     codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
         codec = load_codec(folder.path, latent, folder.parts[latent], options.precision, inputs)
@@ -259,15 +200,13 @@ def _read_folder(path: Path, options: _Options) -> Pretrained:
         description += f", in the latents of {type(codec.network).__name__}"
         _unclip(scheduler)
         codec = for_inference(codec, options.where)
-    return Pretrained(
-        model=options.placed(DenoisingNetwork(in_dtype(network, options.precision), options.precision, conditioned)),
+    return options.loaded(
+        DenoisingNetwork(in_dtype(network, options.precision), options.precision, conditioned),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
         latent_shape=None if codec is None else shape,
-        num_classes=conditioned.num_classes,
         description=description,
-        device=options.where,
     )
 
 
@@ -290,39 +229,30 @@ def _checked_channels(path: Path, config: Any) -> int:
 
 def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
     """A text-conditioned model; texts are encoded before the denoiser is loaded, to save memory."""
-    from uturn.networks.images.text_to_image import (
-        TextDenoiser,
-        distillation,
-        encoded,
-        latent_channels,
-        latents_of,
-        takes_guidance,
-    )
+    from uturn.networks.images import text_to_image as texts
 
     prompts = read_prompts(options.prompt or "")
-    is_guided = options.guidance != 1
-    texts = [*prompts.texts, *([""] if is_guided else [])]  # the null prompt comes last
-    tables, encoders = encoded(folder, texts, options.where, options.precision, options.offload)
+    encoded = [*prompts.texts, *([""] if options.guidance != 1 else [])]  # the null prompt comes last
+    tables, encoders = texts.encoded(folder, encoded, options.where, options.precision, options.offload)
     network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     _checked_channels(path, network.config)
-    distilled, takes_scale = distillation(network, scheduler, path), takes_guidance(network)
+    distilled, takes_scale = texts.distillation(network, scheduler, path), texts.takes_guidance(network)
     conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, takes_scale)
-    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, latent_channels(network))
-    shape = latents_of(network, codec.factor, options.image_size)
+    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, texts.latent_channels(network))
+    shape = texts.latents_of(network, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor
-    denoiser = TextDenoiser(in_dtype(network, options.precision), tables, size, options.guidance if takes_scale else 1.0)
+    scale = options.guidance if takes_scale else 1.0
+    denoiser = texts.TextDenoiser(in_dtype(network, options.precision), tables, size, scale)
     kind = folder.pipeline.removesuffix("Pipeline")
-    return Pretrained(
-        model=options.placed(DenoisingNetwork(denoiser, options.precision, conditioned)),
+    return options.loaded(
+        DenoisingNetwork(denoiser, options.precision, conditioned),
         scheduler=scheduler,
         codec=for_inference(codec, options.where),
         image_shape=(codec.image_channels, size, size),
         latent_shape=shape,
-        num_classes=conditioned.num_classes,
         description=f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}",
-        device=options.where,
         prompts=prompts._replace(encoders=encoders),
         timesteps=PipelineTimesteps(folder.pipeline, (shape[1] // 2) * (shape[2] // 2)),
     )
@@ -341,6 +271,15 @@ def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
     by_number = config.class_embed_type != "identity" and config.num_class_embeds is not None
     expect(by_number, f"{folder.path}: class_embed_type", config.class_embed_type, "classes by number, with num_class_embeds")
     return network, int(config.num_class_embeds), None
+
+
+def shape_of(config: Any) -> tuple[int, int, int] | None:
+    """(channels, height, width) that a configuration of a network states, if it does."""
+    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    if size is None or channels is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(channels), int(height), int(width)
 
 
 def checked_device(device: str | None) -> torch.device:

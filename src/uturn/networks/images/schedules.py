@@ -15,9 +15,7 @@ from uturn.networks.libraries import reading
 
 COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sana")
 """Prefixes of pipelines whose image-to-image makes k = N - int(N - N strength) steps; other pipelines make int(N strength)."""
-_WANTED = (
-    "expected 'fashion_mnist', a folder in diffusers' layout or a scheduler_config.json, a hub id, or a guided-diffusion file"
-)
+_WANTED = "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a guided-diffusion file"
 
 
 class Stored(NamedTuple):
@@ -58,44 +56,36 @@ def schedule(
         By step k: `calls` of the model, first `timestep`, `t_over_T` = k/N, `strength` that gives k steps (with 4 digits, the
         nearest to k/N; NaN where there is none), `abar`, `log_snr` in nats, `sigma` = noise over signal. Attributes: `model`,
         `pipeline`, `scheduler`, `steps`, `timestep_spacing`, `rule` (of k from strength), `shift`.
-
-    Raises
-    ------
-    ValueError
-        If the scheduler cannot be read, does not match the model, or cannot make this number of steps.
     """
     import torch
 
-    from uturn.corruption.noising import amplitudes, strengths
-    from uturn.corruption.schedulers import PipelineTimesteps, check_schedule, is_flow, scheduler_like, with_spacing
+    from uturn.corruption import schedulers
+    from uturn.corruption.schedulers import scheduler_like, with_spacing
 
     stored = read_scheduler(model, preset)
     made = scheduler_like(stored.scheduler, scheduler)
-    check_schedule(made)
+    schedulers.check_schedule(made)
     made = made if timestep_spacing is None else with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
     expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
     expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")
-    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and is_flow(stored.scheduler))
+    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and schedulers.is_flow(stored.scheduler))
     try:
-        shift = PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
+        shift = schedulers.PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
-        signal, noise = amplitudes(made, times[torch.from_numpy(firsts)])
+        signal, noise = schedulers.amplitudes(made, times[torch.from_numpy(firsts)])
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
-        raise ValueError(
-            f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)}); "
-            f"take scheduler 'ddpm' or 'ancestral'"
-        ) from None
+        where = f"{type(made).__name__} with steps = {steps}: it makes no list of timesteps that can be cut ({one_line(error)})"
+        raise ValueError(f"{where}; take scheduler 'ddpm' or 'ancestral'") from None
     columns = {
         "calls": np.append(0, len(times) - firsts),
         "timestep": np.append(np.nan, times[firsts].double().numpy()),
         "t_over_T": np.arange(steps + 1) / steps,
         "strength": np.append(0.0, [strength_of(int(k), steps, counts_down) for k in ks]),
-        **strengths(np.append(1.0, signal), np.append(0.0, noise)),
+        **schedulers.strengths(np.append(1.0, signal), np.append(0.0, noise)),
     }
-    spacing = made.config.get("timestep_spacing") if "timestep_spacing" in made.config else None
     return xr.Dataset(
         {name: ("step", values) for name, values in columns.items()},
         coords={"step": np.arange(steps + 1)},
@@ -104,19 +94,18 @@ def schedule(
             "pipeline": stored.pipeline,
             "scheduler": type(made).__name__,
             "steps": steps,
-            "timestep_spacing": spacing or "",
+            "timestep_spacing": made.config.get("timestep_spacing") or "",
             "rule": "k = N - int(N - N strength)" if counts_down else "k = int(N strength)",
             "shift": shift,
         },
     )
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def read_scheduler(model: str, preset: str | None = None) -> Stored:
     """The scheduler of a model, and its pipeline; ValueError if there is none. Weights are neither read nor fetched."""
-    from uturn.networks.images.pipelines import is_hub_name, load_scheduler
+    from huggingface_hub import snapshot_download
+
+    from uturn.networks.images.pipelines import check_hub, fetching, is_hub_name, load_scheduler
     from uturn.networks.images.pretrained import CHECKPOINTS
     from uturn.sources.fashion_mnist import generator_folder
 
@@ -128,25 +117,15 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
     expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":
         path = path.parent
-    if not path.exists() and is_hub_name(str(model)):
-        path = _fetched(str(model))
+    if not path.exists() and is_hub_name(model):  # its index and scheduler are fetched, without weights
+        check_hub(model)
+        with fetching(model):
+            patterns = ["model_index.json", "scheduler/*.json", "scheduler_config.json"]
+            path = Path(snapshot_download(model, allow_patterns=patterns))
     where = next((place for place in (path / "scheduler", path) if (place / "scheduler_config.json").is_file()), None)
     if where is None:
         raise ValueError(f"model = {str(model)!r}: no such folder or file with a scheduler_config.json; {_WANTED}")
-    index = path / "model_index.json"
     with reading(str(path), "fetch or write it again"):
-        kinds = [
-            str(read_table(file)["_class_name"]) if file.is_file() else "" for file in (where / "scheduler_config.json", index)
-        ]
-    return Stored(load_scheduler(where, kinds[0]), kinds[1])
-
-
-def _fetched(name: str) -> Path:
-    """The index and the scheduler of a model on a hub, without its weights."""
-    from huggingface_hub import snapshot_download
-
-    from uturn.networks.images.pipelines import check_hub, fetching
-
-    check_hub(name)
-    with fetching(name):
-        return Path(snapshot_download(name, allow_patterns=["model_index.json", "scheduler/*.json", "scheduler_config.json"]))
+        files = (where / "scheduler_config.json", path / "model_index.json")
+        kind, pipeline = (str(read_table(file)["_class_name"]) if file.is_file() else "" for file in files)
+    return Stored(load_scheduler(where, kind), pipeline)

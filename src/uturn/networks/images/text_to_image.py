@@ -29,9 +29,6 @@ _AT_ONCE = 16  # prompts encoded in one batch
 _DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper-sd")  # parts of the names of step-distilled models
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
-
-
 def encoded(
     folder: Folder, texts: Sequence[str], device: torch.device, dtype: torch.dtype, offload: bool = False
 ) -> tuple[dict[str, torch.Tensor], str]:
@@ -99,23 +96,12 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
     return {name: table.cpu() for name, table in zip(("text", "pooled"), tables, strict=False)}
 
 
-# --- the denoiser ----------------------------------------------------------------------------------------------------
-
-
 class TextDenoiser(nn.Module):
     """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or `network(noisy, timestep, prompts)`.
 
-    Parameters
-    ----------
-    network
-        UNet2DConditionModel, SD3Transformer2DModel or FluxTransformer2DModel.
-    tables
-        Prompts encoded by `encoded`, one row for each. They stay in main memory; the rows of a batch are copied to its device.
-    size
-        Height and width of the images in pixels, which Stable Diffusion XL takes as original size and as target size, without
-        a crop.
-    guidance
-        The scale of guidance, an input of guidance-distilled networks (`takes_guidance`).
+    `tables`: prompts encoded by `encoded`, one row for each; they stay in main memory, and the rows of a batch are copied to its
+    device. `size`: height and width of the images in pixels, which Stable Diffusion XL takes as original and as target size.
+    `guidance`: its scale, an input of guidance-distilled networks (`takes_guidance`).
     """
 
     def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
@@ -197,16 +183,14 @@ def latent_channels(network: Any) -> int:
 def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
     """(channels, height, width) of the latents for images of `size` pixels, by default the model's training size.
 
-    `scale`: pixels of the image for each latent. ValueError for sizes that the autoencoder or the denoiser cannot take.
+    `scale`: pixels of the image for each latent.
     """
     kind, config = type(network).__name__, network.config
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
     default = config.get("sample_size") or 128  # FLUX networks do not state it; their pipelines use 128
-    if not isinstance(default, int):
-        expect(default[0] == default[1], "the latents of the denoiser", default, "squares")
-        default = default[0]
-    size = default * scale if size is None else size
-    unit = scale * patch
+    height, width = (default, default) if isinstance(default, int) else default
+    expect(height == width, "the latents of the denoiser", default, "squares")
+    size, unit = height * scale if size is None else size, scale * patch
     expect(size >= unit and size % unit == 0, "image_size", size, f"a multiple of {unit} pixels, as its networks take")
     most = config.get("pos_embed_max_size") or size
     expect(size <= most * unit, "image_size", size, f"at most {most * unit} pixels, as the denoiser takes")

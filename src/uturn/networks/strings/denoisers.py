@@ -1,9 +1,4 @@
-"""Denoisers of strings learned from examples, and their distance from the exact denoiser.
-
-The network has the shape of the tree. It reads the log-evidence of the leaves, as belief propagation does, and is trained to
-predict the symbols of the original string. The optimal prediction is the exact posterior of every leaf. Belief propagation
-computes this posterior, so the distance from the optimum can be measured.
-"""
+"""Denoisers of strings learned from examples, and their distance from the exact denoiser."""
 
 from __future__ import annotations
 
@@ -50,22 +45,8 @@ class TreeDenoiser(nn.Module):
 
     The noise level is not an input: the log-evidence contains all information in an observation, for any channel and noise.
 
-    Parameters
-    ----------
-    vocab_size, branching, depth
-        v, s and L of the strings.
-    width
-        Features of a node; the hidden layer of a block has four times as many units.
-    channel : "gaussian", "masking" or "uniform"
-        The corruption in training.
-    seed
-        Seed of the initial weights.
-
-    Examples
-    --------
-    >>> network = TreeDenoiser(vocab_size=4, branching=2, depth=3, width=8)
-    >>> network(torch.zeros(5, 8, 4)).shape
-    torch.Size([5, 8, 4])
+    `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of features of a node (a hidden
+    layer has four times as many), `channel` ("gaussian", "masking" or "uniform") the corruption in training.
     """
 
     def __init__(
@@ -81,11 +62,15 @@ class TreeDenoiser(nn.Module):
         fits = L * math.log2(s) <= 28 and L * w * w * (12 * s + 8) + 2 * v * w <= _MOST
         expect(fits, "vocab_size, branching, depth, width", (v, s, L, w), f"at most {_MOST} leaves, and weights")
         self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
+
+        def blocks(inputs: int, outputs: int) -> nn.ModuleList:
+            made = (nn.Sequential(nn.Linear(inputs, 4 * w), nn.GELU(), nn.Linear(4 * w, outputs)) for _ in range(L))
+            return nn.ModuleList(made)
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding = nn.Linear(v, w)
-            self.up = nn.ModuleList(_block(s * w, 4 * w, w) for _ in range(L))
-            self.down = nn.ModuleList(_block((s + 1) * w, 4 * w, s * w) for _ in range(L))
+            self.up, self.down = blocks(s * w, w), blocks((s + 1) * w, s * w)
             self.readout = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, v))
 
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
@@ -97,11 +82,7 @@ class TreeDenoiser(nn.Module):
         expect(fits, "log_evidence: dtype, shape", found, f"{dtype} (batch, {s**L}, {v})")
         batch = len(log_evidence)
         own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
-        if own.isnan().any():
-            sample, leaf, _ = own.isnan().nonzero()[0].tolist()
-            raise ValueError(
-                f"log_evidence[{sample}, {leaf}] = {log_evidence[sample, leaf].tolist()}: expected numbers or -inf, not all -inf"
-            )
+        expect(not own.isnan().any(), "log_evidence", log_evidence, "numbers or -inf, not all -inf at a leaf")
         upward = [self.embedding(v * own.exp() - 1)]
         for block in self.up:
             upward.append(block(upward[-1].reshape(batch, -1, s * w)))
@@ -112,19 +93,8 @@ class TreeDenoiser(nn.Module):
         return self.readout(nodes) + own
 
 
-def _block(inputs: int, hidden: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-
-
 class LearnedDenoiser:
-    """A trained network as a `uturn.corruption.denoising.Denoiser`.
-
-    Parameters
-    ----------
-    model : TreeDenoiser
-    batch_size
-        Samples in a call of the network.
-    """
+    """A trained `TreeDenoiser` as a `uturn.corruption.denoising.Denoiser`, with `batch_size` samples in a call of the network."""
 
     def __init__(self, model: Any, batch_size: int = 2048) -> None:
         self.model: Any = model.eval()
@@ -188,29 +158,21 @@ def train_denoiser(
     channel : "gaussian", "masking" or "uniform"
     strings : integer array (P, num_leaves)
         The training set.
-    width, seed
-        Width of the network; seed of its initial weights, batches and noise.
-    steps, batch_size, learning_rate, checkpoint, progress
-        As in `uturn.networks.training.train`.
-    every
-        Steps between evaluations on the held-out strings.
+    width, steps, batch_size, learning_rate, every, seed, checkpoint, progress
+        As in `TreeDenoiser` and `uturn.networks.training.train`; `seed` is that of initial weights, batches and noise.
     held_out
         Number of held-out strings. Their noise levels are spread evenly over the training distribution; their noise is fixed.
 
     Returns
     -------
-    best : TreeDenoiser
-        The network as it was at the lowest loss on held-out strings (early stopping, against overfitting).
-    last : TreeDenoiser
-        The network at the end of the training.
+    best, last : TreeDenoiser
+        The network as it was at the lowest loss on held-out strings (early stopping, against overfitting), and at the end.
     history : History
         Records `loss` (training) and `held_out` (nats a leaf).
     """
-    _check_grammar(rhm)
     strings = rhm.checked_leaves(strings)
     P, v = len(strings), rhm.vocab_size
     expect(P, "strings", strings, "at least one training string")
-    checked_integer("batch_size", batch_size, 1)
     model = TreeDenoiser(v, rhm.branching, rhm.depth, width, channel, seed)
     corruption = CHANNELS[channel]()
     fresh = keys(seed, Purpose.DENOISER, _HELD_OUT, range(checked_integer("held_out", held_out, 1)))
@@ -233,15 +195,9 @@ def train_denoiser(
         return {"held_out": value}
 
     recipe = {
-        "network": model.options,
-        "grammar": rhm.fingerprint,
-        "strings": hashlib.sha256(strings.tobytes()).hexdigest(),
-        "seed": seed,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "held_out": held_out,
-        "every": every,
-    }
+        "network": model.options, "grammar": rhm.fingerprint, "strings": hashlib.sha256(strings.tobytes()).hexdigest(),
+        "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate, "held_out": held_out, "every": every,
+    }  # fmt: skip
     both = _Remembering(model)
     history = train(
         both, loss, steps, recipe=recipe, checkpoint=checkpoint, learning_rate=learning_rate, warmup=min(100, steps // 10),
@@ -286,17 +242,10 @@ def _tensors(
 
 
 def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: Any, seed: int | np.ndarray = 0) -> xr.Dataset:
-    """Distances of a denoiser from the exact one on noisy versions of given strings, at given noise levels.
+    """Distances of a denoiser from the exact one on noisy versions of given strings, at given noise levels (levels,).
 
-    Parameters
-    ----------
-    denoiser, exact : Denoiser
-        With the same channel and length.
-    leaves : integer array (items, num_leaves)
-        Strings of the grammar that were not in the training set.
-    noise : array (levels,)
-    seed : int, or uint64 array (items,)
-        Seed of the noise on each string, which is independent between levels.
+    `leaves`, integers (items, num_leaves): strings of the grammar that were not in the training set. `seed`, an integer or uint64
+    (items,): that of the noise on each string, which is independent between levels.
 
     Returns
     -------
@@ -345,10 +294,6 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     return xr.Dataset({name: (("noise", "item"), np.array(rows)) for name, rows in readings.items()}, {"noise": levels})
 
 
-def _check_grammar(rhm: Any) -> None:
-    expect(isinstance(rhm, RandomHierarchyModel), "rhm", rhm, "a RandomHierarchyModel")
-
-
 def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
     levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
     fits = levels.ndim == 1 and levels.size and (not isinstance(corruption, Gaussian) or levels.min() > 0)
@@ -365,7 +310,7 @@ def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int
 def level_weights(
     denoiser: Denoiser, rhm: RandomHierarchyModel, leaves: Any, noise: Any, seed: int | np.ndarray = 0
 ) -> np.ndarray:
-    """Weight, in a denoiser's posterior of a leaf, of the evidence from the rules of each tree level.
+    """Weight, in a denoiser's posterior of a leaf, of the evidence from the rules of each tree level: float (depth,).
 
     Let p_l be the posterior of a leaf computed with the rules of tree levels 1 .. l alone, hence from the leaves below the same
     node of level l: p_0 is computed from the leaf alone, and p_L is the exact posterior. `D_l = log p_l - log p_{l-1}` is the
@@ -378,22 +323,9 @@ def level_weights(
     multiplied by the factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules the
     network does not know. Without this factor, an overconfident network would appear to know the rules. Errors unrelated to the
     levels lower all weights by the same factor, so a network that uses all levels equally has equal weights.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-    rhm : RandomHierarchyModel
-        The grammar of the strings.
-    leaves, noise, seed
-        As for `compare_denoisers`; noise levels above 0.
-
-    Returns
-    -------
-    float (depth,), tree levels 1 .. depth
     """
     from uturn.exact.inference import infer
 
-    _check_grammar(rhm)
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
     leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
     expect(len(leaves), "leaves", leaves, "at least one string")

@@ -1,8 +1,7 @@
 """Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
 
-A network predicts the clean token of every position. Networks differ in small ways: logits that belong to the next position, a
-time as a second argument, ratios of probabilities instead of logits. Only `LanguageModel` converts these to a common form,
-`log p(x_0^i = a | x_t)` up to a constant, and makes batches of texts.
+Networks differ in small ways: logits that belong to the next position, a time as a second argument, ratios of probabilities
+instead of logits. Only `LanguageModel` converts these to a common form, `log p(x_0^i = a | x_t)` up to a constant.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -71,7 +70,6 @@ class TokenNetwork(Protocol):
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
-        ...
 
 
 def model_type(config: Any) -> str:
@@ -83,38 +81,22 @@ def model_type(config: Any) -> str:
 class LanguageModel:
     """A network with its tokenizer and the form of its output.
 
-    Attributes
-    ----------
-    network : TokenNetwork or torch.nn.Module
-    takes_ids : bool
-        Whether the network is a torch module called with ids, from transformers, this package or a user, and no `TokenNetwork`.
-        Its arguments, such as a mask of padding and a time, are found by their names.
-    vocab_size : int
-        Number of symbols V with a probability; 0 if it is not known, as for encoders.
-    tokenizer : Tokenizer, optional
-        None if the network reads the ids of the data.
-    mask_id, shift, time, output, corruption, length
-        As in `TokenNetwork`.
-    forbidden : tuple of int
-        Ids that are never drawn: mask, padding and the like.
-    device : torch.device
-    identity : str
-        SHA-256 of the weights.
-    description : str
+    `mask_id`, `shift`, `time`, `output`, `corruption` and `length` are as in `TokenNetwork`. With `takes_ids` the network is no
+    `TokenNetwork`, but a torch module called with ids, whose further arguments, such as a time, are found by their names.
     """
 
     network: Any
-    vocab_size: int = 0
-    tokenizer: Tokenizer | None = None
+    vocab_size: int = 0  # number of symbols V with a probability; 0 if it is not known, as for encoders
+    tokenizer: Tokenizer | None = None  # None if the network reads the ids of the data
     mask_id: int | None = None
     shift: bool = False
     time: str = "none"
     output: str = "logits"
     corruption: str = "masking"
     length: int | None = None
-    forbidden: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()  # ids that are never drawn: mask, padding and the like
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    identity: str = ""
+    identity: str = ""  # SHA-256 of the weights
     description: str = "the model"
     takes_ids: bool = False
 
@@ -125,12 +107,10 @@ class LanguageModel:
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """Ids before a text."""
         return () if self.tokenizer is None else self.tokenizer.prefix
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        """Ids after a text."""
         return () if self.tokenizer is None else self.tokenizer.suffix
 
     @property
@@ -169,23 +149,13 @@ class LanguageModel:
         return hashlib.sha256(" ".join(identity).encode()).hexdigest()
 
     def encoder(self) -> LanguageModel:
-        """The model without the head that computes logits from hidden states, for models of transformers.
-
-        Raises
-        ------
-        ValueError
-            If the network is not a torch module, so it has no layers.
-        """
+        """The model without the head that computes logits from hidden states, for models of transformers."""
         is_module = isinstance(self.network, torch.nn.Module)
         expect(is_module, self.description, type(self.network).__name__, "a torch module, which has layers; name another model")
         return replace(self, network=getattr(self.network, "base_model", self.network)) if self.takes_ids else self
 
-    # -- calls of the network ------------------------------------------------------------------------------------------
     def pieces(self, batch_size: int | None, tokens: int) -> Pieces:
-        """Calls with at most `batch_size` rows.
-
-        By default as many rows as fit into a gigabyte of logits, at most 256, and on the CPU at most 2,048 tokens.
-        """
+        """Calls with `batch_size` rows; by default a gigabyte of logits, at most 256 rows, and on the CPU 2,048 tokens."""
         most = 256 if self.device.type != "cpu" else _ON_CPU // max(1, tokens)
         return Pieces(self.device, batch_size or max(1, min(most, _NUMBERS // max(1, tokens * self.vocab_size))))
 
@@ -217,14 +187,19 @@ class LanguageModel:
             real = np.arange(ids.shape[1]) < (begin + lengths + len(suffix))[:, None]
             yield numbers, torch.from_numpy(ids).to(self.device), torch.from_numpy(real).to(self.device)
 
-    def read(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None, **options: Any) -> Any:
-        """The output of the network for a batch, at noise 0 by default, called with `options`.
+    def rows(self, texts: np.ndarray, batch_size: int, read: Callable[[Any, torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """What `read(output, real)`, (rows, width), gives of each text, finite float64 (count, width); texts as in `batches`."""
+        rows: list[Any] = [None] * len(texts)
+        for numbers, ids, real in self.batches(texts, batch_size):
+            values = read(self.read(ids, real), real)
+            bad, way_out = int((~values.isfinite()).sum()), half_precision_words(values.dtype)
+            expect(not bad, f"{self.description}: outputs that are not finite", bad, f"none{way_out}")
+            for number, row in zip(numbers, values.detach().double().cpu().numpy(), strict=True):
+                rows[number] = row
+        return np.array(rows, float).reshape(len(texts), -1)
 
-        Raises
-        ------
-        MemoryError
-            If the device is out of memory. Other errors of the network pass with a note that names it.
-        """
+    def read(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None, **options: Any) -> Any:
+        """The output of the network for a batch, at noise 0 by default, called with `options`; MemoryError if it does not fit."""
         time = torch.zeros(len(ids), device=self.device) if time is None else time
         tensors = (ids, time, real.long()) if self.takes_padding else (ids, time)
         try:
@@ -254,23 +229,11 @@ class LanguageModel:
         expect(fits and out.is_floating_point(), f"{self.description}: logits", found, expected)
         return out
 
-    # -- the clean tokens ----------------------------------------------------------------------------------------------
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
-        """The network's beliefs about sequences.
+        """The network's beliefs about sequences; ValueError if it returns another shape, or NaN.
 
-        Parameters
-        ----------
-        values : int64 (batch, length)
-            Ids, `MASKED` where masked, `PAD` beyond the end of a sequence.
-        noise : float64 (batch,)
-            Share of masked tokens, or noise level of uniform replacement.
-        pieces : Pieces, optional
-            Largest number of rows in a call.
-
-        Raises
-        ------
-        ValueError
-            If the network returns another shape, or NaN.
+        `values`: ids int64 (batch, length), `MASKED` where masked, `PAD` beyond the end of a sequence. `noise`: float64 (batch,),
+        share of masked tokens, or noise level of uniform replacement. `pieces`: largest number of rows in a call.
         """
         pieces = self.pieces(None, values.shape[1]) if pieces is None else pieces
         time = -np.log1p(-_TOTAL * noise) if self.time == "sigma" else noise

@@ -48,9 +48,10 @@ class TextModel(Input):
     Attributes
     ----------
     model : str
-        "embedded"; a folder or hub id of a model of transformers, possibly with its own code (MDLM, LLaDA, Dream); a file of
-        `uturn.networks` with a MaskedTransformer; or "module:function", which returns a `TokenNetwork` for the head "masked", and
-        otherwise a torch module that takes ids, with optional attributes `tokenizer` and `length`.
+        "embedded"; a folder or hub id of a model of transformers, possibly with its own code (MDLM, LLaDA, Dream), which runs
+        with `trust_remote_code`; a file of `uturn.networks` with a MaskedTransformer; or "module:function", which returns a
+        `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with optional attributes `tokenizer`
+        and `length`.
     head : str
         "masked": a model that denoises tokens (`AutoModelForMaskedLM`). "encoder": hidden states (`AutoModel`; the encoder of an
         encoder-decoder model). "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes
@@ -59,12 +60,8 @@ class TextModel(Input):
         As in `load_tokenizer`; by default the tokenizer of the model.
     shift, time, output, corruption, mask_id
         As in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
-    model_type : str, optional
-        As in `read_config`.
-    trust_remote_code : bool
-        Whether a model's own code may run.
-    dtype, device : str
-        Precision and device of the network; by default "cuda" if available.
+    model_type, dtype, device
+        Kind of the model as in `read_config`; precision; by default "cuda" if available.
     """
 
     model: str
@@ -104,13 +101,7 @@ class TextModel(Input):
 
     @cached_while_unchanged(maxsize=4)
     def load(self) -> Any:
-        """The network, a `LanguageModel`, loaded once.
-
-        Raises
-        ------
-        ValueError
-            If the model or its tokenizer cannot be read or do not match, or if it is not of this kind.
-        """
+        """The network, a `LanguageModel`, loaded once; ValueError if it is not of this kind, or its tokenizer does not match."""
         fits = not is_packaged(self.model) or self.head in ("masked", "encoder")
         expect(fits, f"{self.where}: kind of model", "masked", f"{self.head!r}, such as a model of transformers")
         return _denoiser(self) if self.head == "masked" or is_packaged(self.model) else _read(self)[0]
@@ -125,18 +116,19 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
     """A language model that denoises tokens, with the properties of its output."""
     where = chosen.where
     language, stated = _read(replace(chosen, head="masked"))
-    options = {name: getattr(chosen, name) for name in ("shift", "time", "output", "corruption", "mask_id")}
-    told = ("mask_id",) if language.takes_ids else tuple(options)  # other attributes of a module may be layers
-    values: dict[str, Any] = dict.fromkeys(options) | {name: getattr(language.network, name, None) for name in told} | stated
-    values |= {name: value for name, value in options.items() if value is not None}
-    defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking"}
-    values |= {name: value for name, value in defaults.items() if values[name] is None}
+    defaults = {"shift": False, "time": "none", "output": "logits", "corruption": "masking", "mask_id": None}
+    told = ("mask_id",) if language.takes_ids else tuple(defaults)  # other attributes of a module may be layers
+    values: dict[str, Any] = {}
+    for name, default in defaults.items():
+        of_network = getattr(language.network, name, None) if name in told else None
+        given = (getattr(chosen, name), stated.get(name, of_network), default)
+        values[name] = next((value for value in given if value is not None), None)
     values["corruption"] = {"mask": "masking"}.get(values["corruption"], values["corruption"])
     for name, known in _KNOWN.items():
         expect(values[name] in known, f"{where}: {name}", values[name], f"one of {', '.join(map(repr, known))}")
-    if values["mask_id"] is not None:
-        values["mask_id"] = checked_integer(f"{where}: mask_id", values["mask_id"], 0)
     mask = values["mask_id"]
+    if mask is not None:
+        values["mask_id"] = mask = checked_integer(f"{where}: mask_id", mask, 0)
     size = _num_symbols(language, where, mask)
     words = "an id, but its tokenizer has no mask token; a causal model cannot unmask, others need the id (--mask-id)"
     expect(values["corruption"] != "masking" or mask is not None, f"{where}: mask_id", mask, words)
@@ -216,8 +208,8 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
     """
     transformers = library("transformers", where, "text")
     check_name(model, where)
-    known = kind is None or kind in transformers.CONFIG_MAPPING
-    expect(known, "model_type", kind, "a kind of models of transformers, such as bert or roberta")
+    is_known = kind is None or kind in transformers.CONFIG_MAPPING
+    expect(is_known, "model_type", kind, "a kind of models of transformers, such as bert or roberta")
     table: dict[str, Any] = {}
     try:
         with without_lists(transformers.utils.logging):
@@ -235,29 +227,20 @@ def read_config(model: str, where: str, trusted: bool, kind: str | None = None) 
 def check_name(model: str, where: str) -> None:
     """ValueError if there is neither such a folder nor such a model on a hub. The hub is asked once."""
     if not model or not Path(model).is_dir():
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-            known = f"a folder that transformers reads, the name of a model on a hub, or {FORMS}"
-            raise ValueError(f"{where}: expected {known}; no such folder")
+        is_name, known = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), "the name of a model on a hub"
+        expect(is_name, where, "no such folder", f"a folder that transformers reads, {known}, or {FORMS}")
         check_hub(model, "config.json")
 
 
 def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> Literal["causal", "masked"]:
-    """Whether a model of transformers predicts the next token or masked ones.
-
-    Raises
-    ------
-    ValueError
-        If the configuration does not state it, or names another kind of model.
-    """
+    """Whether a model of transformers predicts the next token or masked ones; ValueError if its configuration does not say so."""
     names = _architectures(read_config(model, where, trusted, kind))
     if any(name.endswith("ForMaskedLM") for name in names):
         return "masked"
-    if any(name.endswith(_CAUSAL) for name in names):
-        return "causal"
-    raise ValueError(
-        f"{where}: {', '.join(names) or 'no architecture'} in its config.json; expected a model ..ForCausalLM or ..ForMaskedLM, "
-        f"or likelihood = 'causal' or 'masked' for a model with its own code"
-    )
+    expected = "a model ..ForCausalLM or ..ForMaskedLM, or likelihood = 'causal' or 'masked' for a model with its own code"
+    is_causal = any(name.endswith(_CAUSAL) for name in names)
+    expect(is_causal, f"{where}: architectures in its config.json", ", ".join(names), expected)
+    return "causal"
 
 
 def _architectures(config: Any) -> list[str]:
@@ -282,13 +265,12 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
         expect(own or not causal, f"{where}: architectures", causal, expected)
     expect(head != "causal" or not has_decoder, f"{where}: is_encoder_decoder", has_decoder, "a causal or a masked model")
     options = {"config": config, "trust_remote_code": trusted, "weights_only": True}  # pickles are not run
-    reports = model_type(config) not in PLAIN
+    if reports := model_type(config) not in PLAIN:
+        options["output_loading_info"] = True
     logging = transformers.utils.logging
     try:
         with without_bars(logging), without_lists(logging):
-            read = getattr(transformers, name).from_pretrained(
-                model, **options, **({"output_loading_info": True} if reports else {})
-            )
+            read = getattr(transformers, name).from_pretrained(model, **options)
     except Exception as error:
         raise ValueError(f"{where} cannot be read as a {head} model of texts ({_reason(error, trusted)})") from None
     module, missing = (read[0], sorted(read[1]["missing_keys"])) if reports else (read, [])

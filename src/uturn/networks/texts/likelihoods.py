@@ -1,9 +1,13 @@
-"""Log-likelihood of texts under causal models, and pseudo-log-likelihood under masked ones."""
+"""What models say of whole texts: log-likelihoods of causal models, pseudo-log-likelihoods of masked ones, logits of classes."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import torch
+
+from uturn.core.checks import expect
 from uturn.core.pieces import Pieces
 from uturn.corruption.unmasking import MASKED
 from uturn.networks.texts.language import LanguageModel
@@ -54,3 +58,17 @@ def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
             with np.errstate(divide="ignore"):
                 log_likelihoods[k] += np.log(law[rows, tokens[places]]).sum()
     return log_likelihoods
+
+
+def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end."""
+
+    def logits_of(output: Any, real: torch.Tensor) -> torch.Tensor:
+        logits: Any = getattr(output, "logits", output[0] if isinstance(output, tuple) else output)
+        shape = tuple(getattr(logits, "shape", ()))
+        fits = len(shape) == 2 and shape[0] == len(real) and shape[1] > 1
+        expected = "logits (texts, classes) of two or more classes"
+        expect(fits, f"{model.description}: shape of the output for {len(real)} texts", shape, expected)
+        return logits
+
+    return model.rows(texts, batch_size, logits_of)

@@ -1,7 +1,4 @@
-"""A small transformer that predicts masked tokens, in plain torch.
-
-The network of the embedded text model; `training/text/train.py` trains it.
-"""
+"""A small transformer that predicts masked tokens, the network of the embedded text model (`training/text/train.py`)."""
 
 from __future__ import annotations
 
@@ -29,26 +26,14 @@ class MaskedTransformer(nn.Module):
 
     Parameters
     ----------
-    vocab_size
-        Number of tokens, without the mask token.
-    length
-        Largest number of tokens in a sequence.
-    width
-        Features of a token, a multiple of `2 * heads`; the hidden layer of a block has four times as many units.
-    layers, heads
-        Number of blocks, and of attention heads in a block.
+    vocab_size, length
+        Number of tokens, without the mask token; largest number of them in a sequence.
+    width, layers, heads
+        Features of a token, a multiple of `2 * heads` (a hidden layer has four times as many units); blocks; heads of attention.
     reach
         Largest distance of tokens that are embedded together, so that the first block reads groups of letters.
     characters
         For a model of characters: the character of every token, `vocab_size` of them.
-    seed
-        Seed of the initial weights.
-
-    Examples
-    --------
-    >>> network = MaskedTransformer(vocab_size=4, length=8, width=16, layers=2, heads=2)
-    >>> network(torch.full((5, 8), network.mask_id)).shape
-    torch.Size([5, 8, 4])
     """
 
     probed = "blocks.*"
@@ -66,22 +51,17 @@ class MaskedTransformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        v = checked_integer("vocab_size", vocab_size, 2)
-        d = checked_integer("length", length, 1)
-        w = checked_integer("width", width, 2)
-        n = checked_integer("layers", layers, 1)
-        h = checked_integer("heads", heads, 1)
-        r = checked_integer("reach", reach, 0)
+        sizes = {"vocab_size": vocab_size, "length": length, "width": width, "layers": layers, "heads": heads, "reach": reach}
+        least = {"vocab_size": 2, "width": 2, "reach": 0}
+        sizes = {name: checked_integer(name, size, least.get(name, 1)) for name, size in sizes.items()}
+        v, d, w, n, h, r = sizes.values()
         checked_seed(seed)
         expect(w % (2 * h) == 0, "width", w, f"a multiple of 2 * heads = {2 * h}")
         fits = 12 * n * w * w + (2 * r + 2) * v * w <= _MOST and d <= _MOST
         expect(fits, "vocab_size, length, width, layers, reach", (v, d, w, n, r), f"at most {_MOST} weights")
-        if characters is not None and (not isinstance(characters, str) or not len(characters) == len({*characters}) == v):
-            raise ValueError(f"characters = {str(characters)[:80]!r}: expected vocab_size = {v} different characters, or None")
-        self.options: dict[str, Any] = {
-            "vocab_size": v, "length": d, "width": w, "layers": n, "heads": h, "reach": r,
-            "characters": characters,
-        }  # fmt: skip
+        are_known = characters is None or (isinstance(characters, str) and len(characters) == len({*characters}) == v)
+        expect(are_known, "characters", characters, f"vocab_size = {v} different characters, or None")
+        self.options: dict[str, Any] = {**sizes, "characters": characters}
         self.mask_id, self.length = v, d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -102,8 +82,8 @@ class MaskedTransformer(nn.Module):
         v, d = self.options["vocab_size"], self.options["length"]
         fits = ids.dtype == torch.int64 and ids.ndim == 2 and 1 <= ids.shape[1] <= d
         expect(fits, "ids: dtype, shape", (ids.dtype, tuple(ids.shape)), f"torch.int64 (batch, length), 1 <= length <= {d}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) <= v:
-            raise ValueError(f"ids lie in {int(ids.min())}..{int(ids.max())}; expected 0..{v - 1}, or {v} for a masked token")
+        found = [int(ids.min()), int(ids.max())] if ids.numel() else [0]
+        expect(0 <= min(found) <= max(found) <= v, "ids", found, f"0 .. {v - 1}, or {v} for a masked token")
         length, reach = ids.shape[1], self.options["reach"]
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         ids = ids.masked_fill(~real, v)

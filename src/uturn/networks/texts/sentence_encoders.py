@@ -22,34 +22,16 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
-    """An encoder with a pooling of its last hidden states (arXiv:1908.10084).
-
-    Attributes
-    ----------
-    model : LanguageModel
-    pooling : str
-        "mean" over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens; "lasttoken".
-    prompt : str
-        Text added before each text.
-    lower : bool
-        Whether texts are converted to lower case first.
-    """
+    """An encoder with a pooling of its last hidden states (arXiv:1908.10084)."""
 
     model: LanguageModel
-    pooling: str = "mean"
-    prompt: str = ""
-    lower: bool = False
+    pooling: str = "mean"  # over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens; "lasttoken"
+    prompt: str = ""  # text before each text
+    lower: bool = False  # whether texts are converted to lower case first
 
     def embed(self, texts: np.ndarray, batch_size: int) -> np.ndarray:
         """Embeddings divided by their norm, float64 (count, width), of texts as ids int64 (count, length)."""
-        rows: list[Any] = [None] * len(texts)
-        for numbers, ids, real in self.model.batches(texts, batch_size):
-            vectors = self._pooled(self.model.read(ids, real), real).double().cpu().numpy()
-            for number, vector in zip(numbers, vectors, strict=True):
-                rows[number] = vector
-        table = np.array(rows, float).reshape(len(texts), -1)
-        bad, where = int((~np.isfinite(table)).sum()), f"{self.model.description}: numbers of embeddings that are not finite"
-        expect(not bad, where, bad, "none; take dtype = 'float32'")
+        table = self.model.rows(texts, batch_size, self._pooled)
         return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
 
     def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
@@ -76,32 +58,27 @@ class SentenceModel(TextModel):
     @cached_while_unchanged(maxsize=4)
     def load(self) -> SentenceEncoder:
         """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
-        return _sentence_encoder(self)
-
-
-def _sentence_encoder(chosen: SentenceModel) -> SentenceEncoder:
-    model, where = chosen.model, chosen.where
-    options = {option.name: getattr(chosen, option.name) for option in fields(TextModel) if option.name != "model"}
-    modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
-    if modules is None:
-        return SentenceEncoder(TextModel(model, **options).load())
-    with reading(where, "download the model again, give its folder"):
-        kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
-        fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
-        expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
-        inner = kinds["Transformer"]
-        folder = str(Path(model) / inner) if inner else model
-        expect(not inner or Path(model).is_dir(), "path of its encoder", inner, "none in a model on a hub")
-        pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
-        sizes = _json(folder, "sentence_bert_config.json", where) or {}
-        prompts = _json(model, "config_sentence_transformers.json", where) or {}
-        prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
-        longest = sizes.get("max_seq_length")
-        lengths = [] if longest is None else [checked_integer("max_seq_length", longest, 1)]
-    encoder: LanguageModel = TextModel(folder, **options).load()
-    lengths += [] if encoder.length is None else [encoder.length]
-    encoder = replace(encoder, length=min(lengths, default=None))
-    return SentenceEncoder(encoder, pooling, prompt, bool(sizes.get("do_lower_case")))
+        model, where = self.model, self.where
+        options = {option.name: getattr(self, option.name) for option in fields(TextModel) if option.name != "model"}
+        modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
+        if modules is None:
+            return SentenceEncoder(TextModel(model, **options).load())
+        with reading(where, "download the model again, give its folder"):
+            kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
+            fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
+            expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
+            inner = kinds["Transformer"]
+            expect(not inner or Path(model).is_dir(), "path of its encoder", inner, "none in a model on a hub")
+            folder = str(Path(model) / inner) if inner else model
+            pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
+            sizes = _json(folder, "sentence_bert_config.json", where) or {}
+            prompts = _json(model, "config_sentence_transformers.json", where) or {}
+            prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
+            longest = sizes.get("max_seq_length")
+            lengths = [None if longest is None else checked_integer("max_seq_length", longest, 1)]
+        encoder: LanguageModel = TextModel(folder, **options).load()
+        length = min((most for most in (*lengths, encoder.length) if most is not None), default=None)
+        return SentenceEncoder(replace(encoder, length=length), pooling, prompt, bool(sizes.get("do_lower_case")))
 
 
 def _pooling(config: Any) -> str:

@@ -35,55 +35,37 @@ _OTHERS = "name another one (--tokenizer), or give a regular expression that spl
 
 
 class Tokenizer(Protocol):
-    """The members of a tokenizer that experiments use.
-
-    Attributes
-    ----------
-    size : int
-        Number of tokens; ids are 0 .. size - 1.
-    mask_id, unknown_id, pad_id : int or None
-    special : frozenset of int
-        Ids that represent no text; the unknown token is not one of them.
-    prefix, suffix : tuple of int
-        Ids before and after a text, as in the model's training.
-    """
+    """The members of a tokenizer that experiments use."""
 
     size: int
+    """Number of tokens; ids are 0 .. size - 1."""
     mask_id: int | None
     unknown_id: int | None
     pad_id: int | None
     special: frozenset[int]
+    """Ids that represent no text; the unknown token is not one of them."""
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    """Ids before and after a text, as in the model's training."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without prefix and suffix."""
-        ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; joined, they form the whole text."""
-        ...
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of the tokens in a form for another tokenizer."""
-        ...
 
     def fingerprint(self) -> str:
         """Identity of the vocabulary and of the splitting of texts."""
-        ...
 
 
 class Vocabulary:
     """A list of tokens, and a regular expression whose matches in a text are looked up in it: a `Tokenizer`.
 
-    Parameters
-    ----------
-    tokens
-        The id of a token is its index.
-    split
-        "smiles", "characters", or a regular expression.
-    framed
-        Whether texts are enclosed in the begin and end tokens ([CLS], [SEP], ..) of the list, if any.
+    The id of a token is its index. `split`: "smiles", "characters", or a regular expression. `framed`: texts are enclosed in the
+    begin and end tokens ([CLS], [SEP], ..) of the list, if any.
 
     Examples
     --------
@@ -103,9 +85,8 @@ class Vocabulary:
         named = {name: self._places[token] for name in _NAMES for token in reversed(_NAMES[name]) if token in self._places}
         self.mask_id, self.unknown_id, self.pad_id = map(named.get, ("mask", "unknown", "pad"))
         self.special = frozenset(place for name, place in named.items() if name != "unknown")
-        frame = named if framed else {}
-        self.prefix: tuple[int, ...] = tuple(frame[name] for name in ("begin",) if name in frame)
-        self.suffix: tuple[int, ...] = tuple(frame[name] for name in ("end",) if name in frame)
+        frame: list[tuple[int, ...]] = [(named[name],) if framed and name in named else () for name in ("begin", "end")]
+        self.prefix, self.suffix = frame
 
     def encode(self, text: str) -> list[int]:
         """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
@@ -133,12 +114,6 @@ class Vocabulary:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([list(self.tokens), self.split, self.framed]).encode()).hexdigest()
-
-    @classmethod
-    def from_file(cls, path: Path, split: str) -> Vocabulary:
-        """The vocabulary of a file `vocab.txt`, one token on each line."""
-        with reading(f"vocabulary = {str(path)!r}", "expected a text file, one token a line"):
-            return cls(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), split)
 
 
 def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
@@ -201,25 +176,15 @@ class PretrainedTokenizer:
 
 
 def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a model.
+    """The tokenizer of a model, in a folder or on a hub.
 
-    Parameters
-    ----------
-    name : str
-        Folder or hub id of a model. With `split`, a folder with a file `vocab.txt`, or such a file.
-    split : str, optional
-        "smiles", "characters" or a regular expression that splits texts into tokens of `vocab.txt`.
-    trust_remote_code : bool
-        Whether a tokenizer's own code may run.
-
-    Raises
-    ------
-    ValueError
-        If transformers is not installed, or there is no such tokenizer.
+    With `split`, "smiles", "characters" or a regular expression that splits texts into tokens: a folder with a file `vocab.txt`,
+    or such a file, one token a line. `trust_remote_code`: whether a tokenizer's own code may run.
     """
     if split is not None:
-        path = Path(name)
-        return Vocabulary.from_file(path / "vocab.txt" if path.is_dir() else path, split)
+        path = Path(name, "vocab.txt") if Path(name).is_dir() else Path(name)
+        with reading(f"vocabulary = {str(path)!r}", "expected a text file, one token a line"):
+            return Vocabulary(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"), split)
     with reading(f"tokenizer = {name!r}", _OTHERS, "text"):
         from transformers import AutoTokenizer
 
