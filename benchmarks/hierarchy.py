@@ -3,7 +3,7 @@
     python benchmarks/hierarchy.py [--part PART ...] [--draws 20] [--picture FILE.png]
 
 `design` are the parameters on which the index was chosen, `held-out` those written down before it was computed on them
-(here and in `uturn.paper.nesting_cases`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
+(here and in `uturn.paper.nesting`). Each draw has 100 originals with 8 trajectories at 23 noise levels. A set takes one
 to two minutes on one core.
 """
 
@@ -26,7 +26,7 @@ from uturn.core.experiment import Experiment
 from uturn.engine.run import run
 from uturn.measures.hierarchy import nesting_index
 from uturn.paper import Workshop, nesting
-from uturn.paper.nesting_cases import (
+from uturn.paper.nesting import (
     CONTROLS,
     HELD_OUT,
     ITEMS,
@@ -86,12 +86,9 @@ def indices(
     """Nesting index of `draws` draws of the data of every kind; draw k has parameters k modulo their number, and seed k."""
     index: dict[str, list[float]] = {}
     for kind, parameters in chosen.items():
-        index[kind] = []
-        for k in range(draws):
-            changed, branching = changes(kind, parameters[k % len(parameters)], k, items, channel)
-            index[kind].append(nesting_index(changed, branching).value)
-            if report:
-                report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {index[kind][-1]:.3f}")
+        index[kind] = nesting.indices(kind, parameters, draws, items=items, channel=channel).nesting_index.values.tolist()
+        for k, value in enumerate(index[kind] if report else ()):
+            report(f"{kind}, {parameters[k % len(parameters)]}, seed {k}: {value:.3f}")
     return index
 
 

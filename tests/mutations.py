@@ -314,14 +314,14 @@ MUTATIONS = (
     ),
     Mutation(
         "leaves whose changes count twice, in the exact chi",
-        "uturn.paper.exact_changes:_within_subtrees",
+        "uturn.paper.correlated_runs:_within_subtrees",
         "within = (square - mean**2).mean(axis=1)",
         "within = (2 * square - mean**2).mean(axis=1)",
         {"chi": "chi against the exact chi of the same strings, ε"},
     ),
     Mutation(
         "noise that is not counted, in the exact chi",
-        "uturn.paper.exact_changes:_within_subtrees",
+        "uturn.paper.correlated_runs:_within_subtrees",
         "within += mean.var(axis=1, ddof=1)",
         "within += 0 * mean.var(axis=1, ddof=1)",
         tests=(("test_exact_changes::test_equal_enumeration", {"channel": "masking", "noise": [0.5], "options": {}}),),
@@ -761,7 +761,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tests of a family without Holm",
-        "uturn.paper.inverse_verdicts:p_of_means",
+        "uturn.paper.inverse:p_of_means",
         " * len(MEANS)",
         "",
         tests=(

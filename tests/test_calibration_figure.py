@@ -6,10 +6,10 @@ import xarray as xr
 
 from uturn.engine.run import run
 from uturn.measures.calibration import calibration
-from uturn.measures.cloning import collapse_time, mixture_cloning_probability
+from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs, decision_times
-from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS
+from uturn.paper.calibration_runs import MIXTURE, SEPARATIONS
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
 KINDS = {"right": "exact", "also right": "exact", "wrong": "wrong", "leaves": "sites", "ignores": "blind"}
@@ -114,11 +114,10 @@ def mixture_runs(shift=0.0, items=500):
 def test_speciation():
     assert decision_times.phi_verdict(mixture_runs()).passed
     assert not decision_times.phi_verdict(mixture_runs(shift=0.3)).passed
-    _, found = decision_times.speciation(mixture_runs())
+    found = decision_times.speciation(mixture_runs())
     assert decision_times.speciation_verdict(found).passed
-    _, late = decision_times.speciation(mixture_runs(shift=0.3))
-    assert not decision_times.speciation_verdict(late).passed
-    drifting = [one._replace(speciation=one.speciation + k) for k, one in enumerate(found)]
+    assert not decision_times.speciation_verdict(decision_times.speciation(mixture_runs(shift=0.3))).passed
+    drifting = found.assign(speciation_time=found.speciation_time + np.arange(3))
     assert not decision_times.speciation_verdict(drifting).passed
 
 
@@ -166,13 +165,6 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
     power = exact**1.5
     np.testing.assert_allclose(sharp, power / power.sum(axis=1, keepdims=True), atol=1e-12)
     assert len(set(np.round(rhm.log_likelihood(every), 12))) == 1  # all strings are equally probable
-
-
-def test_recall_is_measured_around_the_collapse_time():
-    ds = calibration_runs.recall("smoke")
-    assert ds.collapse_time.values == pytest.approx([collapse_time(np.ones(d), n) for d, n in CODES])
-    assert ds.recalled.sizes == {"code": 3, "noise": 17, "item": 1000}
-    assert np.ptp(ds.collapse_time.values) < 1e-9  # equal log(n)/d
 
 
 def test_the_smallest_p_value_is_shown():

@@ -230,14 +230,8 @@ def test_the_length_of_a_known_law_is_found():
     assert correlation_length(flat.change_covariance, 0.9).length.item() > 10 * r[-1]
     nothing = flat.change_covariance * 0
     assert np.isnan(correlation_length(nothing, 0.9).length.item())
-    for arguments, message in (
-        ((flat.change_covariance.isel(distance=slice(0, 3)),), "at least 3"),
-        ((flat.change_covariance_sum,), "dims noise, item, distance"),
-        ((np.ones(3),), "real numbers"),
-        ((flat.change_covariance, -1), "exponent = -1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            correlation_length(*arguments)
+    with pytest.raises(ValueError, match="at least 3"):
+        correlation_length(flat.change_covariance.isel(distance=slice(0, 3)))
 
 
 def test_the_collapse_of_a_known_law_is_found():
@@ -251,20 +245,13 @@ def test_the_collapse_of_a_known_law_is_found():
     assert found.critical_noise.value == pytest.approx(critical, abs=2e-3)
     assert found.spread < 0.01
     for bad, of, start, message in (
-        (data, sizes[:2], (1.8, 0.62), "sizes"),
-        (data, [8] * len(sizes), (1.8, 0.62), "two sizes"),
         (data, [-N for N in sizes], (1.8, 0.62), "sizes = .*positive"),
-        (data, "ab", (1.8, 0.62), "sizes = 'ab'"),
-        (data, sizes, 1.8, "start = 1.8"),
         (data, sizes, (0.1, 0.62), "start = .*between 0.5 and 20"),
-        (data.isel(part=0), sizes, (1.8, 0.62), "curves = .*float64 with sizes"),
-        (None, sizes, (1.8, 0.62), "curves = .*NoneType"),
         (data.where(data.noise > noise[0]), sizes, (1.8, 0.62), "missing"),
         (data.isel(noise=[1, 0]), sizes, (1.8, 0.62), "noise = .*increasing"),
     ):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=message):
             fitted(bad, of, start)
-        assert "\n" not in str(error.value)
 
 
 def test_the_interval_of_a_collapse_does_not_depend_on_where_the_search_begins():

@@ -7,8 +7,7 @@ from enumeration import tree_posterior
 from uturn.core.experiment import Experiment
 from uturn.core.random import Streams
 from uturn.measures.covariances import Covariances, Tree
-from uturn.paper.correlated_runs import SITES, controls, independent_changes
-from uturn.paper.exact_changes import _FIRST, exact_covariances
+from uturn.paper.correlated_runs import _FIRST, SITES, controls, exact_covariances, independent_changes
 
 
 def experiment(channel, noise, s=2, **source):

@@ -12,10 +12,10 @@ from command_line import uturn
 from uturn.core.spec import build
 from uturn.core.u_turns import u_turn
 from uturn.exact.linear import LinearPosterior
-from uturn.paper import Workshop, inverse, inverse_parts, inverse_runs, inverse_verdicts, registry, reproduce
+from uturn.paper import Workshop, inverse, inverse_parts, inverse_runs, registry, reproduce
+from uturn.paper.inverse import BESIDE, MEANS
 from uturn.paper.inverse_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
-from uturn.paper.inverse_runs import ERRORS, EXACT, LABELS, NOISE, OPERATORS, OTHERS, REPAIRED
-from uturn.paper.inverse_verdicts import BESIDE, MEANS
+from uturn.paper.inverse_runs import ERRORS, EXACT, LABELS, OPERATORS, OTHERS, REPAIRED
 
 SIGMA = 0.05
 
@@ -160,16 +160,6 @@ def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     assert all(again[name].identical(run) for name, run in runs.items())
 
 
-def test_the_whole_exam_has_eight_samplers_in_twelve_cells():
-    plan = inverse_runs.SETTINGS["paper"]
-    assert len(plan["pairs"]) * len(NOISE) == 12
-    assert len({*EXACT, *OTHERS}) == 8
-    assert len(inverse_runs.experiments("paper")) == 6 * len(LABELS)
-    smoke = inverse_runs.SETTINGS["smoke"]["pairs"]
-    assert {world for world, _ in smoke} == {*WORLDS}
-    assert {operator for _, operator in smoke} == {*OPERATORS}
-
-
 # -- verdicts -------------------------------------------------------------------------------------------------------------------
 
 NAMES = ("exact", "score", "far", *ERRORS, "ddrm", "mean")
@@ -218,7 +208,7 @@ def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure"
 
 
 def failed(**changes):
-    *judged, _, _, _ = inverse_verdicts.verdicts(forged(**changes))
+    *judged, _, _, _ = inverse.verdicts(forged(**changes))
     return {name for name, verdict in zip(NAMES, judged, strict=True) if not verdict.passed}
 
 
@@ -257,8 +247,8 @@ def test_verdicts_can_fail(changes, failing):
 
 def test_a_missed_sampler_is_named():
     data = forged(p={PIGDM: MISSED})
-    assert f"missed: {PIGDM}, {CELLS[-1]};" in inverse_verdicts.verdicts(data)[2].measured
-    assert not inverse_verdicts.verdicts(forged(energy=None, half=1.0))[2].passed  # no cell is far
+    assert f"missed: {PIGDM}, {CELLS[-1]};" in inverse.verdicts(data)[2].measured
+    assert not inverse.verdicts(forged(energy=None, half=1.0))[2].passed  # no cell is far
 
 
 # -- without deepinv ------------------------------------------------------------------------------------------------------------

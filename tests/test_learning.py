@@ -178,15 +178,3 @@ def test_measures_once_and_trains_anew_what_is_damaged(tmp_path, monkeypatch):
     learning.measure(workshop)
     assert trained[8:] == ["masking"]
     assert not list(tmp_path.glob("*.checkpoint"))
-
-
-@pytest.mark.parametrize("scale", ["smoke", "paper"])
-def test_grammars_have_a_transition_and_sizes_span_the_scales(scale):
-    plan = trained_denoisers.SETTINGS[scale]
-    v, m, s, depth = (plan["grammar"][key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
-    assert s * m / v ** (s - 1) <= 1
-    assert ut.theory.MeanField(v, m, s).phase == "transition"
-    assert min(plan["sizes"]) < v * m**2
-    assert max(plan["sizes"]) > v * m ** (depth + 1)
-    assert plan["other_size"] in plan["sizes"]
-    assert plan["sizes"] == sorted(plan["sizes"])

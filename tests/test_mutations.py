@@ -22,8 +22,7 @@ from uturn.exact.theory import MeanField
 from uturn.measures.changes import chi_of, chi_parts
 from uturn.measures.statistics import estimate
 from uturn.paper import chi, fig6, sampler_laws, schedulers
-from uturn.paper.correlated_runs import STEEP
-from uturn.paper.exact_changes import exact_covariances
+from uturn.paper.correlated_runs import STEEP, exact_covariances
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 PASSED: set[str] = set()

@@ -12,7 +12,7 @@ from uturn.core.random import Purpose, Streams, keys, uniforms
 from uturn.exact.theory import MeanField
 from uturn.measures import hierarchy
 from uturn.measures.hierarchy import nested_correlations, nesting, nesting_index, site_changes
-from uturn.paper.nesting_cases import HELD_OUT, SHARES, auc, changes, grammar_changes, grammar_experiment, nested_order
+from uturn.paper.nesting import HELD_OUT, SHARES, auc, changes, grammar_changes, grammar_experiment, nested_order
 
 
 def labelled(x, noise=None) -> xr.DataArray:

@@ -17,7 +17,7 @@ from uturn.paper import decision_times
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, shows, verdict
 from uturn.paper.workshop import Workshop, file_name
 from uturn.studies.plotting.curves import draw_gap
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style, ticks
 
 TITLE = "Does a sampler draw from the posterior? Clones can deny it"
 CLAIM = (
@@ -56,14 +56,12 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    kinds = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}
-    tried = {}
+    kinds, tried = {label: ds.attrs["kind"] for label, ds in runs.items() if "kind" in ds.attrs}, {}
     for label in kinds:
         names = ["parsed"] if "parsed" in runs[label] else ["same_label", "scale_similarity"]
         tried[label] = calibration(runs[label], names, level=LEVEL)
     shares = false_alarms([runs[f"repeated-{kind}"] for kind in trials.NOISE])
     images = {label: calibration(ds, ["same_class", "similarity"]) for label, ds in runs.items() if label.startswith("images-")}
-    speciated, transitions = decision_times.speciation(runs)
     worst = [_worst(tests) for tests in tried.values()]
     of_samplers = xr.Dataset(
         {
@@ -73,7 +71,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         },
         {"sampler": list(tried), "kind": ("sampler", list(kinds.values())), "estimate": ESTIMATE},
     )
-    parts = [of_samplers, shares, _images_data(images), speciated, decision_times.fashion(runs)]
+    parts = [of_samplers, shares, _images_data(images), decision_times.speciation(runs), decision_times.fashion(runs)]
     data = xr.merge(parts, combine_attrs="no_conflicts")
     data["recalled"] = runs["recall"].recalled.mean("item").rename(noise="recall_noise")
     return data, [
@@ -81,7 +79,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         _rates(shares),
         *_images(images),
         decision_times.phi_verdict(runs),
-        decision_times.speciation_verdict(transitions),
+        decision_times.speciation_verdict(data),
         decision_times.collapse_verdict(runs["recall"]),
         decision_times.fashion_verdict(data),
     ]
@@ -93,38 +91,31 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _worst(tests: xr.Dataset) -> xr.Dataset:
     """The test with the smallest p-value; if several have it, the one with the largest gap relative to its detectable size."""
     stacked = tests.stack(test=("noise", "reading"))
-    ratio = np.where(np.isfinite(stacked.visible), np.abs(stacked.gap) / stacked.visible, 0)
-    return stacked.isel(test=int(np.lexsort((-ratio, stacked.p.values))[0]))
+    return stacked.isel(test=int(np.lexsort((-np.abs(stacked.gap) / stacked.visible, stacked.p))[0]))
 
 
 def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdict]:
-    exact, wrong, blind, sites = (
-        {label: tests for label, tests in tried.items() if kinds[label] == kind} for kind in ("exact", "wrong", "blind", "sites")
-    )
+    exact, wrong, blind, (sites,) = ([x for x in tried if kinds[x] == kind] for kind in ("exact", "wrong", "blind", "sites"))
     smallest = {label: float(tests.p_holm.min()) for label, tests in tried.items()}
 
-    def gaps_of(chosen: dict[str, xr.Dataset]) -> str:
-        lines = []
-        for label, tests in chosen.items():
-            worst = _worst(tests)
-            gap = Estimate(*with_ends(worst, "gap").tolist())
-            lines.append(f"{label}: p by Holm {smallest[label]:.2g}, gap {gap} at {float(worst.noise):g}")
-        return "; ".join(lines)
+    def gap_of(label: str) -> str:
+        worst = _worst(tried[label])
+        gap = Estimate(*with_ends(worst, "gap").tolist())
+        return f"{label}: p by Holm {smallest[label]:.2g}, gap {gap} at {float(worst.noise):g}"
 
-    adjusted = holm(np.concatenate([np.ravel(tests.p) for tests in exact.values()]))
-    (of_sites,) = sites.values()
-    single = of_sites.reading.str.endswith("= 0")
-    leaves, joint = (of_sites.p_holm.isel(reading=np.flatnonzero(chosen)).values for chosen in (single, ~single))
+    adjusted = holm(np.concatenate([np.ravel(tried[label].p) for label in exact]))
+    single = tried[sites].reading.str.endswith("= 0")
+    leaves, joint = (tried[sites].p_holm.isel(reading=chosen).values for chosen in (single, ~single))
     return [
         verdict(
             f"calibration of exact samplers, {trials.ITEMS} originals each",
-            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {gaps_of(exact)}",
+            f"{len(adjusted)} tests, smallest p by Holm {adjusted.min():.2g}; {'; '.join(map(gap_of, exact))}",
             "0: original and clones are exchangeable",
             above(adjusted, LEVEL, f"exact randomisation test: no p by Holm <= {LEVEL:g}"),
         ),
         verdict(
             f"calibration of wrong samplers, {trials.ITEMS} originals each",
-            gaps_of(wrong),
+            "; ".join(map(gap_of, wrong)),
             "not 0",
             below([smallest[label] for label in wrong], LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
@@ -137,7 +128,7 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
         ),
         verdict(
             "draws that ignore the noisy datum",
-            gaps_of(blind),
+            "; ".join(map(gap_of, blind)),
             "no gap: consistent, though nothing of the original is kept (the test does not measure sharpness)",
             above([smallest[label] for label in blind], LEVEL, f"no p by Holm <= {LEVEL:g}"),
         ),
@@ -179,14 +170,12 @@ def _rates(shares: xr.Dataset) -> Verdict:
 def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
     """Gaps of class, first block and logits, at every noise level: image_gap (scheduler, steps, shown, noise, estimate)."""
     steps = sorted({int(label.rpartition("-")[2]) for label in images})
-    readings = next(iter(images.values())).reading.values
     rows = [[images[f"images-{scheduler}-{number}"] for number in steps] for scheduler in trials.SCHEDULERS]
-    tests = xr.concat([xr.concat(row, "steps") for row in rows], "scheduler").sel(reading=readings[[0, 1, -1]])
-    dims = ("scheduler", "steps", "reading", "noise")
-    gap, p = tests[["gap", "low", "high"]].to_dataarray("estimate").transpose(*dims, "estimate"), tests.p_holm.transpose(*dims)
+    tests = xr.concat([xr.concat(row, "steps") for row in rows], "scheduler").isel(reading=[0, 1, -1])
+    tests = tests.transpose("scheduler", "steps", "reading", "noise")
     shown = ("scheduler", "steps", "shown", "image_noise")
     return xr.Dataset(
-        {"image_gap": ((*shown, "estimate"), gap.values), "image_p": (shown, p.values)},
+        {"image_gap": ((*shown, "estimate"), with_ends(tests, "gap")), "image_p": (shown, tests.p_holm.values)},
         {"scheduler": list(trials.SCHEDULERS), "steps": steps, "shown": ["same class", "first block", "logits"]}
         | {"image_noise": tests.noise.values, "estimate": ESTIMATE},
     )
@@ -201,10 +190,11 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
 
     def gaps_of(scheduler: str) -> str:
         parts = []
-        for number in data.steps.values:
-            gaps = data.image_gap.sel(scheduler=scheduler, steps=number)
-            texts = "; ".join(f"{name} {values(gaps.sel(shown=name))}" for name in data.shown.values)
-            parts.append(f"{number} steps: {texts}; smallest p by Holm {smallest[f'images-{scheduler}-{number}']:.2g}")
+        for gaps in data.image_gap.sel(scheduler=scheduler):
+            texts = "; ".join(f"{gap.shown.item()} {values(gap)}" for gap in gaps)
+            parts.append(
+                f"{int(gaps.steps)} steps: {texts}; smallest p by Holm {smallest[f'images-{scheduler}-{int(gaps.steps)}']:.2g}"
+            )
         return " | ".join(parts)
 
     noise = ", ".join(f"{x:g}" for x in data.image_noise.values)
@@ -257,21 +247,18 @@ _LOOKS = {"exact": ACCENT, "wrong": CLASS, "sites": "#e69f00", "blind": MUTED}
 
 
 def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
-    kinds = data.kind.values
+    kinds, look = data.kind.values, {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     order = [k for kind in _LOOKS for k in np.flatnonzero(kinds == kind)]
     for row, k in enumerate(order):
         p, color = float(data.p_holm[k]), _LOOKS[str(kinds[k])]
         row_interval(axes, row, data.gap[k].values, color, ms=7, mfc=color if p <= LEVEL else "white")
-        axes.text(1.01, row, f"{p:.2g}", transform=axes.get_yaxis_transform(), color=color, va="center", fontsize=9.5)
+        axes.text(1.01, row, f"{p:.2g}", color=color, **look)
     count = [int((kinds == kind).sum()) for kind in _LOOKS]
     for edge in np.cumsum(count)[:2]:
         axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")
     axes.axvline(0, color=THEORY, lw=1, zorder=1)
-    axes.set_yticks(range(len(order)), [str(data.sampler.values[k]) for k in order])
-    for tick, k in zip(axes.get_yticklabels(), order, strict=True):
-        tick.set_color(_LOOKS[str(kinds[k])])
-    axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.text(1.01, -0.95, "p by Holm", transform=axes.get_yaxis_transform(), color=THEORY, fontsize=9.5, va="center")
+    name_rows(axes, [str(name) for name in data.sampler.values[order]], [_LOOKS[str(kind)] for kind in kinds[order]])
+    axes.text(1.01, -0.95, "p by Holm", color=THEORY, **look)
     axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
     axes.set_title("(a) samplers on trial")
 
@@ -279,9 +266,8 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
     shares = data.share.isel(a=slice(len(LEVELS), None))
     a, tests = shares.a.values, shares.sizes["test"]
-    axes.fill_between(
-        a, 0, binom.ppf(1 - 1e-3 / tests, GROUPS, a) / GROUPS, color=ACCENT, alpha=0.13, lw=0, label="binomial error"
-    )
+    error = binom.ppf(1 - 1e-3 / tests, GROUPS, a) / GROUPS
+    axes.fill_between(a, 0, error, color=ACCENT, alpha=0.13, lw=0, label="binomial error")
     axes.plot(a, a, color=THEORY, lw=1)
     axes.plot(a, shares.max("test"), color=ACCENT, lw=1.6, label=f"largest of {tests} tests")
     axes.plot(a, shares.mean("test"), color=ACCENT, lw=1.6, ls="--", label="mean")
@@ -295,8 +281,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     noise = float(data.image_noise[np.abs(data.image_noise.values - 0.6).argmin()])
     marks = {"same class": "s", "first block": "o", "logits": "^"}
     axes.axhline(0, color=THEORY, lw=1, zorder=1)
-    for k, scheduler in enumerate(trials.SCHEDULERS):
-        color = (ACCENT, CLASS)[k]
+    for k, (scheduler, color) in enumerate(zip(trials.SCHEDULERS, (ACCENT, CLASS), strict=True)):
         for j, name in enumerate(data.shown.values):
             tests = data[["image_gap", "image_p"]].sel(scheduler=scheduler, shown=name, image_noise=noise)
             aside = 1 + 0.06 * (j - 1) + 0.02 * k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,21 +35,17 @@ Kind = Literal["exact", "wrong", "blind", "sites"]
 
 
 class Sampler(NamedTuple):
-    """A sampler on trial: its experiment and its kind.
-
-    "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it draws every site from
-    its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test cannot detect.
-    """
+    """A sampler on trial. "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it
+    draws every site from its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test
+    cannot detect."""
 
     experiment: Experiment
     kind: Kind
 
 
 class ScaledEvidence(Gaussian):
-    """Gaussian diffusion whose log-evidence is multiplied by a factor: a wrong posterior on purpose.
-
-    All strings of the Random Hierarchy Model are equally probable, so this is the exact posterior raised to that power.
-    """
+    """Gaussian diffusion whose log-evidence is multiplied by a factor. All strings of a grammar are equally probable, so this is
+    the exact posterior raised to that power."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -130,11 +127,10 @@ def recall(scale: Scale) -> xr.Dataset:
     """Probability that the exact posterior of n Gaussian training data recalls one of them, against t / t_C."""
     relative = np.linspace(0.4, 2, 17)
     observations = 1000 if scale == "smoke" else 4000
-    rows, times = [], []
+    rows, times = [], [collapse_time(np.ones(dimension), count) for dimension, count in CODES]
     for k, (dimension, count) in enumerate(CODES):
         data = normals(keys(0, Purpose.CALIBRATION, 1, k, np.arange(count)), dimension, np.float64)
-        times.append(collapse_time(np.ones(dimension), count))
-        rows.append(recall_probability(data, relative * times[-1], observations=observations))
+        rows.append(recall_probability(data, relative * times[k], observations=observations))
     return xr.Dataset(
         {"recalled": (("code", "noise", "item"), np.array(rows)), "collapse_time": ("code", times)},
         {"noise": relative, "dimension": ("code", [d for d, _ in CODES]), "count": ("code", [n for _, n in CODES])},
@@ -144,11 +140,8 @@ def recall(scale: Scale) -> xr.Dataset:
 def image_experiments(scale: Scale) -> dict[str, Experiment]:
     """The embedded model of Fashion-MNIST with two clones, with and without noise in its reverse steps."""
     items, noise = (40, [0.2, 0.6]) if scale == "smoke" else (200, [0.2, 0.4, 0.6, 0.8])
-    made = {}
-    for scheduler in SCHEDULERS:
-        for steps in IMAGE_STEPS[scale]:
-            backward = {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"}
-            made[f"{scheduler}-{steps}"] = experiment_of(
-                "fashion_mnist", "diffusion", noise, "network_layers", backward=backward, items=items, clones=2, chunk=40
-            )
+    made, common = {}, ("fashion_mnist", "diffusion", noise, "network_layers")
+    for scheduler, steps in product(SCHEDULERS, IMAGE_STEPS[scale]):
+        backward = {"type": "diffusion", "scheduler": scheduler, "steps": steps, "timestep_spacing": "trailing"}
+        made[f"{scheduler}-{steps}"] = experiment_of(*common, backward=backward, items=items, clones=2, chunk=40)
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,9 @@ from uturn.exact.theory import MeanField
 from uturn.measures.changes import chi_of, chi_parts
 from uturn.measures.statistics import Estimate, estimate, replicates
 from uturn.paper import correlated_runs as shared
-from uturn.paper import thresholds
-from uturn.paper import verdicts as judge
+from uturn.paper import thresholds, verdicts
 from uturn.paper.correlated_runs import PAPER, PATCHES, STEEP, TIMES, beside_exact
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, estimates, holds, listed, verdict
+from uturn.paper.verdicts import ESTIMATE, Rule, Verdict, above, apart, below, estimates, holds, increasing, listed, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style
 
@@ -89,36 +88,25 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-def peak(noise: np.ndarray, around: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Statistic of `chi_parts`: position and height of the peak of a parabola through log chi at the five noise levels around the
-    maximum of the curve `around`."""
+def peak(noise: np.ndarray, chi: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Position and height of the peak of a parabola through log chi at the five noise levels around the maximum of `around`."""
     top = int(np.clip(around.argmax(), 2, len(noise) - 3))
-    chosen = slice(top - 2, top + 3)
-
-    def statistic(means: np.ndarray) -> np.ndarray:
-        x, y = noise[chosen], np.log(means[chosen, 0] / means[chosen, 1])
-        middle = x.mean()  # of a parabola in x - middle, which is well conditioned
-        bend, slope, offset = np.polyfit(x - middle, y, 2)
-        if not bend < 0:
-            return np.full(2, np.nan)
-        return np.array([middle - slope / (2 * bend), np.exp(offset - slope**2 / (4 * bend))])
-
-    return statistic
+    x, y = noise[top - 2 : top + 3], np.log(chi[top - 2 : top + 3])
+    middle = x.mean()  # of a parabola in x - middle, which is well conditioned
+    bend, slope, offset = np.polyfit(x - middle, y, 2)
+    return np.array([middle - slope / (2 * bend), np.exp(offset - slope**2 / (4 * bend))]) if bend < 0 else np.full(2, np.nan)
 
 
 class Compared(NamedTuple):
-    """A run against the exact chi of its strings.
-
-    `ratio`, `levels`: log ratio, mean over noise and at every level; `moved`: displacement along the noise (`shift`); `position`,
-    `height`: of the peak, 95 % intervals; `exact`: position of the exact peak; `drawn`: largest deviation of the points of the
-    plot from the averages that are compared.
-    """
+    """A run against the exact chi of its strings: log ratio, mean over noise and at every level; displacement along the noise
+    (`shift`); position and height of the peak, with 95 % intervals; position of the exact peak; largest deviation of the points
+    of the plot from the averages that are compared."""
 
     ratio: Estimate
     moved: Estimate
+    levels: list[Estimate]
     position: Estimate
     height: Estimate
-    levels: list[Estimate]
     exact: float
     drawn: float
 
@@ -126,25 +114,22 @@ class Compared(NamedTuple):
 def compared(run: xr.Dataset, exact: xr.Dataset, comparisons: int) -> Compared:
     """Log ratios and displacements have intervals with the false-alarm rate `ALARM` for all `comparisons` together."""
     both, noise, level = beside_exact(chi_parts(run), chi_parts(exact)), run.noise.values, ALARM / comparisons
-    means = replicates(both).mean
-    measured, known = (means[:, k, 0] / means[:, k, 1] for k in (0, 1))
-    statistic = peak(noise, known)
+    measured, known = _chi(replicates(both).mean).T
     ratio, moved = estimates(both, lambda c: [_log_ratio(c).mean(), shift(noise, c)], 1 - level)
-    position, height = estimates(both, lambda c: statistic(c[:, 0]))
-    return Compared(
-        ratio,
-        moved,
-        position,
-        height,
-        estimates(both, _log_ratio, 1 - level / len(noise)),
-        float(statistic(means[:, 1])[0]),
-        float(np.abs(chi_of(chi_parts(run))[:, 0] / measured - 1).max()),
-    )
+    levels = estimates(both, _log_ratio, 1 - level / len(noise))
+    position, height = estimates(both, lambda c: peak(noise, _chi(c)[:, 0], known))
+    drawn = float(np.abs(chi_of(chi_parts(run))[:, 0] / measured - 1).max())
+    return Compared(ratio, moved, levels, position, height, float(peak(noise, known, known)[0]), drawn)
+
+
+def _chi(means: np.ndarray) -> np.ndarray:
+    return means[..., 0] / means[..., 1]
 
 
 def _log_ratio(c: np.ndarray) -> np.ndarray:
     """Logarithm of measured over exact chi at every noise level, from means of `beside_exact`."""
-    return np.log(c[:, 0, 0] / c[:, 0, 1]) - np.log(c[:, 1, 0] / c[:, 1, 1])
+    measured, exact = np.log(_chi(c)).T
+    return measured - exact
 
 
 def shift(noise: np.ndarray, c: np.ndarray) -> float:
@@ -152,7 +137,7 @@ def shift(noise: np.ndarray, c: np.ndarray) -> float:
 
     All noise levels contribute, most of all those on the flanks. The position of a broad peak is much less certain.
     """
-    slope = -np.gradient(np.log(c[:, 1, 0] / c[:, 1, 1]), noise)
+    slope = -np.gradient(np.log(_chi(c[:, 1])), noise)
     slope -= slope.mean()
     return float(slope @ _log_ratio(c) / (slope @ slope))
 
@@ -172,7 +157,7 @@ def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: fl
             f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
         ),
         holds(levels, 0.0, np.inf, "so do those of every noise level"),
-        judge.within([run.drawn for run in runs], 1e-5, ""),
+        verdicts.within([run.drawn for run in runs], 1e-5, ""),
     )
 
 
@@ -180,10 +165,11 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
     of_depth = [compared(runs[f"epsilon-depth{L}"], runs[f"exact-epsilon-depth{L}"], len(DEPTHS)) for L in DEPTHS]
     critical = theory.critical_noise or np.nan
     depths, annealed, heights = ", ".join(map(str, DEPTHS)), [], []
+    widths, narrow = np.array([HALF_WIDTH[L] for L in DEPTHS]) / 4, "are narrower than 1/4 of the half-width of the peak"
     for L in DEPTHS:
         noise, measured, exact = (data[f"{name}epsilon-depth{L}"].values for name in ("noise_", "chi_", "chi_exact-"))
         curve = theory.susceptibility(noise, L)
-        annealed.append(peak(noise, exact[:, 0])(np.stack([curve, np.ones_like(curve)], axis=1))[0])
+        annealed.append(peak(noise, curve, exact[:, 0])[0])
         heights.append(100 * (measured[:, 0] / curve - 1))
     return [
         _against_exact(of_depth, f"ε-process {STEEP}, L = {depths}", "0: covariances of the exact posterior", EPSILON_WIDTH),
@@ -193,12 +179,11 @@ def _epsilon(data: xr.Dataset, runs: dict[str, xr.Dataset], theory: MeanField) -
             f"{'; '.join(str(run.moved) for run in of_depth)}",
             ", ".join(f"{run.exact:.4f}" for run in of_depth)
             + f" (exact chi, same parabola), below ε* = {critical:.3f}; displaced by 0",
-            *(holds(run.moved, 0.0, HALF_WIDTH[L] / 4, "") for run, L in zip(of_depth, DEPTHS, strict=True)),
-            judge.Rule(True, "displacements: intervals hold 0, and are narrower than 1/4 of the half-width of the peak"),
+            holds([run.moved for run in of_depth], 0.0, widths, f"displacements: intervals hold 0, and {narrow}"),
             below([run.position.high for run in of_depth], critical, "intervals below ε*"),
-            judge.increasing([run.position for run in of_depth]),
+            increasing([run.position for run in of_depth]),
         ),
-        judge.shows(
+        verdicts.shows(
             f"the annealed mean field beside it, L = {depths}: peaks; mean and largest relative difference of chi",
             ", ".join(f"{x:.4f}" for x in annealed)
             + "; "
@@ -226,7 +211,7 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
             holds(moved, 0.0, CHANNEL_MOVED, f"displacement: the interval holds 0 and is narrower than {CHANNEL_MOVED}"),
             apart(of_depth[0].height, deepest.height, "intervals of the heights at the smallest and the largest depth apart"),
         ),
-        judge.shows(
+        verdicts.shows(
             f"peak of chi over the threshold of deep trees, {grammar}, L = {depths[-1]}",
             f"{deepest.position.value / limit:.3f}",
             f"near 1 in deep trees ({limit}); no theory here says how near at finite depth",
@@ -235,27 +220,26 @@ def _channel(runs: dict[str, xr.Dataset], channel: str) -> list[Verdict]:
 
 
 def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
-    verdicts = []
+    judged = []
     for label, law_name in (("field", "Gaussian random field"), ("mixture", "mixture of two Gaussians")):
-        chi = listed(data[f"chi_{label}"])
+        chi, known = listed(data[f"chi_{label}"]), float(data[f"chi_exact-{label}"][0, 0])
         highest = int(np.argmax([interval.value for interval in chi]))
-        known = float(data[f"chi_exact-{label}"][0, 0])
         both = beside_exact(chi_parts(runs[label].isel(noise=[-1])), chi_parts(runs[f"exact-{label}"]))
         (ratio,) = estimates(both, _log_ratio, 1 - ALARM)
-        verdicts.append(
+        judged.append(
             verdict(
                 f"chi against time, {law_name}",
                 f"{chi[0]} at t = {TIMES[0]}, {chi[-1]} at t = T, highest at t = {data[f'noise_{label}'].values[highest]:g}; "
                 f"logarithm of measured over exact at t = T: {ratio} (99.9 % interval)",
                 f"grows up to {known:.2f} at t = T (closed formula: reconstruction independent of the original); no peak",
                 holds(ratio, 0.0, CONTROL_WIDTH, f"the interval of the logarithm holds 0 and is narrower than {CONTROL_WIDTH}"),
-                judge.Rule(chi[-1].high > chi[highest].low, "the largest chi is not apart from chi at t = T"),
+                Rule(chi[-1].high > chi[highest].low, "the largest chi is not apart from chi at t = T"),
                 apart(chi[0], chi[-1], "first and last intervals apart"),
             )
         )
     one_level = listed(data["chi_one-level"])
     top, deep = (max(curve, key=lambda interval: interval.value) for curve in (one_level, listed(data["chi_gaussian-depth9"])))
-    verdicts.append(
+    judged.append(
         verdict(
             "largest chi of a grammar of one level, and of the grammar (32, 8, 2), L = 9, Gaussian",
             f"{top}; {deep}",
@@ -264,20 +248,15 @@ def _controls(data: xr.Dataset, runs: dict[str, xr.Dataset]) -> list[Verdict]:
             apart(top, deep, "apart from the larger peak of the deep grammar"),
         )
     )
-    return verdicts
+    return judged
 
 
 def _images(run: xr.Dataset, name: str) -> Verdict:
     sites_name, sites = PATCHES[name]
-    early, late = (int(np.argmin(np.abs(run.noise.values - t))) for t in (0.2, 0.6))
-
-    def chi(means: np.ndarray) -> np.ndarray:
-        return means[[early, late], 0] / means[[early, late], 1]
-
-    parts = chi_parts(run, name)
-    first, second = estimates(parts, chi)
+    parts = chi_parts(run, name).sel(noise=[0.2, 0.6], method="nearest")
+    first, second = estimates(parts, _chi)
     # The same originals at both noise levels: their differences drop out of the ratio.
-    growth = estimate(parts, lambda c: float(np.diff(np.log(chi(c)))[0]), 0.99)
+    growth = estimate(parts, lambda c: float(np.diff(np.log(_chi(c)))[0]), 0.99)
     return verdict(
         f"chi of Fashion-MNIST, {sites_name} ({sites} sites), at t/T = 0.2 and 0.6",
         f"{first}; {second}; logarithm of the ratio {growth} (99 % interval)",

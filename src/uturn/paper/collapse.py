@@ -1,7 +1,4 @@
-"""Finite-size collapse of the correlation of the most distant leaves, with the exponent of the correlation length fitted.
-
-The part of the figure `correlations` that compares trees of several depths.
-"""
+"""Finite-size collapse of the correlation of the most distant leaves: the part of figure `correlations` with several depths."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from uturn.measures.statistics import replicates
 from uturn.paper.correlated_runs import PAPER, grammar
 from uturn.paper.verdicts import Rule, Verdict, below, verdict, within
 from uturn.paper.workshop import Scale
-from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, row_interval
+from uturn.studies.plotting.style import CLASS, MUTED, THEORY, level_colors, name_rows, row_interval
 
 CONFIDENCE = 0.999
 DEEPER = ((6, 7, 8, 9, 10), (10, 11, 12, 13, 14), (16, 17, 18, 19, 20))
@@ -77,14 +74,13 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "fitted_nu": (("fit", "estimate"), [fit.exponent for fit in (measured, expected, *deeper)]),
             "fitted_noise": ("estimate", list(measured.critical_noise)),
         },
-        coords={
-            "noise": noise,
-            "depth": sizes,
-            "fine": fine,
-            "fit": ["measured", "mean field", *(f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER)],
-        },
+        {"noise": noise, "depth": sizes, "fine": fine, "fit": ["measured", "mean field", *(_range(depths) for depths in DEEPER)]},
     )
     return data, _verdicts(measured, expected, deeper, theory, sizes)
+
+
+def _range(depths: Sequence[int]) -> str:
+    return f"mean field, L = {depths[0]} .. {depths[-1]}"
 
 
 def _verdicts(
@@ -152,6 +148,5 @@ def draw_exponents(axes: Any, data: xr.Dataset) -> None:
     for row, bounds in enumerate(data.fitted_nu.values):  # the theory has no interval
         row_interval(axes, row, bounds, THEORY if row else CLASS, ms=7)
     axes.axvline(data.attrs["nu"], color=MUTED, ls="--", lw=1.2)
-    axes.set_yticks(range(data.sizes["fit"]), ["measured", *ranges])
-    axes.set_ylim(data.sizes["fit"] - 0.5, -0.5)
+    name_rows(axes, ["measured", *ranges])
     axes.set(xlabel=r"exponent $\nu$", title=rf"$\nu$, infinite depth: {data.attrs['nu']:.3f}")

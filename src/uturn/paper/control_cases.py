@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian
-from uturn.exact.laws import GaussianMixture
+from uturn.exact.laws import GaussianMixture, Sample
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper.specs import experiment_of, rhm
 from uturn.paper.workshop import Scale
@@ -77,18 +78,22 @@ def two_scales_noise() -> np.ndarray:
 def two_scales(items: int) -> xr.Dataset:
     """U-turns of these data: `high` (same mode), `low` (product of a detail with its original over its variance, mean of all
     details), both (noise, item), and `isolated` (noise), the same of a detail by itself, which is exact."""
-    law, noise = two_scales_law(), two_scales_noise()
+    law, noise, dims = two_scales_law(), two_scales_noise(), ("noise", "item")
     originals, high, low = law.sample(items, keys(0, Purpose.ORIGINAL, np.arange(items))), [], []
+    for draws in rebuilt(law, originals.values, noise, seed=0):
+        high.append(draws.modes == originals.modes)
+        low.append((draws.values * originals.values / law.variance)[:, 1:].mean(axis=1))
+    curves = {"high": (dims, np.array(high, float)), "low": (dims, low), "isolated": ("noise", two_scales_curves(noise)[1])}
+    return xr.Dataset(curves, {"noise": noise})
+
+
+def rebuilt(law: GaussianMixture, originals: np.ndarray, noise: np.ndarray, seed: int) -> Iterator[Sample]:
+    """U-turns of vectors of a law, noise by noise: Gaussian diffusion and exact posterior draws."""
     for n, t in enumerate(noise):
-        noisy = law.diffuse(originals.values, t, keys(0, Purpose.CORRUPTION, np.arange(items), n))
-        rebuilt = law.sample_posterior(noisy, t, keys(0, Purpose.RECONSTRUCTION, np.arange(items), n))
-        high.append(rebuilt.modes == originals.modes)
-        low.append((rebuilt.values * originals.values / law.variance)[:, 1:].mean(axis=1))
-    dims = ("noise", "item")
-    return xr.Dataset(
-        {"high": (dims, np.array(high, float)), "low": (dims, low), "isolated": ("noise", two_scales_curves(noise)[1])},
-        coords={"noise": noise},
-    )
+        corruption, draws = (
+            keys(seed, use, np.arange(len(originals)), n) for use in (Purpose.CORRUPTION, Purpose.RECONSTRUCTION)
+        )
+        yield law.sample_posterior(law.diffuse(originals, t, corruption), t, draws)
 
 
 def two_scales_curves(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,18 +118,15 @@ OTHERS = [
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     made = {}
-    sizes: dict[str, Any]
+    gaussian = np.r_[np.geomspace(0.015, 0.4, 25), 0.6, 0.9, 1.5, 4, np.inf]
+    of_vectors = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf].round(4)
+    grammars, strings, vectors, trajectories = (6, 120, 600, 1) if scale == "smoke" else (24, 960, 2000, 4)
     for case in cases(scale):
-        source, channel = case.source, case.channel
+        label, source, channel = case.label, case.source, case.channel
         if source["type"] == "rhm":
-            grammars, items = (6, 120) if scale == "smoke" else (24, 960)
-            source, probe, sizes = {**source, "grammars": grammars}, "tree_levels", {"items": items, "chunk": 120}
-            noise = np.linspace(0, 1, 61)[1:]
-            if channel == "gaussian":
-                noise = np.r_[np.geomspace(0.015, 0.4, 25), 0.6, 0.9, 1.5, 4, np.inf]
+            noise = (gaussian if channel == "gaussian" else np.linspace(0, 1, 61)[1:]).round(4)
+            made[label] = experiment_of({**source, "grammars": grammars}, channel, noise, "tree_levels", items=strings, chunk=120)
         else:
-            items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
-            probe, sizes = "scales", {"items": items, "trajectories": trajectories, "chunk": 100}
-            noise = np.r_[np.geomspace(0.01, 0.5, 8), np.linspace(0.7, 3.7, 13), 5, np.inf]
-        made[case.label] = experiment_of(source, channel, noise.round(4), probe, **sizes)
+            sizes: dict[str, Any] = {"items": vectors, "trajectories": trajectories, "chunk": 100}
+            made[label] = experiment_of(source, channel, of_vectors, "scales", **sizes)
     return made

@@ -17,7 +17,7 @@ from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, apart, below, holds, shows, verdict, within
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting.curves import draw_curve
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, row_interval, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, name_rows, row_interval, style, ticks
 
 TITLE = "The signatures of a hierarchy, and their controls"
 CLAIM = (
@@ -83,12 +83,15 @@ def levels(run: xr.Dataset) -> Levels:
     return Levels(run.same_label, low, isolated.reset_coords(drop=True), (chance, 0.0))
 
 
-def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> dict[str, float]:
-    """Index of the mean-field curves of the ε-process at the noise levels of a run."""
-    curves = mean_field(source).curves(noise, source["depth"]).marginals
-    high, low = (xr.DataArray(curves[:, [k, k]], dims=("noise", "item"), coords={"noise": noise}) for k in (-1, 0))
-    isolated = xr.DataArray(1 - noise, dims="noise", coords={"noise": noise})
-    return {name: hierarchy_index(high, c).value for name, c in zip(COMPARISONS, (isolated, low), strict=True)}
+def _exact(noise: np.ndarray, curve: np.ndarray) -> xr.DataArray:
+    """An exact curve in the form of readings."""
+    return xr.DataArray(curve, {"noise": noise}, "noise").expand_dims(item=2)
+
+
+def mean_field_index(source: dict[str, Any], noise: np.ndarray) -> float:
+    """Index of class against isolated leaves in the ε-process, by the mean field at the noise levels of a run."""
+    kept = mean_field(source).curves(noise, source["depth"]).marginals[:, -1]
+    return hierarchy_index(_exact(noise, kept), xr.DataArray(1 - noise, {"noise": noise}, "noise")).value
 
 
 def image_levels(run: xr.Dataset, classifier: xr.Dataset) -> Levels:
@@ -105,12 +108,8 @@ Indices = dict[str, dict[str, Estimate]]
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
-    required = {c.label for c in [*cases("smoke"), *OTHERS, TWO_SCALES] if c.judged} | {"sparse-depth3", "nesting"}
-    if required - set(runs):
-        raise ValueError(f"the run {min(required - set(runs))!r} is missing; expected all that are judged")
-    order = ["hierarchy", "control", "flat", "other"]
-    listed = [c for c in [*cases("paper"), *OTHERS, TWO_SCALES] if c.label in runs]
-    listed.sort(key=lambda case: order.index(case.kind))
+    listed = [case for case in [*cases("paper"), *OTHERS, TWO_SCALES] if case.judged or case.label in runs]
+    listed.sort(key=lambda case: ["hierarchy", "control", "flat", "other"].index(case.kind))
     compared = {case.label: levels(runs[case.label].load()) for case in listed if case.label != "images"}
     if "images" in runs:
         compared["images"] = image_levels(runs["images"].load(), runs["classifier"])
@@ -189,9 +188,9 @@ def _uncovered(text: str) -> str:
 
 def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
     """Data without a hierarchy have the index of their exact curves, which is above that of every grammar."""
-    high, low = (xr.DataArray(curve, dims="noise").expand_dims(item=2) for curve in two_scales_curves(run.noise.values))
-    floor = (0.0, 0.0)
-    known = hierarchy_index(high.assign_coords(noise=run.noise), low.assign_coords(noise=run.noise), floor).value
+    noise = run.noise.values
+    high, low = (_exact(noise, curve) for curve in two_scales_curves(noise))
+    known = hierarchy_index(high, low, (0.0, 0.0)).value
     largest = max(interval.value for case in listed if case.kind == "hierarchy" for interval in index[case.label].values())
     indices = index[TWO_SCALES.label]
     return verdict(
@@ -205,7 +204,7 @@ def _two_scales(listed: list[Case], index: Indices, run: xr.Dataset) -> Verdict:
 
 def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset]) -> Verdict:
     pinned = [case for case in listed if case.channel == "epsilon"]
-    theory = [mean_field_index(case.source, runs[case.label].noise.values)["isolated"] for case in pinned]
+    theory = [mean_field_index(case.source, runs[case.label].noise.values) for case in pinned]
     measured = [index[case.label]["isolated"].value for case in pinned]
     return verdict(
         "hierarchy index in the ε-process, class against the isolated leaves",
@@ -217,8 +216,7 @@ def _mean_field(listed: list[Case], index: Indices, runs: dict[str, xr.Dataset])
 
 def _depth(index: Indices, name: str) -> Verdict:
     of_depth = {int(label.removeprefix("sparse-depth")): index[label][name] for label in index if "sparse-depth" in label}
-    shallowest = min(of_depth)
-    of_depth[7] = index["sparse"][name]
+    of_depth[7], shallowest = index["sparse"][name], min(of_depth)
     return verdict(
         f"hierarchy index of (32, 4, 2), s f = 1/4, as the tree grows deeper, against the {name} low level",
         "; ".join(f"L = {L}: {of_depth[L]}" for L in sorted(of_depth)),
@@ -241,27 +239,13 @@ def _curves(compared: Levels) -> xr.DataArray:
         pieces.append(replicates(values).interval(partial(rescaled, floor=floor)))
     assert compared.isolated is not None  # only images have none, and no panel
     pieces.append(np.repeat(rescaled(compared.isolated)[:, None], 3, axis=1))
-    return xr.DataArray(
-        np.stack(pieces, axis=1),
-        dims=("noise", "level", "estimate"),
-        coords={
-            "noise": compared.high.noise.values,
-            "level": ["class", "reconstructed", "isolated"],
-            "estimate": ESTIMATE,
-        },
-    )
+    names = {"noise": compared.high.noise.values, "level": ["class", "reconstructed", "isolated"], "estimate": ESTIMATE}
+    return xr.DataArray(np.stack(pieces, axis=1), names)
 
 
 FLAT = "#7b3294"
-PANEL_COLORS = {
-    "sparse": CLASS,
-    "beyond": "#e69f00",
-    "full": "#8c6d00",
-    "two-modes": ACCENT,
-    "many-modes": "#56b4e9",
-    "field": "#009e73",
-    "two-scales": FLAT,
-}
+PANEL_COLORS = {"sparse": CLASS, "beyond": "#e69f00", "full": "#8c6d00", "two-modes": ACCENT, "many-modes": "#56b4e9"}
+PANEL_COLORS |= {"field": "#009e73", "two-scales": FLAT}
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -307,9 +291,8 @@ def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) 
     for label, text in titles.items():
         curves = data[f"r_{label}"].isel(estimate=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
-        main = label == "sparse"
-        look = {"color": PANEL_COLORS[label], "lw": 2.8 if main else 1.6, "zorder": 3 if main else 2}
-        axes.plot(np.r_[1, low], np.r_[1, high], label=text, **look)
+        width, order = (2.8, 3) if label == "sparse" else (1.6, 2)
+        axes.plot(np.r_[1, low], np.r_[1, high], label=text, color=PANEL_COLORS[label], lw=width, zorder=order)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", zorder=1)
     axes.set(xlabel=f"low level, {name}: $r_L$", ylabel="class: $r_H$", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
     axes.set_box_aspect(1)
@@ -323,8 +306,7 @@ def _draw_index(axes: Any, data: xr.Dataset) -> None:
             bounds, alpha = data["index"][row, k].values, 1 if data.judged[row, k] else 0.35
             look: dict[str, Any] = {"ms": 5.5, "mew": 1.5, "mfc": "white" if k else colors[kind], "alpha": alpha}
             row_interval(axes, row + offset, bounds, colors[kind], marker, **look)
-    axes.set_yticks(range(data.sizes["case"]), data.words.values.tolist(), fontsize=9)
-    axes.invert_yaxis()
+    name_rows(axes, data.words.values.tolist(), fontsize=9)
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set(xlabel="hierarchy index", xlim=(-0.02, 1), title="hierarchy index")
     for marker, face, text in (("o", MUTED, "against isolated low level"), ("D", "white", "against low level")):

@@ -1,12 +1,9 @@
-"""When a reverse process decides: speciation of mixtures, collapse onto training data, cloning of Fashion-MNIST.
-
-Panels (d) and (e) of the figure `calibration`, and their verdicts.
-"""
+"""When a reverse process decides: panels (d) and (e) of the figure `calibration`, and their verdicts."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,7 +11,7 @@ from scipy.stats import binom
 
 from uturn.measures import cloning
 from uturn.measures.calibration import holm
-from uturn.measures.statistics import Estimate, crossing, estimate, transition
+from uturn.measures.statistics import crossing, estimate, transition
 from uturn.paper.calibration_runs import CODES, MIXTURE, SEPARATIONS, mixture_experiment
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, listed, verdict, within
 from uturn.sources import FashionMNISTSource
@@ -25,38 +22,24 @@ LEVEL = 1e-3  # false-alarm rate of a verdict
 TRAINING_IMAGES = 60_000  # of the embedded model
 
 
-class Fall(NamedTuple):
-    """Where phi of a mixture has fallen halfway: squared distance of the means, t_S, measured time, and that of the formula."""
-
-    squared_distance: float
-    speciation: float
-    half: Estimate
-    formula: float
-
-
-def speciation(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Fall]]:
-    """phi of the mixtures against t - t_S, and its fall."""
-    rows, formulas, shifts, falls = [], [], [], []
+def speciation(runs: dict[str, xr.Dataset]) -> xr.Dataset:
+    """phi of the mixtures against t - t_S, the time `fallen` at which it has fallen halfway, and that of the formula."""
+    parts = []
     for separation in SEPARATIONS:
         ds, D = runs[f"mixture-{separation:g}"], separation**2 * MIXTURE["dimension"]
-        time, same = ds.noise.values, ds.clone_same_label
-        formula = cloning.mixture_cloning_probability(time, D)
+        time, same, formula = ds.noise.values, ds.clone_same_label, cloning.mixture_cloning_probability(ds.noise.values, D)
         source = mixture_experiment(separation, "smoke").parts.source
         t_s = cloning.speciation_time(cloning.largest_eigenvalue(source.fresh(np.arange(4000), 0).values))
-        half = estimate(same, partial(_halfway, time), confidence=0.999)
-        rows.append(cloning.cloning_probability(same).values)
-        formulas.append(formula)
-        shifts.append(time - t_s)
-        falls.append(Fall(D, t_s, half, _halfway(time, formula)))  # interpolated on the same grid
-    data = xr.Dataset(
-        {
-            "phi": (("distance", "point", "estimate"), np.array(rows)),
-            "phi_formula": (("distance", "point"), np.array(formulas)),
-            "since_speciation": (("distance", "point"), np.array(shifts)),
-        },
-        {"distance": [fall.squared_distance for fall in falls], "estimate": ESTIMATE},
-    )
-    return data, falls
+        part = {
+            "phi": (("point", "estimate"), cloning.cloning_probability(same).values),
+            "phi_formula": ("point", formula),
+            "since_speciation": ("point", time - t_s),
+            "speciation_time": t_s,
+            "fallen": ("estimate", list(estimate(same, partial(_halfway, time), confidence=0.999))),
+            "fallen_formula": _halfway(time, formula),  # interpolated on the same grid
+        }
+        parts.append(xr.Dataset(part, {"distance": D, "estimate": ESTIMATE}))
+    return xr.concat(parts, "distance")
 
 
 def _halfway(time: np.ndarray, phi: np.ndarray) -> float:
@@ -80,27 +63,27 @@ def phi_verdict(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-def speciation_verdict(falls: list[Fall]) -> Verdict:
-    ends = np.array([[fall.half.low, fall.half.high] for fall in falls])
-    expected = np.array([fall.formula for fall in falls])
-    after = np.array([fall.half.value - fall.speciation for fall in falls])
+def speciation_verdict(data: xr.Dataset) -> Verdict:
+    expected, halves = data.fallen_formula.values, listed(data.fallen)
+    after = data.fallen.sel(estimate="value").values - data.speciation_time.values
     return verdict(
         "time at which phi has fallen halfway, and its distance from t_S = log(Lambda)/2 (Lambda of 4,000 vectors)",
         "; ".join(
-            f"|m1 - m2|^2 = {fall.squared_distance:g}: {fall.half}, t_S + {late:.3f}"
-            for fall, late in zip(falls, after, strict=True)
+            f"|m1 - m2|^2 = {distance:g}: {half}, t_S + {late:.3f}"
+            for distance, half, late in zip(data.distance.values, halves, after, strict=True)
         ),
         "; ".join(f"{x:.3f}" for x in expected) + " by the formula; at a fixed distance from t_S",
-        above(expected, ends[:, 0], "within the 99.9 % intervals"),
-        below(expected, ends[:, 1], ""),
+        above(expected, [half.low for half in halves], "within the 99.9 % intervals"),
+        below(expected, [half.high for half in halves], ""),
         within(after - after.mean(), 0.1, "distances from t_S differ by less than .1"),
     )
 
 
 def collapse_verdict(ds: xr.Dataset) -> Verdict:
     relative = ds.noise.values
-    half = np.array([crossing(relative, curve.mean("item"), 0.5, first=True) for curve in ds.recalled])
-    widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in ds.recalled.mean("item").values]
+    curves = ds.recalled.mean("item").values
+    half = np.array([crossing(relative, curve, 0.5, first=True) for curve in curves])
+    widths = [crossing(relative, c, 0.3) - crossing(relative, c, 0.7) for c in curves]
     names = [f"d = {d}, n = {n}" for d, n in CODES]
     return verdict(
         "time at which two clones of n Gaussian training data are the same datum half of the time, over t_C; width of the fall",
@@ -117,38 +100,33 @@ def fashion(runs: dict[str, xr.Dataset]) -> xr.Dataset:
     label = max((name for name in runs if name.startswith("images-ddpm")), key=lambda name: int(name.rpartition("-")[2]))
     ds = runs[label]
     eigenvalues = cloning.covariance_eigenvalues(FashionMNISTSource().all_images()[0])
-    times = {
-        "speciation": cloning.speciation_time(eigenvalues[0]),
-        "collapse": cloning.collapse_time(eigenvalues, TRAINING_IMAGES),
-    }
+    speciated, collapsed = cloning.speciation_time(eigenvalues[0]), cloning.collapse_time(eigenvalues, TRAINING_IMAGES)
     abar = load_scheduler().alphas_cumprod.numpy().astype(float)
-    place = {
-        f"fashion_{name}": float(np.interp(-np.exp(-2 * t), -abar, (np.arange(len(abar)) + 1) / len(abar)))
-        for name, t in times.items()
-    }
-    t = 0.5 * np.log(1 / ds.abar.values)
+    places = np.interp(-np.exp(-2 * np.array([speciated, collapsed])), -abar, (np.arange(len(abar)) + 1) / len(abar))
     shares = np.unique(ds.original_class.isel(noise=0), return_counts=True)[1] / ds.sizes["item"]
     noise, chance = np.r_[0, ds.noise.values], float((shares**2).sum())
-    halves = {
-        name: estimate(ds[variable], lambda c: transition(noise, np.r_[1, c], bottom=chance).location)
-        for name, variable in (("kept", "same_class"), ("cloned", "clone_same_class"))
-    }
+
+    def half(c: np.ndarray) -> float:
+        return transition(noise, np.r_[1, c], bottom=chance).location
+
+    attrs = {"fashion_speciation": places[0], "fashion_collapse": places[1]}
     return xr.Dataset(
         {
             "fashion_phi": (("image_noise", "estimate"), cloning.cloning_probability(ds.clone_same_class).values),
-            **{f"fashion_{name}": ("estimate", list(half)) for name, half in halves.items()},
+            "fashion_kept": ("estimate", list(estimate(ds.same_class, half))),
+            "fashion_cloned": ("estimate", list(estimate(ds.clone_same_class, half))),
             "fashion_fall": ("estimate", list(estimate(ds.clone_same_class, lambda c: float(c[0] - c[-1])))),
+            "fashion_since_speciation": ("image_noise", 0.5 * np.log(1 / ds.abar.values) - speciated),
         },
-        {"fashion_since_speciation": ("image_noise", t - times["speciation"]), "image_noise": ds.noise.values}
-        | {"estimate": ESTIMATE},
-        attrs={**place, "fashion_eigenvalue": float(eigenvalues[0]), "fashion_abar": 1 / float(eigenvalues[0])},
+        {"image_noise": ds.noise.values, "estimate": ESTIMATE},
+        {**attrs, "fashion_eigenvalue": eigenvalues[0], "fashion_abar": 1 / eigenvalues[0]},
     )
 
 
 def fashion_verdict(data: xr.Dataset) -> Verdict:
     phi, attrs = data.fashion_phi, data.attrs
     (star,), (half,) = (listed(data[f"fashion_{name}"]) for name in ("kept", "cloned"))
-    texts = [f"{x:g}: {interval}" for x, interval in zip(phi.image_noise.values, listed(phi), strict=True)]
+    texts = (f"{x:g}: {interval}" for x, interval in zip(phi.image_noise.values, listed(phi), strict=True))
     return verdict(
         "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
         f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
@@ -161,8 +139,7 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
 
 
 def draw_speciation(axes: Any, data: xr.Dataset) -> None:
-    colors = level_colors(data.sizes["distance"])
-    for k, color in enumerate(colors):
+    for k, color in enumerate(level_colors(data.sizes["distance"])):
         axes.plot(data.since_speciation[k], data.phi_formula[k], color=color, lw=1.4)
         bars(axes, data.since_speciation[k], data.phi[k], fmt="o", ms=4, lw=1, color=color)
         axes.plot([], [], "o-", ms=4, color=color, label=rf"$|m_1-m_2|^2={float(data.distance[k]):g}$")

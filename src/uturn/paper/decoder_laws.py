@@ -56,27 +56,16 @@ class Recorder:
 def log_ratios(
     rhm: RandomHierarchyModel, denoiser: Denoiser, noisy: Noisy, streams: np.ndarray, decoder: Decoder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Strings drawn by a decoder, and log ratios whose mean is KL(decoder ‖ posterior) in nats, or an upper bound of it.
+    """Strings drawn by a decoder, int64 (batch, num_leaves), and log ratios, float64 (batch,), whose mean is KL(decoder ‖
+    posterior) in nats, or an upper bound of it.
 
-    Let x be the string, p(x) its posterior, and o the order: which positions were revealed in which step. The decoder draws both
+    Let p(x) be the posterior of a string, and o the order: which positions were revealed in which step. The decoder draws both
     with probability q(x, o), a product over steps. For any law r(o | x) of orders, by the chain rule of the divergence,
 
-        E_q[log q(x, o) - log p(x) - log r(o | x)] = KL(q(x) ‖ p(x)) + E_q(x) KL(q(o | x) ‖ r(o | x)),
+        E_q[log q(x, o) - log p(x) - log r(o | x)] = KL(q(x) ‖ p(x)) + E_q(x) KL(q(o | x) ‖ r(o | x)) >= KL(q(x) ‖ p(x)).
 
-    in which the last term is not negative. How tight the bound is depends on the order:
-
-    - entropy, probability and left to right: o follows from x, so q(o | x) = r(o | x) = 1 and the mean is KL(q ‖ p) itself.
-    - random, and random in blocks: r is the law by which the decoder draws o, which cancels. The mean is the divergence of a
-      decoder whose order is fixed beforehand, averaged over orders; 0 for exact conditionals and one token a step.
-    - confidence: q contains the probability that all rejected draws had a smaller probability, see `_confident`. In a step,
-      r(S | x) is q(S, x_S) divided by its sum over all sets S of as many masked positions.
-
-    Returns
-    -------
-    strings : int64 (batch, num_leaves)
-    ratios : float64 (batch,)
-        log q(x, o) - log p(x) - log r(o | x). The posterior is p(x) / p(x_t) by belief propagation in float64; the ratio is
-        infinite for a string that the grammar cannot produce.
+    docs/decoders.md says which r is taken for which order, and when the mean is the divergence itself. A ratio is infinite for a
+    string that the grammar cannot produce.
     """
     strings, log_q = np.empty_like(noisy.values), np.zeros(len(streams))
     for start in range(0, len(streams), _AT_ONCE):
@@ -120,13 +109,8 @@ def _confident(w: np.ndarray, belief: np.ndarray, x: np.ndarray, masked: np.ndar
         q(S, x_S) = prod_{i in S} w_i(x_i) prod_{j not in S} F_j(l).
 
     The sum over all S with the last member l is w_l(x_l) times the coefficient of z^(count - 1) in the product over the other
-    masked positions i of F_i(l) + z w_i(x_i) if x_i comes before l, and of F_i(l) if not.
-
-    Parameters
-    ----------
-    w, belief : (batch, n, v)
-    x, masked : (batch, n)
-    count : (batch,)
+    masked positions i of F_i(l) + z w_i(x_i) if x_i comes before l, and of F_i(l) if not. w, belief: (batch, n, v); x, masked:
+    (batch, n); count: (batch,).
     """
     # Masked positions come first, in their order; the others take no part.
     place = np.argsort(~masked, axis=1, kind="stable")[:, : masked.sum(axis=1).max(initial=1)]

@@ -1,8 +1,4 @@
-"""Which decoders of masked strings draw from the posterior, and their cost in calls of the network.
-
-Beyond the paper. The divergence of a decoder from the posterior is computed by enumeration on a small grammar, and from draws on
-a larger one, with the exact denoiser and with a trained network. Clones test the same decoders without a reference.
-"""
+"""Which decoders of masked strings draw from the posterior, and their cost in calls of the network. Beyond the paper."""
 
 from __future__ import annotations
 
@@ -14,15 +10,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
 
-from uturn.measures.calibration import calibrate
 from uturn.measures.statistics import mean_interval
 from uturn.paper import exam_samplers
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
 from uturn.paper.exam_runs import measure as measure  # of the figure
 from uturn.paper.exam_samplers import in_steps
 from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
+from uturn.paper.sampler_laws import calibrated
 from uturn.paper.verdicts import ESTIMATE, Verdict
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, row_interval, style, ticks
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style, ticks
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."
@@ -53,39 +49,33 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     impossible = {kind: np.isinf(sparse[kind].log_ratio).astype(float) for kind in DENOISERS}
     more = {kind: shares - shares.sel(decoder=PLAIN, drop=True) for kind, shares in impossible.items()}
     gaps = [_gaps(dense[kind], sparse[kind]) for kind in DENOISERS]
-    dims = ("denoiser", "decoder")
+    ratios = {kind: dense[kind].log_ratio for kind in DENOISERS}
+    short, clones, dims = runs["samplers-short"], runs["samplers-long"], ("denoiser", "decoder")
     data = xr.Dataset(
         {
-            "small_kl": (
-                ("denoiser", "small_decoder"),
-                [small[kind].divergence.mean("observation").values for kind in DENOISERS],
-            ),
-            "small_calls": ("small_decoder", small["exact"].calls.mean("observation").values),
-            "kl": ((*dims, "estimate"), np.array([_over_items(dense[kind].log_ratio) for kind in DENOISERS])),
-            "broken": ((*dims, "estimate"), np.array([_over_items(impossible[kind]) for kind in DENOISERS])),
-            "more_broken": ((*dims, "estimate"), np.array([_over_items(more[kind]) for kind in DENOISERS])),  # than PLAIN
+            **{
+                name: ((*dims, "estimate"), np.array([_over_items(values[kind]) for kind in DENOISERS]))
+                for name, values in {"kl": ratios, "broken": impossible, "more_broken": more}.items()
+            },
             "gap": ((*dims, "estimate"), np.array([gap for gap, _ in gaps])),
             "p": ((*dims, "test"), np.array([p for _, p in gaps])),
             "calls": ("decoder", dense["exact"].calls.values),
         },
-        {
-            "denoiser": list(DENOISERS),
-            "small_decoder": small["exact"].decoder.values,
-            "decoder": dense["exact"].decoder.values,
-            "estimate": ESTIMATE,
-        },
+        {"denoiser": list(DENOISERS), "decoder": dense["exact"].decoder.values, "estimate": ESTIMATE},
     )
-    short, clones = runs["samplers-short"], runs["samplers-long"]
+    means = [small[kind][["divergence", "calls"]].mean("observation").rename(decoder="small_decoder") for kind in DENOISERS]
     data = data.assign(
+        small_kl=xr.concat([of.divergence for of in means], data.denoiser),
+        small_calls=means[0].calls,
         short_kl=short.divergence.rename(sampler="short_sampler"),
         short_calls=short.calls.rename(sampler="short_sampler"),
         long_calls=clones.calls,
         **_world_gaps(clones),
     )
     for name, run in (("small", small["exact"]), ("large", dense["exact"])):
-        plan = json.loads(run.attrs["settings"])
-        data.attrs[f"{name}_leaves"] = num_leaves = plan["grammar"]["branching"] ** plan["grammar"]["depth"]
-        data.attrs[f"{name}_rounding"] = rounding_divergence(plan["grammar"], num_leaves)
+        grammar = json.loads(run.attrs["settings"])["grammar"]
+        data.attrs[f"{name}_leaves"] = num_leaves = grammar["branching"] ** grammar["depth"]
+        data.attrs[f"{name}_rounding"] = rounding_divergence(grammar, num_leaves)
     return data, verdicts(data, small)
 
 
@@ -113,29 +103,21 @@ def _over_items(values: xr.DataArray) -> np.ndarray:
 
 def _gaps(*grammars: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Gap (decoder, 3) at the smallest p-value, and p-values (decoder, tests) of all tree levels of all grammars."""
-    tests = []
-    for run in grammars:
-        joint = run[["with_original", "with_clones"]].transpose("item", "clone", "decoder", "tree_level")
-        tests.append(calibrate(joint.with_original.values, joint.with_clones.values, LEVEL, RELABELLINGS))
+    tests = [calibrated(run, LEVEL, RELABELLINGS) for run in grammars]
     numbers = ("p_value", "gap", "low", "high", "visible")
-    p, gap, low, high, visible = (np.concatenate([getattr(test, name) for test in tests], axis=1) for name in numbers)
-    ratio = np.where(np.isfinite(visible), np.abs(gap) / visible, 0)
-    worst = np.lexsort((-ratio, p), axis=1)[:, :1]
-    return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in (gap, low, high)], axis=1), p
+    p, *gap, visible = (np.concatenate([getattr(test, name) for test in tests], axis=1) for name in numbers)
+    worst = np.lexsort((-np.abs(gap[0]) / visible, p), axis=1)[:, :1]
+    return np.concatenate([np.take_along_axis(values, worst, axis=1) for values in gap], axis=1), p
 
 
 def _world_gaps(clones: xr.Dataset) -> dict[str, Any]:
     """Gaps (world, sampler, reading, estimate) and their p-values (world, sampler, reading), from clones in the two worlds."""
-    gaps, p = [], []
-    for world in clones.world.values:
-        joint = clones.sel(world=world).transpose("item", "clone", "sampler", "reading", ...)
-        test = calibrate(joint.with_original.values, joint.with_clones.values, LEVEL, RELABELLINGS)
-        gaps.append(np.stack([test.gap, test.low, test.high], axis=-1))
-        p.append(test.p_value)
+    tests = [calibrated(clones.sel(world=world), LEVEL, RELABELLINGS) for world in clones.world.values]
     coords = {name: clones[name].values for name in ("world", "sampler", "reading")}
+    gaps = np.array([np.stack([test.gap, test.low, test.high], axis=-1) for test in tests])
     return {
-        "world_gap": xr.DataArray(np.array(gaps), coords | {"estimate": ESTIMATE}, (*coords, "estimate")),
-        "world_p": xr.DataArray(np.array(p), coords, tuple(coords)),
+        "world_gap": xr.DataArray(gaps, coords | {"estimate": ESTIMATE}, (*coords, "estimate")),
+        "world_p": xr.DataArray(np.array([test.p_value for test in tests]), coords, tuple(coords)),
     }
 
 
@@ -164,7 +146,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _face(denoiser: str, color: Any) -> Any:
-    """Marks of the exact denoiser are full, those of the trained network hollow."""
     return color if denoiser == "exact" else "white"
 
 
@@ -207,12 +188,10 @@ def _draw_decoders(axes: Any, readings: xr.DataArray, calls: xr.DataArray, dim: 
 
 def _legend(figure: Any) -> None:
     lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _COLORS.items()]
+    lines.append(Line2D([], [], color=MUTED, marker="o", lw=1.5, label="exact denoiser"))
+    lines.append(Line2D([], [], color=MUTED, marker="o", mfc="white", ls="--", lw=1.5, label="trained network"))
     marks = [Line2D([], [], ls="", marker=mark, color=_OTHER, label=label) for label, mark in _MARKS.items()]
-    kinds = [
-        Line2D([], [], color=MUTED, marker="o", lw=1.5, label="exact denoiser"),
-        Line2D([], [], color=MUTED, marker="o", mfc="white", ls="--", lw=1.5, label="trained network"),
-    ]
-    figure.legend(handles=[*lines, *kinds, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
+    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=9, columnspacing=1.3, handletextpad=0.4)
 
 
 def _draw_table(panels: Any, data: xr.Dataset) -> None:
@@ -243,10 +222,7 @@ def _draw_table(panels: Any, data: xr.Dataset) -> None:
     gap.set_title("(e) calibration; squares: detected")
     broken.set(xlabel="share of strings", xlim=(-0.02, 1.02))
     broken.set_title("(f) impossible strings")
-    kl.set_yticks(range(len(rows)), [label for label, _ in rows])
-    for tick, (_, color) in zip(kl.get_yticklabels(), rows, strict=True):
-        tick.set_color(color)
-    kl.set_ylim(len(rows) - 0.5, -0.6)
+    name_rows(kl, *zip(*rows, strict=True))
 
 
 _FAMILY_COLORS = dict(
@@ -262,10 +238,8 @@ def _draw_worlds(figure: Any, data: xr.Dataset) -> None:
     for axes, letter, world in zip(panels, "gh", kl.world.values, strict=True):
         axes.axhspan(floor / 2, floor * 1.5, color="#eeeeee", lw=0, zorder=0)
         for label, color in _FAMILY_COLORS.items():
-            names = [str(name) for name in kl.short_sampler.values if str(name).startswith(f"{label}, ")]
-            if names:
-                at = {"world": world, "short_sampler": names}
-                axes.plot(data.short_calls.sel(at), np.maximum(kl.sel(at), floor), "o-", color=color, lw=1.5, ms=6)
+            at = {"world": world, "short_sampler": curve(kl, label, "short_sampler")[:-1]}
+            axes.plot(data.short_calls.sel(at), np.maximum(kl.sel(at), floor), "o-", color=color, lw=1.5, ms=6)
         for label, mark, color in _single_marks():
             if label in kl.short_sampler:
                 at = {"world": world, "short_sampler": label}
@@ -288,17 +262,15 @@ def _draw_worlds(figure: Any, data: xr.Dataset) -> None:
             row_interval(gap, row + aside, tuple(values), color, mark, 1.6, mfc=face, ms=6, clip_on=False)
     gap.axvline(0, color=THEORY, lw=1, zorder=1)
     gap.set_xscale("symlog", linthresh=0.02)
-    gap.set(xlabel=r"$\log p$ of originals minus draws, nats a token", ylim=(len(rows) - 0.5, -0.6))
+    gap.set(xlabel=r"$\log p$ of originals minus draws, nats a token")
     gap.set_title(f"(i) clones, {data.attrs['large_leaves']} tokens")
     gap.set_xticks([-0.1, 0, 0.1, 1], ["-.1", "0", ".1", "1"])
-    gap.set_yticks(range(len(rows)), rows, fontsize=9)
+    name_rows(gap, rows, fontsize=9)
     lines = [Line2D([], [], color=color, marker="o", lw=1.5, label=label) for label, color in _FAMILY_COLORS.items()]
     lines += [Line2D([], [], ls="", marker="*", color=THEORY, ms=12, label="one token a call, exact")]
     lines += [Line2D([], [], ls="", marker=mark, color=c, ms=9, label=label) for label, mark, c in _single_marks() if mark == "P"]
-    lines += [
-        Line2D([], [], ls="", marker="o", color=MUTED, mfc=c, label=w)
-        for w, c in (("(i) chain", MUTED), ("(i) grammar", "white"))
-    ]
+    for world, face in (("(i) chain", MUTED), ("(i) grammar", "white")):
+        lines.append(Line2D([], [], ls="", marker="o", color=MUTED, mfc=face, label=world))
     figure.legend(handles=lines, loc="outside lower center", ncols=7, columnspacing=1.3, handletextpad=0.4)
 
 

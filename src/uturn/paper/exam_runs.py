@@ -129,15 +129,8 @@ def _keys(use: int, *coordinates: Any) -> np.ndarray:
 
 
 def enumerated(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
-    """Every decoder on some masked strings, against the posterior by writing all strings out.
-
-    Returns
-    -------
-    Dataset
-        divergence (decoder, observation) : KL(decoder ‖ posterior) in nats, exact.
-        estimate, error (decoder, observation) : mean and standard error of `log_ratio` over draws from the same observation.
-        calls (decoder, observation) : evaluations of the denoiser.
-    """
+    """Every decoder on some masked strings, against the posterior by writing all strings out, (decoder, observation): exact
+    `divergence` KL(decoder ‖ posterior) in nats, mean and standard error of `log_ratios` over draws, calls of the denoiser."""
     observations = masked_strings(rhm, plan["masked"])
     tried = decoders(plan["steps"])
     results = {name: np.empty((len(tried), len(observations))) for name in ("divergence", "estimate", "error", "calls")}
@@ -163,36 +156,26 @@ def masked_strings(rhm: RandomHierarchyModel, numbers: list[int]) -> np.ndarray:
 
 
 def drawn(rhm: RandomHierarchyModel, denoiser: Denoiser, plan: Mapping[str, Any]) -> xr.Dataset:
-    """Clones that every decoder draws from one masked string of each item.
-
-    Returns
-    -------
-    Dataset
-        log_ratio (decoder, item, clone) : see `log_ratios`; infinite for a string that the grammar cannot produce.
-        with_original, with_clones (decoder, item, clone, tree_level) : arguments of `uturn.measures.calibration.calibrate`,
-        shares of equal nodes after parsing.
-        calls (decoder) : evaluations of the denoiser for a reconstruction, mean over items.
-    """
+    """Clones that every decoder draws from one masked string of each item: `log_ratio` (decoder, item, clone) of `log_ratios`;
+    shares of equal nodes after parsing (decoder, item, clone, tree_level), the arguments of `calibrate`; mean calls (decoder)."""
     items, tried = np.arange(plan["items"]), decoders(plan["steps"])
     leaves = rhm.sample(len(items), seed=_keys(_STRINGS, items)).leaves
     shares = np.resize(plan["shares"], len(items))
     noisy = Masking().corrupt(leaves, shares, rhm.vocab_size, _keys(_NOISE, items))
     copies = Noisy(np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), rhm.vocab_size)
     streams = _keys(_DRAWS, items[:, None], np.arange(CLONES)).reshape(-1)
-    ratios, first, rows, calls = [], [], [], []
+    readings = []
     for decoder in tried.values():
         strings, ratio = log_ratios(rhm, denoiser, copies, streams, decoder)
         pair = parsed_agreement(rhm, np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1))
-        ratios.append(ratio.reshape(len(items), CLONES))
-        first.append(pair[0])
-        rows.append(pair[1])
-        calls.append(decoder.numbers(noisy.values < 0)[0].mean())
+        readings.append((ratio.reshape(len(items), CLONES), *pair, decoder.numbers(noisy.values < 0)[0].mean()))
+    ratios, first, rows, calls = map(np.array, zip(*readings, strict=True))
     dims = ("decoder", "item", "clone")
     return xr.Dataset(
         {
-            "log_ratio": (dims, np.array(ratios)),
-            "with_original": ((*dims, "tree_level"), np.array(first)),
-            "with_clones": ((*dims, "tree_level"), np.array(rows)),
+            "log_ratio": (dims, ratios),
+            "with_original": ((*dims, "tree_level"), first),
+            "with_clones": ((*dims, "tree_level"), rows),
             "calls": ("decoder", calls),
         },
         {"decoder": list(tried), "share": ("item", shares), "tree_level": range(rhm.depth + 1)},

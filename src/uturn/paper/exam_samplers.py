@@ -1,7 +1,4 @@
-"""Samplers of discrete diffusion on trial in two worlds, a hidden Markov chain and a grammar: a measurement of the figure `exam`.
-
-The denoisers are exact. On short strings the divergence from the posterior is enumerated; on long ones clones are compared.
-"""
+"""Samplers of discrete diffusion with exact denoisers in two worlds, a Markov chain and a grammar: a measurement of `exam`."""
 
 from __future__ import annotations
 
@@ -52,14 +49,8 @@ CLONES = 2
 # `masked`: number of masked tokens of each short observation, at random places; of the last one, all right of the kept tokens.
 SETTINGS: dict[Scale, dict[str, Any]] = {
     "smoke": {"length": 8, "steps": [2, 4, 8], "masked": [5, 6, 5], "items": 192, "long_steps": [2, 8, 32], "depth": 6},
-    "paper": {
-        "length": 8,
-        "steps": [2, 4, 8, 16, 32],
-        "masked": [4, 5, 6, 6, 5],
-        "items": 1024,
-        "long_steps": [2, 4, 8, 16, 32],
-        "depth": 6,
-    },
+    "paper": {"length": 8, "steps": [2, 4, 8, 16, 32], "masked": [4, 5, 6, 6, 5], "items": 1024,
+              "long_steps": [2, 4, 8, 16, 32], "depth": 6},
 }  # fmt: skip
 SHARE = 0.7
 """Noise level of the observations, short ones of replaced tokens and all long ones."""
@@ -67,10 +58,8 @@ _STREAMS, _STRINGS, _NOISE, _DRAWS = (Purpose.DENOISING, 2), 0, 1, 2
 
 
 def worlds(num_leaves: int, symbols: int) -> dict[str, Any]:
-    """A chain and a grammar of binary rules in which every string is possible.
-
-    A state of the chain stays with probability .8 and is seen as its symbol with probability .9; all others are alike.
-    """
+    """A chain and a grammar of binary rules in which every string is possible. A state of the chain stays with probability .8 and
+    is seen as its symbol with probability .9."""
     stay, seen = (np.where(np.eye(symbols), p, (1 - p) / (symbols - 1)) for p in (0.8, 0.9))
     sizes = {"vocab_size": symbols, "multiplicity": symbols, "branching": 2, "depth": int(np.log2(num_leaves))}
     return {
@@ -94,18 +83,17 @@ def is_of(label: str, names: tuple[str, ...]) -> bool:
     return label.rpartition(", ")[0] in names or label in names
 
 
-def settings(scale: Scale, part: str) -> dict[str, Any]:
-    """The settings of the short or the long measurement."""
-    plan = SETTINGS[scale]
-    names = ("steps", "length", "masked") if part == "short" else ("long_steps", "items", "depth")
-    tried = samplers(plan[names[0]])
-    return {**{name: plan[name] for name in names}, "samplers": {label: repr(decoder) for label, decoder in tried.items()}}
-
-
 def jobs(scale: Scale) -> dict[str, Any]:
     """Settings and computation by label, for `Workshop.keep_all`."""
-    plans = {part: settings(scale, part) for part in ("short", "long")}
-    return {f"samplers-{part}": (plan, partial(short if part == "short" else long, plan)) for part, plan in plans.items()}
+    made = {}
+    for label, compute, names in (
+        ("short", short, ("steps", "length", "masked")),
+        ("long", long, ("long_steps", "items", "depth")),
+    ):
+        plan = {name: SETTINGS[scale][name] for name in names}
+        plan["samplers"] = {name: repr(decoder) for name, decoder in samplers(plan[names[0]]).items()}
+        made[f"samplers-{label}"] = plan, partial(compute, plan)
+    return made
 
 
 def _keys(use: int, *coordinates: Any) -> np.ndarray:
@@ -152,14 +140,8 @@ def observations(world: Any, masked: list[int]) -> np.ndarray:
 
 
 def short(plan: Mapping[str, Any]) -> xr.Dataset:
-    """Divergence from the posterior by enumeration, 8 tokens of 3 symbols.
-
-    Returns
-    -------
-    Dataset
-        divergence (world, sampler, observation) : KL(sampler ‖ posterior) in nats.
-        calls (world, sampler) : evaluations of the denoiser for a string, mean over observations and draws.
-    """
+    """8 tokens of 3 symbols: `divergence` KL(sampler ‖ posterior) in nats by enumeration, (world, sampler, observation), and
+    evaluations of the denoiser for a string, mean over observations and draws, `calls` (world, sampler)."""
     tried = {label: decoder for label, decoder in samplers(plan["steps"]).items() if not is_of(label, NOT_ENUMERATED)}
     found, calls = [], []
     for world in worlds(plan["length"], 3).values():
@@ -187,15 +169,9 @@ def short(plan: Mapping[str, Any]) -> xr.Dataset:
 
 
 def long(plan: Mapping[str, Any]) -> xr.Dataset:
-    """Clones that every sampler draws from one noisy string of each item, 8 symbols.
-
-    Returns
-    -------
-    Dataset
-        with_original, with_clones (world, sampler, item, clone, reading) : arguments of `uturn.measures.calibration.calibrate`,
-        see `READINGS`. That of the log-likelihood is the mean of two strings, so its gap is the difference of their means.
-        calls (world, sampler) : evaluations of the denoiser for a string, mean over strings.
-    """
+    """Clones that every sampler draws from one noisy string of each item, 8 symbols: `READINGS` (world, sampler, item, clone,
+    reading) as arguments of `calibrate`, and `calls` (world, sampler). That of the log-likelihood is the mean of two strings, so
+    its gap is the difference of their means."""
     items, tried, results, calls = np.arange(plan["items"]), samplers(plan["long_steps"]), [], []
     for world in worlds(2 ** plan["depth"], 8).values():
         leaves = world.sample(len(items), seed=_keys(_STRINGS, items)).leaves
@@ -205,11 +181,9 @@ def long(plan: Mapping[str, Any]) -> xr.Dataset:
             copies = Noisy(np.repeat(noisy.values, CLONES, axis=0), np.repeat(noisy.noise, CLONES), 8)
             strings, count = draws(denoiser, decoder, copies, _keys(_DRAWS, items[:, None], np.arange(CLONES)).reshape(-1))
             together = np.concatenate([leaves[:, None], strings.reshape(len(items), CLONES, -1)], axis=1)
-            likelihood = (
-                world.log_likelihood(together.reshape(-1, world.num_leaves)).reshape(together.shape[:2]) / world.num_leaves
-            )
+            likelihood = world.log_likelihood(together.reshape(-1, world.num_leaves)).reshape(together.shape[:2])
             pairs = [paired(together, partial(equal_runs, length=length)) for length in (1, 2)]
-            pairs.append(paired(likelihood, lambda a, b: (a + b) / 2))
+            pairs.append(paired(likelihood / world.num_leaves, lambda a, b: (a + b) / 2))
             results.append([np.stack(values, axis=-1) for values in zip(*pairs, strict=True)])
             calls.append(count)
     shape, dims = (2, len(tried)), ("world", "sampler", "item", "clone", "reading")

@@ -16,7 +16,7 @@ from uturn.measures.statistics import Estimate
 from uturn.paper import exam_samplers
 from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
 from uturn.paper.exam_samplers import CHAIN, GRAMMAR, in_steps
-from uturn.paper.verdicts import Verdict, above, below, decreasing, equal, listed, verdict, within
+from uturn.paper.verdicts import Rule, Verdict, above, below, decreasing, equal, listed, verdict, within
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder
@@ -28,11 +28,8 @@ PRECISION = 0.1  # largest standard error of a divergence from draws, relative t
 
 def verdicts(data: xr.Dataset, small: Mapping[str, xr.Dataset]) -> list[Verdict]:
     """All verdicts on the data of the figure; `small`: the measurements by enumeration."""
-    against_enumeration = _draws_against_enumeration(small)
-    return [
-        *(*_by_enumeration(data), against_enumeration, *_by_draws(data), *_clones(data), _impossible(data), *_network(data)),
-        *_worlds(data),
-    ]
+    of_decoders = [*_by_enumeration(data), _draws_against_enumeration(small), *_by_draws(data), *_clones(data)]
+    return [*of_decoders, _impossible(data), *_network(data), *_worlds(data)]
 
 
 def is_bound(decoder: Decoder) -> bool:
@@ -47,29 +44,28 @@ def curve(data: xr.Dataset | xr.DataArray, label: str, dim: str = "decoder") -> 
 
 
 def detected(p: Any) -> np.ndarray:
-    """Smallest p-value by Holm of the tests of a decoder, (..) of p-values (.., tests)."""
+    """Smallest p-value by Holm of the tests of a decoder, (..) of p-values (.., tests): the smallest times their number."""
     p = np.asarray(p, float)
-    return np.minimum(p.min(axis=-1) * p.shape[-1], 1)  # the smallest is multiplied by the number of tests
+    return np.minimum(p.min(axis=-1) * p.shape[-1], 1)
 
 
 def _by_enumeration(data: xr.Dataset) -> list[Verdict]:
-    exact = data.small_kl.sel(denoiser="exact")
-    others = [str(name) for name in exact.small_decoder.values if name not in EXACT]
-    rounding = data.small_rounding
+    exact, rounding = data.small_kl.sel(denoiser="exact"), data.small_rounding
+    right, other = exact.sel(small_decoder=list(EXACT)), exact.sel(small_decoder=~exact.small_decoder.isin(list(EXACT)))
     falls = {label: exact.sel(small_decoder=curve(data, label, "small_decoder")).values for label in list(ORDERS)[:2]}
     where = f"KL(decoder ‖ posterior) by enumeration, exact denoiser, {data.small_leaves} leaves, nats"
     return [
         verdict(
             f"{where}: orders chosen before the token is drawn, one token a step",
-            _list(exact.sel(small_decoder=list(EXACT))),
+            _list(right),
             "0: they draw from the posterior",
-            below(exact.sel(small_decoder=list(EXACT)), rounding, f"below {rounding:.1g}, what rounding can explain"),
+            below(right, rounding, f"below {rounding:.1g}, what rounding can explain"),
         ),
         verdict(
             f"{where}: all other decoders",
-            _list(exact.sel(small_decoder=others)),
+            _list(other),
             "not 0: they draw from other laws",
-            above(exact.sel(small_decoder=others), rounding, f"above {rounding:.1g}, what rounding can explain"),
+            above(other, rounding, f"above {rounding:.1g}, what rounding can explain"),
         ),
         verdict(
             f"{where}: several tokens a step, with more and more calls",
@@ -156,11 +152,10 @@ def _steps(data: xr.Dataset) -> list[int]:
 
 def _clones(data: xr.Dataset) -> list[Verdict]:
     p = data.p.sel(denoiser="exact")
-    adjusted = holm(p.sel(decoder=list(EXACT)).values)
-    several = {label: decoder for label, decoder in decoders(_steps(data)).items() if decoder.steps}
-    rest = [label for label, decoder in several.items() if decoder.steps and decoder.steps > SOME]
-    wrong = [*OTHERS, *(label for label in several if label not in rest)]
-    smallest = {label: float(detected(p.sel(decoder=label))) for label in [*wrong, *rest]}
+    adjusted, smallest = holm(p.sel(decoder=list(EXACT)).values), dict(zip(p.decoder.values, detected(p), strict=True))
+    steps = {label: decoder.steps for label, decoder in decoders(_steps(data)).items() if decoder.steps}
+    wrong = [*OTHERS, *(label for label, number in steps.items() if number <= SOME)]
+    rest = [label for label, number in steps.items() if number > SOME]
     where = "calibration E f(x0, x̂) - E f(x̂, x̂'), f: share of equal parsed nodes per tree level, two grammars, exact denoiser"
     return [
         verdict(
@@ -230,24 +225,25 @@ def _network(data: xr.Dataset) -> list[Verdict]:
 
 def _worlds(data: xr.Dataset) -> list[Verdict]:
     """Samplers with exact conditionals on a chain and on a grammar."""
-    kl, rounding = data.short_kl.mean("observation"), data.small_rounding
-    labels = [str(name) for name in kl.short_sampler.values]
-    exact = [*exam_samplers.EXACT]
-    steps = {label: [name for name in labels if name.startswith(f"{label}, ")] for label in exam_samplers.FAMILIES}
-    single = "random order"
+    kl, rounding, p, exact = data.short_kl.mean("observation"), data.small_rounding, data.world_p, [*exam_samplers.EXACT]
+    steps = {label: curve(kl, label, "short_sampler")[:-1] for label in exam_samplers.FAMILIES}
     several = [name for names in steps.values() for name in names if not (kl.sel(short_sampler=name) < rounding).all()]
-    in_time = {label: names for label, names in steps.items() if names and label != single}
-    curves = {world: [kl.sel(world=world, short_sampler=names).values for names in in_time.values()] for world in kl.world.values}
-    ranks = float(spearmanr(*(kl.sel(world=world, short_sampler=several) for world in (CHAIN, GRAMMAR))).statistic)
+    in_time = [names for label, names in steps.items() if names and label != "random order"]
+    on_chain, on_grammar = (kl.sel(world=world, short_sampler=several) for world in (CHAIN, GRAMMAR))
+    ranks = float(spearmanr(on_chain, on_grammar).statistic)
     causal = data.short_kl.sel(short_sampler="causal blocks of 4")
     more = {label: kl.sel(short_sampler=names[1:]).values for label, names in steps.items()}
     times = {label: more[label] / more[_PLAIN] for label in _REMASKED}
     right, none = causal[:, :-1], causal[:, -1]
     where = "KL(sampler ‖ posterior) by enumeration, exact conditionals, 8 tokens, nats"
-    p = data.world_p
-    found = {str(name): detected(p.sel(sampler=name)) for name in data.sampler.values}  # in each world
-    few = [f"{label}, {FEW} steps" for label in exam_samplers.FAMILIES]
+    few = [*(f"{label}, {FEW} steps" for label in exam_samplers.FAMILIES), "given tokens too"]
+    found = detected(p.sel(sampler=few).transpose("sampler", "world", "reading"))
     adjusted = holm(p.sel(sampler=exact).values.reshape(-1))
+
+    def errors(of_world: xr.DataArray) -> list[Rule]:
+        falls = [np.diff(kl.sel(world=of_world.world, short_sampler=names)) for names in in_time]
+        return [above(of_world, rounding, f"above {rounding:.1g}"), below(falls, 0, "decreasing")]
+
     return [
         verdict(
             f"{where}: one token a call on chain and grammar",
@@ -257,17 +253,15 @@ def _worlds(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             f"{where}: few steps on the chain, the finding of arXiv:2602.19619",
-            _list(kl.sel(world=CHAIN, short_sampler=several)),
+            _list(on_chain),
             "not 0 even with exact conditionals; falls with the number of steps",
-            above(kl.sel(world=CHAIN, short_sampler=several), rounding, f"above {rounding:.1g}"),
-            below([np.diff(values) for values in curves[CHAIN]], 0, "decreasing"),
+            *errors(on_chain),
         ),
         verdict(
             f"{where}: few steps on the grammar, and whether the ranking of the chain holds",
-            f"{_list(kl.sel(world=GRAMMAR, short_sampler=several))}; rank correlation of {len(several)} samplers {ranks:.2f}",
+            f"{_list(on_grammar)}; rank correlation of {len(several)} samplers {ranks:.2f}",
             "not 0, falls; the same ranking with long range",
-            above(kl.sel(world=GRAMMAR, short_sampler=several), rounding, f"above {rounding:.1g}"),
-            below([np.diff(values) for values in curves[GRAMMAR]], 0, "decreasing"),
+            *errors(on_grammar),
             above(ranks, RANKS),
         ),
         verdict(
@@ -291,8 +285,8 @@ def _worlds(data: xr.Dataset) -> list[Verdict]:
         ),
         verdict(
             f"clones in both worlds: {FEW} steps, and given tokens masked again; p by Holm on chain and grammar",
-            "; ".join(f"{name} {found[name][0]:.2g}, {found[name][1]:.2g}" for name in [*few, "given tokens too"]),
+            "; ".join(f"{name} {first:.2g}, {second:.2g}" for name, (first, second) in zip(few, found, strict=True)),
             "not 0",
-            below([found[name] for name in [*few, "given tokens too"]], LEVEL, f"p by Holm < {LEVEL:g} each"),
+            below(found, LEVEL, f"p by Holm < {LEVEL:g} each"),
         ),
     ]

@@ -12,7 +12,7 @@ from uturn.corruption import EpsilonBelief
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.paper.fig7 import TOLERANCE
-from uturn.paper.small_tree import by_level, node_coordinates
+from uturn.paper.small_tree import by_level, node_coordinates, nodes
 from uturn.paper.specs import PAPER, mean_field
 from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop
@@ -32,24 +32,19 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     grammars, strings = (24, 4) if workshop.scale == "smoke" else (96, 16)
 
     def compute() -> xr.Dataset:
-        means = []
-        first: dict[str, np.ndarray] = {}
+        means, first = [], dict[str, np.ndarray]()
         for seed in keys(0, Purpose.PICTURE, np.arange(grammars)).tolist():
             rhm = RandomHierarchyModel(**PAPER, depth=DEPTH, seed=seed)
             draw = rhm.sample(strings, keys(seed, Purpose.PICTURE, np.arange(strings)))
             noisy = EpsilonBelief().corrupt(draw.leaves, NOISE, rhm.vocab_size)
             up = infer(rhm, EpsilonBelief().log_evidence(noisy, np.float64), outputs=("upward",)).upward
-            right = [
-                np.take_along_axis(up[level], draw.latents[level][..., None], 2).mean(axis=(1, 2)) for level in range(LEVELS)
-            ]
-            means.append(np.stack(right, axis=-1))
-            if not first:
-                first["upward"] = np.concatenate([up[level][0] for level in range(LEVELS)])
-                first["true_symbol"] = np.concatenate([draw.latents[level][0] for level in range(LEVELS)])
+            right = (np.take_along_axis(up[k], draw.latents[k][..., None], 2).mean(axis=(1, 2)) for k in range(LEVELS))
+            means.append(np.stack(list(right), axis=-1))
+            first = first or {name: nodes({k: of[k] for k in range(LEVELS)}) for name, of in (("up", up), ("true", draw.latents))}
         return xr.Dataset(
             {
-                "upward": (("node", "symbol"), first["upward"]),
-                "true_symbol": ("node", first["true_symbol"]),
+                "upward": (("node", "symbol"), first["up"]),
+                "true_symbol": ("node", first["true"]),
                 "mean_belief": (("grammar", "string", "level"), np.array(means)),
             },
             coords={**node_coordinates(rhm, LEVELS), "level": np.arange(LEVELS)},
@@ -110,10 +105,9 @@ def draw(data: xr.Dataset) -> Any:
         figure, panels = plt.subplots(1, levels, figsize=(14, 4.4), sharey=True, layout="constrained")
         for level, axes in enumerate(panels):
             right, messages = _true(data, level), by_level(data.upward)[level]
-            nodes = len(right)
             wrong = np.arange(v) != by_level(data.true_symbol)[level][:, None]
-            place = np.broadcast_to(np.arange(1, nodes + 1)[:, None], messages.shape)
-            size, true_size = (2, 2.4) if nodes > 300 else (3, 3.6)
+            place = np.broadcast_to(np.arange(1, len(right) + 1)[:, None], messages.shape)
+            size, true_size = (2, 2.4) if len(right) > 300 else (3, 3.6)
             axes.plot(place[wrong], messages[wrong], ".", color="#b5b5b5", ms=size, mew=0, rasterized=True, zorder=1)
             axes.plot(place[:, 0], right, "o", color=colors[level], ms=true_size, mew=0, alpha=0.8, rasterized=True, zorder=2)
             p = float(data.mean_field[level])
@@ -121,8 +115,8 @@ def draw(data: xr.Dataset) -> Any:
                 axes.axhline(value, color=THEORY, lw=1.5, zorder=3)
             at_the_edge = {"transform": axes.get_yaxis_transform(), "clip_on": False}
             axes.plot([1.02], [right.mean()], "<", color=colors[level], ms=9, mew=0, **at_the_edge)
-            axes.set(xlim=(0, nodes + 1), ylim=(-0.01, 1.02), xlabel="node")
-            axes.set_xticks([1, nodes // 2])
+            axes.set(xlim=(0, len(right) + 1), ylim=(-0.01, 1.02), xlabel="node")
+            axes.set_xticks([1, len(right) // 2])
             axes.set_title(f"level {level}" + (", leaves" if level == 0 else ""))
         panels[0].set_ylabel("upward message")
         panels[0].plot([], [], "o", color=colors[0], ms=5, label="true symbol")

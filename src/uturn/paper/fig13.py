@@ -44,10 +44,7 @@ def quenched_downward(
     averaged. A path meets one factor of every level, so nothing is lost by drawing one path at a time: at ε = 0, where siblings
     are known for certain, the result is exact (up to the number of paths).
 
-    Returns
-    -------
-    array (grammars, noise, depth + 1)
-        Mean over the paths of a grammar; tree level last, 0 = leaves.
+    Returns the mean over the paths of each grammar, (grammars, noise, depth + 1); tree level last, 0 = leaves.
     """
     v, m, s, L = vocab_size, multiplicity, branching, depth
     up = MeanField(v, m, s).curves(np.array(noise), L).upward
@@ -103,10 +100,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _without_noise(belief: xr.DataArray, expected: np.ndarray, theory: MeanField) -> Verdict:
-    """Without noise the siblings of a path are known for certain, so that the drawn paths follow the exact law.
-
-    `expected`: their beliefs (grammar, tree_level).
-    """
+    """Without noise the siblings of a path are known for certain: drawn paths, with beliefs `expected`, follow the exact law."""
     L = expected.shape[1]
     measured = grammar_means(belief).sel(noise=0).transpose("grammar", "tree_level").values[:, :L]
     p = ttest_ind(measured, expected, equal_var=False).pvalue

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
 from uturn.core.registry import part_class
-from uturn.measures.statistics import Estimate, crossing, grammar_means, inversion, shift
+from uturn.measures.statistics import crossing, grammar_means, inversion, shift
 from uturn.paper import fig5, fig7, thresholds
 from uturn.paper.specs import experiment_of, mean_field
-from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, meets, verdict
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, estimates, listed, meets, verdict
 from uturn.paper.workshop import Scale, Workshop
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_bar, level_colors, style
 
@@ -38,15 +38,13 @@ EVEN = np.linspace(0.02, 0.98, 65)
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
     """Masking and replacement, in the size of Fig. 5; the Gaussian process and the ε-process are the runs of Figs. 5 and 7."""
-    described = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
+    of = fig5.experiments(scale)[f"depth{PARAMETERS['depth']}"]
     noise = {
         "masking": np.r_[np.linspace(0.02, 0.14, 4), np.linspace(0.17, 0.41, 13), np.linspace(0.45, 0.95, 8), 1.0],
         "uniform": np.r_[np.linspace(0.01, 0.07, 4), np.linspace(0.09, 0.27, 13), np.linspace(0.32, 0.92, 8), 1.0],
     }
-    sizes: dict[str, Any] = {"items": described.items, "chunk": described.chunk}
-    return {
-        name: experiment_of(described.source, name, levels.round(6), *described.probes, **sizes) for name, levels in noise.items()
-    }
+    sizes: dict[str, Any] = {"items": of.items, "chunk": of.chunk}
+    return {name: experiment_of(of.source, name, levels.round(6), *of.probes, **sizes) for name, levels in noise.items()}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
@@ -58,20 +56,10 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     }
 
 
-class Findings(NamedTuple):
-    """Results of one channel; lists have an entry for each tree level."""
-
-    shifts: list[Estimate]  # displacement along effective ε from the mean field of the ε-process
-    before: list[float]  # root mean square distance from the mean field
-    after: list[float]  # the same, after the displacement
-    half: Estimate  # effective ε where half of the class is lost
-    swap: Estimate  # effective ε where class and leaves swap order
-    apart: float  # largest distance of the leaves from the mean field
-    surplus: float  # smallest gain of the leaves over the belief of a leaf by itself, in standard errors over items
-
-
-def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
-    """Curves of a run against the mean field `lines` (fine, tree_level) of the ε-process."""
+def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> xr.Dataset:
+    """A run beside the mean field `lines` (fine, tree_level) of the ε-process, along effective ε: displacement and root mean
+    square distance from it, before and after the displacement; where half of the class is lost; where class and leaves swap
+    order; largest distance of the leaves; their smallest gain over a leaf by itself, in standard errors over items."""
     v, levels = PARAMETERS["vocab_size"], range(PARAMETERS["depth"] + 1)
     x, half = run.effective_epsilon.values, (1 + 1 / v) / 2
 
@@ -85,53 +73,46 @@ def findings(run: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> Findings:
     def places(c: np.ndarray) -> list[float]:
         return [crossing(x, c[:, -1], half, first=True), inversion(x, c[:, -1], c[:, 0])]
 
-    def distance(level: int, by: float) -> float:
-        return float(np.sqrt(np.mean((curves[level] - np.interp(EVEN - by, fine, lines[:, level])) ** 2)))
+    def distances(by: np.ndarray) -> list[float]:
+        theory = [np.interp(EVEN - by[level], fine, lines[:, level]) for level in levels]
+        return np.sqrt(((curves - theory) ** 2).mean(axis=1)).tolist()
 
     shifts, (lost, swap) = estimates(run.belief, displacements), estimates(run.belief, places)
     curves = on_even(run.belief.mean("item").transpose("noise", "tree_level").values)
     gain = run.belief.isel(tree_level=0) - (1 - run.effective_epsilon * (v - 1) / v)
     error = gain.std("item", ddof=1) / np.sqrt(run.sizes["item"])
-    return Findings(
-        shifts,
-        [distance(level, 0.0) for level in levels],
-        [distance(level, displaced.value) for level, displaced in zip(levels, shifts, strict=True)],
-        lost,
-        swap,
-        float(np.abs(curves[0] - np.interp(EVEN, fine, lines[:, 0])).max()),
-        float((gain.mean("item") / error.clip(1e-12)).min()),
+    return xr.Dataset(
+        {
+            "shift": (("tree_level", "estimate"), shifts),
+            "residual_before": ("tree_level", distances(np.zeros(len(levels)))),
+            "residual_after": ("tree_level", distances(np.array([displaced.value for displaced in shifts]))),
+            "half_lost": ("estimate", list(lost)),
+            "swap": ("estimate", list(swap)),
+            "apart": np.abs(curves[0] - np.interp(EVEN, fine, lines[:, 0])).max(),
+            "surplus": float((gain.mean("item") / error.clip(1e-12)).min()),
+        }
     )
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     L, theory, fine = PARAMETERS["depth"], mean_field(PARAMETERS), np.linspace(0, 1, 1001)
-    critical = theory.critical_noise or np.nan
-    loaded = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}
-    read = [findings(loaded[name], fine, theory.curves(fine, L).marginals) for name in CHANNELS]
-    data = xr.Dataset(
-        {
-            "shift": (("channel", "tree_level", "estimate"), np.array([of_channel.shifts for of_channel in read])),
-            "residual_before": (("channel", "tree_level"), [of_channel.before for of_channel in read]),
-            "residual_after": (("channel", "tree_level"), [of_channel.after for of_channel in read]),
-            "half_lost": (("channel", "estimate"), np.array([of_channel.half for of_channel in read])),
-        },
-        coords={"channel": list(CHANNELS), "estimate": ESTIMATE, "tree_level": np.arange(L + 1)},
-        attrs={**PARAMETERS, "critical_noise": critical},
-    )
+    loaded, lines = {name: runs[name].load() for name in ("epsilon", *CHANNELS)}, theory.curves(fine, L).marginals
+    data = xr.concat([findings(loaded[name], fine, lines) for name in CHANNELS], "channel")
+    data = data.assign_coords(channel=list(CHANNELS), estimate=ESTIMATE, tree_level=np.arange(L + 1))
+    data.attrs = {**PARAMETERS, "critical_noise": theory.critical_noise or np.nan}
     for name, run in loaded.items():
         mean = grammar_means(run.belief).transpose("grammar", "noise", "tree_level")
         point = f"{name}_point"
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
-    return data, _verdicts(read, critical)
+    return data, _verdicts(data, data.attrs["critical_noise"])
 
 
-def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
-    L = PARAMETERS["depth"]
-    names = ", ".join(channel.label for channel in CHANNELS.values())
-    shifts, before_all, after_all, halves, swaps, apart, surplus = zip(*read, strict=True)
-    displacements, before, after = ([levels[L] for levels in values] for values in (shifts, before_all, after_all))
+def _verdicts(data: xr.Dataset, critical: float) -> list[Verdict]:
+    names, of_class = ", ".join(channel.label for channel in CHANNELS.values()), data.isel(tree_level=-1)
+    displacements, swaps = listed(of_class["shift"]), listed(data.swap)
+    before, after = of_class.residual_before.values, of_class.residual_after.values
     return [
         *(
             verdict(
@@ -140,7 +121,7 @@ def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
                 f"{low} to {high} (ε* = {critical:.3f})",
                 meets(half, low, high, "95 % interval meets the range, exact BP at L = 9, 10, and is narrower"),
             )
-            for (name, (low, high)), half in zip(EXPECTED.items(), halves, strict=True)
+            for (name, (low, high)), half in zip(EXPECTED.items(), listed(data.half_lost), strict=True)
         ),
         verdict(
             f"displacement of the class curve from the ε-process: {names}",
@@ -152,15 +133,15 @@ def _verdicts(read: list[Findings], critical: float) -> list[Verdict]:
             f"class curve, root mean square distance from the ε-process before and after the displacement: {names}",
             ", ".join(f"{b:.3f} to {a:.3f}" for b, a in zip(before, after, strict=True)),
             "the shape is mapped",
-            below(after, np.array(before) / 3, "less than a third is left"),
+            below(after, before / 3, "less than a third is left"),
         ),
         verdict(
             f"leaves: smallest gain over the belief of a leaf by itself, in standard errors: {names}",
-            ", ".join(f"{z:+.1f}" for z in surplus)
+            ", ".join(f"{z:+.1f}" for z in data.surplus.values)
             + "; largest distance from the ε-process "
-            + ", ".join(f"{distance:.2f}" for distance in apart),
+            + ", ".join(f"{distance:.2f}" for distance in data.apart.values),
             "not negative: in a Bayesian channel context cannot lower the mean belief in the truth",
-            above(surplus, -3.5, "above -3.5 at every noise level"),
+            above(data.surplus, -3.5, "above -3.5 at every noise level"),
         ),
         verdict(
             f"effective ε at which class and leaves swap order: {names}",

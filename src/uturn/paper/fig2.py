@@ -39,14 +39,13 @@ _PAIR_MARKS: list[dict[str, Any]] = [{"marker": "^", "ms": 5}, {"marker": "_", "
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
-    items, steps = (60, {"ddpm": 50, "ddim": 20}) if scale == "smoke" else (1000, {"ddpm": 250, "ddim": 250})
-    noise = np.arange(1, 11) / 10 if scale == "smoke" else np.arange(1, 26) / 25
-    probes, sizes = (LAYERS.model_dump(exclude_none=True), "images"), {"items": items, "chunk": 60 if scale == "smoke" else 50}
+    items, chunk, levels, steps = (60, 60, 10, (50, 20)) if scale == "smoke" else (1000, 50, 25, (250, 250))
+    common = ("fashion_mnist", "diffusion", np.arange(1, levels + 1) / levels, LAYERS.model_dump(exclude_none=True), "images")
     runs = {}
-    for label, scheduler in [("stochastic", "ddpm"), ("deterministic", "ddim")]:
-        backward = {"type": "diffusion", "model": "fashion_mnist", "scheduler": scheduler, "steps": steps[scheduler]}
+    for label, scheduler, number in zip(("stochastic", "deterministic"), ("ddpm", "ddim"), steps, strict=True):
+        backward = {"type": "diffusion", "model": "fashion_mnist", "scheduler": scheduler, "steps": number}
         backward["timestep_spacing"] = "trailing"
-        runs[label] = experiment_of("fashion_mnist", "diffusion", noise, *probes, backward=backward, **sizes)
+        runs[label] = experiment_of(*common, backward=backward, items=items, chunk=chunk)
     return runs
 
 
@@ -57,7 +56,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 def classified(workshop: Workshop, count: int = 500) -> xr.Dataset:
     """The classifier on all images: `predicted` and `label`; `random_pairs`, its mean similarity, per layer, of random pairs of
     different images of the same and of different classes. The figure `controls` uses it too."""
-    experiment = experiments("smoke")["stochastic"]
 
     def compute() -> xr.Dataset:
         images, labels = FashionMNISTSource().all_images()
@@ -76,14 +74,12 @@ def classified(workshop: Workshop, count: int = 500) -> xr.Dataset:
             coords={"pair": ["same class", "different class"], "network_layer": list(probe.layers)},
         )
 
-    return workshop.keep("fig2-classifier", {"models": experiment.models(), "pairs": count}, compute)
+    return workshop.keep("fig2-classifier", {"models": experiments("smoke")["stochastic"].models(), "pairs": count}, compute)
 
 
 def labels_retained(run: xr.Dataset, predicted: np.ndarray) -> tuple[xr.DataArray, np.ndarray]:
-    """Whether a reconstruction has the class and the kind of garment of its original, 0 or 1, with the dim label_set last.
-
-    `predicted`: classes of all images of the source. Second result: probability that two of these images agree, (label_set,).
-    """
+    """Whether a reconstruction has the class and the kind of garment of its original, 0 or 1, with the dim label_set last; and
+    the probability that two images of the source, with the classes `predicted`, agree in each, (label_set,)."""
     kinds, after = COARSE_CLASS[predicted], run.predicted_class.astype(int)
     original = xr.DataArray(kinds[: run.sizes["item"]], dims="item")
     same_kind = (xr.DataArray(COARSE_CLASS[after.values], dims=after.dims) == original).astype(float)
@@ -212,10 +208,8 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
     """Originals and their reconstructions from every tenth of the chain; one item of most classes."""
     noise = data.noise.values
     columns = np.flatnonzero(np.isclose(noise * 10, np.round(noise * 10)))
-    rows = [
-        np.concatenate([data.original[i].values, *(data.image.isel(noise=k, item=i).values for k in columns)], axis=1)
-        for i in _SHOWN
-    ]
+    rebuilt = data.image.transpose("item", "noise", ...).values[:, columns]
+    rows = [np.concatenate([data.original.values[i], *rebuilt[i]], axis=1) for i in _SHOWN]
     axes.imshow(np.concatenate(rows), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set_xticks(28 * np.arange(len(columns) + 1) + 13.5, ["original", *(f"{noise[k]:.1f}" for k in columns)])
     axes.set_yticks(28 * np.arange(len(_SHOWN)) + 13.5, [CLASS_NAMES[i] for i in _SHOWN])

@@ -65,11 +65,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "transition": ("estimate", list(location)),
         },
         coords={"depth": depths, "estimate": ESTIMATE},
-        attrs={
-            **PAPER,
-            "inversion_time": swap.value,
-            "effective_epsilon": epsilon,
-        },
+        attrs={**PAPER, "inversion_time": swap.value, "effective_epsilon": epsilon},
     )
     return data, [
         verdict(

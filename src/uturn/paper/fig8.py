@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, mean_curves, transition
+from uturn.measures.statistics import estimate, grammar_means, inversion, mean_curves, transition
 from uturn.paper import string_classifier
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
@@ -46,61 +46,72 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     return {**workshop.runs("fig8", experiments), "network": string_classifier.examined(workshop, classifier, statistics)}
 
 
-class Places(NamedTuple):
-    """Where mean-field theory puts the transition of a grammar."""
-
-    crossing: float  # ε at which class and leaves swap order at the depth of the grammar
-    star: float  # ε*, the threshold of infinitely deep trees
-
-
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     run, many, network = (runs[label].load() for label in ("layers", "grammars", "network"))
-    source = json.loads(run.attrs["spec"])["source"]
+    source, noise = json.loads(run.attrs["spec"])["source"], run.noise.values
     v, L, theory = source["vocab_size"], source["depth"], mean_field(source)
-    crossing, star = theory.class_crossing(L), theory.critical_noise
-    if crossing is None or star is None:
-        raise ValueError(f"depth = {L}: class and leaves do not swap; take a deeper tree")
-    places = Places(crossing, star)
+    # Swap of class and leaves at this depth, and in deep trees.
+    crossing, star = theory.class_crossing(L) or np.nan, theory.critical_noise or np.nan
+    # With less noise all curves are 1, with more they are at their floors: their order there is random.
+    near = (noise >= crossing / 2) & (noise <= (1 + star) / 2)
+
+    def swap(curves: np.ndarray, high: int, low: int = 0) -> float:
+        """ε at which two curves (noise, curve) swap order near the transition."""
+        return inversion(noise[near], curves[near, high], curves[near, low])
+
+    def swaps(c: np.ndarray) -> list[float]:
+        return [swap(c, 2), swap(c, 1), swap(c, 1) - swap(c, 2)]
+
     # Agreement of the predicted class, scaled like the similarities: 1 for no change, 0 for chance.
     predicted = (run.same_class.astype(float) - 1 / v) / (1 - 1 / v)
-    swaps = _swaps(run, predicted, places)
-    each_grammar = grammar_means(many.belief).transpose("grammar", ...).values
-    grammar_swaps = np.array([_swap(many.noise.values, beliefs, -1, 0, places) for beliefs in each_grammar])
-    over = ("item", "trajectory")
+    first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
+    of_class, of_layers, later = estimates(xr.concat([first, logits, predicted], "curve").transpose(..., "curve"), swaps)
+    exact = estimate(run.belief, lambda c: swap(c, -1))  # class and leaves of the same U-turns
+    each_grammar = np.array([swap(c, -1) for c in grammar_means(many.belief).transpose("grammar", ...).values])
+    over, allowed = ("item", "trajectory"), 3 * float(each_grammar.std(ddof=1))
+    floors = network.random_pairs.sel(pair="independent").values
     data = xr.Dataset(
         {
             "similarity": mean_curves(run.similarity),
-            "inversion": ("estimate", list(swaps.layers)),
+            "inversion": ("estimate", list(of_layers)),
             "distance": run.distance.mean(over, dtype=float),
             "same_class": run.same_class.mean(over, dtype=float),
             "verdict": predicted.mean(over, dtype=float),
             "belief": run.belief.mean("item", dtype=float),
-            "mean_field": (("noise", "tree_level"), theory.curves(run.noise.values, L).marginals),
+            "mean_field": (("noise", "tree_level"), theory.curves(noise, L).marginals),
             "random_pairs": network.random_pairs,
-            "grammar_crossing": ("grammar", grammar_swaps),
+            "grammar_crossing": ("grammar", each_grammar),
         },
         attrs={
             **{name: source[name] for name in ("vocab_size", "multiplicity", "branching")},
             "critical_noise": star,
             "class_crossing": crossing,
-            "exact_inversion": swaps.exact.value,
+            "exact_inversion": exact.value,
             "accuracy": float(network.accuracy),
             "training_steps": network.attrs["training_steps"],
         },
     )
-    allowed = 3 * float(grammar_swaps.std(ddof=1))
+    at = {"noise": int(np.argmin(np.abs(noise - of_layers.value)))}
+    lost = float(logits.isel(at).where(run.same_class.isel(at) == 0).mean())
     return data, [
         _accuracy(network),
         verdict(
             "ε at which the predicted class and the first block swap order",
-            f"{swaps.predicted}; class and leaves of the same U-turns: {swaps.exact}",
+            f"{of_class}; class and leaves of the same U-turns: {exact}",
             f"{crossing:.4f} (mean field, class and leaves, L = {L})",
-            within(swaps.predicted.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
+            within(of_class.value - crossing, allowed, f"within 3 standard deviations between grammars ({allowed:.4f})"),
         ),
-        _layer_swap(swaps, places, run, network),
-        _order(run.similarity, places),
-        _grammars(grammar_swaps, swaps.exact, places),
-        *_falls(run, network.random_pairs.sel(pair="independent").values, 1 / v),
+        verdict(
+            "ε at which logits and first block swap order",
+            f"{of_layers}, later than the predicted class by {later}; similarity of logits of another class there: "
+            f"{lost:.2f} (independent strings: {floors[-1]:.2f})",
+            f"later than the verdict, as logits tell more than the class; before ε* = {star:.4f}",
+            above(later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
+            below(of_layers.high, star, ""),
+        ),
+        _order(run.similarity, crossing, star),
+        _grammars(each_grammar, exact.value, crossing),
+        *_falls(run, floors, 1 / v),
     ]
 
 
@@ -114,84 +125,33 @@ def _accuracy(network: xr.Dataset) -> Verdict:
     )
 
 
-def _swap(noise: np.ndarray, curves: np.ndarray, high: int, low: int, places: Places) -> float:
-    """ε at which two curves (noise, curve) swap order near the transition.
-
-    With less noise all curves are 1, with more they are at their floors: their order there is random.
-    """
-    window = (noise >= places.crossing / 2) & (noise <= (1 + places.star) / 2)
-    return inversion(noise[window], curves[window, high], curves[window, low])
-
-
-class Swaps(NamedTuple):
-    """ε at which two curves swap order."""
-
-    predicted: Estimate  # predicted class and first block
-    layers: Estimate  # logits and first block
-    later: Estimate  # `layers` minus `predicted`
-    exact: Estimate  # class and leaves of the same U-turns, by belief propagation
-
-
-def _swaps(run: xr.Dataset, predicted: xr.DataArray, places: Places) -> Swaps:
-    swap = partial(_swap, run.noise.values, places=places)
-    first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
-    together = xr.concat([first, logits, predicted], dim="curve").transpose(*run.similarity.dims[:3], "curve")
-
-    def of_network(c: np.ndarray) -> list[float]:
-        both = swap(c, high=2, low=0), swap(c, high=1, low=0)
-        return [*both, both[1] - both[0]]
-
-    of_class, of_layers, later = estimates(together, of_network)
-    return Swaps(of_class, of_layers, later, estimate(run.belief, partial(swap, high=-1, low=0)))
-
-
-def _layer_swap(swaps: Swaps, places: Places, run: xr.Dataset, network: xr.Dataset) -> Verdict:
-    """Logits carry more than the class, so they swap later."""
-    nearest = int(np.argmin(np.abs(run.noise.values - swaps.layers.value)))
-    logits, same = run.similarity.isel(network_layer=-1, noise=nearest), run.same_class.isel(noise=nearest)
-    floor = network.random_pairs.sel(pair="independent").values[-1]
-    return verdict(
-        "ε at which logits and first block swap order",
-        f"{swaps.layers}, later than the predicted class by {swaps.later}; similarity of logits of another class there: "
-        f"{float(logits.where(same == 0).mean()):.2f} (independent strings: {floor:.2f})",
-        f"later than the verdict, as logits tell more than the class; before ε* = {places.star:.4f}",
-        above(swaps.later.low, 0, "interval of the difference above 0, interval of the swap below ε*"),
-        below(swaps.layers.high, places.star, ""),
-    )
-
-
-def _order(similarity: xr.DataArray, places: Places) -> Verdict:
+def _order(similarity: xr.DataArray, crossing: float, star: float) -> Verdict:
     noise = similarity.noise.values
 
     def mean_gap(c: np.ndarray, low: float, high: float) -> float:
         inside = (noise >= low) & (noise <= high)
         return float(np.trapezoid((c[:, -1] - c[:, 0])[inside], noise[inside]) / np.ptp(noise[inside]))
 
-    before = estimate(similarity, partial(mean_gap, low=0, high=places.crossing))
-    after = estimate(similarity, partial(mean_gap, low=places.star, high=1))
+    before, after = (estimate(similarity, partial(mean_gap, low=a, high=b)) for a, b in ((0, crossing), (star, 1)))
     return verdict(
-        f"logits - first block, mean over ε < {places.crossing:.3f} and over ε > ε* = {places.star:.3f}",
+        f"logits - first block, mean over ε < {crossing:.3f} and over ε > ε* = {star:.3f}",
         f"{before}; {after}",
         "positive, then negative: the order of the layers inverts",
         above([before.low, -after.high], 0, "intervals exclude 0"),
     )
 
 
-def _grammars(swaps: np.ndarray, exact: Estimate, places: Places) -> Verdict:
+def _grammars(swaps: np.ndarray, exact: float, crossing: float) -> Verdict:
     """Swap of class and leaves in many grammars, and in the grammar of the network."""
     mean, deviation = mean_estimate(swaps), float(swaps.std(ddof=1))
-    half = mean.high - mean.value
+    half, interval = mean.high - mean.value, f"within {TOLERANCE} of the t interval, which is no wider than ±{TOLERANCE}"
     return verdict(
         f"ε at which class and leaves swap order, {len(swaps)} grammars",
-        f"{mean}, standard deviation {deviation:.4f}; the grammar of the network: {exact.value:.4f}",
-        f"{places.crossing:.4f} (mean field), up to its bias; a typical grammar",
-        within(
-            mean.value - places.crossing,
-            half + TOLERANCE,
-            f"mean field within {TOLERANCE} of the t interval, which is no wider than ±{TOLERANCE}",
-        ),
+        f"{mean}, standard deviation {deviation:.4f}; the grammar of the network: {exact:.4f}",
+        f"{crossing:.4f} (mean field), up to its bias; a typical grammar",
+        within(mean.value - crossing, half + TOLERANCE, f"mean field {interval}"),
         below(half, TOLERANCE, ""),
-        within(exact.value - mean.value, 2 * deviation, "the network's grammar within 2 standard deviations of the mean"),
+        within(exact - mean.value, 2 * deviation, "the network's grammar within 2 standard deviations of the mean"),
     )
 
 

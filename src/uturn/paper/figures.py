@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uturn.core.files import whole_file
+from uturn.core.files import write_json
 from uturn.pages import fetch, write_page
 from uturn.pages.figures import Result
 from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
@@ -48,12 +47,11 @@ def reproduce(
     for reason in filter(None, map(lacking, figures)):
         raise ValueError(reason)
     cluster = cluster or {}
-    address = cluster.get("cluster")
     connection: AbstractContextManager[Any] = nullcontext()  # the runs of all figures use one connection
-    if address is not None:
+    if cluster.get("cluster") is not None:
         from uturn.engine.cluster import connected
 
-        connection = connected(address)
+        connection = connected(cluster["cluster"])
     with output_folder("out", out, kept=True) as folder, connection:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -79,6 +77,5 @@ def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
     save_figure(figure.draw(data), out / f"{name}.png", out / f"{name}.pdf")
     files, seconds = {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}, time.monotonic() - start
     result = Result(name, figure.TITLE, figure.CAPTION, workshop.scale, verdicts, files, seconds, figure.CLAIM)
-    with whole_file(out / f"{name}.json") as file:
-        file.write(json.dumps(asdict(result), indent=1, ensure_ascii=False).encode())
+    write_json(out / f"{name}.json", asdict(result))
     return result

@@ -1,8 +1,4 @@
-"""Which posterior samplers of inverse problems draw from the posterior, which test sees their errors, and their cost.
-
-Beyond the paper. The samplers get the exact denoiser of a law whose posterior is known, so that the sampler alone is judged.
-The tests use originals and clones only; the distance to exact draws is computed beside, to judge the tests.
-"""
+"""Which posterior samplers of inverse problems draw from the posterior, which test sees their errors, and their cost."""
 
 from __future__ import annotations
 
@@ -12,14 +8,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
+from scipy.stats import spearmanr
 
+from uturn.measures.calibration import holm
 from uturn.measures.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
 from uturn.measures.statistics import mean_interval
 from uturn.paper.inverse_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
 from uturn.paper.inverse_runs import measure as measure  # of the figure
-from uturn.paper.inverse_verdicts import BESIDE, DDRM, FAR, FULL, LEVEL, MEANS, REAL, p_of_means, rank_correlation, verdicts
-from uturn.paper.verdicts import ESTIMATE, Verdict
-from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, style
+from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, equal, holds, listed, shows, verdict
+from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, name_rows, style
 
 TITLE = "Does a posterior sampler tell the truth? Eight samplers of inverse problems"
 CLAIM = "Clones of one measurement show which samplers do not draw from the posterior; no single reading sees all errors."
@@ -36,6 +33,16 @@ CAPTION = (
     " a draw. (e, f) Sizes of two gaps against the true distance, of samplers without errors put in on purpose: gaps of one"
     " size belong to very different distances."
 )
+LEVEL = 0.01
+FAR = 0.02
+"""Energy distance above which a sampler has to be caught."""
+PRECISE = 0.01
+"""Largest width of the interval of a distance that holds 0."""
+MEANS = ["distance", "same class", "log p(y|x)", "log p(x)"]
+BESIDE = ["ranks", "TARP"]
+DDRM, FULL, MEAN, DPS = OTHERS["ddrm"], REPAIRED["ddrm_full"], OTHERS["mean"], OTHERS["dps"]
+REAL = [*OTHERS.values(), *REPAIRED.values()]
+WRONG = [*REAL, *ERRORS.values()]
 _TESTS = {"distance": "distance", "same_component": "same class", "log_likelihood": "log p(y|x)", "log_prior": "log p(x)"}
 _RANKED = ["log_likelihood", "log_prior", "mean_value"]
 
@@ -74,19 +81,144 @@ def _of_run(run: xr.Dataset) -> dict[str, np.ndarray]:
     }
 
 
+# -- verdicts ------------------------------------------------------------------------------------------------------------------
+
+
+def verdicts(data: xr.Dataset) -> list[Verdict]:
+    """All verdicts on the data of the figure."""
+    exact = [_exact(data.sel(sampler=label), label) for label in EXACT.values()]
+    errors = [_caught_everywhere(data.sel(sampler=label), label) for label in ERRORS.values()]
+    return [*exact, _far(data), *errors, _ddrm(data), _deterministic(data.sel(sampler=MEAN)), *_shown(data)]
+
+
+def _seen(data: xr.Dataset) -> xr.DataArray:
+    """Whether each single test of means, at its share of the level, sees an error, (.., test)."""
+    return data.p.sel(test=MEANS) * len(MEANS) <= LEVEL
+
+
+def _is_far(data: xr.Dataset) -> xr.DataArray:
+    return data.energy.sel(estimate="low") > FAR
+
+
+def p_of_means(data: xr.Dataset) -> xr.DataArray:
+    """p-value of the four tests of means by Holm, (.., cell): the smallest times their number, at most 1."""
+    return (data.p.sel(test=MEANS).min("test") * len(MEANS)).clip(max=1)
+
+
+def rank_correlation(data: xr.Dataset, reading: str) -> float:
+    """Spearman's rank correlation of the energy distance with the size of a gap, over samplers (`REAL`) and cells."""
+    energy, gap = (data[name].sel(sampler=REAL, estimate="value") for name in ("energy", "effect"))
+    gap = gap.sel(reading=reading)
+    return float(spearmanr(energy.values.ravel(), abs(gap).values.ravel()).statistic)
+
+
+def _exact(data: xr.Dataset, label: str) -> Verdict:
+    means, beside = (holm(data.p.sel(test=tests).values) for tests in (MEANS, BESIDE))
+    (distance,) = listed(data.mean_energy)
+    return verdict(
+        f"{label}: tests by original and clones, all cells; energy distance to the exact posterior, mean over cells",
+        f"{means.size} tests of means, smallest p by Holm {means.min():.2g}; {beside.size} tests of ranks and TARP, "
+        f"{beside.min():.2g}; {distance:.4f}",
+        "no error, distance 0",
+        above(means, LEVEL, f"no p by Holm <= {LEVEL:g}"),
+        above(beside, LEVEL, ""),
+        holds(distance, 0, PRECISE, f"interval holds 0, narrower than {PRECISE:g}"),
+    )
+
+
+def _far(data: xr.Dataset) -> Verdict:
+    wrong = data.sel(sampler=WRONG)
+    is_far, p = _is_far(wrong), p_of_means(wrong)
+    missed = (is_far & (p > LEVEL)).stack(at=("sampler", "cell"))
+    names = "; ".join(f"{sampler}, {cell}" for sampler, cell in missed.at.values[missed.values]) or "none"
+    return verdict(
+        f"samplers whose energy distance is above {FAR:g} (interval), cell by cell: p of the four means by Holm",
+        f"{int(is_far.sum())} of {is_far.size} cells, {int(is_far.any('cell').sum())} samplers, largest p "
+        f"{float(p.where(is_far).max()):.2g}; missed: {names}; of the {int((~is_far).sum())} other cells "
+        f"{int((~is_far & (p <= LEVEL)).sum())} are caught",
+        "caught",
+        below(p.values[is_far.values], LEVEL, f"p < {LEVEL:g} each"),
+    )
+
+
+def _caught_everywhere(of: xr.Dataset, label: str) -> Verdict:
+    p, energy, everywhere = p_of_means(of), of.energy.sel(estimate="value"), _seen(of).all("cell")
+    seen = everywhere.test.values[everywhere.values]
+    return verdict(
+        f"an error put in on purpose: {label}; p of the four means by Holm, each cell",
+        f"largest {float(p.max()):.2g}; energy distance {float(energy.min()):.3f} to {float(energy.max()):.3f}; seen everywhere "
+        f"by {', '.join(seen) or 'no single test'}",
+        "caught",
+        below(p.values, LEVEL, f"p < {LEVEL:g} in each cell"),
+    )
+
+
+def _ddrm(data: xr.Dataset) -> Verdict:
+    (own,), (full,) = (listed(data.mean_energy.sel(sampler=label)) for label in (DDRM, FULL))
+    (less,) = listed(data.less_energy)
+    p = p_of_means(data.sel(sampler=DDRM))
+    return verdict(
+        "DDRM of deepinv divides the noise of all its steps by √2; energy distance with and without this error of normalisation",
+        f"{own.value:.4f} and {full.value:.4f}, difference over the same measurements {less:.4f}; DDRM: "
+        f"largest p of the four means {float(p.max()):.2g}; without the error it is caught in "
+        f"{int((p_of_means(data.sel(sampler=FULL)) < LEVEL).sum())} of {p.size} cells",
+        "smaller without; DDRM is caught",
+        above(less.low, 0, "interval of the difference above 0"),
+        below(p.values, LEVEL, f"p < {LEVEL:g} in each cell"),
+    )
+
+
+def _deterministic(of: xr.Dataset) -> Verdict:
+    gap = of.effect.sel(reading="distance", estimate="value")
+    return verdict(
+        "posterior mean, the same in every draw: gap of the distance over its mean; kind of error",
+        f"{float(gap.min()):.4f} to {float(gap.max()):.4f}; {', '.join(sorted(set(map(str, of.kind.values))))}",
+        "1 in each cell; too sure",
+        equal(np.round(gap, 6), 1, "1"),
+        equal(of.kind.values, "too sure", "too sure in each cell"),
+    )
+
+
+def _shown(data: xr.Dataset) -> list[Verdict]:
+    wrong, dps = data.sel(sampler=WRONG), data.sel(sampler=DPS)
+    is_far, energy = _is_far(wrong), dps.energy.sel(estimate="value")
+    of_tests = {test: int((_seen(wrong).sel(test=test) & is_far).sum()) for test in MEANS}
+    of_dps = {test: int(_seen(dps).sel(test=test).sum()) for test in (MEANS[0], MEANS[2])}
+    return [
+        shows(
+            f"single tests: cells with a distance above {FAR:g} that they see, of {int(is_far.sum())}",
+            "; ".join(f"{test} {count}" for test, count in of_tests.items()),
+            "none sees all",
+        ),
+        shows(
+            "DPS is nearly the prior: energy distance, cells seen by the distance and by log p(y|x)",
+            f"{float(energy.min()):.3f} to {float(energy.max()):.3f}; "
+            + "; ".join(f"{test} {count}" for test, count in of_dps.items())
+            + f" of {dps.sizes['cell']}",
+            "seen by log p(y|x)",
+        ),
+        shows(
+            "rank correlation of the energy distance with the size of a gap, over samplers of deepinv, posterior mean, and cells",
+            "; ".join(f"{reading} {rank_correlation(data, reading):.2f}" for reading in (MEANS[0], MEANS[2])),
+            "below 1: calibration says whether a sampler is wrong, and not how far",
+        ),
+    ]
+
+
 # -- drawing --------------------------------------------------------------------------------------------------------------------
 
 _GROUPS = ((EXACT, THEORY), (OTHERS, ACCENT), (REPAIRED, ACCENT), (ERRORS, CLASS))
 _ROWS = [(label, color) for labels, color in _GROUPS for label in labels.values()]
+_EDGES = np.cumsum([len(labels) for labels, _ in _GROUPS])[:-1]
 _COLORS = dict(zip(REAL, (*DISTINCT, "#8a4fb0"), strict=True))
 _MARKS = {"inpainting": "o", "blur": "s", "downsampling": "^"}
 _PAD = 34  # of titles without labels of columns below them
 _FLOOR = 1e-3  # energy distances below it are drawn on it
 _LEAST = {"distance": 1e-3, "log p(y|x)": 1e-2}  # effects below it are drawn on it
+_SIZES = {"distance": "size of the gap of the distance, relative", "log p(y|x)": "size of the gap of log p(y|x), nats"}
 
 
 def draw(data: xr.Dataset) -> Any:
-    """The figure: sampler by sampler above, calibration against the true distance below."""
     with style() as plt:
         figure = plt.figure(figsize=(15, 11.5), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.35, 1])
@@ -95,13 +227,8 @@ def draw(data: xr.Dataset) -> Any:
         _draw_tests(tests, data)
         _draw_kinds(kinds, data)
         _draw_calls(calls, data)
-        for axes, reading, label in zip(
-            bottom.subplots(1, 2, sharex=True),
-            _LEAST,
-            ("size of the gap of the distance, relative", "size of the gap of log p(y|x), nats"),
-            strict=True,
-        ):
-            _draw_sizes(axes, data, reading, label)
+        for letter, axes, reading in zip("ef", bottom.subplots(1, 2, sharex=True), _LEAST, strict=True):
+            _draw_sizes(axes, data, reading, letter)
         _legend(bottom)
     return figure
 
@@ -123,11 +250,8 @@ def _draw_distances(axes: Any, data: xr.Dataset) -> None:
     axes.text(FAR, -0.75, f"{FAR:g}", color=MUTED, ha="center", va="bottom", fontsize=9.5)
     axes.set(xscale="log", xlim=(_FLOOR / 1.2, None), xlabel="energy distance to the exact posterior")
     axes.set_title("(a) true distance", pad=_PAD)
-    axes.set_yticks(range(len(_ROWS)), [label for label, _ in _ROWS])
-    for tick, (_, color) in zip(axes.get_yticklabels(), _ROWS, strict=True):
-        tick.set_color(color)
-    axes.set_ylim(len(_ROWS) - 0.5, -0.5)
-    for edge in np.cumsum([len(labels) for labels, _ in _GROUPS])[:-1]:
+    name_rows(axes, *zip(*_ROWS, strict=True))
+    for edge in _EDGES:
         axes.axhline(edge - 0.5, color=MUTED, lw=0.8, ls=":")
 
 
@@ -145,7 +269,7 @@ def _draw_counts(axes: Any, counts: np.ndarray, columns: list[str], most: int) -
     axes.set_xticks(range(len(columns)), columns, fontsize=10)
     axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, left=False, length=0)
     axes.spines[:].set_visible(False)
-    for edge in np.cumsum([len(labels) for labels, _ in _GROUPS])[:-1]:
+    for edge in _EDGES:
         axes.axhline(edge - 0.5, color="white", lw=4)
 
 
@@ -157,8 +281,8 @@ def _draw_tests(axes: Any, data: xr.Dataset) -> None:
     columns += [ordered.p.sel(test=test) <= LEVEL for test in BESIDE]
     names = ["distance", "same\nclass", "log\np(y|x)", "log\np(x)", "the\nfour", "ranks", "TARP"]
     _draw_counts(axes, np.stack([column.sum("cell").values for column in columns], axis=1), names, data.sizes["cell"])
-    axes.axvline(len(MEANS) - 0.5, color="white", lw=4)
-    axes.axvline(len(MEANS) + 0.5, color="white", lw=4)
+    for edge in (len(MEANS) - 0.5, len(MEANS) + 0.5):
+        axes.axvline(edge, color="white", lw=4)
     axes.set_title(f"(b) which test sees it, of {data.sizes['cell']} cells")
 
 
@@ -181,7 +305,7 @@ def _draw_calls(axes: Any, data: xr.Dataset) -> None:
     axes.tick_params(left=False)
 
 
-def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, label: str) -> None:
+def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, letter: str) -> None:
     """(e, f) Size of a gap against the true distance."""
     seen = p_of_means(data) <= LEVEL
     for name, color in _COLORS.items():
@@ -191,10 +315,8 @@ def _draw_sizes(axes: Any, data: xr.Dataset, reading: str, label: str) -> None:
             y = max(abs(float(data.effect.sel(at).sel(reading=reading, estimate="value"))), _LEAST[reading])
             face = color if bool(seen.sel(at)) else "white"
             axes.plot([x], [y], _mark(str(cell)), color=color, mfc=face, ms=6, zorder=3, clip_on=False)
-    rho = rank_correlation(data, reading)
-    letter = "ef"[list(_LEAST).index(reading)]
-    axes.set(xscale="log", yscale="log", xlabel="energy distance to the exact posterior", ylabel=label)
-    axes.set_title(f"({letter}) {reading}: rank correlation with the true distance {rho:.2f}")
+    axes.set(xscale="log", yscale="log", xlabel="energy distance to the exact posterior", ylabel=_SIZES[reading])
+    axes.set_title(f"({letter}) {reading}: rank correlation with the true distance {rank_correlation(data, reading):.2f}")
     axes.axvline(FAR, color=MUTED, lw=1, ls=":", zorder=1)
 
 

@@ -27,20 +27,9 @@ NOISE = [0.02, 0.05]
 CLONES = 4
 EXACT = {"exact": "exact draws", "score": "exact conditional score"}
 """Samplers of the posterior: their names in stores, and their labels."""
-OTHERS = {
-    "ddrm": "DDRM",
-    "pigdm": "ΠGDM",
-    "dps": "DPS",
-    "diffpir": "DiffPIR",
-    "ula": "ULA",
-    "mean": "posterior mean",
-}
+OTHERS = {"ddrm": "DDRM", "pigdm": "ΠGDM", "dps": "DPS", "diffpir": "DiffPIR", "ula": "ULA", "mean": "posterior mean"}
 """Samplers of deepinv with its defaults, and the deterministic one."""
-ERRORS = {
-    "told": "score, noise told × 0.7",
-    "few": "score, 20 steps",
-    "late": "score, from σ = 0.1",
-}
+ERRORS = {"told": "score, noise told × 0.7", "few": "score, 20 steps", "late": "score, from σ = 0.1"}
 """The exact conditional score with an error of normalisation, and with two of schedule, put in on purpose."""
 REPAIRED = {"ddrm_full": "DDRM without its 1/√2"}
 LABELS = {**EXACT, **OTHERS, **ERRORS, **REPAIRED}
@@ -93,9 +82,8 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     """The runs by "world-operator-sampler", and "calls": calls of the network for a reconstruction, by sampler."""
-    made = experiments(workshop.scale)
+    made, first = experiments(workshop.scale), "-".join(SETTINGS[workshop.scale]["pairs"][0])
     runs = workshop.runs("inverse", made, apart=True)
-    first = "-".join(SETTINGS[workshop.scale]["pairs"][0])
     named = {name: made[f"{first}-{name}"] for name in LABELS}
     settings = {name: experiment.to_dict()["backward"] for name, experiment in named.items()}
     return {**runs, "calls": workshop.keep("inverse-calls", settings, lambda: _calls(named))}

@@ -46,22 +46,21 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     exact = {channel: runs[f"{channel}-exact"].load() for channel in (SWEPT, *OTHERS)}
-    read = {tuple(name.split("-")): run.load() for name, run in runs.items() if not name.endswith("-exact")}
+    names = {name: name.split("-") for name in runs if not name.endswith("-exact")}
+    read = {(channel, int(size), int(seed)): runs[name].load() for name, (channel, size, seed) in names.items()}
     seeds, sizes = (sorted({int(name[k]) for name in read if name[0] == SWEPT}) for k in (2, 1))
-    first = {(channel, int(size)): run for (channel, size, seed), run in read.items() if int(seed) == seeds[0]}
+    first = {(channel, size): run for (channel, size, seed), run in read.items() if seed == seeds[0]}
     others = sorted(name for name in first if name[0] in OTHERS)
     grammar = json.loads(first[SWEPT, sizes[0]].attrs["settings"])["grammar"]
     v, m, s, L = (grammar[key] for key in ("vocab_size", "multiplicity", "branching", "depth"))
 
     means = {name: run[["weight", "divergence", "local"]].mean(["noise", "item"]) for name, run in read.items()}
-    swept = [_stacked([means[SWEPT, str(size), str(seed)] for size in sizes], "size", sizes) for seed in seeds]
-    data = _stacked(swept, "grammar", seeds)
-    data = data.merge(_stacked([summary(first[SWEPT, size]) for size in sizes], "size", sizes))
+    swept = [_stacked([means[SWEPT, size, seed] for size in sizes], "size", sizes) for seed in seeds]
+    data = _stacked(swept, "grammar", seeds).merge(_stacked([summary(first[SWEPT, size]) for size in sizes], "size", sizes))
     data["exact"] = exact[SWEPT].belief.mean("item")
-    other_means = [first[name].divergence.mean(["noise", "item"]) for name in others]
-    data["other"] = _stacked(other_means, "channel", [channel for channel, _ in others])
+    data["other"] = _stacked([means[*name, seeds[0]].divergence for name in others], "channel", [name[0] for name in others])
     weight = data.weight.sel(state="best").transpose("grammar", "learned_level", "size").values
-    learned_at = np.array([[reached(np.array(sizes), curve) for curve in curves] for curves in weight])
+    learned_at = [[reached(np.array(sizes), curve) for curve in curves] for curves in weight]
     data["learned_at"] = ("grammar", "learned_level"), learned_at
     data["predicted_at"] = "learned_level", v * float(m) ** (np.arange(1, L + 1) + 1)
     data.attrs = {**grammar, "chance": m / v ** (s - 1), "other_size": others[0][1]}
@@ -85,15 +84,13 @@ def summary(run: xr.Dataset) -> xr.Dataset:
     tried = tried.where(tried >= 30)  # fewer give no estimate
     share = run.obeyed.sum("string") / tried
     rest = run.obeyed - share * run.tried  # standard error of a quotient
-    return xr.Dataset(
-        {
-            "obeyed_share": share,
-            "obeyed_error": np.sqrt((rest**2).sum("string")) / tried,
-            "copied": run.copied.mean("string"),
-            "unchanged": run.unchanged.mean("item"),
-            "unchanged_error": run.unchanged.std("item", ddof=1) / np.sqrt(run.sizes["item"]),
-            "score_error": run.score_error.mean("item") / run.score_square.mean("item"),
-        }
+    return xr.Dataset().assign(
+        obeyed_share=share,
+        obeyed_error=np.sqrt((rest**2).sum("string")) / tried,
+        copied=run.copied.mean("string"),
+        unchanged=run.unchanged.mean("item"),
+        unchanged_error=run.unchanged.std("item", ddof=1) / np.sqrt(run.sizes["item"]),
+        score_error=run.score_error.mean("item") / run.score_square.mean("item"),
     )
 
 
@@ -115,8 +112,8 @@ def _bayes_bound(first: Mapping[Any, xr.Dataset]) -> Verdict:
     for (channel, size), run in first.items():
         for loss, gap in (("log loss", run.excess), ("squared", run.squared_error - run.exact_squared_error)):
             items = gap.mean("noise")
-            ratio = items.mean("item") / items.std("item", ddof=1) * np.sqrt(items.sizes["item"])
-            t |= {f"{loss}, {channel}, P = {size}, {state}": float(ratio.sel(state=state)) for state in ("best", "last")}
+            for of in items.mean("item") / items.std("item", ddof=1) * np.sqrt(items.sizes["item"]):
+                t[f"{loss}, {channel}, P = {size}, {of.state.item()}"] = float(of)
     worst = min(t, key=lambda name: t[name])
     return verdict(
         f"no network beats Bayes: smallest t statistic of the excess loss, {len(first)} networks x 2 states x 2 losses",
@@ -127,11 +124,9 @@ def _bayes_bound(first: Mapping[Any, xr.Dataset]) -> Verdict:
 
 
 def _order(data: xr.Dataset) -> list[Verdict]:
-    at, levels = data.learned_at, data.learned_level.values
-    p, middle = _trend(at), at.median("grammar").values
-    low, high = at.min("grammar").values, at.max("grammar").values
-    medians = [f"{x:.3g} [{a:.3g}, {b:.3g}]" for x, a, b in zip(middle, low, high, strict=True)]
-    scales = data.predicted_at.values
+    at, levels, scales = data.learned_at, data.learned_level.values, data.predicted_at.values
+    p, (middle, low, high) = _trend(at), (of("grammar").values for of in (at.median, at.min, at.max))
+    medians = [f"{Estimate(*ends):.3g}" for ends in zip(middle, low, high, strict=True)]
     with np.errstate(divide="ignore", invalid="ignore"):  # levels that are learned below or beyond all sizes
         growth = [float((numbers[-1] / numbers[0]) ** (1 / (len(numbers) - 1))) for numbers in (middle, scales)]
     return [
@@ -178,8 +173,8 @@ def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) ->
         gap, own = ((readings.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for readings in (run, exact[channel]))
         largest = gap.isel({key: int(value) for key, value in abs(gap.mean("item")).argmax(...).items()})
         mean, error = float(largest.mean()), 1.96 * float(largest.std("item", ddof=1)) / largest.size**0.5
-        sampler = float(abs(own.mean("item")).max())
-        largest_gaps.append(f"{channel} {Estimate(mean, mean - error, mean + error):+.3f} (the sampler alone: {sampler:.3f})")
+        ends, sampler = Estimate(mean, mean - error, mean + error), float(abs(own.mean("item")).max())
+        largest_gaps.append(f"{channel} {ends:+.3f} (the sampler alone: {sampler:.3f})")
         gaps.append(mean)
     return verdict(
         "U-turns with most data, network against exact probabilities: largest difference over noise at levels 0 and 1",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from uturn.core.experiment import Experiment
@@ -15,10 +14,9 @@ from uturn.measures.cloning import mixture_cloning_probability
 from uturn.measures.statistics import Replicates, crossing, mean_curves, proportion, replicates, rescaled
 from uturn.networks.classifiers import VectorClassifier
 from uturn.networks.files import load_network
-from uturn.networks.training import History, train
 from uturn.paper.specs import experiment_of
 from uturn.paper.verdicts import Verdict, above, at_least, below, verdict
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.sources import GaussianMixtureSource
 from uturn.studies.plotting.levels import draw_similarities
 from uturn.studies.plotting.style import CLASS, MUTED, THEORY, bars, level_colors, mark_noise, style, ticks
@@ -35,52 +33,33 @@ CAPTION = (
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
 SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
-RECIPE: dict[str, Any] = {
-    "source": SOURCE.model_dump(),
-    "width": 128,
-    "num_layers": 4,
-    "steps": 1000,
-    "batch": 256,
-    "learning_rate": 3e-4,
-    "target": 0.999,
-    "seed": 0,
-}
+RECIPE: dict[str, Any] = {"source": SOURCE.model_dump(), "width": 128, "num_layers": 4, "steps": 1000, "batch": 256}
+RECIPE |= {"learning_rate": 3e-4, "target": 0.999, "seed": 0}
 _HELD_OUT, _REFERENCE, _TEST, _BATCHES = 0, 10_000, 20_000, 100_000  # first numbers of draws other than originals
 
 
 def trained_classifier(workshop: Workshop) -> Path:
     """File of the trained network."""
 
-    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
-        held_out = SOURCE.fresh(np.arange(_HELD_OUT, 2000), RECIPE["seed"])
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return _examples(_BATCHES + step * RECIPE["batch"], RECIPE["batch"])
+
+    def prepared() -> tuple[Any, Any, Any]:
         network = VectorClassifier(SOURCE.dimension, 2, RECIPE["width"], RECIPE["num_layers"], RECIPE["seed"])
+        return network, batch, _examples(_HELD_OUT, 2000)
 
-        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
-            numbers = _BATCHES + step * RECIPE["batch"] + np.arange(RECIPE["batch"])
-            batch = SOURCE.fresh(numbers, RECIPE["seed"])
-            return torch.nn.functional.cross_entropy(model(torch.from_numpy(batch.values)), torch.from_numpy(batch.labels))
+    return workshop.classifier("s9-classifier", RECIPE, prepared, warmup=50, every=100)
 
-        history = train(
-            network,
-            loss,
-            RECIPE["steps"],
-            recipe=RECIPE,
-            checkpoint=checkpoint,
-            learning_rate=RECIPE["learning_rate"],
-            warmup=50,
-            evaluate=lambda model: {"accuracy": _accuracy(model, held_out)},
-            every=100,
-            target=("accuracy", RECIPE["target"]),
-            progress=workshop.progress,
-        )
-        return [network], history
 
-    return workshop.train(["s9-classifier"], RECIPE, trained)[0]
+def _examples(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and their modes, from a number on."""
+    drawn = SOURCE.fresh(first + np.arange(count), RECIPE["seed"])
+    return drawn.values, drawn.labels
 
 
 def reference() -> np.ndarray:
     """Vectors from which mean and variance of every unit are measured."""
-    return SOURCE.fresh(_REFERENCE + np.arange(4000), RECIPE["seed"]).values
+    return _examples(_REFERENCE, 4000)[0]
 
 
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
@@ -95,22 +74,12 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
     run = workshop.run("s9-mixture", described)
     # On fresh vectors: the held-out ones decided when the training stopped.
-    accuracy = _accuracy(load_network(classifier), SOURCE.fresh(_TEST + np.arange(2000), 0))
-    return {"mixture": run.assign_attrs(accuracy=accuracy)}
+    return {"mixture": run.assign_attrs(accuracy=accuracy(load_network(classifier), *_examples(_TEST, 2000)))}
 
 
-def _accuracy(network: Any, vectors: Any) -> float:
-    with torch.inference_mode():
-        guess = network(torch.from_numpy(vectors.values)).argmax(1).numpy()
-    return float((guess == vectors.labels).mean())
-
-
-def kept_mode(noise: Any, separation: float) -> np.ndarray:
-    """Probability that a U-turn keeps the mode of two equal Gaussians of variance 1, a distance `separation` apart.
-
-    Original and draw are exchangeable with two clones, so this is the probability that two clones have the same mode.
-    """
-    return mixture_cloning_probability(noise, separation**2)
+def kept_mode(noise: Any) -> np.ndarray:
+    """Probability that a U-turn keeps the mode: original and draw are exchangeable with two clones."""
+    return mixture_cloning_probability(noise, SEPARATION**2)
 
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
@@ -119,26 +88,23 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     together = xr.concat([run.same_class.expand_dims(network_layer=["class"]), run.similarity], dim="network_layer")
     repeated, kept = replicates(together), mean_curves(together)
     kept[:, 0] = proportion(run.same_class).values
-    theory = xr.DataArray(kept_mode(noise, SEPARATION), dims="noise")
     fine = np.linspace(0, 8, 4001)
-    expected = crossing(fine, kept_mode(fine, SEPARATION), 0.75)
-    first = run.similarity.isel(network_layer=0, drop=True)
-    index = [
-        statistics.hierarchy_index(values, first) for values in (run.same_class, run.similarity.isel(network_layer=-1, drop=True))
-    ]
+    expected = crossing(fine, kept_mode(fine), 0.75)
+    first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
+    index = [statistics.hierarchy_index(values, first) for values in (run.same_class, logits)]
     data = xr.Dataset(
         {
             "kept": kept,
-            "same_class_theory": theory,
+            "same_class_theory": ("noise", kept_mode(noise)),
             "rescaled": (kept.dims[:2], rescaled(kept[..., 0].values)),
             "rescaled_error": (kept.dims[:2], repeated.error(rescaled)),
             "transition": ("estimate", [expected, np.nan, np.nan]),
             "index": ("estimate", list(index[0])),
         }
     )
-    accuracy = run.attrs["accuracy"]
+    right = run.attrs["accuracy"]
     return data, [
-        verdict("accuracy of the classifier on 2,000 fresh vectors", f"{accuracy:.4f}", "1", at_least(accuracy, 0.999)),
+        verdict("accuracy of the classifier on 2,000 fresh vectors", f"{right:.4f}", "1", at_least(right, 0.999)),
         _transition(run.same_class, expected),
         _no_inversion(kept[..., 0].values, repeated),
         verdict(
@@ -181,8 +147,7 @@ def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
 def draw(data: xr.Dataset) -> Any:
     star, layers = float(data.transition[0]), [str(name) for name in data.network_layer.values[1:]]
     finite = np.isfinite(data.noise.values)
-    time = data.noise.values[finite]
-    kept = data.kept.values[finite]  # the class comes first
+    time, kept = data.noise.values[finite], data.kept.values[finite]  # the class comes first
     with style() as plt:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
@@ -190,7 +155,7 @@ def draw(data: xr.Dataset) -> Any:
         left.set(ylabel="cosine similarity", title="layers of the classifier")
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)
-        middle.plot(fine, kept_mode(fine, SEPARATION), color=THEORY, lw=1.4, label="integral")
+        middle.plot(fine, kept_mode(fine), color=THEORY, lw=1.4, label="integral")
         bars(middle, time, kept[:, 0], fmt="o", ms=4, lw=0.9, color=CLASS, label="measured")
         middle.axhline(0.5, color=MUTED, lw=0.8, ls="--")
         middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")

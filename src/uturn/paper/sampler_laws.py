@@ -1,12 +1,9 @@
-"""The law of reconstructed strings of each sampler, on a grammar whose strings can be enumerated.
-
-The measurement of the figure `schedulers`.
-"""
+"""The law of reconstructed strings of each sampler, on a grammar whose strings can be enumerated, for figure `schedulers`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +13,7 @@ from scipy.stats import gamma, norm
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.measures.calibration import paired
+from uturn.measures.calibration import Calibration, calibrate, paired
 
 PARAMETERS = {"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2}
 NOISE = {"gaussian": 0.35, "masking": 0.75, "uniform": 0.6}
@@ -43,14 +40,11 @@ TIMESTEPS = 4096  # of the training schedule
 class Sampler(NamedTuple):
     """Draws observations of strings and reconstructs strings from them, in a number of steps."""
 
-    observe: Callable[[np.ndarray, np.ndarray, int], Noisy]
-    """(leaves, keys, steps) -> observations."""
-    rebuild: Callable[[Noisy, np.ndarray, int], np.ndarray]
-    """(observations, keys, steps) -> strings."""
+    observe: Callable[[np.ndarray, np.ndarray, int], Noisy]  # (leaves, keys, steps)
+    rebuild: Callable[[Noisy, np.ndarray, int], np.ndarray]  # (observations, keys, steps)
     corruption: Any
     is_stochastic: bool = True
-    model: Callable[[int], Any] | None = None
-    """steps -> the model that a scheduler drives, if there is one."""
+    model: Callable[[int], Any] | None = None  # steps -> the model that a scheduler drives, if there is one
 
 
 class Size(NamedTuple):
@@ -94,28 +88,25 @@ def channel_sampler(channel: str, size: Size) -> Sampler:
     """A discrete channel with exact leaf marginals."""
     from uturn.corruption.denoising import ExactDenoiser, denoise
 
-    corruption = CHANNELS[channel]
-    denoiser = ExactDenoiser(_grammar(), corruption)
-
-    def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
-        return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
-
-    return Sampler(observe, lambda observation, streams, steps: denoise(denoiser, observation, steps, streams), corruption)
+    denoiser = ExactDenoiser(_grammar(), CHANNELS[channel])
+    return _at_one_level(channel, denoiser.corruption, partial(denoise, denoiser))
 
 
 def exact_sampler(size: Size) -> Sampler:
     """Exact posterior draws in the Gaussian process."""
     from uturn.exact.inference import sample_posterior
 
-    gaussian = Gaussian()
+    def draws(observation: Noisy, steps: int, streams: np.ndarray) -> np.ndarray:
+        return sample_posterior(_grammar(), Gaussian().log_evidence(observation), streams)[0]
 
+    return _at_one_level("gaussian", Gaussian(), draws)
+
+
+def _at_one_level(channel: str, corruption: Any, rebuild: Callable[[Noisy, int, np.ndarray], np.ndarray]) -> Sampler:
     def observe(leaves: np.ndarray, streams: np.ndarray, steps: int) -> Noisy:
-        return gaussian.corrupt(leaves, NOISE["gaussian"], PARAMETERS["vocab_size"], streams)
+        return corruption.corrupt(leaves, NOISE[channel], PARAMETERS["vocab_size"], streams)
 
-    def rebuild(observation: Noisy, streams: np.ndarray, steps: int) -> np.ndarray:
-        return sample_posterior(_grammar(), gaussian.log_evidence(observation), streams)[0]
-
-    return Sampler(observe, rebuild, gaussian)
+    return Sampler(observe, lambda observation, streams, steps: rebuild(observation, steps, streams), corruption)
 
 
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
@@ -190,8 +181,7 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
     One more sheet of observations is reconstructed twice and read as in `uturn.measures.calibration`. Where a scheduler drives a
     model, the first input of the model is compared with the law of the channel at the noise that the scheduler names.
     """
-    rhm, d = _grammar(), num_leaves()
-    steps, few, sheets, strings = size
+    rhm, d, (steps, few, sheets, strings) = _grammar(), num_leaves(), size
     observe, rebuild, corruption, is_stochastic, model = sampler(size)
     many = sheets * strings
     seen = rhm.sample(few + many, keys(0, *_SAMPLING, 0, np.arange(few + many))).leaves
@@ -219,15 +209,16 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         counts = _counts(rebuilt.reshape(-1, strings, d))
         posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
-    data_law = np.append(np.exp(_all_strings()[1]), 0.0)
     return xr.Dataset(
         {
             "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
-            "data_law": (("string",), data_law),
-            "with_original": (("steps", "item", "clone", "tree_level"), np.array([pair[0] for pair in pairs])),
-            "with_clones": (("steps", "item", "clone", "tree_level"), np.array([pair[1] for pair in pairs])),
+            "data_law": ("string", np.append(np.exp(_all_strings()[1]), 0.0)),
+            **{
+                name: (("steps", "item", "clone", "tree_level"), np.array(values))
+                for name, values in zip(("with_original", "with_clones"), zip(*pairs, strict=True), strict=True)
+            },
             **(_laws_of_first_inputs(first) if first else {}),
         },
         coords={"steps": list(steps)},
@@ -236,10 +227,8 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
 
 
 def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `calibrate` from strings (items, K + 1, num_leaves), the original first: shares of equal parsed nodes.
-
-    Returns two arrays (items, K, tree levels). A node that is not grammatical equals nothing.
-    """
+    """The arguments of `calibrate`, (items, K, tree levels), from strings (items, K + 1, num_leaves), the original first: shares
+    of equal parsed nodes. A node that is not grammatical equals nothing."""
     latents = rhm.parse(strings.reshape(-1, strings.shape[2])).latents
 
     def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -250,15 +239,21 @@ def parsed_agreement(rhm: RandomHierarchyModel, strings: np.ndarray) -> tuple[np
     return first, rows
 
 
-def _laws_of_first_inputs(laws: list[tuple[Any, ...]]) -> dict[str, Any]:
+def calibrated(run: xr.Dataset, level: float, relabellings: int) -> Calibration:
+    """The test of `calibrate` on stored readings `with_original` and `with_clones`."""
+    first, rows = (run[name].transpose("item", "clone", ...).values for name in ("with_original", "with_clones"))
+    return calibrate(first, rows, level, relabellings)
+
+
+def _laws_of_first_inputs(laws: list[Law]) -> dict[str, Any]:
     """The results of `_asked_first` for all numbers of steps as variables of a dataset."""
-    standardised, natural, expected, excess = (np.array(values) for values in zip(*laws, strict=True))
+    standardised, natural, expected, excess = map(np.array, zip(*laws, strict=True))
     by_quantity = {"mean": natural.mean(axis=1), "expected": expected, "excess": excess}
     variables: dict[str, Any] = {name: (("steps", "quantity"), values) for name, values in by_quantity.items()}
     return variables | {"standardised": (("steps", "item", "quantity"), standardised)}
 
 
-def _asked_first(model: Any, strings: np.ndarray) -> tuple[Any, ...]:
+def _asked_first(model: Any, strings: np.ndarray) -> Law:
     """Law of the noise in the first input of a model, at the timestep it was called with (see `gaussian_law`)."""
     noisy, timestep = model.asked
     a, s = (float(np.ravel(x)[0]) for x in model.amplitudes(timestep))

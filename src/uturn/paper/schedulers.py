@@ -1,8 +1,4 @@
-"""Reverse diffusion with the exact score: which schedulers draw from the posterior, which only from the data law.
-
-Beyond the paper. On a grammar small enough to write out all strings, the law of reconstructions is compared with the exact one:
-given the noisy observation (the posterior), and over all observations (the law of the data).
-"""
+"""Reverse diffusion with the exact score: which schedulers draw from the posterior, which only from the data law."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
-from uturn.measures.calibration import calibrate, holm
+from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
 from uturn.paper import sampler_laws as laws
 from uturn.paper.sampler_laws import CHANNELS, PARAMETERS, REFERENCE, SAMPLERS
@@ -43,18 +39,15 @@ _FLIPS = 2000  # of signs, for p-values
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     size = _SIZES[workshop.scale]
     drawn = {"parameters": PARAMETERS, "noise": laws.NOISE, **size._asdict(), "clones": 2}
-    jobs: dict[str, Any] = {
-        label: (
-            {**drawn, "sampler": spec, "timesteps": laws.TIMESTEPS},
-            partial(laws.measured, size, partial(laws.scheduler_sampler, spec)),
-        )
-        for label, spec in SAMPLERS.items()
-    }
-    jobs |= {
-        label: ({**drawn, "channel": label}, partial(laws.measured, size, partial(laws.channel_sampler, label)))
-        for label in CHANNELS
-    }
-    jobs[REFERENCE] = {**drawn, "steps": (0,)}, partial(laws.measured, size._replace(steps=(0,)), laws.exact_sampler)
+
+    def job(sampler: Any, own: dict[str, Any], sizes: laws.Size = size) -> tuple[dict[str, Any], Any]:
+        return {**drawn, **own}, partial(laws.measured, sizes, sampler)
+
+    jobs: dict[str, Any] = {REFERENCE: job(laws.exact_sampler, {"steps": (0,)}, size._replace(steps=(0,)))}
+    for label, spec in SAMPLERS.items():
+        jobs[label] = job(partial(laws.scheduler_sampler, spec), {"sampler": spec, "timesteps": laws.TIMESTEPS})
+    for channel in CHANNELS:
+        jobs[channel] = job(partial(laws.channel_sampler, channel), {"channel": channel})
     names = {label: f"schedulers-{file_name(label)}" for label in jobs}
     runs = workshop.keep_all("samplers", {names[label]: job for label, job in jobs.items()})
     return {label: runs[name] for label, name in names.items()}
@@ -270,11 +263,7 @@ def _clones(runs: dict[str, xr.Dataset], last: int) -> Verdict:
     """Two draws from one observation: calibration, in which schedulers without noise are the negative controls."""
     fixed = _of_kind("half", "none")
     drawn = [label for label in [REFERENCE, *CHANNELS, *SAMPLERS] if label not in fixed]
-    tests = {}
-    for label in [*drawn, *fixed]:
-        run = runs[label].isel(steps=-1)
-        pair = [run[name].transpose("item", "clone", "tree_level").values for name in ("with_original", "with_clones")]
-        tests[label] = calibrate(pair[0], pair[1], level=0.01, relabellings=40_000)
+    tests = {label: laws.calibrated(runs[label].isel(steps=-1), 0.01, 40_000) for label in [*drawn, *fixed]}
     p = {label: float(test.adjusted.min()) for label, test in tests.items()}
 
     def worst_gap(label: str) -> str:

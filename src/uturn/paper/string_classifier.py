@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.networks.classifiers import TreeClassifier
 from uturn.networks.files import load_network
 from uturn.networks.state_dicts import fingerprint
-from uturn.networks.training import History, train
-from uturn.paper.workshop import Scale, Workshop
+from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource
 
@@ -67,43 +65,18 @@ def trained_classifier(workshop: Workshop) -> Path:
     network = {name: value for name, value in chosen._asdict().items() if name not in ("items", "noise")}
     recipe = {**network, "seed": SEED, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.01, "target": 0.995}
 
-    def trained(checkpoint: Path) -> tuple[list[torch.nn.Module], History]:
+    def prepared() -> tuple[Any, Any, Any]:
         leaves, classes = strings(chosen.source, _TRAIN, chosen.training_strings)
-        held_out = strings(chosen.source, _HELD_OUT, 4000)
-        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
 
-        def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+        def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
             rows = (uniforms(keys(SEED, Purpose.CLASSIFIER, _BATCH, [step]), recipe["batch"])[0] * len(leaves)).astype(int)
-            batch = torch.from_numpy(leaves[rows].astype(np.int64))
-            return torch.nn.functional.cross_entropy(model(batch), torch.from_numpy(classes[rows]))
+            return leaves[rows].astype(np.int64), classes[rows]
 
-        history = train(
-            network,
-            loss,
-            chosen.steps,
-            recipe=recipe,
-            checkpoint=checkpoint,
-            learning_rate=recipe["learning_rate"],
-            weight_decay=recipe["weight_decay"],
-            decay=False,
-            evaluate=lambda model: {"accuracy": accuracy(model, *held_out)},
-            every=200,
-            target=("accuracy", recipe["target"]),
-            progress=workshop.progress,
-        )
-        return [network], history
+        network = TreeClassifier(chosen.vocab_size, chosen.branching, chosen.depth, width=chosen.width, seed=SEED)
+        held_out, right = strings(chosen.source, _HELD_OUT, 4000)
+        return network, batch, (held_out.astype(np.int64), right)
 
-    return workshop.train(["fig8-classifier"], recipe, trained)[0]
-
-
-def accuracy(model: Any, leaves: np.ndarray, classes: np.ndarray) -> float:
-    """Share of strings whose class is the network's first choice."""
-    right = 0
-    with torch.inference_mode():
-        for start in range(0, len(leaves), 500):
-            batch = torch.from_numpy(leaves[start : start + 500].astype(np.int64))
-            right += int((model(batch).argmax(1).numpy() == classes[start : start + 500]).sum())
-    return right / len(leaves)
+    return workshop.classifier("fig8-classifier", recipe, prepared, weight_decay=recipe["weight_decay"], decay=False, every=200)
 
 
 def reference(source: RHMSource) -> np.ndarray:
@@ -127,7 +100,7 @@ def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Datas
         compared = [probe.compare(leaves[pair[:, 0]], leaves[pair[:, 1]]) for pair in pairs.values()]
         return xr.Dataset(
             {
-                "accuracy": accuracy(network, leaves, classes),
+                "accuracy": accuracy(network, leaves.astype(np.int64), classes),
                 "random_pairs": (("pair", "network_layer"), np.stack([c.similarity.mean(axis=0) for c in compared])),
             },
             coords={"pair": list(pairs), "network_layer": list(probe.layers)},

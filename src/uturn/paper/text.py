@@ -1,7 +1,4 @@
-"""U-turns of texts with the embedded masked model of characters: shares kept, correlated changes, and decoders.
-
-Beyond the paper, after its sequel on correlated changes (arXiv:2410.13770).
-"""
+"""U-turns of texts with the embedded masked model of characters: shares kept, correlated changes (arXiv:2410.13770), decoders."""
 
 from __future__ import annotations
 
@@ -210,10 +207,8 @@ def draw(data: xr.Dataset) -> Any:
             draw_chart(axis, chart)
         gaps.axhline(0, color=THEORY, lw=1, zorder=1)
         _draw_decoders(gaps, data, "clone_gap")
-        gaps.set(
-            ylabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$",
-            title=f"calibration: characters, and runs of {SPAN} (squares, dashed)",
-        )
+        gaps.set(title=f"calibration: characters, and runs of {SPAN} (squares, dashed)")
+        gaps.set_ylabel(r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
         shares.legend(fontsize=9)
     return figure
 

@@ -16,7 +16,7 @@ from uturn.measures.statistics import Estimate, crossing, grammar_means
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import Verdict, below, holds, listed, mean_estimate, meets, verdict, within
 from uturn.paper.workshop import Scale, Workshop
-from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
+from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, style
 
 TITLE = "Where the class is lost, for every channel"
 CLAIM = "Every kind of noise has its own critical strength; in information per leaf, three of the four nearly agree."
@@ -87,8 +87,8 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
         f"thresholds-{name}": ({**settings, "reach": channel.reach}, partial(population, name, size))
         for name, channel in CHANNELS.items()
     }
-    of_channels = workshop.keep_all("population dynamics", jobs)
-    populations = xr.concat(of_channels.values(), xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
+    of_channels = workshop.keep_all("population dynamics", jobs).values()
+    populations = xr.concat(of_channels, xr.Variable("channel", list(CHANNELS)), combine_attrs="drop")
     return {**workshop.runs("thresholds", experiments(workshop.scale)), "population": populations}
 
 
@@ -157,16 +157,13 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
     spread, grammars = float(each.std("replicate", ddof=1)), int(each.notnull().sum())
     allowed = 3 * SPREAD / np.sqrt(grammars) + TOLERANCE
     low, high = critical - allowed, QUENCHED + allowed
+    of_range = "of that range: 3 standard errors of the expected spread, and the resolution"
     return [
         verdict(
             f"threshold in ε, one grammar (mean of {grammars})",
             f"{quenched['epsilon']:.4f}, standard deviation {spread:.4f}",
             f"from {critical:.4f} (annealed ε*) to {QUENCHED} (quoted, of unknown error); between grammars {SPREAD}",
-            within(
-                quenched["epsilon"].value - (low + high) / 2,
-                (high - low) / 2,
-                f"within {allowed:.4f} of that range: 3 standard errors of the expected spread, and the resolution",
-            ),
+            within(quenched["epsilon"].value - (low + high) / 2, (high - low) / 2, f"within {allowed:.4f} {of_range}"),
         ),
         verdict(
             "threshold in ε, fresh rules",
@@ -188,29 +185,22 @@ def _against_theory(data: xr.Dataset) -> list[Verdict]:
 
 
 def _effective_epsilon(data: xr.Dataset) -> Verdict:
-    epsilon = {name: _interval(data.effective_epsilon.sel(channel=name, ensemble="one grammar")) for name in CHANNELS}
+    of_process, *drawn = (_interval(data.effective_epsilon.sel(channel=x, ensemble="one grammar")) for x in CHANNELS)
     bits = data.bits_per_leaf.sel(ensemble="one grammar").mean("replicate").values
     return verdict(
         "effective ε (Eq. 63) at the threshold: " + ", ".join(channel.label for channel in CHANNELS.values()),
-        ", ".join(f"{interval:.4f}" for interval in epsilon.values())
+        ", ".join(f"{interval:.4f}" for interval in (of_process, *drawn))
         + "; bits per leaf there: "
         + ", ".join(f"{x:.2f}" for x in bits),
         "not one number: below ε* in every channel that draws its noise",
-        below(
-            [interval.high for name, interval in epsilon.items() if name != "epsilon"],
-            epsilon["epsilon"].low,
-            "95 % intervals below that of the ε-process",
-        ),
+        below([interval.high for interval in drawn], of_process.low, "95 % intervals below that of the ε-process"),
     )
 
 
 def _shift(data: xr.Dataset) -> Verdict:
-    """The displacement of two curves along the noise is the area between them, divided by their height.
-
-    Both curves of a grammar have the same rules, so the spread between grammars contains only the errors of items and pools.
-    """
-    deepest = int(data.depth[-1])
-    shifts = []
+    """The displacement of two curves along the noise is the area between them, divided by their height. Both curves of a grammar
+    have the same rules, so the spread between grammars contains only the errors of items and pools."""
+    deepest, shifts = int(data.depth[-1]), []
     for name in CHANNELS:
         part = data.sel(channel=name)
         exact, population = part.belief.sel(depth=deepest), part.population_belief.sel(tree_level=deepest)
@@ -230,17 +220,13 @@ def _shift(data: xr.Dataset) -> Verdict:
 def _finite_depth(data: xr.Dataset) -> Verdict:
     depths = data.depth.values
     ratio = data.half_lost.values / data.threshold.sel(ensemble="one grammar").mean("replicate").values[:, None]
-    off = np.abs(ratio - 1).max(axis=0)
-    labels = [channel.label for channel in CHANNELS.values()]
+    off, labels = np.abs(ratio - 1).max(axis=0), [channel.label for channel in CHANNELS.values()]
+    closer = f"the channel that is farthest from 1 is at least twice as close at L = {depths[-1]} as at L = {depths[0]}"
     return verdict(
         f"noise at which half of the class is lost / threshold, L = {', '.join(map(str, depths))}",
         "; ".join(f"{label} " + ", ".join(f"{r:.3f}" for r in row) for label, row in zip(labels, ratio, strict=True)),
         "1 for infinite depth; off by a factor F'(p*)**-L",
-        below(
-            off[-1],
-            off[0] / 2,
-            f"the channel that is farthest from 1 is at least twice as close at L = {depths[-1]} as at L = {depths[0]}",
-        ),
+        below(off[-1], off[0] / 2, closer),
     )
 
 
@@ -267,8 +253,8 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
     center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
-        look = {"color": channel.color, "alpha": 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)}
-        exact = part.belief.sel(depth=depth)
+        exact, alpha = part.belief.sel(depth=depth), 0.3 + 0.7 * k / max(part.sizes["depth"] - 1, 1)
+        look = {"color": channel.color, "alpha": alpha}
         error = exact.std("grammar", ddof=1) / np.sqrt(exact.sizes["grammar"])
         axes.plot(part.noise, part.population_belief.sel(tree_level=depth).mean("grammar"), lw=1.5, **look)
         axes.errorbar(part.noise, exact.mean("grammar"), error, fmt="o", ms=3.8, lw=1, label=f"$L={depth}$", **look)
@@ -281,9 +267,8 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
     """Noise at which half of the class is lost, relative to the threshold, against depth."""
     for name, channel in CHANNELS.items():
-        part = quenched.sel(channel=name)
+        part, levels = quenched.sel(channel=name), np.arange(2, quenched.sizes["tree_level"])
         center = float(part.threshold.mean())
-        levels = np.arange(2, part.sizes["tree_level"])
         axes.plot(levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5)
         axes.plot(part.depth.values, part.half_lost / center, "o", ms=6, color=channel.color, label=channel.label)
     axes.axhline(1, color="#e69f00", lw=3, alpha=0.6, zorder=0)
@@ -301,8 +286,7 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
                 look = {"fmt": marker, "ms": 8, "mfc": fill, "capsize": 4, "color": channel.color}
                 axes.errorbar(float(values.mean()), row + aside, xerr=float(values.std(ddof=1)), **look)
             axes.axhline(row, color=MUTED, lw=0.4, zorder=0)
-        axes.set_yticks(range(len(CHANNELS)), [channel.label for channel in CHANNELS.values()] if axes is middle else [])
-        axes.set_ylim(len(CHANNELS) - 0.5, -0.5)
+        name_rows(axes, [channel.label if axes is middle else "" for channel in CHANNELS.values()])
     middle.axvline(critical, color=MUTED, ls=":", lw=1.2)
     middle.text(critical, 3.42, rf" $\epsilon^*={critical:.3f}$ ", color=MUTED, ha="left" if critical < 0.6 else "right")
     middle.set(xlabel="effective ε (Eq. 63) at the threshold", xlim=(0, 1), title="not one effective ε ..")

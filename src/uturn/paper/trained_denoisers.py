@@ -54,39 +54,31 @@ def exact_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
 def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
     jobs, plan = networks(workshop.scale), SETTINGS[workshop.scale]
     few = {key: plan["reading"][key] for key in ("levels", "items")}
-    readings = [plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few for job in jobs.values()]
-    tasks = [(name, job, reading) for (name, job), reading in zip(jobs.items(), readings, strict=True)]
+    tasks = [(x, job, plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few) for x, job in jobs.items()]
     workshop.each("networks", _network, [task for task in tasks if not workshop.trained(_files(task[0]), task[1])])
-    return dict(_network(*task, workshop) for task in tasks)
+    return {task[0]: _network(*task, workshop) for task in tasks}
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
     """All networks by name, "channel-size-seed", with the settings of their training; largest first."""
-    plan = SETTINGS[scale]
-    seeds = plan["seeds"]
-    wanted = [(channel, plan["other_size"], seeds[0]) for channel in OTHERS]
-    wanted += [(SWEPT, size, seed) for size in reversed(plan["sizes"]) for seed in seeds]
-    return {
-        f"{channel}-{size}-{seed}": {
-            "grammar": {**plan["grammar"], "seed": seed}, "channel": channel, "size": size, "training": plan["training"]
-        }
-        for channel, size, seed in wanted
-    }  # fmt: skip
+    plan, made = SETTINGS[scale], {}
+    wanted = [(channel, plan["other_size"], plan["seeds"][0]) for channel in OTHERS]
+    wanted += [(SWEPT, size, seed) for size in reversed(plan["sizes"]) for seed in plan["seeds"]]
+    for channel, size, seed in wanted:
+        grammar, training = {**plan["grammar"], "seed": seed}, plan["training"]
+        made[f"{channel}-{size}-{seed}"] = {"grammar": grammar, "channel": channel, "size": size, "training": training}
+    return made
 
 
-def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> tuple[str, xr.Dataset]:
-    with begun(1):
-        with part(0.8):
-            models = _train(name, job, workshop)
-        compute = partial(network_readings, models, job, reading)
-        return name, workshop.keep(f"learning-{name}", {**job, **reading}, compute).load()
-
-
-def _train(name: str, job: Mapping[str, Any], workshop: Workshop) -> list[Any]:
+def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
     rhm, size = RandomHierarchyModel(**job["grammar"]), job["size"]
     least, each, most = job["training"]["steps"]
     training = {**job["training"], "steps": min(max(each * size, least), most)}
-    return workshop.denoisers(_files(name), job, rhm, job["channel"], partial(training_strings, rhm, size), **training)
+    with begun(1):
+        with part(0.8):
+            strings = partial(training_strings, rhm, size)
+            models = workshop.denoisers(_files(name), job, rhm, job["channel"], strings, **training)
+        return workshop.keep(f"learning-{name}", {**job, **reading}, partial(network_readings, models, job, reading)).load()
 
 
 def _files(name: str) -> list[str]:
@@ -115,8 +107,7 @@ def network_readings(models: list[Any], job: Mapping[str, Any], reading: Mapping
         readings = trained.compare_denoisers(learned, ExactDenoiser(rhm, learned.corruption), *judged)
         readings["weight"] = "learned_level", trained.level_weights(learned, rhm, *judged)
         states.append(readings.assign(_generated(learned, rhm, job["size"], reading)) if "generated" in reading else readings)
-    both = xr.concat(states, xr.DataArray(["best", "last"], dims="state", name="state"))
-    both = both.assign_coords(learned_level=range(1, rhm.depth + 1))
+    both = xr.concat(states, xr.Variable("state", ["best", "last"])).assign_coords(learned_level=range(1, rhm.depth + 1))
     return both.assign(unchanged=u_turns(denoisers[0], rhm, job["channel"], reading)) if "generated" in reading else both
 
 
@@ -132,8 +123,8 @@ def grammaticality(rhm: RandomHierarchyModel, strings: np.ndarray) -> dict[str, 
     """Of every string and tree level: nodes whose children are all grammatical, and nodes that are so themselves."""
     valid = rhm.parse(strings).valid
     tried = [valid[0]] + [valid[k].reshape(len(strings), -1, rhm.branching).all(-1) for k in range(rhm.depth)]
-    counts = [np.stack([nodes.sum(1, dtype=float) for nodes in levels], 1) for levels in (tried, list(valid.values()))]
-    return {name: (("string", "tree_level"), count) for name, count in zip(("tried", "obeyed"), counts, strict=True)}
+    levels: dict[str, list[Any]] = {"tried": tried, "obeyed": list(valid.values())}
+    return {x: (("string", "tree_level"), np.stack([nodes.sum(1, dtype=float) for nodes in of], 1)) for x, of in levels.items()}
 
 
 def exact_readings(settings: Mapping[str, Any]) -> xr.Dataset:

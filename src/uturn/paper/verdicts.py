@@ -90,7 +90,7 @@ def inside(interval: Estimate, low: float, high: float, text: str | None = None)
     return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if text is None else text)
 
 
-def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: float, text: str) -> Rule:
+def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:
     """Every interval contains its value and is narrower than `width`; a wide interval would agree with anything."""
     _, low, high = np.array(intervals, float).reshape(-1, 3).T
     held = (low <= values) & (high >= values) & (high - low < width)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from uturn.core import random
@@ -20,7 +21,6 @@ from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from uturn.exact.rhm import RandomHierarchyModel
@@ -63,19 +63,18 @@ class Workshop:
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """The dataset `compute()`, stored in `folder/label.zarr` and computed again only if its settings (plain data) change."""
         data = self._stored(label, settings)
-        if data is not None:
-            return data
-        data = compute()
-        data = data.assign_attrs(settings=_identity(settings), digest=_digest(data))
-        write_dataset(data, self._kept.path / f"{label}.zarr")
-        self._kept.push(f"{label}.zarr")
+        if data is None:
+            data = compute()
+            data = data.assign_attrs(settings=_identity(settings), digest=_digest(data))
+            write_dataset(data, self._kept.path / f"{label}.zarr")
+            self._kept.push(f"{label}.zarr")
         return data
 
     def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
         """`keep` for independent computations by label; missing ones run in several processes."""
-        stored = {label: self._stored(label, settings) for label, (settings, _) in jobs.items()}
-        self.each(what, _keep_alone, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
-        return {label: self.keep(label, *jobs[label]) if data is None else data for label, data in stored.items()}
+        missing = [(label, *job) for label, job in jobs.items() if self._stored(label, job[0]) is None]
+        self.each(what, _keep_alone, missing, threads=0)
+        return {label: self.keep(label, *job) for label, job in jobs.items()}
 
     def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
         """The stored dataset of a label, if it is complete and has these settings."""
@@ -97,9 +96,9 @@ class Workshop:
             networks: list[Any] = [load_network(self._kept.fetch(path.name)) for path in self.files(names)]
         except ValueError:
             return []
-        wanted = json.dumps(recipe, sort_keys=True)
-        same = (json.dumps(network.facts.get("recipe"), sort_keys=True) == wanted for network in networks)
-        return networks if all(same) and all(isinstance(network.facts.get("steps"), int) for network in networks) else []
+        wanted, facts = json.dumps(recipe, sort_keys=True), [network.facts for network in networks]
+        same = (json.dumps(of.get("recipe"), sort_keys=True) == wanted and isinstance(of.get("steps"), int) for of in facts)
+        return networks if all(same) else []
 
     def train(self, names: Sequence[str], recipe: Mapping[str, Any], train: Train) -> list[Path]:
         """The files of networks, which are trained unless files of the same recipe (plain data) exist.
@@ -130,6 +129,29 @@ class Workshop:
         checkpoint.unlink(missing_ok=True)
         return paths
 
+    def classifier(self, name: str, recipe: Mapping[str, Any], prepare: Callable[[], tuple[Any, ...]], **training: Any) -> Path:
+        """The file of a classifier, trained by cross-entropy up to the held-out accuracy that is the `target` of its recipe.
+
+        `prepare()` gives the network, the function step -> (inputs, classes) of batches, and held-out inputs and classes.
+        """
+        import torch
+
+        from uturn.networks.training import train
+
+        def trained(checkpoint: Path) -> tuple[list[Any], History]:
+            network, batch, held_out = prepare()
+
+            def loss(model: Any, step: int) -> torch.Tensor:
+                inputs, classes = batch(step)
+                return torch.nn.functional.cross_entropy(model(torch.from_numpy(inputs)), torch.from_numpy(classes))
+
+            options: dict[str, Any] = {"recipe": recipe, "learning_rate": recipe["learning_rate"], "progress": self.progress}
+            options |= {"checkpoint": checkpoint, "target": ("accuracy", recipe["target"]), **training}
+            options["evaluate"] = lambda model: {"accuracy": accuracy(model, *held_out)}
+            return [network], train(network, loss, recipe["steps"], **options)
+
+        return self.train([name], recipe, trained)[0]
+
     def denoisers(
         self,
         names: Sequence[str],
@@ -150,22 +172,17 @@ class Workshop:
         self.train(names, recipe, trained)
         return self.trained(names, recipe)
 
-    def each(
-        self, what: str, work: Callable[..., tuple[str, Any]], tasks: Sequence[tuple[Any, ...]], threads: int = 1
-    ) -> dict[str, Any]:
-        """The results of `work(*task, workshop)` for all tasks by label, in processes of `threads` threads (0: equal shares).
+    def each(self, what: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], threads: int = 1) -> None:
+        """`work(*task, workshop)` for all tasks, in processes of `threads` threads (0: equal shares).
 
         The default of `threads` is 1, because threads do not speed up small networks and small arrays.
         """
         workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
-        jobs, results = [(*task, quiet) for task in tasks], {}
+        jobs = [(*task, quiet) for task in tasks]
         if jobs:
             with progress_bar(self.progress, what, len(jobs), 0) as advance:
-                pairs = in_processes(work, jobs, workers, threads) if workers > 1 else (work(*job) for job in jobs)
-                for label, result in pairs:
-                    results[label] = result
+                for _ in in_processes(work, jobs, workers, threads) if workers > 1 else (work(*job) for job in jobs):
                     advance()
-        return results
 
     def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
         """The file of the means and variances of the layers of a classifier over reference data, measured once."""
@@ -193,19 +210,26 @@ class Workshop:
         return OutputFolder.of(self.folder)
 
 
+def accuracy(network: Any, inputs: np.ndarray, classes: np.ndarray) -> float:
+    """Share of inputs whose class is the network's first choice."""
+    import torch
+
+    with torch.inference_mode():
+        first = [network(torch.from_numpy(inputs[k : k + 500])).argmax(1).numpy() for k in range(0, len(inputs), 500)]
+    return float((np.concatenate(first) == classes).mean())
+
+
 def file_name(label: str) -> str:
     """A label as a file name: lower case, without characters other than letters, digits, "-" and "."."""
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
 
 
-def _run_alone(label: str, experiment: Experiment, workshop: Workshop) -> tuple[str, None]:
+def _run_alone(label: str, experiment: Experiment, workshop: Workshop) -> None:
     workshop.run(label, experiment)
-    return label, None
 
 
-def _keep_alone(label: str, settings: Any, compute: Any, workshop: Workshop) -> tuple[str, None]:
+def _keep_alone(label: str, settings: Any, compute: Any, workshop: Workshop) -> None:
     workshop.keep(label, settings, compute)
-    return label, None
 
 
 def _identity(settings: Mapping[str, Any]) -> str:

@@ -99,6 +99,14 @@ def row_interval(
     axes.plot([value], [y], marker, color=color, alpha=alpha, zorder=3, **look)
 
 
+def name_rows(axes: Any, names: Sequence[str], colors: Sequence[Any] = (), **look: Any) -> None:
+    """Names of rows at the heights 0, 1, .. from the top down, in their colours."""
+    axes.set_yticks(range(len(names)), names, **look)
+    for tick, color in zip(axes.get_yticklabels(), colors, strict=False):
+        tick.set_color(color)
+    axes.set_ylim(len(names) - 0.5, -0.6)
+
+
 def mark_noise(axes: Any, x: float, text: str = "", color: Any = THEORY, aside: float = 0.0, height: float = 1.0) -> None:
     """A dotted vertical line at a noise level, with its name at (x + aside, height) in the units of the axes."""
     axes.axvline(x, color=color, lw=1, ls=":", zorder=1)
