@@ -364,11 +364,6 @@ def test_mistakes(arguments, message):
         ut.choose(layered(), "same", **arguments)
 
 
-def test_a_run_that_is_not_finished():
-    with pytest.raises(ValueError, match="the run is not finished: 3 tasks are missing"):
-        ut.choose(layered().assign_attrs(missing_tasks=3), "same", keep=0.9)
-
-
 def test_the_level_on_all_axes():
     coords = {"log_snr": ("noise", [3.0, 1.0, 0.0, -1.0]), "dose": ("noise", [7.0, 8.0, 9.0, 10.0])}
     coords |= {"step": ("noise", [1, 29, 50, 100]), "t_over_T": ("noise", [0.01, 0.29, 0.5, 1.0])}

@@ -19,23 +19,13 @@ _MOST_NOISES = 6  # curves of correlations against distance
 
 
 class Chart(NamedTuple):
-    """Curves with their intervals on one axis.
+    """Curves (line, x, estimate) with their intervals on one axis; coordinates along the second dim are further axes.
 
-    Attributes
-    ----------
-    name, title, words, unit : str
-        For files; of the panel; the quantity in words; of the vertical axis.
-    curves : DataArray (line, x, estimate)
-        `line` has the names. Coordinates along the second dim are further axes.
-    labels : the readings of the lines; "" for chi
-    places : array (line, estimate), places on the curves
-    marks : places that are marked in the chart; the figure draws the intervals of those of its own readings
-    ordered : whether lines are levels, from first to last
-    level : height and name of a horizontal line
-    hollow : array (line, x), the points at which a test detects nothing
-    theory : DataArray (line, x), curves of the mean field
-    joined : whether lines go on over levels without a value
-    shown, drawn : whether the chart is unfolded in the page, and drawn in the figure
+    `name`: for files. `title`: of the panel. `words`: the quantity. `unit`: of the vertical axis. `labels`: the readings of the
+    lines, "" for chi. `places` (line, estimate): on the curves. `marks`: further places; the figure draws the intervals of those
+    of its own readings. `ordered`: whether lines are levels, from first to last. `level`: height and name of a horizontal line.
+    `hollow` (line, x): where a test detects nothing. `theory` (line, x): the mean field. `joined`: whether lines go on over
+    levels without a value. `shown`, `drawn`: whether the chart is unfolded in the page, and drawn in the figure.
     """
 
     name: str
