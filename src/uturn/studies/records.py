@@ -76,9 +76,15 @@ def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are none.
 
-    Of images `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and `image_same_class`
-    (shown_noise, item), whether the class was kept. Of texts see `_texts`. `source`: that of the run, for originals of texts; by
-    default it is built from the spec of the run, unless that needs user code or its files have changed.
+    `source`: that of the run, for originals of texts; by default it is built from the spec of the run, unless that needs user
+    code or its files have changed.
+
+    Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and `image_same_class`
+    (shown_noise, item), whether the class was kept. Of the first texts, trajectory 0 and clone 0: `original_piece` (shown_item,
+    position), the text of each token of the originals, "" beyond their end; `piece` and `noisy_piece` (shown_noise, shown_item,
+    position) of reconstructions and noisy texts, "" where masked; `changed`, whether a token differs from the original, and
+    `noised`, whether the corruption removed or replaced it; `shown_region` and `shown_separator`, the region of a token and
+    whether it separates segments, if the source has them.
     """
     run = by_noise(run)
     return _pictures(run).merge(_texts(run, source))
@@ -122,13 +128,7 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
 
 
 def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
-    """The first items of a run as texts, trajectory 0 and clone 0; empty if no tokens were stored or originals cannot be read.
-
-    Coordinates `original_piece` (shown_item, position), the text of each token of the originals, "" beyond their end; `piece` and
-    `noisy_piece` (shown_noise, shown_item, position) of reconstructions and noisy texts, "" where masked. `changed`, whether a
-    token differs from the original, and `noised`, whether the corruption removed or replaced it (same dims). `shown_region` and
-    `shown_separator`, the region of a token and whether it separates segments, if the source has them.
-    """
+    """The first items of a run as texts; empty if no tokens were stored or originals cannot be read."""
     count = kept_texts(run)
     source = (source or _source_of(run)) if count else None
     if source is None:
