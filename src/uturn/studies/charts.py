@@ -86,13 +86,13 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
             title,
             words[0] if len(words) == 1 else "",
             ", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
-            _lines(part.curve, names),
+            lines_of(part.curve, names),
             labels,
             part.half_life.values[:, 0],
             [*stars, *(number._replace(label=number.label.rpartition(": ")[2]) for number in own)],
             not several and (bool(part.order.values[0]) or all(isinstance(level, float) for level in levels)),
             (float(part.chance[0]), "independent data") if len(labels) == 1 and np.isfinite(part.chance[0]) else None,
-            theory=_lines(part.theory, names) if "theory" in part else None,
+            theory=lines_of(part.theory, names) if "theory" in part else None,
             shown=not seen.isdisjoint(labels),
         )
     for k in range(study.sizes.get("changes", 0)):
@@ -100,7 +100,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
             marks = chart.marks or (stars if chart.labels else [])
             yield chart._replace(marks=marks, shown=chart.name.startswith("chi") and "" in seen)
     for k, (family, tested) in enumerate(tested_families(study).items()):
-        gaps = _lines(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
+        gaps = lines_of(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title, hollow = f"calibration of {family.replace('_', ' ')}", ~(tested.gap_p.values <= float(study.gap_level))
         about, unit = f"{title}: 0 for draws from the posterior", "gap E f(x0, x̂) - E f(x̂, x̂')"
         ordered = len(set(tested.variable.values.tolist())) == 1
@@ -157,7 +157,7 @@ def overlaid(studies: Mapping[str, xr.Dataset]) -> list[Chart]:
     return [chart._replace(name=f"overlay-{k}", ordered=sweep, joined=True) for k, chart in enumerate(charts)]
 
 
-def _lines(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
+def lines_of(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
     """Curves of readings with short names."""
     bare = values.drop_vars([name for name, of in values.coords.items() if "reading" in of.dims])
     return bare.rename(reading="line").assign_coords(line=list(names))

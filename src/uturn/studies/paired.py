@@ -14,7 +14,7 @@ from uturn.core.checks import expect
 from uturn.measures.statistics import ESTIMATE, WITHIN, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
-from uturn.studies.charts import Chart
+from uturn.studies.charts import Chart, lines_of
 from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import instructions_of, named_in
@@ -230,9 +230,7 @@ def draw_difference(data: xr.Dataset) -> Any:
     for name in dict.fromkeys(data.variable.values.tolist()):
         chosen = shown[data.variable.values[shown] == name]
         part = data.isel(reading=chosen)
-        curves = part.curve.drop_vars([key for key, of in part.coords.items() if "reading" in of.dims])
-        curves = curves.rename(reading="line").assign_coords(line=names_in_panel(data, chosen))
-        unit = str(part.unit.values[0]) or "difference"
+        curves, unit = lines_of(part.curve, names_in_panel(data, chosen)), str(part.unit.values[0]) or "difference"
         charts.append(Chart("", str(part.words.values[0]), "", unit, curves, joined=True, level=(0.0, "")))
     line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
     return drawn(charts, [line])
