@@ -20,7 +20,7 @@ import uturn as ut
 from uturn.cli.presets import ImageOptions
 from uturn.networks import DenoiserModel
 from uturn.studies import draw_study, records_of
-from uturn.studies.grid import draw_grid
+from uturn.studies.figure import draw_grid
 
 # %% [markdown]
 # ## Data

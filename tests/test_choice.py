@@ -352,21 +352,9 @@ def test_names_are_those_of_the_study():
     assert ut.choose(one, "similarity", keep=0.5).keep.words == "similarity, layer = head >= 0.5"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"keep": 1}, "keep = 1: expected a number between 0 and 1 for same"),
-        ({"keep": 0.9, "by": ["label"]}, "by = ['label']: expected a coordinate of the items"),
-    ],
-)
-def test_mistakes(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ut.choose(layered(), "same", **arguments)
-
-
-def test_a_run_that_is_not_finished():
-    with pytest.raises(ValueError, match="the run is not finished: 3 tasks are missing"):
-        ut.choose(layered().assign_attrs(missing_tasks=3), "same", keep=0.9)
+def test_a_goal_at_a_bound_is_refused():
+    with pytest.raises(ValueError, match="keep = 1: expected a number between 0 and 1 for same"):
+        ut.choose(layered(), "same", keep=1)
 
 
 def test_the_level_on_all_axes():

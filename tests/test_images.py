@@ -24,7 +24,7 @@ from uturn.pages import write_study
 from uturn.pages.results import PICTURES
 from uturn.sources import fashion_mnist
 from uturn.studies import draw_study, records_of, summary
-from uturn.studies.grid import draw_grid
+from uturn.studies.figure import draw_grid
 from uturn.studies.runs import missing_tasks
 from uturn.studies.tables import remarks as remarks_of
 

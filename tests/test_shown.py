@@ -16,7 +16,7 @@ from uturn.pages import collect, report, write_study
 from uturn.store.datasets import write_dataset
 from uturn.studies import draw_study, tidy, with_theory
 from uturn.studies.axes import is_geometric
-from uturn.studies.items import items_of
+from uturn.studies.records import items_of
 from uturn.studies.tables import csv_of, parts_of
 
 SIGMA = np.array([0.004, 0.02, 0.1, 0.5, 3.0, 15.0])

@@ -73,32 +73,21 @@ def test_values_and_names():
         "f": [[1, 2], [3]],
         "g": [{"type": "rhm", "depth": 3}],
     }
-    experiment = ut.Experiment.from_dict(
-        {
-            "items": 2,
-            "source": {"type": "gaussian_mixture", "dimension": 8},
-            "corruption": {"type": "gaussian", "noise": [0.1]},
-            "backward": {"type": "exact"},
-            "probes": [{"type": "scales"}],
-        }
-    )
+    source, corruption = {"type": "gaussian_mixture", "dimension": 8}, {"type": "gaussian", "noise": [0.1]}
+    spec = {"items": 2, "source": source, "corruption": corruption, "backward": {"type": "exact"}, "probes": [{"type": "scales"}]}
+    experiment = ut.Experiment.from_dict(spec)
     found = ut.sweep(experiment, {"source.type": ["gaussian_mixture"], "corruption.type": ["gaussian"]})
     assert list(found) == ["source.type=gaussian_mixture,corruption.type=gaussian"]
-    long = list(ut.sweep(experiment, {"corruption.noise": [[k / 64 for k in range(1, n)] for n in (40, 41)]}))
+    noise = [[k / 64 for k in range(1, n)] for n in (40, 41)]
+    long = list(ut.sweep(experiment, {"corruption.noise": noise}))
     assert len(set(long)) == 2
     assert all(len(name) < 64 and "/" not in name for name in long)
     assert ut.sweep(experiment, {"items": range(2, 4)})["items=3"].items == 3
     # Dates are texts, and a name of many keys is short enough for a folder.
     assert parsed_values(["source.path=2020-01-01,2020-02-01"]) == {"source.path": ["2020-01-01", "2020-02-01"]}
-    noise = [[k / 64 for k in range(1, n)] for n in (40, 41)]
-    keys = {
-        "corruption.noise": noise,
-        "corruption": [{"type": "gaussian", "noise": noise[0]}],
-        "source": [experiment.to_dict()["source"]],
-    }
-    keys |= {"probes": [[{"type": "scales"}]], "backward": [{"type": "exact"}], "backward.type": ["exact"], "seed": [10**18]}
-    keys = dict(reversed(keys.items()))
-    many = list(ut.sweep(experiment, keys))
+    keys = {"seed": [10**18], "backward.type": ["exact"], "backward": [{"type": "exact"}], "probes": [[{"type": "scales"}]]}
+    keys |= {"source": [experiment.to_dict()["source"]], "corruption": [{"type": "gaussian", "noise": noise[0]}]}
+    many = list(ut.sweep(experiment, keys | {"corruption.noise": noise}))
     assert len(set(many)) == 2
     assert all(len(name.encode()) <= 200 for name in many)
     assert experiment.items == 2

@@ -23,12 +23,11 @@ from uturn.store.outputs import OutputFolder, output_folder
 from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
-from uturn.studies.figure import draw_studies, draw_study
-from uturn.studies.grid import draw_grid
-from uturn.studies.items import HALF_LIFE, MOST_ITEMS, items_of
+from uturn.studies.figure import draw_grid, draw_studies, draw_study
 from uturn.studies.paired import data_of, draw_difference, frame_of
 from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
+from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,7 @@ from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, le
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import band, curve, place, shares
-from uturn.studies.reading import instructions_of
-from uturn.studies.runs import describe, missing_tasks
+from uturn.studies.runs import describe, instructions_of, missing_tasks, named_in
 from uturn.studies.tables import TEXTS, Study
 
 CENTRES = "mean", "median"
@@ -39,21 +38,24 @@ _KEPT = ("spec", "spec_hash", "seed", "models", "versions", "warnings", "accepte
 def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     """Curves of all readings of a run against noise, the noise levels at which they change, and the correlation of changes.
 
-    A reading is a variable of the run, or one of its levels. Its reading instructions (`uturn.protocols.Variable`) are stored
-    with the run. Let c(x) be the mean of a reading over items at noise x, each with its mean over trajectories and clones, and
-    c(0) its start. Between measured levels, c is interpolated linearly.
+    A reading is a variable of the run, or one of its levels. Let c(x) be its mean over items at noise x, each with its mean over
+    trajectories and clones, and c(0) its start (`uturn.protocols.Variable`). Between measured levels, c is interpolated linearly.
 
-    - `curve`: c with its 95 % interval.
-    - `place`: smallest noise at which c has gone a share .25, .5 or .75 of the way from its start to chance, on all axes of the
-      run. If chance is not known, the value at the largest noise is used as the chance level; there is then no place unless the
-      curve changes: the 95 % interval of its last minus its first level, paired over items, does not hold 0. The same is asked
-      of a start that is guessed. `half_life` is the place at share .5; t* is the half-life of a class. `width`: distance between
-      the places at .25 and .75.
-    - `inversion` of an ordered series, such as the layers of a network: noise beyond which its last level stays below the first.
-    - `chi`, `xi`, `correlation` of changes: susceptibility, correlation length, C(r)/C(0) (`uturn.susceptibility`,
-      `uturn.correlations`); `peak`, `peak_at`: largest chi of the measured levels; noise of the peak.
-    - `gap` (runs with clones): E f(x0, x̂) - E f(x̂, x̂') of symmetric readings, and E h(x0; y) - E h(x̂; y) of ranked ones: 0 if
+    - `curve` (reading, noise, estimate): c.
+    - `place` (reading, share, axis, estimate): smallest noise at which c has gone a share .25, .5 or .75 of the way from start
+      to chance, on all axes of the run. If chance is not known, the value at the largest noise is used as the chance level; there
+      is then no place unless the curve changes: the 95 % interval of its last minus its first level, paired over items, does not
+      hold 0. The same is asked of a start that is guessed. `half_life` is the place at share .5; t* is the half-life of a class.
+      `width`: distance between the places at .25 and .75. `start`, `chance` (reading).
+    - `inversion` (series, axis, estimate) of ordered levels, such as layers: noise beyond which the last stays below the first.
+    - `chi`, `xi` (changes, noise, estimate), `correlation` (changes, noise, distance, estimate): susceptibility, correlation
+      length, C(r)/C(0); `peak`, `peak_at`: largest chi of the measured levels; noise of the peak.
+    - `gap` (reading, noise, estimate), `gap_p` by Holm, `gap_visible`, the smallest detectable gap (runs with clones): 0 if
       reconstructions are draws from the posterior (`uturn.calibration`, level .001 in each family of tests).
+
+    `estimate`: value, low and high end of its 95 % interval over items, or over grammars if there are several; NaN if the number
+    does not exist (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`,
+    `family`, `unit`, `words`, and `originals`, the number of items that have it.
 
     Parameters
     ----------
@@ -61,17 +63,6 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     centre : "mean" or "median"
         With "median", c is the median over items, for heavy tails: a few originals move a mean, and hardly a median. Readings in
         [0, 1], which have no tails, correlations of changes and gaps stay means.
-
-    Returns
-    -------
-    Dataset
-        curve (reading, noise, estimate); place (reading, share, axis, estimate); half_life, width (reading, axis, estimate);
-        start, chance (reading); inversion (series, axis, estimate); chi, xi (changes, noise, estimate), peak (changes, estimate),
-        peak_at (changes, axis, estimate), correlation (changes, noise, distance, estimate); gap (reading, noise, estimate),
-        gap_p, p-values by Holm, and gap_visible, the smallest detectable gap (reading, noise). `estimate`: value, low and
-        high end of its 95 % interval over items, or over grammars if there are several; NaN if the number does not exist
-        (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`, `family`, `unit`,
-        `words`, and `originals`, the number of items that have it.
 
     Raises
     ------
@@ -111,17 +102,19 @@ def study_of(ds: xr.Dataset, centre: str = "mean") -> Study:
         if level.originals < max(other.originals for other in levels) and not missing_tasks(run):
             few = f"{level.originals} of {run.sizes['item']} originals have this reading"
             level.texts["remark"] = "; ".join(filter(None, [few, level.texts["remark"]]))
+    families, not_tested = _families(run, instructions)
     numbers = _readings(levels, axes), _inversions(run, readings, axes, centre), changes_of(run, instructions, axes)
-    data = xr.merge([axes.coordinates(run), *numbers]).merge(_gaps(run, instructions, levels, axes))
+    data = xr.merge([axes.coordinates(run), *numbers, _gaps(run, families, levels, axes)])
     data.attrs = {key: run.attrs[key] for key in _KEPT if key in run.attrs}
     medians = dict.fromkeys(level.texts["variable"] for level in levels if level.centre == "median")
-    about_centre = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
+    first_remarks = [f"the curves of {', '.join(medians)} are medians over originals"] if medians else []
+    first_remarks += [f"{name} is not studied: {why}" for name, why in not_studied.items()]
     data.attrs |= {
         "description": describe(run),
         "items": run.sizes["item"],
         "trajectories": run.sizes.get("trajectory", 1),
         "clones": run.sizes.get("clone", 1),
-        "remark": "; ".join([*about_centre, *_remarks(run, instructions, axes, not_studied, levels, "chi" in data)]),
+        "remark": "; ".join([*first_remarks, *_remarks(run, axes, levels, families, not_tested, "chi" in data)]),
     }
     return Study(data.data_vars, data.coords, data.attrs)
 
@@ -150,14 +143,21 @@ def finished_run(ds: Any) -> xr.Dataset:
     return run
 
 
+def levels_in(run: xr.Dataset, name: str) -> Iterator[tuple[dict[str, int], str]]:
+    """The levels of a variable, one for each combination of its own dims: indices along these, and the name of the reading."""
+    sizes = {str(dim): size for dim, size in run[name].sizes.items() if dim not in ("noise", *WITHIN)}
+    for at in np.ndindex(*sizes.values()):
+        where = dict(zip(sizes, at, strict=True))
+        yield where, label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
+
+
 def _check_originals(run: xr.Dataset) -> None:
     """ValueError for a run in which originals occur several times: copies would narrow all intervals.
 
-    Originals are known by their labels. Where copies have labels of their own, they are known by their readings: all rows of
-    readings occur 2 (or 3, ..) times, or a multiple of that. The multiples of D different rows of other data have a common
-    divisor with a probability of about 2^-D at most; fewer rows suffice if they have many different values. Where all rows are
-    one, its trajectories (or clones) have to differ: other data agree in them in N originals with a probability of about 2^-N at
-    most.
+    They are known by their labels, or else by their readings: all rows occur 2 (or 3, ..) times, or a multiple of that. The
+    multiples of D different rows of other data have a common divisor with a probability of about 2^-D at most; fewer rows suffice
+    if they have many different values. Where all rows are one, its trajectories (or clones) have to differ: other data agree in
+    them in N originals with about 2^-N at most.
     """
     advice = "expected each original once, and its U-turns along trajectory"
     for name in {"item", "item_name"} & set(run.coords):
@@ -235,8 +235,8 @@ def levels_of(
     gone = [""] * stacked.sizes[_LEVEL] if missing_tasks(run) else list(_missing(stacked, run))
     few = _on_few(stacked, run) if how.is_share else [""] * stacked.sizes[_LEVEL]
     read = stacked.notnull().any([dim for dim in stacked.dims if dim not in ("item", _LEVEL)]).sum("item").values
-    for k, (of, band_of) in enumerate(_curves(stacked, start, axes.noise, how, confidence, centre)):
-        at = {dim: stacked[dim].values[k] for dim in dims}
+    curves = _curves(stacked, start, axes.noise, how, confidence, centre)
+    for k, ((where, label), (of, band_of)) in enumerate(zip(levels_in(run, name), curves, strict=True)):
         top = of.mean[0] if how.start is not None else np.nan
         end = np.nan if chance is None else float(chance.isel({_LEVEL: k}).mean())
         is_flat = (how.guessed or np.isnan(end)) and not _changes(of, int(how.guessed))
@@ -245,9 +245,9 @@ def levels_of(
             top, band_of[0] = np.nan, np.nan
         places, width = _places(of, np.nan if is_flat else top, end, axes)
         texts = {
-            "reading": label_of(name, at),
+            "reading": label,
             "variable": name,
-            "level": ", ".join(str(value) for value in at.values()),
+            "level": ", ".join(str(values[dim].values[at]) for dim, at in where.items()),
             "words": str(values.attrs.get("long_name", name)),
             "group": how.group or how.probe,
             "family": how.family or how.probe,
@@ -269,13 +269,11 @@ def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, li
     for name, how in instructions_of(run).items():
         if how.role != "reading" or _no_reading(run, name):
             continue
-        sizes = {str(dim): size for dim, size in run[name].sizes.items() if dim not in ("noise", *WITHIN)}
-        for at in np.ndindex(*sizes.values()):
-            where = dict(zip(sizes, at, strict=True))
-            label = label_of(name, {dim: run[name][dim].values[k] for dim, k in where.items()})
-            ends = [] if how.order is None else [("first", 0), ("last", sizes[how.order] - 1)]
+        levels = list(levels_in(run, name))
+        for where, label in levels:
+            ends = [] if how.order is None else [("first", 0), ("last", run.sizes[how.order] - 1)]
             short = [f"{end}_{str(how.order).rpartition('_')[2]}" for end, k in ends if where[str(how.order)] == k]
-            known += [name] * (label != name and math.prod(sizes.values()) == 1) + short + [label]
+            known += [name] * (label != name and len(levels) == 1) + short + [label]
             if reading in (label, name, *short):
                 matching[label] = name, label, {dim: [k] for dim, k in where.items()}, how
     if len(matching) == 1:
@@ -312,22 +310,18 @@ def bounds_of(how: Variable) -> tuple[float, float]:
 
 def _outside(values: xr.DataArray, low: float, high: float) -> str:
     """A remark on readings that leave their bounds by more than rounding; "" if none do."""
-    numbers = values.values.astype(float)
-    least, most = float(np.nanmin(numbers, initial=np.inf)), float(np.nanmax(numbers, initial=-np.inf))
-    if least >= low - _ROUNDING * max(1, abs(low)) and most <= high + _ROUNDING * max(1, abs(high)):
-        return ""
-    return f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are not used"
+    least, most = float(values.min()), float(values.max())
+    if least < low - _ROUNDING * max(1, abs(low)) or most > high + _ROUNDING * max(1, abs(high)):
+        return f"readings from {least:.3g} to {most:.3g} leave the bounds {low:g} and {high:g}, which are not used"
+    return ""
 
 
 def _missing(stacked: xr.DataArray, run: xr.Dataset) -> Iterator[str]:
-    """A remark for each level on its missing readings; "" if there are none.
-
-    An item without any reading of a level has no such level, as a text that lacks a region.
-    """
+    """A remark for each level on its missing readings; "" if there are none."""
     empty = stacked.isnull().transpose(_LEVEL, "noise", "item", ...).values
     empty = empty.reshape(*empty.shape[:3], -1)
     for of_level in empty:
-        items = np.flatnonzero(~of_level.all(axis=(0, 2)))
+        items = np.flatnonzero(~of_level.all(axis=(0, 2)))  # others have no such level, as a text that lacks a region
         gone = of_level[:, items]
         if not gone.any():
             yield ""
@@ -361,20 +355,17 @@ def _item(run: xr.Dataset, k: Any) -> str:
 def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
     """Start or chance of all levels of a variable, with its dims and possibly `item`; None if it is not known."""
     blank = run[name].isel({dim: 0 for dim in ("noise", *WITHIN) if dim in run[name].dims}, drop=True).reset_coords(drop=True)
-    if rule is None:
-        return None
-    if not isinstance(rule, str):
-        number: Any = float(rule)
+    number: Any = np.nan
+    if rule is None or not isinstance(rule, str):
+        number = np.nan if rule is None else float(rule)
     elif rule.startswith("same:"):
-        number = _same(run, *rule.removeprefix("same:").split("=", 1))
+        number = _same(run, *named_in(rule))
     elif rule in run:
         named = run[rule].isel(noise=0, drop=True) if "noise" in run[rule].dims else run[rule]
         if named.dtype.kind not in "biuf" or not set(named.dims) <= {"item", *blank.dims}:
             which = f"{name}: type and dims of its start or chance {shown(rule)}"
             raise ValueError(f"{which} = {named.dtype}, {named.dims}: expected numbers, by item or by {blank.dims}")
         number = named.reset_coords(drop=True).astype(float)
-    else:
-        number = np.nan
     level = xr.zeros_like(blank, float) + number
     level = level.where(np.isfinite(level))
     return None if level.isnull().all() else level
@@ -390,17 +381,14 @@ def _same(run: xr.Dataset, name: str, other: str | None = None) -> float:
             raise ValueError(f"same:{name}={other}: expected two arrays of numbers with one shape")
         labelled = named[1] >= 0
         return float((named[0] == named[1])[labelled].mean()) if labelled.any() else float("nan")
-    _, counts = np.unique(named[0], return_counts=True)
+    counts = np.unique(named[0], return_counts=True)[1]
     return float(np.sum((counts / counts.sum()) ** 2))
 
 
 def _curves(
     stacked: xr.DataArray, start: xr.DataArray | None, x: np.ndarray, how: Variable, confidence: float, centre: str
 ) -> Iterator[tuple[Replicates, np.ndarray]]:
-    """The mean curve of each level with its start at noise 0, and with intervals (noise, estimate).
-
-    Items without readings of a level are left out of its mean.
-    """
+    """The mean curve of each level over the items that have it, with its start at noise 0, and its intervals."""
     if start is not None and "item" in start.dims and len(x) > stacked.sizes["noise"]:
         first = start.expand_dims({dim: stacked.sizes[dim] for dim in stacked.dims if dim not in ("item", _LEVEL, "noise")})
         first = first.expand_dims(noise=[0.0])
@@ -418,10 +406,7 @@ def _curves(
 
 
 def _changes(of: Replicates, first: int) -> bool:
-    """Whether a curve differs between its first and its last level: the interval of the paired difference does not hold 0.
-
-    True without an interval: for a single group, and if one of the levels has no readings.
-    """
+    """Whether a curve differs between its first and its last level; also if there is no interval of the paired difference."""
     _, low, high = of.interval(lambda c: c[-1] - c[first])
     return not low <= 0 <= high
 
@@ -483,9 +468,8 @@ def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
 def _inversions(run: xr.Dataset, instructions: dict[str, Variable], axes: Axes, centre: str) -> xr.Dataset:
     """Noise beyond which the last level of each ordered series stays below the first, (series, axis, estimate)."""
     finite, x = np.isfinite(axes.noise), axes.noise[np.isfinite(axes.noise)]
-    names: list[str] = []
     places: list[np.ndarray] = []
-    texts: list[tuple[str, str, str]] = []  # first and last level, remark
+    texts: list[tuple[str, ...]] = []  # name, first and last level, remark
     for name, how in instructions.items():
         if how.order is None or run.sizes[how.order] < 2:
             continue
@@ -502,22 +486,17 @@ def _inversions(run: xr.Dataset, instructions: dict[str, Variable], axes: Axes, 
             def difference(c: np.ndarray, sign: float = sign) -> np.ndarray:
                 return sign * (c[finite, -1] - c[finite, 0])
 
-            swap = axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x))
+            places.append(axes.at(place(of, lambda c: crossing(x, difference(c), 0.0), x)))
             sure = of.interval(difference)[..., 2] < 0  # with 97.5 % confidence, at each noise
-            if np.isnan(swap[0, 0]):
-                remark = "the levels do not swap order"
-            else:
-                remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
-            names.append(label_of(name, {dim: stacked[dim].values[k] for dim in others}))
-            places.append(swap)
-            texts.append((str(run[how.order].values[0]), str(run[how.order].values[-1]), remark))
-    if not names:
+            remark = "" if sure.any() else "not sure: at no noise does the interval of last minus first level lie below 0"
+            remark = "the levels do not swap order" if np.isnan(places[-1][0, 0]) else remark
+            label = label_of(name, {dim: stacked[dim].values[k] for dim in others})
+            texts.append((label, str(run[how.order].values[0]), str(run[how.order].values[-1]), remark))
+    if not texts:
         return xr.Dataset()
-    columns = dict(zip(("first", "last", "series_remark"), np.array(texts, str).T, strict=True))
-    return xr.Dataset(
-        {"inversion": (("series", "axis", "estimate"), np.stack(places))},
-        {"series": names, **{name: ("series", column) for name, column in columns.items()}},
-    )
+    columns = zip(("series", "first", "last", "series_remark"), np.array(texts, str).T, strict=True)
+    coords = {name: ("series", column) for name, column in columns}
+    return xr.Dataset({"inversion": (("series", "axis", "estimate"), np.stack(places))}, coords)
 
 
 # --- calibration -------------------------------------------------------------------------------------------------------
@@ -540,9 +519,8 @@ def _families(run: xr.Dataset, instructions: dict[str, Variable]) -> tuple[dict[
     return families, not_tested
 
 
-def _gaps(run: xr.Dataset, instructions: dict[str, Variable], levels: list[Level], axes: Axes) -> xr.Dataset:
+def _gaps(run: xr.Dataset, families: dict[str, list[str]], levels: list[Level], axes: Axes) -> xr.Dataset:
     """Calibration gaps of symmetric and ranked readings (reading, noise, estimate), tested by families; empty without clones."""
-    families, _ = _families(run, instructions)
     if not families:
         return xr.Dataset()
     tests = [calibration(run, names) for names in families.values()]
@@ -588,22 +566,13 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
 
 
 def _remarks(
-    run: xr.Dataset,
-    instructions: dict[str, Variable],
-    axes: Axes,
-    not_studied: Mapping[str, str],
-    levels: list[Level],
-    has_changes: bool,
+    run: xr.Dataset, axes: Axes, levels: list[Level], families: dict[str, list[str]], not_tested: list[str], has_changes: bool
 ) -> Iterator[str]:
     """Remarks on the whole run."""
-    for name, why in not_studied.items():
-        yield f"{name} is not studied: {why}"
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
         for key, rule in (("start", of.start), ("chance", of.chance)):
-            names = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
-            if not set(names) <= set(run.variables):
+            if not set(named_in(rule)) <= set(run.variables):
                 yield f"{name}: its {key} {shown(rule)} is not in the run"
-    families, not_tested = _families(run, instructions)
     for name in not_tested:
         yield f"the calibration of {name} is not tested: some of its readings are missing"
     for names in families.values():

@@ -19,23 +19,13 @@ _MOST_NOISES = 6  # curves of correlations against distance
 
 
 class Chart(NamedTuple):
-    """Curves with their intervals on one axis.
+    """Curves (line, x, estimate) with their intervals on one axis; coordinates along the second dim are further axes.
 
-    Attributes
-    ----------
-    name, title, words, unit : str
-        For files; of the panel; the quantity in words; of the vertical axis.
-    curves : DataArray (line, x, estimate)
-        `line` has the names. Coordinates along the second dim are further axes.
-    labels : the readings of the lines; "" for chi
-    places : array (line, estimate), places on the curves
-    marks : places that are marked in the chart; the figure draws the intervals of those of its own readings
-    ordered : whether lines are levels, from first to last
-    level : height and name of a horizontal line
-    hollow : array (line, x), the points at which a test detects nothing
-    theory : DataArray (line, x), curves of the mean field
-    joined : whether lines go on over levels without a value
-    shown, drawn : whether the chart is unfolded in the page, and drawn in the figure
+    `name`: for files. `title`: of the panel. `words`: the quantity. `unit`: of the vertical axis. `labels`: the readings of the
+    lines, "" for chi. `places` (line, estimate): on the curves. `marks`: further places; the figure draws the intervals of those
+    of its own readings. `ordered`: whether lines are levels, from first to last. `level`: height and name of a horizontal line.
+    `hollow` (line, x): where a test detects nothing. `theory` (line, x): the mean field. `joined`: whether lines go on over
+    levels without a value. `shown`, `drawn`: whether the chart is unfolded in the page, and drawn in the figure.
     """
 
     name: str
@@ -96,13 +86,13 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
             title,
             words[0] if len(words) == 1 else "",
             ", ".join(filter(None, units)) or ("share of U-turns" if title == "class" else ""),
-            _lines(part.curve, names),
+            lines_of(part.curve, names),
             labels,
             part.half_life.values[:, 0],
             [*stars, *(number._replace(label=number.label.rpartition(": ")[2]) for number in own)],
             not several and (bool(part.order.values[0]) or all(isinstance(level, float) for level in levels)),
             (float(part.chance[0]), "independent data") if len(labels) == 1 and np.isfinite(part.chance[0]) else None,
-            theory=_lines(part.theory, names) if "theory" in part else None,
+            theory=lines_of(part.theory, names) if "theory" in part else None,
             shown=not seen.isdisjoint(labels),
         )
     for k in range(study.sizes.get("changes", 0)):
@@ -110,7 +100,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
             marks = chart.marks or (stars if chart.labels else [])
             yield chart._replace(marks=marks, shown=chart.name.startswith("chi") and "" in seen)
     for k, (family, tested) in enumerate(tested_families(study).items()):
-        gaps = _lines(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
+        gaps = lines_of(tested.gap, names_in_panel(tested, np.arange(tested.sizes["reading"])))
         title, hollow = f"calibration of {family.replace('_', ' ')}", ~(tested.gap_p.values <= float(study.gap_level))
         about, unit = f"{title}: 0 for draws from the posterior", "gap E f(x0, x̂) - E f(x̂, x̂')"
         ordered = len(set(tested.variable.values.tolist())) == 1
@@ -167,7 +157,7 @@ def overlaid(studies: Mapping[str, xr.Dataset]) -> list[Chart]:
     return [chart._replace(name=f"overlay-{k}", ordered=sweep, joined=True) for k, chart in enumerate(charts)]
 
 
-def _lines(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
+def lines_of(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
     """Curves of readings with short names."""
     bare = values.drop_vars([name for name, of in values.coords.items() if "reading" in of.dims])
     return bare.rename(reading="line").assign_coords(line=list(names))

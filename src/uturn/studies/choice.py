@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from uturn.measures.strengths import strength_of
 from uturn.studies.analysis import Level, bounds_of, by_noise, finished_run, levels_of, named_reading
 from uturn.studies.axes import Axes
 from uturn.studies.curves import place
-from uturn.studies.reading import is_kept_if_large
+from uturn.studies.runs import is_kept_if_large, named_in
 
 CHOSEN, ESTIMATED, NONE, OPEN = "chosen", "estimated", "no such level", "not decided"
 """The answers of `choose`."""
@@ -42,32 +42,25 @@ class LevelTest:
 
     Attributes
     ----------
-    words : str
-        The goal, such as "same_class >= 0.95".
+    words, direction : str
+        The goal, such as "same_class >= 0.95"; why large or small values are kept, "" if the reading declares it.
     range : (float, float)
         Smallest and largest possible reading, infinite where there is no end.
     guaranteed : bool
         Whether the range ends on the side where the goal is missed, so that the bound holds for any law in this range
         (`uturn.statistics.mean_bounds`). Otherwise the bound is of Student's t, and the answer an estimate.
-    direction : str
-        Whether large or small values are kept, and why, if the reading does not declare it; "" if it does.
-    noise : float
-        The last level that passes; NaN if the first one does not.
-    levels, mean, bound : array (levels,)
-        Measured levels above 0, the mean of the reading there, and its one-sided bound.
-    originals : array (levels,)
-        Originals with a reading there.
-    ended : float
-        Level at which the test ended; NaN if all levels have passed.
-    missed : bool
-        Whether the goal is missed there, with the same confidence; otherwise that level is not decided.
-    meets : bool
-        Whether the mean measured there is on the side of the goal.
+    noise, ended : float
+        The last level that passes, NaN if the first one does not; the level at which the test ended, NaN if all have passed.
+    levels, mean, bound, originals : array (levels,)
+        Measured levels above 0, the mean of the reading there, its one-sided bound, and the originals with a reading.
+    missed, meets : bool
+        Whether the goal is missed at `ended`, with the same confidence, otherwise that level is not decided; whether the mean
+        measured there is on the side of the goal.
     more : float
-        Number of further originals with which that level is decided with probability .8 if the mean measured there is the truth;
-        0 if it is missed or there is none, infinite if the mean is at the goal, NaN if originals do not show how much they vary.
+        Number of further originals with which `ended` is decided with probability .8 if the mean measured there is the truth; 0
+        if it is missed or there is none, infinite if the mean is at the goal, NaN if originals do not show how much they vary.
     crossing : {axis: Estimate}
-        An estimate without guarantee: where the curve, interpolated linearly, crosses the goal, and its 95 % interval.
+        Where the curve, interpolated linearly, crosses the goal, with its 95 % interval; not guaranteed.
     """
 
     words: str
@@ -104,11 +97,9 @@ class Choice:
         Number of further originals that an answer "not decided" needs (`LevelTest.more`); 0 for other answers.
     window : (float, float) or None
         With `lose`: smallest noise that has lost, largest that keeps.
-    keep, lose : LevelTest
-        The tests; `lose` may be None.
-    confidence : float
-    axis : str
-        The noise in words.
+    keep, lose : the tests (`LevelTest`); `lose` may be None
+    confidence, axis : float, str
+        That of each test; the noise in words.
     by : {value: Choice}
         The choices for the parts of the originals, by the values of the coordinate `part`.
     """
@@ -129,9 +120,11 @@ class Choice:
         return "\n".join(_lines(self))
 
 
-@dataclass(frozen=True)
-class _Goal:
-    """A reading of a run, as a variable and its indices along the dims of its own, and the goal for its mean."""
+class _Goal(NamedTuple):
+    """A reading of a run, as a variable and its indices along the dims of its own, and the goal for its mean.
+
+    `sign`: 1 if the mean has to be at least the goal, -1 if at most.
+    """
 
     name: str
     label: str
@@ -141,11 +134,7 @@ class _Goal:
     rises: bool
     direction: str
     lose: bool
-
-    @property
-    def sign(self) -> float:
-        """1 if the mean has to be at least the goal, -1 if at most."""
-        return -1.0 if self.rises != self.lose else 1.0
+    sign: int
 
 
 def choose(
@@ -162,19 +151,15 @@ def choose(
     Let c(x) be the mean of the reading at noise x over the law of the originals. The measured levels x_1 < x_2 < .. above 0 are
     tested in this order by a one-sided bound of c(x_k), and the first one whose bound misses the goal ends the test. The
     probability that any accepted level misses the goal is at most 1 - confidence, without a correction for the number of levels,
-    since an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and Lehmacher 1995). "The
-    largest level that passes" has no such guarantee (`benchmarks/choice.py`).
+    since an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and Lehmacher 1995).
 
-    Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`), as shares,
-    beliefs and similarities in [-1, 1] have: n originals that are all kept give (1 - confidence)^(1/n), so 59 of 59 guarantee
-    .95, and 58 of 58 do not. The U-turns of an original count as one reading, their mean. For a reading without a worst value,
-    such as a distance, no bound holds for any law: it is of Student's t, and the answer is "estimated". `benchmarks/choice.py`
-    measures how often both are wrong. Missing readings (NaN) are left out, and originals without any do not count.
+    Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`): n originals
+    that are all kept give (1 - confidence)^(1/n), so 59 of 59 guarantee .95, and 58 of 58 do not. The U-turns of an original
+    count as one reading, their mean. For a reading without a worst value, such as a distance, the bound is of Student's t, and
+    the answer is "estimated". Missing readings (NaN) are left out, and originals without any do not count.
 
-    A reading that falls from its start to chance, such as a similarity, is kept if its mean is at least the goal; one that rises,
-    such as a distance, if it is at most the goal. If start and chance do not tell, a reading with "kept", "same", "accuracy" or
-    "unchanged" in its name is kept if large, one of 0 and 1 as well unless it rises, and the change from the first to the last
-    level tells for others, if it differs from 0 (95 %, paired). The text of the choice reports such a guess.
+    A reading that falls from its start to chance is kept if its mean is at least the goal; one that rises, if it is at most the
+    goal. If start and chance do not tell, docs/which-noise.md has the rules, and the text of the choice reports the guess.
 
     Parameters
     ----------
@@ -191,10 +176,6 @@ def choose(
         A coordinate of the items, such as "label": a choice for each of its values, each with the confidence stated. Items
         without a label (-1) are left out.
     confidence : float in (.5, 1)
-
-    Returns
-    -------
-    Choice
 
     Raises
     ------
@@ -222,21 +203,18 @@ def choose(
     axes = Axes(run)
     goals = [_goal(run, axes, *goal) for goal in ((reading, keep, False), *((*pair, True) for pair in (lose or {}).items()))]
     items_of = {} if by is None else _parts(run, by)
-    rules = [rule for goal in goals for rule in (goal.name, goal.how.start, goal.how.chance) if isinstance(rule, str)]
-    used = {name for rule in rules for name in rule.removeprefix("same:").split("=", 1)}
+    used = {name for goal in goals for name in (goal.name, *named_in(goal.how.start, goal.how.chance))}
     run = run[[name for name in run.data_vars if name in used]]  # parts copy what they select, such as images
     by_part = {value: _choice(run.isel(item=items), axes, goals, confidence) for value, items in items_of.items()}
     return replace(_choice(run, axes, goals, confidence), by=by_part, part=by or "")
 
 
 def originals_needed(truth: float, goal: float, confidence: float = 0.95, power: float = _POWER) -> float:
-    """Number of originals with which a share is decided to be above (or below) a goal with probability `power`.
+    """Number of originals with which a true share is decided to be above (or below) a goal with probability `power`.
 
     The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
-    kept (normal approximation). `truth`: the true share. Infinite if the truth equals the goal, or if n exceeds ten million.
+    kept (normal approximation). Infinite if the truth equals the goal, or if n exceeds ten million.
 
-    Examples
-    --------
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """
@@ -263,7 +241,7 @@ def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -
     fits = isinstance(value, int | float | np.number) and not isinstance(value, bool) and low < value < high
     expect(fits, "lose" if lose else "keep", value, f"a number between {low:g} and {high:g} for {label}")
     rises, direction = _direction(next(levels_of(run.isel(where), name, how, axes)), how, tosses, axes)
-    return _Goal(name, label, where, how, float(value), rises, direction, lose)
+    return _Goal(name, label, where, how, float(value), rises, direction, lose, -1 if rises != lose else 1)
 
 
 def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[bool, str]:
@@ -298,7 +276,7 @@ def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
     expect({"item"} <= dims <= {"noise", "item"}, "by", by, of_items)
     values = run[by].isel(noise=0, missing_dims="ignore").values
     known = values[values >= 0] if values.dtype.kind in "if" else values
-    return {value.item() if hasattr(value, "item") else value: np.flatnonzero(values == value) for value in np.unique(known)}
+    return {value: np.flatnonzero(values == value) for value in np.unique(known).tolist()}
 
 
 # --- tests -------------------------------------------------------------------------------------------------------------
@@ -306,26 +284,20 @@ def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
 
 def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) -> Choice:
     """The choice for the originals of a run."""
-    keep, *others = (_tested(run, axes, goal, confidence) for goal in goals)
-    lose = others[0] if others else None
+    tests = [_tested(run, axes, goal, confidence) for goal in goals]
+    keep, lose = [*tests, None][:2]
+    assert keep is not None
     low, high = (0.0 if lose is None else lose.noise), keep.noise
     passed = low <= high
     # A level without a guarantee may still get one, unless it is at or beyond one that misses a goal.
     least = lose.ended if lose is not None and lose.missed else 0.0
     most = keep.ended if keep.missed else math.inf
     is_open = not passed and bool(((keep.levels > least) & (keep.levels < most)).any())
-    noise, guaranteed = high if passed else math.nan, all(test.guaranteed for test in (keep, *others))
-    return Choice(
-        noise,
-        _on_axes(run, axes, noise),
-        (CHOSEN if guaranteed else ESTIMATED) if passed else OPEN if is_open else NONE,
-        float(np.max([test.more for test in (keep, *others)])) if is_open else 0.0,
-        (low, high) if lose is not None and passed else None,
-        keep,
-        lose,
-        confidence,
-        axes.words["noise"],
-    )
+    noise, given = high if passed else math.nan, CHOSEN if all(test.guaranteed for test in tests) else ESTIMATED
+    answer = given if passed else OPEN if is_open else NONE
+    more = float(np.max([test.more for test in tests])) if is_open else 0.0
+    window = (low, high) if lose is not None and passed else None
+    return Choice(noise, _on_axes(run, axes, noise), answer, more, window, keep, lose, confidence, axes.words["noise"])
 
 
 def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> LevelTest:
@@ -337,7 +309,7 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
     added = len(x) - values.sizes["noise"]  # noise 0
     proven = np.pad(mean_bounds(values, *ends, confidence).reshape(2, -1), ((0, 0), (added, 0)))
     bounds = np.where(np.isfinite(ends)[:, None], proven, intervals)
-    bound, opposite = bounds[:: int(goal.sign)]
+    bound, opposite = bounds[:: goal.sign]
     passes = goal.sign * bound >= goal.sign * goal.value
     order = np.flatnonzero(x > 0)[:: -1 if goal.lose else 1]
     count = int(np.logical_and.accumulate(passes[order]).sum())  # of levels that pass before the first that does not
@@ -399,7 +371,7 @@ def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
     if math.isnan(noise):
         return {}
     at = {name: float(values[axes.noise == noise][0]) for name, values in axes.values.items()}
-    level = run.isel(noise=int(np.flatnonzero(run.noise.values == noise)[0]))
+    level = run.sel(noise=noise)
     if "timestep" in level.coords:
         at["timestep"] = float(level.timestep)
     if {"step", "t_over_T"} <= set(level.coords) and 0 < level.t_over_T <= 1 <= level.step < math.inf:
@@ -414,25 +386,27 @@ def _on_axes(run: xr.Dataset, axes: Axes, noise: float) -> dict[str, float]:
 
 def _lines(choice: Choice) -> Iterator[str]:
     """The tests, the answer for all originals and for each part, and what it does not say."""
-    x = choice.axis
-    tests = [(test, step) for test, step in ((choice.keep, 1), (choice.lose, -1)) if test is not None]
-    for test, step in tests:
+    x, tests = choice.axis, [test for test in (choice.keep, choice.lose) if test is not None]
+    for test in tests:
         law = "for readings in [{:g}, {:g}]".format(*test.range) if test.guaranteed else "by Student's t, not guaranteed"
         yield f"{test.words}, one-sided bounds of confidence {choice.confidence:g} {law}"
         if test.direction:
             yield f"  {test.direction}; a guess: declare its start if that is wrong"
         rows = list(zip(test.levels, test.mean, test.bound, test.originals, strict=True))
-        for level, mean, bound, originals in rows[::step]:
+        for level, mean, bound, originals in rows if test is choice.keep else rows[::-1]:
             end = f"; {_end(test)}" if level == test.ended else ""
             yield f"  {x} = {level:.3g}: mean {mean:.3g}, bound {bound:.3g}, {_counted(originals)}{end}"
             if end:
                 break
         if np.isfinite(test.crossing["noise"].value):
             yield f"  an estimate, not guaranteed: the curve crosses the goal at {x} = {test.crossing['noise']}"
-    yield f"{_answer(choice)}{_places(choice.at)}"
+    places = {axis: f"{value:.4g}" for axis, value in choice.at.items() if axis != "noise"}
+    if places.get("strength") == places.get(_STRENGTHS[1]):  # both roundings are often the same
+        places.pop(_STRENGTHS[1], None)
+    yield _answer(choice) + (f" ({', '.join(map(' '.join, places.items()))})" if places else "")
     for value, part in choice.by.items():
         yield f"  {choice.part} = {value}, {_counted(part.keep.originals.max())}: {_answer(part)}"
-    if not all(test.guaranteed for test, _ in tests):
+    if not all(test.guaranteed for test in tests):
         yield NOT_GUARANTEED
     yield NOT_MEASURED
 
@@ -471,12 +445,3 @@ def _answer(choice: Choice) -> str:
         "nowhere" if np.isnan(test.noise) else f"{word} {test.noise:.3g}" for test, word in ((keep, "up to"), (lose, "from"))
     )
     return f"{NONE}: {keep.words} {kept} and {lose.words} {lost}"
-
-
-def _places(at: dict[str, float]) -> str:
-    """A level on all further axes, in parentheses."""
-    # Both roundings of the strength are often the same.
-    places = {axis: f"{value:.4g}" for axis, value in at.items() if axis != "noise"}
-    if places.get("strength") == places.get(_STRENGTHS[1]):
-        places.pop(_STRENGTHS[1], None)
-    return f" ({', '.join(map(' '.join, places.items()))})" if places else ""

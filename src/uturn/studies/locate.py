@@ -1,11 +1,8 @@
-"""Measures until a place on a curve, such as t*, is known to a width: a pilot, levels at the place, ends of the interval.
+"""Measures until a place on a curve, such as t*, is known to a width.
 
-The curve of a reading between start and chance is fitted by P(x) = chance + (start - chance) L(x), with the logistic function
-L(x) = 1 / (1 + exp((x - a) / w)), at the levels around the place alone. Its error is computed from the scores of the independent
-originals. The fit finds the place, and does not decide, since a curve with a shoulder is no logistic. The interval that is
-reported ends at two levels, and the readings there must be above the height of the place at the lower one and below it at the
-upper one, each by itself. A monotone curve then has its place between them (`benchmarks/locate.py`: coverage, and calls of
-networks against ten even levels).
+The curve between start and chance is fitted by P(x) = chance + (start - chance) L(x), L(x) = 1 / (1 + exp((x - a) / w)), at the
+levels around the place. The fit finds the place and does not decide, since a curve with a shoulder is no logistic. The interval
+ends at two levels whose readings are, each by itself, above and below the height of the place (`benchmarks/locate.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
-from uturn.core.checks import TasksFailed, checked_integer, shown
+from uturn.core.checks import TasksFailed, checked_integer, expect, shown
 from uturn.core.experiment import Experiment
 from uturn.core.progress import duration
 from uturn.engine.run import run
@@ -31,9 +30,6 @@ from uturn.store.record import MemoryStore, Store
 from uturn.store.resume import layout_of
 from uturn.studies.analysis import by_noise, named_reading, reading_of
 from uturn.studies.axes import Axes
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 PILOT = "pilot"  # name of the first stage
 _CHUNK = 8  # originals in a task; numbers of originals are multiples, so that no task is measured twice
@@ -74,6 +70,13 @@ class Fit(NamedTuple):
     error: float
     freedom: float
 
+    @property
+    def width(self) -> float:
+        """The width of the interval of the place."""
+        from scipy.special import stdtrit
+
+        return 2 * float(stdtrit(self.freedom, 0.975)) * self.error
+
 
 @dataclass(frozen=True)
 class Location:
@@ -87,34 +90,34 @@ class Location:
         Noise with the ends of its interval; NaN if there is no place (`remark` says why).
     axes : {axis: Estimate}
         The place on all axes of the run.
-    width, wanted : float
-        Width of the interval, and the wanted width.
-    reached : bool
-        Whether the interval is as narrow as wanted, and the readings at its ends agree with it.
+    wanted, width, reached : float, float, bool
+        The wanted and the reached width, and whether the readings at the ends of an interval so narrow agree with it.
     items, levels : int, list of float
-        `levels`: the last levels, which are the ends of the interval if the width is reached. `items`: the originals at the one
-        of them that has most. They are empty and 0 if the pilot found no place.
+        The last levels, which are the ends of the interval if the width is reached, and the originals at the one that has most;
+        0 and empty without a place.
     calls : float
-        Sum of the noise of all U-turns over the largest noise: with a diffusion model, U-turns from the largest noise that cost
-        the same.
+        Sum of the noise of all U-turns over the largest noise: U-turns of a diffusion model from there that cost the same.
     remark : str
     runs : {name: Dataset}
         The runs in the order in which they were made: "pilot", then those around the place, such as "around-0.4-0.6" and
         "around-0.52". Each end has a run of its own. The store of a run is `name.zarr` in the folder.
     """
 
-    reading: str
     share: float
     place: Estimate
-    width: float
     wanted: float
     reached: bool
     items: int
     levels: list[float]
     calls: float
     remark: str
+    reading: str = ""
     axes: dict[str, Estimate] = field(default_factory=dict)
     runs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def width(self) -> float:
+        return self.place.high - self.place.low
 
     def lines(self) -> list[str]:
         """The location as lines of text."""
@@ -145,12 +148,9 @@ def locate(
 ) -> Location:
     """Measure until the interval of a place, such as t*, is narrower than a width.
 
-    A pilot of 16 originals at four levels of the experiment finds roughly where the reading has gone half of the way from its
-    start to chance. Then originals are measured at two levels around this place, which give the slope, and at one level at the
-    place, until the interval of a logistic fit is about as narrow as the width. At last originals are measured at both ends of
-    the interval that is to be reported. If the reading is clearly above the height of the place at one end and below it at the
-    other, the width is reached; otherwise the search goes on from what these levels show. Long U-turns cost most with a diffusion
-    model, so levels far beyond the place are left out, except the largest one if chance is not known.
+    A pilot of 16 originals at four levels of the experiment finds the place roughly. Then originals are measured around and at
+    the place, until the interval of a logistic fit is about as narrow as the width, and at last at both ends of the interval that
+    is to be reported (`search`). Levels far beyond the place are left out, except the largest one if chance is not known.
 
     The interval contains the place of a smooth curve in 95 to 100 % of all runs. On curves with a shoulder, up to 7 % of the
     simulated runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval
@@ -165,10 +165,8 @@ def locate(
     width : float
         Full width of the interval, in the unit of the noise.
     store : folder or URL, optional
-        Where the runs are kept, ordinary stores: `pilot.zarr`, and others that are named after their levels, such as
-        `around-0.4-0.6.zarr` and `around-0.52.zarr`. The same call resumes an interrupted one, with the
-        same numbers. Another width, reading or share uses the same pilot, and another store too if it leads to the same levels.
-        By default a temporary folder.
+        Where the stores of the runs are kept, by default a temporary folder. The same call resumes an interrupted one, with the
+        same numbers. Another width, reading or share uses the same pilot, and other stores if it leads to the same levels.
     share : float in (0, 1)
         Share of the way; .5 is the half-life of the reading, for a class t*.
     most : int, optional
@@ -180,10 +178,6 @@ def locate(
         Is called with a line after each batch: the width reached, and the expected rest.
     **options
         Options of `uturn.run`: workers, progress, cluster, accept_changes, ..
-
-    Returns
-    -------
-    Location
 
     Raises
     ------
@@ -203,13 +197,10 @@ def locate(
     >>> found.reached, found.place.low < found.place.value < found.place.high, found.width < 0.1
     (True, True, True)
     """
-    _check_width(width)
-    _check_reading(experiment, reading)
-    share = checked_share("share", share)
+    grid, share = _checked(experiment, reading, width), checked_share("share", share)
     source = experiment.parts.source
     available = source.count() if hasattr(source, "count") else _MOST_ITEMS
     most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
-    grid = _grid(experiment)
     with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
         if is_store(place_of("store", folder)):
             raise ValueError(f"store = {shown(str(store))}: it is a store; expected a folder for the stores of the search")
@@ -222,31 +213,21 @@ def locate(
     return replace(location, reading=reading, axes=axes, runs=datasets)
 
 
-def _check_width(width: float) -> None:
+def _checked(experiment: Experiment, reading: str, width: float) -> list[float]:
+    """The levels for the pilot; ValueError unless the width is one and a run will have this reading, with a start."""
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
         raise ValueError(f"width = {shown(width)}: expected the full width of the interval, a number above 0")
-
-
-def _check_reading(experiment: Experiment, reading: str) -> None:
-    """ValueError unless a run of the experiment will have this reading, with a start."""
     first = sized(experiment, experiment.noise, 1)
     how = named_reading(MemoryStore(*layout_of(first, {})).dataset(), reading)[-1]
     if how.start is None:
         raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
-
-
-def _grid(experiment: Experiment) -> list[float]:
-    """The levels for the pilot."""
     grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
-    if len(grid) < 2:
-        raise ValueError(f"noise = {shown(experiment.noise)}: expected at least two levels above 0 for the pilot")
+    expect(len(grid) > 1, "noise", experiment.noise, "at least two levels above 0 for the pilot")
     return grid
 
 
 def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
     """The coordinates of the noise levels of several runs, in increasing order."""
-    import xarray as xr
-
     coords = [ds.coords.to_dataset() for ds in runs]
     by_level = [ds.drop_vars([name for name in ds.coords if ds[name].dims != ("noise",)]) for ds in coords]
     joined = xr.concat(by_level, "noise", combine_attrs="override")
@@ -254,45 +235,48 @@ def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
     return joined.isel(noise=np.unique(joined.noise.values, return_index=True)[1])
 
 
+@dataclass
 class _Runs:
     """The stores of a location, and what they hold."""
 
-    def __init__(self, experiment: Experiment, reading: str, folder: str | Path, options: dict[str, Any]) -> None:
-        self.experiment, self.reading, self.folder, self.options = experiment, reading, str(folder).rstrip("/"), options
-        self.datasets: dict[str, xr.Dataset] = {}
+    experiment: Experiment
+    reading: str
+    folder: str | Path
+    options: dict[str, Any]
+    datasets: dict[str, xr.Dataset] = field(default_factory=dict)
 
     def measure(self, name: str, levels: Sequence[float], items: int) -> Data:
-        """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out.
-
-        Each stage has a store, which is named after its first levels: a store keeps its levels, so others need another store.
-        """
+        """Readings of the first originals at some levels. What is stored beyond them by an earlier run is left out."""
         ds = self.datasets.get(name)
         if ds is None or ds.sizes["item"] < items or not set(levels) <= set(ds.noise.values.tolist()):
-            ds = self.datasets[name] = self._run(f"{self.folder}/{name}.zarr", levels, items)
+            ds = self.datasets[name] = self._run(f"{str(self.folder).rstrip('/')}/{name}.zarr", levels, items)
         some = by_noise(ds.isel(noise=np.isin(ds.noise.values, levels), item=slice(0, items)))
         values, start, chance = reading_of(some, self.reading)
         if math.isnan(start):
             raise ValueError(f"reading = {self.reading!r}: its start is not known; choose another reading")
         if start == chance:
             raise ValueError(f"reading = {self.reading!r}: its chance equals its start, {start:g}; choose another reading")
-        over = [dim for dim in values.dims if dim in WITHIN and dim != "item"]
-        means = values.mean(over).transpose("item", "noise").values.astype(float)
+        means = values.mean([dim for dim in values.dims if dim in WITHIN[1:]]).transpose("item", "noise").values.astype(float)
         return Data(some.noise.values.astype(float), means, independent_groups(values), start, chance)
 
     def _run(self, store: str, levels: Sequence[float], items: int) -> xr.Dataset:
         """A run of these levels and originals and those in the store; again if another process extends it in the meantime."""
         place = place_of("store", store)
-        while True:
+
+        def wanted() -> Experiment:
             known = None if is_empty(place) else Store.open(place)
             kept, most = ([], 0) if known is None else (known.noise, known.num_items)
-            wanted = sized(self.experiment, {*levels, *kept}, max(items, most))
+            return sized(self.experiment, {*levels, *kept}, max(items, most))
+
+        while True:
+            asked = wanted()
             try:
-                ds = run(wanted, store, **self.options).load()
+                ds = run(asked, store, **self.options).load()
             except (ValueError, TasksFailed):
-                if not _is_larger(place, wanted):
+                if wanted().to_dict() == asked.to_dict():
                     raise
             else:
-                if not _is_larger(place, wanted):  # otherwise readings were perhaps taken from the unfinished larger store
+                if wanted().to_dict() == asked.to_dict():  # else readings are perhaps of the unfinished larger store
                     return ds
 
     def unit(self) -> float:
@@ -301,12 +285,6 @@ class _Runs:
         if "step" in ds.coords and "t_over_T" in ds.coords:
             return float(ds.t_over_T.values.max() / ds.step.values.max())
         return _UNIT * max(level for level in self.experiment.noise if level < math.inf)
-
-
-def _is_larger(place: str, experiment: Experiment) -> bool:
-    """Whether a store has more originals or levels than an experiment."""
-    known = None if is_empty(place) else Store.open(place)
-    return known is not None and (known.num_items > experiment.items or not set(known.noise) <= set(experiment.noise))
 
 
 def sized(experiment: Experiment, levels: Any, items: int) -> Experiment:
@@ -336,18 +314,14 @@ def forecast(
     """What `locate` will measure: the assumptions in words, and the experiments of the pilot, of two levels, one level, two ends.
 
     The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
-    .55 of the largest noise, with w = .08 of it: from three quarters to one quarter over .18. The number of originals is
+    .55 of the largest noise, with w = .08 of it. The number of originals is
 
         n = 1.4 (2 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
-    for two levels until the interval is 1.75 times the width, and a part of it for one until it is 1.05 times the width, since
-    these two tell the rest. 1.4 allows for readings of an original that agree, for levels that are not centred on the place, and
-    for a slope that is not known. Each end takes about 1.6 times the originals of the one level, and three times as many as that
-    with `any_shape`.
+    for two levels until the interval is 1.75 times the width, and a part of it for one until it is 1.05 times the width. 1.4
+    allows for readings of an original that agree, for levels off the centre, and for a slope that is not known.
     """
-    _check_width(width)
-    _check_reading(experiment, reading)
-    grid, share = _grid(experiment), checked_share("share", share)
+    grid, share = _checked(experiment, reading, width), checked_share("share", share)
     largest = max(grid)
     place, scale, step, anchor = 0.55 * largest, 0.08 * largest, _UNIT * largest, 0.0
     pilot = sized(experiment, _pilot_levels(grid), _PILOT_ITEMS)
@@ -366,11 +340,11 @@ def forecast(
         words, step = f"from the pilot in {store}: noise {place:.3g}, width w of the logistic {scale:.3g}", runs.unit()
         anchor = largest if math.isnan(data.chance) else 0.0
     reach = max(2 * width, 0.5 * scale, step)
-    experiments, source = [pilot], experiment.parts.source
+    experiments, source, levels = [pilot], experiment.parts.source, _Levels(step, largest)
     for near, wanted, left in (
-        (_pair(place, min(reach, 0.1 * largest), step, largest), _NARROWED * width, 1.0),
-        ([_rounded(place, step, largest)], _ENOUGH * width, 1 - (_ENOUGH / _NARROWED) ** 2),
-        (_pair(place, 0.49 * width, step, largest), _ENOUGH * width, 6.0 if any_shape else 2.0),
+        (levels.around(place, min(reach, 0.1 * largest)), _NARROWED * width, 1.0),
+        ([levels.nearest(place)], _ENOUGH * width, 1 - (_ENOUGH / _NARROWED) ** 2),
+        (levels.around(place, 0.49 * width), _ENOUGH * width, 6.0 if any_shape else 2.0),
     ):
         L = [1 / (1 + math.exp((level - place) / scale)) for level in near]
         count = 1.4 * left * (2 * 1.96 / wanted) ** 2 * scale**2 / sum(each * (1 - each) for each in L)
@@ -390,50 +364,33 @@ def _pilot_levels(grid: Sequence[float]) -> list[float]:
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
-class _Looks:
-    """Measures readings and counts their calls; `anchor` is the largest level, if chance is not known."""
+class _Levels(NamedTuple):
+    """The levels that can be measured: multiples of a step, from one step to the largest."""
 
-    def __init__(self, measure: Measure, largest: float) -> None:
-        self.measure, self.largest, self.anchor = measure, largest, list[float]()
-        self.costs: dict[str, float] = {}
-        self.items: dict[str, int] = {}
+    step: float
+    largest: float
 
-    def __call__(self, stage: str, levels: Sequence[float], items: int) -> Data:
-        levels = sorted({*levels, *self.anchor})
-        self.items[stage] = items = max(items, self.items.get(stage, 0))  # a level may serve again
-        data = self.measure(stage, levels, items)
-        if math.isnan(data.chance) and not self.anchor:
-            self.anchor = [self.largest]
-            return self(stage, levels, items)
-        self.costs[stage] = len(data.values) * sum(levels) / self.largest
-        return data
+    def nearest(self, level: float) -> float:
+        number = max(1, round(level / self.step))
+        return self.largest if number * self.step > self.largest - self.step / 2 else float(f"{number * self.step:.12g}")
 
-    def calls(self) -> float:
-        """Sum of the noise of all U-turns over the largest noise."""
-        return sum(self.costs.values())
+    def around(self, place: float, reach: float) -> list[float]:
+        """The two levels at this distance from a place."""
+        return sorted({self.nearest(place + sign * reach) for sign in (-1, 1)})
 
 
 class Stage(NamedTuple):
     """The levels to measure (`near`), two around the place or one at it; `data`: the readings of the stages before.
 
-    `name`: of its store. `reach`: distance of the two levels from the place. `beside`: levels of the stages before that are not
-    much farther from it, whose readings are used. `known`: 1 / interval², of the stages before, if these have enclosed the place.
-    `step`: smallest distance of two levels.
+    `reach`: distance of the two levels from the place. `beside`: levels of the stages before that are not much farther from it,
+    whose readings are used. `known`: 1 / interval², of the stages before, if these have enclosed the place.
     """
 
-    name: str
     near: list[float]
     data: Data
     reach: float
     beside: list[float]
     known: float
-    step: float
-
-
-def _stage(near: list[float], data: Data, reach: float, known: float, step: float) -> Stage:
-    middle = (near[0] + near[-1]) / 2
-    beside = [level for level in data.noise.tolist() if abs(level - middle) <= 1.5 * reach + step / 2]
-    return Stage(f"around-{'-'.join(f'{level:g}' for level in near)}", near, data, reach, beside, known, step)
 
 
 def search(
@@ -449,25 +406,24 @@ def search(
 ) -> Location:
     """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone.
 
-    1. The pilot encloses the place between two levels, and chooses two levels around it (`_pilot`).
+    1. The pilot encloses the place between two levels, and chooses two levels around it (`pilot`).
     2. Originals are measured at these two levels, then at one at the place, until the interval of the fit is about as narrow as
-       wanted (`_narrowed`).
-    3. Originals are measured at the two ends of the interval that is to be reported (`_tested`). If both readings are on their
+       wanted (`narrowed`).
+    3. Originals are measured at the two ends of the interval that is to be reported (`tested`). If both readings are on their
        sides of the height, the search ends. Otherwise it goes on there, or at ends around the place that the levels near the
        ends show; if these do not show it, the search goes back to 2 with levels between which all readings put the place.
     """
-    look = _Looks(measure, max(grid))
-    stage = _pilot(look, grid, width, share, most, unit, tell)
+    of = _Search(measure, grid, width, share, most, any_shape, unit, tell)
+    stage = of.pilot()
     if isinstance(stage, str):
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        return Location("", share, nothing, math.nan, width, False, 0, [], look.calls(), stage)
+        return of.location(math.nan, math.nan, math.nan, False, 0, [], stage)
     fit, items = None, 0
     for tests in range(_MOST_TESTS):
         if fit is None:
-            stage, fit, items, narrow = _narrowed(look, stage, width, share, most, tell)
+            stage, fit, items, narrow = of.narrowed(stage)
             if not narrow:
                 break
-        ends, passed, stage = _tested(look, fit, stage, width, share, most, tests, any_shape, tell)
+        ends, passed, stage = of.tested(fit, stage, tests)
         low, high = ends
         items = max(_count(stage.data, end) for end in ends)
         near = [level for level in stage.data.noise.tolist() if low - width / 2 <= level <= high + width / 2]
@@ -475,85 +431,250 @@ def search(
         if passed:
             if high - low > width * (1 + _ROUNDING):  # levels are coarse
                 low, high = max(fit.place - 0.49 * width, 0.0), fit.place + 0.49 * width
-            place = Estimate(float(np.clip(fit.place, low, high)), low, high)
             remark = f"the width was reached with the first {items} originals; a smaller one costs little more"
             remark = remark if items == _FIRST_ITEMS else ""
-            return Location("", share, place, high - low, width, True, items, ends, look.calls(), remark)
+            return of.location(float(np.clip(fit.place, low, high)), low, high, True, items, ends, remark)
         if items >= most:
             break
         if fit.error > width / 2 or abs(fit.place - (low + high) / 2) > width:
-            stage, fit = _enclosed(stage.data, width, share, stage.step, look.largest), None
+            stage, fit = of.enclosed(stage.data), None
     fit = fit or _fitted(stage.data, share, [*stage.near, *stage.beside])
     # The interval of the fit alone would be believed; the readings are clearly above and below only at these two levels.
-    low, high = _sides(_heights(stage.data, share), look.largest, 3.0)
-    known = _wide(fit) < 2 * (high - low)
-    at, half = (float(np.clip(fit.place, low, high)), _wide(fit) / 2) if known else ((low + high) / 2, 0.0)
-    place = Estimate(at, max(0.0, min(at - half, low)), min(look.largest, max(at + half, high)))
+    low, high = of.sides(stage.data, 3.0)
+    known = fit.width < 2 * (high - low)
+    at, half = (float(np.clip(fit.place, low, high)), fit.width / 2) if known else ((low + high) / 2, 0.0)
     remark = f"the width {width:g} is not reached" + (f" with {items} originals, which are all" if items >= most else "")
     if items < most or not known:
         remark += f": the shape of the curve between {low:g} and {high:g} is not settled"
-    elif _wide(fit) > width:
-        remark += f"; it needs about {items * (_wide(fit) / width) ** 2:,.0f}"
-    return Location("", share, place, place.high - place.low, width, False, items, stage.near, look.calls(), remark)
+    elif fit.width > width:
+        remark += f"; it needs about {items * (fit.width / width) ** 2:,.0f}"
+    low, high = max(0.0, min(at - half, low)), min(of.largest, max(at + half, high))
+    return of.location(at, low, high, False, items, stage.near, remark)
 
 
-def _tested(
-    look: _Looks,
-    fit: Fit,
-    stage: Stage,
-    width: float,
-    share: float,
-    most: int,
-    tests: int,
-    any_shape: bool,
-    tell: Callable[[str], None],
-) -> tuple[list[float], bool, Stage]:
-    """Choose two ends, measure originals at those that are not yet certain, and test both.
+@dataclass
+class _Search:
+    """The steps of a search, and what it has cost; `anchor` is the largest level, if chance is not known."""
 
-    The ends are those around the place that cost least by the fit, among them levels that are measured already. An end passes if
-    the reading is on its side of the height, above at the lower end and below at the upper end, by z standard errors. z is larger
-    for few originals, since the same ones have chosen the ends, and rises with the number of tests, since each can pass by
-    chance. With `any_shape` the k-th test has the false-alarm rate .05 6/(pi k)², which sums to .05. The truth of a monotone
-    curve lies between two ends of which none is on the wrong side, so only one of them can be wrong.
-    """
-    from scipy.special import expit, logit, ndtri
+    measure: Measure
+    grid: Sequence[float]
+    width: float
+    share: float
+    most: int
+    any_shape: bool
+    unit: Callable[[], float]
+    tell: Callable[[str], None]
+    anchor: list[float] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=dict)
 
-    data, z, few = stage.data, _CHECK + _AGAIN * tests, _FEW
-    if any_shape:
-        z, few = float(-ndtri(0.05 * 6 / (math.pi * (tests + 1)) ** 2)), 0.0
-    spread = _spread(data, fit.place, share)
+    @property
+    def largest(self) -> float:
+        return max(self.grid)
 
-    def predicted(end: float) -> float:
-        """Distance of the fit from the height of the place."""
-        return max(abs(float(expit(logit(1 - share) - (end - fit.place) / fit.scale)) - (1 - share)), _ROUNDING)
+    @cached_property
+    def levels(self) -> _Levels:
+        """The levels that can be measured, which the first run tells."""
+        return _Levels(self.unit(), self.largest)
 
-    def needed(end: float) -> float:
-        """Originals n with predicted √n / spread = z + margin + few / √n."""
-        rate, least = predicted(end) / spread, z + _MARGIN
-        return max(((least + math.sqrt(least**2 + 4 * few * rate)) / (2 * rate)) ** 2, _FIRST_ITEMS)
+    def look(self, name: str, levels: Sequence[float], items: int) -> Data:
+        """The readings of a stage, with a count of its calls."""
+        levels = sorted({*levels, *self.anchor})
+        self.items[name] = items = max(items, self.items.get(name, 0))  # a level may serve again
+        data = self.measure(name, levels, items)
+        if math.isnan(data.chance) and not self.anchor:
+            self.anchor = [self.largest]
+            return self.look(name, levels, items)
+        self.costs[name] = len(data.values) * sum(levels) / self.largest
+        return data
 
-    def cost(ends: list[float]) -> float:
-        """Calls that these ends still need."""
-        return sum(end * max(0.0, needed(end) - _count(data, end)) for end in ends)
+    def more(self, near: Sequence[float], items: int, data: Data) -> Data:
+        """The data with readings of originals at these levels; the store is named after them."""
+        return _together(self.look(f"around-{'-'.join(f'{level:g}' for level in near)}", near, items), data)
 
-    def reading(end: float, side: int) -> tuple[float, float]:
-        """Standard errors by which the reading at an end is on its side, and those that are wanted."""
-        return side * _heights(data, share, [end])[end].distance, z + few / math.sqrt(_count(data, end))
+    def location(
+        self, place: float, low: float, high: float, reached: bool, items: int, levels: list[float], remark: str
+    ) -> Location:
+        calls = sum(self.costs.values())
+        return Location(self.share, Estimate(place, low, high), self.width, reached, items, levels, calls, remark)
 
-    ends = min(_choices(fit.place, width, data, stage.step, look.largest), key=cost)
-    for end, side in zip(ends, (1, -1), strict=True):
-        count = _count(data, end)
-        if count < _FIRST_ITEMS or np.less(*reading(end, side)):
-            items = needed(end) if not count else float(np.clip(needed(end), 1.25 * count, max(2 * count, 2 * _FIRST_ITEMS)))
-            if (items := min(_chunks(items), most)) > count:
-                data = _together(look(f"around-{end:g}", [end], items), data)
-    (low, above), (high, below) = (reading(end, side) for end, side in zip(ends, (1, -1), strict=True))
-    counts = " and ".join(str(_count(data, end)) for end in ends)
-    tell(
-        f"noise {fit.place:.3g}; at noise {ends[0]:g} and {ends[1]:g} with {counts} originals the reading is "
-        f"{low:+.1f} and {-high:+.1f} standard errors from the height of the place; {above:.1f} and {-below:.1f} are wanted"
-    )
-    return ends, low >= above and high >= below, stage._replace(data=data, near=ends)
+    def stage(self, near: list[float], data: Data, reach: float, known: float = 0.0) -> Stage:
+        middle = (near[0] + near[-1]) / 2
+        beside = [level for level in data.noise.tolist() if abs(level - middle) <= 1.5 * reach + self.levels.step / 2]
+        return Stage(near, data, reach, beside, known)
+
+    def around(self, place: float, gap: float, scale: float, data: Data) -> Stage:
+        # As far apart as the two that enclose the place, which is not known better. Nearer for a small width, since readings at
+        # far levels bend the place if the curve is not logistic.
+        reach = max(min(gap / 2, max(2 * self.width, scale / 2)), self.levels.step)
+        return self.stage(self.levels.around(place, reach), data, reach)
+
+    def sides(self, data: Data, least: float) -> tuple[float, float]:
+        """The largest level above the height of the place, and the smallest below it, by at least so many standard errors."""
+        from scipy.optimize import isotonic_regression
+
+        heights = _heights(data, self.share)
+        levels = np.array(sorted(heights))
+        distance, error = np.array([heights[level] for level in levels.tolist()]).T
+        # The curve falls, so readings of neighbouring levels that rise are pooled.
+        pooled = isotonic_regression(distance * error, weights=error**-2, increasing=False)
+        t = pooled.x * np.sqrt(np.repeat(pooled.weights, np.diff(pooled.blocks)))
+        return float(max(levels[t >= least], default=0.0)), float(min(levels[t <= -least], default=self.largest))
+
+    def pilot(self) -> Stage | str:
+        """Levels until the place lies between two that are near enough to see the fall; then two around it, or why not."""
+        levels, items, share = _pilot_levels(self.grid), min(_PILOT_ITEMS, self.most), self.share
+        while True:
+            data = self.look(PILOT, levels, items)
+            fit = _fitted(data, share, levels)
+            if fit.place >= levels[-1]:
+                if levels[-1] < self.largest:
+                    levels = [*levels, next(level for level in sorted(self.grid) if level > levels[-1])]
+                elif items < min(_MOST_PILOT_ITEMS, self.most):
+                    items = min(_MOST_PILOT_ITEMS, self.most)
+                else:
+                    at_end = data.values[:, -1]
+                    gone = (data.start - np.nanmean(at_end)) / ((data.start - _chance(data)) or 1.0)
+                    return (
+                        f"no place: at the largest noise, {self.largest:g}, the reading has gone {gone:.2g} of the way from its "
+                        f"start to chance ({len(at_end)} originals)"
+                    )
+                continue
+            low = max([level for level in levels if level < fit.place], default=0.0)
+            high = min(level for level in levels if level >= fit.place)
+            gap = high - low
+            if gap > max(_STEEP * fit.scale, self.width, 4 * self.levels.step):
+                middle = self.levels.nearest(min(max(fit.place, low + 0.25 * gap), high - 0.25 * gap))
+                if middle not in levels:
+                    levels = sorted([*levels, middle])
+                    continue
+            nearby = _fitted(data, share, [low, high]) if low > 0 else fit
+            if low < nearby.place < high:  # farther levels bend the place if the curve is not logistic
+                fit = nearby
+            break
+        if fit.place <= 0:
+            return f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels"
+        stage = self.around(fit.place, gap, fit.scale, data)
+        if len(stage.near) < 2:
+            return f"no levels around noise {fit.place:.3g}: the model has steps of {self.levels.step:.3g}; take more steps"
+        self.tell(
+            f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
+            f"next are {_FIRST_ITEMS} originals at noise {stage.near[0]:g} and {stage.near[1]:g}"
+        )
+        return stage
+
+    def enclosed(self, data: Data) -> Stage:
+        """Two levels around the place where the readings of all levels put it."""
+        low, high = self.sides(data, 1.0)
+        fit = _fitted(data, self.share, [level for level in data.noise.tolist() if low <= level <= high])
+        gap = high - low
+        return self.around(float(np.clip(fit.place, low + 0.1 * gap, high - 0.1 * gap)), gap, fit.scale, data)
+
+    def narrowed(self, stage: Stage) -> tuple[Stage, Fit, int, bool]:
+        """Measure originals around the place until its interval is about as narrow as wanted.
+
+        Whether it is is told last; also if the curve falls so steeply between two levels that only levels between them tell more.
+        """
+        items, moves, began, width = min(_FIRST_ITEMS, self.most), 0, time.monotonic(), self.width
+        while True:
+            near = stage.near
+            data = self.more(near, items, stage.data)
+            levels = sorted({*near, *stage.beside})
+            fit, narrowed = _fitted(data, self.share, levels), stage._replace(data=data)
+            low, high = self.sides(data, 1.0)
+            is_steep = high - low > _STEEP * fit.scale and not any(low < level < high for level in levels)
+            if is_steep and {low, high} <= set(data.noise):
+                return narrowed, fit._replace(place=(low + high) / 2), items, True
+            if fit.width < _ENOUGH * width and _away(fit, near) <= 1.5 * stage.reach:
+                return narrowed, fit, items, True
+            if items >= self.most:
+                return narrowed, fit, items, False
+            better = self.better(fit, stage) if moves < _MOST_MOVES else near
+            if better != near:
+                moves += 1
+                stage = self.stage(better, data, stage.reach, fit.width**-2 if len(better) == 1 else 0.0)
+                continue
+            aim = _NARROWED * width if len(near) > 1 and fit.width > _NARROWED * width else width
+            gained = fit.width**-2 - stage.known  # information from the present levels: grows as the number of originals
+            expected = items * (aim**-2 - stage.known) / gained if gained > 0 else math.inf
+            more = min(expected, self.most) - items
+            rest = max(0.0, more) * sum(near) / self.largest * (time.monotonic() - began) / sum(self.costs.values())
+            at = ", ".join(f"{level:g}" for level in near)
+            self.tell(
+                f"noise {fit.place:.3g}, width {fit.width:.3g} with {items} originals at noise {at}; {aim:g} needs about "
+                f"{max(more, _CHUNK):.0f} more, about {duration(rest)}"
+            )
+            items = min(_chunks(float(np.clip(expected, items + _CHUNK, 2 * items))), self.most)
+
+    def better(self, fit: Fit, stage: Stage) -> list[float]:
+        """The levels for the place as it is known now; the present ones if these are good enough.
+
+        When two have given the slope of the curve, originals at one level at the place cost least, since both levels of an
+        original together tell less than twice as much as one. A wrong slope matters if that level is not at the place.
+        """
+        near, reach, away = stage.near, stage.reach, _away(fit, stage.near)
+        at = [self.levels.nearest(fit.place)]
+        if len(near) == 1:
+            return at if away > _ONE_OFF * reach else near
+        if away > max(_OFF_CENTRE * reach, min(fit.error, reach)):  # not if the place is hardly known
+            around = self.levels.around(float(np.clip(fit.place, near[0] - reach, near[-1] + reach)), reach)
+            return around if len(around) == 2 else near
+        return at if fit.width < _NARROWED * self.width and fit.error < _KNOWN * reach else near
+
+    def tested(self, fit: Fit, stage: Stage, tests: int) -> tuple[list[float], bool, Stage]:
+        """Choose the two ends around the place that cost least by the fit, measure where it is not yet certain, and test both.
+
+        An end passes if the reading is on its side of the height by z standard errors. z is larger for few originals, since the
+        same ones have chosen the ends, and rises with the number of tests, since each can pass by chance. With `any_shape` the
+        k-th test has the false-alarm rate .05 6/(pi k)², which sums to .05: the truth of a monotone curve lies between two ends
+        of which none is on the wrong side, so only one of them can be wrong.
+        """
+        from scipy.special import expit, logit, ndtri
+
+        data, share, z, few = stage.data, self.share, _CHECK + _AGAIN * tests, _FEW
+        if self.any_shape:
+            z, few = float(-ndtri(0.05 * 6 / (math.pi * (tests + 1)) ** 2)), 0.0
+        spread = _spread(data, fit.place, share)
+
+        def needed(end: float) -> float:
+            """Originals n with predicted √n / spread = z + margin + few / √n."""
+            predicted = abs(float(expit(logit(1 - share) - (end - fit.place) / fit.scale)) - (1 - share))
+            rate, least = max(predicted, _ROUNDING) / spread, z + _MARGIN
+            return max(((least + math.sqrt(least**2 + 4 * few * rate)) / (2 * rate)) ** 2, _FIRST_ITEMS)
+
+        def cost(ends: list[float]) -> float:
+            """Calls that these ends still need."""
+            return sum(end * max(0.0, needed(end) - _count(data, end)) for end in ends)
+
+        def reading(end: float, side: int) -> tuple[float, float]:
+            """Standard errors by which the reading at an end is on its side, and those that are wanted."""
+            return side * _heights(data, share, [end])[end][0], z + few / math.sqrt(_count(data, end))
+
+        ends = min(self.choices(fit.place, data), key=cost)
+        for end, side in zip(ends, (1, -1), strict=True):
+            count = _count(data, end)
+            if count < _FIRST_ITEMS or np.less(*reading(end, side)):
+                items = needed(end) if not count else float(np.clip(needed(end), 1.25 * count, max(2 * count, 2 * _FIRST_ITEMS)))
+                if (items := min(_chunks(items), self.most)) > count:
+                    data = self.more([end], items, data)
+        (low, above), (high, below) = (reading(end, side) for end, side in zip(ends, (1, -1), strict=True))
+        counts = " and ".join(str(_count(data, end)) for end in ends)
+        self.tell(
+            f"noise {fit.place:.3g}; at noise {ends[0]:g} and {ends[1]:g} with {counts} originals the reading is "
+            f"{low:+.1f} and {-high:+.1f} standard errors from the height of the place; {above:.1f} and {-below:.1f} are wanted"
+        )
+        return ends, low >= above and high >= below, stage._replace(data=data, near=ends)
+
+    def choices(self, place: float, data: Data) -> list[list[float]]:
+        """Pairs of ends, a little nearer than the width, that contain a place: centred on it, or one of them measured already."""
+        step, nearest = self.levels.step, self.levels.nearest
+        centred = self.levels.around(place, 0.49 * self.width)
+        if len(centred) < 2:
+            return [[nearest(step * end) for end in (math.floor(place / step), math.ceil(place / step))]]
+        span, measured = centred[1] - centred[0], data.noise.tolist()
+        pairs = [[level, level + span] for level in measured] + [[level - span, level] for level in measured]
+        rounded = [[nearest(end) for end in pair] for pair in pairs]
+        return [centred, *(pair for pair in rounded if pair[0] < place < pair[1] <= pair[0] + span + _ROUNDING)]
 
 
 def _count(data: Data, level: float) -> int:
@@ -568,26 +689,8 @@ def _spread(data: Data, place: float, share: float) -> float:
     return math.sqrt((len(column) * np.var(column) + share * (1 - share)) / (len(column) + 1))
 
 
-def _choices(place: float, width: float, data: Data, step: float, largest: float) -> list[list[float]]:
-    """Pairs of ends, a little nearer than the width, that contain a place: centred on it, or one of them measured already."""
-    centred = _pair(place, 0.49 * width, step, largest)
-    if len(centred) < 2:
-        return [[_rounded(step * end, step, largest) for end in (math.floor(place / step), math.ceil(place / step))]]
-    span, measured = centred[1] - centred[0], data.noise.tolist()
-    pairs = [[level, level + span] for level in measured] + [[level - span, level] for level in measured]
-    rounded = [[_rounded(end, step, largest) for end in pair] for pair in pairs]
-    return [centred, *(pair for pair in rounded if pair[0] < place < pair[1] <= pair[0] + span + _ROUNDING)]
-
-
-class _Height(NamedTuple):
-    """How far the mean of the readings is above the height of the place: in standard errors, and the error itself."""
-
-    distance: float
-    error: float
-
-
-def _heights(data: Data, share: float, levels: Sequence[float] | None = None) -> dict[float, _Height]:
-    """The readings of each level against the height of the place, as shares of the way from start to chance.
+def _heights(data: Data, share: float, levels: Sequence[float] | None = None) -> dict[float, tuple[float, float]]:
+    """How far the readings of each level are above the height of the place in standard errors, and the error of this share.
 
     Half a kept and half a lost original are added, so that equal readings do not count as known without error. Where another
     level has more originals, regression on its readings of the same originals removes what these have in common (a control
@@ -614,73 +717,8 @@ def _heights(data: Data, share: float, levels: Sequence[float] | None = None) ->
         sums, G = np.bincount(groups, residual), groups.max() + 1
         variance = (sums**2).sum() * G / max(G - 1, 1) + 0.5 * ((share - mean) ** 2 + (1 - share + mean) ** 2)
         error = math.sqrt(variance / (n + 1) ** 2 + added)
-        heights[level] = _Height(float(mean / error), error)
+        heights[level] = float(mean / error), error
     return heights
-
-
-def _sides(heights: dict[float, _Height], largest: float, least: float) -> tuple[float, float]:
-    """The largest level clearly above the height of the place, and the smallest clearly below it, by `least` standard errors.
-
-    The readings of neighbouring levels that rise with noise are pooled, since the curve falls (isotonic regression).
-    """
-    from scipy.optimize import isotonic_regression
-
-    levels = np.array(sorted(heights))
-    distance, error = np.array([heights[level] for level in levels.tolist()]).T
-    pooled = isotonic_regression(distance * error, weights=error**-2, increasing=False)
-    t = pooled.x * np.sqrt(np.repeat(pooled.weights, np.diff(pooled.blocks)))
-    return float(max(levels[t >= least], default=0.0)), float(min(levels[t <= -least], default=largest))
-
-
-def _enclosed(data: Data, width: float, share: float, step: float, largest: float) -> Stage:
-    """Two levels around the place where the readings of all levels put it."""
-    low, high = _sides(_heights(data, share), largest, 1.0)
-    fit = _fitted(data, share, [level for level in data.noise.tolist() if low <= level <= high])
-    gap = high - low
-    place = float(np.clip(fit.place, low + 0.1 * gap, high - 0.1 * gap))
-    reach = max(min(gap / 2, max(2 * width, fit.scale / 2)), step)
-    return _stage(_pair(place, reach, step, largest), data, reach, 0.0, step)
-
-
-def _narrowed(
-    look: _Looks, stage: Stage, width: float, share: float, most: int, tell: Callable[[str], None]
-) -> tuple[Stage, Fit, int, bool]:
-    """Measure originals around the place until its interval is about as narrow as wanted.
-
-    The stage with all readings, the fit, the number of originals, and whether the interval is narrow enough, or the curve falls
-    so steeply between two levels that only levels between them can tell more.
-    """
-    items, moves, began = min(_FIRST_ITEMS, most), 0, time.monotonic()
-    while True:
-        near = stage.near
-        data = _together(look(stage.name, near, items), stage.data)
-        levels = sorted({*near, *stage.beside})
-        fit = _fitted(data, share, levels)
-        reached, narrowed = _wide(fit), stage._replace(data=data)
-        low, high = _sides(_heights(data, share), look.largest, 1.0)
-        if {low, high} <= set(data.noise) and high - low > _STEEP * fit.scale and not any(low < level < high for level in levels):
-            return narrowed, fit._replace(place=(low + high) / 2), items, True
-        if reached < _ENOUGH * width and _away(fit, near) <= 1.5 * stage.reach:
-            return narrowed, fit, items, True
-        if items >= most:
-            return narrowed, fit, items, False
-        better = _better(fit, stage, reached, width, look.largest) if moves < _MOST_MOVES else near
-        if better != near:
-            moves += 1
-            known = reached**-2 if len(better) == 1 else 0.0
-            stage = _stage(better, data, stage.reach, known, stage.step)
-            continue
-        aim = _NARROWED * width if len(near) > 1 and reached > _NARROWED * width else width
-        gained = reached**-2 - stage.known  # information from the present levels: grows as the number of originals
-        expected = items * (aim**-2 - stage.known) / gained if gained > 0 else math.inf
-        more = min(expected, most) - items
-        rest = max(0.0, more) * sum(near) / look.largest * (time.monotonic() - began) / look.calls()
-        at = ", ".join(f"{level:g}" for level in near)
-        tell(
-            f"noise {fit.place:.3g}, width {reached:.3g} with {items} originals at noise {at}; {aim:g} needs about "
-            f"{max(more, _CHUNK):.0f} more, about {duration(rest)}"
-        )
-        items = min(_chunks(float(np.clip(expected, items + _CHUNK, 2 * items))), most)
 
 
 def _chunks(items: float) -> int:
@@ -688,96 +726,9 @@ def _chunks(items: float) -> int:
     return math.ceil(items / _CHUNK) * _CHUNK
 
 
-def _pilot(
-    look: _Looks,
-    grid: Sequence[float],
-    width: float,
-    share: float,
-    most: int,
-    unit: Callable[[], float],
-    tell: Callable[[str], None],
-) -> Stage | str:
-    """Levels until the place lies between two that are near enough to see the fall; then two levels around it.
-
-    A text if there is no place: the reason.
-    """
-    levels, items, largest = _pilot_levels(grid), min(_PILOT_ITEMS, most), look.largest
-    while True:
-        data = look(PILOT, levels, items)
-        fit = _fitted(data, share, levels)
-        if fit.place >= levels[-1]:
-            if levels[-1] < largest:
-                levels = [*levels, next(level for level in sorted(grid) if level > levels[-1])]
-            elif items < min(_MOST_PILOT_ITEMS, most):
-                items = min(_MOST_PILOT_ITEMS, most)
-            else:
-                at_end = data.values[:, -1]
-                gone = (data.start - np.nanmean(at_end)) / ((data.start - _chance(data)) or 1.0)
-                return (
-                    f"no place: at the largest noise, {largest:g}, the reading has gone {gone:.2g} of the way from its start to "
-                    f"chance ({len(at_end)} originals)"
-                )
-            continue
-        step = unit()
-        low = max([level for level in levels if level < fit.place], default=0.0)
-        high = min(level for level in levels if level >= fit.place)
-        gap = high - low
-        if gap > max(_STEEP * fit.scale, width, 4 * step):
-            middle = _rounded(min(max(fit.place, low + 0.25 * gap), high - 0.25 * gap), step, largest)
-            if middle not in levels:
-                levels = sorted([*levels, middle])
-                continue
-        nearby = _fitted(data, share, [low, high]) if low > 0 else fit
-        if low < nearby.place < high:  # farther levels bend the place if the curve is not logistic
-            fit = nearby
-        break
-    if fit.place <= 0:
-        return f"no place: the reading has fallen so far below the smallest noise, {levels[0]:g}; add smaller levels"
-    # As far apart as the two that enclose the place: the pilot does not know it better. Nearer for a small width, since readings
-    # at far levels bend the place if the curve is not logistic.
-    reach = max(min(gap / 2, max(2 * width, fit.scale / 2)), step)
-    near = _pair(fit.place, reach, step, largest)
-    if len(near) < 2:
-        return f"no levels around noise {fit.place:.3g}: the model has steps of {step:.3g}; take more steps"
-    tell(
-        f"pilot: noise {fit.place:.3g} with {items} originals at {len(levels)} levels; "
-        f"next are {_FIRST_ITEMS} originals at noise {near[0]:g} and {near[1]:g}"
-    )
-    return _stage(near, data, reach, 0.0, step)
-
-
-def _pair(place: float, reach: float, step: float, largest: float) -> list[float]:
-    """The two levels at this distance from a place."""
-    return sorted({_rounded(place + sign * reach, step, largest) for sign in (-1, 1)})
-
-
 def _away(fit: Fit, near: Sequence[float]) -> float:
     """Distance of the place from the middle of the levels."""
     return abs(fit.place - (near[0] + near[-1]) / 2)
-
-
-def _better(fit: Fit, stage: Stage, reached: float, width: float, largest: float) -> list[float]:
-    """The levels for the place as it is known now; the present ones if these are good enough.
-
-    Two levels that are not centred on the place tell little about it. When two have given the slope of the curve, originals at
-    one level at the place cost least: both levels of an original together tell less than twice as much as one. The place is then
-    the level + (L there - share) / slope, so a wrong slope matters if the level is not at the place.
-    """
-    near, reach = stage.near, stage.reach
-    at = [_rounded(fit.place, stage.step, largest)]
-    if len(near) == 1:
-        return at if _away(fit, near) > _ONE_OFF * reach else near
-    if _away(fit, near) > max(_OFF_CENTRE * reach, min(fit.error, reach)):  # not if the place is hardly known
-        place = float(np.clip(fit.place, near[0] - reach, near[-1] + reach))
-        around = _pair(place, reach, stage.step, largest)
-        return around if len(around) == 2 else near
-    return at if reached < _NARROWED * width and fit.error < _KNOWN * reach else near
-
-
-def _rounded(level: float, step: float, largest: float) -> float:
-    """A level that is a multiple of a step, from one step to the largest level."""
-    number = max(1, round(level / step))
-    return largest if number * step > largest - step / 2 else float(f"{number * step:.12g}")
 
 
 def _together(refined: Data, pilot: Data) -> Data:
@@ -790,13 +741,6 @@ def _together(refined: Data, pilot: Data) -> Data:
     groups = refined.groups if len(refined.values) >= len(pilot.values) else pilot.groups
     order = np.argsort(noise)
     return Data(noise[order], values[:, order], groups, refined.start, refined.chance)
-
-
-def _wide(fit: Fit) -> float:
-    """The width of the interval of a fitted place."""
-    from scipy.special import stdtrit
-
-    return 2 * float(stdtrit(fit.freedom, 0.975)) * fit.error
 
 
 def _chance(data: Data) -> float:
@@ -830,9 +774,8 @@ def _fit(
     """Fit the mean of `left` (items, levels), which falls from 1 to 0, by the logistic L(x) = 1 / (1 + exp(-(b0 - b1 x))).
 
     Scores are those of tosses with the probability floor + (1 - floor) L, so that levels near chance count less; the error is
-    that of the sandwich, sum of the squared scores of the independent groups. Half a kept and half a lost original are added at
-    each level, so that levels at which all readings agree do not count as known without error. `influence` (items,): that of
-    another estimate on the place.
+    the sandwich over independent groups. Half a kept and half a lost original are added at each level, so that readings which all
+    agree are not known without error. `influence` (items,): that of another estimate on the place.
     """
     from scipy.special import expit, logit
 

@@ -8,16 +8,14 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas
 import xarray as xr
 
 from uturn.core.checks import checked_path, expect, shown
 from uturn.core.files import check_plain
-
-if TYPE_CHECKING:
-    import pandas
 
 AXES = ("noise", "item", "trajectory", "clone")  # of readings, in this order; a further axis is one of levels
 COLUMNS = "columns noise, item, perhaps trajectory and clone, and readings"
@@ -41,8 +39,8 @@ def is_table(place: Any) -> bool:
 def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapping[str, str] = {}) -> pandas.DataFrame:
     """The table in a file, CSV or Parquet (.parquet), or a ValueError.
 
-    `labels`: columns that are read as text, beside those of items, trajectories and clones. `columns`: the names that columns
-    have in the file, by the names in `AXES`; upper and lower case count only where names differ by nothing else.
+    `labels`: further columns that are read as text. `columns`: the names that columns have in the file, by the names in `AXES`;
+    upper and lower case count only where names differ by nothing else.
     """
     path = checked_path("path", path)
     try:
@@ -69,13 +67,7 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
 
 
 def _read_csv(path: str, labels: Collection[str]) -> pandas.DataFrame:
-    """The table in a CSV file; columns without a name, such as the row numbers that pandas writes, are left out.
-
-    Columns of labels are text, which pandas would read as numbers or as missing. The separator is the comma, semicolon or tab
-    that the header has most often; numbers between semicolons may have a decimal comma.
-    """
-    import pandas
-
+    """The table in a CSV file; columns without a name, such as the row numbers that pandas writes, are left out."""
     if not os.path.getsize(path):  # also of a file that the system makes up while it is read
         raise ValueError("it is empty")
     header = next(filter(str.strip, _lines(path)), "")
@@ -148,8 +140,8 @@ def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
     """The decimal sign of a CSV file, and a warning if it may have been cut short.
 
     ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines: a quote without its
-    other half makes one cell of all rows up to the next quote. Some programs write no line break at the end, where a file that
-    was cut has none either; a cell that was cut is shorter than it was, so nothing is said if no cell of its column is longer.
+    other half makes one cell of all rows up to the next quote. A file without a last line break may be whole; a cell that was cut
+    is shorter than it was, so nothing is said if no cell of its column is longer.
     """
     columns, decimal, last, longest = 0, ".", "", 0
     rows = csv.reader(_lines(path), delimiter=separator)
@@ -180,8 +172,6 @@ def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
 
 def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataArray], np.ndarray, dict[str, Any]]:
     """A table in long form as arrays, its noise levels, and its coordinates by name."""
-    import pandas
-
     if None not in table.index.names:  # columns that are names of the rows
         table = table.reset_index()
     lower = {name: str(name).lower() for name in table.columns}
@@ -232,10 +222,8 @@ def arrays_of(table: pandas.DataFrame, coords: Any) -> tuple[dict[str, xr.DataAr
 
 
 def _is_label(table: pandas.DataFrame, name: Any) -> bool:
-    """Whether a column of numbers labels the items: it differs between items, and not between the noise levels of an item.
-
-    Columns of 0 and 1 are readings, since a few originals may keep or lose something at all levels.
-    """
+    """Whether a column of numbers labels the items: it differs between items, and not between the noise levels of an item."""
+    # Columns of 0 and 1 are readings, since a few originals may keep or lose something at all levels.
     if str(name).startswith(("clone_", "original_")) or table[name].isin((0, 1)).all() or table[name].nunique() < 2:
         return False
     by_item = table.groupby("item")
@@ -273,8 +261,6 @@ def _row(which: Any) -> int:
 
 def _numbers(column: Any, name: Any) -> Any:
     """A column as float64, or a ValueError that names its first text."""
-    import pandas
-
     is_real = getattr(column.dtype, "kind", "O") not in "cmM"  # which pandas would make real
     expect(is_real, f"column {name}: type", str(column.dtype), "real numbers")
     numbers = pandas.to_numeric(column, errors="coerce").astype(float)

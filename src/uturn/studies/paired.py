@@ -11,17 +11,17 @@ import pandas
 import xarray as xr
 
 from uturn.core.checks import expect
-from uturn.measures.statistics import ESTIMATE, levels_around, with_interval
+from uturn.measures.statistics import ESTIMATE, WITHIN, levels_around, with_interval
 from uturn.studies.analysis import Level, by_noise, finished_run, levels_of, reaching
 from uturn.studies.axes import Axes, axis_words
-from uturn.studies.charts import Chart
+from uturn.studies.charts import Chart, lines_of
 from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.reading import instructions_of
-from uturn.studies.tables import TextTable, names_in_panel
+from uturn.studies.runs import instructions_of, named_in
+from uturn.studies.tables import TextTable, names_in_panel, rows_of
 
 FORMAT, VERSION = "uturn.difference", 1
-_WITHIN = ("trajectory", "clone")
+_WITHIN = WITHIN[1:]
 _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
 _MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
 
@@ -43,8 +43,8 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     -------
     Dataset
         curve (reading, noise, estimate) and half_life (reading, axis, estimate), second minus first, with 95 % intervals over
-        originals, or grammars if there are several; half_lives (reading, run, axis, estimate), those of both runs at the common
-        levels; originals (reading); remark (reading). NaN if a number does not exist.
+        originals, or grammars if there are several; half_lives (reading, run, axis, estimate) of both runs; originals, remark
+        (reading). NaN if a number does not exist.
 
     Raises
     ------
@@ -78,11 +78,9 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
         rows += [_difference([of[label] for of in of_runs], both, axes) for label in of_runs[0] if label in of_runs[1]]
     expect(rows, "runs", list(runs), "readings that both have")
     skipped = len(both[0].noise) - first.sizes["noise"]
-    data = {
-        "curve": (("reading", "noise", "estimate"), np.stack([row["curve"][skipped:] for row in rows])),
-        "half_life": (("reading", "axis", "estimate"), np.stack([row["half_life"] for row in rows])),
-        "half_lives": (("reading", "run", "axis", "estimate"), np.stack([row["half_lives"] for row in rows])),
-    }
+    dims = {"curve": ("noise",), "half_life": ("axis",), "half_lives": ("run", "axis")}
+    data = {key: (("reading", *of, "estimate"), np.stack([row[key] for row in rows])) for key, of in dims.items()}
+    data["curve"] = (data["curve"][0], data["curve"][1][:, skipped:])
     texts = {key: ("reading", [row[key] for row in rows]) for key in (*_TEXTS, "originals", "remark")}
     coords = {**texts, "noise": first.noise.variable, "run": list(runs), "axis": axes, "estimate": list(ESTIMATE)}
     return xr.Dataset(data, coords, {"description": "{1} minus {0}".format(*runs)})
@@ -98,7 +96,7 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
     aligned = []
     for run in runs:
         used = {name: how for name, how in instructions_of(run).items() if how.role == "reading"}
-        names = {part for how in used.values() for rule in (how.start, how.chance) for part in _names(rule)}
+        names = named_in(*(rule for how in used.values() for rule in (how.start, how.chance)))
         labels = run["item_name" if named else "item"].values.tolist()
         levels = [float(f"{level:.9g}") for level in run.noise.values]
         run = run[[name for name in run.data_vars if name in {*used, *names}]]
@@ -110,10 +108,6 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
         of_runs = [run[name].values for run in aligned]
         expect(np.array_equal(of_runs[0], of_runs[1]), f"{name} of the originals", of_runs[1], "that of the first run")
     return [run.sortby("noise") for run in aligned]
-
-
-def _names(rule: Any) -> list[str]:
-    return rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
 
 
 def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) -> dict[str, Any]:
@@ -142,19 +136,16 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
         first, second = (np.sort(ends, axis=1) for ends in on_axes(*around))
         value, low, high = of.interval(lag).T
         with np.errstate(invalid="ignore"):
-            half_life = np.stack(
-                [value, np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])], -1
-            )
+            low, high = np.minimum(low, second[:, 0] - first[:, 1]), np.maximum(high, second[:, 1] - first[:, 0])
+        half_life = np.stack([value, low, high], -1)
     is_share = all(level.instructions.is_share for level in levels)
-    remarks = [
-        f"{name}: {part}" for name, level in zip(("first", "second"), levels, strict=True) if (part := level.texts["remark"])
-    ]
+    remarks = [(name, level.texts["remark"]) for name, level in zip(("first", "second"), levels, strict=True)]
     return {
         "curve": _of_shares(levels) if is_share else of.interval(lambda c: c[..., 1] - c[..., 0]),
         "half_life": half_life,
         "half_lives": half_lives,
         "originals": levels[0].originals,
-        "remark": "; ".join(remarks),
+        "remark": "; ".join(f"{name}: {remark}" for name, remark in remarks if remark),
         **{key: levels[0].texts[key] for key in _TEXTS},
     }
 
@@ -200,35 +191,26 @@ def remarks_of(data: xr.Dataset) -> list[str]:
 
 def frame_of(data: xr.Dataset) -> pandas.DataFrame:
     """A difference as a pandas frame: a row for each reading and noise level, then for each half-life, those of the runs too."""
-    curves = pandas.MultiIndex.from_product([data.reading.values, data.noise.values], names=["reading", "noise"])
-    places = pandas.MultiIndex.from_product([data.reading.values, data.axis.values], names=["reading", "axis"])
-    frames = [
-        pandas.DataFrame(values.reshape(-1, 3), rows, list(ESTIMATE)).reset_index().assign(quantity=quantity, run=run)
-        for quantity, run, rows, values in (
-            ("curve", data.attrs["description"], curves, data.curve.values),
-            ("half_life", data.attrs["description"], places, data.half_life.values),
-            *(("half_life", name, places, data.half_lives.values[:, k]) for k, name in enumerate(data.run.values)),
-        )
-    ]
+    name = data.attrs["description"]
+    of_runs = [("half_life", run, data.half_lives.isel(run=k)) for k, run in enumerate(data.run.values)]
+    parts = [("curve", name, data.curve), ("half_life", name, data.half_life), *of_runs]
+    frames = [rows_of(values).assign(quantity=quantity, run=run) for quantity, run, values in parts]
     return pandas.concat(frames, ignore_index=True)[["reading", "quantity", "run", "noise", "axis", *ESTIMATE]]
 
 
 def data_of(data: xr.Dataset) -> dict[str, Any]:
     """The content of `difference.json`."""
 
-    def numbers(values: np.ndarray) -> dict[str, float]:
-        return dict(zip(ESTIMATE, values.tolist(), strict=True))
-
-    def on_axes(values: np.ndarray) -> dict[str, Any]:
-        return dict(zip(data.axis.values.tolist(), map(numbers, values), strict=True))
+    def numbers(values: xr.DataArray) -> Any:
+        """The numbers of all intervals by the labels of their dims; noise levels are a list."""
+        if not values.dims:
+            return values.item()
+        inner = [numbers(values[k]) for k in range(len(values))]
+        return inner if values.dims[0] == "noise" else dict(zip(values[values.dims[0]].values.tolist(), inner, strict=True))
 
     readings = [
-        {
-            **{key: part[key].item() for key in (*_TEXTS, "originals", "remark")},
-            "curve": [numbers(row) for row in part.curve.values],
-            "half_life": on_axes(part.half_life.values),
-            "half_lives": {str(name): on_axes(of) for name, of in zip(part.run.values, part.half_lives.values, strict=True)},
-        }
+        {key: part[key].item() for key in (*_TEXTS, "originals", "remark")}
+        | {key: numbers(part[key]) for key in ("curve", "half_life", "half_lives")}
         for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
     ]
     return {
@@ -248,9 +230,7 @@ def draw_difference(data: xr.Dataset) -> Any:
     for name in dict.fromkeys(data.variable.values.tolist()):
         chosen = shown[data.variable.values[shown] == name]
         part = data.isel(reading=chosen)
-        curves = part.curve.drop_vars([key for key, of in part.coords.items() if "reading" in of.dims])
-        curves = curves.rename(reading="line").assign_coords(line=names_in_panel(data, chosen))
-        unit = str(part.unit.values[0]) or "difference"
+        curves, unit = lines_of(part.curve, names_in_panel(data, chosen)), str(part.unit.values[0]) or "difference"
         charts.append(Chart("", str(part.words.values[0]), "", unit, curves, joined=True, level=(0.0, "")))
     line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
     return drawn(charts, [line])

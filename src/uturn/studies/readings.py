@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import xarray as xr
 
 from uturn.core import random
@@ -19,7 +20,7 @@ from uturn.store.places import is_empty, place_of
 from uturn.store.record import MemoryStore, Store, fill, write_run
 from uturn.store.resume import versions_used
 from uturn.studies.long_form import AXES, COLUMNS, NEAR, arrays_of, read_long_form
-from uturn.studies.reading import is_kept_if_large
+from uturn.studies.runs import is_kept_if_large, named_in
 
 _CHUNK = 1024  # items of a chunk of a store
 _LONGEST = 200  # bytes of a name; file systems take 255, with what zarr adds while it writes
@@ -51,7 +52,6 @@ def readings(
     """Readings of U-turns made elsewhere as a run: the dataset that `uturn.run` gives for U-turns of its own.
 
     A reading is a number for each U-turn: the Cα-RMSD of a protein after partial diffusion, or whether an image keeps its class.
-    `uturn.study`, `uturn.calibration`, the page and the commands read the result like any other run.
 
     Parameters
     ----------
@@ -60,31 +60,26 @@ def readings(
         `trajectory` independent noisy data of an original, `clone` independent reconstructions of one noisy datum, and levels are
         those of the reading, such as layers of a network, whose axis is named in `dims`. NaN where a reading is missing. A
         DataArray has dims of these names, in any order; the labels of a dim must be those of the other readings, in their order.
-        A DataFrame has a row for each U-turn, in any order, with the columns noise, item, perhaps trajectory and
-        clone (in any case), and a column for each reading; rows that do not exist are missing, and noise levels that differ by
-        rounding are one. The reading `clone_NAME` is the twin of NAME,
-        clone k compared with the other clones (`uturn.readings_of` computes both); NAME is then tested for calibration.
-        `original_NAME` beside NAME with clones makes NAME a function h(x̂; y) of one reconstruction and the noisy datum, with
-        h(x_0; y) for the original, without the dim clone; it is then tested, too (`uturn.calibration`, `uturn.ranks`).
+        A DataFrame has a row for each U-turn, with the columns noise, item, perhaps trajectory and clone, and a column for each
+        reading. The reading `clone_NAME` is the twin of NAME, clone k compared with the other clones (`uturn.readings_of`
+        computes both); `original_NAME` makes NAME a function h(x̂; y) of one reconstruction and the noisy datum, with h(x_0; y)
+        for the original, without the dim clone. NAME is then tested for calibration (`uturn.calibration`, `uturn.ranks`).
     noise : array (noise,), optional
         Noise levels, increasing from 0 or more. Not needed for a DataFrame, or DataArrays with this coordinate.
     unit : str
         What the noise is: the label of its axis.
     start, chance : number or str, or a dict of these by reading
         Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
-        coordinate, or "same:NAME". By default, the start is the mean at noise 0 if that is measured; else 1 for readings in
-        [0, 1] that fall with noise or have "kept", "same", "accuracy" or "unchanged" in their name, and 0 for others that rise;
-        else unknown, and no place is located on the curve. The default of chance is the value at the largest noise.
+        coordinate, or "same:NAME". Without a start, no place is located on the curve; docs/made-elsewhere.md has the defaults.
     bounds : (low, high), or a dict of these by reading
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
-        readings that start at 0 and are never below, else no bounds.
+        readings that start at 0 and are never below.
     coords : dict of arrays, or for a DataFrame a list of columns
         Further labels by name, as (dim, values): {"log_snr": ("noise", ..), "label": ("item", ..)}. The values alone suffice for
         the labels of a dim, the names of originals or of levels: {"item": names, "layer": ["stem", "logits"]}. A column of a
         DataFrame must be constant for each item or noise. `log_snr` makes the axes sigma and abar, too.
     changes : dict of arrays (noise, item, trajectory, site), optional
-        Changes of sites on a line, by the name of a site: {"residue": ..}. Covariances are stored as by the probe `changes`,
-        so that the study has the susceptibility and the correlation length (`uturn.susceptibility`, `uturn.correlations`). NaN
+        Changes of sites on a line, by the name of a site: {"residue": ..}, for the susceptibility and the correlation length. NaN
         where a U-turn is missing, and beyond the end of shorter items. The unit of distance is `units`, or else the plural.
     dims : dict of tuples of str, optional
         Dims of plain arrays, by reading, if they are not (noise, item[, trajectory[, clone]]):
@@ -110,8 +105,8 @@ def readings(
     Raises
     ------
     ValueError
-        For arrays of other shapes, levels of noise that do not increase, rows that occur twice, text, readings that are all
-        missing or infinite, names that are not those of a reading or that no store can hold, and a `store` with other content.
+        For arrays of other shapes, levels that do not increase, rows that occur twice, text, readings that are all missing or
+        infinite, names that no store can hold, and a `store` with other content.
 
     Examples
     --------
@@ -122,8 +117,6 @@ def readings(
     >>> ut.study(run).half_life.sel(reading="rmsd", axis="noise", estimate="value").item()
     10.48...
     """
-    import pandas
-
     hints: list[str] = []
     if isinstance(values, pandas.DataFrame):
         if noise is not None or dims:
@@ -155,30 +148,18 @@ def readings(
     settings_of = {name: {key: of[name] for key, of in options.items() if name in of} for name in (*arrays, *sites)}
     variables = {}
     for name, array in arrays.items():
-        settings = settings_of[name]
-        variables[name] = _variable(name, array, settings, levels, arrays)
-        for rule in (variables[name].start, variables[name].chance):
-            parts = rule.removeprefix("same:").split("=", 1) if isinstance(rule, str) else []
-            unknown = [part for part in parts if part not in {*coordinates, *arrays}]
-            expect(not unknown, f"start and chance of {name}", unknown, "numbers, or names of readings and coordinates")
+        variables[name] = _variable(name, array, settings_of[name], levels, arrays)
+        unknown = set(named_in(variables[name].start, variables[name].chance)).difference(coordinates, arrays)
+        expect(not unknown, f"start and chance of {name}", sorted(unknown), "numbers, or names of readings and coordinates")
     names = [*variables, *coordinates]
     for name, array in sites.items():
         of_sites, further, arrays_of_sites = _changes(name, array, settings_of[name].get("units", f"{name}s"))
         names += [*of_sites, *further]
-        variables |= of_sites
-        coordinates |= further
-        arrays |= arrays_of_sites
+        variables, coordinates, arrays = variables | of_sites, coordinates | further, arrays | arrays_of_sites
     _check_names(names)
     part = {"type": "readings"}
-    spec = {
-        "items": sizes["item"],
-        "trajectories": sizes["trajectory"],
-        "clones": sizes.get("clone", 1),
-        "source": part | ({"path": source} if source else {}),
-        "corruption": part,
-        "backward": part,
-        "probes": [part],
-    }
+    spec: dict[str, Any] = {"items": sizes["item"], "trajectories": sizes["trajectory"], "clones": sizes.get("clone", 1)}
+    spec |= {"source": part | ({"path": source} if source else {}), "corruption": part, "backward": part, "probes": [part]}
     chunk = min(sizes["item"], _CHUNK)
     attributes = {
         "spec": json.dumps(spec),
@@ -192,34 +173,27 @@ def readings(
     run = MemoryStore(variables, coordinates, chunk, attributes)
     fill(run, {name: arrays[name].values for name in variables})
     if store is not None:
-        _write(store, run)
+        place = place_of("store", store)
+        if not is_empty(place) and not Store.open(place).is_made_elsewhere:
+            raise ValueError(f"store = {str(store)!r} holds a run of U-turns; choose another folder")
+        write_run(place, run)
     return run.dataset()
 
 
 def read_readings(
     path: str | Path,
     *,
-    unit: str = "noise",
     coords: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
-    """`readings` from a table in long form: a CSV file, or a Parquet file (.parquet; needs pyarrow).
+    """`readings` from a table in long form: a CSV file, separated by commas, semicolons or tabs, or a Parquet file (.parquet).
 
-    Parameters
-    ----------
-    path
-        File with the columns noise, item, perhaps trajectory and clone, and a column for each reading. Cells of a CSV file are
-        separated by commas, semicolons or tabs. Empty cells are missing.
-    unit, settings
-        As in `readings`.
-    coords
-        Columns that are labels of items or further axes of noise.
-    columns
-        Other names of the columns noise, item, trajectory and clone: {"noise": "sigma", "item": "molecule"}.
+    `coords`: columns that are labels of items or further axes of noise. `columns`: other names of the columns noise, item,
+    trajectory and clone, {"noise": "sigma", "item": "molecule"}. Empty cells are missing. `settings`: those of `readings`.
     """
     table = read_long_form(path, coords, columns or {})
-    return readings(table, unit=unit, coords=list(coords), source=str(path), **settings)
+    return readings(table, coords=list(coords), source=str(path), **settings)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------------
@@ -290,18 +264,19 @@ def _checked_levels(noise: Any) -> np.ndarray:
 def _coordinates(run: xr.Dataset, sizes: Mapping[str, int]) -> dict[str, Any]:
     """All coordinates of a run, (dims, values, attributes) by name; its dims are numbered where they have no labels."""
     made: dict[str, Any] = {dim: ((dim,), np.arange(size), {}) for dim, size in sizes.items()}
-    labels = {str(name): (of.dims, of.values, of.attrs if name == "noise" else {}) for name, of in run.coords.items()}
-    if "item" in labels:
-        names = labels.pop("item")[1]
+    for name, of in run.drop_vars("item", errors="ignore").coords.items():
+        values = of.values.astype(str) if of.dtype.kind in "UTO" else of.values
+        made[str(name)] = of.dims, values, of.attrs if name == "noise" else {}
+    if "item" in run.coords:
+        names = run.item.values
         different = len(np.unique(names))
         expected = f"{len(names)}, one for each original; several U-turns of an original go along trajectory"
         expect(different == len(names), "coords: different names in item", different, expected)
         if names.dtype.kind in "iuf" and (names == np.floor(names)).all() and (np.abs(names.astype(float)) < 2.0**63).all():
             made["item"] = ("item",), names.astype(np.int64), {}
         else:
-            labels["item_name"] = ("item",), names.astype(str), {}
-    texts: dict[str, Any] = {name: (dims, of.astype(str), {}) for name, (dims, of, _) in labels.items() if of.dtype.kind in "UTO"}
-    return made | labels | texts
+            made["item_name"] = ("item",), names.astype(str), {}
+    return made
 
 
 # --- reading instructions ----------------------------------------------------------------------------------------------
@@ -334,15 +309,13 @@ def _of_originals(name: str, array: xr.DataArray, arrays: Mapping[str, xr.DataAr
         return array
     of = arrays[name.removeprefix("original_")]
     if "clone" in array.dims:
-        first = array.isel(clone=0)
-        if not ((array == first) | array.isnull()).all():
+        if not ((array == array.isel(clone=0)) | array.isnull()).all():
             raise ValueError(f"{name} differs between clones of a noisy datum; expected one reading of the original for all")
         array = array.max("clone")
     if "trajectory" not in array.dims:
         array = array.expand_dims(trajectory=of.sizes["trajectory"])
     dims = tuple(dim for dim in of.dims if dim != "clone")
-    if set(array.dims) != set(dims):
-        raise ValueError(f"{name} has dims {array.dims}, {of.name or name.removeprefix('original_')} {of.dims}; expected {dims}")
+    expect(set(array.dims) == set(dims), f"dims of {name}", array.dims, f"{dims}, those of {name.removeprefix('original_')}")
     return array.transpose(*dims)
 
 
@@ -384,21 +357,17 @@ def _changes(name: str, changed: xr.DataArray, unit: str) -> tuple[dict[str, Var
     lengths = np.rint(whole.isel(distance=0) * sites)
     if not np.allclose(whole, (lengths - whole.distance).clip(0) / (sites - whole.distance)):
         raise ValueError(f"changes: {name} has NaN for some sites of an item; expected NaN for a U-turn, or beyond the last site")
+    words, dims = f"mean covariance of the changes of two {unit}", ("noise", "item")
     variables = {
-        "change": Variable(("noise", "item"), f"mean change of a {name}", start=0.0, group="changes", probe="readings"),
-        "change_covariance": Variable(
-            ("noise", "item", distance), f"mean covariance of the changes of two {unit}", role="changes", unit=unit
-        ),
-        "change_covariance_sum": Variable(("noise", "item"), "sum of all covariances over the number of sites", role="changes"),
+        "change": Variable(dims, f"mean change of a {name}", start=0.0, group="changes", probe="readings"),
+        "change_covariance": Variable((*dims, distance), words, role="changes", unit=unit),
+        "change_covariance_sum": Variable(dims, "sum of all covariances over the number of sites", role="changes"),
     }
     coordinates: dict[str, Any] = {distance: ((distance,), readings.distance.values, {})}
     if not (lengths == sites).all():
         coordinates["length"] = ("item",), lengths.values.astype(np.int64), {}
-    return (
-        {f"{name}_{key}": variable for key, variable in variables.items()},
-        coordinates,
-        {f"{name}_{key}": readings[key].astype(np.float32) for key in variables},
-    )
+    arrays = {f"{name}_{key}": readings[key].astype(np.float32) for key in variables}
+    return dict(zip(arrays, variables.values(), strict=True)), coordinates, arrays
 
 
 def _usual_start(name: str, array: xr.DataArray, noise: np.ndarray, low: float, high: float) -> float | None:
@@ -426,11 +395,3 @@ def _digest(arrays: Mapping[str, xr.DataArray]) -> str:
     for name, array in arrays.items():
         digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _write(store: str | Path, run: MemoryStore) -> None:
-    """Write readings to a place that is empty or holds readings."""
-    place = place_of("store", store)
-    if not is_empty(place) and not Store.open(place).is_made_elsewhere:
-        raise ValueError(f"store = {str(store)!r} holds a run of U-turns; choose another folder")
-    write_run(place, run)

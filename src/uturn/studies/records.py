@@ -1,52 +1,97 @@
-"""Stored images and texts of the first items of a run, with their originals, for display."""
+"""The originals of a run one by one: their readings as a table, and stored images and texts for display."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import pandas
 import xarray as xr
 
 from uturn.core.imports import is_import_path
 from uturn.core.spec import build
-from uturn.studies.analysis import by_noise
+from uturn.measures.statistics import WITHIN, crossing
+from uturn.studies.analysis import by_noise, levels_in
+from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.reading import instructions_of
-from uturn.studies.runs import kept_images, kept_texts, originals, stored_spec
+from uturn.studies.runs import (
+    NAMES,
+    UNREADABLE,
+    class_names_of,
+    instructions_of,
+    item_names,
+    kept_images,
+    kept_texts,
+    originals,
+    stored_spec,
+)
 
 MOST_SHOWN = 200  # largest number of originals in a page
 _LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # least number of originals in the records, largest memory of their images
 _MOST_LEVELS = 10  # largest number of noise levels in the records
+MOST_ITEMS = 10_000  # of a run whose originals are listed
+_MOST_LISTED = 24  # levels of a variable that is listed
+HALF_LIFE = "half_life of "
+
+
+def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
+    """A row for each original of a run: the content of `items.csv`.
+
+    Columns: `item`, its number; `name`, that of the original or of its file; `half_life of R`, the smallest noise at which the
+    original's own curve of R, the reading of the headline, is halfway from start to chance (empty if it never is); coordinates of
+    originals, such as `label`; `R at X`, the mean of each reading R over trajectories and clones at each noise X. Variables with
+    more than 24 levels are left out.
+    """
+    run, headline = by_noise(run), headline_of(study)
+    columns = {"item": run.item.values, "name": item_names(run, np.arange(run.sizes["item"]), class_names_of(run))}
+    others = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",) and name not in ("item", *NAMES)}
+    table: dict[str, np.ndarray] = {}
+    first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
+    for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
+        means = run[name].mean([dim for dim in WITHIN if dim in run[name].dims and dim != "item"])
+        levels = list(levels_in(run, name))
+        for where, label in levels if len(levels) <= _MOST_LISTED else ():
+            curves = means.isel(where).transpose("noise", "item").values
+            if headline is not None and headline.reading == label:
+                columns[f"{HALF_LIFE}{label}"] = _half_lives(curves, study.sel(reading=label))
+            table |= {f"{label} at {noise:.6g}": row for noise, row in zip(run.noise.values, curves, strict=True)}
+    return pandas.DataFrame(columns | others | table)
+
+
+def _half_lives(curves: np.ndarray, reading: xr.Dataset) -> np.ndarray:
+    """Smallest noise at which each of the curves (noise, item) is halfway from start to chance; NaN if it never is."""
+    start, chance, x = float(reading.start), float(reading.chance), reading.noise.values
+    chance = float(reading.curve[-1, 0]) if np.isnan(chance) else chance
+    sign, height = -1.0 if chance > start else 1.0, (start + chance) / 2
+    curves = np.concatenate([np.full((len(x) - len(curves), curves.shape[1]), start), curves])
+    there = np.isfinite(curves) & np.isfinite(x)[:, None]
+    pairs = zip(sign * curves.T, there.T, strict=True)
+    return np.array([crossing(x[known], of[known], sign * height, first=True) for of, known in pairs])
 
 
 def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     """The stored pictures and texts of a run, for the page and the figures; empty if there are none.
 
-    Parameters
-    ----------
-    run : Dataset of `uturn.run`
-    source : source of the run, optional
-        For originals of texts; by default it is built from the spec of the run, unless that needs user code.
+    `source`: that of the run, for originals of texts; by default it is built from the spec of the run, unless that needs user
+    code or its files have changed.
 
-    Returns
-    -------
-    Dataset
-        Of images `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and
-        `image_same_class` (shown_noise, item), whether the class was kept. Of texts see `shown_texts`.
+    Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and `image_same_class`
+    (shown_noise, item), whether the class was kept. Of the first texts, trajectory 0 and clone 0: `original_piece` (shown_item,
+    position), the text of each token of the originals, "" beyond their end; `piece` and `noisy_piece` (shown_noise, shown_item,
+    position) of reconstructions and noisy texts, "" where masked; `changed`, whether a token differs from the original, and
+    `noised`, whether the corruption removed or replaced it; `shown_region` and `shown_separator`, the region of a token and
+    whether it separates segments, if the source has them.
     """
     run = by_noise(run)
-    return _pictures(run).merge(shown_texts(run, source))
+    return _pictures(run).merge(_texts(run, source))
 
 
 def _pictures(run: xr.Dataset) -> xr.Dataset:
-    """Originals and reconstructions of the items with stored images, or of a sample of them.
-
-    The class is read from the first reading that compares classes; without such a reading, all classes count as unchanged.
-    """
+    """Originals and reconstructions of a sample of stored images; without a reading of classes, all count as unchanged."""
     num_kept = kept_images(run)
     if not num_kept:
         return xr.Dataset()
@@ -82,24 +127,8 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-def shown_texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
-    """The first items of a run as texts, trajectory 0 and clone 0.
-
-    Parameters
-    ----------
-    run : Dataset of `uturn.run`, with increasing noise
-    source : source of the run, optional
-        By default it is built from the spec of the run, unless that needs user code or its files have changed.
-
-    Returns
-    -------
-    Dataset
-        Coordinates `original_piece` (shown_item, position), the text of each token of the originals, "" beyond their end; `piece`
-        and `noisy_piece` (shown_noise, shown_item, position) of reconstructions and noisy texts, "" where masked. `changed`,
-        whether a token differs from the original, and `noised`, whether the corruption removed or replaced it (same dims).
-        `shown_region`, number of the region of a token, and `shown_separator`, whether it separates segments, if the source has
-        them. Empty if no tokens were stored, or if the originals cannot be read.
-    """
+def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
+    """The first items of a run as texts; empty if no tokens were stored or originals cannot be read."""
     count = kept_texts(run)
     source = (source or _source_of(run)) if count else None
     if source is None:
@@ -154,7 +183,7 @@ def _offline() -> Iterator[None]:
 def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
     spec = stored_spec(run)
-    try:
+    with suppress(*UNREADABLE):
         # Other parts are not asked: they may import what the spec names, such as a sampler "module:function".
         if (spec["source"].get("type"), spec["backward"].get("type")) != ("tokens", "language"):
             return None
@@ -164,7 +193,6 @@ def _source_of(run: xr.Dataset) -> Any:
             backward = build("backward", spec["backward"], trusted=False)
             source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
             models = json.loads(run.attrs["models"])
-            same = (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"])  # with its tokenizer
-            return source if same else None
-    except (ValueError, OSError, KeyError, TypeError):
-        return None
+            if (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"]):  # with its tokenizer
+                return source
+    return None

@@ -1,25 +1,27 @@
-"""Information on a stored run: description, distinguishing name, missing tasks, and originals of its stored images."""
+"""Information on a stored run: reading instructions, description, distinguishing name, missing tasks, originals of images."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from uturn.core.checks import shown
-
-if TYPE_CHECKING:
-    import xarray as xr
+from uturn.core.checks import one_line, shown
+from uturn.core.protocols import Variable
 
 NAMES = ("item_name", "file")
 """Coordinates with the names of originals, the first that a run has."""
+UNREADABLE = ValueError, OSError, KeyError, TypeError
+"""Errors of a source that cannot be built from a stored spec."""
 _LONGEST = 60  # most characters of a value in a name
 _LARGEST_FILE = 2**32  # bytes of a file of images that a store names
+_READING = "reading"  # attribute of a variable with its reading instructions
 
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
@@ -37,33 +39,56 @@ def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     return filled(spec)
 
 
-def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Runs named by the spec fields that differ, such as "multiplicity = 4", or by files; stores are added to equal names.
+def instructions_of(run: xr.Dataset) -> dict[str, Variable]:
+    """The instructions of all variables of a run, in the order in which its probes declare them, followed by added variables."""
+    order = [str(name) for name in run.attrs.get("variables", ()) if name in run.data_vars]
+    added = [str(name) for name in run.data_vars if name not in order and (not order or _READING in run[name].attrs)]
+    instructions = {}
+    for name in order + added:
+        values = run[name]
+        if "noise" not in values.dims:
+            continue
+        try:
+            table = json.loads(values.attrs.get(_READING, "{}"))
+            instructions[name] = Variable(tuple(map(str, values.dims)), str(values.attrs.get("long_name", "")), **table)
+            instructions[name].check()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{name}: the attribute {_READING!r} is damaged ({one_line(error)}); copy the store again") from None
+    return instructions
 
-    Parameters
-    ----------
-    runs : {place of the store: Dataset of `uturn.run`}
+
+def named_in(*rules: Any) -> list[str]:
+    """The names of readings and coordinates in rules for a start or chance: NAME, "same:NAME", "same:NAME=OTHER"."""
+    return [name for rule in rules if isinstance(rule, str) for name in rule.removeprefix("same:").split("=", 1)]
+
+
+def is_kept_if_large(name: str) -> bool:
+    """Whether the name of a reading says that large values are those without changes."""
+    return any(word in name.lower() for word in ("kept", "same", "accuracy", "unchanged"))
+
+
+def named_runs(runs: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Runs, {place of the store: Dataset}, by the spec fields that differ, such as "multiplicity = 4", or by files.
+
+    Places are added to equal names.
     """
-    specs = differing_fields(list(runs.values()))
-    names = [", ".join(_name(field, value) for field, value in spec.items()) for spec in specs]
+
+    def name_of(field: str, value: str) -> str:
+        return _file_name(value) if field == "path" else f"{field} = {value[:_LONGEST]}"
+
+    names = [", ".join(name_of(*field) for field in spec.items()) for spec in differing_fields(list(runs.values()))]
     if len(set(names)) < len(names) or not all(names):
         names = [f"{name} ({place})" if name else place for name, place in zip(names, runs, strict=True)]
     return dict(zip(names, runs.values(), strict=True))
 
 
-def _name(field: str, value: str) -> str:
-    return _file_name(value) if field == "path" else f"{field} = {value[:_LONGEST]}"
-
-
 def differing_fields(runs: Sequence[xr.Dataset]) -> list[dict[str, str]]:
     """The spec fields in which some of the runs (or their studies) differ, for each run: {shortest clear name: value as text}."""
     specs = [dict(_fields(stored_spec(run))) for run in runs]
-    differing = [
-        key for key in dict.fromkeys(key for spec in specs for key in spec) if len({spec.get(key) for spec in specs}) > 1
-    ]
-    ends = Counter(key.rpartition(".")[2] for key in differing)
-    short_names = {key: key if ends[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2] for key in differing}
-    return [{short_names[key]: spec[key] for key in differing if key in spec} for spec in specs]
+    keys = dict.fromkeys(key for spec in specs for key in spec)
+    ends = {key: key.rpartition(".")[2] for key in keys if len({spec.get(key) for spec in specs}) > 1}
+    short_names = {key: key if list(ends.values()).count(end) > 1 else end for key, end in ends.items()}
+    return [{name: spec[key] for key, name in short_names.items() if key in spec} for spec in specs]
 
 
 def _fields(value: Any, key: str = "") -> Sequence[tuple[str, str]]:
@@ -122,24 +147,19 @@ def _file_name(path: str) -> str:
     return os.fsencode(Path(str(path)).name or str(path)).decode(errors="replace")
 
 
-def kept_images(run: xr.Dataset) -> int:
-    """Number of items whose reconstructions are stored as images; they are the first items."""
-    return _kept(run, "images", "image")
-
-
-def kept_texts(run: xr.Dataset) -> int:
-    """Number of items whose tokens are stored; they are the first items."""
-    return _kept(run, "tokens", "token")
-
-
-def _kept(run: xr.Dataset, probe: str, variable: str) -> int:
+def kept_images(run: xr.Dataset, variable: str = "image") -> int:
+    """Number of items whose reconstructions are stored as images (or tokens); they are the first items."""
     for table in stored_spec(run)["probes"]:
-        if table.get("type") == probe and variable in run:
+        if table.get("type") == f"{variable}s" and variable in run:
             first = run.sizes["item"] if table.get("first") is None else table["first"]
             if not isinstance(first, int) or first < 0:
                 raise ValueError(f"the run's spec keeps the {variable}s of {shown(first)} items; copy the store again")
             return min(first, run.sizes["item"])
     return 0
+
+
+def kept_texts(run: xr.Dataset) -> int:
+    return kept_images(run, "token")
 
 
 def item_names(run: xr.Dataset | xr.DataArray, items: np.ndarray, class_names: Mapping[int, str] | None = None) -> list[str]:
@@ -173,38 +193,34 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
 
     if "label" not in run.coords or any(name in run.coords for name in NAMES):  # originals with names are not named by class
         return {}
-    try:
+    with suppress(*UNREADABLE):
         table = stored_spec(run)["source"]
         # Folders of images name their originals, so that a run without names of files has another source.
         if table.get("type") in ("generated", "images"):
             return {}
         source = build("source", table, trusted=False)
         names = source.class_names() if source.kind == "images" else None
-        if not names or source.fingerprint() != json.loads(run.attrs["models"])["source"]:
-            return {}
-        return dict(enumerate(names))
-    except (ValueError, OSError, KeyError, TypeError):
-        return {}
+        if names and source.fingerprint() == json.loads(run.attrs["models"])["source"]:
+            return dict(enumerate(names))
+    return {}
 
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
     from uturn.core.spec import build
 
-    try:
-        spec = stored_spec(run)
+    with suppress(*UNREADABLE):
+        spec, digest = stored_spec(run), json.loads(run.attrs["models"])["source"]
         # Code named in a store is not imported, so only built-in sources are built.
         source = build("source", spec["source"], trusted=False)
         if source.kind != "images":
             return None
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
-            return source.kept(json.loads(run.attrs["models"])["source"], spec["seed"], items)
+            return source.kept(digest, spec["seed"], items)
         if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
             return source.kept(*(run[name].values[items].tolist() for name in ("file", "file_digest")))
         if not all(0 < os.path.getsize(path) <= _LARGEST_FILE for path in source.files()):
             return None  # a file with holes may promise terabytes, and a reader of one without size may wait for ever
-        if source.fingerprint() != json.loads(run.attrs["models"])["source"]:
-            return None
-        return np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
-    except (ValueError, OSError, KeyError, TypeError):
-        return None
+        if source.fingerprint() == digest:
+            return np.concatenate([block.data for block in source.blocks(items, spec["seed"], run.sizes["item"])])
+    return None

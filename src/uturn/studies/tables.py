@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import xarray as xr
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from uturn.core import display
 from uturn.core.checks import expect
@@ -66,9 +66,7 @@ class TextTable(NamedTuple):
 
 def for_terminal(part: TextTable) -> Any:
     """The table as rich draws it on a terminal."""
-    table = Table(title=part.title, title_justify="left")
-    for head in part.heads:
-        table.add_column(head, overflow="fold")
+    table = Table(*(Column(head, overflow="fold") for head in part.heads), title=part.title, title_justify="left")
     for row in part.rows:
         table.add_row(*row)
     return table
@@ -119,8 +117,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
             height = f"chi {with_interval(changes.peak.values)}"
             height += ", largest of the measured levels" if np.isfinite(changes.peak.values[0]) else ""
             rows.append((f"{changes.changes.item()}: chi is largest", *place, height))
-            near = nearest(study, changes.peak_at.values[0, 0])
-            if near is not None:
+            if np.isfinite(peak := changes.peak_at.values[0, 0]):
+                near = int(np.abs(study.noise.values - peak).argmin())
                 _, low, high = bounds = changes.xi.values[near]
                 length = f"above {low:.3g}" if np.isinf(high) else with_interval(bounds)
                 place = [f"{float(study.noise[near]):.3g}", *[""] * (len(axes) - 1)]
@@ -183,11 +181,6 @@ def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[st
             yield group, np.array(single)
 
 
-def nearest(study: xr.Dataset, place: float) -> int | None:
-    """Index of the noise level closest to a place; None if there is no place."""
-    return None if np.isnan(place) else int(np.abs(study.noise.values - place).argmin())
-
-
 def _place(places: np.ndarray, axes: Sequence[str]) -> list[str]:
     """A noise (axis, estimate) as table cells, with its interval on the first axis only."""
     others = [
@@ -208,11 +201,9 @@ def tested_families(study: xr.Dataset) -> dict[str, xr.Dataset]:
 
 def names_in_panel(study: xr.Dataset, chosen: Sequence[int] | np.ndarray) -> list[str]:
     """Short names of readings in one panel: the levels of a single variable, or names of variables with their levels if any."""
-    several = len(set(study.variable.values[chosen].tolist())) > 1
-    names = []
-    for label, variable, level in zip(
-        *(study[key].values[chosen].tolist() for key in ("reading", "variable", "level")), strict=True
-    ):
+    labels, variables, levels = (study[key].values[chosen].tolist() for key in ("reading", "variable", "level"))
+    several, names = len(set(variables)) > 1, []
+    for label, variable, level in zip(labels, variables, levels, strict=True):
         dims = [part.partition(" = ")[0].replace("_", " ") for part in label.removeprefix(variable).split(", ") if part]
         part = f"{dims[0]} {level}" if len(dims) == 1 and level.replace(".", "", 1).isdigit() else level
         names.append(", ".join(some for some in (variable.replace("_", " ") if several or not part else "", part) if some))
@@ -248,10 +239,9 @@ def remarks_on_readings(study: xr.Dataset) -> list[str]:
     lines = []
     about = {"reading": "remark", "series": "series_remark", "changes": "changes_remark"}
     for dim, name in about.items():
-        if name not in study.coords:
-            continue
-        for remark in dict.fromkeys(str(text) for text in study[name].values if str(text)):
-            names = [str(label) for label in study[dim].values[study[name].values == remark]]
+        texts = study[name].values if name in study.coords else np.array([], str)
+        for remark in filter(None, dict.fromkeys(texts.tolist())):
+            names = study[dim].values[texts == remark].tolist()
             lines.append(f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}: {remark}")
     return lines
 
@@ -281,12 +271,8 @@ def csv_of(*frames: pandas.DataFrame) -> str:
 class Tidy(NamedTuple):
     """A study as pandas frames.
 
-    Attributes
-    ----------
-    curves : DataFrame
-        One row for each reading and noise level: value, low, high, and, with clones, gap and p.
-    numbers : DataFrame
-        One row for each number on each axis: places, half-lives, widths, inversions, peaks.
+    `curves`: a row for each reading and noise level: value, low, high, and, with clones, gap and p. `numbers`: a row for each
+    number on each axis: places, half-lives, widths, inversions, peaks.
     """
 
     curves: pandas.DataFrame
@@ -300,20 +286,14 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
     """
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
-        parts = [tidy(member) for member in study.values()]
-        columns: list[dict[str, float | str]] = [
-            {"run": name, **{key: number_in(text) for key, text in fields.items() if not text.startswith("[")}}
-            for name, fields in zip(study, differing_fields(list(study.values())), strict=True)
-        ]
-        frames = []
-        for of_runs in zip(*parts, strict=True):
-            rows = [
-                pandas.DataFrame([{f"spec.{key}" if key in frame else key: value for key, value in fields.items()}])
-                for fields, frame in zip(columns, of_runs, strict=True)
-            ]
-            joined = [row.merge(frame, how="cross") for row, frame in zip(rows, of_runs, strict=True)]
-            frames.append(pandas.concat(joined, ignore_index=True))
-        return Tidy(*frames)
+        parts = []
+        for (name, member), fields in zip(study.items(), differing_fields(list(study.values())), strict=True):
+            columns = {"run": name} | {key: number_in(text) for key, text in fields.items() if not text.startswith("[")}
+            parts.append(tidy(member))
+            for frame in parts[-1]:
+                for k, (key, value) in enumerate(columns.items()):
+                    frame.insert(k, f"spec.{key}" if key in frame else key, value)
+        return Tidy(*(pandas.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True)))
     _check_study(study)
     assert isinstance(study, xr.Dataset)
     readings = pandas.DataFrame({key: study[key].values for key in ("reading", *TEXTS)})
@@ -326,17 +306,24 @@ def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
         curves[["gap", "gap_low", "gap_high"]] = study.gap.values.reshape(-1, 3)
         curves["gap_p"] = study.gap_p.values.ravel()
 
-    def numbers_of(dim: str, axes: Any, **quantities: np.ndarray) -> pandas.DataFrame:
-        """A row for every name, axis and quantity, each an array (name, axis, estimate)."""
-        rows = pandas.MultiIndex.from_product([study[dim].values, axes, quantities], names=["of", "axis", "quantity"])
-        values = np.stack(list(quantities.values()), axis=2).reshape(-1, 3)
-        return pandas.DataFrame(values, rows, list(ESTIMATE)).reset_index()[["of", "quantity", "axis", *ESTIMATE]]
+    def numbers_of(dim: str, **quantities: xr.DataArray) -> pandas.DataFrame:
+        """A row for every name, axis and quantity."""
+        values = xr.Dataset(quantities).to_dataarray("quantity").transpose(dim, "axis", "quantity", "estimate")
+        return rows_of(values).rename(columns={dim: "of"})[["of", "quantity", "axis", *ESTIMATE]]
 
-    places = {f"place {float(share):g}": study.place.values[:, k] for k, share in enumerate(study.share.values)}
-    numbers = [numbers_of("reading", study.axis.values, **places, half_life=study.half_life.values, width=study.width.values)]
+    places = {f"place {float(share):g}": study.place.sel(share=share, drop=True) for share in study.share}
+    numbers = [numbers_of("reading", **places, half_life=study.half_life, width=study.width)]
     if "inversion" in study:
-        numbers.append(numbers_of("series", study.axis.values, inversion=study.inversion.values))
+        numbers.append(numbers_of("series", inversion=study.inversion))
     if "chi" in study:
-        numbers.append(numbers_of("changes", study.axis.values, peak_at=study.peak_at.values))
-        numbers.append(numbers_of("changes", [""], peak=study.peak.values[:, None]))
+        numbers += [
+            numbers_of("changes", peak_at=study.peak_at),
+            numbers_of("changes", peak=study.peak.expand_dims({"axis": [""]})),
+        ]
     return Tidy(curves, pandas.concat([frame for frame in numbers if len(frame)] or numbers, ignore_index=True))
+
+
+def rows_of(values: xr.DataArray) -> pandas.DataFrame:
+    """An array (.., estimate) as a frame: a column for each dim, then value, low and high."""
+    table = values.reset_coords(drop=True).to_dataset("estimate")
+    return table.to_dataframe(dim_order=list(values.dims[:-1])).reset_index()

@@ -17,23 +17,11 @@ _OF_NODES = {"belief": "marginals", "unchanged": "marginals", "parsed": "margina
 
 
 def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
-    """A study with the mean field of its grammar (`uturn.theory.MeanField`), for the ε-process.
+    """A study with the mean field of the grammar of its run (`uturn.theory.MeanField`), for the ε-process.
 
-    Parameters
-    ----------
-    study : Dataset of `uturn.study`
-    run : the run from which it was made
-
-    Returns
-    -------
-    The study with `theory` (reading, noise), the readings of tree levels in mean field, and `chi_theory` (changes, noise), the
-    susceptibility, at its noise levels; NaN for other readings. Attribute `critical_noise`, if there is a transition.
-
-    Raises
-    ------
-    ValueError
-        If the source is not a Random Hierarchy Model with one multiplicity and uniform rules, or the corruption is not the
-        ε-process.
+    `theory` (reading, noise): the readings of tree levels in mean field, NaN for others; `chi_theory` (changes, noise): the
+    susceptibility; attribute `critical_noise`, if there is a transition. ValueError if the source is not a Random Hierarchy Model
+    with one multiplicity and uniform rules, or the corruption is not the ε-process.
     """
     spec = stored_spec(run)
     source, corruption = spec["source"], spec.get("corruption", {}).get("type")

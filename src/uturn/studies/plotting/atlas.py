@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.studies.plotting.style import MUTED, THEORY, fonts_for, level_colors, style
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3294")  # one for each data set
 _MARKERS = "osD^vPX*hp"  # one for each kind of model

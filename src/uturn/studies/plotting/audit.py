@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from uturn.studies.plotting.curves import draw_curve, draw_legend, evenly_spaced
-from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY
+from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, row_interval
 
 _MOST = 3  # noise levels of the panel of distances
 _WIDTH = 44  # characters in a line of a name
@@ -69,10 +69,7 @@ def draw_audit(numbers: dict[str, Any]) -> Any:
 
     rows, y = numbers["decoders"], np.arange(len(numbers["decoders"]))[::-1]
     for at, row in zip(y, rows, strict=True):
-        value, low, high = _table([row["ngram_entropy"]])[0]
-        color = ACCENT if row["is_exact"] else CLASS
-        decoders.plot([low, high], [at, at], color=color, lw=2)
-        decoders.plot([value], [at], "o", color=color, ms=5)
+        row_interval(decoders, at, _table(row["ngram_entropy"])[0], ACCENT if row["is_exact"] else CLASS, ms=5)
     decoders.axvline(0, color=THEORY, lw=0.8, ls=":")
     decoders.set_yticks(y, [fill(decoder_words(row["decoder"]), _WIDTH) for row in rows], fontsize=8.5)
     decoders.set_title("(d) Entropy of texts decoded from masks alone")

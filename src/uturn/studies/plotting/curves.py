@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import visible
 from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.style import fonts_for, ticks
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _BETWEEN = 8  # parts of a line between two geometric levels
 _NEAR = 0.03  # curves closer than this share of the height of all curves count as coincident
@@ -28,8 +26,6 @@ def estimated(values: np.ndarray) -> np.ndarray:
 def lying_on(curves: Any) -> list[int]:
     """For each curve, the number of earlier curves that coincide with it: within 3 % of the height of all, at each common x.
 
-    Examples
-    --------
     >>> lying_on([[1, 0.5, 0], [float("nan"), 0.51, 0], [1, 0.8, 0]])
     [0, 1, 0]
     """

@@ -7,14 +7,12 @@ estimate), and the attributes critical_noise and tolerance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.studies.plotting.style import ACCENT, MUTED, THEORY, bars, level_bar, level_colors, mark_noise, row_interval, style
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def draw_levels(data: xr.Dataset, ylabel: str, theory_name: str) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.posteriors import NONE_SEEN, decision_of, meaning_of, plain_name, untested
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 NAMES = {
     "distance": "distance",
@@ -36,17 +34,9 @@ _DIRECTIONS = {
 
 
 def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Any:
-    """Left: differences of the ECDF of ranks from the uniform one, with their bands. Right: effects with intervals, and words.
+    """The tests of `uturn.posterior_tests` at a noise level, by its index.
 
-    Parameters
-    ----------
-    tests : Dataset of `uturn.posterior_tests`
-    noise : int
-        Index of the noise level.
-
-    Returns
-    -------
-    matplotlib Figure
+    Left: differences of the ECDF of ranks from the uniform one, with their bands. Right: effects with intervals, and words.
     """
     at = tests.isel(noise=noise)
     kind = str(at.kind.item())
@@ -55,15 +45,9 @@ def draw_posterior_tests(tests: xr.Dataset, noise: int = 0) -> Any:
         words = meaning_of(at) or ("no test rejects" if kind == NONE_SEEN else "a test rejects, and no rule names the error")
         decided = str(at.decided.item()).removeprefix("ranks of ")
         decision = decision_of(at).replace(decided, NAMES.get(plain_name(decided), decided)) if decided else ""
+        title = "\n".join(filter(None, [fill(f"{kind}: {words}", 105), decision]))
         color = ACCENT if kind == NONE_SEEN else CLASS
-        figure.suptitle(
-            "\n".join(filter(None, [fill(f"{kind}: {words}", 105), decision])),
-            fontsize=13,
-            fontweight="bold",
-            color=color,
-            x=0.01,
-            ha="left",
-        )
+        figure.suptitle(title, fontsize=13, fontweight="bold", color=color, x=0.01, ha="left")
         _draw_ranks(left, at, tests.sizes["noise"])
         _draw_effects(right, at)
     return figure
@@ -85,10 +69,8 @@ def _draw_ranks(axes: Any, at: xr.Dataset, levels: int) -> None:
     def whole(difference: Any) -> np.ndarray:
         return np.concatenate([[0], difference, [0]])
 
-    for of, alpha, name in (
-        (level / (tests * levels), 0.10, f"all curves, {100 * (1 - level):g} %"),
-        (0.05, 0.16, "a curve, 95 %"),
-    ):
+    of_all = level / (tests * levels), 0.10, f"all curves, {100 * (1 - level):g} %"
+    for of, alpha, name in (of_all, (0.05, 0.16, "a curve, 95 %")):
         low, high = band(items, K, of)
         axes.fill_between(x, whole(low), whole(high), color=MUTED, alpha=alpha, lw=0, label=name)
     for color, name in zip(DISTINCT, ranked, strict=False):
@@ -121,12 +103,11 @@ def _draw_effects(axes: Any, at: xr.Dataset) -> None:
         if np.isfinite(low):
             axes.plot([low, high], [y, y], color="black", lw=1.1)
         direction = _DIRECTIONS.get(plain_name(name), ("", ""))[int(value > 0)] if marked else ""
-        text = number if not direction else f"{number}: {direction}"
+        text = ": ".join(filter(None, [number, direction]))
         axes.text(1.12, y, fill(text, 32), va="center", fontsize=9, color=color if marked else "black")
     axes.set_yticks(range(len(rows)), [NAMES.get(plain_name(name), name) for name, *_ in rows[::-1]])
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlim=(-1.08, 2.75), xticks=[])
-    for side in ("bottom", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["bottom", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title("effects (shaded: too small to be seen)")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, style
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _COLORS = (ACCENT, CLASS, "#009e73", "#e69f00", "#7b3294", THEORY, "#56b4e9", "#8c510a")
 _REACH = 9  # limit of the log-SNR axis

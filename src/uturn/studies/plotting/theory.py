@@ -25,12 +25,8 @@ def draw(mf: MeanField) -> Any:
         star = mf.fixed_point
         if star is not None:
             left.plot([star], [star], "o", ms=8, color=CLASS, mfc="white", mew=2, zorder=4)
-            left.annotate(
-                rf"$p^*={star:.3f}$, $\epsilon^*={mf.critical_noise:.3f}$",
-                (star, star),
-                xytext=(10, -14),
-                textcoords="offset points",
-            )
+            words = rf"$p^*={star:.3f}$, $\epsilon^*={mf.critical_noise:.3f}$"
+            left.annotate(words, (star, star), xytext=(10, -14), textcoords="offset points")
         left.set_title(f"$v={v}$, $m={mf.multiplicity}$, $s={mf.branching}$: {mf.phase}")
         centre = 0.5 if mf.critical_noise is None else mf.critical_noise
         reach = min(0.08, centre, 1 - centre)
@@ -38,13 +34,8 @@ def draw(mf: MeanField) -> Any:
             noise = centre + reach * offset
             orbit = mf.curves(noise, 20).upward
             right.plot(orbit, color=plt.get_cmap("coolwarm")(0.5 + 0.5 * offset), lw=1.4, label=rf"$\epsilon={noise:.3f}$")
-        right.set(
-            xlabel="tree level (0 = leaves)",
-            ylabel="upward belief in the true symbol",
-            ylim=(0, 1.02),
-            xlim=(0, 20),
-            xticks=range(0, 21, 5),
-        )
+        right.set(xlabel="tree level (0 = leaves)", ylabel="upward belief in the true symbol")
+        right.set(ylim=(0, 1.02), xlim=(0, 20), xticks=range(0, 21, 5))
         right.set_title("up a deep tree")
         right.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
