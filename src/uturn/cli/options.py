@@ -134,6 +134,11 @@ class Place:
         ),
     ] = False
 
+    def __post_init__(self) -> None:
+        searched = self.reading, self.share, self.any_shape
+        is_whole = self.until is not None or searched == (None, 0.5, False)
+        expect(is_whole, "reading, share, any_shape", searched, "--until WIDTH beside them")
+
     def sought(self) -> dict[str, Any]:
         """Arguments of `uturn.studies.locate`."""
         if self.reading is None:

@@ -42,16 +42,19 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
         return engine_run.run(experiment, store, **options)
 
 
-def runs_into(
-    out: str, experiments: Mapping[str, Experiment], running: Running, keep: int = 0, save_images: bool = False
-) -> dict[str, Any] | None:
+def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
+    """ValueError before anything is loaded if results cannot be written to a folder or URL."""
+    with outputs.output_folder("out", out) as folder:
+        results.check_folder(folder, save_images, kept)
+
+
+def runs_into(out: str, experiments: Mapping[str, Experiment], running: Running) -> dict[str, Any] | None:
     """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left.
 
     The page is written after each run but the last one, of which a study follows.
     """
     datasets: dict[str, Any] = {}
     with outputs.output_folder("out", out) as folder:
-        results.check_folder(folder, save_images, keep)
         for name, experiment in experiments.items():
             datasets[name] = run_into(folder.place(name), experiment, running)
             missing = sum(map(runs.missing_tasks, datasets.values()))

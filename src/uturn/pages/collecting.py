@@ -10,6 +10,7 @@ from typing import Any
 
 from uturn.core.files import check_plain
 from uturn.pages import audits, figures, samplers, studies
+from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
 
 _OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
@@ -56,6 +57,8 @@ def _collect(folder: Path, read: Reader) -> None:
     )
     for path in of_figures:
         add(path, figures.figure_section)
+    if (folder / LOCATED).exists():
+        add(folder / LOCATED, located_section)
     if (folder / "audit.json").exists():
         add(folder / "audit.json", audits.audit_section)
     of_samplers = (folder / "samplers.zarr").exists() and add(folder / "samplers.zarr", samplers.samplers_section)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas
 from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
+from uturn.pages.located import LOCATED
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
@@ -25,6 +27,7 @@ from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.grid import draw_grid
+from uturn.studies.headline import Headline
 from uturn.studies.items import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.paired import data_of, draw_difference, frame_of
 from uturn.studies.paired import difference as paired_difference
@@ -40,7 +43,7 @@ _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
     *("index.html", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
-    *("difference.json", "difference.csv"),
+    *("difference.json", "difference.csv", LOCATED),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -57,6 +60,7 @@ def write_study(
     centre: str = "mean",
     difference: bool = False,
     theory: bool = False,
+    marks: Sequence[Headline] = (),
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
@@ -90,6 +94,8 @@ def write_study(
         `.pdf`.
     theory
         Add the mean field of the grammar to the curves (`uturn.studies.with_theory`).
+    marks
+        Places on curves that several runs give together, drawn in their charts.
 
     Returns
     -------
@@ -116,7 +122,7 @@ def write_study(
             common_axis(list(studies.values()))  # raise before writing if the studies share no axis
             result = studies
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
-            figures["study"] = lambda: draw_studies(studies)
+            figures["study"] = lambda: draw_studies(studies, marks)
             if difference:
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
@@ -144,7 +150,7 @@ def write_study(
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv"} - set(texts):
+        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv", LOCATED} - set(texts):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
         if numbers:
             write_json(results.path / "difference.json", numbers)
@@ -193,7 +199,10 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    expect(not out.path.exists() or out.path.is_dir(), "out", out.where, "a folder; it is a file")
+    there = next(path for path in (out.path.absolute(), *out.path.absolute().parents) if path.exists())
+    is_file = "it is a file" if there == out.path.absolute() else f"{there} is a file"
+    expect(there.is_dir(), "out", out.where, f"a folder; {is_file}")
+    expect(os.access(there, os.W_OK), "out", out.where, f"a folder; {there} cannot be written to")
     expect("zarr.json" not in out.names(""), "out", out.where, "another folder; it is a store itself")
 
 

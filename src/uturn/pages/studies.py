@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from uturn.core.files import check_plain
 from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
+from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
 from uturn.pages.sections import card, new_section
 from uturn.pages.tokens import blocks
@@ -50,6 +51,8 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     else:  # the charts that overlay all studies are shown instead
         section["charts"] = [chart | {"shown": False} for chart in section["charts"]]
         section["headlines"] = section["headlines"][:1]
+        if (folder / LOCATED).exists():
+            section |= {"headlines": [], "words": "A run of a search, whose place is that of all its runs together."}
     if "spec" in data.attrs:
         section["details"].append(read.details(name, data.attrs, folder))
     if "image" in data and data.sizes.get("shown_noise"):
@@ -86,8 +89,9 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     section["files"] = _there(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
+    search = json.loads((folder / LOCATED).read_bytes()) if (folder / LOCATED).exists() else None
     places = {}
-    for name, data in studies.items():
+    for name, data in studies.items() if search is None else ():  # the runs of a search give one place together
         for headline in numbers_of(data)[:1]:
             places[name] = headline, headline.place[data.axis.values.tolist().index(axis)]
     if places:
@@ -106,7 +110,8 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
             section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
         section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
-    section["charts"] = _charts(overlaid(studies))
+    marks = [] if search is None else located(search)
+    section["charts"] = _charts(overlaid(studies, marks), [] if search is None else list(search["axes"]))
     return section
 
 
