@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option
+from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option, typed
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
 from uturn.cli.running import check_out, resumable, run_into
@@ -181,7 +182,8 @@ def plan(
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
         _print_plan(part, known, workers, "  ")
-    say_next(run=("run", str(spec), *place.typed(), "--store", store or "STORE"))
+    words = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
+    say_next(run=("run", str(spec), *words, "--store", store or "STORE"))
 
 
 def _print_plan(experiment: experiments.Experiment, store: str | None, workers: int | None, before: str = "") -> None:

@@ -148,12 +148,6 @@ class Place:
             )
         return {"reading": self.reading, "width": self.until, "share": self.share, "any_shape": self.any_shape}
 
-    def typed(self) -> list[str]:
-        """The options as arguments of a command."""
-        share = [] if self.share == 0.5 else ["--share", f"{self.share:g}"]
-        any_shape = ["--any-shape"] if self.any_shape else []
-        return ["--until", f"{self.until:g}", "--reading", str(self.reading), *share, *any_shape]
-
 
 @dataclass(frozen=True)
 class OfTable:
@@ -203,14 +197,18 @@ class OfTable:
         expect(not typed or any(map(long_form.is_table, places)), "store", places[0], expected)
         return typed
 
-    def typed(self) -> list[str]:
-        """The options as arguments of a command."""
-        values = {"start": self.start, "chance": self.chance, "coordinate": self.coordinate}
-        single = {"--columns": self.columns, "--noise-unit": self.noise_unit}
-        return [
-            *(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)),
-            *(part for flag, text in single.items() if text is not None for part in (flag, text)),
-        ]
+
+def typed(**options: Any) -> list[str]:
+    """Options as arguments of a command, without those that are None, False or empty; those that are True are flags."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not False:
+            for text in value if isinstance(value, list) else [] if value is None else [value]:
+                words += [flag, f"{text:g}" if isinstance(text, float) else str(text)]
+    return words
 
 
 def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> dict[str, float | str]:

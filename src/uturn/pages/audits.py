@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from uturn.measures.statistics import with_interval
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.plotting.audit import decoder_words
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable
-
-if TYPE_CHECKING:
-    from uturn.pages.sections import Reader
 
 
 def decoder_table(numbers: dict[str, Any]) -> TextTable:

@@ -7,22 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from pydantic import TypeAdapter
 
 from uturn.core.checks import expect
 from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Reader
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
+import xarray as xr
 
 from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
@@ -34,9 +35,6 @@ from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "difference")
@@ -78,33 +76,24 @@ def write_study(
         Folder or URL of object storage.
     source
         Source of the run, for the originals of texts; by default it is built from the spec of the run.
-    title
-        Title of the page, by default the description of the run.
-    groups
-        Groups of readings that are drawn first.
+    title, groups
+        Title of the page, by default the description of the run; groups of readings that are drawn first.
     save_images
         Write the stored reconstructions as PNG files into the folder `reconstructions`.
     page
         Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
-
-    centre
-        "mean" or "median", as in `uturn.study`.
+    centre, theory
+        "mean" or "median", as in `uturn.study`; add the mean field to the curves (`uturn.studies.with_theory`).
     difference
         Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
         `.pdf`.
-    theory
-        Add the mean field of the grammar to the curves (`uturn.studies.with_theory`).
     marks
         Places on curves that several runs give together, drawn in their charts.
 
     Returns
     -------
-    The study (`uturn.studies.Study`), or a dict of the studies by name.
-
-    Raises
-    ------
-    ValueError
-        If a run is not finished, or if the folder cannot be written to.
+    The study (`uturn.studies.Study`), or a dict of the studies by name. ValueError if a run is not finished, or the folder cannot
+    be written to.
     """
     expect(isinstance(runs, Mapping) and runs, "runs", runs, "the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is also a mapping
@@ -126,8 +115,7 @@ def write_study(
             if difference:
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
-                numbers = data_of(paired)
-                texts["difference.csv"] = csv_of(frame_of(paired))
+                numbers, texts["difference.csv"] = data_of(paired), csv_of(frame_of(paired))
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:

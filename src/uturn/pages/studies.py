@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from pydantic import TypeAdapter
 
 from uturn.core.files import check_plain
@@ -15,7 +16,7 @@ from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
 from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
@@ -26,11 +27,6 @@ from uturn.studies.headline import PEAK, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Reader
 
 _MOST_TOKENS = 200_000  # tokens of all texts and noise levels
 _FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")

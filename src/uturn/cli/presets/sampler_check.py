@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -15,6 +15,7 @@ from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.checks import expect
+from uturn.core.experiment import Experiment
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
@@ -23,9 +24,6 @@ from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.networks.model_check import is_checked
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
