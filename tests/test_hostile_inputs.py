@@ -291,21 +291,6 @@ def test_control_characters_of_files_do_not_reach_the_terminal(stored, tmp_path,
         assert visible(text) == text
 
 
-def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    code, (line,), _ = ended(capsys, "--version")
-    monkeypatch.chdir(tmp_path)
-    assert (code, "the working directory is gone" in line) == (2, True)
-
-
-@pytest.mark.parametrize(("closed", "words", "code"), [("2>&-", "status no", 2)])
-def test_closed_streams(closed, words, code, stored):
-    command = f"{sys.executable} -m uturn.cli {words} {closed}".replace("STORE", str(stored))
-    assert subprocess.run(["sh", "-c", command], check=False, timeout=100).returncode == code
-
-
 # --- zarr ------------------------------------------------------------------------------------------------------------
 
 
