@@ -55,26 +55,16 @@ def error_name(store: str, strength: float) -> str:
 
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
     """The pictures of the kind of error of each sampler at each strength."""
-    count = sum(len(run["tests"]) for run in runs)
-    return {
-        "noise": [at["strength"] for at in runs[0]["tests"]],
-        "log": is_geometric([at["strength"] for at in runs[0]["tests"]]),
-        "words": words,
-        "samplers": [
-            {
-                "name": run["name"],
-                "levels": [
-                    preview(
-                        folder / f"{error_name(run['store'], at['strength'])}.png",
-                        f"{run['name']} at {words} {at['strength']:g}: {at['kind']}",
-                        WIDTH * min(1.0, (_MOST_PREVIEWS / count) ** 0.5),
-                    )
-                    for at in run["tests"]
-                ],
-            }
-            for run in runs
-        ],
-    }
+    width = WIDTH * min(1.0, (_MOST_PREVIEWS / sum(len(run["tests"]) for run in runs)) ** 0.5)
+    samplers = []
+    for run in runs:
+        levels = []
+        for at in run["tests"]:
+            path = folder / f"{error_name(run['store'], at['strength'])}.png"
+            levels.append(preview(path, f"{run['name']} at {words} {at['strength']:g}: {at['kind']}", width))
+        samplers.append({"name": run["name"], "levels": levels})
+    noise = [at["strength"] for at in runs[0]["tests"]]
+    return {"noise": noise, "log": is_geometric(noise), "words": words, "samplers": samplers}
 
 
 def _samples(data: xr.Dataset) -> dict[str, Any]:

@@ -53,12 +53,10 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         section["details"].append(read.details(name, data.attrs, folder))
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
-        names = [str(item) for item in some.item_name.values]
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
-        half_lives = some.coords.get("item_half_life")
-        counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
-        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives)
-        section["grid"] |= {key: int(count) for key, count in counts.items()}
+        names, half_lives = some.item_name.values.astype(str).tolist(), some.coords.get("item_half_life")
+        counts = {key: int(data.attrs.get(name, data.sizes["item"])) for key, name in (("of", "items"), ("kept", "kept"))}
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives) | counts
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
     run = folder / "run.zarr"
@@ -92,8 +90,8 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
             places[name] = headline, headline.place[data.axis.values.tolist().index(axis)]
     if places:
         ends = dict.fromkeys(choose(places, key=lambda name: places[name][1][0]) for choose in (min, max))
-        labels = list(dict.fromkeys(headline.label for headline, _ in places.values()))
-        label, verb = labels[0] if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
+        labels = {headline.label for headline, _ in places.values()}
+        label, verb = labels.pop() if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
         section["words"] = f"{label} {verb} {' to '.join(f'{places[name][1][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
@@ -123,10 +121,10 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     section = new_section(kind, name, "experiments", title)
     section["caption"] = label(data.attrs.get("description", ""), 500)
     section["warnings"] = warnings_of(data.attrs)
-    section["notes"] = [
-        f"calibration of {family.replace('_', ' ')}: {calibration_words(tested, float(tested.gap_level))}"
-        for family, tested in tested_families(data).items()
-    ] + remarks_on_run(data)
+    for family, tested in tested_families(data).items():
+        words = calibration_words(tested, float(tested.gap_level))
+        section["notes"].append(f"calibration of {family.replace('_', ' ')}: {words}")
+    section["notes"] += remarks_on_run(data)
     section["remarks"] = remarks_on_readings(data)
     without = data.reading.values[np.isfinite(data.curve.sel(estimate="value").values).sum(1) < 2].tolist()
     if without:
@@ -164,12 +162,11 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
     section["files"] = _there(folder, ("atlas.csv", "atlas.pdf"))
     read.add_picture(section, folder / "atlas.png", "atlas")
-    titles = [str(title) for title in data.title.values]
-    if len(set(titles)) < len(titles):
-        titles = [f"{title}, {classifier}" for title, classifier in zip(titles, data.classifier.values, strict=True)]
+    entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
+    several = len(set(data.title.values.tolist())) < len(entries)
     section["rows"] = [
         {
-            "name": title,
+            "name": f"{of.title.item()}, {of.classifier.item()}" if several else str(of.title.item()),
             "group": str(of.group.item()),
             "place": numbers(of.transition.values),
             "width": numbers(of.width.values),
@@ -178,7 +175,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
             "speciation": number(of.speciation),
             "remark": f"failed: {of.failure.item()}" if of.failure.item() else str(of.remark.item()),
         }
-        for title, of in ((title, data.isel(entry=k)) for k, title in enumerate(titles))
+        for of in entries
     ]
     places = [row["place"][0] for row in section["rows"] if row["place"][0] is not None]
     if places:
@@ -195,22 +192,12 @@ def _unit(data: xr.Dataset) -> str:
 def _tokens(data: xr.Dataset) -> dict[str, Any]:
     """Texts token by token: the originals, and at every noise level the tokens with marks for noised and changed ones."""
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
-    return {
-        "noise": numbers(data.shown_noise.values),
-        "log": is_geometric(data.shown_noise.values),
-        "of": int(data.attrs.get("items", data.sizes["shown_item"])),
-        "items": [
-            {
-                "name": f"text {item}",
-                "original": [token.text for token in original.tokens],
-                "levels": [
-                    {
-                        "tokens": [token.text for token in row.tokens],
-                        "marks": "".join("c" if token.changed else "n" if token.noised else "." for token in row.tokens),
-                    }
-                    for row in reconstructions
-                ],
-            }
-            for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200))
-        ],
-    }
+    items = []
+    for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200)):
+        levels = []
+        for row in reconstructions:
+            marks = "".join("c" if token.changed else "n" if token.noised else "." for token in row.tokens)
+            levels.append({"tokens": [token.text for token in row.tokens], "marks": marks})
+        items.append({"name": f"text {item}", "original": [token.text for token in original.tokens], "levels": levels})
+    noise, count = data.shown_noise.values, int(data.attrs.get("items", data.sizes["shown_item"]))
+    return {"noise": numbers(noise), "log": is_geometric(noise), "of": count, "items": items}
