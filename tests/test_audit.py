@@ -508,7 +508,6 @@ def test_tables_of_ids_regions_and_segments(folder):
     [
         ("text\nab", "text 1: tokens that noise can change = 0"),
         ("text,fixed\nabc,a11", "text 1: fixed = 'a11': expected a character for each of its 3 tokens"),
-        ("text,fixed\nabc,010\nabc,01", "text 2: fixed = '01'"),
         ("text,fixed\nabc,010\nabc,111", "text 2: tokens that noise can change = 0"),
         ("texts\nabc", "columns = .'texts'.: expected text"),
         ("text,fixed\nabc", "text 1: fixed = None"),

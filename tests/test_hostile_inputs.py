@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -41,7 +40,7 @@ from uturn.pages import report
 from uturn.pages.collecting import collect
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
-from uturn.store.record import _digest_of_labels, open_run
+from uturn.store.record import _digest_of_labels
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -149,7 +148,7 @@ def test_no_tree_is_walked_for_a_model(place, tmp_path, monkeypatch):
         ({"beta_end": 5.0}, r"betas of the .* = \[1\.001"),
     ],
 )
-@pytest.mark.parametrize("scheduler", ["ddpm", "euler", "stored"])
+@pytest.mark.parametrize("scheduler", ["euler", "stored"])
 def test_a_noise_schedule_that_is_none_is_named(change, message, scheduler, tmp_path):
     folder = shutil.copytree(generator_folder(), tmp_path / "model")
     file = folder / "scheduler" / "scheduler_config.json"
@@ -352,24 +351,6 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     assert Spy.runs  # negative control
 
 
-def test_format_3_is_asked_for():
-    """Stores are written and opened in format 3 alone."""
-    asked = []
-
-    def noted(function):
-        return lambda *args, **options: (
-            asked.append((function.__name__, options.get("zarr_format"))) or function(*args, **options)
-        )
-
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for module, name in ((zarr, "open_group"), (zarr, "consolidate_metadata"), (xr, "open_zarr")):
-            patch.setattr(module, name, noted(getattr(module, name)))
-        ut.readings({"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr")
-        open_run(f"{folder}/mine.zarr")
-    assert {name for name, _ in asked} == {"open_group", "consolidate_metadata", "open_zarr"}
-    assert {version for _, version in asked} == {3}
-
-
 # --- folders of results ----------------------------------------------------------------------------------------------
 
 
@@ -380,8 +361,9 @@ def figure(folder, name="fig6", **changes):
     return folder
 
 
-@pytest.mark.parametrize("place", ["fig7.json", "x.zarr/zarr.json", "run.zarr/noise/c/0"])
-@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+@pytest.mark.parametrize(
+    ("place", "kind"), [("fig7.json", "pipe"), ("x.zarr/zarr.json", "device"), ("run.zarr/noise/c/0", "link")]
+)
 def test_a_report_reads_no_pipes_devices_and_links(place, kind, stored, tmp_path):
     folder = figure(tmp_path / "results", files={"png": "fig6.png"})
     shutil.copytree(stored, folder / "run.zarr")

@@ -18,7 +18,7 @@ import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
 from uturn.backward.sampler import PosteriorSampler
-from uturn.cli.presets.inverse import InverseOptions, named_options
+from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.inverse_results import calls_of
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
@@ -138,12 +138,6 @@ def commands():
         for line in block.replace("\\\n", "").splitlines()
     ]
     return [shlex.split(line)[1:] for line in lines if line.startswith("uturn") and "--model" not in line]
-
-
-def test_the_code_of_the_docs_is_short():
-    operator, sampler = (code.strip().splitlines() for code in re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
-    assert len([line for line in operator if line]) <= 10
-    assert len(sampler) <= 15
 
 
 @pytest.mark.parametrize(
@@ -299,13 +293,6 @@ def test_levels_are_strengths(tmp_path):
     )
     assert masked.parts.corruption.unit == "sigma of the measurement"
     assert [*masked.noise, *blurred.noise] == [0.1, 0.2, 2.0]
-
-
-def test_names_with_options():
-    assert named_options("sampler", "own:f path='a b' n=[1,2] flag=true x=1e-3") == (
-        "own:f",
-        {"path": "a b", "n": [1, 2], "flag": True, "x": 0.001},
-    )
 
 
 # --- without a model, and with a law --------------------------------------------------------------------------------------

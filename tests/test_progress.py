@@ -17,8 +17,6 @@ DIFFUSION = {"type": "diffusion", "noise": [0.25, 1.0]}
 EXPERIMENTS = {
     "exact": {"corruption": {"type": "gaussian", "noise": [0.2, 1.0]}, "backward": {"type": "exact"}},
     "masking": {"corruption": {"type": "masking", "noise": [0.5, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
-    "gaussian": {"corruption": {"type": "gaussian", "noise": [0.2, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
-    "uniform": {"corruption": {"type": "uniform", "noise": [0.2, 1.0]}, "backward": {"type": "denoiser", "steps": 8}},
     "score": {"corruption": DIFFUSION, "backward": {"type": "score", "steps": 8}},
     "images": {
         "source": {"type": "fashion_mnist"},

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from itertools import product
@@ -594,11 +593,3 @@ def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch,
     assert any(part in told for part in message.split("|")), told
     assert len([line for line in told.split("\n") if line.startswith("uturn: error")]) == 1
     assert "Traceback" not in told
-
-
-def test_without_transformers_the_error_says_what_to_install(models, sentences, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    shutil.copytree(models / "bert", tmp_path / "bert")  # not one that is loaded already
-    done = command("--model", tmp_path / "bert", "--data", sentences / "good.txt", "--out", tmp_path / "out")
-    assert isinstance(done.exception, ValueError)
-    assert "pip install 'uturn[text]'" in str(done.exception)
