@@ -54,7 +54,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
-        names, half_lives = some.item_name.values.astype(str).tolist(), some.coords.get("item_half_life")
+        names, half_lives = list(map(str, some.item_name.values)), some.coords.get("item_half_life")
         counts = {key: int(data.attrs.get(name, data.sizes["item"])) for key, name in (("of", "items"), ("kept", "kept"))}
         section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives) | counts
     if "original_piece" in data.coords:
