@@ -110,7 +110,7 @@ def _run_sweep(
     grid = sweep.sweep(experiment, sweep.parsed_values(changed), zip=pairs)
     names = ", ".join([*list(grid)[:4], *([".."] if len(grid) > 4 else [])])
     console().print(f"{len(grid)} experiments in {folder}: {names}")
-    with resumable(f"what is done is in {folder}; run the same command again to resume"):
+    with resumable(folder):
         runs = sweep.run_all(grid, folder, **running.arguments())
     stores = [inside(folder, name) for name in runs]
     for place, ds in zip(stores, runs.values(), strict=True):

@@ -28,7 +28,7 @@ def locate_into(folder: str, experiment: Experiment, running: Running, place: Pl
     if running.shard != "1/1" or not running.resume:
         raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
     options = {name: value for name, value in running.arguments().items() if name not in ("shard", "resume")}
-    with resumable(f"what is done is in {folder}; run the same command again to resume"):
+    with resumable(folder):
         location = locate.locate(
             experiment,
             store=folder,

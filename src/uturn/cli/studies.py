@@ -197,7 +197,7 @@ def atlas(
         return say_next(run=("atlas", str(file), "--out", "FOLDER"))
     if out is None:
         raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
-    with resumable(f"what is done is in {out}; run the same command again to resume"):
+    with resumable(out):
         table = atlases.measure_atlas(
             rows,
             out,
