@@ -25,13 +25,7 @@ _OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the sa
 
 
 def collect(folders: Sequence[str | Path]) -> Collected:
-    """Sections for all results in some folders.
-
-    Parameters
-    ----------
-    folders
-        Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
-    """
+    """Sections for all results in folders of commands, stores of `run`, or folders that hold such stores."""
     collected, homes = Collected(), list[Path]()
     sections = collected.sections
     for folder in map(Path, folders):

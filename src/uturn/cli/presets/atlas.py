@@ -80,11 +80,7 @@ def read_atlas(path: str | Path) -> list[AtlasRow]:
     """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows.
 
     Paths are relative to the folder of the file. Values that name nothing in this folder (hub ids) are passed through unchanged.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, a row has an unknown option or one out of range, or two rows have one name.
+    A ValueError if a row has an unknown option or one out of range, or if two rows have one name.
     """
     path = Path(checked_path("atlas", path))
     try:
