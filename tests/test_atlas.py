@@ -190,8 +190,9 @@ def test_a_row_has_the_numbers_of_uturn_images(finished):
 
 def test_places_are_converted_to_log_snr(finished):
     """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
-    _, rows, _, found = finished
-    two, of_class = of(found, "two"), ut.study(ut.run(ImageOptions.experiment(rows[0]))).sel(reading="same_class")
+    folder, _, _, found = finished
+    run = ut.store.record.open_run(folder / "out" / "two.zarr")
+    two, of_class = of(found, "two"), ut.study(run).sel(reading="same_class")
     star = float(of_class.half_life.sel(axis="noise", estimate="value"))
     abar = DDPMScheduler().alphas_cumprod.numpy().astype(float)
     log_snr = np.log(abar / (1 - abar))[np.linspace(0, 999, 20).round().astype(int)]  # of 1 .. 20 steps

@@ -405,18 +405,6 @@ def test_repetition_against_a_plain_loop(folder):
         assert float(run.repeated_tokens.values[1, item, 2]) == pytest.approx((ids[1:] == ids[:-1]).mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("probe", "message"),
-    [
-        ({"type": "order_likelihood", "decoders": [{"order": "blocks", "causal": True}]}, "a decoder with order blocks"),
-    ],
-)
-def test_mistakes_are_one_line(folder, probe, message):
-    with pytest.raises(ValueError, match=message) as error:
-        run_of(folder, "wrong", probes=[probe])
-    assert "\n" not in str(error.value)
-
-
 # --- fixed tokens ----------------------------------------------------------------------------------------------------------
 
 
