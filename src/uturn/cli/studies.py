@@ -66,6 +66,7 @@ def images(
     check_out(out, save_images, chosen.keep)
     experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
+        expect(not save_images, "save_images", save_images, "no --until, whose runs are studied together")
         return locating.locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers"), "save_images": save_images}
     _study(out, experiment, running, **looks)
