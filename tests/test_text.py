@@ -494,7 +494,7 @@ def numbers_in(out):
 
 def test_command_writes_everything(results):
     out, output = results
-    expected = {name for name in RESULTS if not name.startswith(("grid", "difference"))}
+    expected = {name for name in RESULTS if not name.startswith(("grid", "difference", "located"))}
     assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
     assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "study.pdf").read_bytes()[:4] == b"%PDF"
