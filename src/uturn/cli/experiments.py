@@ -182,8 +182,8 @@ def plan(
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
         _print_plan(part, known, workers, "  ")
-    words = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
-    say_next(run=("run", str(spec), *words, "--store", store or "STORE"))
+    chosen = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
+    say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
 def _print_plan(experiment: experiments.Experiment, store: str | None, workers: int | None, before: str = "") -> None:

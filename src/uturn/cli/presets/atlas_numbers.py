@@ -60,11 +60,11 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
 
 def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Sequence[str] = ("",), **texts: str) -> xr.Dataset:
     """The numbers of a row according to one classifier, or its failure; those that are not given are NaN (`table_of`)."""
-    along = {"share": list(SHARES), "estimate": list(ESTIMATE), "network_layer": range(len(layers))}
-    declared = {name: (("estimate",), words) for name, words in ESTIMATES.items()}
-    declared |= {name: ((), words) for name, words in NUMBERS.items()}
+    along: dict[str, Any] = {"share": list(SHARES), "estimate": list(ESTIMATE), "network_layer": range(len(layers))}
+    declared: dict[str, Any] = {name: (("estimate",), words) for name, words in ESTIMATES.items()}
+    declared |= {name: ((), words) for name, words in NUMBERS.items()} | _ARRAYS
     variables = {}
-    for name, (dims, long_name) in (declared | _ARRAYS).items():
+    for name, (dims, long_name) in declared.items():
         values = (numbers or {}).get(name, np.full([len(along[dim]) for dim in dims], np.nan))
         variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
     about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")

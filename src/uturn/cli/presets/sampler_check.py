@@ -81,7 +81,7 @@ class Report(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         heads = ("test", "verdict", "result", "sees", "misses")
-        tests = [dict(zip(heads, row.cells(), strict=True)) | row.numbers for row in self.rows]
+        tests = [{**dict(zip(heads, row.cells(), strict=True)), **row.numbers} for row in self.rows]
         return {"title": self.title, "passed": self.passed, "tests": tests}
 
     def table(self) -> Table:

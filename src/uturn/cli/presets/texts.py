@@ -136,7 +136,8 @@ class TextOptions(LanguageOptions, PresetOptions):
         Decoders that give the same texts of at most as many tokens as these are one.
         """
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes = {"layers": [], "encoder": None, "likelihood": None, "classifier": None, "audit": False, "repetition": True}
+        probes: dict[str, Any] = {"layers": [], "audit": False, "repetition": True}
+        probes |= dict.fromkeys(("encoder", "likelihood", "classifier"))
         runs: dict[str, TextOptions] = {}
         for decoder, options in self._decoders():
             runs.setdefault(decoder.description, self.model_copy(update={**decoders.PLAIN, **options, **sizes, **probes}))
