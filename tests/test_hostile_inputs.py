@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ from uturn.pages import report
 from uturn.pages.collecting import collect
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
-from uturn.store.record import _digest_of_labels
+from uturn.store.record import _digest_of_labels, open_run
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
 
@@ -349,6 +350,24 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     assert Spy.runs == []
     xr.open_zarr(path, zarr_format=2, consolidated=False).load()
     assert Spy.runs  # negative control
+
+
+def test_format_3_is_asked_for():
+    """Stores are written and opened in format 3 alone."""
+    asked = []
+
+    def noted(function):
+        return lambda *args, **options: (
+            asked.append((function.__name__, options.get("zarr_format"))) or function(*args, **options)
+        )
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for module, name in ((zarr, "open_group"), (zarr, "consolidate_metadata"), (xr, "open_zarr")):
+            patch.setattr(module, name, noted(getattr(module, name)))
+        ut.readings({"a": np.random.default_rng(0).random((2, 3))}, [0.5, 1.5], store=f"{folder}/mine.zarr")
+        open_run(f"{folder}/mine.zarr")
+    assert {name for name, _ in asked} == {"open_group", "consolidate_metadata", "open_zarr"}
+    assert {version for _, version in asked} == {3}
 
 
 # --- folders of results ----------------------------------------------------------------------------------------------
