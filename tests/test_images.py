@@ -264,17 +264,6 @@ def test_intervals_hold_the_truth():
         assert ((low <= truth) & (truth <= high)).sum() >= binom.ppf(2e-4, runs, 0.92), name
 
 
-def test_intervals_end_where_the_numbers_do(known):
-    few = ut.study(forged(num_items=5))
-    for found in (known, few):
-        for name in ("half_life", "inversion", "width"):
-            noise = found[name].sel(axis="noise")
-            assert ((noise >= 0) & (noise <= 1)).all(), name
-        assert (found.width >= 0).all()
-        assert ((of(found).curve >= 0) & (of(found).curve <= 1)).all()
-        assert (abs(found.curve) <= 1).all()
-
-
 # --- the experiment --------------------------------------------------------------------------------------------------------
 
 

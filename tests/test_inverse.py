@@ -228,14 +228,6 @@ def test_the_measurement_is_stored_with_what_it_hides(results):
     assert run.observation.isel(item=2).isnull().all()  # --keep 2
 
 
-def test_a_second_call_measures_nothing_and_more_samplers_extend(results, monkeypatch):
-    """The second call of the fixture has found the stores of the first; names do not depend on the number of arms."""
-    folder, _ = results
-    assert sorted(path.name for path in folder.glob("*-*.zarr") if "study" not in path.name) == [
-        f"{arm}-{name}.zarr" for arm in ("fashion_mnist", "generated") for name in ("DDRM-steps=4", "own-prior")
-    ]
-
-
 def test_generated_originals_depend_on_the_steps_of_their_chain_and_not_on_the_sampler():
     def fingerprint(sampler, steps):
         (run,) = InverseOptions(data=["generated"], samplers=[sampler], generated_steps=steps).runs()

@@ -108,18 +108,6 @@ def test_a_run_moves_inside_its_tasks_and_never_backwards_or_past_its_end(name, 
     assert in_progress() == 0
 
 
-def test_tasks_that_share_a_network_count_its_steps(reported):
-    # 8 images of 4 steps and 8 of 1 step, 7 at a time: each call of the network does its share of them.
-    tasks = [(None, 1, np.arange(4)), (None, 0, np.arange(4))]
-    running = measurements(experiment("images"), tasks)
-    next(running)
-    calls = np.array([value for value in reported if value > 0])
-    np.testing.assert_allclose(calls[:4], [0.8 * 7 * k / 4 / 8 for k in (1, 2, 3, 4)])
-    # The last image of the first task is now with 6 of the second.
-    np.testing.assert_allclose(calls[4], 0.8 * (7 + 1 / 4 + 6) / 8)
-    running.close()
-
-
 def test_a_bar_counts_its_own_work_and_holds_where_work_is_lost(monkeypatch):
     shown = []
 
@@ -216,17 +204,3 @@ def test_short_or_unwanted_progress_is_silent(capsys):
             for _ in range(3):
                 advance()
     assert capsys.readouterr().err == ""
-
-
-def test_a_bar_on_a_terminal_shows_parts_of_tasks(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(progress, "_LOOK", 0.01)
-    heard, end = "", time.monotonic() + 60
-    with progress_bar(True, "run", 2, 0) as advance, begun(1, unit=0.5):
-        add()
-        while not ("25%" in heard and "0/2" in heard) and time.monotonic() < end:
-            heard += capsys.readouterr().err
-        advance()
-    assert "25%" in heard
-    assert "0/2" in heard

@@ -265,16 +265,6 @@ def test_the_example_and_its_bug(monkeypatch):
     assert [row.verdict for row in compared(images.numpy(), wrong, again, [1 / 6], 1e-3)] == ["FAILS"] * 2
 
 
-def test_the_command_fails_for_a_wrong_sampler(originals, tmp_path):
-    options = gallery.WRONG["t + 1 for t"]
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = uturn("check-sampler", *words, "--data", originals, "--json", "check.json", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "FAILS" in done.stdout
-    assert "fails: size of the change, two samples" in done.stdout
-    assert not json.loads((tmp_path / "check.json").read_text())["passed"]
-
-
 def broken(images, noise, seed):
     raise RuntimeError("no such scheduler")
 
