@@ -18,6 +18,7 @@ from uturn.cli.presets import ImageOptions, TextOptions
 from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
 
+PRESETS = ("images", "text", "inverse")
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -70,6 +71,7 @@ def test_run_and_resume(tmp_path):
         (["run", "broken.toml", "--store", "x"], "multiplicity"),
         (["theory", "--plot", "no/such/folder/map.png"], "no/such/folder/map.png"),
         (["reproduce", "fig7", "--out", "spec.toml"], "spec.toml"),
+        *(([preset, "--model", "none", "--out", "spec.toml/a"], "spec.toml is a file") for preset in PRESETS),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, message):

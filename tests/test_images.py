@@ -19,11 +19,10 @@ from uturn.cli import app
 from uturn.cli.presets import ImageOptions, image_experiment
 from uturn.cli.presets.images import noise_levels
 from uturn.cli.presets.options import parsed_levels, probe_names
-from uturn.cli.printing import show
 from uturn.pages import write_study
 from uturn.pages.results import PICTURES
 from uturn.sources import fashion_mnist
-from uturn.studies import draw_study, records_of, summary
+from uturn.studies import draw_study, records_of
 from uturn.studies.figure import draw_grid
 from uturn.studies.runs import missing_tasks
 from uturn.studies.tables import remarks as remarks_of
@@ -265,17 +264,6 @@ def test_intervals_hold_the_truth():
         assert ((low <= truth) & (truth <= high)).sum() >= binom.ppf(2e-4, runs, 0.92), name
 
 
-def test_intervals_end_where_the_numbers_do(known):
-    few = ut.study(forged(num_items=5))
-    for found in (known, few):
-        for name in ("half_life", "inversion", "width"):
-            noise = found[name].sel(axis="noise")
-            assert ((noise >= 0) & (noise <= 1)).all(), name
-        assert (found.width >= 0).all()
-        assert ((of(found).curve >= 0) & (of(found).curve <= 1)).all()
-        assert (abs(found.curve) <= 1).all()
-
-
 # --- the experiment --------------------------------------------------------------------------------------------------------
 
 
@@ -400,13 +388,6 @@ def test_names_in_any_script_are_drawn_or_escaped(tmp_path):
     assert labels[2] in ("🐈 cat", r"\U0001f408 cat")
     assert labels[3:6] == [r"\$x_1\$ cost \$5", r"a\nb\tc", "under_score"]
     assert labels[-1] == r"\u202eab"
-
-
-def test_markup_in_names_is_text(capsys):
-    data = ut.study(forged(num_items=50).assign_coords(network_layer=["[red]a[/]", "b", "c", "logits"]))
-    for table in summary(data):
-        show(table)
-    assert "[red]a[/]" in capsys.readouterr().out
 
 
 # --- the embedded model, by the command line ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
 from uturn.backward.sampler import PosteriorSampler
-from uturn.cli.presets.inverse import InverseOptions, named_options
+from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.inverse_results import calls_of
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
@@ -140,12 +140,6 @@ def commands():
     return [shlex.split(line)[1:] for line in lines if line.startswith("uturn") and "--model" not in line]
 
 
-def test_the_code_of_the_docs_is_short():
-    operator, sampler = (code.strip().splitlines() for code in re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
-    assert len([line for line in operator if line]) <= 10
-    assert len(sampler) <= 15
-
-
 @pytest.mark.parametrize(
     "command", [c for c in commands() if "own:" in str(c) or "--swept" in c], ids=lambda c: " ".join(c[1:-2])
 )
@@ -234,14 +228,6 @@ def test_the_measurement_is_stored_with_what_it_hides(results):
     assert run.observation.isel(item=2).isnull().all()  # --keep 2
 
 
-def test_a_second_call_measures_nothing_and_more_samplers_extend(results, monkeypatch):
-    """The second call of the fixture has found the stores of the first; names do not depend on the number of arms."""
-    folder, _ = results
-    assert sorted(path.name for path in folder.glob("*-*.zarr") if "study" not in path.name) == [
-        f"{arm}-{name}.zarr" for arm in ("fashion_mnist", "generated") for name in ("DDRM-steps=4", "own-prior")
-    ]
-
-
 def test_generated_originals_depend_on_the_steps_of_their_chain_and_not_on_the_sampler():
     def fingerprint(sampler, steps):
         (run,) = InverseOptions(data=["generated"], samplers=[sampler], generated_steps=steps).runs()
@@ -299,13 +285,6 @@ def test_levels_are_strengths(tmp_path):
     )
     assert masked.parts.corruption.unit == "sigma of the measurement"
     assert [*masked.noise, *blurred.noise] == [0.1, 0.2, 2.0]
-
-
-def test_names_with_options():
-    assert named_options("sampler", "own:f path='a b' n=[1,2] flag=true x=1e-3") == (
-        "own:f",
-        {"path": "a b", "n": [1, 2], "flag": True, "x": 0.001},
-    )
 
 
 # --- without a model, and with a law --------------------------------------------------------------------------------------

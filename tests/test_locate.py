@@ -14,6 +14,7 @@ import uturn as ut
 from command_line import SPEC, uturn
 from small import strings
 from uturn.cli.options import Place
+from uturn.pages import collect
 from uturn.studies import locate as locating
 from uturn.studies.locate import Data, _fitted, forecast, locate, search
 
@@ -65,7 +66,11 @@ def test_strings_are_located_planned_and_studied(folder):
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
     assert "from the pilot in runs: noise" in known.stdout
     assert ", 0 left with 0 U-turns" in known.stdout.split("around the place")[0]
-    assert (folder / "results" / "index.html").exists()
+    first, overlay, *stages = collect([folder / "results"]).sections
+    cards = [card for section in (first, overlay, *stages) for card in section["headlines"]]
+    assert [(card["label"], card["place"]) for card in cards] == [(f"located half-life of {ROOT}", [value, low, high])]
+    assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
+    assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
     both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
     assert both.returncode == 0, both.stderr
 
@@ -110,6 +115,8 @@ def test_images_take_the_class(tmp_path, monkeypatch):
         (["--until", 0.1], "give --reading NAME"),
         (["--until", 0.1, "--reading", "unchanged"], "expected the name of one reading: 'unchanged, tree_level = 0'"),
         (["--until", 0.1, "--reading", ROOT, "--shard", "1/2"], "leave out --shard"),
+        (["--reading", ROOT], "expected --until WIDTH beside them"),
+        (["--share", 0.25], "expected --until WIDTH beside them"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, folder):

@@ -20,7 +20,7 @@ from small import strings
 from uturn.core import protocols
 from uturn.core.checks import described, noted
 from uturn.core.contracts import checked_blocks
-from uturn.core.own_parts import code_digest, completed, is_own, own_class
+from uturn.core.own_parts import code_digest, is_own, own_class
 from uturn.core.protocols import Noisy, Variable
 from uturn.core.random import normals
 from uturn.core.registry import PARTS
@@ -308,11 +308,6 @@ def test_a_block_of_any_make_is_completed_and_read_only(block):
     assert np.shares_memory(seen.data, mine.data)
     assert (seen.data.flags.writeable, mine.data.flags.writeable) == (False, True)
     assert type(mine) is type(block(0, 0))
-
-
-def test_what_has_all_members_stays_as_it_is():
-    block = InheritingBlock(np.arange(2), np.ones(2))
-    assert completed(block, protocols.Originals) is block
 
 
 # -- digests of code ---------------------------------------------------------------------------------------------------------

@@ -519,7 +519,7 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert run["shift"].values.ravel().tolist() == [4, 1, -0.5, 3]
     assert run.item_name.values.tolist() == ["x,1", "y"]
     (tmp_path / "c.csv").write_text("noise;item;shift\n0;x;1.234\n0,75;x;-2.500\n")  # thousands with a point
-    with pytest.raises(ValueError, match="column shift has '1.234' beside decimal commas"):
+    with pytest.raises(ValueError, match=r"column shift has '1\.234' beside decimal commas"):
         read_readings(tmp_path / "c.csv")
     (tmp_path / "b.csv").write_text("noise;item;shift\n0;x,y;4\n0.75;x,y;0.5\n")
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]

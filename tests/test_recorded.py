@@ -294,7 +294,7 @@ def test_files_that_do_not_fit_are_named(copied, change, says):
     ("changed", "says"),
     [
         ({"recorded": "strength_{noise}.png"}, "no {item}"),
-        ({"recorded": "{item}_{noise}{trajectory}.png"}, r"nothing between {noise} and {trajectory}"),
+        ({"recorded": "{item}_{noise}{trajectory}.png"}, r"nothing before {trajectory}"),
         ({"recorded": "nowhere/{item}_{noise}.png"}, "nowhere is not a folder"),
         ({"levels": [0.1, 0.2]}, r"noise: levels without a recorded file = \[0.2\]: expected some of 0.1, 0.5, 0.9"),
         ({"trajectories": 3}, r"trajectories = 3: expected at most the 2 of the recorded files \(0, 1\)"),

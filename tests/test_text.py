@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from itertools import product
@@ -495,7 +494,7 @@ def numbers_in(out):
 
 def test_command_writes_everything(results):
     out, output = results
-    expected = {name for name in RESULTS if not name.startswith(("grid", "difference"))}
+    expected = {name for name in RESULTS if not name.startswith(("grid", "difference", "located"))}
     assert {path.name for path in out.iterdir()} == {*expected, "study.zarr", "run.zarr"}
     assert (out / "study.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "study.pdf").read_bytes()[:4] == b"%PDF"
@@ -594,11 +593,3 @@ def test_mistakes_are_told_in_one_line(models, sentences, tmp_path, monkeypatch,
     assert any(part in told for part in message.split("|")), told
     assert len([line for line in told.split("\n") if line.startswith("uturn: error")]) == 1
     assert "Traceback" not in told
-
-
-def test_without_transformers_the_error_says_what_to_install(models, sentences, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    shutil.copytree(models / "bert", tmp_path / "bert")  # not one that is loaded already
-    done = command("--model", tmp_path / "bert", "--data", sentences / "good.txt", "--out", tmp_path / "out")
-    assert isinstance(done.exception, ValueError)
-    assert "pip install 'uturn[text]'" in str(done.exception)

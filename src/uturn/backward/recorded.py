@@ -164,8 +164,7 @@ class _Files:
         fields = [field for _, field, _, _ in parsed if field is not None]
         wrong = [f"the field {{{field}}}" for field in fields if field not in _FIELDS]
         wrong += [f"no {{{field}}}" for field in ("noise", "item") if field not in fields]
-        between = zip(fields, parsed[1:], strict=False)
-        wrong += [f"nothing between {{{last}}} and {{{field}}}" for last, (literal, field, _, _) in between if field and not literal]
+        wrong += [f"nothing before {{{field}}}" for literal, field, _, _ in parsed[1:] if field and not literal]
         folder, slash, begin = parsed[0][0].rpartition("/")
         self.pattern, self.root = pattern, folder or slash or "."
         if wrong or not os.path.isdir(self.root):

@@ -19,15 +19,11 @@ from uturn.cli.app import app
 from uturn.cli.running import exit_code, on_sigterm
 from uturn.core.checks import CHECKS, TasksFailed, described, origin, visible
 
-_LEAST_COLUMNS = 20  # narrower help is not legible
-
 
 def main() -> None:
     """Entry point: user mistakes end in one line on stderr and exit code 2, never in a traceback."""
-    _open_streams()
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) < _LEAST_COLUMNS:  # some programs set 0 when they have no terminal
-        del os.environ["COLUMNS"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε
     signal.signal(signal.SIGTERM, on_sigterm)
     log = logging.StreamHandler()
     log.setFormatter(_Formatter("uturn: %(message)s"))
@@ -40,10 +36,6 @@ def main() -> None:
     warnings.formatwarning = _warning
     warnings.filterwarnings("ignore", message=".*decompression bomb")  # of Pillow; such images are refused by name
     try:
-        try:
-            os.getcwd()
-        except OSError as error:
-            raise ValueError(f"the working directory is gone ({error.strerror}); change to a folder that exists") from None
         code = app(standalone_mode=False, prog_name="uturn")
     except KeyboardInterrupt as stop:
         sys.exit(exit_code(stop))
@@ -103,17 +95,3 @@ def _say_error(text: str) -> None:
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
-
-
-def _open_streams() -> None:
-    """Replace closed standard streams by the null device, here and in child processes; let stdout escape what it cannot encode.
-
-    Without the null device, the next file opened would get the stream's number and receive the output of libraries.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115 - as long as the process
-            os.set_inheritable(stream.fileno(), True)
-            setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does; a pipe or terminal may not encode ε

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from uturn.cli.app import EXPERIMENTS, command
-from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option
+from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option, typed
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
-from uturn.cli.running import resumable, run_into
+from uturn.cli.running import check_out, resumable, run_into
 from uturn.core.checks import CHECKS, expect
 from uturn.core.lazy import later
 
@@ -21,8 +22,7 @@ with later():
     from uturn.core import experiment as experiments
     from uturn.engine import plan as engine_plan
     from uturn.engine import sweep, trial
-    from uturn.pages import results
-    from uturn.store import outputs, record
+    from uturn.store import record
     from uturn.studies import locate
 
 
@@ -81,6 +81,8 @@ def run(
     expect(changed or not pairs, "zip", pairs, "--set KEY=VALUE,VALUE,.., whose values it combines")
     if store is None and (out is None or changed):
         raise ValueError(f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}")
+    if out is not None:
+        check_out(out)
     experiment = experiments.Experiment.from_file(spec)
     if place.until is not None:
         expect(not changed, "until", place.until, "one experiment; leave out --set")
@@ -89,9 +91,7 @@ def run(
         assert store is not None
         return _run_sweep(experiment, changed, pairs, store, out, running)
     if out is not None:
-        with outputs.output_folder("out", out) as folder:
-            results.check_folder(folder)
-            store = store or folder.place("run.zarr")
+        store = store or inside(out, "run.zarr")
     assert store is not None
     ds = run_into(store, experiment, running)
     done = "complete" if ds.attrs["complete"] else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
@@ -110,7 +110,7 @@ def _run_sweep(
     grid = sweep.sweep(experiment, sweep.parsed_values(changed), zip=pairs)
     names = ", ".join([*list(grid)[:4], *([".."] if len(grid) > 4 else [])])
     console().print(f"{len(grid)} experiments in {folder}: {names}")
-    with resumable(f"what is done is in {folder}; run the same command again to resume"):
+    with resumable(folder):
         runs = sweep.run_all(grid, folder, **running.arguments())
     stores = [inside(folder, name) for name in runs]
     for place, ds in zip(stores, runs.values(), strict=True):
@@ -182,7 +182,8 @@ def plan(
         console().print(f"{name}: about {part.items} originals at noise {levels}", style="bold")
         known = inside(store, "pilot.zarr") if store is not None and name == "pilot" else None
         _print_plan(part, known, workers, "  ")
-    say_next(run=("run", str(spec), *place.typed(), "--store", store or "STORE"))
+    chosen = typed(**asdict(place) | {"share": None if place.share == 0.5 else place.share})
+    say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
 def _print_plan(experiment: experiments.Experiment, store: str | None, workers: int | None, before: str = "") -> None:

@@ -66,7 +66,7 @@ def reproduce(
         names += [name] if name != "all" else [figure for figure in ORDER if not lacking(figure)]
     for reason in filter(None, map(lacking, ORDER if "all" in (figures or ["all"]) else ())):
         console().print(f"left out: {reason}")
-    with resumable(f"run the same command again to resume (raw runs are in {inside(out, scale.value)})"):
+    with resumable(inside(out, scale.value)):
         results = paper.reproduce(
             names,
             out,

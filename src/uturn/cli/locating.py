@@ -14,9 +14,9 @@ from uturn.core.lazy import later
 
 with later():
     from uturn.core import files
-    from uturn.pages import results
+    from uturn.pages import located, page, results
     from uturn.store import outputs
-    from uturn.studies import locate
+    from uturn.studies import axes, locate
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -27,11 +27,8 @@ def locate_into(folder: str, experiment: Experiment, running: Running, place: Pl
     """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if the width is not reached."""
     if running.shard != "1/1" or not running.resume:
         raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
-    if out is not None:
-        with outputs.output_folder("out", out) as into:
-            results.check_folder(into)
     options = {name: value for name, value in running.arguments().items() if name not in ("shard", "resume")}
-    with resumable(f"what is done is in {folder}; run the same command again to resume"):
+    with resumable(folder):
         location = locate.locate(
             experiment,
             store=folder,
@@ -51,11 +48,13 @@ def locate_into(folder: str, experiment: Experiment, running: Running, place: Pl
 
 def _write(location: Location, out: str) -> None:
     """Study the runs into a folder, with the place in `located.json`."""
-    results.write_study(location.runs if len(location.runs) > 1 else location.runs["pilot"], out)
-    keys = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark")
-    numbers = {key: getattr(location, key) for key in keys} | {"axes": location.axes}
+    keys = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark", "axes")
+    numbers = {key: getattr(location, key) for key in keys} | {"unit": axes.axis_words(location.runs["pilot"])}
+    runs = location.runs if len(location.runs) > 1 else location.runs["pilot"]
+    results.write_study(runs, out, marks=located.located(numbers), page=False)
     with outputs.output_folder("out", out) as into:
         into.path.mkdir(parents=True, exist_ok=True)
-        files.write_json(into.path / "located.json", numbers)
-        into.push("located.json")
-    end(out, (), files=["located.json"])
+        files.write_json(into.path / located.LOCATED, numbers)
+        into.push(located.LOCATED)
+    page.report([out])
+    end(out, ())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uturn.cli.app import MODELS, command
-from uturn.cli.options import OUTPUT, Plot, option, option_of
+from uturn.cli.options import OUTPUT, Plot, option, option_of, typed
 from uturn.cli.presets.images import ImageOptions
 from uturn.cli.printing import console, draw_to, picture, say_next, show
 from uturn.core.checks import expect
@@ -23,7 +22,6 @@ with later():
 
 if TYPE_CHECKING:
     import xarray as xr
-    from rich.table import Table
 
 _Preset = Annotated[str | None, option_of(ImageOptions, "preset")]
 
@@ -75,7 +73,7 @@ def schedule(
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
     schedules = [noise_schedules.schedule(model, steps, scheduler, **options) for model in models]
     for ds in schedules:
-        show(_levels(ds))
+        show(tables.for_terminal(_levels(ds)))
     if csv is not None:
         frames = [ds.to_dataframe().reset_index() for ds in schedules]
         for frame, ds in zip(frames, schedules, strict=True):
@@ -84,17 +82,14 @@ def schedule(
             file.write(tables.csv_of(*frames).encode())
         console().print(f"written: {csv}")
     if plot is None:
-        chosen = {"--steps": str(steps), "--scheduler": scheduler, "--timestep-spacing": timestep_spacing, "--preset": preset}
-        typed = [word for name, value in chosen.items() if value is not None for word in (name, value)]
-        say_next(run=("schedule", *models, *typed, "--size", str(size), "--plot", "schedule.png"))
+        chosen = {"scheduler": scheduler, "timestep_spacing": timestep_spacing, "preset": preset, "size": size}
+        say_next(run=("schedule", *models, *typed(steps=steps, **chosen, plot="schedule.png")))
     else:
         draw_to(plot, lambda: drawing.draw_schedules(schedules, [Path(model).name for model in models]))
 
 
-def _levels(ds: xr.Dataset) -> Table:
+def _levels(ds: xr.Dataset) -> tables.TextTable:
     """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
-    from rich.table import Column, Table
-
     attrs = ds.attrs
     parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
     if attrs["timestep_spacing"]:
@@ -102,20 +97,11 @@ def _levels(ds: xr.Dataset) -> Table:
     if attrs["shift"] != 1:
         parts.append(f"shift {attrs['shift']:.3g}")
     rule = f"strength as in the image-to-image variant of {attrs['pipeline'] or 'pipelines of this kind'}, {attrs['rule']}"
-    headings = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
-    rows = Table(
-        *(Column(heading, justify="right") for heading in headings), title=f"{attrs['model']}: {', '.join(parts)}; {rule}"
-    )
+    forms = {"t_over_T": ".4g", "strength": ".4g", "abar": ".4g", "log_snr": "+.2f", "sigma": ".4g"}
+    rows = []
     for k in range(attrs["steps"] + 1):
-        level = {name: float(ds[name][k]) for name in ds}
-        rows.add_row(
-            str(k),
-            f"{level['calls']:.0f}",
-            "" if k == 0 else f"{level['timestep']:.5g}",
-            f"{level['t_over_T']:.4g}",
-            "none" if k == 0 or math.isnan(level["strength"]) else f"{level['strength']:.4g}",
-            f"{level['abar']:.4g}",
-            f"{level['log_snr']:+.2f}",
-            f"{level['sigma']:.4g}",
-        )
-    return rows
+        at = {name: format(float(ds[name][k]), form) for name, form in forms.items()}
+        at |= {"strength": "none"} if k == 0 or at["strength"] == "nan" else {}
+        rows.append((str(k), f"{float(ds['calls'][k]):.0f}", "" if k == 0 else f"{float(ds['timestep'][k]):.5g}", *at.values()))
+    heads = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
+    return tables.TextTable(f"{attrs['model']}: {', '.join(parts)}; {rule}", heads, rows)

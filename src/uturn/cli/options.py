@@ -134,6 +134,11 @@ class Place:
         ),
     ] = False
 
+    def __post_init__(self) -> None:
+        searched = self.reading, self.share, self.any_shape
+        is_whole = self.until is not None or searched == (None, 0.5, False)
+        expect(is_whole, "reading, share, any_shape", searched, "--until WIDTH beside them")
+
     def sought(self) -> dict[str, Any]:
         """Arguments of `uturn.studies.locate`."""
         if self.reading is None:
@@ -142,12 +147,6 @@ class Place:
                 "'unchanged, tree_level = 3' or 'kept, span = 1' (the peak of chi is not located in this way)"
             )
         return {"reading": self.reading, "width": self.until, "share": self.share, "any_shape": self.any_shape}
-
-    def typed(self) -> list[str]:
-        """The options as arguments of a command."""
-        share = [] if self.share == 0.5 else ["--share", f"{self.share:g}"]
-        any_shape = ["--any-shape"] if self.any_shape else []
-        return ["--until", f"{self.until:g}", "--reading", str(self.reading), *share, *any_shape]
 
 
 @dataclass(frozen=True)
@@ -198,14 +197,18 @@ class OfTable:
         expect(not typed or any(map(long_form.is_table, places)), "store", places[0], expected)
         return typed
 
-    def typed(self) -> list[str]:
-        """The options as arguments of a command."""
-        values = {"start": self.start, "chance": self.chance, "coordinate": self.coordinate}
-        single = {"--columns": self.columns, "--noise-unit": self.noise_unit}
-        return [
-            *(part for name, texts in values.items() for text in texts or [] for part in (f"--{name}", text)),
-            *(part for flag, text in single.items() if text is not None for part in (flag, text)),
-        ]
+
+def typed(**options: Any) -> list[str]:
+    """Options as arguments of a command, without those that are None, False or empty; those that are True are flags."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not False:
+            for text in value if isinstance(value, list) else [] if value is None else [value]:
+                words += [flag, f"{text:g}" if isinstance(text, float) else str(text)]
+    return words
 
 
 def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> dict[str, float | str]:

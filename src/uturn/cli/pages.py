@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from uturn.cli.app import PAGES, command
-from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option
+from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option, typed
 from uturn.cli.printing import console, say_next, show
 from uturn.cli.running import end, opened
 from uturn.core.checks import expect
@@ -108,9 +109,8 @@ def study(
         return end(out, parts, save_images=save_images)
     for part in parts:
         show(part)
-    flags = [flag for flag, value in (("--difference", difference), ("--theory", theory)) if value]
-    flags += [] if centre == "mean" else ["--centre", centre]
-    say_next(run=("study", *stores, *flags, *table.typed(), "--out", "FOLDER"))
+    words = typed(difference=difference, theory=theory, centre=None if centre == "mean" else centre, **asdict(table))
+    say_next(run=("study", *stores, *words, "--out", "FOLDER"))
 
 
 @command(PAGES)

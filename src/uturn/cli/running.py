@@ -33,7 +33,7 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
     A run of more than a minute on this machine first prints its estimated cost on stderr.
     """
     options = running.arguments()
-    with resumable(f"what is done is in {store}; run the same command again to resume"):
+    with resumable(store):
         if options["shard"] == (1, 1) and running.cluster is None:
             with suppress(ValueError):  # the run reports the same error
                 cost = engine_plan.plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
@@ -42,16 +42,19 @@ def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any
         return engine_run.run(experiment, store, **options)
 
 
-def runs_into(
-    out: str, experiments: Mapping[str, Experiment], running: Running, keep: int = 0, save_images: bool = False
-) -> dict[str, Any] | None:
+def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
+    """ValueError before anything is loaded if results cannot be written to a folder or URL."""
+    with outputs.output_folder("out", out) as folder:
+        results.check_folder(folder, save_images, kept)
+
+
+def runs_into(out: str, experiments: Mapping[str, Experiment], running: Running) -> dict[str, Any] | None:
     """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left.
 
     The page is written after each run but the last one, of which a study follows.
     """
     datasets: dict[str, Any] = {}
     with outputs.output_folder("out", out) as folder:
-        results.check_folder(folder, save_images, keep)
         for name, experiment in experiments.items():
             datasets[name] = run_into(folder.place(name), experiment, running)
             missing = sum(map(runs.missing_tasks, datasets.values()))
@@ -88,12 +91,12 @@ def opened(place: str, **of_table: Any) -> Any:
 
 
 @contextmanager
-def resumable(advice: str) -> Iterator[None]:
-    """On a stop by a signal, print how to resume and exit."""
+def resumable(place: str | Path) -> Iterator[None]:
+    """On a stop by a signal, print how to resume the runs at a place, and exit."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        typer.echo(f"\nstopped; {advice}", err=True)
+        typer.echo(f"\nstopped; what is done is in {place}; run the same command again to resume", err=True)
         raise typer.Exit(exit_code(stop)) from None
 
 

@@ -14,7 +14,7 @@ from uturn.cli.presets.images import ImageOptions
 from uturn.cli.presets.inverse import InverseOptions
 from uturn.cli.presets.texts import TextOptions
 from uturn.cli.printing import console, say_next, show
-from uturn.cli.running import end, originals_in, resumable, runs_into
+from uturn.cli.running import check_out, end, originals_in, resumable, runs_into
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 
@@ -63,11 +63,13 @@ def images(
     uturn images --until 0.05 --out results/located
     ```
     """
+    check_out(out, save_images, chosen.keep)
     experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
+        expect(not save_images, "save_images", save_images, "no --until, whose runs are studied together")
         return locating.locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
     looks: Any = {"title": "U-turns of images", "groups": ("class", "layers"), "save_images": save_images}
-    _study(out, experiment, running, chosen.keep, **looks)
+    _study(out, experiment, running, **looks)
 
 
 @command(STUDIES)
@@ -108,12 +110,13 @@ def text(
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
+    check_out(out)
     if chosen.audit:
         expect(place.until is None, "until", place.until, "no --audit, which measures all of its noise levels")
         return auditing.audit_into(out, chosen, running)
     if place.until is not None:
         return locating.locate_into(out, chosen.experiment(), running, place, out)
-    _study(out, chosen.experiment(), running, chosen.keep, title="U-turns of texts", groups=("tokens",))
+    _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))
 
 
 @command(STUDIES)
@@ -144,6 +147,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
       --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
     ```
     """
+    check_out(out)
     runs = chosen.runs(originals_in(out))
     calls = inverse_results.calls_of(runs)
     datasets = runs_into(out, {run.store: run.experiment for run in runs}, running)
@@ -194,7 +198,7 @@ def atlas(
         return say_next(run=("atlas", str(file), "--out", "FOLDER"))
     if out is None:
         raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
-    with resumable(f"what is done is in {out}; run the same command again to resume"):
+    with resumable(out):
         table = atlases.measure_atlas(
             rows,
             out,
@@ -211,11 +215,9 @@ def atlas(
         raise typer.Exit(1)
 
 
-def _study(
-    out: str, experiment: experiments.Experiment, running: Running, keep: int, *, save_images: bool = False, **looks: Any
-) -> None:
+def _study(out: str, experiment: experiments.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:
     """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares have unfinished tasks."""
-    datasets = runs_into(out, {"run.zarr": experiment}, running, keep, save_images)
+    datasets = runs_into(out, {"run.zarr": experiment}, running)
     if datasets is None:
         return
     study = results.write_study(datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks)

@@ -4,49 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from uturn.measures.statistics import with_interval
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.plotting.audit import decoder_words
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable
 
-if TYPE_CHECKING:
-    from uturn.pages.sections import Reader
-
 
 def decoder_table(numbers: dict[str, Any]) -> TextTable:
     """What each decoder costs on the model: a row for each."""
-    first, last = numbers["compared"]
-    heads = (
-        *("decoder", f"calls at {first:g}, at {last:g}", f"kept at {first:g} [95 % interval]", f"gap at {first:g}", "p by Holm"),
-        *(f"entropy at {last:g} minus originals, nats", f"repeated 4-grams at {last:g} minus originals"),
-        f"log-likelihood at {numbers['noise'][-1]:g} minus left to right, nats",
-    )
-    rows = []
-    for row in numbers["decoders"]:
-        name = row["decoder"].removeprefix("order ")
-        order = numbers["order_nats"].get(name)
-        cells = [with_interval(row[key], ".2g", "") for key in ("ngram_entropy", "repeated_ngrams")]
-        p = row["gap_p"][0]
-        rows.append(
-            (
-                decoder_words(row["decoder"]) + ("" if row["is_exact"] else " *"),
-                ", ".join(f"{calls:.3g}" for calls in row["calls"]),
-                *(with_interval(row[key][0], ".2g", "") for key in ("kept", "gap")),
-                "" if p is None else f"{p:.2g}",
-                *cells,
-                "0" if name == "blocks of 1" else "" if order is None else with_interval(order[-1], ".2g", ""),
-            )
-        )
+    (first, last), rows = numbers["compared"], []
+    for of in numbers["decoders"]:
+        name = of["decoder"].removeprefix("order ")
+        order = [0.0, None, None] if name == "blocks of 1" else numbers["order_nats"].get(name, [[None] * 3])[-1]
+        row = {
+            "decoder": decoder_words(of["decoder"]) + ("" if of["is_exact"] else " *"),
+            f"calls at {first:g}, at {last:g}": ", ".join(f"{calls:.3g}" for calls in of["calls"]),
+            f"kept at {first:g} [95 % interval]": with_interval(of["kept"][0], ".2g", ""),
+            f"gap at {first:g}": with_interval(of["gap"][0], ".2g", ""),
+            "p by Holm": "" if of["gap_p"][0] is None else f"{of['gap_p'][0]:.2g}",
+            f"entropy at {last:g} minus originals, nats": with_interval(of["ngram_entropy"], ".2g", ""),
+            f"repeated 4-grams at {last:g} minus originals": with_interval(of["repeated_ngrams"], ".2g", ""),
+            f"log-likelihood at {numbers['noise'][-1]:g} minus left to right, nats": with_interval(order, ".2g", ""),
+        }
+        rows.append(row)
     title = (
         "what each decoder costs on this model, once for decoders that are equal on texts of this length; * draws from another "
         "law even if the model is consistent"
     )
-    return TextTable(title, heads, rows)
+    return TextTable(title, tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
 def meaning(numbers: dict[str, Any]) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.studies.axes import is_geometric
 from uturn.studies.plotting.curves import evenly_spaced, lying_on
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 AXES = {
     "t_over_T": "t/T",
@@ -79,23 +77,10 @@ def chart(
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
-    Parameters
-    ----------
-    name, title : name for files, title for readers
-    values : array (x, ..), with the dim `estimate` if there are intervals
-    x : dim of the axis
-    marks : places on the axis, made by `mark`
-    y : quantity and unit of the vertical axis
-    joined : whether lines skip levels without a value, where only other curves were measured
-    shown : whether the chart is visible before the readings are unfolded
-    group : distinguishes charts with the same title
-    theory : array (x, ..), optional; curves of the mean field, in the order of those of `values`
-
-    Returns
-    -------
-    Axes {name, words, values, log}; lines {name, value, low, high, on}, where `on` is the number of earlier lines that coincide
-        with the line; lines of the theory also have `of`, the number of the line to which they belong; the number of curves
-        `left_out`; and whether the axis is noise (`slides`).
+    `values` (x, ..), with the dim `estimate` if there are intervals; `x`: dim of the axis; `marks`: places on it, made by `mark`;
+    `y`: unit of the vertical axis; `theory` (x, ..): curves of the mean field. `joined`: lines skip levels without a value;
+    `group` distinguishes charts with one title. In lines, `on` is the number of earlier lines that coincide with a line, and `of`
+    the line to which one of the theory belongs; `slides` says whether the axis is noise.
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))

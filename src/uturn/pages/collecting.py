@@ -10,19 +10,22 @@ from typing import Any
 
 from uturn.core.files import check_plain
 from uturn.pages import audits, figures, samplers, studies
+from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
 
+_SECTIONS: tuple[tuple[str, Callable[[Path, Reader], dict[str, Any]], str], ...] = (
+    (LOCATED, located_section, LOCATED),
+    ("audit.json", audits.audit_section, "audit.json"),
+    ("samplers.zarr", samplers.samplers_section, "*.zarr"),
+    ("study.zarr", studies.study_section, "run.zarr"),
+    ("atlas.zarr", studies.atlas_section, "*.zarr"),
+)
+"""Files that are shown by sections of their own, in the order of the page; and the runs of which they show all."""
 _OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
 
 
 def collect(folders: Sequence[str | Path]) -> Collected:
-    """Sections for all results in some folders.
-
-    Parameters
-    ----------
-    folders
-        Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
-    """
+    """Sections for all results in folders of commands, stores of `run`, or folders that hold such stores."""
     collected, homes = Collected(), list[Path]()
     sections = collected.sections
     for folder in map(Path, folders):
@@ -51,28 +54,19 @@ def _collect(folder: Path, read: Reader) -> None:
     if (folder / "zarr.json").exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
-    of_figures = sorted(
-        (path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)), key=figures.order
-    )
-    for path in of_figures:
+    of_figures = [path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)]
+    for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
-    if (folder / "audit.json").exists():
-        add(folder / "audit.json", audits.audit_section)
-    of_samplers = (folder / "samplers.zarr").exists() and add(folder / "samplers.zarr", samplers.samplers_section)
-    stores = {path for path in folder.glob("*.zarr") if _has_spec(path)} - {path.with_suffix(".zarr") for path in of_figures}
     several = studies.numbered(folder)
-    if (folder / "study.zarr").exists():
-        if add(folder / "study.zarr", studies.study_section):
-            stores -= {folder / "run.zarr"}
-    elif len(several) > 1:
+    shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
+    for name, make, runs in _SECTIONS:
+        if (folder / name).exists() and add(folder / name, make):
+            shown |= set(folder.glob(runs))
+    if len(several) > 1 and not (folder / "study.zarr").exists():
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
-    if (folder / "atlas.zarr").exists() and add(folder / "atlas.zarr", studies.atlas_section):
-        stores = set()  # one for each row of the atlas
-    if of_samplers:
-        stores = set()  # one for each sampler, whose studies are there
-    for path in sorted(stores - {folder / "study.zarr", *several}):
+    for path in sorted(path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path)):
         add(path, studies.store_section)
 
 

@@ -7,22 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from pydantic import TypeAdapter
 
 from uturn.core.checks import expect
 from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Reader
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,6 @@ class Tally(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The counts as text: "150 of 150 verdicts passed; shown and not judged: 9"."""
         text = f"{self.judged - self.failed} of {self.judged} verdicts passed"
         return text + (f"; shown and not judged: {self.shown}" if self.shown else "")
 
@@ -140,9 +135,8 @@ def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
     if np.isfinite(star[0]):
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
         count = tally(section["verdicts"])
-        supported = f"{section['words']} {count.judged - count.failed} of {count.judged} verdicts passed"
-        claim = "half of the class is lost at this noise"
-        section["headlines"].append(card("t*", axis, star, claim, supports=supported if section["words"] else ""))
+        supported = f"{section['words']} {count._replace(shown=0).words}" if section["words"] else ""
+        section["headlines"].append(card("t*", axis, star, "half of the class is lost at this noise", supports=supported))
         marks.append(mark("t*", {"noise": star}))
     if "critical_noise" in data.attrs:
         marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))

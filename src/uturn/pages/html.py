@@ -19,21 +19,18 @@ from functools import lru_cache
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
+import xarray as xr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
 from uturn.core.checks import visible
 from uturn.measures.statistics import with_interval
 from uturn.pages.figures import tally
+from uturn.pages.sections import Collected
 from uturn.pages.tokens import Token, blocks
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Collected
 
 _ASSETS = Path(__file__).parents[1] / "assets"
 _EDGES = ("solid", "dashed", "dotted", "double")  # lines below the tokens of regions

@@ -21,24 +21,10 @@ def write_page(folder: str | Path) -> Path:
 
 
 def report(places: Sequence[str | Path], out: str | Path | None = None) -> tuple[str, list[str]]:
-    """Write a page for the results in folders, stores, or at URLs of object storage.
+    """Write a page for results in folders of commands, stores, folders that hold stores, or at one URL of object storage.
 
-    Parameters
-    ----------
-    places
-        Folders of `reproduce`, `images`, `text`, `inverse` or `atlas`, stores of `run`, or folders that hold such stores.
-    out
-        The file; by default `index.html` in the folder, or, for a store or several places, `report.html` in the working
-        directory.
-
-    Returns
-    -------
-    The path or URL of the page, and one message for each unreadable file.
-
-    Raises
-    ------
-    ValueError
-        If there are no results, or the page cannot be written.
+    The file `out` is by default `index.html` in the folder, or, for a store or several places, `report.html` in the working
+    directory. Gives the path or URL of the page, and a message for each unreadable file; a ValueError if there are no results.
     """
     expect(places, "folders", places, "one or more folders of results")
     if len(places) == 1 and is_url(places[0]):
@@ -65,14 +51,11 @@ def fetch(folder: OutputFolder) -> None:
     if not folder.is_remote:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
-    for name in folder.names(""):
-        figure = name.endswith(".zarr") and f"{name[:-5]}.json" in folder.names("")
-        if (
-            name.endswith((".json", ".png"))
-            or figure
-            or name in ("atlas.zarr", "samplers.zarr", "errors")
-            or name.startswith("study")
-        ):
+    names = folder.names("")
+    for name in names:
+        is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
+        whole = name in ("atlas.zarr", "samplers.zarr", "errors") or name.startswith("study")
+        if is_figure or whole or name.endswith((".json", ".png")):
             folder.fetch(name)
 
 

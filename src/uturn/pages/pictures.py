@@ -5,26 +5,22 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from PIL import Image
 
 from uturn.core.files import check_plain
 from uturn.pages.charts import number
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample
 
-if TYPE_CHECKING:
-    import xarray as xr
-    from PIL.Image import Image
-
 WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
 
 
 def preview(path: Path, words: str, width: float = WIDTH) -> dict[str, Any]:
     """A stored picture as the data URL of a WebP image of at most `width` pixels a side."""
-    from PIL import Image
-
     check_plain(path)
     with Image.open(path, formats=("PNG",)) as opened:  # some formats start other programs, whatever the name of the file
         opened.load()
@@ -32,7 +28,7 @@ def preview(path: Path, words: str, width: float = WIDTH) -> dict[str, Any]:
     ground = Image.new("RGBA", picture.size, "white")
     ground.alpha_composite(picture)
     small = _at_most(ground.convert("RGB"), int(width))
-    return {"url": _as_url(small, 80), "words": words, "width": small.width, "height": small.height}
+    return {"url": as_url(small, WIDTH, 80), "words": words, "width": small.width, "height": small.height}
 
 
 def grid(
@@ -43,22 +39,15 @@ def grid(
     kept: np.ndarray | None,
     half_lives: xr.DataArray | None = None,
 ) -> Any:
-    """Originals and their reconstructions at every shown noise level, for the page.
+    """Originals (items, channel, row, column), NaN if unknown, and reconstructions (levels, items, ..), in [-1, 1], for the page.
 
-    Parameters
-    ----------
-    levels : noise (levels,)
-    names : names of the originals
-    originals : array (items, channel, row, column), in [-1, 1]; NaN if they are unknown
-    images : array (levels, items, channel, row, column)
-    kept : array (levels, items), 1 where the class is unchanged; None if there are no classes
-    half_lives : array (items,), optional; noise at which half of the change of each original is done, with its name
+    `kept` (levels, items) is 1 where the class is unchanged, None without classes; `half_lives` (items,): noise at which half of
+    the change of each original is done.
     """
-    total = images.shape[-1] * images.shape[-2] * (len(images) + 1) * len(originals)
-    side = int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)))
+    side = side_of(images, (len(images) + 1) * len(originals))
 
     def url(image: np.ndarray) -> str | None:
-        return _as_url(_at_most(as_picture(image), max(side, 16)), 75) if np.isfinite(image).all() else None
+        return as_url(as_picture(image), side, 75) if np.isfinite(image).all() else None
 
     return {
         "noise": np.asarray(levels, float).tolist(),
@@ -78,75 +67,14 @@ def grid(
     }
 
 
-def draws(
-    originals: np.ndarray,
-    observations: np.ndarray,
-    images: np.ndarray,
-    spreads: np.ndarray,
-    errors: np.ndarray,
-    most: float,
-    share: float,
-) -> list[dict[str, Any]]:
-    """Originals, measurements, clones, their spread and the error of their mean, for the page: a table for each item.
-
-    Parameters
-    ----------
-    originals : array (items, channel, row, column), in [-1, 1]
-    observations : array (levels, items, channel, row, column); NaN is transparent
-    images : array (samplers, levels, items, clones, channel, row, column)
-    spreads, errors : arrays (samplers, levels, items, channel, row, column), shown in colours from 0 to `most`
-    share : of the full width of an image, below 1 for several tables
-    """
-    samplers, levels, _, clones = images.shape[:4]
-    total = originals[..., 0, :, :].size * (1 + levels + samplers * levels * (clones + 2))
-    side = max(int(min(_SIDE, max(images.shape[-2:]) * min(1.0, (_PIXELS / total) ** 0.5)) * share), 16)
-
-    def heat(values: np.ndarray) -> dict[str, Any]:
-        rms = float(np.sqrt((values**2).mean()))
-        return {"url": _as_url(_at_most(_in_colours(values, most), side), 75), "rms": float(f"{rms:.2g}")}
-
-    def url(image: np.ndarray) -> str:
-        return _as_url(_at_most(_with_gaps(image), side), 75)
-
-    return [
-        {
-            "original": url(original),
-            "observations": [url(observation) for observation in observations[:, k]],
-            "rows": [
-                [
-                    {
-                        "clones": [url(image) for image in images[s, level, k]],
-                        "spread": heat(spreads[s, level, k]),
-                        "error": heat(errors[s, level, k]),
-                    }
-                    for level in range(levels)
-                ]
-                for s in range(samplers)
-            ],
-        }
-        for k, original in enumerate(originals)
-    ]
-
-
-def _with_gaps(image: np.ndarray) -> Image:
+def with_gaps(image: np.ndarray) -> Image.Image:
     """An image as a picture; values that are NaN in some channel are transparent."""
-    from PIL import Image
-
     hidden = np.isnan(image).any(axis=0)
     picture = as_picture(np.nan_to_num(image))
     if hidden.any():
         picture = picture.convert("RGBA")
         picture.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
     return picture
-
-
-def _in_colours(values: np.ndarray, most: float) -> Image:
-    """Root mean squares over the channels of (channel, row, column), from black (0) to yellow (`most`)."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    shares = np.sqrt((values**2).mean(axis=0)) / most
-    return Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
 
 
 def images_of_figure(data: xr.Dataset) -> Any:
@@ -160,15 +88,19 @@ def images_of_figure(data: xr.Dataset) -> Any:
     return grid(some.noise.values, names, originals, images, None) | {"of": count, "kept": count}
 
 
-def as_picture(image: np.ndarray) -> Image:
+def as_picture(image: np.ndarray) -> Image.Image:
     """An image (channel, row, column) in [-1, 1] as a picture, grey or RGB; values beyond are clipped."""
-    from PIL import Image
-
     pixels = np.round((np.clip(image, -1, 1).transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
 
 
-def _at_most(picture: Image, side: int) -> Image:
+def side_of(images: np.ndarray, count: int, share: float = 1.0) -> int:
+    """Side in pixels of `count` images (.., row, column) of a page; `share`: of the full width, below 1 for several tables."""
+    height, width = images.shape[-2:]
+    return max(int(min(_SIDE, max(height, width) * min(1.0, (_PIXELS / (height * width * count)) ** 0.5)) * share), 16)
+
+
+def _at_most(picture: Image.Image, side: int) -> Image.Image:
     scale = side / max(picture.size)
     if scale >= 1:
         return picture
@@ -176,8 +108,9 @@ def _at_most(picture: Image, side: int) -> Image:
     return picture.resize((width, height), 1)  # Lanczos
 
 
-def _as_url(picture: Image, quality: int) -> str:
-    file = io.BytesIO()
+def as_url(picture: Image.Image, side: int, quality: int) -> str:
+    """A picture of at most `side` pixels a side as the data URL of a WebP image, without loss if it is small."""
+    picture, file = _at_most(picture, side), io.BytesIO()
     small = max(picture.size) <= 64
     picture.save(file, "WEBP", lossless=small, quality=quality if not small else 100, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
+import xarray as xr
 
 from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
+from uturn.pages.located import LOCATED
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
 from uturn.store.datasets import write_dataset
@@ -24,6 +27,7 @@ from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.figure import draw_grid, draw_studies, draw_study
+from uturn.studies.headline import Headline
 from uturn.studies.paired import data_of, draw_difference, frame_of
 from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
@@ -31,15 +35,12 @@ from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
 from uturn.studies.tables import csv_of
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
 RESULTS = (
     *("index.html", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
-    *("difference.json", "difference.csv"),
+    *("difference.json", "difference.csv", LOCATED),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -56,6 +57,7 @@ def write_study(
     centre: str = "mean",
     difference: bool = False,
     theory: bool = False,
+    marks: Sequence[Headline] = (),
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
@@ -73,31 +75,24 @@ def write_study(
         Folder or URL of object storage.
     source
         Source of the run, for the originals of texts; by default it is built from the spec of the run.
-    title
-        Title of the page, by default the description of the run.
-    groups
-        Groups of readings that are drawn first.
+    title, groups
+        Title of the page, by default the description of the run; groups of readings that are drawn first.
     save_images
         Write the stored reconstructions as PNG files into the folder `reconstructions`.
     page
         Write the page; without it, a caller that adds to the folder writes it afterwards (`uturn.pages.report`).
-
-    centre
-        "mean" or "median", as in `uturn.study`.
+    centre, theory
+        "mean" or "median", as in `uturn.study`; add the mean field to the curves (`uturn.studies.with_theory`).
     difference
         Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
         `.pdf`.
-    theory
-        Add the mean field of the grammar to the curves (`uturn.studies.with_theory`).
+    marks
+        Places on curves that several runs give together, drawn in their charts.
 
     Returns
     -------
-    The study (`uturn.studies.Study`), or a dict of the studies by name.
-
-    Raises
-    ------
-    ValueError
-        If a run is not finished, or if the folder cannot be written to.
+    The study (`uturn.studies.Study`), or a dict of the studies by name. ValueError if a run is not finished, or the folder cannot
+    be written to.
     """
     expect(isinstance(runs, Mapping) and runs, "runs", runs, "the dataset that uturn.run gives, or several by name")
     named: Mapping[str, Any] = runs if not hasattr(runs, "data_vars") else {"": runs}  # a dataset is also a mapping
@@ -115,12 +110,11 @@ def write_study(
             common_axis(list(studies.values()))  # raise before writing if the studies share no axis
             result = studies
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
-            figures["study"] = lambda: draw_studies(studies)
+            figures["study"] = lambda: draw_studies(studies, marks)
             if difference:
                 paired = paired_difference(named, centre)
                 figures["difference"] = lambda: draw_difference(paired)
-                numbers = data_of(paired)
-                texts["difference.csv"] = csv_of(frame_of(paired))
+                numbers, texts["difference.csv"] = data_of(paired), csv_of(frame_of(paired))
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:
@@ -143,7 +137,7 @@ def write_study(
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv"} - set(texts):
+        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv", LOCATED} - set(texts):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
         if numbers:
             write_json(results.path / "difference.json", numbers)
@@ -192,7 +186,10 @@ def written(out: str | Path, save_images: bool = False) -> list[str]:
 
 def check_results(out: OutputFolder) -> None:
     """ValueError if results cannot be written to a folder."""
-    expect(not out.path.exists() or out.path.is_dir(), "out", out.where, "a folder; it is a file")
+    there = next(path for path in (out.path.absolute(), *out.path.absolute().parents) if path.exists())
+    is_file = "it is a file" if there == out.path.absolute() else f"{there} is a file"
+    expect(there.is_dir(), "out", out.where, f"a folder; {is_file}")
+    expect(os.access(there, os.W_OK), "out", out.where, f"a folder; {there} cannot be written to")
     expect("zarr.json" not in out.names(""), "out", out.where, "another folder; it is a store itself")
 
 

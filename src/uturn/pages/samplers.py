@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from matplotlib import colormaps
+from PIL import Image
 
 from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
-from uturn.pages.pictures import WIDTH, draws, preview
-from uturn.pages.sections import card, new_section
+from uturn.pages.pictures import WIDTH, as_url, preview, side_of, with_gaps
+from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.axes import is_geometric
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Reader
 
 FORMAT = "uturn.inverse"
 """The format of `inverse.json`, beside which lie `samplers.zarr`, images of the page, and the folder of pictures `ERRORS`."""
@@ -57,48 +55,50 @@ def error_name(store: str, strength: float) -> str:
 
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
     """The pictures of the kind of error of each sampler at each strength."""
-    count = sum(len(run["tests"]) for run in runs)
-    return {
-        "noise": [at["strength"] for at in runs[0]["tests"]],
-        "log": is_geometric([at["strength"] for at in runs[0]["tests"]]),
-        "words": words,
-        "samplers": [
-            {
-                "name": run["name"],
-                "levels": [
-                    preview(
-                        folder / f"{error_name(run['store'], at['strength'])}.png",
-                        f"{run['name']} at {words} {at['strength']:g}: {at['kind']}",
-                        WIDTH * min(1.0, (_MOST_PREVIEWS / count) ** 0.5),
-                    )
-                    for at in run["tests"]
-                ],
-            }
-            for run in runs
-        ],
-    }
+    width = WIDTH * min(1.0, (_MOST_PREVIEWS / sum(len(run["tests"]) for run in runs)) ** 0.5)
+    samplers = []
+    for run in runs:
+        levels = []
+        for at in run["tests"]:
+            path = folder / f"{error_name(run['store'], at['strength'])}.png"
+            levels.append(preview(path, f"{run['name']} at {words} {at['strength']:g}: {at['kind']}", width))
+        samplers.append({"name": run["name"], "levels": levels})
+    noise = [at["strength"] for at in runs[0]["tests"]]
+    return {"noise": noise, "log": is_geometric(noise), "words": words, "samplers": samplers}
 
 
 def _samples(data: xr.Dataset) -> dict[str, Any]:
-    """Originals, measurements, clones and their spread, for each kind of originals and each sampler."""
+    """Originals, measurements, clones, their spread and the error of their mean, for each kind of originals and each sampler."""
     spread = data.image.std("clone", ddof=1) / 2  # of images in [0, 1], as samplers draw them
     error = abs(data.image.mean("clone") - data.original) / 2
     most = float(max(spread.quantile(0.995), error.quantile(0.995), 1e-6))
-    groups = []
-    for kind in dict.fromkeys(data.data.values.tolist()):
+    kinds, groups = dict.fromkeys(data.data.values.tolist()), []
+    for kind in kinds:
         of_kind = np.flatnonzero(data.data.values == kind)
         some = data.isel(run=of_kind)
-        pictures = draws(
-            some.original.values[0],
-            some.observation.values[0],
-            some.image.values,
-            spread.values[of_kind],
-            error.values[of_kind],
-            most,
-            1 / len(set(data.data.values.tolist())) ** 0.5,
-        )
-        names = [str(name) for name in some.item_name.values[0]]
-        groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": _named(pictures, names)})
+        some = some.assign(spread=spread[of_kind], error=error[of_kind])
+        runs, levels, count, clones = some.image.shape[:4]
+        side = side_of(some.image.values, count * (1 + levels + runs * levels * (clones + 2)), len(kinds) ** -0.5)
+        items = [
+            {
+                "name": str(of_item.item_name.values[0]),
+                "original": as_url(with_gaps(of_item.original.values[0]), side, 75),
+                "observations": [as_url(with_gaps(image), side, 75) for image in of_item.observation.values[0]],
+                "rows": [
+                    [
+                        {
+                            "clones": [as_url(with_gaps(image), side, 75) for image in at.image.values],
+                            "spread": _heat(at.spread.values, most, side),
+                            "error": _heat(at.error.values, most, side),
+                        }
+                        for at in (of_item.isel(run=run, noise=level) for level in range(levels))
+                    ]
+                    for run in range(runs)
+                ],
+            }
+            for of_item in (some.isel(item=k) for k in range(count))
+        ]
+        groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": items})
     return {
         "noise": numbers(data.noise.values),
         "log": is_geometric(data.noise.values),
@@ -112,5 +112,8 @@ def _samples(data: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _named(pictures: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    return [{"name": name, **picture} for name, picture in zip(names, pictures, strict=True)]
+def _heat(values: np.ndarray, most: float, side: int) -> dict[str, Any]:
+    """Root mean squares over the channels of (channel, row, column), from black (0) to yellow (`most`), and over all values."""
+    shares = np.sqrt((values**2).mean(axis=0)) / most
+    picture = Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
+    return {"url": as_url(picture, side, 75), "rms": float(f"{np.sqrt((values**2).mean()):.2g}")}

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import xarray as xr
 
 import uturn
 from uturn.core.checks import one_line
 from uturn.core.files import check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
-
-if TYPE_CHECKING:
-    import xarray as xr
+from uturn.store.record import open_run
 
 _MOST_SPEC = 20_000  # characters of a spec
 
@@ -33,18 +33,10 @@ class Collected:
 
 def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
     """A section without content; `docs`: the page of the documentation that describes it."""
-    texts = ("words", "facts", "caption")
-    lists = (
-        *("headlines", "tables", "verdicts", "charts", "files", "pictures", "details"),
-        *("notes", "warnings", "remarks"),
-    )
+    lists = ("headlines", "tables", "verdicts", "charts", "files", "pictures", "details", "notes", "warnings", "remarks")
     return {
-        "id": "".join(c if c.isalnum() else "-" for c in name),
-        "kind": kind,
-        "short": name,
-        "docs": docs,
-        "title": title,
-        **dict.fromkeys(texts, ""),
+        **{"id": "".join(c if c.isalnum() else "-" for c in name), "kind": kind, "short": name, "docs": docs, "title": title},
+        **dict.fromkeys(("words", "facts", "caption"), ""),
         **{key: [] for key in lists},
         **dict.fromkeys(("overview", "rows", "grid", "errors", "samples", "tree", "tokens")),
     }
@@ -80,8 +72,6 @@ class Reader:
 
     def dataset(self, path: Path) -> xr.Dataset:
         """A zarr folder as a dataset in memory."""
-        import xarray as xr
-
         check_plain(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -89,8 +79,6 @@ class Reader:
 
     def run(self, path: Path) -> xr.Dataset:
         """The dataset of a store of `uturn run`, or of stored readings."""
-        from uturn.store.record import open_run
-
         check_plain(path)
         return open_run(path)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from pydantic import TypeAdapter
 
 from uturn.core.files import check_plain
 from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, number, numbers, with_curves
+from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
-from uturn.pages.sections import card, new_section
+from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
@@ -25,11 +27,6 @@ from uturn.studies.headline import PEAK, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from uturn.pages.sections import Reader
 
 _MOST_TOKENS = 200_000  # tokens of all texts and noise levels
 _FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")
@@ -50,16 +47,16 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     else:  # the charts that overlay all studies are shown instead
         section["charts"] = [chart | {"shown": False} for chart in section["charts"]]
         section["headlines"] = section["headlines"][:1]
+        if (folder / LOCATED).exists():
+            section |= {"headlines": [], "words": "A run of a search, whose place is that of all its runs together."}
     if "spec" in data.attrs:
         section["details"].append(read.details(name, data.attrs, folder))
     if "image" in data and data.sizes.get("shown_noise"):
         some = data.isel(item=sample(data.sizes["item"]))
-        names = [str(item) for item in some.item_name.values]
         pictures = (some.original.values, some.image.values, some.image_same_class.values)
-        half_lives = some.coords.get("item_half_life")
-        counts = {"of": data.attrs.get("items", data.sizes["item"]), "kept": data.attrs.get("kept", data.sizes["item"])}
-        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives)
-        section["grid"] |= {key: int(count) for key, count in counts.items()}
+        names, half_lives = list(map(str, some.item_name.values)), some.coords.get("item_half_life")
+        counts = {key: int(data.attrs.get(name, data.sizes["item"])) for key, name in (("of", "items"), ("kept", "kept"))}
+        section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives) | counts
     if "original_piece" in data.coords:
         section["tokens"] = _tokens(data)
     run = folder / "run.zarr"
@@ -86,14 +83,15 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     section["files"] = _there(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
+    search = json.loads((folder / LOCATED).read_bytes()) if (folder / LOCATED).exists() else None
     places = {}
-    for name, data in studies.items():
+    for name, data in studies.items() if search is None else ():  # the runs of a search give one place together
         for headline in numbers_of(data)[:1]:
             places[name] = headline, headline.place[data.axis.values.tolist().index(axis)]
     if places:
         ends = dict.fromkeys(choose(places, key=lambda name: places[name][1][0]) for choose in (min, max))
-        labels = list(dict.fromkeys(headline.label for headline, _ in places.values()))
-        label, verb = labels[0] if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
+        labels = {headline.label for headline, _ in places.values()}
+        label, verb = labels.pop() if len(labels) == 1 else "half-life", "goes from" if len(ends) > 1 else "is"
         section["words"] = f"{label} {verb} {' to '.join(f'{places[name][1][0]:.3g} ({name})' for name in ends)}."
         words = _unit(next(iter(studies.values()))) if axis == "noise" else axis.replace("_", " ")
         heads = ("run", "half-life of", f"{words} [95 % interval]")
@@ -106,7 +104,8 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
             section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
         section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
-    section["charts"] = _charts(overlaid(studies))
+    marks = [] if search is None else located(search)
+    section["charts"] = _charts(overlaid(studies, marks), [] if search is None else list(search["axes"]))
     return section
 
 
@@ -122,10 +121,10 @@ def _section(data: xr.Dataset, kind: str, name: str, title: str) -> dict[str, An
     section = new_section(kind, name, "experiments", title)
     section["caption"] = label(data.attrs.get("description", ""), 500)
     section["warnings"] = warnings_of(data.attrs)
-    section["notes"] = [
-        f"calibration of {family.replace('_', ' ')}: {calibration_words(tested, float(tested.gap_level))}"
-        for family, tested in tested_families(data).items()
-    ] + remarks_on_run(data)
+    for family, tested in tested_families(data).items():
+        words = calibration_words(tested, float(tested.gap_level))
+        section["notes"].append(f"calibration of {family.replace('_', ' ')}: {words}")
+    section["notes"] += remarks_on_run(data)
     section["remarks"] = remarks_on_readings(data)
     without = data.reading.values[np.isfinite(data.curve.sel(estimate="value").values).sum(1) < 2].tolist()
     if without:
@@ -164,12 +163,11 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
     section["files"] = _there(folder, ("atlas.csv", "atlas.pdf"))
     read.add_picture(section, folder / "atlas.png", "atlas")
-    titles = [str(title) for title in data.title.values]
-    if len(set(titles)) < len(titles):
-        titles = [f"{title}, {classifier}" for title, classifier in zip(titles, data.classifier.values, strict=True)]
+    entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
+    several = len(set(data.title.values.tolist())) < len(entries)
     section["rows"] = [
         {
-            "name": title,
+            "name": f"{of.title.item()}, {of.classifier.item()}" if several else str(of.title.item()),
             "group": str(of.group.item()),
             "place": numbers(of.transition.values),
             "width": numbers(of.width.values),
@@ -178,7 +176,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
             "speciation": number(of.speciation),
             "remark": f"failed: {of.failure.item()}" if of.failure.item() else str(of.remark.item()),
         }
-        for title, of in ((title, data.isel(entry=k)) for k, title in enumerate(titles))
+        for of in entries
     ]
     places = [row["place"][0] for row in section["rows"] if row["place"][0] is not None]
     if places:
@@ -195,22 +193,12 @@ def _unit(data: xr.Dataset) -> str:
 def _tokens(data: xr.Dataset) -> dict[str, Any]:
     """Texts token by token: the originals, and at every noise level the tokens with marks for noised and changed ones."""
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
-    return {
-        "noise": numbers(data.shown_noise.values),
-        "log": is_geometric(data.shown_noise.values),
-        "of": int(data.attrs.get("items", data.sizes["shown_item"])),
-        "items": [
-            {
-                "name": f"text {item}",
-                "original": [token.text for token in original.tokens],
-                "levels": [
-                    {
-                        "tokens": [token.text for token in row.tokens],
-                        "marks": "".join("c" if token.changed else "n" if token.noised else "." for token in row.tokens),
-                    }
-                    for row in reconstructions
-                ],
-            }
-            for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200))
-        ],
-    }
+    items = []
+    for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200)):
+        levels = []
+        for row in reconstructions:
+            marks = "".join("c" if token.changed else "n" if token.noised else "." for token in row.tokens)
+            levels.append({"tokens": [token.text for token in row.tokens], "marks": marks})
+        items.append({"name": f"text {item}", "original": [token.text for token in original.tokens], "levels": levels})
+    noise, count = data.shown_noise.values, int(data.attrs.get("items", data.sizes["shown_item"]))
+    return {"noise": numbers(noise), "log": is_geometric(noise), "of": count, "items": items}

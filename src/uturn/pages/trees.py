@@ -7,17 +7,15 @@ nodes of a level have one colour, and the page says so.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.statistics import ESTIMATE, proportion
 from uturn.pages.charts import numbers
 from uturn.studies.axes import is_geometric
 from uturn.studies.runs import item_names
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _MOST_ORIGINALS = 8
 _READINGS = {

@@ -130,13 +130,15 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
         yield Chart(f"xi{suffix}", "correlation length", "correlation length of the changes", f"ξ ({unit})", xi, **look)
 
 
-def overlaid(studies: Mapping[str, xr.Dataset]) -> list[Chart]:
+def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
     """A chart for each reading, chi and xi, with a line for each study that has it, on an axis that all have.
 
-    Charts with a headline come first. The figure draws only the first and the last level of a series, and no xi.
+    Charts with a headline come first; `marks`: places on the curve of a reading, found from all studies
+    together. The figure draws only the first and the last level of a series, and no xi.
     """
     axis = common_axis(list(studies.values()))
     first = {headline.reading for study in studies.values() if (headline := headline_of(study)) is not None}
+    first = {mark.reading for mark in marks} or first
     fields, values = zip(*(name.partition(" = ")[::2] for name in studies), strict=True)
     sweep = len(set(fields)) == 1 and all(isinstance(number_in(value), float) for value in values)
     charts = []
@@ -146,6 +148,7 @@ def overlaid(studies: Mapping[str, xr.Dataset]) -> list[Chart]:
         ends = {str(of[k]) for of in of_variable if len(of) for k in (0, -1)}
         curves, places, title = _together(parts, "curve", axis), _places(parts, "half_life", axis), title_of(part, label)
         shown: Any = {"shown": label in first, "drawn": label in first | ends}
+        shown["marks"] = [mark for mark in marks if mark.reading == label]
         charts.append(Chart("", title, title, str(part.unit.item()), curves, [label], places, **shown))
     for parts in _by_label(studies, "changes").values():
         of_parts = {chart.name: chart for part in parts.values() for chart in changes_charts(part.isel(changes=0))}

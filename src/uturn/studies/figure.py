@@ -14,7 +14,7 @@ import xarray as xr
 from uturn.measures.statistics import with_interval
 from uturn.studies.axes import axis_words
 from uturn.studies.charts import CRITICAL, Chart, charts_of, overlaid
-from uturn.studies.headline import PEAK
+from uturn.studies.headline import PEAK, Headline
 from uturn.studies.plotting.curves import (
     along,
     brief,
@@ -48,13 +48,13 @@ def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
     )
 
 
-def draw_studies(studies: Mapping[str, xr.Dataset]) -> Any:
+def draw_studies(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> Any:
     """Several studies in one figure: a panel for each reading, a colour for each study. A series shows its first and last level.
 
     The axis is the noise if all studies have the same unit of noise, otherwise an axis that all have. None if nothing has a
     curve.
     """
-    return drawn([chart for chart in overlaid(studies) if chart.drawn])
+    return drawn([chart for chart in overlaid(studies, marks) if chart.drawn])
 
 
 def drawn(charts: Sequence[Chart], lines: Sequence[str] = (), families: Sequence[str] = ()) -> Any:

@@ -41,21 +41,10 @@ _PATHS = (  # options that may be paths
 class AtlasRow(ImageOptions):
     """A row of an atlas: the options of `uturn images`, and the following.
 
-    Attributes
-    ----------
-    name : str
-        Name of its store, unique in the file.
-    title : str
-        Its label in the figure; the name by default.
-    group : str
-        Heading in the figure, shared by the rows of a group.
-    like : str
-        Name of an earlier row that supplies the options and facts missing from this row.
-    patch : int
-        Side of the patches of pixels whose changes give chi and xi, measured if there are several trajectories.
-    facts : table of texts or numbers
-        For the table of results, such as licence, parameters, download, gpu_hours. In the figure, `data` sets the colour of a
-        row and `kind` its marker.
+    `name`: of its store, unique in the file. `title`: its label in the figure, by default the name. `group`: its heading in the
+    figure. `like`: name of an earlier row that supplies the options and facts missing from this row. `patch`: side of the patches
+    of pixels whose changes give chi and xi, with several trajectories. `facts`: texts or numbers for the table of results, such
+    as licence, parameters, gpu_hours; in the figure, `data` sets the colour of a row and `kind` its marker.
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -80,9 +69,6 @@ class AtlasRow(ImageOptions):
         return super()._probes() + ([changes] if self.trajectories > 1 else [])
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
-
-
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -94,11 +80,7 @@ def read_atlas(path: str | Path) -> list[AtlasRow]:
     """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows.
 
     Paths are relative to the folder of the file. Values that name nothing in this folder (hub ids) are passed through unchanged.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, a row has an unknown option or one out of range, or two rows have one name.
+    A ValueError if a row has an unknown option or one out of range, or if two rows have one name.
     """
     path = Path(checked_path("atlas", path))
     try:
@@ -136,13 +118,12 @@ def _placed(key: str, value: Any, folder: Path) -> Any:
     is_text = key == "prompt" and not str(value).endswith(".txt")
     if key not in _PATHS or not isinstance(value, str) or value in ("", "fashion_mnist", "generated") or is_text:
         return value
-    kind = "clip:" if value.startswith("clip:") else ""
-    place = os.path.abspath(folder / value.removeprefix(kind))
-    return f"{kind}{place}" if os.path.exists(place) else value
+    kind, place = ("clip:" if value.startswith("clip:") else ""), value.removeprefix("clip:")
+    return f"{kind}{os.path.abspath(folder / place)}" if (folder / place).exists() else value
 
 
 def chosen(rows: Sequence[AtlasRow], only: Sequence[str]) -> list[AtlasRow]:
-    """The rows with these names, or all if none are given; ValueError for an unknown name."""
+    """The rows with these names, or all if none are given."""
     names = [row.name for row in rows]
     expect(set(only) <= set(names), "only", list(only), f"some of {', '.join(names)}")
     return [row for row in rows if not only or row.name in only]
@@ -161,43 +142,20 @@ def listed(rows: Sequence[AtlasRow]) -> TextTable:
     return TextTable("", heads, lines)
 
 
-# --- the runs --------------------------------------------------------------------------------------------------------
-
-
 def measure_atlas(
     rows: Sequence[AtlasRow], out: str | Path, *, announce: Callable[[str], object] = lambda text: None, **options: Any
 ) -> xr.Dataset:
     """Run the rows of an atlas, one after the other, each into its own store, and write the table and the figure.
 
-    Row NAME is run into `OUT/NAME.zarr`. Stored readings are not measured again. A row that fails is reported, and the
-    others go on. Writes `atlas.zarr`, the returned dataset, `atlas.csv`, and `atlas.png`, `.pdf`.
-
-    Parameters
-    ----------
-    rows
-        The rows that `read_atlas` returns.
-    out
-        Folder or URL of object storage.
-    announce
-        Called with a line of text when a row begins, ends or fails.
-    options
-        Options of `uturn.run`: workers, progress, cluster, ..
-
-    Returns
-    -------
-    Dataset
-        As in `uturn.cli.presets.atlas_numbers.table_of`. Rows that failed have numbers that are NaN, and the error in `failure`.
-
-    Raises
-    ------
-    ValueError
-        If nothing can be written to `out`.
+    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. Stored readings are not measured
+    again. A row that fails is reported to `announce`, and the others go on. Writes `atlas.zarr`, the dataset that is returned
+    (`table_of`), `atlas.csv`, `atlas.png`, `.pdf`. Rows that failed have numbers that are NaN, and the error in `failure`.
     """
     entries: list[xr.Dataset] = []
     with output_folder("out", out) as folder:
         check_results(folder)
-        if not folder.is_remote and (path := folder.path / "atlas.zarr").exists() and not (path / "transition").is_dir():
-            raise ValueError(f"{path} is no table of an atlas, and would be replaced; choose another folder")
+        is_own = "transition" in folder.names("atlas.zarr") or "atlas.zarr" not in folder.names("")
+        expect(is_own, "atlas.zarr in out", folder.where, "another folder; it is no table of an atlas, and would be replaced")
         originals = None if folder.is_remote else os.path.abspath(folder.place("originals"))
         with named_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)

@@ -43,10 +43,9 @@ NUMBERS = {
 }
 """Numbers without intervals: {name: long name}."""
 _ARRAYS = {
-    "fall": "log-SNR at shares of the fall of the class (nats)",
-    "half_life": "log-SNR at which half of the similarity of a layer is lost (nats)",
+    "fall": (("share", "estimate"), "log-SNR at shares of the fall of the class (nats)"),
+    "half_life": (("network_layer", "estimate"), "log-SNR at which half of the similarity of a layer is lost (nats)"),
 }
-_DIMS: dict[str, tuple[str, ...]] = {"fall": ("share", "estimate"), "half_life": ("network_layer", "estimate")}
 _MOST_IMAGES, _MOST_NUMBERS = 1000, 2**27  # limits of the covariance: images, numbers in all of them
 SHARES = (0.25, 0.75)  # shares of the fall of the class
 
@@ -61,16 +60,16 @@ def largest_eigenvalue_of(experiment: Experiment) -> float:
 
 def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Sequence[str] = ("",), **texts: str) -> xr.Dataset:
     """The numbers of a row according to one classifier, or its failure; those that are not given are NaN (`table_of`)."""
-    sizes, numbers = {"share": len(SHARES), "network_layer": len(layers), "estimate": 3}, numbers or {}
+    along: dict[str, Any] = {"share": list(SHARES), "estimate": list(ESTIMATE), "network_layer": range(len(layers))}
+    declared: dict[str, Any] = {name: (("estimate",), words) for name, words in ESTIMATES.items()}
+    declared |= {name: ((), words) for name, words in NUMBERS.items()} | _ARRAYS
     variables = {}
-    for name, long_name in (ESTIMATES | NUMBERS | _ARRAYS).items():
-        dims = _DIMS.get(name, () if name in NUMBERS else ("estimate",))
-        values = numbers.get(name, np.full([sizes[dim] for dim in dims], np.nan))
+    for name, (dims, long_name) in declared.items():
+        values = (numbers or {}).get(name, np.full([len(along[dim]) for dim in dims], np.nan))
         variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
     about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")
     about |= {"name": row.name, "title": row.words, "group": row.group, "facts": json.dumps(row.facts, ensure_ascii=False)}
     about |= {"data": str(row.facts.get("data", row.data)), "kind": str(row.facts.get("kind", ""))}
-    along = {"share": list(SHARES), "estimate": list(ESTIMATE), "network_layer": range(len(layers))}
     return xr.Dataset(variables, {**along, "layer": ("network_layer", list(layers)), **about, **texts})
 
 
@@ -134,20 +133,13 @@ def _of_clones(of_class: xr.Dataset) -> tuple[dict[str, Any], str]:
     return {"gap": of_class.gap.values[k], "gap_at": float(of_class.log_snr[k]), "gap_p": float(of_class.gap_p[k])}, ""
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
 def table_of(entries: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Entries as one dataset.
+    """Entries as one dataset with the dim entry, one for each classifier of each row.
 
-    Returns
-    -------
-    Dataset with the dim entry, one for each classifier of each row
-        The numbers of `ESTIMATES` (entry, estimate), `estimate`: value, low, high; of `NUMBERS` (entry); `fall` (entry, share,
-        estimate), log-SNR at a quarter and three quarters of the fall of the class; `half_life` (entry, network_layer, estimate),
-        log-SNR at which the similarity of a layer has fallen by half. NaN if a number does not exist; `remark` gives the reason.
-        Coordinates: `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `remark`, `failure`, and `facts` as
-        JSON; `layer` (entry, network_layer), "" beyond the last one.
+    The numbers of `ESTIMATES` (entry, estimate), of `NUMBERS` (entry), `fall` (entry, share, estimate) and `half_life` (entry,
+    network_layer, estimate), NaN where a number does not exist; the coordinate `remark` gives the reason. Further coordinates:
+    `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `failure`, `facts` as JSON; `layer` (entry,
+    network_layer), "" beyond the last one.
     """
     whole: Any = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer", "combine_attrs": "override"}
     table = xr.concat(list(entries), "entry", fill_value={"layer": ""}, **whole).drop_vars("network_layer")

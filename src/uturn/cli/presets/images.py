@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_names
+from uturn.cli.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
@@ -105,10 +105,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
     def experiment(self, originals: str | None = None) -> Experiment:
         """The experiment that these options describe. `originals`: folder in which generated originals are stored.
 
-        Raises
-        ------
-        ValueError
-            For options that do not fit together, and for the reasons of `Experiment.from_dict`.
+        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
@@ -149,19 +146,15 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
     def _source(self, originals: str | None) -> dict[str, Any]:
         """Table of the source: the embedded images, images of the model, a .npy file or a folder."""
-        table: dict[str, Any] = {"type": "images", "path": self.data}
-        applicable: tuple[str, ...] = ("size", "channels", "classes")
-        if self.data == "fashion_mnist":
-            table, applicable = {"type": "fashion_mnist"}, ()
-        elif self.data == "generated":
-            table, applicable = {"type": "generated", **({} if originals is None else {"folder": originals})}, ()
-        elif self.data.endswith(".npy"):
-            table, applicable = {"type": "array", "path": self.data}, ("labels",)
-        names = ("size", "channels", "classes", "labels")
-        for name in names:
-            if name not in applicable:
-                self._absent("a .npy file" if name == "labels" else "a folder of images", name)
-        return table | self._set(*names)
+        of_folder, of_array = ("size", "channels", "classes"), ("labels",)
+        is_named, is_array = self.data in ("fashion_mnist", "generated"), self.data.endswith(".npy")
+        if is_named or is_array:
+            self._absent("a folder of images", *of_folder)
+        if not is_array:
+            self._absent("a .npy file", *of_array)
+        table = {"type": self.data} if is_named else {"type": "array" if is_array else "images", "path": self.data}
+        folder = {"folder": originals} if self.data == "generated" and originals is not None else {}
+        return {**table, **folder, **self._set(*of_folder, *of_array)}
 
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: the layers of each classifier, the perceptual distance, and the stored images."""
@@ -173,24 +166,17 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         weights = self.weights or [""] * networks
         each = f"{networks}, one for each network (the perceptual one is the last), or none at all"
         expect(len(weights) == networks, "number of weights", len(weights), each)
-        probes: list[dict[str, Any]] = [
-            {
-                "type": "network_layers",
-                "classifier": classifier,
-                **({"weights": own_weights} if own_weights else {}),
-                **({"layers": self.layers} if self.layers else {}),
-                **({"name": name} if name else {}),
-                **({} if self.compare_labels else {"labels": False}),
-                **(self._set("class_prompts") if classifier.startswith("clip:") else {}),
-            }
-            for name, classifier, own_weights in zip(probe_names(classifiers), classifiers, weights, strict=False)
-        ]
+        probes: list[dict[str, Any]] = []
+        for name, classifier, own_weights in zip(probe_names(classifiers), classifiers, weights, strict=False):
+            prompts = self.class_prompts if classifier.startswith("clip:") else None
+            options = {"weights": own_weights, "layers": self.layers, "name": name, "class_prompts": prompts}
+            labels = {} if self.compare_labels else {"labels": False}
+            probes.append({"type": "network_layers", "classifier": classifier, **given(options), **labels})
         if not any(classifier.startswith("clip:") for classifier in classifiers):
             self._absent("a classifier 'clip:FOLDER'", "class_prompts")
         if self.perceptual is not None:
-            options = {"weights": weights[-1] or None, "linear": self.perceptual_linear}
-            chosen = {name: value for name, value in options.items() if value is not None}
-            probes.append({"type": "perceptual", "classifier": self.perceptual, **chosen})
+            options = {"weights": weights[-1], "linear": self.perceptual_linear}
+            probes.append({"type": "perceptual", "classifier": self.perceptual, **given(options)})
         else:
             self._absent("a network `perceptual`", "perceptual_linear")
         if self.keep:
@@ -201,16 +187,5 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 def image_experiment(
     model: str = "fashion_mnist", data: str = "fashion_mnist", classifiers: Sequence[str] = (), **options: Any
 ) -> Experiment:
-    """The experiment of image options: U-turns of images by a diffusion model, compared in the layers of classifiers.
-
-    Parameters
-    ----------
-    model, data, classifiers, **options
-        The fields of `ImageOptions`.
-
-    Raises
-    ------
-    ValueError
-        For unknown options, values out of range, and options that do not fit together.
-    """
+    """The experiment of image options, the fields of `ImageOptions`; ValueError for those that do not fit together."""
     return ImageOptions.from_dict({"model": model, "data": data, "classifiers": classifiers, **options}).experiment()

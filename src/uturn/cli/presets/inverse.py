@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field, SkipValidation
 
 from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.options import SIZES
+from uturn.cli.presets.options import SIZES, given
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions
@@ -114,10 +114,7 @@ class InverseOptions(ImageOptions):
     def runs(self, originals: str | None = None) -> list[Run]:
         """The experiments, one for each sampler and each kind of originals. `originals`: folder of generated originals.
 
-        Raises
-        ------
-        ValueError
-            For options that do not fit together, and for the reasons of `Experiment.from_dict`.
+        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         for name in ("samplers", "data"):
             texts = getattr(self, name)
@@ -149,13 +146,9 @@ class InverseOptions(ImageOptions):
         table = law or self._source(originals)
         backward: dict[str, Any] = {"type": "exact"}
         if name != "exact":
-            backward = {
-                "type": "sampler",
-                "sampler": name,
-                **({"options": of_sampler} if of_sampler else {}),
-                **({"batch": self.batch} if self.batch > 1 else {}),
-                **({} if law else self._set("model", *DenoiserOptions.model_fields)),
-            }
+            options = {"options": of_sampler, "batch": self.batch if self.batch > 1 else None}
+            of_model = {} if law else self._set("model", *DenoiserOptions.model_fields)
+            backward = {"type": "sampler", "sampler": name, **given(options), **of_model}
         of_images = [] if law else [{**_ADDED.get(probe["type"], {}), **probe} for probe in self._probes()]
         if table["type"] == "generated":
             table["steps"] = self.generated_steps
@@ -173,7 +166,7 @@ class InverseOptions(ImageOptions):
         return {
             "type": "operator",
             "operator": operator,
-            **({"options": options} if options else {}),
+            **given({"options": options}),
             **self._set("swept", "sigma", "gain"),
             "noise": [self.levels] if isinstance(self.levels, int) else self.levels,  # 2 is a strength, not a number of them
         }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
 import xarray as xr
 
 from uturn.backward.sampler import PosteriorSampler
+from uturn.cli.presets.inverse import Run
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
 from uturn.pages.samplers import ERRORS, FORMAT, error_name
 from uturn.store.datasets import write_dataset
+from uturn.store.outputs import OutputFolder
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.plotting.posteriors import NAMES, draw_posterior_tests
@@ -24,12 +26,7 @@ from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
 from uturn.studies.runs import item_names, kept_images
 from uturn.studies.tables import csv_of
 
-if TYPE_CHECKING:
-    from uturn.cli.presets.inverse import Run
-    from uturn.store.outputs import OutputFolder
-
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")
-_P_VALUES = ("p", "p_holm", "rank_p", "rank_p_holm")
 _MOST_BYTES, _MOST_LEVELS = 2**27, 10  # memory of the pictures of a page, and levels with pictures
 
 
@@ -58,21 +55,17 @@ def write_inverse(
 ) -> dict[str, Any]:
     """Test all runs, write the table over them, its numbers and the pictures, and return the content of `inverse.json`.
 
-    Parameters
-    ----------
-    runs : the runs of `InverseOptions.runs`
-    readings, studies : {name of a run: its dataset, its study}
-    calls : {name of a run: calls of the network for a reconstruction}
-    folder : the folder of results
+    `readings`, `studies`, `calls`: dataset, study, and calls of the network for a reconstruction, by the name of the run.
     """
     tests = {run.name: posterior_tests(readings[run.name]) for run in runs}
     entries = [_entry(run, tests[run.name], studies[run.name], calls[run.name]) for run in runs]
+    frame = pandas.concat(map(_tidy, entries), ignore_index=True)
     content = {
         "format": FORMAT,
         "version": 1,
         **_words(runs, tests),
         "measurement": runs[0].experiment.to_dict()["corruption"],
-        "table": _table(entries, len({run.data for run in runs}) > 1),
+        "table": _table(entries, frame, len({run.data for run in runs}) > 1),
         "tables": [
             {"title": f"{run.name}, {title_of(at)}", **dict(zip(("heads", "rows"), rows_of(at), strict=True))}
             for run in runs
@@ -84,19 +77,17 @@ def write_inverse(
         folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.path / "inverse.json", content)
     with whole_file(folder.path / "inverse.csv") as file:
-        file.write(csv_of(_tidy(entries)).encode())
+        file.write(csv_of(frame).encode())
+    drawn = {
+        error_name(run.store, float(noise)): partial(draw_posterior_tests, tests[run.name], k)
+        for run in runs
+        for k, noise in enumerate(tests[run.name].noise.values)
+    }
     with whole_folder(folder.path / ERRORS) as errors:
-        write_figures(errors, dict(_drawn_errors(runs, tests)))
+        write_figures(errors, drawn)
     write_dataset(_pictures(runs, readings), folder.path / "samplers.zarr")
     folder.push(*RESULTS)
     return content
-
-
-def _drawn_errors(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The picture of the kind of error of each run at each strength: name of its file and how it is drawn."""
-    for run in runs:
-        for k, noise in enumerate(tests[run.name].noise.values):
-            yield error_name(run.store, float(noise)), partial(draw_posterior_tests, tests[run.name], k)
 
 
 def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[str, Any]:
@@ -107,18 +98,7 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
     def numbers(of: xr.Dataset, *names: str) -> dict[str, Any]:
         return {name: of[name].values.tolist() for name in names}
 
-    at_strength = [
-        {
-            "strength": float(at.noise),
-            **numbers(at, "kind", "decided", "residual"),
-            "readings": [
-                numbers(at.sel(reading=name), "reading", "family", "effect", "effect_unit", *_P_VALUES)
-                for name in at.reading.values
-            ],
-            **{key: values.tolist() for key, (values, _) in untested(at).items()},
-        }
-        for at in by_level(tests)
-    ]
+    of_reading = ("reading", "family", "effect", "effect_unit", "p", "p_holm", "rank_p", "rank_p_holm")
     return {
         **{key: getattr(run, key) for key in ("name", "sampler", "data", "judges", "store")},
         "calls": calls,
@@ -127,8 +107,28 @@ def _entry(run: Run, tests: xr.Dataset, study: xr.Dataset, calls: int) -> dict[s
         "coverage_expected": float(tests.coverage_expected),
         "kept": {"reading": kept, "strength": study.noise.values, **numbers(study.sel(reading=kept), "curve")},
         "t_star": study.half_life.sel(reading=kept, axis=study.axis.values[0]).values.tolist(),
-        "tests": at_strength,
+        "tests": [
+            {
+                "strength": float(at.noise),
+                **numbers(at, "kind", "decided", "residual"),
+                "readings": [numbers(at.isel(reading=k), *of_reading) for k in range(at.sizes["reading"])],
+                **{key: values.tolist() for key, (values, _) in untested(at).items()},
+            }
+            for at in by_level(tests)
+        ],
     }
+
+
+def _tidy(entry: Mapping[str, Any]) -> pandas.DataFrame:
+    """The numbers of a run, a row for each strength and reading."""
+    rows = []
+    for at in entry["tests"]:
+        beside = [{"reading": name, "effect": at[name]} for name in ("coverage", "z_squared") if name in at]
+        for of in (*at["readings"], *beside):
+            effect = dict(zip(("effect", "effect_low", "effect_high"), of["effect"], strict=True))
+            rows.append({"strength": at["strength"], "kind": at["kind"], **of, **effect})
+    of_run = {key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")}
+    return pandas.DataFrame([{**of_run, **row} for row in rows])
 
 
 def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -152,82 +152,46 @@ def _words(runs: Sequence[Run], tests: Mapping[str, xr.Dataset]) -> dict[str, An
 
 def kinds_in_words(tests: xr.Dataset) -> str:
     """The kinds of error of a run, with the strengths at which they are seen unless it is one kind at all of them."""
-    kinds = [str(kind) for kind in tests.kind.values]
-    if len(set(kinds)) == 1:
-        return kinds[0]
-    at = {
-        kind: [f"{noise:.3g}" for noise, other in zip(tests.noise.values, kinds, strict=True) if other == kind] for kind in kinds
-    }
-    return ", ".join(f"{kind} at {', '.join(levels)}" for kind, levels in at.items())
+    at: dict[str, list[str]] = {}
+    for kind, noise in zip(tests.kind.values.tolist(), tests.noise.values, strict=True):
+        at.setdefault(kind, []).append(f"{noise:.3g}")
+    return ", ".join(f"{kind} at {', '.join(levels)}" if len(at) > 1 else kind for kind, levels in at.items())
 
 
-def _table(entries: Sequence[Mapping[str, Any]], several_data: bool) -> dict[str, Any]:
+def _table(entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, several_data: bool) -> dict[str, Any]:
     """The table over runs as texts: {title, heads, rows}."""
-    of_all = [of for entry in entries for at in entry["tests"] for of in at["readings"]]
-    tested = list(dict.fromkeys(of["reading"] for of in of_all if of["family"] == "posterior"))
-    strength = entries[0]["tests"][-1]["strength"]
+    tested, strength = frame.reading[frame.family == "posterior"].unique(), frame.strength.iloc[-1]
     rows = []
     for entry in entries:
-        readings = [of | {"strength": at["strength"]} for at in entry["tests"] for of in at["readings"]]
-        gaps = [of for of in readings if of["reading"] == "distance"]
-        gap = min(gaps, key=lambda of: (of["p_holm"], -abs(of["effect"][0])))
-        p_values = [
-            [of[key] for of in readings for key in ("p_holm", "rank_p_holm") if of["reading"] == name and np.isfinite(of[key])]
-            for name in tested
-        ]
+        of_run = frame[frame.name == entry["name"]].set_index("reading")
+        gaps = of_run.loc[["distance"]].sort_values("effect", key=abs, ascending=False).sort_values("p_holm", kind="stable")
+        p_values = [of_run.loc[of_run.index == name, ["p_holm", "rank_p_holm"]].min(axis=None) for name in tested]
         decided = dict.fromkeys(_in_words(at["decided"]) for at in entry["tests"] if at["decided"])
-        rows.append(
-            (
-                entry["sampler"],
-                *([f"{entry['judges']} ({entry['data']})"] if several_data else []),
-                entry["kinds"],
-                ", ".join(decided),
-                *(f"{min(some):.2g}" if some else "" for some in p_values),
-                f"{with_interval(gap['effect'], '+.2g')} at {gap['strength']:.3g}",
-                with_interval(entry["kept"]["curve"][-1]),
-                with_interval(entry["t_star"]),
-                f"{entry['calls']}",
-            )
-        )
-    heads = (
-        "sampler",
-        *(["judged (originals)"] if several_data else []),
-        "kind of error",
-        "decided by",
-        *(f"p, {_in_words(name)}" for name in tested),
-        "gap of the distance, relative",
-        f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}",
-        "t*",
-        "calls",
-    )
+        row = {
+            "sampler": entry["sampler"],
+            "judged (originals)": f"{entry['judges']} ({entry['data']})",
+            "kind of error": entry["kinds"],
+            "decided by": ", ".join(decided),
+            **{f"p, {_in_words(name)}": "" if np.isnan(p) else f"{p:.2g}" for name, p in zip(tested, p_values, strict=True)},
+            "gap of the distance, relative": (
+                f"{with_interval(gaps[['effect', 'effect_low', 'effect_high']].iloc[0], '+.2g')} at {gaps.strength.iloc[0]:.3g}"
+            ),
+            f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(entry["kept"]["curve"][-1]),
+            "t*": with_interval(entry["t_star"]),
+            "calls": f"{entry['calls']}",
+        }
+        rows.append({head: cell for head, cell in row.items() if several_data or head != "judged (originals)"})
     return {
         "title": "samplers, with 95 % intervals; p by Holm, the smallest over strengths, means and ranks; decided by means, or "
         "by ranks if no mean rejects",
-        "heads": heads,
-        "rows": rows,
+        "heads": tuple(rows[0]),
+        "rows": [tuple(row.values()) for row in rows],
     }
 
 
 def _in_words(reading: str) -> str:
     name = reading.removeprefix("ranks of ")
     return f"{'ranks of ' if name != reading else ''}{NAMES.get(plain_name(name), name.replace('_', ' '))}"
-
-
-def _tidy(entries: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """A row for each run, strength and reading."""
-    rows = []
-    for entry in entries:
-        of_run = {key: entry[key] for key in ("name", "sampler", "data", "judges", "calls", "items", "clones")}
-        for at in entry["tests"]:
-            of_strength = {"strength": at["strength"], "kind": at["kind"]}
-            for of in at["readings"]:
-                effect = dict(zip(("effect", "effect_low", "effect_high"), of["effect"], strict=True))
-                rows.append({**of_run, **of_strength, **of, **effect})
-            for name in ("coverage", "z_squared"):
-                if name in at:
-                    numbers = dict(zip(("effect", "effect_low", "effect_high"), at[name], strict=True))
-                    rows.append({**of_run, **of_strength, "reading": name, **numbers})
-    return pandas.DataFrame(rows)
 
 
 def _pictures(runs: Sequence[Run], readings: Mapping[str, xr.Dataset]) -> xr.Dataset:

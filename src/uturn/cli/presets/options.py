@@ -60,7 +60,8 @@ class PresetOptions(BaseModel):
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
         for name, field in cls.model_fields.items():
             if field.annotation == list[str] and name in values:
-                values[name] = _texts(name, values[name])
+                texts = [values[name]] if isinstance(values[name], str) else values[name] or []
+                values[name] = ["" if text is None else text for text in texts] if isinstance(texts, list) else texts
         if isinstance(values.get("levels"), str):
             values["levels"] = parsed_levels(values["levels"])
         if str(values.get("batch_size")).isdecimal():
@@ -95,6 +96,11 @@ class PresetOptions(BaseModel):
         """
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
         return experiments.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not None and not empty."""
+    return {name: value for name, value in options.items() if value}
 
 
 def noise_levels(levels: int | list[float], steps: int | None = None) -> list[float]:
@@ -145,11 +151,3 @@ def probe_names(networks: Sequence[str], kind: str = "classifier") -> list[str]:
         number = next(n for n in range(1, len(networks) + 1) if (word if n == 1 else f"{word}_{n}") not in names)
         names.append(word if number == 1 else f"{word}_{number}")
     return names
-
-
-def _texts(name: str, values: Any) -> list[str]:
-    """A list of texts from a text, a list of texts, or None; None inside a list becomes an empty text."""
-    texts = [values] if isinstance(values, str) else [] if values is None else values
-    are_texts = isinstance(texts, list) and all(text is None or isinstance(text, str) for text in texts)
-    expect(are_texts, name, values, "a list of texts")
-    return [text or "" for text in texts]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -15,6 +15,7 @@ from uturn.backward.recorded import RecordedImages
 from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.checks import expect
+from uturn.core.experiment import Experiment
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.progress import begun, progress_bar
 from uturn.core.random import Purpose, Streams, keys
@@ -23,9 +24,6 @@ from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.networks.model_check import is_checked
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
@@ -66,6 +64,9 @@ class Row(NamedTuple):
     result: str
     numbers: Mapping[str, Any] = MappingProxyType({})
 
+    def cells(self) -> tuple[str, ...]:
+        return *self[:3], *_TESTS[self.test]
+
 
 class Report(NamedTuple):
     """The tests of a sampler. It passes if no test fails."""
@@ -79,24 +80,22 @@ class Report(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        tests = [
-            {
-                **dict(zip(("test", "verdict", "result", "sees", "misses"), (*row[:3], *_TESTS[row.test]), strict=True)),
-                **row.numbers,
-            }
-            for row in self.rows
-        ]
+        heads = ("test", "verdict", "result", "sees", "misses")
+        tests = [{**dict(zip(heads, row.cells(), strict=True)), **row.numbers} for row in self.rows]
         return {"title": self.title, "passed": self.passed, "tests": tests}
 
     def table(self) -> Table:
         table = Table("test", "verdict", "result", "sees", "does not see", title=self.title)
         for row in self.rows:
-            style = "bold red" if row.verdict == _FAILS else "green" if row.verdict == _PASSES else ""
-            table.add_row(*row[:3], *_TESTS[row.test], style=style)
+            table.add_row(*row.cells(), style={_FAILS: "bold red", _PASSES: "green"}.get(row.verdict, ""))
         return table
 
 
-# -- tests of reconstructions -------------------------------------------------------------------------------------------
+def _judged(test: str, tested: Any, level: float | None, result: str, noise: Sequence[float], **numbers: Any) -> Row:
+    """The row of a test with p-values at several noise levels; without a level, it is reported and not judged."""
+    verdict = _REPORTED if level is None else _PASSES if (tested.adjusted > level).all() else _FAILS
+    numbers |= {"p": tested.p_value, "p_holm": tested.adjusted}
+    return Row(test, verdict, f"{result}, p = {tested.adjusted.min():.2g}", {"noise": list(noise), **numbers})
 
 
 def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], level: float) -> list[Row]:
@@ -111,42 +110,21 @@ def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], lev
     level : float
         False-alarm rate of each of the two tests.
     """
-    sizes = sizes_of_change(originals, theirs, ours, level)
-    theirs_mean, ours_mean = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
-    laws = two_samplers(theirs, ours, level)
-    clearest, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
+    sizes, laws = sizes_of_change(originals, theirs, ours, level), two_samplers(theirs, ours, level)
+    size, of_uturn = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
+    k, strongest = int(np.argmin(sizes.p_value)), int(np.argmin(laws.p_value))
+    of_sizes = f"{size[k]:.3g} against {of_uturn[k]:.3g} at t/T = {noise[k]:.3g}"
+    of_laws = f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}"
     return [
-        Row(
-            "size of the change",
-            _PASSES if sizes.passed else _FAILS,
-            f"{theirs_mean[clearest]:.3g} against {ours_mean[clearest]:.3g} at t/T = {noise[clearest]:.3g}{_p(sizes.adjusted)}",
-            {"noise": list(noise), "size": theirs_mean, "size_of_uturn": ours_mean, "p": sizes.p_value, "p_holm": sizes.adjusted},
-        ),
-        Row(
-            "two samples",
-            _PASSES if laws.passed else _FAILS,
-            f"energy distance {laws.statistic[strongest]:.2g} at t/T = {noise[strongest]:.3g}{_p(laws.adjusted)}",
-            {"noise": list(noise), "energy_distance": laws.statistic, "p": laws.p_value, "p_holm": laws.adjusted},
-        ),
+        _judged("size of the change", sizes, level, of_sizes, noise, size=size, size_of_uturn=of_uturn),
+        _judged("two samples", laws, level, of_laws, noise, energy_distance=laws.statistic),
     ]
 
 
-def _p(adjusted: np.ndarray) -> str:
-    return f", p = {adjusted.min():.2g}"
-
-
-# -- the check ----------------------------------------------------------------------------------------------------------
-
-
 def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
-    """Check a sampler by several tests; see `Report`. `progress`: show a progress bar.
+    """Check a sampler by several tests. `progress`: show a progress bar.
 
     The false-alarm rate is shared equally by the three tests of random numbers: size of the change, two samples, repeated step.
-
-    Raises
-    ------
-    ValueError
-        For options that do not fit together, a sampler that cannot be imported or called, or results of a wrong shape.
     """
     options = options.of_files()
     expect(options.noise(weakest=False), "levels", options.levels, f"at least one that rounds to a step, of {options.steps}")
@@ -233,9 +211,8 @@ class _Checked(NamedTuple):
         """The first two recorded U-turns of each original, (noise, items, 2, ...)."""
         backward = RecordedImages(pattern=pattern)
         trajectories = backward.files.trajectories
-        expect(
-            len(trajectories) > 1, f"recorded = {pattern!r}: trajectories", trajectories, "two or more, which the tests compare"
-        )
+        where = f"recorded = {pattern!r}: trajectories"
+        expect(len(trajectories) > 1, where, trajectories, "two or more, which the tests compare")
         made = self.u_turns(backward.undone(Recorded(), self.own.parts.source), backward, range(2))
         files = f"two trajectories of each of the first {self.options.items} originals at noise {self.options.noise()}"
         expect(np.isfinite(made).all(), "recorded", pattern, files)
@@ -266,24 +243,18 @@ class _Checked(NamedTuple):
             squares = ((repeats - repeats.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
             freedom = squares.size * (_REPEATS - 1)
             if np.any(expected):
-                ratios[noise] = float((squares / expected).sum() / freedom)
-                p[noise] = min(
-                    1.0, 2 * min(chi2.cdf(ratios[noise] * freedom, freedom), chi2.sf(ratios[noise] * freedom, freedom))
-                )
+                ratio = ratios[noise] = float((squares / expected).sum() / freedom)
+                p[noise] = min(1.0, 2 * min(chi2.cdf(ratio * freedom, freedom), chi2.sf(ratio * freedom, freedom)))
             else:
                 ratios[noise] = float(np.sqrt(squares.sum() / freedom))
                 p[noise] = float(ratios[noise] < 1e-4)
         if not p:
             return Row("one repeated step", _UNTESTED, "no noise level has a step that draws noise")
-        adjusted = holm(list(p.values()))
         worst = min(p, key=lambda noise: (p[noise], -abs(ratios[noise] - 1)))
         word = "times its formula" if np.any(expected) else "is the deviation of steps that should draw no noise"
-        return Row(
-            "one repeated step",
-            _PASSES if (adjusted > level).all() else _FAILS,
-            f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}{_p(adjusted)}",
-            {"noise": list(p), "ratio": list(ratios.values()), "p": list(p.values()), "p_holm": adjusted},
-        )
+        result = f"variance {ratios[worst]:.3g} {word} at t/T = {worst:.3g}"
+        tested = SimpleNamespace(p_value=list(p.values()), adjusted=holm(list(p.values())))
+        return _judged("one repeated step", tested, level, result, list(p), ratio=list(ratios.values()))
 
     def calibration_row(self) -> Row:
         """Calibration by clones of one noisy datum, which is reported and not judged."""
@@ -291,32 +262,24 @@ class _Checked(NamedTuple):
             return Row("calibration with clones", _UNTESTED, _NO_STEP)
         tests, noise = self.calibrated(self.forward, self.steps, 5), self.options.noise(weakest=False)
         worst = int(np.argmin(tests.p_value))
-        return Row(
-            "calibration with clones",
-            _REPORTED,
-            f"gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}{_p(tests.adjusted)} with {self.options.steps} steps",
-            {"noise": noise, "gap": tests.gap, "p": tests.p_value, "p_holm": tests.adjusted},
-        )
+        result = f"{self.options.steps} steps: gap {tests.gap[worst]:+.2g} at t/T = {noise[worst]:.3g}"
+        return _judged("calibration with clones", tests, None, result, noise, gap=tests.gap)
 
 
 def _model_row(own: Experiment) -> Row:
     """The check of the denoiser, which is that of `uturn images`."""
     reverse = own.parts.backward.reverse()
-    if is_checked(reverse.model, reverse.device):
-        findings = own.model_check()
-        is_unclear = all(finding.is_unclear for finding in findings)
-        verdict = _PASSES if not findings else _UNTESTED if is_unclear else _FAILS
-        result = "; ".join(finding.words for finding in findings) or "fits what is declared"
-    else:
-        verdict, result = _UNTESTED, "the network is large: give it a GPU"
-    return Row("denoiser", verdict, result)
+    if not is_checked(reverse.model, reverse.device):
+        return Row("denoiser", _UNTESTED, "the network is large: give it a GPU")
+    findings = own.model_check()
+    verdict = _PASSES if not findings else _UNTESTED if all(finding.is_unclear for finding in findings) else _FAILS
+    return Row("denoiser", verdict, "; ".join(finding.words for finding in findings) or "fits what is declared")
 
 
 def _steps_row(options: SamplerOptions) -> Row:
     """The number of steps from which on uturn's own sampler passes the calibration, tried in powers of two."""
     tried: dict[int, float] = {}
-    test = "steps for calibration"
-    most = _MOST_STEPS
+    test, most = "steps for calibration", _MOST_STEPS
     while True:
         own = options.experiment()
         _, corruption, backward, _ = own.parts
@@ -329,7 +292,5 @@ def _steps_row(options: SamplerOptions) -> Row:
         if tests.passed or options.steps >= most:
             break
         options = options.model_copy(update={"steps": min(2 * options.steps, most)})
-    result = (
-        f"p > {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"p <= {_CALIBRATED} up to {options.steps} steps"
-    )
-    return Row(test, _REPORTED, result, {"steps": list(tried), "p_holm": list(tried.values())})
+    words = f"> {_CALIBRATED} from {options.steps} steps on" if tests.passed else f"<= {_CALIBRATED} up to {options.steps} steps"
+    return Row(test, _REPORTED, f"p {words}", {"steps": list(tried), "p_holm": list(tried.values())})

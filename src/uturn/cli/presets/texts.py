@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from uturn.cli.presets.options import SIZES, PresetOptions, noise_levels, probe_names
+from uturn.cli.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 from uturn.core.lazy import later
 from uturn.networks.texts.options import LanguageOptions
 
@@ -104,10 +104,7 @@ class TextOptions(LanguageOptions, PresetOptions):
     def experiment(self) -> Experiment:
         """The experiment that these options describe. Loads the model to find the corruption that it reverses.
 
-        Raises
-        ------
-        ValueError
-            For options that do not fit together, and for the reasons of `Experiment.from_dict`.
+        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
         """
         if self.items is None:
             available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
@@ -116,18 +113,14 @@ class TextOptions(LanguageOptions, PresetOptions):
         return self._experiment(
             5 if self.items <= 200 else 20,
             source=self._source(),
-            corruption={
-                "type": self.corruption or self.denoiser().language().corruption,
-                "noise": noise_levels(self.levels),
-            },
+            corruption={"type": self.corruption or self.denoiser().language().corruption, "noise": noise_levels(self.levels)},
             backward=self._backward(),
             probes=self._probes(),
         )
 
     def _source(self) -> dict[str, Any]:
-        fixed = {"keep_first": self.keep_first} if self.keep_first else {}
-        segments = {"segments": self.segments} if self.segments else {}
-        return {"type": "tokens", "path": self.data, "windows": self.windows, **segments, **fixed, **self._set("length")}
+        options = {"segments": self.segments, "keep_first": self.keep_first, "length": self.length}
+        return {"type": "tokens", "path": self.data, "windows": self.windows, **given(options)}
 
     def denoiser(self) -> LanguageDenoiser:
         """The backward of these options."""
@@ -143,12 +136,11 @@ class TextOptions(LanguageOptions, PresetOptions):
         Decoders that give the same texts of at most as many tokens as these are one.
         """
         sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes: dict[str, Any] = {"layers": [], "encoder": None, "likelihood": None, "classifier": None}
-        probes |= {"audit": False, "repetition": True}
+        probes: dict[str, Any] = {"layers": [], "audit": False, "repetition": True}
+        probes |= dict.fromkeys(("encoder", "likelihood", "classifier"))
         runs: dict[str, TextOptions] = {}
         for decoder, options in self._decoders():
-            of_decoder = self.model_copy(update={**decoders.PLAIN, **options, **sizes, **probes})
-            runs.setdefault(decoder.description, of_decoder)
+            runs.setdefault(decoder.description, self.model_copy(update={**decoders.PLAIN, **options, **sizes, **probes}))
         return runs
 
     def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
@@ -160,7 +152,7 @@ class TextOptions(LanguageOptions, PresetOptions):
         if self.trajectories > 1:
             probes.append({"type": "changes"})
         for name, model in zip(probe_names(self.layers, "model"), self.layers, strict=True):
-            probes.append({**self._reader("text_layers", model), **({"name": name} if name else {})})
+            probes.append(self._reader("text_layers", model) | given({"name": name}))
         others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood, "text_class": self.classifier}
         probes += [self._reader(kind, model) for kind, model in others.items() if model is not None]
         if self.repetition or self.audit:
@@ -180,6 +172,5 @@ class TextOptions(LanguageOptions, PresetOptions):
         if model != "same":
             table |= self._set("model_type")
         if model == self.classifier:
-            own = {"tokenizer": self.classifier_tokenizer, "split": self.classifier_split}
-            table |= {name: value for name, value in own.items() if value is not None}
+            table |= given({"tokenizer": self.classifier_tokenizer, "split": self.classifier_split})
         return table
