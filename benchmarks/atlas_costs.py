@@ -17,9 +17,9 @@ import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from uturn.cli.presets.atlas import read_atlas
-from uturn.cli.presets.images import noise_levels
 from uturn.networks.images.guided_diffusion import PRESETS, empty_unet
+from uturn.presets.images import noise_levels
+from uturn.tools.atlas.rows import read_atlas
 
 PEAK, SHARE = 989e12, 0.4
 ATLAS = Path(__file__).parents[1] / "examples" / "atlas" / "public.toml"

@@ -112,7 +112,7 @@ def simulated(name: str) -> Sample:
 def embedded(store: str) -> tuple[Sample, float]:
     """Originals of the embedded model, drawn with replacement from a stored run, and the place on the curve of the whole run."""
     import uturn as ut
-    from uturn.cli.presets import image_experiment
+    from uturn.presets import image_experiment
     from uturn.studies.analysis import by_noise, reading_of
 
     experiment = image_experiment(steps=20, levels=20, items=1000, keep=0, compare_labels=False)

@@ -23,8 +23,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import sampler_gallery as gallery
-from uturn.cli.presets.sampler_check import check_sampler
-from uturn.cli.presets.samplers import SamplerOptions
+from uturn.tools.check_sampler.check import check_sampler
+from uturn.tools.check_sampler.options import SamplerOptions
 
 TESTS = ("size of the change", "two samples", "denoiser", "one repeated step")
 

@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
 import uturn as ut
-from uturn.cli.presets import ImageOptions
 from uturn.networks import load_network
+from uturn.presets import ImageOptions
 from uturn.studies.plotting.style import style
 
 ATLAS = Path(__file__).parent / "atlas"

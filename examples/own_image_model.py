@@ -17,8 +17,8 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 import uturn as ut
-from uturn.cli.presets import ImageOptions
 from uturn.networks import DenoiserModel
+from uturn.presets import ImageOptions
 from uturn.studies import draw_study, records_of
 from uturn.studies.figure import draw_grid
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import uturn as ut
-from uturn.cli.presets import TextOptions
 from uturn.networks import load_network
+from uturn.presets import TextOptions
 from uturn.sources.embedded_text import model_file, passages
 from uturn.studies import records_of
 from uturn.studies.plotting.style import style

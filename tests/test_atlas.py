@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 import uturn as ut
 from forging import instructed
 from uturn.cli import app
-from uturn.cli.presets import ImageOptions
-from uturn.cli.presets.atlas import RESULTS, chosen, measure_atlas, read_atlas
-from uturn.cli.presets.atlas_numbers import _of_changes, _of_clones, to_csv
 from uturn.corruption.diffusion import Diffusion
 from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
 from uturn.networks import load_network
 from uturn.networks.images.pretrained import load_pretrained
-from uturn.studies.plotting.atlas import draw_atlas
+from uturn.presets import ImageOptions
 from uturn.studies.plotting.style import style
+from uturn.tools.atlas.figure import draw_atlas
+from uturn.tools.atlas.numbers import _of_changes, _of_clones, to_csv
+from uturn.tools.atlas.rows import RESULTS, chosen, measure_atlas, read_atlas
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern

@@ -12,14 +12,14 @@ import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
 from uturn.cli.auditing import _decoder
-from uturn.cli.presets import TextOptions
-from uturn.cli.presets.texts import COMPARED
 from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.pages import write_page
 from uturn.pages.audits import meaning
 from uturn.pages.collecting import collect
+from uturn.presets import TextOptions
+from uturn.presets.texts import COMPARED
 
 V, D = Table.V, Table.D
 ORDERS = [

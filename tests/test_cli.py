@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from command_line import SPEC, process, uturn
 from uturn import paper
 from uturn.cli import app
-from uturn.cli.presets import ImageOptions, TextOptions
 from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
+from uturn.presets import ImageOptions, TextOptions
 
 PRESETS = ("images", "text", "inverse")
 COMMANDS = typer.main.get_command(app).commands

@@ -7,10 +7,10 @@ import torch
 
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.cli.presets import ImageOptions
 from uturn.core.random import keys, normals
 from uturn.networks import DenoiserModel
 from uturn.networks.images.own_denoisers import PREDICTIONS
+from uturn.presets import ImageOptions
 
 SHAPE = (1, 28, 28)
 CLASSES, NULL = 10, 77

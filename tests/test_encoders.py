@@ -14,11 +14,11 @@ from torch import nn
 import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.cli.presets import ImageOptions
 from uturn.networks.images.classifiers import load_classifier
 from uturn.networks.images.clip import class_texts
 from uturn.networks.layers import every_block
 from uturn.networks.modules import _timm_has_classes
+from uturn.presets import ImageOptions
 from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
 from uturn.probes.network_layers import hidden_layers_of

@@ -10,9 +10,9 @@ from torch import nn
 import uturn as ut
 from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.reverse_diffusion import ReverseDiffusion
-from uturn.cli.presets import ImageOptions
 from uturn.engine.plan import plan
 from uturn.networks import DenoiserModel
+from uturn.presets import ImageOptions
 from uturn.sources import generated
 from uturn.studies import records_of
 from uturn.studies.runs import describe

@@ -489,7 +489,7 @@ def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch, opt
     import socket
 
     from tiny_texts import write_bert
-    from uturn.cli.presets import TextOptions
+    from uturn.presets import TextOptions
     from uturn.studies import records_of
 
     model = write_bert(tmp_path / "bert")

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 import uturn as ut
 from forging import instructed
 from uturn.cli import app
-from uturn.cli.presets import ImageOptions, image_experiment
-from uturn.cli.presets.images import noise_levels
-from uturn.cli.presets.options import parsed_levels, probe_names
 from uturn.pages import write_study
 from uturn.pages.results import PICTURES
+from uturn.presets import ImageOptions, image_experiment
+from uturn.presets.images import noise_levels
+from uturn.presets.options import parsed_levels, probe_names
 from uturn.sources import fashion_mnist
 from uturn.studies import draw_study, records_of
 from uturn.studies.figure import draw_grid

@@ -19,13 +19,13 @@ import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, Recordings
-from uturn.cli.presets import image_experiment
 from uturn.core.checks import CHECKS
 from uturn.core.spec import build
 from uturn.engine.measuring import measure
 from uturn.measures.pairing import pairing
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
+from uturn.presets import image_experiment
 from uturn.sources import FashionMNISTSource
 from uturn.studies.runs import originals
 from uturn.studies.tables import remarks

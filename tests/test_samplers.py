@@ -15,12 +15,12 @@ from scipy.stats import binom, chi2
 import sampler_gallery as gallery
 import uturn as ut
 from command_line import uturn
-from uturn.backward.steps import repeated_step, step_variance
-from uturn.cli.presets.sampler_check import _model_row, check_sampler, compared
-from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.checks import Finding
 from uturn.core.random import Streams
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
+from uturn.tools.check_sampler.check import _model_row, check_sampler, compared
+from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.steps import repeated_step, step_variance
 
 # -- the exact tests ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ def test_recorded_files_are_checked(sampler, code, tmp_path):
 
 def test_calibration_is_reported_and_the_steps_from_which_it_passes(originals, monkeypatch):
     """It rejects the right sampler of 10 steps, which is no failure."""
-    monkeypatch.setattr("uturn.cli.presets.sampler_check._MOST_STEPS", 40)
+    monkeypatch.setattr("uturn.tools.check_sampler.check._MOST_STEPS", 40)
     options = {**gallery.RIGHT["learned variance"], "steps": 10, "levels": [0.5], "clones": 4, "find_steps": True}
     *_, calibration, steps = report(originals, **options).rows
     assert calibration.verdict == steps.verdict == "reported"

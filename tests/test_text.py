@@ -19,12 +19,12 @@ import uturn as ut
 from forging import instructed, passed
 from uturn import cli
 from uturn.cli import app
-from uturn.cli.presets import TextOptions
 from uturn.measures.changes import correlations, present_pairs, susceptibility
 from uturn.measures.scaling import correlation_length
 from uturn.pages.html import token_page
 from uturn.pages.results import RESULTS
 from uturn.pages.tokens import blocks, readable
+from uturn.presets import TextOptions
 from uturn.studies import records_of, summary
 from uturn.studies.headline import headline_of
 from uturn.studies.tables import remarks

@@ -14,12 +14,12 @@ import tiny_pipelines
 import uturn as ut
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.cli import app
-from uturn.cli.presets import ImageOptions
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import add_noise
 from uturn.measures.strengths import strength_of
 from uturn.networks.images.conditions import read_prompts
 from uturn.networks.images.text_to_image import TextDenoiser
+from uturn.presets import ImageOptions
 from uturn.store.record import Store
 
 pytest.importorskip("transformers")

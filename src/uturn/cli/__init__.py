@@ -1,12 +1,14 @@
-"""The command line: `app` registers the commands, and `main` runs them."""
+"""The command line: `app` registers the commands, those of tools last, and `main` runs them."""
 
 import sys
 
 try:
-    from uturn.cli import figures, studies, experiments, solvable, models, samplers, pages, choices  # noqa: I001 - registered in the order of the help
-    from uturn.cli.app import app
+    from uturn.cli import figures, studies, experiments, solvable, models, pages  # noqa: I001 - registered in the order of the help
+    from uturn.cli.app import app, register_tools
     from uturn.cli.entry import main, program
+
+    register_tools()
 except KeyboardInterrupt:  # Ctrl-C while modules load, before `main` begins
     sys.exit(130)
 
-__all__ = ["app", "choices", "experiments", "figures", "main", "models", "pages", "program", "samplers", "solvable", "studies"]
+__all__ = ["app", "experiments", "figures", "main", "models", "pages", "program", "solvable", "studies"]

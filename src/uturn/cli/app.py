@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -10,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import uturn
 from uturn.cli.options import expanded
+from uturn.core.tools import left_out, own_tools, tools
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -64,6 +66,18 @@ def command(panel: str) -> Callable[[_Function], _Function]:
         return function
 
     return register
+
+
+def register_tools() -> None:
+    """Import the modules that register the commands of tools; installed tools that cannot be imported are left out."""
+    for name, tool in tools().items():
+        for module in tool.commands:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # the code of a package can raise any exception
+                if name in own_tools():
+                    raise
+                left_out(name, error)
 
 
 @app.callback(invoke_without_command=True)

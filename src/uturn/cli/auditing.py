@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from uturn.cli.options import Running
-from uturn.cli.presets.texts import COMPARED, TextOptions
 from uturn.cli.printing import console
 from uturn.cli.running import end, run_into, runs_into
 from uturn.core.checks import expect
@@ -21,6 +20,7 @@ from uturn.pages.audits import decoder_table, meaning
 from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
 from uturn.pages.results import write_figures, write_study
+from uturn.presets.texts import COMPARED, TextOptions
 from uturn.store.outputs import output_folder
 from uturn.studies.analysis import study as study_of_run
 from uturn.studies.plotting.audit import draw_audit

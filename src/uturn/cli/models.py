@@ -9,11 +9,11 @@ import typer
 
 from uturn.cli.app import MODELS, command
 from uturn.cli.options import OUTPUT, Plot, option, option_of, typed
-from uturn.cli.presets.images import ImageOptions
 from uturn.cli.printing import console, draw_to, picture, say_next, show
 from uturn.core.checks import expect
 from uturn.core.files import whole_file
 from uturn.core.lazy import later
+from uturn.presets.images import ImageOptions
 
 with later():
     from uturn.networks.images import schedules as noise_schedules

@@ -15,9 +15,9 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from uturn.cli.presets.options import PresetOptions
 from uturn.core.checks import expect
 from uturn.core.lazy import later
+from uturn.presets.options import PresetOptions
 
 with later():
     from uturn.studies import long_form, tables

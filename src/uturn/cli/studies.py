@@ -1,29 +1,25 @@
-"""`uturn images`, `text`, `inverse` and `atlas`."""
+"""`uturn images`, `text` and `inverse`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from uturn.cli.app import STUDIES, command
-from uturn.cli.options import OUTPUT, AcceptChanges, Machines, OptionalOut, Out, Place, Running, option
-from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.inverse import InverseOptions
-from uturn.cli.presets.texts import TextOptions
-from uturn.cli.printing import console, say_next, show
-from uturn.cli.running import check_out, end, originals_in, resumable, runs_into
+from uturn.cli.options import OUTPUT, Out, Place, Running, option
+from uturn.cli.printing import console
+from uturn.cli.running import check_out, end, originals_in, runs_into
 from uturn.core.checks import expect
 from uturn.core.lazy import later
+from uturn.presets.images import ImageOptions
+from uturn.presets.inverse import InverseOptions
+from uturn.presets.texts import TextOptions
 
 with later():
     from uturn.cli import auditing, locating
-    from uturn.cli.presets import atlas as atlases
-    from uturn.cli.presets import atlas_numbers, inverse_results
     from uturn.core import experiment as experiments
     from uturn.pages import page, results
+    from uturn.presets import inverse_results
     from uturn.store import outputs
     from uturn.studies import tables
 
@@ -163,56 +159,6 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     page.report([out])
     table = tables.for_terminal(tables.TextTable(**tests["table"]))
     end(out, [table], *tests["notes"], files=inverse_results.RESULTS)
-
-
-@command(STUDIES)
-def atlas(
-    file: Annotated[Path, typer.Argument(metavar="ATLAS", help="TOML file with one table [[models]] for each row.")],
-    out: OptionalOut = None,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this row. Can be given several times.")] = None,
-    listing: Annotated[bool, option(OUTPUT, "Print the rows and the facts about them; run nothing.", "--list")] = False,
-    accept_changes: AcceptChanges = False,
-    *,
-    machines: Machines,
-) -> None:
-    """Measure where many models of images lose their class, on one axis: log-SNR.
-
-    Each row of the file is a run of `uturn images`, with the same options, in a store of its own, NAME.zarr. The atlas gives for
-    each row: t\\* and its width in each classifier; the half-life of each layer, and the log-SNR at which the logits fall below
-    the first layer; with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi);
-    with 2 or more clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
-
-    Writes `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; running it again resumes without
-    repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.
-
-    Example:
-
-    ```
-    uturn atlas examples/atlas/here.toml --out results/atlas
-    uturn atlas examples/atlas/public.toml --list
-    ```
-    """
-    rows = atlases.chosen(atlases.read_atlas(file), only or [])
-    if listing:
-        show(tables.for_terminal(atlases.listed(rows)))
-        return say_next(run=("atlas", str(file), "--out", "FOLDER"))
-    if out is None:
-        raise ValueError("out: missing; expected --out FOLDER, or --list to run nothing")
-    with resumable(out):
-        table = atlases.measure_atlas(
-            rows,
-            out,
-            announce=lambda text: console().print(text, style="bold"),
-            workers=machines.workers,
-            progress=True,
-            accept_changes=accept_changes,
-            **machines.on_cluster(),
-        )
-    failed = [row.name for row in rows if table.failure.values[table.name.values == row.name].any()]
-    lines = [f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}"] if failed else []
-    end(out, atlas_numbers.summary(table), *lines, files=[name for name in atlases.RESULTS if name.startswith("atlas")])
-    if failed:
-        raise typer.Exit(1)
 
 
 def _study(out: str, experiment: experiments.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:

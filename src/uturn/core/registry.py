@@ -7,6 +7,7 @@ from typing import Any
 
 from uturn.core.checks import expect
 from uturn.core.imports import import_object, is_import_path
+from uturn.core.tools import installed_tools, own_tools
 
 GROUP = "uturn.parts"
 """Entry points of installed packages: the name of one is the `type` in a spec, its value the class."""
@@ -66,6 +67,9 @@ PARTS: dict[str, dict[str, str]] = {
     },
 }
 """Built-in parts, {idea: {type: import path of the class}}."""
+for _tool in own_tools().values():
+    for _idea, _kinds in _tool.parts.items():
+        PARTS[_idea] |= _kinds
 
 
 def part_class(idea: str, kind: str) -> type:
@@ -75,12 +79,15 @@ def part_class(idea: str, kind: str) -> type:
 
 def installed_parts() -> list[str]:
     """The types that installed packages register."""
-    return sorted(entry_points(group=GROUP).names)
+    of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
+    return sorted({*entry_points(group=GROUP).names, *of_tools})
 
 
 def installed_part(kind: Any) -> str | None:
     """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
+    for name, tool in installed_tools().items():
+        packages |= {kinds[kind]: name for kinds in tool.parts.values() if kind in kinds}
     is_one = len(packages) < 2 and all(map(is_import_path, packages))
     expect(is_one, f"type {kind!r}, as packages register it,", packages, "one 'module:Class'; uninstall the others")
     return next(iter(packages), None)

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from uturn.core.files import check_plain
+from uturn.core.imports import import_object
+from uturn.core.tools import tools
 from uturn.pages import audits, figures, samplers, studies
 from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
 
-_SECTIONS: tuple[tuple[str, Callable[[Path, Reader], dict[str, Any]], str], ...] = (
-    (LOCATED, located_section, LOCATED),
-    ("audit.json", audits.audit_section, "audit.json"),
-    ("samplers.zarr", samplers.samplers_section, "*.zarr"),
-    ("study.zarr", studies.study_section, "run.zarr"),
-    ("atlas.zarr", studies.atlas_section, "*.zarr"),
-)
-"""Files that are shown by sections of their own, in the order of the page; and the runs of which they show all."""
+_Section = Callable[[Path, Reader], dict[str, Any]]
+_FIRST: dict[str, _Section] = {
+    LOCATED: located_section,
+    "audit.json": audits.audit_section,
+    "samplers.zarr": samplers.samplers_section,
+}
+"""Files that are shown by sections of their own; those of tools follow, then the study."""
 _OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
 
 
@@ -43,13 +44,15 @@ def collect(folders: Sequence[str | Path]) -> Collected:
 
 
 def _collect(folder: Path, read: Reader) -> None:
-    def add(path: Path, make: Callable[[Path, Reader], dict[str, Any]]) -> bool:
+    def add(path: Path, make: _Section) -> bool:
         """Add the section made from a file; return whether it could be made."""
-        before = len(read.collected.sections)
+        before = len(collected)
         with read.noting(path):
             check_plain(path)
-            read.collected.sections.append(make(path, read))
-        return len(read.collected.sections) > before
+            collected.append(make(path, read))
+        return len(collected) > before
+
+    collected = read.collected.sections
 
     if (folder / "zarr.json").exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
@@ -59,15 +62,25 @@ def _collect(folder: Path, read: Reader) -> None:
         add(path, figures.figure_section)
     several = studies.numbered(folder)
     shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
-    for name, make, runs in _SECTIONS:
+    for name, make in {**_FIRST, **_of_tools(), "study.zarr": studies.study_section}.items():
         if (folder / name).exists() and add(folder / name, make):
-            shown |= set(folder.glob(runs))
+            shown |= set(folder.glob(collected[-1]["covers"])) if collected[-1]["covers"] else set()
     if len(several) > 1 and not (folder / "study.zarr").exists():
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
     for path in sorted(path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path)):
         add(path, studies.store_section)
+
+
+def _of_tools() -> dict[str, _Section]:
+    """The sections of tools by the name of the file that they show."""
+    paths = {name: path for tool in tools().values() for name, path in tool.sections.items()}
+
+    def imported(path: str) -> _Section:
+        return lambda file, read: import_object(path, f"section {path}", "'module:function'")(file, read)
+
+    return {name: imported(path) for name, path in paths.items()}
 
 
 def _has_spec(path: Path) -> bool:

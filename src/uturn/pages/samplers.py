@@ -30,7 +30,7 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     if results.get("format") != FORMAT:
         raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
-    section |= {key: results[key] for key in ("words", "caption", "notes", "tables")}
+    section |= {key: results[key] for key in ("words", "caption", "notes", "tables")} | {"covers": "*.zarr"}
     section["headlines"] = [_verdict(run) for run in results["runs"]]
     section["overview"] = results["table"]
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]

@@ -32,7 +32,10 @@ class Collected:
 
 
 def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
-    """A section without content; `docs`: the page of the documentation that describes it."""
+    """A section without content; `docs`: the page of the documentation that describes it.
+
+    `covers`: a pattern of the stores beside the file that the section shows, which have no sections of their own.
+    """
     lists = ("headlines", "tables", "verdicts", "charts", "files", "pictures", "details", "notes", "warnings", "remarks")
     return {
         **{"id": "".join(c if c.isalnum() else "-" for c in name), "kind": kind, "short": name, "docs": docs, "title": title},

@@ -1,4 +1,4 @@
-"""Sections of a page for studies, stores of `uturn run`, and atlases."""
+"""Sections of a page for studies and stores of `uturn run`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from uturn.core.files import check_plain
 from uturn.measures.statistics import with_interval
-from uturn.pages.charts import chart, mark, number, numbers, with_curves
+from uturn.pages.charts import chart, mark, numbers, with_curves
 from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
 from uturn.pages.sections import Reader, card, new_section
@@ -40,7 +40,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     name = (folder.resolve().name if alone and not read.alone else "") or (label if not alone else "study")
     section = _section(data, "study", name, label or "Study")
     if alone:
-        section["files"] = _there(folder, _FILES)
+        section["covers"], section["files"] = "run.zarr", _there(folder, _FILES)
         for file in section["files"]:
             if file.suffix == ".pdf":
                 read.add_picture(section, file.with_suffix(".png"), file.stem)
@@ -153,37 +153,6 @@ def _charts(charts: Iterable[Chart], axes: Sequence[str] = ()) -> list[dict[str,
     if made and not any(one["shown"] for one in made):
         made[0]["shown"] = True
     return made
-
-
-def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
-    """The section of the file `atlas.zarr` of `uturn atlas`."""
-    data, folder = read.dataset(path), path.parent
-    name = "atlas" if read.alone else folder.resolve().name or "atlas"
-    section = new_section("atlas", name, "atlas", "Atlas of models")
-    section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
-    section["files"] = _there(folder, ("atlas.csv", "atlas.pdf"))
-    read.add_picture(section, folder / "atlas.png", "atlas")
-    entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
-    several = len(set(data.title.values.tolist())) < len(entries)
-    section["rows"] = [
-        {
-            "name": f"{of.title.item()}, {of.classifier.item()}" if several else str(of.title.item()),
-            "group": str(of.group.item()),
-            "place": numbers(of.transition.values),
-            "width": numbers(of.width.values),
-            "fall": numbers(of.fall.sel(estimate="value").values),
-            "inversion": number(of.inversion.values[0]),
-            "speciation": number(of.speciation),
-            "remark": f"failed: {of.failure.item()}" if of.failure.item() else str(of.remark.item()),
-        }
-        for of in entries
-    ]
-    places = [row["place"][0] for row in section["rows"] if row["place"][0] is not None]
-    if places:
-        middle = [np.median(places), min(places), max(places)]
-        claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
-        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
-    return section
 
 
 def _unit(data: xr.Dataset) -> str:

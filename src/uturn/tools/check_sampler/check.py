@@ -12,8 +12,6 @@ from rich.table import Table
 from scipy.stats import chi2
 
 from uturn.backward.recorded import RecordedImages
-from uturn.backward.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
-from uturn.cli.presets.samplers import SamplerOptions
 from uturn.core.checks import expect
 from uturn.core.experiment import Experiment
 from uturn.core.imports import import_function, is_import_path
@@ -24,6 +22,8 @@ from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.networks.model_check import is_checked
+from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"

@@ -12,12 +12,6 @@ from uturn.cli.options import OfTable
 from uturn.cli.printing import show
 from uturn.cli.running import opened
 from uturn.core.checks import expect
-from uturn.core.lazy import later
-
-with later():
-    from uturn.store import record
-    from uturn.studies import choice as choices
-    from uturn.studies import tables
 
 _GOAL = "READING=GOAL"
 
@@ -62,14 +56,17 @@ def choose(
     uturn choose rmsd.csv --keep rmsd=2 --start rmsd=0 --noise-unit "added noise (Å)"
     ```
     """
+    from uturn.store.record import warnings_of
+    from uturn.studies import choose as chosen
+
     reading, goal = _goal("keep", keep)
     lost = dict([_goal("lose", lose)]) if lose else None
     settings = table.settings([results])
     if by is not None:  # the column of a table
         settings["coords"] = sorted({*settings.get("coords", []), by})
     run = opened(results, **settings)
-    choice = choices.choose(run, reading, goal, lose=lost, by=by, confidence=confidence)
-    show("\n".join([repr(choice), *record.warnings_of(run.attrs)]))
+    choice = chosen(run, reading, goal, lose=lost, by=by, confidence=confidence)
+    show("\n".join([repr(choice), *warnings_of(run.attrs)]))
     if math.isnan(choice.noise):
         raise typer.Exit(1)
 
@@ -78,8 +75,10 @@ def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     """A reading, whose name may have "=", and a number."""
     then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
     expect(len(texts) == 1, name, texts, f"one goal; run the command for each{then}")
+    from uturn.studies.tables import number_in
+
     reading, _, goal = texts[0].rpartition("=")
-    value = tables.number_in(goal)
+    value = number_in(goal)
     if not isinstance(value, float):
         raise ValueError(f"{name} = {texts[0]!r}: expected {_GOAL}, such as same_class=.95")
     return reading.strip(), value

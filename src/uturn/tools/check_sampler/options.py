@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, SkipValidation
 
-from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.options import noise_levels
 from uturn.core.checks import expect
-from uturn.core.lazy import later
-
-with later():
-    from uturn.core import spec
+from uturn.presets.images import ImageOptions
+from uturn.presets.options import noise_levels
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -76,6 +72,8 @@ class SamplerOptions(ImageOptions):
         expect(self.sampler == "stored" and self.step is None, "recorded", self.recorded, "no sampler and no step beside it")
         levels = self.levels
         if "levels" not in self.model_fields_set:
+            from uturn.core import spec
+
             files = spec.build("backward", {"type": "recorded", "pattern": self.recorded}).files
             levels = [level for level in files.levels if level > 0]
         if isinstance(levels, list):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field, SkipValidation
 
-from uturn.cli.presets.images import ImageOptions
-from uturn.cli.presets.options import SIZES, given
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions
+from uturn.presets.images import ImageOptions
+from uturn.presets.options import SIZES, given
 
 with later():
     from uturn.engine import sweep

@@ -11,12 +11,12 @@ import pandas
 import xarray as xr
 
 from uturn.backward.sampler import PosteriorSampler
-from uturn.cli.presets.inverse import Run
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
 from uturn.pages.samplers import ERRORS, FORMAT, error_name
+from uturn.presets.inverse import Run
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 from uturn.studies.headline import headline_of

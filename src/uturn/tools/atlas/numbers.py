@@ -17,8 +17,8 @@ from uturn.studies import study
 from uturn.studies.tables import TextTable, csv_of, for_terminal
 
 if TYPE_CHECKING:
-    from uturn.cli.presets.atlas import AtlasRow
     from uturn.core.experiment import Experiment
+    from uturn.tools.atlas.rows import AtlasRow
 
 PATCHES = "patches"
 """Name of the probe `changes` in the run of a row."""

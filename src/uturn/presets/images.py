@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from uturn.cli.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
+from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 with later():
     from uturn.core import spec

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from uturn.cli.presets.atlas_numbers import PATCHES, entry_of, largest_eigenvalue_of, numbers_of, table_of, to_csv
-from uturn.cli.presets.images import ImageOptions
 from uturn.core.checks import checked_path, described, expect, one_line, shown
 from uturn.core.files import clear_caches, named_errors, read_table, whole_file
 from uturn.core.progress import duration
 from uturn.engine.run import run
 from uturn.pages import write_page
 from uturn.pages.results import check_results, write_figures
+from uturn.presets.images import ImageOptions
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import output_folder
-from uturn.studies.plotting.atlas import draw_atlas
 from uturn.studies.tables import TextTable
+from uturn.tools.atlas.figure import draw_atlas
+from uturn.tools.atlas.numbers import PATCHES, entry_of, largest_eigenvalue_of, numbers_of, table_of, to_csv
 
 if TYPE_CHECKING:
     import xarray as xr

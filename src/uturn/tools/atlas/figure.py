@@ -18,7 +18,7 @@ _MARGIN = 0.6  # nats beyond the outermost marks
 
 
 def draw_atlas(atlas: xr.Dataset) -> Any:
-    """The table of `uturn.cli.presets.atlas_numbers.table_of` as a figure; noise grows to the right.
+    """The table of `uturn.tools.atlas.numbers.table_of` as a figure; noise grows to the right.
 
     Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
     the bar at the half-lives of the layers, a circle where the order of the layers inverts, and a star at speciation. Colours

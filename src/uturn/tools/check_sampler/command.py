@@ -9,14 +9,10 @@ import typer
 
 from uturn.cli.app import MODELS, command
 from uturn.cli.options import OUTPUT, option
-from uturn.cli.presets.samplers import SamplerOptions
 from uturn.cli.printing import console, show
 from uturn.core.checks import expect
 from uturn.core.files import write_json
-from uturn.core.lazy import later
-
-with later():
-    from uturn.cli.presets import sampler_check
+from uturn.tools.check_sampler.options import SamplerOptions
 
 
 @command(MODELS)
@@ -49,7 +45,9 @@ def check_sampler(
     ```
     """
     expect(json_file is None or not json_file.is_dir(), "json", str(json_file), "a file")
-    report = sampler_check.check_sampler(chosen, progress=True)
+    from uturn.tools.check_sampler import check
+
+    report = check.check_sampler(chosen, progress=True)
     show(report.table())
     if json_file is not None:
         write_json(json_file, report.to_dict())

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from uturn.cli.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 from uturn.core.lazy import later
 from uturn.networks.texts.options import LanguageOptions
+from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 with later():
-    from uturn.cli.presets import decoders
     from uturn.core import spec
+    from uturn.presets import decoders
 
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser

@@ -1,0 +1,74 @@
+"""Tools: the folders of `uturn.tools`, and those that installed packages bring by entry points of the group `uturn.tools`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+
+from uturn.core.checks import one_line
+
+GROUP = "uturn.tools"
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What a tool adds to the package. All values are import paths, so that nothing of a tool is imported before it is used.
+
+    Parameters
+    ----------
+    parts
+        {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}.
+    commands
+        Modules that register commands when they are imported (`uturn.cli.app.command`). `uturn --help` imports them.
+    sections
+        {name of a file or store in a folder of results: "module:function"}. The function (path, reader) returns the section of
+        the page (`uturn.pages.sections`); stores that it lists under "covers" have no section of their own.
+    figures
+        {name: "module"}: further figures of `uturn reproduce`, modules with the members of `uturn.paper.registry.Figure`.
+    names
+        {name: "module:name"}: further names of `uturn` itself.
+    """
+
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    sections: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def own_tools() -> dict[str, Tool]:
+    """The tools of this package by name."""
+    folders = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
+    return {folder.name: importlib.import_module(f"{GROUP}.{folder.name}").TOOL for folder in folders}
+
+
+@cache
+def installed_tools() -> dict[str, Tool]:
+    """The tools of installed packages by the name of their entry point; broken ones are left out with a warning."""
+    found: dict[str, Tool] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            tool = entry.load()
+            if not isinstance(tool, Tool):
+                raise TypeError(f"{entry.value} is a {type(tool).__name__}, not a uturn.core.tools.Tool")
+        except Exception as error:  # the code of a package can raise any exception
+            left_out(entry.name, error)
+        else:
+            found[entry.name] = tool
+    return found
+
+
+def tools() -> dict[str, Tool]:
+    """All tools by name, those of this package last, so that no other can replace them."""
+    return {**installed_tools(), **own_tools()}
+
+
+def left_out(name: str, error: Exception) -> None:
+    """Warn that a tool is left out."""
+    warnings.warn(f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2)
