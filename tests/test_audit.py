@@ -1,4 +1,4 @@
-"""`uturn text --audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
+"""`uturn audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
 
 import json
 import re
@@ -11,15 +11,15 @@ import pytest
 import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
-from uturn.cli.auditing import _decoder
-from uturn.corruption.decoder_likelihood import log_likelihoods
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.pages import write_page
-from uturn.pages.audits import meaning
 from uturn.pages.collecting import collect
 from uturn.presets import TextOptions
-from uturn.presets.texts import COMPARED
+from uturn.tools.audit.likelihood import log_likelihoods
+from uturn.tools.audit.measure import _decoder
+from uturn.tools.audit.options import COMPARED, AuditOptions
+from uturn.tools.audit.section import meaning
 
 V, D = Table.V, Table.D
 ORDERS = [
@@ -408,9 +408,9 @@ def test_repetition_against_a_plain_loop(folder):
 # --- fixed tokens ----------------------------------------------------------------------------------------------------------
 
 
-def letters(folder, **more):
+def letters(folder, kind=TextOptions, **more):
     chosen = {"model": "audit_models:letters", "data": str(folder / "letters.txt"), "levels": [0.6, 1.0], "keep": 12}
-    return TextOptions.from_dict(chosen | {"trajectories": 3} | more)
+    return kind.from_dict(chosen | {"trajectories": 3} | more)
 
 
 def masks(folder):
@@ -512,8 +512,8 @@ def test_replaced_tokens_cannot_be_fixed(folder):
 
 
 def test_an_audit_has_few_levels_and_versions_by_default():
-    sizes = [{}, {"audit": True}, {"audit": True, "levels": 7, "trajectories": 3}]
-    assert [(of.levels, of.trajectories) for of in map(TextOptions.from_dict, sizes)] == [(10, 8), (4, 2), (7, 3)]
+    chosen = TextOptions(), AuditOptions(), AuditOptions(levels=7, trajectories=3)
+    assert [(of.levels, of.trajectories) for of in chosen] == [(10, 8), (4, 2), (7, 3)]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
 
     The check of the model before a run reads some texts, too: .1 for each of the 480 draws.
     """
-    audited = letters(folder, model="audit_models:counting", keep_first=1, **own).audited()
+    audited = letters(folder, AuditOptions, model="audit_models:counting", keep_first=1, **own).audited()
     name, options = [*audited.items()][-1]
     experiment = options.model_copy(update={"clones": 40}).experiment()
     assert experiment.parts.source.max_length  # the texts are read, for which the network is called
@@ -550,7 +550,7 @@ def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
 
 def test_ones_own_decoder_has_its_likelihood_if_that_is_known(folder):
     def compared(**own):
-        probes = letters(folder, audit=True, data=str(folder / "twenty.txt"), **own).experiment().parts.probes
+        probes = letters(folder, AuditOptions, data=str(folder / "twenty.txt"), **own).experiment().parts.probes
         return next(probe.decoders for probe in probes if probe.type == "order_likelihood")
 
     (folder / "twenty.txt").write_text("abcab" * 4)
@@ -563,7 +563,7 @@ def test_ones_own_decoder_has_its_likelihood_if_that_is_known(folder):
 @pytest.mark.parametrize(("length", "fixed", "listed"), [(17, 0, 12), (17, 1, 9), (40, 23, 12)])
 def test_decoders_that_are_equal_on_short_texts_are_one(folder, length, fixed, listed):
     (folder / "one_length.txt").write_text("a" * length + "\n" + "b" * (length - 1) + "\n")
-    chosen = letters(folder, audit=True, data=str(folder / "one_length.txt"), keep_first=fixed)
+    chosen = letters(folder, AuditOptions, data=str(folder / "one_length.txt"), keep_first=fixed)
     audited = chosen.audited()
     assert len(audited) == listed
     assert all(name == options.denoiser().decoder.description for name, options in audited.items())
@@ -589,7 +589,7 @@ def test_a_decoder_on_short_texts_has_the_law_of_its_simplest_form(length):
 def audited(tmp_path_factory):
     """The embedded model on three passages of twelve characters, the first of which is fixed."""
     place = tmp_path_factory.mktemp("command")
-    arguments = ("text", "--audit", "--windows", "--length", 12, "--items", 3, "--keep-first", 1, "--levels", "0.5,1.0",
+    arguments = ("audit", "--windows", "--length", 12, "--items", 3, "--keep-first", 1, "--levels", "0.5,1.0",
                  "--keep", 0, "--trajectories", 2, "--workers", 1, "--out", "results")  # fmt: skip
     return place / "results", arguments, uturn(*arguments, cwd=place)
 
@@ -636,9 +636,6 @@ def test_an_audit_continues_and_damage_is_told(audited):
     assert (out / "audit.json").read_text() == before
     assert stores
     assert stores == {path: path.stat().st_mtime_ns for path in stores}  # nothing is measured again
-    searched = uturn(*arguments, "--until", 0.1, "--reading", "left_to_right", cwd=out.parent)
-    assert searched.returncode == 2
-    assert "until = 0.1: expected no --audit" in " ".join(searched.stderr.split())
     shared = uturn(*arguments, "--shard", "1/2", cwd=out.parent)
     assert shared.returncode == 2
     assert "leave out --shard" in shared.stderr

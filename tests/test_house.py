@@ -70,3 +70,11 @@ def test_no_circles():
 def test_tools_never_import_figures():
     figures = [module for module, imported in modules().items() if any(room(other) == "paper" for other in imported)]
     assert {room(module) for module in figures} <= {"paper", "cli"}
+
+
+def test_no_tool_imports_another():
+    def tool(module):
+        return module.split(".")[2] if room(module) == "tools" and module != "uturn.tools" else ""
+
+    pairs = [(module, other) for module, imported in modules().items() for other in imported if tool(module) and tool(other)]
+    assert [pair for pair in pairs if tool(pair[0]) != tool(pair[1])] == []

@@ -16,7 +16,7 @@ from uturn.presets.inverse import InverseOptions
 from uturn.presets.texts import TextOptions
 
 with later():
-    from uturn.cli import auditing, locating
+    from uturn.cli import locating
     from uturn.core import experiment as experiments
     from uturn.pages import page, results
     from uturn.presets import inverse_results
@@ -85,10 +85,6 @@ def text(
     --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is called t\\*. With
     --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
-    --audit also asks the masked model itself: does the probability of two tokens depend on which is drawn first (nats a pair),
-    how many nats of a text's likelihood depend on the order, and what does each of twelve decoders cost (calls, kept tokens,
-    calibration gap, entropy, repetition)? It adds `audit.json`, `audit.png` and a section of the page.
-
     Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with changes marked),
     `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;
     running it again resumes. Larger numbers of items, levels or trajectories extend the run. Without options, the command
@@ -102,14 +98,10 @@ def text(
       --items 100 --out results/bert
     uturn text --model out/reactions --split smiles --data out/reactions.txt \\
       --segment . --segment ">>" --clones 2 --out results/reactions
-    uturn text --audit --out results/audit
     uturn text --until 0.05 --reading "kept, span = 1" --out results/located
     ```
     """
     check_out(out)
-    if chosen.audit:
-        expect(place.until is None, "until", place.until, "no --audit, which measures all of its noise levels")
-        return auditing.audit_into(out, chosen, running)
     if place.until is not None:
         return locating.locate_into(out, chosen.experiment(), running, place, out)
     _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))

@@ -60,8 +60,6 @@ PARTS: dict[str, dict[str, str]] = {
         "text_encoder": "uturn.probes.texts:TextEncoder",
         "text_likelihood": "uturn.probes.texts:TextLikelihood",
         "posterior": "uturn.probes.posterior:Posterior",
-        "order_consistency": "uturn.probes.orders:OrderConsistency",
-        "order_likelihood": "uturn.probes.orders:OrderLikelihood",
         "repetition": "uturn.probes.repetition:Repetition",
         "text_class": "uturn.probes.texts:TextClass",
     },

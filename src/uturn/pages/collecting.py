@@ -11,18 +11,16 @@ from typing import Any
 from uturn.core.files import check_plain
 from uturn.core.imports import import_object
 from uturn.core.tools import tools
-from uturn.pages import audits, figures, samplers, studies
+from uturn.pages import figures, samplers, studies
 from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
 
 _Section = Callable[[Path, Reader], dict[str, Any]]
 _FIRST: dict[str, _Section] = {
     LOCATED: located_section,
-    "audit.json": audits.audit_section,
     "samplers.zarr": samplers.samplers_section,
 }
 """Files that are shown by sections of their own; those of tools follow, then the study."""
-_OWN = ("audit.json", "difference.json")  # JSON files beside pictures of the same name that are no figures of `reproduce`
 
 
 def collect(folders: Sequence[str | Path]) -> Collected:
@@ -57,7 +55,7 @@ def _collect(folder: Path, read: Reader) -> None:
     if (folder / "zarr.json").exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
-    of_figures = [path for path in folder.glob("*.json") if path.name not in _OWN and figures.is_figure(path)]
+    of_figures = [path for path in folder.glob("*.json") if figures.is_figure(path)]
     for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
     several = studies.numbered(folder)

@@ -78,9 +78,14 @@ def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
 
 
 def is_figure(path: Path) -> bool:
-    """Whether a JSON file is the result of a figure, or a damaged one of this name."""
-    made = path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()
-    return made or re.fullmatch(r"fig\d+", path.stem) is not None
+    """Whether a JSON file is the result of a figure, by its content, or a damaged one beside a picture or data of its name."""
+    is_named = re.fullmatch(r"fig\d+", path.stem) is not None
+    try:
+        check_plain(path)
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return is_named or path.with_suffix(".png").exists() or path.with_suffix(".zarr").exists()
+    return is_named or (isinstance(content, dict) and "verdicts" in content)
 
 
 def order(path: Path) -> tuple[bool, int, str]:

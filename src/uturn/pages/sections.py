@@ -39,7 +39,7 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
     lists = ("headlines", "tables", "verdicts", "charts", "files", "pictures", "details", "notes", "warnings", "remarks")
     return {
         **{"id": "".join(c if c.isalnum() else "-" for c in name), "kind": kind, "short": name, "docs": docs, "title": title},
-        **dict.fromkeys(("words", "facts", "caption"), ""),
+        **dict.fromkeys(("words", "facts", "caption", "covers"), ""),
         **{key: [] for key in lists},
         **dict.fromkeys(("overview", "rows", "grid", "errors", "samples", "tree", "tokens")),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from uturn.core.lazy import later
 from uturn.networks.texts.options import LanguageOptions
@@ -13,16 +13,12 @@ from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, pro
 
 with later():
     from uturn.core import spec
-    from uturn.presets import decoders
 
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser
     from uturn.core.experiment import Experiment
-    from uturn.corruption.unmasking import Decoder
 
 PASSAGES = 30  # of those of the package, without --items
-COMPARED = (0.5, 1.0)  # noise levels at which an audit compares decoders
-AUDIT_SIZES = {"levels": 4, "trajectories": 2}  # defaults of an audit, whose readings cost more than U-turns
 
 
 class TextOptions(LanguageOptions, PresetOptions):
@@ -41,7 +37,7 @@ class TextOptions(LanguageOptions, PresetOptions):
         "Data": ("data", "windows", "length", "segments", "keep_first"),
         "Measures": (
             *("layers", "encoder", "likelihood", "classifier", "classifier_tokenizer", "classifier_split"),
-            *("repetition", "audit"),
+            "repetition",
         ),
         "Size and seed": SIZES,
         "Speed and memory": ("dtype", "device", "batch_size"),
@@ -84,22 +80,11 @@ class TextOptions(LanguageOptions, PresetOptions):
     repetition: bool = Field(
         False, description="Measure the entropy of the n-grams of reconstructions, and how many of them repeat earlier ones."
     )
-    audit: bool = Field(
-        False,
-        description="Audit a masked model: whether its conditionals belong to one joint law, how many nats of a text's "
-        "likelihood depend on the order, and what each of twelve decoders costs. By default it takes 4 noise levels and 2 noisy "
-        "versions of each text.",
-    )
     items: int | None = Field(  # type: ignore[assignment]
         None, ge=1, description=f"Number of originals; by default all texts of --data, {PASSAGES} of the package's passages."
     )
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sizes_of_an_audit(cls, options: Any) -> Any:
-        return {**AUDIT_SIZES, **options} if isinstance(options, Mapping) and options.get("audit") else options
 
     def experiment(self) -> Experiment:
         """The experiment that these options describe. Loads the model to find the corruption that it reverses.
@@ -130,22 +115,6 @@ class TextOptions(LanguageOptions, PresetOptions):
     def _backward(self) -> dict[str, Any]:
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}
 
-    def audited(self) -> dict[str, TextOptions]:
-        """The options of a run of each audited decoder, by its description; with clones, at the noise levels `COMPARED`.
-
-        Decoders that give the same texts of at most as many tokens as these are one.
-        """
-        sizes = {"levels": list(COMPARED), "trajectories": 1, "clones": max(2, self.clones), "keep": 2**20}
-        probes: dict[str, Any] = {"layers": [], "audit": False, "repetition": True}
-        probes |= dict.fromkeys(("encoder", "likelihood", "classifier"))
-        runs: dict[str, TextOptions] = {}
-        for decoder, options in self._decoders():
-            runs.setdefault(decoder.description, self.model_copy(update={**decoders.PLAIN, **options, **sizes, **probes}))
-        return runs
-
-    def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
-        return decoders.audited_decoders(self.denoiser(), spec.build("source", self._source()))
-
     def _probes(self) -> list[dict[str, Any]]:
         """Tables of the probes: unchanged tokens, correlated changes, second models, and the stored tokens."""
         probes: list[dict[str, Any]] = [{"type": "kept_tokens"}]
@@ -155,16 +124,16 @@ class TextOptions(LanguageOptions, PresetOptions):
             probes.append(self._reader("text_layers", model) | given({"name": name}))
         others = {"text_encoder": self.encoder, "text_likelihood": self.likelihood, "text_class": self.classifier}
         probes += [self._reader(kind, model) for kind, model in others.items() if model is not None]
-        if self.repetition or self.audit:
+        if self.repetition:
             probes.append({"type": "repetition"})
-        if self.audit:
-            probes += [
-                {"type": "order_consistency"},
-                {"type": "order_likelihood", "decoders": decoders.with_likelihood(self._decoders())},
-            ]
+        probes += self._further_probes()
         if self.keep:
             probes.append({"type": "tokens", "first": self.keep})
         return probes
+
+    def _further_probes(self) -> list[dict[str, Any]]:
+        """Tables of the probes that options derived from these add."""
+        return []
 
     def _reader(self, kind: str, model: str) -> dict[str, Any]:
         """The table of a probe that reads texts with a second model."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from uturn.core.protocols import Probe as Probe
 from uturn.probes.changes import Changes
 from uturn.probes.network_layers import NetworkLayers
-from uturn.probes.orders import OrderConsistency, OrderLikelihood
 from uturn.probes.perceptual import Perceptual
 from uturn.probes.pictures import KeepImages
 from uturn.probes.posterior import Posterior

@@ -12,9 +12,9 @@ from uturn.core.checks import expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.core.random import Purpose, Streams, streams
-from uturn.corruption.decoder_likelihood import check_determined, log_likelihoods
 from uturn.corruption.unmasking import MASKED, Decoder
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
+from uturn.tools.audit.likelihood import check_determined, log_likelihoods
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
@@ -117,7 +117,7 @@ class OrderLikelihood(_OfTheModel):
 
     The originals are read, given the tokens that trajectory 0 keeps: log q(masked tokens | kept tokens), which is exact for
     decoders whose positions are a function of the tokens already revealed (arXiv:2603.01367;
-    `uturn.corruption.decoder_likelihood`). At noise 1 it is the log-likelihood of the whole text. For conditionals of one joint
+    `uturn.tools.audit.likelihood`). At noise 1 it is the log-likelihood of the whole text. For conditionals of one joint
     law all decoders with one token a call have the same; several tokens a call are drawn independently, so that q is another law.
 
     `decoders`: tables of options of `uturn.corruption.unmasking.Decoder`, with order "random", "blocks", "entropy" or

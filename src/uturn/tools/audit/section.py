@@ -1,4 +1,4 @@
-"""Audits of masked models (`uturn text --audit`): their table of decoders, and their section of a page."""
+"""Audits of masked models (`uturn audit`): their table of decoders, and their section of a page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from uturn.measures.statistics import with_interval
 from uturn.pages.sections import Reader, card, new_section
-from uturn.studies.plotting.audit import decoder_words
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable
+from uturn.tools.audit.figure import decoder_words
 
 
 def decoder_table(numbers: dict[str, Any]) -> TextTable:
@@ -64,7 +64,7 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of `audit.json`; ValueError if the file is no audit of this version."""
     numbers = json.loads(path.read_bytes())
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != ("uturn.audit", 1):
-        raise ValueError("expected an audit that `uturn text --audit` has written, version 1")
+        raise ValueError("expected an audit that `uturn audit` has written, version 1")
     section = new_section("audit", "audit", "audit", "Audit of the masked model")
     if (found := _largest(numbers)) is not None:
         largest, at = found

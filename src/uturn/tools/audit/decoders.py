@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 from uturn.backward.language import LanguageDenoiser
-from uturn.corruption.decoder_likelihood import is_determined
 from uturn.corruption.unmasking import Decoder
 from uturn.networks.texts.options import LanguageOptions
+from uturn.tools.audit.likelihood import is_determined
 
 _COMPARED: tuple[dict[str, Any], ...] = (
     {},

@@ -1,4 +1,4 @@
-"""`uturn text --audit`: the study of a masked model with its order consistency, and a run of each decoder."""
+"""The study of a masked model with its order consistency, and a run of each decoder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from uturn.core.checks import expect
 from uturn.core.files import write_json
 from uturn.corruption.in_time import evaluations
 from uturn.measures.statistics import replicates
-from uturn.pages.audits import decoder_table, meaning
 from uturn.pages.charts import number, numbers
 from uturn.pages.page import report
 from uturn.pages.results import write_figures, write_study
-from uturn.presets.texts import COMPARED, TextOptions
+from uturn.presets.texts import TextOptions
 from uturn.store.outputs import output_folder
 from uturn.studies.analysis import study as study_of_run
-from uturn.studies.plotting.audit import draw_audit
 from uturn.studies.tables import for_terminal, summary
+from uturn.tools.audit.figure import draw_audit
+from uturn.tools.audit.options import COMPARED, AuditOptions
+from uturn.tools.audit.section import decoder_table, meaning
 
 _FILES = ("audit.json", "audit.png", "audit.pdf")
 _KEPT = "kept, span = 1"  # the reading by which decoders are compared
 
 
-def audit_into(out: str, chosen: TextOptions, running: Running) -> None:
+def audit_into(out: str, chosen: AuditOptions, running: Running) -> None:
     """Measure and write an audit: the study of OUT/run.zarr, the runs OUT/audit/NAME.zarr of decoders, and `audit.json`."""
-    expect(running.shard == "1/1", "shard", running.shard, "1/1 with --audit, which compares finished runs; leave out --shard")
+    expect(running.shard == "1/1", "shard", running.shard, "1/1, since an audit compares finished runs; leave out --shard")
     experiment, decoders = chosen.experiment(), chosen.audited()
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     assert datasets is not None  # no other shares

@@ -1,0 +1,33 @@
+"""`uturn audit`."""
+
+from __future__ import annotations
+
+from uturn.cli.app import STUDIES, command
+from uturn.cli.options import Out, Running
+from uturn.cli.running import check_out
+from uturn.tools.audit.options import AuditOptions
+
+
+@command(STUDIES)
+def audit(out: Out, *, chosen: AuditOptions, running: Running) -> None:
+    """Ask a masked model whether its conditionals belong to one joint law, and measure what each decoder costs on it.
+
+    Does the probability of two tokens depend on which is drawn first (nats a pair)? How many nats of a text's likelihood depend
+    on the order? What does each of twelve decoders cost (calls, kept tokens, calibration gap, entropy, repetition)? Options and
+    study are those of `uturn text`, by default with 4 noise levels and 2 noisy versions of each text.
+
+    Writes the files of `uturn text`, `audit.json`, `audit.png`, a section of the page, and a store for each decoder. The command
+    can be stopped at any time; running it again resumes. Without options, it audits the package's character model, in a few
+    minutes.
+
+    Example:
+
+    ```
+    uturn audit --out results/audit
+    uturn audit --model out/reactions --split smiles --data out/reactions.txt --out results/reactions
+    ```
+    """
+    from uturn.tools.audit.measure import audit_into
+
+    check_out(out)
+    audit_into(out, chosen, running)
