@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import uturn
+from command_line import SPEC
 from uturn.core.tools import own_tools
 
 ROOT = Path(uturn.__file__).parent
@@ -42,35 +43,7 @@ collected = collect([sys.argv[2]])
 print([*own_tools()], [section["kind"] for section in collected.sections], collected.problems, sep="\\n")
 print(done.output)
 """
-TOOL = """
-from uturn.core.tools import Tool
-TOOL = Tool(
-    parts={"corruption": {"quarter": "own_tool.parts:Quarter"}},
-    commands=("own_tool.command",),
-    sections={"own.json": "own_tool.command:section"},
-)
-"""
-COMMAND = """
-import json
-import typer
-from uturn.cli.app import PAGES, command
-from uturn.cli.options import Out
-
-@command(PAGES)
-def own(out: Out) -> None:
-    \"\"\"Write a file.\"\"\"
-    typer.echo(f"into {out}")
-
-def section(path, read):
-    from uturn.pages.sections import new_section
-    return new_section("own", "own", "own", "A section of a tool") | {"words": json.loads(path.read_text())["words"]}
-"""
-PARTS = """
-from uturn.corruption import Masking
-
-class Quarter(Masking):
-    pass
-"""
+MAIN = "from uturn.cli import main; main()"
 
 
 def run(code, *arguments, path):
@@ -85,41 +58,28 @@ def test_each_module_can_be_imported_first():
     assert done.returncode == 0, done.stderr
 
 
-def package(place, text=TOOL, name="own"):
-    """An installed package that brings a tool, in a folder of the import path."""
-    folder, about = place / "own_tool", place / f"{name}_tool-1.dist-info"
-    folder.mkdir(parents=True)
-    about.mkdir()
-    for module, content in (("__init__", text), ("command", COMMAND), ("parts", PARTS)):
-        (folder / f"{module}.py").write_text(content)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-tool\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[uturn.tools]\n{name} = own_tool:TOOL\n")
-    return os.pathsep.join((str(place), str(ROOT.parent)))
-
-
 def test_an_installed_package_brings_a_part_a_command_and_a_section(tmp_path):
-    path = package(tmp_path / "packages")
-    (tmp_path / "own.json").write_text(json.dumps({"words": "found by the tool"}))
-    code = (
-        "import sys; from uturn.cli import app; from uturn.core.spec import build; from uturn.pages.collecting import collect\n"
-        "from typer.testing import CliRunner\n"
-        "print(type(build('corruption', {'type': 'quarter'})).__name__, collect([sys.argv[1]]).sections[0]['words'])\n"
-        "print(CliRunner().invoke(app, ['own', '--out', 'x']).output, CliRunner().invoke(app, ['--help']).output)"
-    )
-    done = run(code, tmp_path, path=path)
+    """The package of docs/own-parts.md, examples/tool."""
+    site, example = tmp_path / "site", ROOT.parents[1] / "examples"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(site), str(example / "tool")], check=True, timeout=300)
+    path = os.pathsep.join((str(site), str(ROOT.parent)))
+    (tmp_path / "spec.toml").write_text(SPEC)
+    done = run(MAIN, "changed-runs", tmp_path / "spec.toml", "--out", tmp_path / "out", path=path)
     assert done.returncode == 0, done.stderr
-    assert "Quarter found by the tool" in done.stdout
-    assert "into x" in done.stdout
-    assert "Write a file." in done.stdout
+    assert json.loads((tmp_path / "out/changed-runs.json").read_text())["noise"] == [0.0, 0.5]
+    assert "The longest runs of changed leaves" in (tmp_path / "out/index.html").read_text()
+    assert "changed-runs" in run(MAIN, "--help", path=path).stdout
 
 
 @pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
 def test_a_broken_tool_is_left_out_with_a_warning(tmp_path, text, reason):
-    done = run("from uturn.cli import main; main()", "--help", path=package(tmp_path, text))
-    assert done.returncode == 2 or "Usage" in done.stdout
-    done = run(
-        "import sys; sys.argv = ['uturn', '--help']\nfrom uturn.cli import main; main()", path=package(tmp_path / "b", text)
-    )
+    (tmp_path / "own_tool.py").write_text(text)
+    about = tmp_path / "own_tool-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-tool\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[uturn.tools]\nown = own_tool:TOOL\n")
+    done = run(MAIN, "--help", path=os.pathsep.join((str(tmp_path), str(ROOT.parent))))
     assert done.returncode == 0
     assert "the tool 'own' is left out" in done.stderr
     assert reason in done.stderr
