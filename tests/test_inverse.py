@@ -18,8 +18,8 @@ import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
 from uturn.backward.sampler import PosteriorSampler
-from uturn.presets.inverse import InverseOptions
-from uturn.presets.inverse_results import calls_of
+from uturn.tools.inverse.options import InverseOptions
+from uturn.tools.inverse.results import calls_of
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
 DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`uturn images`, `text` and `inverse`."""
+"""`uturn images` and `text`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from uturn.cli.running import check_out, end, originals_in, runs_into
 from uturn.core.checks import expect
 from uturn.core.lazy import later
 from uturn.presets.images import ImageOptions
-from uturn.presets.inverse import InverseOptions
 from uturn.presets.texts import TextOptions
 
 with later():
     from uturn.cli import locating
     from uturn.core import experiment as experiments
-    from uturn.pages import page, results
-    from uturn.presets import inverse_results
-    from uturn.store import outputs
+    from uturn.pages import results
     from uturn.studies import tables
 
 
@@ -105,52 +102,6 @@ def text(
     if place.until is not None:
         return locating.locate_into(out, chosen.experiment(), running, place, out)
     _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))
-
-
-@command(STUDIES)
-def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
-    """Test whether posterior samplers of an inverse problem draw from the posterior, without ground truth about it.
-
-    Images are measured, y = A(x) + noise, at several strengths of the operator A. Each sampler draws several reconstructions of
-    each measurement. Given y, the original and exact draws from p(x | y) are exchangeable, so any reading that tells them apart
-    shows an error. The command tests the distance of two images, their class, the likelihood log p(y | x) and the ranks of the
-    original among its reconstructions, and says which kind of error it is: too sure, not sure enough, shifted, wrong modes, deaf
-    to the data. Beside the tests stand what reconstructions keep of the class, t\\*, and calls of the network.
-
-    With real images, sampler and model are judged together; --data generated, originals drawn by the model, judges the sampler
-    alone, as do vectors of a law of your own, which need no model. Several can be given. Samplers and operators are those of
-    deepinv by name, or your own: module:function. A function without a denoiser needs no model either.
-
-    Writes the page `index.html` (truth, measurement, reconstructions and their spread at each strength), `inverse.json`,
-    `inverse.csv`, `errors/`, the files of `uturn images`, and a store for each sampler. The command can be stopped at any
-    time; running it again resumes. More samplers, items or levels extend the results. Without options, it tests two
-    samplers of deepinv on the package's Fashion-MNIST model, behind hidden boxes, in five minutes. Needs uturn[inverse].
-
-    Example:
-
-    ```
-    uturn inverse --out results/inverse
-    uturn inverse --data fashion_mnist --data generated --sampler deepinv:DPS --out results/inverse
-    uturn inverse --model google/ddpm-cifar10-32 --data photos --size 32 --operator blur --levels 0.5,1,2 \\
-      --sampler 'deepinv:DiffPIR steps=50 zeta=0.3' --sampler own:langevin --out results/blur
-    ```
-    """
-    check_out(out)
-    runs = chosen.runs(originals_in(out))
-    calls = inverse_results.calls_of(runs)
-    datasets = runs_into(out, {run.store: run.experiment for run in runs}, running)
-    if datasets is None:
-        return
-    readings = {run.name: datasets[run.store] for run in runs}
-    several = len(runs) > 1
-    title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
-    studied: Any = readings if several else readings[runs[0].name]
-    studies = results.write_study(studied, out, title=title, groups=("class", "distance"), page=False)
-    with outputs.output_folder("out", out) as folder:
-        tests = inverse_results.write_inverse(runs, readings, studies if several else {runs[0].name: studies}, calls, folder)
-    page.report([out])
-    table = tables.for_terminal(tables.TextTable(**tests["table"]))
-    end(out, [table], *tests["notes"], files=inverse_results.RESULTS)
 
 
 def _study(out: str, experiment: experiments.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:

@@ -11,16 +11,11 @@ from typing import Any
 from uturn.core.files import check_plain
 from uturn.core.imports import import_object
 from uturn.core.tools import tools
-from uturn.pages import figures, samplers, studies
+from uturn.pages import figures, studies
 from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
 
 _Section = Callable[[Path, Reader], dict[str, Any]]
-_FIRST: dict[str, _Section] = {
-    LOCATED: located_section,
-    "samplers.zarr": samplers.samplers_section,
-}
-"""Files that are shown by sections of their own; those of tools follow, then the study."""
 
 
 def collect(folders: Sequence[str | Path]) -> Collected:
@@ -60,7 +55,7 @@ def _collect(folder: Path, read: Reader) -> None:
         add(path, figures.figure_section)
     several = studies.numbered(folder)
     shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
-    for name, make in {**_FIRST, **_of_tools(), "study.zarr": studies.study_section}.items():
+    for name, make in {LOCATED: located_section, **_of_tools(), "study.zarr": studies.study_section}.items():
         if (folder / name).exists() and add(folder / name, make):
             shown |= set(folder.glob(collected[-1]["covers"])) if collected[-1]["covers"] else set()
     if len(several) > 1 and not (folder / "study.zarr").exists():

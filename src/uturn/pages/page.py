@@ -55,7 +55,7 @@ def fetch(folder: OutputFolder) -> None:
     names, of_tools = folder.names(""), {name for tool in tools().values() for name in tool.sections}
     for name in names:
         is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
-        whole = name in ("samplers.zarr", "errors", *of_tools) or name.startswith("study")
+        whole = name in ("errors", *of_tools) or name.startswith("study")
         if is_figure or whole or name.endswith((".json", ".png")):
             folder.fetch(name)
 

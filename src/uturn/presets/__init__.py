@@ -4,7 +4,6 @@ options = ImageOptions(steps=50)                     # or image_experiment(steps
 readings = uturn.run(options.experiment(), "run.zarr")
 study = uturn.study(readings)                        # or uturn.pages.write_study(readings, "results"), which writes files too
 options = TextOptions(model="bert", data="texts.txt")
-runs = InverseOptions(operator="blur").runs()                        # one experiment for each posterior sampler
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from uturn.core.lazy import lazy
 if TYPE_CHECKING:
     from uturn.presets.images import ImageOptions as ImageOptions
     from uturn.presets.images import image_experiment as image_experiment
-    from uturn.presets.inverse import InverseOptions as InverseOptions
     from uturn.presets.texts import TextOptions as TextOptions
 
 _HOMES = {
     "ImageOptions": "presets.images",
-    "InverseOptions": "presets.inverse",
     "TextOptions": "presets.texts",
     "image_experiment": "presets.images",
 }

@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field, SkipValidation
 
 from uturn.core.checks import expect
-from uturn.core.lazy import later
 from uturn.networks.images.options import DenoiserOptions
 from uturn.presets.images import ImageOptions
 from uturn.presets.options import SIZES, given
-
-with later():
-    from uturn.engine import sweep
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -186,6 +182,8 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     >>> named_options("sampler", "deepinv:DiffPIR steps=50 zeta=0.3")
     ('deepinv:DiffPIR', {'steps': 50, 'zeta': 0.3})
     """
+    from uturn.engine.sweep import parsed_value
+
     try:
         name, *pairs = shlex.split(text)
     except ValueError:  # no word, or a quote that is not closed
@@ -194,7 +192,7 @@ def named_options(option: str, text: str) -> tuple[str, dict[str, Any]]:
     for pair in pairs:
         key, _, value = pair.partition("=")
         expect(key and value, f"{option} = {text!r}: option", pair, "KEY=VALUE, without blanks in it")
-        options[key] = sweep.parsed_value(value)
+        options[key] = parsed_value(value)
     return name, options
 
 
