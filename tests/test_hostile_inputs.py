@@ -648,6 +648,10 @@ def test_a_chunk_that_decodes_to_more_than_its_array_says_is_not_read(tmp_path):
     write_dataset(xr.Dataset({"y": ("noise", np.ones(3))}, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr")
     (folder / "fig6.zarr" / "y" / "c" / "0").write_bytes(zstd.compress(bytes(2**27), 1))
     assert "fig6.zarr" in collect([folder]).problems[0]["file"]
+    shutil.rmtree(folder / "fig6.zarr")
+    gzip = {"y": {"compressors": [zarr.codecs.GzipCodec()]}}
+    xr.Dataset({"y": ("noise", np.ones(3))}).to_zarr(folder / "fig6.zarr", zarr_format=3, encoding=gzip)
+    assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0]["words"]
 
 
 def test_a_table_of_holes_is_not_read(tmp_path):

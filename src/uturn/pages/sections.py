@@ -21,6 +21,7 @@ from uturn.pages.pictures import preview
 from uturn.store.record import bounded_chunks, open_run
 
 _MOST_SPEC = 20_000  # characters of a spec
+_CODECS = {"NoneType", "BytesCodec", "VLenUTF8Codec", "ZstdCodec", "_Bounded", "Crc32cCodec"}  # of datasets
 _MOST_BYTES = 2**30  # of a dataset, which is in memory
 
 
@@ -84,6 +85,10 @@ class Reader:
         with warnings.catch_warnings(), bounded_chunks():
             warnings.simplefilter("ignore")
             data = xr.open_zarr(path, zarr_format=3, chunks=None)
+            for name, of in data.variables.items():  # other codecs, such as gzip, decode a few bytes to gigabytes
+                used = (*of.encoding.get("filters", ()), of.encoding.get("serializer"), *of.encoding.get("compressors", ()))
+                names = {type(codec).__name__ for codec in used}
+                expect(names <= _CODECS, f"{path}: codecs of {name}", sorted(names), "those that this package writes")
             expect(data.nbytes <= _MOST_BYTES, f"{path}: bytes", data.nbytes, f"at most {_MOST_BYTES}")
             return data.load()
 
