@@ -34,13 +34,15 @@ from uturn.backward import DiffusionModel
 from uturn.cli import main
 from uturn.cli.printing import show
 from uturn.core.checks import visible
-from uturn.core.files import read_array, read_table
+from uturn.core.files import read_array, read_table, whole_folder
 from uturn.exact.theory import MeanField
 from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
 from uturn.pages.collecting import collect
+from uturn.pages.pictures import grid
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
+from uturn.store.datasets import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)
@@ -559,3 +561,159 @@ def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
         for source in ({"type": "images", "path": str(tmp_path)}, {"type": "array", "path": str(tmp_path / name)}):
             images, _ = originals(of(source, file=name, file_digest="0" * 64), np.arange(3))
             assert np.isnan(images).all()
+
+
+# --- what the folder of a stranger makes the program write, read and hold -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["samplers.zarr", "errors"])
+def test_a_link_in_a_folder_of_results_is_replaced_and_not_its_target(name, tmp_path):
+    outside, folder = tmp_path / "mine", tmp_path / "results"
+    outside.mkdir()
+    folder.mkdir()
+    (outside / "thesis.tex").write_text("years")
+    (folder / name).symlink_to(outside)
+    with whole_folder(folder / name) as new:
+        (new / "a").write_text("b")
+    assert (outside / "thesis.tex").read_text() == "years"
+    assert not (folder / name).is_symlink()
+    assert [path.name for path in (folder / name).iterdir()] == ["a"]
+
+
+def samplers(folder, tests=1, **run):
+    """A folder of `uturn inverse` whose `inverse.json` a stranger has written."""
+    (folder / "errors").mkdir(parents=True)
+    Image.new("RGB", (2000, 2000)).save(folder / "errors" / "s-1.png")
+    write_dataset(xr.Dataset({"y": ("noise", np.arange(2.0))}, {"noise": [1.0, 2.0]}), folder / "samplers.zarr")
+    of_run = {"name": "n", "judges": "j", "kinds": "k", "store": "s.zarr", "tests": [{"kind": "x", "strength": 1.0}] * tests}
+    table = {"title": "", "heads": [], "rows": []}
+    content = {"format": "uturn.inverse", "words": "w", "caption": "", "notes": [], "tables": [], "table": table}
+    (folder / "inverse.json").write_text(json.dumps(content | {"runs": [of_run | run]}))
+    return folder
+
+
+def test_a_report_shows_no_picture_outside(tmp_path):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "passport-1.png")
+    assert collect([samplers(tmp_path / "sound")]).sections[0]["errors"]["samplers"][0]["levels"][0]["width"] == 1600
+    for k, name in enumerate((str(tmp_path / "mine" / "passport"), "../../mine/passport")):
+        found = collect([samplers(tmp_path / f"results{k}", store=name)])
+        assert (found.sections, "the name of a store" in found.problems[0]["words"]) == ([], True)
+    linked = samplers(tmp_path / "linked", store="passport")
+    shutil.rmtree(linked / "errors")
+    (linked / "errors").symlink_to(tmp_path / "mine")
+    assert "is a link" in collect([linked]).problems[0]["words"]
+
+
+def test_a_report_reads_no_store_outside(stored, tmp_path):
+    folder = figure(tmp_path / "results")
+    (folder / "smoke").mkdir()
+    (folder / "smoke" / "fig6-x.zarr").symlink_to(stored)
+    assert collect([folder]).sections[0]["details"] == []
+
+
+def test_a_report_of_small_files_ends_soon(tmp_path):
+    """Pipes, files with holes, arrays and pictures of few bytes that promise gigabytes, and pictures that are shown often."""
+    piped, begin = samplers(tmp_path / "piped"), time.process_time()
+    (piped / "inverse.json").unlink()
+    os.mkfifo(piped / "inverse.json")
+    assert "inverse.json is a link, a pipe" in collect([piped]).problems[0]["words"]
+    holes = figure(tmp_path / "holes", "fig7")
+    os.truncate(holes / "fig7.json", 2**40)
+    assert "bytes = 1099511627776: expected" in str(collect([holes]).problems)
+    Image.new("1", (12_000, 12_000)).save(holes / "fig6.png")
+    figure(holes, files={"png": "fig6.png", "data": "fig6.zarr"})
+    write_dataset(xr.Dataset({"y": ("noise", np.zeros(3))}), holes / "fig6.zarr")
+
+    def promise(metadata):
+        metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"] = [2**33], [2**20]
+
+    for path in (holes / "fig6.zarr" / "zarr.json", holes / "fig6.zarr" / "y" / "zarr.json"):
+        root = json.loads(path.read_text())
+        promise(array(root, "y") if "consolidated_metadata" in root else root)
+        path.write_text(json.dumps(root))
+    problems = str(collect([holes]).problems)
+    assert "pixels = (12000, 12000): expected" in problems
+    assert "bytes = 68719476736: expected" in problems
+    with pytest.raises(ValueError, match="images = 400200: expected"):
+        grid(np.arange(2000), [""] * 200, np.zeros((200, 1, 1, 1)), np.zeros((2000, 200, 1, 1, 1)), None)
+    assert len(collect([samplers(tmp_path / "often", tests=500)]).sections[0]["errors"]["samplers"][0]["levels"]) == 500
+    assert time.process_time() - begin < 15
+
+
+def test_a_chunk_that_decodes_to_more_than_its_array_says_is_not_read(tmp_path):
+    from numcodecs import zstd
+
+    folder = figure(tmp_path / "results", files={"data": "fig6.zarr"})
+    write_dataset(xr.Dataset({"y": ("noise", np.ones(3))}, {"noise": [1.0, 2.0, 3.0]}), folder / "fig6.zarr")
+    (folder / "fig6.zarr" / "y" / "c" / "0").write_bytes(zstd.compress(bytes(2**27), 1))
+    assert "fig6.zarr" in collect([folder]).problems[0]["file"]
+    shutil.rmtree(folder / "fig6.zarr")
+    gzip = {"y": {"compressors": [zarr.codecs.GzipCodec()]}}
+    xr.Dataset({"y": ("noise", np.ones(3))}).to_zarr(folder / "fig6.zarr", zarr_format=3, encoding=gzip)
+    assert "codecs of y = ['BytesCodec', 'GzipCodec']" in collect([folder]).problems[0]["words"]
+
+
+def test_a_table_of_holes_is_not_read(tmp_path):
+    for name in ("spec.toml", "spec.json"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 2**40)
+        with pytest.raises(ValueError, match="its bytes = 1099511627776: expected at most"):
+            ut.Experiment.from_file(tmp_path / name)
+
+
+def test_readings_that_no_chunk_holds_are_bounded(tmp_path):
+    """A reading of half a billion levels in a folder of some kilobytes."""
+    path, dims = tmp_path / "mine.zarr", ("noise", "item", "trajectory", "clone", "layer")
+    ut.readings({"x": np.ones((2, 3, 1, 1, 4))}, [0.2, 0.8], dims={"x": dims}, store=path)
+    shutil.rmtree(path / "x")
+    shutil.rmtree(path / "layer")
+
+    def change(root):
+        labels = json.loads(root["attributes"]["labels"])
+        del root["consolidated_metadata"]["metadata"]["layer"], labels["layer"]
+        root["attributes"]["labels"] = json.dumps(labels)
+        array(root, "x")["shape"][-1] = 2**28
+        array(root, "x")["chunk_grid"]["configuration"]["chunk_shape"][-1] = 2**24
+
+    forge(path, change)
+    with pytest.raises(ValueError, match="numbers that are read at once = 805306368"):
+        ut.store.record.open_run(path)
+
+
+def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
+    store = shutil.copytree(stored, tmp_path / "run")
+    forge(store, lambda root: root["attributes"].update(levels=json.dumps([0.0, *json.loads(root["attributes"]["levels"])])))
+    for command in ("status", "study"):
+        code, (line,), _ = ended(capsys, command, store)
+        assert (code, "each noise level once" in line) == (2, True), line
+
+
+def test_texts_that_a_store_names_take_no_time(tmp_path, monkeypatch):
+    """Regular expressions, texts with holes, and networks of more layers than their weights can have."""
+    from uturn.cli.presets import TextOptions
+
+    from tiny_texts import write_bert
+    from uturn.studies import records_of
+
+    model = write_bert(tmp_path / "bert")
+    (tmp_path / "texts.txt").write_text("the cat sat\na big dog ran to the mat\n")
+    options = {"model": str(model), "data": str(tmp_path / "texts.txt"), "levels": [0.4, 0.8], "trajectories": 2}
+    run = ut.run(TextOptions.from_dict(options).experiment())
+    assert "original_piece" in records_of(run).coords
+    (tmp_path / "holes.txt").touch()
+    os.truncate(tmp_path / "holes.txt", 2**40)
+    large = shutil.copytree(model, tmp_path / "large")
+    config = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**6}))
+    wide = shutil.copytree(model, tmp_path / "wide")
+    (wide / "config.json").write_text(json.dumps(config | {"hidden_size": 10**5}))
+    monkeypatch.setattr("uturn.networks.texts.language_files.TextModel.load", lambda *_: pytest.fail("loaded"))
+    spec = json.loads(run.attrs["spec"])
+    for part, change in (
+        ("backward", {"split": "(a|aa)+b"}),
+        ("backward", {"model": str(large)}),
+        ("backward", {"model": str(wide)}),
+        ("source", {"path": str(tmp_path / "holes.txt")}),
+    ):
+        assert not records_of(run.assign_attrs(spec=json.dumps(spec | {part: spec[part] | change}))).coords

@@ -937,3 +937,22 @@ def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken
     table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
     with pytest.raises(ValueError, match="places for the 700 rows of the table = '700 noise x 700 item x 700 trajectory'"):
         ut.readings(table)
+
+
+@pytest.mark.parametrize("levels", [[0.1, 0.1, 0.7], [0.1, np.nan, 0.7], [-1.0, 0.4, 0.7], [0.1, 0.4, np.inf]])
+def test_times_that_cannot_take_the_place_of_the_noise_are_refused(levels):
+    values = {"kept": np.random.default_rng(0).random((3, 4))}
+    run = ut.readings(values, [0.2, 0.5, 0.8], coords={"t_over_T": ("noise", levels)})
+    with pytest.raises(ValueError, match=r"t_over_T = .*different numbers of 0 or more"):
+        ut.study(run)
+
+
+def test_names_are_not_matched_with_numbers():
+    """By their places, originals of other names would be one."""
+    of = {name: np.random.default_rng(k).random((2, 3)) for k, name in enumerate("ab")}
+    runs = {
+        "a": ut.readings({"kept": of["a"]}, [0.2, 0.8], coords={"item": ["x", "y", "z"]}),
+        "b": ut.readings({"kept": of["b"]}, [0.2, 0.8]),
+    }
+    with pytest.raises(ValueError, match="runs with names of originals = 1: expected both or none"):
+        ut.studies.difference(runs)

@@ -23,6 +23,8 @@ from uturn.core.checks import expect, plain
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+LARGEST_TABLE = 2**26
+"""Most bytes of a table in a file: a file with holes may promise terabytes."""
 _UNFINISHED = ".unfinished"
 _clear: list[Callable[[], None]] = []  # functions that empty the caches of `cached_while_unchanged`
 
@@ -47,14 +49,19 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """An empty folder beside `path` that replaces it, or the target of a link, at the end, or is removed after an error.
 
-    A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False.
+    A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False. A link to a folder
+    with content is replaced itself: that content may be of others.
     """
-    place = Path(path).resolve()
+    given, place = Path(path), Path(path).resolve()
+    if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
+        place = given.parent.resolve() / given.name
     unfinished, old = (place.with_name(f".{place.name}.{secrets.token_hex(4)}{end}") for end in (_UNFINISHED, ".old"))
     try:
         with named_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
+            if place.is_symlink():
+                place.unlink()
             with suppress(OSError):
                 place.rmdir()  # an existing empty folder is always replaced
             try:
@@ -87,6 +94,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 def read_table(path: str | os.PathLike[str]) -> Any:
     """The content of a TOML or (by the suffix .json) JSON file in UTF-8, with or without a byte order mark."""
     check_regular(path)
+    expect((size := os.path.getsize(path)) <= LARGEST_TABLE, "its bytes", size, f"at most {LARGEST_TABLE}")
     text = Path(path).read_text(encoding="utf-8-sig")
     return json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
 

@@ -62,7 +62,7 @@ def _collect(folder: Path, read: Reader) -> None:
         add(folder, studies.overlay_section)
         for path in several:
             add(path, studies.study_section)
-    for path in sorted(path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path)):
+    for path in sorted(path for path in folder.glob("*.zarr") if path not in shown and _has_spec(path, read)):
         add(path, studies.store_section)
 
 
@@ -76,9 +76,8 @@ def _of_tools() -> dict[str, _Section]:
     return {name: imported(path) for name, path in paths.items()}
 
 
-def _has_spec(path: Path) -> bool:
+def _has_spec(path: Path, read: Reader) -> bool:
     try:
-        check_plain(path / "zarr.json")
-        return "spec" in json.loads((path / "zarr.json").read_bytes())["attributes"]
+        return "spec" in json.loads(read.content(path / "zarr.json"))["attributes"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

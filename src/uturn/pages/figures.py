@@ -14,7 +14,6 @@ import xarray as xr
 from pydantic import TypeAdapter
 
 from uturn.core.checks import expect
-from uturn.core.files import check_plain
 from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
 from uturn.pages.sections import Reader, card, new_section
@@ -96,7 +95,7 @@ def order(path: Path) -> tuple[bool, int, str]:
 
 def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a figure; ValueError if its JSON file is damaged."""
-    result = TypeAdapter(Result).validate_json(path.read_bytes(), strict=True)  # entries of another version are left out
+    result = TypeAdapter(Result).validate_json(read.content(path), strict=True)  # entries of another version are left out
     # The page reads and links these files, so only plain names in the same folder are allowed.
     names = [result.scale, *result.files.values()]
     expect(result.figure == path.stem, "figure", result.figure, repr(path.stem))
@@ -115,11 +114,11 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     if "png" in files:
         read.add_picture(section, files["png"], "figure")
     folder = path.parent / result.scale
-    stores = [] if folder.is_symlink() else sorted(folder.glob(f"{result.figure}-*.zarr"))  # the raw runs
+    found = [] if folder.is_symlink() else sorted(folder.glob(f"{result.figure}-*.zarr"))
+    stores = [store for store in found if not store.is_symlink()]  # the raw runs
     for store in stores:
         with read.noting(store):
-            check_plain(store / "zarr.json")
-            attributes = json.loads((store / "zarr.json").read_bytes()).get("attributes", {})
+            attributes = json.loads(read.content(store / "zarr.json")).get("attributes", {})
             if "spec" in attributes:
                 section["details"].append(read.details(store.name, attributes, store))
     if "data" in files and files["data"].exists():

@@ -26,7 +26,7 @@ def located(numbers: Mapping[str, Any]) -> list[Headline]:
 
 def located_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a search, the first of its page."""
-    numbers = json.loads(path.read_bytes())
+    numbers = json.loads(read.content(path))
     section = new_section("located", "located", "price", f"Search of a place of {numbers['reading']}")
     section["caption"] = f"The interval shall be narrower than {numbers['wanted']:g}."
     section["words"], section["files"] = numbers["remark"], [path]

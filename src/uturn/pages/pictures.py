@@ -11,11 +11,13 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from uturn.core.checks import expect
 from uturn.core.files import check_plain
 from uturn.pages.charts import number
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample
 
+_MOST_PIXELS, _MOST_IMAGES = 2**26, 2**15  # of a picture; of a run
 WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
 
 
@@ -23,12 +25,18 @@ def preview(path: Path, words: str, width: float = WIDTH) -> dict[str, Any]:
     """A stored picture as the data URL of a WebP image of at most `width` pixels a side."""
     check_plain(path)
     with Image.open(path, formats=("PNG",)) as opened:  # some formats start other programs, whatever the name of the file
+        expect(opened.width * opened.height <= _MOST_PIXELS, "pixels", opened.size, f"at most {_MOST_PIXELS} in all")
         opened.load()
         picture = opened.convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")
     ground.alpha_composite(picture)
     small = _at_most(ground.convert("RGB"), int(width))
     return {"url": as_url(small, WIDTH, 80), "words": words, "width": small.width, "height": small.height}
+
+
+def check_count(images: int, share: int = 1) -> None:
+    """ValueError for more images than a page shows: a few kilobytes may promise millions."""
+    expect(images <= _MOST_IMAGES // share, "images", images, f"at most {_MOST_IMAGES // share} for a page")
 
 
 def grid(
@@ -44,6 +52,7 @@ def grid(
     `kept` (levels, items) is 1 where the class is unchanged, None without classes; `half_lives` (items,): noise at which half of
     the change of each original is done.
     """
+    check_count((len(images) + 1) * len(originals))
     side = side_of(images, (len(images) + 1) * len(originals))
 
     def url(image: np.ndarray) -> str | None:

@@ -14,13 +14,15 @@ from typing import Any
 import xarray as xr
 
 import uturn
-from uturn.core.checks import one_line
-from uturn.core.files import check_plain
+from uturn.core.checks import expect, one_line
+from uturn.core.files import LARGEST_TABLE, check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
-from uturn.store.record import open_run
+from uturn.store.record import bounded_chunks, open_run
 
 _MOST_SPEC = 20_000  # characters of a spec
+_CODECS = {"NoneType", "BytesCodec", "VLenUTF8Codec", "ZstdCodec", "_Bounded", "Crc32cCodec"}  # of datasets
+_MOST_BYTES = 2**30  # of a dataset, which is in memory
 
 
 @dataclass
@@ -73,12 +75,25 @@ class Reader:
         shortened = re.sub(f"^{re.escape(str(path))}(?=:? )", "", message)
         self.collected.problems.append({"file": str(path), "words": f": {message}" if shortened == message else shortened})
 
-    def dataset(self, path: Path) -> xr.Dataset:
-        """A zarr folder as a dataset in memory."""
+    def content(self, path: Path) -> bytes:
+        """The content of a JSON file; ValueError for a link, a pipe, or one that is too large."""
         check_plain(path)
-        with warnings.catch_warnings():
+        size = path.stat().st_size
+        expect(size <= LARGEST_TABLE, f"{path}: bytes", size, f"at most {LARGEST_TABLE}")
+        return path.read_bytes()
+
+    def dataset(self, path: Path) -> xr.Dataset:
+        """A zarr folder as a dataset in memory; ValueError if it promises more than a gigabyte."""
+        check_plain(path)
+        with warnings.catch_warnings(), bounded_chunks():
             warnings.simplefilter("ignore")
-            return xr.open_zarr(path, zarr_format=3).load()
+            data = xr.open_zarr(path, zarr_format=3, chunks=None)
+            for name, of in data.variables.items():  # other codecs, such as gzip, decode a few bytes to gigabytes
+                used = (*of.encoding.get("filters", ()), of.encoding.get("serializer"), *of.encoding.get("compressors", ()))
+                names = {type(codec).__name__ for codec in used}
+                expect(names <= _CODECS, f"{path}: codecs of {name}", sorted(names), "those that this package writes")
+            expect(data.nbytes <= _MOST_BYTES, f"{path}: bytes", data.nbytes, f"at most {_MOST_BYTES}")
+            return data.load()
 
     def run(self, path: Path) -> xr.Dataset:
         """The dataset of a store of `uturn run`, or of stored readings."""

@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 from pydantic import TypeAdapter
 
-from uturn.core.files import check_plain
 from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, numbers, with_curves
 from uturn.pages.located import LOCATED, located
@@ -83,7 +82,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     section["files"] = _there(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
-    search = json.loads((folder / LOCATED).read_bytes()) if (folder / LOCATED).exists() else None
+    search = json.loads(read.content(folder / LOCATED)) if (folder / LOCATED).exists() else None
     places = {}
     for name, data in studies.items() if search is None else ():  # the runs of a search give one place together
         for headline in numbers_of(data)[:1]:
@@ -99,8 +98,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
         section["tables"] = [{"title": f"{label} of each run", "heads": heads, "rows": rows}]
     if (folder / "difference.json").exists():
         with read.noting(folder / "difference.json"):
-            check_plain(folder / "difference.json")
-            table = json.loads((folder / "difference.json").read_bytes())["table"]
+            table = json.loads(read.content(folder / "difference.json"))["table"]
             section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
         section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")

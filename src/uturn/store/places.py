@@ -201,7 +201,7 @@ def is_empty(where: str) -> bool:
 def whole(where: str) -> Iterator[Path]:
     """An empty folder whose content replaces that of a place at the end, by `replace` at a URL."""
     if not is_url(where):
-        with whole_folder(where) as folder:
+        with whole_folder(os.path.realpath(where)) as folder:  # a store behind a link stays where it is
             yield folder
         return
     with tempfile.TemporaryDirectory(prefix="uturn-") as name:

@@ -58,7 +58,8 @@ GROWING = ("noise", "item", "trajectory")
 _RECORDS = "tasks/records"  # a separate group, which xarray does not read with the results
 _ROOM = 4096  # entries of a chunk of a coordinate along a growing dim, so that the chunk stays as it is when the run grows
 _MOST_TASKS, _MOST_ARRAYS = 2**21, 2**11
-_MOST_READINGS = 2**30  # of a task in a variable
+_MOST_READINGS = 2**29  # of a task, which are in memory together: chunks without a file promise any number
+_AT_ONCE = 2**22  # numbers of a task that are digested at once, to limit memory
 _MOST_PIECES = 2**16  # chunks that are read at once
 _MOST_LABELS = 2**25  # of a coordinate; a few kilobytes may promise gigabytes
 _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
@@ -85,6 +86,11 @@ class _Bounded(ZstdCodec):
 
 
 register_codec("zstd", _Bounded, qualname=f"{__name__}.{_Bounded.__name__}")
+
+
+def bounded_chunks() -> AbstractContextManager[Any]:
+    """Context in which arrays are opened whose chunks are decoded only if they have no more bytes than the arrays say."""
+    return zarr.config.set({"codecs.zstd": f"{__name__}.{_Bounded.__name__}"})
 
 
 @dataclass(frozen=True)
@@ -197,12 +203,13 @@ class Store(Blocks):
         self.labels: dict[str, str] = json.loads(self.attributes["labels"])
         self._check_sizes(arrays)
         # The settings of zarr are not thread-safe, so all arrays are opened here.
-        with zarr.config.set({"codecs.zstd": f"{__name__}.{_Bounded.__name__}"}):
+        with bounded_chunks():
             group: Any = zarr.open_group(self.files, mode="r+", use_consolidated=True, zarr_format=3)
             self.arrays: dict[str, Any] = {name: group[name] for name in arrays}
         self.dims = {name: tuple(arrays[name]["dimension_names"]) for name in (*self.variables, *self.labels)}
         self.levels: list[float] = json.loads(self.attributes["levels"])
         row = {level: k for k, level in enumerate(self.levels)}
+        expect(len(row) == len(self.levels) == len(self.noise), "its levels", self.levels, "each noise level once")
         self._rows = [row[level] for level in self.noise]
 
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
@@ -215,6 +222,7 @@ class Store(Blocks):
         known = {*self.variables, *self.labels, _RECORDS}
         expect(set(arrays) == known, "its arrays", sorted(arrays), "those in its attributes variables and labels")
         expect(len(arrays) <= _MOST_ARRAYS, "its number of arrays", len(arrays), f"at most {_MOST_ARRAYS}")
+        promised = 0
         for name, about in arrays.items():
             codecs = {codec["name"] for codec in about["codecs"]}
             expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
@@ -228,6 +236,8 @@ class Store(Blocks):
             most = _MOST_LABELS if name in self.labels else _MOST_READINGS
             size = max(math.prod(at_once), math.prod(chunk))
             expect(size <= most, f"{name}: numbers that are read at once", size, f"at most {most}")
+            promised += size if name in self.variables else 0
+            expect(promised <= _MOST_READINGS, "numbers of a task", promised, f"at most {_MOST_READINGS}")
             pieces = math.prod(-(-whole // part) for whole, part in zip(at_once, chunk, strict=True))
             expect(0 <= pieces <= _MOST_PIECES, f"{name}: chunks that are read at once", pieces, f"at most {_MOST_PIECES}")
             stored = _MOST_TEXT if about["data_type"] == "string" else 8 * math.prod(chunk)
@@ -476,8 +486,11 @@ class Store(Blocks):
         """64-bit digest of the readings of a task, its noise level, its items and the experiment for which the store was made."""
         digest = hashlib.blake2b(f"{self.key} {self.place(task)}".encode(), digest_size=8)
         for name in self.variables:
-            one_nan = np.where(np.isnan(values[name]), np.float32(np.nan), values[name])  # zarr stores no chunk of NaN
-            digest.update(f" {name} {values[name].shape} ".encode() + one_nan.tobytes())
+            digest.update(f" {name} {values[name].shape} ".encode())
+            flat = np.ascontiguousarray(values[name]).reshape(-1)
+            for start in range(0, flat.size, _AT_ONCE):
+                part = flat[start : start + _AT_ONCE]
+                digest.update(np.where(np.isnan(part), np.float32(np.nan), part))  # zarr stores no chunk of NaN
         return int.from_bytes(digest.digest(), "little")
 
     def _records(self, tasks: Sequence[Task]) -> dict[Task, tuple[int, int, int]]:

@@ -130,6 +130,10 @@ def checked_run(ds: Any) -> xr.Dataset:
     for name in {"step", "t_over_T", "timestep", "log_snr"} & set(ds.coords):
         are_numbers = ds[name].dims != ("noise",) or ds[name].dtype.kind in "iuf"
         expect(are_numbers, name, ds[name].values.tolist(), "numbers, one for each noise level")
+        if name == "t_over_T":  # it takes the place of the noise
+            values = ds[name].values
+            known = len(np.unique(values)) == len(values) and bool((np.isfinite(values) & (values >= 0)).all())
+            expect(known, name, values.tolist(), "different numbers of 0 or more, one for each noise level")
     run: xr.Dataset = ds
     return run
 

@@ -90,7 +90,9 @@ def _paired(*runs: xr.Dataset) -> list[xr.Dataset]:
     """Both runs with the same originals and noise levels in one order, and only what their readings need; or a ValueError."""
     units = list(dict.fromkeys(map(axis_words, runs)))
     expect(len(units) == 1, "noise of the runs", units, "one axis in common")
-    named = all("item_name" in run.coords for run in runs)
+    have = ["item_name" in run.coords for run in runs]
+    expect(len(set(have)) == 1, "runs with names of originals", have.count(True), "both or none, to match their originals")
+    named = all(have)
     sources = [(json.loads(run.attrs.get("models", "{}")).get("source"), run.attrs.get("seed")) for run in runs]
     expect(named or sources[0] == sources[1], "sources and seeds", sources, "the same originals in both runs")
     aligned = []

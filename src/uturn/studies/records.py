@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
 import xarray as xr
 
+from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
 from uturn.core.spec import build
 from uturn.measures.statistics import WITHIN, crossing
@@ -36,6 +39,7 @@ _MOST_LEVELS = 10  # largest number of noise levels in the records
 MOST_ITEMS = 10_000  # of a run whose originals are listed
 _MOST_LISTED = 24  # levels of a variable that is listed
 HALF_LIFE = "half_life of "
+_MOST_TEXT = 2**26  # bytes of the texts that a store names
 
 
 def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
@@ -180,6 +184,28 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def _is_sound(model: str) -> bool:
+    """Whether the sizes in the config.json of a folder can be those of its weights: a few bytes may promise any network."""
+    config = Path(model, "config.json")
+    if not config.exists():
+        return True
+    weights = sum(path.stat().st_size for path in config.parent.iterdir() if path.suffix in (".safetensors", ".bin"))
+    numbers = [(key, int(text)) for key, text in _leaves(read_table(config)) if text.isdecimal()]
+    layers = max((n for key, n in numbers if "layer" in key), default=1)
+    widths = [n for key, n in numbers if key in ("hidden_size", "d_model", "n_embd", "dim")]
+    return layers * max(n for _, n in [*numbers, ("", 1)]) <= weights and all(layers * n**2 <= weights for n in widths)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of tables and lists, as texts, by their keys."""
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else ((key, one) for one in value)
+        for name, one in inner:
+            yield from _leaves(one, str(name))
+    else:
+        yield key, str(value)
+
+
 def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
     spec = stored_spec(run)
@@ -189,9 +215,17 @@ def _source_of(run: xr.Dataset) -> Any:
             return None
         if is_import_path(str(spec["backward"].get("model"))) or spec["backward"].get("trust_remote_code"):
             return None
+        from uturn.networks.texts.tokenizers import SPLITS
+
+        # Texts and regular expressions of a stranger, and sizes of models beyond their weights, may take for ever.
+        if spec["backward"].get("split") not in (None, *SPLITS) or not _is_sound(str(spec["backward"].get("model"))):
+            return None
         with _offline():
             backward = build("backward", spec["backward"], trusted=False)
-            source = build("source", spec["source"], trusted=False).made_by(backward, spec["seed"])
+            source = build("source", spec["source"], trusted=False)
+            if sum(map(os.path.getsize, source.files())) > _MOST_TEXT:
+                return None
+            source = source.made_by(backward, spec["seed"])
             models = json.loads(run.attrs["models"])
             if (source.fingerprint(), backward.fingerprint()) == (models["source"], models["backward"]):  # with its tokenizer
                 return source

@@ -20,7 +20,7 @@ NAMES = ("item_name", "file")
 UNREADABLE = ValueError, OSError, KeyError, TypeError
 """Errors of a source that cannot be built from a stored spec."""
 _LONGEST = 60  # most characters of a value in a name
-_LARGEST_FILE = 2**32  # bytes of a file of images that a store names
+_LARGEST_FILE = 2**28  # bytes of a file of images that a store names, which is read as a whole
 _READING = "reading"  # attribute of a variable with its reading instructions
 
 

@@ -62,7 +62,7 @@ def _largest(numbers: dict[str, Any]) -> tuple[list[Any], float] | None:
 
 def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of `audit.json`; ValueError if the file is no audit of this version."""
-    numbers = json.loads(path.read_bytes())
+    numbers = json.loads(read.content(path))
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != ("uturn.audit", 1):
         raise ValueError("expected an audit that `uturn audit` has written, version 1")
     section = new_section("audit", "audit", "audit", "Audit of the masked model")

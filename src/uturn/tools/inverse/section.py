@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import xarray as xr
 from matplotlib import colormaps
 from PIL import Image
 
+from uturn.core.checks import expect
+from uturn.core.files import check_plain
 from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
-from uturn.pages.pictures import WIDTH, as_url, preview, side_of, with_gaps
+from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
 from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.axes import is_geometric
 
@@ -26,7 +29,7 @@ _MOST_PREVIEWS = 24  # pictures of errors in full size
 def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a folder of `uturn inverse`; `path`: its dataset `samplers.zarr`."""
     data, folder = read.dataset(path), path.parent
-    results = json.loads((folder / "inverse.json").read_bytes())
+    results = json.loads(read.content(folder / "inverse.json"))
     if results.get("format") != FORMAT:
         raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
@@ -34,6 +37,7 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     section["headlines"] = [_verdict(run) for run in results["runs"]]
     section["overview"] = results["table"]
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
+    check_plain(folder / ERRORS)
     section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")))
     if "image" in data:
         section["samples"] = _samples(data)
@@ -56,12 +60,14 @@ def error_name(store: str, strength: float) -> str:
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
     """The pictures of the kind of error of each sampler at each strength."""
     width = WIDTH * min(1.0, (_MOST_PREVIEWS / sum(len(run["tests"]) for run in runs)) ** 0.5)
-    samplers = []
+    samplers, previews = [], dict[Path, Any]()
     for run in runs:
         levels = []
         for at in run["tests"]:
             path = folder / f"{error_name(run['store'], at['strength'])}.png"
-            levels.append(preview(path, f"{run['name']} at {words} {at['strength']:g}: {at['kind']}", width))
+            expect(path.parent == folder, "store", run["store"], "the name of a store")  # of a stranger, who may name any picture
+            picture = previews[path] = previews.get(path) or preview(path, "", width)
+            levels.append(picture | {"words": f"{run['name']} at {words} {at['strength']:g}: {at['kind']}"})
         samplers.append({"name": run["name"], "levels": levels})
     noise = [at["strength"] for at in runs[0]["tests"]]
     return {"noise": noise, "log": is_geometric(noise), "words": words, "samplers": samplers}
@@ -69,6 +75,7 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, A
 
 def _samples(data: xr.Dataset) -> dict[str, Any]:
     """Originals, measurements, clones, their spread and the error of their mean, for each kind of originals and each sampler."""
+    check_count(math.prod(data.image.shape[:-3]), 3)
     spread = data.image.std("clone", ddof=1) / 2  # of images in [0, 1], as samplers draw them
     error = abs(data.image.mean("clone") - data.original) / 2
     most = float(max(spread.quantile(0.995), error.quantile(0.995), 1e-6))
