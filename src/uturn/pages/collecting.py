@@ -50,7 +50,7 @@ def _collect(folder: Path, read: Reader) -> None:
     if (folder / "zarr.json").exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
-    of_figures = [path for path in folder.glob("*.json") if figures.is_figure(path)]
+    of_figures = [path for path in folder.glob("*.json") if figures.is_figure(path, read)]
     for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
     several = studies.numbered(folder)
