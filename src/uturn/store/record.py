@@ -490,7 +490,7 @@ class Store(Blocks):
             flat = np.ascontiguousarray(values[name]).reshape(-1)
             for start in range(0, flat.size, _AT_ONCE):
                 part = flat[start : start + _AT_ONCE]
-                digest.update(np.where(np.isnan(part), np.float32(np.nan), part))  # zarr stores no chunk of NaN
+                digest.update(np.where(np.isnan(part), np.float32(np.nan), part).tobytes())  # zarr stores no chunk of NaN
         return int.from_bytes(digest.digest(), "little")
 
     def _records(self, tasks: Sequence[Task]) -> dict[Task, tuple[int, int, int]]:
