@@ -215,6 +215,8 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
     kept (normal approximation). Infinite if the truth equals the goal, or if n exceeds ten million.
 
+    Examples
+    --------
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """
