@@ -72,14 +72,34 @@ def test_an_installed_package_brings_a_part_a_command_and_a_section(tmp_path):
     assert "changed-runs" in run(MAIN, "--help", path=path).stdout
 
 
-@pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
-def test_a_broken_tool_is_left_out_with_a_warning(tmp_path, text, reason):
-    (tmp_path / "own_tool.py").write_text(text)
-    about = tmp_path / "own_tool-1.dist-info"
+def installed(place, text):
+    """The import path with a package that brings a tool."""
+    (place / "own_tool.py").write_text(text)
+    about = place / "own_tool-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-tool\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[uturn.tools]\nown = own_tool:TOOL\n")
-    done = run(MAIN, "--help", path=os.pathsep.join((str(tmp_path), str(ROOT.parent))))
+    return os.pathsep.join((str(place), str(ROOT.parent)))
+
+
+def test_a_tool_brings_figures_and_names(tmp_path):
+    text = """
+from uturn.core.tools import Tool
+TOOL = Tool(figures={"own": "own_tool"}, names={"seven": "own_tool:SEVEN"})
+SEVEN = 7
+"""
+    code = (
+        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, load_figure\n"
+        "print(uturn.seven, load_figure('own').SEVEN, 'own' in FIGURES, ORDER[-1], hasattr(uturn, 'eight'))"
+    )
+    done = run(code, path=installed(tmp_path, text))
+    assert done.stdout.split() == ["7", "7", "True", "own", "False"], done.stderr
+
+
+@pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
+def test_a_broken_tool_is_left_out_with_a_warning(tmp_path, text, reason):
+    path = installed(tmp_path, text)
+    done = run(MAIN, "--help", path=path)
     assert done.returncode == 0
     assert "the tool 'own' is left out" in done.stderr
     assert reason in done.stderr

@@ -6,7 +6,7 @@ models under the same few ideas (arXiv:2402.16991). `Experiment` and `run` are t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uturn.core.lazy import lazy
 
@@ -89,4 +89,15 @@ if TYPE_CHECKING:
     from uturn.studies.readings import readings
 
 __all__ = [*_HOMES]
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+_own, __dir__ = lazy(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES and not name.startswith("_"):
+        from uturn.core.tools import named
+
+        if (path := named("names").get(name)) is not None:
+            from uturn.core.imports import import_object
+
+            return import_object(path, f"uturn.{name} = {path!r}", "'module:name'")
+    return _own(name)

@@ -69,6 +69,11 @@ def tools() -> dict[str, Tool]:
     return {**installed_tools(), **own_tools()}
 
 
+def named(what: str) -> dict[str, str]:
+    """The `sections`, `figures` or `names` of all tools."""
+    return {name: path for tool in tools().values() for name, path in getattr(tool, what).items()}
+
+
 def left_out(name: str, error: Exception) -> None:
     """Warn that a tool is left out."""
     warnings.warn(f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2)

@@ -10,7 +10,7 @@ from typing import Any
 
 from uturn.core.files import check_plain
 from uturn.core.imports import import_object
-from uturn.core.tools import tools
+from uturn.core.tools import named
 from uturn.pages import figures, studies
 from uturn.pages.located import LOCATED, located_section
 from uturn.pages.sections import Collected, Reader
@@ -68,12 +68,11 @@ def _collect(folder: Path, read: Reader) -> None:
 
 def _of_tools() -> dict[str, _Section]:
     """The sections of tools by the name of the file that they show."""
-    paths = {name: path for tool in tools().values() for name, path in tool.sections.items()}
 
     def imported(path: str) -> _Section:
         return lambda file, read: import_object(path, f"section {path}", "'module:function'")(file, read)
 
-    return {name: imported(path) for name, path in paths.items()}
+    return {name: imported(path) for name, path in named("sections").items()}
 
 
 def _has_spec(path: Path, read: Reader) -> bool:

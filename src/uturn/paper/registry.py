@@ -6,6 +6,8 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uturn.core.tools import named
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -40,6 +42,8 @@ FIGURES = {
     "text": 28,
     "inverse": 60,  # needs deepinv
 }
+_OF_TOOLS = named("figures")
+FIGURES |= dict.fromkeys(_OF_TOOLS, 120)
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
 """The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
 EXTRAS = {"inverse": ("deepinv", "inverse")}
@@ -73,5 +77,5 @@ class Figure(Protocol):
 
 def load_figure(name: str) -> Figure:
     """The module of a figure."""
-    module: Any = importlib.import_module(f"uturn.paper.{name}")
+    module: Any = importlib.import_module(_OF_TOOLS.get(name, f"uturn.paper.{name}"))
     return module
