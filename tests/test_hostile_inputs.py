@@ -691,9 +691,8 @@ def test_levels_of_a_store_are_those_of_its_noise(stored, tmp_path, capsys):
 
 def test_texts_that_a_store_names_take_no_time(tmp_path, monkeypatch):
     """Regular expressions, texts with holes, and networks of more layers than their weights can have."""
-    from uturn.cli.presets import TextOptions
-
     from tiny_texts import write_bert
+    from uturn.presets import TextOptions
     from uturn.studies import records_of
 
     model = write_bert(tmp_path / "bert")
