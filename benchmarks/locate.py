@@ -1,6 +1,6 @@
 """The price of a place: calls and coverage of `ut.locate` against ten even levels.
 
-    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--any-shape] [--plot FILE]
+    python benchmarks/locate.py [--repeats 400] [--first-seed 0] [--any-shape | --plot FILE]
     python benchmarks/locate.py --part shoulders [--repeats 400] [--first-seed 0] [--any-shape]
     python benchmarks/locate.py --part images --store FOLDER [--repeats 400] [--first-seed 0]
 

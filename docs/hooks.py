@@ -43,7 +43,8 @@ ALSO_PUBLIC = (
     *("backward.deepinv_samplers", "backward.sampler", "presets", "core.experiment", "core.u_turns"),
     *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.hmm", "exact.linear"),
     *("measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
-    *("pages.laboratory", "studies.locate", "studies.readings"),
+    *("pages.laboratory", "studies.locate", "studies.readings", "core.tools"),
+    *("tools.atlas.rows", "tools.audit.options", "tools.inverse.options"),
 )
 
 

@@ -639,6 +639,11 @@ def test_an_audit_continues_and_damage_is_told(audited):
     shared = uturn(*arguments, "--shard", "1/2", cwd=out.parent)
     assert shared.returncode == 2
     assert "leave out --shard" in shared.stderr
+    shorter = uturn(*arguments, "--no-repetition", cwd=out.parent)
+    assert shorter.returncode == 2
+    assert "leave out --no-repetition" in shorter.stderr
+    (out / "audit.json").write_text("{")
+    assert [problem["file"] for problem in collect([out]).problems] == [str(out / "audit.json")]  # no figure of this name
     (out / "audit.json").write_text("{}")
     collected = collect([out])
     assert [section["kind"] for section in collected.sections] == ["study"]

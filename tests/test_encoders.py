@@ -15,7 +15,7 @@ import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
 from uturn.networks.images.classifiers import load_classifier
-from uturn.networks.images.clip import class_texts
+from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
 from uturn.networks.modules import _timm_has_classes
 from uturn.presets import ImageOptions
@@ -308,6 +308,17 @@ def test_classes_from_texts_are_those_of_transformers(clip):
     unit = nn.functional.normalize(values["visual_projection"], dim=1)
     torch.testing.assert_close(unit, expected.image_embeds, atol=1e-5, rtol=1e-5)
     assert values["vision_model.encoder.layers.0"].shape == (6, 17, 16)  # a class token and 4 x 4 patches
+
+
+def test_texts_are_encoded_once(clip, monkeypatch):
+    calls = []
+    encode = ClipTexts.encode
+    monkeypatch.setattr(ClipTexts, "encode", lambda self, texts: calls.append(texts) or encode(self, texts))
+    source = Source(names=["one", "two"])
+    spec = NetworkLayers(classifier=f"clip:{clip}")
+    for _ in range(3):
+        spec.variables(source), spec.coordinates(source), spec.read(source.u_turns(), source)
+    assert calls == [("a photo of a one", "a photo of a two")]
 
 
 def test_more_texts_than_are_encoded_at_once(clip):

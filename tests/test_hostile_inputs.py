@@ -548,10 +548,11 @@ def test_a_study_lists_no_folder_that_a_store_names(tmp_path, monkeypatch):
         table = {"source": source, "backward": {"type": "recorded"}, "probes": [{"type": "images"}], "seed": 0}
         image = xr.DataArray(np.zeros((2, 3, 1, 1, 1, 4, 4)), dims=("noise", "item", "trajectory", "clone", "c", "row", "column"))
         named = run.assign_coords({name: ("item", [value] * 3) for name, value in names.items()}).assign(image=image)
-        return named.assign_attrs(spec=json.dumps(json.loads(run.attrs["spec"]) | table))
+        spec = json.dumps(json.loads(run.attrs["spec"]) | table)
+        return named.assign_attrs(spec=spec, models=json.dumps({"source": "0" * 64}))
 
     monkeypatch.setattr("uturn.sources.images.listed", lambda *_: pytest.fail("listed"))
-    monkeypatch.setattr("uturn.core.files.digest_of_file", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("uturn.core.inputs.digest_of_file", lambda *_: pytest.fail("read"))
     monkeypatch.setattr("uturn.sources.images.digest_of_file", lambda *_: pytest.fail("read"))
     assert class_names_of(of({"type": "images", "path": "/"})) == {}
     (tmp_path / "empty").touch()

@@ -292,6 +292,13 @@ def cosine(strength, shape):
 def claimed(strength, shape):
     return Operator(torch.cos, noise=strength)
 
+def clipped(strength, shape):
+    return Operator(lambda x: x.clamp(max=5), noise=strength)
+
+def counts(strength, shape):
+    from uturn.corruption import PoissonNoise
+    return Operator(lambda x: x, PoissonNoise(strength))
+
 def fails(strength, shape): raise KeyError("mask")
 def one_number(strength, shape): return Operator(lambda x: x.sum(), 0.1)
 def beside(strength, shape): return Operator(lambda x: x - x.mean(0, keepdim=True), 0.1)
@@ -392,12 +399,26 @@ def test_a_reference_does_not_depend_on_the_number_of_measurements():
     [
         ("my_operators:cosine", {}, "backward 'exact' = .*non-linear.*: expected a Gaussian mixture, a linear operator"),
         ("my_operators:claimed", {}, r"A\(x\) - H x = .*is_linear=False"),
+        ("my_operators:counts", {}, r"backward 'exact' = .*PoissonNoise"),
     ],
 )
 def test_posteriors_without_a_formula_are_refused(own, operator, options, message):
     with pytest.raises(ValueError, match=message):
         ut.run(ut.Experiment.from_dict(spec(operator, [0.5], items=4, **options)), own / "store")
     assert not (own / "store").exists()
+
+
+def test_an_operator_that_is_linear_only_near_zero_is_refused(own):
+    """The posterior and the information of a measurement are those of a matrix, which must describe A(x) of the data."""
+    table = spec("my_operators:clipped", [0.5], items=4)
+    table["source"]["centre"] = 100
+    far = GaussianFieldSource(size=4, centre=100)
+    for measure in (
+        lambda: ut.run(ut.Experiment.from_dict(table)),
+        lambda: Measurement(operator="my_operators:clipped").axes(np.array([0.5]), far),
+    ):
+        with pytest.raises(ValueError, match=r"A\(x\) - H x = .*is_linear=False"):
+            measure()
 
 
 @pytest.mark.parametrize(

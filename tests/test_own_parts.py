@@ -325,6 +325,15 @@ def test_the_digest_of_code_is_of_its_text():
         exec(compile(text, cell, "exec"), namespace)
         digests |= {code_digest(namespace["A"]()), code_digest(namespace["A"].f)}
     assert len(digests) == 4  # of two classes and of two functions
+    for number in (3, 4):  # a member whose name is that of an attribute of wrapped functions stands for no class
+        cell, text = (
+            f"<cell {number}>",
+            f"class A:\n    def func(self):\n        pass\n    def f(self):\n        return {number}\n",
+        )
+        linecache.cache[cell] = (len(text), None, text.splitlines(True), cell)
+        exec(compile(text, cell, "exec"), namespace)
+        digests.add(code_digest(namespace["A"]()))
+    assert len(digests) == 6
     assert all(len(digest) == 64 for digest in digests)
     exec("class A:\n def f(self):\n  return 1\n", namespace)
     assert code_digest(namespace["A"]()) == code_digest(namespace["A"].f) == ""

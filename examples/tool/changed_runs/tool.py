@@ -1,7 +1,6 @@
 """The probe, the command and the section of the tool. What is slow to import is imported where it is used."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from uturn.cli.options import Out, Running, Spec
 from uturn.cli.running import end, runs_into
 from uturn.core.files import write_json
 from uturn.core.protocols import Probe, Variable
-from uturn.pages.sections import card, new_section
 
 FILE = "changed-runs.json"
 
@@ -43,21 +41,27 @@ def changed_runs(spec: Spec, out: Out, *, running: Running) -> None:
     """
     from uturn.core.experiment import Experiment
     from uturn.pages.results import write_study
+    from uturn.store.outputs import output_folder
 
     table = Experiment.from_file(spec).to_dict()
     experiment = Experiment.from_dict({**table, "probes": [*table["probes"], {"type": "changed_runs"}]})
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     if datasets is None:
         return
-    means = datasets["run.zarr"].run_length.mean(("item", "trajectory"))
-    write_json(Path(out) / FILE, {"noise": means.noise.values.tolist(), "length": means.values.tolist()})
+    lengths = datasets["run.zarr"].run_length
+    means = lengths.mean([dim for dim in lengths.dims if dim != "noise"])
+    with output_folder("out", out) as folder:
+        write_json(folder.path / FILE, {"noise": means.noise.values.tolist(), "length": means.values.tolist()})
+        folder.push(FILE)
     write_study(datasets["run.zarr"], out, title="Runs of changed leaves")
     end(out, [], files=[FILE])
 
 
 def section(path, read):
     """The section of the page, from the file that the command writes."""
-    numbers = json.loads(path.read_bytes())
+    from uturn.pages.sections import card, new_section
+
+    numbers = json.loads(read.content(path))
     longest, noise = max(zip(numbers["length"], numbers["noise"], strict=True))
     claim = f"The longest runs of changed leaves, in the mean, are at noise {noise:g}."
     content = {"headlines": [card("longest runs", "leaves", [longest, None, None], claim)], "files": [path]}

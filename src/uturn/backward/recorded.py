@@ -39,7 +39,7 @@ from uturn.sources.images import (
 _FIELDS = {"noise": r"(?:\d*\.)?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
 _ANY = _WORDS | {"noise": "[^/]+?"}
-_MOST_WAYS = 2**12  # in which a name may match; names of many separators would take for ever
+_MOST_WAYS = 2**12  # ways in which a name may match; the search in names of more separators would take for ever
 _PLACE = ["noise", "original", "trajectory", "clone"]
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought
@@ -251,7 +251,8 @@ class Recordings:
             expect(len(of) < 2, where, of, "one; write {item} with the sub-folder, or rename the originals")
         table["original"] = owners.str[0]
         if orphans := table["file"][table["original"].isna()].tolist():
-            without = [name for name in originals if name not in {*table["original"]}]
+            known = {*table["original"]}
+            without = [name for name in originals if name not in known]
             also = f"; {_files(without, 'original')} without any: {some_of(without)}" if without else ""
             where = f"{_files(orphans, 'recorded file')} without an original in {self.source.path!r}: {some_of(orphans)}{also}"
             raise ValueError(f"{where}; {{item}} must be the name of the original's file without its suffix")

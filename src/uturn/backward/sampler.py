@@ -131,7 +131,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         return data.reshape(len(streams.items), -1, *data.shape[1:])
 
     def missing(self, experiment: Any) -> dict[str, str]:
-        """None; ValueError if a sampler of deepinv does not fit, or if two calls of a function with one seed differ."""
+        """Nothing is; ValueError if a sampler of deepinv does not fit, or if two calls of a function with one seed differ."""
         sampler = _sampler(self)
         if isinstance(sampler, DeepinvSampler):
             steps = max(2, min(10, sampler.steps))  # with two steps, some diverge that do not with more

@@ -50,7 +50,7 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = True) -> Itera
     """An empty folder beside `path` that replaces it, or the target of a link, at the end, or is removed after an error.
 
     A ValueError gives the reason if the folder cannot be written, or if it has content and `replace` is False. A link to a folder
-    with content is replaced itself: that content may be of others.
+    with content is itself replaced, since that content may belong to others.
     """
     given, place = Path(path), Path(path).resolve()
     if replace and given.is_symlink() and place.is_dir() and any(place.iterdir()):
@@ -172,8 +172,7 @@ def cached_while_unchanged(
 
         @wraps(function)
         def current(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            has_files = [one for one in args if hasattr(one, "files")]
-            paths = files(*args, **kwargs) if files else [path for one in has_files for path in one.files()]
+            paths = files(*args, **kwargs) if files else [path for one in args for path in getattr(one, "files", tuple)()]
             return kept(tuple(map(_stamp, paths)), *args, **kwargs)  # type: ignore[arg-type]
 
         current.cache_clear = kept.cache_clear  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from uturn.core.checks import expect
 from uturn.core.progress import listening, write_to
 
 # New processes inherit these variables before they import the libraries that read them. This process has already read them.
-_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = ("NUMBA_NUMTHREADS", "OMP_NUMTHREADS", "MKL_NUMTHREADS")
 
 
 def cores() -> int:
@@ -50,13 +50,13 @@ def in_processes(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]],
     progress = [context.RawValue("d") for _ in range(workers)], context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=progress)
     limit = str(threads or max(1, cores() // workers))
-    before, done = {name: os.environ.pop(name) for name in _THREADS if name in os.environ}, False
+    before, done = {name: os.environ.pop(name) for name in THREADS if name in os.environ}, False
     try:
-        os.environ.update(dict.fromkeys(_THREADS, limit))
+        os.environ.update(dict.fromkeys(THREADS, limit))
         try:
             futures = [pool.submit(function, *task) for task in tasks]  # starts all processes
         finally:
-            for name in _THREADS:
+            for name in THREADS:
                 del os.environ[name]
             os.environ.update(before)
         with listening(lambda: sum(cell.value for cell in progress[0])):

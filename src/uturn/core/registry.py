@@ -85,7 +85,7 @@ def installed_part(kind: Any) -> str | None:
     """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
     for name, tool in installed_tools().items():
-        packages |= {kinds[kind]: name for kinds in tool.parts.values() if kind in kinds}
+        packages |= {path: name for kinds in tool.parts.values() for own, path in kinds.items() if own == kind}
     is_one = len(packages) < 2 and all(map(is_import_path, packages))
     expect(is_one, f"type {kind!r}, as packages register it,", packages, "one 'module:Class'; uninstall the others")
     return next(iter(packages), None)

@@ -67,7 +67,10 @@ class Measured(Noisy):
             yield operator, np.array(numbers)
 
     def hidden(self, row: int) -> np.ndarray | None:
-        """The values that the operator of measurement `row` hides, bool in the form of a datum; None if it changes others."""
+        """The values that the operator of measurement `row` hides, bool in the form of a datum.
+
+        None if it hides none, or changes others, as a blur does.
+        """
         hidden = self.operators[row].hidden
         if hidden is None or not hidden.any():
             return None

@@ -74,9 +74,8 @@ class Measurement(Spec, Corruption):
         expect(is_known, "operator", self.operator, f"one of {[*NAMED]}, or 'module:function'")
         noises = [name for name in _OF_NOISE if getattr(self, name) is not None or self._swept == name]
         expect(len(noises) < 2, "noises", noises, "one of them")
-        given = self._swept in self.options or (self._swept in _OF_NOISE and getattr(self, self._swept) is not None)
-        found = self.options.get(self._swept, getattr(self, self._swept, None))
-        expect(not given, self._swept, found, "none, as the noise level sets it")
+        given = self.options | {name: value for name in _OF_NOISE if (value := getattr(self, name)) is not None}
+        expect(self._swept not in given, self._swept, given.get(self._swept), "none, as the noise level sets it")
         if named is not None:
             taken = [name for name in inspect.signature(named.make).parameters if name not in ("shape", "generator")]
             names = [*self.options, *([] if self._swept in _OF_NOISE else [self._swept])]
@@ -178,7 +177,7 @@ class Measurement(Spec, Corruption):
             known = [o.is_linear and isinstance(o.noise, GaussianNoise) and o.noise.is_known for o in operators]
             if key is not None or law is None or law.num_modes > 1 or law.dimension > _LARGEST or not all(known):
                 return {}
-            bits = [_bits(operator.matrix(shape), law.covariance, operator.noise.sigma) for operator in operators]
+            bits = [_bits(operator.matrix(shape, data), law.covariance, operator.noise.sigma) for operator in operators]
         return {"bits": (np.array(bits), {"long_name": "information about the original", "units": "bits"})}
 
     def _key_of_level(self, seed: int, noise: float) -> int | None:

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers: their names, timesteps and noise, whether they can begin in a chain's middle; the ancestral step."""
+"""Schedulers of diffusers: names, timesteps and noise, whether they can begin in the middle of a chain; the ancestral step."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Decoder:
     Parameters
     ----------
     order
-        "random": uniformly random. "blocks": blocks of `block` neighbours from left to right (from token to token for 1), random
+        "random": uniformly random. "blocks": blocks of `block` neighbours from left to right (token by token for 1), random
         in each. "entropy" and "probability": the token with the lowest entropy, or the largest probability, of
         p(x_i | kept tokens). "confidence": tokens are drawn for all masked positions, and that whose own probability is largest
         is kept (MaskGIT, LLaDA). "first_hitting": random, and the denoiser is told the noise level at which the next token is
@@ -51,8 +51,8 @@ class Decoder:
         add up to `top_p`.
     remask, eta, remask_given
         Schedule by which each step masks revealed tokens again, and its strength in [0, 1]: "cap", "rescale", "conf" (ReMDM,
-        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether those that the noise has left too. With order
-        "analytic" the tokens of a step are revealed independently, as in ReMDM; with "random" one an evaluation.
+        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether tokens that the noise has left are masked too.
+        With order "analytic" the tokens of a step are revealed independently, as in ReMDM; with "random" one an evaluation.
     causal
         With order "blocks": the denoiser sees only what lies left of the current block, and the block (arXiv:2503.09573); what
         lies right of it is masked.
@@ -368,9 +368,9 @@ def _are_first(ranks: np.ndarray, chosen: list[int], random: bool) -> np.ndarray
 
 
 def _confident(belief: np.ndarray, weights: np.ndarray, chosen: list[int], symbols: np.ndarray) -> np.ndarray:
-    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than `symbols` there.
+    """Probability (states, draws) that the tokens drawn at all other positions have a smaller probability than the chosen ones.
 
-    Equal ones are ordered from left to right.
+    `symbols` (draws, count): what is drawn at the chosen positions. Equal ones are ordered from left to right.
     """
     others = np.setdiff1d(np.arange(belief.shape[1]), chosen)
     own = belief[:, chosen, symbols]

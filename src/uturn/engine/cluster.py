@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uturn.core.checks import StoreError, TasksFailed, described, expect, one_line
+from uturn.core.processes import THREADS
 
 _log = logging.getLogger("uturn")
 MOST_TRIES = 3  # of a task that raises or whose worker dies, and of a worker that cannot store readings
@@ -92,7 +93,7 @@ def _check_answers(address: str) -> None:
 
 
 def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """`ray.init`, after which this process has its own signal handlers again; they also handle a SIGTERM of the meantime."""
+    """`ray.init`, after which this process has its own signal handlers again; they also handle a SIGTERM that came meanwhile."""
     from ray._private import ray_constants
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -130,7 +131,7 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         # Libraries read these when they are imported, which happens in `start`.
-        os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+        os.environ.update(dict.fromkeys(THREADS, str(threads)))
         self._host = socket.gethostname()
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
@@ -246,7 +247,7 @@ class _Worker:
     actor: Any
     answer: Any  # the pending one
     bundle: list[Any] = field(default_factory=list)
-    since: float = 0.0  # the bundle was given, or the answer came
+    since: float = 0.0  # when the bundle was given, or the answer came
     has_started: bool = False
     failures: int = 0
     error: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uturn.core.checks import check_memory, checked_integer, expect
+from uturn.core.checks import check_memory, checked_integer, checked_numbers, expect
 from uturn.core.random import STRINGS, checked_seed, choices, keys, streams, uniforms
 from uturn.exact.rhm import Draw, checked_law, checked_leaves
 
@@ -53,14 +53,14 @@ class HiddenMarkovModel:
     depth = 1
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
-        shapes = [np.shape(law) for law in (initial, transition, emission)]
+        names = ("initial", "transition", "emission")
+        laws = [checked_numbers(*law) for law in zip(names, (initial, transition, emission), strict=True)]
+        shapes = [law.shape for law in laws]
         S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
         expected = "(states,), (states, states), (states, symbols)"
         expect(shapes == [(S,), (S, S), (S, v)], "shapes of initial, transition, emission", shapes, expected)
         self.num_states, self.vocab_size = S, v
-        self.initial = checked_law("initial", initial, (S,))
-        self.transition = checked_law("transition", transition, (S, S))
-        self.emission = checked_law("emission", emission, (S, v))
+        self.initial, self.transition, self.emission = map(checked_law, names, laws, shapes)
         self.num_leaves = checked_integer("length", length, 1)
 
     @classmethod

@@ -107,7 +107,7 @@ class GaussianMixture:
         count = checked_integer("count", count, 0)
         u = uniforms(streams(seed, count, MODE), 1)
         modes = np.searchsorted(np.cumsum(self.weights)[:-1], u[:, 0], side="right")
-        nothing, no_signal = np.zeros((count, self.dimension)), np.zeros((count, 1))
+        nothing, no_signal = np.zeros((1, self.dimension)), np.zeros((1, 1))
         return Sample(self._drawn(modes, nothing, no_signal, no_signal + 1, streams(seed, count, VALUES)), modes)
 
     def diffuse(self, values: Any, noise: Any, seed: Any = 0) -> np.ndarray:
@@ -124,12 +124,11 @@ class GaussianMixture:
         x, t = self._checked(observed, noise)
         u = uniforms(streams(seed, len(x), POSTERIOR_MODE), 1)
         modes = (np.cumsum(self.responsibilities(x, noise), axis=1)[:, :-1] <= u).sum(axis=1)
-        abar, rest = (np.broadcast_to(values, (len(x), 1)) for values in (np.exp(-2 * t), -np.expm1(-2 * t)))
-        drawn = self._drawn(modes, x, abar, rest, streams(seed, len(x), POSTERIOR_VALUES))
+        drawn = self._drawn(modes, x, np.exp(-2 * t), -np.expm1(-2 * t), streams(seed, len(x), POSTERIOR_VALUES))
         return Sample(np.where(t == 0, x, drawn), modes)
 
     def _drawn(self, modes: np.ndarray, x: np.ndarray, abar: np.ndarray, rest: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch, 1)."""
+        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch or 1, 1)."""
         m, v, xi = self._means[modes], self.variance, normals(keys, self.dimension, np.float64)
         total = abar * v + rest
         centre = m + np.sqrt(abar) * v / total * (self.to_basis(x) - np.sqrt(abar) * m)
@@ -241,8 +240,10 @@ class CorrelatedMixture(GaussianMixture):
         return self._covariance
 
     def _drawn(self, modes: np.ndarray, x: np.ndarray, abar: np.ndarray, rest: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch, 1)."""
-        xi, drawn = normals(keys, self.dimension, np.float64), np.empty_like(x)
+        """Draws given the modes and x_t, whose signal and noise have variances abar and rest, (batch or 1, 1)."""
+        xi = normals(keys, self.dimension, np.float64)
+        x, abar, rest = (np.broadcast_to(values, (len(xi), values.shape[1])) for values in (x, abar, rest))
+        drawn = np.empty_like(xi)
         for k in np.unique(modes):
             rows, v, basis = modes == k, self._variances_of[k], self._bases[k]
             total = abar[rows] * v + rest[rows]

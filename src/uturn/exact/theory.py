@@ -149,7 +149,7 @@ class MeanField:
 
     # -- finite depth --------------------------------------------------------------------------------------------------
     def curves(self, epsilon: Any, depth: int) -> Curves:
-        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon` (...) in [0, 1], depth to 10,000."""
+        """Beliefs in the true symbol of every tree level (Eqs. 41, 53, 57-62), for `epsilon` (...) in [0, 1], depth <= 10,000."""
         lost, q = self._messages(epsilon, depth)
         marginal = 1 - np.stack([self._lost_marginal(lost[..., k], q[..., k], k == depth) for k in range(depth + 1)], axis=-1)
         return Curves(1 - lost, q, marginal)

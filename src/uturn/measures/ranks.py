@@ -26,7 +26,8 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
 
     If the K clones are draws from p(x_0 | y), the rank of h(x_0; y) among theirs, the number of clones with h(x̂_k; y) < h(x_0;
     y), is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788). Trajectory 0 counts; ties are broken
-    at random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K + 1), and the statistic is
+    at random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K + 1); with B_r of this law,
+    the statistic is
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 

@@ -1,4 +1,4 @@
-"""The page of results: one self-contained HTML file for the outputs of `reproduce`, `images`, `text`, `atlas` and `run`.
+"""The page of results: one self-contained HTML file for the outputs of commands.
 
 `collect` reads the results in a folder into sections of plain data, and `write_page` makes a page of them. The page needs no
 network.

@@ -37,27 +37,28 @@ def collect(folders: Sequence[str | Path]) -> Collected:
 
 
 def _collect(folder: Path, read: Reader) -> None:
-    def add(path: Path, make: _Section) -> bool:
-        """Add the section made from a file; return whether it could be made."""
-        before = len(collected)
+    def add(path: Path, make: _Section) -> dict[str, Any]:
+        """The section made from a file, which is added to the page; empty if it cannot be made."""
+        section: dict[str, Any] = {}
         with read.noting(path):
             check_plain(path)
-            collected.append(make(path, read))
-        return len(collected) > before
-
-    collected = read.collected.sections
+            section = make(path, read)
+            read.collected.sections.append(section)
+        return section
 
     if (folder / "zarr.json").exists():
         add(folder.resolve() if folder.is_symlink() else folder, studies.store_section)
         return
-    of_figures = [path for path in folder.glob("*.json") if figures.is_figure(path, read)]
+    of_files = {LOCATED: located_section, **_of_tools(), "study.zarr": studies.study_section}
+    others = {*of_files, "difference.json"}
+    of_figures = [path for path in folder.glob("*.json") if path.name not in others and figures.is_figure(path, read)]
     for path in sorted(of_figures, key=figures.order):
         add(path, figures.figure_section)
     several = studies.numbered(folder)
     shown = {path.with_suffix(".zarr") for path in of_figures} | {folder / "study.zarr", *several}
-    for name, make in {LOCATED: located_section, **_of_tools(), "study.zarr": studies.study_section}.items():
-        if (folder / name).exists() and add(folder / name, make):
-            shown |= set(folder.glob(collected[-1]["covers"])) if collected[-1]["covers"] else set()
+    for name, make in of_files.items():
+        if (folder / name).exists() and (covers := add(folder / name, make).get("covers")):
+            shown |= set(folder.glob(covers))
     if len(several) > 1 and not (folder / "study.zarr").exists():
         add(folder, studies.overlay_section)
         for path in several:

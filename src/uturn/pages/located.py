@@ -28,8 +28,9 @@ def located_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of a search, the first of its page."""
     numbers = json.loads(read.content(path))
     section = new_section("located", "located", "price", f"Search of a place of {numbers['reading']}")
-    section["caption"] = f"The interval shall be narrower than {numbers['wanted']:g}."
-    section["words"], section["files"] = numbers["remark"], [path]
+    section["caption"] = f"The interval was to be narrower than {numbers['wanted']:g}."
+    section["covers"], section["files"] = "*.zarr", [path]  # the stores of its runs, which have studies
+    section["words"] = numbers["remark"][:1].upper() + numbers["remark"][1:]
     for label, reading, place, claim in located(numbers):
         levels = ", ".join(f"{level:.4g}" for level in numbers["levels"])
         width = f"{numbers['width']:.3g}, {'as narrow as wanted' if numbers['reached'] else 'wider than wanted'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,11 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
         **{key: [] for key in lists},
         **dict.fromkeys(("overview", "rows", "grid", "errors", "samples", "tree", "tokens")),
     }
+
+
+def existing(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of a folder with these names that exist."""
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def card(label: str, axis: str, place: Any, claim: str, supports: str = "", is_range: bool = False) -> dict[str, Any]:

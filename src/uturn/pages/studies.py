@@ -15,7 +15,7 @@ from uturn.measures.statistics import with_interval
 from uturn.pages.charts import chart, mark, numbers, with_curves
 from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
-from uturn.pages.sections import Reader, card, new_section
+from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
@@ -39,7 +39,7 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     name = (folder.resolve().name if alone and not read.alone else "") or (label if not alone else "study")
     section = _section(data, "study", name, label or "Study")
     if alone:
-        section["covers"], section["files"] = "run.zarr", _there(folder, _FILES)
+        section["covers"], section["files"] = "run.zarr", existing(folder, _FILES)
         for file in section["files"]:
             if file.suffix == ".pdf":
                 read.add_picture(section, file.with_suffix(".png"), file.stem)
@@ -65,10 +65,6 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
     return section
 
 
-def _there(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    return [folder / name for name in names if (folder / name).exists()]
-
-
 def numbered(folder: Path) -> list[Path]:
     """The datasets `study-1.zarr`, `study-2.zarr`, .. of several studies in a folder."""
     return sorted(folder.glob("study-*.zarr"), key=lambda path: (len(path.name), path.name))
@@ -79,7 +75,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     studies = {str(data.attrs.get("title", path.stem)): data for path in numbered(folder) for data in [read.dataset(path)]}
     section = new_section("overlay", folder.resolve().name, "experiments", f"{len(studies)} runs")
     section["caption"] = "A chart for each reading, with a line for each run."
-    section["files"] = _there(folder, _FILES)
+    section["files"] = existing(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
     search = json.loads(read.content(folder / LOCATED)) if (folder / LOCATED).exists() else None
@@ -100,7 +96,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
         with read.noting(folder / "difference.json"):
             table = json.loads(read.content(folder / "difference.json"))["table"]
             section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
-        section["files"] += _there(folder, ("difference.json", "difference.csv", "difference.pdf"))
+        section["files"] += existing(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
     marks = [] if search is None else located(search)
     section["charts"] = _charts(overlaid(studies, marks), [] if search is None else list(search["axes"]))

@@ -170,8 +170,8 @@ def short(plan: Mapping[str, Any]) -> xr.Dataset:
 
 def long(plan: Mapping[str, Any]) -> xr.Dataset:
     """Clones that every sampler draws from one noisy string of each item, 8 symbols: `READINGS` (world, sampler, item, clone,
-    reading) as arguments of `calibrate`, and `calls` (world, sampler). That of the log-likelihood is the mean of two strings, so
-    its gap is the difference of their means."""
+    reading) as arguments of `calibrate`, and `calls` (world, sampler). The log-likelihood of a pair is the mean of those of its
+    strings, so the gap is the difference of the means of originals and clones."""
     items, tried, results, calls = np.arange(plan["items"]), samplers(plan["long_steps"]), [], []
     for world in worlds(2 ** plan["depth"], 8).values():
         leaves = world.sample(len(items), seed=_keys(_STRINGS, items)).leaves

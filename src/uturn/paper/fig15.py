@@ -106,10 +106,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
-    return data, _verdicts(data, data.attrs["critical_noise"])
+    return data, _verdicts(data)
 
 
-def _verdicts(data: xr.Dataset, critical: float) -> list[Verdict]:
+def _verdicts(data: xr.Dataset) -> list[Verdict]:
+    critical = data.attrs["critical_noise"]
     names, of_class = ", ".join(channel.label for channel in CHANNELS.values()), data.isel(tree_level=-1)
     displacements, swaps = listed(of_class["shift"]), listed(data.swap)
     before, after = of_class.residual_before.values, of_class.residual_after.values

@@ -1,6 +1,6 @@
 """The part of figure `controls` with the nesting index: grammars against data without a hierarchy, and hierarchical filtering.
 
-The index was chosen on other data (`benchmarks/hierarchy.py`) than those here.
+The index was chosen on other data, those of `benchmarks/hierarchy.py`.
 """
 
 from __future__ import annotations

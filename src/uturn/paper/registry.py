@@ -1,4 +1,4 @@
-"""The figures: one line each here, and one module each in this folder."""
+"""The figures of this folder, one line each here and one module each, and those that tools bring."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ FIGURES = {
     "text": 28,
     "inverse": 60,  # needs deepinv
 }
-_OF_TOOLS = named("figures")
+_OF_TOOLS = {name: path for name, path in named("figures").items() if name not in FIGURES}  # none replaces one of these
 FIGURES |= dict.fromkeys(_OF_TOOLS, 120)
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
-"""The order in which all figures are made: those that take seconds first, those that train or denoise images last."""
+"""The order in which all figures are made: seconds first, then those that train or denoise images, and those of tools last."""
 EXTRAS = {"inverse": ("deepinv", "inverse")}
 """Figures that need another library: its name, and the extra of this package that installs it."""
 

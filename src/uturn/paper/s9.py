@@ -52,7 +52,7 @@ def trained_classifier(workshop: Workshop) -> Path:
 
 
 def _examples(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and their modes, from a number on."""
+    """`count` vectors and their modes, from number `first` on."""
     drawn = SOURCE.fresh(first + np.arange(count), RECIPE["seed"])
     return drawn.values, drawn.labels
 

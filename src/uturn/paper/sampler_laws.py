@@ -209,16 +209,16 @@ def measured(size: Size, sampler: Callable[[Size], Sampler]) -> xr.Dataset:
         counts = _counts(rebuilt.reshape(-1, strings, d))
         posterior_counts.append(np.broadcast_to(counts[: few * drawn].reshape(few, drawn, -1), (few, sheets, counts.shape[-1])))
         law.append(counts[few * drawn :])
+    with_original, with_clones = map(np.array, zip(*pairs, strict=True))
+    read = ("steps", "item", "clone", "tree_level")
     return xr.Dataset(
         {
             "given_counts": (("steps", "observation", "sheet", "string"), np.array(posterior_counts, np.uint16)),
             "posterior": (("steps", "observation", "string"), np.array(laws)),
             "law_counts": (("steps", "sheet", "string"), np.array(law, np.uint16)),
             "data_law": ("string", np.append(np.exp(_all_strings()[1]), 0.0)),
-            **{
-                name: (("steps", "item", "clone", "tree_level"), np.array(values))
-                for name, values in zip(("with_original", "with_clones"), zip(*pairs, strict=True), strict=True)
-            },
+            "with_original": (read, with_original),
+            "with_clones": (read, with_clones),
             **(_laws_of_first_inputs(first) if first else {}),
         },
         coords={"steps": list(steps)},

@@ -91,7 +91,10 @@ def inside(interval: Estimate, low: float, high: float, text: str | None = None)
 
 
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:
-    """Every interval contains its value and is narrower than `width`; a wide interval would agree with anything."""
+    """Every interval contains its value and is narrower than `width`, since a wide interval would agree with anything.
+
+    `width`: one number, or one for each interval.
+    """
     _, low, high = np.array(intervals, float).reshape(-1, 3).T
     held = (low <= values) & (high >= values) & (high - low < width)
     return Rule(_all(held), text)

@@ -72,9 +72,9 @@ class Workshop:
 
     def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
         """`keep` for independent computations by label; missing ones run in several processes."""
-        missing = [(label, *job) for label, job in jobs.items() if self._stored(label, job[0]) is None]
-        self.each(what, _keep_alone, missing, threads=0)
-        return {label: self.keep(label, *job) for label, job in jobs.items()}
+        stored = {label: self._stored(label, settings) for label, (settings, _) in jobs.items()}
+        self.each(what, _keep_alone, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
+        return {label: self.keep(label, *jobs[label]) if data is None else data for label, data in stored.items()}
 
     def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
         """The stored dataset of a label, if it is complete and has these settings."""

@@ -168,10 +168,10 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         expect(len(weights) == networks, "number of weights", len(weights), each)
         probes: list[dict[str, Any]] = []
         for name, classifier, own_weights in zip(probe_names(classifiers), classifiers, weights, strict=False):
-            prompts = self.class_prompts if classifier.startswith("clip:") else None
-            options = {"weights": own_weights, "layers": self.layers, "name": name, "class_prompts": prompts}
+            options: dict[str, Any] = {"weights": own_weights, "layers": self.layers, "name": name}
             labels = {} if self.compare_labels else {"labels": False}
-            probes.append({"type": "network_layers", "classifier": classifier, **given(options), **labels})
+            prompts = self._set("class_prompts") if classifier.startswith("clip:") else {}
+            probes.append({"type": "network_layers", "classifier": classifier, **given(options), **labels, **prompts})
         if not any(classifier.startswith("clip:") for classifier in classifiers):
             self._absent("a classifier 'clip:FOLDER'", "class_prompts")
         if self.perceptual is not None:

@@ -60,7 +60,7 @@ class PresetOptions(BaseModel):
         values = {name: os.fspath(value) if isinstance(value, os.PathLike) else plain(value) for name, value in options.items()}
         for name, field in cls.model_fields.items():
             if field.annotation == list[str] and name in values:
-                texts = [values[name]] if isinstance(values[name], str) else values[name] or []
+                texts = [values[name]] if isinstance(values[name], str) else [] if values[name] is None else values[name]
                 values[name] = ["" if text is None else text for text in texts] if isinstance(texts, list) else texts
         if isinstance(values.get("levels"), str):
             values["levels"] = parsed_levels(values["levels"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,12 @@ def build_classifier(channels: Sequence[int], strides: Sequence[int], num_classe
     """
     from torch import nn
 
-    model, widths = nn.Sequential(), [1, *channels]
-    for number, stride in enumerate(strides):
-        before, after = widths[number : number + 2]
+    model = nn.Sequential()
+    for number, ((before, after), stride) in enumerate(zip(pairwise([1, *channels]), strides, strict=True), 1):
         convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
         # Not in place, so that a hook sees the post-activation of this block before later modules change it.
-        model.add_module(f"block{number + 1}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
-    model.add_module("logits", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)))
+        model.add_module(f"block{number}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+    model.add_module("logits", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)))
     return model
 
 

@@ -158,9 +158,9 @@ class ImageFolderSource(ImageSource):
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
     sub-folders form a further group, which comes first and has label -1.
 
-    A file that cannot be decoded completely (empty, truncated, no image, more than 512 MB), or that is black because its 16 bits
-    hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes those of all items
-    once, on all cores. It records the file of every item with the digest of its content.
+    A file that cannot be decoded completely (empty, truncated, no image, more than 512 MB or 67 million pixels), or that is black
+    because its 16 bits hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes
+    those of all items once, on all cores. It records the file of every item with the digest of its content.
 
     Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
     and colour profiles are ignored.

@@ -91,7 +91,8 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
         yield OutputFolder.of(where)
     elif kept:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]  # the same: specs have paths of networks in it
+        # Always the same, since specs name networks in it.
+        path = cache / "uturn" / hashlib.sha256(where.encode()).hexdigest()[:16]
         with named_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         yield OutputFolder(where, path)

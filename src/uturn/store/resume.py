@@ -27,7 +27,7 @@ _log = logging.getLogger("uturn")
 
 
 def open_store(experiment: Any, place: str | None, resume: bool, accept_changes: bool) -> Store | MemoryStore:
-    """The store of an experiment: a new one if there is none, the existing one, or that extended; in memory without a place.
+    """The store of an experiment: a new one, or the existing one, extended if needed; in memory without a place.
 
     ValueError if the existing store holds another experiment, or if code or fingerprints changed without `accept_changes`.
     """

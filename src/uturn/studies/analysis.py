@@ -360,8 +360,10 @@ def _reference(run: xr.Dataset, name: str, rule: Any) -> xr.DataArray | None:
     """Start or chance of all levels of a variable, with its dims and possibly `item`; None if it is not known."""
     blank = run[name].isel({dim: 0 for dim in ("noise", *WITHIN) if dim in run[name].dims}, drop=True).reset_coords(drop=True)
     number: Any = np.nan
-    if rule is None or not isinstance(rule, str):
-        number = np.nan if rule is None else float(rule)
+    if rule is None:
+        return None
+    if not isinstance(rule, str):
+        number = float(rule)
     elif rule.startswith("same:"):
         number = _same(run, *named_in(rule))
     elif rule in run:

@@ -133,12 +133,12 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
 def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
     """A chart for each reading, chi and xi, with a line for each study that has it, on an axis that all have.
 
-    Charts with a headline come first; `marks`: places on the curve of a reading, found from all studies
-    together. The figure draws only the first and the last level of a series, and no xi.
+    Charts with a headline come first; `marks`: places on the curve of a reading, found from all studies together. The figure
+    draws only the first and the last level of a series, and no xi.
     """
     axis = common_axis(list(studies.values()))
-    first = {headline.reading for study in studies.values() if (headline := headline_of(study)) is not None}
-    first = {mark.reading for mark in marks} or first
+    headlines = [*marks] or [found for study in studies.values() if (found := headline_of(study)) is not None]
+    first = {headline.reading for headline in headlines}
     fields, values = zip(*(name.partition(" = ")[::2] for name in studies), strict=True)
     sweep = len(set(fields)) == 1 and all(isinstance(number_in(value), float) for value in values)
     charts = []

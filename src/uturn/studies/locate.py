@@ -573,7 +573,8 @@ class _Search:
     def narrowed(self, stage: Stage) -> tuple[Stage, Fit, int, bool]:
         """Measure originals around the place until its interval is about as narrow as wanted.
 
-        Whether it is is told last; also if the curve falls so steeply between two levels that only levels between them tell more.
+        The last value says whether it is narrow enough, or the curve falls so steeply between two levels that only levels between
+        them can tell more.
         """
         items, moves, began, width = min(_FIRST_ITEMS, self.most), 0, time.monotonic(), self.width
         while True:

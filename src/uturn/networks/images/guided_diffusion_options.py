@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from uturn.core.checks import expect
+from uturn.networks.libraries import reading
 
 _SHARED: dict[str, Any] = {
     "num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "use_scale_shift_norm": True,
@@ -73,7 +74,8 @@ def read_options(path: Path | None, preset: str | None, options: Mapping[str, An
     if preset is None or preset in PRESETS:
         named = dict(PRESETS.get(preset or "", {}))
     else:
-        tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
+        with reading(f"preset = {preset!r}", f"expected {EXPECTED}"):
+            tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
         expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
         named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
     given = {**named, **options}

@@ -180,8 +180,8 @@ def _try(loaded: Pretrained, name: str) -> None:
     labels = () if loaded.num_classes is None else (torch.tensor([0, loaded.num_classes - 1], device=device),)
     with torch.inference_mode():
         output = loaded.model(noisy, timestep, *labels)
-    bad, of = int((~output.isfinite()).sum()), f"in the output for two images of noise at timestep {int(timestep[0])}"
-    expect(not bad, f"model = {name!r}: numbers that are not finite {of}", bad, "none; check its weights, and dtype")
+    bad, at = int((~output.isfinite()).sum()), f"output for two images of noise at timestep {int(timestep[0])}"
+    expect(not bad, f"model = {name!r}: {at}: numbers that are not finite", bad, "none; check its weights, and dtype")
 
 
 def _read_folder(path: Path, options: _Options) -> Pretrained:
@@ -232,8 +232,8 @@ def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrain
     from uturn.networks.images import text_to_image as texts
 
     prompts = read_prompts(options.prompt or "")
-    encoded = [*prompts.texts, *([""] if options.guidance != 1 else [])]  # the null prompt comes last
-    tables, encoders = texts.encoded(folder, encoded, options.where, options.precision, options.offload)
+    wanted = [*prompts.texts, *([""] if options.guidance != 1 else [])]  # the null prompt comes last
+    tables, encoders = texts.encoded(folder, wanted, options.where, options.precision, options.offload)
     network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
     scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
     _checked_channels(path, network.config)

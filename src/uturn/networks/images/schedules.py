@@ -60,12 +60,11 @@ def schedule(
     import torch
 
     from uturn.corruption import schedulers
-    from uturn.corruption.schedulers import scheduler_like, with_spacing
 
     stored = read_scheduler(model, preset)
-    made = scheduler_like(stored.scheduler, scheduler)
+    made = schedulers.scheduler_like(stored.scheduler, scheduler)
     schedulers.check_schedule(made)
-    made = made if timestep_spacing is None else with_spacing(made, timestep_spacing)
+    made = made if timestep_spacing is None else schedulers.with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
     expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
     expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")

@@ -119,7 +119,7 @@ def _placed(key: str, value: Any, folder: Path) -> Any:
     if key not in _PATHS or not isinstance(value, str) or value in ("", "fashion_mnist", "generated") or is_text:
         return value
     kind, place = ("clip:" if value.startswith("clip:") else ""), value.removeprefix("clip:")
-    return f"{kind}{os.path.abspath(folder / place)}" if (folder / place).exists() else value
+    return f"{kind}{os.path.abspath(folder / place)}" if os.path.exists(folder / place) else value
 
 
 def chosen(rows: Sequence[AtlasRow], only: Sequence[str]) -> list[AtlasRow]:

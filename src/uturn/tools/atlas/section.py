@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from uturn.pages.charts import number, numbers
-from uturn.pages.sections import Reader, card, new_section
+from uturn.pages.sections import Reader, card, existing, new_section
 
 
 def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     section = new_section("atlas", name, "atlas", "Atlas of models")
     section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
     section["covers"] = "*.zarr"  # the runs of the rows
-    section["files"] = [path for name in ("atlas.csv", "atlas.pdf") if (path := folder / name).exists()]
+    section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))
     read.add_picture(section, folder / "atlas.png", "atlas")
     entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
     several = len(set(data.title.values.tolist())) < len(entries)
