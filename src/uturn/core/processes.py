@@ -17,7 +17,7 @@ from uturn.core.checks import expect
 from uturn.core.progress import listening, write_to
 
 # New processes inherit these variables before they import the libraries that read them. This process has already read them.
-THREADS = ("NUMBA_NUMTHREADS", "OMP_NUMTHREADS", "MKL_NUMTHREADS")
+THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
