@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,13 @@ def test_strings_are_located_planned_and_studied(folder):
     assert [(card["label"], card["place"]) for card in cards] == [(f"located half-life of {ROOT}", [value, low, high])]
     assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
     assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
+    (folder / "damaged").mkdir()
+    for path in (folder / "results").glob("*.zarr"):
+        shutil.copytree(path, folder / "damaged" / path.name)
+    (folder / "damaged" / "located.json").write_text('{"axes": {"noise": [0.1')
+    damaged = collect([folder / "damaged"])
+    assert [problem["file"] for problem in damaged.problems] == [str(folder / "damaged" / "located.json")]
+    assert len(damaged.sections) == 1 + len(stages)
     both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
     assert both.returncode == 0, both.stderr
 

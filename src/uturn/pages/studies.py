@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from uturn.store.record import warnings_of
 from uturn.studies import study_of
 from uturn.studies.axes import axis_words, common_axis, is_geometric
 from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
-from uturn.studies.headline import PEAK, headline_of
+from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
@@ -78,9 +79,13 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     section["files"] = existing(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")
     axis = common_axis(list(studies.values()))
-    search = json.loads(read.content(folder / LOCATED)) if (folder / LOCATED).exists() else None
+    marks: list[Headline] = []
+    axes = None
+    with suppress(Exception):  # there is no search, or its own section names the damage
+        search = json.loads(read.content(folder / LOCATED))
+        marks, axes = located(search), list(search["axes"])
     places = {}
-    for name, data in studies.items() if search is None else ():  # the runs of a search give one place together
+    for name, data in studies.items() if axes is None else ():  # the runs of a search give one place together
         for headline in numbers_of(data)[:1]:
             places[name] = headline, headline.place[data.axis.values.tolist().index(axis)]
     if places:
@@ -98,8 +103,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
             section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
         section["files"] += existing(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
-    marks = [] if search is None else located(search)
-    section["charts"] = _charts(overlaid(studies, marks), [] if search is None else list(search["axes"]))
+    section["charts"] = _charts(overlaid(studies, marks), axes or [])
     return section
 
 
