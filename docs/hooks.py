@@ -40,11 +40,11 @@ GALLERY = "Each figure is made by a command, with verdicts that compare it with 
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
 ALSO_PUBLIC = (
-    *("backward.deepinv_samplers", "backward.sampler", "presets", "core.experiment", "core.u_turns"),
-    *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.hmm", "exact.linear"),
-    *("measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
-    *("pages.laboratory", "studies.locate", "studies.readings", "core.tools"),
-    *("tools.atlas.rows", "tools.audit.options", "tools.inverse.options"),
+    *("presets", "core.experiment", "core.tools", "core.u_turns", "engine.plan", "engine.run", "engine.sweep", "exact.hmm"),
+    *("measures.ranks", "pages", "pages.laboratory", "studies.locate", "studies.readings"),
+    *("tools.atlas.rows", "tools.audit.options", "tools.audit.orders", "tools.check_sampler.two_samplers"),
+    *(f"tools.inverse.{name}" for name in ("deepinv_samplers", "linear", "measurement", "operators", "options", "posteriors")),
+    "tools.inverse.sampler",
 )
 
 

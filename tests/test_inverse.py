@@ -17,9 +17,9 @@ from PIL import Image
 import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
-from uturn.backward.sampler import PosteriorSampler
 from uturn.tools.inverse.options import InverseOptions
 from uturn.tools.inverse.results import calls_of
+from uturn.tools.inverse.sampler import PosteriorSampler
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
 DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def total(strength, shape):
 
 def drawn(observed, operator, generator, shape, narrow=1.0):
     """Draws from the posterior of the mixture, drawn towards their mean."""
-    from uturn.exact.linear import LinearPosterior
+    from uturn.tools.inverse.linear import LinearPosterior
 
     law = LinearPosterior(MEANS, COVARIANCES, [0.2, 0.5, 0.3], [[1.0, 1.0]], operator.noise.sigma**2)
     draw = law.sample(observed.numpy(), int(torch.randint(2**31, (1,), generator=generator)))

@@ -18,10 +18,10 @@ from uturn.core.u_turns import u_turn
 from uturn.corruption import Gaussian
 from uturn.engine.run import run
 from uturn.exact.laws import CorrelatedMixture, GaussianMixture, power_law, simplex, wave_numbers
-from uturn.exact.linear import LinearPosterior
-from uturn.measures.posteriors import posterior_tests
 from uturn.probes.scales import Scales
 from uturn.sources import GaussianFieldSource, GaussianMixtureSource, RHMSource, Vectors
+from uturn.tools.inverse.linear import LinearPosterior
+from uturn.tools.inverse.posteriors import posterior_tests
 
 
 def lopsided() -> GaussianMixture:

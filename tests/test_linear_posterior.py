@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 import uturn as ut
 from uturn.exact.laws import GaussianMixture, power_law, simplex
-from uturn.exact.linear import LinearPosterior
+from uturn.tools.inverse.linear import LinearPosterior
 
 MEANS = np.array([[-1.0, 0.5], [0.8, -0.2]])
 COVARIANCES = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])

@@ -13,14 +13,14 @@ from scipy.stats import kstest
 import uturn as ut
 from uturn.core.protocols import UTurns
 from uturn.core.random import Streams
-from uturn.corruption.measurement import Measurement
-from uturn.corruption.operators import Operator
-from uturn.measures.posteriors import rows_of, title_of
 from uturn.measures.ranks import band
 from uturn.measures.statistics import proportion, with_interval
-from uturn.probes.posterior import Posterior
 from uturn.sources.images import FashionMNISTSource, Images
-from uturn.studies.plotting.posteriors import draw_posterior_tests
+from uturn.tools.inverse.figure import draw_posterior_tests
+from uturn.tools.inverse.measurement import Measurement
+from uturn.tools.inverse.operators import Operator
+from uturn.tools.inverse.posteriors import rows_of, title_of
+from uturn.tools.inverse.probe import Posterior
 
 LEVEL, CLONES, ITEMS = 1e-3, 4, 250
 SPEC = {

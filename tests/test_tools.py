@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 import uturn
 from command_line import SPEC
 from uturn.core.tools import own_tools
+from uturn.paper import registry
 
 ROOT = Path(uturn.__file__).parent
 MODULES = sorted(
@@ -38,10 +40,12 @@ from uturn.cli import app
 from uturn.core.tools import own_tools
 from uturn.pages.collecting import collect
 assert Path(uturn.__file__).is_relative_to(sys.argv[1]), uturn.__file__
+assert all(hasattr(uturn, name) for name in uturn.__all__)
 done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
 assert done.exit_code == 0, done.output
+figures = CliRunner().invoke(app, ["reproduce", "none"])
 collected = collect([sys.argv[2]])
-print([*own_tools()], [section["kind"] for section in collected.sections], collected.problems, sep="\\n")
+print([*own_tools()], figures.exception, [section["kind"] for section in collected.sections], collected.problems, sep="\\n")
 print(done.output)
 """
 MAIN = "from uturn.cli import main; main()"
@@ -87,17 +91,32 @@ def installed(place, text):
 
 def test_a_tool_brings_figures_and_names(tmp_path):
     text = """
-from uturn.core.tools import Tool
-TOOL = Tool(figures={"own": "own_tool", "fig7": "own_tool"}, names={"seven": "own_tool:SEVEN"})
+from uturn.core.tools import Tool, ToolFigure
+TOOL = Tool(
+    figures={"own": "own_tool", "fig7": "own_tool", "second": ToolFigure("own_tool", "fig2", 0, ("none_such", "text"))},
+    names={"seven": "own_tool:SEVEN", "probes.Seven": "own_tool:SEVEN"},
+)
 SEVEN = 7
 """
     code = (
-        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, load_figure\n"
-        "print(uturn.seven, load_figure('own').SEVEN, 'own' in FIGURES, ORDER[-1], hasattr(uturn, 'eight'))\n"
-        "print(load_figure('fig7').__name__)"
+        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, lacking, load_figure\n"
+        "print(uturn.seven, uturn.probes.Seven, hasattr(uturn, 'eight'), 'seven' in uturn.__all__)\n"
+        "print('Seven' in dir(uturn.probes), load_figure('own').SEVEN, [*FIGURES].index('second'), ORDER[0], ORDER[-1])\n"
+        "print(load_figure('fig7').__name__, lacking('second'))"
     )
     done = run(code, path=installed(tmp_path, text))
-    assert done.stdout.split() == ["7", "7", "True", "own", "False", "uturn.paper.fig7"], done.stderr
+    names, figures, replaced = done.stdout.splitlines()
+    assert names == "7 7 False True", done.stderr
+    assert figures == "True 7 1 second own"
+    assert replaced == "uturn.paper.fig7 figure 'second' needs the library none_such; pip install 'uturn[text]'"
+
+
+def test_the_library_of_a_figure_is_in_an_extra_of_the_package():
+    extras = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needs = [figure.needs for tool in own_tools().values() for figure in tool.figures.values() if figure.needs]
+    assert needs
+    for library, extra in needs:
+        assert any(requirement.startswith(library) for requirement in extras[extra])
 
 
 @pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
@@ -124,8 +143,10 @@ def test_the_package_works_without_the_folder_of_a_tool(tmp_path, name):
     shutil.rmtree(tmp_path / "src" / "uturn" / "tools" / name)
     done = run(LOOK, tmp_path, results, path=tmp_path / "src")
     assert done.returncode == 0, done.stderr
-    names, kinds, problems, shown = done.stdout.split("\n", 3)
+    names, figures, kinds, problems, shown = done.stdout.split("\n", 4)
     assert name not in names
+    listed = [figure for figure in registry.FIGURES if figure not in tool.figures]
+    assert figures == f"unknown figure 'none'; expected some of {', '.join(listed)}"
     assert kinds == "[]"
     assert problems.count("'file'") == 1
     assert "chi.json" in problems

@@ -14,11 +14,11 @@ from PIL import Image
 
 from uturn.core.checks import expect
 from uturn.core.files import check_plain
-from uturn.measures.posteriors import KINDS, NONE_SEEN
 from uturn.pages.charts import number, numbers
 from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
 from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.axes import is_geometric
+from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
 
 FORMAT = "uturn.inverse"
 """The format of `inverse.json`, beside which lie `samplers.zarr`, images of the page, and the folder of pictures `ERRORS`."""
