@@ -22,7 +22,7 @@ from uturn.tools.inverse.results import calls_of
 from uturn.tools.inverse.sampler import PosteriorSampler
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
-DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
 OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
 FAST = ("--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)
 SMALL = ("--items", 2, "--clones", 2, "--keep", 1, *FAST)

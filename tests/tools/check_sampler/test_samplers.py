@@ -254,7 +254,7 @@ def test_the_command_on_the_embedded_model(tmp_path):
 
 def test_the_example_and_its_bug(monkeypatch):
     """examples/own/sampler.py, in six steps, whose right function is compared with itself."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "examples" / "own"))
     sampler = importlib.import_module("sampler")
     monkeypatch.setattr(sampler, "STEPS", 6)
     images = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:10])
