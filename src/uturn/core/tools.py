@@ -43,6 +43,8 @@ class Tool:
     sections
         {name of a file or store in a folder of results: "module:function"}. The function (path, reader) returns the section of
         the page (`uturn.pages.sections`); stores that it lists under "covers" have no section of their own.
+    folders
+        Folders of pictures in a folder of results, which its sections show.
     figures
         {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`.
     names
@@ -53,6 +55,7 @@ class Tool:
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     commands: Sequence[str] = ()
     sections: Mapping[str, str] = field(default_factory=dict)
+    folders: Sequence[str] = ()
     figures: Mapping[str, ToolFigure | str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 

@@ -348,11 +348,11 @@ def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, bro
     page.on("request", lambda request: request.url.startswith(("data:", "blob:", "file:")) or wrong.append(request.url))
     page.goto((results[0] / "index.html").as_uri())
     page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
-    tables = page.locator("table.samples")
+    tables = page.locator("table.gallery")
     assert tables.count() == 2  # one for each kind of originals
     assert tables.first.locator("thead th").all_inner_texts()[-2:] == ["spread of the clones", "error of their mean"]
     assert tables.first.locator("tbody").first.locator("img").count() == 2 + 2 * (3 + 2)  # truth, measurement; two samplers
-    shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
+    shown = "[...document.querySelectorAll('table.gallery img, .picture img')].map((one) => one.src)"
     assert page.locator("#bar").inner_text().startswith("share of the image hidden by a box")
     sources = []
     for noise in (0.2, 0.5):
