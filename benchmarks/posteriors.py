@@ -7,7 +7,7 @@
 
 The law is a mixture of three Gaussians of different covariances in 16 dimensions, drawn with the seed `--law`; every fourth value
 is measured with Gaussian noise of standard deviation .1, or with `--mixing` as many orthonormal mixtures of all values. The exact
-posterior is known (`uturn.exact.linear`), and wrong samplers are made from it. Power is the share of experiments in which a test,
+posterior is known (`LinearPosterior`), and wrong samplers are made from it. Power is the share of experiments in which a test,
 or the family by Holm, has p <= .05. `--null`: runs of `uturn.run` with exact draws, and the shares of p <= .05 among them, the
 false-alarm rates. `--plot`: the picture of one experiment with the sampler in `--only`.
 """
@@ -27,12 +27,12 @@ from scipy.special import logsumexp
 
 import uturn as ut
 from uturn.core.protocols import UTurns
-from uturn.corruption.measured import Measured
-from uturn.corruption.operators import Operator
-from uturn.exact.linear import LinearPosterior
-from uturn.probes.posterior import Posterior
-from uturn.studies.plotting.posteriors import draw_posterior_tests
 from uturn.studies.plotting.style import save_figure
+from uturn.tools.inverse.figure import draw_posterior_tests
+from uturn.tools.inverse.linear import LinearPosterior
+from uturn.tools.inverse.measured import Measured
+from uturn.tools.inverse.operators import Operator
+from uturn.tools.inverse.probe import Posterior
 
 DIMENSION, MODES, SIGMA, LEVEL = 16, 3, 0.1, 0.05
 KINDS = {

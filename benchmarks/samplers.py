@@ -1,8 +1,10 @@
-"""What `uturn check-sampler` says of right and wrong samplers (tests/sampler_gallery.py), on a mixture of Gaussians.
+"""What `uturn check-sampler` says of right and wrong samplers, on a mixture of Gaussians.
 
     python benchmarks/samplers.py [--runs 20] [--plot docs/images/check-a-sampler.png]
     python benchmarks/samplers.py --right --rate 0.05 --runs 200
     python benchmarks/samplers.py --calibration --runs 50
+
+The samplers are those of tests/tools/check_sampler/sampler_gallery.py.
 
 Share of checks that fail, by test, for each sampler, in runs with other originals and other noise. `--right`: right samplers
 alone, whose shares are compared with the false-alarm rate of a check, `--rate`. `--calibration`: the share of p < .01 of the
@@ -20,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "tools" / "check_sampler"))
 
 import sampler_gallery as gallery
 from uturn.tools.check_sampler.check import check_sampler

@@ -23,6 +23,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import uturn
+from uturn.core.tools import own_tools
 from uturn.pages.laboratory import laboratory
 from uturn.paper import FIGURES, load_figure
 
@@ -38,13 +39,17 @@ TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
 OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
 GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
 REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
+OF_TOOLS = {
+    "atlas": ("rows",),
+    "audit": ("options", "orders"),
+    "check_sampler": ("two_samplers",),
+    "inverse": ("deepinv_samplers", "linear", "measurement", "operators", "options", "posteriors", "sampler"),
+}
 # Modules that users import beside those in `uturn.__all__`, and those of the names there.
 ALSO_PUBLIC = (
-    *("backward.deepinv_samplers", "backward.sampler", "presets", "core.experiment", "core.u_turns"),
-    *("corruption.measurement", "corruption.operators", "engine.plan", "engine.run", "engine.sweep", "exact.hmm", "exact.linear"),
-    *("measures.orders", "measures.posteriors", "measures.ranks", "measures.two_samplers", "pages"),
-    *("pages.laboratory", "studies.locate", "studies.readings", "core.tools"),
-    *("tools.atlas.rows", "tools.audit.options", "tools.inverse.options"),
+    *("presets", "core.experiment", "core.tools", "core.u_turns", "engine.plan", "engine.run", "engine.sweep", "exact.hmm"),
+    *("measures.ranks", "pages", "pages.laboratory", "studies.locate", "studies.readings"),
+    *(f"tools.{tool}.{name}" for tool in own_tools() for name in OF_TOOLS.get(tool, ())),
 )
 
 

@@ -8,65 +8,15 @@ mutations.
 from __future__ import annotations
 
 import importlib
-import inspect
-import linecache
 import sys
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mutation import Mutation
 from uturn.corruption.unmasking import Decoder
 from uturn.networks import edm_schedule
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """The package with one deliberate error.
-
-    `target`: "module:function" or "module:Class.method", in whose source `old` is replaced by `new`. `figures`: the figures
-    that have to notice at smoke scale, each with the beginning of the verdict that fails. `tests`: tests that have to fail,
-    as "module::function" with the arguments that are no fixtures.
-    """
-
-    name: str
-    target: str
-    old: str
-    new: str
-    figures: dict[str, str] = field(default_factory=dict)
-    tests: tuple[tuple[str, dict[str, Any]], ...] = ()
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        module_name, _, path = self.target.partition(":")
-        module: Any = importlib.import_module(module_name)
-        *inside, name = path.split(".")
-        owner = getattr(module, inside[0]) if inside else module
-        right = owner.__dict__[name]
-        source = textwrap.dedent(inspect.getsource(getattr(right, "fget", None) or getattr(right, "func", None) or right))
-        assert source.count(self.old) == 1, f"{self.target} holds {self.old!r} {source.count(self.old)} times; expected once"
-        file = f"<mutation: {self.name}>"
-        text = "from __future__ import annotations\n" + source.replace(self.old, self.new)
-        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-        made: dict[str, Any] = {}
-        exec(compile(text, file, "exec"), module.__dict__, made)
-        wrong = made[name]
-        if hasattr(wrong, "__set_name__"):
-            wrong.__set_name__(owner, name)
-        places = [(owner, name)]
-        if not inside:  # other modules, and tests, may have imported it by name
-            loaded = [m for key, m in list(sys.modules.items()) if key.startswith(("uturn", "test_")) and m is not module]
-            places += [(m, key) for m in loaded for key, value in list(vars(m).items()) if value is right]
-        for place, key in places:
-            setattr(place, key, wrong)
-        try:
-            yield
-        finally:
-            for place, key in places:
-                setattr(place, key, right)
 
 
 def of_marginals(rhm: Any, log_evidence: np.ndarray, keys: np.ndarray, numbers: np.ndarray) -> dict[int, np.ndarray]:
@@ -429,13 +379,6 @@ MUTATIONS = (
         tests=(("test_changes::test_batches_with_other_means_are_joined", {}),),
     ),
     Mutation(
-        "tokens drawn from sharpened laws",
-        "uturn.corruption.unmasking:Decoder.weights",
-        "weights = belief.astype(np.float64)",
-        "weights = belief.astype(np.float64) ** 1.05",
-        tests=(("test_exam::test_divergence_is_its_definition", {}),),
-    ),
-    Mutation(
         "all masked tokens are told as noise in all steps",
         "uturn.corruption.unmasking:unmask",
         "decoder.told(noisy.noise[active], step, seen, chance[active])",
@@ -490,21 +433,21 @@ MUTATIONS = (
         "uturn.measures.ranks:_ranks",
         "drawn * (equal + 1)",
         "drawn * equal",
-        tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),
+        tests=(("test_ranks::test_ranks_are_their_definition", {}),),
     ),
     Mutation(
         "rank bands without the number of tests",
         "uturn.measures.ranks:ranks",
         "level / rank.isel(item=0).size",
         "level",
-        tests=(("test_posterior_tests::test_the_band_counts_all_tests_of_a_call", {}),),
+        tests=(("test_ranks::test_the_band_counts_all_tests_of_a_call", {}),),
     ),
     Mutation(
         "counts of ranks are drawn from all items at each rank",
         "uturn.measures.ranks:_inside",
         "1 / (K + 1 - r)",
         "1 / (K + 1)",
-        tests=(("test_posterior_tests::test_ranks_are_their_definition", {}),),
+        tests=(("test_ranks::test_ranks_are_their_definition", {}),),
     ),
     Mutation(
         "clones of a noisy datum count as trajectories",
@@ -717,59 +660,7 @@ MUTATIONS = (
         "uturn.exact.laws:GaussianMixture.covariance",
         "* self.variance",
         "* self.variance.mean()",
-        tests=(("test_linear_posterior::test_log_density_and_share_outside", {}),),
-    ),
-    Mutation(
-        "the weights of modes leave out the determinant",
-        "uturn.exact.linear:LinearPosterior._log_weights",
-        " + self._log_det[:, None]",
-        "",
-        tests=(("test_linear_posterior::test_weights_moments_and_density_are_those_of_integration", {"H": [[1.0, 0.5]]}),),
-    ),
-    Mutation(
-        "the posterior takes sigma for the variance of the noise",
-        "uturn.corruption.measured:_posterior",
-        "operator.noise.sigma**2",
-        "operator.noise.sigma",
-        tests=(("test_operators::test_bits_are_the_entropy_that_the_measurement_takes_away", {"name": "boxes", "level": 0.5}),),
-    ),
-    Mutation(
-        "noise falls on what an operator hides",
-        "uturn.corruption.operators:Operator.measure",
-        "np.where(self.measured, noisy, np.float32(0))",
-        "noisy",
-        tests=(("test_operators::test_noise_falls_on_what_is_measured_and_the_likelihood_counts_it_alone", {}),),
-    ),
-    Mutation(
-        "all data of a block have the operator of the first",
-        "uturn.corruption.measurement:Measurement._operators",
-        "int(key)) for key in drawn",
-        "int(drawn[0])) for _ in drawn",
-        tests=(
-            (
-                "test_operators::test_a_measurement_depends_on_item_and_trajectory_alone",
-                {"options": {"operator": "inpainting"}},
-            ),
-        ),
-    ),
-    Mutation(
-        "energy distance counts the distance to exact draws once",
-        "uturn.paper.inverse_parts:energy",
-        "2 * _distances(x, z)",
-        "_distances(x, z)",
-        tests=(("test_inverse_figure::test_the_energy_distance_is_its_definition", {}),),
-    ),
-    Mutation(
-        "tests of a family without Holm",
-        "uturn.paper.inverse:p_of_means",
-        " * len(MEANS)",
-        "",
-        tests=(
-            (
-                "test_inverse_figure::test_verdicts_can_fail",
-                {"changes": {"p": {"ΠGDM": 3e-3}}, "failing": {"far"}},
-            ),
-        ),
+        tests=(("test_laws_gaussian::test_log_density_and_share_outside", {}),),
     ),
     # --- texts ---
     Mutation(
@@ -837,14 +728,7 @@ MUTATIONS = (
         "if ends:",
         tests=(("test_locate::test_curves_with_a_shoulder_are_seldom_reached_and_wrong", {"curve": "above the height"}),),
     ),
-    # --- atlas and pages ---
-    Mutation(
-        "calibration of a row where the gap is largest, not its p-value smallest",
-        "uturn.tools.atlas.numbers:_of_clones",
-        "np.lexsort((-np.abs(of_class.gap.values[:, 0]), of_class.gap_p.values))",
-        "np.lexsort((of_class.gap_p.values, -np.abs(of_class.gap.values[:, 0])))",
-        tests=(("test_atlas::test_the_gap_is_that_of_the_smallest_p_value", {}),),
-    ),
+    # --- pages ---
     Mutation(
         "chance is the share of the most frequent class",
         "uturn.studies.analysis:_same",
@@ -867,3 +751,7 @@ MUTATIONS = (
         tests=(("test_report::test_points_of_a_thinned_curve_stand_at_their_noise", {}),),
     ),
 )  # fmt: skip
+for _folder in sorted(Path(__file__).parent.glob("tools/*/")):  # each tool has its tests, and perhaps errors
+    sys.path.append(str(_folder))
+    if (_folder / f"{_folder.name}_mutations.py").exists():
+        MUTATIONS += importlib.import_module(f"{_folder.name}_mutations").MUTATIONS

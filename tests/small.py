@@ -1,4 +1,8 @@
-"""Small experiments with strings of a grammar, as tables."""
+"""Small experiments with strings of a grammar, as tables; defaults of parts."""
+
+import json
+
+from uturn.core.spec import filled
 
 
 def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="exact", **options):
@@ -10,3 +14,13 @@ def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="e
         "backward": {"type": backward},
         "probes": [{"type": probe} for probe in probes],
     }
+
+
+def defaults_of(parts):
+    """The options of parts {idea: types} by "idea type", as a spec with the type alone fills them in."""
+    found = {}
+    for idea, kinds in parts.items():
+        for kind in kinds:
+            table = filled({idea: [{"type": kind}] if idea == "probes" else {"type": kind}})[idea]
+            found[f"{idea} {kind}"] = table[0] if idea == "probes" else table
+    return json.loads(json.dumps(found))

@@ -5,17 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-import uturn
+import uturn as ut
 from command_line import SPEC
+from forging import forge
+from small import defaults_of
 from uturn.core.tools import own_tools
+from uturn.paper import registry
 
-ROOT = Path(uturn.__file__).parent
+ROOT = Path(ut.__file__).parent
 MODULES = sorted(
     ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "tools").rglob("*.py")
@@ -40,8 +45,10 @@ from uturn.pages.collecting import collect
 assert Path(uturn.__file__).is_relative_to(sys.argv[1]), uturn.__file__
 done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
 assert done.exit_code == 0, done.output
+figures = CliRunner().invoke(app, ["reproduce", "none"])
 collected = collect([sys.argv[2]])
-print([*own_tools()], [section["kind"] for section in collected.sections], collected.problems, sep="\\n")
+kinds = [section["kind"] for section in collected.sections]
+print([*own_tools()], uturn.__all__, figures.exception, kinds, collected.problems, sep="\\n")
 print(done.output)
 """
 MAIN = "from uturn.cli import main; main()"
@@ -87,17 +94,39 @@ def installed(place, text):
 
 def test_a_tool_brings_figures_and_names(tmp_path):
     text = """
-from uturn.core.tools import Tool
-TOOL = Tool(figures={"own": "own_tool", "fig7": "own_tool"}, names={"seven": "own_tool:SEVEN"})
+from uturn.core.tools import Tool, ToolFigure
+TOOL = Tool(
+    figures={"own": "own_tool", "fig7": "own_tool", "second": ToolFigure("own_tool", "fig2", 0, ("none_such", "text"))},
+    names={"seven": "own_tool:SEVEN", "probes.Seven": "own_tool:SEVEN"},
+)
 SEVEN = 7
 """
     code = (
-        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, load_figure\n"
-        "print(uturn.seven, load_figure('own').SEVEN, 'own' in FIGURES, ORDER[-1], hasattr(uturn, 'eight'))\n"
-        "print(load_figure('fig7').__name__)"
+        "import uturn\nfrom uturn.paper.registry import FIGURES, ORDER, lacking, load_figure\n"
+        "print(uturn.seven, uturn.probes.Seven, hasattr(uturn, 'eight'), 'seven' in uturn.__all__)\n"
+        "print('Seven' in dir(uturn.probes), load_figure('own').SEVEN, [*FIGURES].index('second'), ORDER[0], ORDER[-1])\n"
+        "print(load_figure('fig7').__name__, lacking('second'))"
     )
     done = run(code, path=installed(tmp_path, text))
-    assert done.stdout.split() == ["7", "7", "True", "own", "False", "uturn.paper.fig7"], done.stderr
+    names, figures, replaced = done.stdout.splitlines()
+    assert names == "7 7 False True", done.stderr
+    assert figures == "True 7 1 second own"
+    assert replaced == "uturn.paper.fig7 figure 'second' needs the library none_such; pip install 'uturn[text]'"
+
+
+@pytest.mark.parametrize("name", [name for name, tool in own_tools().items() if tool.parts])
+def test_the_defaults_of_the_parts_of_a_tool_stay(name):
+    """As those of other parts (`test_own_parts.py`)."""
+    file = Path(__file__).parent / "tools" / name / "defaults.json"
+    assert defaults_of(own_tools()[name].parts) == json.loads(file.read_text())
+
+
+def test_the_library_of_a_figure_is_in_an_extra_of_the_package():
+    extras = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needs = [figure.needs for tool in own_tools().values() for figure in tool.figures.values() if figure.needs]
+    assert needs
+    for library, extra in needs:
+        assert any(requirement.startswith(library) for requirement in extras[extra])
 
 
 @pytest.mark.parametrize(("text", "reason"), [("1 / 0", "ZeroDivisionError"), ("TOOL = 3", "TypeError: own_tool:TOOL is a int")])
@@ -118,15 +147,25 @@ def test_the_package_works_without_the_folder_of_a_tool(tmp_path, name):
         if file.endswith(".json"):
             (results / file).write_text('{"format": "of a tool"}')
             Image.new("RGB", (3, 3)).save((results / file).with_suffix(".png"))
+    ut.readings({"same": np.ones((3, 4))}, [0.1, 0.5, 0.9], store=results / "run.zarr")
+    part = {idea: {"type": kind} for idea, kinds in tool.parts.items() for kind in kinds if idea != "probes"}
+
+    def change(root):  # the store of a run with parts of this tool
+        root["attributes"]["spec"] = json.dumps(json.loads(root["attributes"]["spec"]) | part)
+
+    forge(results / "run.zarr", change)
     (results / "chi.json").write_text("{")  # a damaged figure is still told
     Image.new("RGB", (3, 3)).save(results / "chi.png")
     shutil.copytree(ROOT, tmp_path / "src" / "uturn", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(tmp_path / "src" / "uturn" / "tools" / name)
     done = run(LOOK, tmp_path, results, path=tmp_path / "src")
     assert done.returncode == 0, done.stderr
-    names, kinds, problems, shown = done.stdout.split("\n", 3)
-    assert name not in names
-    assert kinds == "[]"
+    tools, names, figures, kinds, problems, shown = done.stdout.split("\n", 5)
+    assert name not in tools
+    assert names == str([public for public in ut.__all__ if public not in tool.names])
+    listed = [figure for figure in registry.FIGURES if figure not in tool.figures]
+    assert figures == f"unknown figure 'none'; expected some of {', '.join(listed)}"
+    assert kinds == "['store']"
     assert problems.count("'file'") == 1
     assert "chi.json" in problems
     assert f"│ {name.replace('_', '-')} " not in shown

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from uturn.core.lazy import lazy
+from uturn.core.lazy import lazy, names_of_tools
 
 __version__ = "0.3.0"
 
@@ -36,15 +36,12 @@ _HOMES = {
     "nesting_index": "measures.hierarchy",
     "susceptibility": "measures.changes",
     "correlations": "measures.changes",
-    "order_discrepancy": "measures.orders",
     "calibrate": "measures.calibration",
     "calibration": "measures.calibration",
     "ranks": "measures.ranks",
-    "posterior_tests": "measures.posteriors",
     "readings": "studies.readings",
     "readings_of": "measures.clones",
     "choose": "studies",
-    "two_samplers": "measures.two_samplers",
     "study": "studies",
     "locate": "studies.locate",
     **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
@@ -78,26 +75,18 @@ if TYPE_CHECKING:
     from uturn.measures.changes import correlations, susceptibility
     from uturn.measures.clones import readings_of
     from uturn.measures.hierarchy import nesting_index
-    from uturn.measures.orders import order_discrepancy
-    from uturn.measures.posteriors import posterior_tests
     from uturn.measures.ranks import ranks
     from uturn.measures.statistics import hierarchy_index
-    from uturn.measures.two_samplers import two_samplers
     from uturn.sources import fashion_mnist
     from uturn.studies import choose, plotting, study
     from uturn.studies.locate import locate
     from uturn.studies.readings import readings
+    from uturn.tools.audit.orders import order_discrepancy
+    from uturn.tools.check_sampler.two_samplers import two_samplers
+    from uturn.tools.inverse.posteriors import posterior_tests
 
-__all__ = [*_HOMES]
-_own, __dir__ = lazy(__name__, _HOMES)
+_get, __dir__ = lazy(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES and not name.startswith("_"):
-        from uturn.core.tools import named
-
-        if (path := named("names").get(name)) is not None:
-            from uturn.core.imports import import_object
-
-            return import_object(path, f"uturn.{name} = {path!r}", "'module:name'")
-    return _own(name)
+    return [*_HOMES, *names_of_tools(__name__)] if name == "__all__" else _get(name)

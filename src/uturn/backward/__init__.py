@@ -9,7 +9,6 @@ from uturn.backward.diffusion import DiffusionModel
 from uturn.backward.exact import ExactPosterior
 from uturn.backward.language import LanguageDenoiser
 from uturn.backward.recorded import RecordedImages
-from uturn.backward.sampler import PosteriorSampler
 from uturn.backward.score import StringDiffusion
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Backward as Backward

@@ -13,7 +13,7 @@ from uturn.core.random import Streams
 class ExactPosterior(Spec, Backward):
     """Draws from the exact posterior: by belief propagation for strings, by a formula for vectors of a Gaussian mixture.
 
-    The formula holds for Gaussian diffusion, and for a linear operator with Gaussian noise (`uturn.exact.linear`).
+    The formula holds for Gaussian diffusion, and for a linear operator with Gaussian noise.
 
     The draws are made by the method `posterior_draws(streams, clones)` of the noisy data, (items, draws, ...). User-defined noisy
     data with such a method can be drawn too, if their source declares no kind.

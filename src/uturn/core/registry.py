@@ -33,7 +33,6 @@ PARTS: dict[str, dict[str, str]] = {
         "uniform": "uturn.corruption.uniform:UniformReplacement",
         "epsilon": "uturn.corruption.epsilon:EpsilonBelief",
         "recorded": "uturn.corruption.recorded:Recorded",
-        "operator": "uturn.corruption.measurement:Measurement",
     },
     "backward": {
         "exact": "uturn.backward.exact:ExactPosterior",
@@ -42,7 +41,6 @@ PARTS: dict[str, dict[str, str]] = {
         "diffusion": "uturn.backward.diffusion:DiffusionModel",
         "language": "uturn.backward.language:LanguageDenoiser",
         "recorded": "uturn.backward.recorded:RecordedImages",
-        "sampler": "uturn.backward.sampler:PosteriorSampler",
     },
     "probes": {
         "tree_levels": "uturn.probes.tree:TreeLevels",
@@ -59,7 +57,6 @@ PARTS: dict[str, dict[str, str]] = {
         "text_layers": "uturn.probes.texts:TextLayers",
         "text_encoder": "uturn.probes.texts:TextEncoder",
         "text_likelihood": "uturn.probes.texts:TextLikelihood",
-        "posterior": "uturn.probes.posterior:Posterior",
         "repetition": "uturn.probes.repetition:Repetition",
         "text_class": "uturn.probes.texts:TextClass",
     },

@@ -9,10 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from uturn.core.checks import one_line
 
 GROUP = "uturn.tools"
+
+
+@dataclass(frozen=True)
+class ToolFigure:
+    """A figure of `uturn reproduce`: its module, with the members of `uturn.paper.registry.Figure`, and its place.
+
+    `after`: the figure behind which it is listed, by default the last. `seconds`: approximately, at smoke scale on two cores;
+    short figures are made first. `needs`: a library, and the extra of this package that installs it.
+    """
+
+    module: str
+    after: str = ""
+    seconds: int = 120
+    needs: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,16 +43,20 @@ class Tool:
     sections
         {name of a file or store in a folder of results: "module:function"}. The function (path, reader) returns the section of
         the page (`uturn.pages.sections`); stores that it lists under "covers" have no section of their own.
+    folders
+        Folders of pictures in a folder of results, which its sections show.
     figures
-        {name: "module"}: further figures of `uturn reproduce`, modules with the members of `uturn.paper.registry.Figure`.
+        {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`.
     names
-        {name: "module:name"}: further names of `uturn` itself.
+        {name: "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
+        `uturn.probes.Seven`.
     """
 
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     commands: Sequence[str] = ()
     sections: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, str] = field(default_factory=dict)
+    folders: Sequence[str] = ()
+    figures: Mapping[str, ToolFigure | str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -69,9 +88,9 @@ def tools() -> dict[str, Tool]:
     return {**installed_tools(), **own_tools()}
 
 
-def named(what: str) -> dict[str, str]:
+def named(what: str) -> dict[str, Any]:
     """The `sections`, `figures` or `names` of all tools."""
-    return {name: path for tool in tools().values() for name, path in getattr(tool, what).items()}
+    return {name: value for tool in tools().values() for name, value in getattr(tool, what).items()}
 
 
 def left_out(name: str, error: Exception) -> None:

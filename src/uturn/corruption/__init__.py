@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from uturn.core.lazy import lazy
 from uturn.core.protocols import Corruption as Corruption
 from uturn.core.protocols import Noisy as Noisy
 from uturn.corruption.diffusion import Diffusion
 from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
-from uturn.corruption.measured import Measured as Measured
-from uturn.corruption.measurement import Measurement as Measurement
-from uturn.corruption.operators import GaussianNoise as GaussianNoise
-from uturn.corruption.operators import Operator as Operator
-from uturn.corruption.operators import OtherNoise as OtherNoise
-from uturn.corruption.operators import PoissonNoise as PoissonNoise
 from uturn.corruption.recorded import Recorded as Recorded
 from uturn.corruption.uniform import UniformReplacement
 
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}
 """Channels whose method `evidence` gives the log-evidence of this function, in a form that the kernels read."""
+
+__getattr__, __dir__ = lazy(__name__)

@@ -103,7 +103,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
     number = re.fullmatch(r"(?:fig)?(S?\d+)", result.figure, re.IGNORECASE)
     title = f"Figure {number[1].upper()}. {result.title}" if number else result.title
     section = new_section("figure", result.figure, "figures", title)
-    section |= {"words": result.claim, "caption": result.caption}
+    section |= {"words": result.claim, "caption": result.caption, "pictures_first": True}
     section["verdicts"] = [asdict(verdict) for verdict in result.verdicts]
     count = tally(section["verdicts"])
     judged = f"{count.judged} verdicts, " + (f"{count.failed} failed" if count.failed else "all passed")

@@ -27,7 +27,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import uturn
 from uturn.core.checks import visible
-from uturn.measures.statistics import with_interval
 from uturn.pages.figures import tally
 from uturn.pages.sections import Collected
 from uturn.pages.tokens import Token, blocks
@@ -53,7 +52,6 @@ def _environment() -> Environment:
     loader: Any = {"loader": FileSystemLoader(_ASSETS), "autoescape": True, "undefined": StrictUndefined}
     environment = Environment(finalize=lambda value: visible(value) if type(value) is str else value, **loader, **spaces)
     environment.filters["sentence"] = _sentence
-    environment.filters["interval"] = with_interval
     environment.filters["marked"] = _marked
     return environment
 
@@ -76,7 +74,7 @@ def results_page(collected: Collected, folder: Path) -> str:
         section["links"] = [{"name": path.name, "href": _link(path, folder)} for path in files]
     judged = [section for section in sections if section["verdicts"]]
     verdicts = [(verdict, section) for section in judged for verdict in section["verdicts"]]
-    shown = ("id", "title", "short", "charts", "grid", "errors", "samples", "tree", "tokens", "rows", "headlines")
+    shown = ("id", "title", "short", "word", "charts", "grid", "slides", "gallery", "tree", "tokens", "rows", "headlines")
     data = json.dumps(
         {"sections": [{key: _visible(section[key]) for key in shown} for section in sections]},
         ensure_ascii=False,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import whole_file
-from uturn.core.tools import named
+from uturn.core.tools import named, tools
 from uturn.pages.collecting import collect
 from uturn.pages.html import results_page
 from uturn.store.outputs import OutputFolder, output_folder
@@ -52,10 +52,11 @@ def fetch(folder: OutputFolder) -> None:
     if not folder.is_remote:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
-    names, of_tools = folder.names(""), named("sections")
+    names = folder.names("")
+    of_tools = {*named("sections"), *(name for tool in tools().values() for name in tool.folders)}
     for name in names:
         is_figure = name.endswith(".zarr") and f"{name[:-5]}.json" in names
-        whole = name in ("errors", *of_tools) or name.startswith("study")
+        whole = name in of_tools or name.startswith("study")
         if is_figure or whole or name.endswith((".json", ".png")):
             folder.fetch(name)
 

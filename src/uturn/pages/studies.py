@@ -75,6 +75,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     """The section of the studies `study-N.zarr` of a folder: a chart for each reading, a line for each study."""
     studies = {str(data.attrs.get("title", path.stem)): data for path in numbered(folder) for data in [read.dataset(path)]}
     section = new_section("overlay", folder.resolve().name, "experiments", f"{len(studies)} runs")
+    section["pictures_first"] = True
     section["caption"] = "A chart for each reading, with a line for each run."
     section["files"] = existing(folder, _FILES)
     read.add_picture(section, folder / "study.png", "study")

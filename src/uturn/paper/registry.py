@@ -6,7 +6,7 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-from uturn.core.tools import named
+from uturn.core.tools import ToolFigure, named
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,25 +34,29 @@ FIGURES = {
     "controls": 30,  # shares the images of fig. 2
     "learning": 115,
     "schedulers": 18,
-    "exam": 60,
     "thresholds": 20,
     "chi": 17,
     "correlations": 15,  # shares runs of chi
     "calibration": 25,
     "text": 28,
-    "inverse": 60,  # needs deepinv
 }
-_OF_TOOLS = {name: path for name, path in named("figures").items() if name not in FIGURES}  # none replaces one of these
-FIGURES |= dict.fromkeys(_OF_TOOLS, 120)
+_OF_TOOLS = {
+    name: ToolFigure(figure) if isinstance(figure, str) else figure
+    for name, figure in named("figures").items()
+    if name not in FIGURES  # none replaces one of these
+}
+for _name, _figure in _OF_TOOLS.items():
+    _names = [*FIGURES]
+    _place = _names.index(_figure.after) + 1 if _figure.after in _names else len(_names)
+    _names.insert(_place, _name)
+    FIGURES = {name: FIGURES.get(name, _figure.seconds) for name in _names}
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
-"""The order in which all figures are made: seconds first, then those that train or denoise images, and those of tools last."""
-EXTRAS = {"inverse": ("deepinv", "inverse")}
-"""Figures that need another library: its name, and the extra of this package that installs it."""
+"""The order in which all figures are made: seconds first, then those that train or denoise images."""
 
 
 def lacking(name: str) -> str:
     """What a figure needs and is not installed, with the way to install it, in one line; empty if nothing is missing."""
-    library, extra = EXTRAS.get(name, ("", ""))
+    library, extra = (_OF_TOOLS[name].needs if name in _OF_TOOLS else None) or ("", "")
     if not library or find_spec(library):
         return ""
     return f"figure {name!r} needs the library {library}; pip install 'uturn[{extra}]'"
@@ -77,5 +81,5 @@ class Figure(Protocol):
 
 def load_figure(name: str) -> Figure:
     """The module of a figure."""
-    module: Any = importlib.import_module(_OF_TOOLS.get(name, f"uturn.paper.{name}"))
+    module: Any = importlib.import_module(_OF_TOOLS[name].module if name in _OF_TOOLS else f"uturn.paper.{name}")
     return module

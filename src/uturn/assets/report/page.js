@@ -4,7 +4,7 @@ const { sections } = JSON.parse(document.getElementById("data").textContent);
 const byId = (name) => document.getElementById(name);
 const charts = sections.flatMap((section) => section.charts || []);
 const sliding = [];          // functions that are called with the noise of the slider
-const word = sections.some((section) => section.errors) ? "strength" : "noise"; // what the slider sets; measurements have a strength
+const word = sections.map((section) => section.word).find(Boolean) || "noise"; // what the slider sets
 const drawn = new Map();     // charts on the screen: {element, chart, update}
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const state = { noise: 0.5, axis: "noise", intervals: "1", show: "all", figure: "", search: "", at: "" };
@@ -231,41 +231,42 @@ function download(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// --- atlas: one row a model ------------------------------------------------------------------------------------------------
-function rowsView(section) {
-  const rows = section.rows.filter((row) => row.place[0] !== null), plot = make("div", { className: "plot" }), at = make("p", { className: "at", role: "note" });
-  const marks = rows.flatMap((row) => [...row.place, ...row.fall, row.inversion, row.speciation]).filter((x) => x !== null);
-  const [most, least] = [Math.max(...marks) + 0.6, Math.min(...marks) - 0.6], now = () => most - state.noise * (most - least);
-  const y = rows.map((_, k) => rows.length - k), points = (get) => ({ x: rows.map(get), y, mode: "markers", showlegend: false });
+// --- places: rows of points on one axis ------------------------------------------------------------------------------------
+const symbols = [{ size: 10 }, { size: 9, symbol: "circle-open" }, { size: 10, symbol: "star" }];
+function rowsView({ title, label, axis, words, bar, points, rows }) {
+  const plot = make("div", { className: "plot" }), at = make("p", { className: "at", role: "note" });
+  const marks = rows.flatMap((row) => [...row.bar, ...row.points.flat()]).filter((x) => x !== null);
+  const ends = [Math.min(...marks) - 0.6, Math.max(...marks) + 0.6], [left, right] = axis.reversed ? ends.reverse() : ends, now = () => left + state.noise * (right - left);
+  const y = rows.map((_, k) => rows.length - k);
   plot.setAttribute("style", `height:${Math.max(16, 2.2 * rows.length + 6)}rem`);
   plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", "t* of every model on the axis log-SNR; the table below has the numbers");
-  const chart = { name: "atlas", title: "t* of every model", slides: false, marks: [], lines: [], axes: [{ name: "log_snr", words: "log-SNR (nats), more noise to the right", values: [] }] };
-  const named = (words) => ({ hovertemplate: `%{x:.3g}<extra>${words}</extra>` });
+  plot.setAttribute("aria-label", label);
+  const chart = { name: axis.name, title, slides: false, marks: [], lines: [], axes: [{ name: axis.name, words: axis.words, values: [] }] };
+  const named = (text) => ({ hovertemplate: `%{x:.3g}<extra>${plain(text)}</extra>`, showlegend: false });
   const view = { plot, chart };
   const accent = () => getComputedStyle(document.body).getPropertyValue("--accent").trim();
   const line = () => [{ type: "line", xref: "x", yref: "paper", x0: now(), x1: now(), y0: 0, y1: 1, line: { color: accent(), width: 2.5 } }];
   view.draw = () => {
-    const bars = rows.map((row, k) => ({ x: row.fall, y: [y[k], y[k]], mode: "lines", line: { width: 10, color: faded(color(0, 4)) }, showlegend: false, ...named("quarter to three quarters lost") }));
-    const error = state.intervals === "1" ? { error_x: { type: "data", symmetric: false, array: rows.map((row) => (row.place[2] ?? row.place[0]) - row.place[0]),
-      arrayminus: rows.map((row) => row.place[0] - (row.place[1] ?? row.place[0])) } } : {};
+    const bars = rows.map((row, k) => ({ x: row.bar, y: [y[k], y[k]], mode: "lines", line: { width: 10, color: faded(color(0, 4)) }, ...named(bar) }));
+    const dots = points.map((text, k) => {
+      const of = rows.map((row) => row.points[k]), x = of.map(([value]) => value), interval = of.some(([, low]) => low !== null) && state.intervals === "1";
+      const error = interval ? { error_x: { type: "data", symmetric: false, array: of.map(([value, , high]) => (high ?? value) - value), arrayminus: of.map(([value, low]) => value - (low ?? value)) } } : {};
+      return { x, y, mode: "markers", marker: { ...symbols[k % symbols.length], color: color(k % 4, 4) }, ...error, ...named(text) };
+    });
     const base = layout(chart), narrow = plot.clientWidth < 560;
-    Plotly.react(plot, [...bars, { ...points((row) => row.place[0]), marker: { size: 10, color: color(0, 4) }, ...error, ...named("t*") },
-      { ...points((row) => row.inversion), marker: { size: 9, symbol: "circle-open", color: color(1, 4) }, ...named("last layer below first") },
-      { ...points((row) => row.speciation), marker: { size: 10, symbol: "star", color: color(2, 4) }, ...named("speciation") }],
-    { ...base, shapes: line(), xaxis: { ...base.xaxis, range: [most, least], autorange: false },
+    Plotly.react(plot, [...bars, ...dots], { ...base, shapes: line(), xaxis: { ...base.xaxis, range: [left, right], autorange: false },
       yaxis: { ...base.yaxis, tickvals: y, ticktext: rows.map((row) => { const name = plain(row.name); return narrow && name.length > 16 ? `${name.slice(0, 15)}…` : name; }), range: [0.3, rows.length + 0.7] } }, settings);
     view.ready = true;
   };
   sliding.push(() => {
-    const lost = rows.filter((row) => row.place[0] > now()).length;
-    at.textContent = `At log-SNR ${short(now())} nats ${lost} of ${rows.length} models have lost half of the class. Dots: t*; bars: from a quarter to three quarters of the fall; open circles: last layer below first; stars: speciation.`;
+    const passed = rows.filter(({ points: [[value]] }) => (axis.reversed ? value > now() : value < now())).length;
+    at.textContent = `At ${axis.short} ${short(now())} ${axis.unit} ${passed} of ${rows.length} ${words}`;
     if (view.ready) Plotly.relayout(plot, { shapes: line() });
   });
-  atlases.push(view);
+  rowsViews.push(view);
   return make("article", { className: "chart whole" }, make("h3", {}, chart.title), plot, at);
 }
-const atlases = [];
+const rowsViews = [];
 
 const counted = (shown, all, things) => (shown < all ? `${shown} of ${all} ${things} are shown.` : `All ${all} ${things} are shown.`);
 
@@ -300,63 +301,55 @@ function gridView(grid) {
   return make("article", { className: "grid whole" }, make("h3", {}, `Images at the ${word} of the slider`), make("div", { className: "filter" }, make("label", {}, "Order", order)), at, tiles);
 }
 
-// The kind of error of each posterior sampler at the strength of the slider.
-function errorsView(errors) {
+// Pictures of which the slider chooses one in each row.
+function slidesView(slides) {
   const at = make("p", { className: "at" }), box = make("div");
-  for (const sampler of errors.samplers) {
+  for (const row of slides.rows) {
     const image = make("img", { loading: "lazy" }), button = make("button", { type: "button", className: "picture" }, image);
     button.onclick = () => enlarge(make("img", { src: image.src, alt: image.alt }), image.alt);
-    box.append(make("h4", {}, sampler.name), button);
+    box.append(make("h4", {}, row.name), button);
     sliding.push(() => {
-      const { url, words, width, height } = sampler.levels[nearest(noiseOf(scaleOf(errors)), errors.noise)];
+      const { url, words, width, height } = row.levels[nearest(noiseOf(scaleOf(slides)), slides.noise)];
       Object.assign(image, { src: url, alt: words, width, height });
     });
   }
   sliding.push(() => {
-    at.textContent = `At ${errors.words}: ${short(errors.noise[nearest(noiseOf(scaleOf(errors)), errors.noise)])}, the nearest level of the run.`;
+    at.textContent = `At ${slides.words}: ${short(slides.noise[nearest(noiseOf(scaleOf(slides)), slides.noise)])}, the nearest level of the run.`;
   });
-  return make("article", { className: "whole" }, make("h3", {}, "Kind of error"), at, box);
+  return make("article", { className: "whole" }, make("h3", {}, slides.title), at, box);
 }
 
-// What posterior samplers draw: truth, measurement, clones, and how much the clones differ.
-function samplesView(samples) {
-  const at = make("p", { className: "at" }), hard = samples.smooth ? "" : " hard", box = make("div"), updates = [];
-  const heads = (names) => make("thead", {}, make("tr", {}, ...names.map((words) => make("th", { scope: "col" }, words))));
-  const clones = [...Array(samples.clones).keys()].map((k) => `clone ${k + 1}`);
-  for (const group of samples.groups) {
+// Tables of images, of which the slider chooses the level: each item has images that its rows share, and rows of images.
+function galleryView(gallery) {
+  const at = make("p", { className: "at" }), hard = gallery.smooth ? "" : " hard", box = make("div"), updates = [];
+  const heads = make("tr", {}, ...gallery.heads.map((words) => make("th", { scope: "col" }, words)));
+  for (const group of gallery.groups) {
     const bodies = group.items.map((item) => {
-      const image = (url, words) => make("img", { src: url, alt: `${item.name}: ${words}`, loading: "lazy" });
-      const measured = image(item.observations[0], "measurement"), rows = group.samplers.length;
-      updates.push((k) => { measured.src = item.observations[k]; });
-      return make("tbody", {}, ...item.rows.map((levels, s) => {
-        const drawn = clones.map((words, k) => image(levels[0].clones[k], `${words} of ${group.samplers[s]}`));
-        const shown = ["spread", "error"].map((what) => [what, image(levels[0][what].url, ""), make("small")]);
+      const cell = (levels, words, properties = {}) => { // of {url, size} at each level, or of one for all levels
+        const image = make("img", { loading: "lazy" }), note = levels[0].size === undefined ? [] : [make("small")];
         updates.push((k) => {
-          drawn.forEach((one, n) => { one.src = levels[k].clones[n]; });
-          for (const [what, one, size] of shown) {
-            one.src = levels[k][what].url;
-            one.alt = `${item.name}: ${what} of ${group.samplers[s]}, ${levels[k][what].rms} on average`;
-            size.textContent = levels[k][what].rms.toFixed(2);
-          }
+          const { url, size } = levels[Math.min(k, levels.length - 1)];
+          if (image.src !== url) image.src = url;
+          image.alt = `${item.name}: ${words}${note.length ? `, ${size} on average` : ""}`;
+          for (const one of note) one.textContent = size.toFixed(2);
         });
-        const first = s ? [] : [make("td", { rowSpan: rows }, image(item.original, "truth")), make("td", { rowSpan: rows }, measured)];
-        const cells = [...drawn.map((one) => [one]), ...shown.map(([, one, size]) => [one, size])];
-        return make("tr", {}, ...first, make("th", { scope: "row" }, group.samplers[s]), ...cells.map((cell) => make("td", {}, ...cell)));
-      }));
+        return make("td", properties, image, ...note);
+      };
+      const shared = item.shared.map((levels, k) => cell(levels, gallery.heads[k], { rowSpan: item.rows.length })), first = shared.length + 1;
+      return make("tbody", {}, ...item.rows.map((cells, k) => make("tr", {}, ...(k ? [] : shared), make("th", { scope: "row" }, group.rows[k]),
+        ...cells.map((levels, n) => cell(levels, `${gallery.heads[first + n]}, ${group.rows[k]}`)))));
     });
-    const table = make("table", { className: `samples${hard}` }, heads(["truth", "measurement", "sampler", ...clones, "spread of the clones", "error of their mean"]), ...bodies);
+    const table = make("table", { className: `gallery${hard}` }, make("thead", {}, heads.cloneNode(true)), ...bodies);
     const region = make("div", { className: "scroll", tabIndex: 0, role: "region" }, table);
-    region.setAttribute("aria-label", `images of the samplers, ${group.name}`);
-    box.append(...(samples.groups.length > 1 ? [make("h4", {}, group.name)] : []), region);
+    region.setAttribute("aria-label", `${gallery.label}, ${group.name}`);
+    box.append(...(gallery.groups.length > 1 ? [make("h4", {}, group.name)] : []), region);
   }
   sliding.push(() => {
-    const k = nearest(noiseOf(scaleOf(samples)), samples.noise);
-    at.replaceChildren(`At ${samples.words}: ${short(samples.noise[k])}, the nearest level of the run. Spread: standard deviation of the clones, pixel by pixel. `
-      + "Error: distance of their mean from the truth. For draws from the posterior both are of one size, on average. ",
-    make("i", { className: "heat" }), ` 0 to ${short(samples.most)}, for pixels in [0, 1]. `, make("i", { className: "unseen" }), " hidden. ", counted(samples.kept, samples.of, "originals"));
+    const k = nearest(noiseOf(scaleOf(gallery)), gallery.noise), key = gallery.key.map((one) => (one.swatch ? make("i", { className: one.swatch }) : one));
+    at.replaceChildren(`At ${gallery.words}: ${short(gallery.noise[k])}, the nearest level of the run. `, ...key, ` ${counted(gallery.kept, gallery.of, "originals")}`);
     updates.forEach((update) => update(k));
   });
-  return make("article", { className: "grid whole" }, make("h3", {}, "Truth, measurement and what the samplers draw, at the strength of the slider"), at, box);
+  return make("article", { className: "grid whole" }, make("h3", {}, gallery.title), at, box);
 }
 
 function tokensView(tokens) {
@@ -476,7 +469,7 @@ function bind(name, event, after) {
 
 // --- start ---------------------------------------------------------------------------------------------------------------------
 let frame = 0, printing = false;
-const views = sections.flatMap((section) => [section.grid, section.errors, section.samples, section.tree, section.tokens]).filter(Boolean);
+const views = sections.flatMap((section) => [section.grid, section.slides, section.gallery, section.tree, section.tokens]).filter(Boolean);
 const scales = [...charts.filter((chart) => chart.slides).map((chart) => chart.axes[0]), ...views.map(scaleOf)];
 const alike = (of) => new Set(scales.map(of).filter((one) => one !== undefined)).size === 1;
 const unit = alike((scale) => scale.words) && alike(largest) && alike((scale) => scale.log) ? scales.find((scale) => scale.words).words : null; // of the only run
@@ -488,7 +481,7 @@ function slide() {
 }
 function start() {
   // It begins at the first t*.
-  const starred = sections.find((section) => section.headlines.length && !section.rows && (section.charts || []).some((chart) => chart.slides));
+  const starred = sections.find((section) => section.headlines.length && (section.charts || []).some((chart) => chart.slides));
   if (starred) {
     const axis = starred.charts.find((chart) => chart.slides).axes[0], share = onScale(axis, starred.headlines[0].place[0]) / onScale(axis, largest(axis));
     if (share <= 1) defaults.noise = state.noise = share;
@@ -497,10 +490,10 @@ function start() {
   for (const section of sections) for (const chart of section.charts || []) for (const line of chart.lines) line.hidden = false;
   for (const section of sections) {
     const [views, folded] = ["shown", "folded"].map((part) => document.querySelector(`.views[data-section="${CSS.escape(section.id)}"][data-part=${part}]`));
-    if (section.rows) views.append(rowsView(section));
+    if (section.rows?.rows.length) views.append(rowsView(section.rows));
     if (section.grid) views.append(gridView(section.grid));
-    if (section.errors) views.append(errorsView(section.errors));
-    if (section.samples) views.append(samplesView(section.samples));
+    if (section.slides) views.append(slidesView(section.slides));
+    if (section.gallery) views.append(galleryView(section.gallery));
     if (section.tree) views.append(treeView(section.tree));
     if (section.tokens) views.append(tokensView(section.tokens));
     for (const chart of section.charts || []) (chart.shown ? views : folded).append(chartView(section, chart));
@@ -515,7 +508,7 @@ function start() {
   byId("bar").hidden = !sliding.length;
   bind("noise", "input", slide);
   bind("axis", "change", redrawAll);
-  bind("intervals", "change", () => { redrawAll(); atlases.forEach((view) => view.ready && view.draw()); });
+  bind("intervals", "change", () => { redrawAll(); rowsViews.forEach((view) => view.ready && view.draw()); });
   if (byId("filter")) {
     byId("filter").onsubmit = (event) => event.preventDefault();
     for (const [name, event] of [["show", "change"], ["figure", "change"], ["search", "input"]]) bind(name, event, filter);
@@ -526,7 +519,7 @@ function start() {
     const link = event.target.closest && event.target.closest('a[href^="#"]');
     if (link) { event.preventDefault(); goTo(decodeURIComponent(link.hash.slice(1))); writeAddress(); }
   });
-  dark.addEventListener("change", () => { slide(); redrawAll(); atlases.forEach((view) => view.ready && view.draw()); });
+  dark.addEventListener("change", () => { slide(); redrawAll(); rowsViews.forEach((view) => view.ready && view.draw()); });
   const all = (now) => { printing = now; for (const view of drawn.values()) if (!view.plot.closest("details:not([open])")) { view.seen = true; redraw(view); } };
   addEventListener("beforeprint", () => all(true));
   addEventListener("afterprint", () => all(false));
@@ -534,13 +527,13 @@ function start() {
 }
 async function load() {
   const packed = byId("plotly").textContent;
-  if (!charts.length && !atlases.length) { document.documentElement.dataset.ready = "no curves"; return; }
+  if (!charts.length && !rowsViews.length) { document.documentElement.dataset.ready = "no curves"; return; }
   const bytes = Uint8Array.from(atob(packed), (one) => one.charCodeAt(0));
   const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   document.head.append(make("script", { textContent: text }));
   Plotly = window.Plotly;
   for (const view of drawn.values()) redraw(view);
-  atlases.forEach((view) => view.draw());
+  rowsViews.forEach((view) => view.draw());
   if (state.at && scrollY) goTo(state.at);
   document.documentElement.dataset.ready = "yes";
 }

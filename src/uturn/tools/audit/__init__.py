@@ -1,6 +1,6 @@
 """Audit of a masked model: whether its conditionals belong to one joint law, and what each decoder costs on it."""
 
-from uturn.core.tools import Tool
+from uturn.core.tools import Tool, ToolFigure
 
 TOOL = Tool(
     parts={
@@ -11,4 +11,6 @@ TOOL = Tool(
     },
     commands=("uturn.tools.audit.command",),
     sections={"audit.json": "uturn.tools.audit.section:audit_section"},
+    figures={"exam": ToolFigure("uturn.tools.audit.exam", after="schedulers", seconds=60)},
+    names={"order_discrepancy": "uturn.tools.audit.orders:order_discrepancy"},
 )

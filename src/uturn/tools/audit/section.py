@@ -79,6 +79,6 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     ).strip()
     section["caption"] = label(numbers["description"], 500)
     section["overview"] = decoder_table(numbers)._asdict()
-    section["files"] = [path, path.with_suffix(".pdf")]
+    section["files"], section["pictures_first"] = [path, path.with_suffix(".pdf")], True
     read.add_picture(section, path.with_suffix(".png"), "audit")
     return section

@@ -2,4 +2,7 @@
 
 from uturn.core.tools import Tool
 
-TOOL = Tool(commands=("uturn.tools.check_sampler.command",))
+TOOL = Tool(
+    commands=("uturn.tools.check_sampler.command",),
+    names={"two_samplers": "uturn.tools.check_sampler.two_samplers:two_samplers"},
+)

@@ -20,10 +20,10 @@ from uturn.core.random import Purpose, Streams, keys
 from uturn.core.u_turns import u_turns
 from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
-from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.networks.model_check import is_checked
 from uturn.tools.check_sampler.options import SamplerOptions
 from uturn.tools.check_sampler.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
+from uturn.tools.check_sampler.two_samplers import change_sizes, sizes_of_change, two_samplers
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"

@@ -10,20 +10,20 @@ import numpy as np
 import pandas
 import xarray as xr
 
-from uturn.backward.sampler import PosteriorSampler
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
-from uturn.measures.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
 from uturn.store.datasets import write_dataset
 from uturn.store.outputs import OutputFolder
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.plotting.posteriors import NAMES, draw_posterior_tests
 from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
 from uturn.studies.runs import item_names, kept_images
 from uturn.studies.tables import csv_of
+from uturn.tools.inverse.figure import NAMES, draw_posterior_tests
 from uturn.tools.inverse.options import Run
+from uturn.tools.inverse.posteriors import KINDS, by_level, plain_name, posterior_tests, rows_of, title_of, untested
+from uturn.tools.inverse.sampler import PosteriorSampler
 from uturn.tools.inverse.section import ERRORS, FORMAT, error_name
 
 RESULTS = ("inverse.json", "inverse.csv", ERRORS, "samplers.zarr")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from uturn.core.checks import expect
 from uturn.core.files import check_plain
-from uturn.measures.posteriors import KINDS, NONE_SEEN
-from uturn.pages.charts import number, numbers
+from uturn.pages.charts import numbers
 from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
 from uturn.pages.sections import Reader, card, new_section
 from uturn.studies.axes import is_geometric
+from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
 
 FORMAT = "uturn.inverse"
 """The format of `inverse.json`, beside which lie `samplers.zarr`, images of the page, and the folder of pictures `ERRORS`."""
@@ -38,9 +38,10 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     section["overview"] = results["table"]
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
     check_plain(folder / ERRORS)
-    section["errors"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")))
+    section["pictures_first"], section["word"] = True, "strength"
+    section["slides"] = _errors(results["runs"], folder / ERRORS, str(data.noise.attrs.get("long_name", "strength")))
     if "image" in data:
-        section["samples"] = _samples(data)
+        section["gallery"] = _samples(data)
     return section
 
 
@@ -60,7 +61,7 @@ def error_name(store: str, strength: float) -> str:
 def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, Any]:
     """The pictures of the kind of error of each sampler at each strength."""
     width = WIDTH * min(1.0, (_MOST_PREVIEWS / sum(len(run["tests"]) for run in runs)) ** 0.5)
-    samplers, previews = [], dict[Path, Any]()
+    rows, previews = [], dict[Path, Any]()
     for run in runs:
         levels = []
         for at in run["tests"]:
@@ -68,9 +69,9 @@ def _errors(runs: list[dict[str, Any]], folder: Path, words: str) -> dict[str, A
             expect(path.parent == folder, "store", run["store"], "the name of a store")  # of a stranger, who may name any picture
             picture = previews[path] = previews.get(path) or preview(path, "", width)
             levels.append(picture | {"words": f"{run['name']} at {words} {at['strength']:g}: {at['kind']}"})
-        samplers.append({"name": run["name"], "levels": levels})
+        rows.append({"name": run["name"], "levels": levels})
     noise = [at["strength"] for at in runs[0]["tests"]]
-    return {"noise": noise, "log": is_geometric(noise), "words": words, "samplers": samplers}
+    return {"title": "Kind of error", "noise": noise, "log": is_geometric(noise), "words": words, "rows": rows}
 
 
 def _samples(data: xr.Dataset) -> dict[str, Any]:
@@ -89,38 +90,47 @@ def _samples(data: xr.Dataset) -> dict[str, Any]:
         items = [
             {
                 "name": str(of_item.item_name.values[0]),
-                "original": as_url(with_gaps(of_item.original.values[0]), side, 75),
-                "observations": [as_url(with_gaps(image), side, 75) for image in of_item.observation.values[0]],
+                "shared": [
+                    [_image(of_item.original.values[0], side)],
+                    [_image(image, side) for image in of_item.observation.values[0]],
+                ],
                 "rows": [
                     [
-                        {
-                            "clones": [as_url(with_gaps(image), side, 75) for image in at.image.values],
-                            "spread": _heat(at.spread.values, most, side),
-                            "error": _heat(at.error.values, most, side),
-                        }
-                        for at in (of_item.isel(run=run, noise=level) for level in range(levels))
+                        *([_image(image, side) for image in of.image.values[:, clone]] for clone in range(clones)),
+                        *([_heat(values, most, side) for values in what.values] for what in (of.spread, of.error)),
                     ]
-                    for run in range(runs)
+                    for of in (of_item.isel(run=run) for run in range(runs))
                 ],
             }
             for of_item in (some.isel(item=k) for k in range(count))
         ]
-        groups.append({"name": str(kind), "samplers": some.sampler.values.tolist(), "items": items})
+        groups.append({"name": str(kind), "rows": some.sampler.values.tolist(), "items": items})
+    columns = [f"clone {1 + k}" for k in range(data.sizes["clone"])]
+    words = (
+        "Spread: standard deviation of the clones, pixel by pixel. Error: distance of their mean from the truth. For draws from "
+        "the posterior both are of one size, on average. "
+    )
     return {
+        "title": "Truth, measurement and what the samplers draw, at the strength of the slider",
+        "label": "images of the samplers",
+        "heads": ["truth", "measurement", "sampler", *columns, "spread of the clones", "error of their mean"],
+        "key": [words, {"swatch": "heat"}, f" 0 to {most:.3g}, for pixels in [0, 1]. ", {"swatch": "unseen"}, " hidden."],
         "noise": numbers(data.noise.values),
         "log": is_geometric(data.noise.values),
         "words": str(data.noise.attrs.get("long_name", "strength")),
         "smooth": max(data.image.shape[-2:]) > 64,
-        "clones": data.sizes["clone"],
-        "most": number(most),
         "kept": data.sizes["item"],
         "of": int(data.attrs["items"]),
         "groups": groups,
     }
 
 
+def _image(values: np.ndarray, side: int) -> dict[str, Any]:
+    return {"url": as_url(with_gaps(values), side, 75)}
+
+
 def _heat(values: np.ndarray, most: float, side: int) -> dict[str, Any]:
     """Root mean squares over the channels of (channel, row, column), from black (0) to yellow (`most`), and over all values."""
     shares = np.sqrt((values**2).mean(axis=0)) / most
     picture = Image.fromarray(colormaps["inferno"](np.clip(shares, 0, 1), bytes=True)[..., :3])
-    return {"url": as_url(picture, side, 75), "rms": float(f"{np.sqrt((values**2).mean()):.2g}")}
+    return {"url": as_url(picture, side, 75), "size": float(f"{np.sqrt((values**2).mean()):.2g}")}

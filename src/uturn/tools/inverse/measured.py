@@ -12,8 +12,8 @@ import numpy as np
 from uturn.core.checks import check_memory, expect
 from uturn.core.protocols import Noisy
 from uturn.core.random import Purpose, Streams
-from uturn.corruption.operators import GaussianNoise, Operator
-from uturn.exact.linear import LinearPosterior
+from uturn.tools.inverse.linear import LinearPosterior
+from uturn.tools.inverse.operators import GaussianNoise, Operator
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from uturn.core.checks import expect, one_line
 from uturn.core.random import globally_seeded
-from uturn.corruption.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
+from uturn.tools.inverse.operators import GaussianNoise, Operator, OtherNoise, PoissonNoise
 
 Shape = tuple[int, ...]
 DEEPINV = "deepinv:"

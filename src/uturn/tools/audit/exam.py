@@ -11,14 +11,14 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from uturn.measures.statistics import mean_interval
-from uturn.paper import exam_samplers
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
-from uturn.paper.exam_runs import measure as measure  # of the figure
-from uturn.paper.exam_samplers import in_steps
-from uturn.paper.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 from uturn.paper.sampler_laws import calibrated
 from uturn.paper.verdicts import ESTIMATE, Verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, MUTED, THEORY, name_rows, row_interval, style, ticks
+from uturn.tools.audit import exam_samplers
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS
+from uturn.tools.audit.exam_runs import measure as measure  # of the figure
+from uturn.tools.audit.exam_samplers import in_steps
+from uturn.tools.audit.exam_verdicts import LEVEL, PLAIN, curve, detected, verdicts
 
 TITLE = "Which decoders of masked strings draw from the posterior?"
 CLAIM = "Filling in tokens in an order chosen beforehand is exact; taking the surest guess first, or several at once, is not."

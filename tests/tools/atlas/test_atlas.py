@@ -25,7 +25,7 @@ from uturn.tools.atlas.figure import draw_atlas
 from uturn.tools.atlas.numbers import _of_changes, _of_clones, to_csv
 from uturn.tools.atlas.rows import RESULTS, chosen, measure_atlas, read_atlas
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "atlas"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
 MODULE = '''
 import torch

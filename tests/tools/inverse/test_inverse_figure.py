@@ -11,11 +11,12 @@ import uturn as ut
 from command_line import uturn
 from uturn.core.spec import build
 from uturn.core.u_turns import u_turn
-from uturn.exact.linear import LinearPosterior
-from uturn.paper import Workshop, inverse, inverse_parts, inverse_runs, registry, reproduce
-from uturn.paper.inverse import BESIDE, MEANS
-from uturn.paper.inverse_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
-from uturn.paper.inverse_runs import ERRORS, EXACT, LABELS, OPERATORS, OTHERS, REPAIRED
+from uturn.paper import Workshop, reproduce
+from uturn.tools.inverse import exam, exam_parts, exam_runs
+from uturn.tools.inverse.exam import BESIDE, MEANS
+from uturn.tools.inverse.exam_parts import WORLDS, TrueDistance, conditional_score, energy, law_of, posterior_mean
+from uturn.tools.inverse.exam_runs import ERRORS, EXACT, LABELS, OPERATORS, OTHERS, REPAIRED
+from uturn.tools.inverse.linear import LinearPosterior
 
 SIGMA = 0.05
 
@@ -100,10 +101,10 @@ def test_ddrm_of_full_noise_differs_by_the_factor_of_its_noise(monkeypatch):
         return sampler(torch.from_numpy(noisy.values.copy()), noisy.operators[0], None).numpy()
 
     def own(observed, operator, generator):
-        return inverse_parts.DeepinvSampler("DDRM", {"steps": 3})(observed, operator, generator, denoiser, noisy.shape)
+        return exam_parts.DeepinvSampler("DDRM", {"steps": 3})(observed, operator, generator, denoiser, noisy.shape)
 
     def full(observed, operator, generator):
-        return inverse_parts.ddrm_of_full_noise(observed, operator, generator, denoiser=denoiser, steps=3)
+        return exam_parts.ddrm_of_full_noise(observed, operator, generator, denoiser=denoiser, steps=3)
 
     single, double = draw(own), draw(full)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
@@ -144,19 +145,19 @@ def test_exact_draws_have_no_energy_distance_and_others_have_one():
 
 def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
     few = {"pairs": [("mixture", "inpainting")], "items": 6, "score_steps": 20, "chain_steps": 5}
-    monkeypatch.setitem(inverse_runs.SETTINGS, "smoke", few)
+    monkeypatch.setitem(exam_runs.SETTINGS, "smoke", few)
     workshop = Workshop("smoke", tmp_path, workers=1)
-    runs = inverse.measure(workshop)
+    runs = exam.measure(workshop)
     assert set(runs) == {f"mixture-inpainting-{name}" for name in LABELS} | {"calls"}
     calls = dict(zip(LABELS, runs["calls"].calls.values.tolist(), strict=True))
     assert (calls["exact"], calls["mean"], calls["score"], calls["few"], calls["ula"]) == (0, 0, 20, 20, 5)
     assert calls["ddrm"] == calls["ddrm_full"] == 100
-    data, verdicts = inverse.analyse(runs)
+    data, verdicts = exam.analyse(runs)
     assert dict(data.sizes) == {"sampler": 12, "cell": 2, "test": 6, "reading": 4, "estimate": 3}
     assert all(np.isfinite(data[name]).all() for name in ("p", "energy", "effect"))
     assert len(verdicts) == len(NAMES) + 3
-    monkeypatch.setattr(inverse_runs, "_calls", lambda *args: pytest.fail("computed again"))
-    again = inverse.measure(workshop)
+    monkeypatch.setattr(exam_runs, "_calls", lambda *args: pytest.fail("computed again"))
+    again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())
 
 
@@ -208,13 +209,13 @@ def forged(energy=None, p=None, beside=None, less=0.01, gap=1.0, kind="too sure"
 
 
 def failed(**changes):
-    *judged, _, _, _ = inverse.verdicts(forged(**changes))
+    *judged, _, _, _ = exam.verdicts(forged(**changes))
     return {name for name, verdict in zip(NAMES, judged, strict=True) if not verdict.passed}
 
 
 def test_what_is_expected_passes_and_is_drawn():
     assert failed() == set()
-    assert len(inverse.draw(forged()).axes) == 6
+    assert len(exam.draw(forged()).axes) == 6
 
 
 DDRM, PIGDM, FULL = OTHERS["ddrm"], OTHERS["pigdm"], REPAIRED["ddrm_full"]
@@ -247,8 +248,8 @@ def test_verdicts_can_fail(changes, failing):
 
 def test_a_missed_sampler_is_named():
     data = forged(p={PIGDM: MISSED})
-    assert f"missed: {PIGDM}, {CELLS[-1]};" in inverse.verdicts(data)[2].measured
-    assert not inverse.verdicts(forged(energy=None, half=1.0))[2].passed  # no cell is far
+    assert f"missed: {PIGDM}, {CELLS[-1]};" in exam.verdicts(data)[2].measured
+    assert not exam.verdicts(forged(energy=None, half=1.0))[2].passed  # no cell is far
 
 
 # -- without deepinv ------------------------------------------------------------------------------------------------------------
@@ -265,13 +266,3 @@ def test_without_deepinv_the_figure_is_an_error_and_all_figures_leave_it_out(tmp
     assert ended.returncode == 0
     assert "left out: figure 'inverse' needs the library deepinv; pip install 'uturn[inverse]'" in ended.stdout
     assert [path.name for path in tmp_path.glob("*.json")] == ["fig3.json"]
-
-
-def test_every_extra_is_one_of_the_package():
-    import tomllib
-    from pathlib import Path
-
-    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name, (library, extra) in registry.EXTRAS.items():
-        assert name in registry.FIGURES
-        assert any(requirement.startswith(library) for requirement in extras[extra])

@@ -13,10 +13,11 @@ from uturn.core.random import keys
 from uturn.corruption.denoising import ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import zipf
-from uturn.paper import Workshop, exam, exam_runs, exam_samplers, exam_verdicts
-from uturn.paper.decoder_laws import _confident, divergence, log_ratios
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
-from uturn.paper.exam_samplers import AllPossible, in_steps
+from uturn.paper import Workshop
+from uturn.tools.audit import exam, exam_runs, exam_samplers, exam_verdicts
+from uturn.tools.audit.decoder_laws import _confident, divergence, log_ratios
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
+from uturn.tools.audit.exam_samplers import AllPossible, in_steps
 
 V, D = 3, 4
 DENSE = ut.RandomHierarchyModel(vocab_size=V, multiplicity=V, branching=2, depth=2, seed=0, rule_probabilities=zipf(V, 1.0))
@@ -109,7 +110,7 @@ def test_log_ratios_do_not_depend_on_the_batch(monkeypatch):
     noisy = Noisy(values, (values < 0).mean(1), V)
     for decoder in (*FOLLOWS, *BOUNDS):
         together = log_ratios(DENSE, dense(), noisy, keys(0, range(4)), decoder)
-        monkeypatch.setattr("uturn.paper.decoder_laws._AT_ONCE", 1)
+        monkeypatch.setattr("uturn.tools.audit.decoder_laws._AT_ONCE", 1)
         alone = log_ratios(DENSE, dense(), noisy, keys(0, range(4)), decoder)
         monkeypatch.undo()
         for a, b in zip(together, alone, strict=True):

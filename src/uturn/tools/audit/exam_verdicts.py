@@ -13,10 +13,10 @@ from scipy.stats import norm, spearmanr
 from uturn.corruption.unmasking import Decoder
 from uturn.measures.calibration import holm
 from uturn.measures.statistics import Estimate
-from uturn.paper import exam_samplers
-from uturn.paper.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
-from uturn.paper.exam_samplers import CHAIN, GRAMMAR, in_steps
 from uturn.paper.verdicts import Rule, Verdict, above, below, decreasing, equal, listed, verdict, within
+from uturn.tools.audit import exam_samplers
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
+from uturn.tools.audit.exam_samplers import CHAIN, GRAMMAR, in_steps
 
 LEVEL = 1e-3
 FEW, SOME = 2, 16  # steps: the error of the decoder exceeds that of the network; clones detect the decoder

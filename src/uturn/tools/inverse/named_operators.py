@@ -12,9 +12,9 @@ import numpy as np
 
 from uturn.core.checks import checked_path, expect
 from uturn.core.files import read_array
-from uturn.corruption.deepinv_physics import Shape, deepinv
-from uturn.corruption.operators import Operator
 from uturn.exact.laws import hartley
+from uturn.tools.inverse.deepinv_physics import Shape, deepinv
+from uturn.tools.inverse.operators import Operator
 
 if TYPE_CHECKING:
     import torch

@@ -11,12 +11,12 @@ from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from uturn.measures.calibration import holm
-from uturn.measures.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
 from uturn.measures.statistics import mean_interval
-from uturn.paper.inverse_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
-from uturn.paper.inverse_runs import measure as measure  # of the figure
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, below, equal, holds, listed, shows, verdict
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, THEORY, name_rows, style
+from uturn.tools.inverse.exam_runs import CLONES, ERRORS, EXACT, LABELS, NOISE, OTHERS, REPAIRED
+from uturn.tools.inverse.exam_runs import measure as measure  # of the figure
+from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN, OTHER, posterior_tests
 
 TITLE = "Does a posterior sampler tell the truth? Eight samplers of inverse problems"
 CLAIM = "Clones of one measurement show which samplers do not draw from the posterior; no single reading sees all errors."

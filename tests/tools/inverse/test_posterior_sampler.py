@@ -12,15 +12,15 @@ import torch
 
 import uturn as ut
 from tiny_denoiser import unet
-from uturn.backward.deepinv_samplers import DeepinvSampler
-from uturn.backward.sampler import PosteriorSampler
 from uturn.core.checks import described
 from uturn.core.random import Streams, keys
-from uturn.corruption.measured import Measured
-from uturn.corruption.measurement import Measurement
-from uturn.corruption.operators import Operator, OtherNoise, PoissonNoise
 from uturn.exact.laws import GaussianMixture, power_law
 from uturn.networks import DenoiserModel
+from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
+from uturn.tools.inverse.measured import Measured
+from uturn.tools.inverse.measurement import Measurement
+from uturn.tools.inverse.operators import Operator, OtherNoise, PoissonNoise
+from uturn.tools.inverse.sampler import PosteriorSampler
 
 SHAPE = (1, 4, 4)
 SIGMA = 0.05

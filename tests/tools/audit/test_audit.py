@@ -12,13 +12,13 @@ import uturn as ut
 from command_line import uturn
 from tiny_language import Table, TableDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
-from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.pages import write_page
 from uturn.pages.collecting import collect
 from uturn.presets import TextOptions
 from uturn.tools.audit.likelihood import log_likelihoods
 from uturn.tools.audit.measure import _decoder
 from uturn.tools.audit.options import COMPARED, AuditOptions
+from uturn.tools.audit.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.tools.audit.section import meaning
 
 V, D = Table.V, Table.D

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.backward.diffusion import DiffusionModel
 from uturn.core.checks import Finding, expect, noted
 from uturn.core.imports import import_function
 from uturn.core.progress import steps
 from uturn.core.protocols import Backward, Spec
 from uturn.core.random import Purpose, Streams, globally_seeded
-from uturn.corruption.deepinv_physics import DEEPINV
 from uturn.networks.images.options import DenoiserOptions
+from uturn.tools.inverse.deepinv_physics import DEEPINV
+from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
 
 if TYPE_CHECKING:
     import torch

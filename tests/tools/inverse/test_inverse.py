@@ -17,12 +17,12 @@ from PIL import Image
 import uturn as ut
 from browser import next_frame, violations
 from command_line import uturn
-from uturn.backward.sampler import PosteriorSampler
 from uturn.tools.inverse.options import InverseOptions
 from uturn.tools.inverse.results import calls_of
+from uturn.tools.inverse.sampler import PosteriorSampler
 
 pytest.importorskip("deepinv", reason="operators and samplers of deepinv")
-DOCS = (Path(__file__).parents[1] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "inverse-problems.md").read_text(encoding="utf-8")
 OWN = "\n".join(re.findall(r"```python\n# own.py\n(.*?)```", DOCS, re.DOTALL))
 FAST = ("--model", "tiny_denoiser:network", "--classifier", "tiny_classifier:network", "--no-compare-labels", "--workers", 1)
 SMALL = ("--items", 2, "--clones", 2, "--keep", 1, *FAST)
@@ -43,7 +43,7 @@ def total(strength, shape):
 
 def drawn(observed, operator, generator, shape, narrow=1.0):
     """Draws from the posterior of the mixture, drawn towards their mean."""
-    from uturn.exact.linear import LinearPosterior
+    from uturn.tools.inverse.linear import LinearPosterior
 
     law = LinearPosterior(MEANS, COVARIANCES, [0.2, 0.5, 0.3], [[1.0, 1.0]], operator.noise.sigma**2)
     draw = law.sample(observed.numpy(), int(torch.randint(2**31, (1,), generator=generator)))
@@ -348,11 +348,11 @@ def test_the_page_shows_what_is_drawn_at_the_strength_of_the_slider(results, bro
     page.on("request", lambda request: request.url.startswith(("data:", "blob:", "file:")) or wrong.append(request.url))
     page.goto((results[0] / "index.html").as_uri())
     page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
-    tables = page.locator("table.samples")
+    tables = page.locator("table.gallery")
     assert tables.count() == 2  # one for each kind of originals
     assert tables.first.locator("thead th").all_inner_texts()[-2:] == ["spread of the clones", "error of their mean"]
     assert tables.first.locator("tbody").first.locator("img").count() == 2 + 2 * (3 + 2)  # truth, measurement; two samplers
-    shown = "[...document.querySelectorAll('table.samples img, .picture img')].map((one) => one.src)"
+    shown = "[...document.querySelectorAll('table.gallery img, .picture img')].map((one) => one.src)"
     assert page.locator("#bar").inner_text().startswith("share of the image hidden by a box")
     sources = []
     for noise in (0.2, 0.5):

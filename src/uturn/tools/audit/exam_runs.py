@@ -17,11 +17,11 @@ from uturn.corruption.denoising import Denoiser, ExactDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.networks.strings.denoisers import LearnedDenoiser
-from uturn.paper import exam_samplers
-from uturn.paper.decoder_laws import divergence, log_ratios
-from uturn.paper.exam_samplers import AllPossible, in_steps
 from uturn.paper.sampler_laws import parsed_agreement
 from uturn.paper.workshop import Scale, Workshop
+from uturn.tools.audit import exam_samplers
+from uturn.tools.audit.decoder_laws import divergence, log_ratios
+from uturn.tools.audit.exam_samplers import AllPossible, in_steps
 
 EXACT = {
     "random order": Decoder(),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.measures.posteriors import NONE_SEEN, decision_of, meaning_of, plain_name, untested
 from uturn.measures.ranks import band
 from uturn.studies.plotting.style import ACCENT, CLASS, DISTINCT, MUTED, style
+from uturn.tools.inverse.posteriors import NONE_SEEN, decision_of, meaning_of, plain_name, untested
 
 NAMES = {
     "distance": "distance",

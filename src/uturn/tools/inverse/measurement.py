@@ -16,10 +16,10 @@ from uturn.core.files import read_array
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.protocols import Axes, Corruption, Spec
 from uturn.core.random import Purpose, Streams, keys, streams
-from uturn.corruption.deepinv_physics import deepinv, of_physics, with_noise
-from uturn.corruption.measured import Measured
-from uturn.corruption.named_operators import NAMED
-from uturn.corruption.operators import GaussianNoise, Operator, PoissonNoise, generator_of
+from uturn.tools.inverse.deepinv_physics import deepinv, of_physics, with_noise
+from uturn.tools.inverse.measured import Measured
+from uturn.tools.inverse.named_operators import NAMED
+from uturn.tools.inverse.operators import GaussianNoise, Operator, PoissonNoise, generator_of
 
 _OF_NOISE = {"sigma": "sigma of the measurement", "gain": "gain of the Poisson noise"}
 _OPERATOR = 2**63 + 20  # sub-stream of a measurement from which its operator is drawn
@@ -35,8 +35,8 @@ class Measurement(Spec, Corruption):
     Attributes
     ----------
     operator : str
-        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `uturn.corruption.named_operators`), or
-        a function of one's own ("module:function"). It is called as `function(strength, shape, **options)` with `shape` =
+        A name ("boxes", "inpainting", "blur", "downsampling", "fourier", "denoising", see `named_operators`), or a function of
+        one's own ("module:function"). It is called as `function(strength, shape, **options)` with `shape` =
         (channels, height, width), and returns an `Operator` or a physics of deepinv. If it has a parameter `generator`, a
         `numpy.random.Generator`, the operator is drawn.
     options : table

@@ -9,8 +9,12 @@ import torch
 from scipy import integrate, stats
 
 import uturn as ut
-from uturn.exact.laws import GaussianMixture, power_law, simplex
-from uturn.exact.linear import LinearPosterior
+from test_laws_gaussian import OWN
+from uturn.core.experiment import Experiment
+from uturn.engine.run import run
+from uturn.exact.laws import CorrelatedMixture, GaussianMixture, power_law, simplex
+from uturn.tools.inverse.linear import LinearPosterior
+from uturn.tools.inverse.posteriors import posterior_tests
 
 MEANS = np.array([[-1.0, 0.5], [0.8, -0.2]])
 COVARIANCES = np.array([[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.6]]])
@@ -97,14 +101,42 @@ def test_the_denoiser_keeps_shape_and_type_and_can_be_differentiated():
     torch.testing.assert_close(law.denoise(images, 0.0), images)
 
 
-def test_log_density_and_share_outside():
-    law = field()
-    x = law.sample(4, seed=0).values
-    dense = [w * stats.multivariate_normal(m, law.covariance).pdf(x) for w, m in zip(law.weights, law.means, strict=True)]
-    np.testing.assert_allclose(law.log_density(x), np.log(np.sum(dense, axis=0)), atol=1e-9)
-    draws = law.sample(4000, seed=1).values
-    outside = ((draws < 0) | (draws > 1)).mean(axis=1)
-    assert abs(outside.mean() - law.share_outside()) < 4 * outside.std() / np.sqrt(len(draws))
+def test_the_denoiser_of_a_mixture_of_ones_own_is_the_posterior_mean():
+    law = CorrelatedMixture(**OWN)
+    x = law.sample(30, seed=1).values
+    for sigma in (0.2, 3.0):
+        exact = LinearPosterior(OWN["means"], OWN["covariances"], OWN["weights"], np.eye(3), sigma**2).mean(x)
+        clean = law.denoise(torch.from_numpy(x).reshape(30, 1, 1, 3), torch.full((30,), sigma, dtype=torch.float64))
+        np.testing.assert_allclose(clean.reshape(30, 3), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_source_of_ones_own_mixture(tmp_path, in_files):
+    """Exact draws are calibrated under a linear measurement, in a range far from [0, 1]."""
+    table = dict(OWN)
+    if in_files:
+        for name, values in OWN.items():
+            np.save(tmp_path / f"{name}.npy", values)
+            table[name] = str(tmp_path / f"{name}.npy")
+    spec = {
+        "items": 200,
+        "clones": 3,
+        "source": {"type": "gaussian_mixture", "scale": 2.0, **table},
+        "corruption": {"type": "operator", "operator": "inpainting", "sigma": 0.5, "drawn": "once", "noise": [0.4]},
+        "backward": {"type": "exact"},
+        "probes": [{"type": "posterior"}],
+    }
+    pytest.importorskip("deepinv")
+    ds = run(Experiment.from_dict(spec))
+    assert posterior_tests(ds).attrs["passed"]
+    source = Experiment.from_dict(spec).parts.source
+    values = next(source.blocks(np.arange(200), 0, 200)).values
+    assert abs(values[:, 0].mean() + 2 * 67.6) < 1.5
+    assert np.bincount(ds.label.values, minlength=3) / 200 == pytest.approx(OWN["weights"], abs=0.15)
+    if in_files:
+        first = source.fingerprint()
+        np.save(tmp_path / "covariances.npy", 2 * np.array(OWN["covariances"]))
+        assert source.fingerprint() != first
 
 
 def readings_of(law, posterior, H, sigma, items, clones, seed, narrower=1.0):

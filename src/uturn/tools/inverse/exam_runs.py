@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.backward.sampler import PosteriorSampler
 from uturn.core.experiment import Experiment
-from uturn.paper.inverse_parts import SEED, WORLDS
 from uturn.paper.specs import experiment_of
 from uturn.paper.workshop import Scale, Workshop
+from uturn.tools.inverse.exam_parts import SEED, WORLDS
+from uturn.tools.inverse.sampler import PosteriorSampler
 
-_OWN = "uturn.paper.inverse_parts"
+_OWN = "uturn.tools.inverse.exam_parts"
 MASK = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
 OPERATORS: dict[str, dict[str, Any]] = {
     "inpainting": {"operator": "inpainting", "options": {"mask": MASK}},

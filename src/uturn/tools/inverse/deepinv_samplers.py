@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uturn.core.checks import checked_integer, expect
-from uturn.corruption.deepinv_physics import deepinv, noise_model_of
-from uturn.corruption.operators import GaussianNoise
+from uturn.tools.inverse.deepinv_physics import deepinv, noise_model_of
+from uturn.tools.inverse.operators import GaussianNoise
 
 
 class _Kind(NamedTuple):

@@ -9,16 +9,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.core.random import Purpose, keys
 from uturn.core.spec import build
-from uturn.exact.linear import LinearPosterior
+from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
+from uturn.tools.inverse.linear import LinearPosterior
 
 if TYPE_CHECKING:
     import torch
 
-    from uturn.corruption.operators import Operator
+    from uturn.tools.inverse.operators import Operator
 
 _UNITS = {"exponent": 2.0, "centre": 0.5, "scale": 0.125}  # nearly all values lie in [0, 1], where samplers expect them
 WORLDS: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from uturn.corruption.unmasking import Decoder, law_of
 from uturn.exact.hmm import HiddenMarkovModel
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 from uturn.measures.calibration import paired
-from uturn.paper.decoder_laws import Recorder, divergence
 from uturn.paper.workshop import Scale
+from uturn.tools.audit.decoder_laws import Recorder, divergence
 
 CHAIN, GRAMMAR = "chain", "grammar"
 EXACT = {

@@ -17,10 +17,10 @@ import uturn as ut
 from command_line import uturn
 from uturn.core.checks import Finding
 from uturn.core.random import Streams
-from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.tools.check_sampler.check import _model_row, check_sampler, compared
 from uturn.tools.check_sampler.options import SamplerOptions
 from uturn.tools.check_sampler.steps import repeated_step, step_variance
+from uturn.tools.check_sampler.two_samplers import change_sizes, sizes_of_change, two_samplers
 
 # -- the exact tests ----------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ def test_the_command_on_the_embedded_model(tmp_path):
 
 def test_the_example_and_its_bug(monkeypatch):
     """examples/own/sampler.py, in six steps, whose right function is compared with itself."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "examples" / "own"))
     sampler = importlib.import_module("sampler")
     monkeypatch.setattr(sampler, "STEPS", 6)
     images = torch.from_numpy(ut.fashion_mnist.load_test_set()[0][:10])
