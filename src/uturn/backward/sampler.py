@@ -37,13 +37,10 @@ _SAME = 1e-3  # relative difference of two calls with one seed, which rounding o
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
     """A sampler of p(x | y) for measurements y = A(x) with noise (corruption `Measurement`).
 
-    A call of the sampler draws for one measurement. Torch's and numpy's global generators and the sampler's own are seeded by the
-    stream of (item, trajectory, clone) and restored afterwards, and torch uses one thread, so results depend neither on batches
-    nor on processes. The cost: the network is called with one image at a time, which leaves a GPU mostly idle. A `batch` above 1
-    puts measurements by the same operator together; results of an item then depend on the items in its block.
-
-    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1]. Further options are those
-    of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
+    Torch's and numpy's global generators and the sampler's own are seeded by the stream of (item, trajectory, clone) and restored
+    afterwards, and torch uses one thread, so results depend neither on batches nor on processes. With a `batch` above 1, results
+    of an item depend on the items in its block. Reconstructions: float32 (items, draws, ...) in the form of the data; images are
+    clipped to [-1, 1]. Further options are those of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, ..
 
     Attributes
     ----------
@@ -60,7 +57,7 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
         The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`. A function
         without a parameter `denoiser` needs no model, and none is loaded for it.
     batch : int
-        Measurements in a call of the sampler, 1 by default.
+        Measurements by the same operator in a call of the sampler, 1 by default.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")

@@ -66,8 +66,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
     Each evaluation but the last makes a step of the reverse process to a lower noise level; after the last one every leaf is
-    drawn from its own posterior. With the exact denoiser, the law of the strings is the product of the marginals for one step,
-    and tends to the joint posterior for many.
+    drawn from its own posterior.
 
     - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1, which is DDPM). For x_0 held at
       its posterior mean over a step, this is the Euler step of `dy = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose
@@ -91,21 +90,11 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     -------
     int64 (batch, num_leaves)
         Samples with noise at most `clean_noise` of the channel are returned unchanged.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> nothing = Noisy(np.full((5, 8), -1), np.ones(5), 8)
-    >>> strings = denoise(ExactDenoiser(rhm, ut.Masking()), nothing, steps=8, keys=ut.random.keys(0, range(5)))
-    >>> bool(rhm.parse(strings).valid[3].all())
-    True
     """
-    steps = checked_integer("steps", steps, 1)
-    check_channel(denoiser.corruption)
+    steps, channel = checked_integer("steps", steps, 1), denoiser.corruption
+    check_channel(channel)
     noisy = checked_observation(denoiser, noisy)
     keys = streams(np.asarray(keys), len(noisy.noise))
-    channel = denoiser.corruption
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
     at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):

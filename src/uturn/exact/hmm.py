@@ -38,16 +38,9 @@ class HiddenMarkovModel:
     length : int N >= 1
         Number of symbols of a string.
 
-    Examples
-    --------
-    >>> import uturn as ut
     >>> chain = HiddenMarkovModel([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], [[0.8, 0.2], [0.2, 0.8]], length=10)
-    >>> draw = chain.sample(3, seed=0)
-    >>> {level: nodes.shape for level, nodes in draw.latents.items()}
+    >>> {level: nodes.shape for level, nodes in chain.sample(3, seed=0).latents.items()}
     {0: (3, 10), 1: (3, 10)}
-    >>> beliefs = ut.infer(chain, np.zeros((1, 10, 2)))
-    >>> beliefs.marginals[1].shape, beliefs.marginals[0][0, 0].round(3).tolist()
-    ((1, 10, 2), [0.5, 0.5])
     """
 
     depth = 1

@@ -1,13 +1,9 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
-The messages of all nodes of a level have the same law. Population dynamics keeps a pool of messages drawn from it and computes
-the pool of the next level: a new node takes a rule, takes a random message for each of its children, and makes one upward step of
-belief propagation. The first pool holds the evidence of a channel about single leaves. In the ensemble "one grammar" all nodes of
-a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and one
-pool suffices, with true symbol 0.
-
-All noise levels use the same random numbers, so that the finite pool hardly affects differences between them. Results depend on
-the seed only, not on the number of threads.
+A pool holds messages drawn from the law of those of a level. For the pool of the next level, a new node takes a rule, takes a
+random message for each of its children, and makes one upward step of belief propagation. In the ensemble "one grammar" all nodes
+of a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and
+one pool suffices, with true symbol 0. All noise levels use the same random numbers.
 """
 
 from __future__ import annotations
@@ -60,8 +56,8 @@ class ThresholdEstimate:
         Threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the channel's
         `max_noise`, which may be inf, if it is recovered at all of them.
     value, standard_error, spread : float
-        Mean of `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`: variation
-        between grammars, and error of the finite pool; NaN for one replicate, or if any value is infinite.
+        Mean of `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`; NaN for one
+        replicate, or if any value is infinite.
     phase : "transition", "always lost", "always recovered" or "mixed"
         Phase of all replicates; "mixed" if they differ.
     effective_epsilon, bits_per_leaf : float
@@ -116,14 +112,6 @@ def population_dynamics(
     grammar : RandomHierarchyModel, or int, optional
         Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, of which the levels 1..`levels` are
         used, or the seed of a model. By default it is drawn from `seed`.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> from uturn.exact.population import population_dynamics
-    >>> found = population_dynamics(8, 2, 2, ut.Masking(), noise=[0.0, 0.55, 1.0], levels=6, pool=800)
-    >>> found.beliefs[:, -1].round(1)
-    array([1. , 0.8, 0.1])
     """
     setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
     checked_integer("levels", levels, 1)
@@ -153,24 +141,21 @@ def threshold(
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost). A noise level counts as recovered if the
-    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), the axis that
-    all channels share. Each round divides an interval by 16 noise levels, until they are at most `tolerance` apart.
+    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991). Each round
+    divides an interval by 16 noise levels, until they are at most `tolerance` apart.
 
     Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field, so that K = 5 + 1.25
-    log(1/distance)/log(slope) decides the levels next to it with a margin of slope**5, and of a quarter of K for grammars that
-    are slower than the mean field. Without a transition in mean field, the slope is that at the fixed point 1 or 1/v, and the
-    distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes below about 1.03: the
-    class then seems to be recovered at small noise, although it is lost in deeper trees.
+    log(1/distance)/log(slope) decides the levels next to it. Without a transition in mean field, the slope is that at the fixed
+    point 1 or 1/v, and the distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes
+    below about 1.03: the class then seems to be recovered at small noise, although it is lost in deeper trees.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
-        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. If the
-        leaves are nearly uninformative, small pools lose the class too early. A noise level at which all leaves of the pool are
-        certain, or all are uninformative, is assigned to neither phase.
+        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. A noise
+        level at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
     replicates : int >= 1
-        Number of independent grammars and pools, or of independent pools with fresh rules. Each takes about 5 s of one core at
-        (v, m, s) = (32, 8, 2); threads share the work.
+        Number of independent grammars and pools, or of independent pools with fresh rules.
     tolerance : float in (0, 0.1]
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional

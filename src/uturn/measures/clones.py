@@ -47,15 +47,6 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
         `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
         noisy datum. NaN where a datum is missing.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> x = np.random.default_rng(0).normal(size=(100, 5))
-    >>> turned = 0.8 * x[None, :, None, None] + 0.6 * np.random.default_rng(1).normal(size=(1, 100, 1, 3, 5))
-    >>> run = ut.readings(ut.readings_of(x, turned, lambda a, b: ((a - b) ** 2).mean(-1), "distance"), [0.5], start=0)
-    >>> dict(run.distance.sizes), ut.calibration(run, "distance").attrs["passed"]
-    ({'noise': 1, 'item': 100, 'trajectory': 1, 'clone': 3}, False)
     """
     import xarray as xr
 

@@ -76,14 +76,6 @@ def infer(
     ValueError
         For a wrong shape or type; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can
         explain; an unknown backend or output.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> beliefs = infer(rhm, np.zeros((1, 8, 8)), outputs=("marginals", "log_evidence"))
-    >>> beliefs.marginals[3].round(3).tolist(), abs(float(beliefs.log_evidence[0])) < 1e-5
-    ([[[0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125]]], True)
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
@@ -141,14 +133,6 @@ def sample_posterior(
     -------
     {tree_level: int64 array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
         Numpy arrays; level 0 = leaves.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> trees = sample_posterior(rhm, np.zeros((4, 8, 8)), seed=1)
-    >>> bool(rhm.parse(trees[0]).valid[3].all())
-    True
     """
     from uturn.exact.inference.engine import sample_numba
 
