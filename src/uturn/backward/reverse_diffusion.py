@@ -51,30 +51,21 @@ class ReverseDiffusion:
         Noise of the reverse steps relative to the full noise, for schedulers that take it (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
         Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
-        It changes results by float rounding only. Models with guidance have two rows for every image, which count as two.
+        It changes results by float rounding only. Models with guidance have two rows for every image.
     image_shape, latent_shape
         (channels, height, width) of the images, read from `model.config` where there is one; of the latents, for `generate`.
-    device
-        Device of the computation; by default that of the model.
     num_classes
         For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
     pure_noise, codec, timesteps
         As in `Diffusion`; `codec` has also `decode(latents)`.
 
-    Attributes
-    ----------
-    is_stochastic : bool
-        Whether reverse steps draw noise, in full or in part.
-    forward : Diffusion
-        The forward process; its `noise_levels` are the table of the steps k = 0 .. N.
-    description : str
-        One line about the model; empty unless it was loaded by `from_pretrained`.
-    prompts : Prompts or None
-        The prompts of a text-conditioned model; labels are then numbers of prompts.
+    `is_stochastic`: whether reverse steps draw noise. `forward`: the forward process (`Diffusion`).
     """
 
     description = ""
+    """One line about the model, if it was loaded by `from_pretrained`."""
     prompts: Prompts | None = None
+    """The prompts of a text-conditioned model; labels are then numbers of prompts."""
 
     def __init__(
         self,

@@ -40,18 +40,10 @@ class ScoreModel:
     - "v_prediction": `a epsilon - s D` (arXiv:2202.00512); "sample": `D`;
     - flow matching, `a = 1 - sigma, s = sigma`: the velocity `(x_t - D)/sigma` (arXiv:2210.02747).
 
-    With `ExactDenoiser` this is the exact score, the output of a perfectly trained network.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-        A denoiser of Gaussian diffusion.
-    scheduler
-        The scheduler of diffusers that will call the model. Its noise schedule gives a and s of a timestep; its configuration
-        gives the prediction type. At fractional timesteps `s/a` is interpolated as the schedulers do it: linearly, or its
-        logarithm if the scheduler spaces steps by noise level (Karras, exponential, beta).
-    rows : int
-        Strings in an image, for `ReverseDiffusion.generate`.
+    With `ExactDenoiser` this is the exact score. `denoiser`: of Gaussian diffusion. `scheduler`: the scheduler of diffusers that
+    will call the model; its noise schedule gives a and s of a timestep, its configuration the prediction type. At fractional
+    timesteps `s/a` is interpolated as the schedulers do it: linearly, or its logarithm if the scheduler spaces steps by noise
+    level (Karras, exponential, beta). `rows`: strings in an image, for `ReverseDiffusion.generate`.
     """
 
     training = False

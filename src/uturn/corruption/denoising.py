@@ -44,8 +44,8 @@ class ExactDenoiser:
     """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of arXiv:2402.16991).
 
     Unmasking several leaves at once can give a string that the grammar cannot complete, and whose posterior does not exist.
-    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`). This changes the
-    posterior of consistent strings by about 1e-11; that of other strings assumes as few misread leaves as possible.
+    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`), which changes the
+    posterior of consistent strings by about 1e-11.
     """
 
     def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
@@ -75,21 +75,9 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     - Uniform replacement: `q(x_s | x_t) = sum_a p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)` leaf by leaf (arXiv:2107.03006), the
       replaced fraction going to 0 in equal steps.
 
-    Parameters
-    ----------
-    denoiser : Denoiser
-    noisy : Noisy
-        Noisy data of the denoiser's channel; noise levels may differ between samples. Full noise draws unconditional strings.
-    steps : int >= 1
-    keys : uint64 (batch,)
-        One random stream for each sample (`uturn.random.keys`). The string of a sample depends on no other stream.
-    reverse : optional
-        A reverse process that replaces the channel's, `reverse(denoiser, noisy, keys)`.
-
-    Returns
-    -------
-    int64 (batch, num_leaves)
-        Samples with noise at most `clean_noise` of the channel are returned unchanged.
+    `noisy`: data of the denoiser's channel; noise levels may differ between samples. `keys`: uint64 (batch,), one random stream
+    for each sample (`uturn.random.keys`). `reverse`: a reverse process that replaces the channel's, `reverse(denoiser, noisy,
+    keys)`. Returns strings, int64 (batch, num_leaves); those with noise at most `clean_noise` of the channel are unchanged.
     """
     steps, channel = checked_integer("steps", steps, 1), denoiser.corruption
     check_channel(channel)

@@ -21,7 +21,7 @@ from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
-from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.rhm import RandomHierarchyModel, tuples
 from uturn.exact.theory import MeanField
 
 Ensemble = Literal["one grammar", "fresh rules"]
@@ -104,14 +104,12 @@ def population_dynamics(
     levels : int >= 1
         Tree levels above the leaves.
     pool : int >= 1
-        Total number of messages; "one grammar" divides it among the true symbols, rounded up. At most 8 GB of memory.
-    ensemble : "one grammar" or "fresh rules"
-    seed : int
+        Total number of messages; "one grammar" divides it among the true symbols, rounded up.
     replicates : int >= 2
         Number of independent pools of the same grammar, for means and standard errors.
     grammar : RandomHierarchyModel, or int, optional
-        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, of which the levels 1..`levels` are
-        used, or the seed of a model. By default it is drawn from `seed`.
+        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, or the seed of a model. By default
+        it is drawn from `seed`.
     """
     setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
     checked_integer("levels", levels, 1)
@@ -141,8 +139,8 @@ def threshold(
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost). A noise level counts as recovered if the
-    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991). Each round
-    divides an interval by 16 noise levels, until they are at most `tolerance` apart.
+    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), and divides an
+    interval by 16 noise levels, until they are at most `tolerance` apart.
 
     Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field, so that K = 5 + 1.25
     log(1/distance)/log(slope) decides the levels next to it. Without a transition in mean field, the slope is that at the fixed
@@ -252,7 +250,7 @@ class _Setting:
                 _shared_rules_step(model.rules[level], child, messages, above)
             else:
                 key = keys(seed, Purpose.POPULATION, replicate, _RULES, level)[()]
-                _fresh_rules_step(self.m, _tuples(self.v, s), key, child, messages, above)
+                _fresh_rules_step(self.m, tuples(np.arange(self.v**s), self.v, s), key, child, messages, above)
             messages = above
             yield self._mean(messages)
 
@@ -342,12 +340,6 @@ def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.nd
     rows = np.empty_like(symbols)
     rows[order] = of * members + (rank + int(u[-1] * members)) % members
     return rows
-
-
-def _tuples(v: int, s: int) -> np.ndarray:
-    """All v**s tuples, (v**s, s); the first is (0, .., 0)."""
-    codes = np.arange(v**s)
-    return np.stack([codes // v**k % v for k in range(s - 1, -1, -1)], axis=1)
 
 
 @njit(inline="always", cache=True)

@@ -35,8 +35,7 @@ def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], An
     originals : array (item, ...)
         The data x_0.
     reconstructions : array (noise, item[, trajectory[, clone]], ...)
-        The data x̂, each of the shape of an original; a single noisy datum of each original with clones has a trajectory axis of
-        length 1. NaN where one is missing.
+        The data x̂, each of the shape of an original; NaN where one is missing.
     f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
         Compares data pairwise; it is given integers as float64. Symmetric in its arguments if there are clones.
     name : str, optional

@@ -32,14 +32,8 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
 
     The band holds all F(r) at once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
 
-    Parameters
-    ----------
-    ds, level
-        As in `uturn.calibration`.
-    variable : str, or sequence of str
-        Ranked variables, those with a twin `original_<variable>`.
-    seed : int
-        Seed of the random ranks of ties.
+    `ds`, `level`: as in `uturn.calibration`. `variable`: ranked variables, those with a twin `original_<variable>`. `seed`: of
+    the random ranks of ties.
 
     Returns
     -------

@@ -48,17 +48,9 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
     pairs are drawn uniformly for every original, B times, and the mean of e is compared with the means under these relabellings.
     An error that both samplers have cannot be seen. With n originals, no p is below 3^-n.
 
-    Parameters
-    ----------
-    first, second : arrays (noise, items, 2, ...)
-        Reconstructions of the same originals at the same noise levels, with independent noise; further axes are those of a datum.
-    level : float in (0, 1)
-        False-alarm rate of all noise levels together (Holm).
-    seed : int
-        Seed of the relabellings.
+    `first`, `second`: reconstructions (noise, items, 2, ...) of the same originals at the same noise levels, with independent
+    noise; further axes are those of a datum. `level`: false-alarm rate of all noise levels together (Holm).
 
-    Examples
-    --------
     >>> import uturn as ut
     >>> x = ut.random.normals(ut.random.keys(0, range(200)), 4 * 16).reshape(1, 200, 4, 16)
     >>> two_samplers(x[:, :, :2], x[:, :, 2:]).passed, two_samplers(x[:, :, :2], 0.5 * x[:, :, 2:]).passed

@@ -54,10 +54,7 @@ class Readings(NamedTuple):
 
 
 class HiddenLayers:
-    """Outputs of modules of a network, read by forward hooks.
-
-    Activations are processed inside the hook and dropped: beside the forward pass, at most two float64 copies of the activations
-    of *one* layer for *one* batch are held (by `fit` also a mean and a sum of squares of one sample for every layer).
+    """Outputs of modules of a network, read by forward hooks, in which they are processed and dropped.
 
     Parameters
     ----------
@@ -65,15 +62,14 @@ class HiddenLayers:
         Any `torch.nn.Module` in evaluation mode that takes a batch of samples, on the device of its parameters.
     layers
         Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`; by default the
-        direct children of the model. Choose modules whose outputs are post-activations. Each must run once in a forward pass.
-        (): none, to read the logits alone.
+        direct children of the model. Each must run once in a forward pass. (): none, to read the logits alone.
     preprocess
         Function applied to each batch (a tensor) before the model. Statistics refer to preprocessed data.
     batch_size
         Samples in a forward pass, at least one pair when pairs are compared.
     channel_axis
         Axis of the channels in activations with three or more axes: a number, or {name or pattern: number} with 1 for all other
-        layers. Convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
+        layers. Convolutions have axis 1, transformers -1.
     legacy
         Divide by the square root of the second moment E[a^2] instead of the standard deviation, as in the code published with
         the paper; use it only to compare with published curves.
@@ -202,9 +198,8 @@ class HiddenLayers:
     def read(self, original: Any, reconstructed: Any, clones: int = 1, *, logits: bool = True) -> Readings:
         """Comparison of originals (items, ...) with several reconstructions each (items, draws, ...), and the logits of all.
 
-        An original is in one batch with its reconstructions; if there are more than `batch_size - 1` of them, it is repeated in
-        each further batch. The `clones` of a noisy datum are adjacent, and always in one batch, even if this exceeds
-        `batch_size`; each is also compared with the others. `logits`: False for encoders.
+        The `clones` of a noisy datum are adjacent, and always in one batch, even if this exceeds `batch_size`; each is also
+        compared with the others. `logits`: False for encoders.
         """
         self._check_fitted()
         first, second = checked_draws(original, reconstructed, clones)
@@ -300,7 +295,7 @@ class RefusedError(ValueError):
 
 
 class Receiver:
-    """Checks the outputs of layers in one forward pass and passes them on to `consume`."""
+    """Checks the outputs of layers in a forward pass and passes them on to `consume`."""
 
     def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None) -> None:
         self.batch_size, self.consume, self.ran = batch_size, consume, set[str]()
@@ -387,14 +382,9 @@ def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) 
 
 def _tensor(samples: Any, name: str = "samples") -> torch.Tensor:
     """Samples as a tensor (count, ...) of float32 or integers."""
-    try:
-        tensor = (
-            samples.detach() if isinstance(samples, torch.Tensor) else torch.from_numpy(np.require(samples, None, ["C", "W"]))
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, samples first ({error})") from None
-    if tensor.ndim < 2 or tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-        raise ValueError(f"{name}: {tensor.dtype}, shape {tuple(tensor.shape)}; expected float32 or integers (count, ...)")
+    tensor = samples.detach() if isinstance(samples, torch.Tensor) else torch.from_numpy(np.require(samples, None, ["C", "W"]))
+    fits = tensor.ndim > 1 and not tensor.is_complex() and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
+    expect(fits, f"{name}: {tensor.dtype} of shape", tuple(tensor.shape), "float32 or integers (count, ...)")
     return tensor
 
 
@@ -412,8 +402,7 @@ def checked_draws(original: Any, reconstructed: Any, clones: int) -> tuple[torch
 def _logits(output: Any) -> torch.Tensor:
     """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
     logits = as_tensor(output, "the model").cpu().double()
-    if logits.ndim != 2:
-        raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
+    expect(logits.ndim == 2, "shape of the model's output", tuple(logits.shape), "(batch, classes), as logits have")
     _check_finite(logits, "class probabilities")
     return logits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,7 +15,6 @@ from uturn.measures.clones import between_clones
 from uturn.probes.second_model import SecondModel, TextsOf, distinct, prepared
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.language_files import Head
     from uturn.networks.texts.sentence_encoders import SentenceModel
 
 _DIMS = ("noise", "item", "trajectory")
@@ -35,6 +34,8 @@ class TextClass(SecondModel):
     (NaN if unknown).
     """
 
+    head: ClassVar[Any] = "classifier"
+    role: ClassVar[str] = "classifier"
     type: Literal["text_class"] = "text_class"
     labels: bool = True
 
@@ -43,14 +44,6 @@ class TextClass(SecondModel):
         known = "a classifier, which has classes; 'same' is the masked model of the backward"
         expect(self.model != "same", "classifier", self.model, known)
         return self
-
-    @property
-    def head(self) -> Head:
-        return "classifier"
-
-    @property
-    def where(self) -> str:
-        return f"classifier = {self.model!r}"
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
         return self._logits(model, rows).argmax(1).astype(float)
@@ -180,7 +173,7 @@ class TextLikelihood(SecondModel):
     likelihood: Literal["auto", "causal", "masked"] = "auto"
 
     @cached_property
-    def head(self) -> Literal["causal", "masked"]:
+    def head(self) -> Any:
         """The kind of likelihood, "causal" or "masked", with "auto" resolved."""
         from uturn.core.imports import is_import_path
         from uturn.networks.texts.language_files import is_packaged, kind_of
@@ -194,7 +187,7 @@ class TextLikelihood(SecondModel):
             stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
         fits = stated is None or self.likelihood in ("auto", stated)
         expect(fits, f"likelihood for {where}", self.likelihood, f"{stated!r}, or none")
-        return stated or self.likelihood  # type: ignore[return-value]
+        return stated or self.likelihood
 
     def texts(self, source: Any) -> TextsOf:
         from uturn.networks.texts.likelihoods import beginning

@@ -74,8 +74,7 @@ def infer(
     Raises
     ------
     ValueError
-        For a wrong shape or type; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can
-        explain; an unknown backend or output.
+        For NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can explain.
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
@@ -121,18 +120,17 @@ def sample_posterior(
     Parameters
     ----------
     rhm, log_evidence
-        As in `infer`. Numba computes on the CPU; tensors are copied there.
+        As in `infer`; tensors are copied to the CPU.
     seed : int, or uint64 array (batch,)
-        With an integer, sample b uses the key `uturn.random.keys(seed, b)`. An array holds one key for each sample, so that
-        draws do not depend on the rest of the batch. Every random number is a function of (key, draw, node) only.
+        With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array holds one key for each sample. Every random
+        number is a function of (key, draw, node) only.
     num_draws : int >= 0, or uint64 array (draws,), optional
-        Independent draws of every sample, from one upward pass: the draws 0 .. num_draws - 1, or those with the given numbers.
-        Draw 0 equals the draw of `num_draws=None`.
+        Independent draws of every sample: the draws 0 .. num_draws - 1, or those with the given numbers. Draw 0 equals the draw
+        of `num_draws=None`.
 
     Returns
     -------
-    {tree_level: int64 array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
-        Numpy arrays; level 0 = leaves.
+    {tree_level: int64 numpy array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
     """
     from uturn.exact.inference.engine import sample_numba
 
@@ -165,7 +163,7 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     return {level: entropy[level] for level in range(L + 1)}
 
 
-def _for_torch(rhm: RandomHierarchyModel | HiddenMarkovModel, log_evidence: Any) -> np.ndarray:
+def _for_torch(rhm: Any, log_evidence: Any) -> np.ndarray:
     """Evidence of checked shape as torch takes it: contiguous and writable."""
     return np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])
 
