@@ -238,8 +238,8 @@ MUTATIONS = (
     Mutation(
         "marginals of other evidence than the draws",
         "uturn.sources.strings:NoisyStrings.true_beliefs",
-        "return true_beliefs(self.rhm, self.evidence, Truth(",
-        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), Truth(",
+        "return true_beliefs(self.rhm, self.evidence, symbols)",
+        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
         tests=of_channel(MARGINALS, "gaussian"),
     ),
     Mutation(

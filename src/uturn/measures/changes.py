@@ -31,14 +31,10 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     C_ij is the covariance of the changes of sites i and j over the trajectories of one original, unbiased. The sums run over all
     ordered pairs, i = j included, and over the originals: chi is a ratio of averages, not an average of ratios.
 
-    Parameters
-    ----------
-    changed : real or bool array (items, trajectories, sites), `Covariances`, or Dataset
-        Change of every site in every U-turn; at least two trajectories of each item. A DataArray may have the dim noise, too. NaN
-        where a U-turn is missing; a site that is NaN in all U-turns of an item does not exist there. A Dataset: the results of an
-        experiment with the probe `changes`.
-    name : str
-        The `name` of the probe, if it has one.
+    `changed`: real or bool array (items, trajectories, sites), the change of every site in every U-turn, at least two
+    trajectories of each item; a DataArray may have the dim noise, too. NaN where a U-turn is missing; a site that is NaN in all
+    U-turns of an item does not exist there. Or `Covariances`, or a Dataset, the results of an experiment with the probe
+    `changes`, whose `name` the probe may have.
 
     Returns
     -------
@@ -79,20 +75,11 @@ def correlations(
 ) -> xr.Dataset:
     """Correlation C(r)/C(0) of the changes of two sites against their distance r (arXiv:2410.13770).
 
-    Parameters
-    ----------
-    changed, confidence, name
-        As in `susceptibility`.
-    distance : "index", "tree", "grid", or array (sites, sites)
-        For arrays only. "index": difference of the numbers of two sites. "tree": branching**k for two leaves whose lowest common
-        ancestor is at tree level k. "grid": Euclidean distance on a grid in C order, rounded to a whole number. A matrix is
-        symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged.
-    branching : int >= 2
-        Children of a node, for "tree".
-    shape : sequence of int
-        Numbers of sites along the axes, for "grid".
-    present : DataArray (item, distance), optional
-        Share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
+    `changed`, `confidence`, `name`: as in `susceptibility`. `distance`, for arrays only. "index": difference of the numbers of
+    two sites. "tree": branching**k for two leaves whose lowest common ancestor is at tree level k, with `branching` children of a
+    node. "grid": Euclidean distance on a grid in C order with `shape`, rounded to a whole number. A matrix (sites, sites) is
+    symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged. `present`: DataArray (item,
+    distance), share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
 
     Returns
     -------

@@ -170,13 +170,6 @@ class Covariances:
     """Covariances of the changes of sites over trajectories, for each of several originals, added up batch by batch.
 
     Memory does not depend on the number of trajectories: a mean for each site, and a sum for each distance.
-
-    >>> import uturn as ut
-    >>> x = ut.random.uniforms(ut.random.keys(0, range(3)), 80).reshape(3, 10, 8) < 0.5
-    >>> whole = Covariances(Tree(8, 2)).add(x)
-    >>> parts = Covariances(Tree(8, 2)).add(x[:, :4]).merge(Covariances(Tree(8, 2)).add(x[:, 4:]))
-    >>> bool(np.allclose(whole.covariance, parts.covariance)), whole.covariance.shape
-    (True, (3, 4))
     """
 
     def __init__(self, distance: Distance) -> None:

@@ -68,11 +68,13 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     count = np.stack([(rank.values == r).sum(-1) for r in range(K + 1)], axis=-1)
     uniform = np.arange(1, K + 1) / (K + 1)
     low, high = band(items, K, level / rank.isel(item=0).size)
-    p = np.array([_p_value(_tails(items, K), row) for row in count.reshape(-1, K + 1)]).reshape(count.shape[:-1])
+    tails, below = _tails(items, K), count[..., :-1].cumsum(-1)
+    gamma = tails[np.arange(K), below].min(-1)
+    p = np.array([1 - _inside(tails, of) for of in gamma.ravel()]).clip(_LEAST, 1).reshape(gamma.shape)
     dims, adjusted = rank.dims[:-1], holm(p)
     return xr.Dataset(
         {
-            "difference": ((*dims, "rank"), count[..., :-1].cumsum(-1) / items - uniform),
+            "difference": ((*dims, "rank"), below / items - uniform),
             "low": ("rank", low),
             "high": ("rank", high),
             "count": ((*dims, "of_rank"), count),
@@ -113,12 +115,6 @@ def _tails(items: int, clones: int) -> np.ndarray:
 
     counts, shares = np.arange(items + 1), np.arange(1, clones + 1)[:, None] / (clones + 1)
     return 2 * np.minimum(binom.cdf(counts, items, shares), binom.sf(counts - 1, items, shares))
-
-
-def _p_value(tails: np.ndarray, count: np.ndarray) -> float:
-    """P(gamma* <= gamma) for the numbers of items of each rank, (K + 1,)."""
-    gamma = tails[np.arange(len(tails)), count[:-1].cumsum()].min()
-    return float(np.clip(1 - _inside(tails, gamma), _LEAST, 1))
 
 
 def _inside(tails: np.ndarray, gamma: float) -> float:

@@ -82,7 +82,7 @@ class NoisyStrings(Noisy):
 
         float64 (batch, tree levels); noisy strings of one original are next to each other.
         """
-        from uturn.exact.inference.engine import Truth, true_beliefs
+        from uturn.exact.inference.engine import true_beliefs
 
         if isinstance(self.rhm, HiddenMarkovModel):
             marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
@@ -90,7 +90,7 @@ class NoisyStrings(Noisy):
             levels = sorted(symbols)
             means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in levels]
             return np.stack(means, axis=-1)
-        return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
+        return true_beliefs(self.rhm, self.evidence, symbols)
 
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.

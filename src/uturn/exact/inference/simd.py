@@ -172,19 +172,6 @@ def power_of_two_over(typing_context, x):
     return x(x), codegen
 
 
-def _arithmetic(builder, vector):
-    """Constants and multiply-adds of vectors of an IR type: `number(value)`, and `fma(a, b, c)`, fused where the machine can."""
-    single = isinstance(vector.element, ir.FloatType)
-
-    def number(value):
-        return _constant(vector, float(np.float32(value)) if single else value)
-
-    def fma(a, b, c):
-        return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
-
-    return number, fma
-
-
 @intrinsic
 def exp_nonpositive(typing_context, x):
     """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN for NaN.
@@ -201,7 +188,13 @@ def exp_nonpositive(typing_context, x):
     def codegen(context, builder, signature, arguments):
         (x,) = arguments
         vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
-        number, fma = _arithmetic(builder, vector)
+
+        def number(value):
+            return _constant(vector, float(np.float32(value)) if single else value)
+
+        def fma(a, b, c):
+            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
+
         flushed = builder.fcmp_ordered("<", x, number(lowest))  # in these lanes the rest is garbage
         shift = number(1.5 * 2.0**mantissa)  # adding it rounds to an integer, left in the low bits
         rounded = fma(x, number(1 / math.log(2)), shift)
