@@ -225,7 +225,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
             Perceptual(**options, linear=str(tmp_path / name)).variables(Source())
         assert "\n" not in str(caught.value)
         assert "linear" in str(caught.value)
-    with pytest.raises(ValueError, match=r"squeezenet1_1': Sequential does not take samples of .*shape \(2, 3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1' does not take images \(3, 2, 2\)"):
         Perceptual(**options).variables(Source((3, 2, 2)))
     with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
         Perceptual(**options).variables(Source((4, 40, 40)))

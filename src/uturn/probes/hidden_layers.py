@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, expect, one_line
+from uturn.core.checks import checked_integer, expect, noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
@@ -268,17 +268,9 @@ class HiddenLayers:
         batch = batch.to(None if parameter is None else parameter.device, copy=True)  # a copy, since the model may work in place
         layers = () if consume is None else self.layers
         receive = Receiver(len(batch), consume)
-        with hooks(self.model, layers, receive), torch.inference_mode():
-            where = "preprocess"
-            try:
-                prepared = batch if self.preprocess is None else self.preprocess(batch)
-                where = type(self.model).__name__
-                output = self.model(prepared)
-            except RefusedError:
-                raise
-            except Exception as error:  # a user's model can raise any exception
-                what = f"samples of dtype {batch.dtype}, shape {tuple(batch.shape)}"
-                raise ValueError(f"{where} does not take {what}: {one_line(error)}") from error
+        label = f"{type(self.model).__name__}, of samples of dtype {batch.dtype}, shape {tuple(batch.shape)}"
+        with hooks(self.model, layers, receive), torch.inference_mode(), noted(label):
+            output = self.model(batch if self.preprocess is None else self.preprocess(batch))
         receive.check(layers)
         return output
 
@@ -290,10 +282,6 @@ class HiddenLayers:
         expect(not training, "modules in training mode", training, "none, as activations depend on the batch; call model.eval()")
 
 
-class RefusedError(ValueError):
-    """Activations that cannot be read."""
-
-
 class Receiver:
     """Checks the outputs of layers in a forward pass and passes them on to `consume`."""
 
@@ -302,12 +290,8 @@ class Receiver:
 
     def __call__(self, layer: str, output: Any) -> None:
         values = as_tensor(output, f"layer {layer!r}")
-        if layer in self.ran:
-            raise RefusedError(f"layer {layer!r} runs more than once in a forward pass; name a module that runs once")
-        if len(values) != self.batch_size:
-            raise RefusedError(
-                f"layer {layer!r} gives shape {tuple(values.shape)} for {self.batch_size} samples; expected (batch, ..)"
-            )
+        expect(layer not in self.ran, "layer that runs more than once in a forward pass", layer, "one that runs once")
+        expect(len(values) == self.batch_size, f"shape of layer {layer!r}", tuple(values.shape), f"({self.batch_size}, ..)")
         _check_finite(values, f"layer {layer!r}: activations")
         self.ran.add(layer)
         if self.consume is not None:
@@ -329,8 +313,8 @@ class Moments:
     def add(self, values: torch.Tensor) -> None:
         """Add a batch (count, ...) by the update of Chan, Golub and LeVeque (1979); the batch is overwritten."""
         count, mean = len(values), values.mean(0)
-        if self.count and mean.shape != self.mean.shape:
-            raise RefusedError(f"layer {self.layer!r}: {tuple(mean.shape)} after {self.mean.shape}; samples must have one size")
+        same = not self.count or mean.shape == self.mean.shape
+        expect(same, f"shape of layer {self.layer!r}", tuple(mean.shape), f"{self.mean.shape}, as before: samples of one size")
         squares, shift = values.sub_(mean).square_().sum(0).cpu().numpy(), mean.cpu().numpy() - self.mean
         total = self.count + count
         self.squares = self.squares + squares + shift**2 * (self.count * count / total)
@@ -410,4 +394,4 @@ def _logits(output: Any) -> torch.Tensor:
 def _check_finite(values: torch.Tensor, what: str) -> None:
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        raise RefusedError(f"{what} of row {int((~finite).nonzero()[0])} of a batch are not finite; check these samples")
+        raise ValueError(f"{what} of row {int((~finite).nonzero()[0])} of a batch are not finite; check these samples")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import expect
+from uturn.core.checks import expect, one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
@@ -100,8 +100,8 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     blank = np.zeros((1, *shape), np.float32)
     try:
         distance.read(blank, blank[:, None])
-    except ValueError as error:
-        raise ValueError(f"classifier = {spec.classifier!r}: {error}") from None
+    except (ValueError, RuntimeError) as error:  # torch's, for images that are too small
+        raise ValueError(f"classifier = {spec.classifier!r} does not take images {shape}: {one_line(error)}") from None
     return distance
 
 

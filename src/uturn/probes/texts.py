@@ -28,10 +28,9 @@ class TextClass(SecondModel):
     also compare with the true labels, if the source has them. All other options: `SecondModel`.
 
     Variables. `same_class`: whether the class predicted for the reconstruction equals the class predicted for the original; NaN
-    where a reconstruction has no tokens, or too many for the model. Its value by chance is the probability that two originals
-    have the same predicted class. `predicted_class`, `original_class`: class predicted for the reconstruction (NaN as above), and
-    for the original. With labels `label_top1`: whether the predicted class of the reconstruction is the label of the original
-    (NaN if unknown).
+    where a reconstruction has no tokens, or too many for the model. `predicted_class`, `original_class`: class predicted for the
+    reconstruction (NaN as above), and for the original. With labels `label_top1`: whether the predicted class of the
+    reconstruction is the label of the original (NaN if unknown).
     """
 
     head: ClassVar[Any] = "classifier"
@@ -166,7 +165,6 @@ class TextLikelihood(SecondModel):
 
     Variables. `log_likelihood`: log-likelihood of the reconstruction divided by its number of characters; NaN for texts without
     tokens, with too many for the model, or with a token of probability 0. `original_log_likelihood`: the same for the original.
-    If originals follow the law of the backward and it draws from the posterior, both have the same mean at every noise level.
     """
 
     type: Literal["text_likelihood"] = "text_likelihood"

@@ -39,9 +39,8 @@ class PreparedGrammar:
     """Bands and rule arrays for the computation of a grammar in one precision.
 
     A tree that exceeds the cache is cut into bands of levels. The upward pass keeps only the messages of the bands' roots; the
-    downward pass computes those of every band again, which costs less than memory traffic. In a band a lane is a subtree. A tree
-    slightly larger than the cache stays `whole` if many samples fill the lanes. The cut changes no bit of messages and draws, but
-    the last digits of the log-evidence, a sum over bands, which is therefore always computed in bands.
+    downward pass computes those of every band again. A tree slightly larger than the cache stays `whole` if many samples fill the
+    lanes. The log-evidence, whose last digits depend on the cut, is always computed in bands.
     """
 
     def __init__(self, rhm: Any, dtype: np.dtype, whole: bool = False) -> None:
@@ -190,7 +189,7 @@ def true_beliefs(rhm: Any, evidence: Evidence, symbols: Levels) -> np.ndarray:
         left += [first + b for b in propagate(grammar, evidence.rows(first, last), views, first, symbols, copies)]
     beliefs = out / (kernels.FIXED_POINT * nodes)
     if left:
-        rest, values, _ = _wider(evidence, left, None)
+        rest, values, _ = _wider(evidence, left)
         marginals = infer_numba(rhm, Evidence.of(values), ("marginals",), rest).marginals
         for level, of in symbols.items():
             at = of[rest // copies][..., None]
@@ -227,18 +226,16 @@ def sample_numba(
 def _empty(grammar: PreparedGrammar, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
     s, L, rules = grammar.branching, grammar.depth, grammar.rules
     shapes = {level: (batch, s ** (L - level), int(n)) for level, n in enumerate(rules.symbols)}
-    out: dict[str, Any] = {}
-    for name in outputs:
-        if name == "log_evidence":
-            out[name] = np.empty(batch)
-        else:
-            out[name] = {level: recycled(x, grammar.dtype) for level, x in shapes.items()}
+    of_levels = [name for name in outputs if name != "log_evidence"]
+    out: dict[str, Any] = {name: {level: recycled(x, grammar.dtype) for level, x in shapes.items()} for name in of_levels}
+    if "log_evidence" in outputs:
+        out["log_evidence"] = np.empty(batch)
     if "downward" in out:
         out["downward"][L][:] = rules.class_probability
     return out
 
 
-def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples that left the range of numbers, their log-evidence in float64, and their indices in the whole batch."""
     rest = np.array(left)
     return rest, evidence.log(rest).astype(np.float64), rest if samples is None else samples[rest]
