@@ -31,17 +31,10 @@ class GaussianMixture:
     The law is `sum_k w_k N(x; mu_k, C)`. The noisy datum is `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`, with
     `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`.
 
-    Parameters
-    ----------
-    means : array (modes, dimension)
-    weights : array (modes,), optional
-        Positive, with sum 1; equal by default.
-    variance : float or array (dimension,)
-        Variances along the basis, positive.
-    grid : tuple of int, optional
-        The vectors are raveled fields on a periodic grid of this shape, and the basis is the real Fourier basis: component k
-        is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis is the
-        standard one.
+    `means` (modes, dimension). `weights` (modes,): positive, with sum 1; equal by default. `variance`: positive, one number, or
+    (dimension,) along the basis. `grid`: the vectors are raveled fields on a periodic grid of this shape, and the basis is the
+    real Fourier basis: component k is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By
+    default the basis is the standard one.
     """
 
     def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:

@@ -50,18 +50,11 @@ class PopulationBeliefs(NamedTuple):
 class ThresholdEstimate:
     """Noise at which the class of an infinitely deep tree is lost, in the unit of the channel.
 
-    Attributes
-    ----------
-    values : float64 array (replicates,)
-        Threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the channel's
-        `max_noise`, which may be inf, if it is recovered at all of them.
-    value, standard_error, spread : float
-        Mean of `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`; NaN for one
-        replicate, or if any value is infinite.
-    phase : "transition", "always lost", "always recovered" or "mixed"
-        Phase of all replicates; "mixed" if they differ.
-    effective_epsilon, bits_per_leaf : float
-        `value` in effective ε (Eq. 63 of arXiv:2402.16991) and in bits, the noise axes that all channels share.
+    `values` (replicates,): threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the
+    channel's `max_noise`, which may be inf, if it is recovered at all of them. `value`, `standard_error`, `spread`: mean of
+    `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`; NaN for one replicate,
+    or if any value is infinite. `phase`: of all replicates; "mixed" if they differ. `effective_epsilon`, `bits_per_leaf`: `value`
+    in effective ε (Eq. 63 of arXiv:2402.16991) and in bits.
     """
 
     values: np.ndarray

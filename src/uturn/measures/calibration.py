@@ -57,21 +57,11 @@ def calibrate(
     the mean G of g_0 over items with the means G* under relabelling: `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for
     one noisy datum of each original, chosen beforehand.
 
-    Parameters
-    ----------
-    with_original : array (items, K, ...)
-        f between the original and each of K >= 2 clones, for one or several symmetric f (trailing axes).
-    with_clones : array (items, K, ...)
-        Mean of f between each clone and the K - 1 others.
-    level : float in (0, 1)
-        False-alarm rate of all tests together (Holm).
-    relabellings : int >= 1, optional
-        B; by default 100 times the number of tests over the level, so that p-values can fall below Holm's smallest threshold.
-    seed : int
-        Seed of the relabellings, which are the same for all tests of one call.
+    `with_original` (items, K, ...): f between the original and each of K >= 2 clones, for one or several symmetric f (trailing
+    axes). `with_clones` (items, K, ...): mean of f between each clone and the K - 1 others. `level`: false-alarm rate of all
+    tests together (Holm). `relabellings`: B, by default 100 times the number of tests over the level. `seed`: of the
+    relabellings, which are the same for all tests of one call.
 
-    Examples
-    --------
     >>> import uturn as ut
     >>> x = ut.random.uniforms(ut.random.keys(0, range(500)), 4)  # an original and three clones, all drawn alike
     >>> like = -abs(x[:, :, None] - x[:, None, :])
@@ -105,17 +95,9 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     too much. The test is that of `calibrate`, on trajectory 0 of every item; all trajectories enter the gap and its interval.
     Items with missing or infinite readings are left out.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-        A finished run with `clones` >= 2.
-    variable : str, or sequence of str
-        Symmetric variables, those with a twin `clone_<variable>`. Ranked variables h(x; y), those with a twin
-        `original_<variable>`, have f(a, b) = h(a) + h(b) and the gap E h(x_0; y) - E h(x̂; y).
-    level : float in (0, 1)
-        False-alarm rate of all tests of the call together.
-    seed : int
-        Seed of the relabellings.
+    `ds`: a finished run with `clones` >= 2. `variable`: one or several symmetric variables, those with a twin
+    `clone_<variable>`. Ranked variables h(x; y), those with a twin `original_<variable>`, have f(a, b) = h(a) + h(b) and the gap
+    E h(x_0; y) - E h(x̂; y). `level`: false-alarm rate of all tests of the call together. `seed`: of the relabellings.
 
     Returns
     -------

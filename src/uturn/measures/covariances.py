@@ -221,18 +221,17 @@ class Covariances:
     @property
     def covariance(self) -> np.ndarray:
         """Mean covariance of the pairs at every distance, unbiased: float64 (items, distances); entry 0: variance of a site."""
-        self.check_trajectories()
-        return self._products / ((self.count - 1) * self.distance.pairs)
+        return self._products / (self._freedom * self.distance.pairs)
 
     @property
     def total(self) -> np.ndarray:
         """Sum of the covariances of all ordered pairs over the number of sites, float64 (items,)."""
-        self.check_trajectories()
-        return self._products.sum(axis=1) / ((self.count - 1) * self.distance.num_sites)
+        return self._products.sum(axis=1) / (self._freedom * self.distance.num_sites)
 
-    def check_trajectories(self) -> None:
-        """ValueError unless there are at least two trajectories."""
+    @property
+    def _freedom(self) -> int:
         expect(self.count > 1, "changed: trajectories", self.count, "at least 2 of each item, for a covariance")
+        return self.count - 1
 
 
 def checked_changes(changed: Any, has_missing: bool = False) -> tuple[np.ndarray, Any]:

@@ -59,11 +59,7 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
 
 
 def distance_ranges(length: int) -> np.ndarray:
-    """Largest distances of the ranges 1, 2, 3 to 4, 5 to 8, .. of two sites of a text.
-
-    >>> distance_ranges(64).tolist()
-    [1, 2, 4, 8, 16, 32, 64]
-    """
+    """Largest distances of the ranges 1, 2, 3 to 4, 5 to 8, .. of two sites of a text."""
     return 2 ** np.arange(max(1, int(np.ceil(np.log2(max(length - 1, 1)))) + 1))
 
 

@@ -117,20 +117,11 @@ def sample_posterior(
     The draws are exact (Mezard and Montanari 2009, ch. 14): after one upward pass, every node from the root down draws its rule
     with probability `~ p(rule) * prod_i up_i[x_i]`.
 
-    Parameters
-    ----------
-    rhm, log_evidence
-        As in `infer`; tensors are copied to the CPU.
-    seed : int, or uint64 array (batch,)
-        With an integer, sample b uses the key `uturn.random.keys(seed, b)`; an array holds one key for each sample. Every random
-        number is a function of (key, draw, node) only.
-    num_draws : int >= 0, or uint64 array (draws,), optional
-        Independent draws of every sample: the draws 0 .. num_draws - 1, or those with the given numbers. Draw 0 equals the draw
-        of `num_draws=None`.
-
-    Returns
-    -------
-    {tree_level: int64 numpy array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
+    `rhm`, `log_evidence`: as in `infer`; tensors are copied to the CPU. `seed`: with an integer, sample b uses the key
+    `uturn.random.keys(seed, b)`; a uint64 array (batch,) holds one key for each sample. Every random number is a function of
+    (key, draw, node) only. `num_draws`: independent draws of every sample, 0 .. num_draws - 1, or those with the numbers of a
+    uint64 array (draws,); draw 0 equals the draw of `num_draws=None`. Returns {tree_level: int64 numpy array (batch, nodes)}, or
+    (draws, batch, nodes) if `num_draws` is given.
     """
     from uturn.exact.inference.engine import sample_numba
 

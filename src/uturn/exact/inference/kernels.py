@@ -17,7 +17,7 @@ a child's message, whose sum is at least 1, loses `rules (s + 1) t D / z`, and a
 z < 1e-16 or D > 1e12 at some node (1e-150 and 1e140 in float64) are flagged and redone with a larger range; for all others
 the loss is below `rules (s + 1) 1.2e-10`, less than rounding. A message that overflows shows in D or in the sum of a marginal.
 A draw takes the rules of a symbol in proportion to their terms, whose sum must not be below 1e-26 (1e-280): else the draw
-is repeated in the larger range. The flush is there for speed alone.
+is repeated in the larger range.
 """
 
 # mypy: ignore-errors
