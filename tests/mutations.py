@@ -582,7 +582,7 @@ MUTATIONS = (
     Mutation(
         "covariances over T instead of T - 1 trajectories",
         "uturn.measures.covariances:Covariances.covariance",
-        "(self.count - 1) * self.distance.pairs",
+        "self._freedom * self.distance.pairs",
         "self.count * self.distance.pairs",
         tests=(("test_changes_probe::test_readings_are_those_of_the_arrays", {"channel": "masking"}),),
     ),
