@@ -14,8 +14,7 @@ import time
 import numpy as np
 import torch
 
-from uturn.backward.image_queue import Work
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.random import keys, normals
 from uturn.sources import fashion_mnist
 

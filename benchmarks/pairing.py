@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 import uturn as ut
-from uturn.measures.pairing import pairing
+from uturn.backward.recorded import pairing
 
 LEVELS = (0.05, 0.1, 0.2, 0.3)
 ITEMS = 60

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.backward.language import TokenWork, run_token_queue
 from uturn.core.random import keys
 from uturn.corruption.unmasking import MASKED, Decoder
 from uturn.networks.texts.language import LanguageModel

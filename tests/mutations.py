@@ -188,8 +188,8 @@ MUTATIONS = (
     Mutation(
         "marginals of other evidence than the draws",
         "uturn.sources.strings:NoisyStrings.true_beliefs",
-        "return true_beliefs(self.rhm, self.evidence, Truth(",
-        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), Truth(",
+        "return true_beliefs(self.rhm, self.evidence, symbols)",
+        "return true_beliefs(self.rhm, Evidence.of(np.float32(1.1) * self.log_evidence), symbols)",
         tests=of_channel(MARGINALS, "gaussian"),
     ),
     Mutation(
@@ -459,7 +459,7 @@ MUTATIONS = (
     # --- queues ---
     Mutation(
         "all images of a call are told the timestep of the first ones",
-        "uturn.backward.image_queue:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:ImageQueue.advance",
         "timesteps.append(cohort.timestep.to",
         "timesteps.append(cohorts[0].timestep.to",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
@@ -473,21 +473,21 @@ MUTATIONS = (
     ),
     Mutation(
         "images that enter the queue together draw the same noise",
-        "uturn.backward.image_queue:ImageQueue._cohort",
+        "uturn.backward.reverse_diffusion:ImageQueue._cohort",
         "manual_seed(int(w.key)) for w in work",
         "manual_seed(int(work[0].key)) for w in work",
         tests=(("test_queue::test_shared_batches_change_nothing", {"name": "ddpm"}),),
     ),
     Mutation(
         "the learned variance is taken for the noise",
-        "uturn.backward.image_queue:ImageQueue.advance",
+        "uturn.backward.reverse_diffusion:ImageQueue.advance",
         "output = output[:, :channels]",
         "output = output[:, channels:]",
         tests=(("test_ancestral::test_learned_variances_are_left_out", {}),),
     ),
     Mutation(
         "tokens that were not kept are drawn with the same numbers again",
-        "uturn.backward.token_queue:_TokenQueue._call",
+        "uturn.backward.language:_TokenQueue._call",
         "steps = np.array([text.step for text in texts], np.uint64)",
         "steps = np.array([0 for text in texts], np.uint64)",
         tests=(("test_language::test_the_queue_draws_what_unmasking_draws", {"decoder": Decoder("confidence", steps=2)}),),
@@ -525,7 +525,7 @@ MUTATIONS = (
     Mutation(
         "covariances over T instead of T - 1 trajectories",
         "uturn.measures.covariances:Covariances.covariance",
-        "(self.count - 1) * self.distance.pairs",
+        "self._freedom * self.distance.pairs",
         "self.count * self.distance.pairs",
         tests=(("test_changes_probe::test_readings_are_those_of_the_arrays", {"channel": "masking"}),),
     ),

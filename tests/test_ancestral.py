@@ -11,8 +11,7 @@ from scipy import stats
 
 import uturn as ut
 from tiny_denoiser import PLAIN, unet
-from uturn.backward.image_queue import Work
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.random import keys
 from uturn.corruption.schedulers import AncestralScheduler, amplitudes, scheduler_like
 

@@ -11,8 +11,7 @@ from scipy.stats import chisquare
 import tiny_language
 import uturn as ut
 from tiny_language import Table, TableDenoiser
-from uturn.backward.language import LanguageDenoiser
-from uturn.backward.token_queue import TokenWork, run_token_queue
+from uturn.backward.language import LanguageDenoiser, TokenWork, run_token_queue
 from uturn.core.files import clear_caches
 from uturn.core.protocols import Noisy
 from uturn.core.random import Streams, keys

@@ -195,7 +195,7 @@ def test_passages_are_read_by_the_model(embedded):
 
 
 def test_numbers_in_the_readme_belong_to_these_files():
-    folder = embedded_text.text_folder()
+    folder = embedded_text.FOLDER
     manifest = json.loads((folder / "manifest.json").read_text())
     readme = (folder / "README.md").read_text()
     assert manifest["fingerprints"] == embedded_text.fingerprints()
@@ -217,6 +217,6 @@ def test_embedded_model_predicts_passages_as_the_readme_says(embedded):
         with torch.inference_mode():
             return functional.cross_entropy(network(x.masked_fill(masked, network.mask_id))[masked], x[masked]).item()
 
-    expected = json.loads((embedded_text.text_folder() / "manifest.json").read_text())["passages"]["0.3"][0]
+    expected = json.loads((embedded_text.FOLDER / "manifest.json").read_text())["passages"]["0.3"][0]
     assert nats(tokens) == pytest.approx(expected, abs=0.12)
     assert nats(tokens[:, torch.randperm(tokens.shape[1], generator=draw)]) > expected + 1

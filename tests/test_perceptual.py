@@ -15,8 +15,7 @@ from uturn.backward import UTurns
 from uturn.networks.images.classifiers import load_classifier
 from uturn.presets import ImageOptions
 from uturn.probes import Perceptual
-from uturn.probes.perceptual import LPIPS_LAYERS, distance_of
-from uturn.probes.perceptual_distance import Stages, read_linear
+from uturn.probes.perceptual import LPIPS_LAYERS, distance_of, read_linear, stages
 from uturn.sources.images import Images
 from uturn.studies import summary
 
@@ -120,10 +119,10 @@ def test_the_smallest_images(name, least):
     assert f"{least} pixels for `{name}`" in page
     with torch.device("meta"):
         network = torchvision.models.get_model(name, **({"init_weights": False} if name == "vgg16" else {}))
-    stages = Stages(network, LPIPS_LAYERS[f"torchvision:{name}"][-1])
-    assert stages(torch.zeros(1, 3, least, least, device="meta")).shape[2:] == (1, 1)
+    of_lpips = stages(network, LPIPS_LAYERS[f"torchvision:{name}"][-1])
+    assert of_lpips(torch.zeros(1, 3, least, least, device="meta")).shape[2:] == (1, 1)
     with pytest.raises(RuntimeError, match="too small"):
-        stages(torch.zeros(1, 3, least - 1, least - 1, device="meta"))
+        of_lpips(torch.zeros(1, 3, least - 1, least - 1, device="meta"))
 
 
 def tokens():
@@ -226,7 +225,7 @@ def test_mistakes_are_named(squeezenet, linear, tmp_path):
             Perceptual(**options, linear=str(tmp_path / name)).variables(Source())
         assert "\n" not in str(caught.value)
         assert "linear" in str(caught.value)
-    with pytest.raises(ValueError, match=r"squeezenet1_1': Stages does not take samples of .*shape \(2, 3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1' does not take images \(3, 2, 2\)"):
         Perceptual(**options).variables(Source((3, 2, 2)))
     with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
         Perceptual(**options).variables(Source((4, 40, 40)))

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import uturn as ut
-from uturn.backward.image_queue import Work
-from uturn.backward.reverse_diffusion import ReverseDiffusion
+from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.random import keys
 from uturn.corruption.schedulers import SCHEDULERS, scheduler_like
 from uturn.store.record import Store, Variable

@@ -18,11 +18,10 @@ from PIL import Image
 import uturn as ut
 from command_line import uturn
 from tiny_classifier import network
-from uturn.backward.recorded import RecordedImages, Recordings
+from uturn.backward.recorded import RecordedImages, Recordings, pairing
 from uturn.core.checks import CHECKS
 from uturn.core.spec import build
 from uturn.engine.measuring import measure
-from uturn.measures.pairing import pairing
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule
 from uturn.presets import image_experiment

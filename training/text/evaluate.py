@@ -115,7 +115,7 @@ def main() -> None:
     print(table(measured))
     if args.dry_run:
         return
-    folder = embedded_text.text_folder()
+    folder = embedded_text.FOLDER
     (folder / "manifest.json").write_text(json.dumps(measured, indent=1) + "\n")
     page = folder / "README.md"
     before, rest = page.read_text().split(BEGIN)

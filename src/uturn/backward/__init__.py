@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uturn.backward.denoiser import StringDenoiser
+from uturn.backward.denoiser import ExactPosterior, StringDenoiser
 from uturn.backward.diffusion import DiffusionModel
-from uturn.backward.exact import ExactPosterior
 from uturn.backward.language import LanguageDenoiser
 from uturn.backward.recorded import RecordedImages
-from uturn.backward.score import StringDiffusion
+from uturn.backward.score_model import StringDiffusion
 from uturn.core.lazy import lazy
 from uturn.core.protocols import Backward as Backward
 from uturn.core.protocols import UTurns as UTurns

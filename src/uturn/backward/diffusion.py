@@ -124,9 +124,8 @@ class DiffusionModel(DiffusionOptions, Spec, Queued):
     def generated_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images of the model."""
         reverse = _reverse_diffusion(self)
-        if reverse.image_shape is None or reverse.latent_shape is None:
-            raise ValueError(f"model = {self.model!r}: expected one that says how large its images are")
-        return reverse.image_shape
+        expect(reverse.image_shape and reverse.latent_shape, "model", self.model, "one that says how large its images are")
+        return reverse.image_shape  # type: ignore[return-value]
 
     def num_labels(self) -> int | None:
         """Number of classes of the model's label input; None for models without labels."""

@@ -6,15 +6,16 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from uturn.backward.image_queue import ImageQueue
-from uturn.backward.image_queue import Work as Work
 from uturn.backward.queue import run_queue
 from uturn.core.checks import expect, noted, one_line
-from uturn.core.pieces import Pieces
+from uturn.core.pieces import Pieces, half_precision_words
 from uturn.core.progress import units
 from uturn.corruption.diffusion import Diffusion, checked_images
 from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler_like, uses_learned_variance
@@ -32,54 +33,39 @@ class ReverseDiffusion:
     timestep counted from the clean end, and makes the last k reverse steps, the first of them at that same timestep (section 2 of
     arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level.
 
-    If the scheduler draws the full noise of the reverse process (DDPM, Euler ancestral, DDIM with eta = 1), the reconstruction is
-    a draw from the model's posterior given x_t, up to discretisation, and original and reconstruction are exchangeable. If it
-    draws less (DDIM with eta < 1) or none (ODE solvers), reconstructions follow the law of the data but not the posterior.
-
     Parameters
     ----------
     model
         The denoiser, called as `model(noisy, timestep)` with noisy (batch, channels, height, width) and timestep
-        (batch,); returns a tensor or an object with `.sample`, in the prediction type the scheduler is configured for.
-        If the output has twice the input channels, the second half is a learned variance, passed only to schedulers that use
-        it. The timesteps of a batch may differ. The model must be in evaluation mode.
+        (batch,), which may differ in a batch; returns a tensor or an object with `.sample`, in the prediction type the scheduler
+        is configured for. If the output has twice the input channels, the second half is a learned variance, passed only to
+        schedulers that use it. The model must be in evaluation mode.
     scheduler
-        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never
-        changed. Pseudo-numerical schedulers (PNDM) visit timesteps twice and are refused.
+        Any scheduler of diffusers with one denoising pass over a descending list of timesteps. It is copied, never changed.
     num_steps
         Number of reverse steps N of the whole chain, 1 .. timesteps of the training schedule.
     timestep_spacing
-        Spacing of the N timesteps. By default "linspace" (both ends included; solvers of diffusers that step down to the
-        clean image, such as DPM-Solver++ and UniPC, leave out the last one), and "trailing" for the DDIM schedulers, whose
-        step has the fixed length T // N and would not land on linspace's timesteps.
+        Spacing of the N timesteps. By default "linspace" (both ends included), and "trailing" for the DDIM schedulers, whose
+        step has the fixed length T // N.
     eta
         Noise of the reverse steps relative to the full noise, for schedulers that take it (DDIM: 0 deterministic, 1 as DDPM).
     batch_size
         Images denoised at a time, or "auto": 64 on the CPU, 256 elsewhere. It is halved while the device runs out of memory.
-        It changes results by float rounding only. Models with guidance have two rows for every image, which count as two.
+        It changes results by float rounding only. Models with guidance have two rows for every image.
     image_shape, latent_shape
         (channels, height, width) of the images, read from `model.config` where there is one; of the latents, for `generate`.
-    device
-        Device of the computation; by default that of the model.
     num_classes
         For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
     pure_noise, codec, timesteps
         As in `Diffusion`; `codec` has also `decode(latents)`.
 
-    Attributes
-    ----------
-    is_stochastic : bool
-        Whether reverse steps draw noise, in full or in part.
-    forward : Diffusion
-        The forward process; its `noise_levels` are the table of the steps k = 0 .. N.
-    description : str
-        One line about the model; empty unless it was loaded by `from_pretrained`.
-    prompts : Prompts or None
-        The prompts of a text-conditioned model; labels are then numbers of prompts.
+    `is_stochastic`: whether reverse steps draw noise. `forward`: the forward process (`Diffusion`).
     """
 
     description = ""
+    """One line about the model, if it was loaded by `from_pretrained`."""
     prompts: Prompts | None = None
+    """The prompts of a text-conditioned model; labels are then numbers of prompts."""
 
     def __init__(
         self,
@@ -178,9 +164,8 @@ class ReverseDiffusion:
     def queue(self, work: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         """Reconstructions of noisy images at different steps, in full batches: `(name, image)` in the order of completion.
 
-        When an image is done, the next one of `work` takes its place in the batch, so one call of the network serves images at
-        different timesteps. The iterable is read when places become free, so it may be lazy. Images with many steps should come
-        first, so that few batches at the end are not full. The results equal those of `denoise` up to float rounding.
+        The iterable is read when places become free, so it may be lazy. Images with many steps should come first, so that few
+        batches at the end are not full. The results equal those of `denoise` up to float rounding.
         """
         return run_queue(ImageQueue(self), work)
 
@@ -275,3 +260,112 @@ def _checked_keys(keys: Any, count: int) -> np.ndarray:
     fits = array.dtype == np.uint64 and array.shape == (count,)
     expect(fits, "keys", keys, f"uint64 ({count},), as uturn.random.keys gives")
     return array
+
+
+class Work(NamedTuple):
+    """A reconstruction to compute."""
+
+    image: Any  # float32 (channels, height, width), x_t in the units of `ReverseDiffusion.corrupt`
+    step: int  # number k of reverse steps, 0 .. num_steps
+    key: Any  # uint64, its random stream
+    label: int | None = None  # true class, for class-conditional models
+    name: Any = None  # any value, which is returned with the result and named in errors
+
+
+@dataclass
+class _Cohort:
+    """Images that entered the queue together at the same timestep, with a scheduler and its history."""
+
+    names: list[Any]
+    reverse_steps: int
+    scheduler: Any
+    timesteps: torch.Tensor
+    state: torch.Tensor
+    labels: torch.Tensor | None
+    arguments: dict[str, Any]
+    step: int = 0
+
+    @property
+    def calls(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        return self.timesteps[self.step]
+
+
+class ImageQueue:
+    """A reverse diffusion as a process of `run_queue`. Works are read outside of torch's inference mode."""
+
+    def __init__(self, reverse: ReverseDiffusion) -> None:
+        self.reverse = reverse
+
+    @property
+    def places(self) -> int:
+        return self.reverse.batch_size
+
+    def calls(self, work: Work) -> int:
+        return work.step
+
+    def unchanged(self, work: Work) -> np.ndarray:
+        return np.array(work.image, np.float32)
+
+    def admitted(self, work: list[Work]) -> list[_Cohort]:
+        by_step = attrgetter("step")
+        return [self._cohort(list(group), step) for step, group in groupby(sorted(work, key=by_step, reverse=True), by_step)]
+
+    def _cohort(self, work: list[Work], step: int) -> _Cohort:
+        import torch
+
+        reverse = self.reverse
+        state = torch.from_numpy(np.stack([np.asarray(w.image) for w in work])).to(reverse.device)
+        labels = None if reverse.num_classes is None else torch.tensor([w.label for w in work], device=reverse.device)
+        scheduler, timesteps = reverse.forward.placed(step)
+        arguments: dict[str, Any] = dict(reverse.step_arguments)
+        if reverse.takes_generator:
+            # CPU generators on every device, so that a GPU draws the same noise.
+            arguments["generator"] = [torch.Generator().manual_seed(int(w.key)) for w in work]
+        return _Cohort([w.name for w in work], step, scheduler, timesteps, state, labels, arguments)
+
+    def advance(self, cohorts: list[_Cohort]) -> None:
+        """One step of all cohorts, with one call of the network."""
+        import torch
+
+        reverse = self.reverse
+        with torch.inference_mode():
+            states, timesteps = [], []
+            for cohort in cohorts:
+                scaled = cohort.state
+                if hasattr(cohort.scheduler, "scale_model_input"):
+                    scaled = cohort.scheduler.scale_model_input(cohort.state, cohort.timestep)
+                states.append(scaled)
+                timesteps.append(cohort.timestep.to(reverse.device).expand(len(cohort.names)))
+            labels = [torch.cat([c.labels for c in cohorts if c.labels is not None])] if reverse.num_classes is not None else []
+            outputs = reverse.pieces(reverse.network, torch.cat(states), torch.cat(timesteps), *labels)
+            for cohort, output in zip(cohorts, outputs.split([len(cohort.names) for cohort in cohorts]), strict=True):
+                channels = cohort.state.shape[1]
+                if output.shape[1] == 2 * channels and not uses_learned_variance(cohort.scheduler):
+                    output = output[:, :channels]
+                cohort.state = cohort.scheduler.step(output, cohort.timestep, cohort.state, **cohort.arguments).prev_sample
+                cohort.step += 1
+
+    def results(self, cohort: _Cohort) -> np.ndarray:
+        import torch
+
+        reverse = self.reverse
+        with torch.inference_mode():
+            _check_finite(cohort, cohort.state, "the model or the scheduler diverged", reverse.model)
+            images = cohort.state
+            if reverse.codec is not None:
+                images = reverse.pieces(reverse.codec.decode, cohort.state)
+                _check_finite(cohort, images, "the autoencoder gives NaN or infinity", reverse.codec)
+            return images.clamp(-1, 1).cpu().numpy()
+
+
+def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:
+    import torch
+
+    finite = torch.isfinite(values).flatten(1).all(1).tolist()
+    if bad := [str(name) for name, good in zip(cohort.names, finite, strict=True) if not good]:
+        where = f"reconstructions of images {', '.join(bad[:10])} are not finite after {cohort.reverse_steps} steps"
+        raise ValueError(f"{where}: {reason}{half_precision_words(getattr(network, 'dtype', None))}")

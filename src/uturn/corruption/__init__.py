@@ -15,10 +15,10 @@ from uturn.core.lazy import lazy
 from uturn.core.protocols import Corruption as Corruption
 from uturn.core.protocols import Noisy as Noisy
 from uturn.corruption.diffusion import Diffusion
-from uturn.corruption.epsilon import EpsilonBelief
 from uturn.corruption.gaussian import Gaussian
 from uturn.corruption.masking import Masking
 from uturn.corruption.recorded import Recorded as Recorded
+from uturn.corruption.strings import EpsilonBelief
 from uturn.corruption.uniform import UniformReplacement
 
 COMPACT: dict[type, Any] = {channel: channel.log_evidence for channel in (Gaussian, Masking, UniformReplacement, EpsilonBelief)}

@@ -44,8 +44,8 @@ class ExactDenoiser:
     """The Bayes-optimal denoiser of a grammar: leaf marginals by belief propagation (Eqs. 7, 8 of arXiv:2402.16991).
 
     Unmasking several leaves at once can give a string that the grammar cannot complete, and whose posterior does not exist.
-    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`). This changes the
-    posterior of consistent strings by about 1e-11; that of other strings assumes as few misread leaves as possible.
+    Therefore an unmasked leaf has each other symbol with relative probability e**-25 (`Masking.misread`), which changes the
+    posterior of consistent strings by about 1e-11.
     """
 
     def __init__(self, rhm: RandomHierarchyModel, corruption: Channel) -> None:
@@ -66,8 +66,7 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     """Draw strings given noisy data, with `steps` evaluations of a denoiser.
 
     Each evaluation but the last makes a step of the reverse process to a lower noise level; after the last one every leaf is
-    drawn from its own posterior. With the exact denoiser, the law of the strings is the product of the marginals for one step,
-    and tends to the joint posterior for many.
+    drawn from its own posterior.
 
     - Gaussian: ancestral sampling of the one-hot leaves (diffusers' DDIM scheduler with eta = 1, which is DDPM). For x_0 held at
       its posterior mean over a step, this is the Euler step of `dy = E[x_0 | y] dr + dB`, `y = x_t sqrt(abar)/(1 - abar)`, whose
@@ -76,36 +75,14 @@ def denoise(denoiser: Denoiser, noisy: Noisy, steps: int, keys: np.ndarray, reve
     - Uniform replacement: `q(x_s | x_t) = sum_a p(x_0 = a | x_t) q(x_s | x_t, x_0 = a)` leaf by leaf (arXiv:2107.03006), the
       replaced fraction going to 0 in equal steps.
 
-    Parameters
-    ----------
-    denoiser : Denoiser
-    noisy : Noisy
-        Noisy data of the denoiser's channel; noise levels may differ between samples. Full noise draws unconditional strings.
-    steps : int >= 1
-    keys : uint64 (batch,)
-        One random stream for each sample (`uturn.random.keys`). The string of a sample depends on no other stream.
-    reverse : optional
-        A reverse process that replaces the channel's, `reverse(denoiser, noisy, keys)`.
-
-    Returns
-    -------
-    int64 (batch, num_leaves)
-        Samples with noise at most `clean_noise` of the channel are returned unchanged.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> nothing = Noisy(np.full((5, 8), -1), np.ones(5), 8)
-    >>> strings = denoise(ExactDenoiser(rhm, ut.Masking()), nothing, steps=8, keys=ut.random.keys(0, range(5)))
-    >>> bool(rhm.parse(strings).valid[3].all())
-    True
+    `noisy`: data of the denoiser's channel; noise levels may differ between samples. `keys`: uint64 (batch,), one random stream
+    for each sample (`uturn.random.keys`). `reverse`: a reverse process that replaces the channel's, `reverse(denoiser, noisy,
+    keys)`. Returns strings, int64 (batch, num_leaves); those with noise at most `clean_noise` of the channel are unchanged.
     """
-    steps = checked_integer("steps", steps, 1)
-    check_channel(denoiser.corruption)
+    steps, channel = checked_integer("steps", steps, 1), denoiser.corruption
+    check_channel(channel)
     noisy = checked_observation(denoiser, noisy)
     keys = streams(np.asarray(keys), len(noisy.noise))
-    channel = denoiser.corruption
     out = np.empty((len(keys), denoiser.num_leaves), np.int64)
     at_once = max(1, _AT_ONCE // (denoiser.num_leaves * denoiser.vocab_size))
     for rows in progress.steps(list(_equal_noise(noisy.noise, at_once))):

@@ -33,25 +33,14 @@ class Diffusion(Corruption):
     With N = `num_steps`, t/T = k/N is the k-th timestep counted from the clean end, and k = 0 is the image itself. A spec names
     it by the table `{"type": "diffusion"}`; the backward then supplies the scheduler and the number of steps.
 
-    Parameters
-    ----------
-    scheduler, num_steps, timestep_spacing
-        As in `ReverseDiffusion`.
-    pure_noise : bool
-        Whether k = N is pure noise. Otherwise it is the scheduler's first level, which keeps a small signal of the image.
-    codec : optional
-        For latent models: an object with `encode(images)`. Noise is added to the latents.
-    timesteps : PipelineTimesteps, optional
-        A pipeline's own rule for timesteps; by default only their number is set.
-    pieces : Pieces, optional
-        Device and batch size of the encoder; by default the CPU and all images at once.
+    `scheduler`, `num_steps`, `timestep_spacing`: as in `ReverseDiffusion`. `pure_noise`: whether k = N is pure noise; otherwise
+    it is the scheduler's first level, which keeps a small signal of the image. `codec`, for latent models: an object with
+    `encode(images)`; noise is added to the latents. `timesteps`: a pipeline's own rule for timesteps. `pieces`: device and batch
+    size of the encoder, by default the CPU and all images at once.
 
-    Attributes
-    ----------
-    noise_levels : dict
-        The noise level of each step k = 0 .. N, float64 arrays (N + 1,). With x_t = a x_0 + s xi: `timestep`: argument of the
-        model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`: log(a^2 / s^2) in nats;
-        `sigma`: s / a; `signal`: a, in the units of the scheduler.
+    The attribute `noise_levels` has the noise level of each step k = 0 .. N, float64 arrays (N + 1,). With x_t = a x_0 + s xi:
+    `timestep`: argument of the model (-1 at k = 0); `t_over_T`: k / N; `abar`: signal power a^2 / (a^2 + s^2); `log_snr`:
+    log(a^2 / s^2) in nats; `sigma`: s / a; `signal`: a, in the units of the scheduler.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "strings")
@@ -137,11 +126,7 @@ class Diffusion(Corruption):
         return latents
 
     def noise_like(self, values: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
-        """Standard normal noise with the shape and device of `values`; row i uses keys[i].
-
-        The numbers come from Philox, not from torch.Generator, which uses only 32 bits of a seed. Two keys that agree in these
-        bits share the noise of the reverse steps, but start from different noisy images.
-        """
+        """Standard normal noise with the shape and device of `values`; row i uses keys[i], by Philox."""
         import torch
 
         noise = normals(keys, int(np.prod(values.shape[1:])), np.float32).reshape(values.shape)

@@ -9,7 +9,7 @@ of the analytic step. Remasking (ReMDM, arXiv:2503.00307) also masks revealed to
 **Replaced symbols.** `uturn.corruption.uniform` has the laws of the analytic and of the Euler step of a site.
 
 All sites change independently in a step. With order "random", remasking reveals the tokens of a step one after the other instead,
-which keeps the posterior: masking a token whatever its symbol, and drawing it from its conditional, are a Gibbs step.
+which keeps the posterior.
 """
 
 from __future__ import annotations

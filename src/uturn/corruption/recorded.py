@@ -15,18 +15,10 @@ from uturn.core.random import Purpose
 class Recorded(Spec, Corruption):
     """The noise of U-turns made elsewhere, whose reconstructions the backward `recorded` reads from files.
 
-    `noise`: levels in the user's unit, 0 or more, without an upper limit. The noisy data are not known.
-
-    Options. `unit`: name of the noise axis, such as "strength" or "t/T". `coordinates`: further axes, {name: one value for each
-    level, in the order of `noise`}, such as {"log_snr": [4.1, 1.3, -0.8]}. `schedule`: a model, as in `uturn schedule`, whose
-    scheduler gives abar, log_snr and sigma of each level; the level is then t/T (or strength) in [0, 1], of the chain with all
-    training timesteps.
-
-    Examples
-    --------
-    >>> noise = Recorded(unit="strength", coordinates={"log_snr": [2.0, -1.0]})
-    >>> noise.unit, noise.axes(np.array([0.3, 0.6]), None)["log_snr"][0]
-    ('strength', (2.0, -1.0))
+    `noise`: levels in the user's unit, 0 or more. `unit`: name of the noise axis, such as "strength" or "t/T". `coordinates`:
+    further axes, {name: one value for each level, in the order of `noise`}, such as {"log_snr": [4.1, 1.3, -0.8]}. `schedule`: a
+    model, as in `uturn schedule`, whose scheduler gives abar, log_snr and sigma of each level; the level is then t/T (or
+    strength) in [0, 1], of the chain with all training timesteps.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)

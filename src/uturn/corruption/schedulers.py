@@ -235,12 +235,9 @@ class AncestralScheduler:
              + sqrt((1 - q) (1 - abar') / (1 - abar)) xi,    xi ~ N(0, 1).
 
     In variance-preserving units this is DDPM with its smaller variance (eq. 7 of arXiv:2006.11239); here it also serves flow
-    matching, a = 1 - sigma and s = sigma, and schedules with a = 1. The last step leads to x̂_0.
-
-    It has the methods of a scheduler of diffusers, and is made from that stored with the model, of which only the noise schedule
-    counts: `base` is the DDPM scheduler with this schedule, or FlowMatchEulerDiscreteScheduler, or a copy of another scheduler.
-    Timesteps, noisy images and the scaling of the model's input are those of `base`; the prediction type is that of its
-    configuration. Options that clip x̂_0 are followed, learned variances are not used.
+    matching, a = 1 - sigma and s = sigma, and schedules with a = 1. The last step leads to x̂_0. Timesteps, noisy images and the
+    scaling of the model's input are those of `base`, a scheduler of diffusers with the noise schedule of the given one. Options
+    that clip x̂_0 are followed, learned variances are not used.
     """
 
     order = 1
@@ -281,7 +278,7 @@ class AncestralScheduler:
         q = (a / r) ** 2 / (a_next / r_next) ** 2  # abar / abar'
         less = (s_next / r_next) ** 2 / (s / r) ** 2  # (1 - abar') / (1 - abar)
         of_clean, of_noisy = a_next / r_next * (1 - q) / (s / r) ** 2, np.sqrt(q) * less
-        clean = self._clipped(self._clean(output, sample, float(a), float(s)))
+        clean = self._clean(output, sample, float(a), float(s))
         moved = float(r_next * of_clean) * clean + float(r_next * of_noisy / r) * sample
         if index + 1 < len(self.timesteps):
             deviation = float(r_next * np.sqrt(max(0.0, (1 - q) * less)))
@@ -291,10 +288,9 @@ class AncestralScheduler:
     def _clean(self, output: torch.Tensor, sample: torch.Tensor, a: float, s: float) -> torch.Tensor:
         """x̂_0 from the model's output at x_t = a x_0 + s noise."""
         if hasattr(self.base, "precondition_outputs"):  # EDM: D(x; sigma) from the network's output
-            return self.base.precondition_outputs(sample, output, s / a)
-        return clean_and_noise(self._predicts, output, sample, a, s)[0]
-
-    def _clipped(self, clean: torch.Tensor) -> torch.Tensor:
+            clean = self.base.precondition_outputs(sample, output, s / a)
+        else:
+            clean = clean_and_noise(self._predicts, output, sample, a, s)[0]
         if self.config.get("thresholding"):
             return self.base._threshold_sample(clean)
         if self.config.get("clip_sample"):

@@ -1,8 +1,9 @@
-"""Shared functions of channels of strings: checks, two-valued beliefs, draws of symbols."""
+"""The ε-process, and shared functions of channels of strings: checks, two-valued beliefs, draws of symbols."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,6 +73,28 @@ def _two_logs(noisy: Noisy) -> tuple[np.ndarray, np.ndarray]:
     noise, v = noisy.noise, noisy.vocab_size
     with np.errstate(divide="ignore"):
         return np.log1p(-noise * (v - 1) / v), np.log(noise / v)
+
+
+@dataclass(frozen=True)
+class EpsilonBelief(TwoValued):
+    """The ε-process (Eqs. 9, 10, 20, 21 of arXiv:2402.16991): a fixed belief in the true symbol of each leaf, nothing random.
+
+    The belief is `1 - ε + ε/v` in the true symbol and `ε/v` in each other one; `noise` = ε in [0, 1].
+    """
+
+    unit: ClassVar[str] = "epsilon"
+    kinds: ClassVar[tuple[str, ...]] = ("strings",)
+    is_bayesian: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
+
+    def corrupt(self, leaves: Any, noise: Any, vocab_size: int, seed: Any = 0) -> Noisy:
+        """The true leaves, int64 (batch, num_leaves): the noise enters the evidence only. `seed` is not used."""
+        leaves, epsilon = checked_strings(leaves, noise, vocab_size, 1)
+        return Noisy(leaves, epsilon, vocab_size)
+
+    def effective_epsilon(self, noise: Any, vocab_size: int) -> np.ndarray:
+        """ε itself."""
+        return checked_noise(noise, 1)
 
 
 def draw_symbols(law: np.ndarray, keys: np.ndarray, stream: int) -> np.ndarray:

@@ -34,28 +34,20 @@ _TOGETHER = 2**22  # probabilities of the symbols that are drawn together
 class Decoder:
     """The rule by which masked tokens are revealed; ValueError for options that do not go together.
 
-    Parameters
-    ----------
-    order
-        "random": uniformly random. "blocks": blocks of `block` neighbours from left to right (token by token for 1), random
-        in each. "entropy" and "probability": the token with the lowest entropy, or the largest probability, of
-        p(x_i | kept tokens). "confidence": tokens are drawn for all masked positions, and that whose own probability is largest
-        is kept (MaskGIT, LLaDA). "first_hitting": random, and the denoiser is told the noise level at which the next token is
-        revealed in continuous time (arXiv:2409.02908, section 4) instead of the share of masked tokens. "analytic", "euler":
-        `steps` equal steps of the noise level, in each of which tokens change by chance (`uturn.corruption.in_time`).
-    steps
-        Evaluations of the denoiser, in which equal numbers of tokens are revealed, independently of each other; by default one
-        token an evaluation. With `causal`, for each block. "analytic", "euler" and `remask` need it: the number of steps in time.
-    temperature, top_k, top_p
-        Tokens are drawn with weights p^(1 / temperature), of the `top_k` most probable symbols, or the fewest whose probabilities
-        add up to `top_p`.
-    remask, eta, remask_given
-        Schedule by which each step masks revealed tokens again, and its strength in [0, 1]: "cap", "rescale", "conf" (ReMDM,
-        arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether tokens that the noise has left are masked too.
-        With order "analytic" the tokens of a step are revealed independently, as in ReMDM; with "random" one an evaluation.
-    causal
-        With order "blocks": the denoiser sees only what lies left of the current block, and the block (arXiv:2503.09573); what
-        lies right of it is masked.
+    `order`. "random": uniformly random. "blocks": blocks of `block` neighbours from left to right, random in each. "entropy",
+    "probability": the token with the lowest entropy, or the largest probability, of p(x_i | kept tokens). "confidence": tokens
+    are drawn for all masked positions, and that whose own probability is largest is kept (MaskGIT, LLaDA). "first_hitting":
+    random, and the denoiser is told the noise level at which the next token is revealed in continuous time (arXiv:2409.02908,
+    section 4). "analytic", "euler": `steps` equal steps of the noise level (`uturn.corruption.in_time`).
+
+    `steps`: evaluations of the denoiser, in which equal numbers of tokens are revealed, independently of each other; by default
+    one token an evaluation. With `causal`, for each block. "analytic", "euler" and `remask` need it: the number of steps in time.
+    Tokens are drawn with weights p^(1 / `temperature`), of the `top_k` most probable symbols, or the fewest whose probabilities
+    add up to `top_p`. `remask`, `eta`, `remask_given`: schedule by which each step masks revealed tokens again, and its strength
+    in [0, 1]: "cap", "rescale", "conf" (ReMDM, arXiv:2503.00307, section 4.1; `uturn.corruption.in_time.chances`); whether tokens
+    that the noise has left are masked too. With order "analytic" the tokens of a step are revealed independently, with "random"
+    one an evaluation. `causal`, with order "blocks": the denoiser sees only the current block and what lies left of it
+    (arXiv:2503.09573).
     """
 
     order: str = "random"

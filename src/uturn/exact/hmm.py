@@ -24,30 +24,14 @@ _AT_ONCE = 2**16  # terms of a sum over states in memory: half of a usual L2 cac
 class HiddenMarkovModel:
     """Strings x_1 .. x_N whose symbols are emitted by a Markov chain of hidden states s_1 .. s_N.
 
-    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`. `uturn.infer` and `uturn.sample_posterior` take it in the place
-    of a grammar, with two levels: 0, the symbols, and 1, the hidden states.
+    `p(s, x) = pi(s_1) prod_i A(s_i, s_{i+1}) prod_i E(s_i, x_i)`, with pi = `initial` (states,), A = `transition` (states,
+    states), the law of the next state (columns) given a state (rows), E = `emission` (states, symbols), and N = `length`.
+    `uturn.infer` and `uturn.sample_posterior` take it in the place of a grammar, with two levels: 0, the symbols, and 1, the
+    hidden states.
 
-    Parameters
-    ----------
-    initial : array (states,)
-        pi, the law of the first hidden state.
-    transition : array (states, states)
-        A, the law of the next state (columns) given a state (rows).
-    emission : array (states, symbols)
-        E, the law of the symbol given the state.
-    length : int N >= 1
-        Number of symbols of a string.
-
-    Examples
-    --------
-    >>> import uturn as ut
     >>> chain = HiddenMarkovModel([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], [[0.8, 0.2], [0.2, 0.8]], length=10)
-    >>> draw = chain.sample(3, seed=0)
-    >>> {level: nodes.shape for level, nodes in draw.latents.items()}
+    >>> {level: nodes.shape for level, nodes in chain.sample(3, seed=0).latents.items()}
     {0: (3, 10), 1: (3, 10)}
-    >>> beliefs = ut.infer(chain, np.zeros((1, 10, 2)))
-    >>> beliefs.marginals[1].shape, beliefs.marginals[0][0, 0].round(3).tolist()
-    ((1, 10, 2), [0.5, 0.5])
     """
 
     depth = 1

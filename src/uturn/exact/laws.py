@@ -29,28 +29,12 @@ class GaussianMixture:
     """A mixture of Gaussians with a common covariance, diagonal in an orthonormal basis, under Gaussian diffusion.
 
     The law is `sum_k w_k N(x; mu_k, C)`. The noisy datum is `x_t = sqrt(abar) x_0 + sqrt(1 - abar) xi`, `abar = exp(-2t)`, with
-    `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`. In the basis the components of a mode
-    are independent, so the posterior has a closed formula, which is evaluated in float64.
+    `noise` = t in [0, inf], scalar or one per vector: the process of `uturn.Gaussian`.
 
-    Parameters
-    ----------
-    means : array (modes, dimension)
-    weights : array (modes,), optional
-        Positive, with sum 1; equal by default.
-    variance : float or array (dimension,)
-        Variances along the basis, positive.
-    grid : tuple of int, optional
-        The vectors are raveled fields on a periodic grid of this shape, and the basis is the real Fourier basis: component k
-        is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By default the basis is the
-        standard one.
-
-    Examples
-    --------
-    >>> law = GaussianMixture(means=[[-3.0, 0.0], [3.0, 0.0]])
-    >>> x0 = law.sample(5, seed=0)
-    >>> xt = law.diffuse(x0.values, noise=0.5, seed=0)
-    >>> law.sample_posterior(xt, noise=0.5, seed=0).values.shape
-    (5, 2)
+    `means` (modes, dimension). `weights` (modes,): positive, with sum 1; equal by default. `variance`: positive, one number, or
+    (dimension,) along the basis. `grid`: the vectors are raveled fields on a periodic grid of this shape, and the basis is the
+    real Fourier basis: component k is the projection on `(cos(k.x) + sin(k.x)) / sqrt(d)`, in the order of `numpy.fft.fftn`. By
+    default the basis is the standard one.
     """
 
     def __init__(self, means: Any, weights: Any = None, variance: Any = 1.0, grid: tuple[int, ...] | None = None) -> None:
@@ -191,17 +175,12 @@ class GaussianMixture:
     def _log_joint(self, observed: Any, noise: Any) -> np.ndarray:
         """log of w_k p(x_t | mode k), (batch, modes)."""
         x, t = self._checked(observed, noise)
-        abar, _, total = self._variances(t)
-        z, m = self.to_basis(x), self._means
+        abar = np.exp(-2 * t)
+        total, z, m = abar * self.variance - np.expm1(-2 * t), self.to_basis(x), self._means
         # |z - sqrt(abar) m_k|^2 / total is expanded, which avoids an array of batch x modes x dimension.
         square = (z * z / total).sum(1, keepdims=True) - 2 * np.sqrt(abar) * (z / total) @ m.T + abar * ((1 / total) @ (m * m).T)
         normaliser = np.broadcast_to(np.log(2 * np.pi * total), z.shape).sum(1, keepdims=True)
         return np.log(self.weights) - 0.5 * (square + normaliser)
-
-    def _variances(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """abar and 1 - abar, (batch or 1, 1), and the variance of x_t in a mode, (batch or 1, dimension)."""
-        abar, rest = np.exp(-2 * t), -np.expm1(-2 * t)
-        return abar, rest, abar * self.variance + rest
 
     def _checked(self, values: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
         """Vectors as float64 and noise as (batch or 1, 1), or a ValueError."""

@@ -1,13 +1,9 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
-The messages of all nodes of a level have the same law. Population dynamics keeps a pool of messages drawn from it and computes
-the pool of the next level: a new node takes a rule, takes a random message for each of its children, and makes one upward step of
-belief propagation. The first pool holds the evidence of a channel about single leaves. In the ensemble "one grammar" all nodes of
-a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and one
-pool suffices, with true symbol 0.
-
-All noise levels use the same random numbers, so that the finite pool hardly affects differences between them. Results depend on
-the seed only, not on the number of threads.
+A pool holds messages drawn from the law of those of a level. For the pool of the next level, a new node takes a rule, takes a
+random message for each of its children, and makes one upward step of belief propagation. In the ensemble "one grammar" all nodes
+of a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and
+one pool suffices, with true symbol 0. All noise levels use the same random numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.progress import steps
 from uturn.core.protocols import Channel
 from uturn.core.random import Purpose, checked_seed, fold, keys, philox, uniforms
-from uturn.exact.rhm import RandomHierarchyModel
+from uturn.exact.rhm import RandomHierarchyModel, tuples
 from uturn.exact.theory import MeanField
 
 Ensemble = Literal["one grammar", "fresh rules"]
@@ -54,18 +50,11 @@ class PopulationBeliefs(NamedTuple):
 class ThresholdEstimate:
     """Noise at which the class of an infinitely deep tree is lost, in the unit of the channel.
 
-    Attributes
-    ----------
-    values : float64 array (replicates,)
-        Threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the channel's
-        `max_noise`, which may be inf, if it is recovered at all of them.
-    value, standard_error, spread : float
-        Mean of `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`: variation
-        between grammars, and error of the finite pool; NaN for one replicate, or if any value is infinite.
-    phase : "transition", "always lost", "always recovered" or "mixed"
-        Phase of all replicates; "mixed" if they differ.
-    effective_epsilon, bits_per_leaf : float
-        `value` in effective ε (Eq. 63 of arXiv:2402.16991) and in bits, the noise axes that all channels share.
+    `values` (replicates,): threshold of each replicate. 0 if the class is lost at all noise levels that the search resolves; the
+    channel's `max_noise`, which may be inf, if it is recovered at all of them. `value`, `standard_error`, `spread`: mean of
+    `values` (NaN if only some are infinite), its standard error, and the standard deviation of `values`; NaN for one replicate,
+    or if any value is infinite. `phase`: of all replicates; "mixed" if they differ. `effective_epsilon`, `bits_per_leaf`: `value`
+    in effective ε (Eq. 63 of arXiv:2402.16991) and in bits.
     """
 
     values: np.ndarray
@@ -108,22 +97,12 @@ def population_dynamics(
     levels : int >= 1
         Tree levels above the leaves.
     pool : int >= 1
-        Total number of messages; "one grammar" divides it among the true symbols, rounded up. At most 8 GB of memory.
-    ensemble : "one grammar" or "fresh rules"
-    seed : int
+        Total number of messages; "one grammar" divides it among the true symbols, rounded up.
     replicates : int >= 2
         Number of independent pools of the same grammar, for means and standard errors.
     grammar : RandomHierarchyModel, or int, optional
-        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, of which the levels 1..`levels` are
-        used, or the seed of a model. By default it is drawn from `seed`.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> from uturn.exact.population import population_dynamics
-    >>> found = population_dynamics(8, 2, 2, ut.Masking(), noise=[0.0, 0.55, 1.0], levels=6, pool=800)
-    >>> found.beliefs[:, -1].round(1)
-    array([1. , 0.8, 0.1])
+        Only for "one grammar": a model with depth >= `levels` and uniform rule probabilities, or the seed of a model. By default
+        it is drawn from `seed`.
     """
     setting = _Setting.checked(vocab_size, multiplicity, branching, corruption, pool, ensemble)
     checked_integer("levels", levels, 1)
@@ -153,24 +132,21 @@ def threshold(
     """Noise beyond which the class of a deep tree is lost, for any channel.
 
     The mean belief of the pool flows, level by level, to 1 (recovered) or to 1/v (lost). A noise level counts as recovered if the
-    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), the axis that
-    all channels share. Each round divides an interval by 16 noise levels, until they are at most `tolerance` apart.
+    belief is above (1 + 1/v)/2 after K tree levels. The search uses the effective ε (Eq. 63 of arXiv:2402.16991), and divides an
+    interval by 16 noise levels, until they are at most `tolerance` apart.
 
     Near the threshold, the distance from it grows as `slope**K`, with slope = F'(p*) of the mean field, so that K = 5 + 1.25
-    log(1/distance)/log(slope) decides the levels next to it with a margin of slope**5, and of a quarter of K for grammars that
-    are slower than the mean field. Without a transition in mean field, the slope is that at the fixed point 1 or 1/v, and the
-    distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes below about 1.03: the
-    class then seems to be recovered at small noise, although it is lost in deeper trees.
+    log(1/distance)/log(slope) decides the levels next to it. Without a transition in mean field, the slope is that at the fixed
+    point 1 or 1/v, and the distance that of the beliefs at the leaves from it, if smaller. K is at most 300, too small for slopes
+    below about 1.03: the class then seems to be recovered at small noise, although it is lost in deeper trees.
 
     Parameters
     ----------
     vocab_size, multiplicity, branching, corruption, pool, ensemble, seed
-        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. If the
-        leaves are nearly uninformative, small pools lose the class too early. A noise level at which all leaves of the pool are
-        certain, or all are uninformative, is assigned to neither phase.
+        As in `population_dynamics`. A finite pool adds a random error to every threshold, which is part of the `spread`. A noise
+        level at which all leaves of the pool are certain, or all are uninformative, is assigned to neither phase.
     replicates : int >= 1
-        Number of independent grammars and pools, or of independent pools with fresh rules. Each takes about 5 s of one core at
-        (v, m, s) = (32, 8, 2); threads share the work.
+        Number of independent grammars and pools, or of independent pools with fresh rules.
     tolerance : float in (0, 0.1]
         Resolution in effective ε.
     grammars : sequence of RandomHierarchyModel or of their seeds, optional
@@ -267,7 +243,7 @@ class _Setting:
                 _shared_rules_step(model.rules[level], child, messages, above)
             else:
                 key = keys(seed, Purpose.POPULATION, replicate, _RULES, level)[()]
-                _fresh_rules_step(self.m, _tuples(self.v, s), key, child, messages, above)
+                _fresh_rules_step(self.m, tuples(np.arange(self.v**s), self.v, s), key, child, messages, above)
             messages = above
             yield self._mean(messages)
 
@@ -357,12 +333,6 @@ def _rows_of_children(symbols: np.ndarray, u: np.ndarray, members: int) -> np.nd
     rows = np.empty_like(symbols)
     rows[order] = of * members + (rank + int(u[-1] * members)) % members
     return rows
-
-
-def _tuples(v: int, s: int) -> np.ndarray:
-    """All v**s tuples, (v**s, s); the first is (0, .., 0)."""
-    codes = np.arange(v**s)
-    return np.stack([codes // v**k % v for k in range(s - 1, -1, -1)], axis=1)
 
 
 @njit(inline="always", cache=True)

@@ -87,7 +87,7 @@ class RandomHierarchyModel:
     branching : int, s >= 2
         Children of a node.
     depth : int, L, 1 .. 10,000
-        Levels of rules; `num_leaves = s**L`. `uturn.population` uses grammars too deep for drawing strings.
+        Levels of rules; `num_leaves = s**L`.
     num_classes : int, n >= 1, optional
         Number of root symbols; v by default.
     seed : int
@@ -107,11 +107,8 @@ class RandomHierarchyModel:
     Examples
     --------
     >>> rhm = RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> draw = rhm.sample(5, seed=1)
-    >>> draw.leaves.shape, {level: nodes.shape for level, nodes in draw.latents.items()}
-    ((5, 8), {0: (5, 8), 1: (5, 4), 2: (5, 2), 3: (5, 1)})
-    >>> bool(rhm.parse(draw.leaves).valid[3].all())
-    True
+    >>> {level: nodes.shape for level, nodes in rhm.sample(5, seed=1).latents.items()}
+    {0: (5, 8), 1: (5, 4), 2: (5, 2), 3: (5, 1)}
     """
 
     rules: dict[int, np.ndarray]
@@ -162,15 +159,10 @@ class RandomHierarchyModel:
     ) -> RandomHierarchyModel:
         """A model with given rules; ValueError if a tuple occurs twice in a level, or sizes disagree.
 
-        Parameters
-        ----------
-        rules : {tree_level: integer array (symbols, multiplicity, branching)}
-            Levels 1..depth as ints or decimal strings, depth being the root; values are 0-based symbols of the level below. In
-            lists, symbols may have different numbers of rules.
-        vocab_size : int, optional
-            By default the number of symbols of level 1, or the largest leaf symbol + 1 if depth is 1.
-        rule_probabilities, class_probabilities : optional
-            As for the class; lists of the form of `rules`, if symbols have different numbers of rules.
+        `rules`: {tree_level: integer array (symbols, multiplicity, branching)}, levels 1..depth as ints or decimal strings, depth
+        being the root; values are 0-based symbols of the level below. In lists, symbols may have different numbers of rules; then
+        the probabilities are lists of this form, too. `vocab_size`: by default the number of symbols of level 1, or the largest
+        leaf symbol + 1 if depth is 1.
         """
         lists, L = _by_level("rules", rules), len(rules)
         laws, tables = _laws_by_level(rule_probabilities, L), {}
@@ -277,13 +269,9 @@ class RandomHierarchyModel:
         `sample(100, seed)`. A uint64 array (count,) holds one key for each string (`uturn.random.keys`).
         """
         count = checked_integer("count", count, 0)
-        check_memory(
-            f"{count} strings of {self.branching}**{self.depth} leaves",
-            16 * count * self.num_leaves,
-            "draw fewer, or shorter ones",
-        )
-        key = streams(seed, count, STRINGS)
-        L = self.depth
+        what = f"{count} strings of {self.branching}**{self.depth} leaves"
+        check_memory(what, 16 * count * self.num_leaves, "draw fewer, or shorter ones")
+        key, L = streams(seed, count, STRINGS), self.depth
         latents = {level: np.empty((count, self.num_nodes(level)), np.int64) for level in range(L, -1, -1)}
         cumulative = {level: cumulative_sums(p) for level, p in self.rule_probabilities.items()}
         of_class = cumulative_sums(self.class_probabilities)
@@ -442,8 +430,7 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
     """`count` of the v**s tuples, (count, s), drawn uniformly without replacement, in random order."""
     total = v**s
     if 2 * count >= total:  # dense: a random permutation of all tuples
-        order = np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count]
-        return np.stack([order // v**position % v for position in range(s - 1, -1, -1)], axis=1)
+        return tuples(np.argsort(uniforms(keys(key, [level]), total)[0], kind="stable")[:count], v, s)
     # Sparse: draw with replacement and keep first occurrences, which is uniform sampling without replacement. The loop ends after
     # a few rounds because at least half of the draws are new.
     rows = np.empty((0, s), np.int64)
@@ -455,6 +442,11 @@ def _distinct_tuples(v: int, s: int, count: int, key: int, level: int) -> np.nda
         if len(rows) >= count:
             return rows[:count]
     raise AssertionError("unreachable: every round at least halves what is missing on average")
+
+
+def tuples(numbers: np.ndarray, v: int, s: int) -> np.ndarray:
+    """The tuples (count, s) of v symbols with these numbers in lexicographic order."""
+    return np.stack([numbers // v**position % v for position in range(s - 1, -1, -1)], axis=1)
 
 
 def _in_words(size: Any) -> str:

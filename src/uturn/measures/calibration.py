@@ -53,26 +53,15 @@ def calibrate(
     """Test whether original and clones are exchangeable given the noisy datum: `E f(x_0, x̂) = E f(x̂, x̂')`.
 
     Let g_j be the mean of f between datum j and the others, minus the mean of f among these others, where data are the original
-    (j = 0) and its K clones. If the posterior is exact, any of the K + 1 data could be the original. The test draws it uniformly
-    among them, for every item and B times, and compares the mean G of g_0 over items with the means G* under relabelling:
-    `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for any number of items and any f. Give exactly one noisy datum of
-    each original, chosen beforehand (trajectory 0): several share their original, and the test would not be exact.
+    (j = 0) and its K clones. The test draws the original uniformly among the K + 1 data, for every item and B times, and compares
+    the mean G of g_0 over items with the means G* under relabelling: `p = (1 + number of |G*| >= |G|) / (B + 1)`. It is exact for
+    one noisy datum of each original, chosen beforehand.
 
-    Parameters
-    ----------
-    with_original : array (items, K, ...)
-        f between the original and each of K >= 2 clones, for one or several symmetric f (trailing axes).
-    with_clones : array (items, K, ...)
-        Mean of f between each clone and the K - 1 others.
-    level : float in (0, 1)
-        False-alarm rate of all tests together (Holm).
-    relabellings : int >= 1, optional
-        B; by default 100 times the number of tests over the level, so that p-values can fall below Holm's smallest threshold.
-    seed : int
-        Seed of the relabellings, which are the same for all tests of one call.
+    `with_original` (items, K, ...): f between the original and each of K >= 2 clones, for one or several symmetric f (trailing
+    axes). `with_clones` (items, K, ...): mean of f between each clone and the K - 1 others. `level`: false-alarm rate of all
+    tests together (Holm). `relabellings`: B, by default 100 times the number of tests over the level. `seed`: of the
+    relabellings, which are the same for all tests of one call.
 
-    Examples
-    --------
     >>> import uturn as ut
     >>> x = ut.random.uniforms(ut.random.keys(0, range(500)), 4)  # an original and three clones, all drawn alike
     >>> like = -abs(x[:, :, None] - x[:, None, :])
@@ -103,22 +92,12 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
     """Test whether the reconstructions of a run are draws from the posterior, reading by reading.
 
     The gap E f(x_0, x̂) - E f(x̂, x̂') is above 0 if clones resemble the original too much, and below 0 if they resemble each other
-    too much, as those of a sampler without noise do. The test is that of `calibrate`, on trajectory 0 of every item; all
-    trajectories enter the gap and its interval (`uturn.statistics.Replicates`). Items with missing or infinite readings are left
-    out. Reconstructions that ignore x_t and are drawn from the law of the data have no gap.
+    too much. The test is that of `calibrate`, on trajectory 0 of every item; all trajectories enter the gap and its interval.
+    Items with missing or infinite readings are left out.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-        A finished run with `clones` >= 2, with all of its clones: `clone_<variable>` is a mean over them.
-    variable : str, or sequence of str
-        Symmetric variables, those with a twin `clone_<variable>`; for samplers of marginals choose joint readings, such as
-        "parsed", "same_class" or "same_label". Ranked variables h(x; y), those with a twin `original_<variable>`, have
-        f(a, b) = h(a) + h(b) and the gap E h(x_0; y) - E h(x̂; y).
-    level : float in (0, 1)
-        False-alarm rate of all tests of the call together.
-    seed : int
-        Seed of the relabellings.
+    `ds`: a finished run with `clones` >= 2. `variable`: one or several symmetric variables, those with a twin
+    `clone_<variable>`. Ranked variables h(x; y), those with a twin `original_<variable>`, have f(a, b) = h(a) + h(b) and the gap
+    E h(x_0; y) - E h(x̂; y). `level`: false-alarm rate of all tests of the call together. `seed`: of the relabellings.
 
     Returns
     -------
@@ -127,27 +106,11 @@ def calibration(ds: xr.Dataset, variable: str | Sequence[str], *, level: float =
         `visible`, as in `Calibration`, along noise and the other dims of the variable; for several variables noise and
         `reading`, named "variable" or "variable, dim = value". Attributes: `passed` (no p_holm <= level), `level`,
         `relabellings`, `items` (tested), `trajectories`, `clones`.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> run = ut.run(ut.Experiment.from_dict({
-    ...     "items": 100, "clones": 2,
-    ...     "source": {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3},
-    ...     "corruption": {"type": "masking", "noise": [0.3, 0.6]},
-    ...     "backward": {"type": "exact"},
-    ...     "probes": [{"type": "parsed_levels"}],
-    ... }))
-    >>> found = ut.calibration(run, "parsed")
-    >>> dict(found.gap.sizes), found.attrs["passed"]
-    ({'noise': 2, 'tree_level': 4}, True)
     """
     import xarray as xr
 
     names = checked_variables(ds, variable)
-    level = checked_share("level", level)
-    several = not isinstance(variable, str)
-    complete = items_tested(ds, names)
+    level, several, complete = checked_share("level", level), not isinstance(variable, str), items_tested(ds, names)
     where = f"variable = {shown(variable)}: items that have all their readings"
     expect(complete.sum() > 1, where, int(complete.sum()), "at least two")
     ds = ds.isel(item=complete)

@@ -19,17 +19,7 @@ from uturn.measures.statistics import Estimate, check_dims, replicates
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "Covariances",
-    "Grid",
-    "Matrix",
-    "Tree",
-    "correlations",
-    "covariances_of",
-    "distance_between",
-    "effective_number",
-    "susceptibility",
-]
+__all__ = ["Covariances", "Grid", "Matrix", "Tree", "correlations", "covariances_of", "effective_number", "susceptibility"]
 
 _ROUNDING = 1e-9  # of covariances by Fourier transform, relative to the variance
 _FAR_BELOW = 10  # standard errors below 0 from which on a negative C(r) is that of pairs, not of their absence
@@ -41,16 +31,10 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     C_ij is the covariance of the changes of sites i and j over the trajectories of one original, unbiased. The sums run over all
     ordered pairs, i = j included, and over the originals: chi is a ratio of averages, not an average of ratios.
 
-    Parameters
-    ----------
-    changed : real or bool array (items, trajectories, sites), `Covariances`, or Dataset
-        Change of every site in every U-turn; at least two trajectories of each item. A DataArray may have the dim noise, too. NaN
-        where a U-turn is missing; a site that is NaN in all U-turns of an item does not exist there, as beyond the end of a
-        shorter chain. `Covariances` is an accumulator that has been given trajectories batch by batch; a Dataset, the results of
-        an experiment with the probe `changes`.
-    confidence : float in (0, 1)
-    name : str
-        The `name` of the probe, if it has one.
+    `changed`: real or bool array (items, trajectories, sites), the change of every site in every U-turn, at least two
+    trajectories of each item; a DataArray may have the dim noise, too. NaN where a U-turn is missing; a site that is NaN in all
+    U-turns of an item does not exist there. Or `Covariances`, or a Dataset, the results of an experiment with the probe
+    `changes`, whose `name` the probe may have.
 
     Returns
     -------
@@ -91,20 +75,11 @@ def correlations(
 ) -> xr.Dataset:
     """Correlation C(r)/C(0) of the changes of two sites against their distance r (arXiv:2410.13770).
 
-    Parameters
-    ----------
-    changed, confidence, name
-        As in `susceptibility`.
-    distance : "index", "tree", "grid", or array (sites, sites)
-        For arrays only. "index": difference of the numbers of two sites. "tree": branching**k for two leaves whose lowest common
-        ancestor is at tree level k. "grid": Euclidean distance on a grid in C order, rounded to a whole number. A matrix is
-        symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged.
-    branching : int >= 2
-        Children of a node, for "tree".
-    shape : sequence of int
-        Numbers of sites along the axes, for "grid".
-    present : DataArray (item, distance), optional
-        Share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
+    `changed`, `confidence`, `name`: as in `susceptibility`. `distance`, for arrays only. "index": difference of the numbers of
+    two sites. "tree": branching**k for two leaves whose lowest common ancestor is at tree level k, with `branching` children of a
+    node. "grid": Euclidean distance on a grid in C order with `shape`, rounded to a whole number. A matrix (sites, sites) is
+    symmetric, 0 on the diagonal and positive elsewhere; pairs with equal values are averaged. `present`: DataArray (item,
+    distance), share of the pairs that an item has, for runs on data of different lengths (`present_pairs`).
 
     Returns
     -------
@@ -113,14 +88,6 @@ def correlations(
         freedom; NaN if n_eff(r) < 5); `covariance` C(r) in the squared unit of the changes; `n_eff`, the number of items, or
         grammars, that decide, and `n_contributing` that of each distance, n_eff(r). Of arrays also `pairs`, the number of ordered
         pairs: `chi = sum of pairs * correlation / sites`.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> coins = ut.random.uniforms(ut.random.keys(0, range(200)), 10 * 4).reshape(200, 10, 4) < 0.3
-    >>> found = correlations(coins.repeat(2, axis=2), "tree", branching=2)  # pairs of neighbours change together
-    >>> found.distance.values.tolist(), found.pairs.values.tolist(), found.correlation.values[:2].round(3).tolist()
-    ([0.0, 2.0, 4.0, 8.0], [8, 8, 16, 32], [1.0, 1.0])
     """
     import xarray as xr
 
@@ -169,7 +136,7 @@ def covariances_of(
     if isinstance(changed, Covariances | xr.Dataset):
         is_alone = (str(distance), branching, shape) == ("index", None, None)
         expect(is_alone, "distance", distance, "none beside an accumulator or a run; leave out distance, branching and shape")
-    return _readings(changed, lambda sites: distance_between(sites, distance, branching=branching, shape=shape), name)
+    return _readings(changed, lambda sites: _distance_between(sites, distance, branching, shape), name)
 
 
 def _readings(changed: Any, distance: Callable[[int], Distance], name: str) -> xr.Dataset:
@@ -198,11 +165,10 @@ def _of_run(ds: xr.Dataset, name: str) -> xr.Dataset:
     """The readings of a probe under the names of `covariances_of`, else a ValueError."""
     keys = {f"{name}_{key}" if name else key: key for key in ("change", "change_covariance", "change_covariance_sum")}
     keys = {key: plain for key, plain in keys.items() if key in ds or plain == "change_covariance"}
+    whole = "no missing readings; finish the run, or leave out what is missing"
     for key in keys:
         check_dims(key, ds[key], ("noise", "item"))
-        expect(
-            not ds[key].isnull().any(), key, ds[key].values, "no missing readings; finish the run, or leave out what is missing"
-        )
+        expect(not ds[key].isnull().any(), key, ds[key].values, whole)
     own = ("present_pairs", "pairs") if "present_pairs" in ds else ()  # of `covariances_of` of an array
     readings = ds[[*keys, *own]].rename(keys)
     return readings.rename({dim: "distance" for dim in readings.dims if str(dim).endswith("_distance")})
@@ -237,23 +203,18 @@ def _covariances(values: np.ndarray, noise: Any, distance: Distance, changed: An
     )
 
 
-def distance_between(
-    sites: int, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None
-) -> Distance:
+def _distance_between(sites: int, distance: Any, branching: Any, shape: Any) -> Distance:
     """The distances between sites, from a word or a matrix; arguments as in `correlations`."""
-    word: Any = distance if isinstance(distance, str) else None
+    word = distance if isinstance(distance, str) else None
     for option, value, needed_by in (("branching", branching, "tree"), ("shape", shape, "grid")):
         fits, rule = (value is not None) == (word == needed_by), f"distance = {needed_by!r} needs it, no other has it"
         expect(fits, f"distance = {shown(distance)}, {option}", value, rule)
+    expect(word in (None, "index", "tree", "grid"), "distance", distance, "'index', 'tree', 'grid', or a matrix (sites, sites)")
     between: Distance
-    if word == "tree":
-        between = Tree(sites, branching)  # type: ignore[arg-type]
-    elif word in ("index", "grid"):
-        between = Grid((sites,) if shape is None else shape)  # type: ignore[arg-type]
-    elif word is not None:
-        raise ValueError(f"distance = {distance!r}: expected 'index', 'tree', 'grid', or a matrix (sites, sites)")
-    else:
+    if word is None:
         between = distance if hasattr(distance, "products") and not isinstance(distance, type) else Matrix(distance)
+    else:
+        between = Tree(sites, branching) if word == "tree" else Grid((sites,) if shape is None else shape)
     expect(between.num_sites == sites, "sites of the distance", between.num_sites, f"{sites}, those of changed")
     return between
 
@@ -261,13 +222,8 @@ def distance_between(
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
     """Share of the pairs of sites at each distance that an item has, (item, distance), for items of different lengths.
 
-    Sites beyond the end of an item of n < N sites never change, and the probe divides the sum of the covariances at distance r by
-    the number of pairs of N sites. With the reading c_i(r) and the share p_i(r) = max(n_i - r, 0)/(N - r) of item i,
-
-        C(r) = mean_i c_i(r) / mean_i p_i(r).
-
-    `covariance` (noise, item, distance): `change_covariance` of items on a line, with a coordinate `length` along item, and all
-    distances 0 .. N - 1.
+    p_i(r) = max(n_i - r, 0)/(N - r) of item i with n_i of N sites; C(r) = mean_i c_i(r) / mean_i p_i(r) with the readings c_i(r),
+    `covariance` (noise, item, distance) of items on a line, with a coordinate `length` along item, and all distances 0 .. N - 1.
     """
     r, n = covariance.distance, covariance["length"]
     return (n - r).clip(0) / (r.size - r)

@@ -30,32 +30,11 @@ def between_clones(values: Any, clones: int, f: Callable[[Any, Any], Any]) -> np
 def readings_of(originals: Any, reconstructions: Any, f: Callable[[Any, Any], Any], name: str | None = None) -> dict[str, Any]:
     """A reading f of originals and reconstructions made elsewhere, and its twin for calibration, to be given to `uturn.readings`.
 
-    Parameters
-    ----------
-    originals : array (item, ...)
-        The data x_0.
-    reconstructions : array (noise, item[, trajectory[, clone]], ...)
-        The data x̂, each of the shape of an original; a single noisy datum of each original with clones has a trajectory axis of
-        length 1. NaN where one is missing.
-    f : (array (n, ...), array (n, ...)) -> array (n,) or (n, levels)
-        Compares data pairwise; it is given integers as float64. Symmetric in its arguments if there are clones.
-    name : str, optional
-        Name of the reading, by default that of the function.
-
-    Returns
-    -------
-    dict of float64 arrays (noise, item[, trajectory[, clone]][, levels])
-        `name`: f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same
-        noisy datum. NaN where a datum is missing.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> x = np.random.default_rng(0).normal(size=(100, 5))
-    >>> turned = 0.8 * x[None, :, None, None] + 0.6 * np.random.default_rng(1).normal(size=(1, 100, 1, 3, 5))
-    >>> run = ut.readings(ut.readings_of(x, turned, lambda a, b: ((a - b) ** 2).mean(-1), "distance"), [0.5], start=0)
-    >>> dict(run.distance.sizes), ut.calibration(run, "distance").attrs["passed"]
-    ({'noise': 1, 'item': 100, 'trajectory': 1, 'clone': 3}, False)
+    `originals`: array (item, ...), the data x_0. `reconstructions`: array (noise, item[, trajectory[, clone]], ...), the data x̂,
+    each of the shape of an original; NaN where one is missing. `f`: (n, ...), (n, ...) -> (n,) or (n, levels) compares data
+    pairwise; it is given integers as float64, and is symmetric if there are clones. `name`: of the reading, by default that of
+    the function. Returns float64 arrays (noise, item[, trajectory[, clone]][, levels]), NaN where a datum is missing. `name`:
+    f(x_0, x̂). With two or more clones also `clone_name`: the mean of f(x̂, x̂') over the other clones x̂' of the same noisy datum.
     """
     import xarray as xr
 

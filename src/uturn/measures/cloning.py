@@ -70,8 +70,7 @@ def largest_eigenvalue(data: Any) -> float:
 def speciation_time(eigenvalue: float) -> float:
     """Time t_S at which the class of a reconstruction is decided: `Lambda exp(-2 t_S) = 1`, abar_S = 1/Lambda (arXiv:2402.18491).
 
-    Lambda is the largest eigenvalue of the covariance of the data, in units of the noise at full time. 0 for Lambda <= 1. It is a
-    scale: phi has fallen by half at a distance of order 1 from it.
+    Lambda is the largest eigenvalue of the covariance of the data, in units of the noise at full time. 0 for Lambda <= 1.
 
     >>> round(speciation_time(65.0), 3)
     2.087

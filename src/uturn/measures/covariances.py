@@ -170,13 +170,6 @@ class Covariances:
     """Covariances of the changes of sites over trajectories, for each of several originals, added up batch by batch.
 
     Memory does not depend on the number of trajectories: a mean for each site, and a sum for each distance.
-
-    >>> import uturn as ut
-    >>> x = ut.random.uniforms(ut.random.keys(0, range(3)), 80).reshape(3, 10, 8) < 0.5
-    >>> whole = Covariances(Tree(8, 2)).add(x)
-    >>> parts = Covariances(Tree(8, 2)).add(x[:, :4]).merge(Covariances(Tree(8, 2)).add(x[:, 4:]))
-    >>> bool(np.allclose(whole.covariance, parts.covariance)), whole.covariance.shape
-    (True, (3, 4))
     """
 
     def __init__(self, distance: Distance) -> None:
@@ -228,18 +221,17 @@ class Covariances:
     @property
     def covariance(self) -> np.ndarray:
         """Mean covariance of the pairs at every distance, unbiased: float64 (items, distances); entry 0: variance of a site."""
-        self.check_trajectories()
-        return self._products / ((self.count - 1) * self.distance.pairs)
+        return self._products / (self._freedom * self.distance.pairs)
 
     @property
     def total(self) -> np.ndarray:
         """Sum of the covariances of all ordered pairs over the number of sites, float64 (items,)."""
-        self.check_trajectories()
-        return self._products.sum(axis=1) / ((self.count - 1) * self.distance.num_sites)
+        return self._products.sum(axis=1) / (self._freedom * self.distance.num_sites)
 
-    def check_trajectories(self) -> None:
-        """ValueError unless there are at least two trajectories."""
+    @property
+    def _freedom(self) -> int:
         expect(self.count > 1, "changed: trajectories", self.count, "at least 2 of each item, for a covariance")
+        return self.count - 1
 
 
 def checked_changes(changed: Any, has_missing: bool = False) -> tuple[np.ndarray, Any]:

@@ -42,38 +42,12 @@ def nesting_index(
     `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
     level only. For definition, interpretation and limits, see docs/measures.md.
 
-    Parameters
-    ----------
-    changed : DataArray (noise, item, trajectory, site), real numbers, or Dataset
-        Change of every site in every U-turn, such as `site_changes` returns: 1 or 0 for symbols, or a squared difference; at
-        least two trajectories of each item. The noise levels increase, and at the last one reconstructions are independent of the
-        originals. Block b of level k holds the sites `b s**k .. (b + 1) s**k - 1`.
-
-        Or the results of the probe `changes` on strings, or `change` (noise, item) and `change_covariance` (noise, item,
-        distance) at the distances `0, s, s**2, ..` of your own. These are averages over all sites, so that unrelated codes of
-        different sizes side by side count as several levels.
-    branching : int s >= 2
-        Blocks that form a block of the next level; a Dataset has them in its distances.
-    confidence : float in (0, 1)
-    name : str
-        The `name` of the probe, if it has one.
-
-    Returns
-    -------
-    Estimate
-        0 .. K - 1, with the interval of `uturn.statistics.estimate`: between grammars if there are several, otherwise between
-        items.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> source = {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 3}
-    >>> noise = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, float("inf")]
-    >>> spec = {"items": 60, "trajectories": 8, "source": source, "corruption": {"type": "gaussian", "noise": noise},
-    ...         "backward": {"type": "exact"}, "probes": [{"type": "tree_levels"}]}
-    >>> changed = site_changes(ut.Experiment.from_dict(spec))
-    >>> changed.sizes["site"], nesting_index(changed, branching=2).low > 0.1
-    (8, True)
+    `changed`: DataArray (noise, item, trajectory, site), the change of every site in every U-turn, such as `site_changes`
+    returns: 1 or 0 for symbols, or a squared difference; at least two trajectories of each item. The noise levels increase, and
+    at the last one reconstructions are independent of the originals. Block b of level k holds the sites `b s**k .. (b + 1) s**k -
+    1`, with s = `branching`. Or the results of the probe `changes` on strings, whose `name` the probe may have, or `change`
+    (noise, item) and `change_covariance` (noise, item, distance) at the distances `0, s, s**2, ..`. Returns an Estimate in 0 ..
+    K - 1, with the interval of `uturn.statistics.estimate`.
     """
     moments, s = _moments(changed, branching, name)
     index = replicates(moments).interval(lambda means: _of_moments(means, s).value, confidence)
@@ -93,8 +67,7 @@ def nested_correlations(
     moments, s = _moments(changed, branching, name)
 
     def levels(means: np.ndarray) -> np.ndarray:
-        parts = _of_moments(means, s)
-        return np.stack([parts.nested.mean(axis=0), parts.correlation.mean(axis=0)])
+        return np.stack(_of_moments(means, s)[1:]).mean(axis=1)
 
     nested, correlation = replicates(moments).interval(levels, confidence)
     dims, labels = ("distance", "estimate"), {"distance": moments.moment.values[2:], "estimate": ESTIMATE}
@@ -167,7 +140,7 @@ def _of_sites(changed: xr.DataArray, branching: Any) -> xr.DataArray:
     x = changed.transpose(*_DIMS).values.astype(float)
     mean = x.mean(axis=2)
     x = x - mean[:, :, None]
-    shared, sums = [np.zeros_like(mean)], x  # covariances of a site with the sites of its block of every level, added up
+    shared, sums = [np.zeros_like(mean)], x  # sums of the covariances of a site with the sites of its block of every level
     for k in range(K + 1):
         blocks = x.reshape(*sums.shape, s**k)
         shared.append(np.einsum("nitbj,nitb->nibj", blocks, sums).reshape(mean.shape) / (x.shape[2] - 1))

@@ -20,12 +20,11 @@ _NONE = Estimate(np.nan, np.nan, np.nan)
 class Peak(NamedTuple):
     """The peak of the susceptibility chi against noise.
 
-    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or an end of the range. The
-    interval covers `levels` and half a step beyond them. `height`: the largest measured chi, too high on average; `cross_fitted`:
-    the height without this bias, with the level chosen on one half of the originals and chi read on the other, mean of both ways.
-    `levels`, bool (noise,): those at which chi is not below its largest value. `used`, bool (noise,): those that take part, at
-    which chi has an interval (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the largest chi; -1 if
-    none.
+    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or an end of the range, with
+    an interval of `levels` and half a step beyond. `height`: the largest measured chi, too high on average; `cross_fitted`: with
+    the level chosen on one half of the originals and chi read on the other, mean of both ways. `levels`, bool (noise,): those at
+    which chi is not below its largest value. `used`, bool (noise,): those at which chi has an interval (n_eff >= 5), or a value
+    if it has no interval anywhere. `largest`: index of the largest chi; -1 if none.
     """
 
     place: Estimate
@@ -63,14 +62,6 @@ def peak_of(parts: xr.DataArray) -> Peak:
     95 % quantile of Student's t with n_eff - 1 degrees of freedom, n_eff the smaller one of both levels. `parts` (noise, item,
     part): `uturn.measures.changes.chi_parts` of a run, with increasing noise. All NaN if nothing changes; without intervals and
     levels for a single original.
-
-    >>> import xarray as xr
-    >>> noise, chi = np.array([0.2, 0.4, 0.6, 0.8]), np.array([1.0, 3.0, 2.0, 1.0])
-    >>> scatter = 1 + 0.1 * np.random.default_rng(0).standard_normal((4, 20))
-    >>> parts = [chi[:, None] * scatter, np.ones((4, 20))]
-    >>> found = peak_of(xr.DataArray(parts, dims=("part", "noise", "item"), coords={"noise": noise}))
-    >>> found.place, found.levels.tolist(), found.plateau
-    (0.44 [0.30, 0.50], [False, True, False, False], False)
     """
     x = parts.noise.values.astype(float)
     bounds = chi_of(parts, _CONFIDENCE)
@@ -109,16 +100,12 @@ def about_few(number: np.ndarray, contributing: np.ndarray, noise: np.ndarray) -
     """Remarks on noise levels and distances at which fewer than five originals decide chi (n_eff) and C(r) (n_eff(r))."""
     few = (number > 0) & (number < FEW)
     if few.any():
-        yield (
-            f"fewer than {FEW} originals decide the susceptibility at {among(noise[few])} (n_eff): rare ones that change much "
-            f"may be missing, so that it has no interval there"
-        )
+        rare = "rare ones that change much may be missing, so that it has no interval there"
+        yield f"fewer than {FEW} originals decide the susceptibility at {among(noise[few])} (n_eff): {rare}"
     far = contributing[number >= FEW, 1:] < FEW
     if far.any():
-        yield (
-            f"in fewer than {FEW} originals sites change together at {far.sum()} of {far.size} pairs of noise and distance: "
-            f"C(r)/C(0) has no interval there"
-        )
+        where = f"at {far.sum()} of {far.size} pairs of noise and distance: C(r)/C(0) has no interval there"
+        yield f"in fewer than {FEW} originals sites change together {where}"
 
 
 def among(levels: np.ndarray) -> str:

@@ -24,32 +24,23 @@ _STEPS = 20  # bisections of the tail probability of a band
 def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3, seed: int = 0) -> xr.Dataset:
     """Test whether the rank of an original among its clones is uniform, for readings h(x; y) of one datum.
 
-    If the K clones are draws from p(x_0 | y), the rank of h(x_0; y) among theirs, the number of clones with h(x̂_k; y) < h(x_0;
-    y), is uniform on 0, .., K (Cook, Gelman and Rubin 2006; Talts et al., arXiv:1804.06788). Trajectory 0 counts; ties are broken
-    at random. The count n F(r) of n items of rank at most r is binomial with probability (r + 1) / (K + 1); with B_r of this law,
-    the statistic is
+    If the K clones are draws from p(x_0 | y), the number of clones with h(x̂_k; y) < h(x_0; y) is uniform on 0, .., K (Talts et
+    al., arXiv:1804.06788). Trajectory 0 counts; ties are broken at random. The count n F(r) of n items of rank at most r is
+    binomial with probability (r + 1) / (K + 1); with B_r of this law, the statistic is
 
         gamma = min_r 2 min(P(B_r <= n F(r)), P(B_r >= n F(r)))    (Säilynoja, Bürkner and Vehtari 2022, arXiv:2103.10522).
 
-    Its law under uniform ranks is computed exactly, as the counts of increasing r are a Markov chain. The band holds all F(r) at
-    once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
+    The band holds all F(r) at once with a probability of at least 1 - level, over all tests of the call (Bonferroni).
 
-    Parameters
-    ----------
-    ds, level
-        As in `uturn.calibration`.
-    variable : str, or sequence of str
-        Ranked variables, those with a twin `original_<variable>`.
-    seed : int
-        Seed of the random ranks of ties.
+    `ds`, `level`: as in `uturn.calibration`. `variable`: ranked variables, those with a twin `original_<variable>`. `seed`: of
+    the random ranks of ties.
 
     Returns
     -------
     Dataset
-        `difference` (.., rank): F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`. A difference above 0 at low
-        ranks: the original has a low rank too often, so h of the clones is too large. `count` (.., of_rank): number of items with
-        each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm. `mean_rank`: mean of rank / K, 1/2 for
-        exact draws. Further dims as in `uturn.calibration`. Attributes: `passed`, `level`, `items`, `clones`.
+        `difference` (.., rank): F(r) - (r + 1) / (K + 1), with the simultaneous band `low`, `high`. `count` (.., of_rank): number
+        of items with each rank 0, .., K. `p`, `p_holm`: p-value of gamma and its adjustment by Holm. `mean_rank`: mean of rank /
+        K, 1/2 for exact draws. Further dims as in `uturn.calibration`. Attributes: `passed`, `level`, `items`, `clones`.
 
     Examples
     --------
@@ -62,8 +53,7 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     """
     import xarray as xr
 
-    names = checked_variables(ds, variable)
-    level = checked_share("level", level)
+    names, level = checked_variables(ds, variable), checked_share("level", level)
     for name in names:
         is_ranked = "clone" not in ds[twin_of(ds, name)].dims
         expect(is_ranked, "variable", name, f"a ranked variable, with a twin original_{name}; this one compares two data")
@@ -78,12 +68,13 @@ def ranks(ds: xr.Dataset, variable: str | Sequence[str], *, level: float = 1e-3,
     count = np.stack([(rank.values == r).sum(-1) for r in range(K + 1)], axis=-1)
     uniform = np.arange(1, K + 1) / (K + 1)
     low, high = band(items, K, level / rank.isel(item=0).size)
-    p = np.array([_p_value(_tails(items, K), row) for row in count.reshape(-1, K + 1)]).reshape(count.shape[:-1])
-    dims = rank.dims[:-1]
-    adjusted = holm(p)
+    tails, below = _tails(items, K), count[..., :-1].cumsum(-1)
+    gamma = tails[np.arange(K), below].min(-1)
+    p = np.array([1 - _inside(tails, of) for of in gamma.ravel()]).clip(_LEAST, 1).reshape(gamma.shape)
+    dims, adjusted = rank.dims[:-1], holm(p)
     return xr.Dataset(
         {
-            "difference": ((*dims, "rank"), count[..., :-1].cumsum(-1) / items - uniform),
+            "difference": ((*dims, "rank"), below / items - uniform),
             "low": ("rank", low),
             "high": ("rank", high),
             "count": ((*dims, "of_rank"), count),
@@ -124,12 +115,6 @@ def _tails(items: int, clones: int) -> np.ndarray:
 
     counts, shares = np.arange(items + 1), np.arange(1, clones + 1)[:, None] / (clones + 1)
     return 2 * np.minimum(binom.cdf(counts, items, shares), binom.sf(counts - 1, items, shares))
-
-
-def _p_value(tails: np.ndarray, count: np.ndarray) -> float:
-    """P(gamma* <= gamma) for the numbers of items of each rank, (K + 1,)."""
-    gamma = tails[np.arange(len(tails)), count[:-1].cumsum()].min()
-    return float(np.clip(1 - _inside(tails, gamma), _LEAST, 1))
 
 
 def _inside(tails: np.ndarray, gamma: float) -> float:

@@ -21,8 +21,7 @@ def p_values(gaps: np.ndarray, relabellings: int, key: int) -> np.ndarray:
     Two shortcuts avoid most of the work, and P(p <= a) <= a still holds for exact draws:
 
     - The relabellings of a test end early once 100 of them have reached |G| (looks after 10,000, 100,000, ..), as proposed by
-      Besag and Clifford (Biometrika 78, 301, 1991). Any a is either decided at the first look, or only tests that go on can
-      reach it, for which the next look decides.
+      Besag and Clifford (Biometrika 78, 301, 1991).
     - Where none has reached |G| at the first look, and Chernoff's bound on the probability of |G*| >= |G| proves that fewer than
       0.01 hits are expected among all relabellings, no more are drawn: p = 1 / (relabellings + 1), which is above the bound.
 

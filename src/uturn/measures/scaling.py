@@ -27,31 +27,11 @@ def correlation_length(
     The fit minimises the sum of squares over the distances. The interval is computed for 1/ξ, which is 0 where no decay beyond
     the power law is seen.
 
-    Parameters
-    ----------
-    changed, present, name
-        As in `uturn.measures.changes.correlations`, of arrays with the distance "index"; or a DataArray (noise, item, distance)
-        of covariances.
-    exponent : float a >= 0, optional
-        Exponent of the power law at the transition, such as `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each
-        noise level, which makes ξ less certain.
-    confidence : float in (0, 1)
-
-    Returns
-    -------
-    Dataset with the dim noise
-        `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff - 1 degrees
-        of freedom; the ends are NaN if n_eff < 5.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> from uturn.measures.changes import Covariances, Grid
-    >>> x = ut.random.normals(ut.random.keys(0, range(100)), 20 * 80).reshape(100, 20, 80)
-    >>> smooth = sum(np.exp(-k / 4) * x[..., k : k + 40] for k in range(40))  # covariance ~ exp(-r/4)
-    >>> found = correlation_length(Covariances(Grid((40,))).add(smooth), exponent=0, confidence=0.999)
-    >>> bool(found.low[0] < 4 < found.high[0]), abs(float(found.length[0]) - 4) < 0.5
-    (True, True)
+    `changed`, `present`, `name`: as in `uturn.measures.changes.correlations`, of arrays with the distance "index"; or a DataArray
+    (noise, item, distance) of covariances. `exponent`: a >= 0 of the power law at the transition, such as
+    `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each noise level, which makes ξ less certain. Returns a
+    Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Intervals have n_eff
+    - 1 degrees of freedom; the ends are NaN if n_eff < 5.
     """
     import xarray as xr
 

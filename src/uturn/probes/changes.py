@@ -37,9 +37,8 @@ class Changes(Named):
     which are independent.
 
     Options. `patch`: side of the patches of images in pixels; it must divide height and width. `layer`: name of a module of the
-    network `classifier` with `weights`, as in the probe `network_layers`. The positions of a transformer are a square grid if
-    their number is a square, possibly without a class token or the tokens counted by `num_prefix_tokens`. `name`: prefix of the
-    variables and of the dim `distance`. `batch_size`: images in a forward pass (execution-only).
+    network `classifier` with `weights`, as in the probe `network_layers`. `name`: prefix of the variables and of the dim
+    `distance`. `batch_size`: images in a forward pass (execution-only).
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -164,7 +163,7 @@ def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites
 
     grid = output(np.zeros((1, *shape), np.float32)).shape[1:-1]
     skipped = 0
-    if len(grid) == 1:  # the tokens of a transformer
+    if len(grid) == 1:  # the tokens of a transformer are a square grid if their number is a square, perhaps without other tokens
         others = (0, 1, int(getattr(classifier.module, "num_prefix_tokens", 0)))  # counts of tokens that are not patches
         skipped = next((k for k in others if k < grid[0] and math.isqrt(grid[0] - k) ** 2 == grid[0] - k), 0)
         side = math.isqrt(grid[0] - skipped)

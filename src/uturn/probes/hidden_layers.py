@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from uturn.core import progress
-from uturn.core.checks import checked_integer, expect, one_line
+from uturn.core.checks import checked_integer, expect, noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
@@ -54,10 +54,7 @@ class Readings(NamedTuple):
 
 
 class HiddenLayers:
-    """Outputs of modules of a network, read by forward hooks.
-
-    Activations are processed inside the hook and dropped: beside the forward pass, at most two float64 copies of the activations
-    of *one* layer for *one* batch are held (by `fit` also a mean and a sum of squares of one sample for every layer).
+    """Outputs of modules of a network, read by forward hooks, in which they are processed and dropped.
 
     Parameters
     ----------
@@ -65,15 +62,14 @@ class HiddenLayers:
         Any `torch.nn.Module` in evaluation mode that takes a batch of samples, on the device of its parameters.
     layers
         Names of modules, glob patterns of them, or "every block", see `uturn.networks.layers.select_layers`; by default the
-        direct children of the model. Choose modules whose outputs are post-activations. Each must run once in a forward pass.
-        (): none, to read the logits alone.
+        direct children of the model. Each must run once in a forward pass. (): none, to read the logits alone.
     preprocess
         Function applied to each batch (a tensor) before the model. Statistics refer to preprocessed data.
     batch_size
         Samples in a forward pass, at least one pair when pairs are compared.
     channel_axis
         Axis of the channels in activations with three or more axes: a number, or {name or pattern: number} with 1 for all other
-        layers. Convolutions have axis 1, transformers -1. Activations (batch, units) are standardised per unit.
+        layers. Convolutions have axis 1, transformers -1.
     legacy
         Divide by the square root of the second moment E[a^2] instead of the standard deviation, as in the code published with
         the paper; use it only to compare with published curves.
@@ -202,9 +198,8 @@ class HiddenLayers:
     def read(self, original: Any, reconstructed: Any, clones: int = 1, *, logits: bool = True) -> Readings:
         """Comparison of originals (items, ...) with several reconstructions each (items, draws, ...), and the logits of all.
 
-        An original is in one batch with its reconstructions; if there are more than `batch_size - 1` of them, it is repeated in
-        each further batch. The `clones` of a noisy datum are adjacent, and always in one batch, even if this exceeds
-        `batch_size`; each is also compared with the others. `logits`: False for encoders.
+        The `clones` of a noisy datum are adjacent, and always in one batch, even if this exceeds `batch_size`; each is also
+        compared with the others. `logits`: False for encoders.
         """
         self._check_fitted()
         first, second = checked_draws(original, reconstructed, clones)
@@ -273,17 +268,9 @@ class HiddenLayers:
         batch = batch.to(None if parameter is None else parameter.device, copy=True)  # a copy, since the model may work in place
         layers = () if consume is None else self.layers
         receive = Receiver(len(batch), consume)
-        with hooks(self.model, layers, receive), torch.inference_mode():
-            where = "preprocess"
-            try:
-                prepared = batch if self.preprocess is None else self.preprocess(batch)
-                where = type(self.model).__name__
-                output = self.model(prepared)
-            except RefusedError:
-                raise
-            except Exception as error:  # a user's model can raise any exception
-                what = f"samples of dtype {batch.dtype}, shape {tuple(batch.shape)}"
-                raise ValueError(f"{where} does not take {what}: {one_line(error)}") from error
+        label = f"{type(self.model).__name__}, of samples of dtype {batch.dtype}, shape {tuple(batch.shape)}"
+        with hooks(self.model, layers, receive), torch.inference_mode(), noted(label):
+            output = self.model(batch if self.preprocess is None else self.preprocess(batch))
         receive.check(layers)
         return output
 
@@ -295,24 +282,16 @@ class HiddenLayers:
         expect(not training, "modules in training mode", training, "none, as activations depend on the batch; call model.eval()")
 
 
-class RefusedError(ValueError):
-    """Activations that cannot be read."""
-
-
 class Receiver:
-    """Checks the outputs of layers in one forward pass and passes them on to `consume`."""
+    """Checks the outputs of layers in a forward pass and passes them on to `consume`."""
 
     def __init__(self, batch_size: int, consume: Callable[[str, torch.Tensor], None] | None) -> None:
         self.batch_size, self.consume, self.ran = batch_size, consume, set[str]()
 
     def __call__(self, layer: str, output: Any) -> None:
         values = as_tensor(output, f"layer {layer!r}")
-        if layer in self.ran:
-            raise RefusedError(f"layer {layer!r} runs more than once in a forward pass; name a module that runs once")
-        if len(values) != self.batch_size:
-            raise RefusedError(
-                f"layer {layer!r} gives shape {tuple(values.shape)} for {self.batch_size} samples; expected (batch, ..)"
-            )
+        expect(layer not in self.ran, "layer that runs more than once in a forward pass", layer, "one that runs once")
+        expect(len(values) == self.batch_size, f"shape of layer {layer!r}", tuple(values.shape), f"({self.batch_size}, ..)")
         _check_finite(values, f"layer {layer!r}: activations")
         self.ran.add(layer)
         if self.consume is not None:
@@ -334,8 +313,8 @@ class Moments:
     def add(self, values: torch.Tensor) -> None:
         """Add a batch (count, ...) by the update of Chan, Golub and LeVeque (1979); the batch is overwritten."""
         count, mean = len(values), values.mean(0)
-        if self.count and mean.shape != self.mean.shape:
-            raise RefusedError(f"layer {self.layer!r}: {tuple(mean.shape)} after {self.mean.shape}; samples must have one size")
+        same = not self.count or mean.shape == self.mean.shape
+        expect(same, f"shape of layer {self.layer!r}", tuple(mean.shape), f"{self.mean.shape}, as before: samples of one size")
         squares, shift = values.sub_(mean).square_().sum(0).cpu().numpy(), mean.cpu().numpy() - self.mean
         total = self.count + count
         self.squares = self.squares + squares + shift**2 * (self.count * count / total)
@@ -387,14 +366,9 @@ def _channel_axes(layers: Sequence[str], channel_axis: int | Mapping[str, int]) 
 
 def _tensor(samples: Any, name: str = "samples") -> torch.Tensor:
     """Samples as a tensor (count, ...) of float32 or integers."""
-    try:
-        tensor = (
-            samples.detach() if isinstance(samples, torch.Tensor) else torch.from_numpy(np.require(samples, None, ["C", "W"]))
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, samples first ({error})") from None
-    if tensor.ndim < 2 or tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-        raise ValueError(f"{name}: {tensor.dtype}, shape {tuple(tensor.shape)}; expected float32 or integers (count, ...)")
+    tensor = samples.detach() if isinstance(samples, torch.Tensor) else torch.from_numpy(np.require(samples, None, ["C", "W"]))
+    fits = tensor.ndim > 1 and not tensor.is_complex() and (tensor.dtype == torch.float32 or not tensor.is_floating_point())
+    expect(fits, f"{name}: {tensor.dtype} of shape", tuple(tensor.shape), "float32 or integers (count, ...)")
     return tensor
 
 
@@ -412,8 +386,7 @@ def checked_draws(original: Any, reconstructed: Any, clones: int) -> tuple[torch
 def _logits(output: Any) -> torch.Tensor:
     """The output of a classifier, float64 (batch, num_classes) on the CPU, finite."""
     logits = as_tensor(output, "the model").cpu().double()
-    if logits.ndim != 2:
-        raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (batch, classes)")
+    expect(logits.ndim == 2, "shape of the model's output", tuple(logits.shape), "(batch, classes), as logits have")
     _check_finite(logits, "class probabilities")
     return logits
 
@@ -421,4 +394,4 @@ def _logits(output: Any) -> torch.Tensor:
 def _check_finite(values: torch.Tensor, what: str) -> None:
     finite = torch.isfinite(values).flatten(1).all(1)
     if not finite.all():
-        raise RefusedError(f"{what} of row {int((~finite).nonzero()[0])} of a batch are not finite; check these samples")
+        raise ValueError(f"{what} of row {int((~finite).nonzero()[0])} of a batch are not finite; check these samples")

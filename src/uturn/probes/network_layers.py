@@ -40,8 +40,7 @@ class NetworkLayers(Named):
     original. For images also `original_class`: class predicted for the original; and with labels `label_top1`: whether the
     predicted class of the reconstruction is the label (NaN if unknown). With more than five classes also `same_class_top5`,
     `label_top5`: whether the predicted class of the original, or the label, is among the five most probable classes of the
-    reconstruction. An encoder has no classes: only `similarity` and `distance` are measured. A classifier of images without
-    blocks has no layers unless `layers` names some: only its classes are compared, and the model check says so.
+    reconstruction. An encoder has no classes; a classifier of images without blocks has no layers unless `layers` names some.
     """
 
     execution: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -67,22 +66,14 @@ class NetworkLayers(Named):
         dims = ("noise", "item", "trajectory")
         layered = (*dims, f"{self.prefix}network_layer")
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
-        by_layer: dict[str, Any] = {"order": layered[-1], "symmetric": True}
+        similar: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "group": "layers", "order": layered[-1]}
+        distant: dict[str, Any] = {"start": 0, "chance": 1, "bounds": (0, None), "family": f"{self.prefix}distance"}
+        distant["group"] = "distance of layers"
+        squared = "squared distance of standardised activations, 1 if independent"
         chance, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
         every = {
-            "similarity": Variable(
-                layered, "cosine similarity of standardised activations", start=1, bounds=(-1, 1), group="layers", **by_layer
-            ),
-            "distance": Variable(
-                layered,
-                "squared distance of standardised activations, 1 if independent",
-                start=0,
-                chance=1,
-                bounds=(0, None),
-                group="distance of layers",
-                family=f"{self.prefix}distance",
-                symmetric=True,
-            ),
+            "similarity": Variable(layered, "cosine similarity of standardised activations", symmetric=True, **similar),
+            "distance": Variable(layered, squared, symmetric=True, **distant),
             "same_class": Variable(dims, "same predicted class as the original", start=1, chance=chance, symmetric=True, **share),
             "predicted_class": Variable(dims, "class predicted for the reconstruction", role="record"),
             "original_class": Variable(dims[:2], "class predicted for the original", role="record", pooled=False),

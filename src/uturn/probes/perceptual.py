@@ -1,20 +1,29 @@
-"""The probe of the perceptual distance."""
+"""The perceptual distance of images: differences of a network's outputs, each divided by its norm over the channels."""
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from uturn.core.checks import expect
+from uturn.core.checks import expect, one_line
 from uturn.core.files import cached_while_unchanged
 from uturn.core.inputs import File
 from uturn.core.protocols import UTurns, Variable
+from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
 
 if TYPE_CHECKING:
-    from uturn.probes.perceptual_distance import PerceptualDistance
+    import torch
+
+    from uturn.probes.hidden_layers import HiddenLayers
+
+_LEAST_NORM = 1e-10  # as in the package lpips; outputs of norm 0 stay 0
 
 # The layers of LPIPS: the activation functions that end the stages of its three networks.
 LPIPS_LAYERS = {
@@ -70,7 +79,6 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     from uturn.networks.images.classifiers import load_classifier
     from uturn.networks.modules import Network, Preprocessing
     from uturn.probes.hidden_layers import HiddenLayers
-    from uturn.probes.perceptual_distance import PerceptualDistance, Stages, read_linear
 
     shape = source.image_shape()
     if spec.classifier in LPIPS_LAYERS:
@@ -80,7 +88,7 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
         assert isinstance(network.preprocess, Preprocessing)
         own: Any = network.preprocess.transforms
         names = LPIPS_LAYERS[spec.classifier]
-        module = network.module if spec.layers else Stages(network.module, names[-1])
+        module = network.module if spec.layers else stages(network.module, names[-1])
         normalise = Preprocessing(Normalize(own.mean, own.std))
         layers = HiddenLayers(module, spec.layers or names, normalise, batch_size=spec.batch_size)
     else:
@@ -92,6 +100,86 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     blank = np.zeros((1, *shape), np.float32)
     try:
         distance.read(blank, blank[:, None])
-    except ValueError as error:
-        raise ValueError(f"classifier = {spec.classifier!r}: {error}") from None
+    except (ValueError, RuntimeError) as error:  # torch's, for images that are too small
+        raise ValueError(f"classifier = {spec.classifier!r} does not take images {shape}: {one_line(error)}") from None
     return distance
+
+
+def stages(network: Any, last: str) -> Any:
+    """The `features` of a network of torchvision up to a layer, such as "features.29": smaller images are accepted."""
+    from torch import nn
+
+    return nn.Sequential(OrderedDict(features=network.features[: int(last.rpartition(".")[2]) + 1])).eval()
+
+
+class PerceptualDistance:
+    """The distance of Zhang et al., LPIPS (arXiv:1801.03924, Eq. 1), on any layers of a network.
+
+    d(x, x') = sum_l 1/P_l sum_p sum_c w_lc (u_lpc - u'_lpc)^2
+
+    u_lp: output of layer l at position p, of P_l, divided by its norm over the channels c. w_lc: weight of a channel, 1
+    (`weights` None) or learned by LPIPS from human judgements (the square of w in Eq. 1). A layer without positions has P_l = 1.
+    """
+
+    def __init__(self, layers: HiddenLayers, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.layers = layers
+        self._weights = {} if weights is None else {layer: values.double() for layer, values in weights.items()}
+
+    def read(self, original: Any, reconstructed: Any, clones: int = 1) -> list[np.ndarray]:
+        """Distances of originals (items, ...) to their reconstructions (items, draws, ...), float64 (items, draws).
+
+        With several clones also the mean distance of each clone to the other clones of its noisy image.
+        """
+        from uturn.probes.hidden_layers import checked_draws
+
+        first, second = checked_draws(original, reconstructed, clones)
+        distances = np.zeros((1 if clones == 1 else 2, *second.shape[:2]))
+
+        def add(layer: str, values: torch.Tensor, rows: slice, columns: slice) -> None:
+            count = rows.stop - rows.start
+            rebuilt = values[count:].reshape(count, -1, *values.shape[1:])
+            difference = partial(self._difference, layer)
+            for k in range(count):  # one original at a time, since the output of a layer can be much larger than the image
+                before, after = self._unit(layer, values[k : k + 1]), self._unit(layer, rebuilt[k])
+                distances[0, rows.start + k, columns] += difference(before, after)
+                if clones > 1:
+                    distances[1, rows.start + k, columns] += between_clones(after[None], clones, difference)[0]
+
+        for _ in self.layers.visit(first, second, clones, add):
+            pass
+        return list(distances)
+
+    def _unit(self, layer: str, values: torch.Tensor) -> torch.Tensor:
+        """Outputs of a layer as float64 (batch, positions, channels), divided by their norm over the channels."""
+        from uturn.probes.hidden_layers import float64_copy
+
+        axis = self.layers.axis(layer, values.ndim)
+        outputs = float64_copy(values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values[:, None])
+        return outputs / (outputs.norm(dim=-1, keepdim=True) + _LEAST_NORM)
+
+    def _difference(self, layer: str, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+        """The term of a layer in the distance, (batch,)."""
+        square = (first - second).square()
+        if layer not in self._weights:
+            return square.sum(-1).mean(-1).cpu().numpy()
+        weights = self._weights[layer].to(square.device)
+        expect(len(weights) == square.shape[-1], f"linear: weights of layer {layer!r}", len(weights), f"{square.shape[-1]}")
+        return (square @ weights).mean(-1).cpu().numpy()
+
+
+def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Learned weights of the channels of layers {layer: (channels,)}, from a file of the package lpips.
+
+    The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) holds the weights of the first layer.
+    """
+    from uturn.networks.state_dicts import read_state_dict
+
+    expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
+    state = read_state_dict(path, expected, "linear")
+    named = {re.fullmatch(r"lin(\d+)\.model\.\d+\.weight", str(name)): weights for name, weights in state.items()}
+    by_number = {int(match[1]): weights.flatten() for match, weights in named.items() if match}
+    fits = sorted(by_number) == list(range(len(layers)))
+    expect(fits, f"linear = {path!r}: layers", sorted(by_number), f"{len(layers)} layers, of {expected}")
+    least = min(float(weights.min()) for weights in by_number.values())
+    expect(least >= 0, f"linear = {path!r}: smallest weight", least, f"0 or more, as in {expected}")
+    return {layer: by_number[number] for number, layer in enumerate(layers)}

@@ -10,6 +10,12 @@ from pydantic import Field
 from uturn.core.protocols import Probe, Spec, UTurns, Variable
 from uturn.sources.tokens import PAD
 
+_READINGS: dict[str, tuple[str, str, int | None]] = {  # what they are, unit, and largest value
+    "ngram_entropy": ("entropy of the n-grams of a text, nats", "nats", None),
+    "repeated_ngrams": ("share of n-grams that have occurred before in the text", "", 1),
+    "repeated_tokens": ("share of tokens that equal the token before them", "", 1),
+}
+
 
 class Repetition(Spec, Probe):
     """Entropy and repetition of the tokens of reconstructions, and of the originals; decoders that draw too sure tokens repeat.
@@ -29,12 +35,7 @@ class Repetition(Spec, Probe):
 
     def variables(self, source: Any) -> dict[str, Variable]:
         every: dict[str, Variable] = {}
-        words = {
-            "ngram_entropy": ("entropy of the n-grams of a text, nats", "nats", None),
-            "repeated_ngrams": ("share of n-grams that have occurred before in the text", "", 1),
-            "repeated_tokens": ("share of tokens that equal the token before them", "", 1),
-        }
-        for name, (text, unit, most) in words.items():
+        for name, (text, unit, most) in _READINGS.items():
             further = () if name == "repeated_tokens" else ("ngram",)
             of: dict[str, Any] = {"unit": unit, "bounds": (0, most), "group": "entropy" if unit else "repetition"}
             start = f"original_{name}"
@@ -48,26 +49,17 @@ class Repetition(Spec, Probe):
     def read(self, u_turns: UTurns, source: Any) -> dict[str, np.ndarray]:
         before, after = u_turns.originals.data, u_turns.reconstructions
         readings = {}
-        for prefix, texts in (("", after.reshape(-1, after.shape[-1])), ("original_", before)):
-            read = [self._of_text(text[text != PAD]) for text in texts]
-            shape = after.shape[:2] if not prefix else before.shape[:1]
-            for name, values in zip(
-                ("ngram_entropy", "repeated_ngrams", "repeated_tokens"), zip(*read, strict=True), strict=True
-            ):
-                table = np.array(values)
-                readings[prefix + name] = table.reshape(*shape, *table.shape[1:])
+        for prefix, texts in (("", after), ("original_", before)):
+            read = [self._of_text(text[text != PAD]) for text in texts.reshape(-1, texts.shape[-1])]
+            for name, values in zip(_READINGS, map(np.array, zip(*read, strict=True)), strict=True):
+                readings[prefix + name] = values.reshape(*texts.shape[:-1], *values.shape[1:])
         return readings
 
     def _of_text(self, tokens: np.ndarray) -> tuple[list[float], list[float], float]:
-        entropies, repeats = [], []
-        for n in self.ngrams:
-            number = len(tokens) - n + 1
-            if number < 1:
-                entropies.append(np.nan)
-                repeats.append(np.nan)
-                continue
-            windows = np.lib.stride_tricks.sliding_window_view(tokens, n)
-            share = np.unique(windows, axis=0, return_counts=True)[1] / number
-            entropies.append(float(-(share * np.log(share)).sum()))
-            repeats.append(1 - len(share) / number)
+        entropies, repeats = np.full((2, len(self.ngrams)), np.nan).tolist()
+        for k, n in enumerate(self.ngrams):
+            if (number := len(tokens) - n + 1) > 0:
+                windows = np.lib.stride_tricks.sliding_window_view(tokens, n)
+                share = np.unique(windows, axis=0, return_counts=True)[1] / number
+                entropies[k], repeats[k] = float(-(share * np.log(share)).sum()), 1 - len(share) / number
         return entropies, repeats, float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from uturn.sources.tokens import PAD, check_known
 
 if TYPE_CHECKING:
     from uturn.networks.texts.language import LanguageModel
-    from uturn.networks.texts.language_files import Head, TextModel
+    from uturn.networks.texts.language_files import TextModel
 
 
 class SecondModel(Named):
@@ -29,6 +30,10 @@ class SecondModel(Named):
 
     execution: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "trust_remote_code"})
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    head: ClassVar[Any] = "encoder"
+    """The head of the model, as in `TextModel`."""
+    role: ClassVar[str] = "model"
+    """What errors call the model."""
     model: str
     tokenizer: str | None = None
     split: str | None = None
@@ -55,14 +60,9 @@ class SecondModel(Named):
         return TextModel(head=self.head, **self._loading())
 
     @property
-    def head(self) -> Head:
-        """The head of the model, as in `TextModel`."""
-        return "encoder"
-
-    @property
     def where(self) -> str:
         """How errors name the model."""
-        return f"model = {self.model!r}"
+        return f"{self.role} = {self.model!r}"
 
     def _loading(self) -> dict[str, Any]:
         names = ("model", "tokenizer", "split", "model_type", "trust_remote_code", "dtype", "device")
@@ -142,12 +142,10 @@ class TextsOf:
         """Tokens of the second model, int64 (count, longest), `PAD` beyond the end; none for text that its tokenizer refuses."""
         if self.shares_tokens:
             return ids
-        rows: list[list[int]] = []
-        for text in self.texts(ids):
-            try:
-                rows.append(self._encode(text))
-            except ValueError:
-                rows.append([])
+        rows: list[list[int]] = [[] for _ in ids]
+        for tokens, text in zip(rows, self.texts(ids), strict=True):
+            with suppress(ValueError):
+                tokens += self._encode(text)
         out = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
         for row, tokens in zip(out, rows, strict=True):
             row[: len(tokens)] = tokens

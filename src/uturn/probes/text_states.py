@@ -31,21 +31,15 @@ class TextStates:
 
     Tokens around a text ([CLS], [SEP], ..), padding and constant channels are left out. `layers`: "every block", names or
     patterns of modules, by default the choice of the model; for models of transformers, "every block" means the hidden states
-    they return: "embeddings", "block 1", .. . `batch_size`: texts in a call; the clones of a noisy text and their original are
-    always in one call.
+    they return: "embeddings", "block 1", .. . The clones of a noisy text and their original are always in one call.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        texts: TextsOf,
-        reference: np.ndarray,
-        layers: str | Sequence[str] | None = None,
-        batch_size: int = 32,
+        self, model: LanguageModel, texts: TextsOf, reference: np.ndarray, layers: Sequence[str] | None, batch_size: int
     ) -> None:
         self.model, self.texts, self.batch_size = model, texts, batch_size
         wanted = layers or getattr(model.network, "probed", EVERY_BLOCK)
-        self._gives_states = model.config is not None and wanted in (EVERY_BLOCK, (EVERY_BLOCK,), [EVERY_BLOCK])
+        self._gives_states = model.config is not None and wanted in (EVERY_BLOCK, (EVERY_BLOCK,))
         self.layers = () if self._gives_states else select_layers(model.network, wanted)
         rows = texts.rows(reference)
         self.layers = tuple(next(self._states(rows[:1]))[2])
@@ -62,11 +56,10 @@ class TextStates:
         self.mean, self.variance = ({layer: table[k] for layer, table in statistics.items()} for k in range(2))
 
     def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
-        """Similarity of originals int64 (items, length) with their reconstructions (items, draws, length).
+        """`text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers).
 
-        `text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers), NaN
-        where the model cannot read a text; with several clones, also the similarities of a clone with the other clones. Each
-        distinct text of a batch is read once.
+        Of originals int64 (items, length) with their reconstructions (items, draws, length), NaN where the model cannot read a
+        text; with several clones, also the similarities of a clone with the other clones.
         """
         items, draws, _ = reconstructed.shape
         names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]

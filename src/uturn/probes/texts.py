@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,7 +15,6 @@ from uturn.measures.clones import between_clones
 from uturn.probes.second_model import SecondModel, TextsOf, distinct, prepared
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.language_files import Head
     from uturn.networks.texts.sentence_encoders import SentenceModel
 
 _DIMS = ("noise", "item", "trajectory")
@@ -29,12 +28,13 @@ class TextClass(SecondModel):
     also compare with the true labels, if the source has them. All other options: `SecondModel`.
 
     Variables. `same_class`: whether the class predicted for the reconstruction equals the class predicted for the original; NaN
-    where a reconstruction has no tokens, or too many for the model. Its value by chance is the probability that two originals
-    have the same predicted class. `predicted_class`, `original_class`: class predicted for the reconstruction (NaN as above), and
-    for the original. With labels `label_top1`: whether the predicted class of the reconstruction is the label of the original
-    (NaN if unknown).
+    where a reconstruction has no tokens, or too many for the model. `predicted_class`, `original_class`: class predicted for the
+    reconstruction (NaN as above), and for the original. With labels `label_top1`: whether the predicted class of the
+    reconstruction is the label of the original (NaN if unknown).
     """
 
+    head: ClassVar[Any] = "classifier"
+    role: ClassVar[str] = "classifier"
     type: Literal["text_class"] = "text_class"
     labels: bool = True
 
@@ -43,14 +43,6 @@ class TextClass(SecondModel):
         known = "a classifier, which has classes; 'same' is the masked model of the backward"
         expect(self.model != "same", "classifier", self.model, known)
         return self
-
-    @property
-    def head(self) -> Head:
-        return "classifier"
-
-    @property
-    def where(self) -> str:
-        return f"classifier = {self.model!r}"
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
         return self._logits(model, rows).argmax(1).astype(float)
@@ -173,14 +165,13 @@ class TextLikelihood(SecondModel):
 
     Variables. `log_likelihood`: log-likelihood of the reconstruction divided by its number of characters; NaN for texts without
     tokens, with too many for the model, or with a token of probability 0. `original_log_likelihood`: the same for the original.
-    If originals follow the law of the backward and it draws from the posterior, both have the same mean at every noise level.
     """
 
     type: Literal["text_likelihood"] = "text_likelihood"
     likelihood: Literal["auto", "causal", "masked"] = "auto"
 
     @cached_property
-    def head(self) -> Literal["causal", "masked"]:
+    def head(self) -> Any:
         """The kind of likelihood, "causal" or "masked", with "auto" resolved."""
         from uturn.core.imports import is_import_path
         from uturn.networks.texts.language_files import is_packaged, kind_of
@@ -194,7 +185,7 @@ class TextLikelihood(SecondModel):
             stated = kind_of(self.model, where, self.trust_remote_code, self.model_type)
         fits = stated is None or self.likelihood in ("auto", stated)
         expect(fits, f"likelihood for {where}", self.likelihood, f"{stated!r}, or none")
-        return stated or self.likelihood  # type: ignore[return-value]
+        return stated or self.likelihood
 
     def texts(self, source: Any) -> TextsOf:
         from uturn.networks.texts.likelihoods import beginning

@@ -9,22 +9,17 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_FOLDER = Path(__file__).parents[1] / "assets" / "text"
-
-
-def text_folder() -> Path:
-    """Folder of the assets."""
-    return _FOLDER
+FOLDER = Path(__file__).parents[1] / "assets" / "text"
 
 
 def model_file() -> Path:
     """File of the network, which `uturn.networks.load_network` reads."""
-    return _FOLDER / "model.safetensors"
+    return FOLDER / "model.safetensors"
 
 
 def passages_file() -> Path:
     """Text file of the passages, one a line."""
-    return _FOLDER / "passages.txt"
+    return FOLDER / "passages.txt"
 
 
 def passages() -> list[str]:

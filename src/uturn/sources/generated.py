@@ -106,20 +106,15 @@ class GeneratedSource(ImageSource):
         images: dict[int, Any] = {int(item): draws.get(int(item)) for item in items}
         missing = [item for item, image in images.items() if image is None]
         if missing:
-            ahead = self._ahead(missing, num_items)
-            missing += [item for item in ahead if item not in images and draws.get(item) is None]
+            if not self._backward.wants_processes:  # where it is faster, further items fill the batches of the network
+                ahead = range(missing[0], min(num_items, missing[0] + self._backward.images_together()))
+                missing += [item for item in ahead if item not in images and draws.get(item) is None]
             some = np.array(missing)
             labels = self._backward.generated_labels(some)
             for item, image in zip(missing, self._backward.generate(keys(seed, Purpose.ORIGINAL, some), labels), strict=True):
                 draws.put(item, image)
                 images[item] = image
         return np.stack([images[int(item)] for item in items])
-
-    def _ahead(self, missing: list[int], num_items: int) -> range:
-        """Further items drawn with the missing items, to fill the batches of a network where that is faster."""
-        if self._backward.wants_processes:
-            return range(0)
-        return range(missing[0], min(num_items, missing[0] + self._backward.images_together()))
 
 
 class _Draws:
@@ -131,20 +126,19 @@ class _Draws:
 
     def get(self, item: int) -> np.ndarray | None:
         image = _kept.get((self.identity, item))
-        if image is not None or self.folder is None:
-            return image
-        with suppress(ValueError):  # missing or damaged: draw it
-            image = read_array(self._file(item))
-            if image.dtype == np.float32 and image.ndim == 3:
-                self._remember(item, image)
-                return image
-        return None
+        if image is None and self.folder is not None:
+            with suppress(ValueError):  # missing or damaged: draw it
+                stored = read_array(self.folder / f"item{item}.npy")
+                if stored.dtype == np.float32 and stored.ndim == 3:
+                    image = stored
+                    self._remember(item, image)
+        return image
 
     def put(self, item: int, image: np.ndarray) -> None:
         self._remember(item, image)
         if self.folder is None:
             return
-        path = self._file(item)
+        path = self.folder / f"item{item}.npy"
         # Several processes may draw an item at the same time, so each writes to a different file.
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         with named_errors(path):
@@ -152,10 +146,6 @@ class _Draws:
             with whole_file(temporary) as file:
                 np.save(file, image)
             os.replace(temporary, path)
-
-    def _file(self, item: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"item{item}.npy"
 
     def _remember(self, item: int, image: np.ndarray) -> None:
         _kept[self.identity, item] = image

@@ -156,14 +156,9 @@ class ImageFolderSource(ImageSource):
 
     Items are ordered so that the first n are balanced: the first file of every class, the second of every class, and so on, with
     classes and the files of a class sorted by name. Files and folders whose names begin with a dot are ignored. Files beside
-    sub-folders form a further group, which comes first and has label -1.
-
-    A file that cannot be decoded completely (empty, truncated, no image, more than 512 MB or 67 million pixels), or that is black
-    because its 16 bits hold values below 256, is an error that names it. To find such files before a run, `coordinates` decodes
-    those of all items once, on all cores. It records the file of every item with the digest of its content.
-
-    Pixels have 8 bits per channel: 16-bit grey is rounded, transparency is blended with white, the EXIF orientation is applied,
-    and colour profiles are ignored.
+    sub-folders form a further group, which comes first and has label -1. A file that cannot be decoded completely, or that is
+    black because its 16 bits hold values below 256, is an error that names it. Pixels have 8 bits per channel: 16-bit grey is
+    rounded, transparency is blended with white, the EXIF orientation is applied, and colour profiles are ignored.
 
     `path`: the folder; links are followed. `channels`: 1 (grey) or 3 (RGB). `size`: resize the short side to `size` (bicubic,
     antialiased; small images are enlarged) and crop the centre to size x size; by default all images must have the same size.
@@ -339,11 +334,6 @@ def in_threads(function: Callable[[Any], Any], files: Iterable[Any]) -> list[Any
         return list(pool.map(function, files))
 
 
-def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
-    """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
-    return unread(path) or decode(Path(path).read_bytes(), channels, size)
-
-
 @cached_while_unchanged(files=lambda path, channels, size: [path], maxsize=2**18)
 def seen(path: str, channels: int, size: int | None) -> tuple[int, int, str] | str:
     """Height and width after resizing, and mode of an image file, or why it is unreadable; read again when it has changed."""
@@ -369,12 +359,15 @@ def unread(path: str) -> str:
     return "empty" if size == 0 else "more than 512 MB" if size > 2**29 else ""
 
 
-def decode(data: bytes, channels: int, size: int | None) -> np.ndarray | str:
+def pixels_of(path: str, channels: int, size: int | None) -> np.ndarray | str:
     """Pixels of an image file, uint8 (height, width, channels), or the reason why it is unreadable."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if reason := unread(path):
+        return reason
+    data = io.BytesIO(Path(path).read_bytes())
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(data, formats=FORMATS) as image:
             kind = image.format
             expect(image.width * image.height <= _MOST_PIXELS, "pixels", image.size, f"at most {_MOST_PIXELS} in all")
             image.load()

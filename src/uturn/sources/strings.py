@@ -82,7 +82,7 @@ class NoisyStrings(Noisy):
 
         float64 (batch, tree levels); noisy strings of one original are next to each other.
         """
-        from uturn.exact.inference.engine import Truth, true_beliefs
+        from uturn.exact.inference.engine import true_beliefs
 
         if isinstance(self.rhm, HiddenMarkovModel):
             marginals, copies = self.beliefs("marginals"), len(self.values) // len(symbols[0])
@@ -90,7 +90,7 @@ class NoisyStrings(Noisy):
             levels = sorted(symbols)
             means = [np.take_along_axis(marginals[level], at[level], 2).mean(axis=(1, 2), dtype=float) for level in levels]
             return np.stack(means, axis=-1)
-        return true_beliefs(self.rhm, self.evidence, Truth(symbols, len(self.values) // len(symbols[0])))
+        return true_beliefs(self.rhm, self.evidence, symbols)
 
     def beliefs(self, output: str, *also: str) -> Any:
         """Exact messages given the noisy strings, {tree_level: (batch, nodes, symbols)}, cached for other probes.
@@ -283,14 +283,11 @@ class RHMSource(StringSource):
 class FilteredRHMSource(RHMSource):
     """Strings of the Random Hierarchy Model whose structure above tree level `filtered_above` is removed.
 
-    The nodes of level k = `filtered_above` are independent and uniform over the symbols; the subtrees below them are those of
-    source `rhm` with the same options and seed. k = depth is the source `rhm` itself, k = 0 gives independent leaves. In
-    arXiv:2408.15138 the nodes of level k are independent given the class, each with its exact law given the class; here they
-    share no class, so that nothing is left above level k.
-
-    This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at the levels above k: v**(s - 1) rules of a
-    symbol, so that a uniform class gives independent, uniform symbols. Hence belief propagation, draws and parsing remain exact.
-    A node above level k is a random function of the nodes of level k below it. `zipf_exponent` applies up to level k.
+    The nodes of level k = `filtered_above` are independent and uniform over the symbols (in arXiv:2408.15138 only given the
+    class); the subtrees below them are those of source `rhm` with the same options and seed. k = depth is the source `rhm`
+    itself, k = 0 gives independent leaves. This is again a Random Hierarchy Model, in which every tuple of symbols is a rule at
+    the levels above k: v**(s - 1) rules of a symbol, so that a uniform class gives independent, uniform symbols. A node above
+    level k is a random function of the nodes of level k below it. `zipf_exponent` applies up to level k.
     """
 
     type: Literal["filtered_rhm"] = "filtered_rhm"  # type: ignore[assignment]

@@ -115,10 +115,9 @@ class TokenSource(Spec, Source):
 
     def language(self) -> Any:
         """The language model of the backward, with `vocab_size`, `tokenizer` and `most_tokens`."""
-        language = getattr(self._backward, "language", None)
-        if language is None:
-            raise ValueError("source 'tokens' needs a backward with a method `language`, as 'language' has")
-        return language()
+        has_language = hasattr(self._backward, "language")
+        expect(has_language, "backward of the source 'tokens'", self._backward, "one with a method `language`, as 'language' has")
+        return self._backward.language()
 
     @property
     def item_bytes(self) -> int:
@@ -304,9 +303,8 @@ def _rows(source: TokenSource, where: str, most: int | None) -> Iterator[tuple[s
         expect(fits, f"{where}: columns", [*columns], f"text, and perhaps {', '.join(known[1:])}")
         yield from ((f"text {k}", row) for k, row in enumerate(table, 1))
     elif source.windows:
-        size = source.length or most
-        if size is None:
-            raise ValueError("length: missing; windows need it, since the model does not say how many tokens it takes")
+        size = source.length or most or 0
+        expect(size, "length", None, "one for windows, since the model does not say how many tokens it takes")
         whole = [_encoded(source.tokenizer, text, where) for text in texts]
         windows = (ids[start : start + size] for ids in whole for start in range(0, len(ids) - size + 1, size))
         yield from ((f"window {k}", {"text": window}) for k, window in enumerate(windows, 1))

@@ -74,16 +74,7 @@ def infer(
     Raises
     ------
     ValueError
-        For a wrong shape or type; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can
-        explain; an unknown backend or output.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> beliefs = infer(rhm, np.zeros((1, 8, 8)), outputs=("marginals", "log_evidence"))
-    >>> beliefs.marginals[3].round(3).tolist(), abs(float(beliefs.log_evidence[0])) < 1e-5
-    ([[[0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125]]], True)
+        For NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can explain.
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)
@@ -126,29 +117,11 @@ def sample_posterior(
     The draws are exact (Mezard and Montanari 2009, ch. 14): after one upward pass, every node from the root down draws its rule
     with probability `~ p(rule) * prod_i up_i[x_i]`.
 
-    Parameters
-    ----------
-    rhm, log_evidence
-        As in `infer`. Numba computes on the CPU; tensors are copied there.
-    seed : int, or uint64 array (batch,)
-        With an integer, sample b uses the key `uturn.random.keys(seed, b)`. An array holds one key for each sample, so that
-        draws do not depend on the rest of the batch. Every random number is a function of (key, draw, node) only.
-    num_draws : int >= 0, or uint64 array (draws,), optional
-        Independent draws of every sample, from one upward pass: the draws 0 .. num_draws - 1, or those with the given numbers.
-        Draw 0 equals the draw of `num_draws=None`.
-
-    Returns
-    -------
-    {tree_level: int64 array (batch, nodes)}, or (draws, batch, nodes) if `num_draws` is given
-        Numpy arrays; level 0 = leaves.
-
-    Examples
-    --------
-    >>> import uturn as ut
-    >>> rhm = ut.RandomHierarchyModel(vocab_size=8, multiplicity=2, branching=2, depth=3, seed=0)
-    >>> trees = sample_posterior(rhm, np.zeros((4, 8, 8)), seed=1)
-    >>> bool(rhm.parse(trees[0]).valid[3].all())
-    True
+    `rhm`, `log_evidence`: as in `infer`; tensors are copied to the CPU. `seed`: with an integer, sample b uses the key
+    `uturn.random.keys(seed, b)`; a uint64 array (batch,) holds one key for each sample. Every random number is a function of
+    (key, draw, node) only. `num_draws`: independent draws of every sample, 0 .. num_draws - 1, or those with the numbers of a
+    uint64 array (draws,); draw 0 equals the draw of `num_draws=None`. Returns {tree_level: int64 numpy array (batch, nodes)}, or
+    (draws, batch, nodes) if `num_draws` is given.
     """
     from uturn.exact.inference.engine import sample_numba
 
@@ -181,7 +154,7 @@ def prior_entropy(rhm: RandomHierarchyModel) -> dict[int, float]:
     return {level: entropy[level] for level in range(L + 1)}
 
 
-def _for_torch(rhm: RandomHierarchyModel | HiddenMarkovModel, log_evidence: Any) -> np.ndarray:
+def _for_torch(rhm: Any, log_evidence: Any) -> np.ndarray:
     """Evidence of checked shape as torch takes it: contiguous and writable."""
     return np.require(floating_array(rhm, log_evidence), requirements=["C", "W"])
 

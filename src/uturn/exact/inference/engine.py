@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,9 +39,8 @@ class PreparedGrammar:
     """Bands and rule arrays for the computation of a grammar in one precision.
 
     A tree that exceeds the cache is cut into bands of levels. The upward pass keeps only the messages of the bands' roots; the
-    downward pass computes those of every band again, which costs less than memory traffic. In a band a lane is a subtree. A tree
-    slightly larger than the cache stays `whole` if many samples fill the lanes. The cut changes no bit of messages and draws, but
-    the last digits of the log-evidence, a sum over bands, which is therefore always computed in bands.
+    downward pass computes those of every band again. A tree slightly larger than the cache stays `whole` if many samples fill the
+    lanes. The log-evidence, whose last digits depend on the cut, is always computed in bands.
     """
 
     def __init__(self, rhm: Any, dtype: np.dtype, whole: bool = False) -> None:
@@ -142,13 +141,6 @@ def _kernel_rules(rhm: Any, dtype: np.dtype) -> kernels.Rules:
     )
 
 
-class Truth(NamedTuple):
-    """The true symbols whose marginals are requested, {tree_level: int64 (originals, nodes)}, and samples of each original."""
-
-    symbols: Levels
-    copies: int
-
-
 # -- whole batches ----------------------------------------------------------------------------------------------------------
 def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...], samples: np.ndarray | None = None) -> Beliefs:
     """`infer` for evidence of checked shape; `samples`: their indices, for error messages."""
@@ -179,33 +171,30 @@ def infer_numba(rhm: Any, evidence: Evidence, outputs: tuple[str, ...], samples:
     return Beliefs(**out)
 
 
-def true_beliefs(rhm: Any, evidence: Evidence, truth: Truth) -> np.ndarray:
-    """Marginals at the true symbols, averaged over the nodes of each level: float64 (batch, levels), to 1e-10; not stored."""
+def true_beliefs(rhm: Any, evidence: Evidence, symbols: Levels) -> np.ndarray:
+    """Marginals at the true symbols, averaged over the nodes of each level: float64 (batch, levels), to 1e-10; not stored.
+
+    `symbols`: {tree_level: int64 (originals, nodes)}; the samples of an original are next to each other.
+    """
     batch, nodes = len(evidence), np.array([rhm.num_nodes(level) for level in range(rhm.depth + 1)])
-    truth = _checked(truth, rhm)
+    symbols, copies = {level: np.ascontiguousarray(of, np.int64) for level, of in symbols.items()}, batch // len(symbols[0])
+    for level, of in symbols.items():  # kernels do not check symbols, which are places in memory
+        n, low, high = rhm.num_symbols(level), int(of.min(initial=0)), int(of.max(initial=0))
+        expect(0 <= low <= high < n, f"range of symbols[{level}]", (low, high), f"symbols of grammatical strings, 0..{n - 1}")
     grammar = prepared_grammar(rhm, evidence.dtype, batch)
     out, left = np.empty((batch, rhm.depth + 1), np.int64), []
     for first in steps(range(0, batch, grammar.chunk)):
         last = min(first + grammar.chunk, batch)
-        left += [first + b for b in propagate(grammar, evidence.rows(first, last), {"beliefs": out[first:last]}, first, truth)]
+        views = {"beliefs": out[first:last]}
+        left += [first + b for b in propagate(grammar, evidence.rows(first, last), views, first, symbols, copies)]
     beliefs = out / (kernels.FIXED_POINT * nodes)
     if left:
-        rest, values, _ = _wider(evidence, left, None)
+        rest, values, _ = _wider(evidence, left)
         marginals = infer_numba(rhm, Evidence.of(values), ("marginals",), rest).marginals
-        for level, symbols in truth.symbols.items():
-            at = symbols[rest // truth.copies][..., None]
+        for level, of in symbols.items():
+            at = of[rest // copies][..., None]
             beliefs[rest, level] = np.take_along_axis(marginals[level], at, 2).mean(axis=(1, 2), dtype=np.float64)
     return beliefs
-
-
-def _checked(truth: Truth, rhm: Any) -> Truth:
-    """`truth` in the memory order that the kernels read; they do not check symbols, which are places in memory."""
-    symbols = {level: np.ascontiguousarray(nodes, np.int64) for level, nodes in truth.symbols.items()}
-    for level, nodes in symbols.items():
-        n = rhm.num_symbols(level)
-        low, high = (int(nodes.min()), int(nodes.max())) if nodes.size else (0, 0)
-        expect(0 <= low <= high < n, f"range of symbols[{level}]", (low, high), f"symbols of grammatical strings, 0..{n - 1}")
-    return Truth(symbols, truth.copies)
 
 
 def sample_numba(
@@ -237,18 +226,16 @@ def sample_numba(
 def _empty(grammar: PreparedGrammar, batch: int, outputs: tuple[str, ...]) -> dict[str, Any]:
     s, L, rules = grammar.branching, grammar.depth, grammar.rules
     shapes = {level: (batch, s ** (L - level), int(n)) for level, n in enumerate(rules.symbols)}
-    out: dict[str, Any] = {}
-    for name in outputs:
-        if name == "log_evidence":
-            out[name] = np.empty(batch)
-        else:
-            out[name] = {level: recycled(x, grammar.dtype) for level, x in shapes.items()}
+    of_levels = [name for name in outputs if name != "log_evidence"]
+    out: dict[str, Any] = {name: {level: recycled(x, grammar.dtype) for level, x in shapes.items()} for name in of_levels}
+    if "log_evidence" in outputs:
+        out["log_evidence"] = np.empty(batch)
     if "downward" in out:
         out["downward"][L][:] = rules.class_probability
     return out
 
 
-def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples that left the range of numbers, their log-evidence in float64, and their indices in the whole batch."""
     rest = np.array(left)
     return rest, evidence.log(rest).astype(np.float64), rest if samples is None else samples[rest]
@@ -256,12 +243,12 @@ def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None) -> t
 
 # -- one chunk of samples ------------------------------------------------------------------------------------------------
 def propagate(
-    grammar: PreparedGrammar, evidence: Evidence, out: dict[str, Any], first_sample: int = 0, truth: Truth | None = None
+    grammar: PreparedGrammar, evidence: Evidence, out: dict[str, Any], start: int, truth: Levels | None = None, copies: int = 0
 ) -> list[int]:
     """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range."""
     L, batch = grammar.depth, len(evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
-    symbols, copies = (_addresses(truth.symbols, L), truth.copies) if truth else (np.zeros(L + 1, np.int64), 0)
+    symbols = _addresses(truth or {}, L)
     go_down = truth is not None or not {"marginals", "downward"}.isdisjoint(out)
     want_logs = "log_evidence" in out
     up_links, down_links = grammar.links(batch), grammar.links(batch) if go_down else {}
@@ -283,13 +270,13 @@ def propagate(
             downward=down,
             logs=want_logs and rising,
             copies=copies if down else 0,
-            start=first_sample,
+            start=start,
         )
         logs, status = np.empty(job.items if job.logs else 0), np.zeros(job.items, np.uint8)
         beliefs = np.zeros((high - low + 1, job.items if job.copies else 0), np.int64)
         wanted = upward if rising else np.zeros_like(upward)
         _over_tiles(grammar, kernels.run_tiles, job, wanted, marginals, downward, logs, symbols, beliefs, status)
-        _merge(flagged, status, evidence, first_sample)
+        _merge(flagged, status, evidence, start)
         if job.logs:
             out["log_evidence"] += logs.reshape(batch, -1).sum(axis=1)
         if job.copies:

@@ -80,11 +80,9 @@ def check_possible(log_p: np.ndarray, samples: np.ndarray | None = None) -> None
         return
     names = (impossible if samples is None else samples[impossible]).tolist()
     listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-    raise ValueError(
-        f"log_evidence of sample(s) {listed} ({len(names)} in all): no string of this grammar has positive probability, so "
-        f"there is no posterior. Hard evidence (-inf) contradicts the grammar: check that it belongs to this grammar, or "
-        f"soften it, for example by replacing -inf by a large negative number"
-    )
+    way_out = "check that the evidence (-inf) belongs to this grammar, or replace -inf by a large negative number"
+    where = f"log_evidence of sample(s) {listed} ({len(names)} in all)"
+    raise ValueError(f"{where}: no string of this grammar has positive probability, so there is no posterior; {way_out}")
 
 
 def is_tensor(values: Any) -> bool:

@@ -17,7 +17,7 @@ a child's message, whose sum is at least 1, loses `rules (s + 1) t D / z`, and a
 z < 1e-16 or D > 1e12 at some node (1e-150 and 1e140 in float64) are flagged and redone with a larger range; for all others
 the loss is below `rules (s + 1) 1.2e-10`, less than rounding. A message that overflows shows in D or in the sum of a marginal.
 A draw takes the rules of a symbol in proportion to their terms, whose sum must not be below 1e-26 (1e-280): else the draw
-is repeated in the larger range. The flush is there for speed alone.
+is repeated in the larger range.
 """
 
 # mypy: ignore-errors
@@ -38,7 +38,6 @@ from uturn.exact.inference.simd import (
     divide,
     exp_nonpositive,
     flush_denormals,
-    gather_columns,
     largest,
     load,
     multiply,
@@ -49,7 +48,6 @@ from uturn.exact.inference.simd import (
     read_block,
     read_number,
     restore_denormals,
-    scatter_columns,
     size_of,
     smallest,
     splat,
@@ -82,7 +80,7 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 @njit(**_options)
-def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first, last):
+def _read_rows(ws, target, columns, address, item_bytes, first, last):
     """Read a message of LANES items from memory rows into a tile block; lanes beyond the last item repeat it."""
     size = size_of(ws)
     per_line = 64 // size
@@ -91,17 +89,14 @@ def _read_rows(ws, scratch, stride, target, columns, address, item_bytes, first,
         for x in range(0, whole, per_line):
             at = target + x * LANES + lane
             read_block(ws, at, address + x * size, item_bytes, first + lane, last, columns * size)
-    if whole < columns:
-        for lane in range(LANES):
-            row = address + min(first + lane, last) * item_bytes
-            for x in range(whole, columns):
-                ws[scratch + lane * stride + x] = read_number(ws[0], row + x * size)
-        for x in range(whole, columns, 4):
-            gather_columns(ws, scratch + x, stride, target + x * LANES)
+    for lane in range(LANES if whole < columns else 0):
+        row = address + min(first + lane, last) * item_bytes
+        for x in range(whole, columns):
+            ws[target + x * LANES + lane] = read_number(ws[0], row + x * size)
 
 
 @njit(**_options)
-def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes, first, last):
+def _write_rows(ws, source, scale, columns, address, item_bytes, first, last):
     """Write a tile block, scaled by the vector at `scale`, to memory rows."""
     size = size_of(ws)
     per_line = 64 // size
@@ -114,14 +109,10 @@ def _write_rows(ws, scratch, stride, source, scale, columns, address, item_bytes
                 stream_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
             else:
                 write_block(ws, at, scale + lane, address + x * size, item_bytes, first + lane, last)
-    if whole < columns:
-        factor = load(ws, scale)
-        for x in range(whole, columns, 4):
-            scatter_columns(ws, source + x * LANES, factor, scratch + x, stride)
-        for lane in range(min(LANES, last - first + 1)):
-            row = address + (first + lane) * item_bytes
-            for x in range(whole, columns):
-                write_number(ws[scratch + lane * stride + x], row + x * size)
+    for lane in range(min(LANES, last - first + 1) if whole < columns else 0):
+        row = address + (first + lane) * item_bytes
+        for x in range(whole, columns):
+            write_number(ws[source + x * LANES + lane] * ws[scale + lane], row + x * size)
 
 
 @njit(**_options)
@@ -272,21 +263,6 @@ def _reciprocal(ws, one, at):
 
 
 @njit(**_options)
-def _accumulate(ws, value, into):
-    store(ws, into, add(load(ws, value), load(ws, into)))
-
-
-@njit(**_options)
-def _fill(ws, value, at):
-    store(ws, at, splat(value))
-
-
-@njit(**_options)
-def _keep_largest(ws, value, into):
-    store(ws, into, largest(load(ws, value), load(ws, into)))
-
-
-@njit(**_options)
 def _accumulate_deviation(ws, one, value, into):
     """into += (value - 1)^2: large, infinite or NaN if a marginal does not add up to 1."""
     deviation = subtract(load(ws, value), splat(one))
@@ -309,7 +285,7 @@ def _add_beliefs(ws, up, down, over, truth, origin, place, nodes, node, beliefs)
 
 
 @njit(**_options)
-def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum):
+def upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum):
     """Upward pass of a tile. Blocks: leaves first, level by level. Writes wanted upward messages."""
     s, low, high, last = job.branching, job.low, job.high, job.items - 1
     zero = one - one
@@ -319,9 +295,9 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
     row_bytes = v * size_of(ws)
     unit, least, sums, highest, spare = vectors, vectors + LANES, vectors + 2 * LANES, vectors + 3 * LANES, vectors + 4 * LANES
     scales, factor = vectors + _VECTORS * LANES, vectors + 8 * LANES
-    _fill(ws, one, unit)
-    _fill(ws, one, least)
-    _fill(ws, zero, sums)
+    store(ws, unit, splat(one))
+    store(ws, least, splat(one))
+    store(ws, sums, splat(zero))
     log_sum[:] = 0.0
     if job.evidence == SCALED or job.evidence == SYMBOLS:
         _read_factor(ws, vectors, job, first, last)
@@ -332,12 +308,12 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
             if job.evidence == SYMBOLS:
                 _read_symbols(ws, one, block, v, factor, spare, job.source + leaf * 8, leaves * 8, first, last)
             else:
-                _read_rows(ws, scratch, stride, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
+                _read_rows(ws, block, v, job.source + leaf * row_bytes, leaves * row_bytes, first, last)
             if job.evidence == SCALED:
                 _scale(ws, block, v, factor)
             if job.evidence == LOG or job.evidence == SCALED:
                 _exponentiate(ws, block, v, highest, spare)
-                _accumulate(ws, spare, sums)
+                store(ws, sums, add(load(ws, spare), load(ws, sums)))
                 if job.logs:
                     for lane in range(LANES):
                         log_sum[lane] += np.float64(ws[highest + lane])
@@ -346,7 +322,7 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
                     _sum(ws, zero, block, v, spare)
                 _reciprocal(ws, one, spare)
                 address = upward[low] + leaf * row_bytes
-                _write_rows(ws, scratch, stride, block, spare, v, address, leaves * row_bytes, first, last)
+                _write_rows(ws, block, spare, v, address, leaves * row_bytes, first, last)
         position, above, nodes = node, 0, leaves
         while above < height:
             below, above = above, above + 1
@@ -364,7 +340,7 @@ def upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job
                 size = n * size_of(ws)
                 _reciprocal(ws, one, spare)
                 address = upward[level] + position * size
-                _write_rows(ws, scratch, stride, block, spare, n, address, nodes * size, first, last)
+                _write_rows(ws, block, spare, n, address, nodes * size, first, last)
             if position % s != s - 1:
                 break
             position //= s
@@ -384,7 +360,7 @@ def _add_log_normalisers(ws, scales, count, log_sum):
 
 @njit(**_options)
 def downward_tile(
-    ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin, place,
+    ws, one, first, base, slot, vectors, stack, rules, job, marginals, downward, truth, origin, place,
     beliefs
 ):  # fmt: skip
     """Downward pass of a tile, depth first: the messages of a node's s children share one slot a level of the stack."""
@@ -396,8 +372,8 @@ def downward_tile(
     unit, deviation, sums, totals = vectors, vectors + 5 * LANES, vectors + 6 * LANES, vectors + 7 * LANES
     scales = vectors + _VECTORS * LANES
     marginal, most = stack[0], vectors + 3 * LANES
-    _fill(ws, zero, deviation)
-    _fill(ws, zero, most)
+    store(ws, deviation, splat(zero))
+    store(ws, most, splat(zero))
     for node in range(leaves // s):
         # Start with the highest ancestor whose subtree begins at this node of level 1.
         step, top = 1, 1
@@ -420,7 +396,7 @@ def downward_tile(
                     (level * s + i) * (v + 1), rules.uniform[level] != 0, rules.down_start, rules.down_index, rules.down_weight,
                 )  # fmt: skip
                 _accumulate_deviation(ws, one, sums, deviation)
-                _keep_largest(ws, totals, most)
+                store(ws, most, largest(load(ws, totals), load(ws, most)))
                 offset = (position * s + i) * size
                 if keep or job.copies != 0:
                     _reciprocal(ws, one, sums)
@@ -432,13 +408,13 @@ def downward_tile(
                     )  # fmt: skip
                 if keep:
                     address = marginals[level - 1] + offset
-                    _write_rows(ws, scratch, stride, marginal, sums, v, address, item_bytes, first, last)
+                    _write_rows(ws, marginal, sums, v, address, item_bytes, first, last)
                 if downward[level - 1] != 0:
                     _reciprocal(ws, one, totals)
                     address = downward[level - 1] + offset
-                    _write_rows(ws, scratch, stride, down, totals, v, address, item_bytes, first, last)
+                    _write_rows(ws, down, totals, v, address, item_bytes, first, last)
                 if k == 1 and job.leaf_out != 0:
-                    _write_rows(ws, scratch, stride, down, unit, v, job.leaf_out + offset, item_bytes, first, last)
+                    _write_rows(ws, down, unit, v, job.leaf_out + offset, item_bytes, first, last)
             step //= s
 
 
@@ -468,13 +444,13 @@ def _rule_pointers(tables):
 
 @njit(**_options)
 def _layout(s, height, columns):
-    """Offsets in the workspace: node messages by level, vectors, rows, and the stack of downward messages; the end.
+    """Offsets in the workspace: node messages by level, vectors, and the stack of downward messages; the end.
 
     vectors: ones, smallest z, sum of the leaves' sums, top, spare, deviation, sum of a marginal, sum of a downward message,
     factor of the evidence; then the scale of every inner node. stack: a block for marginals, the s children's messages at
     heights 1..height, the root's.
     """
-    slot, stride = columns * LANES, (columns + 15) // 16 * 16
+    slot = columns * LANES
     base, stack = np.empty(height + 1, np.int64), np.empty(height + 2, np.int64)
     end = 0
     for k in range(height + 1):
@@ -482,14 +458,12 @@ def _layout(s, height, columns):
         end += s ** (height - k) * slot
     vectors = end
     end += (_VECTORS + (s**height - 1) // (s - 1)) * LANES
-    scratch = end
-    end += stride * LANES
     stack[0] = end
     end += slot
     for k in range(1, height + 2):
         stack[k] = end
         end += s * slot
-    return slot, stride, base, vectors, scratch, stack, end
+    return slot, base, vectors, stack, end
 
 
 @njit(**_options)
@@ -513,7 +487,7 @@ def run_tiles(
     leaves = s**height
     ws, rules = pointer(workspace), _rule_pointers(tables)
     v, n = rules.symbols[low], rules.symbols[high]
-    slot, stride, base, vectors, scratch, stack, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
+    slot, base, vectors, stack, _ = _layout(s, height, max(v, n))
     least, checked, deviation = vectors + LANES, vectors + 2 * LANES, vectors + 5 * LANES
     sums, spare, most = vectors + 6 * LANES, vectors + 4 * LANES, vectors + 3 * LANES
     log_sum = np.empty(LANES)
@@ -529,13 +503,13 @@ def run_tiles(
     before = flush_denormals()
     for tile in range(first_tile, last_tile):
         first, last = tile * LANES, job.items - 1
-        upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, upward, log_sum)
+        upward_tile(ws, one, first, base, slot, vectors, rules, job, upward, log_sum)
         if job.logs:
             _add_log_normalisers(ws, vectors + _VECTORS * LANES, (leaves - 1) // (s - 1), log_sum)
         if job.root_out != 0:
-            _write_rows(ws, scratch, stride, base[height], vectors, n, job.root_out, size, first, last)
-        _fill(ws, one - one, deviation)
-        _fill(ws, one - one, most)
+            _write_rows(ws, base[height], vectors, n, job.root_out, size, first, last)
+        store(ws, deviation, splat(one - one))
+        store(ws, most, splat(one - one))
         root = stack[height + 1]
         if job.copies != 0:
             for lane in range(LANES):
@@ -547,7 +521,7 @@ def run_tiles(
         if job.top:
             _root(ws, one, base[height], root, stack[0], n, sums, spare, rules.class_probability)
             if marginals[high] != 0:
-                _write_rows(ws, scratch, stride, stack[0], sums, n, marginals[high], size, first, last)
+                _write_rows(ws, stack[0], sums, n, marginals[high], size, first, last)
             if job.copies != 0:
                 row = pointer_at(believed, height * LANES)
                 _add_beliefs(ws, base[height], root, vectors, truth[high], origin, place, 1, 0, row)
@@ -555,10 +529,10 @@ def run_tiles(
                 for lane in range(LANES):
                     log_sum[lane] -= np.log(np.float64(ws[spare + lane]))
         elif job.root_in != 0:
-            _read_rows(ws, scratch, stride, root, n, job.root_in, size, first, last)
+            _read_rows(ws, root, n, job.root_in, size, first, last)
         if job.downward:
             downward_tile(
-                ws, one, first, base, slot, scratch, stride, vectors, stack, rules, job, marginals, downward, truth, origin,
+                ws, one, first, base, slot, vectors, stack, rules, job, marginals, downward, truth, origin,
                 place, believed,
             )  # fmt: skip
         for lane in range(min(LANES, job.items - first)):
@@ -636,7 +610,7 @@ def sample_tiles(
     height = high - low
     ws, rules = pointer(workspace), _rule_pointers(tables)
     v, n = rules.symbols[low], rules.symbols[high]
-    slot, stride, base, vectors, scratch, _, _ = _layout(s, height, (max(v, n) + 3) // 4 * 4)
+    slot, base, vectors, _, _ = _layout(s, height, max(v, n))
     log_sum, cumulative, uniforms = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     symbols_array, choice_array = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     streams, offset = np.empty(LANES, np.uint64), np.empty(LANES, np.int64)
@@ -652,7 +626,7 @@ def sample_tiles(
     for tile in range(first_tile, last_tile):
         first = tile * LANES
         count = min(LANES, job.items - first)
-        upward_tile(ws, one, first, base, slot, scratch, stride, vectors, rules, job, nothing, log_sum)
+        upward_tile(ws, one, first, base, slot, vectors, rules, job, nothing, log_sum)
         for lane in range(count):
             if np.isnan(ws[checked + lane]):
                 status[first + lane] = INVALID

@@ -172,19 +172,6 @@ def power_of_two_over(typing_context, x):
     return x(x), codegen
 
 
-def _arithmetic(builder, vector):
-    """Constants and multiply-adds of vectors of an IR type: `number(value)`, and `fma(a, b, c)`, fused where the machine can."""
-    single = isinstance(vector.element, ir.FloatType)
-
-    def number(value):
-        return _constant(vector, float(np.float32(value)) if single else value)
-
-    def fma(a, b, c):
-        return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
-
-    return number, fma
-
-
 @intrinsic
 def exp_nonpositive(typing_context, x):
     """exp(x) for x <= 0 to within 1.5 units in the last place; 0 where it would be denormal; NaN for NaN.
@@ -201,7 +188,13 @@ def exp_nonpositive(typing_context, x):
     def codegen(context, builder, signature, arguments):
         (x,) = arguments
         vector, integers = x.type, ir.VectorType(ir.IntType(bits), LANES)
-        number, fma = _arithmetic(builder, vector)
+
+        def number(value):
+            return _constant(vector, float(np.float32(value)) if single else value)
+
+        def fma(a, b, c):
+            return _operation(builder, "llvm.fmuladd", vector, [a, b, c])
+
         flushed = builder.fcmp_ordered("<", x, number(lowest))  # in these lanes the rest is garbage
         shift = number(1.5 * 2.0**mantissa)  # adding it rounds to an integer, left in the low bits
         rounded = fma(x, number(1 / math.log(2)), shift)
@@ -221,74 +214,6 @@ def exp_nonpositive(typing_context, x):
 def _shuffle(builder, a, b, indices):
     mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), [ir.IntType(32)(i) for i in indices])
     return builder.shuffle_vector(a, b, mask)
-
-
-def _transpose_4x4(builder, rows):
-    """Transpose each 4x4 block of four vectors: block g of output c = element c of block g of rows 0..3."""
-    width = rows[0].type.count
-    blocks = range(0, width, 4)
-    low = [i for g in blocks for i in (g, width + g, g + 1, width + g + 1)]
-    high = [i for g in blocks for i in (g + 2, width + g + 2, g + 3, width + g + 3)]
-    first = [i for g in blocks for i in (g, g + 1, width + g, width + g + 1)]
-    second = [i for g in blocks for i in (g + 2, g + 3, width + g + 2, width + g + 3)]
-    a, b = _shuffle(builder, rows[0], rows[1], low), _shuffle(builder, rows[2], rows[3], low)
-    c, d = _shuffle(builder, rows[0], rows[1], high), _shuffle(builder, rows[2], rows[3], high)
-    return [
-        _shuffle(builder, a, b, first), _shuffle(builder, a, b, second),
-        _shuffle(builder, c, d, first), _shuffle(builder, c, d, second),
-    ]  # fmt: skip
-
-
-@intrinsic
-def gather_columns(typing_context, array, source, stride, target):
-    """Four columns of LANES rows, turned: array[target + c * LANES + lane] = array[source + lane * stride + c], c < 4."""
-
-    def codegen(context, builder, signature, arguments):
-        array, source, stride, target = arguments
-        kind = signature.args[0]
-        element = _ir_float(kind.dtype)
-        quad = ir.VectorType(element, 4)
-        word = stride.type
-        rows = []
-        for k in range(4):
-            parts = []
-            for lane in range(k, LANES, 4):
-                offset = builder.add(source, builder.mul(stride, word(lane)))
-                parts.append(builder.load(_pointer(builder, array, offset, quad), align=16))
-            while len(parts) > 1:
-                pairs = zip(parts[::2], parts[1::2], strict=True)
-                parts = [_shuffle(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
-            rows.append(parts[0])
-        for c, column in enumerate(_transpose_4x4(builder, rows)):
-            offset = builder.add(target, word(c * LANES))
-            builder.store(column, _pointer(builder, array, offset, column.type), align=_LINE)
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64, types.uint64, types.uint64), codegen
-
-
-@intrinsic
-def scatter_columns(typing_context, array, source, scale, target, stride):
-    """The reverse, scaled: array[target + lane * stride + c] = scale[lane] * array[source + c * LANES + lane], c < 4."""
-
-    def codegen(context, builder, signature, arguments):
-        array, source, scale, target, stride = arguments
-        vector = scale.type
-        quad = ir.VectorType(vector.element, 4)
-        word = stride.type
-        columns = []
-        for c in range(4):
-            offset = builder.add(source, word(c * LANES))
-            column = builder.load(_pointer(builder, array, offset, vector), align=_LINE)
-            columns.append(builder.fmul(column, scale))
-        for k, rows in enumerate(_transpose_4x4(builder, columns)):
-            for g in range(LANES // 4):
-                row = _shuffle(builder, rows, rows, range(4 * g, 4 * g + 4))
-                offset = builder.add(target, builder.mul(stride, word(4 * g + k)))
-                builder.store(row, _pointer(builder, array, offset, quad), align=16)
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64, scale, types.uint64, types.uint64), codegen
 
 
 def _line_type(kind):

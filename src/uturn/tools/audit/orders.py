@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from uturn.core.checks import expect
 from uturn.core.random import choices, streams, uniforms
 
 MASKED = -1  # value of a masked site
@@ -24,21 +25,10 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     For conditionals of one joint law D is 0 in every draw. Its mean over draws is KL(P_ij ‖ P_ji) >= 0, where P_ij is the law of
     both tokens drawn in the order i, j. Single draws can be negative. D is infinite where the other order cannot draw the tokens.
 
-    Parameters
-    ----------
-    conditionals : function (texts, rows, positions) -> float64 (n, V)
-        Laws p of masked sites: of the texts int64 (batch, length) the sites `positions` (n,) of the texts `rows` (n,). It is
-        called three times, each time with as many texts as pairs.
-    texts : int64 (pairs, length)
-        Symbols 0 .. V - 1, -1 where masked. Other negative values are passed on to `conditionals`.
-    first, second : int64 (pairs,)
-        The sites i and j, masked and different.
-    seed : int, or uint64 keys (pairs,)
-        Random streams of the draws.
-
-    Examples
-    --------
-    Conditionals that know the left neighbour alone: what is drawn second from right to left is independent.
+    `conditionals(texts, rows, positions)`: laws p of masked sites, float64 (n, V), of the texts int64 (batch, length) the sites
+    `positions` (n,) of the texts `rows` (n,). `texts`: int64 (pairs, length), symbols 0 .. V - 1, -1 where masked; other negative
+    values are passed on. `first`, `second`: int64 (pairs,), the sites i and j, masked and different. `seed`: int, or uint64 keys
+    (pairs,). Here what is drawn second from right to left is independent:
 
     >>> def left_to_right(texts, rows, positions):
     ...     left = np.where(positions > 0, texts[rows, positions - 1], -1)
@@ -51,9 +41,7 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
     texts, first, second = (np.asarray(values, np.int64) for values in (texts, first, second))
     rows = np.arange(len(texts))
     bad = (texts[rows, first] != MASKED) | (texts[rows, second] != MASKED) | (first == second)
-    if bad.any():
-        pair = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"pair {pair}: sites {first[pair]} and {second[pair]}; expected two different masked sites (value -1)")
+    expect(not bad.any(), "pairs", np.flatnonzero(bad), "two different masked sites (value -1) in each")
     heights = uniforms(streams(seed, len(texts)), 2)
 
     def revealed(sites: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -71,11 +59,7 @@ def order_discrepancy(conditionals: Conditionals, texts: Any, first: Any, second
 
 
 def distance_ranges(length: int) -> np.ndarray:
-    """Largest distances of the ranges 1, 2, 3 to 4, 5 to 8, .. of two sites of a text.
-
-    >>> distance_ranges(64).tolist()
-    [1, 2, 4, 8, 16, 32, 64]
-    """
+    """Largest distances of the ranges 1, 2, 3 to 4, 5 to 8, .. of two sites of a text."""
     return 2 ** np.arange(max(1, int(np.ceil(np.log2(max(length - 1, 1)))) + 1))
 
 

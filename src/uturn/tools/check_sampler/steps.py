@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from uturn.backward.diffusion import DiffusionModel
-from uturn.backward.image_queue import ImageQueue
+from uturn.backward.reverse_diffusion import ImageQueue
 from uturn.core.checks import expect, noted
 from uturn.core.protocols import Backward
 from uturn.core.random import Purpose, Streams

@@ -44,22 +44,13 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
 
         e = (d(a, b) + d(a, b') + d(a', b) + d(a', b')) / 2 - d(a, a') - d(b, b'),
 
-    whose expectation is 0 for samplers of one law, and positive for any others. For one law the four reconstructions are
-    exchangeable: their splits into two pairs are drawn uniformly for every original, B times, and the mean of e is compared with
-    the means under these relabellings. An error that both samplers have, or noise shared by different originals, cannot be seen.
-    With n originals, no p is below 3^-n.
+    whose expectation is 0 for samplers of one law, and positive for any others. The splits of the four reconstructions into two
+    pairs are drawn uniformly for every original, B times, and the mean of e is compared with the means under these relabellings.
+    An error that both samplers have cannot be seen. With n originals, no p is below 3^-n.
 
-    Parameters
-    ----------
-    first, second : arrays (noise, items, 2, ...)
-        Reconstructions of the same originals at the same noise levels, with independent noise; further axes are those of a datum.
-    level : float in (0, 1)
-        False-alarm rate of all noise levels together (Holm).
-    seed : int
-        Seed of the relabellings.
+    `first`, `second`: reconstructions (noise, items, 2, ...) of the same originals at the same noise levels, with independent
+    noise; further axes are those of a datum. `level`: false-alarm rate of all noise levels together (Holm).
 
-    Examples
-    --------
     >>> import uturn as ut
     >>> x = ut.random.normals(ut.random.keys(0, range(200)), 4 * 16).reshape(1, 200, 4, 16)
     >>> two_samplers(x[:, :, :2], x[:, :, 2:]).passed, two_samplers(x[:, :, :2], 0.5 * x[:, :, 2:]).passed
@@ -78,7 +69,7 @@ def sizes_of_change(originals: Any, first: Any, second: Any, level: float = 1e-3
 
     `originals`: array (items, ...). The statistic of an original is the mean of `change_sizes` over the U-turns of the first
     sampler, minus that over those of the second. Its labels are drawn uniformly among the six choices of two U-turns out of four,
-    and the test has two sides. It has more power than `two_samplers` for changes that are too large or too small throughout.
+    and the test has two sides.
     """
     sizes = change_sizes(originals, _together(first, second))
     means = [(sizes[..., i] + sizes[..., j]) / 2 for i, j in _PAIRS]

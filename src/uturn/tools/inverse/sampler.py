@@ -37,30 +37,19 @@ _SAME = 1e-3  # relative difference of two calls with one seed, which rounding o
 class PosteriorSampler(DenoiserOptions, Spec, Backward):
     """A sampler of p(x | y) for measurements y = A(x) with noise (corruption `Measurement`).
 
-    A call of the sampler draws for one measurement. Torch's and numpy's global generators and the sampler's own are seeded by the
-    stream of (item, trajectory, clone) and restored afterwards, and torch uses one thread, so results depend neither on batches
-    nor on processes. The cost: the network is called with one image at a time, which leaves a GPU mostly idle. A `batch` above 1
-    puts measurements by the same operator together; results of an item then depend on the items in its block.
+    Torch's and numpy's global generators and the sampler's own are seeded by the stream of (item, trajectory, clone) and restored
+    afterwards, and torch uses one thread, so results depend neither on batches nor on processes. With a `batch` above 1, results
+    of an item depend on the items in its block. Reconstructions: float32 (items, draws, ...) in the form of the data; images are
+    clipped to [-1, 1]. Further options are those of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, ..
 
-    Reconstructions: float32 (items, draws, ...) in the form of the data; images are clipped to [-1, 1]. Further options are those
-    of `uturn.networks.images.options.DenoiserOptions`: `device`, `dtype`, `condition`, ..
-
-    Attributes
-    ----------
-    sampler : str
-        "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or "module:function". The function
-        is called as `function(observed, operator, generator)`: the measurements, a tensor (batch, ...) that it may change; their
-        `Operator`; a `torch.Generator`. If it has the parameters `denoiser` or `shape`, it gets them by keyword:
-        `denoiser(x, sigma)` is the mean of x_0 given x = x_0 + sigma n, for sigma in `denoiser.range`; `shape` is (channels,
-        height, width) of x_0. It returns a tensor (batch, *shape) in the units of the operator: images in [0, 1], vectors with
-        their own values.
-    options : table
-        Options of the sampler; for a function, further keyword arguments.
-    model : str
-        The denoiser: "exact" (default), the exact one of the law of vectors, or an image model as in `DiffusionModel`. A function
-        without a parameter `denoiser` needs no model, and none is loaded for it.
-    batch : int
-        Measurements in a call of the sampler, 1 by default.
+    Options. `sampler`: "deepinv:NAME": DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, .. (`DeepinvSampler`); or
+    "module:function". The function is called as `function(observed, operator, generator)`: the measurements, a tensor (batch,
+    ...) that it may change; their `Operator`; a `torch.Generator`. If it has the parameters `denoiser` or `shape`, it gets them
+    by keyword: `denoiser(x, sigma)` is the mean of x_0 given x = x_0 + sigma n, for sigma in `denoiser.range`; `shape` is
+    (channels, height, width) of x_0. It returns a tensor (batch, *shape) in the units of the operator: images in [0, 1], vectors
+    with their own values. `options`: those of the sampler; for a function, further keyword arguments. `model`: the denoiser,
+    "exact" for that of the law of vectors, or an image model as in `DiffusionModel`. `batch`: measurements by the same operator
+    in a call of the sampler.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
