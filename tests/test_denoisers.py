@@ -10,8 +10,7 @@ import enumeration
 import uturn as ut
 from uturn.corruption import Noisy
 from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.networks.files import load_network, save_network
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint, load_network, save_network
 from uturn.networks.strings import denoisers
 from uturn.networks.strings.denoisers import (
     CHANNELS,

@@ -568,10 +568,10 @@ def test_reference_images_come_in_batches():
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
-    assert seen[0] == ut.networks.state_dicts.fingerprint(Small(10))
-    assert seen[1] == f"{ut.networks.state_dicts.fingerprint(Small(3))} {HERE}:halved"
+    assert seen[0] == ut.networks.files.fingerprint(Small(10))
+    assert seen[1] == f"{ut.networks.files.fingerprint(Small(3))} {HERE}:halved"
     library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
-    assert library.startswith(ut.networks.state_dicts.fingerprint(resnet[0]))
+    assert library.startswith(ut.networks.files.fingerprint(resnet[0]))
     assert "crop_size=[224]" in library
     assert "\n" not in library
     (tmp_path / "statistics").write_bytes(b"1")

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 
 from uturn.core.files import whole_file
 from uturn.networks.classifiers import ImageClassifier, TreeClassifier, VectorClassifier
-from uturn.networks.files import FORMAT, load_network, save_network
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import FORMAT, fingerprint, load_network, save_network
 
 
 def small():

@@ -8,7 +8,7 @@ import torch
 
 from uturn.core.random import keys, normals
 from uturn.networks.classifiers import VectorClassifier
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint
 from uturn.networks.training import train
 
 RECIPE = {"data": "two Gaussians", "seed": 0}

@@ -202,7 +202,7 @@ class ReverseDiffusion:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
-        from uturn.networks.state_dicts import fingerprint
+        from uturn.networks.files import fingerprint
 
         scheduler = self.forward.scheduler
         words = [fingerprint(module) for module in (self.model, self.codec) if hasattr(module, "state_dict")]

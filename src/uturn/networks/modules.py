@@ -17,9 +17,8 @@ from uturn.core.checks import expect, noted
 from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.core.inputs import Input
-from uturn.networks.files import load_network
+from uturn.networks.files import built_with, fingerprint, load_network, put_weights, read_state_dict, rename_weights
 from uturn.networks.libraries import library, reading
-from uturn.networks.state_dicts import built_with, fingerprint, put_weights, read_state_dict, rename_weights
 from uturn.sources import fashion_mnist
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from uturn.core.checks import checked_integer, expect
 from uturn.core.files import named_errors, whole_file
 from uturn.core.progress import add, progress_bar, units
+from uturn.networks.files import read_plain
 from uturn.networks.libraries import reading
-from uturn.networks.state_dicts import read_plain
 
 
 class History(NamedTuple):

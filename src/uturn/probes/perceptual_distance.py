@@ -13,7 +13,7 @@ from torch import nn
 
 from uturn.core.checks import expect
 from uturn.measures.clones import between_clones
-from uturn.networks.state_dicts import read_state_dict
+from uturn.networks.files import read_state_dict
 from uturn.probes.hidden_layers import HiddenLayers, checked_draws, float64_copy
 
 _LEAST_NORM = 1e-10  # as in the package lpips; outputs of norm 0 stay 0

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.networks.images.guided_diffusion_options import EXPECTED, GuidedDiffusionOptions, read_options
-from uturn.networks.images.guided_diffusion_options import PRESETS as PRESETS
+from uturn.networks.files import read_state_dict
+from uturn.networks.images.options import EXPECTED, GuidedDiffusionOptions, read_options
+from uturn.networks.images.options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
 from uturn.networks.libraries import reading
-from uturn.networks.state_dicts import read_state_dict
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

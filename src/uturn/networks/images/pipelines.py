@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
+from uturn.networks.files import check_finite
 from uturn.networks.images.own_denoisers import is_scheduler
 from uturn.networks.libraries import library, reading
-from uturn.networks.state_dicts import check_finite
 
 TEXT_DENOISERS = {
     "StableDiffusionPipeline": "UNet2DConditionModel",

@@ -20,9 +20,9 @@ from torch import nn
 
 from uturn.core.checks import expect
 from uturn.core.pieces import half_precision_words
+from uturn.networks.files import fingerprint
 from uturn.networks.images.pipelines import TEXT_PARTS, Folder, for_inference, load_part
 from uturn.networks.libraries import library, reading, without_bars
-from uturn.networks.state_dicts import fingerprint
 
 _ZEROS = "force_zeros_for_empty_prompt"
 _AT_ONCE = 16  # prompts encoded in one batch
