@@ -14,10 +14,9 @@ from torch import nn
 import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.networks.images.classifiers import load_classifier
 from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
-from uturn.networks.modules import _timm_has_classes
+from uturn.networks.modules import _timm_has_classes, load_classifier
 from uturn.presets import ImageOptions
 from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of

@@ -15,9 +15,8 @@ import uturn as ut
 from uturn.backward import UTurns
 from uturn.core.checks import described
 from uturn.networks.images import classifiers as image_classifiers
-from uturn.networks.images.classifiers import in_top, load_classifier
 from uturn.networks.layers import every_block
-from uturn.networks.modules import Network
+from uturn.networks.modules import Network, in_top, load_classifier
 from uturn.probes import KeepImages, NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images

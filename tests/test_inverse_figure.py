@@ -9,7 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from command_line import uturn
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.core.u_turns import u_turn
 from uturn.exact.linear import LinearPosterior
 from uturn.paper import Workshop, inverse, inverse_parts, inverse_runs, registry, reproduce

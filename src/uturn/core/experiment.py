@@ -32,7 +32,7 @@ from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Coordinates, Variable
-from uturn.core.spec import as_part, check_fit, table_of
+from uturn.core.registry import as_part, check_fit, table_of
 
 _CHECKED = 10  # originals on which networks are checked
 

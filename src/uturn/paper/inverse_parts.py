@@ -12,7 +12,7 @@ import numpy as np
 from uturn.backward.deepinv_samplers import DeepinvSampler
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.core.random import Purpose, keys
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.exact.linear import LinearPosterior
 
 if TYPE_CHECKING:

@@ -67,8 +67,7 @@ class Perceptual(Named):
 @cached_while_unchanged()
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     """The perceptual distance of a spec, tested on blank images of the source's size."""
-    from uturn.networks.images.classifiers import load_classifier
-    from uturn.networks.modules import Network, Preprocessing
+    from uturn.networks.modules import Network, Preprocessing, load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
     from uturn.probes.perceptual_distance import PerceptualDistance, Stages, read_linear
 
