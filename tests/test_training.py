@@ -179,13 +179,6 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
     assert fingerprint(model) == before
 
 
-def test_names_of_what_an_evaluation_gives():
-    with pytest.raises(ValueError, match=r"evaluate = .*'loss'"):
-        train(network(), loss, 10, recipe=RECIPE, evaluate=lambda model: {"loss": 0.0})
-    with pytest.raises(ValueError, match=r"target = \('nothing', 1\): expected one of loss, accuracy"):
-        train(network(), loss, 10, recipe=RECIPE, evaluate=accuracy, target=("nothing", 1))
-
-
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights():
     model = network()
     before = fingerprint(model)

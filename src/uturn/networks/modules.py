@@ -46,9 +46,8 @@ class LoadedModule(NamedTuple):
 class Preprocessing:
     """Transforms of a library, applied to images in [-1, 1].
 
-    Images are mapped to [0, 1] and clipped, as when an image is saved. Grey images are repeated for each channel of the network.
-    Then the library's evaluation transforms resize (with antialiasing), crop and normalise them. Images are resized in floating
-    point, without the 8-bit rounding of PIL images.
+    Images are mapped to [0, 1] and clipped, and grey ones repeated for each channel of the network. Then the library's evaluation
+    transforms resize (in floating point, with antialiasing), crop and normalise them.
     """
 
     def __init__(self, transforms: Callable[[torch.Tensor], torch.Tensor], channels: int = 3) -> None:
@@ -171,9 +170,8 @@ def _timm_module(name: str, weights: str | None) -> LoadedModule:
 def _timm_has_classes(timm: Any, module: Any) -> bool:
     """Whether the outputs of a model of timm are classes.
 
-    Encoders have `num_classes` 0. Models trained with texts, such as CLIP, end with a projection into the space of texts, and
-    timm reports its dimension as the number of classes. These dimensions are multiples of 128; no published classifier has such a
-    number of classes.
+    Encoders have `num_classes` 0. Of models trained with texts, such as CLIP, timm reports the dimension of a projection as the
+    number of classes: a multiple of 128, which no published classifier has.
     """
     names = timm.list_models(module.pretrained_cfg["architecture"], pretrained=True)
     published = {timm.get_pretrained_cfg(name).num_classes for name in names}
@@ -239,27 +237,23 @@ def load_classifier(
     Parameters
     ----------
     spec
-        - "torchvision:NAME": any classification model of torchvision, with the transforms of its weights.
-        - "timm:NAME": any model of timm, with the transforms of its data configuration. "timm:NAME@SIZE": with images of SIZE
-          pixels instead of the configured size; a transformer's position embeddings are interpolated.
+        - "torchvision:NAME", "timm:NAME": any such model, with the transforms of its weights. "timm:NAME@SIZE": with images of
+          SIZE pixels instead of the configured size; a transformer's position embeddings are interpolated.
         - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub.
-        - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess). The
-          module is put into evaluation mode; `preprocess` takes batches of images in [-1, 1].
+        - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess);
+          `preprocess` takes batches of images in [-1, 1].
         - "fashion_mnist", or a file written by `uturn.networks.save_network`.
     weights
-        None: the library's default weights, downloaded (for "module:function", the weights of the module). A name of
-        torchvision's enum of weights, such as "IMAGENET1K_V1". Or a file with a state dict, written by safetensors or
-        `torch.save` (nothing in it is executed), possibly under the key "state_dict" or "model"; for a model of a library, its
-        number of classes may differ from the library's.
+        None: the library's default weights, or those of the module. A name of torchvision's enum of weights, such as
+        "IMAGENET1K_V1". Or a file with a state dict, written by safetensors or `torch.save` (nothing in it is executed); for a
+        model of a library, its number of classes may differ from the library's.
     layers
         Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
-        when the network is evaluated (auxiliary heads, shared modules). A classifier without such blocks, such as a logistic
-        regression or a network whose activation functions are no modules, has no layers by default.
+        (auxiliary heads, shared modules). A classifier without such blocks has no layers by default.
     image_shape
         Channels, height and width of the images.
     texts
-        A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020): the logit of a class is
-        the cosine of the embeddings of image and text, times the learned scale.
+        A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape
@@ -341,11 +335,10 @@ def _dry_run(
 def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Axis of the channels in the outputs of layers, from their `shapes`, in the order of the network: {layer: 1 or -1}.
 
-    Up to two axes (batch, units): 1. Three axes are tokens (batch, tokens, channels): -1, unless the layer has one-dimensional
+    Two axes (batch, units): 1. Three axes are tokens (batch, tokens, channels): -1, unless the layer has one-dimensional
     convolutions and no linear maps. Four axes, (batch, channels, height, width) or, as in Swin transformers, (batch, height,
-    width, channels): the choice with equal height and width. If that is ambiguous (images that are not square, as many channels
-    as rows), the axis of the nearest unambiguous layer before is used, else of the nearest one after; 1 if no layer is
-    unambiguous.
+    width, channels): the choice with equal height and width; if that is ambiguous, the axis of the nearest unambiguous layer
+    before, else of the nearest one after; 1 if no layer is unambiguous.
     """
     modules = named_modules(module)
 
@@ -371,10 +364,7 @@ def channel_axes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def in_top(logits: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Whether classes, int (...), are among the `count` largest logits (..., num_classes).
-
-    Among equal logits, the first counts as larger, as in `argmax`.
-    """
+    """Whether classes, int (...), are among the `count` largest logits (..., num_classes); of equal ones the first is larger."""
     at = np.asarray(classes)[..., None]
     logit = np.take_along_axis(logits, at, axis=-1)
     above = (logits > logit) | ((logits == logit) & (np.arange(logits.shape[-1]) < at))

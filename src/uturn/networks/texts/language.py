@@ -1,7 +1,6 @@
 """Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
 
-Networks differ in small ways: logits that belong to the next position, a time as a second argument, ratios of probabilities
-instead of logits. Only `LanguageModel` converts these to a common form, `log p(x_0^i = a | x_t)` up to a constant.
+Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a constant.
 """
 
 from __future__ import annotations
@@ -107,11 +106,11 @@ class LanguageModel:
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        return () if self.tokenizer is None else self.tokenizer.prefix
+        return getattr(self.tokenizer, "prefix", ())
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        return () if self.tokenizer is None else self.tokenizer.suffix
+        return getattr(self.tokenizer, "suffix", ())
 
     @property
     def most_tokens(self) -> int | None:
@@ -165,8 +164,8 @@ class LanguageModel:
         """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end.
 
         Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default the tokenizer's), int64 (rows,
-        length); and a mask of the ids that are not padding, bool (rows, length). A network that takes no padding gets one batch
-        for each length. Batches of `batch_size` contain texts of similar length; by default all texts are one batch.
+        length); and which ids are not padding, bool (rows, length). A batch has `batch_size` texts of similar length, by default
+        all; a network that takes no padding gets one batch for each length.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
         begin, num_tokens = len(prefix), (values != PAD).sum(1)
@@ -291,10 +290,8 @@ class TokenBeliefs:
         with torch.inference_mode():
             for start in range(0, len(out), size):
                 logs = self._logits[start : start + size].float().log_softmax(-1)
-                if decoder.order == "entropy":
-                    ranks = -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
-                else:
-                    ranks = -logs.amax(-1).exp()
+                is_entropy = decoder.order == "entropy"
+                ranks = -((logs.exp() * logs.clamp(min=-1e9)).sum(-1) if is_entropy else logs.amax(-1).exp())
                 out[start : start + size, : ranks.shape[1]] = ranks.cpu().numpy()
         return out
 
@@ -342,18 +339,14 @@ def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: 
 
 def beginning(model: LanguageModel) -> tuple[int, ...]:
     """Ids before a text in a causal model."""
-    if model.prefix:
-        return model.prefix
-    token = getattr(model.config, "bos_token_id", None)
-    size = getattr(model.config, "vocab_size", None)
-    return (token,) if isinstance(token, int) and size is not None and 0 <= token < size else ()
+    token, size = (getattr(model.config, name, None) for name in ("bos_token_id", "vocab_size"))
+    return model.prefix or ((token,) if isinstance(token, int) and size is not None and 0 <= token < size else ())
 
 
 def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
     """Pseudo-log-likelihood of texts, ids int64 (count, length), under a masked model, in nats, float64 (count,).
 
-    PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in turn: the network reads a text
-    of n tokens n times. PLL is not a log-probability of the text. It is -inf if a token has probability 0.
+    PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in turn; no log-probability of x.
     """
     log_likelihoods = np.zeros(len(texts))
     for k, text in enumerate(texts):

@@ -49,14 +49,12 @@ class TextModel(Input):
     Attributes
     ----------
     model : str
-        "embedded"; a folder or hub id of a model of transformers, possibly with its own code (MDLM, LLaDA, Dream), which runs
-        with `trust_remote_code`; a file of `uturn.networks` with a MaskedTransformer; or "module:function", which returns a
-        `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with optional attributes `tokenizer`
-        and `length`.
+        "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks` with a MaskedTransformer; or
+        "module:function", which returns a `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with
+        optional attributes `tokenizer` and `length`.
     head : str
-        "masked": a model that denoises tokens (`AutoModelForMaskedLM`). "encoder": hidden states (`AutoModel`; the encoder of an
-        encoder-decoder model). "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes
-        of a text (`AutoModelForSequenceClassification`).
+        "masked": a model that denoises tokens. "encoder": hidden states (of the encoder of an encoder-decoder model). "causal":
+        logits of the next token. "classifier": logits of the classes of a text.
     tokenizer, split
         As in `load_tokenizer`; by default the tokenizer of the model.
     shift, time, output, corruption, mask_id
@@ -245,8 +243,7 @@ def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> L
 
 def _architectures(config: Any) -> list[str]:
     """The class names of a model of transformers in its config.json."""
-    names = getattr(config, "architectures", None)
-    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+    return list(map(str, getattr(config, "architectures", None) or ()))
 
 
 def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) -> torch.nn.Module:
