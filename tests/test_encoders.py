@@ -425,7 +425,7 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
     refused("cannot be read", f"clip:{cut}")
     refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
-    refused("expected a file with one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
+    refused("expected a file, one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
     refused("expected a file, one text a line, as classes have no names", f"clip:{clip}", class_prompts="a {}")
     refused("class_prompts = .*classifier = 'fashion_mnist'.*'clip:FOLDER'", "fashion_mnist", class_prompts="a {}")
     refused("number of labels of the images = 5: expected 3", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))

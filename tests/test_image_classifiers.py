@@ -14,7 +14,7 @@ from torch import nn
 import uturn as ut
 from uturn.backward import UTurns
 from uturn.core.checks import described
-from uturn.networks.images import classifiers as image_classifiers
+from uturn.networks import modules
 from uturn.networks.layers import every_block
 from uturn.networks.modules import Network, in_top, load_classifier
 from uturn.probes import KeepImages, NetworkLayers
@@ -247,7 +247,7 @@ def test_shapes_that_do_not_tell():
     model = nn.ModuleDict({name: nn.Conv2d(1, 1, 1) for name in "abcd"} | {"e": nn.Conv1d(1, 1, 1), "f": nn.Linear(1, 1)})
 
     def axes(**shapes):
-        return list(image_classifiers.channel_axes(model, shapes).values())
+        return list(modules.channel_axes(model, shapes).values())
 
     assert axes(a=(2, 8, 4, 4), b=(2, 4, 4, 4), c=(2, 3, 4, 5), d=(2, 9)) == [1, 1, 1, 1]
     assert axes(a=(2, 4, 4, 8), b=(2, 4, 4, 4), c=(2, 3, 4, 5)) == [-1, -1, -1]  # as the one before

@@ -57,14 +57,9 @@ class Experiment(BaseModel):
     probes : sequence of such parts or tables, at least one
     noise : list of float
         The grid of noise levels. In a table of the corruption it is the key `noise`.
-    items : int
-        Number of originals x0.
-    trajectories : int
-        Independent noisy data of each original at each noise level. The ε-process is deterministic: its trajectories are draws
-        from one posterior.
-    clones : int
-        Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
-        clone with the others.
+    items, trajectories, clones : int
+        Number of originals x0, of independent noisy data of each at each noise level, and of reconstructions of each noisy datum.
+        With several clones, results have the dim `clone`, and `clone_<name>` compares each clone with the others.
     chunk : int
         Items in a task, the unit of storage. A killed run loses its unfinished tasks.
     seed : int

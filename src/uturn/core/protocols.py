@@ -41,8 +41,8 @@ class Variable:
     dims : tuple of str
         ("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
         several clones the dim "clone" follows it.
-    long_name : str
-        Description with unit, stored with the readings.
+    long_name, unit : str
+        Description, and unit of the values; of "changes", unit of a distance between two sites.
     start : number or str, optional
         Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
         probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
@@ -52,19 +52,15 @@ class Variable:
     chance : number or str, optional
         Value for independent data, as `start`; by default the value at the largest noise.
     bounds : (low, high)
-        Smallest and largest possible value, None for no bound. Intervals are clipped to the bounds; means of readings in [0, 1]
-        have the interval of a proportion.
-    group : str
-        Readings of one group are drawn in one panel; by default the name of the probe.
+        Smallest and largest possible value, None for no bound. Means of readings in [0, 1] have the interval of a proportion.
+    group, family : str
+        Readings of one group are drawn in one panel, symmetric ones of one family are tested together by Holm; by default those
+        of the probe.
     order : str, optional
         The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level.
     role : str
         "reading"; "record", which is shown but not averaged (pictures, tokens, numbers of classes); or "changes", covariances of
         changes by distance along the last dim, or their sum over all pairs.
-    family : str, optional
-        Symmetric readings of one family are tested together by Holm; by default those of the probe.
-    unit : str
-        Unit of the values; of "changes", of a distance between two sites.
     symmetric : bool
         The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
         `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them.
@@ -126,21 +122,14 @@ class Variable:
 
 @dataclass(frozen=True, repr=False)
 class Noisy:
-    """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing.
-
-    Attributes
-    ----------
-    values : array (batch, ..)
-        For strings (batch, num_leaves), masked leaves being -1, or (batch, num_leaves, vocab_size) for Gaussian diffusion.
-    noise : float64 array (batch,)
-        Noise level of each sample, in the unit of the corruption.
-    vocab_size : int
-        Number of symbols; 0 for data without symbols.
-    """
+    """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing."""
 
     values: np.ndarray
+    """(batch, ..); for strings (batch, num_leaves), masked leaves being -1, or (batch, num_leaves, vocab_size) for Gaussian noise."""
     noise: np.ndarray
+    """float64 (batch,), noise level of each sample, in the unit of the corruption."""
     vocab_size: int = 0
+    """Number of symbols; 0 for data without symbols."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
@@ -301,10 +290,7 @@ class Corruption(Part, Protocol):
         return originals.observed_by(self, noise, streams)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> Any:
-        """Effective ε in [0, 1] of noise levels, v/(v-1) times the mean belief lost by the true symbol of a leaf, or None.
-
-        Eq. 63 of arXiv:2402.16991.
-        """
+        """Effective ε (Eq. 63 of arXiv:2402.16991), v/(v-1) times the mean belief lost by the true symbol of a leaf, or None."""
         return None
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> Any:

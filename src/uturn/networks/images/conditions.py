@@ -13,15 +13,10 @@ from uturn.networks.libraries import reading
 
 
 class Conditioned(NamedTuple):
-    """The condition with which a model is run.
+    """The condition with which a model is run; for text-conditioned models, a label is the number of a prompt."""
 
-    `null_class`: the label for no class, if the network is called with it. `num_classes`: number of classes, if the network is
-    called with the true labels; for text-conditioned models, a label is the number of a prompt, and the null class is the null
-    prompt. `words`: the condition as text.
-    """
-
-    null_class: int | None = None
-    num_classes: int | None = None
+    null_class: int | None = None  # the label for no class, or for the null prompt, if the network is called with it
+    num_classes: int | None = None  # number of classes, or of prompts, if the network is called with labels
     guidance: float = 1.0
     words: str = ""
 

@@ -1,8 +1,8 @@
 """Checkpoints of OpenAI's guided-diffusion (ADM, arXiv:2105.05233) as networks that diffusers' schedulers can drive.
 
-The weights are loaded into diffusers' `UNet2DModel`, which computes the same function with the right settings. The names and
-shapes of the weights determine the architecture. They do not determine the noise schedule, the number and order of the
-attention heads, and the image size: these come from a preset, or from the options of the original code.
+The weights are loaded into diffusers' `UNet2DModel`, which computes the same function. Their names and shapes determine the
+architecture, but not the noise schedule, the number and order of the attention heads, and the image size: these come from a
+preset, or from the options of the original code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ class GuidedDiffusionUNet(nn.Module):
     Attributes
     ----------
     unet : UNet2DModel
-        The network of diffusers, whose `config` has `sample_size`, `in_channels`, `out_channels`, ..
     options : dict
         The options of the original code for this network, given or read from the weights, as plain data.
         `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
     num_classes : int or None
-        Number of classes of a class-conditioned network; None if it is unconditional.
+        Number of classes; None if it is unconditional.
     """
 
     def __init__(self, unet: Any, options: Mapping[str, Any]) -> None:
@@ -45,9 +44,8 @@ class GuidedDiffusionUNet(nn.Module):
         self.unet, self.options, self.config, self.num_classes = unet, dict(options), unet.config, unet.config.num_class_embeds
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The predicted noise, followed, if the variance is learned, by its interpolation between smallest and largest variance.
+        """The predicted noise (batch, channels, height, width); with twice the channels if the variance is learned.
 
-        noisy and output: (batch, channels, height, width), the output with twice the channels if the variance is learned.
         timestep: (batch,), 0 .. diffusion_steps - 1. class_labels: int64 (batch,), for a class-conditioned network.
         """
         # Timesteps keep their dtype: bfloat16 would round 999 to 1000.
@@ -88,13 +86,8 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
     """The diffusion process of a guided-diffusion network as a scheduler of diffusers.
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
-    spacing is its respacing: the same timesteps for every even number of steps. For some odd numbers of steps, a timestep half
-    way between two integers is rounded the other way (docs/guided-diffusion.md).
-
-    Parameters
-    ----------
-    preset, **options
-        As in `load_guided_diffusion`; `learn_sigma` is needed. `GuidedDiffusionUNet.options` has all of them.
+    spacing is its respacing (docs/guided-diffusion.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is
+    needed. `GuidedDiffusionUNet.options` has all of them.
     """
     from diffusers import DDPMScheduler
 
@@ -178,11 +171,7 @@ def _attention_channels(options: Mapping[str, Any], attends: list[bool]) -> list
 
 
 def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int, num_classes: int | None) -> Any:
-    """The network as diffusers' `UNet2DModel`, without memory for its weights.
-
-    Two settings that its configuration cannot express are made on its modules: a fixed number of attention heads, and a timestep
-    embedding that is not as wide as the first level.
-    """
+    """The network as diffusers' `UNet2DModel`, without memory for its weights."""
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -218,7 +207,7 @@ def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int
             freq_shift=0,
             flip_sin_to_cos=True,  # cosines before sines
         )
-        if len(widths) > 1:
+        if len(widths) > 1:  # its configuration cannot express a fixed number of heads, or a timestep embedding of another width
             for name, module in unet.named_modules():
                 if isinstance(module, Attention):
                     heads = num_heads(module.inner_dim, name.startswith("up_blocks"))

@@ -1,8 +1,4 @@
-"""User-defined denoisers: a function "module:function" returns a network of any prediction type with its noise schedule.
-
-With x_t = a x_0 + s n, every prediction determines the denoised image x_0 and the noise n, and these determine the input of
-the scheduler. `Prediction` is the only place where predictions are converted.
-"""
+"""User-defined denoisers: a function "module:function" returns a network of any prediction type with its noise schedule."""
 
 from __future__ import annotations
 
@@ -32,8 +28,8 @@ class DenoiserModel:
     Attributes
     ----------
     network : torch.nn.Module or function
-        Called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`, and with a third argument, the
-        labels int64 (batch,), if `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
+        Called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`, and with labels int64 (batch,)
+        as a third argument if `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
         (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
     scheduler : scheduler of diffusers, optional
         The noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction
@@ -45,10 +41,8 @@ class DenoiserModel:
     image_shape : (channels, height, width)
     takes : "timestep" or "sigma", optional
         "timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
-        always an integer.
-        "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
+        always an integer. "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
     num_classes : int, optional
-        Number of classes 0 .. num_classes - 1 of a class-conditioned network.
     null_class : int, optional
         The label for no class, outside of 0 .. num_classes - 1.
     """
@@ -84,10 +78,7 @@ def denoiser_function(path: str) -> Callable[[], Any]:
 
 
 def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """The checked result of "module:function", and whether it is a pair (module, scheduler).
-
-    The scheduler of a pair declares the prediction type of its module.
-    """
+    """The checked result of "module:function", and whether it is a pair (module, scheduler), whose scheduler has the type."""
     label, function = f"model = {path!r}", denoiser_function(path)
     with noted(label):
         returned = function()
@@ -134,14 +125,11 @@ def _check(label: str, model: DenoiserModel) -> None:
     require(not flow or model.predicts not in ("noise", "score"), "predicts", f"'x0', 'v' or 'flow', {infinite}")
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
 class Prediction(nn.Module):
     """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of this class.
 
-    This is the flow for flow matching, the noise for networks that predict noise, and v for all others, from which x_0 and n
-    follow without cancellation at both ends of the chain.
+    That is the flow for flow matching, the noise for networks that predict noise, and v for all others, from which x_0 and n
+    follow without cancellation.
     """
 
     def __init__(self, model: DenoiserModel) -> None:
@@ -173,14 +161,8 @@ class Prediction(nn.Module):
         return noise if self.wanted == "noise" else a * noise - s * clean
 
 
-# -- the network ------------------------------------------------------------------------------------------------------
-
-
 class OwnNetwork(nn.Module):
-    """A user's network or function; its errors and wrong outputs become a ValueError of one line.
-
-    In half precision it runs under `torch.autocast`, since it may not be written for half precision.
-    """
+    """A user's network or function, in half precision under `torch.autocast`; its wrong outputs are a ValueError."""
 
     def __init__(self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool) -> None:
         super().__init__()

@@ -49,10 +49,10 @@ class Folder(NamedTuple):
 
 
 class Codec(nn.Module):
-    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic.
+    """Maps images (batch, 3, height, width) in [-1, 1] to latents in the units of the denoiser, and back; deterministic, float32.
 
     `latents = scale * (z - centre)`, with z the mode of the encoder's posterior (AutoencoderKL), or the encoder's output before
-    quantisation (VQModel, which quantises when it decodes). Input and output are float32.
+    quantisation (VQModel).
     """
 
     scale: torch.Tensor

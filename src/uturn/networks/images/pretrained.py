@@ -1,6 +1,6 @@
 """Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks from a user's function.
 
-Only weights and plain JSON are read from files, nothing is unpickled. `docs/models.md` lists the supported models.
+Only weights and plain JSON are read from files, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -69,11 +69,9 @@ class _Options(DenoiserOptions):
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    `prediction` converts between the network and the scheduler if their prediction types differ.
-
-    A guided prediction (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label -
-    prediction with the null class); a learned variance is taken from the prediction with the label. All types of prediction for
-    x_t = a x_0 + s n are linear in x_0 given x_t, so guidance is the same for each type.
+    `prediction` converts between the network and the scheduler if their prediction types differ. A guided prediction
+    (arXiv:2207.12598) is null + guidance (conditioned - null), with a learned variance of the conditioned one. All types of
+    prediction are linear in x_0 given x_t, so guidance is the same for each.
     """
 
     def __init__(
@@ -90,8 +88,7 @@ class DenoisingNetwork(nn.Module):
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
 
-        timestep: (batch,), of any dtype, not rounded to the network's precision. labels: int64 (batch,), if the model is
-        conditioned on labels.
+        timestep: (batch,), not rounded to the network's precision. labels: int64 (batch,), if it is conditioned on labels.
         """
         x, time = (noisy, timestep) if self.prediction is None else self.prediction.inputs(noisy, timestep)
         null = None

@@ -1,7 +1,7 @@
 """Text-conditioned pipelines of diffusers: encoded prompts, and denoisers that take the number of a prompt.
 
-Texts are encoded once, before the denoiser is loaded; then a prompt is a row of a table, as a class is a row of a network's
-embedding. Therefore a batch may mix images with different prompts, and guidance works as for class-conditioned models.
+Texts are encoded once, before the denoiser is loaded; then a prompt is a row of a table, as a class is. Therefore a batch may mix
+images with different prompts, and guidance works as for class-conditioned models.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ def encoded(
 ) -> tuple[dict[str, torch.Tensor], str]:
     """Texts as the pipeline encodes them, on the CPU, and a digest of encoders and tokens (hexadecimal).
 
-    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}.
-
-    The empty text is encoded like a missing prompt in the pipeline: as an empty text, or as zeros for a Stable Diffusion XL with
-    `force_zeros_for_empty_prompt`. The encoders are loaded here and freed at the end.
+    {"text": (texts, tokens, width), "pooled": (texts, width) if the pipeline has one}. The empty text is encoded like a missing
+    prompt in the pipeline. The encoders are loaded here and freed at the end.
     """
     different = list(dict.fromkeys(text for text in texts if text))
     batches = [different[k : k + _AT_ONCE] for k in range(0, len(different), _AT_ONCE)] + [[""]] * ("" in texts)
@@ -99,9 +97,8 @@ def _encoded(pipeline: Any, texts: list[str], device: torch.device) -> dict[str,
 class TextDenoiser(nn.Module):
     """The denoiser of a text-conditioned pipeline, called as `network(noisy, timestep)` or `network(noisy, timestep, prompts)`.
 
-    `tables`: prompts encoded by `encoded`, one row for each; they stay in main memory, and the rows of a batch are copied to its
-    device. `size`: height and width of the images in pixels, which Stable Diffusion XL takes as original and as target size.
-    `guidance`: its scale, an input of guidance-distilled networks (`takes_guidance`).
+    `tables`: prompts encoded by `encoded`, one row for each, in main memory. `size`: height and width of the images in pixels, an
+    input of Stable Diffusion XL. `guidance`: its scale, an input of guidance-distilled networks (`takes_guidance`).
     """
 
     def __init__(self, network: Any, tables: dict[str, torch.Tensor], size: int, guidance: float = 1.0) -> None:
