@@ -125,7 +125,7 @@ class Noisy:
     """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing."""
 
     values: np.ndarray
-    """(batch, ..); for strings (batch, num_leaves), masked leaves being -1, or (batch, num_leaves, vocab_size) for Gaussian noise."""
+    """(batch, ..); for strings (batch, num_leaves), masked ones -1, or (batch, num_leaves, vocab_size) for Gaussian noise."""
     noise: np.ndarray
     """float64 (batch,), noise level of each sample, in the unit of the corruption."""
     vocab_size: int = 0

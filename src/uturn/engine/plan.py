@@ -34,27 +34,16 @@ _WRITING = 0.004  # seconds for writing a task
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimated cost of a run.
-
-    Attributes
-    ----------
-    tasks, done, u_turns : int
-        Tasks of the experiment, stored tasks, and U-turns of the remaining tasks.
-    disk : float
-        Bytes of the readings of the complete store, before their compression.
-    workers : int
-        Number of processes on this machine, sharing its cores.
-    seconds : {workers: float}
-        Time of the remaining tasks by number of processes, without loading models and compilation. Processes beyond `workers`
-        are assumed to have separate cores.
-    """
+    """The estimated cost of a run."""
 
     tasks: int
-    done: int
-    u_turns: int
-    disk: float
-    workers: int
+    done: int  # stored tasks
+    u_turns: int  # of the remaining tasks
+    disk: float  # bytes of the readings of the complete store, before their compression
+    workers: int  # processes on this machine, sharing its cores
     seconds: dict[int, float]
+    """Time of the remaining tasks by number of processes, without loading models and compilation. Processes beyond `workers` are
+    assumed to have separate cores."""
 
     def lines(self) -> list[str]:
         """The plan as lines of text."""
@@ -93,8 +82,7 @@ def plan(
     workers
         Number of processes. None: the choice of `run`, and up to 8 in the table of times.
     budget
-        Approximate seconds of timing, after first U-turns that load models and compile kernels. The U-turns of an original at
-        two levels are timed even if they take longer.
+        Approximate seconds of timing, after first U-turns that load models and compile kernels.
     least
         If the remaining time is shorter than this number of seconds, the result is None.
     """
