@@ -134,7 +134,7 @@ class Worker:
         self._host = socket.gethostname()
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
-        """Make what measures the tasks by the pickled `make`, in the driver's `folder`, with the user's `modules` {path: text}."""
+        """Make what measures the tasks by the pickled `make`, in the driver's folder, with the user's `modules` {path: text}."""
         import ray
 
         import uturn
