@@ -12,54 +12,6 @@ from uturn.core.lazy import lazy
 
 __version__ = "0.3.0"
 
-# Public name -> module; "." at its end stands for the module itself.
-_HOMES = {
-    "RandomHierarchyModel": "exact.rhm",
-    "HiddenMarkovModel": "exact.hmm",
-    "Gaussian": "corruption",
-    "Masking": "corruption",
-    "UniformReplacement": "corruption",
-    "EpsilonBelief": "corruption",
-    "Noisy": "core.protocols",
-    "Beliefs": "exact.inference",
-    "infer": "exact.inference",
-    "sample_posterior": "exact.inference",
-    "mutual_information": "exact.inference",
-    "posterior_entropy": "exact.inference",
-    "prior_entropy": "exact.inference",
-    "Experiment": "core.experiment",
-    "run": "engine.run",
-    "sweep": "engine.sweep",
-    "u_turn": "core.u_turns",
-    "u_turns": "core.u_turns",
-    "hierarchy_index": "measures.statistics",
-    "nesting_index": "measures.hierarchy",
-    "susceptibility": "measures.changes",
-    "correlations": "measures.changes",
-    "order_discrepancy": "measures.orders",
-    "calibrate": "measures.calibration",
-    "calibration": "measures.calibration",
-    "ranks": "measures.ranks",
-    "posterior_tests": "measures.posteriors",
-    "readings": "studies.readings",
-    "readings_of": "measures.clones",
-    "choose": "studies",
-    "two_samplers": "measures.two_samplers",
-    "study": "studies",
-    "locate": "studies.locate",
-    **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
-    "fashion_mnist": "sources.fashion_mnist.",
-    "inference": "exact.inference.",
-    "laws": "exact.laws.",
-    "plotting": "studies.plotting.",
-    "population": "exact.population.",
-    "protocols": "core.protocols.",
-    "random": "core.random.",
-    "rhm": "exact.rhm.",
-    "statistics": "measures.statistics.",
-    "theory": "exact.theory.",
-}
-
 if TYPE_CHECKING:
     from uturn import backward, corruption, measures, networks, probes, sources, studies
     from uturn.core import protocols, random
@@ -88,8 +40,8 @@ if TYPE_CHECKING:
     from uturn.studies.locate import locate
     from uturn.studies.readings import readings
 
+_own, __dir__, _HOMES = lazy(__name__)
 __all__ = [*_HOMES]
-_own, __dir__ = lazy(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:

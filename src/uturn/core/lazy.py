@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` for a package whose public names are in other modules.
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
+    """`__getattr__` and `__dir__` of a package, and its public names, {name: import path, with dots and without "uturn."}.
 
-    `homes`: {public name: module, without "uturn."}. An entry with "." at the end refers to the module itself.
+    Public names are those that the package imports under `if TYPE_CHECKING`; they are imported here on first use.
     """
+    tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        module = importlib.import_module(f"uturn.{home.removesuffix('.')}")
-        value = module if home.endswith(".") else getattr(module, name)
+        own = home == package  # a module of the package itself
+        value = importlib.import_module(f"{home}.{name}") if own else getattr(__import__(home, fromlist=[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted([*vars(sys.modules[package]), *homes])
+    paths = {name: f"{home}.{name}".removeprefix("uturn.") for name, home in homes.items()}
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), paths
 
 
 @contextmanager
