@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -31,6 +31,14 @@ EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--im
 _IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")  # options of precision and training
 
 
+Device = Annotated[
+    str | None, Field(description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.", examples=["cpu", "cuda", "mps"])
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"], Field(description="Precision of the model: float32, bfloat16 or float16.")
+]
+
+
 class DenoiserOptions(BaseModel):
     """Options for loading and conditioning a denoiser, shared by specs, loaders and commands.
 
@@ -44,18 +52,18 @@ class DenoiserOptions(BaseModel):
     execution: ClassVar[frozenset[str]] = frozenset({"device", "compile", "offload"})
 
     preset: str | None = Field(
-        default=None,
+        None,
         description="For a guided-diffusion checkpoint: the name of the published model, or flags of the original code, such as "
         "'--image_size 64 --num_heads 4'; by default the name of the file.",
         examples=list(PRESETS),
     )
     condition: Literal["null", "label"] | None = Field(
-        default=None,
+        None,
         description="Class label passed to a class-conditioned model: null (the null class) or label (the true label). "
         "By default null, if the model has a null class.",
     )
     guidance: float = Field(
-        default=1.0,
+        1.0,
         strict=True,
         gt=-1e9,
         lt=1e9,
@@ -63,31 +71,21 @@ class DenoiserOptions(BaseModel):
         description="Scale of classifier-free guidance towards the label or prompt. Values other than 1 do not sample the "
         "posterior; results say so.",
     )
-    null_class: int | None = Field(
-        default=None, description="Number of the null class, which must be the last class of the model."
-    )
+    null_class: int | None = Field(None, description="Number of the null class, which must be the last class of the model.")
     prompt: str | None = Field(
-        default=None,
-        description="Prompt of a text-conditioned model: a text, or a .txt file with one line for each item; by default the "
-        "empty prompt.",
+        None, description="Prompt of a text-conditioned model: a text, or a .txt file, one line for each item; by default empty."
     )
     image_size: int | None = Field(
-        default=None,
+        None,
         ge=8,
         le=2**14,
         description="Height and width of the images of a text-conditioned model, in pixels; by default the model's own size.",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Precision of the model: float32, bfloat16 or float16."
-    )
-    device: str | None = Field(
-        default=None,
-        description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.",
-        examples=["cpu", "cuda", "mps"],
-    )
-    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+    dtype: Precision = "float32"
+    device: Device = None
+    compile: bool = Field(False, description="Compile the model with torch.compile.")
     offload: bool = Field(
-        default=False,
+        False,
         description="Keep the weights in main memory and move each layer to the device when needed; slower, for models that "
         "do not fit on the device.",
     )
@@ -99,12 +97,12 @@ class DiffusionOptions(DenoiserOptions):
     execution: ClassVar[frozenset[str]] = DenoiserOptions.execution | {"batch_size"}
 
     model: str = Field(
-        default="fashion_mnist",
+        "fashion_mnist",
         description="Folder or hub id of a diffusers model, a guided-diffusion checkpoint, or module:function.",
         examples=["fashion_mnist"],
     )
     scheduler: str = Field(
-        default="ddpm",
+        "ddpm",
         description="Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, ..; stored "
         "(the model's own scheduler); or the name of a scheduler class of diffusers.",
         examples=[
@@ -112,14 +110,13 @@ class DiffusionOptions(DenoiserOptions):
             *("flow_match", "flow_match_stochastic"),  # not imported: the module that defines these names takes a second to load
         ],
     )
-    steps: int = Field(default=100, ge=1, description="Number of reverse steps of the whole chain.")
-    eta: float | None = Field(default=None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
+    steps: int = Field(100, ge=1, description="Number of reverse steps of the whole chain.")
+    eta: float | None = Field(None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        default=None,
-        description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim.",
+        None, description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim."
     )
-    pure_noise: bool = Field(default=False, description="At t/T = 1, start from pure noise that does not depend on the original.")
-    batch_size: int | str = Field(default="auto", description="Images in a call of the model: a number, or auto.")
+    pure_noise: bool = Field(False, description="At t/T = 1, start from pure noise that does not depend on the original.")
+    batch_size: int | str = Field("auto", description="Images in a call of the model: a number, or auto.")
 
     @field_validator("batch_size", mode="before")
     @classmethod
