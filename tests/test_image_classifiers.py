@@ -338,9 +338,9 @@ def logistic_regression():
     [
         (
             "without_modules",
-            "finds only 'answer' in WithoutModules; name the layers (--layers), some of 'filters', 'hidden', 'answer'",
+            "finds only ['answer'] in WithoutModules; name the layers (--layers), some of ['filters', 'hidden', 'answer']",
         ),
-        ("logistic_regression", "finds only '1' in Sequential; name the layers (--layers), some of '0', '1'"),
+        ("logistic_regression", "finds only ['1'] in Sequential; name the layers (--layers), some of ['0', '1']"),
     ],
 )
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):

@@ -38,7 +38,6 @@ _REST = 600.0  # seconds until another worker is tried in the place of one whose
 _HANGS = 20.0  # a worker whose bundle takes this many times the median of finished ones counts as dead
 
 
-# -- connection --------------------------------------------------------------------------------------------------------------
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
     """Context in which this process is a driver of the cluster at an address; its value is the module ray.
@@ -114,7 +113,6 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
             signal.raise_signal(signal.SIGTERM)
 
 
-# -- workers -----------------------------------------------------------------------------------------------------------------
 class Outcome(NamedTuple):
     """What became of the start of a worker, or of its bundle: `of_node` says whether the node or the store is to blame."""
 
@@ -171,7 +169,6 @@ class Worker:
         return Outcome(self._host, None, False, measured, time.monotonic() - begin)
 
 
-# -- the driver --------------------------------------------------------------------------------------------------------------
 def whole_batches(u_turns: int, batch: int) -> int:
     """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
 

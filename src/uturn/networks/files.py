@@ -76,7 +76,6 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     return model.eval()
 
 
-# -- state dicts ------------------------------------------------------------------------------------------------------
 def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 of the names, shapes and values of the weights (hexadecimal)."""
     digest = hashlib.sha256()

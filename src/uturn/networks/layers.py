@@ -143,10 +143,8 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     if last is not None and last not in names:
         names.append(last)
     if inside or len(names) < 2:
-        only = f"only {', '.join(map(repr, names))}" if names else "nothing"
-        finding = f"activation functions inside of a block ({', '.join(map(repr, inside))})" if inside else only
-        known = ", ".join(map(repr, list(modules)[1 : _MOST_QUOTED + 1])) + ", .." * (len(modules) > _MOST_QUOTED + 1)
-        way_out = f"name the layers (--layers), some of {known}" if known else "it has no modules to name"
+        finding = f"activation functions inside of a block, {inside}" if inside else f"only {names}"
+        way_out = f"name the layers (--layers), some of {[*modules][1:][:_MOST_QUOTED]}"
         raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}")
     return tuple(names)
 

@@ -207,7 +207,6 @@ def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"classifier = '{kind}:{name}': expected {expected}")
 
 
-# -- classifiers ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Classifier:
     """A classifier or an encoder of images, ready to be probed."""

@@ -320,7 +320,6 @@ class TokenDenoiser:
         return beliefs.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
 
 
-# -- whole texts ------------------------------------------------------------------------------------------------------
 def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
     """Log-likelihood of texts, ids int64 (count, length), under a causal model, in nats, float64 (count,).
 

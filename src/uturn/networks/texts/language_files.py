@@ -314,7 +314,6 @@ def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: floa
     expect(fits, f"{where}: tokens of its tokenizer", getattr(tokenizer, "size", 0), f"{size}, as the model has; {way_out}")
 
 
-# -- sentence encoders ------------------------------------------------------------------------------------------------
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
