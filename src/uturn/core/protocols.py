@@ -137,22 +137,17 @@ class Noisy:
 
 @dataclass(frozen=True, repr=False)
 class UTurns:
-    """U-turns of a block of originals at one noise level: the input of probes.
-
-    Attributes
-    ----------
-    originals : block of a source (`Originals`)
-    noisy : the output of the corruption (`Noisy`)
-    reconstructions : array (items, draws, ...), or for strings {tree_level: int64 (items, draws, nodes)}
-        draws = trajectories * clones; clones of one noisy datum are next to each other.
-    clones : int
-        Reconstructions of each noisy datum.
-    """
+    """U-turns of a block of originals at one noise level: the input of probes."""
 
     originals: Any
+    """A block of a source (`Originals`)."""
     noisy: Any
+    """The output of the corruption (`Noisy`)."""
     reconstructions: Any
+    """(items, draws, ..), or for strings {tree_level: int64 (items, draws, nodes)}, with draws = trajectories * clones; clones of
+    one noisy datum are next to each other."""
     clones: int = 1
+    """Reconstructions of each noisy datum."""
 
     def __repr__(self) -> str:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
@@ -166,27 +161,19 @@ class UTurns:
 
 
 class Originals(Protocol):
-    """A block of originals from one source.
-
-    Attributes
-    ----------
-    items : int64 array (batch,)
-        Numbers of the items.
-    data : array (batch, ...)
-        The originals in the form read by networks.
-    distance : Distance of `uturn.measures.covariances`, or None
-        Distances between the sites of an original; by default the differences of their indices.
-    free : bool array (batch, sites), or None
-        The sites that an original has and noise can change; by default all.
-    """
+    """A block of originals from one source."""
 
     items: np.ndarray
+    """Numbers of the items, int64 (batch,)."""
     distance: Any = None
+    """Distances between the sites of an original (`uturn.measures.covariances`); by default the differences of their indices."""
     free: Any = None
+    """bool (batch, sites), the sites that an original has and noise can change; by default all."""
     if TYPE_CHECKING:  # may be a field or a property
 
         @property
-        def data(self) -> np.ndarray: ...
+        def data(self) -> np.ndarray:
+            """The originals (batch, ..) in the form read by networks."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.items)} items)"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from uturn.core.files import cached_while_unchanged
 from uturn.core.imports import import_function
 from uturn.core.inputs import Input
 from uturn.networks.files import built_with, fingerprint, load_network, put_weights, read_state_dict, rename_weights
+from uturn.networks.images.clip import ClipTexts, load_clip
 from uturn.networks.layers import EVERY_BLOCK, as_tensor, hooks, named_modules, select_layers
 from uturn.networks.libraries import library, reading
 from uturn.sources import fashion_mnist
-
-if TYPE_CHECKING:
-    from uturn.networks.images.clip import ClipTexts
 
 _LIBRARIES = ("torchvision", "timm", "clip")
 _FORMS = "'fashion_mnist', a file of uturn.networks, 'torchvision:NAME', 'timm:NAME', 'clip:FOLDER' or 'module:function'"
@@ -104,8 +102,6 @@ class Network(Input):
         elif kind == "timm":
             loaded = _timm_module(name, weights)
         elif kind == "clip":
-            from uturn.networks.images.clip import load_clip
-
             images, encoder, transforms = load_clip(name)
             loaded = LoadedModule(images, Preprocessing(transforms), has_classes=False, texts=encoder)
         elif (function := self.own_code()) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +21,6 @@ from uturn.networks.images.options import EXPECTED, GuidedDiffusionOptions, read
 from uturn.networks.images.options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
 from uturn.networks.libraries import reading
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
 
 
 class GuidedDiffusionUNet(nn.Module):
@@ -82,8 +79,8 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
     return GuidedDiffusionUNet(unet, resolved).eval().requires_grad_(False)
 
 
-def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDPMScheduler:
-    """The diffusion process of a guided-diffusion network as a scheduler of diffusers.
+def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> Any:
+    """The diffusion process of a guided-diffusion network as a `DDPMScheduler` of diffusers.
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
     spacing is its respacing (docs/guided-diffusion.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is

@@ -17,7 +17,9 @@ from torch import nn
 from uturn.core.checks import checked_path, expect, one_line
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
+from uturn.networks.images import text_to_image as texts
 from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
+from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
 from uturn.networks.images.options import DenoiserOptions
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
 from uturn.networks.images.pipelines import Folder, for_inference, in_dtype, load_codec, load_part, load_scheduler, read_folder
@@ -136,8 +138,6 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
 def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
     kinds = f"a checkpoint ({', '.join(CHECKPOINTS)}), or a folder in diffusers' layout; {ADVICE}"
     expect(path.suffix in CHECKPOINTS, "the file", str(path), kinds)
-    from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
-
     network = load_guided_diffusion(path, options.preset)
     in_dtype(network.unet, options.precision)
     conditioned = conditioned_by(options, path, network.num_classes)
@@ -226,8 +226,6 @@ def _checked_channels(path: Path, config: Any) -> int:
 
 def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
     """A text-conditioned model; texts are encoded before the denoiser is loaded, to save memory."""
-    from uturn.networks.images import text_to_image as texts
-
     prompts = read_prompts(options.prompt or "")
     wanted = [*prompts.texts, *([""] if options.guidance != 1 else [])]  # the null prompt comes last
     tables, encoders = texts.encoded(folder, wanted, options.where, options.precision, options.offload)

@@ -96,13 +96,11 @@ def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
     from huggingface_hub import snapshot_download
 
     from uturn.networks.images.pipelines import check_hub, fetching, is_hub_name, load_scheduler
-    from uturn.networks.images.pretrained import CHECKPOINTS
+    from uturn.networks.images.pretrained import CHECKPOINTS, guided_diffusion_scheduler
     from uturn.sources.fashion_mnist import generator_folder
 
     path = generator_folder() if model == "fashion_mnist" else Path(checked_path("model", model))
     if path.suffix in CHECKPOINTS and not path.is_dir():
-        from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
-
         return guided_diffusion_scheduler(preset or path.stem), ""
     expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":

@@ -21,6 +21,7 @@ from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
+from uturn.networks.layers import as_tensor
 from uturn.networks.texts.tokenizers import Tokenizer
 from uturn.sources.tokens import PAD
 
@@ -36,36 +37,25 @@ class TokenNetwork(Protocol):
     """A network that denoises tokens; a function "module:function" may return any object with these members.
 
     Only `logits` and, for masking, `mask_id` are required.
-
-    Attributes
-    ----------
-    mask_id : int or None
-        Id of the mask token.
-    shift : bool
-        Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default.
-    time : str
-        "none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524.
-    output : str
-        "logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834.
-    corruption : str
-        "masking", the default, or "uniform".
-    length : int or None
-        Largest number of ids in a call; None, the default, for no limit.
-    takes_padding : bool
-        Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
-        all rows of a call have the same length.
-    tokenizer : Tokenizer or None
-        A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids.
     """
 
     mask_id: int | None
+    """Id of the mask token."""
     shift: bool
+    """Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default."""
     time: str
+    """"none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524."""
     output: str
+    """"logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834."""
     corruption: str
+    """"masking", the default, or "uniform"."""
     length: int | None
+    """Largest number of ids in a call; None, the default, for no limit."""
     takes_padding: bool
+    """Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
+    all rows of a call have the same length."""
     tokenizer: Tokenizer | None
+    """A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids."""
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
@@ -220,12 +210,10 @@ class LanguageModel:
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
-        out: Any = self.read(ids, real, time)
-        out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
-        found = (out.dtype, tuple(out.shape)) if isinstance(out, torch.Tensor) else (type(out).__name__, ())
-        fits = len(found[1]) == 3 and found[1][:2] == tuple(ids.shape) and self.vocab_size in (0, found[1][2])
+        out = as_tensor(self.read(ids, real, time), f"{self.description}: logits")
+        fits = out.ndim == 3 and out.shape[:2] == ids.shape and self.vocab_size in (0, out.shape[2]) and out.is_floating_point()
         expected = f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
-        expect(fits and out.is_floating_point(), f"{self.description}: logits", found, expected)
+        expect(fits, f"{self.description}: logits", (out.dtype, tuple(out.shape)), expected)
         return out
 
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
@@ -366,11 +354,10 @@ def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np
     """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end."""
 
     def logits_of(output: Any, real: torch.Tensor) -> torch.Tensor:
-        logits: Any = getattr(output, "logits", output[0] if isinstance(output, tuple) else output)
-        shape = tuple(getattr(logits, "shape", ()))
-        fits = len(shape) == 2 and shape[0] == len(real) and shape[1] > 1
-        expected = "logits (texts, classes) of two or more classes"
-        expect(fits, f"{model.description}: shape of the output for {len(real)} texts", shape, expected)
+        where = f"{model.description}: shape of the output for {len(real)} texts"
+        logits = as_tensor(output, where)
+        fits = logits.ndim == 2 and len(logits) == len(real) and logits.shape[1] > 1
+        expect(fits, where, tuple(logits.shape), "logits (texts, classes) of two or more classes")
         return logits
 
     return model.rows(texts, batch_size, logits_of)

@@ -46,21 +46,12 @@ _TRUST = "the model has its own code; trust_remote_code (--trust-remote-code) ru
 class TextModel(Input):
     """A network that reads texts, by name, with the options that load it.
 
-    Attributes
-    ----------
-    model : str
-        "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks` with a MaskedTransformer; or
-        "module:function", which returns a `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with
-        optional attributes `tokenizer` and `length`.
-    head : str
-        "masked": a model that denoises tokens. "encoder": hidden states (of the encoder of an encoder-decoder model). "causal":
-        logits of the next token. "classifier": logits of the classes of a text.
-    tokenizer, split
-        As in `load_tokenizer`; by default the tokenizer of the model.
-    shift, time, output, corruption, mask_id
-        As in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
-    model_type, dtype, device
-        Kind of the model as in `read_config`; precision; by default "cuda" if available.
+    `model`: "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks` with a MaskedTransformer; or
+    "module:function", which returns a `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with
+    optional attributes `tokenizer` and `length`. `head`: "masked", a model that denoises tokens; "encoder", hidden states (of the
+    encoder of an encoder-decoder model); "causal", logits of the next token; "classifier", logits of the classes of a text.
+    `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer of the model. `shift`, `time`, `output`, `corruption`,
+    `mask_id`: as in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
     """
 
     model: str
