@@ -49,22 +49,6 @@ class Parts(NamedTuple):
 class Experiment(BaseModel):
     """Description of a U-turn experiment: plain data, so that it can be hashed, stored, resumed and sent elsewhere.
 
-    Attributes
-    ----------
-    source, corruption, backward : part, or table with a `type`, and its options
-        A type is a built-in name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`; the other
-        keys of the table are the arguments of the class.
-    probes : sequence of such parts or tables, at least one
-    noise : list of float
-        The grid of noise levels. In a table of the corruption it is the key `noise`.
-    items, trajectories, clones : int
-        Number of originals x0, of independent noisy data of each at each noise level, and of reconstructions of each noisy datum.
-        With several clones, results have the dim `clone`, and `clone_<name>` compares each clone with the others.
-    chunk : int
-        Items in a task, the unit of storage. A killed run loses its unfinished tasks.
-    seed : int
-        All randomness is keyed by (seed, item, trajectory, clone, noise level).
-
     Examples
     --------
     >>> import uturn as ut
@@ -80,15 +64,24 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, strict=True, ge=0, lt=2**64)
+    """All randomness is keyed by (seed, item, trajectory, clone, noise level)."""
     items: int = Field(strict=True, ge=1)
+    """Number of originals x0."""
     trajectories: int = Field(default=1, strict=True, ge=1)
+    """Independent noisy data of each original at each noise level."""
     clones: int = Field(default=1, strict=True, ge=1)
+    """Reconstructions of each noisy datum. With several, results have the dim `clone`, and `clone_<name>` compares each with the
+    others."""
     chunk: int = Field(default=16, strict=True, ge=1)
+    """Items in a task, the unit of storage. A killed run loses its unfinished tasks."""
     source: Any
+    """A part, or a table with its `type` and options, as `corruption`, `backward` and each of the `probes`. A type is a built-in
+    name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`."""
     corruption: Any
     backward: Any
     probes: tuple[Any, ...] = Field(min_length=1)
     noise: list[float]
+    """The grid of noise levels. In a table of the corruption it is the key `noise`."""
 
     def __init__(self, /, **spec: Any) -> None:
         spec = plain(spec)  # numpy arrays and numbers become lists and numbers

@@ -34,63 +34,45 @@ _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a 
 
 @checked_dataclass(frozen=True)
 class Variable:
-    """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study` needs only these and the store.
-
-    Attributes
-    ----------
-    dims : tuple of str
-        ("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
-        several clones the dim "clone" follows it.
-    long_name, unit : str
-        Description, and unit of the values; of "changes", unit of a distance between two sites.
-    start : number or str, optional
-        Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
-        probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
-        place is located on the curve.
-    guessed : bool
-        Whether the start is a guess from the readings. The study says so, and uses it only if they change with noise.
-    chance : number or str, optional
-        Value for independent data, as `start`; by default the value at the largest noise.
-    bounds : (low, high)
-        Smallest and largest possible value, None for no bound. Means of readings in [0, 1] have the interval of a proportion.
-    group, family : str
-        Readings of one group are drawn in one panel, symmetric ones of one family are tested together by Holm; by default those
-        of the probe.
-    order : str, optional
-        The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level.
-    role : str
-        "reading"; "record", which is shown but not averaged (pictures, tokens, numbers of classes); or "changes", covariances of
-        changes by distance along the last dim, or their sum over all pairs.
-    symmetric : bool
-        The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
-        `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them.
-    ranked : bool
-        The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
-        h(x_0; y), for each trajectory, without clones (`uturn.ranks`).
-    pooled : bool
-        Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
-        measured again when trajectories are added.
-    probe, model : str
-        Names of the probe and of its network; filled in by the experiment.
-    """
+    """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study` needs these and the store."""
 
     dims: tuple[StrictStr, ...]
+    """("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
+    several clones the dim "clone" follows it."""
     long_name: StrictStr
     _: KW_ONLY
     start: _Level = None
+    """Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
+    probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
+    place is located on the curve."""
     chance: _Level = None
+    """Value for independent data, as `start`; by default the value at the largest noise."""
     bounds: tuple[FiniteFloat | None, FiniteFloat | None] = (None, None)
+    """Smallest and largest possible value, None for no bound. Means of readings in [0, 1] have the interval of a proportion."""
     group: StrictStr = ""
+    """Readings of one group are drawn in one panel; by default the name of the probe."""
     order: StrictStr | None = None
+    """The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level."""
     role: Literal["reading", "record", "changes"] = "reading"
+    """A record is shown but not averaged (pictures, tokens, numbers of classes); "changes" are covariances of changes by distance
+    along the last dim, or their sum over all pairs."""
     family: StrictStr | None = None
+    """Symmetric readings of one family are tested together by Holm; by default those of the probe."""
     unit: StrictStr = ""
+    """Unit of the values; of "changes", of a distance between two sites."""
     symmetric: bool = False
+    """The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
+    `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them."""
     ranked: bool = False
+    """The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
+    h(x_0; y), for each trajectory, without clones (`uturn.ranks`)."""
     pooled: bool = True
+    """Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
+    measured again when trajectories are added."""
     probe: StrictStr = ""
-    model: StrictStr = ""
+    model: StrictStr = ""  # names of the probe and of its network; filled in by the experiment
     guessed: bool = False
+    """Whether the start is a guess from the readings. The study says so, and uses it only if they change with noise."""
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data: the attribute `reading` of a stored array."""

@@ -23,38 +23,27 @@ _FORMS = "'module:function', a function without arguments that returns (module, 
 
 @dataclass(frozen=True)
 class DenoiserModel:
-    """A user-defined denoising network with its noise schedule.
-
-    Attributes
-    ----------
-    network : torch.nn.Module or function
-        Called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`, and with labels int64 (batch,)
-        as a third argument if `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
-        (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
-    scheduler : scheduler of diffusers, optional
-        The noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction
-        type is not read. By default, for `takes = "sigma"` only, `edm_schedule()`.
-    predicts : "noise", "x0", "v", "flow", "score" or "edm"
-        With x_t = a x_0 + s n, n ~ N(0, 1): the noise n; the mean of x_0 given x_t; v = (a n - s x_0) / sqrt(a^2 + s^2); the flow
-        n - x_0; the score of x_t, -n / s; "edm": the preconditioned denoiser D(x; sigma) of arXiv:2206.00364, which is x0 with
-        `takes = "sigma"`.
-    image_shape : (channels, height, width)
-    takes : "timestep" or "sigma", optional
-        "timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
-        always an integer. "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
-    num_classes : int, optional
-    null_class : int, optional
-        The label for no class, outside of 0 .. num_classes - 1.
-    """
+    """A user-defined denoising network with its noise schedule."""
 
     network: Any
+    """A `torch.nn.Module` or function, called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`,
+    and with labels int64 (batch,) as a third argument if `num_classes` is given. noisy: float32 (batch, channels, height, width);
+    timestep and sigma: (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`."""
     scheduler: Any = None
+    """A scheduler of diffusers with the noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or
+    FlowMatchEulerDiscreteScheduler. Its prediction type is not read. By default, for `takes = "sigma"` only, `edm_schedule()`."""
     _: KW_ONLY
     predicts: str
+    """With x_t = a x_0 + s n, n ~ N(0, 1): "noise" n; "x0", its mean given x_t; "v" = (a n - s x_0) / sqrt(a^2 + s^2); "flow"
+    n - x_0; "score" of x_t, -n / s; "edm", the preconditioned D(x; sigma) of arXiv:2206.00364: x0 with `takes = "sigma"`."""
     image_shape: tuple[int, int, int] | None = None
+    """(channels, height, width)."""
     takes: str | None = None
+    """"timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
+    always an integer. "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep"."""
     num_classes: int | None = None
     null_class: int | None = None
+    """The label for no class, outside of 0 .. num_classes - 1."""
 
     @property
     def takes_sigma(self) -> bool:
