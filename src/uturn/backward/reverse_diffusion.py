@@ -22,7 +22,7 @@ from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler
 if TYPE_CHECKING:
     import torch
 
-    from uturn.networks.images.conditions import Prompts
+    from uturn.networks.images.options import Prompts
 
 
 class ReverseDiffusion:

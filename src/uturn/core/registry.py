@@ -86,12 +86,6 @@ def part_class(idea: str, kind: str) -> type:
     return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
 
 
-def installed_parts() -> list[str]:
-    """The types that installed packages register."""
-    of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
-    return sorted({*entry_points(group=GROUP).names, *of_tools})
-
-
 def installed_part(kind: Any) -> str | None:
     """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
@@ -118,7 +112,8 @@ def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
             raise ValueError(f"{name}: {one_line(error)}") from None
     path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
     if path is None:
-        known = [*dict.fromkeys([*PARTS[idea], *installed_parts()])]
+        of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
+        known = [*dict.fromkeys([*PARTS[idea], *sorted({*entry_points(group=GROUP).names, *of_tools})])]
         raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
     expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
     label = f"{name} ({kind!r})"

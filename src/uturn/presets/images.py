@@ -9,12 +9,11 @@ from pydantic import Field
 
 from uturn.core.checks import expect
 from uturn.core.lazy import later
-from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
+from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 with later():
     from uturn.core import registry
-    from uturn.networks.images import conditions
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -110,7 +109,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
         self._absent("recorded", "unit", "schedule")
-        prompts = conditions.read_prompts(self.prompt or "").rows
+        prompts = read_prompts(self.prompt or "").rows
         expect(
             prompts is None or len(prompts) == self.items, "lines of prompt", prompts and len(prompts), f"{self.items}, as items"
         )

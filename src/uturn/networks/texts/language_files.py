@@ -21,6 +21,7 @@ from uturn.networks.images.pretrained import checked_device
 from uturn.networks.libraries import library, reading, without_bars, without_lists
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
+from uturn.sources.embedded_text import model_file
 
 FORMS = "'module:function', a function without arguments that returns the network"
 Head = Literal["masked", "encoder", "causal", "classifier"]
@@ -139,7 +140,9 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     place, config = checked_device(chosen.device), None
     made: Tokenizer | None = None
     if is_packaged(model):
-        network, made = _packaged(model)
+        network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
+        characters = network.options["characters"]
+        made = None if characters is None else Vocabulary(characters, "characters")
     elif is_import_path(model):
         network, made = _own(chosen)
     else:
@@ -168,15 +171,6 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         with suppress(AttributeError, NotImplementedError, TypeError):  # raised by a model's own code
             _check_sizes(where, int(language.network.get_input_embeddings().num_embeddings), made)
     return language, stated
-
-
-def _packaged(model: str) -> tuple[torch.nn.Module, Tokenizer | None]:
-    """A network of this package; its characters, if any, are the vocabulary."""
-    from uturn.sources.embedded_text import model_file
-
-    network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
-    characters = network.options["characters"]
-    return network, None if characters is None else Vocabulary(characters, "characters")
 
 
 def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
