@@ -151,8 +151,6 @@ class Experiment(BaseModel):
         return ", ".join(f"{name} {number}" for name, number in numbers.items()) + f", seed {self.seed}"
 
     def _repr_html_(self) -> str:
-        """A table of the parts with their options."""
-
         def options(table: Mapping[str, Any]) -> str:
             return ", ".join(f"{key} = {shown(value)}" for key, value in table.items() if key != "type" and value is not None)
 
@@ -164,12 +162,10 @@ class Experiment(BaseModel):
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
     def _given(self) -> dict[str, Any]:
-        """The parts by their names in the spec."""
         probes = {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
         return {"source": self.source, "corruption": self.corruption, "backward": self.backward, **probes}
 
     def _tables(self) -> dict[str, dict[str, Any]]:
-        """The tables of all parts, without the noise levels."""
         return {name: table_of(part) for name, part in self._given().items()}
 
     def _spec(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

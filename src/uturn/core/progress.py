@@ -187,7 +187,6 @@ def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
-    """Rate and remaining time, as text that follows the number of tasks."""
     if not left:
         return ""
     if done <= 0:

@@ -135,7 +135,6 @@ class UTurns:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
 
     def _repr_html_(self) -> str:
-        """The originals, the noisy data, and the shapes of the reconstructions."""
         by_level = self.reconstructions if isinstance(self.reconstructions, Mapping) else {"": self.reconstructions}
         rows = [("originals", "", repr(self.originals)), ("noisy", "", repr(self.noisy))]
         rows += [("reconstructions", f"tree level {k}" if k != "" else "", np.shape(values)) for k, values in by_level.items()]

@@ -381,7 +381,6 @@ def _states(
 
 
 def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """Number of workers that a node has room for."""
     return int(min(node.get(name, 0.0) / share for name, share in needs.items() if share) + 1e-9)
 
 
@@ -401,7 +400,6 @@ def _own_modules() -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The reason for the death of an actor, from Ray's long message."""
     text = one_line(error, 4000)
     known = re.search(r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died", text)
     return known[0] if known else f"{type(error).__name__}: {text[:160]}"

@@ -162,7 +162,6 @@ def _seconds(experiment: Experiment, originals: int, u_turns: Counter[int], work
 
 @contextmanager
 def _limited_threads(number: int) -> Iterator[None]:
-    """Context in which kernels and torch use at most `number` threads."""
     torch: Any = sys.modules.get("torch")
     before = threads.num_threads, torch.get_num_threads() if torch else 0
     threads.num_threads = min(number, before[0])

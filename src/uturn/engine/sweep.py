@@ -99,7 +99,6 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value in the name of a folder."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return _short(re.sub(r"[^\w.+\[\]:@-]+", "_", text), _LONGEST)
 

@@ -113,7 +113,6 @@ def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Names of the blocks inside a module, in order."""
     row: list[tuple[str, nn.Module]] = []  # adjacent simple modules, which form one block if any of them has parameters
 
     def last_of_row() -> list[str]:

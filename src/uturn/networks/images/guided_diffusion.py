@@ -162,7 +162,6 @@ def _resolved(path: Path, by_weights: dict[str, Any], attends: list[bool], decla
 
 
 def _attention_channels(options: Mapping[str, Any], attends: list[bool]) -> list[int]:
-    """Channels of the attention layers in the levels with attention and in the middle block."""
     channels = [round(factor * options["num_channels"]) for factor in options["channel_mult"]]
     return [count for count, attention in zip(channels, attends, strict=True) if attention] + [channels[-1]]
 

@@ -86,8 +86,6 @@ def is_scheduler(value: Any) -> bool:
 
 
 def _check(label: str, model: DenoiserModel) -> None:
-    """ValueError of one line for a DenoiserModel whose fields are wrong or contradict each other."""
-
     def require(fine: Any, name: str, expected: str) -> None:
         expect(fine, f"{label}: DenoiserModel.{name}", getattr(model, name), expected)
 

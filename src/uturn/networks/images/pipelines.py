@@ -282,7 +282,6 @@ def encoded(
 
 
 def _text_pipeline(folder: Folder, encoders: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The pipeline with only its tokenizers and text encoders."""
     import diffusers
 
     used = {part for part, class_name in folder.parts.items() if class_name in TEXT_PARTS}

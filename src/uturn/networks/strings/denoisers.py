@@ -227,7 +227,6 @@ class _Remembering(nn.Module):
 def _tensors(
     corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-evidence of noisy strings, and their true symbols, flattened."""
     evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))
 

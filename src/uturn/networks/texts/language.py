@@ -114,7 +114,6 @@ class LanguageModel:
 
     @cached_property
     def _arguments(self) -> list[str]:
-        """The names of the arguments of a module that takes ids."""
         return list(inspect.signature(self.network.forward).parameters)
 
     @cached_property

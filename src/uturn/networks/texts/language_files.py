@@ -174,7 +174,6 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
 
 
 def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
-    """The network returned by the user's function, and its tokenizer."""
     function, head, where = chosen.own_code(), chosen.head, chosen.where
     with noted(where):
         network = function()
@@ -227,7 +226,6 @@ def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> L
 
 
 def _architectures(config: Any) -> list[str]:
-    """The class names of a model of transformers in its config.json."""
     return list(map(str, getattr(config, "architectures", None) or ()))
 
 
@@ -263,7 +261,6 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
 
 
 def _reason(error: Exception, trusted: bool) -> str:
-    """The reason for which a model cannot be read."""
     return _TRUST if not trusted and re.search("trust_remote_code|custom code", str(error)) else one_line(error)
 
 
@@ -365,7 +362,6 @@ class SentenceModel(TextModel):
 
 
 def _pooling(config: Any) -> str:
-    """The name of a pooling in the config.json of sentence-transformers."""
     if config is None:
         return "mean"
     named = config.get("pooling_mode")

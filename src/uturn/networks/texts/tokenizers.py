@@ -70,7 +70,6 @@ class Vocabulary:
         return [self._places.get(word, unknown or 0) for word in matched]
 
     def _matched(self, text: str) -> list[str]:
-        """The matches in a text, without blanks unless a blank is a token."""
         matches = [match.group() for match in self._pattern.finditer(text)]
         return [word for word in matches if word.strip() or (word == " " and " " in self._places)]
 
