@@ -70,21 +70,13 @@ def plan(
     budget: float = 5.0,
     least: float = 0.0,
 ) -> Plan | None:
-    """Estimate the cost of running an experiment into a store. Nothing is written.
+    """The estimated cost of the tasks of an experiment that are missing in its store; errors as in `run`. Nothing is written.
 
     U-turns are timed at a few noise levels, the smallest first, with more and more originals while the budget lasts. A line in
     the noise level, to which the steps of a diffusion model are proportional, gives their time at all levels.
 
-    Parameters
-    ----------
-    experiment, store
-        As in `run`, with its errors. Only tasks missing in the store are counted.
-    workers
-        Number of processes. None: the choice of `run`, and up to 8 in the table of times.
-    budget
-        Approximate seconds of timing, after first U-turns that load models and compile kernels.
-    least
-        If the remaining time is shorter than this number of seconds, the result is None.
+    `workers`: number of processes; None for the choice of `run`, and up to 8 in the table of times. `budget`: approximate seconds
+    of timing, after first U-turns that load models and compile kernels. A time below `least` seconds gives None.
     """
     checked_experiment(experiment)
     most = 8 if workers is None else checked_integer("workers", workers, 1)

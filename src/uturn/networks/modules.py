@@ -234,7 +234,8 @@ def load_classifier(
     spec
         - "torchvision:NAME", "timm:NAME": any such model, with the transforms of its weights. "timm:NAME@SIZE": with images of
           SIZE pixels instead of the configured size; a transformer's position embeddings are interpolated.
-        - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub.
+        - "clip:FOLDER" or "clip:OWNER/NAME": a `transformers.CLIPModel`, in a folder or on a hub; a classifier with `texts`, one
+          for each class ("zero-shot", arXiv:2103.00020).
         - "module:function": the function, called without arguments, returns a `torch.nn.Module`, or (module, preprocess);
           `preprocess` takes batches of images in [-1, 1].
         - "fashion_mnist", or a file written by `uturn.networks.save_network`.
@@ -245,10 +246,6 @@ def load_classifier(
     layers
         Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
         (auxiliary heads, shared modules). A classifier without such blocks has no layers by default.
-    image_shape
-        Channels, height and width of the images.
-    texts
-        A text for each class, which makes a "clip:" model a classifier ("zero-shot", arXiv:2103.00020).
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape

@@ -26,14 +26,9 @@ from uturn.networks.libraries import reading
 class GuidedDiffusionUNet(nn.Module):
     """A guided-diffusion network, called as the original: `model(noisy, timestep)`, or `model(noisy, timestep, class_labels)`.
 
-    Attributes
-    ----------
-    unet : UNet2DModel
-    options : dict
-        The options of the original code for this network, given or read from the weights, as plain data.
-        `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
-    num_classes : int or None
-        Number of classes; None if it is unconditional.
+    `unet`: a `UNet2DModel` of diffusers. `options`: those of the original code for this network, given or read from the weights;
+    `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
+    `num_classes`: None if it is unconditional.
     """
 
     def __init__(self, unet: Any, options: Mapping[str, Any]) -> None:

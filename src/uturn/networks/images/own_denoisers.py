@@ -112,8 +112,7 @@ def _check(label: str, model: DenoiserModel) -> None:
 class Prediction(nn.Module):
     """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of this class.
 
-    That is the flow for flow matching, the noise for networks that predict noise, and v for all others, from which x_0 and n
-    follow without cancellation.
+    That is the flow for flow matching, else the noise if the network predicts it, else v, which loses no digits.
     """
 
     def __init__(self, model: DenoiserModel) -> None:

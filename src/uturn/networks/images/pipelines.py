@@ -374,11 +374,7 @@ def takes_guidance(network: Any) -> bool:
 
 
 def distillation(network: Any, scheduler: Any, path: Path) -> str:
-    """The kind of distillation of a model, "guidance" or "step"; "" if its files show none.
-
-    Guidance-distilled networks take a scale. Step-distilled models are recognised by the scheduler of consistency models, by a
-    FLUX schedule that is not shifted by resolution (schnell), or by the name of the folder.
-    """
+    """The kind of distillation of a model, "guidance" or "step", by its inputs, its scheduler and its name; "" if none shows."""
     is_fixed_flux = type(network).__name__ == "FluxTransformer2DModel" and not scheduler.config.get("use_dynamic_shifting")
     name = path.resolve().name.lower()
     if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or any(word in name for word in _DISTILLED):
@@ -394,10 +390,7 @@ def latent_channels(network: Any) -> int:
 
 
 def latents_of(network: Any, scale: int, size: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents for images of `size` pixels, by default the model's training size.
-
-    `scale`: pixels of the image for each latent.
-    """
+    """(channels, height, width) of the latents, `scale` pixels each, of images of `size` pixels, by default those of training."""
     kind, config = type(network).__name__, network.config
     patch = {"FluxTransformer2DModel": 2, "SD3Transformer2DModel": config.get("patch_size", 1)}.get(kind, 1)
     default = config.get("sample_size") or 128  # FLUX networks do not state it; their pipelines use 128

@@ -120,14 +120,10 @@ class DenoisingNetwork(nn.Module):
 def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     """Read a diffusion model, in evaluation mode and without gradients.
 
-    Parameters
-    ----------
-    path
-        A folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
-        file), or "module:function": a function without arguments that returns (module, scheduler) or a
-        `uturn.networks.DenoiserModel`. ValueError if it is damaged, incomplete, or of a kind that cannot make U-turns.
-    **options
-        The fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, `guidance`, ..
+    `path`: a folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
+    file), or "module:function": a function without arguments that returns (module, scheduler) or a
+    `uturn.networks.DenoiserModel`. ValueError if it is damaged, incomplete, or of a kind that cannot make U-turns. `options`: the
+    fields of `uturn.networks.images.options.DenoiserOptions`, `dtype`, `device`, `condition`, `guidance`, ..
     """
     asked = _Options.model_validate(options)
     path = Path(checked_path("path", path))

@@ -29,17 +29,10 @@ def schedule(
 ) -> xr.Dataset:
     """Noise levels of all numbers of reverse steps k = 0 .. N, as an image-to-image pipeline of diffusers makes them.
 
-    Parameters
-    ----------
-    model
-        "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or a
-        guided-diffusion checkpoint with its `preset` (the file is not read).
-    steps
-        Number of steps N of the whole chain (`num_inference_steps`).
-    scheduler, timestep_spacing
-        As in `ReverseDiffusion.from_pretrained`; by default the stored ones, as in the pipelines.
-    size
-        Height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
+    `model`: "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or
+    a guided-diffusion checkpoint with its `preset` (the file is not read). `steps`: number of steps N of the whole chain
+    (`num_inference_steps`). `scheduler`, `timestep_spacing`: as in `ReverseDiffusion.from_pretrained`; by default those stored.
+    `size`: height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
 
     Returns
     -------

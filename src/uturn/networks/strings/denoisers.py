@@ -116,10 +116,7 @@ def checked_channel(channel: Any) -> str:
 
 
 def training_noise(channel: str, u: Any) -> np.ndarray:
-    """Noise levels of the training distribution, from numbers u uniform in [0, 1).
-
-    Gaussian: t log-uniform in `TIMES`; masking and uniform replacement: the fraction 1 - alpha is u.
-    """
+    """Noise levels in training from u uniform in [0, 1): t log-uniform in `TIMES` (Gaussian), else the fraction 1 - alpha = u."""
     u = np.asarray(u, float)
     return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if checked_channel(channel) == "gaussian" else u
 
@@ -145,14 +142,8 @@ def train_denoiser(
     cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, as that
     of the squared denoising loss.
 
-    Parameters
-    ----------
-    strings : integer array (P, num_leaves)
-        The training set.
-    channel, width, steps, batch_size, learning_rate, every, seed, checkpoint, progress
-        As in `TreeDenoiser` and `uturn.networks.training.train`; `seed` is that of initial weights, batches and noise.
-    held_out
-        Number of held-out strings. Their noise levels are spread evenly over the training distribution; their noise is fixed.
+    `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings, whose noise levels are spread
+    evenly over the training distribution. Other options: as in `TreeDenoiser` and `uturn.networks.training.train`.
 
     Returns
     -------

@@ -184,10 +184,7 @@ def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
 
 
 def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
-    """The configuration of a model of transformers, from a folder or a hub.
-
-    `kind`: the kind of model, such as "bert", for a config.json without the line `model_type`; otherwise that line counts.
-    """
+    """The configuration of a model of transformers; `kind`, such as "bert", is for a config.json without `model_type`."""
     transformers = library("transformers", where, "text")
     check_name(model, where)
     is_known = kind is None or kind in transformers.CONFIG_MAPPING

@@ -21,16 +21,9 @@ class MaskedTransformer(nn.Module):
     rotation of queries and keys (arXiv:2104.09864). The token `vocab_size` stands for a masked token; it has an embedding but no
     logit. The noise level is no input: the law of a token given the unmasked ones does not depend on it (arXiv:2406.03736).
 
-    Parameters
-    ----------
-    vocab_size, length
-        Number of tokens, without the mask token; largest number of them in a sequence.
-    width, layers, heads
-        Features of a token, a multiple of `2 * heads` (a hidden layer has four times as many units); blocks; heads of attention.
-    reach
-        Largest distance of tokens that are embedded together, so that the first block reads groups of letters.
-    characters
-        For a model of characters: the character of every token, `vocab_size` of them.
+    `vocab_size`, `length`: number of tokens, without the mask token, and largest number of them in a sequence. `width`, `layers`,
+    `heads`: features of a token, a multiple of `2 * heads` (a hidden layer has four times as many units), blocks, and heads of
+    attention. `reach`: largest distance of tokens that are embedded together. `characters`: the character of every token.
     """
 
     probed = "blocks.*"
@@ -69,10 +62,7 @@ class MaskedTransformer(nn.Module):
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
     def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
-
-        `attention_mask` (batch, length): 0 beyond the end of a shorter sequence; padding does not change its logits.
-        """
+        """Logits (batch, length, vocab_size) of int64 ids (batch, length), `mask_id` where masked; the mask is 0 for padding."""
         v, d, reach = (self.options[name] for name in ("vocab_size", "length", "reach"))
         length = ids.shape[1]
         expect(length <= d, "ids: shape", tuple(ids.shape), f"(batch, length), length <= {d}")

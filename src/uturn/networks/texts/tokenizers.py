@@ -91,10 +91,7 @@ class Vocabulary:
 
 
 def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
-    """Whether tokens are words between blanks: `read` finds a word twice in "word word", but not in "wordword".
-
-    The first twenty tokens of letters that `read` leaves whole are tried; all have to be words.
-    """
+    """Whether tokens are words between blanks: `read` finds each of the first twenty twice in "word word", not in "wordword"."""
     words = list(islice((token for token in tokens if token.isalpha() and len(read(token)) == 1), 20))
     return bool(words) and all(read(word + word) != 2 * read(word) == read(f"{word} {word}") for word in words)
 
