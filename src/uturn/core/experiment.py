@@ -189,7 +189,6 @@ class Experiment(BaseModel):
         """SHA-256 of `identity` (hexadecimal)."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
-    # -- the objects described -----------------------------------------------------------------------------------
     @cached_property
     def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""

@@ -109,7 +109,6 @@ def write_to(cell: Any) -> None:
     _work.done = cell
 
 
-# -- display -------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
     """Context whose value is a function to call after each task; if `wanted`, progress is shown. `note()` follows the title."""

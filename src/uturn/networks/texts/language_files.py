@@ -143,8 +143,13 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
         characters = network.options["characters"]
         made = None if characters is None else Vocabulary(characters, "characters")
-    elif is_import_path(model):
-        network, made = _own(chosen)
+    elif (function := chosen.own_code()) is not None:
+        with noted(where):
+            network = function()
+        fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
+        kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
+        expect(fits, f"{where}: what it gives", network, f"a {kind}")
+        made = getattr(network, "tokenizer", None)
     else:
         config = read_config(model, where, trusted, chosen.model_type)
         network = _pretrained(model, head, where, config, trusted)
@@ -171,16 +176,6 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
         with suppress(AttributeError, NotImplementedError, TypeError):  # raised by a model's own code
             _check_sizes(where, int(language.network.get_input_embeddings().num_embeddings), made)
     return language, stated
-
-
-def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
-    function, head, where = chosen.own_code(), chosen.head, chosen.where
-    with noted(where):
-        network = function()
-    fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
-    kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
-    expect(fits, f"{where}: what it gives", network, f"a {kind}")
-    return network, getattr(network, "tokenizer", None)
 
 
 def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
