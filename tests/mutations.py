@@ -459,8 +459,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "stored.pipeline.startswith(COUNTED_DOWN)",
-        "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+        "pipeline.startswith(COUNTED_DOWN)",
+        "pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---
