@@ -421,7 +421,7 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
             NetworkLayers(classifier=classifier, **options).variables(source or Source())
         assert "\n" not in str(caught.value) or "validation error" in str(caught.value)
 
-    refused("'clip:/no/where': expected a folder of transformers.CLIPModel, or OWNER/NAME on a hub", "clip:/no/where")
+    refused("'clip:/no/where': expected a folder of transformers.CLIPModel, or its name on a hub", "clip:/no/where")
     refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
     refused("cannot be read", f"clip:{cut}")
     refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
