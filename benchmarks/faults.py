@@ -52,7 +52,7 @@ COUNTS = "UTURN_FAULTS_COUNTS"  # folder in which workers count the tasks that t
 
 def counted_tasks(spec, store):
     """The tasks of an experiment, which also count what is begun, one byte each in a file of the process."""
-    from uturn.engine.run import _reopened
+    from uturn.engine.run import _tasks_of
     from uturn.engine.tasks import Tasks
 
     class Counted(Tasks):
@@ -65,7 +65,8 @@ def counted_tasks(spec, store):
 
             yield from super().measure(counted(), check=check)
 
-    return Counted(*_reopened(spec, store))
+    tasks = _tasks_of(spec, store)
+    return Counted(tasks.experiment, tasks.store)
 
 
 def free_port():

@@ -402,8 +402,8 @@ MUTATIONS = (
     Mutation(
         "Sana counts its steps as Stable Diffusion does",
         "uturn.networks.images.schedules:schedule",
-        "stored.pipeline.startswith(COUNTED_DOWN)",
-        "stored.pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
+        "pipeline.startswith(COUNTED_DOWN)",
+        "pipeline.startswith(tuple(set(COUNTED_DOWN) - {'Sana'}))",
         tests=(("test_schedules::test_the_rule_of_every_image_to_image_pipeline", {}),),
     ),
     # --- parts, and clones ---
@@ -574,14 +574,14 @@ MUTATIONS = (
     ),
     Mutation(
         "likelihood of padding counts",
-        "uturn.networks.texts.likelihoods:causal_log_likelihoods",
+        "uturn.networks.texts.language:causal_log_likelihoods",
         ".masked_fill(~real[:, first:], 0)",
         "",
         tests=(("test_text_probes::test_without_a_token_for_the_beginning_the_first_token_is_not_counted", {}),),
     ),
     Mutation(
         "pseudo-likelihood with all tokens of a call masked",
-        "uturn.networks.texts.likelihoods:pseudo_log_likelihoods",
+        "uturn.networks.texts.language:pseudo_log_likelihoods",
         "masked[rows, places] = MASKED",
         "masked[:, places] = MASKED",
         tests=(("test_text_probes::test_readings_do_not_depend_on_the_batches", {}),),

@@ -2,7 +2,7 @@
 
 import json
 
-from uturn.core.spec import filled
+from uturn.core.registry import filled
 
 
 def strings(channel, noise, probes=("tree_levels",), *, source=None, backward="exact", **options):

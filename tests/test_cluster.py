@@ -111,10 +111,9 @@ with connected("local") as ray:
 
 
 def tasks_elsewhere(other, spec, store):
-    from uturn.engine.run import _reopened
-    from uturn.engine.tasks import Tasks
+    from uturn.engine.run import _tasks_of
 
-    return Tasks(*_reopened(spec, other))
+    return _tasks_of(spec, other)
 
 
 def measured_elsewhere(monkeypatch, other):

@@ -10,8 +10,7 @@ import enumeration
 import uturn as ut
 from uturn.corruption import Noisy
 from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.networks.files import load_network, save_network
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint, load_network, save_network
 from uturn.networks.strings import denoisers
 from uturn.networks.strings.denoisers import (
     CHANNELS,
@@ -255,7 +254,7 @@ def test_bad_input(rhm):
         train_denoiser(rhm, "epsilon", strings)
     with pytest.raises(ValueError, match=r"shape = \(5, 3\)"):
         train_denoiser(rhm, "masking", strings[:, :3])
-    with pytest.raises(ValueError, match=r"\(2, 3, 4\)\): expected torch.float32 \(batch, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\): expected \(batch, 4, 4\)"):
         TreeDenoiser(4, 2, 2)(torch.zeros(2, 3, 4))
     evidence = torch.zeros(2, 4, 4)
     evidence[1, 2] = -torch.inf

@@ -14,10 +14,9 @@ from torch import nn
 import tiny_clip
 import uturn as ut
 from uturn.backward import UTurns
-from uturn.networks.images.classifiers import load_classifier
 from uturn.networks.images.clip import ClipTexts, class_texts
 from uturn.networks.layers import every_block
-from uturn.networks.modules import _timm_has_classes
+from uturn.networks.modules import _timm_has_classes, load_classifier
 from uturn.presets import ImageOptions
 from uturn.probes import NetworkLayers
 from uturn.probes.changes import Changes, sites_of
@@ -426,7 +425,7 @@ def test_mistakes_are_named(clip, tmp_path, monkeypatch):
     refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
     refused("cannot be read", f"clip:{cut}")
     refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
-    refused("expected a file with one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
+    refused("expected a file, one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
     refused("expected a file, one text a line, as classes have no names", f"clip:{clip}", class_prompts="a {}")
     refused("class_prompts = .*classifier = 'fashion_mnist'.*'clip:FOLDER'", "fashion_mnist", class_prompts="a {}")
     refused("number of labels of the images = 5: expected 3", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))

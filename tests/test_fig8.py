@@ -106,7 +106,7 @@ SMALL = string_classifier.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))
 
 
 def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
-    from uturn.networks import state_dicts, training
+    from uturn.networks import files, training
 
     monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
     original = training.train
@@ -135,7 +135,7 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", original)
     path = string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     pieces, whole = load_network(path), load_network(tmp_path / "whole" / path.name)
-    assert state_dicts.fingerprint(pieces) == state_dicts.fingerprint(whole)
+    assert files.fingerprint(pieces) == files.fingerprint(whole)
     assert pieces.facts == whole.facts
     assert whole.facts["steps"] > 450
 

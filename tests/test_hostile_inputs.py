@@ -42,7 +42,7 @@ from uturn.pages.collecting import collect
 from uturn.pages.pictures import grid
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource
-from uturn.store.datasets import write_dataset
+from uturn.store.outputs import write_dataset
 from uturn.store.record import _digest_of_labels, open_run
 
 RHM = ut.RandomHierarchyModel(4, 2, 2, 3, seed=0)

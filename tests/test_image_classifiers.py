@@ -14,10 +14,9 @@ from torch import nn
 import uturn as ut
 from uturn.backward import UTurns
 from uturn.core.checks import described
-from uturn.networks.images import classifiers as image_classifiers
-from uturn.networks.images.classifiers import in_top, load_classifier
+from uturn.networks import modules
 from uturn.networks.layers import every_block
-from uturn.networks.modules import Network
+from uturn.networks.modules import Network, in_top, load_classifier
 from uturn.probes import KeepImages, NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
 from uturn.sources.images import Images
@@ -248,7 +247,7 @@ def test_shapes_that_do_not_tell():
     model = nn.ModuleDict({name: nn.Conv2d(1, 1, 1) for name in "abcd"} | {"e": nn.Conv1d(1, 1, 1), "f": nn.Linear(1, 1)})
 
     def axes(**shapes):
-        return list(image_classifiers.channel_axes(model, shapes).values())
+        return list(modules.channel_axes(model, shapes).values())
 
     assert axes(a=(2, 8, 4, 4), b=(2, 4, 4, 4), c=(2, 3, 4, 5), d=(2, 9)) == [1, 1, 1, 1]
     assert axes(a=(2, 4, 4, 8), b=(2, 4, 4, 4), c=(2, 3, 4, 5)) == [-1, -1, -1]  # as the one before
@@ -339,9 +338,9 @@ def logistic_regression():
     [
         (
             "without_modules",
-            "finds only 'answer' in WithoutModules; name the layers (--layers), some of 'filters', 'hidden', 'answer'",
+            "finds only ['answer'] in WithoutModules; name the layers (--layers), some of ['filters', 'hidden', 'answer']",
         ),
-        ("logistic_regression", "finds only '1' in Sequential; name the layers (--layers), some of '0', '1'"),
+        ("logistic_regression", "finds only ['1'] in Sequential; name the layers (--layers), some of ['0', '1']"),
     ],
 )
 def test_a_classifier_without_blocks_gives_its_classes_and_a_remark(function, remark):
@@ -568,10 +567,10 @@ def test_reference_images_come_in_batches():
 
 def test_fingerprints_know_weights_and_preprocessing(resnet, tmp_path):
     seen = [NetworkLayers(classifier=f"{HERE}:{name}").fingerprint() for name in ("ten_classes", "three_classes")]
-    assert seen[0] == ut.networks.state_dicts.fingerprint(Small(10))
-    assert seen[1] == f"{ut.networks.state_dicts.fingerprint(Small(3))} {HERE}:halved"
+    assert seen[0] == ut.networks.files.fingerprint(Small(10))
+    assert seen[1] == f"{ut.networks.files.fingerprint(Small(3))} {HERE}:halved"
     library = NetworkLayers(classifier="torchvision:resnet18", weights=resnet[1]).fingerprint()
-    assert library.startswith(ut.networks.state_dicts.fingerprint(resnet[0]))
+    assert library.startswith(ut.networks.files.fingerprint(resnet[0]))
     assert "crop_size=[224]" in library
     assert "\n" not in library
     (tmp_path / "statistics").write_bytes(b"1")

@@ -26,7 +26,7 @@ from uturn.paper.verdicts import (
     verdict,
     within,
 )
-from uturn.store.datasets import write_dataset
+from uturn.store.outputs import write_dataset
 
 SPEC = strings("epsilon", [0.0, 0.5], source={"vocab_size": 4, "depth": 2}, items=2)
 

@@ -12,7 +12,7 @@ from torch import nn
 import uturn as ut
 from forging import instructed
 from uturn.backward import UTurns
-from uturn.networks.images.classifiers import load_classifier
+from uturn.networks.modules import load_classifier
 from uturn.presets import ImageOptions
 from uturn.probes import Perceptual
 from uturn.probes.perceptual import LPIPS_LAYERS, distance_of, read_linear, stages

@@ -20,7 +20,7 @@ from command_line import uturn
 from tiny_classifier import network
 from uturn.backward.recorded import RecordedImages, Recordings, pairing
 from uturn.core.checks import CHECKS
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.engine.measuring import measure
 from uturn.measures.statistics import proportion
 from uturn.networks.images.schedules import schedule

@@ -15,7 +15,7 @@ from small import strings
 from uturn.pages import collect, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
-from uturn.store.datasets import write_dataset
+from uturn.store.outputs import write_dataset
 from uturn.studies import named_runs
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""

@@ -12,7 +12,7 @@ from browser import next_frame, violations
 from small import strings
 from test_report import figure
 from uturn.pages import report, write_page
-from uturn.store.datasets import write_dataset
+from uturn.store.outputs import write_dataset
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: playwright is not installed")
 SIZES = (1280, 400, 360)

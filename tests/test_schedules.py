@@ -154,7 +154,7 @@ def test_the_levels_are_those_of_u_turns(tmp_path):
     folder = folder_of(tmp_path, "DDIMPipeline", config)
     for name, spacing in (("ddpm", "linspace"), ("ddim", "trailing"), ("ancestral", "linspace"), ("euler", "linspace")):
         ds = schedule(folder, 20, name, timestep_spacing=spacing)
-        stored = read_scheduler(folder).scheduler
+        stored = read_scheduler(folder)[0]
         levels = ReverseDiffusion(torch.nn.Identity().eval(), scheduler_like(stored, name), 20).forward.noise_levels
         for column in ("abar", "log_snr", "sigma", "t_over_T"):
             np.testing.assert_allclose(ds[column], levels[column], rtol=1e-12)

@@ -13,7 +13,7 @@ import uturn as ut
 from browser import next_frame
 from small import strings
 from uturn.pages import collect, report, write_study
-from uturn.store.datasets import write_dataset
+from uturn.store.outputs import write_dataset
 from uturn.studies import draw_study, tidy, with_theory
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import items_of

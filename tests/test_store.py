@@ -20,7 +20,7 @@ from forging import array, forge
 from small import strings
 from uturn.cli import app
 from uturn.core import random
-from uturn.core.spec import filled
+from uturn.core.registry import filled
 from uturn.engine import measuring
 from uturn.store.record import VERSION, Store, Variable, _digest_of_labels, open_run
 from uturn.store.resume import layout_of

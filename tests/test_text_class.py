@@ -14,8 +14,8 @@ import uturn as ut
 from command_line import uturn
 from tiny_language import Table
 from uturn.core.protocols import UTurns
+from uturn.networks.texts.language import class_logits
 from uturn.networks.texts.language_files import TextModel
-from uturn.networks.texts.likelihoods import class_logits
 from uturn.probes import TextClass
 from uturn.sources.tokens import PAD, Tokens
 

@@ -231,7 +231,7 @@ def test_pseudo_likelihood_under_a_masked_model(folder, run):
 
 
 def test_without_a_token_for_the_beginning_the_first_token_is_not_counted(folder):
-    from uturn.networks.texts.likelihoods import causal_log_likelihoods
+    from uturn.networks.texts.language import causal_log_likelihoods
 
     model = TextModel(str(folder / "gpt2_without_beginning"), "causal").load()
     rows = [model.tokenizer.encode(text) for text in TEXTS]

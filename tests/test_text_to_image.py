@@ -17,8 +17,8 @@ from uturn.cli import app
 from uturn.core.random import keys, normals
 from uturn.corruption.schedulers import add_noise
 from uturn.measures.strengths import strength_of
-from uturn.networks.images.conditions import read_prompts
-from uturn.networks.images.text_to_image import TextDenoiser
+from uturn.networks.images.options import read_prompts
+from uturn.networks.images.pipelines import TextDenoiser
 from uturn.presets import ImageOptions
 from uturn.store.record import Store
 

@@ -8,7 +8,7 @@ import torch
 
 from uturn.core.random import keys, normals
 from uturn.networks.classifiers import VectorClassifier
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint
 from uturn.networks.training import train
 
 RECIPE = {"data": "two Gaussians", "seed": 0}
@@ -177,13 +177,6 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
     with pytest.raises(ValueError, match="the norm of the gradient is nan at step 0; lower the learning rate"):
         train(model, steep, 10, recipe=RECIPE)
     assert fingerprint(model) == before
-
-
-def test_names_of_what_an_evaluation_gives():
-    with pytest.raises(ValueError, match=r"evaluate = .*'loss'"):
-        train(network(), loss, 10, recipe=RECIPE, evaluate=lambda model: {"loss": 0.0})
-    with pytest.raises(ValueError, match=r"target = \('nothing', 1\): expected one of loss, accuracy"):
-        train(network(), loss, 10, recipe=RECIPE, evaluate=accuracy, target=("nothing", 1))
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights():

@@ -12,51 +12,6 @@ from uturn.core.lazy import lazy, names_of_tools
 
 __version__ = "0.3.0"
 
-# Public name -> module; "." at its end stands for the module itself.
-_HOMES = {
-    "RandomHierarchyModel": "exact.rhm",
-    "HiddenMarkovModel": "exact.hmm",
-    "Gaussian": "corruption",
-    "Masking": "corruption",
-    "UniformReplacement": "corruption",
-    "EpsilonBelief": "corruption",
-    "Noisy": "core.protocols",
-    "Beliefs": "exact.inference",
-    "infer": "exact.inference",
-    "sample_posterior": "exact.inference",
-    "mutual_information": "exact.inference",
-    "posterior_entropy": "exact.inference",
-    "prior_entropy": "exact.inference",
-    "Experiment": "core.experiment",
-    "run": "engine.run",
-    "sweep": "engine.sweep",
-    "u_turn": "core.u_turns",
-    "u_turns": "core.u_turns",
-    "hierarchy_index": "measures.statistics",
-    "nesting_index": "measures.hierarchy",
-    "susceptibility": "measures.changes",
-    "correlations": "measures.changes",
-    "calibrate": "measures.calibration",
-    "calibration": "measures.calibration",
-    "ranks": "measures.ranks",
-    "readings": "studies.readings",
-    "readings_of": "measures.clones",
-    "choose": "studies",
-    "study": "studies",
-    "locate": "studies.locate",
-    **{name: f"{name}." for name in ("backward", "corruption", "measures", "networks", "probes", "sources", "studies")},
-    "fashion_mnist": "sources.fashion_mnist.",
-    "inference": "exact.inference.",
-    "laws": "exact.laws.",
-    "plotting": "studies.plotting.",
-    "population": "exact.population.",
-    "protocols": "core.protocols.",
-    "random": "core.random.",
-    "rhm": "exact.rhm.",
-    "statistics": "measures.statistics.",
-    "theory": "exact.theory.",
-}
-
 if TYPE_CHECKING:
     from uturn import backward, corruption, measures, networks, probes, sources, studies
     from uturn.core import protocols, random
@@ -85,7 +40,7 @@ if TYPE_CHECKING:
     from uturn.tools.check_sampler.two_samplers import two_samplers
     from uturn.tools.inverse.posteriors import posterior_tests
 
-_get, __dir__ = lazy(__name__, _HOMES)
+_get, __dir__, _HOMES = lazy(__name__)
 
 
 def __getattr__(name: str) -> Any:

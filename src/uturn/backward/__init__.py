@@ -17,6 +17,4 @@ if TYPE_CHECKING:
     from uturn.networks.images.guided_diffusion import load_guided_diffusion as load_guided_diffusion
     from uturn.networks.images.pretrained import load_pretrained as load_pretrained
 
-# torch is imported when they are used
-_HOMES = {"load_guided_diffusion": "networks.images.guided_diffusion", "load_pretrained": "networks.images.pretrained"}
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

@@ -422,6 +422,6 @@ def _axes_of(model: str, noise: np.ndarray) -> Axes:
 
     most = float(noise.max(initial=0))
     expect(most <= 1, f"schedule = {shown(model)}: noise", most, "levels up to 1, which are read as t/T or strength")
-    steps = int(read_scheduler(model).scheduler.config.get("num_train_timesteps", 1000))
+    steps = int(read_scheduler(model)[0].config.get("num_train_timesteps", 1000))
     levels = schedule(model, steps, timestep_spacing="linspace").isel(step=np.rint(noise * steps).astype(int))
     return {name: (levels[name].values, {"long_name": text}) for name, text in LONG_NAMES.items()}

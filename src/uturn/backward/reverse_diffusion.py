@@ -23,7 +23,7 @@ from uturn.corruption.schedulers import SCHEDULERS, PipelineTimesteps, scheduler
 if TYPE_CHECKING:
     import torch
 
-    from uturn.networks.images.conditions import Prompts
+    from uturn.networks.images.options import Prompts
 
 
 class ReverseDiffusion:
@@ -187,7 +187,7 @@ class ReverseDiffusion:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of weights, scheduler configuration and number of steps, recorded with results."""
-        from uturn.networks.state_dicts import fingerprint
+        from uturn.networks.files import fingerprint
 
         scheduler = self.forward.scheduler
         words = [fingerprint(module) for module in (self.model, self.codec) if hasattr(module, "state_dict")]

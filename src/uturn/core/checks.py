@@ -43,11 +43,8 @@ def expect(ok: Any, where: str, found: Any, expected: str) -> None:
     """ValueError "WHERE = FOUND: expected EXPECTED" unless `ok` is true: the one form of errors about a wrong value.
 
     `found` is the value, or the property of it that is wrong, such as its shape. `expected` says what is allowed, then, after a
-    semicolon, the way out. All arguments are computed before the call, and type checkers learn nothing from it: write `if` and
-    `raise` where `expected` is expensive or fails for right values, or where the value must be narrowed (`is None`).
+    semicolon, the way out. All arguments are computed before the call, and type checkers learn nothing from it.
 
-    Examples
-    --------
     >>> shape = (3, 8)
     >>> expect(shape == (4, 8), "source ('mine:Strings').blocks: data", shape, "(4, 8): items, leaves")
     Traceback (most recent call last):

@@ -192,7 +192,6 @@ def _array(where: str, values: Any) -> np.ndarray:
 
 
 def _check_name(where: str, name: Any) -> None:
-    """ValueError if a variable or coordinate must not have this name."""
     taken = ("noise", "item", "trajectory", "clone", "tasks")
     allowed = isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*", name) and name not in taken
     expect(allowed, f"{where}: name", name, f"letters, digits and _, and none of {', '.join(taken)}")

@@ -32,7 +32,7 @@ from uturn.core.contracts import Declared, checked_axes, checked_blocks, checked
 from uturn.core.files import read_table
 from uturn.core.own_parts import code_digest, is_own, name_of
 from uturn.core.protocols import Coordinates, Variable
-from uturn.core.spec import as_part, check_fit, table_of
+from uturn.core.registry import as_part, check_fit, table_of
 
 _CHECKED = 10  # originals on which networks are checked
 
@@ -49,27 +49,6 @@ class Parts(NamedTuple):
 class Experiment(BaseModel):
     """Description of a U-turn experiment: plain data, so that it can be hashed, stored, resumed and sent elsewhere.
 
-    Attributes
-    ----------
-    source, corruption, backward : part, or table with a `type`, and its options
-        A type is a built-in name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`; the other
-        keys of the table are the arguments of the class.
-    probes : sequence of such parts or tables, at least one
-    noise : list of float
-        The grid of noise levels. In a table of the corruption it is the key `noise`.
-    items : int
-        Number of originals x0.
-    trajectories : int
-        Independent noisy data of each original at each noise level. The ε-process is deterministic: its trajectories are draws
-        from one posterior.
-    clones : int
-        Reconstructions of each noisy datum. With more than one, results have the dim `clone`, and `clone_<name>` compares each
-        clone with the others.
-    chunk : int
-        Items in a task, the unit of storage. A killed run loses its unfinished tasks.
-    seed : int
-        All randomness is keyed by (seed, item, trajectory, clone, noise level).
-
     Examples
     --------
     >>> import uturn as ut
@@ -85,15 +64,24 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, strict=True, ge=0, lt=2**64)
+    """All randomness is keyed by (seed, item, trajectory, clone, noise level)."""
     items: int = Field(strict=True, ge=1)
+    """Number of originals x0."""
     trajectories: int = Field(default=1, strict=True, ge=1)
+    """Independent noisy data of each original at each noise level."""
     clones: int = Field(default=1, strict=True, ge=1)
+    """Reconstructions of each noisy datum. With several, results have the dim `clone`, and `clone_<name>` compares each with the
+    others."""
     chunk: int = Field(default=16, strict=True, ge=1)
+    """Items in a task, the unit of storage. A killed run loses its unfinished tasks."""
     source: Any
+    """A part, or a table with its `type` and options, as `corruption`, `backward` and each of the `probes`. A type is a built-in
+    name, or "module:Class" for any class with the methods of a protocol in `uturn.protocols`."""
     corruption: Any
     backward: Any
     probes: tuple[Any, ...] = Field(min_length=1)
     noise: list[float]
+    """The grid of noise levels. In a table of the corruption it is the key `noise`."""
 
     def __init__(self, /, **spec: Any) -> None:
         spec = plain(spec)  # numpy arrays and numbers become lists and numbers
@@ -163,8 +151,6 @@ class Experiment(BaseModel):
         return ", ".join(f"{name} {number}" for name, number in numbers.items()) + f", seed {self.seed}"
 
     def _repr_html_(self) -> str:
-        """A table of the parts with their options."""
-
         def options(table: Mapping[str, Any]) -> str:
             return ", ".join(f"{key} = {shown(value)}" for key, value in table.items() if key != "type" and value is not None)
 
@@ -176,12 +162,10 @@ class Experiment(BaseModel):
         return display.page(f"Experiment: {self._sizes()}", table, note=note)
 
     def _given(self) -> dict[str, Any]:
-        """The parts by their names in the spec."""
         probes = {f"probes[{k}]": probe for k, probe in enumerate(self.probes)}
         return {"source": self.source, "corruption": self.corruption, "backward": self.backward, **probes}
 
     def _tables(self) -> dict[str, dict[str, Any]]:
-        """The tables of all parts, without the noise levels."""
         return {name: table_of(part) for name, part in self._given().items()}
 
     def _spec(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -205,7 +189,6 @@ class Experiment(BaseModel):
         """SHA-256 of `identity` (hexadecimal)."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
-    # -- the objects described -----------------------------------------------------------------------------------
     @cached_property
     def parts(self) -> Parts:
         """(source, corruption, backward, probes) as objects; the corruption is what `Backward.undone` returns."""

@@ -1,29 +1,32 @@
-"""Names and modules that are imported on first use, so that importing a package, or the help of a command, is fast."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 from __future__ import annotations
 
-import builtins
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
-from types import MappingProxyType, SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str] = MappingProxyType({})) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` for a package whose public names are in other modules, or in tools.
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], dict[str, str]]:
+    """`__getattr__` and `__dir__` of a package, and its public names, {name: import path, with dots and without "uturn."}.
 
-    `homes`: {public name: module, without "uturn."}. An entry with "." at the end refers to the module itself. Names that are
-    neither there nor modules of the package are those of tools (`uturn.core.tools.Tool`).
+    Public names are those that the package imports under `if TYPE_CHECKING`; they are imported here on first use. Names that
+    tools add (`uturn.core.tools.Tool`) may stand there for type checkers, and are found as those of all tools.
     """
+    tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    homes = {of.name: str(node.module) for node in imports for of in node.names if not str(node.module).startswith("uturn.tools.")}
 
     def get(name: str) -> Any:
         if name in homes:
             home = homes[name]
-            module = importlib.import_module(f"uturn.{home.removesuffix('.')}")
-            value = module if home.endswith(".") else getattr(module, name)
+            own = home == package  # a module of the package itself
+            value = importlib.import_module(f"{home}.{name}") if own else getattr(__import__(home, fromlist=[name]), name)
         else:
             is_module = f"{package}.{name}" in sys.modules
             path = None
@@ -37,7 +40,8 @@ def lazy(package: str, homes: Mapping[str, str] = MappingProxyType({})) -> tuple
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *homes, *names_of_tools(package)})
+    paths = {name: f"{home}.{name}".removeprefix("uturn.") for name, home in homes.items()}
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes, *names_of_tools(package)}), paths
 
 
 def names_of_tools(package: str) -> dict[str, str]:
@@ -46,38 +50,3 @@ def names_of_tools(package: str) -> dict[str, str]:
 
     paths = {f"uturn.{name}".rpartition(".")[::2]: path for name, path in named("names").items()}
     return {name: path for (home, name), path in paths.items() if home == package}
-
-
-@contextmanager
-def later() -> Iterator[None]:
-    """Modules of this package that are imported within the context are loaded when one of their names is first used.
-
-    >>> with later():
-    ...     from uturn.studies import figure
-    >>> figure.draw_study.__name__  # loads the module
-    'draw_study'
-    """
-    regular = builtins.__import__
-
-    def imported(package: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
-        if not package.startswith("uturn."):
-            return regular(package, globals, locals, names, level)
-        return SimpleNamespace(**{name: _Later(f"{package}.{name}") for name in names})
-
-    builtins.__import__ = imported  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        builtins.__import__ = regular
-
-
-class _Later:
-    """A module that is loaded when one of its names is used."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # libraries ask all objects for these
-            raise AttributeError(name)
-        return getattr(importlib.import_module(self._module), name)

@@ -1,7 +1,7 @@
 """Progress of long computations, also within a task: a bar on terminals, a text in notebooks, lines in logs.
 
 Work is counted in tasks. Code that computes tasks opens the context `begun`; loops in it report by `steps`, `part`, `portion`,
-`units` or `add`, which do nothing if there is no work. A process has one work at a time.
+`units` or `add`, which do nothing if there is no work.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 # Logs get a line after each tenth of the tasks, at most every ten seconds, and after each minute without a line.
-_TENTHS = 10
-_SECONDS = 10.0
-_MINUTE = 60.0
+_TENTHS, _SECONDS, _MINUTE = 10, 10.0, 60.0
 _LOOK = 0.2  # seconds between updates
 
 
-# -- reports from inside a task ----------------------------------------------------------------------------------------------
 class _Work:
     """Unfinished work of this process in tasks: what is `done`, the `end` of the current part, and the `unit` of `add`."""
 
@@ -112,7 +109,6 @@ def write_to(cell: Any) -> None:
     _work.done = cell
 
 
-# -- display -------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def progress_bar(wanted: bool, title: str, total: int, done: int, note: Callable[[], str] = str) -> Iterator[Callable[[], None]]:
     """Context whose value is a function to call after each task; if `wanted`, progress is shown. `note()` follows the title."""
@@ -190,7 +186,6 @@ def _display(count: _Count, stack: ExitStack) -> Callable[[], None]:
 
 
 def _rate(done: float, left: float, seconds: float) -> str:
-    """Rate and remaining time, as text that follows the number of tasks."""
     if not left:
         return ""
     if done <= 0:

@@ -34,67 +34,45 @@ _SHARED_DIMS = ("noise", "item", "trajectory", "clone")  # all other dims are a 
 
 @checked_dataclass(frozen=True)
 class Variable:
-    """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study` needs only these and the store.
-
-    Attributes
-    ----------
-    dims : tuple of str
-        ("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
-        several clones the dim "clone" follows it.
-    long_name : str
-        Description with unit, stored with the readings.
-    start : number or str, optional
-        Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
-        probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
-        place is located on the curve.
-    guessed : bool
-        Whether the start is a guess from the readings. The study says so, and uses it only if they change with noise.
-    chance : number or str, optional
-        Value for independent data, as `start`; by default the value at the largest noise.
-    bounds : (low, high)
-        Smallest and largest possible value, None for no bound. Intervals are clipped to the bounds; means of readings in [0, 1]
-        have the interval of a proportion.
-    group : str
-        Readings of one group are drawn in one panel; by default the name of the probe.
-    order : str, optional
-        The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level.
-    role : str
-        "reading"; "record", which is shown but not averaged (pictures, tokens, numbers of classes); or "changes", covariances of
-        changes by distance along the last dim, or their sum over all pairs.
-    family : str, optional
-        Symmetric readings of one family are tested together by Holm; by default those of the probe.
-    unit : str
-        Unit of the values; of "changes", of a distance between two sites.
-    symmetric : bool
-        The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
-        `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them.
-    ranked : bool
-        The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
-        h(x_0; y), for each trajectory, without clones (`uturn.ranks`).
-    pooled : bool
-        Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
-        measured again when trajectories are added.
-    probe, model : str
-        Names of the probe and of its network; filled in by the experiment.
-    """
+    """Dims, meaning and reading instructions of a variable that a probe measures; `uturn.study` needs these and the store."""
 
     dims: tuple[StrictStr, ...]
+    """("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
+    several clones the dim "clone" follows it."""
     long_name: StrictStr
     _: KW_ONLY
     start: _Level = None
+    """Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
+    probability that two originals agree in NAME; or "same:A=B", the share of originals whose A equals B. Without a start, no
+    place is located on the curve."""
     chance: _Level = None
+    """Value for independent data, as `start`; by default the value at the largest noise."""
     bounds: tuple[FiniteFloat | None, FiniteFloat | None] = (None, None)
+    """Smallest and largest possible value, None for no bound. Means of readings in [0, 1] have the interval of a proportion."""
     group: StrictStr = ""
+    """Readings of one group are drawn in one panel; by default the name of the probe."""
     order: StrictStr | None = None
+    """The dim whose first and last entries may swap their order, such as the layers of a network, from low to high level."""
     role: Literal["reading", "record", "changes"] = "reading"
+    """A record is shown but not averaged (pictures, tokens, numbers of classes); "changes" are covariances of changes by distance
+    along the last dim, or their sum over all pairs."""
     family: StrictStr | None = None
+    """Symmetric readings of one family are tested together by Holm; by default those of the probe."""
     unit: StrictStr = ""
+    """Unit of the values; of "changes", of a distance between two sites."""
     symmetric: bool = False
+    """The reading is f(original, reconstruction) with f(x, y) = f(y, x). With several clones the probe then also reads
+    `clone_<name>`: clone k compared by f with the other clones of the same noisy datum, averaged over them."""
     ranked: bool = False
+    """The reading is a function h(x̂; y) of one reconstruction and the noisy datum. The probe then also reads `original_<name>`,
+    h(x_0; y), for each trajectory, without clones (`uturn.ranks`)."""
     pooled: bool = True
+    """Whether a reading without the dim "trajectory" depends on all trajectories of its item, as a mean does. Such readings are
+    measured again when trajectories are added."""
     probe: StrictStr = ""
-    model: StrictStr = ""
+    model: StrictStr = ""  # names of the probe and of its network; filled in by the experiment
     guessed: bool = False
+    """Whether the start is a guess from the readings. The study says so, and uses it only if they change with noise."""
 
     def instructions(self) -> dict[str, Any]:
         """The reading instructions that differ from the defaults, as plain data: the attribute `reading` of a stored array."""
@@ -126,21 +104,14 @@ class Variable:
 
 @dataclass(frozen=True, repr=False)
 class Noisy:
-    """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing.
-
-    Attributes
-    ----------
-    values : array (batch, ..)
-        For strings (batch, num_leaves), masked leaves being -1, or (batch, num_leaves, vocab_size) for Gaussian diffusion.
-    noise : float64 array (batch,)
-        Noise level of each sample, in the unit of the corruption.
-    vocab_size : int
-        Number of symbols; 0 for data without symbols.
-    """
+    """Noisy data: the output of a corruption, batch = items * trajectories, or items if a corruption of strings draws nothing."""
 
     values: np.ndarray
+    """(batch, ..); for strings (batch, num_leaves), masked ones -1, or (batch, num_leaves, vocab_size) for Gaussian noise."""
     noise: np.ndarray
+    """float64 (batch,), noise level of each sample, in the unit of the corruption."""
     vocab_size: int = 0
+    """Number of symbols; 0 for data without symbols."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({np.shape(self.values)}, noise {np.unique(self.noise)})"
@@ -148,28 +119,22 @@ class Noisy:
 
 @dataclass(frozen=True, repr=False)
 class UTurns:
-    """U-turns of a block of originals at one noise level: the input of probes.
-
-    Attributes
-    ----------
-    originals : block of a source (`Originals`)
-    noisy : the output of the corruption (`Noisy`)
-    reconstructions : array (items, draws, ...), or for strings {tree_level: int64 (items, draws, nodes)}
-        draws = trajectories * clones; clones of one noisy datum are next to each other.
-    clones : int
-        Reconstructions of each noisy datum.
-    """
+    """U-turns of a block of originals at one noise level: the input of probes."""
 
     originals: Any
+    """A block of a source (`Originals`)."""
     noisy: Any
+    """The output of the corruption (`Noisy`)."""
     reconstructions: Any
+    """(items, draws, ..), or for strings {tree_level: int64 (items, draws, nodes)}, with draws = trajectories * clones; clones of
+    one noisy datum are next to each other."""
     clones: int = 1
+    """Reconstructions of each noisy datum."""
 
     def __repr__(self) -> str:
         return f"UTurns({self.originals!r}, {self.noisy!r}, clones={self.clones})"
 
     def _repr_html_(self) -> str:
-        """The originals, the noisy data, and the shapes of the reconstructions."""
         by_level = self.reconstructions if isinstance(self.reconstructions, Mapping) else {"": self.reconstructions}
         rows = [("originals", "", repr(self.originals)), ("noisy", "", repr(self.noisy))]
         rows += [("reconstructions", f"tree level {k}" if k != "" else "", np.shape(values)) for k, values in by_level.items()]
@@ -177,27 +142,19 @@ class UTurns:
 
 
 class Originals(Protocol):
-    """A block of originals from one source.
-
-    Attributes
-    ----------
-    items : int64 array (batch,)
-        Numbers of the items.
-    data : array (batch, ...)
-        The originals in the form read by networks.
-    distance : Distance of `uturn.measures.covariances`, or None
-        Distances between the sites of an original; by default the differences of their indices.
-    free : bool array (batch, sites), or None
-        The sites that an original has and noise can change; by default all.
-    """
+    """A block of originals from one source."""
 
     items: np.ndarray
+    """Numbers of the items, int64 (batch,)."""
     distance: Any = None
+    """Distances between the sites of an original (`uturn.measures.covariances`); by default the differences of their indices."""
     free: Any = None
+    """bool (batch, sites), the sites that an original has and noise can change; by default all."""
     if TYPE_CHECKING:  # may be a field or a property
 
         @property
-        def data(self) -> np.ndarray: ...
+        def data(self) -> np.ndarray:
+            """The originals (batch, ..) in the form read by networks."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.items)} items)"
@@ -301,10 +258,7 @@ class Corruption(Part, Protocol):
         return originals.observed_by(self, noise, streams)
 
     def effective_epsilon(self, noise: Any, vocab_size: int) -> Any:
-        """Effective ε in [0, 1] of noise levels, v/(v-1) times the mean belief lost by the true symbol of a leaf, or None.
-
-        Eq. 63 of arXiv:2402.16991.
-        """
+        """Effective ε (Eq. 63 of arXiv:2402.16991), v/(v-1) times the mean belief lost by the true symbol of a leaf, or None."""
         return None
 
     def bits_per_leaf(self, noise: Any, vocab_size: int) -> Any:

@@ -1,12 +1,23 @@
-"""Names of parts in specs, with the import paths of their classes, so that the core imports none of them."""
+"""Names of parts in specs, with the import paths of their classes, and the parts that the tables of a spec describe.
+
+Importing user-defined parts runs their code, so only a spec given by the user may name them, not a spec read from a store.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from uturn.core.checks import expect
+from pydantic import BaseModel, ValidationError
+
+from uturn.core.checks import expect, noted, one_line, plain
+from uturn.core.contracts import undoes
 from uturn.core.imports import import_object, is_import_path
+from uturn.core.own_parts import DOCS, is_own, own_class
+from uturn.core.protocols import PROTOCOLS, Channel
 from uturn.core.tools import installed_tools, own_tools
 
 GROUP = "uturn.parts"
@@ -72,12 +83,6 @@ def part_class(idea: str, kind: str) -> type:
     return import_object(PARTS[idea][kind], f"{idea} {kind!r}", "'module:Class'")
 
 
-def installed_parts() -> list[str]:
-    """The types that installed packages register."""
-    of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
-    return sorted({*entry_points(group=GROUP).names, *of_tools})
-
-
 def installed_part(kind: Any) -> str | None:
     """The import path of a type registered by an installed package, or None; ValueError if two packages register it."""
     packages = {entry.value: entry.dist.name if entry.dist else "a package" for entry in entry_points(group=GROUP, name=kind)}
@@ -86,3 +91,104 @@ def installed_part(kind: Any) -> str | None:
     is_one = len(packages) < 2 and all(map(is_import_path, packages))
     expect(is_one, f"type {kind!r}, as packages register it,", packages, "one 'module:Class'; uninstall the others")
     return next(iter(packages), None)
+
+
+def build(name: str, table: Mapping[str, Any], trusted: bool = True) -> Any:
+    """The part that a table of a spec describes; `name`: "source", "corruption", "backward" or "probes[i]".
+
+    ValueError if there is no such part, if it lacks a member or rejects its arguments, the other keys of the table. `trusted`:
+    whether the table may name user-defined parts, whose code is then run.
+    """
+    idea = name.partition("[")[0]
+    kind = table.get("type")
+    options = {key: value for key, value in table.items() if key != "type"}
+    if isinstance(kind, str) and kind in PARTS[idea]:
+        try:
+            return part_class(idea, kind)(**options)
+        except (ValidationError, TypeError) as error:
+            raise ValueError(f"{name}: {one_line(error)}") from None
+    path = kind if isinstance(kind, str) and is_import_path(kind) else installed_part(kind)
+    if path is None:
+        of_tools = (kind for tool in installed_tools().values() for kinds in tool.parts.values() for kind in kinds)
+        known = [*dict.fromkeys([*PARTS[idea], *sorted({*entry_points(group=GROUP).names, *of_tools})])]
+        raise ValueError(f"{name}.type = {kind!r}: expected one of {known}, or 'module:Class'")
+    expect(trusted, f"{name}.type", kind, "no code of others, which a stored spec may not name; hand over the spec file instead")
+    label = f"{name} ({kind!r})"
+    cls: Any = import_object(path, f"{name}.type = {kind!r}", "'module:Class'")
+    required = sorted(PROTOCOLS[idea].__abstractmethods__)
+    is_part = inspect.isclass(cls) and all(callable(getattr(cls, member, None)) for member in required)
+    expect(is_part, f"{name}.type", kind, f"a class with the methods {', '.join(required)} (see {DOCS})")  # before it is called
+    is_channel = idea == "corruption" and hasattr(cls, "log_evidence")  # a channel: its evidence is known
+    with noted(label):
+        part = own_class(cls, Channel if is_channel else PROTOCOLS[idea], label)(**options)
+    object.__setattr__(part, "_own_table", dict(table))
+    for member in ("kinds", "undoes", "asks", "execution"):
+        names = getattr(part, member, ())
+        expect(not isinstance(names, str), f"{label}.{member}", names, "a tuple of strings")  # parts of a text are "in" it
+    return part
+
+
+def check_fit(parts: Mapping[str, Any], trajectories: int) -> None:
+    """ValueError if parts, by name, accept different kinds of data, or if the backward does not undo the corruption."""
+    source, corruption, backward = parts["source"], parts["corruption"], parts["backward"]
+    types = {name: table_of(part)["type"] for name, part in parts.items()}
+
+    def fits(idea: str, part: Any) -> bool:
+        kinds = not part.kinds or not source.kind or source.kind in part.kinds
+        return kinds and (idea != "corruption" or undoes(backward, part))
+
+    for name in sorted(parts):  # the backward first
+        idea, part = name.partition("[")[0], parts[name]
+        if not fits(idea, part):
+            kind = (source.kind or "the source") + (f", backward {types['backward']!r}" if idea == "corruption" else "")
+            allowed = [key for key in PARTS[idea] if fits(idea, part_class(idea, key))]
+            expected = f"expected one of {allowed}" if allowed else f"no built-in one does, write your own ({DOCS})"
+            raise ValueError(f"{name}: type {types[name]!r} does not go with {kind}; {expected}")
+        least = getattr(part, "least_trajectories", 1)
+        expect(trajectories >= least, "trajectories", trajectories, f"at least {least} of each item for {name}, {types[name]!r}")
+    lacks = [member for member in backward.asks if is_own(corruption) and not hasattr(corruption, member)]
+    asked = f"one with {', '.join(lacks)}, which the backward {types['backward']!r} asks for"
+    expect(not lacks, "corruption", corruption, asked)
+
+
+def as_part(name: str, value: Any) -> Any:
+    """The part of a table, or a given part. A user-defined one is built from its table, so that a spec describes it."""
+    if isinstance(value, Mapping):
+        return build(name, value)
+    required = PROTOCOLS[name.partition("[")[0]].__abstractmethods__
+    is_part = not isinstance(value, type) and all(callable(getattr(value, member, None)) for member in required)
+    expect(is_part, name, value, "a table with a `type`, or a part")
+    table = table_of(value)
+    return value if table["type"] in PARTS[name.partition("[")[0]] else build(name, table)
+
+
+def table_of(part: Any) -> dict[str, Any]:
+    """The table of a part in a spec: its type, and the options that differ from the defaults of its class."""
+    if is_own(part):
+        return dict(part._own_table)
+    path = f"{type(part).__module__}:{type(part).__qualname__}"
+    kind = next((kind for kinds in PARTS.values() for kind, built_in in kinds.items() if built_in == path), path)
+    if isinstance(part, BaseModel):
+        return {"type": kind, **part.model_dump(mode="json", exclude_defaults=True)}
+    if kind != path:  # built-in corruptions without a model have no options
+        return {"type": kind}
+    is_plain = is_dataclass(part) or not getattr(part, "__dict__", None)
+    expect(is_plain, "options", part, f"a dataclass, whose fields are known; or give a table, {{'type': {path!r}, ..}}")
+    values = [(field, getattr(part, field.name)) for field in (fields(part) if is_dataclass(part) else ()) if field.init]
+    return {"type": kind, **plain({field.name: value for field, value in values if value != field.default})}
+
+
+def filled(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec, or identity, completed by the defaults of built-in parts and one clone."""
+
+    def full(idea: str, table: Any) -> Any:
+        kind = table.get("type") if isinstance(table, dict) else None
+        if not isinstance(kind, str) or kind not in PARTS[idea]:
+            return table
+        options = getattr(part_class(idea, kind), "model_fields", {})
+        return {name: option.default for name, option in options.items() if not option.is_required()} | table
+
+    tables = {idea: full(idea, spec[idea]) for idea in ("source", "corruption", "backward") if idea in spec}
+    if isinstance(spec.get("probes"), list):
+        tables["probes"] = [full("probes", table) for table in spec["probes"]]
+    return {"clones": 1, **spec, **tables}

@@ -38,13 +38,11 @@ _REST = 600.0  # seconds until another worker is tried in the place of one whose
 _HANGS = 20.0  # a worker whose bundle takes this many times the median of finished ones counts as dead
 
 
-# -- connection --------------------------------------------------------------------------------------------------------------
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
     """Context in which this process is a driver of the cluster at an address; its value is the module ray.
 
-    "local" starts Ray on the loopback interface of this machine, without dashboard, and stops it at the end. An existing
-    connection is used and not closed. ValueError if there is no Ray, none at the address, or one that refuses.
+    "local" starts Ray on the loopback interface, and stops it at the end. An existing connection is used and not closed.
     """
     fits = re.fullmatch(r"local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address)
     expect(fits, "cluster", address, '"local", "auto", "ray://host:port" or "host:port"')
@@ -115,7 +113,6 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
             signal.raise_signal(signal.SIGTERM)
 
 
-# -- workers -----------------------------------------------------------------------------------------------------------------
 class Outcome(NamedTuple):
     """What became of the start of a worker, or of its bundle: `of_node` says whether the node or the store is to blame."""
 
@@ -135,10 +132,7 @@ class Worker:
         self._host = socket.gethostname()
 
     def start(self, make: bytes, folder: str, modules: Mapping[str, str], version: str) -> Outcome:
-        """Make what measures the tasks, by the pickled function `make`, in the `folder` of the driver if there is one here.
-
-        `modules`: source texts of the user's modules by relative path; `version`: that of the driver's uturn.
-        """
+        """Make what measures the tasks by the pickled `make`, in the driver's folder, with the user's `modules` {path: text}."""
         import ray
 
         import uturn
@@ -175,7 +169,6 @@ class Worker:
         return Outcome(self._host, None, False, measured, time.monotonic() - begin)
 
 
-# -- the driver --------------------------------------------------------------------------------------------------------------
 def whole_batches(u_turns: int, batch: int) -> int:
     """Number of tasks of `u_turns` U-turns in a bundle for a network: at least four batches, with the fewest places empty.
 
@@ -187,10 +180,7 @@ def whole_batches(u_turns: int, batch: int) -> int:
 
 
 def bundle_size(waiting: int, workers: int, least: int, seconds: float | None) -> int:
-    """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least `least`, and fewer at the end.
-
-    `seconds`: time of a task, None before the first.
-    """
+    """Number of tasks of the next bundle, of those waiting: ten seconds' worth, at least `least`, and fewer at the end."""
     timely = 1 if seconds is None else int(_SECONDS / max(seconds, 1e-4))
     return max(1, min(max(least, min(timely, waiting // (4 * workers))), -(-waiting // workers)))
 
@@ -291,20 +281,10 @@ def on_cluster(
 ) -> Generator[tuple[int, int]]:
     """Measure tasks on a Ray cluster; yields the numbers of tasks left and of workers that measure, about twice a second.
 
-    Parameters
-    ----------
-    make
-        Function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
-    label
-        Function that describes a task in messages.
-    cpus, gpus
-        Cores and GPUs of a worker: by default one GPU if `wants_gpu` and the cluster has some, and one core.
-    least_on_gpu
-        Least number of tasks in a bundle for a worker with a GPU.
-    own_code
-        Whether workers need the user's modules, which are then sent to them.
-    silent_after
-        Least number of seconds after which a worker that does not answer counts as dead.
+    `make`: function without arguments that returns, in a worker, an object with the members of `uturn.engine.tasks.Tasks`.
+    `cpus`, `gpus`: of a worker, by default one GPU if `wants_gpu` and the cluster has some, and one core. `least_on_gpu`: least
+    number of tasks in a bundle for a worker with a GPU. `own_code`: whether the user's modules are sent to the workers.
+    `silent_after`: least number of seconds after which a worker that does not answer counts as dead.
 
     Raises
     ------
@@ -401,7 +381,6 @@ def _states(
 
 
 def _room(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """Number of workers that a node has room for."""
     return int(min(node.get(name, 0.0) / share for name, share in needs.items() if share) + 1e-9)
 
 
@@ -421,7 +400,6 @@ def _own_modules() -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The reason for the death of an actor, from Ray's long message."""
     text = one_line(error, 4000)
     known = re.search(r"No module named '[\w.]+'|low on memory|node [\w ]*(?:died|terminated)|process has died", text)
     return known[0] if known else f"{type(error).__name__}: {text[:160]}"

@@ -34,27 +34,16 @@ _WRITING = 0.004  # seconds for writing a task
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimated cost of a run.
-
-    Attributes
-    ----------
-    tasks, done, u_turns : int
-        Tasks of the experiment, stored tasks, and U-turns of the remaining tasks.
-    disk : float
-        Bytes of the readings of the complete store, before their compression.
-    workers : int
-        Number of processes on this machine, sharing its cores.
-    seconds : {workers: float}
-        Time of the remaining tasks by number of processes, without loading models and compilation. Processes beyond `workers`
-        are assumed to have separate cores.
-    """
+    """The estimated cost of a run."""
 
     tasks: int
-    done: int
-    u_turns: int
-    disk: float
-    workers: int
+    done: int  # stored tasks
+    u_turns: int  # of the remaining tasks
+    disk: float  # bytes of the readings of the complete store, before their compression
+    workers: int  # processes on this machine, sharing its cores
     seconds: dict[int, float]
+    """Time of the remaining tasks by number of processes, without loading models and compilation. Processes beyond `workers` are
+    assumed to have separate cores."""
 
     def lines(self) -> list[str]:
         """The plan as lines of text."""
@@ -81,22 +70,13 @@ def plan(
     budget: float = 5.0,
     least: float = 0.0,
 ) -> Plan | None:
-    """Estimate the cost of running an experiment into a store. Nothing is written.
+    """The estimated cost of the tasks of an experiment that are missing in its store; errors as in `run`. Nothing is written.
 
     U-turns are timed at a few noise levels, the smallest first, with more and more originals while the budget lasts. A line in
     the noise level, to which the steps of a diffusion model are proportional, gives their time at all levels.
 
-    Parameters
-    ----------
-    experiment, store
-        As in `run`, with its errors. Only tasks missing in the store are counted.
-    workers
-        Number of processes. None: the choice of `run`, and up to 8 in the table of times.
-    budget
-        Approximate seconds of timing, after first U-turns that load models and compile kernels. The U-turns of an original at
-        two levels are timed even if they take longer.
-    least
-        If the remaining time is shorter than this number of seconds, the result is None.
+    `workers`: number of processes; None for the choice of `run`, and up to 8 in the table of times. `budget`: approximate seconds
+    of timing, after first U-turns that load models and compile kernels. A time below `least` seconds gives None.
     """
     checked_experiment(experiment)
     most = 8 if workers is None else checked_integer("workers", workers, 1)
@@ -174,7 +154,6 @@ def _seconds(experiment: Experiment, originals: int, u_turns: Counter[int], work
 
 @contextmanager
 def _limited_threads(number: int) -> Iterator[None]:
-    """Context in which kernels and torch use at most `number` threads."""
     torch: Any = sys.modules.get("torch")
     before = threads.num_threads, torch.get_num_threads() if torch else 0
     threads.num_threads = min(number, before[0])

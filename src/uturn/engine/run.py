@@ -54,7 +54,6 @@ def run(
 
     Parameters
     ----------
-    experiment : Experiment
     store : path or URL, optional
         The zarr store that is filled task by task: a folder, or a URL of object storage (s3://bucket/run, gs://.., az://..) as
         text; in memory if not given.
@@ -71,12 +70,10 @@ def run(
         Measure the i-th of n shares of the tasks, i = 1 .. n. Missing readings are NaN.
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
-    cluster : "local", "auto", "ray://host:port" or "host:port", optional
-        Ray cluster that measures the tasks: started on this machine ("local"), running on this machine ("auto"), or at an
-        address. It needs a store that all nodes can access. `workers` is then the largest number of workers, by default as many
-        as there is room for.
-    cpus_per_worker, gpus_per_worker : float, optional
-        Resources of a worker on a cluster. By default one core, and for networks one GPU if the cluster has any.
+    cluster, cpus_per_worker, gpus_per_worker : optional
+        Ray cluster that measures the tasks: "local" starts it on this machine, "auto" runs on this machine, or its address
+        "ray://host:port" or "host:port". All nodes must have access to the store. `workers` is then the largest number of
+        workers; each takes, by default, one core, and for networks one GPU if the cluster has any.
 
     Returns
     -------
@@ -90,7 +87,7 @@ def run(
     ValueError
         If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
     TasksFailed
-        On a cluster, if some tasks raised three times, or were alone on three workers that died. All other tasks are done.
+        On a cluster, if tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
     if workers is ...:
         workers = None if cluster is not None else 1
@@ -244,11 +241,6 @@ def _on_cluster(
     expect(not lost, where, len(lost), "a store on a file system that all nodes share, or on object storage")
 
 
-def _tasks_of(spec: str, store: str) -> Tasks:
-    """The tasks of a spec and its store in another process, perhaps on another host."""
-    return Tasks(*_reopened(spec, store))
-
-
 def run_task(spec: str, store: str, task: Task, first: int) -> None:
     """Measure a task into a store, in one of several processes."""
     for _ in _tasks_of(spec, store).measure([(task, first)]):
@@ -256,10 +248,10 @@ def run_task(spec: str, store: str, task: Task, first: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _reopened(spec: str, store: str) -> tuple[Experiment, Store]:
-    """Experiment and store in another process; ValueError if the data of the source are not those of the store."""
+def _tasks_of(spec: str, store: str) -> Tasks:
+    """The tasks of a spec in another process, perhaps on another host; ValueError if the source has other data than the store."""
     experiment, opened = Experiment.from_dict(json.loads(spec)), Store.open(store)
     source = experiment.parts.source
     same = is_own(source) or source.fingerprint() == json.loads(opened.attributes["models"]).get("source", "")
     expect(same, "source", source, "data as they were when the run began; bring them back, and resume")
-    return experiment, opened
+    return Tasks(experiment, opened)

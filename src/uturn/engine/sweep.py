@@ -13,16 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.engine.run import begin, chosen_workers, measured_in_processes, run
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _LONGEST, _LONGEST_NAME = 50, 200  # bytes of a value in a name, and of a name; file systems take 255
 _MOST = 10_000  # experiments of a sweep
@@ -33,7 +31,6 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
 
     Parameters
     ----------
-    experiment : Experiment
     values : {key: values}
         A key is a path in the spec, with dots between its parts and the position in lists: "items", "source.multiplicity",
         "probes.0.type". Options that the spec leaves at their defaults can be set too.
@@ -45,12 +42,6 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
     {name: Experiment}
         The last key varies fastest. A name, such as "multiplicity=4,type=masking", holds the values and is valid as the name of a
         folder. It does not depend on the other values, so that a sweep can be enlarged.
-
-    Raises
-    ------
-    ValueError
-        If there is no key or one that is not in the spec, if a combination is no experiment, and for lists of different lengths
-        with `zip`.
 
     Examples
     --------
@@ -108,7 +99,6 @@ def _put(spec: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value in the name of a folder."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return _short(re.sub(r"[^\w.+\[\]:@-]+", "_", text), _LONGEST)
 
@@ -157,11 +147,10 @@ def run_all(
     accept_changes: bool = False,
     **cluster: Any,
 ) -> dict[str, xr.Dataset]:
-    """Run experiments into the stores `folder/name`, {name: dataset of the run}. Stores are resumed or extended as by `run`.
+    """Run experiments into the stores `folder/name`, {name: dataset of the run}; the other arguments are those of `run`.
 
-    `folder` may be a URL of object storage; the other arguments are those of `run`. With several processes, the tasks of all
-    experiments are distributed over them; on a cluster the experiments are run one after the other. ValueError before anything is
-    measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
+    Several processes share the tasks of all experiments; on a cluster the experiments are run one after the other. ValueError
+    before anything is measured, if the noise levels or coordinates of an experiment are wrong; and for the reasons of `run`.
     """
     for name, experiment in experiments.items():
         with _named(name):
@@ -171,10 +160,8 @@ def run_all(
         workers = chosen_workers(workers, *experiments.values())
     options: dict[str, Any] = {"accept_changes": accept_changes, "shard": shard, "workers": workers}
     if cluster.get("cluster") or workers == 1:
-        return {
-            name: run(experiment, stores[name], resume, progress=progress, **options, **cluster)
-            for name, experiment in experiments.items()
-        }
+        options |= {"progress": progress, **cluster}
+        return {name: run(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
     runs = {name: begin(experiment, stores[name], resume, **options) for name, experiment in experiments.items()}
     measured_in_processes(list(runs.values()), workers or 1, progress, str(folder))
     return {name: begun.end() for name, begun in runs.items()}

@@ -18,16 +18,4 @@ if TYPE_CHECKING:
     from uturn.networks.texts.tokenizers import Vocabulary as Vocabulary
 
 
-_HOMES = {
-    "load_network": "networks.files",
-    "save_network": "networks.files",
-    "LanguageModel": "networks.texts.language",
-    "TokenNetwork": "networks.texts.language",
-    "load_language_model": "networks.texts.language_files",
-    "DenoiserModel": "networks.images.own_denoisers",
-    "edm_schedule": "networks.images.own_denoisers",
-    "PretrainedTokenizer": "networks.texts.tokenizers",
-    "Vocabulary": "networks.texts.tokenizers",
-}
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

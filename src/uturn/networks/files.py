@@ -1,18 +1,27 @@
-"""Files of the small networks of this package: safetensors with the kind of network and its options in the header."""
+"""Files of weights: those of the small networks of this package, and state dicts, read without executing code in them.
+
+A network of this package is safetensors with its kind and its options in the header.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from uturn.core.checks import expect
 from uturn.core.files import whole_file
 from uturn.networks.libraries import reading
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = "uturn-network-1"
 
@@ -30,8 +39,6 @@ def save_network(model: torch.nn.Module, path: str | Path, **facts: Any) -> None
     """Write a network of this package to a safetensors file, with `facts` about it (plain data, such as its accuracy)."""
     from safetensors.torch import save
 
-    from uturn.networks.state_dicts import check_finite
-
     kinds = {where: kind for kind, where in KINDS.items()}
     name = f"{type(model).__module__}:{type(model).__qualname__}"
     if name not in kinds:
@@ -48,10 +55,7 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
 
     ValueError if the file is missing, damaged or of another kind, or if its weights do not match its header.
     """
-    import torch
     from safetensors import safe_open
-
-    from uturn.networks.state_dicts import check_finite
 
     with reading(str(path), f"expected a network of kind {kind or ', '.join(KINDS)}, written by uturn.networks.save_network"):
         with safe_open(path, framework="pt") as file:
@@ -70,3 +74,78 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
         model.load_state_dict(weights, assign=True)
         model.facts = json.loads(header["facts"])
     return model.eval()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of the weights (hexadecimal)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """ValueError for weights with NaN or infinity."""
+    bad = next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"the weights {bad!r} are not finite")
+
+
+def read_state_dict(path: str, expected: str, option: str = "weights", mapped: bool = False) -> dict[str, torch.Tensor]:
+    """A state dict from the file of an option; nothing in it is executed. `mapped`: tensors may be memory-mapped."""
+    if not Path(path).is_file():
+        raise ValueError(f"{option} = {path!r}: no such file; expected {expected}")
+    with reading(f"{option} = {path!r}", f"nothing in it was executed; expected {expected}"):
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = read_plain(path, mmap=mapped and zipfile.is_zipfile(path))
+        for key in ("state_dict", "model"):
+            if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+                state = state[key]
+        if not state or not isinstance(state, dict) or not all(isinstance(part, torch.Tensor) for part in state.values()):
+            raise ValueError("it does not hold tensors by their names")
+        check_finite(state)
+    if all(name.startswith("module.") for name in state):  # saved by DataParallel
+        rename_weights(state, lambda name: name.removeprefix("module."))
+    return state
+
+
+def read_plain(path: str, mmap: bool = False) -> Any:
+    """Tensors and plain data that `torch.save` wrote; nothing in the file is executed."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # warnings about the kind of pickle, which is read or refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:  # replace PyTorch's message, which advises loading the file regardless
+        raise ValueError("it is damaged or holds more than weights") from None
+
+
+def rename_weights(state: dict[str, torch.Tensor], new_name: Callable[[str], str]) -> None:
+    """Rename weights in place, since a copy would lose the attribute with the versions of the modules."""
+    for name in list(state):
+        state[new_name(name)] = state.pop(name)
+
+
+def built_with(build: Callable[..., nn.Module], state: dict[str, torch.Tensor], where: str) -> nn.Module:
+    """A network with its weights loaded, built with the number of classes of the weights."""
+    module = build()
+    initial = module.state_dict()
+    other = [(initial[name], state[name]) for name in initial if name in state and initial[name].shape != state[name].shape]
+    # Only the last layer may have another size, and only in its number of classes.
+    sizes = {b.shape[:1] for a, b in other if a.shape[1:] == b.shape[1:]}
+    if len(sizes) == 1 and all(b.ndim and a.shape[1:] == b.shape[1:] for a, b in other):
+        module = build(num_classes=sizes.pop()[0])
+    put_weights(module, state, where)
+    return module
+
+
+def put_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load weights into a module; a ValueError names weights that are missing, unexpected or of another shape."""
+    if not hasattr(state, "_metadata"):  # safetensors stores no versions; assume the current ones
+        state = OrderedDict(state)
+        state._metadata = {"": module.state_dict()._metadata.get("", {})}  # type: ignore[attr-defined]
+    with reading(where, "expected weights of this network"):
+        module.load_state_dict(state)

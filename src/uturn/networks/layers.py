@@ -23,10 +23,9 @@ _WRAPPED = ("_orig_mod", "module", "model")  # child names in wrappers: torch.co
 def select_layers(model: nn.Module, layers: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of modules chosen by name, pattern or "every block", in the order in which the model registers them.
 
-    `layers`: names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`). `*` does not match
-    dots, so "features.*" matches the direct children of `features`; `**` between dots matches any number of names, including
-    none. By default the direct children of the model. Names omit the prefix of a wrapper (see `wrapped`); patterns may include
-    it. ValueError if a name or pattern matches nothing; the message lists close names.
+    `layers`: names as in `model.named_modules()`, glob patterns of them, or "every block" (see `every_block`); by default the
+    direct children. `*` does not match dots; `**` between dots matches any number of names, including none. Names omit the prefix
+    of a wrapper (see `wrapped`); patterns may include it. ValueError if a name or pattern matches nothing.
     """
     names = [name for name in named_modules(checked_model(model)) if name]
     if layers is None:
@@ -64,8 +63,7 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     """The blocks from which a network is stacked, and the modules before, between and after them.
 
     A *stack* holds at least two modules of one class, its *blocks*, which have children themselves. A *layer* is a module with
-    weights of two or more axes: a convolution, a linear map. The stacks of a network are given by the first of these rules that
-    finds any:
+    weights of two or more axes. The stacks of a network are given by the first of these rules that finds any:
 
     1. a container (`Sequential`, `ModuleList`, `ModuleDict`) of blocks with two layers or more, and containers of simpler blocks
        next to it: ResNet, ConvNeXt, EfficientNet, transformers;
@@ -76,13 +74,8 @@ def every_block(model: nn.Module) -> tuple[str, ...]:
     A module that contains a stack is searched for blocks; any other module with parameters is one block, read at its output.
     Adjacent simple modules, such as the convolution, normalisation, activation and pooling before the stacks, form one block,
     read at the last of them. A network without stacks (VGG) is read at every activation function and at its last module with
-    parameters; it is refused if its activation functions are inside a block, or if it has fewer than two layers.
-
-    The network is not run. If some of its blocks do not run (heads of other tasks), the probe names them in an error.
-
-    Examples: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet; the stem, every
-    block, every downsampling and the `classifier` of a ConvNeXt; `conv_proj`, every encoder layer, `encoder.ln` and `heads` of a
-    ViT.
+    parameters; it is refused if its activation functions are inside a block, or if it has fewer than two layers. The network is
+    not run. Examples: `blocks.0` .. `logits` of this package's classifiers; `maxpool`, `layer1.0` .. `fc` of a ResNet.
     """
     modules = named_modules(checked_model(model))
     stacks = _stacks(modules)
@@ -120,7 +113,6 @@ def _stacks(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _blocks(module: nn.Module, stacks: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Names of the blocks inside a module, in order."""
     row: list[tuple[str, nn.Module]] = []  # adjacent simple modules, which form one block if any of them has parameters
 
     def last_of_row() -> list[str]:
@@ -150,10 +142,8 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     if last is not None and last not in names:
         names.append(last)
     if inside or len(names) < 2:
-        only = f"only {', '.join(map(repr, names))}" if names else "nothing"
-        finding = f"activation functions inside of a block ({', '.join(map(repr, inside))})" if inside else only
-        known = ", ".join(map(repr, list(modules)[1 : _MOST_QUOTED + 1])) + ", .." * (len(modules) > _MOST_QUOTED + 1)
-        way_out = f"name the layers (--layers), some of {known}" if known else "it has no modules to name"
+        finding = f"activation functions inside of a block, {inside}" if inside else f"only {names}"
+        way_out = f"name the layers (--layers), some of {[*modules][1:][:_MOST_QUOTED]}"
         raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}")
     return tuple(names)
 
@@ -185,9 +175,6 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
-# -- reading layers ---------------------------------------------------------------------------------------------------
-
-
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by name; the model without its wrapper is "", and a shared module is listed under each of its names."""
     return dict(wrapped(model)[1].named_modules(remove_duplicate=False))
@@ -196,8 +183,7 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
     """The network inside wrappers, and the prefix of the names of its modules, such as "module." ("" without a wrapper).
 
-    A wrapper has a single child, called `module` (`DataParallel`), `_orig_mod` (`torch.compile`) or `model` (user-defined), and
-    no parameters of its own. Models of transformers are not wrappers.
+    A wrapper has one child, called `_orig_mod`, `module` or `model`, and no parameters. Models of transformers are no wrappers.
     """
     prefix = ""
     while not model._parameters and len(children := _children(model)) == 1 and not hasattr(model, "base_model_prefix"):
@@ -211,8 +197,7 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
 def checked_model(model: Any) -> nn.Module:
     """`model`, or a ValueError if it is not a module."""
     expect(isinstance(model, nn.Module), "model", model, "a torch.nn.Module")
-    module: nn.Module = model
-    return module
+    return model
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A check of networks on a few originals: reproducible calls, and the declared conventions of a denoiser.
 
-A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions. The error of its
-predictions reveals the mistake: with x_t = a x_0 + s n at three noise levels, it is clearly smaller with the right convention.
+A denoiser with a wrong convention (of its time, its input or its output) gives plausible reconstructions, but the error of its
+predictions, from x_t = a x_0 + s n at three noise levels, is clearly smaller with the right convention.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def writes_into(network: Callable[..., Any], *inputs: torch.Tensor) -> bool:
 def check_calls(call: Callable[..., torch.Tensor], *inputs: torch.Tensor, half: bool = False) -> Iterator[str]:
     """Faults in the computation of a network, from a few calls on the same data, as predicates ("is random: ..").
 
-    `call(*inputs)`: the network as called in the run, of tensors (batch, ..), one row for each datum. `half`: it computes in half
-    precision, in which rounding depends on the number of rows.
+    `call(*inputs)`: the network as in the run, of tensors (batch, ..). `half`: it computes in half precision, in which rounding
+    depends on the number of rows.
     """
     count = len(inputs[0])
     every = torch.arange(0, count, -(-count // _ROWS))
@@ -97,8 +97,7 @@ class Probed:
     """A denoiser with noisy originals and the inputs of its calls, without guidance.
 
     `clean`: float32 images or latents (originals, channels, height, width), on the device of the model; `labels`: int64
-    (originals,). `is_tried`: the scheduler has the levels `ABAR`, which `errors` needs; otherwise (EDM) x and time are as in
-    sampling.
+    (originals,). `is_tried`: the scheduler has the levels `ABAR`; otherwise (EDM) x and time are as in sampling.
     """
 
     def __init__(self, model: Any, scheduler: Any, clean: torch.Tensor, labels: torch.Tensor | None, pieces: Pieces) -> None:
@@ -182,11 +181,9 @@ def check_denoiser(
 ) -> Iterator[Finding]:
     """Faults of a denoiser of images or latents, in predicates ("does not fit .."); arguments as in `Probed` and `check_calls`.
 
-    The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each: timestep / 1000, 1000 timestep,
-    T - timestep; input halved, doubled, divided by sqrt(abar); the output read as another prediction type, or with opposite sign.
-    A change is reported if its mean squared error is below `FITS` times the declared one at any level. If no variant predicts
-    better than a linear function of the noisy data, the network cannot be judged. Shifts of a few timesteps are not detected. For
-    schedulers without these levels (EDM), only the reproducibility of calls is checked.
+    The originals are noised to `ABAR`, and x_0 is predicted as declared and with one change each, of time, input or output. A
+    change is reported if its mean squared error is below `FITS` times the declared one at any level. If no variant predicts
+    better than a linear function of the noisy data, the network cannot be judged. Shifts of a few timesteps are not detected.
     """
     probed = Probed(model, scheduler, clean, labels, pieces)
     inputs = (probed.x, probed.time, *probed.label_inputs)

@@ -18,13 +18,4 @@ if TYPE_CHECKING:
     from uturn.pages.page import write_page as write_page
     from uturn.pages.results import write_study as write_study
 
-_HOMES = {
-    "Collected": "pages.collecting",
-    "collect": "pages.collecting",
-    "fetch": "pages.page",
-    "report": "pages.page",
-    "write_page": "pages.page",
-    "write_study": "pages.results",
-}
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

@@ -21,8 +21,7 @@ from uturn.pages.html import token_page
 from uturn.pages.located import LOCATED
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
-from uturn.store.datasets import write_dataset
-from uturn.store.outputs import OutputFolder, output_folder
+from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.store.places import ROOT, failures_named, files_at, read
 from uturn.studies import records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis

@@ -21,10 +21,4 @@ __all__ = [
     "load_figure", "reproduce",
 ]  # fmt: skip
 
-_HOMES = {
-    **dict.fromkeys(("Result", "Verdict"), "pages.figures"),
-    "reproduce": "paper.figures",
-    **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
-}
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.measures.statistics import Estimate, hierarchy_index, nonincreasing, replicates, rescaled
 from uturn.paper import fig2, fig5, fig7, nesting
 from uturn.paper.control_cases import COMPARISONS, OTHERS, TWO_SCALES, Case, cases, experiments, two_scales, two_scales_curves

@@ -14,8 +14,7 @@ from uturn.pages import fetch, write_page
 from uturn.pages.figures import Result
 from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
 from uturn.paper.workshop import Scale, Workshop
-from uturn.store.datasets import write_dataset
-from uturn.store.outputs import output_folder
+from uturn.store.outputs import output_folder, write_dataset
 from uturn.studies.plotting.style import save_figure
 
 

@@ -10,8 +10,7 @@ import xarray as xr
 
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.networks.classifiers import TreeClassifier
-from uturn.networks.files import load_network
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint, load_network
 from uturn.paper.workshop import Scale, Workshop, accuracy
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.sources import RHMSource

@@ -17,8 +17,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.processes import cores, in_processes
 from uturn.core.progress import progress_bar
 from uturn.engine.run import run
-from uturn.store.datasets import write_dataset
-from uturn.store.outputs import OutputFolder
+from uturn.store.outputs import OutputFolder, write_dataset
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,11 @@ from pydantic import Field
 
 from uturn.core.checks import expect
 from uturn.core.lazy import later
-from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
+from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 with later():
-    from uturn.core import spec
-    from uturn.networks.images import conditions
+    from uturn.core import registry
 
 if TYPE_CHECKING:
     from uturn.core.experiment import Experiment
@@ -110,7 +109,7 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
         self._absent("recorded", "unit", "schedule")
-        prompts = conditions.read_prompts(self.prompt or "").rows
+        prompts = read_prompts(self.prompt or "").rows
         expect(
             prompts is None or len(prompts) == self.items, "lines of prompt", prompts and len(prompts), f"{self.items}, as items"
         )
@@ -129,12 +128,12 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             expect(value == type(self).model_fields[name].default, name, value, "none; recorded files need no model")
         is_folder = self.data not in ("fashion_mnist", "generated") and not self.data.endswith(".npy")
         expect(is_folder, "data", self.data, f"the folder of the originals of recorded = {pattern!r}")
-        table, backward = self._source(None), spec.build("backward", {"type": "recorded", "pattern": pattern})
+        table, backward = self._source(None), registry.build("backward", {"type": "recorded", "pattern": pattern})
         levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
         expect(isinstance(levels, list), "levels", levels, "levels of the recorded files, such as 0.2,0.5, or none")
         found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
         if "items" not in self.model_fields_set:
-            found["items"] = spec.build("source", table).count()
+            found["items"] = registry.build("source", table).count()
         options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
         return options._experiment(
             20 if options.items <= 1000 else 50,

@@ -12,7 +12,7 @@ from uturn.networks.texts.options import LanguageOptions
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 with later():
-    from uturn.core import spec
+    from uturn.core import registry
 
 if TYPE_CHECKING:
     from uturn.backward.language import LanguageDenoiser
@@ -109,7 +109,7 @@ class TextOptions(LanguageOptions, PresetOptions):
 
     def denoiser(self) -> LanguageDenoiser:
         """The backward of these options."""
-        denoiser: LanguageDenoiser = spec.build("backward", self._backward())
+        denoiser: LanguageDenoiser = registry.build("backward", self._backward())
         return denoiser
 
     def _backward(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _patches(side: int, shape: tuple[int, int, int]) -> _Sites:
 
 
 def _positions(spec: Changes, layer: str, shape: tuple[int, int, int]) -> _Sites:
-    from uturn.networks.images.classifiers import load_classifier
+    from uturn.networks.modules import load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
     classifier = load_classifier(spec.classifier, spec.weights, layers=(layer,), image_shape=shape)

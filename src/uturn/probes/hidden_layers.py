@@ -23,9 +23,9 @@ from uturn.core import progress
 from uturn.core.checks import checked_integer, expect, noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
+from uturn.networks.files import fingerprint
 from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
 from uturn.networks.libraries import reading
-from uturn.networks.state_dicts import fingerprint
 
 _TABLES = ("mean", "variance", "spread")
 

@@ -18,14 +18,14 @@ from uturn.measures.clones import between_clones
 from uturn.probes.named import Named
 
 if TYPE_CHECKING:
-    from uturn.networks.images.classifiers import Classifier
+    from uturn.networks.modules import Classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
 
 class NetworkLayers(Named):
     """Similarity of standardised post-activations of a network, layer by layer, and agreement of its predicted classes.
 
-    Options. `classifier`, `weights`: as in `uturn.networks.images.classifiers.load_classifier`: "torchvision:NAME", "timm:NAME",
+    Options. `classifier`, `weights`: as in `uturn.networks.modules.load_classifier`: "torchvision:NAME", "timm:NAME",
     "clip:FOLDER", "module:function", "fashion_mnist", or a file written by `uturn.networks.save_network`. `class_prompts`: the
     classes of a "clip:" model as texts: a file with one text on each line, or a template with {} for the source's class names,
     by default "a photo of a {}"; without a file and without class names, the model is an encoder. `name`: prefix of the variables
@@ -195,14 +195,14 @@ def _measured(spec: NetworkLayers, source: Any) -> tuple[str, ...]:
 
 
 def _classifier(spec: NetworkLayers, source: Any, shape: tuple[int, int, int]) -> Classifier:
-    from uturn.networks.images.classifiers import load_classifier
+    from uturn.networks.modules import load_classifier
 
     return load_classifier(spec.classifier, spec.weights, layers=spec.layers, image_shape=shape, texts=spec.texts(source))
 
 
 def _verdicts(before: np.ndarray, after: np.ndarray, labels: Any, measured: Sequence[str]) -> dict[str, Any]:
     """Classes predicted from the logits of originals (items, classes) and of reconstructions (items, draws, classes)."""
-    from uturn.networks.images.classifiers import in_top
+    from uturn.networks.modules import in_top
 
     original, predicted = before.argmax(axis=-1), after.argmax(axis=-1)
     same = predicted == original[:, None]

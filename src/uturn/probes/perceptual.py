@@ -76,8 +76,7 @@ class Perceptual(Named):
 @cached_while_unchanged()
 def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     """The perceptual distance of a spec, tested on blank images of the source's size."""
-    from uturn.networks.images.classifiers import load_classifier
-    from uturn.networks.modules import Network, Preprocessing
+    from uturn.networks.modules import Network, Preprocessing, load_classifier
     from uturn.probes.hidden_layers import HiddenLayers
 
     shape = source.image_shape()
@@ -172,7 +171,7 @@ def read_linear(path: str, layers: Sequence[str]) -> dict[str, torch.Tensor]:
 
     The package numbers its layers: `lin0.model.1.weight` (1, channels, 1, 1) holds the weights of the first layer.
     """
-    from uturn.networks.state_dicts import read_state_dict
+    from uturn.networks.files import read_state_dict
 
     expected = "a file of learned weights of the package lpips, such as lpips/weights/v0.1/vgg.pth"
     state = read_state_dict(path, expected, "linear")

@@ -15,7 +15,7 @@ from uturn.measures.clones import between_clones
 from uturn.probes.second_model import SecondModel, TextsOf, distinct, prepared
 
 if TYPE_CHECKING:
-    from uturn.networks.texts.sentence_encoders import SentenceModel
+    from uturn.networks.texts.language_files import SentenceModel
 
 _DIMS = ("noise", "item", "trajectory")
 
@@ -48,7 +48,7 @@ class TextClass(SecondModel):
         return self._logits(model, rows).argmax(1).astype(float)
 
     def _logits(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        from uturn.networks.texts.likelihoods import class_logits
+        from uturn.networks.texts.language import class_logits
 
         return class_logits(model, rows, self.batch_size)
 
@@ -95,7 +95,7 @@ class TextEncoder(SecondModel):
     """Similarity of texts in a sentence encoder: the cosine of the embeddings of original and reconstruction.
 
     Options. `model`: a model of sentence-transformers, whose pooling is used, or any other encoder, whose hidden states are
-    averaged over tokens (`networks/texts/sentence_encoders.py`). `reference`: number of originals for the chance level. All
+    averaged over tokens (`networks/texts/language_files.py`). `reference`: number of originals for the chance level. All
     other options: `SecondModel`.
 
     Variables. `sentence_similarity`: -1 .. 1, 1 for equal texts; NaN where a reconstruction has no tokens, or too many for the
@@ -108,7 +108,7 @@ class TextEncoder(SecondModel):
 
     @property
     def text_model(self) -> SentenceModel:
-        from uturn.networks.texts.sentence_encoders import SentenceModel
+        from uturn.networks.texts.language_files import SentenceModel
 
         return SentenceModel(**self._loading())
 
@@ -155,7 +155,7 @@ class TextEncoder(SecondModel):
 
 
 class TextLikelihood(SecondModel):
-    """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.texts.likelihoods`).
+    """Log-likelihood of reconstructions under a second model, in nats per character (`uturn.networks.texts.language`).
 
     Options. `model`: a causal or a masked model of transformers; "same", the masked model of the backward; "embedded"; or
     "module:function" (for `likelihood` "masked" a `uturn.networks.TokenNetwork`, for "causal" a torch module that returns
@@ -188,7 +188,7 @@ class TextLikelihood(SecondModel):
         return stated or self.likelihood
 
     def texts(self, source: Any) -> TextsOf:
-        from uturn.networks.texts.likelihoods import beginning
+        from uturn.networks.texts.language import beginning
 
         where, model = self.where, source.language() if self.model == "same" else self.text_model.load()
         fits = self.head != "masked" or model.corruption == "masking"
@@ -200,7 +200,7 @@ class TextLikelihood(SecondModel):
         return TextsOf(source, model, where)
 
     def of_rows(self, model: Any, rows: np.ndarray) -> np.ndarray:
-        from uturn.networks.texts.likelihoods import causal_log_likelihoods, pseudo_log_likelihoods
+        from uturn.networks.texts.language import causal_log_likelihoods, pseudo_log_likelihoods
 
         return (causal_log_likelihoods if self.head == "causal" else pseudo_log_likelihoods)(model, rows, self.batch_size)
 

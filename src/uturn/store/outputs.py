@@ -1,4 +1,4 @@
-"""Folders of results. For a URL, figures and files are made in a working copy; stores of runs do not pass through it."""
+"""Folders of results, and datasets in them. For a URL they are made in a working copy; stores of runs do not pass through it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from zarr.core.sync import sync
 
-from uturn.core.files import named_errors
+from uturn.core.files import named_errors, whole_folder
 from uturn.store.places import at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
@@ -101,3 +106,18 @@ def output_folder(name: str, value: Any, *, kept: bool = False) -> Iterator[Outp
             copy = Path(folder, where.rpartition("/")[2])  # pages show the name of their folder
             copy.mkdir()
             yield OutputFolder(where, copy)
+
+
+def write_dataset(data: xr.Dataset, path: str | Path) -> None:
+    """Write a dataset to a zarr folder, replacing an existing one; ValueError if it cannot be written."""
+    # zarr does not specify numpy's fixed-length text, nor lone surrogates, which file names may contain.
+    valid = np.vectorize(lambda text: str(text).encode(errors="backslashreplace").decode(), otypes=[object])
+    text = {
+        key: values.copy(data=valid(values.values).astype(np.dtypes.StringDType()))
+        for key, values in data.variables.items()
+        if values.dtype.kind == "U"
+    }
+    # Written in one step: an unfinished folder would be read as missing values.
+    with whole_folder(path) as unfinished, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        data.assign(text).to_zarr(unfinished, mode="w", zarr_format=3, consolidated=True)

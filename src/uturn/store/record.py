@@ -149,25 +149,20 @@ class MemoryStore(Blocks):
         self.missing = set(self.tasks())
 
     def done(self, tasks: Iterable[Task]) -> dict[Task, int]:
-        """Number of trajectories done of each task: none at the start of a run."""
         return dict.fromkeys(tasks, 0)
 
     def write(self, task: Task, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store the readings of a task, {variable: array (items, ...)}."""
         for name, values in self.values.items():
             values[task.noise_index, self.span(task)] = arrays[name]
         self.missing.discard(task)
 
     def update(self, **attributes: Any) -> None:
-        """Set attributes."""
         self.attributes = {**self.attributes, **attributes}
 
     def finishing(self) -> AbstractContextManager[Callable[..., None]]:
-        """Context whose value calls a function; nothing is left to write at the end."""
         return nullcontext(called)
 
     def dataset(self, look: bool = False) -> xr.Dataset:
-        """The run as a labelled dataset."""
         import xarray as xr
 
         return xr.Dataset(

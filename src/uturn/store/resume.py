@@ -19,7 +19,7 @@ from uturn.core.contracts import checked_blocks
 from uturn.core.files import locked_folder
 from uturn.core.own_parts import is_own
 from uturn.core.protocols import Coordinates
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.store.places import is_empty, is_url
 from uturn.store.record import Blocks, MemoryStore, Store, Task
 

@@ -27,20 +27,4 @@ if TYPE_CHECKING:
     from uturn.studies.tables import tidy as tidy
     from uturn.studies.theory import with_theory as with_theory
 
-_HOMES = {
-    "Choice": "studies.choice",
-    "Study": "studies.tables",
-    "choose": "studies.choice",
-    "difference": "studies.paired",
-    "draw_studies": "studies.figure",
-    "draw_study": "studies.figure",
-    "named_runs": "studies.runs",
-    "records_of": "studies.records",
-    "study": "studies.analysis",
-    "study_of": "studies.analysis",
-    "summary": "studies.tables",
-    "tidy": "studies.tables",
-    "with_theory": "studies.theory",
-}
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

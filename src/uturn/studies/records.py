@@ -16,7 +16,7 @@ import xarray as xr
 
 from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.measures.statistics import WITHIN, crossing
 from uturn.studies.analysis import by_noise, levels_in
 from uturn.studies.headline import headline_of

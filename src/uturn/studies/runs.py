@@ -26,7 +26,7 @@ _READING = "reading"  # attribute of a variable with its reading instructions
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     """The stored spec of a run, completed by defaults; its tables are empty if none is stored. ValueError if it is damaged."""
-    from uturn.core.spec import filled
+    from uturn.core.registry import filled
 
     empty: dict[str, Any] = {"source": {}, "backward": {}, "probes": []}
     try:
@@ -189,7 +189,7 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
 
 def class_names_of(run: xr.Dataset) -> dict[int, str]:
     """Names of the classes by label, from the source of a run; empty if it names none, cannot be read, or has changed."""
-    from uturn.core.spec import build
+    from uturn.core.registry import build
 
     if "label" not in run.coords or any(name in run.coords for name in NAMES):  # originals with names are not named by class
         return {}
@@ -207,7 +207,7 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
-    from uturn.core.spec import build
+    from uturn.core.registry import build
 
     with suppress(*UNREADABLE):
         spec, digest = stored_spec(run), json.loads(run.attrs["models"])["source"]

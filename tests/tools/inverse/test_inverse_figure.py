@@ -9,7 +9,7 @@ import xarray as xr
 
 import uturn as ut
 from command_line import uturn
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.core.u_turns import u_turn
 from uturn.paper import Workshop, reproduce
 from uturn.tools.inverse import exam, exam_parts, exam_runs

@@ -17,10 +17,10 @@ _TEXTS_AT_ONCE = 64
 
 
 class ClipImages(nn.Module):
-    """The image tower of a CLIP model with its projection.
+    """The image tower of a CLIP model: preprocessed images to projected embeddings (batch, dim).
 
-    Takes preprocessed images. Returns the projected embedding (batch, dim). With `classes` (num_classes, dim), embeddings from
-    `ClipTexts`, returns the logits (batch, num_classes): the cosine of the embeddings of image and text, times the learned scale.
+    With `classes` (num_classes, dim), embeddings from `ClipTexts`, it returns logits (batch, num_classes): the cosine of the
+    embeddings of image and text, times the learned scale.
     """
 
     classes: torch.Tensor | None
@@ -50,12 +50,9 @@ class ClipTexts(nn.Module):
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of texts (len(texts), dim), with the scale of the logits as their norm."""
         most = self.text_model.config.max_position_embeddings
-        seen: set[str] = set()
         for number, text in enumerate(texts):
-            tokens = len(self.tokenizer(text)["input_ids"])
-            fits = text.strip() and tokens <= most and text not in seen
+            fits = text.strip() and text not in texts[:number] and len(self.tokenizer(text)["input_ids"]) <= most
             expect(fits, f"class {number}", text, f"a text of its own, of at most {most} tokens")
-            seen.add(text)
         expect(len(texts) > 1, "number of texts", len(texts), "one for each class, two or more")
         embeddings = [self._embeddings(texts[k : k + _TEXTS_AT_ONCE]) for k in range(0, len(texts), _TEXTS_AT_ONCE)]
         return self.logit_scale.exp() * nn.functional.normalize(torch.cat(embeddings), dim=-1)
@@ -73,10 +70,13 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     transformers = library("transformers", where)
     library("torchvision", where, "images")
     is_name = name and (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
-    known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
-    expect(is_name, "classifier", f"clip:{name}", known)
-    expected = "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"
-    with reading(where, expected):
+    expect(
+        is_name,
+        "classifier",
+        f"clip:{name}",
+        "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder",
+    )
+    with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
         config = transformers.AutoConfig.from_pretrained(name)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")
         model, loading = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
@@ -112,20 +112,10 @@ def class_texts(prompts: str | None, names: Sequence[str] | None) -> tuple[str, 
     `prompts`: a template, in which {} is replaced by the name of a class, with spaces for underscores; by default `TEMPLATE`. Or
     a file with one text on each line.
     """
-    path = prompt_file(prompts)
-    if path is not None:
-        with reading(f"class_prompts = {prompts!r}", "expected a text file, one text a line"):
-            return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n"))
+    if prompts is not None and "{}" not in prompts:
+        with reading(f"class_prompts = {prompts!r}", "expected a file, one text a line, or a template with {} for the class"):
+            return tuple(line.strip() for line in Path(prompts).read_text(encoding="utf-8-sig").rstrip().split("\n"))
     expect(prompts is None or names is not None, "class_prompts", prompts, "a file, one text a line, as classes have no names")
     if names is None or (prompts is None and len(names) < 2):
         return None
     return tuple((prompts or TEMPLATE).replace("{}", name.replace("_", " ")) for name in names)
-
-
-def prompt_file(prompts: str | None) -> Path | None:
-    """The file with the texts of classes; None for a template."""
-    if prompts is None or "{}" in prompts:
-        return None
-    known = "a file with one text a line, or a template with {} for the name of a class"
-    expect(Path(prompts).is_file(), "class_prompts", prompts, known)
-    return Path(prompts)

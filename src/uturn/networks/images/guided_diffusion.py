@@ -1,8 +1,8 @@
 """Checkpoints of OpenAI's guided-diffusion (ADM, arXiv:2105.05233) as networks that diffusers' schedulers can drive.
 
-The weights are loaded into diffusers' `UNet2DModel`, which computes the same function with the right settings. The names and
-shapes of the weights determine the architecture. They do not determine the noise schedule, the number and order of the
-attention heads, and the image size: these come from a preset, or from the options of the original code.
+The weights are loaded into diffusers' `UNet2DModel`, which computes the same function. Their names and shapes determine the
+architecture, but not the noise schedule, the number and order of the attention heads, and the image size: these come from a
+preset, or from the options of the original code.
 """
 
 from __future__ import annotations
@@ -10,34 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.networks.images.guided_diffusion_options import EXPECTED, GuidedDiffusionOptions, read_options
-from uturn.networks.images.guided_diffusion_options import PRESETS as PRESETS
+from uturn.networks.files import read_state_dict
+from uturn.networks.images.options import EXPECTED, GuidedDiffusionOptions, read_options
+from uturn.networks.images.options import PRESETS as PRESETS
 from uturn.networks.images.own_denoisers import ADVICE
 from uturn.networks.libraries import reading
-from uturn.networks.state_dicts import read_state_dict
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
 
 
 class GuidedDiffusionUNet(nn.Module):
     """A guided-diffusion network, called as the original: `model(noisy, timestep)`, or `model(noisy, timestep, class_labels)`.
 
-    Attributes
-    ----------
-    unet : UNet2DModel
-        The network of diffusers, whose `config` has `sample_size`, `in_channels`, `out_channels`, ..
-    options : dict
-        The options of the original code for this network, given or read from the weights, as plain data.
-        `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
-    num_classes : int or None
-        Number of classes of a class-conditioned network; None if it is unconditional.
+    `unet`: a `UNet2DModel` of diffusers. `options`: those of the original code for this network, given or read from the weights;
+    `load_guided_diffusion(path, **options)` loads it again, `guided_diffusion_scheduler(**options)` makes its scheduler.
+    `num_classes`: None if it is unconditional.
     """
 
     def __init__(self, unet: Any, options: Mapping[str, Any]) -> None:
@@ -45,9 +36,8 @@ class GuidedDiffusionUNet(nn.Module):
         self.unet, self.options, self.config, self.num_classes = unet, dict(options), unet.config, unet.config.num_class_embeds
 
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """The predicted noise, followed, if the variance is learned, by its interpolation between smallest and largest variance.
+        """The predicted noise (batch, channels, height, width); with twice the channels if the variance is learned.
 
-        noisy and output: (batch, channels, height, width), the output with twice the channels if the variance is learned.
         timestep: (batch,), 0 .. diffusion_steps - 1. class_labels: int64 (batch,), for a class-conditioned network.
         """
         # Timesteps keep their dtype: bfloat16 would round 999 to 1000.
@@ -84,17 +74,12 @@ def load_guided_diffusion(path: str | Path, preset: str | None = None, **options
     return GuidedDiffusionUNet(unet, resolved).eval().requires_grad_(False)
 
 
-def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDPMScheduler:
-    """The diffusion process of a guided-diffusion network as a scheduler of diffusers.
+def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> Any:
+    """The diffusion process of a guided-diffusion network as a `DDPMScheduler` of diffusers.
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
-    spacing is its respacing: the same timesteps for every even number of steps. For some odd numbers of steps, a timestep half
-    way between two integers is rounded the other way (docs/guided-diffusion.md).
-
-    Parameters
-    ----------
-    preset, **options
-        As in `load_guided_diffusion`; `learn_sigma` is needed. `GuidedDiffusionUNet.options` has all of them.
+    spacing is its respacing (docs/guided-diffusion.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is
+    needed. `GuidedDiffusionUNet.options` has all of them.
     """
     from diffusers import DDPMScheduler
 
@@ -172,17 +157,12 @@ def _resolved(path: Path, by_weights: dict[str, Any], attends: list[bool], decla
 
 
 def _attention_channels(options: Mapping[str, Any], attends: list[bool]) -> list[int]:
-    """Channels of the attention layers in the levels with attention and in the middle block."""
     channels = [round(factor * options["num_channels"]) for factor in options["channel_mult"]]
     return [count for count, attention in zip(channels, attends, strict=True) if attention] + [channels[-1]]
 
 
 def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int, num_classes: int | None) -> Any:
-    """The network as diffusers' `UNet2DModel`, without memory for its weights.
-
-    Two settings that its configuration cannot express are made on its modules: a fixed number of attention heads, and a timestep
-    embedding that is not as wide as the first level.
-    """
+    """The network as diffusers' `UNet2DModel`, without memory for its weights."""
     from diffusers import UNet2DModel
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -218,7 +198,7 @@ def empty_unet(options: Mapping[str, Any], attends: list[bool], in_channels: int
             freq_shift=0,
             flip_sin_to_cos=True,  # cosines before sines
         )
-        if len(widths) > 1:
+        if len(widths) > 1:  # its configuration cannot express a fixed number of heads, or a timestep embedding of another width
             for name, module in unet.named_modules():
                 if isinstance(module, Attention):
                     heads = num_heads(module.inner_dim, name.startswith("up_blocks"))

@@ -17,8 +17,7 @@ class Levels(nn.Module):
     """a and s of x_t = a x_0 + s n of a scheduler, in its units; ValueError if it has none that a timestep determines (EDM).
 
     Between whole timesteps s / a is interpolated linearly, as diffusers does. For flow matching a + s = 1, and s is proportional
-    to the timestep. `ratios`: s / a of the timesteps of training, (levels,), ascending; pure noise at the end of a schedule,
-    where s / a is infinite, is left out, so that its timestep counts as the one before.
+    to the timestep. `ratios`: finite s / a of the timesteps of training, (levels,), ascending; pure noise at the end is left out.
     """
 
     ratios: torch.Tensor
@@ -63,16 +62,12 @@ class Levels(nn.Module):
 class SigmaDenoiser(nn.Module):
     """The mean D(x, sigma) of images in [0, 1] given x = image + sigma n, n ~ N(0, 1), by a diffusion model of images in [-1, 1].
 
-    With x_t = a x_0 + s n of the model, D(x, sigma) = (x̂_0(a (2 x - 1), t) + 1) / 2 at the time t where s / a = 2 sigma. For
-    variance-preserving schedules a = 1 / sqrt(1 + 4 sigma^2), for flow matching a = 1 / (1 + 2 sigma). x̂_0 follows from the
-    prediction of noise, x_0, v or flow, and is not clipped.
-
-    Between the levels of the schedule the timestep is a fraction, by linear interpolation of s / a: networks take fractional
-    timesteps (`DenoiserModel`), and it needs one call, not one for each neighbour. For flow matching t is proportional to s.
-    Noise outside of `range` is refused. Images may be on another device than the model. The result can be differentiated.
+    With x_t = a x_0 + s n of the model, D(x, sigma) = (x̂_0(a (2 x - 1), t) + 1) / 2 at the time t where s / a = 2 sigma, a
+    fraction between the levels of the schedule. x̂_0 follows from the prediction of noise, x_0, v or flow, and is not clipped.
+    The result can be differentiated; images may be on another device than the model.
 
     `model`: called as `model(noisy, timestep)`, or with `labels`, int64 (batch,), as a third argument. `range`: smallest and
-    largest sigma.
+    largest sigma; noise outside is refused.
     """
 
     def __init__(self, model: Any, scheduler: Any, device: torch.device, labels: torch.Tensor | None = None) -> None:

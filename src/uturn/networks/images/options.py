@@ -1,12 +1,43 @@
-"""The options of image models, declared once for specs, `load_pretrained`, `ReverseDiffusion.from_pretrained` and commands."""
+"""Options of image models, declared once for specs, loaders and commands, and the conditions under which models are run."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from uturn.networks.images.guided_diffusion_options import PRESETS
+from uturn.core.checks import expect, shown
+from uturn.networks.libraries import reading
+
+_SHARED: dict[str, Any] = {
+    "num_channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8), "use_scale_shift_norm": True,
+    "resblock_updown": True, "learn_sigma": True, "noise_schedule": "linear",
+}  # fmt: skip
+_256 = {**_SHARED, "image_size": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_head_channels": 64}
+_64 = {"num_channels": 192, "num_res_blocks": 3, "use_new_attention_order": True, "noise_schedule": "cosine"}
+_UNCONDITIONAL = ("256x256_diffusion_uncond", "lsun_bedroom", "lsun_cat", "lsun_horse", "lsun_horse_nodropout")
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "64x64_diffusion": _256 | _64 | {"image_size": 64, "channel_mult": (1, 2, 3, 4), "class_cond": True},
+    "128x128_diffusion": _SHARED | {"image_size": 128, "channel_mult": (1, 1, 2, 3, 4), "num_heads": 4, "class_cond": True},
+    "256x256_diffusion": _256 | {"class_cond": True},
+    "512x512_diffusion": _256 | {"image_size": 512, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "class_cond": True},
+    **dict.fromkeys(_UNCONDITIONAL, _256 | {"class_cond": False}),
+}
+"""Options of the published models by the names of their files (README of openai/guided-diffusion)."""
+EXPECTED = f"one of {', '.join(PRESETS)}, or the original's flags, such as '--image_size 256 --num_head_channels 64'"
+_IGNORED = ("use_fp16", "dropout", "use_checkpoint", "use_kl", "rescale_learned_sigmas")  # options of precision and training
+
+
+Device = Annotated[
+    str | None, Field(description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.", examples=["cpu", "cuda", "mps"])
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"], Field(description="Precision of the model: float32, bfloat16 or float16.")
+]
 
 
 class DenoiserOptions(BaseModel):
@@ -22,18 +53,18 @@ class DenoiserOptions(BaseModel):
     execution: ClassVar[frozenset[str]] = frozenset({"device", "compile", "offload"})
 
     preset: str | None = Field(
-        default=None,
+        None,
         description="For a guided-diffusion checkpoint: the name of the published model, or flags of the original code, such as "
         "'--image_size 64 --num_heads 4'; by default the name of the file.",
         examples=list(PRESETS),
     )
     condition: Literal["null", "label"] | None = Field(
-        default=None,
+        None,
         description="Class label passed to a class-conditioned model: null (the null class) or label (the true label). "
         "By default null, if the model has a null class.",
     )
     guidance: float = Field(
-        default=1.0,
+        1.0,
         strict=True,
         gt=-1e9,
         lt=1e9,
@@ -41,31 +72,21 @@ class DenoiserOptions(BaseModel):
         description="Scale of classifier-free guidance towards the label or prompt. Values other than 1 do not sample the "
         "posterior; results say so.",
     )
-    null_class: int | None = Field(
-        default=None, description="Number of the null class, which must be the last class of the model."
-    )
+    null_class: int | None = Field(None, description="Number of the null class, which must be the last class of the model.")
     prompt: str | None = Field(
-        default=None,
-        description="Prompt of a text-conditioned model: a text, or a .txt file with one line for each item; by default the "
-        "empty prompt.",
+        None, description="Prompt of a text-conditioned model: a text, or a .txt file, one line for each item; by default empty."
     )
     image_size: int | None = Field(
-        default=None,
+        None,
         ge=8,
         le=2**14,
         description="Height and width of the images of a text-conditioned model, in pixels; by default the model's own size.",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Precision of the model: float32, bfloat16 or float16."
-    )
-    device: str | None = Field(
-        default=None,
-        description="cpu, cuda, cuda:1, mps, ..; by default cuda if available.",
-        examples=["cpu", "cuda", "mps"],
-    )
-    compile: bool = Field(default=False, description="Compile the model with torch.compile.")
+    dtype: Precision = "float32"
+    device: Device = None
+    compile: bool = Field(False, description="Compile the model with torch.compile.")
     offload: bool = Field(
-        default=False,
+        False,
         description="Keep the weights in main memory and move each layer to the device when needed; slower, for models that "
         "do not fit on the device.",
     )
@@ -77,12 +98,12 @@ class DiffusionOptions(DenoiserOptions):
     execution: ClassVar[frozenset[str]] = DenoiserOptions.execution | {"batch_size"}
 
     model: str = Field(
-        default="fashion_mnist",
+        "fashion_mnist",
         description="Folder or hub id of a diffusers model, a guided-diffusion checkpoint, or module:function.",
         examples=["fashion_mnist"],
     )
     scheduler: str = Field(
-        default="ddpm",
+        "ddpm",
         description="Sampler of the reverse process: ddpm, ancestral (also for flow matching), ddim, euler_ancestral, ..; stored "
         "(the model's own scheduler); or the name of a scheduler class of diffusers.",
         examples=[
@@ -90,14 +111,13 @@ class DiffusionOptions(DenoiserOptions):
             *("flow_match", "flow_match_stochastic"),  # not imported: the module that defines these names takes a second to load
         ],
     )
-    steps: int = Field(default=100, ge=1, description="Number of reverse steps of the whole chain.")
-    eta: float | None = Field(default=None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
+    steps: int = Field(100, ge=1, description="Number of reverse steps of the whole chain.")
+    eta: float | None = Field(None, ge=0, le=1, description="Noise of the scheduler ddim, between 0 and 1.")
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None = Field(
-        default=None,
-        description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim.",
+        None, description="Spacing of the timesteps: linspace, leading or trailing; by default linspace, or trailing for ddim."
     )
-    pure_noise: bool = Field(default=False, description="At t/T = 1, start from pure noise that does not depend on the original.")
-    batch_size: int | str = Field(default="auto", description="Images in a call of the model: a number, or auto.")
+    pure_noise: bool = Field(False, description="At t/T = 1, start from pure noise that does not depend on the original.")
+    batch_size: int | str = Field("auto", description="Images in a call of the model: a number, or auto.")
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -105,3 +125,166 @@ class DiffusionOptions(DenoiserOptions):
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20):
             raise ValueError(f"batch_size = {value!r}: expected 'auto', or an integer in 1 .. {2**20}")
         return value
+
+
+class GuidedDiffusionOptions(BaseModel):
+    """Options of the original's scripts, None if not given; text is parsed like its flags."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int | None = Field(None, ge=1)
+    num_channels: int | None = Field(None, ge=1)
+    num_res_blocks: int | None = Field(None, ge=1)
+    channel_mult: tuple[float, ...] | None = None
+    attention_resolutions: tuple[PositiveInt, ...] | None = None
+    num_heads: int | None = Field(None, ge=1)
+    num_head_channels: int | None = Field(None, ge=1)
+    num_heads_upsample: int | None = Field(None, ge=1)
+    use_new_attention_order: bool = False
+    use_scale_shift_norm: bool | None = None
+    resblock_updown: bool | None = None
+    learn_sigma: bool | None = None
+    class_cond: bool | None = None
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    diffusion_steps: int = Field(1000, gt=20, le=100_000)  # 20 steps would make the last beta of the linear schedule 1
+    predict_xstart: bool = False
+    sigma_small: bool = False
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _flag(cls, value: Any, info: Any) -> Any:
+        if value in (-1, "-1", ""):
+            return None
+        is_list = isinstance(value, str) and info.field_name in ("channel_mult", "attention_resolutions")
+        return tuple(value.split(",")) if is_list else value
+
+
+def read_options(path: Path | None, preset: str | None, options: Mapping[str, Any]) -> GuidedDiffusionOptions:
+    """Options of a preset (by default the preset with the name of the file), overridden by the given options.
+
+    `preset`: a key of `PRESETS`, or flags in the form "--name value". ValueError for unknown or invalid options.
+    """
+    if preset is None and not options and path is not None:
+        expect(path.stem in PRESETS, f"{path}: preset", None, f"{EXPECTED}; or a file with the name of a preset")
+        preset = path.stem
+    if preset is None or preset in PRESETS:
+        named = dict(PRESETS.get(preset or "", {}))
+    else:
+        with reading(f"preset = {preset!r}", f"expected {EXPECTED}"):
+            tokens = [part for token in shlex.split(preset) for part in token.split("=", 1)]
+        expect(len(tokens) % 2 == 0, "preset", preset, EXPECTED)
+        named = {name.removeprefix("--"): value for name, value in zip(tokens[::2], tokens[1::2], strict=True)}
+    given = {**named, **options}
+    refused = {
+        "timestep_respacing": "`steps` of the reverse process chooses the timesteps",
+        "rescale_timesteps": "leave it out with 1000 training steps, where it changes nothing; others are not supported",
+    }
+    for name, reason in refused.items():
+        value = given.pop(name, "")
+        expect(value in ("", "False", False), name, value, f"none; {reason}")
+    return GuidedDiffusionOptions(**{name: value for name, value in given.items() if name not in _IGNORED})
+
+
+class Conditioned(NamedTuple):
+    """The condition with which a model is run; for text-conditioned models, a label is the number of a prompt."""
+
+    null_class: int | None = None  # the label for no class, or for the null prompt, if the network is called with it
+    num_classes: int | None = None  # number of classes, or of prompts, if the network is called with labels
+    guidance: float = 1.0
+    words: str = ""
+
+
+UNCONDITIONAL = Conditioned()
+
+
+def conditioned_by(asked: DenoiserOptions, model: Any, classes: int | None, null_class: int | None = None) -> Conditioned:
+    """The condition of a network with `classes` classes (None for no classes) and, if it declares one, a null class."""
+    last = None if classes is None or classes < 2 else classes - 1
+    given = asked.null_class is not None
+    declares = given or null_class is not None
+    rules = (
+        ("prompt", asked.prompt is None, "None, as it takes no text"),
+        ("image_size", asked.image_size is None, "None, as it is not conditioned on texts"),
+        ("guidance", asked.guidance == 1 or asked.condition == "label", "1, or condition = 'label', towards which it guides"),
+        ("null_class", not given or classes is not None, "None, as it has no classes"),
+        ("null_class", not given or null_class is None, f"None, as it declares its null class itself, {null_class}"),
+        ("null_class", not given or asked.null_class == last, f"the last of its {classes} classes, or a module:function"),
+        ("condition", asked.condition is None or classes is not None, "None, as it has no classes"),
+        ("condition", asked.condition != "null" or declares, "'label' or None, as it declares no null class, or its null_class"),
+        ("guidance", asked.guidance == 1 or declares, "1, as it declares no null class, or its null_class"),
+    )
+    _check(asked, model, rules)
+    if given:
+        classes, null_class = last, asked.null_class
+    if classes is None:
+        return Conditioned(None, None, 1.0, "unconditional")
+    if null_class is not None and asked.condition != "label":
+        return Conditioned(null_class, None, 1.0, f"null class {null_class}")
+    description = f"conditioned on the true label ({classes} classes)"
+    if asked.guidance == 1:
+        return Conditioned(None, classes, 1.0, description)
+    return Conditioned(null_class, classes, float(asked.guidance), f"{description} and guided with {asked.guidance:g}")
+
+
+def prompted(asked: DenoiserOptions, model: Any, count: int, prompts: str, distilled: str, takes_scale: bool) -> Conditioned:
+    """The condition of a text-conditioned model with `count` different prompts, described by `prompts`.
+
+    `distilled`: "guidance", "step" or "". `takes_scale`: whether the network takes the scale of guidance as an input.
+    """
+    guides = asked.guidance != 1 and not takes_scale
+    rules = (
+        ("condition", asked.condition is None, "None, as it has prompts, and no classes"),
+        ("null_class", asked.null_class is None, "None, as it has prompts, and no classes"),
+        ("guidance", not guides or distilled != "step", "1, as it was distilled to make images in a few steps"),
+        ("guidance", not guides or bool(asked.prompt), "1, or a prompt, towards which it guides"),
+    )
+    _check(asked, model, rules)
+    prompts = f"with {prompts}"
+    if distilled:
+        prompts += f", {distilled}-distilled: it has no unconditional law"
+    if takes_scale:
+        prompts += f", told the guidance {asked.guidance:g}"
+    elif guides:
+        return Conditioned(count, count, float(asked.guidance), f"{prompts} and guided with {asked.guidance:g}")
+    return Conditioned(None, count if count > 1 else None, 1.0, prompts)
+
+
+def _check(asked: DenoiserOptions, model: Any, rules: tuple[tuple[str, bool, str], ...]) -> None:
+    """ValueError for the first option that is not allowed; `rules`: option, whether it is allowed, what is expected instead."""
+    for option, allowed, expected in rules:
+        expect(allowed, f"the model {model}: {option}", getattr(asked, option), expected)
+
+
+class Prompts(NamedTuple):
+    """The prompts of a run."""
+
+    texts: tuple[str, ...]  # the different prompts, in the order of their first item
+    rows: tuple[int, ...] | None  # for each item the number of its text; None if all items have the same
+    encoders: str = ""  # digest of the text encoders
+    given: str = ""  # the user's option, a prompt or a file
+
+    def rows_of(self, items: Any) -> np.ndarray:
+        """Numbers of the texts of items, int64; ValueError if the file has no line for an item."""
+        items = np.asarray(items)
+        if self.rows is None:
+            return np.zeros(len(items), np.int64)
+        expected = f"a file with one line for each item, but it has {len(self.rows)}"
+        expect(items.max(initial=0) < len(self.rows), "prompt", self.given, expected)
+        return np.array(self.rows, np.int64)[items]
+
+    @property
+    def words(self) -> str:
+        """The prompts as text for a description."""
+        if self.rows is not None:
+            return f"{len(self.rows)} prompts of {Path(self.given).name}"
+        return f"the prompt {shown(self.given)}" if self.given else "the empty prompt"
+
+
+def read_prompts(prompt: str) -> Prompts:
+    """The prompts of the option `prompt`: a text, or a file NAME.txt with one line for each item."""
+    if not prompt.endswith(".txt"):
+        return Prompts((prompt,), None, given=prompt)
+    with reading(f"prompt = {shown(prompt)}", "expected a text file with one prompt a line"):
+        lines = Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    numbers = {text: row for row, text in enumerate(dict.fromkeys(lines))}
+    return Prompts(tuple(numbers), tuple(numbers[line] for line in lines), given=prompt)

@@ -1,8 +1,4 @@
-"""User-defined denoisers: a function "module:function" returns a network of any prediction type with its noise schedule.
-
-With x_t = a x_0 + s n, every prediction determines the denoised image x_0 and the noise n, and these determine the input of
-the scheduler. `Prediction` is the only place where predictions are converted.
-"""
+"""User-defined denoisers: a function "module:function" returns a network of any prediction type with its noise schedule."""
 
 from __future__ import annotations
 
@@ -27,40 +23,27 @@ _FORMS = "'module:function', a function without arguments that returns (module, 
 
 @dataclass(frozen=True)
 class DenoiserModel:
-    """A user-defined denoising network with its noise schedule.
-
-    Attributes
-    ----------
-    network : torch.nn.Module or function
-        Called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`, and with a third argument, the
-        labels int64 (batch,), if `num_classes` is given. noisy: float32 (batch, channels, height, width); timestep and sigma:
-        (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`.
-    scheduler : scheduler of diffusers, optional
-        The noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or FlowMatchEulerDiscreteScheduler. Its prediction
-        type is not read. By default, for `takes = "sigma"` only, `edm_schedule()`.
-    predicts : "noise", "x0", "v", "flow", "score" or "edm"
-        With x_t = a x_0 + s n, n ~ N(0, 1): the noise n; the mean of x_0 given x_t; v = (a n - s x_0) / sqrt(a^2 + s^2); the flow
-        n - x_0; the score of x_t, -n / s; "edm": the preconditioned denoiser D(x; sigma) of arXiv:2206.00364, which is x0 with
-        `takes = "sigma"`.
-    image_shape : (channels, height, width)
-    takes : "timestep" or "sigma", optional
-        "timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
-        always an integer.
-        "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep".
-    num_classes : int, optional
-        Number of classes 0 .. num_classes - 1 of a class-conditioned network.
-    null_class : int, optional
-        The label for no class, outside of 0 .. num_classes - 1.
-    """
+    """A user-defined denoising network with its noise schedule."""
 
     network: Any
+    """A `torch.nn.Module` or function, called as `network(noisy, timestep)` or, with `takes = "sigma"`, `network(noisy, sigma)`,
+    and with labels int64 (batch,) as a third argument if `num_classes` is given. noisy: float32 (batch, channels, height, width);
+    timestep and sigma: (batch,). Returns a tensor of the shape of `noisy`, or an object with `.sample`."""
     scheduler: Any = None
+    """A scheduler of diffusers with the noise schedule: one with `alphas_cumprod` such as DDPMScheduler, or
+    FlowMatchEulerDiscreteScheduler. Its prediction type is not read. By default, for `takes = "sigma"` only, `edm_schedule()`."""
     _: KW_ONLY
     predicts: str
+    """With x_t = a x_0 + s n, n ~ N(0, 1): "noise" n; "x0", its mean given x_t; "v" = (a n - s x_0) / sqrt(a^2 + s^2); "flow"
+    n - x_0; "score" of x_t, -n / s; "edm", the preconditioned D(x; sigma) of arXiv:2206.00364: x0 with `takes = "sigma"`."""
     image_shape: tuple[int, int, int] | None = None
+    """(channels, height, width)."""
     takes: str | None = None
+    """"timestep": noisy is x_t in the units of the scheduler, and timestep is the scheduler's, 0 .. num_train_timesteps, not
+    always an integer. "sigma": noisy is x_0 + sigma n. By default "sigma" for "edm", else "timestep"."""
     num_classes: int | None = None
     null_class: int | None = None
+    """The label for no class, outside of 0 .. num_classes - 1."""
 
     @property
     def takes_sigma(self) -> bool:
@@ -84,10 +67,7 @@ def denoiser_function(path: str) -> Callable[[], Any]:
 
 
 def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """The checked result of "module:function", and whether it is a pair (module, scheduler).
-
-    The scheduler of a pair declares the prediction type of its module.
-    """
+    """The checked result of "module:function", and whether it is a pair (module, scheduler), whose scheduler has the type."""
     label, function = f"model = {path!r}", denoiser_function(path)
     with noted(label):
         returned = function()
@@ -106,20 +86,15 @@ def is_scheduler(value: Any) -> bool:
 
 
 def _check(label: str, model: DenoiserModel) -> None:
-    """ValueError of one line for a DenoiserModel whose fields are wrong or contradict each other."""
-
     def require(fine: Any, name: str, expected: str) -> None:
         expect(fine, f"{label}: DenoiserModel.{name}", getattr(model, name), expected)
 
     shape, classes, null, scheduler = model.image_shape, model.num_classes, model.null_class, model.scheduler
-    is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape)
-    require(callable(model.network), "network", "a torch.nn.Module or a function")
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
-    require(is_shape, "image_shape", "(channels, height, width), whole numbers")
+    require(shape is not None and len(shape) == 3, "image_shape", "(channels, height, width)")
     takes = ("sigma",) if model.predicts == "edm" else ("timestep", "sigma")
     require(model.takes in (None, *takes), "takes", " or ".join(map(repr, takes)))
-    require(classes is None or (isinstance(classes, int) and classes > 0), "num_classes", "the number of classes, or None")
-    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
+    fits = null is None or (classes is not None and not 0 <= null < classes)
     require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
     if scheduler is None and model.takes_sigma:
         return
@@ -134,14 +109,10 @@ def _check(label: str, model: DenoiserModel) -> None:
     require(not flow or model.predicts not in ("noise", "score"), "predicts", f"'x0', 'v' or 'flow', {infinite}")
 
 
-# -- predictions ------------------------------------------------------------------------------------------------------
-
-
 class Prediction(nn.Module):
     """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of this class.
 
-    This is the flow for flow matching, the noise for networks that predict noise, and v for all others, from which x_0 and n
-    follow without cancellation at both ends of the chain.
+    That is the flow for flow matching, else the noise if the network predicts it, else v, which loses no digits.
     """
 
     def __init__(self, model: DenoiserModel) -> None:
@@ -173,14 +144,8 @@ class Prediction(nn.Module):
         return noise if self.wanted == "noise" else a * noise - s * clean
 
 
-# -- the network ------------------------------------------------------------------------------------------------------
-
-
 class OwnNetwork(nn.Module):
-    """A user's network or function; its errors and wrong outputs become a ValueError of one line.
-
-    In half precision it runs under `torch.autocast`, since it may not be written for half precision.
-    """
+    """A user's network or function, in half precision under `torch.autocast`; its wrong outputs are a ValueError."""
 
     def __init__(self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Diffusion models: folders in diffusers' layout, checkpoints of guided-diffusion, and networks from a user's function.
 
-Only weights and plain JSON are read from files, nothing is unpickled. `docs/models.md` lists the supported models.
+Only weights and plain JSON are read from files, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from torch import nn
 from uturn.core.checks import checked_path, expect, one_line
 from uturn.core.imports import is_import_path
 from uturn.corruption.schedulers import PipelineTimesteps, is_flow_match
-from uturn.networks.images.conditions import UNCONDITIONAL, Conditioned, Prompts, conditioned_by, prompted, read_prompts
-from uturn.networks.images.options import DenoiserOptions
+from uturn.networks.images import pipelines
+from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
+from uturn.networks.images.options import (
+    UNCONDITIONAL,
+    Conditioned,
+    DenoiserOptions,
+    Prompts,
+    conditioned_by,
+    prompted,
+    read_prompts,
+)
 from uturn.networks.images.own_denoisers import ADVICE, OwnNetwork, Prediction, denoiser_from_function
-from uturn.networks.images.pipelines import Folder, for_inference, in_dtype, load_codec, load_part, load_scheduler, read_folder
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 """Endings of single files that `uturn.networks.images.guided_diffusion` reads."""
@@ -62,18 +70,16 @@ class _Options(DenoiserOptions):
 
     def loaded(self, network: DenoisingNetwork, **about: Any) -> Pretrained:
         """The model with its network on the device."""
-        model = for_inference(network, self.where, self.offload)
+        model = pipelines.for_inference(network, self.where, self.offload)
         return Pretrained(model=model, num_classes=network.condition.num_classes, device=self.where, **about)
 
 
 class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
-    `prediction` converts between the network and the scheduler if their prediction types differ.
-
-    A guided prediction (arXiv:2207.12598) is the prediction with the null class + guidance (prediction with the label -
-    prediction with the null class); a learned variance is taken from the prediction with the label. All types of prediction for
-    x_t = a x_0 + s n are linear in x_0 given x_t, so guidance is the same for each type.
+    `prediction` converts between the network and the scheduler if their prediction types differ. A guided prediction
+    (arXiv:2207.12598) is null + guidance (conditioned - null), with a learned variance of the conditioned one. All types of
+    prediction are linear in x_0 given x_t, so guidance is the same for each.
     """
 
     def __init__(
@@ -90,8 +96,7 @@ class DenoisingNetwork(nn.Module):
     def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Prediction (batch, channels or twice as many, height, width) for noisy (batch, channels, height, width).
 
-        timestep: (batch,), of any dtype, not rounded to the network's precision. labels: int64 (batch,), if the model is
-        conditioned on labels.
+        timestep: (batch,), not rounded to the network's precision. labels: int64 (batch,), if it is conditioned on labels.
         """
         x, time = (noisy, timestep) if self.prediction is None else self.prediction.inputs(noisy, timestep)
         null = None
@@ -115,14 +120,10 @@ class DenoisingNetwork(nn.Module):
 def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
     """Read a diffusion model, in evaluation mode and without gradients.
 
-    Parameters
-    ----------
-    path
-        A folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
-        file), or "module:function": a function without arguments that returns (module, scheduler) or a
-        `uturn.networks.DenoiserModel`. ValueError if it is damaged, incomplete, or of a kind that cannot make U-turns.
-    **options
-        The fields of `uturn.networks.images.options.DenoiserOptions`: `dtype`, `device`, `condition`, `guidance`, ..
+    `path`: a folder written by `DiffusionPipeline.save_pretrained`, a hub id `owner/name`, a checkpoint of guided-diffusion (a
+    file), or "module:function": a function without arguments that returns (module, scheduler) or a
+    `uturn.networks.DenoiserModel`. ValueError if it is damaged, incomplete, or of a kind that cannot make U-turns. `options`: the
+    fields of `uturn.networks.images.options.DenoiserOptions`, `dtype`, `device`, `condition`, `guidance`, ..
     """
     asked = _Options.model_validate(options)
     path = Path(checked_path("path", path))
@@ -139,10 +140,8 @@ def load_pretrained(path: str | os.PathLike[str], **options: Any) -> Pretrained:
 def _read_checkpoint(path: Path, options: _Options) -> Pretrained:
     kinds = f"a checkpoint ({', '.join(CHECKPOINTS)}), or a folder in diffusers' layout; {ADVICE}"
     expect(path.suffix in CHECKPOINTS, "the file", str(path), kinds)
-    from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler, load_guided_diffusion
-
     network = load_guided_diffusion(path, options.preset)
-    in_dtype(network.unet, options.precision)
+    pipelines.in_dtype(network.unet, options.precision)
     conditioned = conditioned_by(options, path, network.num_classes)
     return options.loaded(
         DenoisingNetwork(network, options.precision, conditioned),
@@ -185,23 +184,23 @@ def _try(loaded: Pretrained, name: str) -> None:
 
 
 def _read_folder(path: Path, options: _Options) -> Pretrained:
-    folder = read_folder(path)
+    folder = pipelines.read_folder(path)
     if folder.pipeline:
         return _read_text_folder(path, folder, options)
     network, classes, null_class = _denoiser(folder)
     conditioned = conditioned_by(options, path, classes, null_class)
-    scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
+    scheduler = pipelines.load_scheduler(folder.path, folder.parts["scheduler"])
     latent = next((name for name in ("vae", "vqvae") if name in folder.parts), None)
     inputs, shape = _checked_channels(path, network.config), shape_of(network.config)
     codec, image_shape, description = None, shape, f"{type(network).__name__}, {conditioned.words}"
     if latent is not None:
-        codec = load_codec(folder.path, latent, folder.parts[latent], options.precision, inputs)
+        codec = pipelines.load_codec(folder.path, latent, folder.parts[latent], options.precision, inputs)
         image_shape = None if shape is None else (codec.image_channels, shape[1] * codec.factor, shape[2] * codec.factor)
         description += f", in the latents of {type(codec.network).__name__}"
         _unclip(scheduler)
-        codec = for_inference(codec, options.where)
+        codec = pipelines.for_inference(codec, options.where)
     return options.loaded(
-        DenoisingNetwork(in_dtype(network, options.precision), options.precision, conditioned),
+        DenoisingNetwork(pipelines.in_dtype(network, options.precision), options.precision, conditioned),
         scheduler=scheduler,
         codec=codec,
         image_shape=image_shape,
@@ -227,29 +226,27 @@ def _checked_channels(path: Path, config: Any) -> int:
     return int(inputs)
 
 
-def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrained:
+def _read_text_folder(path: Path, folder: pipelines.Folder, options: _Options) -> Pretrained:
     """A text-conditioned model; texts are encoded before the denoiser is loaded, to save memory."""
-    from uturn.networks.images import text_to_image as texts
-
     prompts = read_prompts(options.prompt or "")
     wanted = [*prompts.texts, *([""] if options.guidance != 1 else [])]  # the null prompt comes last
-    tables, encoders = texts.encoded(folder, wanted, options.where, options.precision, options.offload)
-    network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
-    scheduler = load_scheduler(folder.path, folder.parts["scheduler"])
+    tables, encoders = pipelines.encoded(folder, wanted, options.where, options.precision, options.offload)
+    network = pipelines.load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser], options.precision)
+    scheduler = pipelines.load_scheduler(folder.path, folder.parts["scheduler"])
     _checked_channels(path, network.config)
-    distilled, takes_scale = texts.distillation(network, scheduler, path), texts.takes_guidance(network)
+    distilled, takes_scale = pipelines.distillation(network, scheduler, path), pipelines.takes_guidance(network)
     conditioned = prompted(options, path, len(prompts.texts), prompts.words, distilled, takes_scale)
-    codec = load_codec(folder.path, "vae", folder.parts["vae"], options.precision, texts.latent_channels(network))
-    shape = texts.latents_of(network, codec.factor, options.image_size)
+    codec = pipelines.load_codec(folder.path, "vae", folder.parts["vae"], options.precision, pipelines.latent_channels(network))
+    shape = pipelines.latents_of(network, codec.factor, options.image_size)
     _unclip(scheduler)
     size = shape[1] * codec.factor
     scale = options.guidance if takes_scale else 1.0
-    denoiser = texts.TextDenoiser(in_dtype(network, options.precision), tables, size, scale)
+    denoiser = pipelines.TextDenoiser(pipelines.in_dtype(network, options.precision), tables, size, scale)
     kind = folder.pipeline.removesuffix("Pipeline")
     return options.loaded(
         DenoisingNetwork(denoiser, options.precision, conditioned),
         scheduler=scheduler,
-        codec=for_inference(codec, options.where),
+        codec=pipelines.for_inference(codec, options.where),
         image_shape=(codec.image_channels, size, size),
         latent_shape=shape,
         description=f"{kind}, {conditioned.words}, in the latents of {type(codec.network).__name__}",
@@ -258,9 +255,9 @@ def _read_text_folder(path: Path, folder: Folder, options: _Options) -> Pretrain
     )
 
 
-def _denoiser(folder: Folder) -> tuple[Any, int | None, int | None]:
+def _denoiser(folder: pipelines.Folder) -> tuple[Any, int | None, int | None]:
     """The network, its number of classes (None for no classes), and its null class if the files declare one."""
-    network = load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
+    network = pipelines.load_part(folder.path, folder.denoiser, folder.parts[folder.denoiser])
     config = network.config
     if type(network).__name__ == "DiTTransformer2DModel":
         return network, config.num_embeds_ada_norm, config.num_embeds_ada_norm  # the null class is the last embedding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,13 +18,6 @@ COUNTED_DOWN = ("StableDiffusion3", "Flux", "QwenImage", "Chroma", "ZImage", "Sa
 _WANTED = "expected 'fashion_mnist', a pipeline's folder or a scheduler_config.json, a hub id, or a guided-diffusion file"
 
 
-class Stored(NamedTuple):
-    """A scheduler, and the class of the pipeline that it was stored with ("" if none)."""
-
-    scheduler: Any
-    pipeline: str
-
-
 def schedule(
     model: str,
     steps: int = 50,
@@ -36,19 +29,10 @@ def schedule(
 ) -> xr.Dataset:
     """Noise levels of all numbers of reverse steps k = 0 .. N, as an image-to-image pipeline of diffusers makes them.
 
-    Parameters
-    ----------
-    model
-        "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or a
-        guided-diffusion checkpoint with its `preset` (the file is not read).
-    steps
-        Number of steps N of the whole chain (`num_inference_steps`).
-    scheduler
-        As in `ReverseDiffusion.from_pretrained`; by default the stored scheduler.
-    timestep_spacing
-        By default the stored spacing, as in the pipelines; `uturn images` uses "linspace" ("trailing" for DDIM).
-    size
-        Height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
+    `model`: "fashion_mnist", a folder in diffusers' layout or with a scheduler_config.json, a hub id (no weights are fetched), or
+    a guided-diffusion checkpoint with its `preset` (the file is not read). `steps`: number of steps N of the whole chain
+    (`num_inference_steps`). `scheduler`, `timestep_spacing`: as in `ReverseDiffusion.from_pretrained`; by default those stored.
+    `size`: height and width of the images in pixels, for schedules that depend on resolution (`use_dynamic_shifting`).
 
     Returns
     -------
@@ -61,16 +45,16 @@ def schedule(
 
     from uturn.corruption import schedulers
 
-    stored = read_scheduler(model, preset)
-    made = schedulers.scheduler_like(stored.scheduler, scheduler)
+    stored, pipeline = read_scheduler(model, preset)
+    made = schedulers.scheduler_like(stored, scheduler)
     schedulers.check_schedule(made)
     made = made if timestep_spacing is None else schedulers.with_spacing(made, timestep_spacing)
     most = int(made.config.get("num_train_timesteps", 1000))
     expect(1 <= steps <= most, "steps", steps, f"1 .. {most}, the timesteps of the training schedule")
     expect(size > 0 and size % 16 == 0, "size", size, "a multiple of 16 pixels, two pixels of latents")
-    counts_down = stored.pipeline.startswith(COUNTED_DOWN) or (not stored.pipeline and schedulers.is_flow(stored.scheduler))
+    counts_down = pipeline.startswith(COUNTED_DOWN) or (not pipeline and schedulers.is_flow(stored))
     try:
-        shift = schedulers.PipelineTimesteps(stored.pipeline, (size // 16) ** 2).set(made, steps)
+        shift = schedulers.PipelineTimesteps(pipeline, (size // 16) ** 2).set(made, steps)
         ks = np.arange(1, steps + 1)
         times = torch.as_tensor(made.timesteps)
         firsts = (steps - ks) * made.order  # index at which the pipelines cut the list of timesteps
@@ -90,7 +74,7 @@ def schedule(
         coords={"step": np.arange(steps + 1)},
         attrs={
             "model": str(model),
-            "pipeline": stored.pipeline,
+            "pipeline": pipeline,
             "scheduler": type(made).__name__,
             "steps": steps,
             "timestep_spacing": made.config.get("timestep_spacing") or "",
@@ -100,19 +84,17 @@ def schedule(
     )
 
 
-def read_scheduler(model: str, preset: str | None = None) -> Stored:
-    """The scheduler of a model, and its pipeline; ValueError if there is none. Weights are neither read nor fetched."""
+def read_scheduler(model: str, preset: str | None = None) -> tuple[Any, str]:
+    """The scheduler of a model, and the class of its pipeline ("" if none). Weights are neither read nor fetched."""
     from huggingface_hub import snapshot_download
 
     from uturn.networks.images.pipelines import check_hub, fetching, is_hub_name, load_scheduler
-    from uturn.networks.images.pretrained import CHECKPOINTS
+    from uturn.networks.images.pretrained import CHECKPOINTS, guided_diffusion_scheduler
     from uturn.sources.fashion_mnist import generator_folder
 
     path = generator_folder() if model == "fashion_mnist" else Path(checked_path("model", model))
     if path.suffix in CHECKPOINTS and not path.is_dir():
-        from uturn.networks.images.guided_diffusion import guided_diffusion_scheduler
-
-        return Stored(guided_diffusion_scheduler(preset or path.stem), "")
+        return guided_diffusion_scheduler(preset or path.stem), ""
     expect(preset is None, "preset", preset, "None: it is only for checkpoints of guided-diffusion")
     if path.name == "scheduler_config.json":
         path = path.parent
@@ -127,4 +109,4 @@ def read_scheduler(model: str, preset: str | None = None) -> Stored:
     with reading(str(path), "fetch or write it again"):
         files = (where / "scheduler_config.json", path / "model_index.json")
         kind, pipeline = (str(read_table(file)["_class_name"]) if file.is_file() else "" for file in files)
-    return Stored(load_scheduler(where, kind), pipeline)
+    return load_scheduler(where, kind), pipeline

@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from uturn.core.checks import checked_integer, checked_noise, expect
 from uturn.core.protocols import Channel, Noisy
-from uturn.core.random import Purpose, checked_seed, keys, streams, uniforms
+from uturn.core.random import Purpose, keys, streams, uniforms
 from uturn.corruption import Gaussian, Masking, UniformReplacement
 from uturn.corruption.denoising import Denoiser, check_channel, checked_observation, checked_posterior
 from uturn.exact.rhm import RandomHierarchyModel
@@ -30,20 +30,17 @@ TIMES = (0.03, 3.0)
 
 # First coordinates of the random streams with the purpose DENOISER.
 _BATCH, _HELD_OUT = 0, 1
-_MOST = 2**28  # limit for the weights of a network (a gigabyte), and for leaves
 _FLOOR = -30.0  # smallest log-probability of the input, which keeps it finite
 
 
 class TreeDenoiser(nn.Module):
     """Network with the shape of the tree that gives the posterior of every leaf.
 
-    A U-Net without overlap: going up, a block reads the features of the s children of a node (a convolution with kernel and
-    stride s); going down, a block reads the features of a node and, by the skip connection, those of its s children, and writes
-    s children (a transposed convolution). Each block is linear, GELU, linear, with the same weights for all nodes of a tree
-    level. These are the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of a leaf
-    is added to its logits, as in Bayes' rule, so that the network has to learn the evidence of the *other* leaves only.
-
-    The noise level is not an input: the log-evidence contains all information in an observation, for any channel and noise.
+    A U-Net without overlap: going up, a block reads the features of the s children of a node; going down, those of a node and, by
+    the skip connection, of its s children, and writes s children. Each block is linear, GELU, linear, with the same weights for
+    all nodes of a tree level: the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of
+    a leaf is added to its logits, as in Bayes' rule, so that the network learns the evidence of the *other* leaves. It contains
+    all information in an observation, for any channel and noise, so the noise level is no input.
 
     `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of features of a node (a hidden
     layer has four times as many), `channel` ("gaussian", "masking" or "uniform") the corruption in training.
@@ -58,9 +55,8 @@ class TreeDenoiser(nn.Module):
         L = checked_integer("depth", depth, 1)
         w = checked_integer("width", width, 1)
         checked_channel(channel)
-        checked_seed(seed)
-        fits = L * math.log2(s) <= 28 and L * w * w * (12 * s + 8) + 2 * v * w <= _MOST
-        expect(fits, "vocab_size, branching, depth, width", (v, s, L, w), f"at most {_MOST} leaves, and weights")
+        fits = L * math.log2(s) <= 28  # a gigabyte of leaves
+        expect(fits, "branching, depth", (s, L), "at most 2**28 leaves")
         self.options: dict[str, Any] = {"vocab_size": v, "branching": s, "depth": L, "width": w, "channel": channel}
 
         def blocks(inputs: int, outputs: int) -> nn.ModuleList:
@@ -76,11 +72,8 @@ class TreeDenoiser(nn.Module):
     def forward(self, log_evidence: torch.Tensor) -> torch.Tensor:
         """Logits of `p(x_0^i | observation)`, (batch, s**L, v), given log-evidence of that shape (-inf is allowed)."""
         v, s, L, w = (self.options[name] for name in ("vocab_size", "branching", "depth", "width"))
-        dtype = self.embedding.weight.dtype
-        fits = log_evidence.ndim == 3 and log_evidence.shape[1:] == (s**L, v) and log_evidence.dtype == dtype
-        found = log_evidence.dtype, tuple(log_evidence.shape)
-        expect(fits, "log_evidence: dtype, shape", found, f"{dtype} (batch, {s**L}, {v})")
-        batch = len(log_evidence)
+        batch, *shape = log_evidence.shape
+        expect(shape == [s**L, v], "log_evidence: shape", tuple(log_evidence.shape), f"(batch, {s**L}, {v})")
         own = torch.log_softmax(log_evidence, -1).clamp(min=_FLOOR)
         expect(not own.isnan().any(), "log_evidence", log_evidence, "numbers or -inf, not all -inf at a leaf")
         upward = [self.embedding(v * own.exp() - 1)]
@@ -123,10 +116,7 @@ def checked_channel(channel: Any) -> str:
 
 
 def training_noise(channel: str, u: Any) -> np.ndarray:
-    """Noise levels of the training distribution, from numbers u uniform in [0, 1).
-
-    Gaussian: t log-uniform in `TIMES`; masking and uniform replacement: the fraction 1 - alpha is u.
-    """
+    """Noise levels in training from u uniform in [0, 1): t log-uniform in `TIMES` (Gaussian), else the fraction 1 - alpha = u."""
     u = np.asarray(u, float)
     return TIMES[0] * (TIMES[1] / TIMES[0]) ** u if checked_channel(channel) == "gaussian" else u
 
@@ -149,24 +139,16 @@ def train_denoiser(
     """Train a denoiser on given strings; the grammar is used only to draw more strings, which are held out for evaluation.
 
     Every step takes `batch_size` of the strings with new noise, at levels drawn from `training_noise`, and lowers the
-    cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, whose
-    mean is `E[onehot(x_0) | x_t]`: the same minimum as that of the squared denoising loss.
+    cross-entropy `-log p(x_0^i | observation)`, mean over leaves. Its minimum over all functions is the exact posterior, as that
+    of the squared denoising loss.
 
-    Parameters
-    ----------
-    rhm : RandomHierarchyModel
-    channel : "gaussian", "masking" or "uniform"
-    strings : integer array (P, num_leaves)
-        The training set.
-    width, steps, batch_size, learning_rate, every, seed, checkpoint, progress
-        As in `TreeDenoiser` and `uturn.networks.training.train`; `seed` is that of initial weights, batches and noise.
-    held_out
-        Number of held-out strings. Their noise levels are spread evenly over the training distribution; their noise is fixed.
+    `strings`: the training set, integers (P, num_leaves). `held_out`: number of held-out strings, whose noise levels are spread
+    evenly over the training distribution. Other options: as in `TreeDenoiser` and `uturn.networks.training.train`.
 
     Returns
     -------
     best, last : TreeDenoiser
-        The network as it was at the lowest loss on held-out strings (early stopping, against overfitting), and at the end.
+        The network at the lowest loss on held-out strings (early stopping), and at the end.
     history : History
         Records `loss` (training) and `held_out` (nats a leaf).
     """
@@ -236,7 +218,6 @@ class _Remembering(nn.Module):
 def _tensors(
     corruption: Any, leaves: np.ndarray, noise: np.ndarray, v: int, seed: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-evidence of noisy strings, and their true symbols, flattened."""
     evidence = corruption.log_evidence(corruption.corrupt(leaves, noise, v, seed), np.float32)
     return torch.from_numpy(evidence), torch.from_numpy(np.ascontiguousarray(leaves).reshape(-1))
 
@@ -250,12 +231,9 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     Returns
     -------
     Dataset with dims noise and item, all means over the leaves of a string
-        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats. Its expectation is never negative, since the
-        exact posterior is optimal; the value of a single item can be.
-        divergence : Kullback-Leibler divergence `sum_a p_exact(a) log(p_exact(a) / p_net(a))`: the expectation of `excess`
-        given the observation, hence less noisy.
-        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, where p_local is the posterior given the observation of leaf i alone
-        (uniform prior): the information in the other leaves.
+        excess : `log p_exact(x_0^i) - log p_net(x_0^i)` at the true symbols, nats; its expectation is never negative.
+        divergence : `sum_a p_exact(a) log(p_exact(a) / p_net(a))`: the expectation of `excess` given the observation.
+        local : `log p_exact(x_0^i) - log p_local(x_0^i)`, p_local the posterior given the observation of leaf i alone.
         squared_error, exact_squared_error : `|onehot(x_0^i) - p(.)|^2` of the denoiser and of the exact posterior mean.
         mean_error : `|p_net - p_exact|^2`, the expectation of their difference.
         score_error, score_square (Gaussian only) : `|s_net - s_exact|^2` and `|s_exact|^2`, with the score
@@ -268,7 +246,7 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
     expect(mine == its, "channel, leaves and symbols of the denoiser", mine, f"those of the exact one, {its}")
     corruption, d, v = its
     leaves, levels = np.asarray(leaves), _checked_levels(corruption, noise)
-    expect(leaves.ndim == 2 and leaves.shape[1] == d and leaves.size, "leaves: shape", leaves.shape, f"(items, {d}), not empty")
+    expect(leaves.shape[1:] == (d,) and leaves.size, "leaves: shape", leaves.shape, f"(items, {d}), not empty")
     readings: dict[str, list[np.ndarray]] = {}
     for k, level in enumerate(levels):
         noisy = corruption.corrupt(leaves, level, v, streams(streams(seed, len(leaves)), len(leaves), k))
@@ -296,15 +274,15 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
 
 def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
     levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
-    fits = levels.ndim == 1 and levels.size and (not isinstance(corruption, Gaussian) or levels.min() > 0)
-    expect(fits, "noise", levels.tolist(), "levels (levels,), above 0 for the Gaussian process")
+    expect(
+        not isinstance(corruption, Gaussian) or levels.all(), "noise", levels.tolist(), "levels above 0 for the Gaussian process"
+    )
     return levels
 
 
 def full_noise(corruption: Channel, count: int, num_leaves: int, vocab_size: int, seed: int | np.ndarray = 0) -> Noisy:
     """Observations at full noise, without information: the start of the generation of new strings."""
-    strings = np.zeros((checked_integer("count", count, 0), checked_integer("num_leaves", num_leaves, 1)), np.int64)
-    return corruption.corrupt(strings, corruption.max_noise, vocab_size, seed)
+    return corruption.corrupt(np.zeros((count, num_leaves), np.int64), corruption.max_noise, vocab_size, seed)
 
 
 def level_weights(
@@ -319,16 +297,14 @@ def level_weights(
         log p_net - log p_0 = sum_l w_l D_l + rest,    scale * (log p_net - log p_0) = sum_l D_l + rest,    scale >= 0
 
     over symbols, leaves, strings and noise levels. Symbols are weighted by p_L and centred: half the square of a difference in
-    this metric is the Kullback-Leibler divergence. The result is `scale * w`, the weights after the network's evidence is
-    multiplied by the factor that brings it closest to the exact evidence: 1 for exact inference, 0 for levels whose rules the
-    network does not know. Without this factor, an overconfident network would appear to know the rules. Errors unrelated to the
-    levels lower all weights by the same factor, so a network that uses all levels equally has equal weights.
+    this metric is the Kullback-Leibler divergence. The result is `scale * w`: 1 for exact inference, 0 for levels whose rules the
+    network does not know. Without the scale, an overconfident network would appear to know the rules. Errors unrelated to the
+    levels lower all weights by the same factor.
     """
     from uturn.exact.inference import infer
 
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
     leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
-    expect(len(leaves), "leaves", leaves, "at least one string")
     rules, chances = rhm.rules, rhm.rule_probabilities
     readers = [
         RandomHierarchyModel.from_rules(

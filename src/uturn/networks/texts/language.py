@@ -1,7 +1,6 @@
 """Language models: networks that denoise tokens, behind one protocol (`TokenNetwork`), and networks that read texts.
 
-Networks differ in small ways: logits that belong to the next position, a time as a second argument, ratios of probabilities
-instead of logits. Only `LanguageModel` converts these to a common form, `log p(x_0^i = a | x_t)` up to a constant.
+Only `LanguageModel` converts what networks give to a common form, `log p(x_0^i = a | x_t)` up to a constant.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from uturn.core.pieces import Pieces, half_precision_words, is_out_of_memory
 from uturn.core.protocols import Channel, Noisy
 from uturn.corruption import Masking, UniformReplacement
 from uturn.corruption.unmasking import MASKED, Decoder
+from uturn.networks.layers import as_tensor
 from uturn.networks.texts.tokenizers import Tokenizer
 from uturn.sources.tokens import PAD
 
@@ -37,36 +37,25 @@ class TokenNetwork(Protocol):
     """A network that denoises tokens; a function "module:function" may return any object with these members.
 
     Only `logits` and, for masking, `mask_id` are required.
-
-    Attributes
-    ----------
-    mask_id : int or None
-        Id of the mask token.
-    shift : bool
-        Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default.
-    time : str
-        "none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524.
-    output : str
-        "logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834.
-    corruption : str
-        "masking", the default, or "uniform".
-    length : int or None
-        Largest number of ids in a call; None, the default, for no limit.
-    takes_padding : bool
-        Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
-        all rows of a call have the same length.
-    tokenizer : Tokenizer or None
-        A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids.
     """
 
     mask_id: int | None
+    """Id of the mask token."""
     shift: bool
+    """Whether the logits of position i are at position i - 1, as in networks made from causal ones; False by default."""
     time: str
+    """"none", the default: the noise is not used; "sigma": the network takes sigma = -log(1 - noise), arXiv:2406.07524."""
     output: str
+    """"logits" of the clean token, the default; "ratios": log p_t(x with a at i) - log p_t(x), arXiv:2310.16834."""
     corruption: str
+    """"masking", the default, or "uniform"."""
     length: int | None
+    """Largest number of ids in a call; None, the default, for no limit."""
     takes_padding: bool
+    """Whether `logits` takes a third argument, int64 (batch, length), that is 0 beyond the end of a row. If not (the default),
+    all rows of a call have the same length."""
     tokenizer: Tokenizer | None
+    """A `uturn.networks.Vocabulary`, or a `uturn.networks.PretrainedTokenizer` of transformers; by default data are ids."""
 
     def logits(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (batch, length, vocab) for ids int64 (batch, length) and noise float32 (batch,), the share of noisy tokens."""
@@ -107,11 +96,11 @@ class LanguageModel:
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        return () if self.tokenizer is None else self.tokenizer.prefix
+        return getattr(self.tokenizer, "prefix", ())
 
     @property
     def suffix(self) -> tuple[int, ...]:
-        return () if self.tokenizer is None else self.tokenizer.suffix
+        return getattr(self.tokenizer, "suffix", ())
 
     @property
     def most_tokens(self) -> int | None:
@@ -125,7 +114,6 @@ class LanguageModel:
 
     @cached_property
     def _arguments(self) -> list[str]:
-        """The names of the arguments of a module that takes ids."""
         return list(inspect.signature(self.network.forward).parameters)
 
     @cached_property
@@ -165,8 +153,8 @@ class LanguageModel:
         """Batches of ids for the network, from texts int64 (count, longest), `MASKED` where masked and `PAD` beyond their end.
 
         Yields the row numbers of a batch; their ids between prefix and suffix (`frame`, by default the tokenizer's), int64 (rows,
-        length); and a mask of the ids that are not padding, bool (rows, length). A network that takes no padding gets one batch
-        for each length. Batches of `batch_size` contain texts of similar length; by default all texts are one batch.
+        length); and which ids are not padding, bool (rows, length). A batch has `batch_size` texts of similar length, by default
+        all; a network that takes no padding gets one batch for each length.
         """
         prefix, suffix = (self.prefix, self.suffix) if frame is None else frame
         begin, num_tokens = len(prefix), (values != PAD).sum(1)
@@ -221,12 +209,10 @@ class LanguageModel:
 
     def logits(self, ids: torch.Tensor, real: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of the network for a batch, (rows, length, V); ValueError if they have another shape."""
-        out: Any = self.read(ids, real, time)
-        out = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
-        found = (out.dtype, tuple(out.shape)) if isinstance(out, torch.Tensor) else (type(out).__name__, ())
-        fits = len(found[1]) == 3 and found[1][:2] == tuple(ids.shape) and self.vocab_size in (0, found[1][2])
+        out = as_tensor(self.read(ids, real, time), f"{self.description}: logits")
+        fits = out.ndim == 3 and out.shape[:2] == ids.shape and self.vocab_size in (0, out.shape[2]) and out.is_floating_point()
         expected = f"floating point numbers {(*ids.shape, self.vocab_size or 'vocab')} = (batch, length, vocab)"
-        expect(fits and out.is_floating_point(), f"{self.description}: logits", found, expected)
+        expect(fits, f"{self.description}: logits", (out.dtype, tuple(out.shape)), expected)
         return out
 
     def beliefs(self, values: np.ndarray, noise: np.ndarray, pieces: Pieces | None = None) -> TokenBeliefs:
@@ -291,10 +277,8 @@ class TokenBeliefs:
         with torch.inference_mode():
             for start in range(0, len(out), size):
                 logs = self._logits[start : start + size].float().log_softmax(-1)
-                if decoder.order == "entropy":
-                    ranks = -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
-                else:
-                    ranks = -logs.amax(-1).exp()
+                is_entropy = decoder.order == "entropy"
+                ranks = -((logs.exp() * logs.clamp(min=-1e9)).sum(-1) if is_entropy else logs.amax(-1).exp())
                 out[start : start + size, : ranks.shape[1]] = ranks.cpu().numpy()
         return out
 
@@ -321,3 +305,58 @@ class TokenDenoiser:
         beliefs = self.model.beliefs(noisy.values, noisy.noise, self._pieces)
         rows, positions = (index.ravel() for index in np.indices(noisy.values.shape))
         return beliefs.at(rows, positions).astype(np.float32).reshape(*noisy.values.shape, self.vocab_size)
+
+
+def causal_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Log-likelihood of texts, ids int64 (count, length), under a causal model, in nats, float64 (count,).
+
+    log p(x) = sum_i log p(x_i | x_1, .., x_{i-1}), in one call for each batch. The first token is conditioned on the tokenizer's
+    prefix, or else on the model's begin token; without either, the first token is not counted.
+    """
+    prefix = beginning(model)
+    first = max(1, len(prefix))
+    log_likelihoods = np.zeros(len(texts))
+    for numbers, ids, real in model.batches(texts, batch_size, (prefix, ())):
+        logs = model.logits(ids, real)[:, first - 1 : -1].float().log_softmax(-1)
+        of_tokens = logs.gather(2, ids[:, first:, None])[..., 0].double().masked_fill(~real[:, first:], 0)
+        log_likelihoods[numbers] = of_tokens.sum(1).cpu().numpy()
+    return log_likelihoods
+
+
+def beginning(model: LanguageModel) -> tuple[int, ...]:
+    """Ids before a text in a causal model."""
+    token, size = (getattr(model.config, name, None) for name in ("bos_token_id", "vocab_size"))
+    return model.prefix or ((token,) if isinstance(token, int) and size is not None and 0 <= token < size else ())
+
+
+def pseudo_log_likelihoods(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Pseudo-log-likelihood of texts, ids int64 (count, length), under a masked model, in nats, float64 (count,).
+
+    PLL(x) = sum_i log p(x_i | all other tokens) (Eq. 1 of arXiv:1910.14659), each token masked in turn; no log-probability of x.
+    """
+    log_likelihoods = np.zeros(len(texts))
+    for k, text in enumerate(texts):
+        tokens = text[text != PAD]
+        n = len(tokens)
+        for start in range(0, n, batch_size):
+            places = np.arange(start, min(start + batch_size, n))
+            rows = np.arange(len(places))
+            masked = np.tile(tokens, (len(places), 1))
+            masked[rows, places] = MASKED
+            law = model.beliefs(masked, np.full(len(places), 1 / n), Pieces(model.device, batch_size)).at(rows, places)
+            with np.errstate(divide="ignore"):
+                log_likelihoods[k] += np.log(law[rows, tokens[places]]).sum()
+    return log_likelihoods
+
+
+def class_logits(model: LanguageModel, texts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits of the classes, float64 (count, classes), of texts as ids int64 (count, longest), `PAD` beyond their end."""
+
+    def logits_of(output: Any, real: torch.Tensor) -> torch.Tensor:
+        where = f"{model.description}: shape of the output for {len(real)} texts"
+        logits = as_tensor(output, where)
+        fits = logits.ndim == 2 and len(logits) == len(real) and logits.shape[1] > 1
+        expect(fits, where, tuple(logits.shape), "logits (texts, classes) of two or more classes")
+        return logits
+
+    return model.rows(texts, batch_size, logits_of)

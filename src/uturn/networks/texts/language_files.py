@@ -1,25 +1,27 @@
-"""Language models and encoders of texts from folders, hubs, files of this package, and user-defined functions."""
+"""Language models, and encoders of texts and sentences, from folders, hubs, files of this package, and user-defined functions."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from uturn.core.checks import checked_integer, expect, noted, one_line
-from uturn.core.files import cached_while_unchanged, digest_of_file
+from uturn.core.files import cached_while_unchanged, digest_of_file, read_table
 from uturn.core.imports import import_function, is_import_path
 from uturn.core.inputs import Input
+from uturn.networks.files import fingerprint, load_network
 from uturn.networks.images.pipelines import check_hub
 from uturn.networks.images.pretrained import checked_device
 from uturn.networks.libraries import library, reading, without_bars, without_lists
-from uturn.networks.state_dicts import fingerprint
 from uturn.networks.texts.language import CHANNELS, PLAIN, LanguageModel, model_type
 from uturn.networks.texts.tokenizers import Tokenizer, Vocabulary, load_tokenizer
+from uturn.sources.embedded_text import model_file
 
 FORMS = "'module:function', a function without arguments that returns the network"
 Head = Literal["masked", "encoder", "causal", "classifier"]
@@ -45,23 +47,12 @@ _TRUST = "the model has its own code; trust_remote_code (--trust-remote-code) ru
 class TextModel(Input):
     """A network that reads texts, by name, with the options that load it.
 
-    Attributes
-    ----------
-    model : str
-        "embedded"; a folder or hub id of a model of transformers, possibly with its own code (MDLM, LLaDA, Dream), which runs
-        with `trust_remote_code`; a file of `uturn.networks` with a MaskedTransformer; or "module:function", which returns a
-        `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with optional attributes `tokenizer`
-        and `length`.
-    head : str
-        "masked": a model that denoises tokens (`AutoModelForMaskedLM`). "encoder": hidden states (`AutoModel`; the encoder of an
-        encoder-decoder model). "causal": logits of the next token (`AutoModelForCausalLM`). "classifier": logits of the classes
-        of a text (`AutoModelForSequenceClassification`).
-    tokenizer, split
-        As in `load_tokenizer`; by default the tokenizer of the model.
-    shift, time, output, corruption, mask_id
-        As in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
-    model_type, dtype, device
-        Kind of the model as in `read_config`; precision; by default "cuda" if available.
+    `model`: "embedded"; a folder or hub id of a model of transformers; a file of `uturn.networks` with a MaskedTransformer; or
+    "module:function", which returns a `TokenNetwork` for the head "masked", and otherwise a torch module that takes ids, with
+    optional attributes `tokenizer` and `length`. `head`: "masked", a model that denoises tokens; "encoder", hidden states (of the
+    encoder of an encoder-decoder model); "causal", logits of the next token; "classifier", logits of the classes of a text.
+    `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer of the model. `shift`, `time`, `output`, `corruption`,
+    `mask_id`: as in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
     """
 
     model: str
@@ -149,9 +140,16 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     place, config = checked_device(chosen.device), None
     made: Tokenizer | None = None
     if is_packaged(model):
-        network, made = _packaged(model)
-    elif is_import_path(model):
-        network, made = _own(chosen)
+        network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
+        characters = network.options["characters"]
+        made = None if characters is None else Vocabulary(characters, "characters")
+    elif (function := chosen.own_code()) is not None:
+        with noted(where):
+            network = function()
+        fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
+        kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
+        expect(fits, f"{where}: what it gives", network, f"a {kind}")
+        made = getattr(network, "tokenizer", None)
     else:
         config = read_config(model, where, trusted, chosen.model_type)
         network = _pretrained(model, head, where, config, trusted)
@@ -180,32 +178,8 @@ def _read(chosen: TextModel) -> tuple[LanguageModel, dict[str, Any]]:
     return language, stated
 
 
-def _packaged(model: str) -> tuple[torch.nn.Module, Tokenizer | None]:
-    """A network of this package; its characters, if any, are the vocabulary."""
-    from uturn.networks.files import load_network
-    from uturn.sources.embedded_text import model_file
-
-    network: Any = load_network(model_file() if model == "embedded" else model, "masked_transformer")
-    characters = network.options["characters"]
-    return network, None if characters is None else Vocabulary(characters, "characters")
-
-
-def _own(chosen: TextModel) -> tuple[Any, Tokenizer | None]:
-    """The network returned by the user's function, and its tokenizer."""
-    function, head, where = chosen.own_code(), chosen.head, chosen.where
-    with noted(where):
-        network = function()
-    fits = callable(getattr(network, "logits", None)) if head == "masked" else isinstance(network, torch.nn.Module)
-    kind = "TokenNetwork of uturn.networks, with a method logits" if head == "masked" else "torch.nn.Module that takes ids"
-    expect(fits, f"{where}: what it gives", network, f"a {kind}")
-    return network, getattr(network, "tokenizer", None)
-
-
 def read_config(model: str, where: str, trusted: bool, kind: str | None = None) -> Any:
-    """The configuration of a model of transformers, from a folder or a hub.
-
-    `kind`: the kind of model, such as "bert", for a config.json without the line `model_type`; otherwise that line counts.
-    """
+    """The configuration of a model of transformers; `kind`, such as "bert", is for a config.json without `model_type`."""
     transformers = library("transformers", where, "text")
     check_name(model, where)
     is_known = kind is None or kind in transformers.CONFIG_MAPPING
@@ -244,9 +218,7 @@ def kind_of(model: str, where: str, trusted: bool, kind: str | None = None) -> L
 
 
 def _architectures(config: Any) -> list[str]:
-    """The class names of a model of transformers in its config.json."""
-    names = getattr(config, "architectures", None)
-    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+    return list(map(str, getattr(config, "architectures", None) or ()))
 
 
 def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) -> torch.nn.Module:
@@ -281,7 +253,6 @@ def _pretrained(model: str, head: Head, where: str, config: Any, trusted: bool) 
 
 
 def _reason(error: Exception, trusted: bool) -> str:
-    """The reason for which a model cannot be read."""
     return _TRUST if not trusted and re.search("trust_remote_code|custom code", str(error)) else one_line(error)
 
 
@@ -315,3 +286,89 @@ def _check_sizes(where: str, size: int, tokenizer: Tokenizer | None, least: floa
     fits = tokenizer is None or least * size <= tokenizer.size <= size
     way_out = "name the right one (--tokenizer), or split texts into the tokens of vocab.txt (--split smiles, characters, ..)"
     expect(fits, f"{where}: tokens of its tokenizer", getattr(tokenizer, "size", 0), f"{size}, as the model has; {way_out}")
+
+
+_POOLINGS = ("mean", "cls", "max", "lasttoken")
+_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceEncoder:
+    """An encoder with a pooling of its last hidden states (arXiv:1908.10084)."""
+
+    model: LanguageModel
+    pooling: str = "mean"  # over all tokens, including prefix and suffix; "cls", the first token; "max" over tokens; "lasttoken"
+    prompt: str = ""  # text before each text
+    lower: bool = False  # whether texts are converted to lower case first
+
+    def embed(self, texts: np.ndarray, batch_size: int) -> np.ndarray:
+        """Embeddings divided by their norm, float64 (count, width), of texts as ids int64 (count, length)."""
+        table = self.model.rows(texts, batch_size, self._pooled)
+        return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(float).tiny)
+
+    def _pooled(self, output: Any, real: torch.Tensor) -> torch.Tensor:
+        states: Any = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) else output)
+        shape = tuple(getattr(states, "shape", ()))
+        fits = len(shape) == 3 and shape[:2] == tuple(real.shape)
+        expected = f"hidden states (batch, tokens, width) of {tuple(real.shape)} tokens"
+        expect(fits, f"{self.model.description}: shape of the output", shape, expected)
+        if self.pooling == "cls":
+            return states[:, 0]
+        if self.pooling == "lasttoken":
+            return states[torch.arange(len(states), device=real.device), real.sum(1) - 1]
+        if self.pooling == "max":
+            return states.masked_fill(~real[..., None], -torch.inf).amax(1)
+        weights = real[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
+
+
+@dataclass(frozen=True)
+class SentenceModel(TextModel):
+    """A sentence encoder by name: a folder or hub id of a model of sentence-transformers, whose modules.json lists an encoder, a
+    pooling and optionally a normalisation; or any other `TextModel`, whose hidden states are averaged over tokens."""
+
+    @cached_while_unchanged(maxsize=4)
+    def load(self) -> SentenceEncoder:
+        """The encoder; ValueError if the model cannot be read, or has parts of another kind."""
+        model, where = self.model, self.where
+        options = {option.name: getattr(self, option.name) for option in fields(TextModel) if option.name != "model"}
+        modules = None if is_packaged(model) or is_import_path(model) else _json(model, "modules.json", where)
+        if modules is None:
+            return SentenceEncoder(TextModel(model, **options).load())
+        with reading(where, "download the model again, give its folder"):
+            kinds = {part["type"].rsplit(".", 1)[-1]: part["path"] for part in modules}
+            fits = {"Transformer"} <= kinds.keys() <= set(_MODULES)
+            expect(fits, "parts of its modules.json", ", ".join(kinds), ", ".join(_MODULES))
+            inner = kinds["Transformer"]
+            expect(not inner or Path(model).is_dir(), "path of its encoder", inner, "none in a model on a hub")
+            folder = str(Path(model) / inner) if inner else model
+            pooling = _pooling(_json(model, f"{kinds['Pooling']}/config.json", where) if "Pooling" in kinds else None)
+            sizes = _json(folder, "sentence_bert_config.json", where) or {}
+            prompts = _json(model, "config_sentence_transformers.json", where) or {}
+            prompt = str((prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""))
+            longest = sizes.get("max_seq_length")
+            lengths = [None if longest is None else checked_integer("max_seq_length", longest, 1)]
+        encoder: LanguageModel = TextModel(folder, **options).load()
+        length = min((most for most in (*lengths, encoder.length) if most is not None), default=None)
+        return SentenceEncoder(replace(encoder, length=length), pooling, prompt, bool(sizes.get("do_lower_case")))
+
+
+def _pooling(config: Any) -> str:
+    if config is None:
+        return "mean"
+    named = config.get("pooling_mode")
+    chosen = [named] if isinstance(named, str) else []
+    chosen += [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
+    names = [{"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}.get(name, name) for name in chosen]
+    expect(len(names) == 1 and names[0] in _POOLINGS, "its pooling", names, f"one of {', '.join(_POOLINGS)}")
+    return names[0]
+
+
+def _json(model: str, name: str, where: str) -> Any:
+    """The content of a file of a model in a folder or on a hub; None if there is none."""
+    check_name(model, where)
+    with reading(f"{where}: {name}", "download the model again, give its folder", "text"):
+        from transformers.utils import cached_file
+
+        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else read_table(path)

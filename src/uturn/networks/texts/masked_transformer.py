@@ -9,9 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from uturn.core.checks import checked_integer, expect
-from uturn.core.random import checked_seed
 
-_MOST = 2**28  # limit for the weights of a network: a gigabyte
 _SLOWEST = 1e4  # wavelength of the slowest rotation of a pair of features, over 2 pi, in tokens
 
 
@@ -20,20 +18,12 @@ class MaskedTransformer(nn.Module):
 
     The features of a position are the sum of embeddings of the tokens at distances -reach..reach, with a table for each distance.
     Blocks of attention and of a two-layer network with GELU follow, each normalised at its input. Positions enter through the
-    rotation of queries and keys (arXiv:2104.09864), so attention depends on distances. The token `vocab_size` stands for a masked
-    token. It has an embedding but no logit, so the probability of the mask token is zero. The noise level is not an input: the
-    conditional probability of a token given the unmasked tokens does not depend on it (theorem 1 of arXiv:2406.03736).
+    rotation of queries and keys (arXiv:2104.09864). The token `vocab_size` stands for a masked token; it has an embedding but no
+    logit. The noise level is no input: the law of a token given the unmasked ones does not depend on it (arXiv:2406.03736).
 
-    Parameters
-    ----------
-    vocab_size, length
-        Number of tokens, without the mask token; largest number of them in a sequence.
-    width, layers, heads
-        Features of a token, a multiple of `2 * heads` (a hidden layer has four times as many units); blocks; heads of attention.
-    reach
-        Largest distance of tokens that are embedded together, so that the first block reads groups of letters.
-    characters
-        For a model of characters: the character of every token, `vocab_size` of them.
+    `vocab_size`, `length`: number of tokens, without the mask token, and largest number of them in a sequence. `width`, `layers`,
+    `heads`: features of a token, a multiple of `2 * heads` (a hidden layer has four times as many units), blocks, and heads of
+    attention. `reach`: largest distance of tokens that are embedded together. `characters`: the character of every token.
     """
 
     probed = "blocks.*"
@@ -55,10 +45,7 @@ class MaskedTransformer(nn.Module):
         least = {"vocab_size": 2, "width": 2, "reach": 0}
         sizes = {name: checked_integer(name, size, least.get(name, 1)) for name, size in sizes.items()}
         v, d, w, n, h, r = sizes.values()
-        checked_seed(seed)
         expect(w % (2 * h) == 0, "width", w, f"a multiple of 2 * heads = {2 * h}")
-        fits = 12 * n * w * w + (2 * r + 2) * v * w <= _MOST and d <= _MOST
-        expect(fits, "vocab_size, length, width, layers, reach", (v, d, w, n, r), f"at most {_MOST} weights")
         are_known = characters is None or (isinstance(characters, str) and len(characters) == len({*characters}) == v)
         expect(are_known, "characters", characters, f"vocab_size = {v} different characters, or None")
         self.options: dict[str, Any] = {**sizes, "characters": characters}
@@ -75,16 +62,10 @@ class MaskedTransformer(nn.Module):
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
     def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of the clean tokens, (batch, length, vocab_size), given int64 ids (batch, length) with `mask_id` where masked.
-
-        `attention_mask` (batch, length): 0 beyond the end of a shorter sequence; padding does not change its logits.
-        """
-        v, d = self.options["vocab_size"], self.options["length"]
-        fits = ids.dtype == torch.int64 and ids.ndim == 2 and 1 <= ids.shape[1] <= d
-        expect(fits, "ids: dtype, shape", (ids.dtype, tuple(ids.shape)), f"torch.int64 (batch, length), 1 <= length <= {d}")
-        found = [int(ids.min()), int(ids.max())] if ids.numel() else [0]
-        expect(0 <= min(found) <= max(found) <= v, "ids", found, f"0 .. {v - 1}, or {v} for a masked token")
-        length, reach = ids.shape[1], self.options["reach"]
+        """Logits (batch, length, vocab_size) of int64 ids (batch, length), `mask_id` where masked; the mask is 0 for padding."""
+        v, d, reach = (self.options[name] for name in ("vocab_size", "length", "reach"))
+        length = ids.shape[1]
+        expect(length <= d, "ids: shape", tuple(ids.shape), f"(batch, length), length <= {d}")
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         ids = ids.masked_fill(~real, v)
         padded = functional.pad(ids, (reach, reach), value=v)  # positions beyond the ends count as masked

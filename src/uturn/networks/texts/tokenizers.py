@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from uturn.core.checks import expect, shown
 from uturn.networks.libraries import reading
@@ -34,38 +34,12 @@ _NAMES = {  # names of special tokens in vocabularies
 _OTHERS = "name another one (--tokenizer), or give a regular expression that splits texts into the tokens of vocab.txt (--split)"
 
 
-class Tokenizer(Protocol):
-    """The members of a tokenizer that experiments use."""
-
-    size: int
-    """Number of tokens; ids are 0 .. size - 1."""
-    mask_id: int | None
-    unknown_id: int | None
-    pad_id: int | None
-    special: frozenset[int]
-    """Ids that represent no text; the unknown token is not one of them."""
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    """Ids before and after a text, as in the model's training."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without prefix and suffix."""
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; joined, they form the whole text."""
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of the tokens in a form for another tokenizer."""
-
-    def fingerprint(self) -> str:
-        """Identity of the vocabulary and of the splitting of texts."""
-
-
 class Vocabulary:
-    """A list of tokens, and a regular expression whose matches in a text are looked up in it: a `Tokenizer`.
+    """A list of tokens, and a regular expression whose matches in a text are looked up in it.
 
     The id of a token is its index. `split`: "smiles", "characters", or a regular expression. `framed`: texts are enclosed in the
-    begin and end tokens ([CLS], [SEP], ..) of the list, if any.
+    begin and end tokens ([CLS], [SEP], ..) of the list, if any: `prefix`, `suffix`. `special`: ids that are no text, without the
+    unknown token.
 
     Examples
     --------
@@ -85,11 +59,10 @@ class Vocabulary:
         named = {name: self._places[token] for name in _NAMES for token in reversed(_NAMES[name]) if token in self._places}
         self.mask_id, self.unknown_id, self.pad_id = map(named.get, ("mask", "unknown", "pad"))
         self.special = frozenset(place for name, place in named.items() if name != "unknown")
-        frame: list[tuple[int, ...]] = [(named[name],) if framed and name in named else () for name in ("begin", "end")]
-        self.prefix, self.suffix = frame
+        self.prefix, self.suffix = ((named[name],) if framed and name in named else () for name in ("begin", "end"))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the matches, without blanks; ValueError for a match outside a vocabulary without an unknown token."""
+        """Ids of the matches, without prefix and suffix; ValueError for a match outside a vocabulary without an unknown token."""
         matched, unknown = self._matched(text), self.unknown_id
         strange = next((word for word in matched if word not in self._places), None)
         is_known = unknown is not None or strange is None
@@ -97,7 +70,6 @@ class Vocabulary:
         return [self._places.get(word, unknown or 0) for word in matched]
 
     def _matched(self, text: str) -> list[str]:
-        """The matches in a text, without blanks unless a blank is a token."""
         matches = [match.group() for match in self._pattern.finditer(text)]
         return [word for word in matches if word.strip() or (word == " " and " " in self._places)]
 
@@ -107,9 +79,11 @@ class Vocabulary:
         return " " if are_words(self._matched, self.tokens) else ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they form the whole text."""
         return [self._blank + self.tokens[place] for place in ids]
 
     def text(self, ids: Sequence[int]) -> str:
+        """The text of the tokens in a form for another tokenizer."""
         return "".join(self.pieces(ids)).removeprefix(self._blank)
 
     def fingerprint(self) -> str:
@@ -117,16 +91,13 @@ class Vocabulary:
 
 
 def are_words(read: Callable[[str], list[Any]], tokens: Iterable[str]) -> bool:
-    """Whether tokens are words between blanks: `read` finds a word twice in "word word", but not in "wordword".
-
-    The first twenty tokens of letters that `read` leaves whole are tried; all have to be words.
-    """
+    """Whether tokens are words between blanks: `read` finds each of the first twenty twice in "word word", not in "wordword"."""
     words = list(islice((token for token in tokens if token.isalpha() and len(read(token)) == 1), 20))
     return bool(words) and all(read(word + word) != 2 * read(word) == read(f"{word} {word}") for word in words)
 
 
 class PretrainedTokenizer:
-    """A tokenizer of transformers as a `Tokenizer`."""
+    """A tokenizer of transformers, with the members of a `Vocabulary`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._vocabulary = tokenizer, tokenizer.get_vocab()
@@ -173,6 +144,9 @@ class PretrainedTokenizer:
     def fingerprint(self) -> str:
         identity = [sorted(self._vocabulary.items(), key=lambda entry: entry[1]), self.encode("The 2 cats, naïve.")]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+Tokenizer = Vocabulary | PretrainedTokenizer
 
 
 def load_tokenizer(name: str, split: str | None = None, trust_remote_code: bool = False) -> Tokenizer:

@@ -21,9 +21,11 @@ their messages, `schedules` noise schedules.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from uturn.core.lazy import lazy
 
-_MODULES = ("curves", "levels", "schedules", "style", "theory", "trees")
-_HOMES = {name: f"studies.plotting.{name}." for name in _MODULES}
+if TYPE_CHECKING:
+    from uturn.studies.plotting import curves, levels, schedules, style, theory, trees
 
-__getattr__, __dir__ = lazy(__name__, _HOMES)
+__getattr__, __dir__, _HOMES = lazy(__name__)

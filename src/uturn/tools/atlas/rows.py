@@ -22,8 +22,7 @@ from uturn.engine.run import run
 from uturn.pages import write_page
 from uturn.pages.results import check_results, write_figures
 from uturn.presets.images import ImageOptions
-from uturn.store.datasets import write_dataset
-from uturn.store.outputs import output_folder
+from uturn.store.outputs import output_folder, write_dataset
 from uturn.studies.tables import TextTable
 from uturn.tools.atlas.figure import draw_atlas
 from uturn.tools.atlas.numbers import PATCHES, entry_of, largest_eigenvalue_of, numbers_of, table_of, to_csv

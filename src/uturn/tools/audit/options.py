@@ -37,7 +37,7 @@ class AuditOptions(TextOptions):
         return runs
 
     def _decoders(self) -> list[tuple[Decoder, dict[str, Any]]]:
-        from uturn.core.spec import build
+        from uturn.core.registry import build
         from uturn.tools.audit.decoders import audited_decoders
 
         return audited_decoders(self.denoiser(), build("source", self._source()))

@@ -72,9 +72,9 @@ class SamplerOptions(ImageOptions):
         expect(self.sampler == "stored" and self.step is None, "recorded", self.recorded, "no sampler and no step beside it")
         levels = self.levels
         if "levels" not in self.model_fields_set:
-            from uturn.core import spec
+            from uturn.core import registry
 
-            files = spec.build("backward", {"type": "recorded", "pattern": self.recorded}).files
+            files = registry.build("backward", {"type": "recorded", "pattern": self.recorded}).files
             levels = [level for level in files.levels if level > 0]
         if isinstance(levels, list):
             for level in levels:

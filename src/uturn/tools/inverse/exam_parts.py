@@ -11,7 +11,7 @@ import numpy as np
 
 from uturn.core.protocols import Probe, UTurns, Variable
 from uturn.core.random import Purpose, keys
-from uturn.core.spec import build
+from uturn.core.registry import build
 from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
 from uturn.tools.inverse.linear import LinearPosterior
 

@@ -13,8 +13,7 @@ import xarray as xr
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.measures.statistics import with_interval
 from uturn.pages.results import write_figures
-from uturn.store.datasets import write_dataset
-from uturn.store.outputs import OutputFolder
+from uturn.store.outputs import OutputFolder, write_dataset
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import NAMES as NAMES_OF_ITEMS
