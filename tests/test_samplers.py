@@ -19,7 +19,7 @@ from uturn.core.checks import Finding
 from uturn.core.random import Streams
 from uturn.measures.two_samplers import change_sizes, sizes_of_change, two_samplers
 from uturn.tools.check_sampler.check import _model_row, check_sampler, compared
-from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.command import SamplerOptions
 from uturn.tools.check_sampler.steps import repeated_step, step_variance
 
 # -- the exact tests ----------------------------------------------------------------------------------------------------

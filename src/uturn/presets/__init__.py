@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from uturn.presets.images import image_experiment as image_experiment
     from uturn.presets.texts import TextOptions as TextOptions
 
-_HOMES = {
-    "ImageOptions": "presets.images",
-    "TextOptions": "presets.texts",
-    "image_experiment": "presets.images",
-}
+_HOMES = {"ImageOptions": "presets.images", "TextOptions": "presets.texts", "image_experiment": "presets.images"}
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -28,18 +28,13 @@ if TYPE_CHECKING:
     from uturn.studies.theory import with_theory as with_theory
 
 _HOMES = {
-    "Choice": "studies.choice",
-    "Study": "studies.tables",
-    "choose": "studies.choice",
+    **dict.fromkeys(("study", "study_of"), "studies.analysis"),
+    **dict.fromkeys(("Choice", "choose"), "studies.choice"),
+    **dict.fromkeys(("draw_studies", "draw_study"), "studies.figure"),
+    **dict.fromkeys(("Study", "summary", "tidy"), "studies.tables"),
     "difference": "studies.paired",
-    "draw_studies": "studies.figure",
-    "draw_study": "studies.figure",
     "named_runs": "studies.runs",
     "records_of": "studies.records",
-    "study": "studies.analysis",
-    "study_of": "studies.analysis",
-    "summary": "studies.tables",
-    "tidy": "studies.tables",
     "with_theory": "studies.theory",
 }
 

@@ -1,9 +1,10 @@
-"""The numbers of the rows of an atlas, on the axis log-SNR (nats), and the tables made of them."""
+"""The numbers of the rows of an atlas, on the axis log-SNR (nats), and the tables and the section of a page made of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import xarray as xr
 
 from uturn.measures.cloning import largest_eigenvalue
 from uturn.measures.statistics import ESTIMATE, Estimate
+from uturn.pages.charts import number, numbers
+from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.store.record import warnings_of
 from uturn.studies import study
 from uturn.studies.tables import TextTable, csv_of, for_terminal
@@ -68,7 +71,12 @@ def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Se
         values = (numbers or {}).get(name, np.full([len(along[dim]) for dim in dims], np.nan))
         variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
     about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")
-    about |= {"name": row.name, "title": row.words, "group": row.group, "facts": json.dumps(row.facts, ensure_ascii=False)}
+    about |= {
+        "name": row.name,
+        "title": row.title or row.name,
+        "group": row.group,
+        "facts": json.dumps(row.facts, ensure_ascii=False),
+    }
     about |= {"data": str(row.facts.get("data", row.data)), "kind": str(row.facts.get("kind", ""))}
     return xr.Dataset(variables, {**along, "layer": ("network_layer", list(layers)), **about, **texts})
 
@@ -109,10 +117,7 @@ def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[xr.Dat
 
 
 def _of_changes(row: AtlasRow, found: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """Largest chi, its log-SNR, and xi there in pixels; and the reason if they are missing or uncertain.
-
-    Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
-    """
+    """Largest chi, its log-SNR (of its level, if it is no peak), and xi there in pixels; why they are missing or uncertain."""
     if PATCHES not in found.get("changes", ()):
         return {}, "a single trajectory: no chi, no xi"
     changes = found.sel(changes=PATCHES, axis="log_snr")
@@ -137,9 +142,8 @@ def table_of(entries: Sequence[xr.Dataset]) -> xr.Dataset:
     """Entries as one dataset with the dim entry, one for each classifier of each row.
 
     The numbers of `ESTIMATES` (entry, estimate), of `NUMBERS` (entry), `fall` (entry, share, estimate) and `half_life` (entry,
-    network_layer, estimate), NaN where a number does not exist; the coordinate `remark` gives the reason. Further coordinates:
-    `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `failure`, `facts` as JSON; `layer` (entry,
-    network_layer), "" beyond the last one.
+    network_layer, estimate), NaN where a number does not exist, for the reason in the coordinate `remark`; `layer` is "" beyond
+    the last one, `facts` are JSON.
     """
     whole: Any = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer", "combine_attrs": "override"}
     table = xr.concat(list(entries), "entry", fill_value={"layer": ""}, **whole).drop_vars("network_layer")
@@ -179,7 +183,6 @@ def summary(table: xr.Dataset) -> Iterator[Any]:
 
 
 def _last_layer(table: xr.Dataset) -> xr.DataArray:
-    """Index of the last layer of each entry."""
     return ((table.layer != "").sum("network_layer") - 1).clip(0)
 
 
@@ -188,3 +191,35 @@ def _cell(values: xr.DataArray) -> str:
     value, *ends = np.ravel(values).tolist()
     text = f"{Estimate(value, *ends):.3g}" if ends and not np.isnan(ends).any() else f"{value:.3g}"
     return "" if np.isnan(value) else text.replace("inf", "∞")
+
+
+def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of the file `atlas.zarr` of `uturn atlas`."""
+    data, folder = read.dataset(path), path.parent
+    name = "atlas" if read.alone else folder.resolve().name or "atlas"
+    section = new_section("atlas", name, "atlas", "Atlas of models")
+    section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
+    section["covers"] = "*.zarr"  # the runs of the rows
+    section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))
+    read.add_picture(section, folder / "atlas.png", "atlas")
+    entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
+    several = len(set(data.title.values.tolist())) < len(entries)
+    section["rows"] = [
+        {
+            "name": f"{of.title.item()}, {of.classifier.item()}" if several else str(of.title.item()),
+            "group": str(of.group.item()),
+            "place": numbers(of.transition.values),
+            "width": numbers(of.width.values),
+            "fall": numbers(of.fall.sel(estimate="value").values),
+            "inversion": number(of.inversion.values[0]),
+            "speciation": number(of.speciation),
+            "remark": f"failed: {of.failure.item()}" if of.failure.item() else str(of.remark.item()),
+        }
+        for of in entries
+    ]
+    places = [row["place"][0] for row in section["rows"] if row["place"][0] is not None]
+    if places:
+        middle = [np.median(places), min(places), max(places)]
+        claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
+        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
+    return section
