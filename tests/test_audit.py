@@ -14,7 +14,7 @@ from tiny_language import Table, TableDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.measures.orders import distance_ranges, drawn_pairs, order_discrepancy
 from uturn.pages import write_page
-from uturn.pages.collecting import collect
+from uturn.pages.page import collect
 from uturn.presets import TextOptions
 from uturn.tools.audit.likelihood import log_likelihoods
 from uturn.tools.audit.measure import _decoder

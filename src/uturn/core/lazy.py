@@ -1,13 +1,10 @@
-"""Names and modules that are imported on first use, so that importing a package, or the help of a command, is fast."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 from __future__ import annotations
 
-import builtins
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -27,38 +24,3 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
         return value
 
     return get, lambda: sorted([*vars(sys.modules[package]), *homes])
-
-
-@contextmanager
-def later() -> Iterator[None]:
-    """Modules of this package that are imported within the context are loaded when one of their names is first used.
-
-    >>> with later():
-    ...     from uturn.studies import figure
-    >>> figure.draw_study.__name__  # loads the module
-    'draw_study'
-    """
-    regular = builtins.__import__
-
-    def imported(package: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
-        if not package.startswith("uturn."):
-            return regular(package, globals, locals, names, level)
-        return SimpleNamespace(**{name: _Later(f"{package}.{name}") for name in names})
-
-    builtins.__import__ = imported  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        builtins.__import__ = regular
-
-
-class _Later:
-    """A module that is loaded when one of its names is used."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # libraries ask all objects for these
-            raise AttributeError(name)
-        return getattr(importlib.import_module(self._module), name)

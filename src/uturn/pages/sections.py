@@ -34,10 +34,7 @@ class Collected:
 
 
 def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
-    """A section without content; `docs`: the page of the documentation that describes it.
-
-    `covers`: a pattern of the stores beside the file that the section shows, which have no sections of their own.
-    """
+    """A section without content; `docs`: its page of the documentation; `covers`: a pattern of stores without own sections."""
     lists = ("headlines", "tables", "verdicts", "charts", "files", "pictures", "details", "notes", "warnings", "remarks")
     return {
         **{"id": "".join(c if c.isalnum() else "-" for c in name), "kind": kind, "short": name, "docs": docs, "title": title},
@@ -48,7 +45,6 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
 
 
 def existing(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of a folder with these names that exist."""
     return [folder / name for name in names if (folder / name).exists()]
 
 
