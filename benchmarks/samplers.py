@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "tools
 
 import sampler_gallery as gallery
 from uturn.tools.check_sampler.check import check_sampler
-from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.command import SamplerOptions
 
 TESTS = ("size of the change", "two samples", "denoiser", "one repeated step")
 

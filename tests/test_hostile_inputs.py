@@ -38,7 +38,7 @@ from uturn.core.files import read_array, read_table, whole_folder
 from uturn.exact.theory import MeanField
 from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
-from uturn.pages.collecting import collect
+from uturn.pages.page import collect
 from uturn.pages.pictures import grid
 from uturn.sources.fashion_mnist import generator_folder
 from uturn.sources.images import ArraySource

@@ -109,7 +109,7 @@ def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
 
 def test_images_take_the_class(tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr("uturn.cli.locating.locate_into", lambda *arguments: taken.append(arguments))
+    monkeypatch.setattr("uturn.cli.studies.locate_into", lambda *arguments: taken.append(arguments))
     done = uturn("images", "--until", 0.05, "--steps", 50, "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder, asked, _, place, out = taken[0]

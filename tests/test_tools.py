@@ -41,7 +41,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 from uturn.cli import app
 from uturn.core.tools import own_tools
-from uturn.pages.collecting import collect
+from uturn.pages.page import collect
 assert Path(uturn.__file__).is_relative_to(sys.argv[1]), uturn.__file__
 done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
 assert done.exit_code == 0, done.output

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from uturn.cli import figures, studies, experiments, solvable, models, pages  # noqa: I001 - registered in the order of the help
+    from uturn.cli import figures, studies, experiments, models, pages  # noqa: I001 - registered in the order of the help
     from uturn.cli.app import app, register_tools
     from uturn.cli.entry import main, program
 
@@ -11,4 +11,4 @@ try:
 except KeyboardInterrupt:  # Ctrl-C while modules load, before `main` begins
     sys.exit(130)
 
-__all__ = ["app", "experiments", "figures", "main", "models", "pages", "program", "solvable", "studies"]
+__all__ = ["app", "experiments", "figures", "main", "models", "pages", "program", "studies"]

@@ -66,10 +66,7 @@ def main() -> None:
 
 
 def program() -> None:
-    """Run `main`; if the object-storage client was used, exit without shutting down the interpreter.
-
-    Threads of this client may call the interpreter during shutdown, which would abort the process.
-    """
+    """Run `main`; if the client of object storage was used, exit without a shutdown, which its threads would abort."""
     try:
         main()
     except SystemExit as end:

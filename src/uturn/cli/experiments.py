@@ -9,21 +9,13 @@ from typing import Annotated
 
 import typer
 
+import uturn
 from uturn.cli.app import EXPERIMENTS, command
 from uturn.cli.options import OUTPUT, SWEEP, OfTable, OptionalOut, Place, Running, Spec, option, typed
 from uturn.cli.pages import study
 from uturn.cli.printing import console, inside, say_next
-from uturn.cli.running import check_out, resumable, run_into
+from uturn.cli.running import check_out, locate_into, resumable, run_into
 from uturn.core.checks import CHECKS, expect
-from uturn.core.lazy import later
-
-with later():
-    from uturn.cli import locating
-    from uturn.core import experiment as experiments
-    from uturn.engine import plan as engine_plan
-    from uturn.engine import sweep, trial
-    from uturn.store import record
-    from uturn.studies import locate
 
 
 @command(EXPERIMENTS)
@@ -48,10 +40,7 @@ def run(
             metavar="KEY=VALUES",
         ),
     ] = None,
-    pairs: Annotated[
-        bool,
-        option(SWEEP, "Combine the values of --set one by one instead of all with all.", "--zip"),
-    ] = False,
+    pairs: Annotated[bool, option(SWEEP, "Combine the values of --set one by one instead of all with all.", "--zip")] = False,
     *,
     place: Place,
     running: Running,
@@ -83,16 +72,13 @@ def run(
         raise ValueError(f"store: missing; expected --store STORE{'' if changed else ', or --out FOLDER'}")
     if out is not None:
         check_out(out)
-    experiment = experiments.Experiment.from_file(spec)
+    experiment = uturn.Experiment.from_file(spec)
     if place.until is not None:
         expect(not changed, "until", place.until, "one experiment; leave out --set")
-        return locating.locate_into(store or str(out), experiment, running, place, out)
+        return locate_into(store or str(out), experiment, running, place, out)
+    store = store or inside(str(out), "run.zarr")
     if changed:
-        assert store is not None
         return _run_sweep(experiment, changed, pairs, store, out, running)
-    if out is not None:
-        store = store or inside(out, "run.zarr")
-    assert store is not None
     ds = run_into(store, experiment, running)
     done = "complete" if ds.attrs["complete"] else f"share {running.shard} done, {ds.attrs['missing_tasks']} tasks missing"
     console().print(f"{store}: {done}, spec {experiment.hash[:12]}")
@@ -105,13 +91,15 @@ def run(
 
 
 def _run_sweep(
-    experiment: experiments.Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running
+    experiment: uturn.Experiment, changed: list[str], pairs: bool, folder: str, out: str | None, running: Running
 ) -> None:
-    grid = sweep.sweep(experiment, sweep.parsed_values(changed), zip=pairs)
+    from uturn.engine.sweep import parsed_values, run_all
+
+    grid = uturn.sweep(experiment, parsed_values(changed), zip=pairs)
     names = ", ".join([*list(grid)[:4], *([".."] if len(grid) > 4 else [])])
     console().print(f"{len(grid)} experiments in {folder}: {names}")
     with resumable(folder):
-        runs = sweep.run_all(grid, folder, **running.arguments())
+        runs = run_all(grid, folder, **running.arguments())
     stores = [inside(folder, name) for name in runs]
     for place, ds in zip(stores, runs.values(), strict=True):
         missing = ds.attrs["missing_tasks"]
@@ -135,8 +123,10 @@ def check(spec: Spec) -> None:
     uturn check examples/epsilon.toml
     ```
     """
+    from uturn.engine.trial import check
+
     doubts = 0
-    for line in trial.check(experiments.Experiment.from_file(spec)):
+    for line in check(uturn.Experiment.from_file(spec)):
         doubts += line.startswith((*CHECKS, "warning:"))
         console().print(line)
     console().print(f"{spec}: {'no error was found; see the warnings above' if doubts else 'nothing wrong was found'}")
@@ -171,11 +161,13 @@ def plan(
     uturn plan examples/images.toml --until 0.05 --reading same_class
     ```
     """
-    experiment = experiments.Experiment.from_file(spec)
+    from uturn.studies.locate import forecast
+
+    experiment = uturn.Experiment.from_file(spec)
     if place.until is None:
         _print_plan(experiment, store, workers)
         return say_next(run=("run", str(spec), "--store", store or "STORE"))
-    words, parts = locate.forecast(experiment, store=store, **place.sought())
+    words, parts = forecast(experiment, store=store, **place.sought())
     console().print(words)
     for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), parts, strict=True):
         levels = ", ".join(f"{level:.3g}" for level in part.noise)
@@ -186,8 +178,10 @@ def plan(
     say_next(run=("run", str(spec), *chosen, "--store", store or "STORE"))
 
 
-def _print_plan(experiment: experiments.Experiment, store: str | None, workers: int | None, before: str = "") -> None:
-    cost = engine_plan.plan(experiment, store, workers=workers)
+def _print_plan(experiment: uturn.Experiment, store: str | None, workers: int | None, before: str = "") -> None:
+    from uturn.engine.plan import plan
+
+    cost = plan(experiment, store, workers=workers)
     assert cost is not None  # without `least`
     for line in cost.lines():
         console().print(f"{before}{line}")
@@ -205,7 +199,9 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
     uturn status runs/epsilon
     ```
     """
-    opened = record.Store.open(store)
+    from uturn.store.record import Store
+
+    opened = Store.open(store)
     for name in opened.labels:
         opened.coordinate(name)  # ValueError if it is damaged
     states = {task: state for task, (state, _) in opened.states().items()}

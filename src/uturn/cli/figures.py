@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,19 +16,10 @@ from uturn.cli.app import command
 from uturn.cli.options import Machines, Out
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.cli.running import resumable
-from uturn.core.lazy import later
 from uturn.paper.registry import FIGURES, ORDER, lacking
-
-with later():
-    from uturn.pages import figures as pages_of_figures
-
-if TYPE_CHECKING:
-    from uturn.pages.figures import Result
 
 
 class Scale(StrEnum):
-    """Sizes of the experiments."""
-
     smoke = "smoke"
     paper = "paper"
 
@@ -61,6 +52,8 @@ def reproduce(
     uturn reproduce fig6 fig7 --out results
     ```
     """
+    from uturn.pages.figures import tally
+
     names = []
     for name in figures or ["all"]:
         names += [name] if name != "all" else [figure for figure in ORDER if not lacking(figure)]
@@ -77,13 +70,13 @@ def reproduce(
             cluster=machines.on_cluster(),
         )
     show(_verdict_table(results, scale.value), widest=160)  # verdicts are sentences: also a file has rows that can be read
-    console().print(pages_of_figures.tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
+    console().print(tally([asdict(verdict) for result in results for verdict in result.verdicts]).words)
     say_next(open=inside(out, "index.html"))
     if not all(result.passed for result in results):
         raise typer.Exit(1)
 
 
-def _verdict_table(results: list[Result], scale: str) -> Table:
+def _verdict_table(results: list[Any], scale: str) -> Table:
     marks = {True: Text("pass", "green"), False: Text("FAIL", "bold red"), None: Text("shown", "dim")}
     table = Table("figure", "quantity", "measured", "expected", "", title=f"Verdicts, scale {scale}")
     for result in results:

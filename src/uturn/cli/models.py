@@ -1,29 +1,95 @@
-"""`uturn schedule`."""
+"""`uturn theory`, `explore` and `schedule`."""
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from uturn.cli.app import MODELS, command
+from uturn.cli.app import MODELS, SOLVABLE, command
 from uturn.cli.options import OUTPUT, Plot, option, option_of, typed
 from uturn.cli.printing import console, draw_to, picture, say_next, show
-from uturn.core.checks import expect
 from uturn.core.files import whole_file
-from uturn.core.lazy import later
 from uturn.presets.images import ImageOptions
 
-with later():
-    from uturn.networks.images import schedules as noise_schedules
-    from uturn.studies import tables
-    from uturn.studies.plotting import schedules as drawing
 
-if TYPE_CHECKING:
-    import xarray as xr
+@command(SOLVABLE)
+def theory(
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-v", help="Symbols at each level.")] = 32,
+    multiplicity: Annotated[int, typer.Option("--multiplicity", "-m", help="Rules for each symbol.")] = 8,
+    branching: Annotated[int, typer.Option("--branching", "-s", help="Children of each node.")] = 2,
+    depth: Annotated[
+        int,
+        typer.Option(
+            "--depth",
+            "-L",
+            metavar="N",
+            min=1,
+            help="Levels of the tree; only the ε at which class and leaves cross depends on it.",
+        ),
+    ] = 10,
+    plot: Plot = None,
+) -> None:
+    """Print the mean-field theory of a grammar, and draw its map.
 
-_Preset = Annotated[str | None, option_of(ImageOptions, "preset")]
+    Computes the phase, the threshold ε\\*, the exponent ν, and the fixed points of the map from level to level with their slopes.
+
+    Example:
+
+    ```
+    uturn theory -v 32 -m 8 -s 2 --plot map.png
+    ```
+    """
+    from uturn.exact.theory import MeanField
+    from uturn.studies.plotting.theory import draw
+    from uturn.studies.tables import TextTable, for_terminal
+
+    plot = None if plot is None else picture(plot)
+    mf = MeanField(vocab_size, multiplicity, branching)
+    rows: list[tuple[str, ...]] = [("phase", mf.phase)]
+    for quantity, value in [
+        ("critical noise ε*", mf.critical_noise),
+        ("repulsive fixed point p*", mf.fixed_point),
+        ("slope F'(p*)", mf.slope),
+        ("slope F'(1)", mf.slope_at_one),
+        ("slope F'(1/v)", float(mf.slope_at(1 / vocab_size))),
+        ("correlation exponent ν", mf.correlation_exponent),
+        (f"ε at which class and leaves cross, L = {depth}", mf.class_crossing(depth)),
+    ]:
+        rows.append((quantity, "none" if value is None else f"{value:.6g}"))
+    title = f"Mean field, v = {vocab_size}, m = {multiplicity}, s = {branching}"
+    show(for_terminal(TextTable(title, ("quantity", "value"), rows)))
+    if plot is None:
+        grammar = ("-v", str(vocab_size), "-m", str(multiplicity), "-s", str(branching))
+        say_next(run=("theory", *grammar, "--plot", "map.png"))
+    else:
+        draw_to(plot, lambda: draw(mf))
+
+
+@command(SOLVABLE)
+def explore(
+    out: Annotated[Path, option(OUTPUT, "File of the page.", metavar="FILE")] = Path("uturn-laboratory.html"),
+    open_page: Annotated[bool, option(OUTPUT, "Open the page in the browser.", "--open")] = False,
+) -> None:
+    """Write the laboratory: a page that shows U-turns of the exactly solvable model in a browser, without server or network.
+
+    For the grammar and the noise chosen on the page, it computes the exact belief in every symbol of the tree and the changes
+    made by U-turns at each tree level, beside mean-field theory. It also shows precomputed U-turns of images.
+
+    Example:
+
+    ```
+    uturn explore --open
+    ```
+    """
+    from uturn.pages.laboratory import write_laboratory
+
+    path = write_laboratory(out)
+    say_next(open=path)
+    if open_page and not webbrowser.open(path.resolve().as_uri()):
+        typer.echo("uturn: no browser was found", err=True)
 
 
 @command(MODELS)
@@ -48,11 +114,10 @@ def schedule(
         ),
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels, for schedules that depend on resolution.")] = 1024,
-    preset: _Preset = None,
+    preset: Annotated[str | None, option_of(ImageOptions, "preset")] = None,
     plot: Plot = None,
     csv: Annotated[
-        Path | None,
-        option(OUTPUT, "Write the tables to this file, one row for each model and step.", metavar="FILE"),
+        Path | None, option(OUTPUT, "Write the tables to this file, one row for each model and step.", metavar="FILE")
     ] = None,
 ) -> None:
     """Print the noise level of each number of reverse steps, and of each `strength` of an image-to-image pipeline.
@@ -68,28 +133,33 @@ def schedule(
     uturn schedule fashion_mnist --plot schedule.png
     ```
     """
+    from uturn.networks.images.schedules import schedule
+    from uturn.studies.plotting.schedules import draw_schedules
+    from uturn.studies.tables import csv_of, for_terminal
+
     plot = None if plot is None else picture(plot)
-    expect(csv is None or not csv.is_dir(), "csv", str(csv), "a file")
     options: dict[str, Any] = {"timestep_spacing": timestep_spacing, "size": size, "preset": preset}
-    schedules = [noise_schedules.schedule(model, steps, scheduler, **options) for model in models]
+    schedules = [schedule(model, steps, scheduler, **options) for model in models]
     for ds in schedules:
-        show(tables.for_terminal(_levels(ds)))
+        show(for_terminal(_levels(ds)))
     if csv is not None:
         frames = [ds.to_dataframe().reset_index() for ds in schedules]
         for frame, ds in zip(frames, schedules, strict=True):
             frame.insert(0, "model", ds.attrs["model"])
         with whole_file(csv) as file:
-            file.write(tables.csv_of(*frames).encode())
+            file.write(csv_of(*frames).encode())
         console().print(f"written: {csv}")
     if plot is None:
         chosen = {"scheduler": scheduler, "timestep_spacing": timestep_spacing, "preset": preset, "size": size}
         say_next(run=("schedule", *models, *typed(steps=steps, **chosen, plot="schedule.png")))
     else:
-        draw_to(plot, lambda: drawing.draw_schedules(schedules, [Path(model).name for model in models]))
+        draw_to(plot, lambda: draw_schedules(schedules, [Path(model).name for model in models]))
 
 
-def _levels(ds: xr.Dataset) -> tables.TextTable:
+def _levels(ds: Any) -> Any:
     """The levels k = 0 .. N as a table; its title names model, scheduler and rule."""
+    from uturn.studies.tables import TextTable
+
     attrs = ds.attrs
     parts = [attrs["scheduler"], f"{attrs['steps']} steps"]
     if attrs["timestep_spacing"]:
@@ -104,4 +174,4 @@ def _levels(ds: xr.Dataset) -> tables.TextTable:
         at |= {"strength": "none"} if k == 0 or at["strength"] == "nan" else {}
         rows.append((str(k), f"{float(ds['calls'][k]):.0f}", "" if k == 0 else f"{float(ds['timestep'][k]):.5g}", *at.values()))
     heads = ("k", "calls", "timestep", "t/T", "strength", "abar", "log-SNR", "sigma")
-    return tables.TextTable(f"{attrs['model']}: {', '.join(parts)}; {rule}", heads, rows)
+    return TextTable(f"{attrs['model']}: {', '.join(parts)}; {rule}", heads, rows)

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from uturn.core.checks import expect
-from uturn.core.lazy import later
 from uturn.presets.options import PresetOptions
-
-with later():
-    from uturn.studies import long_form, tables
 
 OUTPUT, RUN, CLUSTER = "Output", "Run", "On a Ray cluster"  # panels of the help
 SWEEP, UNTIL, TABLE = "Several experiments", "Until a place is known", "Tables of readings"
@@ -30,44 +26,41 @@ def option(panel: str, text: str, *flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, **settings)
 
 
+def _field(default: Any, panel: str, text: str, *flags: str, **settings: Any) -> Any:
+    """A field of a group of options."""
+    return field(default=default, metadata={"option": option(panel, text, *flags, **settings)})
+
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="TOML or JSON file that describes the experiment.")]
 _folder = option(OUTPUT, "Folder of the results, or URL of object storage.", metavar="FOLDER")
 Out = Annotated[str, _folder]
 OptionalOut = Annotated[str | None, _folder]
 Plot = Annotated[Path | None, option(OUTPUT, "Draw the figure to this file (PNG, PDF, SVG, ..).", metavar="FILE")]
-AcceptChanges = Annotated[bool, option(RUN, "Continue although the code of one of your parts has changed.", "--accept-changes")]
+_accept = RUN, "Continue although the code of one of your parts has changed.", "--accept-changes"
+AcceptChanges = Annotated[bool, option(*_accept)]
 
 
 @dataclass(frozen=True)
 class Machines:
     """The processes or the cluster that measure an experiment."""
 
-    workers: Annotated[
-        int | None,
-        option(
-            RUN,
-            "Number of processes; results do not depend on it. By default chosen for each experiment.",
-            metavar="N",
-            min=1,
-        ),
-    ] = None
-    cluster: Annotated[
-        str | None,
-        option(
-            CLUSTER,
-            "Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
-            "and ray://host:port or host:port joins a cluster by address. Needs uturn[cluster].",
-            metavar="ADDRESS",
-            autocompletion=lambda: ["local", "auto"],
-        ),
-    ] = None
-    cpus_per_worker: Annotated[float | None, option(CLUSTER, "Cores of each worker; by default 1.")] = None
-    gpus_per_worker: Annotated[
-        float | None, option(CLUSTER, "GPUs of each worker; by default 1 for networks if the cluster has any.")
-    ] = None
+    workers: int | None = _field(
+        None, RUN, "Number of processes; results do not depend on it. By default chosen for each experiment.", metavar="N", min=1
+    )
+    cluster: str | None = _field(
+        None,
+        CLUSTER,
+        "Measure on a Ray cluster: local starts Ray on this machine, auto joins the cluster running on this machine, "
+        "and ray://host:port or host:port joins a cluster by address. Needs uturn[cluster].",
+        metavar="ADDRESS",
+        autocompletion=lambda: ["local", "auto"],
+    )
+    cpus_per_worker: float | None = _field(None, CLUSTER, "Cores of each worker; by default 1.")
+    gpus_per_worker: float | None = _field(
+        None, CLUSTER, "GPUs of each worker; by default 1 for networks if the cluster has any."
+    )
 
     def on_cluster(self) -> dict[str, Any]:
-        """Arguments of `uturn.run` for a cluster."""
         each = self.cpus_per_worker, self.gpus_per_worker
         expect(self.cluster is not None or each == (None, None), "cpus_per_worker, gpus_per_worker", each, "none without cluster")
         return {name: getattr(self, name) for name in ("cluster", "cpus_per_worker", "gpus_per_worker")}
@@ -77,19 +70,14 @@ class Machines:
 class Running(Machines):
     """Options of a run into a store."""
 
-    shard: Annotated[
-        str,
-        option(
-            RUN,
-            "Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
-            metavar="I/N",
-        ),
-    ] = "1/1"
-    resume: Annotated[
-        bool,
-        option(RUN, "Continue or extend an existing store; --no-resume refuses it.", show_default=False),
-    ] = True
-    accept_changes: AcceptChanges = False
+    shard: str = _field(
+        "1/1",
+        RUN,
+        "Run the I-th of N shares of the tasks; other GPUs or hosts can run the other shares into the same store.",
+        metavar="I/N",
+    )
+    resume: bool = _field(True, RUN, "Continue or extend an existing store; --no-resume refuses it.", show_default=False)
+    accept_changes: bool = _field(False, *_accept)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `uturn.run`, which checks the two numbers of a share such as "2/8"."""
@@ -103,36 +91,27 @@ class Running(Machines):
 class Place:
     """A place on a curve that is measured until its interval has a width."""
 
-    until: Annotated[
-        float | None,
-        option(
-            UNTIL,
-            "Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
-            "then originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
-            metavar="WIDTH",
-        ),
-    ] = None
-    reading: Annotated[
-        str | None,
-        option(
-            UNTIL,
-            "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
-            metavar="NAME",
-        ),
-    ] = None
-    share: Annotated[
-        float,
-        option(UNTIL, "Locate where this share of the way from start to chance is gone.", metavar="SHARE"),
-    ] = 0.5
-    any_shape: Annotated[
-        bool,
-        option(
-            UNTIL,
-            "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for one to "
-            "three times the calls.",
-            "--any-shape",
-        ),
-    ] = False
+    until: float | None = _field(
+        None,
+        UNTIL,
+        "Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
+        "then originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
+        metavar="WIDTH",
+    )
+    reading: str | None = _field(
+        None,
+        UNTIL,
+        "A reading as `uturn study` names it, which goes from a start to chance (uturn images: by default same_class).",
+        metavar="NAME",
+    )
+    share: float = _field(0.5, UNTIL, "Locate where this share of the way from start to chance is gone.", metavar="SHARE")
+    any_shape: bool = _field(
+        False,
+        UNTIL,
+        "Believe no fit: both ends of the interval are tested, so that it holds for every monotone curve, for one to "
+        "three times the calls.",
+        "--any-shape",
+    )
 
     def __post_init__(self) -> None:
         searched = self.reading, self.share, self.any_shape
@@ -140,7 +119,6 @@ class Place:
         expect(is_whole, "reading, share, any_shape", searched, "--until WIDTH beside them")
 
     def sought(self) -> dict[str, Any]:
-        """Arguments of `uturn.studies.locate`."""
         if self.reading is None:
             raise ValueError(
                 "reading: missing; --until goes with a reading that falls from a start to chance: give --reading NAME, such as "
@@ -153,38 +131,33 @@ class Place:
 class OfTable:
     """What a table of readings does not say itself."""
 
-    columns: Annotated[
-        str | None,
-        option(
-            TABLE,
-            "Columns of a table that have other names than noise, item, trajectory and clone, such as noise=sigma,item=molecule.",
-            metavar="NAME=COLUMN,..",
-        ),
-    ] = None
-    noise_unit: Annotated[str | None, option(TABLE, "What the noise of a table is, such as strength.", metavar="TEXT")] = None
-    start: Annotated[
-        list[str] | None,
-        option(TABLE, "Value of a reading without changes. Can be given several times.", metavar="NAME=VALUE"),
-    ] = None
-    chance: Annotated[
-        list[str] | None,
-        option(
-            TABLE,
-            "Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
-            metavar="NAME=VALUE",
-        ),
-    ] = None
-    coordinate: Annotated[
-        list[str] | None,
-        option(
-            TABLE,
-            "Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
-            metavar="COLUMN",
-        ),
-    ] = None
+    columns: str | None = _field(
+        None,
+        TABLE,
+        "Columns of a table that have other names than noise, item, trajectory and clone, such as noise=sigma,item=molecule.",
+        metavar="NAME=COLUMN,..",
+    )
+    noise_unit: str | None = _field(None, TABLE, "What the noise of a table is, such as strength.", metavar="TEXT")
+    start: list[str] | None = _field(  # noqa: RUF009
+        None, TABLE, "Value of a reading without changes. Can be given several times.", metavar="NAME=VALUE"
+    )
+    chance: list[str] | None = _field(  # noqa: RUF009
+        None,
+        TABLE,
+        "Value of a reading for independent data; by default that at the largest noise. Can be given several times.",
+        metavar="NAME=VALUE",
+    )
+    coordinate: list[str] | None = _field(  # noqa: RUF009
+        None,
+        TABLE,
+        "Column with labels of items or a further axis of noise (log_snr), not a reading. Can be given several times.",
+        metavar="COLUMN",
+    )
 
     def settings(self, places: list[str]) -> dict[str, Any]:
         """Arguments of `uturn.studies.readings.read_readings`; ValueError for options if none of the places is a table."""
+        from uturn.studies.long_form import is_table
+
         values = {
             "columns": _by_name("columns", self.columns.split(",") if self.columns else None, "noise=sigma"),
             "unit": self.noise_unit,
@@ -194,7 +167,7 @@ class OfTable:
         }
         typed = {name: value for name, value in values.items() if value}
         expected = "a table (.csv, .tsv, .parquet), for --columns, --noise-unit, --start, --chance and --coordinate"
-        expect(not typed or any(map(long_form.is_table, places)), "store", places[0], expected)
+        expect(not typed or any(map(is_table, places)), "store", places[0], expected)
         return typed
 
 
@@ -213,11 +186,13 @@ def typed(**options: Any) -> list[str]:
 
 def _by_name(option: str, pairs: list[str] | None, example: str = "rmsd=0") -> dict[str, float | str]:
     """The values of NAME=VALUE by name: numbers, or names of coordinates."""
+    from uturn.studies.tables import number_in
+
     values: dict[str, float | str] = {}
     for pair in pairs or []:
         name, _, value = pair.partition("=")
         expect(name and value, option, pair, f"NAME=VALUE, such as {example}")
-        values[name] = tables.number_in(value)
+        values[name] = number_in(value)
     return values
 
 
@@ -247,11 +222,12 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
     def command(context: typer.Context, **values: Any) -> None:
         for name, group in groups.items():
-            fields = {option.name: values.pop(option.name) for option in options[name]}
+            given = {option.name: values.pop(option.name) for option in options[name]}
             if issubclass(group, PresetOptions):
-                values[name] = group.from_dict({name: value for name, value in fields.items() if _is_typed(context, name)})
+                sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in given}
+                values[name] = group.from_dict({name: given[name] for name in given if sources[name] == "COMMANDLINE"})
             else:
-                values[name] = group(**fields)
+                values[name] = group(**given)
         function(**values)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
@@ -263,9 +239,11 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
 
 def _options(group: Any) -> list[inspect.Parameter]:
     """The fields of a group of options as parameters of a command."""
-    if not issubclass(group, PresetOptions):
-        return list(inspect.signature(group, eval_str=True).parameters.values())
     keyword, options = inspect.Parameter.KEYWORD_ONLY, []
+    if not issubclass(group, PresetOptions):
+        kinds = get_type_hints(group)
+        of_fields = [(of, Annotated[kinds[of.name], of.metadata["option"]]) for of in fields(group)]
+        return [inspect.Parameter(of.name, keyword, default=of.default, annotation=kind) for of, kind in of_fields]
     for panel, names in group.panels.items():
         for name in names:
             field, option = group.model_fields[name], option_of(group, name, panel)
@@ -277,7 +255,3 @@ def _options(group: Any) -> list[inspect.Parameter]:
                 default = ",".join(map(str, default if isinstance(default, list) else [default]))
             options.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
     return options
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"

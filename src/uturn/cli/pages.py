@@ -8,18 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from uturn import pages, studies
 from uturn.cli.app import PAGES, command
 from uturn.cli.options import OUTPUT, OfTable, OptionalOut, option, typed
 from uturn.cli.printing import console, say_next, show
 from uturn.cli.running import end, opened
 from uturn.core.checks import expect
-from uturn.core.lazy import later
-
-with later():
-    from uturn.pages import page, results
-    from uturn.store import places
-    from uturn.studies import analysis, paired, runs, tables
-    from uturn.studies import theory as theories
 
 
 @command(PAGES)
@@ -40,13 +34,11 @@ def study(
         ),
     ] = "mean",
     difference: Annotated[
-        bool,
-        option(OUTPUT, "Of two stores, second minus first: paired over originals.", "--difference"),
+        bool, option(OUTPUT, "Of two stores, second minus first: paired over originals.", "--difference")
     ] = False,
     save_images: Annotated[bool, option(OUTPUT, "Also write the stored reconstructions as PNG files.", "--save-images")] = False,
     theory: Annotated[
-        bool,
-        option(OUTPUT, "Add the mean field to the curves of a run of the ε-process on a grammar.", "--theory"),
+        bool, option(OUTPUT, "Add the mean field to the curves of a run of the ε-process on a grammar.", "--theory")
     ] = False,
     *,
     table: OfTable,
@@ -79,32 +71,33 @@ def study(
     uturn study rmsd.csv --noise-unit "added noise (Å)" --start rmsd=0 --out results/rmsd
     ```
     """
-    where = [place if places.is_url(place) else os.path.realpath(place) for place in stores]
+    from uturn.store.places import is_url
+    from uturn.studies.paired import remarks_of, table_of
+    from uturn.studies.tables import for_terminal
+
+    where = [place if is_url(place) else os.path.realpath(place) for place in stores]
     twice = [place for k, place in enumerate(where) if place in where[:k]]
     expect(not twice, "stores given twice", twice, "each once")
     settings = table.settings(stores)
-    named = runs.named_runs({place: opened(place, **settings) for place in stores})
+    named = studies.named_runs({place: opened(place, **settings) for place in stores})
     several = len(named) > 1
     expect(len(named) == 2 or not difference, "difference: stores", len(named), "two, A and B for B minus A")
     expect(not save_images or not (several or out is None), "save_images", save_images, "one store, and --out")
-    if out is None:
-        studies: Any = {name: analysis.study(run, centre) for name, run in named.items()}
-        studies = {name: theories.with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
-    else:
-        of_out: Any = named if several else next(iter(named.values()))
+    made: Any
+    if out is not None:
         options: Any = {"save_images": save_images, "centre": centre, "difference": difference, "theory": theory}
-        written = results.write_study(of_out, out, **options)
-        studies = written if several else {"": written}
-    for name, one_study in studies.items():
+        made = pages.write_study(named if several else next(iter(named.values())), out, **options)
+    else:
+        made = {name: studies.study(run, centre) for name, run in named.items()}
+        made = {name: studies.with_theory(of, named[name]) for name, of in made.items()} if theory else made
+    for name, of in (made if several or out is None else {"": made}).items():
         if several:
             console().print(name, style="bold")
-        for part in tables.summary(one_study, width=console().width):
+        for part in studies.summary(of, width=console().width):
             show(part)
-        console().print(one_study.attrs["description"])
-    parts = []
-    if difference:
-        of_pairs = paired.difference(named, centre)
-        parts = [tables.for_terminal(paired.table_of(of_pairs)), *paired.remarks_of(of_pairs)]
+        console().print(of.attrs["description"])
+    of_pairs = studies.difference(named, centre) if difference else None
+    parts = [] if of_pairs is None else [for_terminal(table_of(of_pairs)), *remarks_of(of_pairs)]
     if out is not None:
         return end(out, parts, save_images=save_images)
     for part in parts:
@@ -135,7 +128,7 @@ def report(
     uturn report results results/fashion runs/epsilon --out all.html
     ```
     """
-    path, problems = page.report(folders, out)
+    path, problems = pages.report(folders, out)
     for line in problems:
         console().print(f"not shown in full: {line}")
     say_next(open=path)

@@ -7,22 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
-from rich.console import Console, RenderHook
+from rich.console import Console, RenderableType, RenderHook
+from rich.table import Table
 from rich.text import Text
 
 from uturn.core.checks import expect, visible
-from uturn.core.lazy import later
-
-with later():
-    from uturn.store import places
-    from uturn.studies.plotting import style
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
 
 _UNFOLDED = 10_000  # width of a file or a pipe, so that each row of a table stays on one line
 
@@ -65,7 +57,6 @@ def show(table: Table | str, widest: int = _UNFOLDED) -> None:
 
 
 def inside(folder: str, name: str) -> str:
-    """A path or URL in a folder."""
     return f"{folder.rstrip('/')}/{name}"
 
 
@@ -80,16 +71,20 @@ def picture(path: Path) -> Path:
 
 def draw_to(path: Path, draw: Callable[[], Any]) -> None:
     """Write the figure that `draw()` returns, and say that it can be opened."""
-    with style.style():
-        style.save_figure(draw(), path)
+    from uturn.studies.plotting.style import save_figure, style
+
+    with style():
+        save_figure(draw(), path)
     say_next(open=path)
 
 
 def say_next(*, open: str | Path | None = None, run: tuple[str, ...] = ()) -> None:
     """The last line of a command: the file to open, or the command to run, next."""
+    from uturn.store.places import is_url
+
     if open is None:
         advice = Text(shlex.join(("uturn", *run)), "bold")
     else:
-        place = "" if places.is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
+        place = "" if is_url(open) else f" link {Path(open).resolve().as_uri()}"  # terminals open the link on a click
         advice = Text.assemble("open ", (str(open), f"bold{place}"))
     console().print(Text.assemble("next: ", advice), soft_wrap=True)

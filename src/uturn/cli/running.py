@@ -7,60 +7,54 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from uturn.cli.options import Running
+import uturn
+from uturn import pages
+from uturn.cli.options import Place, Running
 from uturn.cli.printing import console, inside, say_next, show
 from uturn.core.checks import visible
-from uturn.core.lazy import later
-
-with later():
-    from uturn.engine import plan as engine_plan
-    from uturn.engine import run as engine_run
-    from uturn.pages import page, results
-    from uturn.store import outputs, places, record
-    from uturn.studies import long_form, readings, runs
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 
-def run_into(store: str | Path, experiment: Experiment, running: Running) -> Any:
-    """The dataset of an experiment, run into a store; a run that is stopped tells how to resume it.
+def run_into(store: str | Path, experiment: uturn.Experiment, running: Running) -> Any:
+    """The dataset of an experiment, run into a store; a run of more than a minute here first tells its cost on stderr."""
+    from uturn.engine.plan import plan
 
-    A run of more than a minute on this machine first prints its estimated cost on stderr.
-    """
     options = running.arguments()
     with resumable(store):
         if options["shard"] == (1, 1) and running.cluster is None:
             with suppress(ValueError):  # the run reports the same error
-                cost = engine_plan.plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
+                cost = plan(experiment, store, workers=running.workers, budget=3.0, least=60.0)
                 for line in cost.lines() if cost is not None else []:
                     typer.echo(visible(f"uturn: {line}"), err=True)
-        return engine_run.run(experiment, store, **options)
+        return uturn.run(experiment, store, **options)
 
 
 def check_out(out: str, save_images: bool = False, kept: int = 0) -> None:
     """ValueError before anything is loaded if results cannot be written to a folder or URL."""
-    with outputs.output_folder("out", out) as folder:
-        results.check_folder(folder, save_images, kept)
+    from uturn.pages.results import check_folder
+    from uturn.store.outputs import output_folder
+
+    with output_folder("out", out) as folder:
+        check_folder(folder, save_images, kept)
 
 
-def runs_into(out: str, experiments: Mapping[str, Experiment], running: Running) -> dict[str, Any] | None:
-    """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left.
+def runs_into(out: str, experiments: Mapping[str, uturn.Experiment], running: Running) -> dict[str, Any] | None:
+    """The datasets of experiments, {name of the store: experiment}, run into a folder of results; None while shares are left."""
+    from uturn.store.outputs import output_folder
+    from uturn.studies.runs import missing_tasks
 
-    The page is written after each run but the last one, of which a study follows.
-    """
     datasets: dict[str, Any] = {}
-    with outputs.output_folder("out", out) as folder:
+    with output_folder("out", out) as folder:
         for name, experiment in experiments.items():
             datasets[name] = run_into(folder.place(name), experiment, running)
-            missing = sum(map(runs.missing_tasks, datasets.values()))
+            missing = sum(map(missing_tasks, datasets.values()))
+            # After the last run, its study writes the page.
             if not folder.is_remote and (missing or len(datasets) < len(experiments)):
                 with suppress(ValueError):  # nothing to show yet
-                    page.write_page(out)
+                    pages.write_page(out)
     if not missing:
         return datasets
     left = f"{missing} {'task' if missing == 1 else 'tasks'} of other shares left"
@@ -68,26 +62,59 @@ def runs_into(out: str, experiments: Mapping[str, Experiment], running: Running)
     return None
 
 
+def locate_into(folder: str, experiment: uturn.Experiment, running: Running, place: Place, out: str | None) -> None:
+    """Locate a place with the stores in a folder, and study all runs into `out`; exit code 1 if the width is not reached."""
+    if running.shard != "1/1" or not running.resume:
+        raise ValueError("until: each batch depends on those before it; leave out --shard and --no-resume")
+    options = {name: value for name, value in running.arguments().items() if name not in ("shard", "resume")}
+    with resumable(folder):
+        location = uturn.locate(
+            experiment,
+            store=folder,
+            tell=lambda text: typer.echo(visible(f"uturn: {text}"), err=True),
+            **place.sought(),
+            **options,
+        )
+    for line in location.lines():
+        console().print(line)
+    if out is None:
+        say_next(run=("study", *(inside(folder, f"{name}.zarr") for name in location.runs)))
+    else:
+        runs = location.runs if len(location.runs) > 1 else location.runs["pilot"]
+        pages.write_study(runs, out, located=location.numbers())
+        end(out)
+    if not location.reached:
+        raise typer.Exit(1)
+
+
 def originals_in(out: str) -> str | None:
     """The folder of generated originals in a folder of results; None at a URL."""
-    return None if places.is_url(out) else os.path.abspath(os.path.join(out, "originals"))
+    from uturn.store.places import is_url
+
+    return None if is_url(out) else os.path.abspath(os.path.join(out, "originals"))
 
 
-def end(out: str, parts: Iterable[Any], *lines: str, files: Iterable[str] = (), save_images: bool = False) -> None:
+def end(out: str, parts: Iterable[Any] = (), *lines: str, files: Iterable[str] = (), save_images: bool = False) -> None:
     """The last lines of a command: tables and lines, names of the files in a folder of results, and the page to open."""
+    from uturn.pages.results import written
+
     for part in parts:
         show(part)
-    for line in (*lines, f"written to {out}: {', '.join([*files, *results.written(out, save_images)])}"):
+    for line in (*lines, f"written to {out}: {', '.join([*files, *written(out, save_images)])}"):
         console().print(line)
     say_next(open=inside(out, "index.html"))
 
 
 def opened(place: str, **of_table: Any) -> Any:
     """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings with the options `of_table`."""
-    if long_form.is_table(place):
-        return readings.read_readings(place, **of_table)
+    from uturn.store.record import open_run
+    from uturn.studies.long_form import is_table
+    from uturn.studies.readings import read_readings
+
+    if is_table(place):
+        return read_readings(place, **of_table)
     inner = Path(place) / "run.zarr"
-    return record.open_run(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place)
+    return open_run(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place)
 
 
 @contextmanager

@@ -5,20 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
+import uturn
+from uturn import pages, studies
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import OUTPUT, Out, Place, Running, option
 from uturn.cli.printing import console
-from uturn.cli.running import check_out, end, originals_in, runs_into
+from uturn.cli.running import check_out, end, locate_into, originals_in, runs_into
 from uturn.core.checks import expect
-from uturn.core.lazy import later
 from uturn.presets.images import ImageOptions
 from uturn.presets.texts import TextOptions
-
-with later():
-    from uturn.cli import locating
-    from uturn.core import experiment as experiments
-    from uturn.pages import results
-    from uturn.studies import tables
 
 
 @command(STUDIES)
@@ -60,19 +55,12 @@ def images(
     experiment = chosen.experiment(originals_in(out))
     if place.until is not None:
         expect(not save_images, "save_images", save_images, "no --until, whose runs are studied together")
-        return locating.locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
-    looks: Any = {"title": "U-turns of images", "groups": ("class", "layers"), "save_images": save_images}
-    _study(out, experiment, running, **looks)
+        return locate_into(out, experiment, running, replace(place, reading=place.reading or "same_class"), out)
+    _study(out, experiment, running, save_images, title="U-turns of images", groups=("class", "layers"))
 
 
 @command(STUDIES)
-def text(
-    out: Out,
-    *,
-    place: Place,
-    chosen: TextOptions,
-    running: Running,
-) -> None:
+def text(out: Out, *, place: Place, chosen: TextOptions, running: Running) -> None:
     """Measure the share of tokens that U-turns of texts keep and how many tokens change together, for your masked language model.
 
     A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
@@ -100,14 +88,14 @@ def text(
     """
     check_out(out)
     if place.until is not None:
-        return locating.locate_into(out, chosen.experiment(), running, place, out)
+        return locate_into(out, chosen.experiment(), running, place, out)
     _study(out, chosen.experiment(), running, title="U-turns of texts", groups=("tokens",))
 
 
-def _study(out: str, experiment: experiments.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:
+def _study(out: str, experiment: uturn.Experiment, running: Running, save_images: bool = False, **looks: Any) -> None:
     """Run an experiment into OUT/run.zarr and study it; nothing is studied while other shares have unfinished tasks."""
     datasets = runs_into(out, {"run.zarr": experiment}, running)
     if datasets is None:
         return
-    study = results.write_study(datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks)
-    end(out, tables.summary(study, width=console().width), study.attrs["description"], save_images=save_images)
+    study = pages.write_study(datasets["run.zarr"], out, source=experiment.parts.source, save_images=save_images, **looks)
+    end(out, studies.summary(study, width=console().width), study.attrs["description"], save_images=save_images)

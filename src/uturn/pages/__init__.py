@@ -1,7 +1,6 @@
-"""The page of results: one self-contained HTML file for the outputs of commands.
+"""The page of results: one HTML file for the outputs of commands, which needs no network.
 
-`collect` reads the results in a folder into sections of plain data, and `write_page` makes a page of them. The page needs no
-network.
+`collect` reads the results in a folder into sections of plain data, and `write_page` makes a page of them.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 from uturn.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from uturn.pages.collecting import Collected as Collected
-    from uturn.pages.collecting import collect as collect
+    from uturn.pages.page import collect as collect
     from uturn.pages.page import fetch as fetch
     from uturn.pages.page import report as report
     from uturn.pages.page import write_page as write_page

@@ -40,16 +40,13 @@ def numbers(values: Any) -> list[float | None]:
 def charts_of(data: xr.Dataset) -> list[dict[str, Any]]:
     """A chart for each curve in the data of a figure; charts against noise come first."""
     charts = []
-    for name in map(str, data.data_vars):
-        values = data[name]
-        if values.dtype.kind not in "fiu":
-            continue
-        values = values.mean("grammar") if "grammar" in values.dims else values
+    for name, of in ((str(name), of) for name, of in data.data_vars.items() if of.dtype.kind in "fiu"):
+        values = of.mean("grammar") if "grammar" in of.dims else of
         x = _axis_of(values)
-        if x is None or _NO_LINES & set(values.dims):
-            continue
-        title = str(data[name].attrs.get("long_name", "")) or name.replace("_", " ")
-        charts.append(chart(name, title, values, x, y=str(data[name].attrs.get("units", "")), group=name.replace("_", " ")))
+        if x is not None and not _NO_LINES & set(values.dims):
+            group = name.replace("_", " ")
+            title, unit = str(of.attrs.get("long_name", "")) or group, str(of.attrs.get("units", ""))
+            charts.append(chart(name, title, values, x, y=unit, group=group))
     return sorted(with_curves(charts), key=lambda chart: not chart["slides"])
 
 
@@ -68,19 +65,15 @@ def chart(
     values: xr.DataArray,
     x: str,
     marks: Iterable[dict[str, Any]] = (),
-    *,
-    y: str = "",
-    joined: bool = False,
-    shown: bool = False,
-    group: str = "",
     theory: xr.DataArray | None = None,
+    **look: Any,
 ) -> dict[str, Any]:
     """A chart of at most 24 curves, evenly spaced, for the page.
 
     `values` (x, ..), with the dim `estimate` if there are intervals; `x`: dim of the axis; `marks`: places on it, made by `mark`;
-    `y`: unit of the vertical axis; `theory` (x, ..): curves of the mean field. `joined`: lines skip levels without a value;
-    `group` distinguishes charts with one title. In lines, `on` is the number of earlier lines that coincide with a line, and `of`
-    the line to which one of the theory belongs; `slides` says whether the axis is noise.
+    `theory` (x, ..): curves of the mean field. `look`: `y`, the unit of the vertical axis; `joined`, whether lines skip levels
+    without a value; `shown`; `group`, which distinguishes charts with one title. In lines, `on` is the number of earlier lines
+    that coincide with a line, and `of` the line to which one of the theory belongs; `slides` says whether the axis is noise.
     """
     some = values.isel({x: evenly_spaced(values.sizes[x], _MOST_POINTS)})
     lines = list(_lines(some, x))
@@ -100,15 +93,12 @@ def chart(
         "left_out": max(count - _MOST_LINES, 0),
         "marks": list(marks),
         "slides": _is_noise(x),
-        "y": y,
-        "joined": joined,
-        "shown": shown,
-        "group": group,
+        **{"y": "", "joined": False, "shown": False, "group": ""},
+        **look,
     }
 
 
 def mark(label: str, place: dict[str, Any]) -> dict[str, Any]:
-    """A place on the axes of a chart with its interval: {name of an axis: (value, low, high)}."""
     return {"label": label, "at": {axis: numbers(values) for axis, values in place.items()}}
 
 
@@ -153,12 +143,8 @@ def _lines(values: xr.DataArray, x: str) -> Iterator[dict[str, Any]]:
     flat = flat.transpose("_line", x, *([bound] if bound else []), missing_dims="ignore")
     for k in evenly_spaced(flat.sizes["_line"], _MOST_LINES):
         line = flat.isel(_line=k)
-        names = [_label(str(dim), line[dim].item()) for dim in others if dim in line.coords]
+        labels = [(str(dim).replace("_", " "), line[dim].item()) for dim in others if dim in line.coords]
+        names = [value if isinstance(value, str) else f"{dim} {value:.4g}" for dim, value in labels]
         table = line.values if bound else np.stack([line.values, *[np.full(line.shape, np.nan)] * 2], -1)
         if np.isfinite(table[:, 0].astype(float)).sum() > 1:
             yield {"name": ", ".join(names), **{end: numbers(table[:, n]) for n, end in enumerate(_ENDS)}}
-
-
-def _label(dim: str, value: Any) -> str:
-    """A coordinate as text: a name unchanged, a number with its dim."""
-    return value if isinstance(value, str) else f"{dim.replace('_', ' ')} {value:.4g}"

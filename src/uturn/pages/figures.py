@@ -22,10 +22,9 @@ from uturn.pages.trees import tree_of_figure, tree_of_store
 
 @dataclass(frozen=True)
 class Verdict:
-    """One number of a figure and the expectation of theory or of the paper.
+    """One number of a figure and the expectation of theory or of the paper, as texts with units and intervals.
 
-    `measured` and `expected` are texts with units and intervals; `rule` says which comparison was made, `passed` its outcome:
-    None for a number that is shown and not judged.
+    `rule` says which comparison was made, `passed` its outcome: None for a number that is shown and not judged.
     """
 
     quantity: str
@@ -71,7 +70,6 @@ class Tally(NamedTuple):
 
 
 def tally(verdicts: Sequence[Mapping[str, Any]]) -> Tally:
-    """Count verdicts."""
     outcomes = [verdict["passed"] for verdict in verdicts]
     return Tally(len(outcomes) - outcomes.count(None), outcomes.count(False), outcomes.count(None))
 

@@ -37,7 +37,6 @@ _OUTCOMES = (False, True, None)  # outcomes of verdicts in the order of the tabl
 
 
 def asset(name: str) -> str:
-    """The text of a file of `assets/`."""
     return (_ASSETS / name).read_text(encoding="utf-8")
 
 
@@ -57,11 +56,7 @@ def _environment() -> Environment:
 
 
 def _sentence(words: str) -> str:
-    """A text with a full stop, and a capital letter unless it begins with the name of a reading (followed by "," or ":").
-
-    >>> _sentence("nothing changes"), _sentence("kept: no curve")
-    ('Nothing changes.', 'kept: no curve.')
-    """
+    """A text with a full stop, and a capital letter unless it begins with the name of a reading (followed by "," or ":")."""
     first = words[:1].upper() if re.match("[a-z]+ ", words) else words[:1]
     return first + words[1:] + ("" if words.endswith(".") else ".")
 
@@ -143,16 +138,13 @@ def _edge(region: int) -> str:
 
 
 def _marked(tokens: Sequence[Token]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Runs of tokens of one region, with the line of the region; each token as (unmarked blank before it, tag, text).
-
-    The line below a run has no gaps. The blank at the beginning of a text of words is left out.
-    """
+    """Runs of tokens of one region, with the line of the region; each token as (unmarked blank before it, tag, text)."""
     first = True
     for region, run in groupby(tokens, key=lambda token: token.region):
         pieces = []
         for token in run:
             blank = " " if len(token.text) > 1 and token.text.startswith(" ") else ""
             tag = "mark" if token.changed else "i" if token.noised else "b" if token.separates else ""
-            pieces.append(("" if first else blank, tag, token.text[len(blank) :]))
+            pieces.append(("" if first else blank, tag, token.text[len(blank) :]))  # so the line below a run has no gaps
             first = False
         yield _edge(region), pieces

@@ -10,8 +10,6 @@ from uturn.core.checks import expect
 from uturn.core.files import whole_file
 from uturn.pages.html import asset, rendered
 
-__all__ = ["MODULES", "laboratory", "script", "write_laboratory"]
-
 MODULES = ("random", "grammar", "channels", "propagation", "theory")  # without the page; each imports only from earlier ones
 _PAGE = ("state", "story", "charts", "tree", "world", "curves", "views", "images", "app")
 

@@ -49,8 +49,7 @@ def grid(
 ) -> Any:
     """Originals (items, channel, row, column), NaN if unknown, and reconstructions (levels, items, ..), in [-1, 1], for the page.
 
-    `kept` (levels, items) is 1 where the class is unchanged, None without classes; `half_lives` (items,): noise at which half of
-    the change of each original is done.
+    `kept` (levels, items) is 1 where the class is unchanged, None without classes; `half_lives` (items,): of each original.
     """
     check_count((len(images) + 1) * len(originals))
     side = side_of(images, (len(images) + 1) * len(originals))
@@ -78,8 +77,7 @@ def grid(
 
 def with_gaps(image: np.ndarray) -> Image.Image:
     """An image as a picture; values that are NaN in some channel are transparent."""
-    hidden = np.isnan(image).any(axis=0)
-    picture = as_picture(np.nan_to_num(image))
+    picture, hidden = as_picture(np.nan_to_num(image)), np.isnan(image).any(axis=0)
     if hidden.any():
         picture = picture.convert("RGBA")
         picture.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))

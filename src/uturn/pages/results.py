@@ -18,17 +18,14 @@ import xarray as xr
 from uturn.core.checks import expect
 from uturn.core.files import named_errors, whole_file, whole_folder, write_json
 from uturn.pages.html import token_page
-from uturn.pages.located import LOCATED
 from uturn.pages.page import write_page
 from uturn.pages.pictures import as_picture
+from uturn.pages.studies import LOCATED, located_place
 from uturn.store.outputs import OutputFolder, output_folder, write_dataset
 from uturn.store.places import ROOT, failures_named, files_at, read
-from uturn.studies import records_of, study, tidy, with_theory
+from uturn.studies import paired, records_of, study, tidy, with_theory
 from uturn.studies.axes import common_axis
 from uturn.studies.figure import draw_grid, draw_studies, draw_study
-from uturn.studies.headline import Headline
-from uturn.studies.paired import data_of, draw_difference, frame_of
-from uturn.studies.paired import difference as paired_difference
 from uturn.studies.plotting.style import save_figure, style
 from uturn.studies.records import HALF_LIFE, MOST_ITEMS, items_of
 from uturn.studies.runs import kept_images, kept_texts, originals
@@ -37,9 +34,9 @@ from uturn.studies.tables import csv_of
 PICTURES = "reconstructions"  # folder of the PNG files of `save_images`
 _FIGURES = ("study", "grid", "difference")
 _STUDIES = r"study(-\d+)?\.zarr"  # names of the datasets of studies
+_OF_SOME = ("items.csv", "tokens.html", "difference.json", "difference.csv", LOCATED)  # which not all studies have
 RESULTS = (
-    *("index.html", "curves.csv", "numbers.csv", "items.csv", "tokens.html"),
-    *("difference.json", "difference.csv", LOCATED),
+    *("index.html", "curves.csv", "numbers.csv", *_OF_SOME),
     *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")),
 )
 
@@ -56,22 +53,19 @@ def write_study(
     centre: str = "mean",
     difference: bool = False,
     theory: bool = False,
-    marks: Sequence[Headline] = (),
+    located: Mapping[str, Any] | None = None,
 ) -> Any:
     """Study a finished run, or several, and write the results into a folder or to a URL, replacing those of an earlier call.
 
-    Writes `study.zarr` (the dataset of `uturn.study`), `curves.csv` and `numbers.csv` (`tidy`),
-    `items.csv` (a row for each original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run
-    has stored images, also `grid.png`, `.pdf` (like Fig. 1 of arXiv:2402.16991); if it has stored tokens, `tokens.html`:
-    originals and reconstructions side by side. Several runs are drawn in one chart for each reading, and
-    their studies are `study-1.zarr`, `study-2.zarr`, ..
+    Writes `study.zarr` (the dataset of `uturn.study`), `curves.csv` and `numbers.csv` (`tidy`), `items.csv` (a row for each
+    original, if there are at most 10,000), `study.png`, `.pdf`, and the page `index.html`. If the run has stored images, also
+    `grid.png`, `.pdf`; if it has stored tokens, `tokens.html`. Several runs are drawn in one chart for each reading, and their
+    studies are `study-1.zarr`, `study-2.zarr`, ..
 
     Parameters
     ----------
     runs
         Dataset of `uturn.run`, or several by name (`uturn.studies.named_runs` names them by the differences of their specs).
-    out
-        Folder or URL of object storage.
     source
         Source of the run, for the originals of texts; by default it is built from the spec of the run.
     title, groups
@@ -85,8 +79,9 @@ def write_study(
     difference
         Write the difference of two runs on the same originals (`uturn.studies.difference`): `difference.json`, `.csv`, `.png`,
         `.pdf`.
-    marks
-        Places on curves that several runs give together, drawn in their charts.
+    located
+        The numbers of a search (`uturn.studies.locate.Location.numbers`), of which these are the runs: written to `located.json`,
+        its place drawn in the charts.
 
     Returns
     -------
@@ -102,18 +97,22 @@ def write_study(
         studies = {name: with_theory(of, named[name]) for name, of in studies.items()} if theory else studies
         figures: dict[str, Callable[[], Any]] = dict.fromkeys(_FIGURES, lambda: None)
         texts: dict[str, str] = {}
-        numbers: dict[str, Any] = {}
-        items = _items(named, studies)
+        numbers: dict[str, Any] = {} if located is None else {LOCATED: located}
+        items = None  # of runs with more than 10,000
+        if sum(dataset.sizes["item"] for dataset in named.values()) <= MOST_ITEMS:
+            of_runs = {name: items_of(dataset, studies[name]) for name, dataset in named.items()}
+            several = len(named) > 1
+            items = pandas.concat(of_runs, names=["run"]).reset_index(level="run") if several else of_runs[next(iter(named))]
         result: Any
         if len(studies) > 1:
             common_axis(list(studies.values()))  # raise before writing if the studies share no axis
             result = studies
             datasets = {f"study-{k}.zarr": data.assign_attrs(title=label) for k, (label, data) in enumerate(studies.items(), 1)}
-            figures["study"] = lambda: draw_studies(studies, marks)
+            figures["study"] = lambda: draw_studies(studies, located_place(located))
             if difference:
-                paired = paired_difference(named, centre)
-                figures["difference"] = lambda: draw_difference(paired)
-                numbers, texts["difference.csv"] = data_of(paired), csv_of(frame_of(paired))
+                apart = paired.difference(named, centre)
+                figures["difference"] = lambda: paired.draw_difference(apart)
+                numbers["difference.json"], texts["difference.csv"] = paired.data_of(apart), csv_of(paired.frame_of(apart))
         else:
             (result,), records = studies.values(), records_of(run, source)
             if kept_texts(run) and "original_piece" not in records.coords:
@@ -136,10 +135,10 @@ def write_study(
         earlier = [name for name in results.names("") if re.fullmatch(_STUDIES, name) and name not in datasets]
         for name, data in datasets.items():
             write_dataset(data, results.path / name)
-        for name in {"tokens.html", "items.csv", "difference.json", "difference.csv", LOCATED} - set(texts):
+        for name in {*_OF_SOME}.difference(texts, numbers):
             (results.path / name).unlink(missing_ok=True)  # left by an earlier call
-        if numbers:
-            write_json(results.path / "difference.json", numbers)
+        for name, content in numbers.items():
+            write_json(results.path / name, content)
         for name, text in texts.items():
             with whole_file(results.path / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
@@ -153,14 +152,6 @@ def write_study(
             write_page(results.path)
         results.push(*RESULTS, *datasets, *earlier, *([PICTURES] if save_images else []))
     return result
-
-
-def _items(runs: Mapping[str, xr.Dataset], studies: Mapping[str, xr.Dataset]) -> pandas.DataFrame | None:
-    """The originals of all runs; None if they are more than 10,000."""
-    if sum(run.sizes["item"] for run in runs.values()) > MOST_ITEMS:
-        return None
-    frames = [items_of(run, studies[name]) for name, run in runs.items()]
-    return frames[0] if len(frames) == 1 else pandas.concat(frames, keys=list(runs), names=["run"]).reset_index(level="run")
 
 
 def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> None:

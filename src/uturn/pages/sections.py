@@ -63,7 +63,6 @@ def new_section(kind: str, name: str, docs: str, title: str) -> dict[str, Any]:
 
 
 def existing(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of a folder with these names that exist."""
     return [folder / name for name in names if (folder / name).exists()]
 
 

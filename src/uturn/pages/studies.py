@@ -1,9 +1,9 @@
-"""Sections of a page for studies and stores of `uturn run`."""
+"""Sections of a page for studies, stores of `uturn run`, and searches of a place (`--until`)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ import numpy as np
 import xarray as xr
 from pydantic import TypeAdapter
 
-from uturn.measures.statistics import with_interval
+from uturn.measures.statistics import Estimate, with_interval
 from uturn.pages.charts import chart, mark, numbers, with_curves
-from uturn.pages.located import LOCATED, located
 from uturn.pages.pictures import grid
 from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.pages.tokens import blocks
@@ -28,6 +27,7 @@ from uturn.studies.records import sample
 from uturn.studies.runs import label
 from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
 
+LOCATED = "located.json"  # the numbers of a search
 _MOST_TOKENS = 200_000  # tokens of all texts and noise levels
 _FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")
 
@@ -84,7 +84,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     axes = None
     with suppress(Exception):  # there is no search, or its own section names the damage
         search = json.loads(read.content(folder / LOCATED))
-        marks, axes = located(search), list(search["axes"])
+        marks, axes = located_place(search), list(search["axes"])
     places = {}
     for name, data in studies.items() if axes is None else ():  # the runs of a search give one place together
         for headline in numbers_of(data)[:1]:
@@ -105,6 +105,35 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
         section["files"] += existing(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
     section["charts"] = _charts(overlaid(studies, marks), axes or [])
+    return section
+
+
+def located_place(numbers: Mapping[str, Any] | None) -> list[Headline]:
+    """The place that a search has located; empty if there is none."""
+    if not numbers or not numbers["axes"]:
+        return []
+    reading, way = numbers["reading"], "half" if numbers["share"] == 0.5 else f"{numbers['share']:g}"
+    label = "located half-life" if way == "half" else f"located {way} of the way"
+    claim = f"By all runs of the search, {reading} has gone {way} of the way from its start to chance at this noise"
+    return [Headline(label, reading, np.array(list(numbers["axes"].values())), claim)]
+
+
+def located_section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of a search, the first of its page."""
+    numbers = json.loads(read.content(path))
+    section = new_section("located", "located", "price", f"Search of a place of {numbers['reading']}")
+    section["caption"] = f"The interval was to be narrower than {numbers['wanted']:g}."
+    section["covers"], section["files"] = "*.zarr", [path]  # the stores of its runs, which have studies
+    section["words"] = numbers["remark"][:1].upper() + numbers["remark"][1:]
+    for name, reading, place, claim in located_place(numbers):
+        levels = ", ".join(f"{level:.4g}" for level in numbers["levels"])
+        width = f"{numbers['width']:.3g}, {'as narrow as wanted' if numbers['reached'] else 'wider than wanted'}"
+        section["headlines"] = [card(f"{name} of {reading}", numbers["unit"], place[0], claim)]
+        found = f"The {name} of {reading} is {Estimate(*place[0])!r}, {numbers['unit']}. {claim}."
+        section["words"] = f"{found} {section['words']}".strip()
+        section["caption"] += f" It is {width}, with up to {numbers['items']} originals at each of {levels}."
+        rows = [(axis, repr(Estimate(*at))) for axis, at in zip(numbers["axes"], place, strict=True)]
+        section["overview"] = {"title": f"{name} of {reading}", "heads": ("axis", "place [95 % interval]"), "rows": rows}
     return section
 
 
@@ -146,8 +175,8 @@ def _charts(charts: Iterable[Chart], axes: Sequence[str] = ()) -> list[dict[str,
     made = []
     for one in charts:
         marks = [mark(each.label, dict(zip(axes, each.place, strict=False))) for each in one.marks]
-        look: dict[str, Any] = {"y": one.unit, "joined": one.joined, "shown": one.shown, "group": one.title, "theory": one.theory}
-        made.append(chart(one.name, one.words or one.title, one.curves, str(one.curves.dims[1]), marks, **look))
+        look = {"y": one.unit, "joined": one.joined, "shown": one.shown, "group": one.title}
+        made.append(chart(one.name, one.words or one.title, one.curves, str(one.curves.dims[1]), marks, one.theory, **look))
     made = with_curves(made)
     if made and not any(one["shown"] for one in made):
         made[0]["shown"] = True
@@ -163,10 +192,9 @@ def _tokens(data: xr.Dataset) -> dict[str, Any]:
     most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
     items = []
     for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200)):
-        levels = []
-        for row in reconstructions:
-            marks = "".join("c" if token.changed else "n" if token.noised else "." for token in row.tokens)
-            levels.append({"tokens": [token.text for token in row.tokens], "marks": marks})
+        of_rows = [("c" if token.changed else "n" if token.noised else "." for token in row.tokens) for row in reconstructions]
+        rows = zip(reconstructions, map("".join, of_rows), strict=True)
+        levels = [{"tokens": [token.text for token in row.tokens], "marks": marks} for row, marks in rows]
         items.append({"name": f"text {item}", "original": [token.text for token in original.tokens], "levels": levels})
     noise, count = data.shown_noise.values, int(data.attrs.get("items", data.sizes["shown_item"]))
     return {"noise": numbers(noise), "log": is_geometric(noise), "of": count, "items": items}

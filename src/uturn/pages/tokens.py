@@ -10,16 +10,13 @@ import xarray as xr
 
 
 class Token(NamedTuple):
-    """A token of a row: its text, whether the corruption removed or replaced it, and whether it differs from the original.
-
-    In originals also the number of its region (-1 for none) and whether it separates segments.
-    """
+    """A token of a row."""
 
     text: str
-    noised: bool = False
+    noised: bool = False  # removed or replaced by the corruption
     changed: bool = False
-    region: int = -1
-    separates: bool = False
+    region: int = -1  # of originals, as the next: its number, -1 for none
+    separates: bool = False  # segments
 
 
 class ShownText(NamedTuple):

@@ -1,8 +1,4 @@
-"""Trees of a page: the share of U-turns that keep each node, at the noise of the slider.
-
-A store with the probe `tree_nodes` has readings of single nodes. Other stores have means over the nodes of a level; then all
-nodes of a level have one colour, and the page says so.
-"""
+"""Trees of a page: the share of U-turns that keep each node, at the noise of the slider, or else each level in the mean."""
 
 from __future__ import annotations
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+import uturn
 from uturn.core.checks import expect
-from uturn.core.lazy import later
-from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
+from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
-
-with later():
-    from uturn.core import registry
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 
@@ -24,8 +18,7 @@ _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
 class ImageOptions(DiffusionOptions, PresetOptions):
     """U-turns of images by a diffusion model, or made elsewhere, compared in the layers of classifiers.
 
-    Every option has a default. `uturn images --help` and `ImageOptions.model_fields[name].description` explain the options. The
-    method `experiment` returns the experiment that they describe.
+    `uturn images --help` explains the options; the method `experiment` returns the experiment that they describe.
 
     Examples
     --------
@@ -101,11 +94,10 @@ class ImageOptions(DiffusionOptions, PresetOptions):
         True, description="Also compare predictions with the labels of the images, which must be the classifier's classes."
     )
 
-    def experiment(self, originals: str | None = None) -> Experiment:
-        """The experiment that these options describe. `originals`: folder in which generated originals are stored.
+    def experiment(self, originals: str | None = None) -> uturn.Experiment:
+        """The experiment that these options describe. `originals`: folder in which generated originals are stored."""
+        from uturn.networks.images.options import read_prompts
 
-        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
-        """
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
         self._absent("recorded", "unit", "schedule")
@@ -121,19 +113,21 @@ class ImageOptions(DiffusionOptions, PresetOptions):
             probes=self._probes(),
         )
 
-    def _recorded_experiment(self, pattern: str) -> Experiment:
+    def _recorded_experiment(self, pattern: str) -> uturn.Experiment:
         """The experiment of recorded files; sizes and levels that are not given are those of the files."""
+        from uturn.core.registry import build
+
         for name in DiffusionOptions.model_fields:
             value = getattr(self, name)
             expect(value == type(self).model_fields[name].default, name, value, "none; recorded files need no model")
         is_folder = self.data not in ("fashion_mnist", "generated") and not self.data.endswith(".npy")
         expect(is_folder, "data", self.data, f"the folder of the originals of recorded = {pattern!r}")
-        table, backward = self._source(None), registry.build("backward", {"type": "recorded", "pattern": pattern})
+        table, backward = self._source(None), build("backward", {"type": "recorded", "pattern": pattern})
         levels: Any = self.levels if "levels" in self.model_fields_set else backward.files.levels
         expect(isinstance(levels, list), "levels", levels, "levels of the recorded files, such as 0.2,0.5, or none")
         found = {"trajectories": len(backward.files.trajectories), "clones": len(backward.files.clones)}
         if "items" not in self.model_fields_set:
-            found["items"] = registry.build("source", table).count()
+            found["items"] = build("source", table).count()
         options = self.model_copy(update={name: size for name, size in found.items() if name not in self.model_fields_set})
         return options._experiment(
             20 if options.items <= 1000 else 50,
@@ -185,6 +179,6 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
 def image_experiment(
     model: str = "fashion_mnist", data: str = "fashion_mnist", classifiers: Sequence[str] = (), **options: Any
-) -> Experiment:
+) -> uturn.Experiment:
     """The experiment of image options, the fields of `ImageOptions`; ValueError for those that do not fit together."""
     return ImageOptions.from_dict({"model": model, "data": data, "classifiers": classifiers, **options}).experiment()

@@ -7,18 +7,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
+import uturn
 from uturn.core.checks import checked_integer, checked_noise, expect, plain, validation_words
-from uturn.core.lazy import later
-
-with later():
-    from uturn.core import experiment as experiments
-
-if TYPE_CHECKING:
-    from uturn.core.experiment import Experiment
 
 SIZES = ("levels", "items", "trajectories", "clones", "keep", "chunk", "seed")
 """The panel "Size and seed" of the help."""
@@ -80,7 +74,6 @@ class PresetOptions(BaseModel):
             raise ValueError(validation_words(error)) from None
 
     def _set(self, *names: str) -> dict[str, Any]:
-        """The named options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def _absent(self, of: str, *names: str) -> None:
@@ -88,18 +81,13 @@ class PresetOptions(BaseModel):
         for name, value in self._set(*names).items():
             expect(False, name, value, f"none; it goes with {of}")
 
-    def _experiment(self, chunk: int, **parts: Any) -> Experiment:
-        """The experiment of these parts, with the default of `chunk`.
-
-        A killed run loses its unfinished tasks, and each task writes one file for each variable: small runs get small tasks, and
-        large runs get large tasks, which make fewer files.
-        """
+    def _experiment(self, chunk: int, **parts: Any) -> uturn.Experiment:
+        """The experiment of these parts, with the default of `chunk`: larger for large runs, whose tasks make fewer files."""
         sizes = {name: getattr(self, name) for name in ("seed", "items", "trajectories", "clones")}
-        return experiments.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
+        return uturn.Experiment.from_dict({**sizes, "chunk": self.chunk or chunk, **parts})
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not None and not empty."""
     return {name: value for name, value in options.items() if value}
 
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from uturn.core.lazy import later
+import uturn
 from uturn.networks.texts.options import LanguageOptions
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
-
-with later():
-    from uturn.core import registry
-
-if TYPE_CHECKING:
-    from uturn.backward.language import LanguageDenoiser
-    from uturn.core.experiment import Experiment
 
 PASSAGES = 30  # of those of the package, without --items
 
@@ -24,8 +17,7 @@ PASSAGES = 30  # of those of the package, without --items
 class TextOptions(LanguageOptions, PresetOptions):
     """U-turns of texts by a masked language model or a discrete diffusion model.
 
-    Every option has a default. `uturn text --help` and `TextOptions.model_fields[name].description` explain the options. The
-    method `experiment` returns the experiment that they describe.
+    `uturn text --help` explains the options; the method `experiment` returns the experiment that they describe.
     """
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -86,11 +78,8 @@ class TextOptions(LanguageOptions, PresetOptions):
     trajectories: int = Field(8, ge=1, description=PresetOptions.model_fields["trajectories"].description)
     keep: int = Field(8, ge=0, description=PresetOptions.model_fields["keep"].description)
 
-    def experiment(self) -> Experiment:
-        """The experiment that these options describe. Loads the model to find the corruption that it reverses.
-
-        A ValueError for options that do not fit together, and for the reasons of `Experiment.from_dict`.
-        """
+    def experiment(self) -> uturn.Experiment:
+        """The experiment that these options describe. Loads the model to find the corruption that it reverses."""
         if self.items is None:
             available = self.model_copy(update={"items": 1}).experiment().parts.source.count()
             items = min(available, PASSAGES) if self.data == "embedded" else available
@@ -107,10 +96,10 @@ class TextOptions(LanguageOptions, PresetOptions):
         options = {"segments": self.segments, "keep_first": self.keep_first, "length": self.length}
         return {"type": "tokens", "path": self.data, "windows": self.windows, **given(options)}
 
-    def denoiser(self) -> LanguageDenoiser:
-        """The backward of these options."""
-        denoiser: LanguageDenoiser = registry.build("backward", self._backward())
-        return denoiser
+    def denoiser(self) -> Any:
+        from uturn.core.registry import build
+
+        return build("backward", self._backward())
 
     def _backward(self) -> dict[str, Any]:
         return {"type": "language", **self._set(*LanguageOptions.model_fields)}

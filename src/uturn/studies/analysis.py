@@ -59,10 +59,9 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
 
     Parameters
     ----------
-    ds : Dataset of `uturn.run`, or of `uturn.store.record.Store.dataset`
+    ds : Dataset of `uturn.run`
     centre : "mean" or "median"
-        With "median", c is the median over items, for heavy tails: a few originals move a mean, and hardly a median. Readings in
-        [0, 1], which have no tails, correlations of changes and gaps stay means.
+        With "median", c is the median over items, for heavy tails. Readings in [0, 1], correlations and gaps stay means.
 
     Raises
     ------
@@ -72,17 +71,9 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     Examples
     --------
     >>> import uturn as ut
-    >>> run = ut.run(ut.Experiment.from_dict({
-    ...     "items": 200,
-    ...     "source": {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4},
-    ...     "corruption": {"type": "epsilon", "noise": [0.2, 0.4, 0.6, 0.8, 1.0]},
-    ...     "backward": {"type": "exact"},
-    ...     "probes": [{"type": "tree_levels"}],
-    ... }))
-    >>> found = study(run)
-    >>> root = found.half_life.sel(reading="belief, tree_level = 4", axis="noise")
-    >>> bool(root[1] < root[0] < root[2])
-    True
+    >>> run = ut.readings({"kept": [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]}, noise=[0.2, 0.4, 0.6, 0.8], start=1, chance=0)
+    >>> study(run).half_life.sel(reading="kept", axis="noise", estimate="value").item()
+    0.5
     """
     expect(centre in CENTRES, "centre", centre, f"one of {', '.join(CENTRES)}")
     return study_of(finished_run(ds), centre)
@@ -156,13 +147,7 @@ def levels_in(run: xr.Dataset, name: str) -> Iterator[tuple[dict[str, int], str]
 
 
 def _check_originals(run: xr.Dataset) -> None:
-    """ValueError for a run in which originals occur several times: copies would narrow all intervals.
-
-    They are known by their labels, or else by their readings: all rows occur 2 (or 3, ..) times, or a multiple of that. The
-    multiples of D different rows of other data have a common divisor with a probability of about 2^-D at most; fewer rows suffice
-    if they have many different values. Where all rows are one, its trajectories (or clones) have to differ: other data agree in
-    them in N originals with about 2^-N at most.
-    """
+    """ValueError for a run in which originals occur several times, by labels or readings: copies would narrow all intervals."""
     advice = "expected each original once, and its U-turns along trajectory"
     for name in {"item", "item_name"} & set(run.coords):
         label, times = Counter(np.ravel(run[name].values).tolist()).most_common(1)[0]
@@ -170,13 +155,14 @@ def _check_originals(run: xr.Dataset) -> None:
             raise ValueError(f"{name} = {shown(label)} occurs {times} times; {advice}")
     readings = [run[name] for name, how in instructions_of(run).items() if how.role == "reading" and not _no_reading(run, name)]
     rows = [of.transpose("item", ...).values.reshape(run.sizes["item"], -1) for of in readings]
+    # All rows occur 2 (or 3, ..) times, or a multiple of that: for D different rows of other data with about 2^-D at most; fewer
+    # suffice if they have many values. Where all rows are one, its trajectories differ, and N originals agree with about 2^-N.
     copies = Counter(b"".join(parts) for parts in zip(*([row.tobytes() for row in part] for part in rows), strict=True))
     times = math.gcd(*copies.values())
-    differ = any(
-        bool((of.max(dims) > of.min(dims)).any()) for of in readings if (dims := [d for d in WITHIN[1:] if d in of.dims])
-    )
     if times < 2:
         return
+    of_u_turns = [(of, [dim for dim in WITHIN[1:] if dim in of.dims]) for of in readings]
+    differ = any(bool((of.max(dims) > of.min(dims)).any()) for of, dims in of_u_turns if dims)
     ordered = [np.sort(row, axis=0) for row in rows]
     further = np.concatenate([(row[1:] > row[:-1]).sum(0) for row in ordered])  # different values among originals, less one
     several = len(copies) >= _SURE or further[further > 1].sum() >= _SURE
@@ -267,7 +253,7 @@ def levels_of(
 def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Variable]:
     """The variable, label, indices and instructions of a reading by its name; ValueError if there is none, or several.
 
-    A name is that of the study, the variable alone if it has one level, or "first_layer", "last_layer" for the ends of a series.
+    Also by that of a variable with one level, and by "first_layer", "last_layer" for the ends of a series.
     """
     matching, known = {}, []
     for name, how in instructions_of(run).items():
@@ -345,7 +331,6 @@ def _on_few(stacked: xr.DataArray, run: xr.Dataset) -> list[str]:
 
 
 def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:
-    """The items that have no reading at all."""
     some = [run[name].notnull().any([dim for dim in run[name].dims if dim != "item"]).values for name in names]
     return [_item(run, k) for k in np.flatnonzero(~np.logical_or.reduce(some))] if some else []
 
@@ -418,10 +403,7 @@ def _changes(of: Replicates, first: int) -> bool:
 
 
 def reaching(mean: np.ndarray, chance: float, axes: Axes, share: float) -> Callable[[np.ndarray], float]:
-    """The first noise at which a curve has gone a share of the way from its start to chance, or to its last value if NaN.
-
-    A function of curves that rise or fall as `mean` does.
-    """
+    """A function of curves like `mean`: the first noise at a share of the way from start to chance (NaN: the last value)."""
     finite, end = np.isfinite(axes.noise), mean[-1] if np.isnan(chance) else chance
     x, sign = axes.noise[finite], -1.0 if end > mean[0] else 1.0
 
@@ -456,7 +438,6 @@ def _places(of: Replicates, top: float, chance: float, axes: Axes) -> tuple[np.n
 
 
 def _readings(levels: list[Level], axes: Axes) -> xr.Dataset:
-    """All numbers of the readings along the dim `reading`."""
     on_axes = {"axis": len(axes.names), "estimate": 3}
     sizes = {"curve": {"noise": len(axes.noise), "estimate": 3}, "place": {"share": len(SHARES), **on_axes}, "width": on_axes}
     numbers = {
@@ -574,7 +555,6 @@ def _about(level: Level, axes: Axes, gone: str) -> Iterator[str]:
 def _remarks(
     run: xr.Dataset, axes: Axes, levels: list[Level], families: dict[str, list[str]], not_tested: list[str], has_changes: bool
 ) -> Iterator[str]:
-    """Remarks on the whole run."""
     for name, of in {level.texts["variable"]: level.instructions for level in levels}.items():
         for key, rule in (("start", of.start), ("chance", of.chance)):
             if not set(named_in(rule)) <= set(run.variables):

@@ -133,8 +133,8 @@ def changes_charts(changes: xr.Dataset, suffix: str = "") -> Iterator[Chart]:
 def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> list[Chart]:
     """A chart for each reading, chi and xi, with a line for each study that has it, on an axis that all have.
 
-    Charts with a headline come first; `marks`: places on the curve of a reading, found from all studies together. The figure
-    draws only the first and the last level of a series, and no xi.
+    Charts with a headline come first; `marks`: places found from all studies together. The figure draws only the first and the
+    last level of a series, and no xi.
     """
     axis = common_axis(list(studies.values()))
     headlines = [*marks] or [found for study in studies.values() if (found := headline_of(study)) is not None]
@@ -161,7 +161,6 @@ def overlaid(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) 
 
 
 def lines_of(values: xr.DataArray, names: Sequence[str]) -> xr.DataArray:
-    """Curves of readings with short names."""
     bare = values.drop_vars([name for name, of in values.coords.items() if "reading" in of.dims])
     return bare.rename(reading="line").assign_coords(line=list(names))
 

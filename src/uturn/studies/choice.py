@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.special import betainc, ndtri
 
 from uturn.core.checks import expect
 from uturn.core.protocols import Variable
@@ -40,27 +41,15 @@ _NUMBERS = np.unique(np.geomspace(1, 10_000_000, 10_000).round())  # of original
 class LevelTest:
     """The test of one goal. Levels are tested in order, and the first whose bound misses the goal ends the test.
 
-    Attributes
-    ----------
-    words, direction : str
-        The goal, such as "same_class >= 0.95"; why large or small values are kept, "" if the reading declares it.
-    range : (float, float)
-        Smallest and largest possible reading, infinite where there is no end.
-    guaranteed : bool
-        Whether the range ends on the side where the goal is missed, so that the bound holds for any law in this range
-        (`uturn.statistics.mean_bounds`). Otherwise the bound is of Student's t, and the answer an estimate.
-    noise, ended : float
-        The last level that passes, NaN if the first one does not; the level at which the test ended, NaN if all have passed.
-    levels, mean, bound, originals : array (levels,)
-        Measured levels above 0, the mean of the reading there, its one-sided bound, and the originals with a reading.
-    missed, meets : bool
-        Whether the goal is missed at `ended`, with the same confidence, otherwise that level is not decided; whether the mean
-        measured there is on the side of the goal.
-    more : float
-        Number of further originals with which `ended` is decided with probability .8 if the mean measured there is the truth; 0
-        if it is missed or there is none, infinite if the mean is at the goal, NaN if originals do not show how much they vary.
-    crossing : {axis: Estimate}
-        Where the curve, interpolated linearly, crosses the goal, with its 95 % interval; not guaranteed.
+    `words`: the goal, such as "same_class >= 0.95"; `direction`: why large or small values are kept, "" if the reading declares
+    it. `range`: smallest and largest possible reading, infinite where there is no end; `guaranteed`: whether it ends on the side
+    where the goal is missed, so that the bound holds for any law in this range (`uturn.statistics.mean_bounds`); otherwise the
+    bound is of Student's t. `levels`: measured ones above 0, with the mean there, its one-sided `bound`, and the `originals` that
+    have a reading. `noise`: the last level that passes, NaN if none does; `ended`: where the test ended, NaN if all have passed;
+    `missed`: whether the goal is missed there with the same confidence, otherwise that level is not decided; `meets`: whether the
+    mean there is on the side of the goal. `more`: number of further originals with which `ended` is decided with probability .8
+    if the mean measured there is the truth; 0 if there is nothing to decide, infinite if the mean is at the goal, NaN if
+    originals do not show how much they vary. `crossing`: where the interpolated curve crosses the goal, not guaranteed.
     """
 
     words: str
@@ -83,25 +72,12 @@ class LevelTest:
 class Choice:
     """The answer of `choose`, which prints as text.
 
-    Attributes
-    ----------
-    noise : float
-        The largest measured noise that keeps the goal, and has lost the other one if there is one; NaN if there is none.
-    at : {axis: float}
-        This level on every axis of the run; `strength` and `strength (SD3, FLUX)` in the rounding of the image-to-image pipelines
-        of diffusers, if the run has steps. Empty if there is no level.
-    answer : str
-        "chosen": with a guarantee; "estimated": for a reading without a worst possible value, which has no guarantee; "no such
-        level": each level misses a goal, or lies beyond one that does; "not decided".
-    more : float
-        Number of further originals that an answer "not decided" needs (`LevelTest.more`); 0 for other answers.
-    window : (float, float) or None
-        With `lose`: smallest noise that has lost, largest that keeps.
-    keep, lose : the tests (`LevelTest`); `lose` may be None
-    confidence, axis : float, str
-        That of each test; the noise in words.
-    by : {value: Choice}
-        The choices for the parts of the originals, by the values of the coordinate `part`.
+    `noise`: the largest measured noise that keeps the goal, and has lost the other one if there is one; NaN if there is none.
+    `at`: it on every axis of the run; `strength` and `strength (SD3, FLUX)` in the rounding of the image-to-image pipelines of
+    diffusers, if the run has steps. `answer`: "chosen", with a guarantee; "estimated", for a reading without a worst possible
+    value; "no such level": each level misses a goal, or lies beyond one that does; "not decided", which needs `more` originals.
+    `window`: with `lose`, smallest noise that has lost and largest that keeps. `keep`, `lose`: the tests. `confidence`: of each
+    test. `axis`: the noise in words. `by`: the choices for parts of the originals, by the values of the coordinate `part`.
     """
 
     noise: float
@@ -121,10 +97,7 @@ class Choice:
 
 
 class _Goal(NamedTuple):
-    """A reading of a run, as a variable and its indices along the dims of its own, and the goal for its mean.
-
-    `sign`: 1 if the mean has to be at least the goal, -1 if at most.
-    """
+    """A reading of a run, as a variable and its indices along the dims of its own, and the goal for its mean."""
 
     name: str
     label: str
@@ -134,7 +107,7 @@ class _Goal(NamedTuple):
     rises: bool
     direction: str
     lose: bool
-    sign: int
+    sign: int  # 1 if the mean has to be at least the goal, -1 if at most
 
 
 def choose(
@@ -153,13 +126,10 @@ def choose(
     probability that any accepted level misses the goal is at most 1 - confidence, without a correction for the number of levels,
     since an error needs that of the first level that misses (a fixed-sequence test, Maurer, Hothorn and Lehmacher 1995).
 
-    Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`): n originals
-    that are all kept give (1 - confidence)^(1/n), so 59 of 59 guarantee .95, and 58 of 58 do not. The U-turns of an original
-    count as one reading, their mean. For a reading without a worst value, such as a distance, the bound is of Student's t, and
-    the answer is "estimated". Missing readings (NaN) are left out, and originals without any do not count.
-
-    A reading that falls from its start to chance is kept if its mean is at least the goal; one that rises, if it is at most the
-    goal. If start and chance do not tell, docs/which-noise.md has the rules, and the text of the choice reports the guess.
+    Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`), otherwise they
+    are of Student's t, and the answer is "estimated". The U-turns of an original count as one reading, their mean; missing
+    readings (NaN) are left out. A reading that falls from its start to chance is kept if its mean is at least the goal; one that
+    rises, if it is at most the goal; docs/which-noise.md has the rules for others, and the text of the choice reports the guess.
 
     Parameters
     ----------
@@ -185,16 +155,10 @@ def choose(
     Examples
     --------
     >>> import uturn as ut
-    >>> run = ut.run(ut.Experiment.from_dict({
-    ...     "items": 100,
-    ...     "source": {"type": "rhm", "vocab_size": 16, "multiplicity": 4, "branching": 2, "depth": 4},
-    ...     "corruption": {"type": "epsilon", "noise": [0.1, 0.2, 0.3, 0.4, 0.5]},
-    ...     "backward": {"type": "exact"},
-    ...     "probes": [{"type": "tree_levels"}],
-    ... }))
-    >>> root = choose(run, "belief, tree_level = 4", keep=0.95)
-    >>> root.noise, root.answer
-    (0.2, 'chosen')
+    >>> run = ut.readings({"kept": [[1] * 100, [1] * 100, [1, 0] * 50]}, noise=[0.2, 0.4, 0.6], start=1, chance=0)
+    >>> choice = choose(run, "kept", keep=0.95)
+    >>> choice.noise, choice.answer
+    (0.4, 'chosen')
     """
     expect(checked_share("confidence", confidence) > 0.5, "confidence", confidence, "a number between .5 and 1")
     one = lose is None or (isinstance(lose, Mapping) and len(lose) == 1)
@@ -220,8 +184,6 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """
-    from scipy.special import betainc, ndtri
-
     p, g = (truth, goal) if truth >= goal else (1 - truth, 1 - goal)
     n = _NUMBERS
     k = np.maximum(n * p - ndtri(power) * np.sqrt(n * p * (1 - p)), 1e-9)
@@ -233,7 +195,6 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
 
 
 def _goal(run: xr.Dataset, axes: Axes, reading: str, value: float, lose: bool) -> _Goal:
-    """A goal, checked, with the direction of its reading."""
     name, label, where, how = named_reading(run, reading)
     values = run[name].isel(where)
     tosses = bool(values.isin((0, 1)).where(values.notnull(), True).all())
@@ -271,7 +232,6 @@ def _direction(level: Level, how: Variable, tosses: bool, axes: Axes) -> tuple[b
 
 
 def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
-    """Indices of the items of each value of a coordinate."""
     dims = set(run[by].dims) if isinstance(by, str) and by in run.variables else set()
     names = [str(name) for name, values in run.variables.items() if values.dims == ("item",) and name != "item"]
     of_items = f"a coordinate of the items: {', '.join(names) or 'the run has none'}"
@@ -285,7 +245,6 @@ def _parts(run: xr.Dataset, by: str) -> dict[Any, np.ndarray]:
 
 
 def _choice(run: xr.Dataset, axes: Axes, goals: list[_Goal], confidence: float) -> Choice:
-    """The choice for the originals of a run."""
     tests = [_tested(run, axes, goal, confidence) for goal in goals]
     keep, lose = [*tests, None][:2]
     assert keep is not None
@@ -346,8 +305,6 @@ def _tested(run: xr.Dataset, axes: Axes, goal: _Goal, confidence: float) -> Leve
 
 def _more(readings: np.ndarray, group: np.ndarray, goal: float, ends: tuple[float, float], confidence: float) -> float:
     """Number of further originals that decide a level if its mean is the truth, from those read there and their groups."""
-    from scipy.special import ndtri
-
     count = np.bincount(group)
     means = np.bincount(group, readings)[count > 0] / count[count > 0]
     mean, (low, high) = float(readings.mean()) if len(readings) else math.nan, ends
@@ -414,7 +371,6 @@ def _lines(choice: Choice) -> Iterator[str]:
 
 
 def _end(test: LevelTest) -> str:
-    """Why a test ended."""
     if test.missed:
         return "missed"
     if not np.isfinite(test.more):
@@ -432,7 +388,6 @@ def _counted(number: float, kind: str = "") -> str:
 
 
 def _answer(choice: Choice) -> str:
-    """The answer in one line."""
     keep, lose = choice.keep, choice.lose
     if choice.answer in (CHOSEN, ESTIMATED):
         window = "" if choice.window is None else ", window from {:.4g} to {:.4g}".format(*choice.window)

@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,18 +15,8 @@ from uturn.measures.statistics import with_interval
 from uturn.studies.axes import axis_words
 from uturn.studies.charts import CRITICAL, Chart, charts_of, overlaid
 from uturn.studies.headline import PEAK, Headline
-from uturn.studies.plotting.curves import (
-    along,
-    brief,
-    draw_curve,
-    draw_legend,
-    draw_noise_axis,
-    draw_transition,
-    drawable,
-    evenly_spaced,
-    lying_on,
-    no_mathematics,
-)
+from uturn.studies.plotting import curves as plots
+from uturn.studies.plotting.curves import along, brief, drawable, evenly_spaced, lying_on, no_mathematics
 from uturn.studies.plotting.style import CLASS, DISTINCT, MUTED, THEORY, level_colors, style, ticks
 from uturn.studies.runs import label
 from uturn.studies.tables import remarks
@@ -37,23 +27,15 @@ _OF_THEORY: dict[str, Any] = {"lw": 1.3, "ls": (0, (4, 2)), "zorder": 2}
 
 
 def draw_study(study: xr.Dataset, groups: Sequence[str] = ()) -> Any:
-    """All curves of a study with their intervals: one panel for each group, and one for each ordered series.
-
-    None if nothing has a curve. `groups`: names of groups whose panels come first.
-    """
+    """All curves of a study with their intervals, a panel for each chart (`groups` first); None if nothing has a curve."""
     texts = ("level", "model", "probe", "group", "reading", "series", "words", "unit", "unit_of_distance")
     study, families = drawable(study, texts)
-    return drawn(
-        list(charts_of(study, groups)), [f"{study.attrs['description']}; bands: 95 % intervals", *remarks(study)], families
-    )
+    lines = [f"{study.attrs['description']}; bands: 95 % intervals", *remarks(study)]
+    return drawn(list(charts_of(study, groups)), lines, families)
 
 
 def draw_studies(studies: Mapping[str, xr.Dataset], marks: Sequence[Headline] = ()) -> Any:
-    """Several studies in one figure: a panel for each reading, a colour for each study. A series shows its first and last level.
-
-    The axis is the noise if all studies have the same unit of noise, otherwise an axis that all have. None if nothing has a
-    curve.
-    """
+    """Several studies in one figure: a panel for each reading, a colour for each study; None if nothing has a curve."""
     return drawn([chart for chart in overlaid(studies, marks) if chart.drawn])
 
 
@@ -94,7 +76,7 @@ def draw_chart(axis: Any, chart: Chart) -> None:
         look: dict[str, Any] = {"lw": 2.2, "zorder": 4, **marks} if edge else {"lw": 1.3 if few else 0.9, "zorder": 3}
         look |= {} if not below[k] else {"dashes": (4, 2) if below[k] == 1 else (1.5, 2)}  # leaves the curves below visible
         look["label"] = brief(str(name), 46) if name and k in named else None
-        draw_curve(axis, points, band, color, 0.2 if edge else 0.07 * (k in named), **look)
+        plots.draw_curve(axis, points, band, color, 0.2 if edge else 0.07 * (k in named), **look)
         if chart.hollow is not None:
             axis.plot(x, np.where(chart.hollow[k][finite], values[k], np.nan), "o", ms=4, color=color, mfc="white", zorder=5)
         if chart.theory is not None and np.isfinite(chart.theory[k]).any() and k in named:
@@ -108,13 +90,13 @@ def draw_chart(axis: Any, chart: Chart) -> None:
     axis.set_xlabel(no_mathematics(label(x_axis.attrs.get("long_name", x_axis.name))))
     axis.set_title("\n".join(textwrap.wrap(brief(chart.title, 92), 48)[:2]), pad=22)
     if x_axis.name == "noise":
-        draw_noise_axis(axis, x)
+        plots.draw_noise_axis(axis, x)
     elif x_axis.name == "distance":
         axis.set_xscale("log")
         ticks(axis, np.unique(np.geomspace(x[0], x[-1], 6).round()))
     _limit(axis, curves, values[:, :1], [] if chart.level is None else [chart.level[0]])
     if axis.get_legend_handles_labels()[0]:
-        draw_legend(axis, "best", title=None if few else f"{count} curves, first to last", title_fontsize=8.5)
+        plots.draw_legend(axis, "best", title=None if few else f"{count} curves, first to last", title_fontsize=8.5)
 
 
 def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
@@ -127,7 +109,7 @@ def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
             continue
         is_own = mark.reading in chart.labels
         of_other = None if is_own else f"$t^*$ of {brief(mark.reading, 30)}"
-        draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own, of_other)
+        plots.draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own, of_other)
         if is_own:
             joined = "at" if mark.label in (PEAK, "order inverts") else "="
             notes.append(f"{'$t^*$' if mark.label == 't*' else brief(mark.label, 40)} {joined} {with_interval(mark.place[0])}")
@@ -162,89 +144,64 @@ def _limit(axis: Any, curves: np.ndarray, first: np.ndarray, level: list[float])
 
 
 def draw_grid(data: xr.Dataset) -> Any | None:
-    """Originals, at most eight, and reconstructions at increasing noise, with a frame if the class changed.
-
-    None if no images were stored.
-    """
+    """Originals, at most eight, and reconstructions, with a frame if the class changed; None if no images were stored."""
     if "image" not in data:
         return None
     data, families = drawable(data.isel(item=slice(_ROWS)), ("item_name", "model", "reading", "series"))
-    grid = _Grid.of(data)
-    rows, columns = grid.canvas.shape[:2]
+    height, width = data.sizes["row"], data.sizes["column"]
+    gap, wide = max(2, width // 12), max(3, width // 6)  # between images, and after the originals
+    left = np.r_[0, wide - gap + (width + gap) * np.arange(1, data.sizes["shown_noise"] + 1)]
+    top = (height + gap) * np.arange(data.sizes["item"])
+    canvas = _tiled(data, left, top)
+    rows, columns = canvas.shape[:2]
     with style(families) as plt:
         # The axes fill the figure; labels and legend lie outside and are included when it is saved.
-        inch = min(1.0, 9.5 / len(grid.left)) / grid.width
+        inch = min(1.0, 9.5 / len(left)) / width
         figure = plt.figure(figsize=(inch * columns, inch * rows))
         axis = figure.add_axes((0, 0, 1, 1))
-        axis.imshow(grid.canvas, interpolation="nearest" if grid.width < 64 else "antialiased", aspect="auto")
+        axis.imshow(canvas, interpolation="nearest" if width < 64 else "antialiased", aspect="auto")
         for item, level in np.argwhere(data.image_same_class.transpose("item", "shown_noise").values == 0):
-            corner = (grid.left[level + 1] - 0.5, grid.top[item] - 0.5)
-            frame = plt.Rectangle(corner, grid.width, grid.height, fill=False, ec=CLASS, lw=1.6, clip_on=False)
+            corner = (left[level + 1] - 0.5, top[item] - 0.5)
+            frame = plt.Rectangle(corner, width, height, fill=False, ec=CLASS, lw=1.6, clip_on=False)
             axis.add_patch(frame)  # marks a changed class
         name = data.image_same_class.attrs.get("judge")
         judge = data.sel(reading=name) if name else None
-        star = [] if judge is None else _draw_transition(axis, data, grid, float(judge.half_life.sel(axis="noise")[0]))
-        _label_grid(axis, data, grid)
+        star = np.nan if judge is None else float(judge.half_life.sel(axis="noise")[0])
+        beyond, line = np.flatnonzero(data.shown_noise.values >= star), []
+        if len(beyond):  # a line before the first level beyond t*
+            at = left[beyond[0] + 1] - 0.5 - (gap if beyond[0] else wide) / 2
+            ends = [-0.5 - 2 * gap, rows - 0.5 + gap]
+            line = axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.3g}")
+        axis.set_xticks(left + width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
+        axis.set_yticks(top + height / 2 - 0.5, [brief(str(name)) for name in data.item_name.values])
+        axis.tick_params(length=0)
+        axis.xaxis.tick_top()
+        axis.xaxis.set_label_position("top")
+        axis.set_xlabel(no_mathematics(axis_words(data)))
+        axis.spines[:].set_visible(False)
         axis.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         if judge is not None:
             look = {"ls": "", "marker": "s", "mfc": "none", "mec": CLASS, "mew": 1.6, "ms": 9}
             changed = plt.Line2D([], [], **look, label=f"another class ({brief(str(judge.model.item() or judge.probe.item()))})")
-            axis.legend(handles=[changed, *star], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
-        width, below = max(40, int(13 * figure.get_figwidth())), -8 if judge is None else -30
-        lines = [part for line in (data.attrs["description"], *remarks(data)) for part in textwrap.wrap(line, width)]
+            axis.legend(handles=[changed, *line], loc="upper left", bbox_to_anchor=(0, 0), ncol=2, borderaxespad=0.6, borderpad=0)
+        wrap, below = max(40, int(13 * figure.get_figwidth())), -8 if judge is None else -30
+        lines = [part for line in (data.attrs["description"], *remarks(data)) for part in textwrap.wrap(line, wrap)]
         caption = no_mathematics("\n".join(lines))
         axis.annotate(caption, (0, 0), (4, below), "axes fraction", "offset points", color=MUTED, fontsize=9, va="top")
     return figure
 
 
-class _Grid(NamedTuple):
-    """Images on one canvas: RGBA array, first pixels of columns and rows, size of an image, gaps between images."""
-
-    canvas: np.ndarray
-    left: np.ndarray
-    top: np.ndarray
-    height: int
-    width: int
-    gap: int
-    gap_after_originals: int
-
-    @classmethod
-    def of(cls, data: xr.Dataset) -> _Grid:
-        """Originals in the first column, then one column for each noise level; missing images stay empty."""
-        count, levels = data.sizes["item"], data.sizes["shown_noise"]
-        height, width = data.sizes["row"], data.sizes["column"]
-        gap, wide = max(2, width // 12), max(3, width // 6)
-        left = np.r_[0, wide - gap + (width + gap) * np.arange(1, levels + 1)]
-        top = (height + gap) * np.arange(count)
-        canvas = np.ones((top[-1] + height, left[-1] + width, 4))
-        canvas[..., 3] = 0
-        tiles = np.concatenate([data.original.values[None], data.image.values])
-        for column, item in np.ndindex(tiles.shape[:2]):
-            if np.isfinite(tiles[column, item]).all():
-                rows, columns = slice(top[item], top[item] + height), slice(left[column], left[column] + width)
-                canvas[rows, columns] = _colours(data, tiles[column, item])
-        return cls(canvas, left, top, height, width, gap, wide)
-
-
-def _draw_transition(axis: Any, data: xr.Dataset, grid: _Grid, star: float) -> list[Any]:
-    """Draw a line before the first level beyond t*; returns its legend entry, or nothing if there is no such level."""
-    beyond = np.flatnonzero(data.shown_noise.values >= star)
-    if not len(beyond):
-        return []
-    at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
-    ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
-    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.3g}")
-
-
-def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:
-    """Noise levels above the columns, names of the originals beside the rows."""
-    axis.set_xticks(grid.left + grid.width / 2 - 0.5, ["original", *(f"{x:.3g}" for x in data.shown_noise.values)])
-    axis.set_yticks(grid.top + grid.height / 2 - 0.5, [brief(str(name)) for name in data.item_name.values])
-    axis.tick_params(length=0)
-    axis.xaxis.tick_top()
-    axis.xaxis.set_label_position("top")
-    axis.set_xlabel(no_mathematics(axis_words(data)))
-    axis.spines[:].set_visible(False)
+def _tiled(data: xr.Dataset, left: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """Originals in the first column, then one for each noise level, as RGBA; missing images stay empty."""
+    height, width = data.sizes["row"], data.sizes["column"]
+    canvas = np.ones((top[-1] + height, left[-1] + width, 4))
+    canvas[..., 3] = 0
+    tiles = np.concatenate([data.original.values[None], data.image.values])
+    for column, item in np.ndindex(tiles.shape[:2]):
+        if np.isfinite(tiles[column, item]).all():
+            rows, columns = slice(top[item], top[item] + height), slice(left[column], left[column] + width)
+            canvas[rows, columns] = _colours(data, tiles[column, item])
+    return canvas
 
 
 def _colours(data: xr.Dataset, image: np.ndarray) -> np.ndarray:

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.optimize import isotonic_regression
+from scipy.special import expit, logit, ndtri, stdtrit
 
-from uturn.core.checks import TasksFailed, checked_integer, expect, shown
+from uturn.core.checks import TasksFailed, expect, shown
 from uturn.core.experiment import Experiment
 from uturn.core.progress import duration
 from uturn.engine.run import run
@@ -29,7 +31,7 @@ from uturn.store.places import is_empty, is_store, place_of
 from uturn.store.record import MemoryStore, Store
 from uturn.store.resume import layout_of
 from uturn.studies.analysis import by_noise, named_reading, reading_of
-from uturn.studies.axes import Axes
+from uturn.studies.axes import Axes, axis_words
 
 PILOT = "pilot"  # name of the first stage
 _CHUNK = 8  # originals in a task; numbers of originals are multiples, so that no task is measured twice
@@ -50,16 +52,13 @@ _ROUNDING = 1e-9
 
 
 class Data(NamedTuple):
-    """Readings of originals: `noise` (levels,), `values` (items, levels), NaN where missing, and `groups` (items,) of originals.
+    """Readings of originals."""
 
-    `start`, `chance`: ends of the curve; chance is NaN if it is unknown, and the last level is then the largest noise.
-    """
-
-    noise: np.ndarray
-    values: np.ndarray
-    groups: np.ndarray
+    noise: np.ndarray  # (levels,)
+    values: np.ndarray  # (items, levels), NaN where missing
+    groups: np.ndarray  # (items,)
     start: float
-    chance: float
+    chance: float  # NaN if it is unknown; the last level is then the largest noise
 
 
 class Fit(NamedTuple):
@@ -72,35 +71,22 @@ class Fit(NamedTuple):
 
     @property
     def width(self) -> float:
-        """The width of the interval of the place."""
-        from scipy.special import stdtrit
-
         return 2 * float(stdtrit(self.freedom, 0.975)) * self.error
+
+    def away(self, near: Sequence[float]) -> float:
+        return abs(self.place - (near[0] + near[-1]) / 2)
 
 
 @dataclass(frozen=True)
 class Location:
     """A place on the curve of a reading.
 
-    Attributes
-    ----------
-    reading, share : str, float
-        The place is where the reading has gone this share of the way from its start to chance.
-    place : Estimate
-        Noise with the ends of its interval; NaN if there is no place (`remark` says why).
-    axes : {axis: Estimate}
-        The place on all axes of the run.
-    wanted, width, reached : float, float, bool
-        The wanted and the reached width, and whether the readings at the ends of an interval so narrow agree with it.
-    items, levels : int, list of float
-        The last levels, which are the ends of the interval if the width is reached, and the originals at the one that has most;
-        0 and empty without a place.
-    calls : float
-        Sum of the noise of all U-turns over the largest noise: U-turns of a diffusion model from there that cost the same.
-    remark : str
-    runs : {name: Dataset}
-        The runs in the order in which they were made: "pilot", then those around the place, such as "around-0.4-0.6" and
-        "around-0.52". Each end has a run of its own. The store of a run is `name.zarr` in the folder.
+    `place`: the noise at which `reading` has gone `share` of the way from its start to chance, with its interval; NaN if there is
+    none (`remark` says why). `axes`: it on all axes of the run. `wanted`, `width`: the wanted and the reached width; `reached`:
+    whether the readings at the ends of an interval so narrow agree with it. `levels`: the last ones, which are the ends if the
+    width is reached; `items`: originals at the one that has most. `calls`: sum of the noise of all U-turns over the largest
+    noise. `runs`: datasets in the order in which they were made, "pilot", then "around-0.4-0.6", ..; the store of a run is
+    `name.zarr` in the folder.
     """
 
     share: float
@@ -119,8 +105,12 @@ class Location:
     def width(self) -> float:
         return self.place.high - self.place.low
 
+    def numbers(self) -> dict[str, Any]:
+        """The location as plain data, the content of `located.json`."""
+        names = ("reading", "share", "width", "wanted", "reached", "items", "levels", "calls", "remark", "axes")
+        return {name: getattr(self, name) for name in names} | {"unit": axis_words(self.runs[PILOT])}
+
     def lines(self) -> list[str]:
-        """The location as lines of text."""
         where = "half of the way" if self.share == 0.5 else f"{self.share:g} of the way"
         lines = []
         if math.isfinite(self.place.value):
@@ -141,7 +131,6 @@ def locate(
     store: str | Path | None = None,
     *,
     share: float = 0.5,
-    most: int | None = None,
     any_shape: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -150,16 +139,12 @@ def locate(
 
     A pilot of 16 originals at four levels of the experiment finds the place roughly. Then originals are measured around and at
     the place, until the interval of a logistic fit is about as narrow as the width, and at last at both ends of the interval that
-    is to be reported (`search`). Levels far beyond the place are left out, except the largest one if chance is not known.
-
-    The interval contains the place of a smooth curve in 95 to 100 % of all runs. On curves with a shoulder, up to 7 % of the
-    simulated runs reach the width with an interval that misses the place (`benchmarks/locate.py`). With `any_shape` the interval
-    contains the place of every monotone curve in at least 95 % of the runs, for one to three times the calls.
+    is to be reported (`search`). docs/price.md has what it costs, and how often the interval contains the place.
 
     Parameters
     ----------
     experiment : Experiment
-        Its `noise` are the levels for the pilot; `items` and `chunk` are not used.
+        Its `noise` are the levels for the pilot; `items` and `chunk` are not used, and originals are at most 10,000.
     reading : str
         A reading as `uturn.study` names it, such as "same_class" or "unchanged, tree_level = 3". It has a start.
     width : float
@@ -169,11 +154,9 @@ def locate(
         same numbers. Another width, reading or share uses the same pilot, and other stores if it leads to the same levels.
     share : float in (0, 1)
         Share of the way; .5 is the half-life of the reading, for a class t*.
-    most : int, optional
-        Largest number of originals, by default all that the source has, at most 10,000.
     any_shape : bool
         Decide by the readings at the two ends alone, each tested with a false-alarm rate that falls with the number of tests and
-        sums to .05.
+        sums to .05: the interval then holds for every monotone curve.
     tell : function of a text
         Is called with a line after each batch: the width reached, and the expected rest.
     **options
@@ -199,8 +182,7 @@ def locate(
     """
     grid, share = _checked(experiment, reading, width), checked_share("share", share)
     source = experiment.parts.source
-    available = source.count() if hasattr(source, "count") else _MOST_ITEMS
-    most = min(available, _MOST_ITEMS if most is None else checked_integer("most", most, _FIRST_ITEMS))
+    most = min(source.count() if hasattr(source, "count") else _MOST_ITEMS, _MOST_ITEMS)
     with tempfile.TemporaryDirectory(prefix="uturn-") if store is None else nullcontext(store) as folder:
         if is_store(place_of("store", folder)):
             raise ValueError(f"store = {shown(str(store))}: it is a store; expected a folder for the stores of the search")
@@ -237,8 +219,6 @@ def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
 
 @dataclass
 class _Runs:
-    """The stores of a location, and what they hold."""
-
     experiment: Experiment
     reading: str
     folder: str | Path
@@ -313,8 +293,8 @@ def forecast(
 ) -> tuple[str, list[Experiment]]:
     """What `locate` will measure: the assumptions in words, and the experiments of the pilot, of two levels, one level, two ends.
 
-    The curve is that of the pilot in the store, if there is one. Otherwise readings 0 or 1 are assumed that fall by a logistic at
-    .55 of the largest noise, with w = .08 of it. The number of originals is
+    Without a pilot in the store, readings 0 or 1 are assumed that fall by a logistic at .55 of the largest noise, with w = .08 of
+    it. The number of originals is
 
         n = 1.4 (2 · 1.96 / width)² w² / sum of L (1 - L) over the levels,
 
@@ -357,7 +337,7 @@ def forecast(
 
 
 def _pilot_levels(grid: Sequence[float]) -> list[float]:
-    """Four evenly chosen levels below the largest one, or fewer if there are fewer."""
+    """Four evenly chosen levels below the largest one, if there are so many."""
     return sorted({grid[max(0, round(len(grid) * k / 5) - 1)] for k in range(1, 5)})
 
 
@@ -380,30 +360,16 @@ class _Levels(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The levels to measure (`near`), two around the place or one at it; `data`: the readings of the stages before.
-
-    `reach`: distance of the two levels from the place. `beside`: levels of the stages before that are not much farther from it,
-    whose readings are used. `known`: 1 / interval², of the stages before, if these have enclosed the place.
-    """
+    """The levels to measure, two around the place or one at it."""
 
     near: list[float]
-    data: Data
-    reach: float
-    beside: list[float]
-    known: float
+    data: Data  # of the stages before
+    reach: float  # distance of the two levels from the place
+    beside: list[float]  # levels of the stages before that are not much farther from it, whose readings are used
+    known: float  # 1 / interval², of the stages before, if these have enclosed the place
 
 
-def search(
-    measure: Measure,
-    grid: Sequence[float],
-    width: float,
-    *,
-    share: float = 0.5,
-    most: int = _MOST_ITEMS,
-    any_shape: bool = False,
-    unit: Callable[[], float] = lambda: _UNIT,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Location:
+def search(measure: Measure, grid: Sequence[float], width: float, **options: Any) -> Location:
     """The search of `locate` with any function `measure(stage, levels, items)`; its decisions depend on the readings alone.
 
     1. The pilot encloses the place between two levels, and chooses two levels around it (`pilot`).
@@ -412,8 +378,11 @@ def search(
     3. Originals are measured at the two ends of the interval that is to be reported (`tested`). If both readings are on their
        sides of the height, the search ends. Otherwise it goes on there, or at ends around the place that the levels near the
        ends show; if these do not show it, the search goes back to 2 with levels between which all readings put the place.
+
+    `options`: further fields of `_Search`.
     """
-    of = _Search(measure, grid, width, share, most, any_shape, unit, tell)
+    of = _Search(measure, grid, width, **options)
+    share, most = of.share, of.most
     stage = of.pilot()
     if isinstance(stage, str):
         return of.location(math.nan, math.nan, math.nan, False, 0, [], stage)
@@ -459,11 +428,11 @@ class _Search:
     measure: Measure
     grid: Sequence[float]
     width: float
-    share: float
-    most: int
-    any_shape: bool
-    unit: Callable[[], float]
-    tell: Callable[[str], None]
+    share: float = 0.5
+    most: int = _MOST_ITEMS
+    any_shape: bool = False
+    unit: Callable[[], float] = lambda: _UNIT
+    tell: Callable[[str], None] = lambda text: None
     anchor: list[float] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
     items: dict[str, int] = field(default_factory=dict)
@@ -511,8 +480,6 @@ class _Search:
 
     def sides(self, data: Data, least: float) -> tuple[float, float]:
         """The largest level above the height of the place, and the smallest below it, by at least so many standard errors."""
-        from scipy.optimize import isotonic_regression
-
         heights = _heights(data, self.share)
         levels = np.array(sorted(heights))
         distance, error = np.array([heights[level] for level in levels.tolist()]).T
@@ -571,11 +538,7 @@ class _Search:
         return self.around(float(np.clip(fit.place, low + 0.1 * gap, high - 0.1 * gap)), gap, fit.scale, data)
 
     def narrowed(self, stage: Stage) -> tuple[Stage, Fit, int, bool]:
-        """Measure originals around the place until its interval is about as narrow as wanted.
-
-        The last value says whether it is narrow enough, or the curve falls so steeply between two levels that only levels between
-        them can tell more.
-        """
+        """Measure originals around the place until its interval is about as narrow as wanted; the last value: whether it is."""
         items, moves, began, width = min(_FIRST_ITEMS, self.most), 0, time.monotonic(), self.width
         while True:
             near = stage.near
@@ -584,9 +547,9 @@ class _Search:
             fit, narrowed = _fitted(data, self.share, levels), stage._replace(data=data)
             low, high = self.sides(data, 1.0)
             is_steep = high - low > _STEEP * fit.scale and not any(low < level < high for level in levels)
-            if is_steep and {low, high} <= set(data.noise):
+            if is_steep and {low, high} <= set(data.noise):  # only levels between them can tell more
                 return narrowed, fit._replace(place=(low + high) / 2), items, True
-            if fit.width < _ENOUGH * width and _away(fit, near) <= 1.5 * stage.reach:
+            if fit.width < _ENOUGH * width and fit.away(near) <= 1.5 * stage.reach:
                 return narrowed, fit, items, True
             if items >= self.most:
                 return narrowed, fit, items, False
@@ -608,12 +571,9 @@ class _Search:
             items = min(_chunks(float(np.clip(expected, items + _CHUNK, 2 * items))), self.most)
 
     def better(self, fit: Fit, stage: Stage) -> list[float]:
-        """The levels for the place as it is known now; the present ones if these are good enough.
-
-        When two have given the slope of the curve, originals at one level at the place cost least, since both levels of an
-        original together tell less than twice as much as one. A wrong slope matters if that level is not at the place.
-        """
-        near, reach, away = stage.near, stage.reach, _away(fit, stage.near)
+        """The levels for the place as it is known now; the present ones if these are good enough."""
+        # When two have given the slope, one level at the place costs least: two tell less than twice as much of an original.
+        near, reach, away = stage.near, stage.reach, fit.away(stage.near)
         at = [self.levels.nearest(fit.place)]
         if len(near) == 1:
             return at if away > _ONE_OFF * reach else near
@@ -625,17 +585,17 @@ class _Search:
     def tested(self, fit: Fit, stage: Stage, tests: int) -> tuple[list[float], bool, Stage]:
         """Choose the two ends around the place that cost least by the fit, measure where it is not yet certain, and test both.
 
-        An end passes if the reading is on its side of the height by z standard errors. z is larger for few originals, since the
-        same ones have chosen the ends, and rises with the number of tests, since each can pass by chance. With `any_shape` the
-        k-th test has the false-alarm rate .05 6/(pi k)², which sums to .05: the truth of a monotone curve lies between two ends
-        of which none is on the wrong side, so only one of them can be wrong.
+        An end passes if the reading is on its side of the height by z standard errors. z is larger for few originals, which have
+        chosen the ends, and rises with the number of tests. With `any_shape` the k-th test has the false-alarm rate
+        .05 6/(pi k)², which sums to .05: of two ends around the truth of a monotone curve, only one can be on the wrong side.
         """
-        from scipy.special import expit, logit, ndtri
-
         data, share, z, few = stage.data, self.share, _CHECK + _AGAIN * tests, _FEW
         if self.any_shape:
             z, few = float(-ndtri(0.05 * 6 / (math.pi * (tests + 1)) ** 2)), 0.0
-        spread = _spread(data, fit.place, share)
+        column = data.values[:, np.abs(data.noise - fit.place).argmin()]
+        column = column[np.isfinite(column)] / (data.start - _chance(data))
+        # Of the readings at the level nearest to the place, as a share of the way; half originals are added.
+        spread = math.sqrt((len(column) * np.var(column) + share * (1 - share)) / (len(column) + 1))
 
         def needed(end: float) -> float:
             """Originals n with predicted √n / spread = z + margin + few / √n."""
@@ -644,7 +604,6 @@ class _Search:
             return max(((least + math.sqrt(least**2 + 4 * few * rate)) / (2 * rate)) ** 2, _FIRST_ITEMS)
 
         def cost(ends: list[float]) -> float:
-            """Calls that these ends still need."""
             return sum(end * max(0.0, needed(end) - _count(data, end)) for end in ends)
 
         def reading(end: float, side: int) -> tuple[float, float]:
@@ -683,19 +642,10 @@ def _count(data: Data, level: float) -> int:
     return int(np.isfinite(data.values[:, data.noise == level]).sum())
 
 
-def _spread(data: Data, place: float, share: float) -> float:
-    """Standard deviation of the readings at the level nearest to the place, as a share of the way; half originals are added."""
-    column = data.values[:, np.abs(data.noise - place).argmin()]
-    column = column[np.isfinite(column)] / (data.start - _chance(data))
-    return math.sqrt((len(column) * np.var(column) + share * (1 - share)) / (len(column) + 1))
-
-
 def _heights(data: Data, share: float, levels: Sequence[float] | None = None) -> dict[float, tuple[float, float]]:
     """How far the readings of each level are above the height of the place in standard errors, and the error of this share.
 
-    Half a kept and half a lost original are added, so that equal readings do not count as known without error. Where another
-    level has more originals, regression on its readings of the same originals removes what these have in common (a control
-    variate).
+    Half a kept and half a lost original are added, so that equal readings do not count as known without error.
     """
     chance = data.values[:, -1:] if math.isnan(data.chance) else data.chance
     above = (data.values - (1 - share) * data.start - share * chance) / (data.start - _chance(data))
@@ -706,7 +656,7 @@ def _heights(data: Data, share: float, levels: Sequence[float] | None = None) ->
             continue
         mean, residual, added = column[there].mean(), column[there] - column[there].mean(), 0.0
         larger = [k for k in np.flatnonzero(counts > 1.3 * n) if np.isfinite(above[there, k]).all()]
-        if larger:
+        if larger:  # a control variate: regression removes what the same originals have in common
             other = above[:, min(larger, key=lambda k: abs(data.noise[k] - level))]
             same, whole = other[there], other[np.isfinite(other)]
             slope = np.mean(residual * (same - same.mean())) / max(np.var(same), 1e-12)
@@ -723,17 +673,11 @@ def _heights(data: Data, share: float, levels: Sequence[float] | None = None) ->
 
 
 def _chunks(items: float) -> int:
-    """The next number of originals that fills whole tasks."""
+    """Originals in whole tasks."""
     return math.ceil(items / _CHUNK) * _CHUNK
 
 
-def _away(fit: Fit, near: Sequence[float]) -> float:
-    """Distance of the place from the middle of the levels."""
-    return abs(fit.place - (near[0] + near[-1]) / 2)
-
-
 def _together(refined: Data, pilot: Data) -> Data:
-    """The readings of two stages, which have the same originals."""
     only = ~np.isin(pilot.noise, refined.noise)
     noise = np.r_[refined.noise, pilot.noise[only]]
     values = np.full((max(len(refined.values), len(pilot.values)), len(noise)), np.nan)
@@ -745,7 +689,6 @@ def _together(refined: Data, pilot: Data) -> Data:
 
 
 def _chance(data: Data) -> float:
-    """Chance, or the mean at the largest noise if it is not known."""
     return float(np.nanmean(data.values[:, -1])) if math.isnan(data.chance) else data.chance
 
 
@@ -775,11 +718,8 @@ def _fit(
     """Fit the mean of `left` (items, levels), which falls from 1 to 0, by the logistic L(x) = 1 / (1 + exp(-(b0 - b1 x))).
 
     Scores are those of tosses with the probability floor + (1 - floor) L, so that levels near chance count less; the error is
-    the sandwich over independent groups. Half a kept and half a lost original are added at each level, so that readings which all
-    agree are not known without error. `influence` (items,): that of another estimate on the place.
+    the sandwich over groups. Half a kept and half a lost original are added at each level. `influence` (items,): on the place.
     """
-    from scipy.special import expit, logit
-
     there = np.isfinite(left)
     counts = there.sum(axis=0) + 1.0
     mean = (np.where(there, left, 0.0).sum(axis=0) + 0.5) / counts

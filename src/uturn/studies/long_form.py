@@ -37,11 +37,7 @@ def is_table(place: Any) -> bool:
 
 
 def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapping[str, str] = {}) -> pandas.DataFrame:
-    """The table in a file, CSV or Parquet (.parquet), or a ValueError.
-
-    `labels`: further columns that are read as text. `columns`: the names that columns have in the file, by the names in `AXES`;
-    upper and lower case count only where names differ by nothing else.
-    """
+    """The table in a file, CSV or Parquet (.parquet). `labels`: further columns of text; `columns`: names in it, by `AXES`."""
     path = checked_path("path", path)
     try:
         place = os.path.realpath(path)  # pandas would take the folders "~" and "http:" of a relative path for something else
@@ -58,7 +54,7 @@ def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapp
         raise ValueError(f"cannot read the table {path}: {reason}; expected a CSV or Parquet file with {COLUMNS}") from None
     table = table.rename(columns=str.strip)
     found = {}
-    for axis, name in columns.items():
+    for axis, name in columns.items():  # upper and lower case count only where names differ by nothing else
         alike = [column for column in table.columns if column.lower() == str(name).lower()]
         found[axis] = name if name in alike or len(alike) != 1 else alike[0]
         known = f"one of {', '.join(AXES)}, and a column of the table: {', '.join(map(str, table.columns))}"
@@ -140,8 +136,7 @@ def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
     """The decimal sign of a CSV file, and a warning if it may have been cut short.
 
     ValueError for a row that is cut short, which pandas would complete, and for a cell over several lines: a quote without its
-    other half makes one cell of all rows up to the next quote. A file without a last line break may be whole; a cell that was cut
-    is shorter than it was, so nothing is said if no cell of its column is longer.
+    other half makes one cell of all rows up to the next quote.
     """
     columns, decimal, last, longest = 0, ".", "", 0
     rows = csv.reader(_lines(path), delimiter=separator)
@@ -167,6 +162,7 @@ def _check_rows(path: str, separator: str) -> tuple[str, list[str]]:
     if not last or _CUT.fullmatch(last):
         raise ValueError(f"the last line ends in {last!r} without a line break; if the file is whole, add one")
     words = f"the last line of the table, which ends in {shown(last)}, has no line break; add one if the file is not cut short"
+    # A cell that was cut is shorter than it was.
     return decimal, [words] if len(last) < longest or "e" in last.lower() else []
 
 

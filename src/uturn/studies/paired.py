@@ -18,9 +18,8 @@ from uturn.studies.charts import Chart, lines_of
 from uturn.studies.figure import drawn
 from uturn.studies.plotting.curves import evenly_spaced
 from uturn.studies.runs import instructions_of, named_in
-from uturn.studies.tables import TextTable, names_in_panel, rows_of
+from uturn.studies.tables import TextTable, evenly_chosen, names_in_panel, rows_of
 
-FORMAT, VERSION = "uturn.difference", 1
 _WITHIN = WITHIN[1:]
 _TEXTS = ("reading", "variable", "level", "words", "unit")  # coordinates of readings
 _MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a panel; noise levels in the table
@@ -29,15 +28,13 @@ _MOST_LEVELS, _MOST_NOISES = 8, 4  # levels of a variable in the table and in a 
 def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Dataset:
     """The second of two runs on the same originals minus the first: curves and half-lives, paired over originals.
 
-    Both curves of a reading are means over the same originals, at the noise levels that both runs have. Originals vary together
-    in both, so that the interval of the difference is narrower than those of the curves suggest.
+    Both curves of a reading are means over the same originals, at the noise levels that both runs have.
 
     Parameters
     ----------
     runs : {name: Dataset of `uturn.run` or `uturn.readings`}
         Two runs. Originals are matched by their names (`item_name`), or else by their numbers.
-    centre : "mean" or "median"
-        As in `uturn.study`; the difference of two medians.
+    centre : "mean" or "median", as in `uturn.study`
 
     Returns
     -------
@@ -49,7 +46,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     Raises
     ------
     ValueError
-        For other than two runs, runs that are not finished, and runs without common originals, noise levels or readings.
+        For runs that are not two, not finished, or without common originals, noise levels or readings.
 
     Examples
     --------
@@ -155,8 +152,7 @@ def _difference(levels: list[Level], both: tuple[Axes, Axes], names: list[str]) 
 def _of_shares(levels: list[Level]) -> np.ndarray:
     """Differences of paired shares (noise, estimate) from the intervals of both, which have a width where all originals agree.
 
-    The method is the tenth of Newcombe (1998, Statistics in Medicine 17, 2635): distances of a share to the ends of its own
-    interval take the places of standard errors, with the correlation of the two means.
+    The tenth method of Newcombe (1998, Statistics in Medicine 17, 2635).
     """
     (p, low_p, high_p), (q, low_q, high_q) = (level.curve.T for level in levels)
     a, b = (level.replicates.deviations for level in levels)
@@ -176,7 +172,7 @@ def table_of(data: xr.Dataset) -> TextTable:
     """A difference as a table: half-lives of both runs, their difference, and that of the curves at some noise levels."""
     x, rows = axis_words(data), []
     noises = evenly_spaced(data.sizes["noise"], _MOST_NOISES)
-    for part in (data.isel(reading=k) for k in _chosen(data)):
+    for part in (data.isel(reading=k) for k in evenly_chosen(data.variable.values, _MOST_LEVELS)):
         places = [*part.half_lives.values[:, 0], part.half_life.values[0]]
         cells = [with_interval(place) for place in places] if np.isfinite(part.half_lives.values).any() else [""] * 3
         rows.append((str(part.reading.item()), *cells, *(with_interval(part.curve.values[k]) for k in noises)))
@@ -187,7 +183,6 @@ def table_of(data: xr.Dataset) -> TextTable:
 
 
 def remarks_of(data: xr.Dataset) -> list[str]:
-    """The remarks on its readings as lines."""
     return [f"{name}: {text}" for name, text in zip(data.reading.values, data.remark.values, strict=True) if text]
 
 
@@ -216,8 +211,8 @@ def data_of(data: xr.Dataset) -> dict[str, Any]:
         for part in (data.isel(reading=k) for k in range(data.sizes["reading"]))
     ]
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": "uturn.difference",
+        "version": 1,
         "difference": data.attrs["description"],
         "intervals": "95 %, paired over originals, or grammars if there are several",
         "noise": data.noise.values,
@@ -228,7 +223,7 @@ def data_of(data: xr.Dataset) -> dict[str, Any]:
 
 def draw_difference(data: xr.Dataset) -> Any:
     """The differences of all curves: a panel for each variable, with some of its levels."""
-    charts, shown = [], np.array(_chosen(data))
+    charts, shown = [], np.array(evenly_chosen(data.variable.values, _MOST_LEVELS))
     for name in dict.fromkeys(data.variable.values.tolist()):
         chosen = shown[data.variable.values[shown] == name]
         part = data.isel(reading=chosen)
@@ -236,9 +231,3 @@ def draw_difference(data: xr.Dataset) -> Any:
         charts.append(Chart("", str(part.words.values[0]), "", unit, curves, joined=True, level=(0.0, "")))
     line = f"{data.attrs['description']}, paired over {int(data.originals.max())} originals; bands: 95 % intervals"
     return drawn(charts, [line])
-
-
-def _chosen(data: xr.Dataset) -> list[int]:
-    """Indices of the readings shown: of each variable evenly spaced ones."""
-    rows = [np.flatnonzero(data.variable.values == name) for name in dict.fromkeys(data.variable.values.tolist())]
-    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), _MOST_LEVELS)]

@@ -66,11 +66,11 @@ def readings(
         for the original, without the dim clone. NAME is then tested for calibration (`uturn.calibration`, `uturn.ranks`).
     noise : array (noise,), optional
         Noise levels, increasing from 0 or more. Not needed for a DataFrame, or DataArrays with this coordinate.
-    unit : str
-        What the noise is: the label of its axis.
+    unit, max_noise : str, float
+        What the noise is: the label of its axis; its largest possible value, such as 1 for a strength.
     start, chance : number or str, or a dict of these by reading
-        Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`: a number, the name of a
-        coordinate, or "same:NAME". Without a start, no place is located on the curve; docs/made-elsewhere.md has the defaults.
+        Value of a reading without changes, and of independent data, as in `uturn.protocols.Variable`. Without a start, no place
+        is located on the curve; docs/made-elsewhere.md has the defaults.
     bounds : (low, high), or a dict of these by reading
         Smallest and largest possible value, None for no bound. By default (0, 1) for readings in [0, 1], (0, None) for other
         readings that start at 0 and are never below.
@@ -85,16 +85,12 @@ def readings(
         Dims of plain arrays, by reading, if they are not (noise, item[, trajectory[, clone]]):
         {"kept": ("noise", "item", "layer")}.
     units, group, order, family, long_name : str, or a dict of these by reading
-        Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
-        same_.., and a panel each for the others); dim of levels whose first and last may swap order; family of calibration
-        tests; description.
-    max_noise : float, optional
-        Largest possible noise, such as 1 for a strength.
+        Unit of the values; panel of the figure ("class" for readings whose half-life is t*, by default those called same_..); dim
+        of levels whose first and last may swap order; family of calibration tests; description.
     description, source : str
         What made the U-turns, and where they come from, for titles.
     store : path or URL, optional
-        Where to store the readings as `uturn.run` stores its own, for `uturn study STORE` and all other commands. It appears in
-        one step. A store of readings that is there is replaced.
+        Where to store the readings as `uturn.run` stores its own, for all commands. A store of readings there is replaced.
 
     Returns
     -------
@@ -181,11 +177,7 @@ def readings(
 
 
 def read_readings(
-    path: str | Path,
-    *,
-    coords: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
-    **settings: Any,
+    path: str | Path, *, coords: Sequence[str] = (), columns: Mapping[str, str] | None = None, **settings: Any
 ) -> xr.Dataset:
     """`readings` from a table in long form: a CSV file, separated by commas, semicolons or tabs, or a Parquet file (.parquet).
 

@@ -18,20 +18,10 @@ from uturn.core.files import read_table
 from uturn.core.imports import is_import_path
 from uturn.core.registry import build
 from uturn.measures.statistics import WITHIN, crossing
+from uturn.studies import runs
 from uturn.studies.analysis import by_noise, levels_in
 from uturn.studies.headline import headline_of
 from uturn.studies.plotting.curves import evenly_spaced
-from uturn.studies.runs import (
-    NAMES,
-    UNREADABLE,
-    class_names_of,
-    instructions_of,
-    item_names,
-    kept_images,
-    kept_texts,
-    originals,
-    stored_spec,
-)
 
 MOST_SHOWN = 200  # largest number of originals in a page
 _LEAST_SHOWN, _MOST_SHOWN_BYTES = 8, 2**27  # least number of originals in the records, largest memory of their images
@@ -45,14 +35,15 @@ _MOST_TEXT = 2**26  # bytes of the texts that a store names
 def items_of(run: xr.Dataset, study: xr.Dataset) -> pandas.DataFrame:
     """A row for each original of a run: the content of `items.csv`.
 
-    Columns: `item`, its number; `name`, that of the original or of its file; `half_life of R`, the smallest noise at which the
-    original's own curve of R, the reading of the headline, is halfway from start to chance (empty if it never is); coordinates of
-    originals, such as `label`; `R at X`, the mean of each reading R over trajectories and clones at each noise X. Variables with
-    more than 24 levels are left out.
+    Columns: `item`, its number; `name`; `half_life of R`, the smallest noise at which its own curve of R, the reading of the
+    headline, is halfway from start to chance; coordinates of originals, such as `label`; `R at X`, the mean of each reading R at
+    each noise X. Variables with more than 24 levels are left out.
     """
     run, headline = by_noise(run), headline_of(study)
-    columns = {"item": run.item.values, "name": item_names(run, np.arange(run.sizes["item"]), class_names_of(run))}
-    others = {str(name): of.values for name, of in run.coords.items() if of.dims == ("item",) and name not in ("item", *NAMES)}
+    columns = {"item": run.item.values, "name": runs.item_names(run, np.arange(run.sizes["item"]), runs.class_names_of(run))}
+    others = {
+        str(name): of.values for name, of in run.coords.items() if of.dims == ("item",) and name not in ("item", *runs.NAMES)
+    }
     table: dict[str, np.ndarray] = {}
     first = study.variable.values[study.reading.values == (headline and headline.reading)].tolist()
     for name in dict.fromkeys([*first, *study.variable.values.tolist()]):
@@ -84,11 +75,10 @@ def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     code or its files have changed.
 
     Of images: `original` (item, channel, row, column), `image` (shown_noise, item, channel, row, column) and `image_same_class`
-    (shown_noise, item), whether the class was kept. Of the first texts, trajectory 0 and clone 0: `original_piece` (shown_item,
-    position), the text of each token of the originals, "" beyond their end; `piece` and `noisy_piece` (shown_noise, shown_item,
-    position) of reconstructions and noisy texts, "" where masked; `changed`, whether a token differs from the original, and
-    `noised`, whether the corruption removed or replaced it; `shown_region` and `shown_separator`, the region of a token and
-    whether it separates segments, if the source has them.
+    (shown_noise, item). Of the first texts, trajectory 0 and clone 0: `original_piece` (shown_item, position), the text of each
+    token, "" beyond the end; `piece` and `noisy_piece` (shown_noise, shown_item, position), "" where masked; `changed`, whether a
+    token differs from the original, and `noised`, whether the corruption removed or replaced it; if the source has regions and
+    segments, `shown_region` and `shown_separator`.
     """
     run = by_noise(run)
     return _pictures(run).merge(_texts(run, source))
@@ -96,16 +86,16 @@ def records_of(run: xr.Dataset, source: Any = None) -> xr.Dataset:
 
 def _pictures(run: xr.Dataset) -> xr.Dataset:
     """Originals and reconstructions of a sample of stored images; without a reading of classes, all count as unchanged."""
-    num_kept = kept_images(run)
+    num_kept = runs.kept_images(run)
     if not num_kept:
         return xr.Dataset()
-    judges = [name for name, how in instructions_of(run).items() if how.group == "class" and how.symmetric]
+    judges = [name for name, how in runs.instructions_of(run).items() if how.group == "class" and how.symmetric]
     columns = _noisy_levels(run)
     of_each = run.image.dtype.itemsize * math.prod(run.image.shape[-3:]) * (len(columns) + 1)
     items = sample(num_kept, min(MOST_SHOWN, max(_LEAST_SHOWN, _MOST_SHOWN_BYTES // of_each)))
     some = run.isel(item=items, trajectory=0, clone=0, missing_dims="ignore")
     images = some.image.isel(noise=columns).load()
-    before, item_names = originals(run, items)
+    before, item_names = runs.originals(run, items)
     same = some[judges[0]].isel(noise=columns).values if judges else np.ones(images.shape[:2])
     return xr.Dataset(
         {
@@ -133,7 +123,7 @@ def sample(count: int, most: int = MOST_SHOWN) -> np.ndarray:
 
 def _texts(run: xr.Dataset, source: Any = None) -> xr.Dataset:
     """The first items of a run as texts; empty if no tokens were stored or originals cannot be read."""
-    count = kept_texts(run)
+    count = runs.kept_texts(run)
     source = (source or _source_of(run)) if count else None
     if source is None:
         return xr.Dataset()
@@ -208,8 +198,8 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _source_of(run: xr.Dataset) -> Any:
     """The source of a run with its tokenizer; None if it needs user code or a hub, cannot be read, or has changed."""
-    spec = stored_spec(run)
-    with suppress(*UNREADABLE):
+    spec = runs.stored_spec(run)
+    with suppress(*runs.UNREADABLE):
         # Other parts are not asked: they may import what the spec names, such as a sampler "module:function".
         if (spec["source"].get("type"), spec["backward"].get("type")) != ("tokens", "language"):
             return None

@@ -51,9 +51,8 @@ def _is_whole(data: xr.Dataset) -> bool:
 
 
 def _check_study(study: Any) -> None:
-    is_dataset = isinstance(study, xr.Dataset)
-    found = dict(study.sizes) if is_dataset else study
-    expect(is_dataset and _is_whole(study), "study", found, "the dataset that uturn.study gives")
+    found = dict(study.sizes) if isinstance(study, xr.Dataset) else study
+    expect(isinstance(study, xr.Dataset) and _is_whole(study), "study", found, "the dataset that uturn.study gives")
 
 
 class TextTable(NamedTuple):
@@ -73,10 +72,9 @@ def for_terminal(part: TextTable) -> Any:
 
 
 def summary(study: xr.Dataset, most: int = 8, width: int | None = None) -> Iterator[Any]:
-    """A study for a terminal: tables (rich) of half-lives, inversions, changes and calibration, then remarks as lines of text.
+    """A study for a terminal: tables (rich) with at most `most` levels of a variable, then remarks as lines of text.
 
-    Variables with more than `most` levels show `most` evenly spaced levels. A table wider than `width` columns leaves out the
-    further noise axes, and then other columns, all of which are in the files of the study.
+    A table wider than `width` columns leaves out further noise axes, and then other columns.
     """
     _check_study(study)
     axes = tuple(map(str, study.axis.values[1:]))
@@ -95,7 +93,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
     """The tables of a study as plain text."""
     axes, x = [str(axis) for axis in study.axis.values], axis_words(study)
     on_axes, rows = (f"{x} [95 % interval]", *axes[1:]), []
-    readings = [study.isel(reading=k) for k in _evenly_chosen(study, most)]
+    of_groups = [np.flatnonzero(study.group.values == group) for group in _groups(study)]
+    readings = [study.isel(reading=of[k]) for of in of_groups for k in evenly_chosen(study.variable.values[of], most)]
     for reading in readings:
         cells = [*_place(reading.half_life.values, axes), with_interval(reading.width.values[0])]
         at_end = f"{with_interval(reading.curve.values[-1])} {reading.unit.item()}".rstrip()
@@ -149,12 +148,10 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         yield TextTable(title, heads, rows)
 
 
-def _evenly_chosen(study: xr.Dataset, most: int) -> Iterator[int]:
-    """Indices of the readings shown, group by group: at most `most` of each variable, evenly spaced."""
-    for group in _groups(study):
-        for name in dict.fromkeys(study.variable.values[study.group.values == group].tolist()):
-            of_variable = np.flatnonzero(study.variable.values == name)
-            yield from of_variable[evenly_spaced(len(of_variable), most)].tolist()
+def evenly_chosen(variables: np.ndarray, most: int) -> list[int]:
+    """Indices of readings: at most `most` of each variable, evenly spaced."""
+    rows = [np.flatnonzero(variables == name) for name in dict.fromkeys(variables.tolist())]
+    return [int(some[k]) for some in rows for k in evenly_spaced(len(some), most)]
 
 
 def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
@@ -165,10 +162,7 @@ def _groups(study: xr.Dataset, first: Sequence[str] = ()) -> list[str]:
 
 
 def panels_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[tuple[str, np.ndarray]]:
-    """Title and readings of each panel of a figure or page, group by group in the order of `_groups`.
-
-    The readings of a group share a panel, except variables with several levels, which have separate panels.
-    """
+    """Title and readings of each panel: those of a group share one, except variables with several levels."""
     for group in _groups(study, first):
         members = np.flatnonzero(study.group.values == group)
         variables = study.variable.values[members]
@@ -218,7 +212,6 @@ def title_of(study: xr.Dataset, label: str) -> str:
 
 
 def calibration_words(tested: xr.Dataset, level: float) -> str:
-    """The joint verdict of the calibration tests of a family."""
     if bool((tested.gap_p <= level).any()):
         return "not draws from the posterior"
     return "no gap is detected" if bool(np.isfinite(tested.gap_visible).any()) else "too few originals to detect a gap"
@@ -230,7 +223,6 @@ def remarks(study: xr.Dataset) -> list[str]:
 
 
 def remarks_on_run(study: xr.Dataset) -> list[str]:
-    """The remarks on the run as a whole."""
     return [line for line in str(study.attrs.get("remark", "")).split("; ") if line]
 
 
@@ -255,10 +247,7 @@ def number_in(text: str) -> float | str:
 
 
 def csv_of(*frames: pandas.DataFrame) -> str:
-    """Frames as CSV, one below the other.
-
-    Texts that a spreadsheet would run as formulas begin with an apostrophe, as in files that it exports.
-    """
+    """Frames as CSV, one below the other; texts that a spreadsheet would run as formulas begin with an apostrophe."""
 
     def text_of(cell: Any) -> Any:
         return f"'{cell}" if isinstance(cell, str) and cell[:1] in _OF_FORMULAS and isinstance(number_in(cell), str) else cell
@@ -269,21 +258,17 @@ def csv_of(*frames: pandas.DataFrame) -> str:
 
 
 class Tidy(NamedTuple):
-    """A study as pandas frames.
+    """A study as pandas frames."""
 
-    `curves`: a row for each reading and noise level: value, low, high, and, with clones, gap and p. `numbers`: a row for each
-    number on each axis: places, half-lives, widths, inversions, peaks.
-    """
-
-    curves: pandas.DataFrame
-    numbers: pandas.DataFrame
+    curves: pandas.DataFrame  # a row for each reading and noise level: value, low, high, and, with clones, gap and p
+    numbers: pandas.DataFrame  # a row for each number on each axis: places, half-lives, widths, inversions, peaks
 
 
 def tidy(study: xr.Dataset | Mapping[str, xr.Dataset]) -> Tidy:
     """One study, or several by name, as pandas frames (`Tidy`).
 
-    For several studies, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its
-    value; `spec.NAME` if there is a column NAME. Fields that are lists are left out.
+    For several, the column `run` holds the name, and that of each spec field that differs, such as `multiplicity`, its value
+    (`spec.NAME` if there is a column NAME); fields that are lists are left out.
     """
     if isinstance(study, Mapping) and not isinstance(study, xr.Dataset) and study:
         parts = []

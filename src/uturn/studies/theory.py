@@ -20,8 +20,7 @@ def with_theory(study: xr.Dataset, run: xr.Dataset) -> Any:
     """A study with the mean field of the grammar of its run (`uturn.theory.MeanField`), for the ε-process.
 
     `theory` (reading, noise): the readings of tree levels in mean field, NaN for others; `chi_theory` (changes, noise): the
-    susceptibility; attribute `critical_noise`, if there is a transition. ValueError if the source is not a Random Hierarchy Model
-    with one multiplicity and uniform rules, or the corruption is not the ε-process.
+    susceptibility; attribute `critical_noise`, if there is a transition. ValueError for other grammars and corruptions.
     """
     spec = stored_spec(run)
     source, corruption = spec["source"], spec.get("corruption", {}).get("type")

@@ -127,7 +127,7 @@ def test_defaults_likeness_and_paths(finished):
     assert (plain.steps, plain.trajectories, plain.patch) == (20, 1, 2)
     assert plain.facts == {"data": "two images", "licence": "none", "kind": "exact"}
     assert absent.facts == {"data": "two images", "licence": "none"}
-    assert (two.words, plain.words) == ("two images", "plain")  # a title is not taken from another row
+    assert (two.title, plain.title) == ("two images", "")  # a title is not taken from another row
 
 
 @pytest.mark.parametrize(

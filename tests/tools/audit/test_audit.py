@@ -13,7 +13,7 @@ from command_line import uturn
 from tiny_language import Table, TableDenoiser
 from uturn.corruption.unmasking import Decoder, law_of
 from uturn.pages import write_page
-from uturn.pages.collecting import collect
+from uturn.pages.page import collect
 from uturn.presets import TextOptions
 from uturn.tools.audit.likelihood import log_likelihoods
 from uturn.tools.audit.measure import _decoder

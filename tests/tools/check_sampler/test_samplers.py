@@ -18,7 +18,7 @@ from command_line import uturn
 from uturn.core.checks import Finding
 from uturn.core.random import Streams
 from uturn.tools.check_sampler.check import _model_row, check_sampler, compared
-from uturn.tools.check_sampler.options import SamplerOptions
+from uturn.tools.check_sampler.command import SamplerOptions
 from uturn.tools.check_sampler.steps import repeated_step, step_variance
 from uturn.tools.check_sampler.two_samplers import change_sizes, sizes_of_change, two_samplers
 

@@ -82,7 +82,6 @@ def draw_gap(
 
 
 def markers(noise: np.ndarray) -> dict[str, Any]:
-    """Markers of a curve, unless it has many points."""
     return {"marker": "o", "ms": 4} if len(noise) < 40 else {}
 
 
@@ -113,7 +112,6 @@ def draw_noise_axis(axis: Any, noise: np.ndarray) -> None:
 
 
 def end_of(noise: np.ndarray) -> float:
-    """The right end of an axis of noise."""
     return 1.03 * float(noise[-1]) if noise[-1] > 0 else 1.0
 
 

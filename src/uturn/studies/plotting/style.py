@@ -20,10 +20,7 @@ DISTINCT = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 @contextmanager
 def style(families: Sequence[str] = ()) -> Iterator[Any]:
-    """Context with the matplotlib settings of the project, which restores the user's settings; yields pyplot.
-
-    `families`: further fonts for characters that the default font lacks, see `fonts_for`.
-    """
+    """Context with the matplotlib settings of the project, and further fonts (`fonts_for`); yields pyplot."""
     import matplotlib
 
     if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:

@@ -1,8 +1,4 @@
-"""Drawings of trees, symbols, rules and messages.
-
-All functions draw in data units on axes of equal aspect without frame (`canvas`); one unit is about the distance between two
-leaves.
-"""
+"""Drawings of trees, symbols, rules and messages in data units, about the distance of two leaves, on a `canvas`."""
 
 from __future__ import annotations
 
@@ -26,7 +22,6 @@ def symbol_name(symbol: int, tree_level: int, depth: int) -> str:
 
 
 def level_name(tree_level: int, depth: int) -> str:
-    """Name of a tree level in a drawing."""
     return {0: "leaves", depth: "class"}.get(tree_level, f"level {tree_level}")
 
 
@@ -84,10 +79,7 @@ def message_bars(
     true_symbol: int,
     arrow: str,
 ) -> None:
-    """Draw a message as a bar chart centred at x with its base at y: one bar for each symbol, full height = probability 1.
-
-    `color`: colour of the base line, of the arrow head ("up" or "down") above the chart, and of the dot under the true symbol.
-    """
+    """Draw a message as bars over a base line centred at (x, y), full height = probability 1; `color`: of line, arrow and dot."""
     from matplotlib.patches import Rectangle
 
     v = len(message)
@@ -129,10 +121,7 @@ def rule_table(
     depth: int,
     frames: dict[tuple[int, int], list[Any]],
 ) -> None:
-    """Draw the rules of one level: for each parent symbol a column with the parent and, below it, its tuples of children.
-
-    (x, y): centre of the first parent. `frames`: colours of frames around rules, {(parent, rule): colours}, innermost first.
-    """
+    """Draw the rules of one level, a column a parent, the first at (x, y); `frames`: {(parent, rule): colours}, inside out."""
     from matplotlib.patches import FancyBboxPatch
 
     drop, half = 0.62, 0.26

@@ -2,4 +2,4 @@
 
 from uturn.core.tools import Tool
 
-TOOL = Tool(commands=("uturn.tools.atlas.command",), sections={"atlas.zarr": "uturn.tools.atlas.section:atlas_section"})
+TOOL = Tool(commands=("uturn.tools.atlas.command",), sections={"atlas.zarr": "uturn.tools.atlas.numbers:atlas_section"})

@@ -21,8 +21,7 @@ def draw_atlas(atlas: xr.Dataset) -> Any:
     """The table of `uturn.tools.atlas.numbers.table_of` as a figure; noise grows to the right.
 
     Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
-    the bar at the half-lives of the layers, a circle where the order of the layers inverts, and a star at speciation. Colours
-    distinguish data sets, markers distinguish kinds of models. At the right: t* and the width.
+    it at the half-lives of the layers, a circle where their order inverts, a star at speciation; colours are data sets.
     """
     plain = {name: ("entry", [str(text).replace("$", r"\$") for text in atlas[name].values]) for name in _TEXTS}
     atlas = atlas.assign_coords(plain)
@@ -64,7 +63,6 @@ def _places(names: list[str], groups: list[str]) -> list[float]:
 
 
 def _reach(atlas: xr.Dataset) -> tuple[float, float]:
-    """Least and largest log-SNR of the axis."""
     falls, half_lives = (values.sel(estimate="value") for values in (atlas.fall, atlas.half_life))
     drawn = (atlas.transition, falls, atlas.speciation, atlas.inversion[:, 0], half_lives)
     values = np.concatenate([np.ravel(numbers) for numbers in drawn])
@@ -94,7 +92,6 @@ def _draw_row(axes: Any, entry: xr.Dataset, y: float, color: str, marker: str) -
 
 
 def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]) -> None:
-    """A legend of data sets, kinds of models and marks, in separate axes."""
     from matplotlib.legend import Legend
 
     first, *_, last = level_colors(3)

@@ -1,9 +1,10 @@
-"""The numbers of the rows of an atlas, on the axis log-SNR (nats), and the tables made of them."""
+"""The numbers of the rows of an atlas, on the axis log-SNR (nats), and the tables and the section of a page made of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pandas
 import xarray as xr
 
 from uturn.measures.cloning import largest_eigenvalue
-from uturn.measures.statistics import ESTIMATE, Estimate
+from uturn.measures.statistics import ESTIMATE, Estimate, with_interval
+from uturn.pages.charts import number, numbers
+from uturn.pages.sections import Reader, card, existing, new_section
 from uturn.store.record import warnings_of
 from uturn.studies import study
 from uturn.studies.tables import TextTable, csv_of, for_terminal
@@ -68,7 +71,12 @@ def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Se
         values = (numbers or {}).get(name, np.full([len(along[dim]) for dim in dims], np.nan))
         variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
     about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")
-    about |= {"name": row.name, "title": row.words, "group": row.group, "facts": json.dumps(row.facts, ensure_ascii=False)}
+    about |= {
+        "name": row.name,
+        "title": row.title or row.name,
+        "group": row.group,
+        "facts": json.dumps(row.facts, ensure_ascii=False),
+    }
     about |= {"data": str(row.facts.get("data", row.data)), "kind": str(row.facts.get("kind", ""))}
     return xr.Dataset(variables, {**along, "layer": ("network_layer", list(layers)), **about, **texts})
 
@@ -109,10 +117,7 @@ def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[xr.Dat
 
 
 def _of_changes(row: AtlasRow, found: xr.Dataset) -> tuple[dict[str, Any], str]:
-    """Largest chi, its log-SNR, and xi there in pixels; and the reason if they are missing or uncertain.
-
-    Without a peak inside the measured range, the log-SNR is that of the level, without an interval.
-    """
+    """Largest chi, its log-SNR (of its level, if it is no peak), and xi there in pixels; why they are missing or uncertain."""
     if PATCHES not in found.get("changes", ()):
         return {}, "a single trajectory: no chi, no xi"
     changes = found.sel(changes=PATCHES, axis="log_snr")
@@ -137,9 +142,8 @@ def table_of(entries: Sequence[xr.Dataset]) -> xr.Dataset:
     """Entries as one dataset with the dim entry, one for each classifier of each row.
 
     The numbers of `ESTIMATES` (entry, estimate), of `NUMBERS` (entry), `fall` (entry, share, estimate) and `half_life` (entry,
-    network_layer, estimate), NaN where a number does not exist; the coordinate `remark` gives the reason. Further coordinates:
-    `name`, `title`, `group`, `data`, `kind`, `classifier`, `description`, `failure`, `facts` as JSON; `layer` (entry,
-    network_layer), "" beyond the last one.
+    network_layer, estimate), NaN where a number does not exist, for the reason in the coordinate `remark`; `layer` is "" beyond
+    the last one, `facts` are JSON.
     """
     whole: Any = {"data_vars": "all", "coords": "all", "compat": "override", "join": "outer", "combine_attrs": "override"}
     table = xr.concat(list(entries), "entry", fill_value={"layer": ""}, **whole).drop_vars("network_layer")
@@ -179,7 +183,6 @@ def summary(table: xr.Dataset) -> Iterator[Any]:
 
 
 def _last_layer(table: xr.Dataset) -> xr.DataArray:
-    """Index of the last layer of each entry."""
     return ((table.layer != "").sum("network_layer") - 1).clip(0)
 
 
@@ -188,3 +191,57 @@ def _cell(values: xr.DataArray) -> str:
     value, *ends = np.ravel(values).tolist()
     text = f"{Estimate(value, *ends):.3g}" if ends and not np.isnan(ends).any() else f"{value:.3g}"
     return "" if np.isnan(value) else text.replace("inf", "∞")
+
+
+def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
+    """The section of the file `atlas.zarr` of `uturn atlas`."""
+    data, folder = read.dataset(path), path.parent
+    name = "atlas" if read.alone else folder.resolve().name or "atlas"
+    section = new_section("atlas", name, "atlas", "Atlas of models")
+    section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
+    section["covers"] = "*.zarr"  # the runs of the rows
+    section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))
+    read.add_picture(section, folder / "atlas.png", "atlas")
+    entries = [data.isel(entry=k) for k in range(data.sizes["entry"])]
+    several = len(set(data.title.values.tolist())) < len(entries)
+    names = [f"{of.title.item()}, {of.classifier.item()}" if several else str(of.title.item()) for of in entries]
+    remarks = [f"failed: {of.failure.item()}" if of.failure.item() else str(of.remark.item()) for of in entries]
+    cells = [[with_interval(numbers(values)) for values in (of.transition.values, of.width.values)] for of in entries]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "bar": numbers(of.fall.sel(estimate="value").values),
+            "points": [
+                numbers(of.transition.values),
+                *([number(x), None, None] for x in (of.inversion.values[0], of.speciation)),
+            ],
+        }
+        for name, of in zip(names, entries, strict=True)
+    ]
+    placed = [row for row in rows if row["points"][0][0] is not None]
+    section["rows"] = {
+        "title": "t* of every model",
+        "label": "t* of every model on the axis log-SNR; the table below has the numbers",
+        "axis": {
+            **{"name": "log_snr", "short": "log-SNR", "unit": "nats", "words": "log-SNR (nats), more noise to the right"},
+            "reversed": True,
+        },
+        "words": (
+            "models have lost half of the class. Dots: t*; bars: from a quarter to three quarters of the fall; open circles: "
+            "last layer below first; stars: speciation."
+        ),
+        "bar": "quarter to three quarters lost",
+        "points": ["t*", "last layer below first", "speciation"],
+        "rows": placed,
+        "table": {
+            "heads": ["model", "t*, log-SNR (nats)", "width (nats)", "remark"],
+            "labels": ["model", "t*", "width", "remark"],
+            "rows": [[name, *of, remark] for name, of, remark in zip(names, cells, remarks, strict=True)],
+        },
+    }
+    places = [row["points"][0][0] for row in placed]
+    if places:
+        middle = [np.median(places), min(places), max(places)]
+        claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
+        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
+    return section

@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from uturn.core.checks import checked_path, described, expect, one_line, shown
@@ -26,9 +27,6 @@ from uturn.store.outputs import output_folder, write_dataset
 from uturn.studies.tables import TextTable
 from uturn.tools.atlas.figure import draw_atlas
 from uturn.tools.atlas.numbers import PATCHES, entry_of, largest_eigenvalue_of, numbers_of, table_of, to_csv
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 RESULTS = ("index.html", "atlas.zarr", "atlas.csv", "atlas.png", "atlas.pdf")
 _PATHS = (  # options that may be paths
@@ -58,11 +56,6 @@ class AtlasRow(ImageOptions):
     patch: int = Field(4, ge=1)
     facts: dict[str, str | int | FiniteFloat] = Field({})
 
-    @property
-    def words(self) -> str:
-        """The title, or the name."""
-        return self.title or self.name
-
     def _probes(self) -> list[dict[str, Any]]:
         changes = {"type": "changes", "name": PATCHES, "patch": self.patch}
         return super()._probes() + ([changes] if self.trajectories > 1 else [])
@@ -78,8 +71,7 @@ class _File(BaseModel):
 def read_atlas(path: str | Path) -> list[AtlasRow]:
     """The rows of an atlas file (TOML): `[[models]]`, one table a row, and `[defaults]`, options of all rows.
 
-    Paths are relative to the folder of the file. Values that name nothing in this folder (hub ids) are passed through unchanged.
-    A ValueError if a row has an unknown option or one out of range, or if two rows have one name.
+    Paths are relative to the folder of the file; values that name nothing there (hub ids) are passed through unchanged.
     """
     path = Path(checked_path("atlas", path))
     try:
@@ -122,14 +114,12 @@ def _placed(key: str, value: Any, folder: Path) -> Any:
 
 
 def chosen(rows: Sequence[AtlasRow], only: Sequence[str]) -> list[AtlasRow]:
-    """The rows with these names, or all if none are given."""
     names = [row.name for row in rows]
     expect(set(only) <= set(names), "only", list(only), f"some of {', '.join(names)}")
     return [row for row in rows if not only or row.name in only]
 
 
 def listed(rows: Sequence[AtlasRow]) -> TextTable:
-    """The rows and the facts about them."""
     facts = list(dict.fromkeys(name for row in rows for name in row.facts))
     heads = ("name", "model", "scheduler, steps", "U-turns", *(name.replace("_", " ") for name in facts))
     lines = []
@@ -146,9 +136,8 @@ def measure_atlas(
 ) -> xr.Dataset:
     """Run the rows of an atlas, one after the other, each into its own store, and write the table and the figure.
 
-    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. Stored readings are not measured
-    again. A row that fails is reported to `announce`, and the others go on. Writes `atlas.zarr`, the dataset that is returned
-    (`table_of`), `atlas.csv`, `atlas.png`, `.pdf`. Rows that failed have numbers that are NaN, and the error in `failure`.
+    Row NAME is run into `NAME.zarr` in `out`, a folder or URL, with `options` of `uturn.run`. A row that fails is reported to
+    `announce`, has NaN and the error in `failure`, and the others go on. Returns and writes the dataset `atlas.zarr`.
     """
     entries: list[xr.Dataset] = []
     with output_folder("out", out) as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -21,9 +21,11 @@ from uturn.core.u_turns import u_turns
 from uturn.corruption.recorded import Recorded
 from uturn.measures.calibration import Calibration, calibrate, holm, paired
 from uturn.networks.model_check import is_checked
-from uturn.tools.check_sampler.options import SamplerOptions
 from uturn.tools.check_sampler.steps import OwnSteps, called, repeated_step, seeds_of, step_variance
 from uturn.tools.check_sampler.two_samplers import change_sizes, sizes_of_change, two_samplers
+
+if TYPE_CHECKING:
+    from uturn.tools.check_sampler.command import SamplerOptions
 
 _PASSES, _FAILS, _REPORTED, _UNTESTED = "passes", "FAILS", "reported", "not tested"
 _SAMPLER = "'module:function', a function (images, noise, seed) -> reconstructions, or the name of a scheduler"
@@ -79,7 +81,6 @@ class Report(NamedTuple):
         return all(row.verdict != _FAILS for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
         heads = ("test", "verdict", "result", "sees", "misses")
         tests = [{**dict(zip(heads, row.cells(), strict=True)), **row.numbers} for row in self.rows]
         return {"title": self.title, "passed": self.passed, "tests": tests}
@@ -99,16 +100,9 @@ def _judged(test: str, tested: Any, level: float | None, result: str, noise: Seq
 
 
 def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], level: float) -> list[Row]:
-    """The tests that need only reconstructions: the size of the change, and the two-sample test.
+    """The tests that need only reconstructions: the size of the change, and the two-sample test, each with a false-alarm rate.
 
-    Parameters
-    ----------
-    originals : array (items, ...)
-    theirs, ours : arrays (noise, items, 2, ...)
-        Two U-turns of each original at each noise level, by the sampler that is checked and by one that is right.
-    noise : noise levels (noise,)
-    level : float
-        False-alarm rate of each of the two tests.
+    `originals` (items, ...); `theirs`, `ours` (noise, items, 2, ...): two U-turns of each by the checked and by a right sampler.
     """
     sizes, laws = sizes_of_change(originals, theirs, ours, level), two_samplers(theirs, ours, level)
     size, of_uturn = (change_sizes(originals, data).mean(axis=(1, 2)) for data in (theirs, ours))
@@ -122,10 +116,7 @@ def compared(originals: Any, theirs: Any, ours: Any, noise: Sequence[float], lev
 
 
 def check_sampler(options: SamplerOptions, progress: bool = False) -> Report:
-    """Check a sampler by several tests. `progress`: show a progress bar.
-
-    The false-alarm rate is shared equally by the three tests of random numbers: size of the change, two samples, repeated step.
-    """
+    """Check a sampler by several tests; those of random numbers (size, two samples, repeated step) share the false-alarm rate."""
     options = options.of_files()
     expect(options.noise(weakest=False), "levels", options.levels, f"at least one that rounds to a step, of {options.steps}")
     own = options.experiment()
@@ -174,10 +165,6 @@ class _Checked(NamedTuple):
     steps: Any
     forward: Any
 
-    def u_turns(self, corruption: Any, backward: Any, trajectories: range) -> np.ndarray:
-        """Reconstructions at all noise levels, (noise, items, trajectories, ...)."""
-        return self._reconstructed(corruption, backward, self.options.noise(), trajectories, 1)
-
     def calibrated(self, corruption: Any, backward: Any, trajectory: int) -> Calibration:
         """Calibration by the distance of images; not at the weakest noise, whose only step draws nothing: clones agree."""
 
@@ -185,13 +172,16 @@ class _Checked(NamedTuple):
             return -change_sizes(x, y[None, :, None])[0, :, 0]
 
         noise, trajectories = self.options.noise(weakest=False), range(trajectory, trajectory + 1)
-        made = self._reconstructed(corruption, backward, noise, trajectories, self.options.clones)
+        made = self.u_turns(corruption, backward, trajectories, noise, self.options.clones)
         pairs = [paired(np.concatenate([self.originals.data[:, None], clones], axis=1), likeness) for clones in made]
         with_original, with_clones = (np.stack(values, axis=-1) for values in zip(*pairs, strict=True))
         return calibrate(with_original, with_clones, _CALIBRATED)
 
-    def _reconstructed(self, corruption: Any, backward: Any, noise: list[float], trajectories: range, clones: int) -> np.ndarray:
-        items, seed = self.originals.items, self.options.seed
+    def u_turns(
+        self, corruption: Any, backward: Any, trajectories: range, levels: list[float] | None = None, clones: int = 1
+    ) -> np.ndarray:
+        """Reconstructions at noise levels, by default all, (noise, items, trajectories * clones, ...)."""
+        items, seed, noise = self.originals.items, self.options.seed, levels or self.options.noise()
         # Long U-turns first, which keeps the batches of the network full.
         blocks = ((level, self.originals, level, Streams(seed, items, level, trajectories)) for level in noise[::-1])
         with begun(1, unit=1 / (len(noise) * len(items) * len(trajectories) * clones)):
@@ -219,11 +209,7 @@ class _Checked(NamedTuple):
         return made
 
     def step_row(self, level: float) -> Row:
-        """The variance of one reverse step, repeated from the same noisy originals.
-
-        With x the R repeats, and v the formula, the sum over pixels and originals of (x - mean)^2 / v has the law of chi-square
-        with (R - 1) degrees of freedom for each of them, since the noise is normal. If v is 0, so must be the variance.
-        """
+        """The variance of one reverse step, repeated from the same noisy originals, against its formula by the chi-square law."""
         if self.steps is None:
             return Row("one repeated step", _UNTESTED, _NO_STEP)
         model, source, items = self.own.parts.backward, self.own.parts.source, self.originals.items[:_JUDGED]
@@ -257,7 +243,6 @@ class _Checked(NamedTuple):
         return _judged("one repeated step", tested, level, result, list(p), ratio=list(ratios.values()))
 
     def calibration_row(self) -> Row:
-        """Calibration by clones of one noisy datum, which is reported and not judged."""
         if self.steps is None:
             return Row("calibration with clones", _UNTESTED, _NO_STEP)
         tests, noise = self.calibrated(self.forward, self.steps, 5), self.options.noise(weakest=False)
@@ -267,7 +252,6 @@ class _Checked(NamedTuple):
 
 
 def _model_row(own: Experiment) -> Row:
-    """The check of the denoiser, which is that of `uturn images`."""
     reverse = own.parts.backward.reverse()
     if not is_checked(reverse.model, reverse.device):
         return Row("denoiser", _UNTESTED, "the network is large: give it a GPU")

@@ -18,10 +18,9 @@ _WITH_FORMULA = ("Ancestral", "EulerAncestral", "DDPM", "DDIM")  # how the names
 
 
 class OwnSteps(Backward):
-    """Reverse steps by a user's function, from the noisy data of a diffusion model, of N steps, to reconstructions.
+    """Reverse steps by a user's function (noisy, noise, seed) of N steps; `label`: how errors name it.
 
-    `function(noisy, noise, seed)`: x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 tensors (batch, channels, height,
-    width) in the units of the model's scheduler, with noise of its own for every row. `label`: how errors name it.
+    It makes x_t' at t'/T = noise - 1/N from x_t at t/T = noise, float32 (batch, channels, height, width), in units of the model.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images",)
@@ -67,10 +66,9 @@ def called(function: Callable[..., Any], label: str, values: np.ndarray, noise: 
 
 
 def repeated_step(backward: Any, noisy: Any, streams: Streams, repeats: int) -> np.ndarray:
-    """x_t' after the first reverse step from each noisy datum, with `repeats` draws of its noise: (items, repeats, ...).
+    """x_t' after the first reverse step from each noisy datum, in variance-preserving units: (items, repeats, ..).
 
-    In variance-preserving units, abar' + (noise variance) = 1, so that schedulers of different units can be compared. `backward`:
-    `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
+    `backward`: `OwnSteps`, or a `DiffusionModel` whose scheduler makes one call of the model in a step.
     """
     if isinstance(backward, OwnSteps):
         reverse = backward.model.reverse()
@@ -113,20 +111,14 @@ def step_variance(model: DiffusionModel, noisy: Any, streams: Streams) -> Any:
     rule = str(scheduler.config.variance_type)
     if not uses_learned_variance(scheduler):
         return large if rule.startswith("fixed_large") else small
-    learned = _learned(model, noisy, streams)
-    if rule == "learned":
-        return learned
-    share = (learned + 1) / 2
-    return np.exp(share * np.log(large) + (1 - share) * np.log(small))
-
-
-def _learned(model: DiffusionModel, noisy: Any, streams: Streams) -> np.ndarray:
-    """The second half of the channels of the model's output for noisy data."""
     import torch
 
-    reverse = model.reverse()
     (cohort,) = ImageQueue(reverse).admitted(list(model.works(noisy, streams, 1)))
     labels = () if cohort.labels is None else (cohort.labels,)
     with torch.inference_mode():
         output = reverse.network(cohort.state, cohort.timestep.to(reverse.device).expand(len(cohort.state)), *labels)
-    return output[:, cohort.state.shape[1] :].double().cpu().numpy()
+    learned = output[:, cohort.state.shape[1] :].double().cpu().numpy()  # the second half of the channels
+    if rule == "learned":
+        return learned
+    share = (learned + 1) / 2
+    return np.exp(share * np.log(large) + (1 - share) * np.log(small))

@@ -73,10 +73,10 @@ def choose(
 
 def _goal(name: str, texts: list[str]) -> tuple[str, float]:
     """A reading, whose name may have "=", and a number."""
-    then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
-    expect(len(texts) == 1, name, texts, f"one goal; run the command for each{then}")
     from uturn.studies.tables import number_in
 
+    then = "; the smallest noise chosen keeps all goals, with the same confidence" if name == "keep" else ""
+    expect(len(texts) == 1, name, texts, f"one goal; run the command for each{then}")
     reading, _, goal = texts[0].rpartition("=")
     value = number_in(goal)
     if not isinstance(value, float):
