@@ -100,7 +100,7 @@ def test_figures_share_runs(workshop):
 def test_runs_apart_are_made_side_by_side_unless_there_is_a_cluster(tmp_path, monkeypatch):
     """The command line gives the options of a cluster even where it has none."""
     alone = []
-    monkeypatch.setattr("uturn.paper.workshop._run_alone", lambda label, *rest: (label, alone.append(label)))
+    monkeypatch.setattr(Workshop, "each", lambda self, figure, work, tasks: alone.extend(label for label, _ in tasks))
     monkeypatch.setattr(Workshop, "run", lambda self, label, experiment: label)
     experiments = {"run": Experiment.from_dict(SPEC)}
     Workshop("smoke", tmp_path, 1, cluster={"cluster": None}).runs("one", experiments, apart=True)

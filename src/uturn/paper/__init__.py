@@ -6,25 +6,11 @@ with the tools of a `Workshop`, which stores results; it judges with the rules o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from uturn.core.lazy import lazy
-from uturn.paper.registry import FIGURES, ORDER, load_figure
+from uturn.paper.registry import FIGURES as FIGURES
+from uturn.paper.registry import ORDER as ORDER
+from uturn.paper.registry import load_figure as load_figure
 
-if TYPE_CHECKING:
-    from uturn.pages.figures import Result, Verdict
-    from uturn.paper.figures import reproduce
-    from uturn.paper.workshop import Scale, Workshop
-
-__all__ = [
-    "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
-    "load_figure", "reproduce",
-]  # fmt: skip
-
-_HOMES = {
-    **dict.fromkeys(("Result", "Verdict"), "pages.figures"),
-    "reproduce": "paper.figures",
-    **dict.fromkeys(("Scale", "Workshop"), "paper.workshop"),
-}
+_HOMES = {"Result": "pages.figures", "Verdict": "pages.figures", "Workshop": "paper.workshop", "reproduce": "paper.figures"}
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

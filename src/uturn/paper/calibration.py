@@ -85,9 +85,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     ]
 
 
-# -- samplers -----------------------------------------------------------------------------------------------------------
-
-
 def _worst(tests: xr.Dataset) -> xr.Dataset:
     """The test with the smallest p-value; if several have it, the one with the largest gap relative to its detectable size."""
     stacked = tests.stack(test=("noise", "reading"))
@@ -135,9 +132,6 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
     ]
 
 
-# -- false alarms --------------------------------------------------------------------------------------------------------
-
-
 def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
     """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel, noise and tree level."""
     p = []
@@ -162,9 +156,6 @@ def _rates(shares: xr.Dataset) -> Verdict:
         "not above these",
         above(holm(p), LEVEL, f"binomial test of each share: no p by Holm <= {LEVEL:g}"),
     )
-
-
-# -- images --------------------------------------------------------------------------------------------------------------
 
 
 def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -224,9 +215,6 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
             "0 for an exact sampler of a right model; class and logits need not come nearer with more steps",
         ),
     ]
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:

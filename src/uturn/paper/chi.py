@@ -143,19 +143,14 @@ def shift(noise: np.ndarray, c: np.ndarray) -> float:
 
 
 def _against_exact(runs: Sequence[Compared], name: str, expected: str, width: float) -> Verdict:
-    """The relative difference of chi from that of the same strings."""
     levels = [level for run in runs for level in run.levels]
+    narrow = f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})"
     ratios = [f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in (run.ratio for run in runs)]
     return verdict(
         f"chi against the exact chi of the same strings, {name}: relative difference",
         "; ".join(ratios) + f"; at one noise level up to {100 * max(abs(level.value) for level in levels):.1f} %",
         expected,
-        holds(
-            [run.ratio for run in runs],
-            0.0,
-            width,
-            f"mean over noise levels: intervals hold 0 and are narrower than {100 * width:.0f} % (false alarms {ALARM:g})",
-        ),
+        holds([run.ratio for run in runs], 0.0, width, narrow),
         holds(levels, 0.0, np.inf, "so do those of every noise level"),
         verdicts.within([run.drawn for run in runs], 1e-5, ""),
     )
@@ -264,9 +259,6 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
         above(growth.low, 0, "interval of the logarithm above 0"),
         below(second.high, sites, "below the number of sites"),
     )
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -150,7 +150,6 @@ def _indices(compared: Levels) -> dict[str, Estimate]:
 
 
 def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> list[Verdict]:
-    """Hierarchies above all controls, controls about 0, in one comparison."""
 
     def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
@@ -226,7 +225,6 @@ def _depth(index: Indices, name: str) -> Verdict:
 
 
 def _plain(text: str) -> str:
-    """A title without TeX."""
     for symbol, letter in ((r"\epsilon", "ε"), ("$", ""), ("=", " = "), (">", " > "), ("sf", "s f")):
         text = text.replace(symbol, letter)
     return text
@@ -275,7 +273,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
-    """Class and low level of one case against time."""
     finite = np.isfinite(curves.time.values)
     time = curves.time.values[finite]
     looks = ((CLASS, "class", "-", 1.9), (ACCENT, "low level", "-", 1.9), (MUTED, "low level, isolated", "--", 1.2))
@@ -287,7 +284,6 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
 
 
 def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) -> None:
-    """The class of several cases against their low level, in one comparison."""
     for label, text in titles.items():
         curves = data[f"r_{label}"].isel(estimate=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
@@ -299,7 +295,6 @@ def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) 
 
 
 def _draw_index(axes: Any, data: xr.Dataset) -> None:
-    """Hierarchy index of all cases."""
     colors = {"hierarchy": CLASS, "control": ACCENT, "flat": FLAT, "other": MUTED}
     for row, kind in enumerate(data.kind.values.tolist()):
         for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):

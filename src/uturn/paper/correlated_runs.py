@@ -118,8 +118,6 @@ def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(values, dims=("noise", "item", "of", x), coords={"noise": readings.noise, **along})
 
 
-# -- exact covariances ---------------------------------------------------------------------------------------------------------
-
 _FIRST = 2**20  # number of the first trajectory; runs have fewer
 
 

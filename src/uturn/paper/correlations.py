@@ -110,7 +110,6 @@ def _shown(runs: dict[str, xr.Dataset]) -> list[tuple[str, xr.Dataset, float, st
 
 
 def _largest(run: xr.Dataset) -> int:
-    """Index of the noise level with the largest chi."""
     return int(np.nanargmax(changes.chi_of(changes.chi_parts(run))[:, 0]))
 
 
@@ -249,9 +248,6 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
         "falls with distance",
         above(fall.low, 0, "interval of the difference above 0"),
     )
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -13,12 +13,11 @@ from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import grammar_means
-from uturn.paper.fig7 import PARAMETERS, compare, measure
+from uturn.paper.fig7 import PARAMETERS, compare
+from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, above, vanishes, verdict
 from uturn.studies.plotting.levels import draw_levels
-
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"

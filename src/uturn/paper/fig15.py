@@ -106,15 +106,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
-    return data, _verdicts(data)
-
-
-def _verdicts(data: xr.Dataset) -> list[Verdict]:
     critical = data.attrs["critical_noise"]
     names, of_class = ", ".join(channel.label for channel in CHANNELS.values()), data.isel(tree_level=-1)
     displacements, swaps = listed(of_class["shift"]), listed(data.swap)
     before, after = of_class.residual_before.values, of_class.residual_after.values
-    return [
+    return data, [
         *(
             verdict(
                 f"effective ε where half of the class is lost, {CHANNELS[name].label}",
@@ -169,7 +165,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_map(axes: Any, data: xr.Dataset) -> None:
-    """Effective ε of every channel against its noise, with the place where half of the class is lost."""
     share = np.linspace(0, 1, 101)[:-1]
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
@@ -191,7 +186,6 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
-    """All levels of the Gaussian process."""
     L = PARAMETERS["depth"]
     mean = data.gaussian_belief.mean("grammar")
     for level, color in enumerate(level_colors(L + 1)):
@@ -202,7 +196,6 @@ def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> None:
-    """Class and leaves of all channels, with the mean field of the ε-process."""
     L = PARAMETERS["depth"]
     for name, channel in CHANNELS.items():
         curves = data[f"{name}_belief"]
@@ -218,7 +211,6 @@ def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines:
 
 
 def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
-    """Displacement of every level along effective ε, for each channel."""
     L = PARAMETERS["depth"]
     for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
         look = {"fmt": MARKERS[name], "ms": 6, "color": channel.color, "capsize": 2, "label": channel.label}

@@ -222,7 +222,6 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    """Similarity of every layer; first block and logits with intervals, and with the deterministic scheduler."""
     (star, low, high), noise = data.transition.values, np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
     colors = draw_similarities(axes, noise, np.insert(data.similarity.values, 0, 1, axis=0), data.network_layer.values)
@@ -242,7 +241,6 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_labels(axes: Any, data: xr.Dataset) -> None:
-    """Share of reconstructions that keep class and kind."""
     noise = np.r_[0, data.noise.values]
     for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
         solid, dashed = (np.r_[1, data[v].isel(label_set=k)] for v in ("kept", "kept_deterministic"))

@@ -83,7 +83,6 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 
 
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
-    """Crossings against ε*, for the multiplicities with a transition."""
     there = data.crossing.sel(estimate="value").notnull()
     crossed, size, data = int(there.sum()), there.size, data.isel(multiplicity=there.values)
     error = data.crossing.sel(estimate="value") - data.critical_noise

@@ -167,7 +167,6 @@ def _approach(data: xr.Dataset) -> list[Verdict]:
 
 
 def _u_turns(runs: Mapping[str, xr.Dataset], exact: Mapping[str, xr.Dataset]) -> Verdict:
-    """U-turns of the network with most data, in every channel, against exact probabilities at the same observations."""
     largest_gaps, gaps = [], []
     for channel, run in runs.items():
         gap, own = ((readings.unchanged - exact[channel].belief).sel(tree_level=[0, 1]) for readings in (run, exact[channel]))
@@ -226,7 +225,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_weights(axes: Any, data: xr.Dataset) -> None:
-    """(a) The weight of each level against P, with its scale."""
     best, sizes, L = data.sel(state="best"), data["size"].values, int(data.attrs["depth"])
     for level, color in list(enumerate(level_colors(L + 1)))[1:]:
         weight, at = best.weight.sel(learned_level=level), float(data.predicted_at.sel(learned_level=level))
@@ -240,7 +238,6 @@ def _draw_weights(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_generated(axes: Any, data: xr.Dataset) -> None:
-    """(b) Rules obeyed by generated strings, and copies of training strings."""
     sizes, L = data["size"].values, int(data.attrs["depth"])
     for level, color in list(enumerate(level_colors(L + 1)))[1:]:
         obeyed = data.sel(state="best", tree_level=level)
@@ -252,7 +249,6 @@ def _draw_generated(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_losses(axes: Any, data: xr.Dataset) -> None:
-    """(c) Excess loss over Bayes' optimum."""
     best = data.sel(state="best")
     for state, fmt, color, state_name in _STATES:
         mean, reach = _mean_and_range(data.divergence.sel(state=state))
@@ -265,7 +261,6 @@ def _draw_losses(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_u_turns(axes: Any, data: xr.Dataset, place: int, letter: str) -> None:
-    """(d, e) U-turns of the network trained on one of the sizes."""
     network = data.sel(state="best").isel(size=place)
     for level, color in enumerate(level_colors(int(data.attrs["depth"]) + 1)):
         mean, error = network.unchanged.sel(tree_level=level), 1.96 * network.unchanged_error.sel(tree_level=level)

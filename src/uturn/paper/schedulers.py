@@ -141,8 +141,6 @@ def distance_text(deviation: np.ndarray) -> str:
     return f"{Estimate(*distance(deviation).tolist()):.3f}"
 
 
-# -- verdicts -------------------------------------------------------------------------------------------------------------------
-
 Deviations = dict[str, np.ndarray]
 """q - p of every sheet, by sampler."""
 

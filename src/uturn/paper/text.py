@@ -112,9 +112,6 @@ def _texts(numbers: list[Estimate]) -> str:
     return "; ".join(f"{number:.3f}" for number in numbers)
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------------
-
-
 def _identity(run: xr.Dataset) -> Verdict:
     """Nothing changes without noise, and a little of it changes no more than it masks."""
     least = float(run.noise[1])
@@ -193,9 +190,6 @@ def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------------
-
-
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure, ((shares, chi), (far, gaps)) = plt.subplots(2, 2, figsize=(13, 7.9), layout="constrained")
@@ -214,7 +208,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_decoders(axes: Any, data: xr.Dataset, name: str, joined: bool = True) -> None:
-    """Points at the compared noise levels; solid for characters, dashed for runs."""
     for k, label in enumerate(DECODERS):
         for span, dash, marker in ((1, "-", "o"), (SPAN, "--", "s")):
             look = {"ls": dash if joined else "", "ms": 4.5, "lw": 1.2, "color": _COLORS[label], "marker": marker}

@@ -141,7 +141,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
-    """Noise at which half of the class is lost, for each channel and for each depth or tree level."""
     height = (1 + 1 / PAPER["vocab_size"]) / 2
     curves = belief.mean("grammar").transpose("channel", ..., "point").values
     return [[crossing(x, c, height, first=True) for c in of_channel] for x, of_channel in zip(noise.values, curves, strict=True)]
@@ -249,7 +248,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
-    """Class against noise in one channel: exact at all depths, population dynamics, threshold."""
     center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
@@ -265,7 +263,6 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 
 
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
-    """Noise at which half of the class is lost, relative to the threshold, against depth."""
     for name, channel in CHANNELS.items():
         part, levels = quenched.sel(channel=name), np.arange(2, quenched.sizes["tree_level"])
         center = float(part.threshold.mean())
@@ -277,7 +274,6 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
 
 
 def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
-    """Thresholds of all channels in effective ε, and in bits per leaf."""
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):

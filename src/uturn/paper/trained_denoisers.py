@@ -56,7 +56,7 @@ def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
     few = {key: plan["reading"][key] for key in ("levels", "items")}
     tasks = [(x, job, plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few) for x, job in jobs.items()]
     workshop.each("networks", _network, [task for task in tasks if not workshop.trained(_files(task[0]), task[1])])
-    return {task[0]: _network(*task, workshop) for task in tasks}
+    return {task[0]: _network(workshop, *task) for task in tasks}
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def networks(scale: Scale) -> dict[str, dict[str, Any]]:
     return made
 
 
-def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+def _network(workshop: Workshop, name: str, job: Mapping[str, Any], reading: Mapping[str, Any]) -> xr.Dataset:
     rhm, size = RandomHierarchyModel(**job["grammar"]), job["size"]
     least, each, most = job["training"]["steps"]
     training = {**job["training"], "steps": min(max(each * size, least), most)}
