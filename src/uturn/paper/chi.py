@@ -25,12 +25,9 @@ CAPTION = (
     "Susceptibility chi = sum_ij C_ij / sum_i C_ii of the changes in U-turns of one original, averaged over originals: the "
     "number of sites that change together. Points: U-turns; bars: 95 % intervals, over grammars or over items; lines: the exact "
     "chi of the same strings, computed from the moments of their posterior. Top left: the ε-process at (16, 4, 2); dashed: mean "
-    "field. At finite depth chi peaks below ε*; averages over grammars lie a few per cent above the annealed average. Top right: "
-    "the channels that draw their noise, at (32, 8, 2), against the noise divided by the threshold of deep trees (figure "
-    "thresholds). Here too the peak grows with depth; at L = 9 it lies 7 to 10 % above the threshold. Bottom left: data without "
-    "a hierarchy. In the Gaussian field and in the mixture chi grows up to t = T, where it reaches the exact value (bars at the "
-    "right edge); a grammar with one level has a peak. Bottom right: Fashion-MNIST, embedded model; share of the patches that "
-    "change together."
+    "field. Top right: the channels that draw their noise, at (32, 8, 2), against the noise divided by the threshold of deep "
+    "trees (figure thresholds). Bottom left: data without a hierarchy; bars at the right edge: exact value at t = T. Bottom "
+    "right: Fashion-MNIST, embedded model; share of the patches that change together."
 )
 DEPTHS = (5, 7, 10)
 CHANNELS = ("gaussian", "masking", "uniform")

@@ -32,13 +32,11 @@ CAPTION = (
     "the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals against the "
     "isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, s), as many "
     "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
-    "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
-    "and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after it. "
-    "The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be distinguished, and "
-    "its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: nested correlations "
-    "D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 % intervals); "
-    "a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on which it was not "
-    "chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
+    "whose index is above 0: two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
+    "and half 1000; a random code, whose modes are 10 apart; a grammar with one level. Last row: the nesting index. Left: nested "
+    "correlations D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 "
+    "% intervals); a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on "
+    "which it was not chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT

@@ -21,10 +21,8 @@ CLAIM = "Different kinds of noise lose the class in the same way, but not at the
 CAPTION = (
     "Effective ε (Eq. 63): the ε whose leaf beliefs have the mean that the channel gives. Probability that a symbol is unchanged "
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "
-    "of the ε-process (lines). The class curves have the shape of the ε-process but are displaced: fluctuations between leaves "
-    "make the class harder to recover than their mean belief suggests. Leaves stay above the belief that each has by itself "
-    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: 95 "
-    "% intervals)."
+    "of the ε-process (lines). Fluctuations between leaves make the class harder to recover than their mean belief suggests. "
+    "Dashed: belief of a leaf by itself. Last panel: displacement of every level along ε (bars: 95 % intervals)."
 )
 PARAMETERS = fig7.PARAMETERS
 CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}

@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import estimate, inversion, mean_curves, transition
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, estimates, inside, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
@@ -120,7 +120,13 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         attrs={"inversion": swap.value},
     )
     return data, [
-        verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
+        verdict(
+            "t*/T: half of the fall of the kind of garment",
+            star,
+            "inside the chain",
+            above(star.low, 0.3, "interval within 0.3 .. 0.8"),
+            below(star.high, 0.8, ""),
+        ),
         _widths(same, similarity, (chance[1], *classifier.random_pairs.values[1, [-1, 0]].tolist())),
         _order(similarity),
         verdict(

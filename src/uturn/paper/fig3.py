@@ -36,12 +36,12 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
     data = xr.Dataset(
         {
-            "rules": small.rules_array(rhm),
+            "rules": (("rule_level", "parent", "rule", "child"), np.stack(list(rhm.rules.values()))),
             "original": ("node", small.nodes(draw.latents)),
             "reconstruction": ("node", small.nodes(rebuilt)),
             "observed": ("leaf", noisy.values[0]),
         },
-        coords=small.node_coordinates(rhm),
+        coords={**small.node_coordinates(rhm), "rule_level": list(rhm.rules)},
         attrs={"noise": NOISE},
     )
     return {"instance": data}
@@ -73,7 +73,7 @@ def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[
 
 
 def draw(data: xr.Dataset) -> Any:
-    rhm = small.grammar_of(data)
+    rhm = small.small_grammar()
     before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))
     changed = {level: before[level] != after[level] for level in before}
     L, d = rhm.depth, rhm.num_leaves

@@ -43,7 +43,6 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     beliefs = infer(rhm, log_evidence[None], outputs=OUTPUTS)
     data = xr.Dataset(
         {
-            "rules": small.rules_array(rhm),
             "true_symbol": ("node", small.nodes(latents)),
             "noisy": (("leaf", "symbol"), noisy),
             "log_evidence": (("leaf", "symbol"), log_evidence),
@@ -64,7 +63,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    rhm = small.grammar_of(data)
+    rhm = small.small_grammar()
     true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
     L, s, d = rhm.depth, rhm.branching, rhm.num_leaves
     spacing, gap, wide, high, aside = 3.15, 2.9, 0.86, 0.9, 1.06

@@ -164,8 +164,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
     limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
     return data, [
-        *_full_noise(posterior, limits, steps),
-        _less_noise(posterior, limits, last),
+        *_of_schedulers(posterior, limits, steps),
         _data_law(law),
         *_discrete(posterior, limits, steps),
         _start(runs),
@@ -177,9 +176,11 @@ def _of_kind(*kinds: str) -> list[str]:
     return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
 
 
-def _full_noise(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
-    full = _of_kind("full")
+def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+    full, less = _of_kind("full"), _of_kind("half", "none")
+    worst = max(distance(posterior[label][-1])[2] for label in full)
     slopes = {label: order(posterior[label], steps) for label in full}
+    differs = f"extrapolated distance significantly different from 0 (p < {RARE:g})"
     distances = (f"{label} {distance_text(extrapolated(posterior[label]))}, p = {limits[label]:.2g}" for label in full)
     return [
         verdict(
@@ -194,19 +195,14 @@ def _full_noise(posterior: Deviations, limits: dict[str, float], steps: np.ndarr
             "0: they draw from the posterior",
             above([limits[label] for label in full], RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
         ),
+        verdict(
+            f"distance to the posterior after {steps[-1]} steps without noise, or with half of it",
+            "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
+            f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
+            above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+            below([limits[label] for label in less], RARE, differs),
+        ),
     ]
-
-
-def _less_noise(posterior: Deviations, limits: dict[str, float], last: int) -> Verdict:
-    less = _of_kind("half", "none")
-    worst = max(distance(posterior[label][-1])[2] for label in _of_kind("full"))
-    return verdict(
-        f"distance to the posterior after {last} steps without noise, or with half of it",
-        "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
-        f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-        above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
-        below([limits[label] for label in less], RARE, f"extrapolated distance significantly different from 0 (p < {RARE:g})"),
-    )
 
 
 def _data_law(law: Deviations) -> Verdict:

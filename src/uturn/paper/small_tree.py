@@ -1,4 +1,4 @@
-"""The small grammar and the string of figs. 3, 4 and 9, and their conversion to labelled data and back."""
+"""The small grammar and the string of figs. 3, 4 and 9, and conversion of trees to labelled data and back."""
 
 from __future__ import annotations
 
@@ -24,22 +24,6 @@ def small_string(rhm: RandomHierarchyModel) -> tuple[Draw, np.ndarray]:
     """The string of the pictures, and the key of the random numbers of its U-turn."""
     key = keys(SEED, Purpose.PICTURE, [0])
     return rhm.sample(1, key), key
-
-
-def rules_array(rhm: RandomHierarchyModel) -> xr.DataArray:
-    """The rules of all levels in one array; needs as many classes as symbols, and one multiplicity."""
-    levels = sorted(rhm.rules)
-    return xr.DataArray(
-        np.stack([rhm.rules[level] for level in levels]),
-        dims=("rule_level", "parent", "rule", "child"),
-        coords={"rule_level": levels},
-    )
-
-
-def grammar_of(data: xr.Dataset) -> RandomHierarchyModel:
-    """The grammar whose rules are stored in a dataset."""
-    rules = {int(level): data.rules.sel(rule_level=level).values for level in data.rule_level.values}
-    return RandomHierarchyModel.from_rules(rules, vocab_size=data.sizes["parent"])
 
 
 def node_coordinates(rhm: RandomHierarchyModel, levels: int | None = None) -> dict[str, Any]:

@@ -25,9 +25,8 @@ CAPTION = (
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "
     "trees, with the standard deviation between its replicates (grammar and pool). Bottom: noise at which half of the class is "
     "lost, relative to the threshold, against depth; and the thresholds in two units that all channels share, for one grammar "
-    "and for fresh rules at every node (bars: standard deviation between replicates). The thresholds differ in the effective ε "
-    "of Eq. 63; in information per leaf they nearly agree for the three channels that draw their noise. (The ε-process pins its "
-    "beliefs on the truth: its information is nominal.)"
+    "and for fresh rules at every node (bars: standard deviation between replicates). The ε-process pins its beliefs on the "
+    "truth: its information is nominal."
 )
 
 

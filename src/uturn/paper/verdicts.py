@@ -85,11 +85,6 @@ def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
     return Rule(_all(np.asarray(values) == wanted), text)
 
 
-def inside(interval: Estimate, low: float, high: float, text: str | None = None) -> Rule:
-    """A whole interval lies in a range."""
-    return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if text is None else text)
-
-
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:
     """Every interval contains its value and is narrower than `width`, since a wide interval would agree with anything.
 

@@ -24,7 +24,6 @@ from uturn.store.outputs import OutputFolder
 if TYPE_CHECKING:
     import torch
 
-    from uturn.exact.rhm import RandomHierarchyModel
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
@@ -154,15 +153,9 @@ class Workshop:
         return self.train([name], recipe, trained)[0]
 
     def denoisers(
-        self,
-        names: Sequence[str],
-        recipe: Mapping[str, Any],
-        rhm: RandomHierarchyModel,
-        channel: str,
-        strings: Callable[[], np.ndarray],
-        **training: Any,
+        self, names: Sequence[str], recipe: Any, rhm: Any, channel: str, strings: Callable[[], np.ndarray], **training: Any
     ) -> list[Any]:
-        """Denoisers trained once on strings of a grammar: the best state, and for a second name the last one."""
+        """Denoisers trained once on strings of the grammar `rhm`: the best state, and for a second name the last one."""
         from uturn.networks.strings import denoisers
 
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
