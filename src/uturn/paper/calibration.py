@@ -247,8 +247,7 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
     axes.axvline(0, color=THEORY, lw=1, zorder=1)
     name_rows(axes, [str(name) for name in data.sampler.values[order]], [_LOOKS[str(kind)] for kind in kinds[order]])
     axes.text(1.01, -0.95, "p by Holm", color=THEORY, **look)
-    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
-    axes.set_title("(a) samplers on trial")
+    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$", title="(a) samplers on trial")
 
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
@@ -277,8 +276,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
         axes.plot([], [], color=color, lw=2, label=("DDPM, with noise", "DDIM, without")[k])
     for name, mark in marks.items():
         axes.plot([], [], ls="", marker=mark, color=MUTED, ms=5.5, label=name)
-    axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap")
+    axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap", ylim=(-1.25, 0.12))
     ticks(axes, steps)
-    axes.set_ylim(-1.25, 0.12)
     axes.set_title(f"(c) Fashion-MNIST model, $t/T={noise:g}$")
     axes.legend(fontsize=8.5, loc="lower center", ncols=2)

@@ -265,7 +265,7 @@ def draw(data: xr.Dataset) -> Any:
         _draw_channels(grid[0, 1], data)
         _draw_controls(grid[1, 0], data)
         _draw_images(grid[1, 1], data)
-        for axes in grid[0]:
+        for axes in grid.flat[:3]:
             axes.set_ylabel(r"susceptibility $\chi$")
     return figure
 
@@ -317,7 +317,6 @@ def _draw_controls(axes: Any, data: xr.Dataset) -> None:
             axes.plot([4.5, 8], [data[f"chi_exact-{label}"][0, 0]] * 2, color=color, lw=3, alpha=0.4)
     axes.axhline(1, color=MUTED, lw=0.8, ls="--")
     axes.set(xscale="log", yscale="log", xlabel="diffusion time $t$", title="without a hierarchy")
-    axes.set_ylabel(r"susceptibility $\chi$")
     axes.set_xticks([0.02, 0.1, 0.5, 2, 6], ["0.02", "0.1", "0.5", "2", r"$\infty$"])
     axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axes.minorticks_off()

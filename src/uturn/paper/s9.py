@@ -143,7 +143,7 @@ def draw(data: xr.Dataset) -> Any:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
         draw_similarities(left, time, kept[:, 1:], names)
-        left.set(ylabel="cosine similarity", title="layers of the classifier")
+        left.set(ylabel="cosine similarity", title="layers of the classifier", ylim=(-0.05, 1.03))
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)
         middle.plot(fine, kept_mode(fine), color=THEORY, lw=1.4, label="integral")
@@ -156,7 +156,6 @@ def draw(data: xr.Dataset) -> Any:
             mark_noise(axes, star, name, CLASS, aside=0.08 * star)
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
             ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
-        left.set_ylim(-0.05, 1.03)
         _draw_plane(right, data)
     return figure
 

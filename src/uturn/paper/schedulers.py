@@ -163,9 +163,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
     limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
+    kept = [p_value(extrapolated(law[label])) for label in SAMPLERS]
+    first = [distance(law[label][0])[0] for label in SAMPLERS]
     return data, [
         *_of_schedulers(posterior, limits, steps),
-        _data_law(law),
+        verdict(
+            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
+            f"p = {min(kept):.2g} .. {max(kept):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
+            "0: all keep the data law",
+            above(kept, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
+        ),
         *_discrete(posterior, limits, steps),
         _start(runs),
         _clones(runs, last),
@@ -203,17 +210,6 @@ def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.nd
             below([limits[label] for label in less], RARE, differs),
         ),
     ]
-
-
-def _data_law(law: Deviations) -> Verdict:
-    limits = [p_value(extrapolated(law[label])) for label in SAMPLERS]
-    first = [distance(law[label][0])[0] for label in SAMPLERS]
-    return verdict(
-        "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
-        f"p = {min(limits):.2g} .. {max(limits):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
-        "0: all keep the data law",
-        above(limits, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
-    )
 
 
 def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
@@ -291,8 +287,7 @@ def draw(data: xr.Dataset) -> Any:
                 curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
-            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
-            axes.set_title(title)
+            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1), title=title)
             ticks(axes, steps)
         left, guide = panels[0], steps[1:4].astype(float)
         left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")
