@@ -42,14 +42,14 @@ GROUPS = 200  # experiments of which the false alarms are counted
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     scale, runs = workshop.scale, {}
     tried = trials.samplers(scale, trials.trained_denoiser(workshop))
-    experiments = {label: sampler.experiment for label, sampler in tried.items()}
+    experiments = {label: experiment for label, (experiment, _) in tried.items()}
     experiments |= {f"repeated-{kind}": trials.repeated(kind, scale) for kind in trials.NOISE}
     experiments |= {f"mixture-{separation:g}": trials.mixture_experiment(separation, scale) for separation in trials.SEPARATIONS}
     for label, experiment in experiments.items():
         settings = {"experiment": experiment.identity(), "models": experiment.models()}
         runs[label] = workshop.keep(f"calibration-{file_name(label)}", settings, partial(run, experiment))
         if label in tried:
-            runs[label].attrs["kind"] = tried[label].kind
+            runs[label].attrs["kind"] = tried[label][1]
     runs["recall"] = workshop.keep("calibration-recall", {"codes": trials.CODES, "scale": scale}, partial(trials.recall, scale))
     images = workshop.runs("calibration", trials.image_experiments(scale), apart=True)
     return runs | {f"images-{label}": ds for label, ds in images.items()}

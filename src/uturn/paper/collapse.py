@@ -127,10 +127,8 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     left.locator_params(axis="x", nbins=5)
     left.plot([], [], color=MUTED, lw=1.4, label="mean field")
     left.legend(loc="upper right")
-    middle.set(
-        xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$", ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed"
-    )
-    middle.set_xlim(-1.6, 1.0)
+    rescaled = rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$"
+    middle.set(xlabel=rescaled, ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed", xlim=(-1.6, 1.0))
 
 
 def draw_exponents(axes: Any, data: xr.Dataset) -> None:

@@ -28,11 +28,11 @@ PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of blo
 
 
 def grammar(
-    channel: str, parameters: Sequence[int], depth: int, noise: Sequence[float], scale: Scale, factor: int = 1, turns: int = 1
+    channel: str, sizes: tuple[int, int, int], depth: int, noise: Sequence[float], scale: Scale, factor: int = 1, turns: int = 1
 ) -> Experiment:
     """U-turns of strings of several grammars. `factor`, `turns`: more items, more trajectories, for curves that need them."""
     grammars, items, trajectories = (24, 48 * factor, 32) if scale == "smoke" else (48, 240 * factor, 64)
-    return _described(rhm(*parameters, depth, grammars=grammars), channel, noise, items, turns * trajectories)
+    return _described(rhm(*sizes, depth, grammars=grammars), channel, noise, items, turns * trajectories)
 
 
 def controls(scale: Scale) -> dict[str, Experiment]:

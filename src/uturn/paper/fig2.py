@@ -102,6 +102,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     half_class, star, later = estimates(same, half_lost)
     _, star_ode, _ = estimates(same_ode, half_lost)
     swap = estimate(similarity, lambda c: inversion(np.r_[0, noise], np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
+    late = int(np.argmin(np.abs(noise - 0.8)))
+    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
     agreement = float((classifier.predicted == classifier.label).mean())
     over = ("item", "trajectory")
     data = xr.Dataset(
@@ -128,7 +130,12 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             below(star.high, 0.8, ""),
         ),
         _widths(same, similarity, (chance[1], *classifier.random_pairs.values[1, [-1, 0]].tolist())),
-        _order(similarity),
+        verdict(
+            "logits - first block at the shortest U-turn, and at t/T = 0.8",
+            f"{early_gap}; {late_gap}",
+            "positive, then negative: the order of the layers inverts",
+            above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
+        ),
         verdict(
             "t/T at which logits and first block swap order",
             swap,
@@ -174,17 +181,6 @@ def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, .
         f"{'; '.join(map(str, each))}. First block minus kind, minus logits: {minus_kind}; {minus_logits}",
         "abrupt for kind and logits, smooth for the first block",
         above([minus_kind.low, minus_logits.low], 0, "intervals of the differences above 0"),
-    )
-
-
-def _order(similarity: xr.DataArray) -> Verdict:
-    late = int(np.argmin(np.abs(similarity.noise.values - 0.8)))
-    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
-    return verdict(
-        "logits - first block at the shortest U-turn, and at t/T = 0.8",
-        f"{early_gap}; {late_gap}",
-        "positive, then negative: the order of the layers inverts",
-        above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
     )
 
 

@@ -100,7 +100,8 @@ def trained_classifier(workshop: Workshop) -> Path:
 def examined(workshop: Workshop, classifier: Path, statistics: Path) -> xr.Dataset:
     """Test accuracy of the network, and random pairs of strings, per layer: mean similarity of pairs of one class and of
     independent pairs."""
-    network, chosen = load_network(classifier), setup(workshop.scale)
+    network: Any = load_network(classifier)
+    chosen = setup(workshop.scale)
 
     def compute() -> xr.Dataset:
         leaves, classes = strings(chosen.source, _TEST, 10_000)

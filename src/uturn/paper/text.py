@@ -43,10 +43,8 @@ _WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 FAR = 8  # distance at which characters belong to different words, in most cases
 CURVES = "curves"  # the run of many noise levels, order random
 _LEVELS = {"smoke": [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0], "paper": np.linspace(0, 1, 21).round(2).tolist()}
-_SIZES = {  # characters; items and trajectories of the curves, and of the comparison of decoders
-    "smoke": (32, (32, 5), (36, 2)),
-    "paper": (64, (100, 12), (200, 2)),
-}
+# Characters; items and trajectories of the curves, and of the comparison of decoders.
+_SIZES = {"smoke": (32, (32, 5), (36, 2)), "paper": (64, (100, 12), (200, 2))}
 _COLORS = dict(zip(DECODERS, (ACCENT, "#56b4e9", "#d55e00", "#e69f00"), strict=True))
 
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.statistics import ESTIMATE as ESTIMATE
 from uturn.measures.statistics import Estimate, mean_interval, replicates
 from uturn.pages.figures import Verdict as Verdict
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def listed(bounds: Any) -> list[Estimate]:
