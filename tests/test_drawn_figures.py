@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uturn.engine.run import run
-from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14, small_tree
+from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14
 from uturn.paper.verdicts import mean_estimate
 
 
@@ -63,7 +63,7 @@ def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
 
 
 def test_fig3_fails_on_a_reconstruction_that_forgets_what_was_seen(pictures):
-    other = small_tree.nodes(small_tree.small_grammar().sample(2, seed=3)[1:].latents)
+    other = fig3.nodes(fig3.small_string()[0].sample(2, seed=3)[1:].latents)
     assert passed(fig3.analyse(forged(pictures["fig3"], reconstruction=lambda x: other))[1]) == [False]
 
 

@@ -7,7 +7,7 @@ import xarray as xr
 from uturn.core.experiment import Experiment
 from uturn.engine.run import run
 from uturn.networks.files import load_network, save_network
-from uturn.paper import Workshop, fig8, string_classifier
+from uturn.paper import Workshop, fig8
 
 ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH = range(7)
 
@@ -15,7 +15,7 @@ ACCURACY, VERDICT_SWAP, SWAP, ORDER, GRAMMARS, HALF, WIDTH = range(7)
 @pytest.fixture(scope="module")
 def runs():
     """Data of a good network: each layer represents the latents of one tree level, the logits also a little of the next."""
-    chosen = string_classifier.setup("smoke")
+    chosen = fig8.setup("smoke")
     source = chosen.source.model_dump()
     spec = {
         "corruption": {"type": "epsilon", "noise": list(chosen.noise)},
@@ -102,13 +102,13 @@ def test_verdicts_can_fail(runs):
     assert GRAMMARS in failed(forge(runs, "layers", belief=moved(layers.belief, -0.05)))
 
 
-SMALL = string_classifier.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
+SMALL = fig8.Setup(6, 3, 2, 3, 24, 3000, 1200, 12, (0.0, 0.5, 1.0))  # stops after more than one checkpoint
 
 
 def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
     from uturn.networks import files, training
 
-    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
     original = training.train
     runs = fig8.measure(Workshop("smoke", tmp_path / "whole"))
     assert runs["network"].accuracy >= 0.98
@@ -131,9 +131,9 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
+        fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     monkeypatch.setattr(training, "train", original)
-    path = string_classifier.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
+    path = fig8.trained_classifier(Workshop("smoke", tmp_path / "pieces"))
     pieces, whole = load_network(path), load_network(tmp_path / "whole" / path.name)
     assert files.fingerprint(pieces) == files.fingerprint(whole)
     assert pieces.facts == whole.facts
@@ -141,27 +141,27 @@ def test_the_network_is_trained_once_and_resumed(tmp_path, monkeypatch):
 
 
 def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL._replace(steps=20))
-    path = string_classifier.trained_classifier(Workshop("smoke", tmp_path))
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=20))
+    path = fig8.trained_classifier(Workshop("smoke", tmp_path))
     whole = load_network(path)
     for facts in ({}, {"recipe": whole.facts["recipe"]}, {**whole.facts, "recipe": 1}):
         save_network(whole, path, **facts)
-        assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
+        assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     path.write_bytes(path.read_bytes()[:500])
-    assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
+    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts == whole.facts
     # Another recipe does not trip over what is left of this one.
-    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL._replace(steps=10))
-    assert load_network(string_classifier.trained_classifier(Workshop("smoke", tmp_path))).facts["steps"] == 10
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL._replace(steps=10))
+    assert load_network(fig8.trained_classifier(Workshop("smoke", tmp_path))).facts["steps"] == 10
 
 
 def test_parts_of_the_data_are_different_strings(monkeypatch):
-    monkeypatch.setattr(string_classifier, "setup", lambda scale: SMALL)
-    parts = [string_classifier.strings(SMALL.source, part, 500)[0] for part in range(4)]
+    monkeypatch.setattr(fig8, "setup", lambda scale: SMALL)
+    parts = [fig8.strings(SMALL.source, part, 500)[0] for part in range(4)]
     assert len({part.tobytes() for part in parts}) == 4
-    leaves, classes = string_classifier.strings(SMALL.source, 0, 500)
-    rhm = SMALL.source.grammar(0, string_classifier.SEED)
+    leaves, classes = fig8.strings(SMALL.source, 0, 500)
+    rhm = SMALL.source.grammar(0, fig8.SEED)
     parsed = rhm.parse(leaves.astype(np.int64))
     assert parsed.valid[3].all()
     np.testing.assert_array_equal(parsed.latents[3][:, 0], classes)
-    shorter = string_classifier.strings(SMALL.source, 0, 100)[0]
+    shorter = fig8.strings(SMALL.source, 0, 100)[0]
     np.testing.assert_array_equal(shorter, leaves[:100])

@@ -20,7 +20,8 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], d
     tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
     blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
     imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
-    homes = {of.name: str(node.module) for node in imports for of in node.names if not str(node.module).startswith("uturn.tools.")}
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+    homes = {name: home for name, home in homes.items() if not home.startswith("uturn.tools.")}
 
     def get(name: str) -> Any:
         if name in homes:

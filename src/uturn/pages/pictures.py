@@ -12,7 +12,7 @@ import xarray as xr
 from PIL import Image
 
 from uturn.core.checks import expect
-from uturn.core.files import check_plain
+from uturn.core.files import cached_while_unchanged, check_plain
 from uturn.pages.charts import number
 from uturn.studies.axes import is_geometric
 from uturn.studies.records import sample
@@ -21,6 +21,7 @@ _MOST_PIXELS, _MOST_IMAGES = 2**26, 2**15  # of a picture; of a run
 WIDTH, _SIDE, _PIXELS = 1600, 128, 4_000_000  # pixels: width of a preview, side of an image, all images of a run
 
 
+@cached_while_unchanged(files=lambda path, *_: [path], maxsize=64)  # the page is written again after each figure
 def preview(path: Path, words: str, width: float = WIDTH) -> dict[str, Any]:
     """A stored picture as the data URL of a WebP image of at most `width` pixels a side."""
     check_plain(path)

@@ -123,7 +123,7 @@ class Reader:
         """Add a preview of a picture to a section, if the file exists."""
         if path.exists():
             with self.noting(path):
-                section["pictures"].append(preview(path, words))
+                section["pictures"].append(dict(preview(path, words)))
 
     def details(self, name: str, attributes: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """Spec, its hash, versions and fingerprints from the attributes of a run; notes if another version wrote the run."""

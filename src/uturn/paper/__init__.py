@@ -9,16 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uturn.core.lazy import lazy
-from uturn.paper.registry import FIGURES, ORDER, load_figure
+from uturn.paper.registry import FIGURES as FIGURES
+from uturn.paper.registry import ORDER as ORDER
+from uturn.paper.registry import load_figure as load_figure
 
 if TYPE_CHECKING:
-    from uturn.pages.figures import Result, Verdict
-    from uturn.paper.figures import reproduce
-    from uturn.paper.workshop import Scale, Workshop
-
-__all__ = [
-    "FIGURES", "ORDER", "Result", "Scale", "Verdict", "Workshop",
-    "load_figure", "reproduce",
-]  # fmt: skip
+    from uturn.pages.figures import Result as Result
+    from uturn.pages.figures import Verdict as Verdict
+    from uturn.paper.figures import reproduce as reproduce
+    from uturn.paper.workshop import Workshop as Workshop
 
 __getattr__, __dir__, _HOMES = lazy(__name__)

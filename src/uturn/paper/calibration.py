@@ -42,14 +42,14 @@ GROUPS = 200  # experiments of which the false alarms are counted
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     scale, runs = workshop.scale, {}
     tried = trials.samplers(scale, trials.trained_denoiser(workshop))
-    experiments = {label: sampler.experiment for label, sampler in tried.items()}
+    experiments = {label: experiment for label, (experiment, _) in tried.items()}
     experiments |= {f"repeated-{kind}": trials.repeated(kind, scale) for kind in trials.NOISE}
     experiments |= {f"mixture-{separation:g}": trials.mixture_experiment(separation, scale) for separation in trials.SEPARATIONS}
     for label, experiment in experiments.items():
         settings = {"experiment": experiment.identity(), "models": experiment.models()}
         runs[label] = workshop.keep(f"calibration-{file_name(label)}", settings, partial(run, experiment))
         if label in tried:
-            runs[label].attrs["kind"] = tried[label].kind
+            runs[label].attrs["kind"] = tried[label][1]
     runs["recall"] = workshop.keep("calibration-recall", {"codes": trials.CODES, "scale": scale}, partial(trials.recall, scale))
     images = workshop.runs("calibration", trials.image_experiments(scale), apart=True)
     return runs | {f"images-{label}": ds for label, ds in images.items()}
@@ -83,9 +83,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         decision_times.collapse_verdict(runs["recall"]),
         decision_times.fashion_verdict(data),
     ]
-
-
-# -- samplers -----------------------------------------------------------------------------------------------------------
 
 
 def _worst(tests: xr.Dataset) -> xr.Dataset:
@@ -135,9 +132,6 @@ def _samplers(tried: dict[str, xr.Dataset], kinds: dict[str, str]) -> list[Verdi
     ]
 
 
-# -- false alarms --------------------------------------------------------------------------------------------------------
-
-
 def false_alarms(repetitions: list[xr.Dataset]) -> xr.Dataset:
     """Share of experiments (grammars) with p <= a: `share` (test, a), a test for each channel, noise and tree level."""
     p = []
@@ -162,9 +156,6 @@ def _rates(shares: xr.Dataset) -> Verdict:
         "not above these",
         above(holm(p), LEVEL, f"binomial test of each share: no p by Holm <= {LEVEL:g}"),
     )
-
-
-# -- images --------------------------------------------------------------------------------------------------------------
 
 
 def _images_data(images: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -226,9 +217,6 @@ def _images(images: dict[str, xr.Dataset]) -> list[Verdict]:
     ]
 
 
-# -- drawing -----------------------------------------------------------------------------------------------------------------
-
-
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure = plt.figure(figsize=(14.5, 10.4), layout="constrained")
@@ -259,8 +247,7 @@ def _draw_samplers(axes: Any, data: xr.Dataset) -> None:
     axes.axvline(0, color=THEORY, lw=1, zorder=1)
     name_rows(axes, [str(name) for name in data.sampler.values[order]], [_LOOKS[str(kind)] for kind in kinds[order]])
     axes.text(1.01, -0.95, "p by Holm", color=THEORY, **look)
-    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$")
-    axes.set_title("(a) samplers on trial")
+    axes.set(xlabel=r"gap $\mathbb{E}f(x_0,\hat{x})-\mathbb{E}f(\hat{x},\hat{x}\,^\prime)$", title="(a) samplers on trial")
 
 
 def _draw_rates(axes: Any, data: xr.Dataset) -> None:
@@ -289,8 +276,7 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
         axes.plot([], [], color=color, lw=2, label=("DDPM, with noise", "DDIM, without")[k])
     for name, mark in marks.items():
         axes.plot([], [], ls="", marker=mark, color=MUTED, ms=5.5, label=name)
-    axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap")
+    axes.set(xscale="log", xlabel="reverse steps of the whole chain", ylabel="gap", ylim=(-1.25, 0.12))
     ticks(axes, steps)
-    axes.set_ylim(-1.25, 0.12)
     axes.set_title(f"(c) Fashion-MNIST model, $t/T={noise:g}$")
     axes.legend(fontsize=8.5, loc="lower center", ncols=2)

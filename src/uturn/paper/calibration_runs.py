@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -32,15 +32,9 @@ SCHEDULERS = ("ddpm", "ddim")
 
 
 Kind = Literal["exact", "wrong", "blind", "sites"]
-
-
-class Sampler(NamedTuple):
-    """A sampler on trial. "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it
-    draws every site from its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test
-    cannot detect."""
-
-    experiment: Experiment
-    kind: Kind
+"""Of a sampler on trial. "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it
+draws every site from its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test
+cannot detect."""
 
 
 class ScaledEvidence(Gaussian):
@@ -65,27 +59,27 @@ def string_experiment(source: dict[str, Any], corruption: Part, noise: Any, back
     return experiment_of(source, corruption, noise, probe, backward=backward, **sizes)
 
 
-def samplers(scale: Scale, denoiser: Path) -> dict[str, Sampler]:
-    """Samplers on trial by label; `denoiser`: file of a denoiser trained on a few strings."""
+def samplers(scale: Scale, denoiser: Path) -> dict[str, tuple[Experiment, Kind]]:
+    """Samplers on trial by label, with their kinds; `denoiser`: file of a denoiser trained on a few strings."""
     tree, mixture = {**TREE, "grammars": 8}, {**MIXTURE, "separation": 0.5}
     exact = {f"belief propagation, {WORDS[kind]}": string_experiment(tree, kind, noise) for kind, noise in NOISE.items()}
     exact["exact posterior of a mixture"] = string_experiment(mixture, "gaussian", (0.5, 1.5, 2.5))
 
-    def scored(scheduler: str, eta: float | None = None, kind: Kind = "wrong") -> Sampler:
+    def scored(scheduler: str, eta: float | None = None, kind: Kind = "wrong") -> tuple[Experiment, Kind]:
         backward = {"type": "score", "scheduler": scheduler, "steps": STEPS[scale]}
         backward |= {} if eta is None else {"eta": eta}
-        return Sampler(string_experiment(SMALL, "diffusion", (0.2, 0.3, 0.4), backward, clones=4), kind)
+        return string_experiment(SMALL, "diffusion", (0.2, 0.3, 0.4), backward, clones=4), kind
 
-    def denoised(model: str, kind: Kind, steps: int = 64, clones: int = 2) -> Sampler:
+    def denoised(model: str, kind: Kind, steps: int = 64, clones: int = 2) -> tuple[Experiment, Kind]:
         backward = {"type": "denoiser", "model": model, "steps": steps}
-        return Sampler(string_experiment(LEARNED, "gaussian", (0.1, 0.2), backward, clones=clones), kind)
+        return string_experiment(LEARNED, "gaussian", (0.1, 0.2), backward, clones=clones), kind
 
-    def scaled(factor: float, kind: Kind = "wrong") -> Sampler:
+    def scaled(factor: float, kind: Kind = "wrong") -> tuple[Experiment, Kind]:
         corruption = {"type": f"{__name__}:ScaledEvidence", "factor": factor}
-        return Sampler(string_experiment(tree, corruption, NOISE["gaussian"]), kind)
+        return string_experiment(tree, corruption, NOISE["gaussian"]), kind
 
     return {
-        **{label: Sampler(experiment, "exact") for label, experiment in exact.items()},
+        **{label: (experiment, "exact") for label, experiment in exact.items()},
         "DDPM with the exact score": scored("ddpm", kind="exact"),
         "exact denoiser, 64 steps": denoised("exact", "exact"),
         "DDIM, η = 1/2": scored("ddim", 0.5),

@@ -54,14 +54,14 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     theory = MeanField(*PAPER)
     sizes = sorted(int(label.removeprefix("depth")) for label in runs if label.startswith("depth"))
     curves = collapse_curves([runs[f"depth{L}"] for L in sizes])
-    noise = curves.noise.values
+    noise, critical = curves.noise.values, theory.critical_noise or np.nan
     measured, expected = fitted(curves, sizes, theory), fitted(theory_curves(theory, noise, sizes), sizes, theory)
     deeper = []
     for depths in DEEPER:  # in a window of noise that narrows as N**(-1/ν)
         window = np.linspace(-0.11, 0.07, 73) * (theory.slope or np.nan) ** (4 - depths[0])
-        deeper.append(fitted(theory_curves(theory, (theory.critical_noise or np.nan) + window, depths), depths, theory))
-    repeated = replicates(curves)
-    fine = np.linspace(noise[0], noise[-1], 321)
+        deeper.append(fitted(theory_curves(theory, critical + window, depths), depths, theory))
+    repeated, fine = replicates(curves), np.linspace(noise[0], noise[-1], 321)
+    ranges = [f"mean field, L = {depths[0]} .. {depths[-1]}" for depths in DEEPER]
 
     def ratio(means: np.ndarray) -> np.ndarray:
         return means[..., 0] / means[..., 1]
@@ -74,22 +74,12 @@ def collapsed(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "fitted_nu": (("fit", "estimate"), [fit.exponent for fit in (measured, expected, *deeper)]),
             "fitted_noise": ("estimate", list(measured.critical_noise)),
         },
-        {"noise": noise, "depth": sizes, "fine": fine, "fit": ["measured", "mean field", *(_range(depths) for depths in DEEPER)]},
+        {"noise": noise, "depth": sizes, "fine": fine, "fit": ["measured", "mean field", *ranges]},
     )
-    return data, _verdicts(measured, expected, deeper, theory, sizes)
-
-
-def _range(depths: Sequence[int]) -> str:
-    return f"mean field, L = {depths[0]} .. {depths[-1]}"
-
-
-def _verdicts(
-    measured: Collapse, expected: Collapse, deeper: Sequence[Collapse], theory: MeanField, sizes: Sequence[int]
-) -> list[Verdict]:
-    limit, critical = theory.correlation_exponent or np.nan, theory.critical_noise or np.nan
+    limit = theory.correlation_exponent or np.nan
     distances = [abs(fit.exponent.value - limit) for fit in (expected, *deeper)]
     nu, at = measured.exponent, measured.critical_noise
-    return [
+    return data, [
         verdict(
             f"ν by collapse of C(N)/C(0), ε-process {PAPER}, L = {sizes[0]} .. {sizes[-1]}",
             str(nu),
@@ -137,10 +127,8 @@ def draw_curves(left: Any, middle: Any, data: xr.Dataset) -> None:
     left.locator_params(axis="x", nbins=5)
     left.plot([], [], color=MUTED, lw=1.4, label="mean field")
     left.legend(loc="upper right")
-    middle.set(
-        xlabel=rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$", ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed"
-    )
-    middle.set_xlim(-1.6, 1.0)
+    rescaled = rf"$(\epsilon-\epsilon_c)\,N^{{1/\nu}}$, $\nu={nu:.2f}$"
+    middle.set(xlabel=rescaled, ylabel=r"$N^{2-2/\nu}\,C(N)/C(0)$", title="collapsed", xlim=(-1.6, 1.0))
 
 
 def draw_exponents(axes: Any, data: xr.Dataset) -> None:

@@ -32,13 +32,11 @@ CAPTION = (
     "the diagonal (class better preserved) and ends below it. Bottom right: hierarchy index with 95 % intervals against the "
     "isolated (circles) and the reconstructed low level (diamonds); pale: no verdict on its size. Grammars: (v, m, s), as many "
     "classes as symbols. The modes of the control mixtures are 32 standard deviations apart. Purple: data without a hierarchy "
-    "whose index is above 0. Two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
-    "and half 1000, have a larger index than any grammar here: half of the details are lost before the class and half after it. "
-    "The modes of the random code are only 10 apart, close to the least distance at which 1000 modes can be distinguished, and "
-    "its class is lost abruptly, as is that of a grammar with one level. Last row: the nesting index. Left: nested correlations "
-    "D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 % intervals); "
-    "a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on which it was not "
-    "chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
+    "whose index is above 0: two modes, 8 standard deviations apart, beside independent details of which half have variance .05 "
+    "and half 1000; a random code, whose modes are 10 apart; a grammar with one level. Last row: the nesting index. Left: nested "
+    "correlations D_k, the correlation of the changes of sibling blocks of sites beyond that of the next relatives (shading: 95 "
+    "% intervals); a grammar has them at all levels, a flat code at one. Middle: the index of every draw, with parameters on "
+    "which it was not chosen. Right: a grammar whose tree above level k is replaced by independent draws; bars: 95 % intervals."
 )
 LIMIT = 0.05  # an index below it counts as 0
 SHIFT = 0.01  # in ε, between one grammar and the mean field; it changes 4 r (1 - r) by no more than 4 SHIFT
@@ -150,7 +148,6 @@ def _indices(compared: Levels) -> dict[str, Estimate]:
 
 
 def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> list[Verdict]:
-    """Hierarchies above all controls, controls about 0, in one comparison."""
 
     def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
@@ -226,7 +223,6 @@ def _depth(index: Indices, name: str) -> Verdict:
 
 
 def _plain(text: str) -> str:
-    """A title without TeX."""
     for symbol, letter in ((r"\epsilon", "ε"), ("$", ""), ("=", " = "), (">", " > "), ("sf", "s f")):
         text = text.replace(symbol, letter)
     return text
@@ -275,7 +271,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
-    """Class and low level of one case against time."""
     finite = np.isfinite(curves.time.values)
     time = curves.time.values[finite]
     looks = ((CLASS, "class", "-", 1.9), (ACCENT, "low level", "-", 1.9), (MUTED, "low level, isolated", "--", 1.2))
@@ -287,7 +282,6 @@ def _draw_case(axes: Any, curves: xr.DataArray, title: str) -> None:
 
 
 def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) -> None:
-    """The class of several cases against their low level, in one comparison."""
     for label, text in titles.items():
         curves = data[f"r_{label}"].isel(estimate=0)
         low, high = nonincreasing(curves.sel(level=name).values), nonincreasing(curves.sel(level="class").values)
@@ -299,7 +293,6 @@ def _draw_plane(axes: Any, data: xr.Dataset, titles: dict[str, str], name: str) 
 
 
 def _draw_index(axes: Any, data: xr.Dataset) -> None:
-    """Hierarchy index of all cases."""
     colors = {"hierarchy": CLASS, "control": ACCENT, "flat": FLAT, "other": MUTED}
     for row, kind in enumerate(data.kind.values.tolist()):
         for k, (marker, offset) in enumerate((("o", -0.17), ("D", 0.17))):

@@ -28,17 +28,11 @@ PATCHES = {"": ("patches of 4 x 4 pixels", 7 * 7), "feature": ("positions of blo
 
 
 def grammar(
-    channel: str,
-    parameters: tuple[int, int, int],
-    depth: int,
-    noise: Sequence[float],
-    scale: Scale,
-    factor: int = 1,
-    turns: int = 1,
+    channel: str, sizes: tuple[int, int, int], depth: int, noise: Sequence[float], scale: Scale, factor: int = 1, turns: int = 1
 ) -> Experiment:
     """U-turns of strings of several grammars. `factor`, `turns`: more items, more trajectories, for curves that need them."""
     grammars, items, trajectories = (24, 48 * factor, 32) if scale == "smoke" else (48, 240 * factor, 64)
-    return _described(rhm(*parameters, depth, grammars=grammars), channel, noise, items, turns * trajectories)
+    return _described(rhm(*sizes, depth, grammars=grammars), channel, noise, items, turns * trajectories)
 
 
 def controls(scale: Scale) -> dict[str, Experiment]:
@@ -118,8 +112,6 @@ def beside_exact(readings: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(values, dims=("noise", "item", "of", x), coords={"noise": readings.noise, **along})
 
 
-# -- exact covariances ---------------------------------------------------------------------------------------------------------
-
 _FIRST = 2**20  # number of the first trajectory; runs have fewer
 
 
@@ -130,17 +122,7 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
     node follow from those of its children, rule by rule, and with the marginals of the nodes they give `E n` and `E n**2` of
     every subtree. The variance of n is the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of
     level k give all pairs whose lowest common ancestor is at level k or below. A channel that draws its noise adds the variance
-    of `E n` between noisy strings of one original, estimated from further ones, which are independent of those of the run.
-
-    Parameters
-    ----------
-    draws : int
-        Noisy strings of every original. They leave an error in a channel that draws its noise, and none in the ε-process.
-
-    Returns
-    -------
-    Dataset
-        `change_covariance` (noise, item, distance) and `change_covariance_sum` (noise, item), with the coordinates of a run.
+    of `E n` between noisy strings of one original, estimated from `draws` further ones, independent of those of the run.
     """
     source, corruption, *_ = experiment.parts
     values = []

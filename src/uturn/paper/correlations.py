@@ -34,8 +34,7 @@ CAPTION = (
     "Last row: finite-size collapse. Correlation of the most distant leaves (common ancestor: the root) in trees of N = 2^L "
     "leaves, exact belief propagation (points; bars: standard error over grammars) and mean field (lines); the same with both "
     "axes rescaled by the fitted ν and critical ε; ν by the same fit of the measured curves (bar: 99.9 % interval) and of the "
-    "mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed). chi itself does not "
-    "collapse: at ε* it grows only as N^(2/ν - 1) = N^.06, and a part that does not depend on N is larger."
+    "mean field at the same and at larger depths, which approaches ν = log s / log F'(p*) = 1.893 (dashed)."
 )
 SHOWN = (0.64, 0.68, 0.7, 0.71, 0.73)
 IMAGE_TIMES = (0.2, 0.6, 1.0)
@@ -110,7 +109,6 @@ def _shown(runs: dict[str, xr.Dataset]) -> list[tuple[str, xr.Dataset, float, st
 
 
 def _largest(run: xr.Dataset) -> int:
-    """Index of the noise level with the largest chi."""
     return int(np.nanargmax(changes.chi_of(changes.chi_parts(run))[:, 0]))
 
 
@@ -249,9 +247,6 @@ def _images(run: xr.Dataset, name: str) -> Verdict:
         "falls with distance",
         above(fall.low, 0, "interval of the difference above 0"),
     )
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------------------
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -11,8 +11,8 @@ from uturn.core.random import Purpose, keys
 from uturn.corruption import EpsilonBelief
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
+from uturn.paper.fig3 import by_level, node_coordinates, nodes
 from uturn.paper.fig7 import TOLERANCE
-from uturn.paper.small_tree import by_level, node_coordinates, nodes
 from uturn.paper.specs import PAPER, mean_field
 from uturn.paper.verdicts import Verdict, equal, mean_estimate, vanishes, verdict, within
 from uturn.paper.workshop import Workshop

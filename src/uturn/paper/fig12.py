@@ -8,12 +8,11 @@ import numpy as np
 import xarray as xr
 
 from uturn.measures.statistics import estimate, inversion, transition
-from uturn.paper.fig7 import PARAMETERS, TOLERANCE, compare, measure
+from uturn.paper.fig7 import PARAMETERS, TOLERANCE, compare
+from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, decreasing, estimates, vanishes, verdict, within
 from uturn.studies.plotting.levels import draw_levels
-
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Upward messages of every level"
 CLAIM = "The higher a node of the tree, the more abruptly its symbol is lost at the critical noise."

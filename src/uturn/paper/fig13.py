@@ -13,12 +13,11 @@ from uturn.core.random import Purpose, keys, uniforms
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import grammar_means
-from uturn.paper.fig7 import PARAMETERS, compare, measure
+from uturn.paper.fig7 import PARAMETERS, compare
+from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, above, vanishes, verdict
 from uturn.studies.plotting.levels import draw_levels
-
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 GRAMMARS = 300  # drawn for the theory
 TITLE = "Downward messages of every level"
@@ -36,15 +35,12 @@ CAPTION = (
 def quenched_downward(
     vocab_size: int, multiplicity: int, branching: int, depth: int, noise: tuple[float, ...], grammars: int, paths: int = 8
 ) -> np.ndarray:
-    """Downward belief in the true symbol with the rules kept, only the siblings' messages in mean field.
+    """Downward belief in the true symbol with the rules kept, only the siblings' messages in mean field: mean over the paths of
+    each grammar, (grammars, noise, tree_level).
 
-    The annealed map (Eq. 53) replaces the number K of rules that compete with the true one by its mean. But the mean of
-    1/(1+K) is larger than 1/(1 + mean K), by 10 % and more at small ε. Here random rules are drawn along paths from the root
-    to a leaf, Eq. 8 is applied to them with siblings that send the mean-field upward message, and the resulting beliefs are
-    averaged. A path meets one factor of every level, so nothing is lost by drawing one path at a time: at ε = 0, where siblings
-    are known for certain, the result is exact (up to the number of paths).
-
-    Returns the mean over the paths of each grammar, (grammars, noise, depth + 1); tree level last, 0 = leaves.
+    The annealed map (Eq. 53) replaces the number K of rules that compete with the true one by its mean, but the mean of 1/(1+K)
+    is larger than 1/(1 + mean K). Here random rules are drawn along paths from the root to a leaf, and Eq. 8 is applied to them
+    with siblings that send the mean-field upward message. At ε = 0 this is exact, up to the number of paths.
     """
     v, m, s, L = vocab_size, multiplicity, branching, depth
     up = MeanField(v, m, s).curves(np.array(noise), L).upward

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from uturn.paper.fig7 import PARAMETERS, compare, measure
+from uturn.paper.fig7 import PARAMETERS, compare
+from uturn.paper.fig7 import measure as measure
 from uturn.paper.specs import mean_field
 from uturn.paper.verdicts import Verdict, vanishes
 from uturn.studies.plotting.levels import draw_level, draw_shifts
 from uturn.studies.plotting.style import MUTED, level_colors, mark_noise, style
-
-__all__ = ["CAPTION", "CLAIM", "TITLE", "analyse", "draw", "measure"]
 
 TITLE = "Marginals of every level"
 CLAIM = "Each level of the tree can be recovered up to a noise that theory predicts."

@@ -21,10 +21,8 @@ CLAIM = "Different kinds of noise lose the class in the same way, but not at the
 CAPTION = (
     "Effective ε (Eq. 63): the ε whose leaf beliefs have the mean that the channel gives. Probability that a symbol is unchanged "
     "against it, by exact belief propagation (points: mean over grammars, bars: standard deviation between them), and mean field "
-    "of the ε-process (lines). The class curves have the shape of the ε-process but are displaced: fluctuations between leaves "
-    "make the class harder to recover than their mean belief suggests. Leaves stay above the belief that each has by itself "
-    "(dashed) and meet it, and each other, only where context is lost. Last panel: displacement of every level along ε (bars: 95 "
-    "% intervals)."
+    "of the ε-process (lines). Fluctuations between leaves make the class harder to recover than their mean belief suggests. "
+    "Dashed: belief of a leaf by itself. Last panel: displacement of every level along ε (bars: 95 % intervals)."
 )
 PARAMETERS = fig7.PARAMETERS
 CHANNELS = {name: channel for name, channel in thresholds.CHANNELS.items() if name != "epsilon"}
@@ -106,15 +104,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_belief"] = (("grammar", point, "tree_level"), mean.values)
         data[f"{name}_epsilon"] = (point, run.effective_epsilon.values)
         data[f"{name}_noise"] = (point, run.noise.values)
-    return data, _verdicts(data)
-
-
-def _verdicts(data: xr.Dataset) -> list[Verdict]:
     critical = data.attrs["critical_noise"]
     names, of_class = ", ".join(channel.label for channel in CHANNELS.values()), data.isel(tree_level=-1)
     displacements, swaps = listed(of_class["shift"]), listed(data.swap)
     before, after = of_class.residual_before.values, of_class.residual_after.values
-    return [
+    return data, [
         *(
             verdict(
                 f"effective ε where half of the class is lost, {CHANNELS[name].label}",
@@ -169,7 +163,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_map(axes: Any, data: xr.Dataset) -> None:
-    """Effective ε of every channel against its noise, with the place where half of the class is lost."""
     share = np.linspace(0, 1, 101)[:-1]
     for name, channel in CHANNELS.items():
         noise = -np.log1p(-share) / 2 if name == "gaussian" else share
@@ -191,7 +184,6 @@ def _draw_map(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
-    """All levels of the Gaussian process."""
     L = PARAMETERS["depth"]
     mean = data.gaussian_belief.mean("grammar")
     for level, color in enumerate(level_colors(L + 1)):
@@ -202,7 +194,6 @@ def _draw_levels(plt: Any, axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines: np.ndarray) -> None:
-    """Class and leaves of all channels, with the mean field of the ε-process."""
     L = PARAMETERS["depth"]
     for name, channel in CHANNELS.items():
         curves = data[f"{name}_belief"]
@@ -218,7 +209,6 @@ def _draw_class_and_leaves(axes: Any, data: xr.Dataset, fine: np.ndarray, lines:
 
 
 def _draw_displacements(axes: Any, data: xr.Dataset) -> None:
-    """Displacement of every level along effective ε, for each channel."""
     L = PARAMETERS["depth"]
     for offset, (name, channel) in zip((-0.15, 0, 0.15), CHANNELS.items(), strict=True):
         look = {"fmt": MARKERS[name], "ms": 6, "color": channel.color, "capsize": 2, "label": channel.label}

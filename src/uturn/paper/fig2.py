@@ -11,7 +11,7 @@ from uturn.core.experiment import Experiment
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import estimate, inversion, mean_curves, transition
 from uturn.paper.specs import experiment_of
-from uturn.paper.verdicts import Verdict, above, at_least, estimates, inside, verdict, within
+from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, verdict, within
 from uturn.paper.workshop import Scale, Workshop
 from uturn.probes import NetworkLayers
 from uturn.probes.network_layers import hidden_layers_of
@@ -102,6 +102,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     half_class, star, later = estimates(same, half_lost)
     _, star_ode, _ = estimates(same_ode, half_lost)
     swap = estimate(similarity, lambda c: inversion(np.r_[0, noise], np.r_[1, c[:, -1]], np.r_[1, c[:, 0]]))
+    late = int(np.argmin(np.abs(noise - 0.8)))
+    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
     agreement = float((classifier.predicted == classifier.label).mean())
     over = ("item", "trajectory")
     data = xr.Dataset(
@@ -120,9 +122,20 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         attrs={"inversion": swap.value},
     )
     return data, [
-        verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
+        verdict(
+            "t*/T: half of the fall of the kind of garment",
+            star,
+            "inside the chain",
+            above(star.low, 0.3, "interval within 0.3 .. 0.8"),
+            below(star.high, 0.8, ""),
+        ),
         _widths(same, similarity, (chance[1], *classifier.random_pairs.values[1, [-1, 0]].tolist())),
-        _order(similarity),
+        verdict(
+            "logits - first block at the shortest U-turn, and at t/T = 0.8",
+            f"{early_gap}; {late_gap}",
+            "positive, then negative: the order of the layers inverts",
+            above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
+        ),
         verdict(
             "t/T at which logits and first block swap order",
             swap,
@@ -171,17 +184,6 @@ def _widths(same: xr.DataArray, similarity: xr.DataArray, floors: tuple[float, .
     )
 
 
-def _order(similarity: xr.DataArray) -> Verdict:
-    late = int(np.argmin(np.abs(similarity.noise.values - 0.8)))
-    early_gap, late_gap = estimates(similarity, lambda c: c[[0, late], -1] - c[[0, late], 0])
-    return verdict(
-        "logits - first block at the shortest U-turn, and at t/T = 0.8",
-        f"{early_gap}; {late_gap}",
-        "positive, then negative: the order of the layers inverts",
-        above([early_gap.low, -late_gap.high], 0, "intervals exclude 0"),
-    )
-
-
 def _after_full_chain(same: xr.DataArray, chance: np.ndarray) -> Verdict:
     shares = estimates(same, lambda c: c[-1])
     error = 4 * np.sqrt(chance * (1 - chance) / same.isel(noise=0, label_set=0).size)
@@ -222,7 +224,6 @@ def _draw_images(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_layers(axes: Any, data: xr.Dataset) -> None:
-    """Similarity of every layer; first block and logits with intervals, and with the deterministic scheduler."""
     (star, low, high), noise = data.transition.values, np.r_[0, data.noise.values]
     ode = data.similarity_deterministic.transpose("noise", "network_layer").values
     colors = draw_similarities(axes, noise, np.insert(data.similarity.values, 0, 1, axis=0), data.network_layer.values)
@@ -242,7 +243,6 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_labels(axes: Any, data: xr.Dataset) -> None:
-    """Share of reconstructions that keep class and kind."""
     noise = np.r_[0, data.noise.values]
     for k, (name, color) in enumerate((("class", ACCENT), ("kind of garment", CLASS))):
         solid, dashed = (np.r_[1, data[v].isel(label_set=k)] for v in ("kept", "kept_deterministic"))

@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.patches import FancyBboxPatch
 
+from uturn.core.random import Purpose, keys
 from uturn.corruption import Masking
 from uturn.exact.inference import sample_posterior
-from uturn.exact.rhm import RandomHierarchyModel
-from uturn.paper import small_tree as small
+from uturn.exact.rhm import Draw, RandomHierarchyModel
 from uturn.paper.verdicts import Verdict, equal, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
@@ -27,21 +27,50 @@ CAPTION = (
     "leaves elsewhere can come back, as their context determines them."
 )
 NOISE = 0.5
+# Chosen by eye: one branch of the tree changes in the U-turn, and one hidden leaf is recovered from its context.
+GRAMMAR = {"vocab_size": 6, "multiplicity": 2, "branching": 2, "depth": 3, "seed": 6}
+SEED = 15
+
+
+def small_string() -> tuple[RandomHierarchyModel, Draw, np.ndarray]:
+    """The grammar and the string of figs. 3, 4 and 9, and the key of the random numbers of its U-turn."""
+    rhm, key = RandomHierarchyModel(**GRAMMAR), keys(SEED, Purpose.PICTURE, [0])
+    return rhm, rhm.sample(1, key), key
+
+
+def node_coordinates(rhm: RandomHierarchyModel, levels: int | None = None) -> dict[str, Any]:
+    """Coordinates of the dimension `node`: the nodes of all levels of a tree, or of the lowest ones, leaves first."""
+    sizes = [rhm.num_nodes(level) for level in range(levels or rhm.depth + 1)]
+    return {
+        "tree_level": ("node", np.repeat(np.arange(len(sizes)), sizes)),
+        "position": ("node", np.concatenate([np.arange(size) for size in sizes])),
+    }
+
+
+def nodes(values: dict[int, Any]) -> np.ndarray:
+    """One sample of {tree_level: (1, nodes, ...)} along the dimension `node`."""
+    return np.concatenate([np.asarray(values[level])[0] for level in sorted(values)])
+
+
+def by_level(values: xr.DataArray) -> dict[int, np.ndarray]:
+    """The inverse of `nodes`: {tree_level: (nodes, ...)}."""
+    levels = values.tree_level.values
+    return {int(level): values.values[levels == level] for level in np.unique(levels)}
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    rhm = small.small_grammar()
-    draw, key = small.small_string(rhm)
+    rhm, draw, key = small_string()
+    levels = sorted(rhm.rules)
     noisy = Masking().corrupt(draw.leaves, NOISE, rhm.vocab_size, key)
     rebuilt = sample_posterior(rhm, Masking().log_evidence(noisy), key)
     data = xr.Dataset(
         {
-            "rules": small.rules_array(rhm),
-            "original": ("node", small.nodes(draw.latents)),
-            "reconstruction": ("node", small.nodes(rebuilt)),
+            "rules": (("rule_level", "parent", "rule", "child"), np.stack([rhm.rules[level] for level in levels])),
+            "original": ("node", nodes(draw.latents)),
+            "reconstruction": ("node", nodes(rebuilt)),
             "observed": ("leaf", noisy.values[0]),
         },
-        coords=small.node_coordinates(rhm),
+        coords={**node_coordinates(rhm), "rule_level": levels},
         attrs={"noise": NOISE},
     )
     return {"instance": data}
@@ -49,7 +78,7 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
 
 def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     data = runs["instance"]
-    trees = {name: small.by_level(data[name]) for name in ("original", "reconstruction")}
+    trees = {name: by_level(data[name]) for name in ("original", "reconstruction")}
     seen = data.observed.values >= 0
     unchanged = {name: int((tree[0] == data.observed.values)[seen].sum()) for name, tree in trees.items()}
     return data, [
@@ -73,8 +102,8 @@ def rule_used(rhm: RandomHierarchyModel, latents: dict[int, np.ndarray]) -> set[
 
 
 def draw(data: xr.Dataset) -> Any:
-    rhm = small.grammar_of(data)
-    before, after = (small.by_level(data[name]) for name in ("original", "reconstruction"))
+    rhm = RandomHierarchyModel(**GRAMMAR)
+    before, after = (by_level(data[name]) for name in ("original", "reconstruction"))
     changed = {level: before[level] != after[level] for level in before}
     L, d = rhm.depth, rhm.num_leaves
     gap, middle, right = 2.35, 8.9, 17.6

@@ -11,7 +11,7 @@ from matplotlib.patches import Circle, Wedge
 from uturn.corruption import Gaussian
 from uturn.exact.inference import infer
 from uturn.exact.rhm import RandomHierarchyModel
-from uturn.paper import small_tree as small
+from uturn.paper.fig3 import GRAMMAR, by_level, node_coordinates, nodes, small_string
 from uturn.paper.verdicts import Verdict, below, verdict
 from uturn.paper.workshop import Workshop
 from uturn.studies.plotting import trees as drawing
@@ -32,8 +32,7 @@ OUTPUTS = ("upward", "downward", "marginals")
 
 def observation() -> tuple[RandomHierarchyModel, dict[int, np.ndarray], np.ndarray, np.ndarray]:
     """Grammar, true tree, noisy leaves (leaf, symbol) and their log-evidence of the picture."""
-    rhm = small.small_grammar()
-    draw, key = small.small_string(rhm)
+    rhm, draw, key = small_string()
     noisy = Gaussian().corrupt(draw.leaves, TIME, rhm.vocab_size, key)
     return rhm, draw.latents, noisy.values[0], Gaussian().log_evidence(noisy, np.float64)[0]
 
@@ -43,13 +42,12 @@ def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     beliefs = infer(rhm, log_evidence[None], outputs=OUTPUTS)
     data = xr.Dataset(
         {
-            "rules": small.rules_array(rhm),
-            "true_symbol": ("node", small.nodes(latents)),
+            "true_symbol": ("node", nodes(latents)),
             "noisy": (("leaf", "symbol"), noisy),
             "log_evidence": (("leaf", "symbol"), log_evidence),
-            **{name: (("node", "symbol"), small.nodes(getattr(beliefs, name))) for name in OUTPUTS},
+            **{name: (("node", "symbol"), nodes(getattr(beliefs, name))) for name in OUTPUTS},
         },
-        coords=small.node_coordinates(rhm),
+        coords=node_coordinates(rhm),
         attrs={"time": TIME},
     )
     return {"instance": data}
@@ -64,8 +62,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    rhm = small.grammar_of(data)
-    true, up, down, posterior = (small.by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
+    rhm = RandomHierarchyModel(**GRAMMAR)
+    true, up, down, posterior = (by_level(data[name]) for name in ("true_symbol", *OUTPUTS))
     L, s, d = rhm.depth, rhm.branching, rhm.num_leaves
     spacing, gap, wide, high, aside = 3.15, 2.9, 0.86, 0.9, 1.06
     centres, heights = drawing.leaf_centres(s, L, spacing), gap * np.arange(L + 1)

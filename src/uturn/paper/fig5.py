@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.measures.statistics import Estimate, estimate, grammar_means, inversion, transition
+from uturn.measures.statistics import estimate, grammar_means, inversion, transition
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, above, increasing, verdict, within
 from uturn.paper.workshop import Scale, Workshop
@@ -54,6 +54,8 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     location = estimate(deepest.belief, lambda c: fall(c).location)
     sharpness = [estimate(belief, lambda c: fall(c).sharpness) for belief in beliefs.values()]
     swap = estimate(deepest.belief, lambda c: inversion(time, c[:, -1], c[:, 0]))
+    place = np.nan_to_num(swap.value, nan=float(time[0]))  # without a swap there is nothing to interpolate at
+    before, after = (deepest.belief.mean("item").interp(noise=place * f).values for f in (0.7, 1.4))
     epsilon = float(np.interp(location.value, time, deepest.effective_epsilon.values))
     critical = mean_field(PAPER).critical_noise or np.nan
     classes = [grammar_means(belief.isel(tree_level=-1, drop=True)) for belief in beliefs.values()]
@@ -86,20 +88,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "grows with depth",
             increasing(sharpness),
         ),
-        _swap_verdict(swap, location.value, deepest.belief.mean("item")),
+        verdict(
+            "t at which class and leaves swap order",
+            swap,
+            "near t*",
+            within(swap.value / location.value - 1, 0.2, "within 20 % of t*"),
+            above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
+        ),
     ]
-
-
-def _swap_verdict(swap: Estimate, star: float, curves: xr.DataArray) -> Verdict:
-    place = np.nan_to_num(swap.value, nan=float(curves.noise[0]))  # without a swap there is nothing to interpolate at
-    before, after = (curves.interp(noise=place * f).values for f in (0.7, 1.4))
-    return verdict(
-        "t at which class and leaves swap order",
-        swap,
-        "near t*",
-        within(swap.value / star - 1, 0.2, "within 20 % of t*"),
-        above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
-    )
 
 
 def draw(data: xr.Dataset) -> Any:
@@ -118,7 +114,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_levels(axes: Any, data: xr.Dataset) -> None:
-    """All levels of the deepest trees; leaves and class with the standard deviation between grammars."""
     L, star = data.sizes["tree_level"] - 1, float(data.transition[0])
     for level, color in enumerate(level_colors(L + 1)):
         curve, edge = data.belief.isel(tree_level=level), level in (0, L)
@@ -131,7 +126,6 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
 
 
 def _draw_depths(axes: Any, data: xr.Dataset) -> None:
-    """The class in trees of growing depth, with the standard deviation between grammars."""
     for k, depth in enumerate(data.depth.values):
         shade, curve = 0.35 + 0.65 * k / max(data.sizes["depth"] - 1, 1), data.class_belief.sel(depth=depth)
         mean, spread = curve.mean("grammar"), curve.std("grammar")

@@ -65,7 +65,11 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         attrs=PARAMETERS,
     )
     grammars = len(np.unique(gains[0].grammar))
-    lost = [_lost(int(m), gain) for m, gain, there in zip(ms, gains, transition, strict=True) if not there]
+    lost = []
+    for k in np.flatnonzero(~transition):
+        m, most = ms[k], float(gains[k].mean("item").max())
+        quantity = f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid"
+        lost.append(verdict(quantity, f"{most:.3f}", "below 0: always lost", below(most, 0)))
     return data, [*_thresholds(data.isel(multiplicity=transition), grammars), *lost, _one_step(runs, ms)]
 
 
@@ -83,7 +87,6 @@ def _crossing(gain: xr.DataArray) -> tuple[tuple[float, ...], float]:
 
 
 def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
-    """Crossings against ε*, for the multiplicities with a transition."""
     there = data.crossing.sel(estimate="value").notnull()
     crossed, size, data = int(there.sum()), there.size, data.isel(multiplicity=there.values)
     error = data.crossing.sel(estimate="value") - data.critical_noise
@@ -105,17 +108,6 @@ def _thresholds(data: xr.Dataset, grammars: int) -> list[Verdict]:
             equal(crossed, size, "all"),
         ),
     ]
-
-
-def _lost(m: int, gain: xr.DataArray) -> Verdict:
-    v, s = PARAMETERS["vocab_size"], PARAMETERS["branching"]
-    most = float(gain.mean("item").max())
-    return verdict(
-        f"m = {m} (s f = {s * m / v ** (s - 1):.2f}): largest p_L - p_0 on the grid",
-        f"{most:.3f}",
-        "below 0: always lost",
-        below(most, 0),
-    )
 
 
 def _one_step(runs: dict[str, xr.Dataset], ms: np.ndarray) -> Verdict:

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from uturn.core.experiment import Experiment
-from uturn.exact.theory import MeanField
 from uturn.measures.statistics import estimate, grammar_means, inversion, shift, transition
 from uturn.paper.specs import PAPER, experiment_of, mean_field, rhm
 from uturn.paper.verdicts import ESTIMATE, Verdict, estimates, verdict, within
@@ -76,19 +75,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     chance = 1 / PARAMETERS["vocab_size"]
     lost = estimate(run.belief, lambda c: transition(run.noise.values, c[:, L], 1.0, chance).location)
     data["transition"] = "estimate", list(lost)
-    return data, [shifted, _swap(run.belief, theory)]
-
-
-def _swap(belief: xr.DataArray, theory: MeanField) -> Verdict:
-    noise, L = belief.noise.values, PARAMETERS["depth"]
-    swap = estimate(belief.sel(noise=slice(0.4, 1)), lambda c: inversion(noise[noise >= 0.4], c[:, L], c[:, 0]))
+    late = run.belief.sel(noise=slice(0.4, 1))
+    swap = estimate(late, lambda c: inversion(late.noise.values, c[:, L], c[:, 0]))
     expected = theory.class_crossing(L) or np.nan
-    return verdict(
+    swapped = verdict(
         "ε at which class and leaves swap order",
         swap,
         f"{expected:.4f} (mean field, L = {L}; ε* = {theory.critical_noise:.4f})",
         within(swap.value - expected, 2 * TOLERANCE),
     )
+    return data, [shifted, swapped]
 
 
 def draw(data: xr.Dataset) -> Any:

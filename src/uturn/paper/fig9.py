@@ -136,7 +136,6 @@ def _tiles(axes: Any, x: float, rules: np.ndarray, shares: np.ndarray, level: in
 
 
 def _profile(axes: Any, x: float, y: float, message: np.ndarray, upright: bool) -> None:
-    """A message along a side of the tiles."""
     lengths, steps = 1.3 * message / message.max(), (np.arange(len(message)) + 0.5) * STEP
     look = {"color": drawing.SYMBOL_COLORS[: len(message)], "lw": 0, "zorder": 1}
     if upright:

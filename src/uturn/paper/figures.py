@@ -12,7 +12,7 @@ from typing import Any
 from uturn.core.files import write_json
 from uturn.pages import fetch, write_page
 from uturn.pages.figures import Result
-from uturn.paper.registry import FIGURES, Figure, lacking, load_figure
+from uturn.paper.registry import FIGURES, lacking, load_figure
 from uturn.paper.workshop import Scale, Workshop
 from uturn.store.outputs import output_folder, write_dataset
 from uturn.studies.plotting.style import save_figure
@@ -62,19 +62,14 @@ def reproduce(
         for name in dict.fromkeys(figures):
             figure = load_figure(name)
             announce(f"{name}: {figure.TITLE}")
-            results.append(_make(name, figure, workshop, folder.path))
+            start, files = time.monotonic(), {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}
+            paths = {kind: folder.path / file for kind, file in files.items()}
+            data, verdicts = figure.analyse(figure.measure(workshop))
+            write_dataset(data, paths["data"])
+            save_figure(figure.draw(data), paths["png"], paths["pdf"])
+            seconds = time.monotonic() - start
+            results.append(Result(name, figure.TITLE, figure.CAPTION, scale, verdicts, files, seconds, figure.CLAIM))
+            write_json(folder.path / f"{name}.json", asdict(results[-1]))
             write_page(folder.path)
-            folder.push(*results[-1].files.values(), f"{name}.json", "index.html")
+            folder.push(*files.values(), f"{name}.json", "index.html")
     return results
-
-
-def _make(name: str, figure: Figure, workshop: Workshop, out: Path) -> Result:
-    """Make one figure and write its files."""
-    start = time.monotonic()
-    data, verdicts = figure.analyse(figure.measure(workshop))
-    write_dataset(data, out / f"{name}.zarr")
-    save_figure(figure.draw(data), out / f"{name}.png", out / f"{name}.pdf")
-    files, seconds = {"png": f"{name}.png", "pdf": f"{name}.pdf", "data": f"{name}.zarr"}, time.monotonic() - start
-    result = Result(name, figure.TITLE, figure.CAPTION, workshop.scale, verdicts, files, seconds, figure.CLAIM)
-    write_json(out / f"{name}.json", asdict(result))
-    return result

@@ -136,8 +136,6 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
 
 
-# -- the measurement -----------------------------------------------------------------------------------------------------------
-
 LEAST = 0.95  # area under the curve of each comparison
 NOTHING = 0.05  # an index below it counts as 0
 BIAS = 0.1  # the annealed mean field is off by some 6 %: it keeps .78 of the leaves at small ε instead of .87

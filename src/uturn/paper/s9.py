@@ -57,11 +57,6 @@ def _examples(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return drawn.values, drawn.labels
 
 
-def reference() -> np.ndarray:
-    """Vectors from which mean and variance of every unit are measured."""
-    return _examples(_REFERENCE, 4000)[0]
-
-
 def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
     items, trajectories = (600, 1) if scale == "smoke" else (2000, 4)
     noise = np.r_[np.geomspace(0.02, 1, 9)[:-1], np.linspace(1, 3.5, 13), 4.5, np.inf].round(4)
@@ -71,8 +66,8 @@ def experiment(scale: Scale, classifier: Path, statistics: Path) -> Experiment:
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
     classifier = trained_classifier(workshop)
-    described = experiment(workshop.scale, classifier, workshop.layer_statistics("s9-statistics", classifier, reference))
-    run = workshop.run("s9-mixture", described)
+    of_layers = workshop.layer_statistics("s9-statistics", classifier, lambda: _examples(_REFERENCE, 4000)[0])
+    run = workshop.run("s9-mixture", experiment(workshop.scale, classifier, of_layers))
     # On fresh vectors: the held-out ones decided when the training stopped.
     return {"mixture": run.assign_attrs(accuracy=accuracy(load_network(classifier), *_examples(_TEST, 2000)))}
 
@@ -90,6 +85,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     kept[:, 0] = proportion(run.same_class).values
     fine = np.linspace(0, 8, 4001)
     expected = crossing(fine, kept_mode(fine), 0.75)
+    star = statistics.estimate(run.same_class, lambda c: crossing(noise, c, 0.75), confidence=0.999)
     first, logits = (run.similarity.isel(network_layer=k, drop=True) for k in (0, -1))
     index = [statistics.hierarchy_index(values, first) for values in (run.same_class, logits)]
     data = xr.Dataset(
@@ -105,7 +101,14 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     right = run.attrs["accuracy"]
     return data, [
         verdict("accuracy of the classifier on 2,000 fresh vectors", f"{right:.4f}", "1", at_least(right, 0.999)),
-        _transition(run.same_class, expected),
+        verdict(
+            "t*: half of the class is lost",
+            f"{star} (99.9 % interval)",
+            f"{expected:.4f} (integral along the axis of the means)",
+            above(expected, star.low, "inside the interval, which is narrower than 20 % of it"),
+            below(expected, star.high, ""),
+            below(star.high - star.low, 0.2 * expected, ""),
+        ),
         _no_inversion(kept[..., 0].values, repeated),
         verdict(
             "hierarchy index, class and logits against the first block",
@@ -114,18 +117,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             below([interval.high for interval in index], 0.05, "intervals below 0.05"),
         ),
     ]
-
-
-def _transition(same_class: xr.DataArray, expected: float) -> Verdict:
-    star = statistics.estimate(same_class, lambda c: crossing(same_class.noise.values, c, 0.75), confidence=0.999)
-    return verdict(
-        "t*: half of the class is lost",
-        f"{star} (99.9 % interval)",
-        f"{expected:.4f} (integral along the axis of the means)",
-        above(expected, star.low, "inside the interval, which is narrower than 20 % of it"),
-        below(expected, star.high, ""),
-        below(star.high - star.low, 0.2 * expected, ""),
-    )
 
 
 def _no_inversion(curves: np.ndarray, repeated: Replicates) -> Verdict:
@@ -152,7 +143,7 @@ def draw(data: xr.Dataset) -> Any:
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 0.95], layout="constrained")
         names = [f"block {int(name.rpartition('.')[2]) + 1}" for name in layers[:-1]] + layers[-1:]
         draw_similarities(left, time, kept[:, 1:], names)
-        left.set(ylabel="cosine similarity", title="layers of the classifier")
+        left.set(ylabel="cosine similarity", title="layers of the classifier", ylim=(-0.05, 1.03))
         left.legend(loc="lower left")
         fine = np.geomspace(0.02, 4.5, 600)
         middle.plot(fine, kept_mode(fine), color=THEORY, lw=1.4, label="integral")
@@ -165,13 +156,11 @@ def draw(data: xr.Dataset) -> Any:
             mark_noise(axes, star, name, CLASS, aside=0.08 * star)
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
             ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])
-        left.set_ylim(-0.05, 1.03)
         _draw_plane(right, data)
     return figure
 
 
 def _draw_plane(axes: Any, data: xr.Dataset) -> None:
-    """Class and logits against the first block, rescaled."""
     first, last = np.r_[1, statistics.nonincreasing(data.rescaled.isel(network_layer=1).values)], data.sizes["network_layer"] - 1
     for k, label, color in ((0, "class", CLASS), (last, "logits", level_colors(last)[-1])):
         axes.plot(first, np.r_[1, data.rescaled.isel(network_layer=k).values], "o-", ms=3.5, color=color, label=label)

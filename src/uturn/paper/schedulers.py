@@ -141,8 +141,6 @@ def distance_text(deviation: np.ndarray) -> str:
     return f"{Estimate(*distance(deviation).tolist()):.3f}"
 
 
-# -- verdicts -------------------------------------------------------------------------------------------------------------------
-
 Deviations = dict[str, np.ndarray]
 """q - p of every sheet, by sampler."""
 
@@ -165,10 +163,16 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         data[f"{name}_p"] = (("sampler", "steps"), np.array([[p_value(d) for d in values[label]] for label in labels]))
     # P-values of the distances to the posterior, extrapolated to infinitely many steps.
     limits, last = {label: p_value(extrapolated(posterior[label])) for label in labels}, int(steps[-1])
+    kept = [p_value(extrapolated(law[label])) for label in SAMPLERS]
+    first = [distance(law[label][0])[0] for label in SAMPLERS]
     return data, [
-        *_full_noise(posterior, limits, steps),
-        _less_noise(posterior, limits, last),
-        _data_law(law),
+        *_of_schedulers(posterior, limits, steps),
+        verdict(
+            "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
+            f"p = {min(kept):.2g} .. {max(kept):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
+            "0: all keep the data law",
+            above(kept, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
+        ),
         *_discrete(posterior, limits, steps),
         _start(runs),
         _clones(runs, last),
@@ -179,9 +183,11 @@ def _of_kind(*kinds: str) -> list[str]:
     return [label for label, (*_, kind) in SAMPLERS.items() if kind in kinds]
 
 
-def _full_noise(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
-    full = _of_kind("full")
+def _of_schedulers(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
+    full, less = _of_kind("full"), _of_kind("half", "none")
+    worst = max(distance(posterior[label][-1])[2] for label in full)
     slopes = {label: order(posterior[label], steps) for label in full}
+    differs = f"extrapolated distance significantly different from 0 (p < {RARE:g})"
     distances = (f"{label} {distance_text(extrapolated(posterior[label]))}, p = {limits[label]:.2g}" for label in full)
     return [
         verdict(
@@ -196,30 +202,14 @@ def _full_noise(posterior: Deviations, limits: dict[str, float], steps: np.ndarr
             "0: they draw from the posterior",
             above([limits[label] for label in full], RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
         ),
+        verdict(
+            f"distance to the posterior after {steps[-1]} steps without noise, or with half of it",
+            "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
+            f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
+            above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
+            below([limits[label] for label in less], RARE, differs),
+        ),
     ]
-
-
-def _less_noise(posterior: Deviations, limits: dict[str, float], last: int) -> Verdict:
-    less = _of_kind("half", "none")
-    worst = max(distance(posterior[label][-1])[2] for label in _of_kind("full"))
-    return verdict(
-        f"distance to the posterior after {last} steps without noise, or with half of it",
-        "; ".join(f"{label} {distance_text(posterior[label][-1])}" for label in less),
-        f"stays away from 0 (schedulers with the full noise: at most {worst:.3f})",
-        above([distance(posterior[label][-1])[1] for label in less], 5 * worst, "lower limits above 5 times that"),
-        below([limits[label] for label in less], RARE, f"extrapolated distance significantly different from 0 (p < {RARE:g})"),
-    )
-
-
-def _data_law(law: Deviations) -> Verdict:
-    limits = [p_value(extrapolated(law[label])) for label in SAMPLERS]
-    first = [distance(law[label][0])[0] for label in SAMPLERS]
-    return verdict(
-        "distance of the law of U-turned strings to the data law, all schedulers, extrapolated in the same way",
-        f"p = {min(limits):.2g} .. {max(limits):.2g} (after 2 steps the distance is {min(first):.3f} .. {max(first):.3f})",
-        "0: all keep the data law",
-        above(limits, RARE, f"not significantly different from 0 (p > {RARE:g} each)"),
-    )
 
 
 def _discrete(posterior: Deviations, limits: dict[str, float], steps: np.ndarray) -> list[Verdict]:
@@ -297,8 +287,7 @@ def draw(data: xr.Dataset) -> Any:
                 curve, p = data[f"{name}_distance"].sel(sampler=label), data[f"{name}_p"].sel(sampler=label)
                 color, mark, line = _LOOKS[label]
                 draw_gap(axes, steps, np.maximum(curve, bottom), p < 0.01, color, label, mark, line)
-            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1))
-            axes.set_title(title)
+            axes.set(xscale="log", yscale="log", xlabel="reverse steps", ylim=(bottom * 0.85, 1.1), title=title)
             ticks(axes, steps)
         left, guide = panels[0], steps[1:4].astype(float)
         left.plot(guide, 0.9 / guide, color=MUTED, lw=1, ls=":")

@@ -43,10 +43,8 @@ _WHERE = f"at noise {' and '.join(map(str, COMPARED))}"
 FAR = 8  # distance at which characters belong to different words, in most cases
 CURVES = "curves"  # the run of many noise levels, order random
 _LEVELS = {"smoke": [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0], "paper": np.linspace(0, 1, 21).round(2).tolist()}
-_SIZES = {  # characters; items and trajectories of the curves, and of the comparison of decoders
-    "smoke": (32, (32, 5), (36, 2)),
-    "paper": (64, (100, 12), (200, 2)),
-}
+# Characters; items and trajectories of the curves, and of the comparison of decoders.
+_SIZES = {"smoke": (32, (32, 5), (36, 2)), "paper": (64, (100, 12), (200, 2))}
 _COLORS = dict(zip(DECODERS, (ACCENT, "#56b4e9", "#d55e00", "#e69f00"), strict=True))
 
 
@@ -110,9 +108,6 @@ def _gap(run: xr.Dataset, noise: float, span: int) -> Estimate:
 
 def _texts(numbers: list[Estimate]) -> str:
     return "; ".join(f"{number:.3f}" for number in numbers)
-
-
-# --- verdicts --------------------------------------------------------------------------------------------------------------
 
 
 def _identity(run: xr.Dataset) -> Verdict:
@@ -193,9 +188,6 @@ def _calibration(runs: dict[str, xr.Dataset]) -> Verdict:
     )
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------------
-
-
 def draw(data: xr.Dataset) -> Any:
     with style() as plt:
         figure, ((shares, chi), (far, gaps)) = plt.subplots(2, 2, figsize=(13, 7.9), layout="constrained")
@@ -214,7 +206,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_decoders(axes: Any, data: xr.Dataset, name: str, joined: bool = True) -> None:
-    """Points at the compared noise levels; solid for characters, dashed for runs."""
     for k, label in enumerate(DECODERS):
         for span, dash, marker in ((1, "-", "o"), (SPAN, "--", "s")):
             look = {"ls": dash if joined else "", "ms": 4.5, "lw": 1.2, "color": _COLORS[label], "marker": marker}

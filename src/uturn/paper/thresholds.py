@@ -25,9 +25,8 @@ CAPTION = (
     "(bars: standard error over grammars); lines: population dynamics of the same grammars; band: threshold of infinitely deep "
     "trees, with the standard deviation between its replicates (grammar and pool). Bottom: noise at which half of the class is "
     "lost, relative to the threshold, against depth; and the thresholds in two units that all channels share, for one grammar "
-    "and for fresh rules at every node (bars: standard deviation between replicates). The thresholds differ in the effective ε "
-    "of Eq. 63; in information per leaf they nearly agree for the three channels that draw their noise. (The ε-process pins its "
-    "beliefs on the truth: its information is nominal.)"
+    "and for fresh rules at every node (bars: standard deviation between replicates). The ε-process pins its beliefs on the "
+    "truth: its information is nominal."
 )
 
 
@@ -141,7 +140,6 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 
 
 def _half_lost(noise: xr.DataArray, belief: xr.DataArray) -> list[list[float]]:
-    """Noise at which half of the class is lost, for each channel and for each depth or tree level."""
     height = (1 + 1 / PAPER["vocab_size"]) / 2
     curves = belief.mean("grammar").transpose("channel", ..., "point").values
     return [[crossing(x, c, height, first=True) for c in of_channel] for x, of_channel in zip(noise.values, curves, strict=True)]
@@ -249,7 +247,6 @@ def draw(data: xr.Dataset) -> Any:
 
 
 def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: float) -> None:
-    """Class against noise in one channel: exact at all depths, population dynamics, threshold."""
     center, spread = float(part.threshold.mean()), float(part.threshold.std(ddof=1))
     axes.axvspan(center - spread, center + spread, color="#e69f00", alpha=0.45, lw=0)
     for k, depth in enumerate(part.depth.values):
@@ -265,7 +262,6 @@ def _draw_channel(axes: Any, part: xr.Dataset, channel: DrawnChannel, chance: fl
 
 
 def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
-    """Noise at which half of the class is lost, relative to the threshold, against depth."""
     for name, channel in CHANNELS.items():
         part, levels = quenched.sel(channel=name), np.arange(2, quenched.sizes["tree_level"])
         center = float(part.threshold.mean())
@@ -277,7 +273,6 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
 
 
 def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
-    """Thresholds of all channels in effective ε, and in bits per leaf."""
     critical = mean_field(PAPER).critical_noise or np.nan
     for axes, key in ((middle, "effective_epsilon"), (right, "bits_per_leaf")):
         for row, (name, channel) in enumerate(CHANNELS.items()):
@@ -290,8 +285,8 @@ def _draw_thresholds(middle: Any, right: Any, data: xr.Dataset) -> None:
     middle.axvline(critical, color=MUTED, ls=":", lw=1.2)
     middle.text(critical, 3.42, rf" $\epsilon^*={critical:.3f}$ ", color=MUTED, ha="left" if critical < 0.6 else "right")
     middle.set(xlabel="effective ε (Eq. 63) at the threshold", xlim=(0, 1), title="not one effective ε ..")
-    right.set(xlabel="bits per leaf at the threshold", xlim=(0, np.log2(data.attrs["vocab_size"])))
-    right.set_title(".. but nearly one information")
+    most = np.log2(data.attrs["vocab_size"])
+    right.set(xlabel="bits per leaf at the threshold", xlim=(0, most), title=".. but nearly one information")
     right.plot([], [], "o", color=MUTED, ms=8, label="one grammar")
     right.plot([], [], "s", color=MUTED, mfc="white", ms=8, label="fresh rules")
     right.legend(loc="upper right")

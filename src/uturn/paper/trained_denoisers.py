@@ -43,20 +43,16 @@ SWEPT, OTHERS = "gaussian", ("masking", "uniform")
 _STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN = range(2, 9)
 
 
-def exact_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
-    plan, runs = SETTINGS[workshop.scale], {}
+def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
+    """One dataset for each channel's exact denoiser, and one for each network, trained where it is not yet."""
+    jobs, plan, runs = networks(workshop.scale), SETTINGS[workshop.scale], {}
     for channel in (SWEPT, *OTHERS):
         settings = {"channel": channel, "grammar": {**plan["grammar"], "seed": plan["seeds"][0]}, **plan["reading"]}
         runs[f"{channel}-exact"] = workshop.keep(f"learning-{channel}-exact", settings, partial(exact_readings, settings))
-    return runs
-
-
-def network_runs(workshop: Workshop) -> dict[str, xr.Dataset]:
-    jobs, plan = networks(workshop.scale), SETTINGS[workshop.scale]
     few = {key: plan["reading"][key] for key in ("levels", "items")}
     tasks = [(x, job, plan["reading"] if job["grammar"]["seed"] == plan["seeds"][0] else few) for x, job in jobs.items()]
     workshop.each("networks", _network, [task for task in tasks if not workshop.trained(_files(task[0]), task[1])])
-    return {task[0]: _network(*task, workshop) for task in tasks}
+    return runs | {task[0]: _network(workshop, *task) for task in tasks}
 
 
 def networks(scale: Scale) -> dict[str, dict[str, Any]]:
@@ -70,7 +66,7 @@ def networks(scale: Scale) -> dict[str, dict[str, Any]]:
     return made
 
 
-def _network(name: str, job: Mapping[str, Any], reading: Mapping[str, Any], workshop: Workshop) -> xr.Dataset:
+def _network(workshop: Workshop, name: str, job: Mapping[str, Any], reading: Mapping[str, Any]) -> xr.Dataset:
     rhm, size = RandomHierarchyModel(**job["grammar"]), job["size"]
     least, each, most = job["training"]["steps"]
     training = {**job["training"], "steps": min(max(each * size, least), most)}

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
 from uturn.measures.statistics import ESTIMATE as ESTIMATE
 from uturn.measures.statistics import Estimate, mean_interval, replicates
 from uturn.pages.figures import Verdict as Verdict
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def listed(bounds: Any) -> list[Estimate]:
@@ -83,11 +81,6 @@ def within(deviations: Any, tolerance: Any, text: str | None = None) -> Rule:
 def equal(values: Any, wanted: Any, text: str = "equal") -> Rule:
     """Every value is the wanted one."""
     return Rule(_all(np.asarray(values) == wanted), text)
-
-
-def inside(interval: Estimate, low: float, high: float, text: str | None = None) -> Rule:
-    """A whole interval lies in a range."""
-    return Rule(low < interval.low and interval.high < high, f"interval within {low:g} .. {high:g}" if text is None else text)
 
 
 def holds(intervals: Estimate | Sequence[Estimate], values: Any, width: Any, text: str) -> Rule:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,6 @@ from uturn.store.outputs import OutputFolder, write_dataset
 if TYPE_CHECKING:
     import torch
 
-    from uturn.exact.rhm import RandomHierarchyModel
     from uturn.networks.training import History
 
     Train = Callable[[Path], tuple[Sequence[torch.nn.Module], History]]
@@ -56,7 +56,7 @@ class Workshop:
         named = {f"{figure}-{label}": experiment for label, experiment in experiments.items()}
         if apart and self.cluster.get("cluster") is None:
             new = [job for job in named.items() if not Path(self._kept.place(f"{job[0]}.zarr")).exists()]
-            self.each(figure, _run_alone, new)
+            self.each(figure, Workshop.run, new)
         return {label: self.run(name, named[name]) for label, name in zip(experiments, named, strict=True)}
 
     def keep(self, label: str, settings: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -72,7 +72,7 @@ class Workshop:
     def keep_all(self, what: str, jobs: Mapping[str, Kept]) -> dict[str, xr.Dataset]:
         """`keep` for independent computations by label; missing ones run in several processes."""
         stored = {label: self._stored(label, settings) for label, (settings, _) in jobs.items()}
-        self.each(what, _keep_alone, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
+        self.each(what, Workshop.keep, [(label, *jobs[label]) for label, data in stored.items() if data is None], threads=0)
         return {label: self.keep(label, *jobs[label]) if data is None else data for label, data in stored.items()}
 
     def _stored(self, label: str, settings: Mapping[str, Any]) -> xr.Dataset | None:
@@ -152,15 +152,9 @@ class Workshop:
         return self.train([name], recipe, trained)[0]
 
     def denoisers(
-        self,
-        names: Sequence[str],
-        recipe: Mapping[str, Any],
-        rhm: RandomHierarchyModel,
-        channel: str,
-        strings: Callable[[], np.ndarray],
-        **training: Any,
+        self, names: Sequence[str], recipe: Any, rhm: Any, channel: str, strings: Callable[[], np.ndarray], **training: Any
     ) -> list[Any]:
-        """Denoisers trained once on strings of a grammar: the best state, and for a second name the last one."""
+        """Denoisers trained once on strings of the grammar `rhm`: the best state, and for a second name the last one."""
         from uturn.networks.strings import denoisers
 
         def trained(checkpoint: Path) -> tuple[list[Any], History]:
@@ -172,15 +166,15 @@ class Workshop:
         return self.trained(names, recipe)
 
     def each(self, what: str, work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], threads: int = 1) -> None:
-        """`work(*task, workshop)` for all tasks, in processes of `threads` threads (0: equal shares).
+        """`work(workshop, *task)`, which stores its results, for all tasks in processes of `threads` threads (0: equal shares).
 
         The default of `threads` is 1, because threads do not speed up small networks and small arrays.
         """
         workers, quiet = min(self.workers or cores(), len(tasks)), replace(self, progress=False, workers=1)
-        jobs = [(*task, quiet) for task in tasks]
+        jobs = [(work, quiet, *task) for task in tasks]
         if jobs:
             with progress_bar(self.progress, what, len(jobs), 0) as advance:
-                for _ in in_processes(work, jobs, workers, threads) if workers > 1 else (work(*job) for job in jobs):
+                for _ in in_processes(_alone, jobs, workers, threads) if workers > 1 else starmap(_alone, jobs):
                     advance()
 
     def layer_statistics(self, name: str, classifier: Path, reference: Callable[[], np.ndarray]) -> Path:
@@ -223,12 +217,9 @@ def file_name(label: str) -> str:
     return "".join(c for c in label.lower().replace("η", "eta") if c.isalnum() or c in "-.")
 
 
-def _run_alone(label: str, experiment: Experiment, workshop: Workshop) -> None:
-    workshop.run(label, experiment)
-
-
-def _keep_alone(label: str, settings: Any, compute: Any, workshop: Workshop) -> None:
-    workshop.keep(label, settings, compute)
+def _alone(work: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function whose results are read from the store, not sent between processes."""
+    work(*arguments)
 
 
 def _identity(settings: Mapping[str, Any]) -> str:
