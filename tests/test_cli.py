@@ -18,7 +18,7 @@ from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
 from uturn.presets import ImageOptions, TextOptions
 
-PRESETS = ("images", "text", "inverse")
+PRESETS = ("images", "text")
 COMMANDS = typer.main.get_command(app).commands
 
 

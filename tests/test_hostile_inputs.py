@@ -35,6 +35,7 @@ from uturn.cli import main
 from uturn.cli.printing import show
 from uturn.core.checks import visible
 from uturn.core.files import read_array, read_table, whole_folder
+from uturn.core.tools import own_tools
 from uturn.exact.theory import MeanField
 from uturn.networks.texts.tokenizers import load_tokenizer
 from uturn.pages import report
@@ -344,7 +345,8 @@ def test_no_codec_of_a_folder_in_format_2_is_run(place, form, stored, tmp_path, 
     with xr.open_zarr(stored, zarr_format=3) as run:
         run = run.load().drop_encoding().assign_attrs(format=form, complete=True, missing_tasks=0)
     run.to_zarr(path, zarr_format=2, encoding={name: codecs for name in ("item", "noise", "belief")}, consolidated=False)
-    for words in (["study", path], ["choose", path, "--keep", "belief=.5"], ["study", path, "--out", tmp_path / "out"]):
+    choose = [["choose", path, "--keep", "belief=.5"]] if "choose" in own_tools() else []
+    for words in (["study", path], *choose, ["study", path, "--out", tmp_path / "out"]):
         code, (line,), _ = ended(capsys, *words)
         assert (code, "is not a readable store" in line) == (2, True), line
     with pytest.raises(ValueError, match="is not a readable store"):
@@ -581,31 +583,6 @@ def test_a_link_in_a_folder_of_results_is_replaced_and_not_its_target(name, tmp_
     assert [path.name for path in (folder / name).iterdir()] == ["a"]
 
 
-def samplers(folder, tests=1, **run):
-    """A folder of `uturn inverse` whose `inverse.json` a stranger has written."""
-    (folder / "errors").mkdir(parents=True)
-    Image.new("RGB", (2000, 2000)).save(folder / "errors" / "s-1.png")
-    write_dataset(xr.Dataset({"y": ("noise", np.arange(2.0))}, {"noise": [1.0, 2.0]}), folder / "samplers.zarr")
-    of_run = {"name": "n", "judges": "j", "kinds": "k", "store": "s.zarr", "tests": [{"kind": "x", "strength": 1.0}] * tests}
-    table = {"title": "", "heads": [], "rows": []}
-    content = {"format": "uturn.inverse", "words": "w", "caption": "", "notes": [], "tables": [], "table": table}
-    (folder / "inverse.json").write_text(json.dumps(content | {"runs": [of_run | run]}))
-    return folder
-
-
-def test_a_report_shows_no_picture_outside(tmp_path):
-    (tmp_path / "mine").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "passport-1.png")
-    assert collect([samplers(tmp_path / "sound")]).sections[0]["errors"]["samplers"][0]["levels"][0]["width"] == 1600
-    for k, name in enumerate((str(tmp_path / "mine" / "passport"), "../../mine/passport")):
-        found = collect([samplers(tmp_path / f"results{k}", store=name)])
-        assert (found.sections, "the name of a store" in found.problems[0]["words"]) == ([], True)
-    linked = samplers(tmp_path / "linked", store="passport")
-    shutil.rmtree(linked / "errors")
-    (linked / "errors").symlink_to(tmp_path / "mine")
-    assert "is a link" in collect([linked]).problems[0]["words"]
-
-
 def test_a_report_reads_no_store_outside(stored, tmp_path):
     folder = figure(tmp_path / "results")
     (folder / "smoke").mkdir()
@@ -614,11 +591,8 @@ def test_a_report_reads_no_store_outside(stored, tmp_path):
 
 
 def test_a_report_of_small_files_ends_soon(tmp_path):
-    """Pipes, files with holes, arrays and pictures of few bytes that promise gigabytes, and pictures that are shown often."""
-    piped, begin = samplers(tmp_path / "piped"), time.process_time()
-    (piped / "inverse.json").unlink()
-    os.mkfifo(piped / "inverse.json")
-    assert "inverse.json is a link, a pipe" in collect([piped]).problems[0]["words"]
+    """Files with holes, and arrays and pictures of few bytes that promise gigabytes."""
+    begin = time.process_time()
     holes = figure(tmp_path / "holes", "fig7")
     os.truncate(holes / "fig7.json", 2**40)
     assert "bytes = 1099511627776: expected" in str(collect([holes]).problems)
@@ -638,7 +612,6 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     assert "bytes = 68719476736: expected" in problems
     with pytest.raises(ValueError, match="images = 400200: expected"):
         grid(np.arange(2000), [""] * 200, np.zeros((200, 1, 1, 1)), np.zeros((2000, 200, 1, 1, 1)), None)
-    assert len(collect([samplers(tmp_path / "often", tests=500)]).sections[0]["errors"]["samplers"][0]["levels"]) == 500
     assert time.process_time() - begin < 15
 
 

@@ -1,6 +1,5 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
-import importlib
 import json
 import re
 import runpy
@@ -27,7 +26,7 @@ from uturn.measures.statistics import (
     shift,
     transition,
 )
-from uturn.paper import FIGURES
+from uturn.paper import FIGURES, load_figure
 from uturn.studies import study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -412,7 +411,7 @@ def test_shares_have_intervals_of_proportions_and_other_readings_those_of_means(
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_no_figure_has_fewer_than_six_independent_groups(scale):
     """A verdict may rest on the interval of any run, and few groups make intervals that are too wide to decide anything."""
-    modules = [importlib.import_module(f"uturn.paper.{figure}") for figure in FIGURES]
+    modules = [load_figure(figure) for figure in FIGURES]
     runs = [run for module in modules if hasattr(module, "experiments") for run in module.experiments(scale).values()]
     specs = [run.to_dict() for run in runs] + [Experiment.from_file(EXAMPLES / "epsilon.toml").to_dict()]
     for spec in specs:

@@ -14,7 +14,7 @@ from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import estimate, grammar_means, inversion, mean_curves, transition
 from uturn.networks.classifiers import TreeClassifier
 from uturn.networks.files import load_network
-from uturn.networks.state_dicts import fingerprint
+from uturn.networks.files import fingerprint
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within

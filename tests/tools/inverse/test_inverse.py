@@ -336,6 +336,13 @@ def test_a_law_of_ones_own_judges_right_and_wrong_samplers(own):
     assert cards[:3] == list(kinds.items())
 
 
+def test_a_file_in_the_place_of_the_folder_is_one_line(own):
+    (own / "a file").touch()
+    done = uturn("inverse", "--model", "none", "--out", "a file/results", cwd=own)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a file is a file" in done.stderr
+
+
 # --- the page ----------------------------------------------------------------------------------------------------------------
 
 
