@@ -23,7 +23,7 @@ from uturn.core.contracts import checked_blocks
 from uturn.core.own_parts import code_digest, is_own, own_class
 from uturn.core.protocols import Noisy, Variable
 from uturn.core.random import normals
-from uturn.core.registry import PARTS, build, filled
+from uturn.core.registry import PARTS, build
 from uturn.core.tools import own_tools
 
 SPEC = strings("masking", [0.0, 0.4], items=4, chunk=2)

@@ -13,8 +13,7 @@ import xarray as xr
 from uturn.core.random import Purpose, keys, uniforms
 from uturn.measures.statistics import estimate, grammar_means, inversion, mean_curves, transition
 from uturn.networks.classifiers import TreeClassifier
-from uturn.networks.files import load_network
-from uturn.networks.files import fingerprint
+from uturn.networks.files import fingerprint, load_network
 from uturn.paper.fig7 import TOLERANCE
 from uturn.paper.specs import experiment_of, mean_field
 from uturn.paper.verdicts import Verdict, above, at_least, below, estimates, mean_estimate, verdict, within

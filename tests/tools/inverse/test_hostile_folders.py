@@ -8,7 +8,6 @@ import time
 import numpy as np
 import xarray as xr
 from PIL import Image
-
 from uturn.pages.collecting import collect
 from uturn.store.datasets import write_dataset
 
