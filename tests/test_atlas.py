@@ -189,7 +189,7 @@ def test_a_row_has_the_numbers_of_uturn_images(finished):
 
 
 def test_places_are_converted_to_log_snr(finished):
-    """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
+    """The half-life lies between the log-SNR, by the scheduler alone, of the levels around it; the width has the same ends."""
     folder, _, _, found = finished
     run = ut.store.record.open_run(folder / "out" / "two.zarr")
     two, of_class = of(found, "two"), ut.study(run).sel(reading="same_class")

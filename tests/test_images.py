@@ -160,7 +160,7 @@ def test_between_the_identity_and_the_first_level_axes_are_finite():
     assert "half of the change is done below the smallest measured noise, 0.05" in str(found.remark.item())
     assert np.isfinite(found.half_life.sel(estimate="value")).all()
     assert 0 < value(found.half_life, axis="sigma") < np.tan(np.pi / 2 * 0.05)
-    assert found.half_life.sel(axis="log_snr", estimate="high") == np.inf  # t* can be anywhere from the identity on
+    assert found.half_life.sel(axis="log_snr", estimate="high") == np.inf  # it can be anywhere from the identity on
 
 
 def test_intervals_hold_the_truth_and_shrink_with_the_root_of_the_items():
@@ -172,7 +172,7 @@ def test_intervals_hold_the_truth_and_shrink_with_the_root_of_the_items():
         places.append(float(high - low))
         widths.append(float(found.curve.sel(noise=0.5).diff("estimate").item()))
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
-    assert places[0] >= places[1] == pytest.approx(0.05)  # t* not below the distance of the noise levels
+    assert places[0] >= places[1] == pytest.approx(0.05)  # the half-life is not below the distance of the noise levels
 
 
 def test_order_of_levels_and_a_measured_identity_do_not_matter(known):

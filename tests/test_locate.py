@@ -70,7 +70,7 @@ def test_strings_are_located_planned_and_studied(folder):
     cards = [card for section in (first, overlay, *stages) for card in section["headlines"]]
     assert [(card["label"], card["place"]) for card in cards] == [(f"located half-life of {ROOT}", [value, low, high])]
     assert [mark["at"]["noise"] for mark in overlay["charts"][0]["marks"]] == [[value, low, high]]
-    assert "t*" not in overlay["words"] + "".join(stage["words"] for stage in stages)
+    assert "of the class" not in overlay["words"] + "".join(stage["words"] for stage in stages)
     both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
     assert both.returncode == 0, both.stderr
 

@@ -118,7 +118,7 @@ def test_a_folder_equals_an_own_computation(recorded, measured):
     curve = np.r_[1, same.mean(axis=(1, 2, 3))]
     of = study.sel(reading="same_class")
     np.testing.assert_allclose(of.curve.sel(estimate="value"), curve, atol=1e-6)
-    # t*: half of the way from 1 to the probability that two originals agree, by a straight line between levels.
+    # Half of the way from 1 to the probability that two originals agree, by a straight line between levels.
     chance = sum(np.mean(before == k) ** 2 for k in range(5))
     half = (1 + chance) / 2
     k = int(np.argmax(curve <= half))

@@ -85,7 +85,7 @@ def test_the_slider_moves_every_view(opened, width):
     page = opened(width)
     unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("#reading").inner_text() == "0.57"  # t*
+    assert page.locator("#reading").inner_text() == "0.57"  # the half-life of the class
     chart = page.locator(".chart").first
     chart.scroll_into_view_if_needed()
     page.wait_for_selector(".chart .js-plotly-plot, .chart .plot.js-plotly-plot")

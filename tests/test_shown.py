@@ -50,12 +50,12 @@ def vertical(axis):
 # --- names of numbers --------------------------------------------------------------------------------------------------
 
 
-def test_t_star_is_of_a_class_alone():
+def test_the_half_life_of_a_class_is_of_a_class_alone():
     study = ut.study(two_readings(np.linspace(0.1, 2, 8)))
     figure = draw_study(study)
     fold, path = figure.axes
     assert texts_of(fold).startswith("half-life of fold = ")
-    assert "t^*" not in texts_of(fold) + texts_of(path)
+    assert "of the class" not in texts_of(fold) + texts_of(path)
     assert vertical(fold) == [pytest.approx(float(study.half_life.sel(reading="fold", axis="noise", estimate="value")))]
     assert not vertical(path)  # each in its own panel
     plt.close(figure)

@@ -343,13 +343,13 @@ def test_the_line_of_a_class_is_named_in_other_panels():
     kept, distance = falling(end=0, scatter=0)[..., 0] > 0.4, 1 - falling(scatter=0.3)[..., 0]
     figure = draw_study(ut.study(ut.readings({"same_fold": kept, "rmsd": distance}, NOISE, start={"rmsd": 0})))
     of_class, other = ([text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes[:2])
-    assert "$t^*$ of same_fold" in other
-    assert not any("t^*" in text for text in of_class)
+    assert "half-life of same_fold" in other
+    assert not any("half-life of" in text for text in of_class)
 
 
 def test_a_class_without_a_place_has_a_sentence_on_the_page(tmp_path):
     write_study(ut.readings({"same_fold": [[1, 0, 1], [0, 0, 1]]}, [0.5, np.inf], start=1, chance=0), tmp_path)
-    assert "No t*: same_fold." in (tmp_path / "index.html").read_text()
+    assert "No half-life of the class: same_fold." in (tmp_path / "index.html").read_text()
 
 
 def test_axes_of_a_run_that_has_noise_zero():

@@ -297,7 +297,7 @@ def test_the_peak_of_the_susceptibility_is_written_with_its_levels():
     assert place[1] < 0.47 < place[2]
     assert place[2] - place[1] <= 0.2
     assert headline_of(found).place[0] == pytest.approx(place.values)
-    assert headline_of(found).label == "peak of chi"  # t* is for a class
+    assert headline_of(found).label == "peak of chi"  # the half-life of the class is for a class
     numbers = found.isel(changes=0)
     assert 0.5 in np.round(found.noise.values[numbers.of_peak.values == 1], 9)
     assert not numbers.plateau

@@ -125,8 +125,8 @@ def report(
 ) -> None:
     """Write one page for results of `reproduce`, `images`, `text`, `audit`, `inverse`, `atlas` and `run`. Measures nothing.
 
-    The page is one HTML file that opens without a network. It shows t\\* with its interval, verdicts with a filter, and curves,
-    images and texts at the noise selected by a slider. Unreadable files are named; the rest is shown.
+    The page is one HTML file that opens without a network. It shows half-lives with intervals, verdicts with a filter, and
+    curves, images and texts at the noise selected by a slider. Unreadable files are named; the rest is shown.
 
     Example:
 

@@ -36,9 +36,10 @@ def images(
     reconstructions that keep the predicted class, and the cosine similarity of reconstruction and original in each layer of the
     classifier.
 
-    The study gives, with 95 % intervals: t\\*, where half of the class is lost; the width of this transition; the half-life of
-    each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or more, it tests whether
-    reconstructions are draws from the posterior. --recorded studies images that another program has noised and denoised.
+    The study gives, with 95 % intervals: the half-life of the class, the noise at which half of it is lost; the width of this
+    transition; the half-life of each layer; and the t/T at which the logits fall below the first layer. With --clones 2 or
+    more, it tests whether reconstructions are draws from the posterior. --recorded studies images that another program has
+    noised and denoised.
 
     Writes the page `index.html`, `study.png`, `grid.png`, `curves.csv`, `numbers.csv`, `items.csv` (a row for each
     image) and the run, `run.zarr`. The command can be stopped at any time; running it again resumes. Larger numbers of items,
@@ -77,10 +78,10 @@ def text(
 
     A share of the tokens of each text is masked (or replaced), and the model draws them again, one at a time. At each noise level
     the command measures: the share of tokens that are kept, alone and in runs of 2, 4, 8, ..; the susceptibility chi, which is
-    the number of tokens that change together, and the noise of its peak; the correlation C(r) of changes at distance r, and its
-    length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers, --encoder,
-    --likelihood), or the share of texts that keep their predicted class (--classifier), whose half-life is called t\\*. With
-    --clones 2 or more, the study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
+    the number of tokens that change together, and t\\*, the noise of its peak; the correlation C(r) of changes at distance r, and
+    its length xi. Options add the unchanged share of regions and segments, and the readings of other models (--layers,
+    --encoder, --likelihood), or the share of texts that keep their predicted class (--classifier). With --clones 2 or more, the
+    study tests whether reconstructions are draws from the posterior. Numbers have 95 % intervals.
 
     Writes the page `index.html`, `study.png`, `tokens.html` (originals and reconstructions with changes marked),
     `curves.csv`, `numbers.csv`, `items.csv` and the run, `run.zarr`. The command can be stopped at any time;

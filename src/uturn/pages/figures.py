@@ -18,6 +18,7 @@ from uturn.pages.charts import charts_of, mark
 from uturn.pages.pictures import images_of_figure
 from uturn.pages.sections import Reader, card, new_section
 from uturn.pages.trees import tree_of_figure, tree_of_store
+from uturn.studies.headline import OF_CLASS
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def figure_section(path: Path, read: Reader) -> dict[str, Any]:
 
 
 def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
-    """Add t*, if the data have it, as a headline and a mark in the charts; mark ε* of mean-field theory."""
+    """Add the half-life of the class, if the data have it, as a headline and a mark in charts; mark ε* of mean-field theory."""
     charts = [chart for chart in section["charts"] if chart["slides"]]
     star = data["transition"].values.tolist() if "transition" in data else [np.nan] * 3
     marks = []
@@ -139,8 +140,9 @@ def _add_transition(section: dict[str, Any], data: xr.Dataset) -> None:
         axis = charts[0]["axes"][0]["words"] if charts else "noise"
         count = tally(section["verdicts"])
         supported = f"{section['words']} {count._replace(shown=0).words}" if section["words"] else ""
-        section["headlines"].append(card("t*", axis, star, "half of the class is lost at this noise", supports=supported))
-        marks.append(mark("t*", {"noise": star}))
+        claim = "half of the class is lost at this noise"
+        section["headlines"].append(card(OF_CLASS, axis, star, claim, supports=supported))
+        marks.append(mark(OF_CLASS, {"noise": star}))
     if "critical_noise" in data.attrs:
         marks.append(mark("ε* (mean field)", {"noise": [data.attrs["critical_noise"], np.nan, np.nan]}))
     for chart in charts:

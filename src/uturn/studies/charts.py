@@ -10,7 +10,7 @@ import xarray as xr
 
 from uturn.measures.statistics import with_interval
 from uturn.studies.axes import common_axis
-from uturn.studies.headline import PEAK, Headline, headline_of
+from uturn.studies.headline import OF_CLASS, PEAK, Headline, headline_of
 from uturn.studies.plotting.curves import estimated, evenly_spaced
 from uturn.studies.tables import names_in_panel, number_in, panels_of, tested_families, title_of
 
@@ -72,7 +72,7 @@ def charts_of(study: xr.Dataset, first: Sequence[str] = ()) -> Iterator[Chart]:
     """The charts of a study: groups of readings (`first` those of these names), changes, and calibration by families."""
     headline, numbers = headline_of(study), numbers_of(study)
     seen = {number.reading for number in (*numbers, *filter(None, [headline]))}
-    stars = [number for number in numbers if number.label == "t*"]
+    stars = [number for number in numbers if number.label == OF_CLASS]
     if "critical_noise" in study.attrs:
         stars.append(Headline(CRITICAL, "", np.array([[study.attrs["critical_noise"], np.nan, np.nan]]), ""))
     for k, (title, chosen) in enumerate(panels_of(study, first)):

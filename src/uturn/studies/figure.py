@@ -126,11 +126,11 @@ def _mark(axis: Any, chart: Chart, places: np.ndarray) -> None:
                 axis.axvline(mark.place[0, 0], color=THEORY, lw=1, ls=":", zorder=1, label="ε* of the mean field")
             continue
         is_own = mark.reading in chart.labels
-        of_other = None if is_own else f"$t^*$ of {brief(mark.reading, 30)}"
+        of_other = None if is_own else f"half-life of {brief(mark.reading, 30)}"
         draw_transition(axis, mark.place[0], THEORY if mark.label == "order inverts" else CLASS, is_own, of_other)
         if is_own:
             joined = "at" if mark.label in (PEAK, "order inverts") else "="
-            notes.append(f"{'$t^*$' if mark.label == 't*' else brief(mark.label, 40)} {joined} {with_interval(mark.place[0])}")
+            notes.append(f"{brief(mark.label, 40)} {joined} {with_interval(mark.place[0])}")
     if not notes and len(places) == 1 and np.isfinite(places[0, 0]):
         notes = [f"half-life {with_interval(places[0])}"]
     if chart.hollow is not None:
@@ -227,13 +227,14 @@ class _Grid(NamedTuple):
 
 
 def _draw_transition(axis: Any, data: xr.Dataset, grid: _Grid, star: float) -> list[Any]:
-    """Draw a line before the first level beyond t*; returns its legend entry, or nothing if there is no such level."""
+    """Draw a line before the first level beyond the half-life; returns its legend entry, or nothing if there is no such level."""
     beyond = np.flatnonzero(data.shown_noise.values >= star)
     if not len(beyond):
         return []
     at = grid.left[beyond[0] + 1] - 0.5 - (grid.gap if beyond[0] else grid.gap_after_originals) / 2
     ends = [-0.5 - 2 * grid.gap, len(grid.canvas) - 0.5 + grid.gap]
-    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=f"$t^*$ = {star:.3g}")
+    label = f"half-life of the class = {star:.3g}"
+    return axis.plot([at, at], ends, clip_on=False, color=THEORY, lw=1.4, ls=(0, (1, 1.4)), label=label)
 
 
 def _label_grid(axis: Any, data: xr.Dataset, grid: _Grid) -> None:

@@ -1,4 +1,4 @@
-"""The headline of a study: t*, the noise at which half of the class is lost, or else the noise of most change."""
+"""The headline of a study: the half-life of the class, or else the noise of most change."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 PEAK = "peak of chi"
+OF_CLASS = "half-life of the class"
 
 
 class Headline(NamedTuple):
@@ -21,7 +22,7 @@ class Headline(NamedTuple):
     Attributes
     ----------
     label : str
-        "t*" for a class, "peak of chi", otherwise "half-life of NAME".
+        "half-life of the class", "peak of chi", otherwise "half-life of NAME".
     reading : str
         The reading on whose curve the place lies; "" for the peak of chi.
     place : array (axis, estimate)
@@ -45,11 +46,11 @@ def headline_of(study: xr.Dataset) -> Headline | None:
     classes = [k for k in started if study.group.values[k] == "class"]
     if classes:
         claim = "Half of the class is lost at this noise: below, U-turns mostly keep it; above, they mostly lose it"
-        return _of_reading(study, int(classes[0]), "t*", claim)
+        return _of_reading(study, int(classes[0]), OF_CLASS, claim)
     nodes = [k for k in started if study.order.values[k] == "tree_level"]
     if nodes:
         root = [k for k in nodes if study.variable.values[k] == study.variable.values[nodes[0]]][-1]
-        return _of_reading(study, int(root), "t*", "Half of the class, the root of the tree, is lost at this noise")
+        return _of_reading(study, int(root), OF_CLASS, "Half of the class, the root of the tree, is lost at this noise")
     if study.sizes.get("changes", 0) and np.isfinite(study.peak_at.values[:, 0, 0]).any():
         k = int(np.flatnonzero(np.isfinite(study.peak_at.values[:, 0, 0]))[0])
         unit = str(study.unit_of_distance.values[k])

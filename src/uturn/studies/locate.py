@@ -1,4 +1,4 @@
-"""Measures until a place on a curve, such as t*, is known to a width.
+"""Measures until a place on a curve, such as the half-life of a class, is known to a width.
 
 The curve between start and chance is fitted by P(x) = chance + (start - chance) L(x), L(x) = 1 / (1 + exp((x - a) / w)), at the
 levels around the place. The fit finds the place and does not decide, since a curve with a shoulder is no logistic. The interval
@@ -146,7 +146,7 @@ def locate(
     tell: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Location:
-    """Measure until the interval of a place, such as t*, is narrower than a width.
+    """Measure until the interval of a place, such as a half-life, is narrower than a width.
 
     A pilot of 16 originals at four levels of the experiment finds the place roughly. Then originals are measured around and at
     the place, until the interval of a logistic fit is about as narrow as the width, and at last at both ends of the interval that
@@ -168,7 +168,7 @@ def locate(
         Where the stores of the runs are kept, by default a temporary folder. The same call resumes an interrupted one, with the
         same numbers. Another width, reading or share uses the same pilot, and other stores if it leads to the same levels.
     share : float in (0, 1)
-        Share of the way; .5 is the half-life of the reading, for a class t*.
+        Share of the way; .5 is the half-life of the reading.
     most : int, optional
         Largest number of originals, by default all that the source has, at most 10,000.
     any_shape : bool

@@ -85,7 +85,7 @@ def readings(
         Dims of plain arrays, by reading, if they are not (noise, item[, trajectory[, clone]]):
         {"kept": ("noise", "item", "layer")}.
     units, group, order, family, long_name : str, or a dict of these by reading
-        Unit of the values; panel of the figure ("class" for the readings whose half-life is t*, by default those called
+        Unit of the values; panel of the figure ("class" for the readings of a class, by default those called
         same_.., and a panel each for the others); dim of levels whose first and last may swap order; family of calibration
         tests; description.
     max_noise : float, optional

@@ -101,10 +101,8 @@ def parts_of(study: xr.Dataset, most: int = 8) -> Iterator[TextTable]:
         at_end = f"{with_interval(reading.curve.values[-1])} {reading.unit.item()}".rstrip()
         rows.append((str(reading.reading.item()), *(cells if np.isfinite(reading.start) else [""] * len(cells)), at_end))
     if rows:
-        headline = headline_of(study)
-        star = f"; t* is that of {headline.reading}" if headline and headline.label == "t*" else ""
         heads = ("reading", *on_axes, "width", f"at {x} = {float(study.noise[-1]):.3g}")
-        yield TextTable(f"half of the way from start to chance{star}", heads, rows)
+        yield TextTable("half of the way from start to chance", heads, rows)
     if "inversion" in study:
         series = [study.isel(series=k) for k in range(study.sizes["series"])]
         names = [f"{entry.series.item()}: {entry['last'].item()} falls below {entry['first'].item()}" for entry in series]

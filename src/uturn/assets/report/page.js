@@ -239,8 +239,8 @@ function rowsView(section) {
   const y = rows.map((_, k) => rows.length - k), points = (get) => ({ x: rows.map(get), y, mode: "markers", showlegend: false });
   plot.setAttribute("style", `height:${Math.max(16, 2.2 * rows.length + 6)}rem`);
   plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", "t* of every model on the axis log-SNR; the table below has the numbers");
-  const chart = { name: "atlas", title: "t* of every model", slides: false, marks: [], lines: [], axes: [{ name: "log_snr", words: "log-SNR (nats), more noise to the right", values: [] }] };
+  plot.setAttribute("aria-label", "half-life of the class for every model on the axis log-SNR; the table below has the numbers");
+  const chart = { name: "atlas", title: "half-life of the class for every model", slides: false, marks: [], lines: [], axes: [{ name: "log_snr", words: "log-SNR (nats), more noise to the right", values: [] }] };
   const named = (words) => ({ hovertemplate: `%{x:.3g}<extra>${words}</extra>` });
   const view = { plot, chart };
   const accent = () => getComputedStyle(document.body).getPropertyValue("--accent").trim();
@@ -250,7 +250,7 @@ function rowsView(section) {
     const error = state.intervals === "1" ? { error_x: { type: "data", symmetric: false, array: rows.map((row) => (row.place[2] ?? row.place[0]) - row.place[0]),
       arrayminus: rows.map((row) => row.place[0] - (row.place[1] ?? row.place[0])) } } : {};
     const base = layout(chart), narrow = plot.clientWidth < 560;
-    Plotly.react(plot, [...bars, { ...points((row) => row.place[0]), marker: { size: 10, color: color(0, 4) }, ...error, ...named("t*") },
+    Plotly.react(plot, [...bars, { ...points((row) => row.place[0]), marker: { size: 10, color: color(0, 4) }, ...error, ...named("half-life of the class") },
       { ...points((row) => row.inversion), marker: { size: 9, symbol: "circle-open", color: color(1, 4) }, ...named("last layer below first") },
       { ...points((row) => row.speciation), marker: { size: 10, symbol: "star", color: color(2, 4) }, ...named("speciation") }],
     { ...base, shapes: line(), xaxis: { ...base.xaxis, range: [most, least], autorange: false },
@@ -259,7 +259,7 @@ function rowsView(section) {
   };
   sliding.push(() => {
     const lost = rows.filter((row) => row.place[0] > now()).length;
-    at.textContent = `At log-SNR ${short(now())} nats ${lost} of ${rows.length} models have lost half of the class. Dots: t*; bars: from a quarter to three quarters of the fall; open circles: last layer below first; stars: speciation.`;
+    at.textContent = `At log-SNR ${short(now())} nats ${lost} of ${rows.length} models have lost half of the class. Dots: half-life of the class; bars: from a quarter to three quarters of the fall; open circles: last layer below first; stars: speciation.`;
     if (view.ready) Plotly.relayout(plot, { shapes: line() });
   });
   atlases.push(view);
@@ -487,7 +487,7 @@ function slide() {
   frame = requestAnimationFrame(() => sliding.forEach((run) => run()));
 }
 function start() {
-  // It begins at the first t*.
+  // It begins at the first headline.
   const starred = sections.find((section) => section.headlines.length && !section.rows && (section.charts || []).some((chart) => chart.slides));
   if (starred) {
     const axis = starred.charts.find((chart) => chart.slides).axes[0], share = onScale(axis, starred.headlines[0].place[0]) / onScale(axis, largest(axis));

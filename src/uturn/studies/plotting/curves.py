@@ -61,7 +61,7 @@ def draw_legend(axis: Any, place: str, **options: Any) -> None:
 
 
 def draw_transition(axis: Any, star: np.ndarray, color: str, band: bool, label: str | None = None) -> None:
-    """A line at t* and a band over its interval, if t* exists; `label` in the legend."""
+    """A line at a place and a band over its interval, if the place exists; `label` in the legend."""
     if band and np.isfinite(star).all():
         axis.axvspan(*star[1:], color=color, alpha=0.1, lw=0)
     if np.isfinite(star[0]):

@@ -26,9 +26,10 @@ def atlas(
     """Measure where many models of images lose their class, on one axis: log-SNR.
 
     Each row of the file is a run of `uturn images`, with the same options, in a store of its own, NAME.zarr. The atlas gives for
-    each row: t\\* and its width in each classifier; the half-life of each layer, and the log-SNR at which the logits fall below
-    the first layer; with 2 or more trajectories, how many patches of pixels change together (chi) and over which distance (xi);
-    with 2 or more clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of the data.
+    each row: half-life and width of the class in each classifier; the half-life of each layer, and the log-SNR at which the
+    logits fall below the first layer; with 2 or more trajectories, how many patches of pixels change together (chi) and over
+    which distance (xi); with 2 or more clones, the calibration gap; and the speciation, abar = 1/Lambda, from the covariance of
+    the data.
 
     Writes `atlas.csv`, `atlas.zarr` and `atlas.png`. The command can be stopped at any time; running it again resumes without
     repeating measurements. A row that fails is reported, the others go on, and the exit code is 1.

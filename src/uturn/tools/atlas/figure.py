@@ -20,9 +20,9 @@ _MARGIN = 0.6  # nats beyond the outermost marks
 def draw_atlas(atlas: xr.Dataset) -> Any:
     """The table of `uturn.tools.atlas.numbers.table_of` as a figure; noise grows to the right.
 
-    Each row: a marker at t* with its 95 % interval, a bar from a quarter to three quarters of the fall of the class, ticks above
-    the bar at the half-lives of the layers, a circle where the order of the layers inverts, and a star at speciation. Colours
-    distinguish data sets, markers distinguish kinds of models. At the right: t* and the width.
+    Each row: a marker at the half-life of the class with its 95 % interval, a bar from a quarter to three quarters of its fall,
+    ticks above the bar at the half-lives of the layers, a circle where the order of the layers inverts, and a star at
+    speciation. Colours distinguish data sets, markers distinguish kinds of models. At the right: this half-life and the width.
     """
     plain = {name: ("entry", [str(text).replace("$", r"\$") for text in atlas[name].values]) for name in _TEXTS}
     atlas = atlas.assign_coords(plain)
@@ -87,9 +87,9 @@ def _draw_row(axes: Any, entry: xr.Dataset, y: float, color: str, marker: str) -
     axes.plot([entry.inversion[0]], [y], "o", mfc="none", mec=THEORY, mew=1.5, ms=12)
     if np.isfinite(star):
         axes.plot([star], [y], marker, color=color, mec="white", mew=0.8, ms=10, zorder=5)
-    label = "failed" if entry.failure.item() else "no $t^*$"
+    label = "failed" if entry.failure.item() else "no half-life"
     if np.isfinite(star):
-        label = f"$t^*$ {star:.1f}" + (f", width {float(entry.width[0]):.1f}" if np.isfinite(entry.width[0]) else ", no width")
+        label = f"{star:.1f}" + (f", width {float(entry.width[0]):.1f}" if np.isfinite(entry.width[0]) else ", no width")
     axes.annotate(label.replace("-", "−"), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=color)
 
 
@@ -101,7 +101,7 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
     tick: dict[str, Any] = {"ls": "", "marker": "|", "ms": 9, "mew": 2}
     marks = [
         plt.Rectangle((0, 0), 1, 1, fc=MUTED, alpha=0.3, lw=0, label="¼ to ¾ of the fall of the class"),
-        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of $t^*$"),
+        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of its half-life"),
         plt.Line2D([], [], color=first, label="half-life of the first layer", **tick),
         plt.Line2D([], [], color=last, label="half-life of the last layer", **tick),
         plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="last layer falls below the first"),
@@ -111,7 +111,7 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
     look: dict[str, Any] = {"ls": "", "color": MUTED, "ms": 9, "mec": "white"}
     kinds = [plt.Line2D([], [], marker=marker, label=name, **look) for name, marker in markers.items() if name]
     axes.set_axis_off()
-    columns = ((0.0, "data", sets, 1), (0.17, "model; class half lost at $t^*$", kinds, 1), (0.5, "marks", marks, 2))
+    columns = ((0.0, "data", sets, 1), (0.17, "model, at the half-life of the class", kinds, 1), (0.5, "marks", marks, 2))
     for x, title, handles, count in columns:
         if handles:
             place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (x, 1.0), "alignment": "left", "borderpad": 0}

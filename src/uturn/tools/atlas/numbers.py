@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PATCHES = "patches"
 """Name of the probe `changes` in the run of a row."""
 ESTIMATES = {
-    "transition": "log-SNR at which half of the class is lost, t* (nats)",
+    "transition": "log-SNR at which half of the class is lost (nats)",
     "width": "log-SNR between a quarter and three quarters of its fall (nats)",
     "inversion": "log-SNR below which the last layer is less similar than the first (nats)",
     "chi": "largest susceptibility of the measured levels, as found: number of patches that change together",
@@ -87,7 +87,7 @@ def numbers_of(row: AtlasRow, run: xr.Dataset, eigenvalue: float) -> list[xr.Dat
         if not name.endswith("similarity"):
             continue
         layers, of_class = on_axis.isel(reading=variables == name), f"{name.removesuffix('similarity')}same_class"
-        numbers, remarks = {"half_life": layers.half_life, **shared}, ["an encoder without classes: no t*, no calibration gap"]
+        numbers, remarks = {"half_life": layers.half_life, **shared}, ["an encoder: no class, no calibration gap"]
         if of_class in found.reading:
             judge = on_axis.sel(reading=of_class)
             gap, about_gap = _of_clones(judge)
@@ -161,7 +161,7 @@ def summary(table: xr.Dataset) -> Iterator[Any]:
     """The numbers as a table for a terminal (rich), and the remarks as lines of text."""
     several = len(set(table.name.values.tolist())) < table.sizes["entry"]
     heads = (
-        *("model", "class half lost, t*", "width", "half-life, first layer", "last layer", "last below first layer"),
+        *("model", "half-life, class", "width", "half-life, first layer", "last layer", "last below first layer"),
         *("speciation", "chi, at", "xi (pixels)", "calibration gap (p)"),
     )
     rows, remarks = [], []

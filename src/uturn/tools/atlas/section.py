@@ -39,5 +39,5 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     if places:
         middle = [np.median(places), min(places), max(places)]
         claim = f"The median and the range over {len(places)} models of the noise at which half of the class is lost."
-        section["headlines"].append(card("t*", "log-SNR (nats)", middle, claim, is_range=True))
+        section["headlines"].append(card("half-life of the class", "log-SNR (nats)", middle, claim, is_range=True))
     return section
