@@ -159,7 +159,7 @@ def choose(
     the answer is "estimated". Missing readings (NaN) are left out, and originals without any do not count.
 
     A reading that falls from its start to chance is kept if its mean is at least the goal; one that rises, if it is at most the
-    goal. If start and chance do not tell, docs/which-noise.md has the rules, and the text of the choice reports the guess.
+    goal. If start and chance do not tell, docs/noise.md has the rules, and the text of the choice reports the guess.
 
     Parameters
     ----------

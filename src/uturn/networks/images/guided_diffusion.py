@@ -89,7 +89,7 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> DDP
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
     spacing is its respacing: the same timesteps for every even number of steps. For some odd numbers of steps, a timestep half
-    way between two integers is rounded the other way (docs/guided-diffusion.md).
+    way between two integers is rounded the other way (docs/models.md).
 
     Parameters
     ----------

@@ -101,7 +101,7 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
     tick: dict[str, Any] = {"ls": "", "marker": "|", "ms": 9, "mew": 2}
     marks = [
         plt.Rectangle((0, 0), 1, 1, fc=MUTED, alpha=0.3, lw=0, label="¼ to ¾ of the fall of the class"),
-        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of its half-life"),
+        plt.Line2D([], [], color=MUTED, lw=2.4, label="95 % interval of this half-life"),
         plt.Line2D([], [], color=first, label="half-life of the first layer", **tick),
         plt.Line2D([], [], color=last, label="half-life of the last layer", **tick),
         plt.Line2D([], [], ls="", marker="o", mfc="none", mec=THEORY, mew=1.5, ms=11, label="last layer falls below the first"),
@@ -111,7 +111,7 @@ def _legend(plt: Any, axes: Any, colors: dict[str, str], markers: dict[str, str]
     look: dict[str, Any] = {"ls": "", "color": MUTED, "ms": 9, "mec": "white"}
     kinds = [plt.Line2D([], [], marker=marker, label=name, **look) for name, marker in markers.items() if name]
     axes.set_axis_off()
-    columns = ((0.0, "data", sets, 1), (0.17, "model, at the half-life of the class", kinds, 1), (0.5, "marks", marks, 2))
+    columns = ((0.0, "data", sets, 1), (0.17, "model, at half-life of the class", kinds, 1), (0.5, "marks", marks, 2))
     for x, title, handles, count in columns:
         if handles:
             place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (x, 1.0), "alignment": "left", "borderpad": 0}
