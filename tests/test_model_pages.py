@@ -32,7 +32,7 @@ def test_the_levels_of_the_embedded_model():
     done = uturn(*command[1:])
     assert done.returncode == 0, done.stderr
     printed = [line.split() for line in done.stdout.splitlines()]
-    quoted = [line.split() for line in blocks("noise.md", "")[0].split("..\n")[0].splitlines()]
+    quoted = [line.split() for line in blocks("noise.md", "text")[0].split("..\n")[0].splitlines()]
     assert len(quoted) == 4
     assert all(line in printed for line in quoted)
 
