@@ -12,7 +12,7 @@ runs in which the statistic exists but its interval does not. "exists": share in
 
 - proportions: readings 0 and 1 with probability p, n items, m trajectories that are independent, correlated (intraclass
   correlation .3, from a Beta law between items) or copies of each other; and shares of 20 sites. The last line is the worst.
-- grids: t* of curves that are not straight between levels. The truth is the noise at which the curve itself passes 1/2, drawn
+- grids: half-lives of curves that are not straight between levels. The truth is the noise at which the curve passes 1/2, drawn
   anew for every run. "interpolated": `estimate`; "located": `located`, whose width over that of "interpolated" is on the right.
   "outwards": both ends moved to the next level; "undecided": from the last level before the first one that is not above 1/2 by
   its own interval to the first level from which on all are below.
@@ -185,7 +185,7 @@ def image_run(design: Design, seed: int) -> dict[str, tuple[float, ...]]:
     fall = transition(noise, from_one(0.1 + 0.9 * population(design, x, design.centre + moved, 0.05)), 1.0, 0.1)
     first, logits = (from_one(f + (1 - f) * population(design, x, c + moved, w)) for f, (c, w) in zip(FLOOR, LAYERS, strict=True))
     return {
-        "t*": (fall.location, *found.half_life.sel(reading="same_class").values),
+        "half-life, class": (fall.location, *found.half_life.sel(reading="same_class").values),
         "width": (fall.width, *found.width.sel(reading="same_class").values),
         "inversion": (inversion(noise, logits, first), *found.inversion.sel(series="similarity").values),
         "half-life, first layer": (transition(noise, first).location, *layers[0]),

@@ -1,4 +1,4 @@
-"""What strength 1/2 means in published models: the picture and the table of docs/schedules.md.
+"""What strength 1/2 means in published models: the picture and the table of docs/noise.md.
 
     python benchmarks/schedules.py docs/images/schedules.png
 

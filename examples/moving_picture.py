@@ -28,7 +28,7 @@ SIDE, LANES, LEFT, ZERO, ONE, BOTTOM = 112, (102, 254), 84, 200, 690, (362, 484)
 
 # -- what is shown --------------------------------------------------------------------------------------------------------
 def curves():
-    """Noise levels, the shares of the class and of the similarity of the first layer that are kept, and t*."""
+    """Noise levels, the shares of the class and of the similarity of the first layer that are kept, and the half-life."""
     names = {"model": "mnist", "data": "mnist.npy", "labels": "mnist-labels.npy"}
     paths = {name: str(ATLAS / path) for name, path in names.items()}
     classifier = str(ATLAS / "mnist-classifier.safetensors")

@@ -125,7 +125,7 @@ figure = draw_grid(study.merge(records_of(run)).isel(item=slice(6)))
 
 # %% [markdown]
 # Each row is an image, and each column a noise level t/T. Red frames mark reconstructions of another class. Below, the
-# same as numbers: half of the class is lost at t*, the half-life of `same_class`. The filters see the phase too, and
+# same as numbers: half of the class is lost at the half-life of `same_class`. The filters see the phase too, and
 # their curve falls at the same noise as that of the logits: these images have no hierarchy of coarse and fine features.
 
 # %%

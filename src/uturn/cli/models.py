@@ -124,7 +124,7 @@ def schedule(
 
     For each number of steps k of N: the timestep at which the reverse steps begin, t/T = k/N, the strength that makes k steps in
     diffusers' image-to-image pipelines, the signal power abar, log-SNR (nats), and sigma, noise over signal. No weights are read.
-    docs/schedules.md explains strength in other tools.
+    docs/noise.md explains strength in other tools.
 
     Example:
 

@@ -1,7 +1,7 @@
 """Calibration: a test of whether reconstructions are draws from the posterior, which needs no ground truth.
 
 Given a noisy datum x_t, an original x_0 and two independent draws x̂, x̂' from p(x_0 | x_t), the *clones*, have one law. So for
-every symmetric f the *gap* E f(x_0, x̂) - E f(x̂, x̂') is 0. What no f can see is in docs/measures.md.
+every symmetric f the *gap* E f(x_0, x̂) - E f(x̂, x̂') is 0. What no f can see is in docs/sampler.md.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def choose(
     Bounds hold for any law of the readings if these have a worst possible value (`uturn.statistics.mean_bounds`), otherwise they
     are of Student's t, and the answer is "estimated". The U-turns of an original count as one reading, their mean; missing
     readings (NaN) are left out. A reading that falls from its start to chance is kept if its mean is at least the goal; one that
-    rises, if it is at most the goal; docs/which-noise.md has the rules for others, and the text of the choice reports the guess.
+    rises, if it is at most the goal; docs/noise.md has the rules for others, and the text of the choice reports the guess.
 
     Parameters
     ----------

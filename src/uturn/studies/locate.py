@@ -139,7 +139,7 @@ def locate(
 
     A pilot of 16 originals at four levels of the experiment finds the place roughly. Then originals are measured around and at
     the place, until the interval of a logistic fit is about as narrow as the width, and at last at both ends of the interval that
-    is to be reported (`search`). docs/price.md has what it costs, and how often the interval contains the place.
+    is to be reported (`search`). docs/precision.md has what it costs, and how often the interval contains the place.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ def guided_diffusion_scheduler(preset: str | None = None, **options: Any) -> Any
     """The diffusion process of a guided-diffusion network as a `DDPMScheduler` of diffusers.
 
     Noise schedules, the learned range of variances and clipping are those of the original's `GaussianDiffusion`, and "linspace"
-    spacing is its respacing (docs/guided-diffusion.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is
+    spacing is its respacing (docs/models.md). `preset`, `options`: as in `load_guided_diffusion`; `learn_sigma` is
     needed. `GuidedDiffusionUNet.options` has all of them.
     """
     from diffusers import DDPMScheduler

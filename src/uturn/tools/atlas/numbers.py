@@ -197,7 +197,7 @@ def atlas_section(path: Path, read: Reader) -> dict[str, Any]:
     """The section of the file `atlas.zarr` of `uturn atlas`."""
     data, folder = read.dataset(path), path.parent
     name = "atlas" if read.alone else folder.resolve().name or "atlas"
-    section = new_section("atlas", name, "atlas", "Atlas of models")
+    section = new_section("atlas", name, "images", "Atlas of models")
     section["words"] = "Where models of images lose the class, on one axis of noise: log-SNR."
     section["covers"] = "*.zarr"  # the runs of the rows
     section["files"] = existing(folder, ("atlas.csv", "atlas.pdf"))

@@ -65,7 +65,7 @@ def audit_section(path: Path, read: Reader) -> dict[str, Any]:
     numbers = json.loads(read.content(path))
     if not isinstance(numbers, dict) or (numbers.get("format"), numbers.get("version")) != ("uturn.audit", 1):
         raise ValueError("expected an audit that `uturn audit` has written, version 1")
-    section = new_section("audit", "audit", "audit", "Audit of the masked model")
+    section = new_section("audit", "audit", "decoders", "Audit of the masked model")
     if (found := _largest(numbers)) is not None:
         largest, at = found
         claim = f"Dependence of the log-probability of two tokens on their order, at masked fraction {at:g}; 0 for one joint law."

@@ -104,7 +104,7 @@ def check_sampler(
     Five tests, since none sees every bug: the size of the change against that of uturn's own sampler, from the weakest noise on;
     an exact two-sample test against the same; the prediction type and the scales of the model; the variance of one reverse step
     against its formula; and the calibration with clones, which is reported and not judged. The table says what each test can see
-    and what not (docs/check-a-sampler.md).
+    and what not (docs/sampler.md).
 
     The sampler is a function (images, noise, seed) -> reconstructions, with images in [-1, 1] as a float32 tensor (items,
     channels, height, width) and noise = k/steps; or a scheduler. With --recorded, image files that it has written are checked.

@@ -75,7 +75,7 @@ def posterior_tests(ds: xr.Dataset, level: float = 1e-3, seed: int = 0) -> Poste
     keep the mean, such as heavy tails. Holm's adjustment is over both tests of all readings of the family and all noise levels.
     Beside the family, with a false-alarm rate of their own, stand both tests of `reference_distance`, whose ranks are the test of
     coverage TARP (arXiv:2302.03026), and of `mean_value`. The kind is a guess from the signs and sizes of the effects, made only
-    where a test has rejected; its error rates are in docs/measures.md.
+    where a test has rejected; its error rates are in benchmarks/README.md.
 
     Parameters
     ----------
