@@ -1,4 +1,4 @@
-"""Correlated changes: sites of a datum that change together in a U-turn (arXiv:2410.13770); definitions are in docs/measures.md.
+"""Correlated changes: sites of a datum that change together in a U-turn (arXiv:2410.13770); definitions are in docs/structure.md.
 
 C_ij is the covariance of the changes of two sites over the U-turns of one original, C(r) its mean over originals and the ordered
 pairs at distance r. `covariances_of` turns what has been measured (arrays, accumulators, runs) into one dataset; all other

@@ -1,4 +1,4 @@
-"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns? Its definition is in docs/measures.md.
+"""Nesting index: at how many levels of a hierarchy do sites change together in U-turns? Its definition is in docs/structure.md.
 
 It assumes that the noise of different sites is independent given the original. Where noisy data are known, the same functions
 check this on the changes from originals to noisy data, which then have the index 0.
@@ -40,7 +40,7 @@ def nesting_index(
 
     `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k the correlation of the changes of two sibling blocks of
     `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
-    level only. For definition, interpretation and limits, see docs/measures.md.
+    level only. For definition, interpretation and limits, see docs/structure.md.
 
     Parameters
     ----------

@@ -591,7 +591,7 @@ def hierarchy_index(
         W = fall of r_L while r_H falls from 3/4 to 1/4 (width of the class transition)
 
     the index is `8 sqrt(A B) max(0, 1 - 2 W)`, and 0 if A or B is not positive: 1 for a class lost in one step at r_L = 1/2. For
-    interpretation and limits, see docs/hierarchy-index.md.
+    interpretation and limits, see docs/structure.md.
 
     Two steps prevent fluctuations of the curves from counting as an inversion. First, both curves are replaced by the closest
     non-increasing ones, since more noise never preserves more. Second, the items are split into two halves (alternating within a
