@@ -62,7 +62,7 @@ def test_structure(here, capsys):
     k = np.nanargmax(chi.chi.values)
     assert f"{chi.chi.values[k]:.2f} [{chi.low.values[k]:.2f}, {chi.high.values[k]:.2f}]" in page
     peak = ut.study(run).peak_at.sel(axis="noise").squeeze().values
-    assert "at diffusion time {} [{}, {}]".format(*(short(x, 3) for x in peak)) in page
+    assert "at t\\* = {} [{}, {}]".format(*(short(x, 3) for x in peak)) in page
     near = ut.correlations(run).correlation.sel(noise=0.08).values[1:]
     assert f"at noise .08: {', '.join(short(x, 2) for x in near)} at the distances 2, 4, 8, 16" in page
     nested = names["nested_correlations"](names["changed"], branching=2).nested.values[:, 0]
