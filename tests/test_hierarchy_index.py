@@ -143,7 +143,7 @@ def mixture_index(modes, distance, variance=1.0):
 
 @pytest.mark.parametrize(
     ("modes", "distance", "variance", "expected"),
-    # docs/hierarchy-index.md, "Which mixtures"
+    # docs/structure.md, "When the index misleads"
     [(64, 32, 1, 0), (64, 8, 1, 0.03), (1000, 32, 1, 0.00), (1000, 10, 1, 0.15), (16, 32, 150, 0.15)],
 )
 def test_mixtures_have_index_zero_if_their_modes_are_far_apart(modes, distance, variance, expected):

@@ -101,7 +101,7 @@ def test_each_site_counts_its_own_levels():
 
 
 def test_sites_that_follow_one_class_with_a_strength_that_rises_count_as_several_levels():
-    """A limit that docs/measures.md states: with sites that are alike, or scattered, one class is one level."""
+    """A limit that docs/structure.md states: with sites that are alike, or scattered, one class is one level."""
     levels = np.array([0.1, 0.3, 0.5, 0.7, 1.0])
     lost = coins(5, 100, 8, 1) < levels[:, None, None, None]
     ramp = np.linspace(0.2, 0.9, 16)

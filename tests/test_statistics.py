@@ -1,7 +1,6 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
 import json
-import re
 import runpy
 from pathlib import Path
 
@@ -386,16 +385,6 @@ def test_an_analysis_of_few_levels_gives_what_they_leave_open():
     np.testing.assert_allclose(shares[0], 1)  # noise 0
     np.testing.assert_allclose(shares[1], [1, 0.025 ** (1 / 40), 1])
     np.testing.assert_allclose(shares[3], [0, 0, 1 - 0.025 ** (1 / 40)])
-
-
-def test_the_page_shows_these_functions_on_own_arrays():
-    page = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
-    names = {}
-    exec(re.search(r"#### On your own arrays.*?```python\n(.*?)```", page, re.DOTALL)[1], names)
-    value, low, high = names["place"]
-    assert f"its interval: {value:.3f} [{low:.2g}, {high:.2g}]" in page
-    assert low < 0.53 < high
-    assert names["width"].low < 2 * np.log(3) * 0.08 < names["width"].high
 
 
 def test_shares_have_intervals_of_proportions_and_other_readings_those_of_means():
