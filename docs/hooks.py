@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import claims
 import generated
 import latex2mathml.converter
 from mkdocs.exceptions import PluginError
@@ -92,9 +93,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages; the laboratory has the whole width."""
+    """Links to files outside docs/ lead to their pages; the laboratory has the whole width; claims have the verdicts of here."""
     if page.file.src_uri == "laboratory.md":
         page.meta["hide"] = ["navigation", "toc"]
+    if page.file.src_uri == claims.PAGE.name:
+        markdown = claims.updated(markdown, ROOT / config.extra["results"])
     return markdown if page.file.generated_by else relinked(markdown, f"docs/{page.file.src_uri}")
 
 

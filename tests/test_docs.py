@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import io
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,19 +15,31 @@ import numpy as np
 import pytest
 
 from command_line import uturn
+from uturn.paper.registry import load_figure
 
 ROOT = Path(__file__).parents[1]
 OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and runs it
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+def script(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def generated():
     """`docs/generated.py`, which makes the pages of options and members."""
-    spec = importlib.util.spec_from_file_location("generated", ROOT / "docs/generated.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script("generated")
+
+
+@pytest.fixture(scope="module")
+def claims():
+    """`docs/claims.py`, which makes the table of the page of figures."""
+    return script("claims")
 
 
 def typed_commands(page):
@@ -125,3 +138,54 @@ def test_numbers_of_the_readme():
     for line, text in stated.items():
         value = values[line]
         assert np.allclose(value, ast.literal_eval(text.split(":")[0]), atol=0.005), line
+
+
+def stated(quantity, sources):
+    """Whether a text of the source begins with the words, or the words with its first four or more letters before a `{`."""
+    for text in re.findall(r'"([^"\n]+)"', sources):
+        fixed, brace, _ = text.partition("{")
+        if text.startswith(quantity) or (brace and len(fixed) >= 4 and quantity.startswith(fixed)):
+            return True
+    return False
+
+
+def test_every_claim_names_a_verdict_of_its_figure(claims):
+    for claim in itertools.chain(*claims.CLAIMS.values()):
+        module = Path(inspect.getfile(load_figure(claim.figure)))
+        used = {module.stem, *re.findall(r"\w+", " ".join(re.findall(r"uturn\.paper(?:\.| import )(.*)", module.read_text())))}
+        sources = "".join(module.with_stem(name).read_text() for name in sorted(used) if module.with_stem(name).exists())
+        assert stated(claim.quantity, sources), claim
+        assert not stated(f"?{claim.quantity}", sources)
+
+
+def results_in(folder, claims):
+    """Forged verdicts of all claims: 1.5 against 2, passed."""
+    numbers = {"measured": "1.5. largest height", "expected": "2 | a*b", "passed": True}
+    for name in claims.figures():
+        wanted = [claim.quantity for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == name]
+        verdicts = [{"quantity": f"{quantity} more", **numbers} for quantity in wanted]
+        (folder / f"{name}.json").write_text(json.dumps({"verdicts": verdicts}))
+
+
+def test_the_table_of_claims_has_the_verdicts_of_the_results(claims, tmp_path):
+    page = "before\n<!-- claims: begin -->\nold\n<!-- claims: end -->\nafter\n"
+    assert claims.updated(page, tmp_path) == page  # nothing has been made
+    results_in(tmp_path, claims)
+    new = claims.updated(page, tmp_path)
+    rows = [line for line in new.splitlines() if line.endswith("| pass |")]
+    assert len(rows) == sum(map(len, claims.CLAIMS.values()))
+    assert "| fig6 | 2 \\| a\\*b | 1.5. largest height | pass |" in new
+    assert claims.updated(new, tmp_path) == new
+    fig7 = json.loads((tmp_path / "fig7.json").read_text())
+    fig7["verdicts"][0]["passed"] = False
+    (tmp_path / "fig7.json").write_text(json.dumps(fig7))
+    assert claims.updated(page, tmp_path).count("**FAIL**") == 1
+    (tmp_path / "fig7.json").write_text(json.dumps({"verdicts": []}))
+    with pytest.raises(KeyError, match="fig7: no verdict on 'shift in ε"):
+        claims.updated(page, tmp_path)
+
+
+def test_the_page_has_a_row_for_every_claim(claims):
+    rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
+    for claim in itertools.chain(*claims.CLAIMS.values()):
+        assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim

@@ -129,7 +129,7 @@ def fashion_verdict(data: xr.Dataset) -> Verdict:
     texts = (f"{x:g}: {interval}" for x, interval in zip(phi.image_noise.values, listed(phi), strict=True))
     return verdict(
         "Fashion-MNIST: two clones with the same predicted class at t/T; speciation and collapse (60,000 images, Gaussian law)",
-        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, t* of U-turns {star}; "
+        f"phi at {'; '.join(texts)}; phi halfway to chance at {half}, half-life of the class of U-turns {star}; "
         f"largest eigenvalue {attrs['fashion_eigenvalue']:.1f}, abar_S = {attrs['fashion_abar']:.4f}, "
         f"t_S/T = {attrs['fashion_speciation']:.2f}; t_C/T = {attrs['fashion_collapse']:.2f}",
         "phi falls with noise; speciation at larger noise than collapse",

@@ -26,9 +26,9 @@ CAPTION = (
     "A class-unconditional diffusion model and a convolutional classifier on Fashion-MNIST. Top: originals and their "
     "reconstructions when diffusion is reversed at t/T. Bottom left: cosine similarity of standardised post-activations of "
     "original and reconstruction, layer by layer (bars: 95 % intervals of the first block and of the logits); marks on the "
-    "right: random pairs of originals of the same and of different classes; dotted line and band: t*, where half of the kind of "
-    "garment is lost, with its 95 % interval. Bottom right: share of reconstructions that keep the predicted class, and the kind "
-    "of garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in both: the same U-turns with a "
+    "right: random pairs of originals of the same and of different classes; dotted line and band: half-life of the kind of "
+    "garment, with its 95 % interval. Bottom right: share of reconstructions that keep the predicted class, and the kind of "
+    "garment (tops, trousers, dresses, shoes, bags), one level up the hierarchy. Dashed in both: the same U-turns with a "
     "deterministic scheduler."
 )
 
@@ -120,17 +120,17 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
         attrs={"inversion": swap.value},
     )
     return data, [
-        verdict("t*/T: half of the fall of the kind of garment", star, "inside the chain", inside(star, 0.3, 0.8)),
+        verdict("half-life of the kind of garment, t/T", star, "inside the chain", inside(star, 0.3, 0.8)),
         _widths(same, similarity, (chance[1], *classifier.random_pairs.values[1, [-1, 0]].tolist())),
         _order(similarity),
         verdict(
             "t/T at which logits and first block swap order",
             swap,
-            "at t*",
-            within(swap.value - star.value, 0.1, "within 0.1 of t*/T"),
+            "at that half-life",
+            within(swap.value - star.value, 0.1, "within 0.1 of it"),
         ),
         verdict(
-            "t*/T of the class, and how much later the kind is lost",
+            "half-life of the class, t/T, and how much later the kind is lost",
             f"{half_class}; {later}",
             "the lower of the two levels is lost first",
             above(later.low, 0, "interval of the difference above 0"),
@@ -140,7 +140,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
             "label agreement of the classifier on the real images", f"{agreement:.3f}", "at least 0.91", at_least(agreement, 0.91)
         ),
         verdict(
-            "t*/T of the kind with the deterministic scheduler",
+            "half-life of the kind with the deterministic scheduler, t/T",
             star_ode,
             f"near {star.value:.2f}, though it does not draw from the posterior",
             within(star_ode.value - star.value, 0.1),
@@ -232,7 +232,7 @@ def _draw_layers(axes: Any, data: xr.Dataset) -> None:
         for height, look in zip(data.random_pairs.values[:, k], _PAIR_MARKS, strict=True):
             axes.plot([1.045], [height], color=color, clip_on=False, **look)
     axes.axvspan(low, high, color=CLASS, alpha=0.12, lw=0)
-    mark_noise(axes, star, f"$t^*={star:.2f}\\,T$", CLASS, aside=0.015)
+    mark_noise(axes, star, f"half-life ${star:.2f}\\,T$", CLASS, aside=0.015)
     axes.set(xlabel="inversion time $t/T$", ylabel="cosine similarity", xlim=(0, 1.03), ylim=(None, 1.03))
     axes.set_title("layers of the classifier")
     axes.plot([], [], color=MUTED, lw=1.1, ls="--", label="deterministic")

@@ -69,19 +69,19 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
     )
     return data, [
         verdict(
-            f"t*: half of the class is lost, L = {L}",
+            f"half-life of the class, L = {L}",
             location,
             f"about {REFERENCE_TIME} (exact BP; effective ε there far below ε* = {critical:.3f})",
             within(location.value - REFERENCE_TIME, TOLERANCE),
         ),
         verdict(
-            "effective ε at t* (Eq. 63)",
+            "effective ε at the half-life (Eq. 63)",
             f"{epsilon:.3f}",
             f"about 0.43, below ε* = {critical:.3f}",
             within(epsilon - 0.43, 0.06, "within 0.06: Eq. 63 maps the shape of the curves, not the threshold"),
         ),
         verdict(
-            f"sharpness t*/width of the class curve, L = {', '.join(map(str, depths))}",
+            f"sharpness, half-life/width, of the class curve, L = {', '.join(map(str, depths))}",
             ", ".join(str(s) for s in sharpness),
             "grows with depth",
             increasing(sharpness),
@@ -96,8 +96,8 @@ def _swap_verdict(swap: Estimate, star: float, curves: xr.DataArray) -> Verdict:
     return verdict(
         "t at which class and leaves swap order",
         swap,
-        "near t*",
-        within(swap.value / star - 1, 0.2, "within 20 % of t*"),
+        "near the half-life",
+        within(swap.value / star - 1, 0.2, "within 20 % of it"),
         above([before[-1] - before[0], after[0] - after[-1]], 0, "class above leaves before, below after"),
     )
 
@@ -126,7 +126,7 @@ def _draw_levels(axes: Any, data: xr.Dataset) -> None:
         axes.plot(data.noise, mean, color=color, lw=2.4 if edge else 1.2, zorder=3)
         if edge:
             axes.fill_between(data.noise, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
-    mark_noise(axes, star, f"$t^*={star:.3f}$", aside=0.04 * star)
+    mark_noise(axes, star, f"half-life ${star:.3f}$", aside=0.04 * star)
     axes.set(ylabel="P(symbol unchanged)", ylim=(0, 1.03), title=f"all levels, $L={L}$")
 
 

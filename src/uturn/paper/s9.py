@@ -27,9 +27,9 @@ CAPTION = (
     "Two Gaussians in d = 1024, U-turns with the exact posterior, a classifier trained on the mixture. Left: cosine similarity "
     "of standardised post-activations of original and reconstruction, layer by layer, against diffusion time (bars: 95 % "
     "intervals). Middle: probability that the class is kept, measured (points) and from a one-dimensional integral (line); "
-    "dotted: t* of the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 for "
-    "independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but neither it "
-    "nor the logits ever fall below the first block."
+    "dotted: half-life by the integral. Right: class and logits against the first block, both rescaled to 1 without noise and 0 "
+    "for independent data: above the diagonal the class is the better preserved. The class is lost in a transition, but neither "
+    "it nor the logits ever fall below the first block."
 )
 SOURCE = GaussianMixtureSource(dimension=1024, num_modes=2, separation=0.5)
 SEPARATION = SOURCE.separation * np.sqrt(SOURCE.dimension)  # of the means, in standard deviations
@@ -119,7 +119,7 @@ def analyse(runs: dict[str, xr.Dataset]) -> tuple[xr.Dataset, list[Verdict]]:
 def _transition(same_class: xr.DataArray, expected: float) -> Verdict:
     star = statistics.estimate(same_class, lambda c: crossing(same_class.noise.values, c, 0.75), confidence=0.999)
     return verdict(
-        "t*: half of the class is lost",
+        "half-life of the class",
         f"{star} (99.9 % interval)",
         f"{expected:.4f} (integral along the axis of the means)",
         above(expected, star.low, "inside the interval, which is narrower than 20 % of it"),
@@ -161,7 +161,7 @@ def draw(data: xr.Dataset) -> Any:
         middle.text(0.021, 0.505, "chance", color=MUTED, fontsize=9, va="bottom")
         middle.set(ylabel="P(class kept)", title="class", ylim=(0.45, 1.02))
         middle.legend(loc="lower left", bbox_to_anchor=(0, 0.12))
-        for axes, name in ((left, ""), (middle, f"$t^*={star:.2f}$")):
+        for axes, name in ((left, ""), (middle, f"half-life ${star:.2f}$")):
             mark_noise(axes, star, name, CLASS, aside=0.08 * star)
             axes.set(xscale="log", xlabel="diffusion time $t$", xlim=(0.02, 4.6))
             ticks(axes, [0.02, 0.1, 0.5, 1, 2, 5])

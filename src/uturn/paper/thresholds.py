@@ -272,7 +272,7 @@ def _draw_depths(axes: Any, quenched: xr.Dataset) -> None:
         axes.plot(levels, part.population_half_lost.values[2:] / center, color=channel.color, lw=1.5)
         axes.plot(part.depth.values, part.half_lost / center, "o", ms=6, color=channel.color, label=channel.label)
     axes.axhline(1, color="#e69f00", lw=3, alpha=0.6, zorder=0)
-    axes.set(xlabel="depth $L$", ylabel=r"$t^*(L)$ / threshold", title="finite depth approaches it")
+    axes.set(xlabel="depth $L$", ylabel="half-life / threshold", title="finite depth approaches it")
     axes.legend(loc="upper right", title="points: exact BP\nlines: population dynamics", title_fontsize=9.5)
 
 

@@ -1,4 +1,4 @@
-"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images (docs/fashion-mnist.md).
+"""The Fashion-MNIST assets of the package: a diffusion model, a classifier and 1,000 test images (docs/figures.md).
 
 Images are float32 arrays (batch, 1, 28, 28) in [-1, 1]: -1 is the black background, 1 is white.
 """
