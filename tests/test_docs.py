@@ -189,3 +189,30 @@ def test_the_page_has_a_row_for_every_claim(claims):
     rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
     for claim in itertools.chain(*claims.CLAIMS.values()):
         assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
+
+
+def run_python(page):
+    """The names that the Python blocks of a page define, one after the other."""
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+def test_python_and_command_of_the_page_of_theory():
+    page = ROOT / "docs/theory.md"
+    names = run_python(page)
+    assert names["beliefs"].marginals[7].shape == (4, 1, 32)
+    assert names["beliefs"].log_evidence.shape == (4,)
+    ((command, expected),) = pairs_of_blocks(page, "bash", "text")
+    done = uturn(*shlex.split(command)[1:-2])  # without the picture
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert all(" ".join(line.split()) in printed for line in expected.splitlines())
+
+
+def test_python_of_the_page_of_figures():
+    names = run_python(ROOT / "docs/figures.md")
+    similarity = names["probe"].similarity(names["images"][:20], names["rebuilt"])
+    assert similarity.shape == (20, 7)
+    assert (names["labels"][:20] == np.arange(20) % 10).all()
