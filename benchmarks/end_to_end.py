@@ -151,7 +151,7 @@ def main():
     parser.add_argument("--depths", type=int, nargs="+", default=[7, 10])
     parser.add_argument("--trajectories", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--channels", nargs="+", default=list(CHANNELS))
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/inference.md")
+    parser.add_argument("--markdown", action="store_true", help="print the table of benchmarks/README.md")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     threads.num_threads = arguments.threads

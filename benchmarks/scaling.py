@@ -6,7 +6,7 @@
 `cost`: time of one core and peak memory of a U-turn experiment in memory (`ut.run`: Gaussian noise, exact posterior, tree
 levels, one thread) against the depth of the tree, the vocabulary and the number of items in a task. The time is what as many
 items again take, so the fixed cost of a run does not count. Exponents are those of power laws, fitted by least squares in
-logarithms, with standard errors. Prints the table of docs/inference.md, and draws its picture.
+logarithms, with standard errors. Prints the table of benchmarks/README.md, and draws its picture.
 
 `ray`: how fast a run on a Ray cluster hands out tasks; see `scaling_ray.py`.
 """

@@ -1,8 +1,8 @@
 """Pages that the site makes from other files, and formulas: the hooks that `mkdocs.yml` names.
 
-The first page is the README; the gallery shows the figures in `results`; the laboratory is the page that `uturn explore` writes;
-the reference has one page for each public module. Files outside docs/ that a page links to become pages of the site, so that
-links work here as they do in a clone. TeX formulas become MathML, which browsers draw without scripts.
+The gallery shows the figures in `results`; the laboratory is the page that `uturn explore` writes; `generated.py` makes the pages
+of options and members; the reference has one page for each public module. Files outside docs/ that a page links to become pages
+of the site, so that links work here as they do in a clone. TeX formulas become MathML, which browsers draw without scripts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import claims
+import generated
 import latex2mathml.converter
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -37,8 +39,15 @@ TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
     ("(<mi>log</mi>)(?=<m[is])", r'\1<mspace width="0.17em" />'),
 )
 OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
+LABORATORY_PAGE = f"""\
+# Laboratory
+
+<iframe class="laboratory" src="{LABORATORY}" title="Laboratory" loading="lazy"></iframe>
+
+[Open it on a page of its own]({LABORATORY}){{ .md-button }} [What it shows](figures.md#the-laboratory)
+"""
 GALLERY = "Each figure is made by a command, with verdicts that compare it with theory: [figures and verdicts](figures.md)."
-REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../notation.md)."
+REFERENCE = "Names of `import uturn as ut`, with types in their signatures. For symbols, see [notation](../theory.md#notation)."
 OF_TOOLS = {
     "atlas": ("rows",),
     "audit": ("options", "orders"),
@@ -66,14 +75,17 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, path, content=content))
 
     add(LABORATORY, laboratory())
+    add("laboratory.md", LABORATORY_PAGE)
+    add("options.md", generated.options())
+    add("members.md", generated.members())
     add("gallery.md", gallery(files, config))
     add("api/index.md", reference_index())
     for title, name in public_modules().items():
         add(f"api/{title}.md", reference(title, name))
     notebooks = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.ipynb"))
     written = (f"docs/{file.src_uri}" for file in files.documentation_pages() if file.generated_by is None)
-    waiting = [*PAGES, *notebooks, *written]
-    seen = set(waiting)
+    waiting = ["CONTRIBUTING.md", "CHANGELOG.md", *notebooks, *written]
+    seen = {"README.md", *waiting}  # docs/index.md stands for the README
     for path in waiting:  # grows while it is read: a linked file may link to others
         text = (ROOT / path).read_text(encoding="utf-8")
         if not path.startswith("docs/"):
@@ -86,14 +98,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages; the laboratory takes the place of its picture."""
+    """Links to files outside docs/ lead to their pages; the laboratory has the whole width; claims have the verdicts of here."""
     if page.file.src_uri == "laboratory.md":
         page.meta["hide"] = ["navigation", "toc"]
-        frame = f'<iframe class="laboratory" src="{LABORATORY}" title="Laboratory" loading="lazy"></iframe>'
-        button = f"[Open it on a page of its own]({LABORATORY}){{ .md-button }}"
-        markdown, found = re.subn(r"^!\[.*\n\n\*.*\n", f"{frame}\n\n{button}\n", markdown, count=1, flags=re.MULTILINE)
-        if not found:
-            raise PluginError("laboratory.md: no picture with a caption, whose place the laboratory takes")
+    if page.file.src_uri == claims.PAGE.name:
+        markdown = claims.updated(markdown, ROOT / config.extra["results"])
     return markdown if page.file.generated_by else relinked(markdown, f"docs/{page.file.src_uri}")
 
 

@@ -1,4 +1,4 @@
-"""Measure the embedded Fashion-MNIST models, and write the numbers to manifest.json, the sample sheets and the docs page.
+"""Measure the embedded Fashion-MNIST models, and write the numbers to manifest.json, the sample sheets and README.md.
 
     python training/fashion_mnist/evaluate.py --threads 2
 
@@ -221,7 +221,7 @@ def main() -> None:
         return
     manifest = fashion_mnist.generator_folder().parent / "manifest.json"
     manifest.write_text(json.dumps(plain(measured), indent=1) + "\n")
-    page = ROOT / "docs" / "fashion-mnist.md"
+    page = Path(__file__).parent / "README.md"
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{report}\n{END}{rest.split(END)[1]}")
 

@@ -1,0 +1,218 @@
+"""The pages of docs/: what is made from the package is complete, and the commands of all pages can be typed as written."""
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import io
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import uturn
+from uturn.paper.registry import load_figure
+
+ROOT = Path(__file__).parents[1]
+OF_EXAMPLES = {"changed-runs"}  # tests/test_tools.py installs examples/tool and runs it
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def script(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """`docs/generated.py`, which makes the pages of options and members."""
+    return script("generated")
+
+
+@pytest.fixture(scope="module")
+def claims():
+    """`docs/claims.py`, which makes the table of the page of figures."""
+    return script("claims")
+
+
+def typed_commands(page):
+    """Arguments of the commands `uturn ..` in the shell blocks of a page; lines that end in a backslash go on."""
+    for block in re.findall(r"^```(?:bash|console|sh)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|;", line):
+                found = re.match(r"\s*(?:\$ )?(?:\w+=\S* )*(?:\S*/)?uturn (.*)", part)
+                if found:
+                    yield shlex.split(found[1], comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_has_options_that_exist(generated, page):
+    """Words in capitals stand for values; the files need not exist."""
+    for name, *arguments in typed_commands(page):
+        if name.startswith("-") or name in OF_EXAMPLES:
+            continue
+        try:
+            generated.commands()[name].make_context(name, arguments)
+        except Exception as error:
+            pytest.fail(f"uturn {shlex.join([name, *arguments])}: {error!r}")
+
+
+def test_the_test_sees_an_option_that_does_not_exist(generated, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\ncd out && OMP_NUM_THREADS=1 .venv/bin/uturn run spec.toml \\\n  --stare runs/x  # measures\n```\n")
+    assert list(typed_commands(page)) == [["run", "spec.toml", "--stare", "runs/x"]]
+    with pytest.raises(pytest.fail.Exception, match="No such option"):
+        test_every_command_of_a_page_has_options_that_exist(generated, page)
+
+
+def test_every_command_and_option_is_on_the_page_of_options(generated):
+    page = generated.options()
+    assert len(generated.commands()) >= 17
+    for name, command in generated.commands().items():
+        section = page.split(f"{{ #{generated.anchor(name)} }}")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| (`.*`) \| (.*) \| (.+) \|$", section, re.MULTILINE)
+        assert len(rows) == len(command.params)
+        assert {option for names, _, _ in rows for option in re.findall(r"`(-[\w-]+)", names)} == {
+            option for parameter in command.params for option in parameter.opts if option.startswith("-")
+        }
+    images = page.split("{ #uturn-images }")[1].split("\n## ")[0]
+    assert re.search(r"^\| `--out FOLDER` \| required \| Folder of", images, re.MULTILINE)
+    assert re.search(r"^\| `--steps \w+` \| `100` \| Number of reverse steps", images, re.MULTILINE)
+
+
+def test_members_are_required_as_the_experiment_requires_them(generated):
+    page = generated.members()
+    assert re.search(r"\| \[`Channel`\]\(#channel\) \| .* \| `unit`, `max_noise`, `corrupt`, `log_evidence` \|", page)
+    for name, kind in generated.MEMBERS.items():
+        assert f"::: {kind.__module__}.{kind.__qualname__}\n" in page, name
+        for member, value in vars(kind).items():  # mkdocstrings leaves out what has no docstring
+            if inspect.isfunction(value) and not member.startswith("_"):
+                assert value.__doc__, f"{kind.__name__}.{member}"
+
+
+def pairs_of_blocks(page, first, second):
+    """Blocks of a page in one language, each with the block in another that follows it after at most one line of text."""
+    text = page.read_text()
+    blocks = list(re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    return [
+        (one[2], other[2])
+        for one, other in itertools.pairwise(blocks)
+        if (one[1], other[1]) == (first, second) and text[one.end() : other.start()].strip().count("\n") == 0
+    ]
+
+
+def test_python_of_the_first_page_prints_what_stands_below_it():
+    pairs = pairs_of_blocks(ROOT / "docs/index.md", "python", "text")
+    assert len(pairs) == 2
+    for code, expected in pairs:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "index.md", "exec"), {})
+        assert printed.getvalue() == expected
+
+
+def test_shares_of_a_run_print_what_stands_below_them(tmp_path):
+    ((commands, expected),) = pairs_of_blocks(ROOT / "docs/index.md", "bash", "text")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for command, line in zip(commands.splitlines(), expected.splitlines(), strict=True):
+        done = uturn(*shlex.split(command)[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == line
+
+
+def test_numbers_of_the_readme():
+    """The comments of its Python block say what the lines give."""
+    code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    stated = dict(re.findall(r"^(?!from|import)([^#=\n]*\S.*?)  # .*?((?:\(\d.*\)|[\d.]+, [\d.]+|\d\.\d+))", code, re.MULTILINE))
+    values = {line: eval(line, names) for line in stated}
+    assert len(stated) == 3
+    for line, text in stated.items():
+        value = values[line]
+        assert np.allclose(value, ast.literal_eval(text.split(":")[0]), atol=0.005), line
+
+
+def stated(quantity, sources):
+    """Whether a text of the source begins with the words, or the words with its first four or more letters before a `{`."""
+    for text in re.findall(r'"([^"\n]+)"', sources):
+        fixed, brace, _ = text.partition("{")
+        if text.startswith(quantity) or (brace and len(fixed) >= 4 and quantity.startswith(fixed)):
+            return True
+    return False
+
+
+def test_every_claim_names_a_verdict_of_its_figure(claims):
+    for claim in itertools.chain(*claims.CLAIMS.values()):
+        module = Path(inspect.getfile(load_figure(claim.figure)))
+        used = {module.stem, *re.findall(r"\w+", " ".join(re.findall(r"uturn\.paper(?:\.| import )(.*)", module.read_text())))}
+        sources = "".join(module.with_stem(name).read_text() for name in sorted(used) if module.with_stem(name).exists())
+        assert stated(claim.quantity, sources), claim
+        assert not stated(f"?{claim.quantity}", sources)
+
+
+def results_in(folder, claims):
+    """Forged verdicts of all claims: 1.5 against 2, passed."""
+    numbers = {"measured": "1.5. largest height", "expected": "2 | a*b", "passed": True}
+    for name in claims.figures():
+        wanted = [claim.quantity for claim in itertools.chain(*claims.CLAIMS.values()) if claim.figure == name]
+        verdicts = [{"quantity": f"{quantity} more", **numbers} for quantity in wanted]
+        (folder / f"{name}.json").write_text(json.dumps({"verdicts": verdicts}))
+
+
+def test_the_table_of_claims_has_the_verdicts_of_the_results(claims, tmp_path):
+    page = "before\n<!-- claims: begin -->\nold\n<!-- claims: end -->\nafter\n"
+    assert claims.updated(page, tmp_path) == page  # nothing has been made
+    results_in(tmp_path, claims)
+    new = claims.updated(page, tmp_path)
+    rows = [line for line in new.splitlines() if line.endswith("| pass |")]
+    assert len(rows) == sum(map(len, claims.CLAIMS.values()))
+    assert "| fig6 | 2 \\| a\\*b | 1.5. largest height | pass |" in new
+    assert claims.updated(new, tmp_path) == new
+    fig7 = json.loads((tmp_path / "fig7.json").read_text())
+    fig7["verdicts"][0]["passed"] = False
+    (tmp_path / "fig7.json").write_text(json.dumps(fig7))
+    assert claims.updated(page, tmp_path).count("**FAIL**") == 1
+    (tmp_path / "fig7.json").write_text(json.dumps({"verdicts": []}))
+    with pytest.raises(KeyError, match="fig7: no verdict on 'shift in ε"):
+        claims.updated(page, tmp_path)
+
+
+def test_the_page_has_a_row_for_every_claim(claims):
+    rows = claims.MARKS.search(claims.PAGE.read_text())[0].splitlines()
+    for claim in itertools.chain(*claims.CLAIMS.values()):
+        assert sum(row.startswith(f"| {claim.words} | {claim.figure} |") for row in rows) == 1, claim
+
+
+def run_python(page):
+    """The names that the Python blocks of a page define, one after the other."""
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+def test_python_and_command_of_the_page_of_theory():
+    page = ROOT / "docs/theory.md"
+    names = run_python(page)
+    assert names["beliefs"].marginals[7].shape == (4, 1, 32)
+    assert names["beliefs"].log_evidence.shape == (4,)
+    ((command, expected),) = pairs_of_blocks(page, "bash", "text")
+    done = uturn(*shlex.split(command)[1:-2])  # without the picture
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert all(" ".join(line.split()) in printed for line in expected.splitlines())
+
+
+def test_python_of_the_page_of_figures():
+    names = run_python(ROOT / "docs/figures.md")
+    similarity = names["probe"].similarity(names["images"][:20], names["rebuilt"])
+    assert similarity.shape == (20, 7)
+    assert (names["labels"][:20] == np.arange(20) % 10).all()
