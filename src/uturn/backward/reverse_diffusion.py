@@ -31,7 +31,8 @@ class ReverseDiffusion:
 
     With N = `num_steps` reverse steps in the whole chain, a U-turn at step k draws x_t from the marginal q(x_t | x_0) at the k-th
     timestep counted from the clean end, and makes the last k reverse steps, the first of them at that same timestep (section 2 of
-    arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level.
+    arXiv:2402.16991). k = 0 is the identity, and k = N starts from the scheduler's first, noisiest level. Attributes:
+    `is_stochastic`, whether reverse steps draw noise, and `forward`, the forward process (`Diffusion`).
 
     Parameters
     ----------
@@ -58,8 +59,6 @@ class ReverseDiffusion:
         For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
     pure_noise, codec, timesteps
         As in `Diffusion`; `codec` has also `decode(latents)`.
-
-    `is_stochastic`: whether reverse steps draw noise. `forward`: the forward process (`Diffusion`).
     """
 
     description = ""
