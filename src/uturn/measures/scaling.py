@@ -30,8 +30,8 @@ def correlation_length(
     `changed`, `present`, `name`: as in `uturn.measures.changes.correlations`, of arrays with the distance "index"; or a DataArray
     (noise, item, distance) of covariances. `exponent`: a >= 0 of the power law at the transition, such as
     `MeanField.decay_exponent`; by default it is fitted (0 .. 4) at each noise level, which makes ξ less certain. Returns a
-    Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of freedom of
-    its intervals: n_eff - 1; the ends are NaN if n_eff < 5.
+    Dataset (noise): `length`, `low`, `high`, in the unit of the distance; infinite where 1/ξ is not above 0. Degrees of freedom:
+    n_eff - 1; the ends are NaN if n_eff < 5.
     """
     import xarray as xr
 
