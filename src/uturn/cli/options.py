@@ -94,8 +94,8 @@ class Place:
     until: float | None = _field(
         None,
         UNTIL,
-        "Measure until the interval of t*, the half-life of --reading, is narrower than this: a pilot on few levels, "
-        "then originals around t* and at both ends of the interval. The command chooses the numbers of items and levels.",
+        "Measure until the interval of the half-life of --reading is narrower than this: a pilot on few levels, "
+        "then originals around it and at both ends of the interval. The command chooses the numbers of items and levels.",
         metavar="WIDTH",
     )
     reading: str | None = _field(
