@@ -1,7 +1,6 @@
 """`uturn audit`: order consistency, likelihood in several orders, repetition, fixed tokens, and the files of an audit."""
 
 import json
-import re
 import sys
 from itertools import permutations, product
 
@@ -200,21 +199,6 @@ def test_random_orders_are_uniform():
     assert len(np.unique(drawn.round(12))) == len(by_order)
     assert abs(drawn.mean() - np.mean(by_order)) < 4 * drawn.std() / np.sqrt(count)
     assert np.ptp(by_order) > 0.1 * np.mean(by_order)
-
-
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        Decoder("confidence"),
-        Decoder("random", 4, remask="cap"),
-    ],
-    ids=str,
-)
-def test_decoders_without_a_likelihood_are_refused_in_one_line(decoder):
-    words = f"likelihood of a decoder with {re.escape(decoder.description)}: order, remask, causal = "
-    with pytest.raises(ValueError, match=words) as error:
-        likelihoods(Inconsistent(), STRINGS, np.full_like(STRINGS, -1), decoder)
-    assert "\n" not in str(error.value)
 
 
 # --- the probes ------------------------------------------------------------------------------------------------------------
@@ -460,23 +444,6 @@ def test_tables_of_ids_regions_and_segments(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("text\nab", "text 1: tokens that noise can change = 0"),
-        ("text,fixed\nabc,a11", "text 1: fixed = 'a11': expected a character for each of its 3 tokens"),
-        ("text,fixed\nabc,010\nabc,111", "text 2: tokens that noise can change = 0"),
-        ("texts\nabc", "columns = .'texts'.: expected text"),
-        ("text,fixed\nabc", "text 1: fixed = None"),
-    ],
-)
-def test_wrong_tables_are_one_line(folder, tmp_path, content, message):
-    (tmp_path / "texts.csv").write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
-        ut.run(letters(folder, data=str(tmp_path / "texts.csv"), keep_first=2 * (content == "text\nab")).experiment(), workers=1)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
     "decoder",
     [
         {"order": "confidence", "steps": 2},
@@ -490,30 +457,6 @@ def test_no_decoder_changes_fixed_tokens(folder, decoder):
     after, ids = ut.run(experiment, workers=1).token.values, experiment.parts.source.ids(range(12))
     assert (after[..., :2] == ids[:, None, None, :2]).all()
     assert (after[..., 2:] != ids[:, None, None, 2:]).any()
-
-
-def test_given_tokens_that_are_masked_again_cannot_be_fixed(folder):
-    chosen = letters(folder, keep_first=1, order="analytic", steps=4, remask="cap", remask_given=True)
-    with pytest.raises(ValueError, match="remask_given = True: expected False, as it masks the fixed tokens"):
-        ut.run(chosen.experiment(), workers=1)
-
-
-def test_replaced_tokens_cannot_be_fixed(folder):
-    """The reverse process of uniform replacement draws all tokens again."""
-    with pytest.raises(ValueError, match="fixed tokens"):
-        run_of(
-            folder,
-            "wrong",
-            "kept_tokens",
-            source={"type": "tokens", "path": str(folder / "ids.npy"), "keep_first": 1},
-            backward={"type": "language", "model": "tiny_language:replaced"},
-            corruption={"type": "uniform", "noise": [0.5]},
-        )
-
-
-def test_an_audit_has_few_levels_and_versions_by_default():
-    chosen = TextOptions(), AuditOptions(), AuditOptions(levels=7, trajectories=3)
-    assert [(of.levels, of.trajectories) for of in chosen] == [(10, 8), (4, 2), (7, 3)]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
@@ -546,18 +489,6 @@ def test_calls_of_a_decoder_are_those_that_its_run_makes(folder, own):
     assert row["is_exact"] == (own == {"steps": 6, "remask": "cap", "eta": 1.0})
     rounded, error = (len(COMPARED), 0.5) if decoder.in_time else (0, 0.15)
     assert made - error <= sum(row["calls"]) <= made + rounded + error
-
-
-def test_ones_own_decoder_has_its_likelihood_if_that_is_known(folder):
-    def compared(**own):
-        probes = letters(folder, AuditOptions, data=str(folder / "twenty.txt"), **own).experiment().parts.probes
-        return next(probe.decoders for probe in probes if probe.type == "order_likelihood")
-
-    (folder / "twenty.txt").write_text("abcab" * 4)
-    plain = ({"order": "entropy"}, {"order": "probability"}, {"steps": 16}, {"order": "entropy", "steps": 16})
-    assert compared() == compared(order="confidence") == compared(order="blocks", causal=True) == plain
-    assert compared(order="blocks", block=1) == compared(temperature=0.5) == compared(steps=4, remask="cap") == plain
-    assert compared(order="blocks", block=4) == (*plain, {"order": "blocks", "block": 4})
 
 
 @pytest.mark.parametrize(("length", "fixed", "listed"), [(17, 0, 12), (17, 1, 9), (40, 23, 12)])
