@@ -61,8 +61,8 @@ IMAGES = {
     "items": 3,
     "chunk": 1,
     "source": {"type": "fashion_mnist"},
-    "corruption": {"type": "diffusion", "noise": [0.3, 0.6]},
-    "backward": {"type": "diffusion", "steps": 5},
+    "corruption": {"type": "diffusion", "noise": [0.5]},
+    "backward": {"type": "diffusion", "steps": 4},
     "probes": [{"type": "network_layers"}],
 }
 OWN_PROBE = """

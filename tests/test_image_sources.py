@@ -50,9 +50,9 @@ def folder_source(path, **options):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Sizes in bytes of the files decoded so far."""
-    found, original = [], image_sources.decode
-    monkeypatch.setattr(image_sources, "decode", lambda data, *options: found.append(len(data)) or original(data, *options))
+    """The files decoded so far."""
+    found, original = [], image_sources.pixels_of
+    monkeypatch.setattr(image_sources, "pixels_of", lambda path, *options: found.append(path) or original(path, *options))
     return found
 
 

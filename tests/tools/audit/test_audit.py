@@ -518,9 +518,9 @@ def test_a_decoder_on_short_texts_has_the_law_of_its_simplest_form(length):
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """The embedded model on three passages of twelve characters, the first of which is fixed."""
+    """The embedded model on two passages of twelve characters, the first of which is fixed."""
     place = tmp_path_factory.mktemp("command")
-    arguments = ("audit", "--windows", "--length", 12, "--items", 3, "--keep-first", 1, "--levels", "0.5,1.0",
+    arguments = ("audit", "--windows", "--length", 12, "--items", 2, "--keep-first", 1, "--levels", "0.5,1.0",
                  "--keep", 0, "--trajectories", 2, "--workers", 1, "--out", "results")  # fmt: skip
     return place / "results", arguments, uturn(*arguments, cwd=place)
 
@@ -529,9 +529,9 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
     out, _, done = audited
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((out / "audit.json").read_text())
-    assert (numbers["texts"], numbers["noise"], numbers["tokens"]) == (3, [0.5, 1.0], [11, 11, 11])
+    assert (numbers["texts"], numbers["noise"], numbers["tokens"]) == (2, [0.5, 1.0], [11, 11])
     for name in ("order_discrepancy", "random_orders_differ", "left_to_right"):
-        assert np.array(numbers[name], float).shape == (2, 3)
+        assert np.array(numbers[name], float).shape == (2, 2)
         assert np.isfinite(np.array(numbers[name], float)).all()
     assert numbers["random_orders_differ"][1][0] > 0  # no trained network is quite consistent
     assert set(numbers["order_nats"]) == {"random", "entropy", "probability"}  # with 16 steps they are the same on 11 tokens
@@ -570,9 +570,6 @@ def test_an_audit_continues_and_damage_is_told(audited):
     shared = uturn(*arguments, "--shard", "1/2", cwd=out.parent)
     assert shared.returncode == 2
     assert "leave out --shard" in shared.stderr
-    shorter = uturn(*arguments, "--no-repetition", cwd=out.parent)
-    assert shorter.returncode == 2
-    assert "leave out --no-repetition" in shorter.stderr
     (out / "audit.json").write_text("{")
     assert [problem["file"] for problem in collect([out]).problems] == [str(out / "audit.json")]  # no figure of this name
     (out / "audit.json").write_text("{}")
