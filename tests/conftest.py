@@ -19,7 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything that reads them is im
     os.environ.update(dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 
-LONGEST = ("cluster", "images", "store", "model_check", "queue", "parts", "report_page", "object_storage", "text", "notebooks")
+LONGEST = (
+    *("cluster", "locate", "inverse", "audit", "mutations", "text_to_image", "cluster_addresses", "model_check", "notebooks"),
+    *("tutorial", "inverse_figure", "plan", "changes_figures", "store", "images", "in_time", "recorded", "object_storage"),
+)
 """Files of tests that take longest, which are begun first, so that all processes end at about the same time."""
 
 

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from uturn.engine.run import run
-from uturn.measures.calibration import calibration
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs, decision_times
@@ -165,25 +163,3 @@ def test_scaled_evidence_is_the_posterior_to_a_power():
     power = exact**1.5
     np.testing.assert_allclose(sharp, power / power.sum(axis=1, keepdims=True), atol=1e-12)
     assert len(set(np.round(rhm.log_likelihood(every), 12))) == 1  # all strings are equally probable
-
-
-def test_the_smallest_p_value_is_shown():
-    found = figure._worst(tried([0.5, 0.1, 0.2]))
-    assert (found.reading.item(), found.noise.item()) == (READINGS[1], 0.1)
-
-
-def test_flow_matching_with_fresh_noise_is_no_posterior_sampler():
-    """By its short name; without the noise it is deterministic, and its clones are equal."""
-    from uturn.corruption.schedulers import named_scheduler
-
-    assert named_scheduler("flow_match_stochastic")[1] == {"stochastic_sampling": True}
-    assert named_scheduler("flow_match")[1] == {}
-    found = {}
-    for name in ("flow_match", "flow_match_stochastic"):
-        backward = {"type": "score", "scheduler": name, "steps": 100}
-        ds = run(calibration_runs.string_experiment(calibration_runs.SMALL, "diffusion", (0.3, 0.5), backward, clones=4))
-        found[name] = calibration(ds, "parsed")
-        assert (ds.clone_parsed == 1).all() == (name == "flow_match")
-    assert (found["flow_match"].gap[1] < 0).all()
-    assert (found["flow_match_stochastic"].gap[0] > 0).all()
-    assert not any(one.attrs["passed"] for one in found.values())

@@ -88,12 +88,6 @@ def test_products_of_messages_below_the_range_of_float64_are_not_lost():
     np.testing.assert_allclose(beliefs.log_evidence, np.array([-1600, -1600, -16 + np.log1p(np.exp(-1))]) - np.log(2))
 
 
-def test_no_strings_have_no_beliefs_and_impossible_strings_no_states():
-    chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=3)
-    assert ut.infer(chain, np.zeros((0, 3, 2))).marginals[1].shape == (0, 3, 2)
-    assert (chain.completed(np.array([[1, 1, 1]]), ut.random.keys(0, [0]))[1] == -1).all()
-
-
 def test_likelihoods_of_all_strings_add_up_to_one():
     chain = some_chain()
     _, strings, weight = all_pairs(chain)
@@ -210,11 +204,3 @@ def test_probes_of_trees_refuse_chains_before_a_store_is_written(tmp_path, probe
     with pytest.raises(ValueError, match=f"probe of a source without trees = '{probe}'"):
         ut.run(ut.Experiment.from_dict({**spec, "probes": [{"type": probe}]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_impossible_evidence_names_the_samples():
-    chain = ut.HiddenMarkovModel([1, 0], [[1, 0], [0, 1]], [[1, 0], [0, 1]], length=2)
-    contradiction = np.array([[[0.0, 0.0], [0.0, 0.0]], [[0.0, -np.inf], [-np.inf, 0.0]]])
-    for function in (ut.infer, ut.sample_posterior):
-        with pytest.raises(ValueError, match=r"sample\(s\) 1 \(1 in all\)"):
-            function(chain, contradiction)

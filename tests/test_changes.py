@@ -370,35 +370,6 @@ def test_bad_input_is_one_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_dims_of_a_labelled_array_are_found_by_name():
-    x = xr.DataArray(draws(9, 4, 6) < 0.5, dims=("item", "trajectory", "leaf"))
-    for order in (("leaf", "item", "trajectory"), ("trajectory", "leaf", "item")):
-        assert ut.susceptibility(x.transpose(*order)) == ut.susceptibility(x.values)
-        xr.testing.assert_identical(ut.correlations(x.transpose(*order)), ut.correlations(x.values))
-
-
-def test_what_does_not_belong_together_is_refused():
-    found = Covariances(Tree(4, 2)).add(np.zeros((2, 3, 4)))
-    for action, message in (
-        (lambda: found.merge(Covariances(Grid((4,))).add(np.zeros((2, 3, 4)))), "distances of other"),
-        (lambda: found.merge(Covariances(Tree(4, 2)).add(np.zeros((1, 3, 4)))), "items of other = 1: expected the same 2"),
-        (lambda: found.add(np.zeros((3, 3, 4))), "2 items and 4 sites"),
-        (lambda: found.add(np.zeros((2, 3, 8))), "2 items and 4 sites"),
-        (lambda: found.add(labelled_changes(np.zeros((2, 2, 3, 4)))), "noise levels = 2"),
-        (lambda: ut.correlations(np.zeros((2, 3, 4)), branching=2), "distance = 'tree' needs it"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            action()
-
-
-def test_equal_matrices_are_one_distance():
-    x, halves = draws(3, 6, 4), [Covariances(Matrix(grid_matrix((4,)))) for _ in range(2)]
-    joined = halves[0].add(x[:, :3]).merge(halves[1].add(x[:, 3:]))
-    np.testing.assert_allclose(joined.covariance, Covariances(Grid((4,))).add(x).covariance, atol=1e-12)
-    with pytest.raises(ValueError, match="distances of other"):
-        joined.merge(Covariances(Matrix(2 * grid_matrix((4,)))).add(x))
-
-
 def test_a_gaussian_field_has_the_chi_of_its_spectrum():
     """Given x0, a posterior draw has the spectrum P (1 - w**2), w = P abar/(P abar + 1 - abar): chi is its value at k = 0 over
     its mean. Signed changes, level .001 for all three noise levels together."""

@@ -254,20 +254,6 @@ def test_the_collapse_of_a_known_law_is_found():
             fitted(bad, of, start)
 
 
-def test_the_interval_of_a_collapse_does_not_depend_on_where_the_search_begins():
-    """Searches that begin far away end in different places on different replicates."""
-    theory, noise = MeanField(*correlated_runs.PAPER), np.array(collapse.epsilons("smoke"))
-    depths = collapse.depths("smoke")
-    curves = collapse.theory_curves(theory, noise, depths).values
-    scatter = 1 + 0.5 * np.random.default_rng(0).standard_normal((len(noise), 24, len(depths), 2))
-    data = xr.DataArray(curves * scatter, dims=("noise", "item", "size", "part"), coords={"noise": noise})
-    sizes = [2.0**L for L in depths]
-    near, far = (fitted(data, sizes, start) for start in (collapse.start_of(theory), (2.0, 0.65)))
-    for one, other in zip(near[:2], far[:2], strict=True):
-        assert other.value == pytest.approx(one.value, abs=0.02)
-        assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.2)
-
-
 def test_a_collapse_that_cannot_be_fitted_is_nan():
     """Nothing changes; and curves that do not overlap where the search begins. Never the start with an interval of width 0."""
     noise, sizes = np.linspace(0.5, 0.7, 9), [8.0, 32.0]

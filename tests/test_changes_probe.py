@@ -110,12 +110,6 @@ def test_the_chunk_changes_no_bit(source, monkeypatch):
         np.testing.assert_array_equal(Covariances(distance).add(x).covariance, alone)
 
 
-def test_other_probes_get_all_trajectories_at_once(monkeypatch):
-    monkeypatch.setattr(measuring, "_PART", 1)
-    both = described(probes=[{"type": "changes"}, {"type": "tree_levels"}])
-    assert ut.run(both).unchanged.sizes["trajectory"] == 5
-
-
 def test_chi_of_the_epsilon_process_is_that_of_the_mean_field():
     """Ratio of averages over 6 grammars within the 99.9 % interval; trajectories of the ε-process are posterior draws."""
     noise = [0.5, 0.763, 0.9]
@@ -230,54 +224,6 @@ def test_beside_the_layers_of_a_network(garments):
     length = correlation_length(alone.change_covariance)
     xr.testing.assert_equal(correlation_length(both.change_covariance), length)
     xr.testing.assert_equal(correlation_length(both), length)
-
-
-def transformer():
-    """A network of 49 patches of 4 x 4 pixels and one class token, which always changes."""
-    import torch
-    from torch import nn
-
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patches = nn.Conv2d(1, 16, 4, stride=4, bias=False)
-            with torch.no_grad():
-                self.patches.weight.copy_(torch.eye(16).reshape(16, 1, 4, 4))
-
-        def forward(self, images):
-            patches = self.patches(images).flatten(2).transpose(1, 2)
-            return torch.cat([1e3 * patches.mean(1, keepdim=True), patches], dim=1)
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.tokens, self.mixed, self.head = Tokens(), nn.Linear(16, 16), nn.Linear(16, 10)
-
-        def forward(self, images):
-            return self.head(self.mixed(self.tokens(images)).mean(1))
-
-    return Network().eval()
-
-
-def test_tokens_of_a_transformer_without_the_class_token():
-    """Tokens that are the pixels of a patch change as the patch does."""
-    pytest.importorskip("diffusers")
-    tokens = {"type": "changes", "layer": "tokens", "classifier": f"{__name__}:transformer", "name": "token"}
-    ds = ut.run(of_images(2, {"type": "changes", "patch": 4}, tokens))
-    np.testing.assert_allclose(ds.token_change_covariance, ds.change_covariance, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("probe", "message"),
-    [
-        ({"patch": 5}, "patch = 5"),
-        ({"classifier": "torchvision:resnet18"}, "layer = None: expected one"),
-    ],
-)
-def test_bad_options_for_images_are_one_line(probe, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        of_images(2, {"type": "changes", **probe}).variables()
-    assert "\n" not in str(caught.value)
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import runpy
 from pathlib import Path
 
@@ -102,13 +101,6 @@ def test_readings_without_a_worst_value_are_estimated():
     assert (lost.answer, lost.window, lost.lose.guaranteed) == ("chosen", (0.3, 0.3), True)  # 0 is the worst value
 
 
-def test_zeros_and_ones_are_shares_though_no_bounds_are_declared():
-    same = Variable(DIMS, "class kept", start=1)
-    assert ut.choose(run_of(same=(tosses([10] * 4, 10), same)), "same", keep=0.95).answer == "not decided"
-    with pytest.raises(ValueError, match="keep = 95: expected a number between 0 and 1"):
-        ut.choose(run_of(same=(tosses([10] * 4, 10), same)), "same", keep=95)
-
-
 # --- the sequence ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,13 +120,6 @@ def test_levels_are_tested_from_small_noise_until_the_first_failure(kept, noise,
     assert (choice.more > 0) == (answer == "not decided")
     backwards = run_of(same=(tosses(kept), SHARE)).isel(noise=slice(None, None, -1))
     np.testing.assert_equal(ut.choose(backwards, "same", keep=0.95).noise, noise)  # the order of storage does not matter
-
-
-def test_noise_0_is_no_choice():
-    run = run_of((0.0, *NOISE[1:]), same=(tosses((100, 50, 50, 50)), SHARE))
-    choice = ut.choose(run, "same", keep=0.95)
-    assert np.isnan(choice.noise)
-    assert choice.keep.levels[0] == 0.2
 
 
 @pytest.mark.parametrize(("rises", "lose"), [(False, False), (True, False), (False, True), (True, True)])
@@ -190,18 +175,6 @@ def test_a_hump_does_not_turn_the_goal_around(name):
     assert (declared.keep.words, declared.keep.direction) == (f"{name} <= 0.97", "")
 
 
-def test_a_name_says_that_shares_are_kept_if_large():
-    shares = np.random.default_rng(0).beta(30 * np.reshape([0.7, 0.85, 0.95, 0.9, 0.8], (5, 1)), 5, (5, 40))
-    for name, large in (("kept_sites", True), ("sites", False)):
-        run = ut.readings({name: shares}, NOISE_5)
-        choice = ut.choose(run, name, keep=0.93)
-        assert choice.keep.words == f"{name} {'>=' if large else '<='} 0.93"  # the mean rises from the first to the last level
-        assert json.loads(run[name].attrs["reading"])["start"] == large
-        assert ("by its name" in choice.keep.direction) == large
-    same = ut.choose(ut.readings({"same_site": shares}, NOISE_5), "same_site", keep=0.93)
-    assert (same.keep.words, same.keep.direction) == ("same_site >= 0.93", "")  # as the study, which calls no such start a guess
-
-
 def test_a_direction_is_taken_from_the_data_only_if_they_show_it():
     for means, words in (((0.2, 0.2, 0.3, 0.5, 0.6), "score <= 0.4"), ((5, 4, 4, 2, 1), "score >= 0.4")):
         choice = ut.choose(of_a_table(means, 60, "score", 0.1), "score", keep=0.4)
@@ -220,14 +193,6 @@ def test_a_direction_is_taken_from_the_data_only_if_they_show_it():
         ut.choose(of_a_table((0.1, 0.2, 0.3, 0.4, 0.6), 50, "error"), "error", keep=0.15)
     alike = np.random.default_rng(1).normal(0, 1, 40) + np.reshape([0, 0.01, 0.02, 0.03, 0.04], (5, 1))
     assert ut.choose(ut.readings({"shift": alike}, NOISE_5), "shift", keep=2).keep.words == "shift <= 2"  # paired
-
-
-def test_a_value_measured_at_noise_0_is_no_declared_direction():
-    noise = (0, 0.2, 0.3, 0.4, 0.5)
-    with pytest.raises(ValueError, match=r"from noise = 0 to 0\.5"):
-        ut.choose(of_a_table((1.5,) * 5, 64, "score", 0.2, noise), "score", keep=1.4)
-    falls = of_a_table((1.5, 1.4, 1.3, 1, 0.5), 40, "score", 0.2, noise)
-    assert ut.choose(falls, "score", keep=1.2).keep.words == "score >= 1.2"
 
 
 # --- originals ---------------------------------------------------------------------------------------------------------------
@@ -307,53 +272,7 @@ def test_further_originals_of_shares_have_the_power_that_is_said():
         assert (low >= goal if goal == 0.89 else high < goal).mean() == pytest.approx(0.8, abs=0.12)
 
 
-def test_one_original_says_so_and_more_originals_say_what_for():
-    for of in (DISTANCE, Variable(DIMS, "share", start=1, bounds=(0, 1))):
-        alone = ut.choose(run_of((0.1,), value=(np.full((1, 1, 3), 0.7), of)), "value", keep=0.5)
-        assert "not decided: one original does not show how others differ" in repr(alone)
-        assert "no readings" not in repr(alone)
-    for kept, would in ((96, "met"), (92, "missed")):
-        choice = ut.choose(run_of((0.1,), same=(tosses(kept), SHARE)), "same", keep=0.94)
-        assert re.search(
-            rf"about \d+ more originals, if this mean is the truth, would show that the goal is {would}", repr(choice)
-        )
-
-
 # --- names and axes -----------------------------------------------------------------------------------------------------------
-
-
-def layered():
-    layers = {"layer": ["stem", "head"]}
-    similarity = Variable((*DIMS, "layer"), "similarity", start=1, bounds=(-1, 1), order="layer")
-    depth = Variable((*DIMS, "layer"), "depth", start=1, bounds=(-1, 1))
-    values = 1 - np.random.default_rng(0).uniform(0, [0.4, 0.1], (4, 20, 1, 2))
-    return run_of(NOISE, layers, similarity=(values, similarity), depth=(values, depth), same=(tosses([20] * 4, 20), SHARE))
-
-
-def test_names_are_those_of_the_study():
-    run = layered()
-    study = ut.study(run)
-    for k, name in enumerate(study.reading.values[:2].tolist()):
-        np.testing.assert_allclose(ut.choose(run, name, keep=0.5).keep.mean, study.curve.values[k, 1:, 0])
-    for short, name in (("first_layer", "similarity, layer = stem"), ("last_layer", "similarity, layer = head")):
-        assert ut.choose(run, short, keep=0.5).keep.words == f"{name} >= 0.5"
-    for name in ("similarity", "lable"):
-        with pytest.raises(
-            ValueError, match=f"reading = '{name}': expected .*'similarity, layer = stem'; 'similarity, layer = head'"
-        ):
-            ut.choose(run, name, keep=0.5)
-    message = (
-        "reading = 'sme': did you mean 'same'? Expected the name of one reading: 'first_layer'; 'last_layer'; 'same'; 'simil"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ut.choose(run, "sme", keep=0.5)
-    one = run.isel(layer=[1])
-    assert ut.choose(one, "similarity", keep=0.5).keep.words == "similarity, layer = head >= 0.5"
-
-
-def test_a_goal_at_a_bound_is_refused():
-    with pytest.raises(ValueError, match="keep = 1: expected a number between 0 and 1 for same"):
-        ut.choose(layered(), "same", keep=1)
 
 
 def test_the_level_on_all_axes():

@@ -16,7 +16,6 @@ from uturn import paper
 from uturn.cli import app
 from uturn.cli.printing import show
 from uturn.paper import Result, Verdict
-from uturn.presets import ImageOptions, TextOptions
 
 PRESETS = ("images", "text")
 COMMANDS = typer.main.get_command(app).commands
@@ -116,12 +115,6 @@ def test_help_at_80_columns_names_each_option_with_its_default(name):
                 assert f"[default: {parameter.default}]" in done.output
 
 
-@pytest.mark.parametrize("kind", [ImageOptions, TextOptions])
-def test_every_option_of_a_study_is_in_one_panel(kind):
-    named = [name for names in kind.panels.values() for name in names]
-    assert sorted(named) == sorted(kind.model_fields)
-
-
 def completed(words):
     """What a shell offers for the last of some words, and the modules that were imported for it."""
     environment = {"_UTURN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
@@ -174,12 +167,6 @@ def test_completion_of_names_without_heavy_modules():
         assert {"torch", "numba", "diffusers", "xarray", "matplotlib", "zarr"}.isdisjoint(modules)
 
 
-def test_completed_schedulers_are_those_that_are_accepted():
-    from uturn.corruption.schedulers import FLOW_SCHEDULERS, SCHEDULERS
-
-    assert set(ImageOptions.model_fields["scheduler"].examples) == {"stored", *SCHEDULERS, *FLOW_SCHEDULERS}
-
-
 def table():
     made = Table("quantity", "measured", "expected", "", title="A title that is longer than a narrow terminal")
     made.add_row("share of reconstructions of the same class", "0.512 [0.49, 0.53]", "0.5123456789", Text("pass", "green"))
@@ -205,23 +192,6 @@ def test_tables_lose_nothing(monkeypatch, capsys, columns):
         assert [line for line in lines if "same class" in line and "0.512 [0.49, 0.53]" in line and "pass" in line]
     else:
         assert max(map(len, lines)) <= columns
-
-
-@pytest.mark.parametrize(
-    ("arguments", "last"),
-    [
-        (["theory", "-m", 4], "next: uturn theory -v 32 -m 4 -s 2 --plot map.png"),
-        (["theory", "--plot", "my map.png"], "next: open my map.png"),
-        (["run", "spec.toml", "--store", "a store"], "next: uturn study 'a store'"),
-        (["check", "spec.toml"], "next: uturn plan spec.toml"),
-        (["explore"], "next: open uturn-laboratory.html"),
-    ],
-)
-def test_the_last_line_says_what_is_next(tmp_path, monkeypatch, arguments, last):
-    (tmp_path / "spec.toml").write_text(SPEC)
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    assert done.output.rstrip("\n").split("\n")[-1] == last
 
 
 @pytest.mark.usefixtures("unsaved_figures")

@@ -19,7 +19,6 @@ from cluster_tasks import FileTasks, processes, tries, workers_of
 from uturn.core.checks import TasksFailed
 from uturn.engine import cluster as engine_cluster
 from uturn.engine.cluster import connected, on_cluster
-from uturn.store.record import Store
 
 ray = pytest.importorskip("ray")
 
@@ -62,8 +61,8 @@ IMAGES = {
     "items": 3,
     "chunk": 1,
     "source": {"type": "fashion_mnist"},
-    "corruption": {"type": "diffusion", "noise": [0.3, 0.6]},
-    "backward": {"type": "diffusion", "steps": 5},
+    "corruption": {"type": "diffusion", "noise": [0.5]},
+    "backward": {"type": "diffusion", "steps": 4},
     "probes": [{"type": "network_layers"}],
 }
 OWN_PROBE = """
@@ -221,10 +220,9 @@ def test_a_node_that_dies_and_one_that_joins(cluster, tmp_path):
     assert sum(tries(tmp_path).values()) < 240
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_path, number):
+def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_path):
     first = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)], env=ENV, stdout=subprocess.DEVNULL)
-    in_background(tmp_path, lambda _: first.send_signal(number), after=10)()
+    in_background(tmp_path, lambda _: first.kill(), after=10)()
     first.wait(timeout=100)
     assert all_end(60)
     assert len(done(tmp_path)) < 60
@@ -233,11 +231,10 @@ def test_a_driver_that_dies_frees_the_cluster_and_another_resumes(cluster, tmp_p
     assert sum(tries(tmp_path).values()) < 100  # what was in work is lost, not more
 
 
-@pytest.mark.parametrize("where", ["here", "local"])
-def test_two_drivers_share_a_store(cluster, tmp_path, where):
-    """On one cluster, where the second one finds no room before the first has ended, and on two."""
-    address = cluster.address if where == "here" else where
-    other = subprocess.Popen([sys.executable, "-c", DRIVER, address, str(tmp_path)], env=ENV, stdout=subprocess.PIPE, text=True)
+def test_two_drivers_share_a_store(cluster, tmp_path):
+    """The second one finds no room before the first has ended."""
+    command = [sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)]
+    other = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True)
     in_background(tmp_path, lambda _: None, after=3)()
     measure(cluster.address, tmp_path, tasks=range(60), seconds=0.1)
     assert other.communicate(timeout=100)[0].endswith("ended\n")
@@ -255,27 +252,9 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
 def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)
     found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()
-    local = ut.run(experiment).drop_attrs()
+    local = ut.run(experiment, workers=1).drop_attrs()
     for name, values in local.data_vars.items():  # floats depend on which images share a batch
         np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=0)
-
-
-def test_added_trajectories_and_damaged_readings(cluster, tmp_path):
-    """A store that holds fewer trajectories, and a chunk that cannot be read, is completed on a cluster as it is locally."""
-    spec = {**STRINGS, "probes": [{"type": "parsed_levels"}]}  # its readings stay when trajectories are added
-    experiment, less = ut.Experiment.from_dict(spec), ut.Experiment.from_dict({**spec, "trajectories": 1})
-    assert experiment.adds_trajectories
-    ut.run(less, tmp_path / "x")
-    ut.run(experiment, tmp_path / "x", shard=(1, 2))
-    store = Store.open(tmp_path / "x")
-    chosen = {count: task for task, count in store.recorded(list(store.tasks())).items()}
-    assert set(chosen) == {1, 2}, "one with all trajectories, and one with the first of them"
-    for task in chosen.values():
-        folder = tmp_path / "x" / store.variables[0] / "c" / str(task.noise_index) / str(task.item_block)
-        next(path for path in folder.rglob("0") if path.is_file()).write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="is damaged"):
-        found = ut.run(experiment, tmp_path / "x", cluster=cluster.address).load()
-    assert found.drop_attrs().identical(ut.run(experiment).drop_attrs())
 
 
 def test_own_parts_come_along(cluster, tmp_path, monkeypatch):

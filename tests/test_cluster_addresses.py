@@ -73,25 +73,30 @@ def started():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(folder, cluster, env):
+def begun(folder, store, cluster, env):
     (folder / "spec.toml").write_text(SPEC)
-    words = [sys.executable, "-m", "uturn.cli", "run", "spec.toml", "--store", "x", "--cluster", cluster]
-    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    words = [sys.executable, "-m", "uturn.cli", "run", "spec.toml", "--store", store, "--cluster", cluster]
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("kind", ["client", "auto"])  # tests/test_cluster.py gives addresses
-def test_the_command_joins_it(started, tmp_path, kind):
+def test_commands_join_it(started, tmp_path):
+    """By `auto` and by its client server, at the same time; tests/test_cluster.py gives addresses."""
     port, client, env = started
     here = socket.gethostbyname(socket.gethostname())
-    cluster = f"ray://{here}:{client}" if kind == "client" else "auto"
-    done = run(tmp_path, cluster, {**env, "RAY_ADDRESS": f"{here}:{port}"} if kind == "auto" else env)
-    assert done.returncode == 0, done.stderr
-    assert "x: complete" in done.stdout
+    both = {
+        "auto": begun(tmp_path, "auto", "auto", {**env, "RAY_ADDRESS": f"{here}:{port}"}),
+        "client": begun(tmp_path, "client", f"ray://{here}:{client}", env),
+    }
+    told = {name: run.communicate(timeout=240) for name, run in both.items()}
+    for name, run in both.items():
+        assert run.returncode == 0, told[name]
+        assert f"{name}: complete" in told[name][0]
 
 
 def test_a_ray_that_is_gone(tmp_path):
     """Ray itself would look for it for minutes."""
-    done = run(tmp_path, "auto", {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
-    assert done.returncode == 2
-    assert "nothing answers at" in done.stderr
-    assert done.stderr.count("\n") == 1
+    run = begun(tmp_path, "x", "auto", {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert "nothing answers at" in told
+    assert told.count("\n") == 1

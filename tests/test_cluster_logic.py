@@ -1,6 +1,5 @@
 """The driver of a cluster without Ray: sizes of bundles, blame, and workers that fail; what a run gives to a cluster."""
 
-import signal
 import threading
 import time
 from concurrent import futures
@@ -244,39 +243,6 @@ def test_workers_end_with_an_interrupted_driver():
     assert len(made.killed) == 2
 
 
-def test_a_connection_that_breaks_is_told_and_not_replaced_by_another_one(cluster, monkeypatch):
-    def broken(made, *_, **__):
-        made.connected = False
-        raise ConnectionError("the head died")
-
-    monkeypatch.setattr(FakeRay, "wait", broken)
-    with pytest.raises(ValueError, match=r"the cluster does not answer .*the head died.*; run it again to resume"):
-        cluster(lambda _: FakeWorker(), [1])
-    assert cluster.ray.killed == []
-
-
-def test_sigterm_while_ray_starts_is_handled_as_before():
-    """Ray's own handler makes it a SystemExit."""
-
-    class Terminated(KeyboardInterrupt):
-        pass
-
-    def own(*_):
-        raise Terminated
-
-    def init(*_, **__):
-        signal.signal(signal.SIGTERM, lambda number, _: exit(number))
-        signal.raise_signal(signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, own)
-    try:
-        with pytest.raises(Terminated):
-            engine_cluster._init(SimpleNamespace(init=init), "local", {})
-        assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 # -- what a run gives to a cluster, and does after it ----------------------------------------------------------------------
 @pytest.fixture
 def given(monkeypatch):
@@ -309,25 +275,6 @@ def test_records_that_this_host_sees_later(given, tmp_path):
     """A network file system shows what another host has written after a while."""
     given["late"] = 1.0
     assert ut.run(ut.Experiment.from_dict(STRINGS), tmp_path / "x", cluster="there").attrs["complete"]
-
-
-def test_parts_that_stand_in_the_script_are_named(given, tmp_path, monkeypatch):
-    import __main__
-
-    class Probe:
-        kinds = frozenset({"strings"})
-
-        def variables(self, source):
-            return {"one": ut.protocols.Variable(("noise", "item"), "one")}
-
-        def read(self, u_turns, source):
-            return {"one": [1.0] * len(u_turns.originals.items)}
-
-    Probe.__module__ = "__main__"
-    monkeypatch.setattr(__main__, "ProbeOfScript", Probe, raising=False)
-    experiment = ut.Experiment.from_dict({**STRINGS, "probes": [{"type": "__main__:ProbeOfScript"}]})
-    with pytest.raises(ValueError, match=r"module of probes\[0\] = '__main__': expected a file that workers can import"):
-        ut.run(experiment, tmp_path / "x", cluster="there")
 
 
 def chunk_of(store, variable, task):

@@ -75,15 +75,6 @@ def test_the_law_of_every_condition(predicts):
             np.testing.assert_allclose(rebuilt, expected, atol=3e-4, err_msg=f"{options}")
 
 
-def test_labels_are_needed_where_they_are_used():
-    with pytest.raises(ValueError, match="labels = None: expected 2 integers"):
-        loaded(condition="label", guidance=3.0).u_turn(some(2), 2, keys(0, range(2)))
-    with pytest.raises(ValueError, match=r"expected 2 integers, the classes 0 \.\. 9"):
-        loaded(condition="label").u_turn(some(2), 2, keys(0, range(2)), np.array([0, 10]))
-    with pytest.raises(ValueError, match="declares its null class itself, 77"):
-        loaded(null_class=9)
-
-
 # -- batches and counts -----------------------------------------------------------------------------------------------
 
 
@@ -94,13 +85,6 @@ def test_batches_are_full_and_never_larger_than_asked(guidance, expected):
     chain.u_turn(some(16), 2, keys(0, range(16)), np.zeros(16, int))
     assert set(rows) == {expected}
     assert chain.batch_size == (8 if guidance == 1 else 4)
-
-
-def test_one_image_with_guidance_takes_two_rows():
-    chain = loaded(condition="label", guidance=3.0, batch_size=1)
-    rows.clear()
-    chain.u_turn(some(2), 1, keys(0, range(2)), np.zeros(2, int))
-    assert rows == [2, 2]
 
 
 def options(**changes):
@@ -121,16 +105,6 @@ def test_the_queue_is_full_and_guidance_takes_two_rows(guidance, monkeypatch):
 
 
 # -- what is recorded -------------------------------------------------------------------------------------------------
-
-
-def test_the_identity_of_a_run_without_a_condition_is_as_before():
-    plain = options().experiment()
-    assert not {"condition", "guidance", "null_class"} & plain.identity()["backward"].keys()
-    assert plain.hash == options(guidance=1).experiment().hash
-    hashes = {options(condition="label", guidance=g).experiment().hash for g in (1.0, 2.0, 3.0)}
-    assert len(hashes) == 3
-    read = ut.Experiment.from_dict(options(condition="label", guidance=2.0).experiment().to_dict())
-    assert read.parts.backward.guidance == 2
 
 
 def test_a_model_that_is_told_needs_as_many_labels(tmp_path):

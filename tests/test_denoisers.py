@@ -74,13 +74,6 @@ def test_network_gives_a_distribution_for_every_leaf(channel):
     assert np.abs(belief - one_by_one).max() < 1e-5
 
 
-def test_initial_weights_belong_to_the_seed():
-    state = torch.get_rng_state()
-    first, again, other = (fingerprint(TreeDenoiser(4, 2, 3, width=8, seed=seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_features_are_shared_by_the_nodes_of_a_level():
     # Two leaves with the same surroundings up to the root, in a string made of two equal halves, differ only by their side.
     network = TreeDenoiser(4, 2, 3, width=8)
@@ -132,17 +125,6 @@ def test_bayes_bound_sees_a_cheat(rhm, trained):
     found = compare_denoisers(Cheat(trained["masking"].model), exact, fresh, levels("masking"), seed=5)
     assert t_statistic(found.excess) < -3
     assert t_statistic(found.squared_error - found.exact_squared_error) < -3
-
-
-def test_exact_denoiser_is_at_no_distance_from_itself(rhm):
-    exact = ExactDenoiser(rhm, CHANNELS["gaussian"]())
-    found = compare_denoisers(exact, exact, rhm.sample(10, seed=2).leaves, levels("gaussian"), seed=5)
-    for name in ("excess", "divergence", "mean_error", "score_error"):
-        assert (found[name] == 0).all()
-    assert (found.score_square > 0).all()
-    assert found.local.mean() > 0
-    with pytest.raises(ValueError, match="expected those of the exact one"):
-        compare_denoisers(exact, ExactDenoiser(rhm, CHANNELS["masking"]()), rhm.sample(1).leaves, [0.5])
 
 
 def test_score_is_the_gradient_of_the_log_density(rhm):
@@ -262,40 +244,6 @@ def test_bad_input(rhm):
         TreeDenoiser(4, 2, 2)(evidence)
     with pytest.raises(ValueError, match=r"noisy values = \(4, 5, 5\)"):
         denoise(LearnedDenoiser(TreeDenoiser(4, 2, 2)), Noisy(np.zeros((1, 4, 5)), np.ones(1), 5), 3, ut.random.keys(0, range(1)))
-
-
-def test_bad_input_of_comparisons(rhm, trained):
-    exact, learned, leaves = ExactDenoiser(rhm, CHANNELS["gaussian"]()), trained["gaussian"], rhm.sample(3, seed=1).leaves
-    broken = LearnedDenoiser(TreeDenoiser(4, 2, 2, width=16))
-    with torch.no_grad():
-        broken.model.embedding.weight.fill_(np.nan)
-    other = LearnedDenoiser(TreeDenoiser(4, 2, 3, width=4))
-    for denoiser, strings, noise, words in (
-        (broken, leaves, [0.1], "sums of the posterior of LearnedDenoiser"),
-        (other, leaves, [0.1], r"of the denoiser = \(Gaussian\(\), 8, 4\)"),
-        (learned, leaves[:, :3], [0.1], r"leaves.* shape.* \(3, 3\)"),
-        (learned, leaves + 2, [0.1], "leaves"),
-        (learned, leaves, [0.0], "above 0"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            compare_denoisers(denoiser, exact, strings, noise)
-        if "of the denoiser" not in words and "sums" not in words:
-            with pytest.raises(ValueError, match=words):
-                level_weights(denoiser, rhm, strings, noise)
-    with pytest.raises(ValueError, match="EpsilonBelief"):
-        compare_denoisers(learned, type("Odd", (), {"corruption": ut.EpsilonBelief()})(), leaves, [0.1])
-
-
-def test_bad_observations():
-    f = np.float32
-    gaussian, masking, _ = (LearnedDenoiser(TreeDenoiser(4, 2, 2, width=4, channel=channel)) for channel in CHANNELS)
-    for learned, noisy, words in (
-        (gaussian, Noisy(np.full((2, 4, 4), np.nan, f), np.ones(2), 4), "expected finite floats"),
-        (gaussian, Noisy(np.ones((2, 4, 5), f), np.ones(2), 5), r"noisy values = \(4, 5, 5\)"),
-        (masking, Noisy(np.full((2, 4), 9), np.ones(2), 4), "expected integers -1..3"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            learned.posterior(noisy)
 
 
 def test_training_resumes_bit_for_bit(rhm, tmp_path, monkeypatch):

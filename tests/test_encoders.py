@@ -168,26 +168,6 @@ def test_the_last_layer_is_the_embedding(name, last, dimension):
     assert last == "head" or isinstance(model.head, nn.Identity)
 
 
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("timm:vit_small_patch14_dinov2.lvd142m@big", "size of images = 'big': expected pixels, such as timm:NAME@224"),
-        ("timm:beit_base_patch16_224@96", "dynamic_img_size.*; leave out @96, as the model takes images of its own size only"),
-    ],
-)
-def test_sizes_that_are_refused(spec, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        load_classifier(spec)
-    assert "\n" not in str(caught.value)
-
-
-def test_convolutions_take_every_size(tmp_path):
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
-    found = load_classifier("timm:test_resnet@64", str(tmp_path / "weights.pth"))
-    assert found.preprocess(torch.zeros(1, 3, 40, 50)).shape == (1, 3, 64, 64)
-    assert found.num_classes == 1000
-
-
 def test_costs_of_the_page():
     """Parameters and multiplications with additions of one image, against the table of docs/probes.md."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -320,14 +300,6 @@ def test_texts_are_encoded_once(clip, monkeypatch):
     assert calls == [("a photo of a one", "a photo of a two")]
 
 
-def test_more_texts_than_are_encoded_at_once(clip):
-    texts = [a + b for a in "abcdefghij" for b in "klmnopqrst"]
-    found = load_classifier(f"clip:{clip}", image_shape=(3, 16, 16), texts=texts)
-    pixels = torch.from_numpy(Source((3, 16, 16), 3).images)
-    expected = reference(clip, texts, pixels).logits_per_image
-    torch.testing.assert_close(found.module(pixels), expected, atol=1e-5, rtol=1e-5)
-
-
 def test_texts_from_a_file_and_from_a_template(clip, tmp_path):
     (tmp_path / "prompts.txt").write_text("a grey cat\n a bus \n\n", encoding="utf-8")
     named, unnamed = Source(names=NAMES), Source()
@@ -386,53 +358,6 @@ def test_preprocessing_of_the_folder(tmp_path):
         expected = processor([Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures], return_tensors="pt")["pixel_values"]
         # The processor rounds to 8 bits after it has resized.
         assert (prepared - expected).abs().max() < 1.2 / 255 / (0.2 if options else min(CLIP_STD))
-
-
-def test_options_of_a_run(clip, tmp_path):
-    (tmp_path / "texts").write_text("\n".join("abcdefghij"))
-    options = ImageOptions(classifiers=[f"clip:{clip}", "fashion_mnist"], class_prompts=str(tmp_path / "texts"), keep=0)
-    first, second = options.experiment().probes
-    assert (first.name, first.class_prompts, second.class_prompts) == ("model", str(tmp_path / "texts"), None)
-    variables = first.variables(Source(labels=np.arange(12) % 10))
-    assert {"model_same_class", "model_label_top1", "model_label_top5"} <= set(variables)
-
-
-@pytest.mark.parametrize(
-    ("texts", "words"),
-    [
-        (["a", "b", "a"], "class 2 = 'a': expected a text of its own"),
-        (["a", "b" * 60], "class 1 = 'b.*: expected a text of its own, of at most 24 tokens"),
-    ],
-)
-def test_texts_that_are_refused(clip, texts, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        load_classifier(f"clip:{clip}", image_shape=(3, 16, 16), texts=texts)
-    assert "\n" not in str(caught.value)
-
-
-def test_mistakes_are_named(clip, tmp_path, monkeypatch):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
-    cut = tiny_clip.write(tmp_path / "cut")
-    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
-
-    def refused(words, classifier, source=None, **options):
-        with pytest.raises(ValueError, match=words) as caught:
-            NetworkLayers(classifier=classifier, **options).variables(source or Source())
-        assert "\n" not in str(caught.value) or "validation error" in str(caught.value)
-
-    refused("'clip:/no/where': expected a folder of transformers.CLIPModel, or its name on a hub", "clip:/no/where")
-    refused("cannot be read .*model_type = 'bert': expected 'clip'", f"clip:{tmp_path / 'other'}")
-    refused("cannot be read", f"clip:{cut}")
-    refused("weights = 'x': expected None, as .* has its own", f"clip:{clip}", weights="x")
-    refused("expected a file, one text a line, or a template with {}", f"clip:{clip}", class_prompts="a cat")
-    refused("expected a file, one text a line, as classes have no names", f"clip:{clip}", class_prompts="a {}")
-    refused("class_prompts = .*classifier = 'fashion_mnist'.*'clip:FOLDER'", "fashion_mnist", class_prompts="a {}")
-    refused("number of labels of the images = 5: expected 3", f"clip:{clip}", Source(labels=np.arange(12) % 5, names=NAMES))
-    with pytest.raises(ValueError, match=r"class_prompts = 'a {}': expected none; it goes with a classifier 'clip:FOLDER'"):
-        ImageOptions(class_prompts="a {}").experiment()
-    with pytest.raises(ValueError, match=r"texts = .*classifier = 'fashion_mnist' has no encoder of texts"):
-        load_classifier("fashion_mnist", texts=["a", "b"])
 
 
 def test_other_texts_of_classes_are_another_experiment(clip, tmp_path):

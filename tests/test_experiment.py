@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,25 +134,6 @@ def test_a_damaged_chunk_is_found_and_mended(finished, tmp_path):
         assert chunk.read_bytes() == good
 
 
-def test_damaged_coordinates_are_mended(finished, tmp_path):
-    folder, ds = finished
-    for kind in ("missing", "cut"):
-        copy = tmp_path / kind
-        shutil.copytree(folder, copy)
-        chunk = copy / "noise" / "c" / "0"
-        if kind == "missing":
-            chunk.unlink()
-        else:
-            chunk.write_bytes(chunk.read_bytes()[:5])
-        with pytest.warns(UserWarning, match="coordinate noise is damaged"):
-            again = ut.run(experiment(), copy)
-        assert again.load().equals(ds)
-
-
-def test_an_empty_folder_is_a_new_store(finished, tmp_path):
-    assert ut.run(experiment(), tmp_path).load().equals(finished[1])
-
-
 def test_a_store_is_never_mistaken_for_another(finished, tmp_path):
     folder, _ = finished
     before = files_of(folder)
@@ -221,16 +201,3 @@ def test_parts_and_tables_make_the_same_experiment():
     for wrong in (3, ut.Masking):
         with pytest.raises(ValueError, match=r"corruption = .*: expected a table with a `type`, or a part"):
             ut.Experiment(**sizes, noise=[0.4], **{**parts, "corruption": wrong})
-
-
-def test_a_part_of_ones_own_is_built_from_its_table(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "own"))
-    import series
-
-    parts = {"corruption": series.Diffusing(), "backward": series.Wiener(), "probes": [series.Scales()]}
-    experiment = ut.Experiment(items=3, noise=[0.1], source=series.Series(length=16), **parts)
-    assert experiment.to_dict()["source"] == {"type": "series:Series", "length": 16}
-    again = ut.Experiment.from_dict(experiment.to_dict())
-    assert again.hash == experiment.hash
-    assert ut.run(again).equals(ut.run(experiment))
-    assert ut.Experiment(items=3, noise=[0.1], source=experiment.source, **parts).hash == experiment.hash

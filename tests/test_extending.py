@@ -164,17 +164,6 @@ def test_a_new_kind_of_data_ends_in_a_page_with_curves_and_half_lives(registered
     assert chart["lines"][0]["value"] == pytest.approx(one.curve[:, 0].values.tolist(), rel=1e-5)
 
 
-def test_the_same_parts_by_their_import_path(registered, tmp_path):
-    own = {
-        **SPEC,
-        "source": {"type": f"{__name__}:Coins"},
-        "corruption": {**SPEC["corruption"], "type": f"{__name__}:Covering"},
-        "backward": {"type": f"{__name__}:Guess"},
-        "probes": [{"type": f"{__name__}:Overlap"}],
-    }
-    assert ut.run(ut.Experiment.from_dict(own)).drop_attrs().equals(ut.run(ut.Experiment.from_dict(SPEC)).drop_attrs())
-
-
 # -- a corruption of strings with a reverse step ----------------------------------------------------------------------
 
 

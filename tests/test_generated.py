@@ -270,22 +270,3 @@ def test_the_study_says_so_and_shows_the_originals(tmp_path):
     generated._kept.clear()
     assert np.isnan(records_of(run).original).all()
     assert json.loads(run.attrs["spec"])["source"]["type"] == "generated"
-
-
-def unknown_shape():
-    from diffusers import DDPMScheduler
-
-    return nn.Identity(), DDPMScheduler()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "unknown_shape"}, "expected one that says how large its images are"),
-        ({"source": {"seed": -1}}, "source: seed = -1"),
-    ],
-)
-def test_mistakes_are_one_line(changes, message):
-    with pytest.raises(ValueError, match=message) as error:
-        ut.run(spec(**changes))
-    assert "\n" not in str(error.value)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from enumeration import joint_entropy, marginals, tree_posterior
 from uturn.core.random import keys
 from uturn.corruption import Gaussian
 from uturn.exact.inference import (
-    NotComputedError,
     infer,
     mutual_information,
     posterior_entropy,
@@ -163,17 +160,6 @@ def test_single_precision_of_torch_under_contradictory_evidence():
             np.testing.assert_allclose(message.detach(), getattr(exact, name)[level], rtol=0, atol=1e-7)
 
 
-def test_single_precision_at_depth_10():
-    rhm = grammar(32, 8, 2, 10, 32)
-    truth = rhm.sample(5, seed=1).leaves
-    noisy = np.eye(32)[truth] * 4 + evidence(rhm, 5, 1.5)
-    log_evidence = noisy.astype(np.float32)
-    single = infer(rhm, log_evidence, outputs=EVERYTHING)
-    exact = infer(rhm, log_evidence.astype(np.float64), "torch", EVERYTHING)
-    assert largest_difference(single, exact) < 3e-6
-    np.testing.assert_allclose(single.log_evidence, exact.log_evidence, rtol=1e-7)
-
-
 @pytest.mark.parametrize("uniform", [True, False])
 def test_gradient_of_log_evidence_is_the_leaf_marginal(uniform):
     import torch
@@ -208,25 +194,6 @@ def test_containers_follow_the_input():
         empty = infer(rhm, array[:0], outputs=(outputs,))
         assert len(empty.log_evidence if outputs == "log_evidence" else getattr(empty, outputs)[3]) == 0
         assert infer(rhm, tensor[:0], outputs=(outputs,)).outputs == (outputs,)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_any_memory_layout_of_evidence(dtype):
-    rhm = grammar(7, 3, 2, 3, 5)
-    log_evidence = evidence(rhm, 33).astype(dtype)
-    expected = infer(rhm, log_evidence)
-    shifted = np.empty(log_evidence.nbytes + 1, np.uint8)[1:].view(dtype).reshape(log_evidence.shape)
-    shifted[:] = log_evidence
-    layouts = (
-        np.asfortranarray(log_evidence),
-        np.repeat(log_evidence, 2, axis=0)[::2],
-        shifted,
-        log_evidence.astype(f">f{dtype().itemsize}"),
-    )
-    for layout in layouts:
-        found = infer(rhm, layout)
-        assert found.marginals[0].dtype == dtype
-        assert largest_difference(found, expected, ("marginals",)) == 0
 
 
 # -- extreme evidence -----------------------------------------------------------------------------------------------------
@@ -276,20 +243,6 @@ def test_a_large_constant_of_a_leaf_hides_no_difference():
     assert largest_difference(plain, shifted) < 1e-12
 
 
-def test_enumeration_of_contradictory_evidence():
-    rhm = grammar(4, 2, 2, 2, 4)
-    for string in np.random.default_rng(1).integers(4, size=(8, 4)):
-        log_evidence = pinned(string, 4, -1e5)[None] + evidence(rhm, 1, 0.5)
-        expected, total = marginals(rhm, log_evidence[0])
-        beliefs = infer(rhm, log_evidence, outputs=EVERYTHING)
-        assert beliefs.log_evidence[0] == pytest.approx(total, rel=1e-14)
-        for level, p in expected.items():
-            np.testing.assert_allclose(beliefs.marginals[level][0], p, rtol=0, atol=1e-9)
-        entropy, enumerated = posterior_entropy(rhm, log_evidence), joint_entropy(rhm, log_evidence[0])
-        for level in enumerated:
-            assert entropy[level][0] == pytest.approx(enumerated[level], abs=1e-8)
-
-
 def test_partly_contradictory_evidence():
     """Contradictions of all sizes, spread over several nodes, so that none of them alone leaves the range of floats."""
     rng = np.random.default_rng(0)
@@ -334,7 +287,7 @@ def test_impossible_evidence_is_an_error():
         lambda: sample_posterior(rhm, log_evidence),
         lambda: posterior_entropy(rhm, log_evidence),
     ):
-        with pytest.raises(ValueError, match=r"sample\(s\) 0, 2 \(2 in all\).*soften"):
+        with pytest.raises(ValueError, match=r"sample\(s\) 0, 2 \(2 in all\)"):
             work()
     assert infer(rhm, log_evidence[1:2], outputs=("log_evidence",)).log_evidence[0] == pytest.approx(
         rhm.log_likelihood(rhm.sample(1, seed=0).leaves)[0], rel=1e-14
@@ -353,31 +306,6 @@ def test_invalid_evidence_is_an_error(dtype, backend):
             log_evidence[33, 5, 6] = value
         with pytest.raises(ValueError, match=rf"log_evidence\[33, 5\].*{words}"):
             infer(rhm, log_evidence, backend=backend)
-
-
-def test_errors_teach():
-    rhm = grammar(4, 2, 2, 3, 4)
-    good = evidence(rhm, 2)
-    for bad in (good[:, :7], good[..., :3], good > 0, good[..., None]):
-        for backend in ("numba", "torch"):
-            with pytest.raises(ValueError, match=r"log_evidence.*expected"):
-                infer(rhm, bad, backend=backend)
-    with pytest.raises(ValueError, match="backend = 'jax'"):
-        infer(rhm, good, backend="jax")
-    with pytest.raises(ValueError, match="outputs"):
-        infer(rhm, good, outputs=("marginal",))
-
-
-# -- what is not asked for ------------------------------------------------------------------------------------------------
-def test_reading_an_output_not_requested_is_an_error():
-    rhm = grammar(4, 2, 2, 3, 4)
-    beliefs = infer(rhm, evidence(rhm, 2), outputs=("log_evidence",))
-    assert beliefs.outputs == ("log_evidence",)
-    for name in MESSAGES:
-        with pytest.raises(NotComputedError, match=rf"outputs=.*{name}"):
-            getattr(beliefs, name)
-        assert not hasattr(beliefs, name)
-    assert issubclass(NotComputedError, ValueError)
 
 
 def test_memory_of_a_deep_tree():
@@ -562,18 +490,6 @@ def test_draws(shape):
     assert sample_posterior(rhm, log_evidence, seed=3, num_draws=0)[0].shape == (0, 5, rhm.num_leaves)
 
 
-def test_marginals_are_the_frequencies_of_draws():
-    rhm = grammar(7, 3, 2, 6, 11, uniform=False)
-    log_evidence = evidence(rhm, 1)
-    beliefs = infer(rhm, log_evidence)
-    draws = 4000
-    trees = sample_posterior(rhm, log_evidence, num_draws=draws)
-    for level, p in beliefs.marginals.items():
-        frequency = (trees[level][:, 0, :, None] == np.arange(rhm.num_symbols(level))).mean(0)
-        error = np.abs(frequency - p[0]) / np.sqrt(p[0] * (1 - p[0]) / draws + 1 / draws**2)
-        assert error.max() < 6  # 900 numbers
-
-
 # -- entropies ----------------------------------------------------------------------------------------------------------------
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(small_problem())
@@ -601,13 +517,6 @@ def test_entropy_identities():
     seen = pinned(rhm.sample(4, seed=0).leaves, 8, -np.inf)
     for level, gain in mutual_information(rhm, seen).items():
         np.testing.assert_allclose(gain, before[level], rtol=1e-12)
-
-
-# -- start-up -------------------------------------------------------------------------------------------------------------------
-def test_import_is_light():
-    names = {"torch", "uturn.exact.inference.kernels"}
-    code = f"import sys, uturn.exact.inference; assert not {names!r} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_messages_and_draws_do_not_depend_on_how_a_tree_is_cut():

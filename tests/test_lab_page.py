@@ -14,7 +14,6 @@ from PIL import Image
 
 import uturn as ut
 from browser import next_frame, violations
-from command_line import uturn
 from uturn.pages.laboratory import laboratory, write_laboratory
 
 IMAGES = json.loads((Path(ut.__file__).parent / "assets" / "lab" / "images.json").read_text(encoding="utf-8"))
@@ -190,16 +189,6 @@ def test_keyboard_moves_in_the_tree(visit):
         assert page.locator("#node").inner_text().startswith("Leaf 1:")
 
 
-def test_every_control_is_reached_by_tab(visit):
-    with visit("#L=3") as page:
-        reached = set()
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
-        named = "theme tab channel noise draw play view tree reset v m s L seed string clones"
-        assert reached.issuperset(named.split())
-
-
 def test_steps_of_the_story(visit):
     with visit() as page:
         texts = set()
@@ -276,13 +265,3 @@ def test_accessibility(visit, scheme):
         assert violations(page) == []
     with visit("#v=99&L=4&step=5&channel=epsilon&noise=.5", width=360, color_scheme=scheme) as page:
         assert violations(page) == []
-
-
-def test_command_writes_the_page(tmp_path):
-    assert uturn("explore", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "uturn-laboratory.html").read_text(encoding="utf-8") == laboratory()
-    done = uturn("explore", "--out", ".", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "uturn: error: out = '.': expected a file that ends in .html\n")
-    for wrong, words in (("page.txt", "ends in .html"), ("none/page.html", "No such")):
-        with pytest.raises(ValueError, match=words):
-            write_laboratory(tmp_path / wrong)

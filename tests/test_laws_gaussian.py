@@ -4,8 +4,6 @@ False alarms: the seeds are fixed; thresholds are 4 standard errors (4.5 and 4.7
 so that a correct law would fail about one choice of seeds in a hundred.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -283,27 +281,6 @@ def test_fresh_vectors_are_no_originals():
     assert not np.isclose(originals.values, fresh.values).any()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"means": [[np.nan, 2.0]]}, "means = .*none masked or NaN"),
-        ({"means": [[0.0], [1.0]], "weights": [0.5, 0.6]}, "weights"),
-        ({"means": [[0.0, 1.0]], "variance": [1.0, 0.0]}, "variance"),
-    ],
-)
-def test_bad_laws(arguments, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        GaussianMixture(**arguments)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("law", [lopsided(), GaussianMixture([[3.0, -1.0, 2.0, 5.0], [3.0, 1.0, 0.0, 9.0]], grid=(2, 2))])
-def test_power_is_the_variance_around_the_mean(law):
-    values = law.to_basis(law.sample(40_000, seed=18).values)
-    # The fourth moment of a component is at most 3 times its squared variance here.
-    assert np.abs(values.var(axis=0) / law.power - 1).max() < 4.5 * np.sqrt(2 / 40_000)
-
-
 def test_similarity_of_scales_is_taken_around_the_mean():
     class Lopsided:
         def scales(self):
@@ -330,17 +307,6 @@ def test_sources_that_do_not_fit_into_memory_are_refused_at_once(source, changes
     sizes = {"vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3} if source is RHMSource else {}
     with pytest.raises(ValueError, match=words):
         source(**(sizes | changes))
-
-
-def test_labels_of_many_vectors_are_made_block_by_block(monkeypatch):
-    source = GaussianMixtureSource(dimension=2**20)
-    asked = []
-    monkeypatch.setattr(
-        GaussianMixtureSource, "blocks", lambda self, items, *_: iter([asked.append(items) or SimpleNamespace(labels=items % 2)])
-    )
-    labels = source.coordinates(0, 40)["label"]
-    np.testing.assert_array_equal(labels, np.arange(40) % 2)
-    assert [len(items) for items in asked] == [16, 16, 8]
 
 
 # -- mixtures of one's own --------------------------------------------------------------------------------------------
@@ -412,16 +378,3 @@ def test_a_covariance_that_is_diagonal_gives_the_mixture_without_it():
     np.testing.assert_allclose(law.log_density(x), plain.log_density(x), rtol=1e-12)
     np.testing.assert_allclose(law.power, plain.power, rtol=1e-12)
     np.testing.assert_allclose(law.covariance, plain.covariance)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"covariances": [[1.0]]}, "covariances without means"),
-        ({"means": [[1.0, 2.0]], "covariances": [[1.0, 2.0], [2.0, 1.0]]}, "symmetric matrices with positive eigenvalues"),
-        ({"means": [[1.0], [2.0]], "weights": [0.9, 0.2]}, "weights = "),
-    ],
-)
-def test_bad_mixtures_of_ones_own(options, words):
-    with pytest.raises(ValueError, match=words):
-        GaussianMixtureSource(**options)

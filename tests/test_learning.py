@@ -125,15 +125,6 @@ def test_all_levels_at_once_are_no_order():
     assert all(passed(1, luck) for luck in range(20))
 
 
-def test_half_way_at_the_ends_of_the_sweep():
-    sizes = np.array([10.0, 100.0, 1000.0])
-    assert learning.reached(sizes, np.array([0.9, 0.9, 1.0])) == 0
-    assert learning.reached(sizes, np.array([0.1, 0.2, 0.3])) == np.inf
-    assert np.isclose(learning.reached(sizes, np.array([0.0, 0.25, 0.75])), 100 * 10**0.5)
-    # For good: an early accident does not count.
-    assert learning.reached(sizes, np.array([0.6, 0.4, 0.6])) > 100
-
-
 def test_rules_are_counted_where_children_are_grammatical():
     rhm = ut.RandomHierarchyModel(vocab_size=4, multiplicity=2, branching=2, depth=2, seed=0)
     leaves = rhm.sample(1, seed=0).leaves

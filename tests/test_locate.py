@@ -14,7 +14,6 @@ from scipy.stats import binom
 import uturn as ut
 from command_line import SPEC, uturn
 from small import strings
-from uturn.cli.options import Place
 from uturn.pages import collect
 from uturn.studies import locate as locating
 from uturn.studies.locate import Data, _fitted, forecast, locate, search
@@ -61,7 +60,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert low < value < high < low + 0.1
     assert f"noise {ut.statistics.Estimate(value, low, high)!r}" in done.stdout
     # An own computation: the belief in the root of other originals, on a fine grid.
-    own = ut.run(experiment(items=600, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]}))
+    own = ut.run(experiment(items=400, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]}))
     truth = ut.study(own).half_life.sel(reading=ROOT, axis="noise", estimate="value").item()
     assert low - 0.02 < truth < high + 0.02
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
@@ -79,8 +78,6 @@ def test_strings_are_located_planned_and_studied(folder):
     damaged = collect([folder / "damaged"])
     assert [problem["file"] for problem in damaged.problems] == [str(folder / "damaged" / "located.json")]
     assert len(damaged.sections) == 1 + len(stages)
-    both = uturn("study", *sorted((folder / "runs").iterdir()), cwd=folder)
-    assert both.returncode == 0, both.stderr
 
 
 def test_levels_of_images_are_whole_steps():
@@ -107,16 +104,6 @@ def test_the_exit_code_is_1_if_the_width_is_not_reached(folder):
     assert done.stdout.splitlines()[-1].startswith("next: uturn study")
 
 
-def test_images_take_the_class(tmp_path, monkeypatch):
-    taken = []
-    monkeypatch.setattr("uturn.cli.studies.locate_into", lambda *arguments: taken.append(arguments))
-    done = uturn("images", "--until", 0.05, "--steps", 50, "--out", "results", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folder, asked, _, place, out = taken[0]
-    assert (folder, place, out) == ("results", Place(until=0.05, reading="same_class"), "results")
-    assert asked.to_dict()["backward"]["steps"] == 50
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,28 +120,20 @@ def test_mistakes_are_one_line(arguments, message, folder):
     assert message in done.stderr.splitlines()[-1]
 
 
-def test_plans_refuse_what_runs_refuse(folder):
-    done = uturn("plan", "spec.toml", "--until", 0.1, "--reading", "nope", cwd=folder)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "reading = 'nope': expected the name of one reading: 'unchanged, tree_level" in done.stderr
-
-
-def test_texts_need_a_reading_that_falls(tmp_path):
-    done = uturn("text", "--until", 0.1, "--out", "results", cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "the peak of chi is not located in this way" in done.stderr
-
-
 # --- resumption ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batches", [1, 3])
-def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(batches, tmp_path, monkeypatch):
-    whole = locate(experiment(), ROOT, 0.12, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def alone():
+    """What one search without a store finds, {width: numbers}."""
+    return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.2, 0.12)}
+
+
+def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(alone, tmp_path, monkeypatch):
     run, calls = locating.run, []
 
     def interrupted(*arguments, **options):
-        if len(calls) == batches:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(arguments)
         return run(*arguments, **options)
@@ -162,14 +141,13 @@ def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(batches
     with monkeypatch.context() as patch:
         patch.setattr(locating, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            locate(experiment(), ROOT, 0.12, tmp_path / "parts")
-    assert numbers(locate(experiment(), ROOT, 0.12, tmp_path / "parts")) == numbers(whole)
+            locate(experiment(), ROOT, 0.12, tmp_path)
+    assert numbers(locate(experiment(), ROOT, 0.12, tmp_path)) == alone[0.12]
 
 
 @pytest.mark.parametrize("at", ["the pilot", "the levels around the place"])
-def test_two_processes_share_a_folder(at, tmp_path, monkeypatch):
+def test_two_processes_share_a_folder(at, alone, tmp_path, monkeypatch):
     """Another process with a smaller width extends the store, after this one has looked at it."""
-    alone = [numbers(locate(experiment(), ROOT, width)) for width in (0.2, 0.12)]
     run, calls, others = locating.run, [], []
 
     def overtaken(*arguments, **options):
@@ -180,15 +158,15 @@ def test_two_processes_share_a_folder(at, tmp_path, monkeypatch):
         return run(*arguments, **options)
 
     monkeypatch.setattr(locating, "run", overtaken)
-    assert [numbers(locate(experiment(), ROOT, 0.2, tmp_path)), *others] == alone
+    assert [numbers(locate(experiment(), ROOT, 0.2, tmp_path)), *others] == [alone[0.2], alone[0.12]]
 
 
-def test_another_width_measures_no_old_level_again(tmp_path):
+def test_another_width_measures_no_old_level_again(alone, tmp_path):
     """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
     locate(experiment(), ROOT, 0.2, tmp_path)
-    found = locate(experiment(), ROOT, 0.08, tmp_path)
+    found = locate(experiment(), ROOT, 0.12, tmp_path)
     assert {f"around-{level:g}" for level in found.levels} <= set(found.runs)  # each end has a store of its own
-    assert numbers(found) == numbers(locate(experiment(), ROOT, 0.08))
+    assert numbers(found) == alone[0.12]
 
 
 def test_several_grammars_are_the_independent_groups(tmp_path):
@@ -244,8 +222,7 @@ def place_of(probability, height=0.55):
 
 SHOULDERS = {
     "above the height": shoulder(0.45, 0.33, 0.72, 0.015),
-    "below the height": shoulder(0.56, 0.28, 0.83, 0.02),
-    "far below": shoulder(0.72, 0.26, 0.66, 0.012),
+    "below the height": shoulder(0.72, 0.26, 0.66, 0.012),
 }
 
 
@@ -259,7 +236,11 @@ def test_curves_with_a_shoulder_are_seldom_reached_and_wrong(curve):
     assert np.mean([of.reached for of in found]) > 0.25
 
 
-@pytest.mark.parametrize("probability", [*SHOULDERS.values(), falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)])
+@pytest.mark.parametrize(
+    "probability",
+    [SHOULDERS["above the height"], falling(0.47, 0.1), lambda noise: 0.1 + 0.9 * math.exp(-3 * noise)],
+    ids=["shoulder", "logistic", "exponential"],
+)
 def test_any_shape_holds_the_place_of_every_monotone_curve(probability):
     """At least .93 of the intervals; false-alarm rate 5e-3 for each curve."""
     place = place_of(probability)
@@ -276,7 +257,7 @@ def test_a_curve_whose_shape_is_not_settled():
     assert "is not reached" in found.remark
 
 
-@pytest.mark.parametrize("width", [0.2, 0.19, 0.11])
+@pytest.mark.parametrize("width", [0.2, 0.11])
 def test_steep_curves_above_a_chance_do_not_run_away(width):
     """An interval that ends outside the levels, and millions of originals, were the answers of a fit to two levels."""
     for seed in range(20):
@@ -363,7 +344,7 @@ def test_another_share_is_another_place():
     assert found.place.high < 0.57
 
 
-@pytest.mark.parametrize("width", [0.2, 0.05, 0.03])
+@pytest.mark.parametrize("width", [0.2, 0.03])
 def test_a_step_is_found_between_two_levels(width):
     found = search(simulated(lambda noise: float(noise < 0.431), 0, chance=0.0), GRID, width)
     assert found.reached
@@ -394,12 +375,6 @@ def test_no_fall_is_no_place():
     assert not found.reached
     assert found.calls < 48 * 10
     assert re.match(r"no place: at the largest noise, 1, the reading has gone 0.\d+ of the way", found.remark)
-
-
-def test_a_place_below_all_levels():
-    found = search(simulated(lambda noise: 0.2, 0), [0.9, 1.0], 0.05)
-    assert math.isnan(found.place.value)
-    assert "below the smallest noise, 0.9; add smaller levels" in found.remark
 
 
 def test_a_width_that_the_originals_do_not_reach():

@@ -236,33 +236,6 @@ def test_of_stored_covariances():
     assert nesting_index(side_by_side, 2).high < nesting_index(stored(side_by_side, 2)).low
 
 
-def test_one_item_has_no_interval():
-    found = nesting_index(GOOD.isel(item=[0]), 2)
-    assert found.value >= 0
-    assert np.isnan([found.low, found.high]).all()
-
-
-GOOD = labelled(coins(3, 4, 3, 8) < 0.5).assign_coords(item=np.arange(4))
-
-
-@pytest.mark.parametrize(
-    ("changed", "branching", "message"),
-    [
-        (GOOD.isel(site=0), 2, "expected a DataArray of numbers with dims noise, item, trajectory, site"),
-        (GOOD.where(GOOD["item"] > 0), 2, "missing or infinite readings"),
-        (GOOD.isel(site=slice(6)), 2, "sites = 6: .*branching = 2"),
-        (GOOD * 0, 2, "changes that vary between trajectories"),
-        (stored(GOOD, 2).assign_coords(distance=[0, 1, 2, 3]), None, "distance = .*expected 0, s, s"),
-        (stored(GOOD, 2).where(GOOD.noise > 0), None, "missing"),
-    ],
-)
-def test_bad_input(changed, branching, message):
-    for function in (nesting_index, nested_correlations):
-        with pytest.raises(ValueError, match=message) as error:
-            function(changed, branching)
-        assert "\n" not in str(error.value)
-
-
 # -- the assumption: independent noise -----------------------------------------------------------------------------------------
 
 

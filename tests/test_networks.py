@@ -142,13 +142,3 @@ def test_input_is_whitened():
     assert x.shape == (16, 16, 2)
     torch.testing.assert_close(x.mean((0, 2)), torch.zeros(16), atol=1e-6, rtol=0)
     torch.testing.assert_close(x.var((0, 2), correction=0), torch.full((16,), 15 / 16))
-
-
-def test_strings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"leaves.*expected"):
-        small()(STRINGS[:, :7])
-
-
-def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="depth = 0"):
-        TreeClassifier(4, 2, 0)

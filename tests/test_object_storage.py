@@ -155,13 +155,6 @@ def test_requests_of_a_task(proxy):
         assert [method for method, _, _ in proxy.requests] == ["PUT"] * (len(opened.variables) + 1)
 
 
-def test_opening_a_store_reads_its_metadata_once(proxy):
-    url = ut_run(f"{proxy.bucket}/x")
-    proxy.requests.clear()
-    Store.open(url).dataset(look=False)
-    assert [method for method, path, _ in proxy.requests if "zarr.json" in path] == ["GET"]
-
-
 def test_objects_that_are_too_large_are_not_read(memory, monkeypatch):
     url = ut_run("s3://bucket/large")
     write(files_at(url), "tasks/records/c/0/0/0", bytes(10_000))
@@ -220,23 +213,6 @@ def test_figures_at_a_url_are_those_of_a_folder_and_are_continued(proxy, tmp_pat
     assert b'id="fig9"' in objects_at(url)["index.html"]
 
 
-def test_results_of_images_at_a_url(proxy, tmp_path):
-    from test_images import forged
-    from uturn.pages.results import write_study, written
-
-    run, url = forged(num_items=20), f"{proxy.bucket}/out"
-    write_study(run, tmp_path)
-    write(files_at(url), "grid.png", b"of an earlier run")
-    write_study(run, url)
-    found, expected = objects_at(url), files_of(tmp_path)
-    assert found.keys() == expected.keys()
-    assert [key for key in expected if not key.endswith(".pdf") and found[key] != expected[key]] == []
-    names = ["index.html", "curves.csv", "numbers.csv", "items.csv", "study.png", "study.pdf"]
-    assert written(url) == written(tmp_path) == names
-    with pytest.raises(ValueError, match="is a store itself"):
-        write_study(run, f"{url}/study.zarr")
-
-
 def test_folders_are_pushed_and_fetched(proxy, tmp_path):
     from uturn.store.outputs import OutputFolder
 
@@ -275,13 +251,6 @@ def test_a_refusal_fails_at_once(proxy):
         ut.run(experiment(), f"{proxy.bucket}/x")
     assert len(proxy.requests) == 1
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_bucket_fails_at_once(proxy):
-    for url in (f"{proxy.bucket}-other/x", f"{proxy.bucket}-other"):
-        with pytest.raises(ValueError, match=r"NoSuchBucket|bucket does not exist") as error:
-            ut.run(experiment(), url)
-        assert "\n" not in str(error.value)
 
 
 def test_storage_that_does_not_answer_is_no_damage(proxy, local, monkeypatch):
@@ -336,22 +305,6 @@ def test_slow_requests_are_repeated(proxy, monkeypatch):
     with pytest.raises(ValueError, match="TimeoutError"):
         Store.open(url)
     assert len(proxy.requests) - before >= 2
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("s3:/bucket/x", "expected s3"),
-        ("https://bucket.s3.amazonaws.com/x", "AWS_ENDPOINT_URL"),
-        ("s3://name:secret@bucket/x", "belong into the environment"),
-        ("s3://bucket/../x", "expected s3"),
-        ("nonsense://bucket/a", "cannot be opened"),
-    ],
-)
-def test_urls_that_are_none(url, words):
-    with pytest.raises(ValueError, match=words) as error:
-        ut.run(experiment(), url)
-    assert "secret" not in str(error.value)
 
 
 def test_two_runs_of_different_specs_never_mix(memory, local, monkeypatch):

@@ -102,16 +102,6 @@ def test_rounding_draws_no_rule_of_probability_0():
     assert (sums[1, :10] == 0.5).all()
 
 
-def test_levels_with_equal_numbers_of_rules_keep_the_form_of_their_probabilities():
-    rules = {1: [[[0, 1], [1, 1]], [[0, 0]]], 2: [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]}
-    laws = {1: [[0.5, 0.5], [1]], 2: [0.3, 0.7]}
-    rhm = ut.RandomHierarchyModel.from_rules(rules, rule_probabilities=laws)
-    assert {level: table.tolist() for level, table in rhm.rule_probabilities.items()} == {
-        1: [[0.5, 0.5], [1, 0]],
-        2: [[0.3, 0.7], [0.3, 0.7]],
-    }
-
-
 def test_a_rule_of_probability_0_is_no_rule():
     rhm = ut.RandomHierarchyModel.from_rules({1: [[[0, 0], [0, 1]], [[1, 1], [0, 1]]]}, rule_probabilities=[[1, 0], [0.5, 0.5]])
     parse = rhm.parse(np.array([[0, 1], [1, 0]]))

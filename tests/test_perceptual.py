@@ -13,9 +13,8 @@ import uturn as ut
 from forging import instructed
 from uturn.backward import UTurns
 from uturn.networks.modules import load_classifier
-from uturn.presets import ImageOptions
 from uturn.probes import Perceptual
-from uturn.probes.perceptual import LPIPS_LAYERS, distance_of, read_linear, stages
+from uturn.probes.perceptual import LPIPS_LAYERS, distance_of, read_linear
 from uturn.sources.images import Images
 from uturn.studies import summary
 
@@ -112,19 +111,6 @@ def test_the_layers_of_lpips():
     assert (len(before_pooling), len(activations)) == (5, 5)
 
 
-@pytest.mark.parametrize(("name", "least"), [("vgg16", 16), ("alexnet", 31)])
-def test_the_smallest_images(name, least):
-    """Those of the page: the last layer still has a position."""
-    page = (Path(__file__).parents[1] / "docs" / "probes.md").read_text(encoding="utf-8")
-    assert f"{least} pixels for `{name}`" in page
-    with torch.device("meta"):
-        network = torchvision.models.get_model(name, **({"init_weights": False} if name == "vgg16" else {}))
-    of_lpips = stages(network, LPIPS_LAYERS[f"torchvision:{name}"][-1])
-    assert of_lpips(torch.zeros(1, 3, least, least, device="meta")).shape[2:] == (1, 1)
-    with pytest.raises(RuntimeError, match="too small"):
-        of_lpips(torch.zeros(1, 3, least - 1, least - 1, device="meta"))
-
-
 def tokens():
     """A transformer: (batch, tokens, channels), then an embedding."""
     torch.manual_seed(0)
@@ -189,63 +175,19 @@ def test_clones_are_compared_with_each_other(squeezenet):
             np.testing.assert_allclose(split[name], values, rtol=1e-5)
 
 
-def test_calls_are_in_full_batches(squeezenet, monkeypatch):
-    source = Source()
-    spec = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1], batch_size=10)
-    module = distance_of(spec, source).layers.model
-    calls = []
-    handle = module.register_forward_pre_hook(lambda *_: calls.append(1))
-    spec.read(source.u_turns(), source)
-    handle.remove()
-    assert len(calls) == 3
-
-
-def test_mistakes_are_named(squeezenet, linear, tmp_path):
-    state = linear[0]
-    files = {
-        "fewer": {k: w for k, w in state.items() if "6" not in k},
-        "negative": {**state, "lin2.model.1.weight": -state["lin2.model.1.weight"]},
-        "others": {"conv.weight": torch.zeros(3)},
-        "narrow": {**state, "lin0.model.1.weight": torch.rand(1, 63, 1, 1)},
-    }
-    for name, content in files.items():
-        torch.save(content, tmp_path / name)
-    (tmp_path / "text").write_text("weights")
-    expected = {
-        "fewer": "layers = .0, 1, 2, 3, 4, 5.: expected 7 layers, of a file of learned weights of the package lpips",
-        "negative": "smallest weight = -",
-        "others": "layers = ..: expected 7",
-        "narrow": "weights of layer 'features.1' = 63: expected 64",
-        "text": "is damaged",
-        "nowhere": "no such file; expected a file of learned weights of the package lpips",
-    }
-    options = {"classifier": "torchvision:squeezenet1_1", "weights": squeezenet[1]}
-    for name, words in expected.items():
-        with pytest.raises(ValueError, match=words) as caught:
-            Perceptual(**options, linear=str(tmp_path / name)).variables(Source())
-        assert "\n" not in str(caught.value)
-        assert "linear" in str(caught.value)
-    with pytest.raises(ValueError, match=r"squeezenet1_1' does not take images \(3, 2, 2\)"):
-        Perceptual(**options).variables(Source((3, 2, 2)))
-    with pytest.raises(ValueError, match=r"expected .* 1 or 3 channels"):
-        Perceptual(**options).variables(Source((4, 40, 40)))
-    with pytest.raises(ValueError, match=r"'features\.90': expected a module"):
-        Perceptual(**options, layers=("features.90",)).variables(Source())
-    with pytest.raises(ValueError, match="classifier"):
-        Perceptual()
-    with pytest.raises(ValueError, match="perceptual_linear = 'x': expected none; it goes with a network `perceptual`"):
-        ImageOptions(perceptual_linear="x").experiment()
-    with pytest.raises(ValueError, match="number of weights = 1: expected 2"):
-        ImageOptions(perceptual=f"{HERE}:small", weights=["x"]).experiment()
-
-
-def test_options_of_a_run():
-    options = ImageOptions(
-        classifiers=["fashion_mnist", "a:b"], weights=["", "", "w"], perceptual="timm:c", perceptual_linear="l"
-    )
-    *_, probe, _ = options._probes()
-    assert probe == {"type": "perceptual", "classifier": "timm:c", "weights": "w", "linear": "l"}
-    assert [table.get("weights") for table in ImageOptions(perceptual="timm:c")._probes()] == [None] * 3
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {"conv.weight": torch.zeros(3)}, "layers = ..: expected 7"),
+        (lambda state: {**state, "lin2.model.1.weight": -state["lin2.model.1.weight"]}, "smallest weight = -"),
+    ],
+)
+def test_mistakes_are_named(squeezenet, linear, tmp_path, change, words):
+    torch.save(change(linear[0]), tmp_path / "file")
+    probe = Perceptual(classifier="torchvision:squeezenet1_1", weights=squeezenet[1], linear=str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=words) as caught:
+        probe.variables(Source())
+    assert "\n" not in str(caught.value)
 
 
 def test_the_full_state_of_the_package_is_read_too(linear, tmp_path):

@@ -193,32 +193,3 @@ def test_children_use_all_members_equally():
     counts = np.bincount(rows, minlength=300).reshape(3, 100)
     assert (np.ptp(counts, axis=1) <= 1).all()
     assert np.abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.1  # in random order
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"multiplicity": 9}, "at most 8; lower multiplicity"),
-        ({"grammar": ut.RandomHierarchyModel(8, 3, 2, 2)}, "multiplicity"),
-        ({"grammar": ut.RandomHierarchyModel(8, 2, 2, 2, rule_probabilities=[0.7, 0.3])}, "uniform"),
-        ({"noise": np.zeros(10**7), "pool": 8192}, "bytes of memory = "),
-    ],
-)
-def test_bad_input(change, message):
-    arguments = {
-        "vocab_size": 8, "multiplicity": 2, "branching": 2, "corruption": ut.Masking(), "noise": 0.2, "levels": 2, "pool": 16
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        population_dynamics(**(arguments | change))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"grammars": []}, "at least one"),
-        ({"pool": 10**9}, "bytes of memory = "),
-    ],
-)
-def test_bad_input_of_threshold(change, message):
-    with pytest.raises(ValueError, match=message):
-        threshold(8, 2, 2, ut.Masking(), **({"pool": 16} | change))

@@ -179,25 +179,6 @@ def test_a_log_gets_a_line_a_tenth(done, monkeypatch, capsys):
     assert lines[0] == f"run: {done + 10} of 100, 20 a minute, about {progress.duration(3 * (90 - done))} left"
 
 
-def test_a_log_gets_a_line_a_minute_inside_a_task(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_MINUTE", 0.05)
-    monkeypatch.setattr(progress, "_LOOK", 0.01)
-    heard, end = "", time.monotonic() + 60
-    with progress_bar(True, "run", 2, 0), begun(1):
-        while "nothing new" not in heard and time.monotonic() < end:
-            heard += capsys.readouterr().err
-        for _ in steps(range(4)):
-            break
-        with part(0.25):
-            pass
-        while "0.25 of 2" not in heard and time.monotonic() < end:
-            heard += capsys.readouterr().err
-    first, *_, last = heard.splitlines()
-    assert first.startswith("run: 0 of 2, nothing new after ")
-    assert last.startswith("run: 0.25 of 2, ")
-    assert last.endswith(" left")
-
-
 def test_short_or_unwanted_progress_is_silent(capsys):
     for wanted in (True, False):
         with progress_bar(wanted, "run", 3, 0) as advance:

@@ -1,7 +1,6 @@
 """The queue of U-turns: full batches, shared by images at different steps, also when the device runs out of memory."""
 
 import threading
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -135,25 +134,6 @@ def test_a_codec_that_needs_more_memory_does_not_shrink_the_batches_of_the_netwo
     assert small.model.rows == [8] * 6 + [1] * 6
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"step": 12}, r"step = 12: expected .* 0 \.\. 10"),
-        ({"step": -1}, "step = -1"),
-        ({"image": np.full((1, 4, 4), np.inf, np.float32)}, "not finite"),
-    ],
-)
-def test_work_is_checked(change, message):
-    work = Work(np.zeros((1, 4, 4), np.float32), 3, np.uint64(0))
-    with pytest.raises(ValueError, match=message):
-        list(reverse().queue([work, work._replace(**change)]))
-
-
-def test_memory_for_less_than_one_image_is_an_error():
-    with pytest.raises(MemoryError, match="not enough memory on cpu for a single image: CUDA out of memory"):
-        reverse(network=Network(most=0)).u_turn(images_of(2), 3, keys(0, [0, 1]))
-
-
 def test_other_failures_of_the_network_are_not_swallowed():
     class Broken(Network):
         def forward(self, noisy, timestep):
@@ -241,15 +221,6 @@ def test_a_run_is_the_same_for_any_batch(whole):
         assert np.abs(ut.run(experiment(batch_size=batch)).image - whole.image).max() < 2e-5
 
 
-def test_options_of_execution_are_no_part_of_an_experiment(tmp_path):
-    assert experiment(batch_size=3, compile=True, device="cpu").hash == experiment().hash
-    assert experiment(dtype="bfloat16").hash != experiment().hash
-    ut.run(experiment(batch_size=5), tmp_path / "run")
-    ut.run(experiment(batch_size=2), tmp_path / "run")  # not refused
-    with pytest.raises(ValueError, match="dtype"):
-        ut.run(experiment(dtype="bfloat16"), tmp_path / "run")
-
-
 def test_shares_fill_one_store(tmp_path, whole):
     half = ut.run(experiment(), tmp_path / "run", shard=(1, 2)).load()
     missing = np.isnan(half.image).any(("trajectory", "channel", "row", "column"))
@@ -313,37 +284,3 @@ def test_a_killed_run_loses_what_is_in_flight_only(tmp_path, monkeypatch, whole)
     resumed = ut.run(experiment(), folder).load()
     assert killed.left == 0
     assert np.abs(resumed.image - whole.image).max() < 2e-5
-
-
-def test_a_finished_run_has_nothing_left_to_do(tmp_path, monkeypatch):
-    """Chunks of nothing but NaN, of images that are not kept, are results too."""
-    spec = ut.Experiment.from_dict({**SPEC, "probes": [{"type": "images", "first": 2}]})
-    ut.run(spec, tmp_path / "run")
-    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("a task was done again"))
-    ds = ut.run(spec, tmp_path / "run")
-    assert np.isnan(ds.image).sum("item").isel(noise=0, trajectory=0, channel=0, row=0, column=0) == 4
-
-
-def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ValueError, match=r"cannot write .*No space left"):
-        Store.create(tmp_path / "run", *LAYOUT)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_reported(tmp_path, monkeypatch):
-    """The error is that of the readings, although the number of missing tasks cannot be written either."""
-    import zarr
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    store = Store.create(tmp_path / "run", *LAYOUT)
-    store.update(missing_tasks=0)  # the true number, 1, is to be written at the end
-    monkeypatch.setattr(zarr.Array, "__setitem__", full)
-    monkeypatch.setattr("uturn.store.record.write", full)
-    with pytest.raises(ValueError, match=r"cannot write .*No space left on device.*free some"), store.finishing() as call:
-        call(store.write, next(store.tasks()), {"change": np.zeros(1)})

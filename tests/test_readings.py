@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import runpy
 import shutil
@@ -24,7 +23,6 @@ from command_line import uturn
 from forging import array, forge
 from small import strings
 from uturn.core.tools import own_tools
-from uturn.measures.calibration import paired
 from uturn.measures.changes import covariances_of
 from uturn.measures.scaling import correlation_length
 from uturn.pages import write_study
@@ -146,18 +144,6 @@ def test_a_strangers_parquet_is_right_or_one_line(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_stored_readings_are_read_back(tmp_path):
-    coords = {"kind of fold": ("item", ["a", "b"] * 10), "log_snr": ("noise", -np.log(NOISE))}
-    run = ut.readings({"rmsd": rmsd()}, NOISE, start=0, coords=coords, store=tmp_path / "rmsd.zarr")
-    stored = open_run(tmp_path / "rmsd.zarr").load()
-    xr.testing.assert_equal(stored, run)
-    assert ut.study(stored).equals(ut.study(run))
-    for command in (("study", "rmsd.zarr"), ("report", "rmsd.zarr")):
-        done = uturn(*command, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert "rmsd" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A store of two readings, one with levels, and changes of sites; its run in memory."""
@@ -275,13 +261,6 @@ def sparse(name):
     return lambda folder: os.truncate(folder / name, 2**33)
 
 
-def identity(**values):
-    def change(root):
-        root["attributes"]["identity"] = json.dumps(json.loads(root["attributes"]["identity"]) | values)
-
-    return lambda folder: forge(folder, change)
-
-
 def piped(name):
     def change(folder):
         (folder / name).unlink()
@@ -297,23 +276,16 @@ def piped(name):
         (lost("energy/c/1"), "2 chunks of readings are missing or damaged; copy the store again"),
         (lost("tasks"), "6 chunks of readings are missing or damaged"),
         (flipped("log_snr/c/0", 20), "the coordinate log_snr is damaged"),
-        (attributes(variables=5), "is not a readable store"),
         (attributes(version=1000), r"its format and version = \('uturn.store', 1000\)"),
         (of_array("noise", shape=[2**28]), "is not a readable store: noise: shape = "),
         (of_array("layer", chunk_shape=[2**30]), "layer: numbers that are read at once = "),
-        (identity(chunk=2), "is not a readable store: tasks/records: shape = "),
-        (attributes(models="[]"), r"is not a readable store: its attribute models = \[\]"),
         (without("models"), "is not a readable store: it has no 'models'"),
-        (without("key"), "is not a readable store: it has no 'key'"),
         (attributes(labels="{}"), "is not a readable store: its arrays = "),
         (of_array("log_snr", codec={"name": "gzip", "configuration": {"level": 1}}), "log_snr: codecs = "),
         (bomb("log_snr/c/0"), "the coordinate log_snr is damaged"),
         (bomb("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
         (sparse("zarr.json"), r"zarr.json: bytes = 8589934592: expected at most \d+"),
-        (sparse("log_snr/c/0"), "the coordinate log_snr is damaged; copy the store again"),
         (sparse("energy/c/0/0/0"), "1 chunks of readings are missing or damaged"),
-        (identity(chunk=1e9), r"is not a readable store: its sizes = \(1000000000.0, 1100, 2, 1\): expected whole numbers"),
-        (piped("zarr.json"), "zarr.json is a link, a pipe or a device"),
         (piped("energy/c/0/0/0"), "energy/c/0/0/0 is a link, a pipe or a device"),
     ],
 )
@@ -344,12 +316,6 @@ def test_another_store_in_the_same_folder_is_not_read(stored, tmp_path):
     folder = shutil.copytree(stored[0], tmp_path / "mine.zarr")
     copied_over(folder)
     xr.testing.assert_identical(open_run(folder).load(), open_run(stored[0]).load())
-
-
-def test_a_store_without_digests_says_how_to_make_one(stored, tmp_path):
-    stored[1][["energy"]].isel(item=slice(3)).drop_vars("fold class").to_zarr(tmp_path / "mine.zarr", consolidated=False)
-    with pytest.raises(ValueError, match=r"zarr\.json: digest = .*not by Dataset\.to_zarr"):
-        open_run(tmp_path / "mine.zarr")
 
 
 # --- the same run ---------------------------------------------------------------------------------------------------------------
@@ -526,27 +492,6 @@ def test_a_decimal_comma_in_any_row(tmp_path):
     assert read_readings(tmp_path / "b.csv")["shift"].values.ravel().tolist() == [4, 0.5]
 
 
-def test_texts_of_a_parquet_file_are_counted_before_memory_is_taken(tmp_path, monkeypatch):
-    """A long text that is repeated takes no room in the file."""
-    pytest.importorskip("pyarrow")
-    monkeypatch.setattr("uturn.studies.long_form._MOST_TEXT", 10_000)
-    pd.DataFrame({"noise": range(300), "item": "x" * 100, "rmsd": 1.0}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="column item has 30,000 bytes of text, more than 10,000"):
-        read_readings(tmp_path / "a.parquet")
-
-
-@pytest.mark.parametrize("folder", ["~", "http:/127.0.0.1"])
-def test_a_relative_path_is_one_of_this_folder(folder, tmp_path, monkeypatch):
-    """Pandas would read the table of the same name in the home, or ask a server."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("asked"))
-    for place, value in ((folder, 1), ("home", 2)):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "a.csv").write_text(f"noise,item,a\n0.5,x,{value}\n")
-    assert read_readings(f"{folder.replace(':/', '://')}/a.csv").a.item() == 1
-
-
 @pytest.mark.parametrize("text", ["", "noise,item,a\n0.5,x,1\n"])
 def test_a_table_of_zeros_is_not_read(text, tmp_path):
     """A terabyte that the disk does not hold."""
@@ -556,29 +501,6 @@ def test_a_table_of_zeros_is_not_read(text, tmp_path):
         ValueError, match=r"cannot read the table .*a.csv: it is no text in UTF-8.*; expected a CSV or Parquet file"
     ):
         read_readings(tmp_path / "a.csv")
-
-
-@pytest.mark.parametrize("link", [False, True])
-def test_a_table_that_is_a_pipe_or_device_is_not_read(link, tmp_path):
-    path = tmp_path / "a.csv"
-    path.symlink_to("/dev/zero") if link else os.mkfifo(path)
-    with pytest.raises(ValueError, match="is a link, a pipe or a device, which is not read"):
-        read_readings(path)
-
-
-@pytest.mark.parametrize(
-    ("values", "settings"),
-    [
-        *(({name: np.zeros((2, 3))}, {}) for name in ("zarr.json", "a\\b", "x" * 300, "\udcff")),
-        ({"a": np.zeros((2, 3, 2))}, {"dims": {"a": ("noise", "item", "a\\b")}}),
-        ({"a": np.zeros((2, 3))}, {"coords": {"a\\b": ("item", [1, 2, 3])}}),
-        ({"a": np.zeros((2, 3, 2))}, {"changes": {"a\\b": np.random.default_rng(0).random((2, 3, 2, 4))}}),
-    ],
-)
-def test_names_that_no_store_can_hold(values, settings):
-    with pytest.raises(ValueError, match=r"name of a reading or coordinate = .*: expected") as caught:
-        ut.readings(values, [1, 2], **settings)
-    assert "\n" not in str(caught.value)
 
 
 # --- calibration ----------------------------------------------------------------------------------------------------------------
@@ -613,30 +535,6 @@ def test_calibration_equals_that_of_arrays(shrink, passes):
     assert tests.attrs["passed"] == expected.passed == passes
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int64])
-def test_integers_are_compared_as_real_numbers(kind):
-    rng = np.random.default_rng(0)
-    x, turned = rng.integers(0, 120, (9, 4)), rng.integers(0, 120, (2, 9, 1, 3, 4))
-    found = ut.readings_of(x.astype(kind), turned.astype(kind), distance)
-    expected = ut.readings_of(x.astype(float), turned.astype(float), distance)
-    for name in ("distance", "clone_distance"):
-        np.testing.assert_array_equal(found[name], expected[name])
-    pair = np.concatenate([x[:, None], turned[0, :, 0]], axis=1)
-    for some, others in zip(paired(pair.astype(kind), distance), paired(pair.astype(float), distance), strict=True):
-        np.testing.assert_array_equal(some, others)
-
-
-def test_calibration_without_a_missing_clone():
-    x, turned = clones()
-    turned[1, 5, 0, 2] = np.nan
-    found = ut.study(ut.readings(ut.readings_of(x, turned, distance), [0.5, 2.0], start=0))
-    keep = np.delete(np.arange(80), 5)
-    expected = ut.study(ut.readings(ut.readings_of(x[keep], turned[:, keep], distance), [0.5, 2.0], start=0))
-    np.testing.assert_array_equal(found.gap_p, expected.gap_p)
-    assert "the calibration of distance leaves out 1 of 80 originals: readings are missing" in remarks(found)
-    assert any("1 of 960 readings are missing: item 5 at noise 2" in line for line in remarks(found))
-
-
 def test_the_shape_says_what_there_is():
     x, turned = clones()
     assert ut.readings_of(x, turned[:, :, 0, 0], distance)["distance"].dims == ("noise", "item")
@@ -664,13 +562,6 @@ def test_missing_readings_have_no_part_in_means_and_intervals():
     assert "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3" in remarks(found)
     full = ut.study(ut.readings({"rmsd": np.delete(rmsd()[..., 0], 7, axis=1)}, NOISE, start=0))
     assert not [line for line in remarks(full) if "readings" in line]
-
-
-def test_shares_of_missing_readings():
-    same = np.ones((5, 20))
-    same[2, :4] = np.nan
-    found = ut.study(ut.readings({"same": same}, NOISE, chance=0))
-    np.testing.assert_allclose(found.curve[0, 3], [1, 0.025 ** (1 / 16), 1], rtol=1e-6)  # Clopper-Pearson, 16 of 16
 
 
 # --- changes of sites -----------------------------------------------------------------------------------------------------------
@@ -737,12 +628,6 @@ def test_changes_in_a_study():
     found = ut.study(ut.readings({"rmsd": abs(changed).mean("site")}, start=0, changes={"residue": changed}))
     np.testing.assert_allclose(found.chi[0, 2, 0], chi.chi[1], rtol=0.2)
     assert any("residue: 1 of 25 originals are left out: U-turns are missing" in line for line in remarks(found))
-
-
-def test_nesting_index_of_readings():
-    changed = moved()
-    run = ut.readings({"change": changed})
-    assert ut.nesting_index(run.change, 2) == pytest.approx(ut.nesting_index(changed.astype(np.float32), 2))
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------------------
@@ -839,15 +724,6 @@ def test_a_last_number_that_may_be_cut_is_doubted(values, end, doubtful, tmp_pat
     assert len(said) == doubtful
 
 
-def test_axes_of_noise():
-    half = {"log_snr": ("noise", [3.0, np.nan, 1.0, 0.0, -1.0])}
-    study = ut.study(ut.readings({"a": GOOD}, NOISE, coords=half))
-    assert np.isnan([study.sigma[2], study.log_snr[2]]).all()  # the level 0 is added
-    run = ut.readings({"a": GOOD}, NOISE, coords={"log_snr": ("noise", list("abcde"))})
-    with pytest.raises(ValueError, match=r"log_snr = .*: expected numbers, one for each noise level"):
-        ut.study(run)
-
-
 def test_what_is_guessed_is_said():
     rng = np.random.default_rng(0)
     unknown = ut.study(
@@ -916,44 +792,9 @@ def test_a_column_of_labels_is_a_coordinate():
     assert not [line for line in remarks(ut.study(chosen)) if "mass" in line]
 
 
-@pytest.mark.parametrize("names", [[2.0**60, 2.0**70], [1e300, 2e300], np.array([7, 2**63 + 1], np.uint64), [np.inf, 3.0]])
-def test_items_beyond_the_largest_integer_keep_their_names(names):
-    table = pd.DataFrame({"noise": [0.1, 0.6] * 2, "item": np.repeat(names, 2), "kept": [1, 0.5, 0.9, 0.3]})
-    for run in (ut.readings(table), ut.readings({"kept": GOOD[:, :2]}, NOISE, coords={"item": names})):
-        assert run.item.values.tolist() == [0, 1]
-        assert set(run.item_name.values.tolist()) == {str(name) for name in np.asarray(names)}
-
-
-@pytest.mark.parametrize("kind", [complex, "datetime64[ns]", "timedelta64[ns]"])
-@pytest.mark.parametrize("column", ["noise", "drift"])
-def test_columns_of_times_and_complex_numbers_are_no_readings(kind, column):
-    table = pd.DataFrame({"noise": [1, 2, 3], "item": list("xyz"), "drift": [3, 1, 2]})
-    with pytest.raises(ValueError, match=rf"column {column}: type = '{re.escape(str(np.dtype(kind)))}': expected real numbers"):
-        ut.readings(table.astype({column: kind}))
-
-
 def test_a_table_of_few_u_turns_in_many_places_is_refused_before_memory_is_taken():
     """Trajectories that are numbered over all originals."""
     count = np.arange(700)
     table = pd.DataFrame({"noise": count, "item": count, "trajectory": count, "kept": 1.0})
     with pytest.raises(ValueError, match="places for the 700 rows of the table = '700 noise x 700 item x 700 trajectory'"):
         ut.readings(table)
-
-
-@pytest.mark.parametrize("levels", [[0.1, 0.1, 0.7], [0.1, np.nan, 0.7], [-1.0, 0.4, 0.7], [0.1, 0.4, np.inf]])
-def test_times_that_cannot_take_the_place_of_the_noise_are_refused(levels):
-    values = {"kept": np.random.default_rng(0).random((3, 4))}
-    run = ut.readings(values, [0.2, 0.5, 0.8], coords={"t_over_T": ("noise", levels)})
-    with pytest.raises(ValueError, match=r"t_over_T = .*different numbers of 0 or more"):
-        ut.study(run)
-
-
-def test_names_are_not_matched_with_numbers():
-    """By their places, originals of other names would be one."""
-    of = {name: np.random.default_rng(k).random((2, 3)) for k, name in enumerate("ab")}
-    runs = {
-        "a": ut.readings({"kept": of["a"]}, [0.2, 0.8], coords={"item": ["x", "y", "z"]}),
-        "b": ut.readings({"kept": of["b"]}, [0.2, 0.8]),
-    }
-    with pytest.raises(ValueError, match="runs with names of originals = 1: expected both or none"):
-        ut.studies.difference(runs)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import time
 import warnings
 
 import numpy as np
@@ -369,12 +368,6 @@ def test_odd_names(tmp_path):
         np.testing.assert_array_equal(ds.image[0, item, 1, 0], np.asarray(Image.open(path), np.float32) / 127.5 - 1)
 
 
-def test_items_of_classes_in_one_folder(tmp_path):
-    """The name alone, where it is that of one original."""
-    folder = make(tmp_path, ["cats/1", "dogs/2"], [0.5], name_of=lambda noise, item, **_: f"out/{item[-1]}-{noise}.png")
-    assert not np.isnan(run(folder, "out/{item}-{noise}.png").same_class).any()
-
-
 def test_notations_of_noise(tmp_path):
     """Percent are the user's unit; .1, 0.10 and 1e-1 are one level; arithmetic may leave a last digit."""
     texts = {"a": {0.1: ".1", 0.3: "0.30", 10.0: "10"}, "b": {0.1: "0.10", 0.3: "3e-1", 10.0: "10.0"}}
@@ -385,13 +378,6 @@ def test_notations_of_noise(tmp_path):
     assert ds.noise.attrs["long_name"] == "percent"
     assert not np.isnan(ds.same_class).any()
     assert not np.isnan(run(folder, pattern, levels=[0.1 + 0.2, 10]).same_class).any()
-
-
-def test_only_files_below_the_folder_are_read(small, tmp_path):
-    backward = RecordedImages(pattern=str(small / "strength_0.1" / ".." / "strength_{noise}" / "{item}_{trajectory}_{clone}.png"))
-    assert all(not name.startswith("..") for name in backward.files.table.index)
-    with pytest.raises(ValueError, match=r"no \{noise\}"):
-        _ = RecordedImages(pattern=str(small / "{noise}" / "{item}" / ".." / ".." / "originals" / "a.png")).files
 
 
 # --- axes ----------------------------------------------------------------------------------------------------------------
@@ -499,26 +485,6 @@ def test_files_that_nearly_match_are_counted_and_named(tmp_path):
     assert sentence.endswith("strength_0.8/b_1_0.PNG")
 
 
-def test_files_none_of_which_can_be_read_are_an_error(tmp_path):
-    folder = make(tmp_path, "ab", [0.2, 0.7], 2)
-    for path in folder.glob("strength_*/*.png"):
-        path.write_bytes(path.read_bytes()[:50])
-    done = uturn("images", "--recorded", PATTERN, "--data", "originals", "--channels", 1, "--classifier", CLASSIFIER,
-                 "--no-compare-labels", "--out", "out", cwd=folder)  # fmt: skip
-    assert done.returncode == 2
-    assert "none of the 8 recorded files can be read: strength_0.2/a_0_0.png (" in " ".join(done.stderr.split())
-    assert not (folder / "out" / "run.zarr").exists()
-
-
-def test_a_file_that_is_too_large_is_not_read(tmp_path):
-    """A terabyte that the disk does not hold, by its size in bytes."""
-    folder = make(tmp_path, "ab", [0.4], 2)
-    os.truncate(folder / "strength_0.4" / "b_1_0.png", 2**40)
-    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*b_1_0.png \(more than 512 MB\)"):
-        ds = run(folder, "strength_{noise}/{item}_{trajectory}_0.png")
-    np.testing.assert_array_equal(np.isnan(ds.same_class[0]), [[False, False], [False, True]])
-
-
 def test_copies_are_named(tmp_path):
     """Reconstructions that are the originals; equal trajectories; equal clones; at noise 0, and for one draw, they are not."""
 
@@ -540,21 +506,6 @@ def test_copies_are_named(tmp_path):
     assert [line.partition("all ")[2][:6] for line in equal] == ["clones"]
     assert not said([0.0], 2, 1, lambda path, item, *_: f"originals/{item}.png")[1:]
     assert not said([0.3, 0.9], 3, 2, lambda path, *_: path)
-
-
-def test_sixteen_bits_that_are_black_are_unreadable(tmp_path):
-    """8-bit values in files of 16 bits; a few bright pixels, or a black image, are read."""
-    folder = make(tmp_path, "ab", [0.4], 2)
-    files = [folder / "strength_0.4" / f"{name}.png" for name in ("a_0_0", "a_1_0", "b_0_0")]
-    pixels = np.asarray(Image.open(files[0])).astype(np.uint16)
-    Image.fromarray(pixels).save(files[0])
-    Image.fromarray(0 * pixels).save(files[1])
-    Image.fromarray(257 * pixels).save(files[2])
-    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*a_0_0.png \(largest of 16 bits = \d+: expected"):
-        ds = run(folder)
-    assert np.isnan(ds.image[0, 0, 0]).all()
-    assert (ds.image[0, 0, 1] == -1).all()
-    np.testing.assert_array_equal(ds.image[0, 1, 0, 0], pixels.astype(np.float32) / 127.5 - 1)
 
 
 # --- originals that change ---------------------------------------------------------------------------------------------------
@@ -631,15 +582,3 @@ def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, mo
     assert images.shape == (2, *ds.image.shape[-3:])
     assert np.isnan(images).all()
     assert names == ["a.png", "b.png"]
-
-
-def test_names_of_many_separators_and_large_pictures_take_no_time(tmp_path):
-    """Names that could match in millions of ways; a picture of 100 million pixels in a hundred kilobytes."""
-    folder = make(tmp_path, "ab", [0.4], 2)
-    for k in range(200):
-        (folder / "strength_0.4" / f"{'_' * 240}{k}x").touch()
-    Image.new("L", (10_000, 10_000)).save(folder / "strength_0.4" / "b_1_0.png")
-    start = time.process_time()
-    with pytest.warns(UserWarning, match=r"1 of 4 recorded files .*b_1_0.png \(pixels = \(10000, 10000\): expected at most"):
-        run(folder, "strength_{noise}/{item}_{trajectory}_0.png")
-    assert time.process_time() - start < 10

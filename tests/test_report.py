@@ -16,7 +16,6 @@ from uturn.pages import collect, report, write_page, write_study
 from uturn.pages import pictures as pages_pictures
 from uturn.pages.charts import charts_of
 from uturn.store.outputs import write_dataset
-from uturn.studies import named_runs
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;{{data}}"""
 NOISE = np.linspace(0.1, 1, 10)
@@ -287,12 +286,3 @@ def test_several_runs_are_one_chart_for_each_reading(tmp_path, monkeypatch):
     assert all(len([line for line in axis.lines if line.get_label() in runs]) == 6 for axis in panels)
     assert panels[0].get_title("left") == "share of unchanged nodes, tree level 2"
     assert panels[-1].get_title("left") == "leaves that change together"
-
-
-def test_runs_without_a_common_axis_are_not_drawn_together(tmp_path):
-    gaussian = STRINGS | {"corruption": {"type": "gaussian", "noise": [0.0, 1.0, 3.0]}}
-    runs = {name: ut.run(ut.Experiment.from_dict(spec)) for name, spec in {"a": STRINGS, "b": gaussian}.items()}
-    runs["b"] = runs["b"].drop_vars([name for name, of in runs["b"].coords.items() if of.dims == ("noise",) and name != "noise"])
-    with pytest.raises(ValueError, match="expected an axis in common"):
-        write_study(named_runs(runs), tmp_path)
-    assert not list(tmp_path.glob("*"))

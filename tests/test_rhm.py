@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import uturn as ut
 from uturn.exact.rhm import RandomHierarchyModel, zipf
 
 
@@ -130,20 +129,6 @@ def test_from_rules_and_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"multiplicity": 5}, "at most 4"),
-        ({"num_classes": 9, "multiplicity": 2}, "num_classes"),
-        ({"multiplicity": {1: 2}}, "every level"),
-        ({"rule_probabilities": [0.5, 0.6]}, "rule_probabilities"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RandomHierarchyModel(**{"vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 2, **arguments})
-
-
-@pytest.mark.parametrize(
     ("rules", "message"),
     [
         ({1: [[[0, 1]]], 3: [[[0, 1]]]}, "every level"),
@@ -155,18 +140,3 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_rules_are_named(rules, message):
     with pytest.raises(ValueError, match=message):
         RandomHierarchyModel.from_rules(rules)
-
-
-@pytest.mark.parametrize(
-    ("leaves", "message"),
-    [(np.full((1, 8), 9), "symbols 0..3"), (np.zeros((1, 7), int), r"\(batch, 8\)"), (np.zeros((1, 8)), "float64 of shape")],
-)
-def test_bad_leaves_are_named(leaves, message):
-    with pytest.raises(ValueError, match=message):
-        RandomHierarchyModel(4, 2, 2, 3).parse(leaves)
-
-
-def test_public_names():
-    assert set(ut.__all__) <= set(dir(ut))
-    for name in ut.__all__:
-        assert getattr(ut, name) is not None

@@ -183,20 +183,3 @@ def test_command_line_and_plot(tmp_path):
     [left, right] = draw_schedules([ds, ds], ["a", "b"]).axes
     np.testing.assert_allclose(left.lines[0].get_ydata() ** 2, ds.abar)
     np.testing.assert_allclose(right.lines[0].get_ydata(), ds.log_snr[1:])
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "message"),
-    [
-        (None, {}, "no such folder or file with a scheduler_config.json"),
-        ({"_class_name": "DDPMScheduler"}, {"steps": 1001}, r"steps = 1001: expected 1 \.\. 1000"),
-        ({"_class_name": "DDPMScheduler", "beta_end": 3}, {}, "betas of the DDPMScheduler"),
-        (FLOW, {"scheduler": "ddim"}, "expected one for the noise schedule of the model"),
-        (FLOW, {"size": 100}, "size = 100: expected a multiple of 16"),
-    ],
-)
-def test_what_is_wrong_is_said(config, options, message, tmp_path):
-    if config is not None:
-        (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message):
-        schedule(str(tmp_path), **options)

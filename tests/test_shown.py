@@ -10,7 +10,6 @@ import pytest
 import xarray as xr
 
 import uturn as ut
-from browser import next_frame
 from small import strings
 from uturn.pages import collect, report, write_study
 from uturn.store.outputs import write_dataset
@@ -83,33 +82,7 @@ def look(browser, path):
     return page
 
 
-def test_the_script_of_the_page_rounds_as_its_tables(browser, tmp_path):
-    write_study(falls([0.1, 0.3, 0.6], [0.2] * 6), tmp_path)
-    page = look(browser, tmp_path / "index.html")
-    halves = [0.3125, 0.4375, 2.125, -0.0625, 5.375, 12.25, 0.10546875, 1.125]  # a whole number of 2^-n: halves without error
-    values = [*halves, *(RNG.integers(1, 2**16, 300) / 2.0 ** RNG.integers(4, 18, 300)).tolist(), *RNG.normal(0, 3, 200).tolist()]
-    said = page.evaluate("(values) => values.map(short)", values)
-    assert [float(text) for text in said] == [float(f"{value:.3g}") for value in values]
-    assert page.evaluate("span(1e-9, -0.2, 0.3)") == "0 [-0.2, 0.3]"
-    page.close()
-
-
 # --- the slider and its unit ----------------------------------------------------------------------------------------------
-
-
-def test_with_one_run_the_slider_has_its_unit_and_begins_at_the_headline(browser, tmp_path):
-    run = two_readings([0.4, 1.1, 2.3, 3.2, 4.7], group={"fold": "class"})
-    write_study(run.assign_coords(noise=("noise", run.noise.values, {"long_name": "dose (mg)"})), tmp_path)
-    page = look(browser, tmp_path / "index.html")
-    assert page.locator("#word").inner_text() == "dose (mg)"
-    star = re.search('<p class="big">(.*?)</p>', (tmp_path / "index.html").read_text())[1]
-    assert page.locator("#reading").inner_text() == star
-    assert page.locator(".chart .at").first.inner_text().startswith(f"At dose (mg): {star}")
-    assert page.locator("#axis option").first.inner_text() == "dose (mg)"
-    page.locator("#noise").evaluate("(one) => { one.value = 0.5; one.dispatchEvent(new Event('input')); }")
-    next_frame(page)
-    assert page.locator("#reading").inner_text() == "2.35"
-    page.close()
 
 
 # --- logarithmic axes -----------------------------------------------------------------------------------------------------
@@ -182,22 +155,6 @@ def test_items_have_their_names_readings_and_half_lives():
             k = int(np.searchsorted(LEVELS, lost))
             assert half == pytest.approx((([0, *LEVELS])[k] + LEVELS[k]) / 2, abs=0.05)
     assert frame.length.tolist() == [run.length.values[k] for k in frame["item"]]
-
-
-def test_a_rising_reading_has_half_lives_of_items_too():
-    noise, scale = np.linspace(0.25, 6, 24), np.array([0.7, 1.4, 2.8])
-    run = ut.readings({"rmsd": noise[:, None] / (noise[:, None] + scale)}, noise, start=0, chance=1)
-    frame = items_of(run, ut.study(run))
-    assert frame["half_life of rmsd"].to_numpy() == pytest.approx(scale, rel=0.05)  # x / (x + s) is .5 at s
-
-
-def test_items_csv_and_remarks_of_a_run_have_names(tmp_path):
-    write_study(proteins(), tmp_path)
-    with (tmp_path / "items.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["name"] for row in rows} == {"1abc", "'=cmd|' /C calc'!A0", "7x\u202ey", "2.7"}
-    write_study({"a": proteins(), "b": proteins()}, tmp_path)
-    assert pandas.read_csv(tmp_path / "items.csv").run.tolist() == ["a"] * 4 + ["b"] * 4
 
 
 def test_the_page_sorts_its_pictures(browser, tmp_path):
@@ -299,21 +256,6 @@ def test_the_mean_field_lies_over_a_run_of_a_grammar(grammar, tmp_path):
     write_study({"a": grammar, "b": grammar.drop_vars("change_covariance")}, tmp_path / "both", theory=True)
     overlay = collect([tmp_path / "both"]).sections[0]
     assert [line["name"] for line in overlay["charts"][0]["lines"]] == ["a", "b"], "the theory is that of one run"
-
-
-@pytest.mark.parametrize(
-    ("changed", "why"),
-    [
-        ({"corruption": {"type": "masking", "noise": [0.5, 1.0]}}, r"\('rhm', 'masking'\): expected rhm"),
-        ({"source": GRAMMAR["source"] | {"zipf_exponent": 1.0}}, "uniform rules"),
-        ({"source": GRAMMAR["source"] | {"multiplicity": [2, 3, 2]}}, "one multiplicity"),
-    ],
-)
-def test_runs_without_a_mean_field_are_refused_in_one_line(changed, why):
-    run = ut.run(ut.Experiment.from_dict(GRAMMAR | {"items": 12} | changed | {"probes": [{"type": "tree_levels"}]}))
-    with pytest.raises(ValueError, match=why) as error:
-        with_theory(ut.study(run), run)
-    assert "\n" not in str(error.value)
 
 
 def test_readings_made_elsewhere_have_no_mean_field():

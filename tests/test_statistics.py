@@ -88,11 +88,6 @@ def test_interval_of_a_mean_is_that_of_student_over_grammars(grammars):
     assert grammars == 40 or blind.high - blind.low < 0.8 * (found.high - found.low)
 
 
-def test_a_statistic_is_one_number():
-    with pytest.raises(ValueError, match=r"shape = \(2,\): expected one number"):
-        estimate(data(), lambda curve: curve)
-
-
 def test_trajectories_are_not_counted_as_a_level_of_their_own():
     values = data(trajectories=16).drop_vars("grammar")
     of_items = stats.t.interval(0.95, 39, values[0].mean(), stats.sem(values[0].mean("trajectory")))
@@ -126,38 +121,6 @@ def test_missing_readings_are_left_out():
         estimate(broken, plain), estimate(values.isel(item=[i for i in range(40) if i != 3]), plain), rtol=0.02
     )
     assert replicates(broken).mean[0] == pytest.approx(float(broken[0].mean()))
-
-
-def test_an_interval_where_the_statistic_does_not_exist_in_most_replicates():
-    values = data()
-    middle, whole = float(values[0].mean()), estimate(values, plain)
-    for exists in (
-        lambda c: c[0] <= middle + 1e-12,  # on one side
-        lambda c: abs(c[0] - middle) < 1e-3,  # in small steps
-    ):
-        found = estimate(values, lambda c, exists=exists: float(c[0]) if exists(c) else float("nan"))
-        np.testing.assert_allclose(found, whole)
-
-
-def test_no_interval_without_a_value_or_with_one_group():
-    one = data(items=1, grammars=1)
-    assert np.isfinite(estimate(one, plain).value)
-    assert np.isnan(estimate(one, plain)[1:]).all()
-    assert np.isnan(estimate(data(), lambda c: float("nan"))).all()
-    assert np.isnan(estimate(data(), lambda c: float("inf"))[1:]).all()
-    same = data() * 0 + 1
-    assert estimate(same, plain) == (1, 1, 1)
-
-
-def test_statistics_of_several_numbers():
-    values = data()
-    both = replicates(values).interval(lambda c: np.array([c[0], c[1] if c[1] > values[1].mean() else np.nan, np.nan]))
-    assert both.shape == (3, 3)
-    np.testing.assert_allclose(both[0], estimate(values, plain))
-    assert np.isnan(both[1:]).all()  # no value, so no interval
-    for confidence in (0.0, 95, "high", True):
-        with pytest.raises(ValueError, match="confidence"):
-            estimate(values, plain, confidence)
 
 
 RUNS = 200

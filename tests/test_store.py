@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,7 +78,7 @@ def measured(monkeypatch):
 # -- readings in their places -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [["unchanged", "belief"], ["unchanged"], ["unchanged", "belief", "tasks/records"]])
+@pytest.mark.parametrize("names", [["unchanged"], ["unchanged", "belief", "tasks/records"]])
 @pytest.mark.parametrize(("taken", "put"), [("1/0", "2/0"), ("1/0", "1/1")])
 def test_a_valid_chunk_in_the_place_of_another_is_noticed(store, names, taken, put):
     before = files_of(store)
@@ -284,20 +283,6 @@ def test_only_a_larger_run_extends_a_store(store, other, message):
     assert files_of(store) == before
 
 
-class Floored(type(ut.Masking())):
-    """A channel with an option whose name begins as that of the levels."""
-
-    def __init__(self, noise_floor=0.0):
-        self.noise_floor = noise_floor
-
-
-def test_an_option_of_the_corruption_is_no_noise_level(tmp_path):
-    own = {"type": f"{__name__}:Floored", "noise": [0.4, 1.0]}
-    ut.run(experiment(corruption=own), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"spec\.corruption\.noise_floor"):
-        ut.run(experiment(corruption={**own, "noise_floor": 0.5, "noise": [0.4, 0.7, 1.0]}), tmp_path / "run")
-
-
 class OneChanges(ut.sources.RHMSource):
     """The original of item 7 depends on the number of items, or only a coordinate does."""
 
@@ -321,39 +306,6 @@ def test_every_old_item_of_an_own_source_is_compared(tmp_path, changes, message)
     ut.run(experiment(source=own), tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         ut.run(experiment(source=own, items=12), tmp_path / "run")
-
-
-class Bare:
-    """A source, a backward process and a probe of blocks that have no data."""
-
-    outputs = ()
-
-    def blocks(self, items, seed, num_items):
-        yield SimpleNamespace(items=items, observed_by=lambda corruption, noise, streams: None)
-
-    def reconstruct(self, noisy, streams, clones):
-        return np.zeros((len(streams.items), streams.count * clones))
-
-    def variables(self, source):
-        return {"change": Variable(("noise", "item", "trajectory"), "nothing")}
-
-    def coordinates(self, *_):
-        return {}
-
-    def read(self, u_turns, source):
-        return {"change": u_turns.reconstructions}
-
-    def fingerprint(self):
-        return ""
-
-
-def test_blocks_without_data_cannot_show_that_originals_stay(tmp_path):
-    own = {"type": f"{__name__}:Bare"}
-    parts = {"source": own, "backward": own, "probes": [own]}
-    ut.run(experiment(**parts), tmp_path / "run")
-    ut.run(experiment(**parts, noise=[0.0, 0.3, 0.4, 1.0]), tmp_path / "run")  # the same items
-    with pytest.raises(AttributeError, match="data"):
-        ut.run(experiment(**parts, items=12, noise=[0.0, 0.3, 0.4, 1.0]), tmp_path / "run")
 
 
 def test_a_store_behind_a_link_stays_where_it_is(tmp_path):
@@ -520,24 +472,6 @@ class Constant:
 
     def read(self, u_turns, source):
         return {"constant": np.full(len(u_turns.originals.items), self.value)}
-
-
-@pytest.mark.parametrize(
-    ("parts", "change", "message"),
-    [
-        (
-            MASKED,
-            {"source": {**MASKED["source"], "zipf_exponent": 1.0}},
-            r"zipf_exponent is its default in the store, 1\.0 here",
-        ),
-        (MASKED, {"probes": [MASKED["probes"][0], {**MASKED["probes"][1], "twice": True}]}, "twice is False in the store, True"),
-    ],
-)
-def test_options_that_differ_from_a_default_are_noticed(tmp_path, parts, change, message):
-    store = tmp_path / "run"
-    ut.run(ut.Experiment.from_dict({"items": 1, **parts}), store)
-    with pytest.raises(ValueError, match=message):
-        ut.run(ut.Experiment.from_dict({"items": 1, **parts, **change}), store)
 
 
 def test_specs_hold_what_differs_from_the_defaults():

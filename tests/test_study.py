@@ -20,13 +20,11 @@ from uturn.measures.calibration import holm
 from uturn.measures.changes import correlations, susceptibility
 from uturn.measures.statistics import replicates, with_interval
 from uturn.pages import report, write_study
-from uturn.store.record import Store
-from uturn.studies import difference, named_runs, study_of, summary, tidy
+from uturn.studies import difference, named_runs, study_of, tidy
 from uturn.studies.analysis import _check_originals
 from uturn.studies.axes import _OF_STUDIES, Axes, common_axis
 from uturn.studies.figure import draw_studies, draw_study
 from uturn.studies.readings import read_readings
-from uturn.studies.runs import instructions_of
 from uturn.studies.tables import remarks
 
 DIMS = ("noise", "item", "trajectory")
@@ -257,29 +255,6 @@ def test_a_width_can_reach_from_the_level_before_its_first_end_to_that_after_its
     np.testing.assert_allclose(found.width.sel(reading="near", axis="noise"), [0.3, 0.0, 0.6], atol=1e-9)
 
 
-def test_a_study_names_the_levels_at_which_two_originals_make_the_spread():
-    shares = np.linspace(0.9, 0.6, 4)[:, None] + 0.02 * np.random.default_rng(0).random((4, 14))
-    shares[1:3, 5] = 0.1
-    found = ut.study(ut.readings({"kept": shares}, [0.1, 0.2, 0.4, 0.8], start=1))
-    assert "two originals make the spread at 2 levels, noise 0.2 to 0.4" in found.remark.item()
-    alike = ut.study(ut.readings({"kept": np.delete(shares, 5, 1)}, [0.1, 0.2, 0.4, 0.8], start=1))
-    assert "spread" not in alike.remark.item()
-
-
-def test_a_study_gives_correlations_an_interval_only_where_sites_change_together_in_five_originals():
-    rng = np.random.default_rng(8)
-    rates = np.array([0.01, 0.4])[:, None, None, None]
-    changed = rng.random((2, 25, 4, 16)) < rates
-    ds = ut.readings({"share": changed.mean(-1)}, [0.3, 0.6], changes={"site": changed})
-    found = ut.study(ds)
-    few = np.isnan(found.correlation.sel(noise=[0.3, 0.6])[0, :, 1:, 1]).values
-    assert few[0].mean() > 0.8
-    assert few[1].mean() < 0.3
-    assert f"in fewer than 5 originals sites change together at {few.sum()} of 30 pairs of noise and distance" in str(
-        found.changes_remark.values[0]
-    )
-
-
 def test_places_and_widths_on_all_axes():
     """Steps are interpolated linearly; abar, log-SNR and sigma in the angle whose tangent is sigma."""
     abar = np.array([0.97, 0.8, 0.65, 0.2, 0.01])
@@ -339,19 +314,6 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     draw_study(found)
 
 
-def test_the_line_of_a_class_is_named_in_other_panels():
-    kept, distance = falling(end=0, scatter=0)[..., 0] > 0.4, 1 - falling(scatter=0.3)[..., 0]
-    figure = draw_study(ut.study(ut.readings({"same_fold": kept, "rmsd": distance}, NOISE, start={"rmsd": 0})))
-    of_class, other = ([text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes[:2])
-    assert "$t^*$ of same_fold" in other
-    assert not any("t^*" in text for text in of_class)
-
-
-def test_a_class_without_a_place_has_a_sentence_on_the_page(tmp_path):
-    write_study(ut.readings({"same_fold": [[1, 0, 1], [0, 0, 1]]}, [0.5, np.inf], start=1, chance=0), tmp_path)
-    assert "No t*: same_fold." in (tmp_path / "index.html").read_text()
-
-
 def test_axes_of_a_run_that_has_noise_zero():
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, [0.0, 0.2, 0.5, 0.8, 1.0])
     assert Axes(run).noise.tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
@@ -388,18 +350,6 @@ def test_inversion_of_ordered_series():
     assert found.series_remark.values.tolist() == ["", "the levels do not swap order"]
 
 
-def test_records_are_not_averaged():
-    run = dataset(
-        {
-            "predicted": (np.full((5, 12, 2), 7), Variable(DIMS, "class", role="record")),
-            "kept": (falling(), Variable(DIMS, "kept", start=1)),
-            "length": (np.full((5, 12, 3000), 0.5), Variable(("noise", "item", "site"), "one reading a site", start=1)),
-        },
-        weight=("item", np.ones(12)),
-    )
-    assert ut.study(run).reading.values.tolist() == ["kept"]  # and 3,000 levels are none
-
-
 @pytest.mark.parametrize(
     ("dims", "values", "why"),
     [
@@ -419,41 +369,6 @@ def test_what_has_no_curve_is_named_and_the_rest_is_studied(dims, values, why, t
     assert xr.open_zarr(tmp_path / "study.zarr").sizes["reading"] == 0
     assert not (tmp_path / "study.png").exists()
     assert draw_studies({"a": alone, "b": alone}) is None
-
-
-@pytest.mark.parametrize("dim", ["reading", "axis", "<b>"])
-def test_a_dim_may_have_any_name(dim):
-    """A dim that is called like one of the study, alone, beside another one, and ordered."""
-    values = np.stack([falling(0.1), falling(0.4, seed=1)], -1)
-    plain, named = (
-        ut.study(
-            dataset(
-                {
-                    "kept": (values[..., None], Variable((*DIMS, own, "model_of"), "kept", start=1, order=own)),
-                    "kept2": (values[..., None], Variable((*DIMS, own, "model_of"), "kept", start=1, order="model_of")),
-                    "kept3": (values, Variable((*DIMS, own), "kept", start=1)),
-                },
-                **{own: [0, 1]},
-                model_of=["m"],
-            )
-        )
-        for own in ("layer", dim)
-    )
-    for name in ("curve", "place", "width", "inversion"):
-        np.testing.assert_array_equal(named[name].values, plain[name].values)
-    assert named.reading.values.tolist() == [label.replace("layer =", f"{dim} =") for label in plain.reading.values]
-    list(summary(named))
-
-
-@pytest.mark.parametrize("name", ["level", "curve"])
-def test_a_noise_axis_that_is_called_like_a_part_of_a_study(name):
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, **{name: ("noise", [2.0, 6, 8, 14, 20], {"clean": 0})})
-    found = ut.study(run)
-    assert found.axis.values.tolist() == ["noise", f"{name}_of_noise"]
-    half = found.half_life.sel(reading="kept")
-    np.testing.assert_allclose(half.sel(axis=f"{name}_of_noise"), 20 * half.sel(axis="noise"))
-    assert found[f"{name}_of_noise"].values.tolist() == [0, 2, 6, 8, 14, 20]
-    tidy(found)
 
 
 def test_the_names_of_a_study_are_known(strings):
@@ -489,27 +404,6 @@ def test_changes_are_those_of_the_measures():
     assert found.peak_at.sel(axis="noise")[0] == pytest.approx(0.4, abs=0.1)
     assert found.peak[0] == found.chi[3, 0]
     assert np.isnan(found.chi[0]).all()
-
-
-@pytest.mark.parametrize(
-    ("total", "distance", "why"),
-    [
-        (np.nan, [0.0, 1, 2, 3], "some of change_covariance_sum are missing"),
-        (1.0, [0, 1, np.nan, 3], "its distances are no increasing numbers"),
-        (1.0, [0.0, 1, 2, 3], ""),
-    ],
-)
-def test_changes_that_are_not_studied_are_named(total, distance, why):
-    dims, sums = ("noise", "item"), np.ones((5, 12))
-    sums[2] = total
-    variables = {
-        "change_covariance": (np.ones((5, 12, 4)), Variable((*dims, "distance"), "covariance", role="changes")),
-        "change_covariance_sum": (sums, Variable(dims, "sum", role="changes")),
-    }
-    found = study_of(dataset(variables, distance=distance))
-    assert ("chi" in found) == (not why)
-    said = [line for line in remarks(found) if "is not studied" in line]
-    assert said == ([f"change_covariance is not studied: {why}"] if why else [])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
@@ -607,23 +501,6 @@ def test_damaged_instructions_are_errors_of_one_line(attribute):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "noise", [[0.1, np.nan, 0.4, 0.7, 1], [-0.1, 0.3, 0.4, 0.7, 1], [0.1, 0.1, 0.4, 0.7, 1], [1, 2, 3, 4, 1e300]]
-)
-def test_noise_levels_that_are_none(noise):
-    with pytest.raises(ValueError, match=r"^noise = .*: expected different levels, 0 or more$"):
-        ut.study(dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, noise))
-
-
-@pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_a_stored_start_or_chance_that_is_not_finite_is_not_known(value):
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1, chance="end"))}, end=value)
-    other = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))})
-    xr.testing.assert_equal(ut.study(run), ut.study(other))
-    run.kept.attrs["reading"] = '{"start": "end"}'
-    assert np.isnan(ut.study(run).start).all()
-
-
 @pytest.mark.parametrize("spec", ["[]", "[" * 100_000, '{"probes": [3]}'])
 def test_a_damaged_spec_is_an_error_of_one_line(spec):
     run = dataset({"kept": (falling(), Variable(DIMS, "kept", start=1))}, attrs={"spec": spec})
@@ -707,14 +584,6 @@ def test_runs_with_different_units_share_an_axis():
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [0, 1, 3, 4, 7, 10])
 
 
-def test_instructions_are_in_the_order_of_the_probes():
-    run = dataset(
-        {name: (falling(), Variable(DIMS, name, start=1)) for name in ("a", "b", "c")}, attrs={"variables": ["c", "a", "b"]}
-    )
-    assert list(instructions_of(run)) == ["c", "a", "b"]
-    assert ut.study(run).reading.values.tolist() == ["c", "a", "b"]
-
-
 # --- folders of results ------------------------------------------------------------------------------------------------------
 
 
@@ -772,25 +641,6 @@ def test_what_is_no_study_is_not_replaced(kind, tmp_path):
         ):
             write_study(runs, out)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
-
-
-def test_the_store_of_a_run_is_not_replaced_by_its_study(tmp_path):
-    spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps({**STRINGS, "items": 2, "probes": [{"type": "tree_levels"}]}))
-    done = CliRunner().invoke(app, ["run", str(spec), "--store", str(tmp_path / "out" / "study.zarr")])
-    assert done.exit_code == 0
-    for command in (["study"], ["run", str(spec), "--store"]):
-        done = CliRunner().invoke(app, [*command, str(tmp_path / "out" / "study.zarr"), "--out", str(tmp_path / "out")])
-        assert "is none of the studies written there" in str(done.exception)
-    assert Store.open(tmp_path / "out" / "study.zarr").dataset().complete
-
-
-def test_a_store_is_not_given_twice(tmp_path):
-    ut.run(ut.Experiment.from_dict({**STRINGS, "items": 2, "probes": [{"type": "tree_levels"}]}), tmp_path / "run")
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    for second in ("run", "run/", "link"):
-        done = CliRunner().invoke(app, ["study", str(tmp_path / "run"), f"{tmp_path}/{second}"])
-        assert str(done.exception).endswith("expected each once")
 
 
 # --- what the readings can show ---------------------------------------------------------------------------------------------
@@ -851,18 +701,6 @@ def test_few_flat_readings_have_a_half_life():
     values = np.repeat(rng.normal(size=(1, 16, 1)), 2, 0) + rng.normal(size=(2, 16, 400))
     run = dataset({"r": (values, Variable(("noise", "item", "kind"), "r", start=0.5, guessed=True))}, [0.2, 0.9])
     assert 11 <= np.isfinite(ut.study(run).start).sum() <= 30
-
-
-def test_readings_that_change_keep_their_half_lives():
-    """A fall from a guessed start, and one below the first level from a known start, are located as before."""
-    run = ut.readings({"kept": falling(0.1)}, NOISE)
-    given = ut.study(ut.readings({"kept": falling(0.1)}, NOISE, start=1))
-    np.testing.assert_array_equal(ut.study(run).place, given.place)
-    assert "kept: its start is taken as 1, which is a guess: give start" in remarks(ut.study(run))
-    assert not [line for line in remarks(given) if "guess" in line]
-    lost = np.full((5, 12, 2), 0.1) + 0.01 * np.random.default_rng(0).normal(size=(5, 12, 2))
-    early = ut.study(dataset({"kept": (lost, Variable(DIMS, "kept", start=1))}))
-    assert 0 < early.half_life.sel(axis="noise")[0, 0] < 0.1
 
 
 # --- originals that occur several times -----------------------------------------------------------------------------------
@@ -1072,27 +910,3 @@ def test_intervals_of_medians_hold_the_truth():
     )
     ends = replicates(groups, "median").interval(lambda c: c[0])
     np.testing.assert_allclose(ends, of.interval(lambda c: c[0])[:5])  # four copies in a group are one reading
-
-
-def test_nothing_in_an_attribute_is_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil.py").write_text("open('done', 'w').close()")
-    monkeypatch.syspath_prepend(tmp_path)
-    code = "__import__('evil')"
-    table = {
-        "start": "evil:run",
-        "chance": f"same:{code}={code}",
-        "group": "evil:Group",
-        "family": code,
-        "unit": "{evil}",
-        "probe": "evil:Probe",
-        "model": "evil:Model",
-        "unknown": code,
-    }
-    run = dataset({"kept": (falling(), Variable(DIMS, "kept"))})
-    run.kept.attrs["reading"] = json.dumps(table)
-    run.attrs["spec"] = json.dumps({"probes": [{"type": "evil:Probe", "model": "evil:Model"}], "source": {"type": "evil:S"}})
-    found = ut.study(run)
-    assert np.isnan(found.half_life).all()
-    draw_study(found)
-    assert not (tmp_path / "done").exists()

@@ -89,8 +89,7 @@ def compared(folder, kind, step=3, guidance=1.0):
     return ours, image_to_image(folder, kind, latents, noise, step, prompt="a cat", guidance_scale=guidance).numpy()
 
 
-@pytest.mark.parametrize("step", [3, 10])
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize(("guidance", "step"), [(1.0, 10), (2.5, 3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_image_to_image_call(folders, kind, guidance, step):
     ours, theirs = compared(folders[kind], kind, step, guidance)
@@ -115,30 +114,6 @@ def test_the_blocks_of_sd35(tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_the_pipeline_of_latent_consistency_models(folders, tmp_path):
-    import diffusers
-
-    made = diffusers.StableDiffusionPipeline.from_pretrained(tiny_pipelines.write("sd", tmp_path / "1", time_cond_proj_dim=8))
-    scheduler = diffusers.LCMScheduler.from_config(made.scheduler.config)
-    diffusers.LatentConsistencyModelPipeline(**{**made.components, "scheduler": scheduler}).save_pretrained(tmp_path / "made")
-    chain = loaded(tmp_path / "made", "ddpm", guidance=7.5)
-    assert "LatentConsistencyModel, with the empty prompt, step-distilled: it has no unconditional law" in chain.description
-    assert "told the guidance 7.5" in chain.description
-    assert type(chain.forward.scheduler).__name__ == "DDPMScheduler"
-    assert chain.u_turn(some(1), 3, keys(0, range(1))).shape == (1, 3, SIZE, SIZE)
-
-
-def test_guidance_and_prompts_change_what_is_reconstructed(folders):
-    """Otherwise the comparison with the pipelines would compare nothing."""
-    for kind in KINDS:
-        found = [
-            loaded(folders[kind], prompt=prompt, guidance=guidance).u_turn(some(1), 3, keys(0, range(1)))
-            for prompt, guidance in (("a cat", 1.0), ("a dog", 1.0), ("a cat", 9.0))
-        ]
-        assert not np.array_equal(found[0], found[1])
-        assert not np.array_equal(found[0], found[2])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_empty_prompt_is_the_null_prompt_of_the_pipeline(folders, kind):
     import diffusers
@@ -158,13 +133,6 @@ def test_the_empty_prompt_is_the_null_prompt_of_the_pipeline(folders, kind):
     if pooled is not None:
         torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
     assert bool((ours.text == 0).all()) == (kind == "sdxl")  # it zeroes the prompt that is not given
-
-
-def test_sdxl_without_zeros_encodes_the_empty_text(folders, tmp_path):
-    folder = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
-    assert not bool((loaded(folder).model.network.text == 0).all())
 
 
 # --- prompts of a run ------------------------------------------------------------------------------------------------
@@ -200,11 +168,6 @@ def data(tmp_path):
 def prompts(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\na dog\na cat\n")
     return tmp_path / "prompts.txt"
-
-
-def test_a_file_of_prompts():
-    assert read_prompts("").texts == ("",)
-    assert read_prompts("a cat").rows is None
 
 
 def test_lines_of_a_file(tmp_path):
@@ -283,15 +246,13 @@ def test_from_the_command_line(folders, data, tmp_path, kind):
     assert ("guidance-distilled: it has no unconditional law, told the guidance 1" in words) == (kind == "flux")
 
 
-@pytest.mark.parametrize("kind", ["flux"])
-def test_offloaded_layers_give_the_same_images(folders, kind):
-    whole, offloaded = (loaded(folders[kind], "ddpm", prompt="a cat", offload=offload) for offload in (False, True))
+def test_offloaded_layers_give_the_same_images(folders):
+    whole, offloaded = (loaded(folders["flux"], "ddpm", prompt="a cat", offload=offload) for offload in (False, True))
     images, streams = some(2), keys(0, range(2))
     np.testing.assert_array_equal(whole.u_turn(images, 3, streams), offloaded.u_turn(images, 3, streams))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "dtype"), [("sd", "float16"), ("flux", "bfloat16")])
 def test_half_precision(folders, kind, dtype):
     half, full = (loaded(folders[kind], prompt="a cat", dtype=d) for d in (dtype, "float32"))
     parts = {tensor.dtype for tensor in half.model.state_dict().values() if tensor.is_floating_point()}
@@ -302,8 +263,7 @@ def test_half_precision(folders, kind, dtype):
     np.testing.assert_allclose(half.u_turn(images, 5, streams), full.u_turn(images, 5, streams), atol=0.05)
 
 
-@pytest.mark.parametrize("size", [SIZE, 2 * SIZE])
-@pytest.mark.parametrize("scheduler", ["stored", "ancestral"])
+@pytest.mark.parametrize(("size", "scheduler"), [(SIZE, "stored"), (2 * SIZE, "ancestral")])
 def test_the_timesteps_of_flux_are_those_of_its_pipeline(folders, size, scheduler):
     """It gives its scheduler even levels, which are shifted by the number of patches."""
     import diffusers
@@ -341,14 +301,6 @@ def test_distilled_models_are_named(tmp_path, kind, changes, scheduler, words):
             loaded(folder, "ddpm", prompt="a", guidance=2.0)
 
 
-def test_turbo_is_named_by_its_name(folders, tmp_path):
-    folder = shutil.copytree(folders["sd"], tmp_path / "sd-turbo")
-    assert "step-distilled" in loaded(folder, "ddpm").description
-    other = folder.rename(tmp_path / "sd")  # in a folder whose own name has the word: that of this test
-    assert "turbo" in str(other)
-    assert "distilled" not in loaded(other, "ddpm").description
-
-
 def test_the_scale_that_a_consistency_model_is_told(tmp_path):
     from diffusers import LatentConsistencyModelPipeline
 
@@ -381,48 +333,17 @@ def test_a_file_of_another_length(folders, data, prompts):
         options(folders["sd"], data, items=2, prompt=str(prompts)).experiment()
 
 
-def test_missing_weights_of_a_text_encoder(folders, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
-    file = folder / "text_encoder" / "model.safetensors"
-    weights = load_file(file)
-    weights.pop(next(name for name in weights if "layers.1" in name and name.endswith("weight")))
-    save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"the text_encoder cannot be read \(missing weights = "):
-        loaded(folder)
-
-
-@pytest.mark.parametrize("part", ["denoiser", "decoder", "encoder", "text"])
-def test_nan_names_the_part_and_the_way_out(folders, part, monkeypatch):
-    nan = float("nan")
-    if part == "text":
-        from diffusers import StableDiffusionPipeline
-
-        encode = StableDiffusionPipeline.encode_prompt
-        monkeypatch.setattr(
-            StableDiffusionPipeline, "encode_prompt", lambda self, **more: [nan * table for table in encode(self, **more)]
-        )
-        with pytest.raises(
-            ValueError, match="text encoders give NaN or infinity in float16; take dtype = 'bfloat16' or 'float32'"
-        ):
-            loaded(folders["sd"], dtype="float16")
-        return
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("decoder", "the autoencoder gives NaN or infinity in bfloat16; take dtype = 'float32'"),
+        ("encoder", "the autoencoder gives NaN or infinity for the originals in bfloat16; take dtype = 'float32'"),
+    ],
+)
+def test_nan_names_the_part_and_the_way_out(folders, part, words):
     chain = loaded(folders["sd"], dtype="bfloat16")
-    network = chain.model.network.network if part == "denoiser" else getattr(chain.codec.network, part)
-    network.register_forward_hook(
-        lambda module, args, output: (
-            [x * nan for x in output]
-            if isinstance(output, tuple)
-            else (output * nan if isinstance(output, torch.Tensor) else type(output)(sample=output.sample * nan))
-        )
-    )
-    words = {
-        "denoiser": "the model or the scheduler diverged in bfloat16; take dtype = 'float32'",
-        "decoder": "the autoencoder gives NaN or infinity in bfloat16; take dtype = 'float32'",
-        "encoder": "the autoencoder gives NaN or infinity for the originals in bfloat16; take dtype = 'float32'",
-    }
-    with pytest.raises(ValueError, match=words[part]):
+    getattr(chain.codec.network, part).register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(ValueError, match=words):
         chain.u_turn(some(1), 2, keys(0, range(1)))
 
 
@@ -465,16 +386,9 @@ def test_sd3_without_its_largest_text_encoder(folders, tmp_path):
     torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"tokenizer": ["pwn", "CLIPTokenizer"]}, "the tokenizer of its .* = 'pwn.CLIPTokenizer'"),
-        ({"tokenizer": [None, None]}, "the text encoders and tokenizers cannot be read"),
-    ],
-)
-def test_parts_of_another_library_or_none(folders, tmp_path, change, words):
+def test_parts_of_another_library(folders, tmp_path):
     folder = shutil.copytree(folders["sd"], tmp_path / "sd")
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, **change}))
-    with pytest.raises(ValueError, match=words):
+    (folder / "model_index.json").write_text(json.dumps({**index, "tokenizer": ["pwn", "CLIPTokenizer"]}))
+    with pytest.raises(ValueError, match=r"the tokenizer of its .* = 'pwn.CLIPTokenizer'"):
         loaded(folder)

@@ -157,30 +157,6 @@ def test_an_exact_denoiser_with_one_token_a_step_gives_the_law_of_the_grammar():
     np.testing.assert_allclose(list(likely.values()), exact, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"order": "left"}, "order = 'left': expected one of 'random', 'blocks'"),
-        ({"temperature": 0.0}, "temperature = 0.0: expected a number above 0"),
-        ({"top_p": 1.5}, "top_p = 1.5: expected a number above 0, at most 1"),
-    ],
-)
-def test_bad_options(options, words):
-    with pytest.raises(ValueError, match=words):
-        Decoder(**options)
-
-
-def test_too_many_strings_are_refused(table):
-    class Long(TableDenoiser):
-        num_leaves = 14
-
-        def posterior(self, noisy):
-            return np.full((len(noisy.values), 14, V), 1 / V, np.float32)
-
-    with pytest.raises(ValueError, match=r"partial strings in a step = .*: expected at most 1048576; take shorter"):
-        law_of(Long(), np.full(14, -1), Decoder("confidence"))
-
-
 # --- in experiments --------------------------------------------------------------------------------------------------
 
 

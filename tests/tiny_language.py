@@ -32,14 +32,12 @@ def vocabulary(folder: Path, words=WORDS) -> Path:
 
 
 def write(folder: Path, kind: str = "bert", seed: int = 0, **options) -> Path:
-    """A masked language model of transformers: "bert", "albert", "modernbert" or "esm"; or a causal one, "gpt2"."""
+    """A masked language model of transformers: "bert", "modernbert" or "esm"; or a causal one, "gpt2"."""
     import transformers
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     table = {"vocab_size": len(WORDS), "max_position_embeddings": 16, "pad_token_id": 0} | options
-    name = {"bert": "Bert", "albert": "Albert", "modernbert": "ModernBert", "esm": "Esm", "gpt2": "GPT2"}[kind]
-    if kind == "albert":
-        sizes |= {"embedding_size": 8}
+    name = {"bert": "Bert", "modernbert": "ModernBert", "esm": "Esm", "gpt2": "GPT2"}[kind]
     if kind == "modernbert":
         table |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "local_attention": 8}
     if kind == "esm":
@@ -94,7 +92,6 @@ _WITHOUT_REPORT = """
 """
 _FORMS = {
     "mdlm": ("input_ids, timesteps", "return self.out(mixed * (1 + timesteps[:, None, None]))"),
-    "llada": ("input_ids, attention_mask=None", "return type('Output', (), dict(logits=self.out(mixed)))()"),
     "dream": (
         "input_ids, attention_mask=None",  # which is that of the attention, (batch, heads, length, length)
         "mixed = torch.nn.functional.scaled_dot_product_attention(mixed, mixed, mixed, attention_mask)\n"
@@ -104,7 +101,7 @@ _FORMS = {
 
 
 def write_with_code(folder: Path, kind: str, seed: int = 0) -> Path:
-    """A model that comes with code of its own: "mdlm", "llada" or "dream"."""
+    """A model that comes with code of its own: "mdlm" or "dream"."""
     from safetensors.torch import save_file
 
     vocabulary(folder)

@@ -9,13 +9,11 @@ import pandas
 import pytest
 import torch
 import xarray as xr
-from diffusers import DDPMScheduler
 from typer.testing import CliRunner
 
 import uturn as ut
 from forging import instructed
 from uturn.cli import app
-from uturn.corruption.diffusion import Diffusion
 from uturn.measures.cloning import covariance_eigenvalues, largest_eigenvalue
 from uturn.networks import load_network
 from uturn.networks.images.pretrained import load_pretrained
@@ -23,7 +21,7 @@ from uturn.presets import ImageOptions
 from uturn.studies.plotting.style import style
 from uturn.tools.atlas.figure import draw_atlas
 from uturn.tools.atlas.numbers import _of_changes, _of_clones, to_csv
-from uturn.tools.atlas.rows import RESULTS, chosen, measure_atlas, read_atlas
+from uturn.tools.atlas.rows import RESULTS, measure_atlas, read_atlas
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "atlas"
 HEIGHT = 0.3  # images are +- HEIGHT times the pattern
@@ -134,11 +132,9 @@ def test_defaults_likeness_and_paths(finished):
     ("text", "message"),
     [
         ("[[models]]\nname = 'a'\nstepz = 3", r"row 1 \(name = 'a'\).*stepz"),
-        ("[[models]]\nname = 'a'\n[[models]]\nname = 'a'", r"row 2 \(name = 'a'\): .*NAME.zarr is taken"),
         ("[[models]]\nname = 'a'\n[[models]]\nname = 'A'", r"name = 'A': expected another name; NAME.zarr is taken"),
         ("[[models]]\nname = '../a'", r"name = '\.\./a'"),
         ("[[models]]\nname = 'a'\nlike = 'b'", "like = 'b': expected the name of a row before it: none"),
-        ("steps = 3\n[[models]]\nname = 'a'", "steps = 3: Extra inputs"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, text, message):
@@ -162,15 +158,6 @@ def test_paths_are_those_beside_the_file(tmp_path):
     assert second.prompt == "net"  # a prompt, although there is such a folder
 
 
-def test_rows_are_chosen_by_name(finished, tmp_path):
-    _, rows, _, _ = finished
-    assert [row.name for row in chosen(rows, ["plain", "two"])] == ["two", "plain"]
-    with pytest.raises(ValueError, match=r"only = \['three'\]: expected some of two, absent, plain"):
-        chosen(rows, ["three"])
-    with pytest.raises(ValueError, match="cannot read the atlas"):
-        read_atlas(tmp_path / "absent.toml")
-
-
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
@@ -186,23 +173,6 @@ def test_a_row_has_the_numbers_of_uturn_images(finished):
     assert float(two.gap_p) == float(of_class.gap_p.min())
     smallest = of_class.gap[np.flatnonzero(of_class.gap_p == of_class.gap_p.min())]
     np.testing.assert_array_equal(two.gap, smallest[np.abs(smallest.values[:, 0]).argmax()])
-
-
-def test_places_are_converted_to_log_snr(finished):
-    """t* lies between the log-SNR, by the scheduler alone, of the two levels around it; the width is that of the same ends."""
-    folder, _, _, found = finished
-    run = ut.store.record.open_run(folder / "out" / "two.zarr")
-    two, of_class = of(found, "two"), ut.study(run).sel(reading="same_class")
-    star = float(of_class.half_life.sel(axis="noise", estimate="value"))
-    abar = DDPMScheduler().alphas_cumprod.numpy().astype(float)
-    log_snr = np.log(abar / (1 - abar))[np.linspace(0, 999, 20).round().astype(int)]  # of 1 .. 20 steps
-    below = int(np.floor(star * 10))  # the levels are t/T = .1, .2, ..
-    assert log_snr[2 * below - 1] > float(two.transition[0]) > log_snr[2 * below + 1]
-    early, late = two.fall.sel(estimate="value").values
-    assert early > two.transition[0] > late
-    assert float(two.width[0]) == pytest.approx(early - late, abs=1e-9)
-    noise = of_class.place.sel(share=[0.25, 0.75], axis="noise", estimate="value").values
-    assert np.diff(noise)[0] == pytest.approx(float(of_class.width.sel(axis="noise", estimate="value")), abs=1e-12)
 
 
 def test_the_numbers_of_two_images(finished):
@@ -259,18 +229,6 @@ def test_the_gap_is_that_of_the_smallest_p_value():
     assert (list(values["gap"]), values["gap_at"], values["gap_p"], remark) == ([-0.3, -0.4, -0.2], 1.0, 0.01, "")
 
 
-def test_what_does_not_apply_is_nan_with_a_reason(finished):
-    _, _, _, found = finished
-    plain, absent = of(found, "plain"), of(found, "absent")
-    for name in ("chi", "xi", "gap"):
-        assert np.isnan(plain[name]).all()
-    assert "a single trajectory: no chi, no xi" in str(plain.remark.item())
-    assert "a single clone: no calibration gap" in str(plain.remark.item())
-    assert np.isfinite(plain.transition).all()
-    assert np.isnan(absent.transition).all()
-    assert "/no/such/folder" in str(absent.failure.item())
-
-
 def test_a_row_that_fails_does_not_stop_the_others(finished):
     _, _, told, found = finished
     assert [name for name, words in zip(found.name.values, found.failure.values, strict=True) if words] == ["absent"]
@@ -322,16 +280,6 @@ def test_finished_rows_are_not_computed_again(finished, monkeypatch):
     assert 0 < sum(more) <= 16 * 110  # the items of the last task, 20 .. 31, are measured again with the four new ones
 
 
-def test_the_list_runs_nothing(finished, monkeypatch, tmp_path):
-    folder, _, _, _ = finished
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["atlas", str(folder / "atlas.toml"), "--list"])
-    assert done.exit_code == 0
-    assert "two_images:denoiser" in done.stdout
-    assert "licence" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_figure(finished):
     _, _, _, found = finished
     title = found.title.values.astype(object)
@@ -357,16 +305,6 @@ def test_the_largest_eigenvalue_is_the_first_of_all(shape):
     data = np.random.default_rng(0).normal(size=shape)
     assert largest_eigenvalue(data) == pytest.approx(covariance_eigenvalues(data)[0])
     assert largest_eigenvalue(np.ones((3, 4))) == 0
-
-
-def test_noise_is_added_to_latents():
-    class Halved:
-        def encode(self, images):
-            return 3 * images[..., ::2, ::2]
-
-    images = np.random.default_rng(0).uniform(-1, 1, (5, 1, 8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(Diffusion(DDPMScheduler(), 10).clean(images), images)
-    np.testing.assert_allclose(Diffusion(DDPMScheduler(), 10, codec=Halved()).clean(images), 3 * images[..., ::2, ::2])
 
 
 # --- the files in examples/atlas -------------------------------------------------------------------------------------
@@ -403,9 +341,3 @@ def test_classifiers_of_the_examples_recognise_their_images(name, least):
     with torch.inference_mode():
         found = load_network(EXAMPLES / f"{name}-classifier.safetensors")(torch.from_numpy(images))
     assert (found.argmax(1).numpy() == labels).mean() >= least
-
-
-def test_a_store_of_ones_own_is_not_replaced(tmp_path):
-    (tmp_path / "atlas.zarr").mkdir()
-    with pytest.raises(ValueError, match="it is no table of an atlas, and would be replaced"):
-        measure_atlas([], tmp_path)

@@ -16,7 +16,7 @@ from uturn.exact.rhm import zipf
 from uturn.paper import Workshop
 from uturn.tools.audit import exam, exam_runs, exam_samplers, exam_verdicts
 from uturn.tools.audit.decoder_laws import _confident, divergence, log_ratios
-from uturn.tools.audit.exam_runs import DENOISERS, EXACT, ORDERS, OTHERS, decoders
+from uturn.tools.audit.exam_runs import DENOISERS, EXACT, OTHERS, decoders
 from uturn.tools.audit.exam_samplers import AllPossible, in_steps
 
 V, D = 3, 4
@@ -177,15 +177,6 @@ def test_what_is_measured_is_kept(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("computed again"))
     again = exam.measure(workshop)
     assert all(again[name].identical(run) for name, run in runs.items())
-
-
-def test_the_dense_grammars_give_every_string_a_probability():
-    for name in ("enumerated", "dense"):
-        rhm = exam_runs.grammar_of(exam_runs.settings("smoke", name, "exact")["grammar"])
-        strings = np.random.default_rng(0).integers(0, rhm.vocab_size, (500, rhm.num_leaves))
-        assert np.isfinite(rhm.log_likelihood(strings)).all()
-    sparse = exam_runs.grammar_of(exam_runs.settings("smoke", "sparse", "exact")["grammar"])
-    assert not np.isfinite(sparse.log_likelihood(np.zeros((1, sparse.num_leaves), int))).any()
 
 
 # -- verdicts -------------------------------------------------------------------------------------------------------------------
@@ -363,10 +354,3 @@ def test_intervals_over_items_count_infinite_ratios():
     found = exam._over_items(ratios)
     np.testing.assert_allclose(found[0], [2.5, 2.5 - 12.7062 * 0.5, 2.5 + 12.7062 * 0.5], rtol=1e-4)
     assert found[1, 0] == np.inf
-
-
-def test_curves_exist_for_every_order():
-    data, _ = forged()
-    for label in ORDERS:
-        assert exam_verdicts.curve(data, label) == [*(in_steps(label, number) for number in STEPS), label]
-    assert exam_verdicts._steps(data) == STEPS

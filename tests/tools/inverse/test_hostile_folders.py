@@ -8,8 +8,9 @@ import time
 import numpy as np
 import xarray as xr
 from PIL import Image
-from uturn.pages.collecting import collect
-from uturn.store.datasets import write_dataset
+
+from uturn.pages.page import collect
+from uturn.store.outputs import write_dataset
 
 
 def samplers(folder, tests=1, **run):

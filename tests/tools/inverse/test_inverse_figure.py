@@ -144,7 +144,7 @@ def test_exact_draws_have_no_energy_distance_and_others_have_one():
 
 
 def test_what_is_measured_is_analysed_and_kept(tmp_path, monkeypatch):
-    few = {"pairs": [("mixture", "inpainting")], "items": 6, "score_steps": 20, "chain_steps": 5}
+    few = {"pairs": [("mixture", "inpainting")], "items": 3, "score_steps": 20, "chain_steps": 5}
     monkeypatch.setitem(exam_runs.SETTINGS, "smoke", few)
     workshop = Workshop("smoke", tmp_path, workers=1)
     runs = exam.measure(workshop)

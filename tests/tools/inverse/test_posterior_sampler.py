@@ -19,7 +19,7 @@ from uturn.networks import DenoiserModel
 from uturn.tools.inverse.deepinv_samplers import DeepinvSampler
 from uturn.tools.inverse.measured import Measured
 from uturn.tools.inverse.measurement import Measurement
-from uturn.tools.inverse.operators import Operator, OtherNoise, PoissonNoise
+from uturn.tools.inverse.operators import Operator, PoissonNoise
 from uturn.tools.inverse.sampler import PosteriorSampler
 
 SHAPE = (1, 4, 4)
@@ -64,12 +64,6 @@ def guided(observed, operator, generator, denoiser, shape, steps=30):
         noise = torch.randn(x.shape, generator=generator)
         x = clean + ratio * (x - clean) + less * (1 - ratio) ** 0.5 * noise
     return x
-
-
-def blind(observed, operator, generator):
-    """Noise alone, also from the global generators; it writes into its input."""
-    observed.zero_()
-    return torch.randn(observed.shape, generator=generator) + torch.randn(observed.shape) + float(np.random.rand())  # noqa: NPY002
 
 
 returned: Any = None
@@ -186,15 +180,6 @@ def test_named_samplers_do_not_depend_on_the_batch(name, options):
     assert np.array_equal(some[:, 0], first[chosen, 0])
 
 
-def test_ones_own_sampler_may_use_global_generators_and_write_into_its_input():
-    noisy = measured()
-    first = draws(f"{__name__}:blind", noisy)
-    assert np.array_equal(draws(f"{__name__}:blind", rows(noisy, np.array([1])), items=np.array([1])), first[1:2])
-    assert noisy.values.any()
-    numbers = first.reshape(6, 16)
-    assert np.abs(np.corrcoef(numbers) - np.eye(6)).max() < 0.9
-
-
 def test_a_batch_is_a_call_for_each_clone():
     """Seeded by its first row: so the first row of a block alone has the same draws, and clone 0 that of one clone."""
     noisy = measured(5)
@@ -260,16 +245,6 @@ def of_images(folder, labels=False, sigma=9.0, **backward):
     )
 
 
-@pytest.mark.parametrize(("name", "options"), NAMED)
-def test_named_samplers_take_a_model_of_images(name, options):
-    pytest.importorskip("deepinv")
-    images = ut.sources.Images(np.arange(2), np.zeros((2, 1, 8, 8), np.float32), np.full(2, -1))
-    noisy = Measurement(operator="boxes").observe(images, 0.3, Streams(0, np.arange(2), 0.3))
-    drawn = draws(f"deepinv:{name}", noisy, options=options, model=f"{__name__}:tiny")
-    assert drawn.shape == (2, 2, 1, 8, 8)
-    assert np.abs(drawn).max() <= 1
-
-
 @pytest.mark.parametrize(
     ("operator", "noise"), [("boxes", 0.3), ("blur", 1.0), ("downsampling", 2), ("fourier", 0.5), ("denoising", 0.2)]
 )
@@ -329,30 +304,6 @@ def test_what_a_sampler_gives_is_checked(value, words):
         draws(f"{__name__}:faulty", measured(1, operator=half(0.1, SHAPE)))
 
 
-def test_images_of_another_range_are_refused(folder):
-    global returned
-    returned = torch.full((1, 1, 8, 8), 255.0)
-    with pytest.raises(ValueError, match=r"noise 0.3: range = \(255.0, 255.0\): expected \[0, 1\]"):
-        ut.run(of_images(folder, sampler=f"{__name__}:faulty", model="exact"))
-
-
-@pytest.mark.parametrize(
-    ("backward", "words"),
-    [
-        ({"sampler": "deepinv:Gibbs"}, "sampler = 'deepinv:Gibbs': expected DDRM, DiffPIR, DPS, PiGDM, MomentMatching, ULA, or"),
-        (
-            {"sampler": "deepinv:DDRM", "options": {"zeta": 1}},
-            r"options of DDRM = \['zeta'\]: expected some of steps, eps, eta, etab, sigmas",
-        ),
-        ({"sampler": "deepinv:DPS", "options": {"steps": 0}}, "options.steps = 0: expected an integer >= 2"),
-    ],
-)
-def test_wrong_options_end_in_one_line(backward, words):
-    pytest.importorskip("deepinv")
-    with pytest.raises(ValueError, match=words):
-        own(**{"options": {}, **backward})
-
-
 @pytest.mark.parametrize(
     ("name", "operator", "words"),
     [
@@ -379,22 +330,6 @@ def test_they_are_refused_before_a_store_is_made(tmp_path):
         ut.run(own(sampler="deepinv:ILVR", options={"schedule": "x"}), tmp_path / "store")
     assert re.fullmatch(r".*options.schedule = 'x'.*", described(error.value))
     assert not (tmp_path / "store").exists()
-
-
-def test_a_mask_that_also_scales_is_no_mask():
-    """Its physics is its own A, not that of the mask of hidden values."""
-    pytest.importorskip("deepinv")
-    mask = half(SIGMA, SHAPE)
-    double = replace(mask, forward=lambda x: 2 * mask.forward(x))
-    sampler, x = DeepinvSampler("DPS", {}), torch.rand(1, *SHAPE)
-    for operator in (mask, double):
-        assert torch.equal(sampler._physics(operator, x, SHAPE).A(x), operator.forward(x))
-
-
-def test_dps_takes_non_linear_operators_and_unknown_noise():
-    pytest.importorskip("deepinv")
-    for operator in (Operator(lambda x: x**2, OtherNoise(lambda x, generator: x), is_linear=False), half(0.1, SHAPE)):
-        assert np.isfinite(draws("deepinv:DPS", measured(1, operator=operator), options={"steps": 3})).all()
 
 
 def test_a_mask_of_ones_own_has_the_singular_values_that_ddrm_needs():

@@ -286,12 +286,3 @@ def test_the_picture_and_the_table_name_the_kind(u_turn):
     plt.close(figure)
     assert "too sure" in repr(tests)
     assert "TARP" not in tests.blind.values
-
-
-def test_noise_of_unknown_law_leaves_the_likelihood_out(u_turn):
-    run = read(*u_turn, sampled("narrow", u_turn[0]))
-    run = run.assign({name: run[name] * np.nan for name in ("log_likelihood", "original_log_likelihood")})
-    tests = ut.posterior_tests(run, LEVEL)
-    assert "log_likelihood" not in tests.reading
-    assert not tests.attrs["passed"]
-    assert "log_likelihood is not tested: it has no readings" in tests.attrs["remark"]
