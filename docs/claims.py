@@ -40,7 +40,9 @@ CLAIMS = {
             r".*?\. ",
         ),
         Claim("Deep and shallow layers swap their order there: at t/T", "fig2", "t/T at which logits and first block swap order"),
-        Claim("Grammar, Gaussian noise: the class is lost at one time. t\\*", "fig5", "t*: half of the class is lost, L = "),
+        Claim(
+            "Grammar, Gaussian noise: the class is lost at one time. Half-life, t", "fig5", "t*: half of the class is lost, L = "
+        ),
         Claim(
             "The deeper the tree, the more abruptly. Half-life over width, L = 4, 7, 10",
             "fig5",
@@ -98,7 +100,7 @@ CLAIMS = {
     ),
     "arXiv:2410.13770": (
         Claim(
-            "χ peaks at the transition, below ε\\* at finite depth. t\\*, L = 5, 7, 10",
+            "χ peaks at the transition, below ε\\* at finite depth. Its noise, L = 5, 7, 10",
             "chi",
             "ε at which chi peaks, ",
             r".*?(?=; curves|$)",

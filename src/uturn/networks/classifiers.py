@@ -54,9 +54,10 @@ class TreeClassifier(_Blocks):
     def forward(self, leaves: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of strings, int64 (batch, branching**depth)."""
         v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
-        expect(leaves.shape[1:] == (s**L,), "leaves: shape", tuple(leaves.shape), f"(batch, {s**L})")
+        fits = leaves.shape[1:] == (s**L,) and not leaves.is_floating_point()
+        expect(fits, "leaves: dtype, shape", (leaves.dtype, tuple(leaves.shape)), f"integers (batch, {s**L})")
         # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
-        onehot = nn.functional.one_hot(leaves, v).to(self.logits.weight.dtype)
+        onehot = nn.functional.one_hot(leaves.long(), v).to(self.logits.weight.dtype)
         hidden = self.blocks((onehot - 1 / v).transpose(1, 2) * v**0.5)
         return self.logits(hidden.squeeze(2))
 
