@@ -249,6 +249,7 @@ def test_strings_equal_the_local_run(cluster, tmp_path):
     assert found.attrs["complete"]
 
 
+@pytest.mark.usefixtures("unchecked_models")
 def test_images_equal_the_local_run(cluster, tmp_path):
     experiment = ut.Experiment.from_dict(IMAGES)
     found = ut.run(experiment, tmp_path / "x", workers=1, cluster=cluster.address).load()

@@ -30,7 +30,7 @@ def fresh(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["folder", "objects"])
+@pytest.fixture
 def copied(request, finished, tmp_path, monkeypatch):  # noqa: F811
     """Makes copies of a finished run, by number, and the class whose method `set` writes their files."""
     obstore = pytest.importorskip("obstore.store") if request.param == "objects" else None
@@ -47,7 +47,7 @@ def copied(request, finished, tmp_path, monkeypatch):  # noqa: F811
     return copy, ObjectStore if obstore else LocalStore
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("copied", "after"), [("folder", False), ("objects", True)], indirect=["copied"])
 def test_killed_at_any_write_of_a_growth(copied, finished, fresh, monkeypatch, after):  # noqa: F811
     copy, storage = copied
     small, write, died, grown = xr.open_zarr(finished).load(), storage.set, 0, 0

@@ -80,11 +80,9 @@ def said_of(network, scheduler, predicts="v", **options):
 
 WRONG = {
     "made for t in [0, 1]": ({"inputs": lambda x, t: (x, 1000 * t)}, "v", "if the timestep is divided by 1000"),
-    "made for 1000 t": ({"inputs": lambda x, t: (x, t / 1000)}, "v", "if the timestep is multiplied by 1000"),
     "reversed t": ({"inputs": lambda x, t: (x, 999 - t)}, "v", "if time runs backwards, T - t"),
     "constant t": ({"inputs": lambda x, t: (x, 0 * t + 500)}, "v", "does not depend on its time input"),
     "flipped sign": ({"output": lambda y: -y}, "v", "if the sign of its output is changed"),
-    "input doubled": ({"inputs": lambda x, t: (2 * x, t)}, "v", "if its input is halved"),
     "declared noise": ({}, "noise", r"that it predicts the noise: .* if its output is read as v"),
     "declared x0": ({}, "x0", r"that it predicts x_0: .* if its output is read as v"),
 }
@@ -128,7 +126,7 @@ def test_sigma_in_the_place_of_its_logarithm_or_of_another_unit_is_named(embedde
     assert "does not fit what is declared" in line
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "mnist-flow", "fashion-classes", "fashion-latent"])
+@pytest.mark.parametrize("name", ["digits", "mnist-flow", "fashion-classes"])
 def test_no_change_fits_a_right_network_better(name):
     data = np.load(ATLAS / ("digits.npy" if name == "digits" else "mnist.npy"))[:10]
     images = data.reshape(10, 1, *data.shape[1:3]).astype(np.float32) / 127.5 - 1
@@ -181,7 +179,6 @@ def written(x, t):
 CALLS = {
     "noise": ({"inputs": lambda x, t: (x + 0.01 * torch.randn_like(x), t)}, "is random"),
     "batch": ({"output": lambda y: y - 0.1 * y.mean(0, keepdim=True)}, "mixes the data of a batch"),
-    "first time": ({"inputs": lambda x, t: (x, t[:1].expand(len(t)))}, "mixes the data of a batch"),
     "size": ({"output": lambda y: y * (1 + 0.1 / len(y))}, "depends on the batch size"),
     "writes": ({"inputs": written}, "modifies its input"),
 }
@@ -194,7 +191,7 @@ def test_how_a_denoiser_computes_is_tried(name, embedded):
     assert line.startswith(f"model check: the model '{__name__}:function' {words}")
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("right", "stored"), ("right", "ancestral"), ("noise", "stored")])
+@pytest.mark.parametrize(("name", "scheduler"), [("right", "ancestral"), ("noise", "stored")])
 def test_how_a_network_of_edm_computes_is_tried(name, scheduler, embedded):
     changes, words = CALLS.get(name, ({}, None))
     model = DenoisingNetwork(Wrapped(embedded[0], **changes), torch.float32)

@@ -531,7 +531,7 @@ def test_an_audit_writes_its_numbers_and_its_section(audited):
     numbers = json.loads((out / "audit.json").read_text())
     assert (numbers["texts"], numbers["noise"], numbers["tokens"]) == (2, [0.5, 1.0], [11, 11])
     for name in ("order_discrepancy", "random_orders_differ", "left_to_right"):
-        assert np.array(numbers[name], float).shape == (2, 2)
+        assert np.array(numbers[name], float).shape == (2, 3)
         assert np.isfinite(np.array(numbers[name], float)).all()
     assert numbers["random_orders_differ"][1][0] > 0  # no trained network is quite consistent
     assert set(numbers["order_nats"]) == {"random", "entropy", "probability"}  # with 16 steps they are the same on 11 tokens
