@@ -318,7 +318,7 @@ def opened_by_zarr():
 
 def test_every_call_opens_format_3():
     calls = list(opened_by_zarr())
-    assert {"record.py", "datasets.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
+    assert {"record.py", "outputs.py", "workshop.py", "sections.py"} <= {file for file, *_ in calls}
     assert [call for call in calls if call[-1] != 3] == []
 
 
