@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import hashlib
 import json
 import os
 import re
@@ -690,3 +691,73 @@ def test_texts_that_a_store_names_take_no_time(tmp_path, monkeypatch):
         ("source", {"path": str(tmp_path / "holes.txt")}),
     ):
         assert not records_of(run.assign_attrs(spec=json.dumps(spec | {part: spec[part] | change}))).coords
+
+
+def _relabelled(root, kind):
+    """A coordinate of one label of a gigabyte."""
+    metadata, labels = root["consolidated_metadata"]["metadata"], json.loads(root["attributes"]["labels"])
+    codec = {"name": "bytes", "configuration": {"endian": "little"}}
+    data_type = {"name": kind, "configuration": {"length_bytes": 2**30}}
+    grid = {"name": "regular", "configuration": {"chunk_shape": [1]}}
+    big = {"shape": [1], "dimension_names": ["big"], "chunk_grid": grid, "data_type": data_type, "codecs": [codec]}
+    metadata["big"] = metadata["item"] | big | {"fill_value": "", "attributes": {}}
+    root["attributes"]["labels"] = json.dumps(labels | {"big": "0" * 16})
+
+
+def _first_level(root, level):
+    attributes = root["attributes"]
+    identity, levels = (json.loads(attributes[name]) for name in ("identity", "levels"))
+    identity["corruption"]["noise"][0] = levels[0] = level
+    attributes.update(identity=json.dumps(identity), levels=json.dumps(levels))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: _first_level(root, None), "not a readable store: float"),
+        (lambda root: _first_level(root, 10**400), "not a readable store: int too large"),
+        (lambda root: root["attributes"].update(labels=json.dumps(["noise", "item"])), "not a readable store"),
+        (lambda root: root["attributes"].pop("spec"), "it has no 'spec'"),
+        (lambda root: root["attributes"].update(spec="{"), "not a readable store"),
+        *((lambda root, kind=kind: _relabelled(root, kind), "big: type") for kind in ("fixed_length_utf32", "raw_bytes")),
+        (lambda root: array(root, "belief").update(data_type="complex64", fill_value=[0, 0]), "belief: type = 'complex64'"),
+    ],
+)
+def test_attributes_and_types_of_no_store_are_named(change, message, stored, tmp_path, capsys):
+    store = shutil.copytree(stored, tmp_path / "run")
+    forge(store, change)
+    for command in ("status", "study"):
+        code, (line,), _ = ended(capsys, command, store)
+        assert (code, message in line) == (2, True), line
+
+
+def test_a_text_of_a_page_is_bounded(tmp_path):
+    """A text of millions of tokens, in a folder of some kilobytes, costs its own view and not the study."""
+    ut.pages.write_study(ut.readings({"kept": [[1.0, 1, 0]] * 3}, [0.2, 0.5, 0.8]), tmp_path / "out")
+    path, dims = tmp_path / "out" / "study.zarr", ("shown_noise", "shown_item", "position")
+    data, text = xr.open_zarr(path, zarr_format=3).load(), np.full((1, 1, 2**20), "a", np.dtypes.StringDType())
+    pieces = {"original_piece": (dims[1:], text[0]), "piece": (dims, text), "noisy_piece": (dims, text)}
+    data = data.assign(changed=(dims, text == "b"), noised=(dims, text == "b"))
+    write_dataset(data.assign_coords(shown_noise=[0.5], shown_item=[0], **pieces), path)
+    found = collect([tmp_path / "out"])
+    assert [section["tokens"] for section in found.sections] == [None]
+    assert "tokens of a text at all noise levels = 2097152: expected" in found.problems[0]["words"]
+
+
+def test_a_study_follows_no_link_in_a_folder_of_results(stored, tmp_path, capsys):
+    (tmp_path / "run.zarr").symlink_to(stored)
+    for words in (["study", tmp_path], ["choose", tmp_path, "--keep", "belief=.5"]):
+        code, (line,), _ = ended(capsys, *words)
+        assert (code, "run.zarr is a link" in line) == (2, True), line
+
+
+def test_originals_are_read_up_to_the_first_of_another_shape(tmp_path, monkeypatch):
+    """Small files that a store names may promise images of gigabytes."""
+    read, pixels_of = [], ut.sources.images.pixels_of
+    monkeypatch.setattr("uturn.sources.images.pixels_of", lambda *place: read.append(place) or pixels_of(*place))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    source = ut.sources.ImageFolderSource(path=str(tmp_path), size=64)
+    assert source.kept(["a.png"] * 30, [digest] * 30, (3, 8, 8)) is None
+    assert len(read) == 1
+    assert source.kept(["a.png"] * 30, [digest] * 30, (3, 64, 64)).shape == (30, 3, 64, 64)

@@ -218,5 +218,5 @@ def status(store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or
             out.print(f"  damaged: {place}; `uturn run` with the same spec measures it again")
     sizes = f"{len(opened.noise)} noise levels, {opened.num_items} items, {opened.trajectories} trajectories"
     out.print(f"  {', '.join(opened.variables)}: {sizes}")
-    out.print(json.dumps(json.loads(opened.attributes["spec"]), indent=1, ensure_ascii=False))
+    out.print(json.dumps(opened.spec, indent=1, ensure_ascii=False))
     say_next(run=("report", store) if counts["done"] == len(states) else ("run", "SPEC", "--store", store))

@@ -107,6 +107,7 @@ def end(out: str, parts: Iterable[Any] = (), *lines: str, files: Iterable[str] =
 
 def opened(place: str, **of_table: Any) -> Any:
     """The run in a store, in the `run.zarr` of a folder of results, or in a table of readings with the options `of_table`."""
+    from uturn.core.files import check_plain
     from uturn.store.record import open_run
     from uturn.studies.long_form import is_table
     from uturn.studies.readings import read_readings
@@ -114,7 +115,10 @@ def opened(place: str, **of_table: Any) -> Any:
     if is_table(place):
         return read_readings(place, **of_table)
     inner = Path(place) / "run.zarr"
-    return open_run(inner if not (Path(place) / "zarr.json").exists() and inner.is_dir() else place)
+    if (Path(place) / "zarr.json").exists() or not inner.is_dir():
+        return open_run(place)
+    check_plain(inner)  # the folder, perhaps of others, may not lead to a store elsewhere
+    return open_run(inner)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from pydantic import TypeAdapter
 
 import uturn
 from uturn.core.checks import expect, one_line
@@ -19,6 +20,7 @@ from uturn.core.files import LARGEST_TABLE, check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import preview
 from uturn.store.record import bounded_chunks, open_run
+from uturn.studies.tables import TextTable
 
 _MOST_SPEC = 20_000  # characters of a spec
 _CODECS = {"NoneType", "BytesCodec", "VLenUTF8Codec", "ZstdCodec", "_Bounded", "Crc32cCodec"}  # of datasets
@@ -135,6 +137,14 @@ class Reader:
         facts |= {f"fingerprint of {part}": value for part, value in table_in(attributes.get("models")).items()}
         spec = json.dumps(table_in(attributes.get("spec")), indent=1, ensure_ascii=False)
         return {"name": name, "facts": facts, "spec": spec if len(spec) <= _MOST_SPEC else f"{spec[:_MOST_SPEC]} .."}
+
+
+def checked_table(content: Any) -> dict[str, Any]:
+    """A `TextTable` from a file, as plain data; ValueError if it is damaged."""
+    table = TypeAdapter(TextTable).validate_python(content)
+    cells, heads = max(map(len, table.rows), default=0), len(table.heads)
+    expect(cells <= heads, f"table {table.title}: cells of a row", cells, f"at most {heads}, one for each head")
+    return table._asdict()
 
 
 def table_in(text: Any) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import TypeAdapter
 
+from uturn.core.checks import expect
 from uturn.measures.statistics import Estimate, with_interval
 from uturn.pages.charts import chart, mark, numbers, with_curves
 from uturn.pages.pictures import grid
-from uturn.pages.sections import Reader, card, existing, new_section
+from uturn.pages.sections import Reader, card, checked_table, existing, new_section
 from uturn.pages.tokens import blocks
 from uturn.pages.trees import tree_of_store
 from uturn.store.record import warnings_of
@@ -25,10 +25,11 @@ from uturn.studies.charts import Chart, charts_of, numbers_of, overlaid
 from uturn.studies.headline import PEAK, Headline, headline_of
 from uturn.studies.records import sample
 from uturn.studies.runs import label
-from uturn.studies.tables import TextTable, calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
+from uturn.studies.tables import calibration_words, parts_of, remarks_on_readings, remarks_on_run, tested_families
 
 LOCATED = "located.json"  # the numbers of a search
 _MOST_TOKENS = 200_000  # tokens of all texts and noise levels
+_LONGEST_TEXT = 2**20  # tokens of a text at all noise levels; a few kilobytes may promise any number
 _FILES = ("curves.csv", "numbers.csv", "items.csv", "study.pdf", "grid.pdf", "tokens.html")
 
 
@@ -58,7 +59,8 @@ def study_section(path: Path, read: Reader) -> dict[str, Any]:
         counts = {key: int(data.attrs.get(name, data.sizes["item"])) for key, name in (("of", "items"), ("kept", "kept"))}
         section["grid"] = grid(some.shown_noise.values, names, *pictures, half_lives) | counts
     if "original_piece" in data.coords:
-        section["tokens"] = _tokens(data)
+        with read.noting(path):
+            section["tokens"] = _tokens(data)
     run = folder / "run.zarr"
     if alone and (run / "node_belief").is_dir():
         with read.noting(run):
@@ -101,7 +103,7 @@ def overlay_section(folder: Path, read: Reader) -> dict[str, Any]:
     if (folder / "difference.json").exists():
         with read.noting(folder / "difference.json"):
             table = json.loads(read.content(folder / "difference.json"))["table"]
-            section["tables"].append(TypeAdapter(TextTable).validate_python(table)._asdict())
+            section["tables"].append(checked_table(table))
         section["files"] += existing(folder, ("difference.json", "difference.csv", "difference.pdf"))
         read.add_picture(section, folder / "difference.png", "difference")
     section["charts"] = _charts(overlaid(studies, marks), axes or [])
@@ -189,7 +191,9 @@ def _unit(data: xr.Dataset) -> str:
 
 def _tokens(data: xr.Dataset) -> dict[str, Any]:
     """Texts token by token: the originals, and at every noise level the tokens with marks for noised and changed ones."""
-    most = max(_MOST_TOKENS // max(data.sizes["position"] * (data.sizes["shown_noise"] + 1), 1), 1)
+    length = data.sizes["position"] * (data.sizes["shown_noise"] + 1)
+    expect(length <= _LONGEST_TEXT, "tokens of a text at all noise levels", length, f"at most {_LONGEST_TEXT} for a page")
+    most = max(_MOST_TOKENS // max(length, 1), 1)
     items = []
     for item, (original, *reconstructions) in blocks(data, most_items=min(most, 200)):
         of_rows = [("c" if token.changed else "n" if token.noised else "." for token in row.tokens) for row in reconstructions]

@@ -241,10 +241,10 @@ class ImageFolderSource(ImageSource):
         labels = np.array([file.label for file in files], np.int64)
         return {"label": labels, **{name: np.array(of, object) for name, of in texts.items()}}
 
-    def kept(self, names: Sequence[str], digests: Sequence[str]) -> np.ndarray | None:
+    def kept(self, names: Sequence[str], digests: Sequence[str], shape: Sequence[int]) -> np.ndarray | None:
         """Images of some files of the folder, as `images_at`, from the names and digests of a store.
 
-        None unless all of them are there with these digests. Nothing outside of the folder is read.
+        None unless all of them are there with these digests and this shape. Nothing outside of the folder is read.
         """
         root, images = os.path.realpath(self.path), []
         for name, digest in zip(names, digests, strict=True):
@@ -253,8 +253,8 @@ class ImageFolderSource(ImageSource):
             if not (inside and os.path.isfile(path)) or unread(path):
                 return None
             pixels = pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
-            if isinstance(pixels, str):
-                return None
+            if isinstance(pixels, str) or pixels.transpose(2, 0, 1).shape != tuple(shape):
+                return None  # at the first one: a few kilobytes may promise gigabytes
             images.append(scaled(pixels.transpose(2, 0, 1), self.path))
         return np.stack(images)
 

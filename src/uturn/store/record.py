@@ -66,6 +66,8 @@ _MOST_TEXT = 2**28  # bytes of the labels of a coordinate
 _LARGEST_ROOT = 2**26  # bytes of zarr.json
 _MOST_WARNINGS, _LONGEST_WARNING = 50, 1000  # shown; characters
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
+_NUMBERS = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64))}
+_TYPES = {"string", "numpy.datetime64", "numpy.timedelta64", *_NUMBERS}  # of labels; others may promise gigabytes for a number
 _OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
 _INTERRUPTED_SECONDS = 5.0  # for a request to object storage with all its repetitions, after an interruption
 _T = TypeVar("_T")
@@ -189,13 +191,14 @@ class Store(Blocks):
         expect(known, "its format and version", (form, version), f"{FORMAT!r} and {VERSION}{newer}")
         digest, writers = self.attributes.get("digest"), "uturn.run or uturn.readings, not by Dataset.to_zarr"
         expect(digest == _digest(root), f"{ROOT}: digest", digest, f"that of a store written by {writers}")
-        self.identity, self.models = spec, models = [json.loads(self.attributes[name]) for name in ("identity", "models")]
+        spec, models, self.spec = (json.loads(self.attributes[name]) for name in ("identity", "models", "spec"))
+        self.identity, self.models = spec, models
         expect(isinstance(models, dict), "its attribute models", models, "a table")
         self.key, self.random_version = self.attributes["key"], self.attributes["random_version"]
-        Blocks.__init__(self, spec["chunk"], spec["items"], spec["corruption"]["noise"])
+        Blocks.__init__(self, spec["chunk"], spec["items"], list(map(float, spec["corruption"]["noise"])))
         self.trajectories, self.clones, self.variables = spec["trajectories"], spec.get("clones", 1), self.attributes["variables"]
         arrays = {name: about for name, about in root["consolidated_metadata"]["metadata"].items() if "shape" in about}
-        self.labels: dict[str, str] = json.loads(self.attributes["labels"])
+        self.labels: dict[str, str] = dict(json.loads(self.attributes["labels"]))
         self._check_sizes(arrays)
         # The settings of zarr are not thread-safe, so all arrays are opened here.
         with bounded_chunks():
@@ -221,6 +224,9 @@ class Store(Blocks):
         for name, about in arrays.items():
             codecs = {codec["name"] for codec in about["codecs"]}
             expect(codecs <= _CODECS, f"{name}: codecs", codecs, "those of a store")
+            kind = about["data_type"]
+            types = _TYPES if name in self.labels else {"uint64"} if name == _RECORDS else {"float32"}
+            expect((kind["name"] if isinstance(kind, dict) else kind) in types, f"{name}: type", kind, "that of a store")
             shape, chunk = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
             if name == _RECORDS:
                 fits = (shape, chunk) == ([len(self.noise), blocks, 3], [1, 1, 3])

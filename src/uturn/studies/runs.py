@@ -208,7 +208,8 @@ def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
         if spec["source"]["type"] == "generated":  # read the stored originals without loading the model
             return source.kept(digest, spec["seed"], items)
         if spec["source"]["type"] == "images":  # a store may name any folder, so that only the files of these items are read
-            return source.kept(*(run[name].values[items].tolist() for name in ("file", "file_digest")))
+            of_files = (run[name].values[items].tolist() for name in ("file", "file_digest"))
+            return source.kept(*of_files, run.image.shape[-3:])
         if not all(0 < os.path.getsize(path) <= _LARGEST_FILE for path in source.files()):
             return None  # a file with holes may promise terabytes, and a reader of one without size may wait for ever
         if source.fingerprint() == digest:

@@ -6,10 +6,11 @@ import shutil
 import time
 
 import numpy as np
+import pytest
 import xarray as xr
 from PIL import Image
 
-from uturn.pages.page import collect
+from uturn.pages.page import collect, report
 from uturn.store.outputs import write_dataset
 
 
@@ -46,3 +47,28 @@ def test_a_report_of_small_files_ends_soon(tmp_path):
     assert "inverse.json is a link, a pipe" in collect([piped]).problems[0]["words"]
     assert len(collect([samplers(tmp_path / "often", tests=500)]).sections[0]["slides"]["rows"][0]["levels"]) == 500
     assert time.process_time() - begin < 15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "x"}, "TextTable"),
+        ({"table": {"title": "", "heads": ["a"], "rows": [["1", "2"]]}}, "cells of a row = 2: expected at most 1"),
+        ({"tables": ["x"]}, "TextTable"),
+        ({"tables": [{"title": "", "heads": 1, "rows": []}]}, "heads"),
+        ({"notes": 5}, "int"),
+    ],
+)
+def test_a_damaged_table_costs_its_section(change, message, tmp_path):
+    folder = samplers(tmp_path / "results")
+    content = json.loads((folder / "inverse.json").read_text())
+    (folder / "inverse.json").write_text(json.dumps(content | change))
+    found = collect([folder])
+    assert (found.sections, message in found.problems[0]["words"]) == ([], True), found.problems
+
+
+def test_words_that_are_no_texts_are_shown(tmp_path):
+    folder = samplers(tmp_path / "results", kinds=[1, 2])
+    content = json.loads((folder / "inverse.json").read_text())
+    (folder / "inverse.json").write_text(json.dumps(content | {"notes": [5], "words": 5}))
+    assert report([folder])[1] == []

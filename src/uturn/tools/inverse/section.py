@@ -16,7 +16,7 @@ from uturn.core.checks import expect
 from uturn.core.files import check_plain
 from uturn.pages.charts import numbers
 from uturn.pages.pictures import WIDTH, as_url, check_count, preview, side_of, with_gaps
-from uturn.pages.sections import Reader, card, new_section
+from uturn.pages.sections import Reader, card, checked_table, new_section
 from uturn.studies.axes import is_geometric
 from uturn.tools.inverse.posteriors import KINDS, NONE_SEEN
 
@@ -33,9 +33,10 @@ def samplers_section(path: Path, read: Reader) -> dict[str, Any]:
     if results.get("format") != FORMAT:
         raise ValueError(f"{folder / 'inverse.json'} is not that of `uturn inverse`, which belongs to samplers.zarr")
     section = new_section("samplers", "samplers", "inverse-problems", "Do the samplers draw from the posterior?")
-    section |= {key: results[key] for key in ("words", "caption", "notes", "tables")} | {"covers": "*.zarr"}
+    section |= {"words": str(results["words"]), "caption": str(results["caption"]), "covers": "*.zarr"}
+    section["notes"], section["tables"] = list(map(str, results["notes"])), list(map(checked_table, results["tables"]))
     section["headlines"] = [_verdict(run) for run in results["runs"]]
-    section["overview"] = results["table"]
+    section["overview"] = checked_table(results["table"])
     section["files"] = [folder / name for name in ("inverse.json", "inverse.csv")]
     check_plain(folder / ERRORS)
     section["pictures_first"], section["word"] = True, "strength"
@@ -50,7 +51,7 @@ def _verdict(run: dict[str, Any]) -> dict[str, Any]:
     seen = [KINDS[kind] for kind in dict.fromkeys(at["kind"] for at in run["tests"]) if kind in KINDS]
     without = "no test rejects" if run["kinds"] == NONE_SEEN else "a test rejects"
     claim = "; ".join(seen) or f"{without}; each is blind to some errors"
-    return card(run["name"], f"the tests judge the {run['judges']}", run["kinds"], claim)
+    return card(run["name"], f"the tests judge the {run['judges']}", str(run["kinds"]), claim)
 
 
 def error_name(store: str, strength: float) -> str:
