@@ -85,7 +85,8 @@ def test_from_runs_to_a_collapse():
 def test_precision_asks_for_places_that_exist(here, monkeypatch):
     """The commands of the page ask for the widths and readings that they show; the search itself is tested elsewhere."""
     sought = []
-    monkeypatch.setattr("uturn.cli.running.locate_into", lambda *arguments: sought.append(arguments))
+    for module in ("studies", "experiments"):
+        monkeypatch.setattr(f"uturn.cli.{module}.locate_into", lambda *arguments: sought.append(arguments))
     asked = commands("precision")
     for command in asked:
         done = uturn(*command, cwd=here)
