@@ -55,6 +55,8 @@ class ReverseDiffusion:
         It changes results by float rounding only. Models with guidance have two rows for every image.
     image_shape, latent_shape
         (channels, height, width) of the images, read from `model.config` where there is one; of the latents, for `generate`.
+    device
+        Device of the computation; by default that of the model.
     num_classes
         For class-conditional models, which are called as `model(noisy, timestep, labels)`, labels int64 (batch,).
     pure_noise, codec, timesteps

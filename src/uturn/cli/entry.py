@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def program() -> None:
-    """Run `main`; if the client of object storage was used, exit without a shutdown, which its threads would abort."""
+    """Run `main`; if the client of object storage was used, exit at once: its threads could abort the process at shutdown."""
     try:
         main()
     except SystemExit as end:

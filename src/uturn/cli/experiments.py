@@ -161,12 +161,12 @@ def plan(
     uturn plan examples/images.toml --until 0.05 --reading same_class
     ```
     """
-    from uturn.studies.locate import forecast
-
     experiment = uturn.Experiment.from_file(spec)
     if place.until is None:
         _print_plan(experiment, store, workers)
         return say_next(run=("run", str(spec), "--store", store or "STORE"))
+    from uturn.studies.locate import forecast
+
     words, parts = forecast(experiment, store=store, **place.sought())
     console().print(words)
     for name, part in zip(("pilot", "around the place", "at the place", "at both ends"), parts, strict=True):

@@ -68,7 +68,8 @@ class Experiment(BaseModel):
     items: int = Field(strict=True, ge=1)
     """Number of originals x0."""
     trajectories: int = Field(default=1, strict=True, ge=1)
-    """Independent noisy data of each original at each noise level."""
+    """Independent noisy data of each original at each noise level. The ε-process is deterministic: its trajectories are draws
+    from one posterior."""
     clones: int = Field(default=1, strict=True, ge=1)
     """Reconstructions of each noisy datum. With several, results have the dim `clone`, and `clone_<name>` compares each with the
     others."""

@@ -40,6 +40,7 @@ class Variable:
     """("noise", "item", ..). With the dim "trajectory" there is one reading for every reconstruction; in an experiment with
     several clones the dim "clone" follows it."""
     long_name: StrictStr
+    """Description with unit, stored with the readings."""
     _: KW_ONLY
     start: _Level = None
     """Value without changes, at noise 0: a number; the name of a variable or coordinate without noise; "same:NAME", the
@@ -48,7 +49,8 @@ class Variable:
     chance: _Level = None
     """Value for independent data, as `start`; by default the value at the largest noise."""
     bounds: tuple[FiniteFloat | None, FiniteFloat | None] = (None, None)
-    """Smallest and largest possible value, None for no bound. Means of readings in [0, 1] have the interval of a proportion."""
+    """Smallest and largest possible value, None for no bound. Intervals are clipped to the bounds; means of readings in [0, 1]
+    have the interval of a proportion."""
     group: StrictStr = ""
     """Readings of one group are drawn in one panel; by default the name of the probe."""
     order: StrictStr | None = None

@@ -71,8 +71,8 @@ def run(
     accept_changes : bool
         Resume although the code or the fingerprint of a user-defined part has changed since the store was made.
     cluster, cpus_per_worker, gpus_per_worker : optional
-        Ray cluster that measures the tasks: "local" starts it on this machine, "auto" runs on this machine, or its address
-        "ray://host:port" or "host:port". All nodes must have access to the store. `workers` is then the largest number of
+        Ray cluster that measures the tasks: "local", started on this machine; "auto", the one that already runs on it; or its
+        address "ray://host:port" or "host:port". All nodes must have access to the store. `workers` is then the largest number of
         workers; each takes, by default, one core, and for networks one GPU if the cluster has any.
 
     Returns

@@ -43,6 +43,12 @@ def sweep(experiment: Experiment, values: Mapping[str, Sequence[Any]], zip: bool
         The last key varies fastest. A name, such as "multiplicity=4,type=masking", holds the values and is valid as the name of a
         folder. It does not depend on the other values, so that a sweep can be enlarged.
 
+    Raises
+    ------
+    ValueError
+        If there is no key or one that is not in the spec, if a combination is no experiment, and for lists of different lengths
+        with `zip`.
+
     Examples
     --------
     >>> source = {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 3}

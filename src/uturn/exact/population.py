@@ -97,7 +97,9 @@ def population_dynamics(
     levels : int >= 1
         Tree levels above the leaves.
     pool : int >= 1
-        Total number of messages; "one grammar" divides it among the true symbols, rounded up.
+        Total number of messages; "one grammar" divides it among the true symbols, rounded up. At most 8 GB of memory.
+    ensemble : "one grammar" or "fresh rules"
+    seed : int
     replicates : int >= 2
         Number of independent pools of the same grammar, for means and standard errors.
     grammar : RandomHierarchyModel, or int, optional

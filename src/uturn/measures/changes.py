@@ -34,7 +34,7 @@ def susceptibility(changed: Any, confidence: float = 0.95, name: str = "") -> Es
     `changed`: real or bool array (items, trajectories, sites), the change of every site in every U-turn, at least two
     trajectories of each item; a DataArray may have the dim noise, too. NaN where a U-turn is missing; a site that is NaN in all
     U-turns of an item does not exist there. Or `Covariances`, or a Dataset, the results of an experiment with the probe
-    `changes`, whose `name` the probe may have.
+    `changes`; `name`: that of the probe, if it has one. `confidence`: in (0, 1), of the interval.
 
     Returns
     -------

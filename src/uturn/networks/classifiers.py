@@ -56,6 +56,8 @@ class TreeClassifier(_Blocks):
         v, s, L = (self.options[name] for name in ("vocab_size", "branching", "depth"))
         fits = leaves.shape[1:] == (s**L,) and not leaves.is_floating_point()
         expect(fits, "leaves: dtype, shape", (leaves.dtype, tuple(leaves.shape)), f"integers (batch, {s**L})")
+        symbols = [int(leaves.min()), int(leaves.max())] if leaves.numel() else [0]
+        expect(0 <= min(symbols) <= max(symbols) < v, "leaves", symbols, f"symbols 0 .. {v - 1}")
         # Whitened: each input has mean 0 and variance close to 1 under uniform symbols.
         onehot = nn.functional.one_hot(leaves.long(), v).to(self.logits.weight.dtype)
         hidden = self.blocks((onehot - 1 / v).transpose(1, 2) * v**0.5)

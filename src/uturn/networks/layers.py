@@ -217,8 +217,8 @@ def hooks(model: nn.Module, layers: Iterable[str], receive: Callable[[str, Any],
 
 
 def as_tensor(output: Any, where: str) -> torch.Tensor:
-    """The tensor (batch, channels, ...) in a module's output: the output, its first entry, or `logits`; else ValueError."""
-    first = output[0] if isinstance(output, tuple | list) and len(output) > 0 else output
+    """The tensor (batch, channels, ...) in a module's output: the output, its `logits`, or its first entry; else ValueError."""
+    first = getattr(output, "logits", output[0] if isinstance(output, tuple | list) and len(output) > 0 else output)
     first = getattr(first, "logits", first)
     if not isinstance(first, torch.Tensor) or first.ndim < 2:
         raise ValueError(f"{where} gives {type(output).__name__}; expected a tensor (batch, channels, ...)")

@@ -246,6 +246,8 @@ def load_classifier(
     layers
         Names or patterns of modules as in `HiddenLayers`; by default "every block", without blocks that do not run exactly once
         (auxiliary heads, shared modules). A classifier without such blocks has no layers by default.
+    image_shape
+        Channels, height and width of the images.
     """
     names, classes = (None if chosen is None else tuple(chosen) for chosen in (layers, texts))
     channels, height, width = image_shape

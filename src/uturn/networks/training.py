@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uturn.core.checks import expect
+from uturn.core.checks import checked_integer, expect
 from uturn.core.files import named_errors, whole_file
 from uturn.core.progress import add, progress_bar, units
 from uturn.networks.files import read_plain
@@ -66,7 +66,10 @@ def train(
     average
         Decay of an exponential moving average of the weights, such as 0.999; the average is evaluated, and left in the model.
     """
+    for name, given in (("steps", steps), ("every", every)):
+        checked_integer(name, given, 1)
     expect(0 < clip < math.inf, "clip", clip, "a number > 0")
+    expect(average is None or 0 <= average < 1, "average", average, "a decay in [0, 1), or None")
     settings = {
         "steps": steps, "every": every, "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup,
         "decay": decay, "clip": clip, "target": target, "average": average,

@@ -123,6 +123,8 @@ def exact_covariances(experiment: Experiment, draws: int = 32) -> xr.Dataset:
     every subtree. The variance of n is the sum of the covariances of all pairs of leaves of the subtree, so that the subtrees of
     level k give all pairs whose lowest common ancestor is at level k or below. A channel that draws its noise adds the variance
     of `E n` between noisy strings of one original, estimated from `draws` further ones, independent of those of the run.
+
+    Gives `change_covariance` (noise, item, distance) and `change_covariance_sum` (noise, item), with the coordinates of a run.
     """
     source, corruption, *_ = experiment.parts
     values = []

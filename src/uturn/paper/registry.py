@@ -41,7 +41,7 @@ FIGURES = {
     "text": 28,
 }
 _OF_TOOLS = {
-    name: ToolFigure(figure) if isinstance(figure, str) else figure
+    name: figure if isinstance(figure, ToolFigure) else ToolFigure(figure)
     for name, figure in named("figures").items()
     if name not in FIGURES  # none replaces one of these
 }

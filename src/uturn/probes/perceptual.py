@@ -100,7 +100,7 @@ def distance_of(spec: Perceptual, source: Any) -> PerceptualDistance:
     try:
         distance.read(blank, blank[:, None])
     except (ValueError, RuntimeError) as error:  # torch's, for images that are too small
-        raise ValueError(f"classifier = {spec.classifier!r} does not take images {shape}: {one_line(error)}") from None
+        raise ValueError(f"classifier = {spec.classifier!r}, images {shape}: {one_line(error)}") from None
     return distance
 
 

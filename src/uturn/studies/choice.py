@@ -74,8 +74,9 @@ class Choice:
 
     `noise`: the largest measured noise that keeps the goal, and has lost the other one if there is one; NaN if there is none.
     `at`: it on every axis of the run; `strength` and `strength (SD3, FLUX)` in the rounding of the image-to-image pipelines of
-    diffusers, if the run has steps. `answer`: "chosen", with a guarantee; "estimated", for a reading without a worst possible
-    value; "no such level": each level misses a goal, or lies beyond one that does; "not decided", which needs `more` originals.
+    diffusers, if the run has steps; empty if there is no level. `answer`: "chosen", with a guarantee; "estimated", for a reading
+    without a worst possible value; "no such level": each level misses a goal, or lies beyond one that does; "not decided", which
+    needs `more` originals (0 for other answers).
     `window`: with `lose`, smallest noise that has lost and largest that keeps. `keep`, `lose`: the tests. `confidence`: of each
     test. `axis`: the noise in words. `by`: the choices for parts of the originals, by the values of the coordinate `part`.
     """

@@ -34,7 +34,7 @@ def difference(runs: Mapping[str, xr.Dataset], centre: str = "mean") -> xr.Datas
     ----------
     runs : {name: Dataset of `uturn.run` or `uturn.readings`}
         Two runs. Originals are matched by their names (`item_name`), or else by their numbers.
-    centre : "mean" or "median", as in `uturn.study`
+    centre : "mean" or "median", as in `uturn.study`; with "median" the difference of two medians, not the median of differences
 
     Returns
     -------

@@ -74,7 +74,8 @@ def infer(
     Raises
     ------
     ValueError
-        For NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of the grammar can explain.
+        For a wrong shape, type, backend or output; NaN, +inf, or a leaf with -inf for all symbols; evidence that no string of
+        the grammar can explain.
     """
     expect(backend in _BACKENDS, "backend", backend, f"one of {_BACKENDS}")
     wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs)

@@ -91,10 +91,13 @@ def _check(label: str, model: DenoiserModel) -> None:
 
     shape, classes, null, scheduler = model.image_shape, model.num_classes, model.null_class, model.scheduler
     require(model.predicts in PREDICTIONS, "predicts", f"one of {', '.join(map(repr, PREDICTIONS))}")
-    require(shape is not None and len(shape) == 3, "image_shape", "(channels, height, width)")
+    is_shape = isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape)
+    require(callable(model.network), "network", "a torch.nn.Module or a function")
+    require(is_shape, "image_shape", "(channels, height, width), whole numbers")
     takes = ("sigma",) if model.predicts == "edm" else ("timestep", "sigma")
     require(model.takes in (None, *takes), "takes", " or ".join(map(repr, takes)))
-    fits = null is None or (classes is not None and not 0 <= null < classes)
+    require(classes is None or (isinstance(classes, int) and classes > 0), "num_classes", "the number of classes, or None")
+    fits = null is None or (classes is not None and isinstance(null, int) and not 0 <= null < classes)
     require(fits, "null_class", "None, or with num_classes a label that is none of the classes, such as num_classes")
     if scheduler is None and model.takes_sigma:
         return

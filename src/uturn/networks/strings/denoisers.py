@@ -274,9 +274,8 @@ def compare_denoisers(denoiser: Denoiser, exact: Denoiser, leaves: Any, noise: A
 
 def _checked_levels(corruption: Channel, noise: Any) -> np.ndarray:
     levels = np.atleast_1d(checked_noise(noise, corruption.max_noise))
-    expect(
-        not isinstance(corruption, Gaussian) or levels.all(), "noise", levels.tolist(), "levels above 0 for the Gaussian process"
-    )
+    fits = levels.ndim == 1 and levels.size and (not isinstance(corruption, Gaussian) or levels.all())
+    expect(fits, "noise", levels.tolist(), "levels (levels,), not empty, above 0 for the Gaussian process")
     return levels
 
 
@@ -305,6 +304,7 @@ def level_weights(
 
     s, L, v, corruption = rhm.branching, rhm.depth, rhm.vocab_size, denoiser.corruption
     leaves, levels = rhm.checked_leaves(leaves), _checked_levels(corruption, noise)
+    expect(len(leaves), "leaves: shape", leaves.shape, "one string or more")
     rules, chances = rhm.rules, rhm.rule_probabilities
     readers = [
         RandomHierarchyModel.from_rules(

@@ -53,6 +53,8 @@ class TextModel(Input):
     encoder of an encoder-decoder model); "causal", logits of the next token; "classifier", logits of the classes of a text.
     `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer of the model. `shift`, `time`, `output`, `corruption`,
     `mask_id`: as in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
+    `trust_remote_code`: run the own code of a model of transformers (MDLM, LLaDA, Dream). `model_type`: its kind, as in
+    `read_config`. `dtype`, `device`: precision; by default "cuda" if available.
     """
 
     model: str

@@ -95,7 +95,7 @@ class LanguageOptions(DecoderOptions):
     corruption: Literal["masking", "uniform"] | None = Field(
         None, description="Corruption of the tokens: masking or uniform (replacement); by default that which the model reverses."
     )
-    dtype: Precision = "float32"
+    dtype: Precision = Field("float32", description="Precision of the models: float32, bfloat16 or float16.")
     device: Device = None
     batch_size: int | None = Field(
         None, ge=1, le=2**16, description="Texts in a call of the model; by default chosen for efficiency."

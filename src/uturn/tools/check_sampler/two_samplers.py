@@ -46,10 +46,11 @@ def two_samplers(first: Any, second: Any, level: float = 1e-3, seed: int = 0) ->
 
     whose expectation is 0 for samplers of one law, and positive for any others. The splits of the four reconstructions into two
     pairs are drawn uniformly for every original, B times, and the mean of e is compared with the means under these relabellings.
-    An error that both samplers have cannot be seen. With n originals, no p is below 3^-n.
+    An error that both samplers have, or noise shared by different originals, cannot be seen. No p is below 3^-n for n originals.
 
     `first`, `second`: reconstructions (noise, items, 2, ...) of the same originals at the same noise levels, with independent
     noise; further axes are those of a datum. `level`: false-alarm rate of all noise levels together (Holm).
+    `seed`: of the relabellings.
 
     >>> import uturn as ut
     >>> x = ut.random.normals(ut.random.keys(0, range(200)), 4 * 16).reshape(1, 200, 4, 16)

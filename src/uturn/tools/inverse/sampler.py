@@ -48,8 +48,8 @@ class PosteriorSampler(DenoiserOptions, Spec, Backward):
     by keyword: `denoiser(x, sigma)` is the mean of x_0 given x = x_0 + sigma n, for sigma in `denoiser.range`; `shape` is
     (channels, height, width) of x_0. It returns a tensor (batch, *shape) in the units of the operator: images in [0, 1], vectors
     with their own values. `options`: those of the sampler; for a function, further keyword arguments. `model`: the denoiser,
-    "exact" for that of the law of vectors, or an image model as in `DiffusionModel`. `batch`: measurements by the same operator
-    in a call of the sampler.
+    "exact" (default) for that of the law of vectors, or an image model as in `DiffusionModel`; none is loaded for a function
+    without a parameter `denoiser`. `batch`: measurements by the same operator in a call of the sampler.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("images", "vectors")
