@@ -203,6 +203,15 @@ def test_bounds_that_the_readings_leave_are_not_used(bounds):
     assert str(near.remark.item()) == ""
 
 
+def test_the_spread_of_grammars_is_said_of_grammars():
+    values = np.array([0.5, 0.51, 0.6, 0.61, 0.91, 0.92, 0.9, 0.905, 0.895, 0.9, 0.89, 0.88])[None, :, None] * np.ones((5, 1, 1))
+    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1, bounds=(0, 1)))}, grammar=("item", np.arange(12) // 2))
+    (of_grammars,) = ut.study(run).remark.values
+    assert "two grammars make the spread" in of_grammars
+    single = run.drop_vars("grammar").isel(item=slice(0, None, 2))
+    assert "two originals make the spread" in ut.study(single).remark.values[0]
+
+
 def test_intervals_of_grammars_are_those_of_their_means():
     values = falling(items=12, scatter=0.3)
     grammar = np.repeat([0, 1, 2], 4)

@@ -17,7 +17,16 @@ from uturn.core.checks import LARGEST, expect, shown
 from uturn.core.protocols import Variable
 from uturn.measures.calibration import calibration, items_tested, label_of, twin_of
 from uturn.measures.peaks import among
-from uturn.measures.statistics import ESTIMATE, WITHIN, Replicates, crossing, levels_around, rests_on_few, with_ends
+from uturn.measures.statistics import (
+    ESTIMATE,
+    WITHIN,
+    Replicates,
+    crossing,
+    independent_groups,
+    levels_around,
+    rests_on_few,
+    with_ends,
+)
 from uturn.studies.axes import Axes
 from uturn.studies.changes import changes_of, why_no_changes
 from uturn.studies.curves import band, curve, place, shares
@@ -324,10 +333,11 @@ def _missing(stacked: xr.DataArray, run: xr.Dataset) -> Iterator[str]:
 
 
 def _on_few(stacked: xr.DataArray, run: xr.Dataset) -> list[str]:
-    """A remark for each level on noise levels at which two originals make the spread of a share; "" if there are none."""
+    """A remark for each level on noise levels at which two originals (or grammars) make the spread of a share, or ""."""
     few = rests_on_few(stacked.transpose("noise", ..., _LEVEL)) & (run.noise.values > 0)[:, None]
+    two = "two originals" if independent_groups(stacked).max() + 1 == run.sizes["item"] else "two grammars"
     advice = "others like them may be missing, and the interval too narrow"
-    return [f"two originals make the spread at {among(run.noise.values[at])}: {advice}" if at.any() else "" for at in few.T]
+    return [f"{two} make the spread at {among(run.noise.values[at])}: {advice}" if at.any() else "" for at in few.T]
 
 
 def _without_readings(run: xr.Dataset, names: Collection[str]) -> list[str]:
