@@ -38,7 +38,7 @@ from uturn.sources.images import (
 _FIELDS = {"noise": r"(?:\d*\.)?\d+(?:[eE][-+]?\d+)?", "item": r".+", "trajectory": r"\d+", "clone": r"\d+"}
 _WORDS = _FIELDS | {"trajectory": "[^/]+?", "clone": "[^/]+?"}
 _ANY = _WORDS | {"noise": "[^/]+?"}
-_MOST_WAYS = 2**12  # ways in which a name may match; the search in names of more separators would take for ever
+_MOST_WAYS = 2**12  # in which fields of any text may match a name; names with more are left out, since that could take for ever
 _PLACE = ["noise", "original", "trajectory", "clone"]
 _DIGITS = 9  # of a noise level; 0.1, .10 and 1e-1 are one level
 _MOST_PAIRED = 1000  # originals among which swapped files are sought

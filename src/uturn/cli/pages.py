@@ -86,7 +86,7 @@ def study(
     made: Any
     if out is not None:
         options: Any = {"save_images": save_images, "centre": centre, "difference": difference, "theory": theory}
-        made = pages.write_study(named if several else next(iter(named.values())), out, **options)
+        made = pages.write_study(named, out, **options)
     else:
         made = {name: studies.study(run, centre) for name, run in named.items()}
         made = {name: studies.with_theory(of, named[name]) for name, of in made.items()} if theory else made

@@ -80,8 +80,7 @@ def locate_into(folder: str, experiment: uturn.Experiment, running: Running, pla
     if out is None:
         say_next(run=("study", *(inside(folder, f"{name}.zarr") for name in location.runs)))
     else:
-        runs = location.runs if len(location.runs) > 1 else location.runs["pilot"]
-        pages.write_study(runs, out, located=location.numbers())
+        pages.write_study(location.runs, out, located=location.numbers())
         end(out)
     if not location.reached:
         raise typer.Exit(1)

@@ -29,10 +29,9 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], d
             own = home == package  # a module of the package itself
             value = importlib.import_module(f"{home}.{name}") if own else getattr(__import__(home, fromlist=[name]), name)
         else:
-            is_module = f"{package}.{name}" in sys.modules
-            path = None
-            if not (name.startswith("_") or is_module or find_spec(f"{package}.{name}")):
-                path = names_of_tools(package).get(name)
+            module = f"{package}.{name}"
+            is_none = name.startswith("_") or module in sys.modules or find_spec(module)
+            path = None if is_none else names_of_tools(package).get(name)
             if path is None:
                 raise AttributeError(f"module {package!r} has no attribute {name!r}")
             from uturn.core.imports import import_object  # not before it is needed: this module is the first that is imported

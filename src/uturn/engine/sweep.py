@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from uturn.core.checks import expect, plain
 from uturn.core.experiment import Experiment, checked_experiment
 from uturn.engine.run import begin, chosen_workers, measured_in_processes, run
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _LONGEST, _LONGEST_NAME = 50, 200  # bytes of a value in a name, and of a name; file systems take 255
 _MOST = 10_000  # experiments of a sweep

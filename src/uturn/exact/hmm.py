@@ -38,7 +38,7 @@ class HiddenMarkovModel:
 
     def __init__(self, initial: Any, transition: Any, emission: Any, *, length: int) -> None:
         names = ("initial", "transition", "emission")
-        laws = [checked_numbers(*law) for law in zip(names, (initial, transition, emission), strict=True)]
+        laws = list(map(checked_numbers, names, (initial, transition, emission)))
         shapes = [law.shape for law in laws]
         S, v = shapes[2] if len(shapes[2]) == 2 else (0, 0)
         expected = "(states,), (states, states), (states, symbols)"

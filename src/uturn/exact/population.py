@@ -1,7 +1,7 @@
 """Population dynamics: belief propagation on trees of any depth, and the threshold of every channel.
 
-A pool holds messages drawn from the law of those of a level. For the pool of the next level, a new node takes a rule, takes a
-random message for each of its children, and makes one upward step of belief propagation. In the ensemble "one grammar" all nodes
+A pool holds messages drawn from the law of the messages of a level. For the next pool, a new node takes a rule and a random
+message for each of its children, and makes one upward step of belief propagation. In the ensemble "one grammar" all nodes
 of a level share their rules, and there is one pool for each true symbol; with "fresh rules" every node has rules of its own, and
 one pool suffices, with true symbol 0. All noise levels use the same random numbers.
 """

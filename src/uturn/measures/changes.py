@@ -222,8 +222,9 @@ def _distance_between(sites: int, distance: Any, branching: Any, shape: Any) -> 
 def present_pairs(covariance: xr.DataArray) -> xr.DataArray:
     """Share of the pairs of sites at each distance that an item has, (item, distance), for items of different lengths.
 
-    p_i(r) = max(n_i - r, 0)/(N - r) of item i with n_i of N sites; C(r) = mean_i c_i(r) / mean_i p_i(r) with the readings c_i(r),
-    `covariance` (noise, item, distance) of items on a line, with a coordinate `length` along item, and all distances 0 .. N - 1.
+    An item i of n_i out of N sites has the share p_i(r) = max(n_i - r, 0)/(N - r), and C(r) = mean_i c_i(r) / mean_i p_i(r) for
+    its readings c_i(r). `covariance`: c_i(r) of items on a line, (noise, item, distance), with a coordinate `length` along item,
+    and all distances 0 .. N - 1.
     """
     r, n = covariance.distance, covariance["length"]
     return (n - r).clip(0) / (r.size - r)

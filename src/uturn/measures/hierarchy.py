@@ -45,9 +45,9 @@ def nesting_index(
     `changed`: DataArray (noise, item, trajectory, site), the change of every site in every U-turn, such as `site_changes`
     returns: 1 or 0 for symbols, or a squared difference; at least two trajectories of each item. The noise levels increase, and
     at the last one reconstructions are independent of the originals. Block b of level k holds the sites `b s**k .. (b + 1) s**k -
-    1`, with s = `branching`. Or the results of the probe `changes` on strings, whose `name` the probe may have, or `change`
-    (noise, item) and `change_covariance` (noise, item, distance) at the distances `0, s, s**2, ..`. Returns an Estimate in 0 ..
-    K - 1, with the interval of `uturn.statistics.estimate`.
+    1`, with s = `branching`. Or a Dataset: the results of the probe `changes` on strings (`name`: that of the probe, if it has
+    one), or `change` (noise, item) and `change_covariance` (noise, item, distance) at the distances `0, s, s**2, ..`. Returns an
+    Estimate in 0 .. K - 1, with the interval of `uturn.statistics.estimate`.
     """
     moments, s = _moments(changed, branching, name)
     index = replicates(moments).interval(lambda means: _of_moments(means, s).value, confidence)

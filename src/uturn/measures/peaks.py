@@ -20,11 +20,11 @@ _NONE = Estimate(np.nan, np.nan, np.nan)
 class Peak(NamedTuple):
     """The peak of the susceptibility chi against noise.
 
-    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or an end of the range, with
-    an interval of `levels` and half a step beyond. `height`: the largest measured chi, too high on average; `cross_fitted`: with
-    the level chosen on one half of the originals and chi read on the other, mean of both ways. `levels`, bool (noise,): those at
-    which chi is not below its largest value. `used`, bool (noise,): those at which chi has an interval (n_eff >= 5), or a value
-    if it has no interval anywhere. `largest`: index of the largest chi; -1 if none.
+    `place`: its noise, the vertex of the parabola through the largest chi and its two neighbours, or an end of the range; the
+    interval covers `levels` and half a step beyond them. `height`: the largest measured chi, too high on average. `cross_fitted`:
+    chi of one half of the originals at the level where chi of the other half is largest, mean of both ways. `levels`, bool
+    (noise,): those at which chi is not below its largest value. `used`, bool (noise,): those at which chi has an interval
+    (n_eff >= 5), or a value if it has no interval anywhere. `largest`: index of the largest chi; -1 if none.
     """
 
     place: Estimate

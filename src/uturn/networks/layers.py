@@ -143,7 +143,7 @@ def _activation_functions(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
         names.append(last)
     if inside or len(names) < 2:
         finding = f"activation functions inside of a block, {inside}" if inside else f"only {names}"
-        way_out = f"name the layers (--layers), some of {[*modules][1:][:_MOST_QUOTED]}"
+        way_out = f"name the layers (--layers), some of {[*modules][1 : _MOST_QUOTED + 1]}"
         raise ValueError(f"layers: {EVERY_BLOCK!r} finds {finding} in {type(modules['']).__name__}; {way_out}")
     return tuple(names)
 

@@ -85,7 +85,7 @@ def write_study(
 
     Returns
     -------
-    The study (`uturn.studies.Study`), or a dict of the studies by name. ValueError if a run is not finished, or the folder cannot
+    The study (`uturn.studies.Study`), or a dict of several by name. ValueError if a run is not finished, or the folder cannot
     be written to.
     """
     expect(isinstance(runs, Mapping) and runs, "runs", runs, "the dataset that uturn.run gives, or several by name")

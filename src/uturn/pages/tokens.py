@@ -15,8 +15,8 @@ class Token(NamedTuple):
     text: str
     noised: bool = False  # removed or replaced by the corruption
     changed: bool = False
-    region: int = -1  # of originals, as the next: its number, -1 for none
-    separates: bool = False  # segments
+    region: int = -1  # number of the region in which it lies, in originals; -1 for none
+    separates: bool = False  # whether it separates segments, in originals
 
 
 class ShownText(NamedTuple):

@@ -1,4 +1,4 @@
-"""Trees of a page: the share of U-turns that keep each node, at the noise of the slider, or else each level in the mean."""
+"""Trees of a page: the share of U-turns that keep each node at the noise of the slider, or else the mean over its level."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ SCHEDULERS = ("ddpm", "ddim")
 
 
 Kind = Literal["exact", "wrong", "blind", "sites"]
-"""Of a sampler on trial. "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it. "sites": it
-draws every site from its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which the test
-cannot detect."""
+"""Kind of a sampler on trial. "exact": it draws from the posterior. "wrong": it does not, and the test has to detect it.
+"sites": it draws every site from its own marginal, which only joint readings detect. "blind": it ignores the noisy datum, which
+the test cannot detect."""
 
 
 class ScaledEvidence(Gaussian):

@@ -148,7 +148,6 @@ def _indices(compared: Levels) -> dict[str, Estimate]:
 
 
 def _hierarchies_and_controls(listed: list[Case], index: Indices, name: str) -> list[Verdict]:
-
     def text(kind: str, judged: bool) -> str:
         chosen = [c for c in listed if c.kind == kind and (name in c.judged) == judged and name in index[c.label]]
         return "; ".join(f"{_plain(c.title)}: {index[c.label][name]}" for c in chosen)

@@ -51,15 +51,15 @@ for _name, _figure in _OF_TOOLS.items():
     _names.insert(_place, _name)
     FIGURES = {name: FIGURES.get(name, _figure.seconds) for name in _names}
 ORDER = tuple(sorted(FIGURES, key=FIGURES.__getitem__))
-"""The order in which all figures are made: seconds first, then those that train or denoise images."""
+"""The order in which all figures are made: the fastest first, those that train or denoise images last."""
 
 
 def lacking(name: str) -> str:
     """What a figure needs and is not installed, with the way to install it, in one line; empty if nothing is missing."""
-    library, extra = (_OF_TOOLS[name].needs if name in _OF_TOOLS else None) or ("", "")
-    if not library or find_spec(library):
+    needs = _OF_TOOLS[name].needs if name in _OF_TOOLS else None
+    if needs is None or find_spec(needs[0]):
         return ""
-    return f"figure {name!r} needs the library {library}; pip install 'uturn[{extra}]'"
+    return f"figure {name!r} needs the library {needs[0]}; pip install 'uturn[{needs[1]}]'"
 
 
 class Figure(Protocol):

@@ -44,7 +44,7 @@ _STRINGS, _TESTS, _FULL_NOISE, _LOSS_NOISE, _U_TURN_NOISE, _GENERATION, _U_TURN 
 
 
 def measure(workshop: Workshop) -> dict[str, xr.Dataset]:
-    """One dataset for each channel's exact denoiser, and one for each network, trained where it is not yet."""
+    """One dataset for each channel's exact denoiser, and one for each network, which is trained unless its file exists."""
     jobs, plan, runs = networks(workshop.scale), SETTINGS[workshop.scale], {}
     for channel in (SWEPT, *OTHERS):
         settings = {"channel": channel, "grammar": {**plan["grammar"], "seed": plan["seeds"][0]}, **plan["reading"]}

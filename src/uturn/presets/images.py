@@ -9,7 +9,7 @@ from pydantic import Field
 
 import uturn
 from uturn.core.checks import expect
-from uturn.networks.images.options import DenoiserOptions, DiffusionOptions
+from uturn.networks.images.options import DenoiserOptions, DiffusionOptions, read_prompts
 from uturn.presets.options import SIZES, PresetOptions, given, noise_levels, probe_names
 
 _SPEED = ("dtype", "device", "batch_size", "compile", "offload")
@@ -96,8 +96,6 @@ class ImageOptions(DiffusionOptions, PresetOptions):
 
     def experiment(self, originals: str | None = None) -> uturn.Experiment:
         """The experiment that these options describe. `originals`: folder in which generated originals are stored."""
-        from uturn.networks.images.options import read_prompts
-
         if self.recorded is not None:
             return self._recorded_experiment(self.recorded)
         self._absent("recorded", "unit", "schedule")

@@ -68,12 +68,11 @@ class NetworkLayers(Named):
         share: dict[str, Any] = {"bounds": (0, 1), "group": "class"}
         similar: dict[str, Any] = {"start": 1, "bounds": (-1, 1), "group": "layers", "order": layered[-1]}
         distant: dict[str, Any] = {"start": 0, "chance": 1, "bounds": (0, None), "family": f"{self.prefix}distance"}
-        distant["group"] = "distance of layers"
         squared = "squared distance of standardised activations, 1 if independent"
         chance, right = f"same:{self.prefix}original_class", f"same:{self.prefix}original_class=label"
         every = {
             "similarity": Variable(layered, "cosine similarity of standardised activations", symmetric=True, **similar),
-            "distance": Variable(layered, squared, symmetric=True, **distant),
+            "distance": Variable(layered, squared, symmetric=True, group="distance of layers", **distant),
             "same_class": Variable(dims, "same predicted class as the original", start=1, chance=chance, symmetric=True, **share),
             "predicted_class": Variable(dims, "class predicted for the reconstruction", role="record"),
             "original_class": Variable(dims[:2], "class predicted for the original", role="record", pooled=False),

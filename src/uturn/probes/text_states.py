@@ -58,8 +58,8 @@ class TextStates:
     def read(self, original: np.ndarray, reconstructed: np.ndarray, clones: int = 1) -> list[dict[str, np.ndarray]]:
         """`text_similarity` and, if the tokens of both models correspond, `token_similarity`, float64 (items, draws, layers).
 
-        Of originals int64 (items, length) with their reconstructions (items, draws, length), NaN where the model cannot read a
-        text; with several clones, also the similarities of a clone with the other clones.
+        They compare originals, int64 (items, length), with their reconstructions (items, draws, length), and are NaN where the
+        model cannot read a text. With several clones, a second table has the similarities of a clone with the other clones.
         """
         items, draws, _ = reconstructed.shape
         names = ("text_similarity", "token_similarity")[: 1 + self.texts.shares_tokens]

@@ -254,7 +254,7 @@ class ImageFolderSource(ImageSource):
                 return None
             pixels = pixels_of(path, self.channels, self.size) if digest_of_file(path) == digest else ""
             if isinstance(pixels, str) or pixels.transpose(2, 0, 1).shape != tuple(shape):
-                return None  # at the first one: a few kilobytes may promise gigabytes
+                return None  # before the next file is decoded, since a few kilobytes may become gigabytes
             images.append(scaled(pixels.transpose(2, 0, 1), self.path))
         return np.stack(images)
 

@@ -67,7 +67,7 @@ _LARGEST_ROOT = 2**26  # bytes of zarr.json
 _MOST_WARNINGS, _LONGEST_WARNING = 50, 1000  # shown; characters
 _CODECS = {"bytes", "vlen-utf8", "zstd", "crc32c"}  # of the arrays of a store
 _NUMBERS = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64))}
-_TYPES = {"string", "numpy.datetime64", "numpy.timedelta64", *_NUMBERS}  # of labels; others may promise gigabytes for a number
+_TYPES = {"string", "numpy.datetime64", "numpy.timedelta64", *_NUMBERS}  # of labels; one entry of another type may take gigabytes
 _OWN = ("digest", "labels", "levels", "key")  # attributes that only this module uses
 _INTERRUPTED_SECONDS = 5.0  # for a request to object storage with all its repetitions, after an interruption
 _T = TypeVar("_T")
@@ -211,7 +211,7 @@ class Store(Blocks):
         self._rows = [row[level] for level in self.noise]
 
     def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
-        """ValueError for codecs that could run code, and for sizes beyond those of the run, which could exhaust the memory."""
+        """ValueError for codecs that could run code, and for types and sizes that could exhaust the memory."""
         sizes = {"noise": len(self.noise), "item": self.num_items, "trajectory": self.trajectories, "clone": self.clones}
         counts = (self.chunk, self.num_items, self.trajectories, self.clones)
         expect(all(type(count) is int and count > 0 for count in counts), "its sizes", counts, "whole numbers above 0")

@@ -262,7 +262,7 @@ def levels_of(
 def named_reading(run: xr.Dataset, reading: str) -> tuple[str, str, dict[str, list[int]], Variable]:
     """The variable, label, indices and instructions of a reading by its name; ValueError if there is none, or several.
 
-    Also by that of a variable with one level, and by "first_layer", "last_layer" for the ends of a series.
+    The name is that in the study, that of a variable with one level, or "first_layer" or "last_layer" for an end of a series.
     """
     matching, known = {}, []
     for name, how in instructions_of(run).items():
@@ -413,7 +413,7 @@ def _changes(of: Replicates, first: int) -> bool:
 
 
 def reaching(mean: np.ndarray, chance: float, axes: Axes, share: float) -> Callable[[np.ndarray], float]:
-    """A function of curves like `mean`: the first noise at a share of the way from start to chance (NaN: the last value)."""
+    """A function: the first noise at which a curve like `mean` has gone a share of the way to chance (NaN: to its end)."""
     finite, end = np.isfinite(axes.noise), mean[-1] if np.isnan(chance) else chance
     x, sign = axes.noise[finite], -1.0 if end > mean[0] else 1.0
 

@@ -673,7 +673,7 @@ def _heights(data: Data, share: float, levels: Sequence[float] | None = None) ->
 
 
 def _chunks(items: float) -> int:
-    """Originals in whole tasks."""
+    """The next number of originals that fills whole tasks."""
     return math.ceil(items / _CHUNK) * _CHUNK
 
 
@@ -718,7 +718,8 @@ def _fit(
     """Fit the mean of `left` (items, levels), which falls from 1 to 0, by the logistic L(x) = 1 / (1 + exp(-(b0 - b1 x))).
 
     Scores are those of tosses with the probability floor + (1 - floor) L, so that levels near chance count less; the error is
-    the sandwich over groups. Half a kept and half a lost original are added at each level. `influence` (items,): on the place.
+    the sandwich over groups. Half a kept and half a lost original are added at each level. `influence` (items,): that of each
+    original on the place through an estimated chance.
     """
     there = np.isfinite(left)
     counts = there.sum(axis=0) + 1.0

@@ -37,7 +37,7 @@ def is_table(place: Any) -> bool:
 
 
 def read_long_form(path: str | Path, labels: Collection[str] = (), columns: Mapping[str, str] = {}) -> pandas.DataFrame:
-    """The table in a file, CSV or Parquet (.parquet). `labels`: further columns of text; `columns`: names in it, by `AXES`."""
+    """The table in a CSV or Parquet file. `labels`: further columns of text; `columns`: {name in `AXES`: name in the file}."""
     path = checked_path("path", path)
     try:
         place = os.path.realpath(path)  # pandas would take the folders "~" and "http:" of a relative path for something else

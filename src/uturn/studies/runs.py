@@ -14,6 +14,7 @@ import xarray as xr
 
 from uturn.core.checks import one_line, shown
 from uturn.core.protocols import Variable
+from uturn.core.registry import build, filled
 
 NAMES = ("item_name", "file")
 """Coordinates with the names of originals, the first that a run has."""
@@ -26,8 +27,6 @@ _READING = "reading"  # attribute of a variable with its reading instructions
 
 def stored_spec(run: xr.Dataset) -> dict[str, Any]:
     """The stored spec of a run, completed by defaults; its tables are empty if none is stored. ValueError if it is damaged."""
-    from uturn.core.registry import filled
-
     empty: dict[str, Any] = {"source": {}, "backward": {}, "probes": []}
     try:
         spec = empty | json.loads(run.attrs.get("spec", "{}"))
@@ -179,8 +178,6 @@ def originals(run: xr.Dataset, items: np.ndarray) -> tuple[np.ndarray, list[str]
 
 def class_names_of(run: xr.Dataset) -> dict[int, str]:
     """Names of the classes by label, from the source of a run; empty if it names none, cannot be read, or has changed."""
-    from uturn.core.registry import build
-
     if "label" not in run.coords or any(name in run.coords for name in NAMES):  # originals with names are not named by class
         return {}
     with suppress(*UNREADABLE):
@@ -197,8 +194,6 @@ def class_names_of(run: xr.Dataset) -> dict[int, str]:
 
 def _images_of_source(run: xr.Dataset, items: np.ndarray) -> np.ndarray | None:
     """Images from the source of a run; None if they cannot be read or have changed."""
-    from uturn.core.registry import build
-
     with suppress(*UNREADABLE):
         spec, digest = stored_spec(run), json.loads(run.attrs["models"])["source"]
         # Code named in a store is not imported, so only built-in sources are built.

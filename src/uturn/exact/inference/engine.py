@@ -245,7 +245,10 @@ def _wider(evidence: Evidence, left: list[int], samples: np.ndarray | None = Non
 def propagate(
     grammar: PreparedGrammar, evidence: Evidence, out: dict[str, Any], start: int, truth: Levels | None = None, copies: int = 0
 ) -> list[int]:
-    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range."""
+    """Fill `out` for a contiguous chunk of samples; return the samples whose numbers left the floating point range.
+
+    `start`: number of the first sample. `truth`, with `out["beliefs"]`: true symbols of the originals, of `copies` samples each.
+    """
     L, batch = grammar.depth, len(evidence)
     upward, marginals, downward = (_addresses(out.get(name, {}), L) for name in ("upward", "marginals", "downward"))
     symbols = _addresses(truth or {}, L)
@@ -293,13 +296,7 @@ def propagate(
 
 
 def draw(
-    grammar: PreparedGrammar,
-    evidence: Evidence,
-    keys: np.ndarray,
-    numbers: np.ndarray,
-    out: Levels,
-    stride: int,
-    first_sample: int = 0,
+    grammar: PreparedGrammar, evidence: Evidence, keys: np.ndarray, numbers: np.ndarray, out: Levels, stride: int, start: int
 ) -> list[int]:
     """Fill `out` (draws, samples, nodes), whose draws are `stride` samples apart; return the samples that left the range."""
     L, batch = grammar.depth, len(evidence)
@@ -309,13 +306,13 @@ def draw(
         job = grammar.job(low, high, evidence, links, root_out=_address(links[high]))
         status, nothing = np.zeros(job.items, np.uint8), (np.empty(0), nowhere, np.empty((0, 0), np.int64))
         _over_tiles(grammar, kernels.run_tiles, job, nowhere, nowhere, nowhere, *nothing, status)
-        _merge(flagged, status, evidence, first_sample)
+        _merge(flagged, status, evidence, start)
     for low, high in reversed(grammar.bands):
         job = grammar.job(low, high, evidence, links)
         status = np.zeros(job.items, np.uint8)
         apart, addresses = stride * job.subtrees, _addresses(out, L)
         _over_tiles(grammar, kernels.sample_tiles, job, keys, numbers, apart, addresses, status)
-        _merge(flagged, status, evidence, first_sample)
+        _merge(flagged, status, evidence, start)
     return np.flatnonzero(flagged).tolist()
 
 

@@ -70,12 +70,8 @@ def load_clip(name: str) -> tuple[ClipImages, ClipTexts, Callable[[torch.Tensor]
     transformers = library("transformers", where)
     library("torchvision", where, "images")
     is_name = name and (Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
-    expect(
-        is_name,
-        "classifier",
-        f"clip:{name}",
-        "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder",
-    )
+    known = "a folder of transformers.CLIPModel, or its name on a hub, OWNER/NAME; no such folder"
+    expect(is_name, "classifier", f"clip:{name}", known)
     with reading(where, "expected a folder that CLIPModel and its tokenizer were saved to, or the name of such a model on a hub"):
         config = transformers.AutoConfig.from_pretrained(name)
         expect(config.model_type == "clip", "model_type", config.model_type, "'clip'")

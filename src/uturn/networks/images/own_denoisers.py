@@ -67,7 +67,10 @@ def denoiser_function(path: str) -> Callable[[], Any]:
 
 
 def denoiser_from_function(path: str) -> tuple[DenoiserModel, bool]:
-    """The checked result of "module:function", and whether it is a pair (module, scheduler), whose scheduler has the type."""
+    """The checked result of "module:function", and whether it is a pair (module, scheduler).
+
+    The scheduler of a pair declares the prediction type.
+    """
     label, function = f"model = {path!r}", denoiser_function(path)
     with noted(label):
         returned = function()
@@ -115,7 +118,8 @@ def _check(label: str, model: DenoiserModel) -> None:
 class Prediction(nn.Module):
     """Converts between a `DenoiserModel` and its `scheduler`, which is configured for the output of this class.
 
-    That is the flow for flow matching, else the noise if the network predicts it, else v, which loses no digits.
+    That output is the flow for flow matching, the noise if the network predicts it, and otherwise v, from which x_0 and the noise
+    follow without cancellation.
     """
 
     def __init__(self, model: DenoiserModel) -> None:
@@ -148,7 +152,7 @@ class Prediction(nn.Module):
 
 
 class OwnNetwork(nn.Module):
-    """A user's network or function, in half precision under `torch.autocast`; its wrong outputs are a ValueError."""
+    """A user's network or function, run under `torch.autocast` in half precision; ValueError if its output is wrong."""
 
     def __init__(self, network: Any, label: str, dtype: torch.dtype, learned_variance: bool) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class DenoisingNetwork(nn.Module):
     """A denoising network that computes in its own precision, with float32 inputs and outputs.
 
     `prediction` converts between the network and the scheduler if their prediction types differ. A guided prediction
-    (arXiv:2207.12598) is null + guidance (conditioned - null), with a learned variance of the conditioned one. All types of
+    (arXiv:2207.12598) is null + guidance (conditioned - null); a learned variance is that of the conditioned one. All types of
     prediction are linear in x_0 given x_t, so guidance is the same for each.
     """
 

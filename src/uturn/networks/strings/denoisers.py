@@ -39,8 +39,8 @@ class TreeDenoiser(nn.Module):
     A U-Net without overlap: going up, a block reads the features of the s children of a node; going down, those of a node and, by
     the skip connection, of its s children, and writes s children. Each block is linear, GELU, linear, with the same weights for
     all nodes of a tree level: the two passes of belief propagation, with learned messages (arXiv:2404.18444). The log-evidence of
-    a leaf is added to its logits, as in Bayes' rule, so that the network learns the evidence of the *other* leaves. It contains
-    all information in an observation, for any channel and noise, so the noise level is no input.
+    a leaf is added to its logits, as in Bayes' rule, so that the network learns the evidence of the *other* leaves. The
+    log-evidence contains all information in an observation, for any channel and noise, so the noise level is no input.
 
     `vocab_size` v, `branching` s and `depth` L are those of the strings, `width` is the number of features of a node (a hidden
     layer has four times as many), `channel` ("gaussian", "masking" or "uniform") the corruption in training.

@@ -54,7 +54,7 @@ class TextModel(Input):
     `tokenizer`, `split`: as in `load_tokenizer`; by default the tokenizer of the model. `shift`, `time`, `output`, `corruption`,
     `mask_id`: as in `TokenNetwork`, for the head "masked"; by default as stated by the model or known for its kind.
     `trust_remote_code`: run the own code of a model of transformers (MDLM, LLaDA, Dream). `model_type`: its kind, as in
-    `read_config`. `dtype`, `device`: precision; by default "cuda" if available.
+    `read_config`. `dtype`: precision. `device`: by default "cuda" if available.
     """
 
     model: str

@@ -62,7 +62,10 @@ class MaskedTransformer(nn.Module):
                     nn.init.normal_(weights, std=0.02 / (2 * n) ** 0.5 if added else 0.02)
 
     def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (batch, length, vocab_size) of int64 ids (batch, length), `mask_id` where masked; the mask is 0 for padding."""
+        """Logits (batch, length, vocab_size) of int64 ids (batch, length), `mask_id` where masked.
+
+        `attention_mask` (batch, length): 0 for padding.
+        """
         v, d, reach = (self.options[name] for name in ("vocab_size", "length", "reach"))
         length = ids.shape[1]
         expect(length <= d, "ids: shape", tuple(ids.shape), f"(batch, length), length <= {d}")

@@ -22,7 +22,7 @@ class DecoderOptions(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="Calls of the model for each text, which draw as many tokens each; by default one token a call.",
+        description="Calls of the model for each text, which draw equal numbers of tokens; by default one token a call.",
     )
     block: int = Field(8, ge=1, description="Tokens in a block, for --order blocks.")
     causal: bool = Field(

@@ -1,4 +1,4 @@
-"""Drawings of trees, symbols, rules and messages in data units, about the distance of two leaves, on a `canvas`."""
+"""Drawings of trees, symbols, rules and messages on a `canvas`; a unit of its axes is about the distance of two leaves."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def rule_table(
     depth: int,
     frames: dict[tuple[int, int], list[Any]],
 ) -> None:
-    """Draw the rules of one level, a column a parent, the first at (x, y); `frames`: {(parent, rule): colours}, inside out."""
+    """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by (parent, rule), inside out."""
     from matplotlib.patches import FancyBboxPatch
 
     drop, half = 0.62, 0.26

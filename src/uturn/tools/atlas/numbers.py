@@ -71,13 +71,9 @@ def entry_of(row: AtlasRow, numbers: Mapping[str, Any] | None = None, layers: Se
         values = (numbers or {}).get(name, np.full([len(along[dim]) for dim in dims], np.nan))
         variables[name] = dims, np.asarray(values, float), {"long_name": long_name}
     about = dict.fromkeys(("classifier", "description", "remark", "failure"), "")
-    about |= {
-        "name": row.name,
-        "title": row.title or row.name,
-        "group": row.group,
-        "facts": json.dumps(row.facts, ensure_ascii=False),
-    }
-    about |= {"data": str(row.facts.get("data", row.data)), "kind": str(row.facts.get("kind", ""))}
+    about |= {"name": row.name, "title": row.title or row.name, "group": row.group}
+    about |= {"facts": json.dumps(row.facts, ensure_ascii=False), "data": str(row.facts.get("data", row.data))}
+    about["kind"] = str(row.facts.get("kind", ""))
     return xr.Dataset(variables, {**along, "layer": ("network_layer", list(layers)), **about, **texts})
 
 

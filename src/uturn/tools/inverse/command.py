@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from uturn.cli.app import STUDIES, command
 from uturn.cli.options import Out, Running
 from uturn.cli.running import check_out, end, originals_in, runs_into
@@ -53,8 +51,7 @@ def inverse(out: Out, *, chosen: InverseOptions, running: Running) -> None:
     readings = {run.name: datasets[run.store] for run in runs}
     several = len(runs) > 1
     title = "Posterior samplers" if several else f"Posterior sampler {runs[0].name}"
-    studied: Any = readings if several else readings[runs[0].name]
-    studies = write_study(studied, out, title=title, groups=("class", "distance"), page=False)
+    studies = write_study(readings, out, title=title, groups=("class", "distance"), page=False)
     with output_folder("out", out) as folder:
         tests = write_inverse(runs, readings, studies if several else {runs[0].name: studies}, calls, folder)
     report([out])

@@ -276,8 +276,7 @@ def _draw_counts(axes: Any, counts: np.ndarray, columns: list[str], most: int) -
 def _draw_tests(axes: Any, data: xr.Dataset) -> None:
     """(b) Number of cells in which each test by itself, and the four of means together, sees an error."""
     ordered = data.sel(sampler=[label for label, _ in _ROWS])
-    single = ordered.p.sel(test=MEANS) * len(MEANS) <= LEVEL
-    columns = [single.sel(test=test) for test in MEANS] + [p_of_means(ordered) <= LEVEL]
+    columns = [_seen(ordered).sel(test=test) for test in MEANS] + [p_of_means(ordered) <= LEVEL]
     columns += [ordered.p.sel(test=test) <= LEVEL for test in BESIDE]
     names = ["distance", "same\nclass", "log\np(y|x)", "log\np(x)", "the\nfour", "ranks", "TARP"]
     _draw_counts(axes, np.stack([column.sum("cell").values for column in columns], axis=1), names, data.sizes["cell"])
