@@ -146,8 +146,8 @@ def table(results: Path) -> str:
                 raise KeyError(f"{claim.figure}: no verdict on {claim.quantity!r}")
             measured = re.search(claim.part, found[0]["measured"])
             outcome = {True: "pass", False: "**FAIL**", None: "shown"}[found[0]["passed"]]
-            cells = [text(measured[0] if measured else found[0]["measured"]), text(found[0]["expected"])]
-            lines.append(f"| {claim.words} | {claim.figure} | {cells[1]} | {cells[0]} | {outcome} |\n")
+            cells = [text(found[0]["expected"]), text(measured[0] if measured else found[0]["measured"])]
+            lines.append(f"| {claim.words} | {claim.figure} | {cells[0]} | {cells[1]} | {outcome} |\n")
     return "".join(lines)
 
 

@@ -38,7 +38,6 @@ TIDY = (  # what latex2mathml writes, and what browsers set as TeX would
     ("<mi>(&#x02032;)</mi>", r"<mo>\1</mo>"),  # a prime
     ("(<mi>log</mi>)(?=<m[is])", r'\1<mspace width="0.17em" />'),
 )
-OPTIONS = ("    options:", "      show_root_heading: false", "      show_root_toc_entry: false", "      heading_level: 3")
 LABORATORY_PAGE = f"""\
 # Laboratory
 
@@ -240,7 +239,7 @@ def reference_index() -> str:
 def reference(title: str, name: str) -> str:
     """The page of a module. Of a package it has the modules of public names, and those that it, the README or a page names."""
     package = importlib.import_module(name)
-    lines = [f"# {title}", "", f"::: {name}", *OPTIONS]
+    lines = [f"# {title}", "", f"::: {name}", *generated.RENDERED]
     if hasattr(package, "__path__") and not hasattr(package, "__all__"):
         texts = [Path(str(package.__file__)), ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         named = "\n".join(path.read_text(encoding="utf-8") for path in texts)
@@ -250,7 +249,7 @@ def reference(title: str, name: str) -> str:
             if {info.name, info.name.rpartition(".")[0]} & (pages - {name}):
                 continue  # it has a page of its own, or is on that of its package
             if not info.ispkg and re.search(rf"{re.escape(info.name)}\b", named):
-                lines += ["", f"## {info.name}", "", f"::: {info.name}", *OPTIONS]
+                lines += ["", f"## {info.name}", "", f"::: {info.name}", *generated.RENDERED]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 import uturn as ut
+from test_reverse_diffusion import assert_standard_normal
 from tiny_denoiser import PLAIN, unet
 from uturn.backward.reverse_diffusion import ReverseDiffusion, Work
 from uturn.core.random import keys
@@ -79,13 +80,6 @@ def chain(stored, steps, mean, deviation=0.0, name="ancestral"):
     a, s = amplitudes(reverse.forward.scheduler, times)
     model.levels = {t: (float(x), float(y)) for t, x, y in zip(times.tolist(), a, s, strict=True)}
     return reverse
-
-
-def assert_standard_normal(values, false_alarm):
-    n = values.size
-    assert abs(values.mean()) * np.sqrt(n) < stats.norm.isf(false_alarm / 4)
-    low, high = stats.chi2.ppf([false_alarm / 4, 1 - false_alarm / 4], n - 1)
-    assert low < (n - 1) * values.var(ddof=1) < high
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -171,7 +165,7 @@ def test_gaussian_pixels_are_drawn_from_the_posterior_to_first_order(name):
     ("name", "expected"), [("flow", 0.14), ("flow, shift 3", 0.28), ("variance-preserving, v_prediction", 0.29)]
 )
 def test_the_errors_in_the_docs(name, expected):
-    """docs/models.md: how much too small the variance is with 100 steps, from the whole chain."""
+    """docs/sampler.md: how much too small the variance is with 100 steps, from the whole chain."""
     assert round(float(errors(FINE[name], 100)[-1, 1]), 2) == expected
 
 
@@ -192,6 +186,14 @@ def test_draws_of_a_flow_model_are_from_the_posterior():
     values, noisy = residual(FINE["flow"], 4000, 1000)
     assert_standard_normal(values, false_alarm=1e-3)
     assert abs(np.corrcoef(values.ravel(), noisy.ravel())[0, 1]) * np.sqrt(values.size) < stats.norm.isf(1e-3 / 2)
+
+
+@pytest.mark.parametrize("steps", [20, 400])
+def test_all_of_the_noise_anew_shrinks_the_data(steps):
+    """docs/sampler.md: the step of flow matching with stochastic sampling keeps less than half of the variance."""
+    reverse = chain(FLOW(stochastic_sampling=True), steps, MEAN, DEVIATION, "stored")
+    images = np.random.default_rng(0).normal(MEAN, DEVIATION, (2, 1, 56, 56)).astype(np.float32)
+    assert reverse.u_turn(images, steps * 3 // 5, keys(0, range(2))).var() < 0.5 * DEVIATION**2
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

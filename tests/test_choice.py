@@ -293,18 +293,12 @@ def test_the_level_on_all_axes():
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """The model of the package passes its check, which would take most of the time."""
-    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: [])
-
-
 def recipe(name, folder, **sizes):
     """What `main` of a script gives."""
     return runpy.run_path(str(RECIPES / f"{name}.py"))["main"](str(folder), levels=(1, 2), **sizes)
 
 
-def test_the_recipe_of_strength(tmp_path, capsys, unchecked):
+def test_the_recipe_of_strength(tmp_path, capsys, unchecked_models):
     choice = recipe("strength", tmp_path, items=10, steps=20, reference=100)
     run = xr.open_zarr(tmp_path / "run.zarr").load()
     np.testing.assert_allclose(choice.keep.mean, run.same_class.mean(("item", "trajectory")))
@@ -314,7 +308,7 @@ def test_the_recipe_of_strength(tmp_path, capsys, unchecked):
     assert (tmp_path / "strength.png").stat().st_size > 10_000
 
 
-def test_the_recipe_of_purification(tmp_path, capsys, unchecked):
+def test_the_recipe_of_purification(tmp_path, capsys, unchecked_models):
     choice = recipe("purification", tmp_path, items=10, steps=20, epsilon=0.2)
     clean, moved = (xr.open_zarr(tmp_path / f"{name}.zarr").load() for name in ("clean", "perturbed"))
     fooled = clean.original_class.values[0] != moved.original_class.values[0]
@@ -326,7 +320,7 @@ def test_the_recipe_of_purification(tmp_path, capsys, unchecked):
     assert "adaptive attacks" in capsys.readouterr().out
 
 
-def test_the_recipe_of_anomalies(tmp_path, capsys, unchecked):
+def test_the_recipe_of_anomalies(tmp_path, capsys, unchecked_models):
     choice = recipe("anomalies", tmp_path, items=6, steps=10)
     assert list(choice.by) == [4, 8, 12]
     assert "xi (pixels)" in capsys.readouterr().out

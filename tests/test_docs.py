@@ -132,10 +132,10 @@ def test_numbers_of_the_readme():
     code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    stated = dict(re.findall(r"^(?!from|import)([^#=\n]*\S.*?)  # .*?((?:\(\d.*\)|[\d.]+, [\d.]+|\d\.\d+))", code, re.MULTILINE))
-    values = {line: eval(line, names) for line in stated}
-    assert len(stated) == 3
-    for line, text in stated.items():
+    written = dict(re.findall(r"^(?!from|import)([^#=\n]*\S.*?)  # .*?((?:\(\d.*\)|[\d.]+, [\d.]+|\d\.\d+))", code, re.MULTILINE))
+    values = {line: eval(line, names) for line in written}
+    assert len(written) == 3
+    for line, text in written.items():
         value = values[line]
         assert np.allclose(value, ast.literal_eval(text.split(":")[0]), atol=0.005), line
 

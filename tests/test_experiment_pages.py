@@ -52,9 +52,9 @@ def test_structure(here, capsys):
     for block in code:
         exec(block, names)
     printed = capsys.readouterr().out
-    for quoted in re.findall(r"print\(ut\..*# (.*)", "\n".join(code)) + re.findall(
-        r"print\(nesting_index.*# (.*)", "\n".join(code)
-    ):
+    quotations = re.findall(r"print\((?:ut\.|nesting_index).*# (.*)", "\n".join(code))
+    assert len(quotations) == 3
+    for quoted in quotations:
         value, low, high = map(float, re.findall(r"[\d.]+", quoted))
         assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in printed
     page, run = PAGES["structure"], names["run"]

@@ -488,8 +488,7 @@ def test_a_report_reads_no_folder_outside(stored, tmp_path):
 # --- what the store of a stranger makes the program fetch and read ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["model"])
-def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch, option):
+def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch):
     """A model in a folder is read for the texts; one on a hub is not fetched, and the study has no texts."""
     import socket
 
@@ -505,7 +504,7 @@ def test_a_study_asks_no_hub_for_the_model_of_a_store(tmp_path, monkeypatch, opt
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names) or [])
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
     spec = json.loads(run.attrs["spec"])
-    spec["backward"][option] = "nobody/no-such-model"
+    spec["backward"]["model"] = "nobody/no-such-model"
     assert not records_of(run.assign_attrs(spec=json.dumps(spec))).coords
     assert not asked
 

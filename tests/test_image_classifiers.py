@@ -134,7 +134,7 @@ def by_class(model, name):
 )
 def test_every_block_of_libraries(spec, block, count, first, last):
     library, name = spec.split(":")
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options = {"init_weights": False} if name == "googlenet" else {}
     with torch.device("meta"):
         build = torchvision.models.get_model if library == "torchvision" else timm.create_model
         model = build(name, **options).eval()

@@ -148,9 +148,6 @@ def test_training_reaches_the_exact_conditionals(reach):
     assert history.records["loss"][-1][1] == pytest.approx(entropy, abs=0.03)
 
 
-# --- bad input ---
-
-
 # --- the embedded model ---
 
 

@@ -14,6 +14,8 @@ from uturn.engine.plan import Plan, plan
 from uturn.probes.hidden_layers import HiddenLayers
 from uturn.store.record import Store
 
+pytestmark = pytest.mark.usefixtures("unchecked_models")  # a check is no part of a plan, and takes longer than these runs
+
 STRINGS = {"type": "rhm", "vocab_size": 4, "multiplicity": 2, "branching": 2, "depth": 4, "grammars": 3}
 IMAGES = {
     "source": {"type": "fashion_mnist"},
@@ -35,12 +37,6 @@ def experiment(name, **changes):
 
 def planned(*arguments, **options):
     return plan(*arguments, **{"workers": 1, "budget": 0.1, **options})
-
-
-@pytest.fixture(autouse=True)
-def unchecked_models(monkeypatch):
-    """The check of a model before its run is no part of a plan, and takes longer than these runs."""
-    monkeypatch.setattr(ut.Experiment, "model_check", lambda self: [])
 
 
 @pytest.fixture

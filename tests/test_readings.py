@@ -465,7 +465,7 @@ def test_labels_are_text(tmp_path):
 
 @pytest.mark.parametrize(("separator", "decimal", "suffix"), [(";", ",", "csv"), ("\t", ".", "tsv")])
 def test_columns_of_other_names_and_separators(separator, decimal, suffix, tmp_path):
-    table = long_form({"rmsd": rmsd()}, [f"a, {k}" if separator == "," else f"a {k}" for k in range(20)])
+    table = long_form({"rmsd": rmsd()}, [f"a {k}" for k in range(20)])
     table.to_csv(tmp_path / "plain.csv", index=False)
     expected = read_readings(tmp_path / "plain.csv")
     named = table.rename(columns={"noise": "Sigma", "item": "Molecule ID", "trajectory": "TRAJECTORY"})

@@ -1,4 +1,4 @@
-"""The headline of a study: t*, the noise at which half of the class is lost, or else the noise of most change."""
+"""The headline of a study: t*, the noise at which half of the class is lost, or else the peak of chi, or a half-life."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def salted(strength, shape):
 
 
 def blank(figure, *paths):
-    """In place of a drawn figure, which takes seconds, one pixel; `tests/test_posterior_tests.py` draws."""
+    """In place of a drawn figure, which takes seconds, one pixel; `test_posterior_tests.py` draws."""
     for path in paths:
         if path.suffix == ".png":
             Image.new("RGB", (1, 1)).save(path)

@@ -30,7 +30,7 @@ ESTIMATES = {
     "width": "log-SNR between a quarter and three quarters of its fall (nats)",
     "inversion": "log-SNR below which the last layer is less similar than the first (nats)",
     "chi": "largest susceptibility of the measured levels, as found: number of patches that change together",
-    "chi_at": "log-SNR of the largest susceptibility (nats)",
+    "chi_at": "log-SNR of the peak of chi (nats)",
     "xi": "correlation length of the changes at the noise of the largest susceptibility (pixels)",
     "gap": "calibration gap of the predicted class where its p-value is smallest",
 }

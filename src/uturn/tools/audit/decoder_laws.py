@@ -64,8 +64,8 @@ def log_ratios(
 
         E_q[log q(x, o) - log p(x) - log r(o | x)] = KL(q(x) ‖ p(x)) + E_q(x) KL(q(o | x) ‖ r(o | x)) >= KL(q(x) ‖ p(x)).
 
-    docs/decoders.md says which r is taken for which order, and when the mean is the divergence itself. A ratio is infinite for a
-    string that the grammar cannot produce.
+    benchmarks/README.md says which r is taken for which order, and when the mean is the divergence itself. A ratio is infinite
+    for a string that the grammar cannot produce.
     """
     strings, log_q = np.empty_like(noisy.values), np.zeros(len(streams))
     for start in range(0, len(streams), _AT_ONCE):

@@ -176,7 +176,7 @@ def _table(entries: Sequence[Mapping[str, Any]], frame: pandas.DataFrame, severa
                 f"{with_interval(gaps[['effect', 'effect_low', 'effect_high']].iloc[0], '+.2g')} at {gaps.strength.iloc[0]:.3g}"
             ),
             f"{_in_words(entries[0]['kept']['reading'])} at {strength:.3g}": with_interval(entry["kept"]["curve"][-1]),
-            "t*": with_interval(entry["t_star"]),
+            "half-life": with_interval(entry["t_star"]),
             "calls": f"{entry['calls']}",
         }
         rows.append({head: cell for head, cell in row.items() if several_data or head != "judged (originals)"})
