@@ -34,22 +34,13 @@ class ToolFigure:
 class Tool:
     """What a tool adds to the package. All values are import paths, so that nothing of a tool is imported before it is used.
 
-    Parameters
-    ----------
-    parts
-        {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}.
-    commands
-        Modules that register commands when they are imported (`uturn.cli.app.command`). `uturn --help` imports them.
-    sections
-        {name of a file or store in a folder of results: "module:function"}. The function (path, reader) returns the section of
-        the page (`uturn.pages.sections`); stores that it lists under "covers" have no section of their own.
-    folders
-        Folders of pictures in a folder of results, which its sections show.
-    figures
-        {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`.
-    names
-        {name: "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
-        `uturn.probes.Seven`.
+    `parts`: {"source", "corruption", "backward" or "probes": {type in specs: "module:Class"}}. `commands`: modules that register
+    commands when they are imported (`uturn.cli.app.command`), as `uturn --help` does. `sections`: {name of a file or store in a
+    folder of results: "module:function"}; the function (path, reader) returns the section of the page (`uturn.pages.sections`),
+    and stores that it lists under "covers" have no section of their own. `folders`: of pictures in a folder of results, which its
+    sections show. `figures`, {name: ToolFigure, or its module alone}: further figures of `uturn reproduce`. `names`, {name:
+    "module:name"}: further names of `uturn`, or of a package in it: "seven" is `uturn.seven`, and "probes.Seven" is
+    `uturn.probes.Seven`.
     """
 
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

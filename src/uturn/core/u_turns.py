@@ -45,11 +45,6 @@ def u_turns(
     key, UTurns
         As in `u_turn`; each key once.
 
-    Raises
-    ------
-    ValueError
-        As in `u_turn`; and if the backward returns an unknown or repeated key, reconstructions of a wrong shape, or ends early.
-
     Examples
     --------
     >>> import uturn as ut
@@ -98,11 +93,6 @@ def u_turn(
     UTurns
         `originals`, `noisy`, and `reconstructions` of shape (items, trajectories * clones, ...); for strings
         {tree_level: int64 (items, trajectories * clones, nodes)}.
-
-    Raises
-    ------
-    ValueError
-        If an argument is of a wrong kind, the noise is out of range, or `streams` has other items or another noise level.
 
     Examples
     --------

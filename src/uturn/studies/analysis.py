@@ -72,11 +72,6 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     centre : "mean" or "median"
         With "median", c is the median over items, for heavy tails. Readings in [0, 1], correlations and gaps stay means.
 
-    Raises
-    ------
-    ValueError
-        If `ds` is not a run, is not finished, has damaged reading instructions, or holds originals several times.
-
     Examples
     --------
     >>> import uturn as ut

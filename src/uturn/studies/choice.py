@@ -148,11 +148,6 @@ def choose(
         without a label (-1) are left out.
     confidence : float in (.5, 1)
 
-    Raises
-    ------
-    ValueError
-        For a run that is not finished, a reading that is unknown, ambiguous, or of unknown direction, and a goal out of bounds.
-
     Examples
     --------
     >>> import uturn as ut
