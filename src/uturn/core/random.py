@@ -196,7 +196,6 @@ class Streams:
 
     @property
     def count(self) -> int:
-        """Number of trajectories of an item."""
         return len(self.trajectories)
 
     def keys(self, purpose: int, clones: int = 1) -> np.ndarray:

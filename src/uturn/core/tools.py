@@ -53,7 +53,6 @@ class Tool:
 
 @cache
 def own_tools() -> dict[str, Tool]:
-    """The tools of this package by name."""
     folders = pkgutil.iter_modules(importlib.import_module(GROUP).__path__)
     return {folder.name: importlib.import_module(f"{GROUP}.{folder.name}").TOOL for folder in folders}
 
@@ -85,5 +84,4 @@ def named(what: str) -> dict[str, Any]:
 
 
 def left_out(name: str, error: Exception) -> None:
-    """Warn that a tool is left out."""
     warnings.warn(f"the tool {name!r} is left out: {type(error).__name__}: {one_line(error)}", stacklevel=2)

@@ -156,7 +156,6 @@ class Worker:
         return Outcome(self._host)
 
     def measure(self, tasks: Sequence[Any]) -> Outcome:
-        """Measure the unfinished tasks of a bundle."""
         begin, left, measured = time.monotonic(), None, 0
         try:
             left = self._work.recorded_left(tasks)

@@ -137,7 +137,6 @@ class Begun:
     doubts: list[str]
 
     def jobs(self) -> list[tuple[str, str, Task, int]]:
-        """Arguments of `run_task` for the tasks that are left."""
         spec = json.dumps(self.work.experiment.to_dict())
         return [(spec, self.work.store.where, task, first) for task, first in self.left.items()]
 

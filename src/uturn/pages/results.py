@@ -150,7 +150,6 @@ def write_figures(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Non
 
 
 def written(out: str | Path, save_images: bool = False) -> list[str]:
-    """Names of the results in a folder or at a URL."""
     with output_folder("out", out) as folder:
         there = folder.names("")
     return [name for name in (*RESULTS, *([PICTURES] if save_images else [])) if name in there]

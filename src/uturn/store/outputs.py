@@ -41,7 +41,6 @@ class OutputFolder:
         return is_url(self.where)
 
     def inside(self, name: str) -> OutputFolder:
-        """The subfolder of this name."""
         return OutputFolder(self.place(name), self.path / name)
 
     def place(self, name: str) -> str:

@@ -40,7 +40,6 @@ class Beliefs:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the computed outputs."""
         return tuple(vars(self))
 
     def __repr__(self) -> str:

@@ -61,7 +61,6 @@ def edm_schedule(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float =
 
 
 def denoiser_function(path: str) -> Callable[[], Any]:
-    """The user's function "module:function"."""
     return import_function(path, f"model = {path!r}", _FORMS)
 
 
@@ -132,7 +131,6 @@ class Prediction(nn.Module):
             self.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
 
     def inputs(self, noisy: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs of the network, for x_t in the units of the scheduler."""
         if not self.takes_sigma:
             return noisy, timestep
         a, s = self.levels.at(timestep.reshape(-1, 1, 1, 1))

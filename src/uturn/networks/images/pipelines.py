@@ -162,7 +162,6 @@ def _pipeline_folder(path: Path, load_index: Callable[[str], Any]) -> Folder:
 
 
 def load_codec(folder: Path, part: str, class_name: str, dtype: torch.dtype, channels: int) -> Codec:
-    """The codec of a denoiser with `channels` channels."""
     network = load_part(folder, part, class_name)
     config = network.config
     latent_channels = config.get("vq_embed_dim") or config.latent_channels
@@ -208,7 +207,6 @@ def load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype | Non
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:
-    """The scheduler of a pipeline."""
     where = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     with reading(f"{where}: the scheduler", "expected a scheduler of diffusers such as DDPMScheduler; fetch or write it again"):
         kind: Any = getattr(diffusers, class_name, None)

@@ -32,7 +32,6 @@ _REFERENCE, _NULL = 1, 2  # sub-streams of Purpose.FRESH
 
 @lru_cache(maxsize=8)
 def law_of(world: str) -> Any:
-    """The law of a world."""
     return build("source", WORLDS[world]).law(SEED)
 
 

@@ -140,7 +140,6 @@ class Measurement(Spec, Corruption):
     def _measured(
         self, data: np.ndarray, noise: float, seed: int, row_keys: np.ndarray
     ) -> tuple[np.ndarray, tuple[Operator, ...]]:
-        """Measurements of data as operators read them, and the operator of each."""
         with noted(f"corruption.operator = {self.operator!r}"):
             operators = self._operators(noise, data.shape[1:], seed, row_keys)
             values = [operator.measure(datum, key[None]) for operator, datum, key in zip(operators, data, row_keys, strict=True)]

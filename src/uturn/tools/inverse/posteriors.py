@@ -230,7 +230,6 @@ def _decided(tests: xr.Dataset, level: float) -> str:
 
 
 def by_level(tests: xr.Dataset) -> list[xr.Dataset]:
-    """The tests of each noise level."""
     return [tests.isel(noise=k) for k in range(tests.sizes["noise"])]
 
 
