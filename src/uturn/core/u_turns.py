@@ -19,11 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def u_turns(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
-    corruption: Any,
-    backward: Any,
-    *,
-    clones: int = 1,
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, *, clones: int = 1
 ) -> Iterator[tuple[Key, UTurns]]:
     """U-turns of a stream of blocks of originals, each at its own noise level, in the order of completion.
 
@@ -79,11 +75,7 @@ def u_turn(
 
 
 def _stream(
-    blocks: Iterable[tuple[Key, Any, float, Streams | int]],
-    corruption: Any,
-    backward: Any,
-    clones: int,
-    most: int | None,
+    blocks: Iterable[tuple[Key, Any, float, Streams | int]], corruption: Any, backward: Any, clones: int, most: int | None
 ) -> Iterator[tuple[Key, UTurns]]:
     reconstruct = getattr(backward, "reconstruct_stream", None) or partial(Backward.reconstruct_stream, backward)
     where = f"{name_of(backward, 'backward')}.reconstruct_stream"

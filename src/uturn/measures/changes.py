@@ -104,12 +104,7 @@ def correlations(
 
 
 def covariances_of(
-    changed: Any,
-    distance: Any = "index",
-    *,
-    branching: int | None = None,
-    shape: Sequence[int] | None = None,
-    name: str = "",
+    changed: Any, distance: Any = "index", *, branching: int | None = None, shape: Sequence[int] | None = None, name: str = ""
 ) -> xr.Dataset:
     """What all measures of this module read, from an array, an accumulator, or a run; arguments as in `correlations`.
 

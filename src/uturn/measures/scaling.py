@@ -15,11 +15,7 @@ from uturn.measures.statistics import Estimate, check_dims, replicates
 
 
 def correlation_length(
-    changed: Any,
-    exponent: float | None = None,
-    confidence: float = 0.95,
-    present: xr.DataArray | None = None,
-    name: str = "",
+    changed: Any, exponent: float | None = None, confidence: float = 0.95, present: xr.DataArray | None = None, name: str = ""
 ) -> xr.Dataset:
     """Correlation length ξ at every noise level, by a fit of `C(r)/C(0) = A r**-a exp(-r/ξ)` for r > 0.
 

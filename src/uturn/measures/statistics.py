@@ -474,10 +474,8 @@ def levels_around(x: Any, place: float) -> tuple[float, float]:
     return float(x[k - 1]), float(x[k])
 
 
-def located(
-    of: Replicates, statistic: Callable[[np.ndarray], float], x: Any, confidence: float = 0.95, around: Any = None
-) -> np.ndarray:
-    """A noise located between measured levels x by interpolation, and the ends of its interval: array (3,).
+def located(of: Replicates, statistic: Callable[[np.ndarray], float], x: Any) -> np.ndarray:
+    """A noise located between measured levels x by interpolation, and the ends of its 95 % interval: array (3,).
 
     The interval of `Replicates.interval` holds the place on the curve that is interpolated linearly between the levels. The true
     curve is not known between them, so the interval is widened to hold both levels around the place. It can miss the place if the
@@ -485,8 +483,7 @@ def located(
     grids`).
 
     `of`: the curve at the increasing levels x (noise,). `statistic`: a noise found by interpolation, such as `crossing`, of a
-    curve (noise, ..others). `around`: what the levels leave open, by default the two levels around the value; for the distance
-    of two places, the smallest and the largest distance that is possible with each in its own gap.
+    curve (noise, ..others).
 
     >>> import xarray as xr
     >>> noise = [0, 0.9, 1]  # all of 40 readings change between .9 and 1
@@ -494,8 +491,8 @@ def located(
     >>> located(replicates(values), lambda curve: crossing(noise, curve, 0.5), noise)
     array([0.95, 0.9 , 1.  ])
     """
-    value, low, high = of.interval(statistic, confidence)
-    least, most = levels_around(x, float(value)) if around is None else around
+    value, low, high = of.interval(statistic)
+    least, most = levels_around(x, float(value))
     return np.array([value, np.minimum(low, least), np.maximum(high, most)])
 
 
@@ -534,10 +531,7 @@ def nonincreasing(curves: Any) -> np.ndarray:
 
 
 def hierarchy_index(
-    high_level: xr.DataArray,
-    low_level: xr.DataArray,
-    floors: tuple[float, float] | None = None,
-    confidence: float = 0.95,
+    high_level: xr.DataArray, low_level: xr.DataArray, floors: tuple[float, float] | None = None, confidence: float = 0.95
 ) -> Estimate:
     """Hierarchy index in [0, 1]: strength of two signs of a hierarchy, an abrupt loss of the class and an inversion of levels.
 

@@ -28,15 +28,7 @@ from uturn.exact.inference.evidence import (
 if TYPE_CHECKING:
     from uturn.exact.rhm import RandomHierarchyModel
 
-__all__ = [
-    "Beliefs",
-    "NotComputedError",
-    "infer",
-    "mutual_information",
-    "posterior_entropy",
-    "prior_entropy",
-    "sample_posterior",
-]
+__all__ = ["Beliefs", "NotComputedError", "infer", "mutual_information", "posterior_entropy", "prior_entropy", "sample_posterior"]
 _BACKENDS = ("auto", "numba", "torch")
 
 

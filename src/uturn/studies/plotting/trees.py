@@ -106,13 +106,7 @@ def draw_tree(
 
 
 def rule_table(
-    axes: Any,
-    x: float,
-    y: float,
-    rules: np.ndarray,
-    tree_level: int,
-    depth: int,
-    frames: dict[tuple[int, int], list[Any]],
+    axes: Any, x: float, y: float, rules: np.ndarray, tree_level: int, depth: int, frames: dict[tuple[int, int], list[Any]]
 ) -> None:
     """Draw the rules of a level, a column for each parent from (x, y) on; `frames`: colours by (parent, rule), inside out."""
     drop, half = 0.62, 0.26
