@@ -156,7 +156,6 @@ class Worker:
         return Outcome(self._host)
 
     def measure(self, tasks: Sequence[Any]) -> Outcome:
-        """Measure the unfinished tasks of a bundle."""
         begin, left, measured = time.monotonic(), None, 0
         try:
             left = self._work.recorded_left(tasks)
@@ -286,12 +285,8 @@ def on_cluster(
     number of tasks in a bundle for a worker with a GPU. `own_code`: whether the user's modules are sent to the workers.
     `silent_after`: least number of seconds after which a worker that does not answer counts as dead.
 
-    Raises
-    ------
-    ValueError
-        If the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail.
-    TasksFailed
-        After all other tasks are done, if a task raised three times, or was alone on three workers that died.
+    ValueError if the cluster cannot be reached, no node can measure the tasks, or the first three tasks fail; `TasksFailed`,
+    after all other tasks are done, if a task raised three times, or was alone on three workers that died.
     """
     for name, share in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
         expect(share is None or 0.001 <= share < 1e6, name, share, "a number above 0 (at least 0.001)")

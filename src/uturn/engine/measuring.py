@@ -84,7 +84,6 @@ class _Block:
     readings: dict[str, np.ndarray] = field(default_factory=dict)  # after all parts
 
     def read(self, turned: UTurns) -> None:
-        """Read the next part."""
         source, _, backward, probes = self.experiment.parts
         items, declared = len(turned.originals.items), self.experiment.declared
         self.states = self.states or [None] * len(probes)

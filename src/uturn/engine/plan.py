@@ -46,7 +46,6 @@ class Plan:
     assumed to have separate cores."""
 
     def lines(self) -> list[str]:
-        """The plan as lines of text."""
         left = self.tasks - self.done
         lines = [f"tasks: {self.tasks:,}, {self.done:,} done, {left:,} left with {self.u_turns:,} U-turns"]
         if not left:

@@ -52,6 +52,9 @@ def run(
 ) -> xr.Dataset:
     """Measure the tasks of an experiment that are missing in its store.
 
+    ValueError, and an unchanged store, if it holds another experiment (the message names the difference) or cannot be read. On a
+    cluster `TasksFailed`, after all other tasks are done, if a task raised three times, or was alone on three workers that died.
+
     Parameters
     ----------
     store : path or URL, optional
@@ -81,13 +84,6 @@ def run(
         Raw readings per item with labelled dims; attributes `spec` (JSON), `spec_hash`, `seed`, `models`, `versions`, `complete`
         (bool), `missing_tasks` (int) and, if something seems wrong, `warnings` (a JSON list of sentences). The readings depend
         only on the experiment; `chunk` and `workers` affect those of networks by floating-point rounding.
-
-    Raises
-    ------
-    ValueError
-        If the store holds another experiment (the message names the difference) or cannot be read. The store stays unchanged.
-    TasksFailed
-        On a cluster, if tasks raised three times, or were alone on three workers that died. All other tasks are done.
     """
     if workers is ...:
         workers = None if cluster is not None else 1
@@ -141,7 +137,6 @@ class Begun:
     doubts: list[str]
 
     def jobs(self) -> list[tuple[str, str, Task, int]]:
-        """Arguments of `run_task` for the tasks that are left."""
         spec = json.dumps(self.work.experiment.to_dict())
         return [(spec, self.work.store.where, task, first) for task, first in self.left.items()]
 

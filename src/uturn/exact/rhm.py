@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from uturn.core import display
 from uturn.core.checks import check_memory, check_tuples, checked_array, checked_depth, checked_integer, checked_path, expect
@@ -322,8 +324,6 @@ class RandomHierarchyModel:
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write the rules and probabilities to a safetensors file with a format version."""
-        from safetensors.numpy import save
-
         tensors = {"class_probabilities": self.class_probabilities}
         for level in self.rules:
             tensors[f"rules.{level}"] = self.rules[level]
@@ -335,8 +335,6 @@ class RandomHierarchyModel:
     @classmethod
     def load(cls, path: str | Path) -> RandomHierarchyModel:
         """Read a grammar written by `save`; ValueError if the file is missing, damaged or of another kind."""
-        from safetensors import SafetensorError, safe_open
-
         path = checked_path("path", path)
         try:
             with safe_open(str(path), framework="numpy") as file:

@@ -195,7 +195,6 @@ def wrapped(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def checked_model(model: Any) -> nn.Module:
-    """`model`, or a ValueError if it is not a module."""
     expect(isinstance(model, nn.Module), "model", model, "a torch.nn.Module")
     return model
 

@@ -195,7 +195,6 @@ class Workshop:
         return path
 
     def files(self, names: Sequence[str]) -> list[Path]:
-        """The files of trained networks."""
         return [self._kept.path.resolve() / f"{name}.safetensors" for name in names]
 
     @property

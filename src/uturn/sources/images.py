@@ -44,7 +44,6 @@ class Images(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """The images."""
         return self.images
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
@@ -66,7 +65,6 @@ class ImageSource(Spec, Source):
     kind: ClassVar[str] = "images"
 
     def count(self) -> int:
-        """Number of images."""
         raise NotImplementedError
 
     def images_at(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -192,13 +190,11 @@ class ImageFolderSource(ImageSource):
 
     @cached_property
     def _classes(self) -> list[str] | None:
-        """Names of the classes in the order of the labels."""
         folders = sorted(group for group in self._groups if group)
         return folders or None if self.classes is None else _class_list(self.classes, folders, self.path)
 
     @cached_property
     def _files(self) -> list[_File]:
-        """The files in the order of the items."""
         labels = {name: label for label, name in enumerate(self._classes or [])} | {"": -1}
         groups = self._groups.items()
         ranked = [(rank, group, _File(*file, labels[group])) for group, files in groups for rank, file in enumerate(files)]

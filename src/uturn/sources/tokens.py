@@ -137,7 +137,6 @@ class TokenSource(Spec, Source):
 
     @property
     def has_fixed(self) -> bool:
-        """Whether some tokens are fixed."""
         texts = self._texts()
         return bool((texts.free != (texts.ids != PAD)).any())
 

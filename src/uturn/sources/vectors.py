@@ -36,7 +36,6 @@ class Vectors(Originals):
 
     @property
     def data(self) -> np.ndarray:
-        """The vectors."""
         return self.values
 
     @property

@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from zarr.core.sync import sync
 
 from uturn.core.files import named_errors, whole_folder
 from uturn.store.places import at_once, failures_named, files_at, is_url, listed, place_of, read, replace, write
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 _NO_FILE = re.compile(r"[\\:]|(^|/)\.{0,2}(/|$)")  # a key that would leave the folder
 
@@ -43,7 +41,6 @@ class OutputFolder:
         return is_url(self.where)
 
     def inside(self, name: str) -> OutputFolder:
-        """The subfolder of this name."""
         return OutputFolder(self.place(name), self.path / name)
 
     def place(self, name: str) -> str:

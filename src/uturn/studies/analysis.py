@@ -66,19 +66,9 @@ def study(ds: xr.Dataset, centre: str = "mean") -> Study:
     does not exist (`remark` gives the reason). Coordinates of a reading: `variable`, `level`, `probe`, `model`, `group`,
     `family`, `unit`, `words`, and `originals`, the number of items that have it.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-    centre : "mean" or "median"
-        With "median", c is the median over items, for heavy tails. Readings in [0, 1], correlations and gaps stay means.
+    `ds`: dataset of `uturn.run`. With `centre` = "median", c is the median over items, for heavy tails. Readings in [0, 1],
+    correlations and gaps stay means.
 
-    Raises
-    ------
-    ValueError
-        If `ds` is not a run, is not finished, has damaged reading instructions, or holds originals several times.
-
-    Examples
-    --------
     >>> import uturn as ut
     >>> run = ut.readings({"kept": [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]}, noise=[0.2, 0.4, 0.6, 0.8], start=1, chance=0)
     >>> study(run).half_life.sel(reading="kept", axis="noise", estimate="value").item()

@@ -132,29 +132,14 @@ def choose(
     readings (NaN) are left out. A reading that falls from its start to chance is kept if its mean is at least the goal; one that
     rises, if it is at most the goal; docs/noise.md has the rules for others, and the text of the choice reports the guess.
 
-    Parameters
-    ----------
-    ds : Dataset of `uturn.run`
-    reading : str
-        Its name in the study, such as "same_class" or "similarity, network_layer = block1". The name of a variable suffices if it
-        has one level; "first_layer" and "last_layer" are the ends of an ordered series of layers.
-    keep : float
-        The goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds, declared or not.
-    lose : {reading: goal}, optional
-        A reading that has to be lost: tested from large noise downwards. The noise chosen is then the upper end of the window
-        between both; each end has the confidence stated, so both together at least 1 - 2 (1 - confidence).
-    by : str, optional
-        A coordinate of the items, such as "label": a choice for each of its values, each with the confidence stated. Items
-        without a label (-1) are left out.
-    confidence : float in (.5, 1)
+    `ds`: dataset of `uturn.run`. `reading`: its name in the study, such as "same_class" or "similarity, network_layer = block1".
+    The name of a variable suffices if it has one level; "first_layer" and "last_layer" are the ends of an ordered series of
+    layers. `keep`: the goal, strictly inside the bounds of the reading. Readings that are all 0 or 1 have these bounds, declared
+    or not. `lose`, {reading: goal}: a reading that has to be lost, tested from large noise downwards. The noise chosen is then
+    the upper end of the window between both; each end has the confidence stated, so both together at least 1 - 2 (1 -
+    confidence). `by`: a coordinate of the items, such as "label": a choice for each of its values, each with the confidence
+    stated. Items without a label (-1) are left out. `confidence`: above .5.
 
-    Raises
-    ------
-    ValueError
-        For a run that is not finished, a reading that is unknown, ambiguous, or of unknown direction, and a goal out of bounds.
-
-    Examples
-    --------
     >>> import uturn as ut
     >>> run = ut.readings({"kept": [[1] * 100, [1] * 100, [1, 0] * 50]}, noise=[0.2, 0.4, 0.6], start=1, chance=0)
     >>> choice = choose(run, "kept", keep=0.95)
@@ -180,8 +165,6 @@ def originals_needed(truth: float, goal: float, confidence: float = 0.95, power:
     The smallest n for which the one-sided bound of Clopper and Pearson passes the goal at the `1 - power` quantile of the number
     kept (normal approximation). Infinite if the truth equals the goal, or if n exceeds ten million.
 
-    Examples
-    --------
     >>> [originals_needed(share, 0.95) for share in (1, 0.99, 0.98, 0.97)]
     [59.0, 133.0, 267.0, 653.0]
     """

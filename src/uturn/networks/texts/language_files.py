@@ -132,7 +132,6 @@ def _denoiser(chosen: TextModel) -> LanguageModel:
 
 
 def is_packaged(model: str) -> bool:
-    """Whether a model is a network of this package."""
     return model == "embedded" or model.endswith(".safetensors")
 
 

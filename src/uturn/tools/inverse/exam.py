@@ -85,7 +85,6 @@ def _of_run(run: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def verdicts(data: xr.Dataset) -> list[Verdict]:
-    """All verdicts on the data of the figure."""
     exact = [_exact(data.sel(sampler=label), label) for label in EXACT.values()]
     errors = [_caught_everywhere(data.sel(sampler=label), label) for label in ERRORS.values()]
     return [*exact, _far(data), *errors, _ddrm(data), _deterministic(data.sel(sampler=MEAN)), *_shown(data)]

@@ -19,18 +19,10 @@ class LinearPosterior:
 
     With S_k = H C_k H^T + R and G_k = C_k H^T S_k^-1, the posterior is the mixture with weights w_k N(y; H mu_k, S_k) / p(y),
     means mu_k + G_k (y - H mu_k) and covariances C_k - G_k H C_k (Bishop, Pattern Recognition and Machine Learning, Eqs. 2.113 to
-    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent.
+    2.117), in float64. ValueError if S_k is singular: measurements without noise that are linearly dependent. `means` (modes,
+    dimension); `covariances` (modes, dimension, dimension), or (dimension, dimension) if the modes share it; `weights` (modes,);
+    `H` (measurements, dimension); `R` (measurements, measurements), or a number, the variance of white noise.
 
-    Parameters
-    ----------
-    means : array (modes, dimension)
-    covariances : array (modes, dimension, dimension), or (dimension, dimension) if the modes share it
-    weights : array (modes,)
-    H : array (measurements, dimension)
-    R : array (measurements, measurements), or a number, the variance of white noise
-
-    Examples
-    --------
     >>> posterior = LinearPosterior([[0.0, 0.0]], np.eye(2), [1.0], H=[[1.0, 0.0]], R=1.0)
     >>> posterior.mean([[1.0]]).round(9).tolist(), posterior.covariances[0].round(9).tolist()
     ([[0.5, 0.0]], [[0.5, 0.0], [0.0, 1.0]])

@@ -40,8 +40,6 @@ class InverseOptions(ImageOptions):
 
     `runs` gives one experiment for each sampler and each kind of originals.
 
-    Examples
-    --------
     >>> options = InverseOptions(samplers=["deepinv:DDRM", "deepinv:DiffPIR zeta=0.3"], levels=[0.25, 0.5])
     >>> [run.store for run in options.runs()]
     ['fashion_mnist-DDRM.zarr', 'fashion_mnist-DiffPIR-zeta=0.3.zarr']
@@ -133,7 +131,6 @@ class InverseOptions(ImageOptions):
         return runs
 
     def experiment(self, originals: str | None = None) -> Experiment:
-        """The experiment of the first sampler."""
         return self.runs(originals)[0].experiment
 
     def _of_sampler(self, sampler: str, law: dict[str, Any], originals: str | None) -> Experiment:
@@ -157,7 +154,6 @@ class InverseOptions(ImageOptions):
         )
 
     def _corruption(self) -> dict[str, Any]:
-        """Table of the measurement."""
         operator, options = named_options("operator", self.operator)
         return {
             "type": "operator",
