@@ -78,15 +78,6 @@ def test_the_law_of_every_condition(predicts):
 # -- batches and counts -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("guidance", "expected"), [(1.0, 8), (3.0, 8)])
-def test_batches_are_full_and_never_larger_than_asked(guidance, expected):
-    chain = loaded(condition="label", guidance=guidance, batch_size=8)
-    rows.clear()
-    chain.u_turn(some(16), 2, keys(0, range(16)), np.zeros(16, int))
-    assert set(rows) == {expected}
-    assert chain.batch_size == (8 if guidance == 1 else 4)
-
-
 def options(**changes):
     given = {"model": f"{__name__}:model", "steps": 4, "levels": 2, "items": 11, "chunk": 4, "device": "cpu", **changes}
     return ImageOptions.from_dict(given)

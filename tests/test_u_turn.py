@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser, StringDiffusion
+from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser
 from uturn.core.random import Streams
 from uturn.corruption import Diffusion
 from uturn.measures.clones import between_clones
@@ -211,15 +211,6 @@ def test_streams_of_clones_differ_and_stay():
     assert np.array_equal(keys.reshape(6, 4)[:, :2].reshape(-1), streams.keys(3, clones=2))
     later = Streams(0, np.arange(3), 0.5, range(1, 2))
     assert np.array_equal(later.keys(3, clones=2).reshape(3, 2), keys.reshape(3, 2, 4)[:, 1, :2])
-
-
-def test_score_clones_start_from_one_noisy_datum():
-    backward = StringDiffusion(steps=6)
-    rhm = RHM.grammar(0, 0)
-    originals = Strings(np.arange(4), rhm, rhm.sample(4, seed=1))
-    found = ut.u_turn(originals, backward.undone(Diffusion(), RHM), backward, 1.0, clones=3)
-    assert found.noisy.images.shape[0] == 4
-    assert found.reconstructions[0].shape == (4, 3, 8)
 
 
 def test_parts_of_an_experiment_make_u_turns():
