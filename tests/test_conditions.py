@@ -34,13 +34,7 @@ def model(predicts="x0"):
         return found[predicts] if predicts != "v" else (noise - sigma * clean) / (1 + sigma**2).sqrt()
 
     return DenoiserModel(
-        network,
-        scheduler,
-        predicts=predicts,
-        image_shape=SHAPE,
-        takes="sigma",
-        num_classes=CLASSES,
-        null_class=NULL,
+        network, scheduler, predicts=predicts, image_shape=SHAPE, takes="sigma", num_classes=CLASSES, null_class=NULL
     )
 
 

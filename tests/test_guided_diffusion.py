@@ -12,11 +12,7 @@ from safetensors.torch import save_file
 
 import adm_checkpoints as adm
 from uturn.networks.images import guided_diffusion
-from uturn.networks.images.guided_diffusion import (
-    PRESETS,
-    guided_diffusion_scheduler,
-    load_guided_diffusion,
-)
+from uturn.networks.images.guided_diffusion import PRESETS, guided_diffusion_scheduler, load_guided_diffusion
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "guided_diffusion.npz")  # outputs of the original code
 SEEDS = {case: seed for seed, case in enumerate(adm.CASES)}

@@ -340,10 +340,7 @@ def of_long_texts(change):
     ("change", "words"),
     [
         (lambda logits: logits * torch.nan, "tiny_language:odd: probabilities that are NaN = .*: expected none; a logit is NaN"),
-        (
-            lambda logits: 1 / 0,
-            r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)",
-        ),
+        (lambda logits: 1 / 0, r"in .*tiny_language:odd, ids \(5, 4\) \(test_language.py, line \d+\)"),
     ],
 )
 def test_networks_of_ones_own_that_fail_in_a_run(monkeypatch, change, words):

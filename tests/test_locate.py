@@ -219,10 +219,7 @@ def place_of(probability, height=0.55):
     return brentq(lambda noise: probability(noise) - height, 0.01, 1)
 
 
-SHOULDERS = {
-    "above the height": shoulder(0.45, 0.33, 0.72, 0.015),
-    "below the height": shoulder(0.72, 0.26, 0.66, 0.012),
-}
+SHOULDERS = {"above the height": shoulder(0.45, 0.33, 0.72, 0.015), "below the height": shoulder(0.72, 0.26, 0.66, 0.012)}
 
 
 @pytest.mark.parametrize("curve", SHOULDERS)

@@ -306,11 +306,7 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     noise = np.array([0.1, 0.5, 1.0, 2.0, np.inf])
     values = falling(0.05, noise=noise, scatter=0.02)
     values[-1] = 0.02
-    run = dataset(
-        {"kept": (values, Variable(DIMS, "kept", start=1))},
-        noise,
-        log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]),
-    )
+    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, noise, log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]))
     found = ut.study(run)
     curve = mean(values)
     expected = [plain_place([0, *noise[:-1]], [1, *curve[:-1]], 1, curve[-1], share) for share in (0.25, 0.5, 0.75)]
@@ -846,10 +842,7 @@ def test_differences_of_other_originals_are_refused():
             {"a": run.assign_coords(label=("item", [0, 1, 2])), "b": run.assign_coords(label=("item", [0, 2, 1]))},
             "label of the originals",
         ),
-        (
-            {"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))},
-            "expected one axis in common",
-        ),
+        ({"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))}, "expected one axis in common"),
     ):
         with pytest.raises(ValueError, match=message):
             difference(pair)
