@@ -212,18 +212,6 @@ def test_the_spread_of_grammars_is_said_of_grammars():
     assert "two originals make the spread" in ut.study(single).remark.values[0]
 
 
-def test_intervals_of_grammars_are_those_of_their_means():
-    values = falling(items=12, scatter=0.3)
-    grammar = np.repeat([0, 1, 2], 4)
-    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, grammar=("item", grammar))
-    found = ut.study(run).curve[0, 1:].values
-    groups = np.stack([mean(values[:, grammar == g]) for g in range(3)])
-    half = student.ppf(0.975, 2) * groups.std(0, ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(found, np.stack([groups.mean(0), groups.mean(0) - half, groups.mean(0) + half], -1))
-    items = ut.study(run.drop_vars("grammar")).curve[0, 1:].values
-    assert (items[:, 2] - items[:, 1] < found[:, 2] - found[:, 1]).all()
-
-
 def test_readings_that_are_missing_for_some_items():
     """Items without any reading of a level have no part in its mean; other levels keep them."""
     values = np.stack([falling(0.1), falling(0.2, seed=1)], -1)
