@@ -149,12 +149,7 @@ CASES = {
     },
     "heads of one width": {"num_head_channels": None, "num_heads": 2, "use_scale_shift_norm": False},
     "narrow first level": {"num_channels": 64, "channel_mult": (0.5, 1, 1), "num_head_channels": 16},
-    "convolutions": {
-        "use_scale_shift_norm": False,
-        "resblock_updown": False,
-        "learn_sigma": False,
-        "attention_resolutions": (),
-    },
+    "convolutions": {"use_scale_shift_norm": False, "resblock_updown": False, "learn_sigma": False, "attention_resolutions": ()},
     "convolutions, attention everywhere": {
         "resblock_updown": False,
         "attention_resolutions": (16, 8, 4),

@@ -25,6 +25,11 @@ def passed(study):
     return {family: not bool((tested.gap_p <= study.gap_level).any()) for family, tested in families}
 
 
+def outcomes(verdicts):
+    """Whether each verdict of a figure passed."""
+    return [verdict.passed for verdict in verdicts]
+
+
 def array(root, name):
     """The metadata of an array in the content of `zarr.json`."""
     return root["consolidated_metadata"]["metadata"][name]

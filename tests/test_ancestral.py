@@ -65,12 +65,9 @@ class Exact(torch.nn.Module):
         if self.is_edm:  # F of D = c_skip x + c_out F, table 1 of arXiv:2206.00364
             out = (-1 if kind == "v_prediction" else 1) * s * data / np.hypot(s, data)
             return (clean - data**2 / (s**2 + data**2) * noisy) / out
-        return {
-            "epsilon": noise,
-            "sample": clean,
-            "v_prediction": (a * noise - s * clean) / r,
-            "flow_prediction": noise - clean,
-        }[kind]
+        return {"epsilon": noise, "sample": clean, "v_prediction": (a * noise - s * clean) / r, "flow_prediction": noise - clean}[
+            kind
+        ]
 
 
 def chain(stored, steps, mean, deviation=0.0, name="ancestral"):

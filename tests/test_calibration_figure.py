@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from forging import outcomes
 from uturn.measures.cloning import mixture_cloning_probability
 from uturn.paper import calibration as figure
 from uturn.paper import calibration_runs, decision_times
@@ -11,10 +12,6 @@ from uturn.paper.calibration_runs import MIXTURE, SEPARATIONS
 
 READINGS = [f"parsed, tree_level = {k}" for k in range(3)]
 KINDS = {"right": "exact", "also right": "exact", "wrong": "wrong", "leaves": "sites", "ignores": "blind"}
-
-
-def passed(verdicts):
-    return [verdict.passed for verdict in verdicts]
 
 
 def tried(p, gap=0.1):
@@ -38,12 +35,12 @@ def of_samplers(right=0.3, wrong=1e-6, leaves=0.4, joint=1e-6, ignores=0.5):
 
 
 def test_samplers():
-    assert passed(of_samplers()) == [True] * 4
-    assert passed(of_samplers(right=1e-6)) == [False, True, True, True]
-    assert passed(of_samplers(wrong=1e-3)) == [True, False, True, True]
-    assert passed(of_samplers(leaves=1e-5)) == [True, True, False, True]
-    assert passed(of_samplers(joint=0.2)) == [True, True, False, True]
-    assert passed(of_samplers(ignores=1e-6)) == [True, True, True, False]
+    assert outcomes(of_samplers()) == [True] * 4
+    assert outcomes(of_samplers(right=1e-6)) == [False, True, True, True]
+    assert outcomes(of_samplers(wrong=1e-3)) == [True, False, True, True]
+    assert outcomes(of_samplers(leaves=1e-5)) == [True, True, False, True]
+    assert outcomes(of_samplers(joint=0.2)) == [True, True, False, True]
+    assert outcomes(of_samplers(ignores=1e-6)) == [True, True, True, False]
 
 
 def test_false_alarms():
@@ -89,11 +86,11 @@ def image_calibrations(ddim=1e-6, few=-0.2, many=-0.05, ode=-0.5):
 
 
 def test_images():
-    assert passed(figure._images(image_calibrations())) == [True, True, None]
-    assert passed(figure._images(image_calibrations(ddim=0.01))) == [False, True, None]
-    assert passed(figure._images(image_calibrations(ode=-0.01))) == [False, False, None]
-    assert passed(figure._images(image_calibrations(few=-0.01))) == [True, False, None]
-    assert passed(figure._images(image_calibrations(many=-0.48))) == [True, False, None]
+    assert outcomes(figure._images(image_calibrations())) == [True, True, None]
+    assert outcomes(figure._images(image_calibrations(ddim=0.01))) == [False, True, None]
+    assert outcomes(figure._images(image_calibrations(ode=-0.01))) == [False, False, None]
+    assert outcomes(figure._images(image_calibrations(few=-0.01))) == [True, False, None]
+    assert outcomes(figure._images(image_calibrations(many=-0.48))) == [True, False, None]
 
 
 def mixture_runs(shift=0.0, items=500):

@@ -172,13 +172,7 @@ def test_a_chain_is_a_control_without_a_hierarchy():
 
 
 def test_a_chain_of_given_matrices_in_a_spec():
-    source = {
-        "type": "hmm",
-        "length": 6,
-        "initial": [1, 0],
-        "transition": [[0, 1], [1, 0]],
-        "emission": [[1, 0], [0, 1]],
-    }
+    source = {"type": "hmm", "length": 6, "initial": [1, 0], "transition": [[0, 1], [1, 0]], "emission": [[1, 0], [0, 1]]}
     ds = run(source, "masking", noise=(1.0,), items=5)
     assert (ds.unchanged == 1).all()  # a deterministic chain is known without any symbol
 

@@ -42,11 +42,7 @@ def with_chi(noise, curve, distance, name="", seed=0):
     """A run with this curve of chi: all pairs of different sites are equally correlated."""
     level = (np.asarray(curve, float)[:, None] - 1) / (distance.num_sites - 1)
     return forged(
-        np.asarray(noise, float),
-        np.c_[np.ones(len(noise)), np.repeat(level, len(distance.values) - 1, 1)],
-        distance,
-        name,
-        seed,
+        np.asarray(noise, float), np.c_[np.ones(len(noise)), np.repeat(level, len(distance.values) - 1, 1)], distance, name, seed
     )
 
 

@@ -57,7 +57,7 @@ def test_run_and_resume(tmp_path):
         done = uturn("run", "spec.toml", "--store", "store", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "unchanged (noise 2, item 4, trajectory 1, tree_level 4)" in done.stdout
-    done = process("run", "spec.toml", "--store", "store", "--no-resume", cwd=tmp_path)
+    done = uturn("run", "spec.toml", "--store", "store", "--no-resume", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "exists already" in done.stderr
 

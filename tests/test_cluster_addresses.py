@@ -13,25 +13,10 @@ from pathlib import Path
 
 import pytest
 
-SPEC = """
-items = 16
-chunk = 4
-[source]
-type = "rhm"
-vocab_size = 8
-multiplicity = 2
-branching = 2
-depth = 4
-[corruption]
-type = "gaussian"
-noise = [0.05, 0.2]
-[backward]
-type = "exact"
-[[probes]]
-type = "tree_levels"
-"""
+from command_line import SPEC, uturn
 
 pytest.importorskip("ray")
+SPEC = SPEC.replace("items = 4", "items = 16\nchunk = 4").replace('"epsilon"', '"gaussian"').replace("[0.0, 0.5]", "[0.05, 0.2]")
 
 
 def free_port():
@@ -93,10 +78,11 @@ def test_commands_join_it(started, tmp_path):
         assert f"{name}: complete" in told[name][0]
 
 
-def test_a_ray_that_is_gone(tmp_path):
+def test_a_ray_that_is_gone(tmp_path, monkeypatch):
     """Ray itself would look for it for minutes."""
-    run = begun(tmp_path, "x", "auto", {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
-    _, told = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert "nothing answers at" in told
-    assert told.count("\n") == 1
+    (tmp_path / "spec.toml").write_text(SPEC)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    done = uturn("run", "spec.toml", "--store", "x", "--cluster", "auto", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing answers at" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -34,13 +34,7 @@ def model(predicts="x0"):
         return found[predicts] if predicts != "v" else (noise - sigma * clean) / (1 + sigma**2).sqrt()
 
     return DenoiserModel(
-        network,
-        scheduler,
-        predicts=predicts,
-        image_shape=SHAPE,
-        takes="sigma",
-        num_classes=CLASSES,
-        null_class=NULL,
+        network, scheduler, predicts=predicts, image_shape=SHAPE, takes="sigma", num_classes=CLASSES, null_class=NULL
     )
 
 
@@ -76,15 +70,6 @@ def test_the_law_of_every_condition(predicts):
 
 
 # -- batches and counts -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("guidance", "expected"), [(1.0, 8), (3.0, 8)])
-def test_batches_are_full_and_never_larger_than_asked(guidance, expected):
-    chain = loaded(condition="label", guidance=guidance, batch_size=8)
-    rows.clear()
-    chain.u_turn(some(16), 2, keys(0, range(16)), np.zeros(16, int))
-    assert set(rows) == {expected}
-    assert chain.batch_size == (8 if guidance == 1 else 4)
 
 
 def options(**changes):

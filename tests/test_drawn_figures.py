@@ -6,13 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from forging import outcomes
 from uturn.engine.run import run
 from uturn.paper import Workshop, fig3, fig4, fig7, fig9, fig10, fig11, fig12, fig13, fig14
 from uturn.paper.verdicts import mean_estimate
-
-
-def passed(verdicts):
-    return [verdict.passed for verdict in verdicts]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +52,7 @@ def replaced(values, where, value):
 def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
     module = importlib.import_module(f"uturn.paper.{name}")
     data, verdicts = module.analyse(pictures[name])
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     figure = module.draw(data)
     for ending in ("png", "pdf"):
         figure.savefig(tmp_path / f"{name}.{ending}", dpi=40)
@@ -64,42 +61,42 @@ def test_verdicts_hold_and_pictures_are_drawn(pictures, name, tmp_path):
 
 def test_fig3_fails_on_a_reconstruction_that_forgets_what_was_seen(pictures):
     other = fig3.nodes(fig3.small_string()[0].sample(2, seed=3)[1:].latents)
-    assert passed(fig3.analyse(forged(pictures["fig3"], reconstruction=lambda x: other))[1]) == [False]
+    assert outcomes(fig3.analyse(forged(pictures["fig3"], reconstruction=lambda x: other))[1]) == [False]
 
 
 def test_fig4_fails_on_forged_messages(pictures):
     for name in fig4.OUTPUTS:
-        assert passed(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1]) == [False]
+        assert outcomes(fig4.analyse(forged(pictures["fig4"], **{name: lambda x: swapped(x, 8, 9)}))[1]) == [False]
 
 
 def test_fig9_fails_on_forged_messages_or_rules(pictures):
     runs, fig = pictures["fig9"], fig9.analyse
-    assert passed(fig(forged(runs, upward_parent=lambda x: swapped(x, 0, 1)))[1]) == [False, True, True, True]
-    assert passed(fig(forged(runs, downward_children=lambda x: swapped(x, 0, 1)))[1]) == [True, False, False, True]
-    twice = passed(fig(forged(runs, rules=lambda x: replaced(x, (0, 0), x[1, 0])))[1])
+    assert outcomes(fig(forged(runs, upward_parent=lambda x: swapped(x, 0, 1)))[1]) == [False, True, True, True]
+    assert outcomes(fig(forged(runs, downward_children=lambda x: swapped(x, 0, 1)))[1]) == [True, False, False, True]
+    twice = outcomes(fig(forged(runs, rules=lambda x: replaced(x, (0, 0), x[1, 0])))[1])
     assert not twice[0]
     assert not twice[3]
 
 
 def test_fig10_fails_on_forged_rules_counts_and_beliefs(pictures):
     runs, fig = pictures["fig10"], fig10.analyse
-    assert passed(fig(forged(runs, upward=lambda x: x[::-1]))[1]) == [False, True, True]
+    assert outcomes(fig(forged(runs, upward=lambda x: x[::-1]))[1]) == [False, True, True]
     # With replacement the mean number of competing rules would be 256 * 62 / 1024.
-    assert passed(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [True, False, True]
-    assert passed(fig(forged(runs, mean_belief=lambda x: x + 0.01))[1]) == [True, True, False]
+    assert outcomes(fig(forged(runs, rules_at_distance=lambda x: x + 0.1))[1]) == [True, False, True]
+    assert outcomes(fig(forged(runs, mean_belief=lambda x: x + 0.01))[1]) == [True, True, False]
 
 
 def test_fig11_fails_on_forged_messages(pictures):
     runs, fig = pictures["fig11"], fig11.analyse
     data = runs["messages"]
     flat = forged(runs, upward=lambda x: np.where((data.tree_level.values == 0)[:, None], x[:, ::-1], x))
-    assert passed(fig(flat)[1]) == [False, True, True]
+    assert outcomes(fig(flat)[1]) == [False, True, True]
     # Belief of a level above.
-    assert passed(fig(forged(runs, mean_belief=lambda x: x + 0.03))[1])[1] is False
+    assert outcomes(fig(forged(runs, mean_belief=lambda x: x + 0.03))[1])[1] is False
     # Means so uncertain that their intervals hold 0, and strings so different that any would do: no licence to be elsewhere.
     scatter = 0.3 * (np.arange(24) % 2 - 0.5)[:, None, None]
     above = np.arange(5) == 4
-    assert passed(fig(forged(runs, mean_belief=lambda x: x + (scatter + 0.01) * above))[1])[1] is False
+    assert outcomes(fig(forged(runs, mean_belief=lambda x: x + (scatter + 0.01) * above))[1])[1] is False
     level_3 = float(fig(runs)[0].mean_field[3])
     lower = forged(
         runs,
@@ -109,9 +106,9 @@ def test_fig11_fails_on_forged_messages(pictures):
     table = lower["messages"]
     top = np.flatnonzero(table.tree_level.values == 4)
     table["upward"].values[top, table.true_symbol.values[top]] = level_3
-    assert passed(fig(lower)[1])[2] is False
+    assert outcomes(fig(lower)[1])[2] is False
     uniform = forged(runs, upward=lambda x: np.where((data.tree_level.values == 2)[:, None], 1 / 32, x))
-    assert passed(fig(uniform)[1]) == [True, True, False]
+    assert outcomes(fig(uniform)[1]) == [True, True, False]
 
 
 def moved(run, name, by):
@@ -124,39 +121,39 @@ def moved(run, name, by):
 
 def test_fig12_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig12.analyse({"epsilon": epsilon_run})
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     plt.close(fig12.draw(data))
-    assert passed(fig12.analyse(moved(epsilon_run, "upward_belief", 0.02))[1])[:2] == [False, False]
+    assert outcomes(fig12.analyse(moved(epsilon_run, "upward_belief", 0.02))[1])[:2] == [False, False]
     upside_down = epsilon_run.copy(deep=True)
     upside_down["upward_belief"] = (epsilon_run.upward_belief.dims, epsilon_run.upward_belief.values[..., ::-1])
-    assert not any(passed(fig12.analyse({"epsilon": upside_down})[1]))
+    assert not any(outcomes(fig12.analyse({"epsilon": upside_down})[1]))
 
 
 def test_fig13_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig13.analyse({"epsilon": epsilon_run})
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     plt.close(fig13.draw(data))
-    assert passed(fig13.analyse(moved(epsilon_run, "downward_belief", 0.02))[1])[2] is False
+    assert outcomes(fig13.analyse(moved(epsilon_run, "downward_belief", 0.02))[1])[2] is False
     # The annealed mean field itself is not what belief propagation gives.
     annealed = epsilon_run.copy(deep=True)
     shape = epsilon_run.downward_belief.transpose("item", "noise", "tree_level").shape
     lines = data.mean_field.interp(theory_noise=epsilon_run.noise.values).values
     scatter = 1 + 1e-4 * np.arange(shape[0])[:, None, None] * (np.arange(shape[2]) < 10)
     annealed["downward_belief"] = (("item", "noise", "tree_level"), lines * scatter)
-    assert passed(fig13.analyse({"epsilon": annealed})[1]) == [True, False, False, False]
+    assert outcomes(fig13.analyse({"epsilon": annealed})[1]) == [True, False, False, False]
     biased = epsilon_run.copy(deep=True)
     biased["downward_belief"] = epsilon_run.downward_belief + 0.01 * (epsilon_run.tree_level == 10)
-    assert passed(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True]
+    assert outcomes(fig13.analyse({"epsilon": biased})[1]) == [False, True, True, True]
 
 
 def test_fig14_verdicts_hold_and_can_fail(epsilon_run):
     data, verdicts = fig14.analyse({"epsilon": epsilon_run})
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     plt.close(fig14.draw(data))
-    assert passed(fig14.analyse(moved(epsilon_run, "belief", 0.02))[1]) == [False, True, False]
+    assert outcomes(fig14.analyse(moved(epsilon_run, "belief", 0.02))[1]) == [False, True, False]
     wrong = epsilon_run.copy(deep=True)
     wrong["belief"] = epsilon_run.belief * 0.999
-    assert passed(fig14.analyse({"epsilon": wrong})[1]) == [True, False, False]
+    assert outcomes(fig14.analyse({"epsilon": wrong})[1]) == [True, False, False]
 
 
 def test_drawn_paths_follow_the_exact_law_below_the_root():

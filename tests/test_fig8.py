@@ -35,10 +35,7 @@ def runs():
     layers["similarity"], layers["distance"] = scaled, 1 - scaled
     layers["same_class"] = layers.unchanged.isel(tree_level=L, drop=True)
     network = xr.Dataset(
-        {
-            "accuracy": 0.995,
-            "random_pairs": (("pair", "network_layer"), np.zeros((2, L + 1))),
-        },
+        {"accuracy": 0.995, "random_pairs": (("pair", "network_layer"), np.zeros((2, L + 1)))},
         coords={"pair": ["same class", "independent"], "network_layer": scaled.network_layer},
         attrs={"test_strings": 10_000, "training_steps": 100},
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from forging import outcomes
 from uturn.engine.run import run
 from uturn.paper import FIGURES, fig6, fig7, load_figure, reproduce
 
@@ -31,32 +32,28 @@ def fig7_run():
     return run(fig7.experiments("smoke")["epsilon"]).load()
 
 
-def passed(verdicts):
-    return [verdict.passed for verdict in verdicts]
-
-
 def test_fig7_verdicts_can_fail(fig7_run):
-    assert all(passed(fig7.analyse({"epsilon": fig7_run})[1]))
+    assert all(outcomes(fig7.analyse({"epsilon": fig7_run})[1]))
     shifted = fig7_run.copy(deep=True)
     moved = fig7_run.belief.interp(noise=np.clip(fig7_run.noise.values - 0.02, 0, 1)).values
     shifted["belief"] = (fig7_run.belief.dims, moved)
-    assert not any(passed(fig7.analyse({"epsilon": shifted})[1]))
+    assert not any(outcomes(fig7.analyse({"epsilon": shifted})[1]))
 
 
 def test_fig6_verdicts_can_fail():
     runs = {
         label: run(experiment).load() for label, experiment in fig6.experiments("smoke").items() if label in ("m6", "m8", "m18")
     }
-    assert all(passed(fig6.analyse(runs)[1]))
+    assert all(outcomes(fig6.analyse(runs)[1]))
     lost = runs["m8"].copy(deep=True)
     lost["upward_belief"] = xr.where(lost.tree_level == 10, 0.0, lost.upward_belief).transpose(*lost.upward_belief.dims)
-    assert not all(passed(fig6.analyse({**runs, "m8": lost})[1]))  # never recovered: no crossing
+    assert not all(outcomes(fig6.analyse({**runs, "m8": lost})[1]))  # never recovered: no crossing
     found = runs["m8"].copy(deep=True)
     found["noise"] = found.noise * 0.9  # a threshold at the wrong place
-    assert not all(passed(fig6.analyse({**runs, "m8": found})[1]))
+    assert not all(outcomes(fig6.analyse({**runs, "m8": found})[1]))
     alive = runs["m18"].copy(deep=True)
     alive["upward_belief"] = alive.upward_belief + 0.2 * (alive.tree_level == 10)
-    assert not all(passed(fig6.analyse({**runs, "m18": alive})[1]))
+    assert not all(outcomes(fig6.analyse({**runs, "m18": alive})[1]))
 
 
 def test_reproduce_refuses_before_computing(tmp_path):

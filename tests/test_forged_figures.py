@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from forging import outcomes
 from uturn.core.random import keys, uniforms
 from uturn.corruption import Gaussian
 from uturn.paper import fig2, fig5
@@ -53,17 +54,13 @@ def fig5_runs(location=0.0695, sharper=(1.0, 2.0, 3.0), leaves=0.1):
     return runs
 
 
-def passed(verdicts):
-    return [verdict.passed for verdict in verdicts]
-
-
 def test_fig5():
-    assert passed(fig5.analyse(fig5_runs())[1]) == [True] * 4
-    assert passed(fig5.analyse(fig5_runs(location=0.09, leaves=0.13))[1])[:2] == [False, False]
-    assert not passed(fig5.analyse(fig5_runs(sharper=(3.0, 2.0, 1.0)))[1])[2]
+    assert outcomes(fig5.analyse(fig5_runs())[1]) == [True] * 4
+    assert outcomes(fig5.analyse(fig5_runs(location=0.09, leaves=0.13))[1])[:2] == [False, False]
+    assert not outcomes(fig5.analyse(fig5_runs(sharper=(3.0, 2.0, 1.0)))[1])[2]
     runs = fig5_runs()
     runs["depth10"]["belief"] = runs["depth10"].belief.where(runs["depth10"].tree_level > 0, 0.0)
-    assert not passed(fig5.analyse(runs)[1])[3]  # leaves never above the class: no inversion
+    assert not outcomes(fig5.analyse(runs)[1])[3]  # leaves never above the class: no inversion
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +115,7 @@ def fig2_verdicts(garments, deterministic=None, agreement=1.0, **options):
         coords={"pair": ["same class", "different class"], "network_layer": layers},
     )
     runs = {"stochastic": fig2_runs(garments, **options), "deterministic": fig2_runs(garments, steps=20, **(deterministic or {}))}
-    return passed(fig2.analyse({**runs, "classifier": classifier})[1])
+    return outcomes(fig2.analyse({**runs, "classifier": classifier})[1])
 
 
 def test_fig2(garments):

@@ -381,22 +381,6 @@ class SmallResNet(nn.Module):
         return self.fc(self.avgpool(self.layer2(self.layer1(x))).flatten(1))
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (SmallResNet, ["maxpool", "layer1.0", "layer1.1", "layer2", "fc"]),
-        (Network, ["blocks.first", "blocks.second", "act"]),
-    ],
-)
-def test_every_block(model, expected, images):
-    torch.manual_seed(0)
-    built = model().eval()
-    assert list(every_block(built)) == expected
-    if model is not Network:  # whose `act` runs twice
-        comparison = HiddenLayers(built, "every block", channel_axis=1).fit(images).compare(images, images[::-1].copy())
-        assert np.isfinite(comparison[:2]).all()
-
-
 class Scaled(nn.Module):
     """A class of one's own around a network, with a preprocessing."""
 

@@ -346,13 +346,7 @@ def test_the_low_level_of_a_field_is_its_finest_octave():
 
 
 @pytest.mark.parametrize(
-    ("label", "failing"),
-    [
-        ("dense-epsilon", {4}),
-        ("beyond", {0, 1, 2, 3}),
-        ("sparse-depth3", {5, 6}),
-        ("two-scales", {7}),
-    ],
+    ("label", "failing"), [("dense-epsilon", {4}), ("beyond", {0, 1, 2, 3}), ("sparse-depth3", {5, 6}), ("two-scales", {7})]
 )
 def test_controls_fail_on_the_contrary(label, failing):
     runs = forged_controls()
@@ -397,7 +391,7 @@ def forged_s9(shift=1.0, first_layer=None, accuracy=1.0, items=300) -> dict[str,
             },
             coords={"noise": noise, "item": np.arange(items), "network_layer": layers},
             attrs={"accuracy": accuracy},
-        ),
+        )
     }
 
 

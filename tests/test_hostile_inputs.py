@@ -236,10 +236,7 @@ def stored(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
-        ("a.toml", "a = " + "[" * 3000 + "]" * 3000),
-        ("a.json", json.dumps(SPEC).replace("8", "[" * 900 + "]" * 900, 1)),
-    ],
+    [("a.toml", "a = " + "[" * 3000 + "]" * 3000), ("a.json", json.dumps(SPEC).replace("8", "[" * 900 + "]" * 900, 1))],
 )
 def test_files_that_are_nested_deeply(name, content, tmp_path, capsys):
     (tmp_path / name).write_text(content)

@@ -371,10 +371,7 @@ def test_bad_weight_files(resnet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = resnet[0].state_dict()
     whole = Path(resnet[1]).read_bytes()
-    files = {
-        "cut.pth": whole[: len(whole) // 2],
-        "hostile.pth": pickle.dumps({"fc.weight": Hostile()}),
-    }
+    files = {"cut.pth": whole[: len(whole) // 2], "hostile.pth": pickle.dumps({"fc.weight": Hostile()})}
     for name, content in files.items():
         Path(name).write_bytes(content)
     torch.save({k: v for k, v in state.items() if k != "fc.bias"}, "missing.pth")

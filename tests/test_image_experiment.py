@@ -54,9 +54,6 @@ def test_images_do_not_depend_on_the_batch(finished):
 @pytest.mark.parametrize("shape", [(4, 32, 32), (4, 28, 28, 3)])
 def test_images_of_the_wrong_shape(tmp_path, shape):
     np.save(tmp_path / "images.npy", np.zeros(shape, np.uint8))
-    spec = {
-        **SPEC,
-        "source": {"type": "array", "path": str(tmp_path / "images.npy")},
-    }
+    spec = {**SPEC, "source": {"type": "array", "path": str(tmp_path / "images.npy")}}
     with pytest.raises(ValueError, match=r"takes, \(1, 28, 28\)"):
         ut.run(ut.Experiment.from_dict(spec))

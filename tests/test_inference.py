@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from enumeration import joint_entropy, marginals, tree_posterior
 from uturn.core.random import keys
 from uturn.corruption import Gaussian
-from uturn.exact.inference import (
-    infer,
-    mutual_information,
-    posterior_entropy,
-    prior_entropy,
-    sample_posterior,
-)
+from uturn.exact.inference import infer, mutual_information, posterior_entropy, prior_entropy, sample_posterior
 from uturn.exact.rhm import RandomHierarchyModel
 
 EVERYTHING = ("marginals", "upward", "downward", "log_evidence")

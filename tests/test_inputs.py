@@ -127,12 +127,7 @@ def test_embedded_images_have_the_digest_of_their_file():
 
 
 @pytest.mark.parametrize(
-    ("idea", "options"),
-    [
-        ("backward", {"device": "cpu"}),
-        ("backward", {"batch_size": 3}),
-        ("probes", {"batch_size": 7}),
-    ],
+    ("idea", "options"), [("backward", {"device": "cpu"}), ("backward", {"batch_size": 3}), ("probes", {"batch_size": 7})]
 )
 def test_options_of_execution_are_no_part_of_it(idea, options):
     spec = {

@@ -6,7 +6,6 @@ so that a correct law would fail about one choice of seeds in a hundred.
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from uturn.backward import ExactPosterior, UTurns
@@ -222,48 +221,6 @@ def test_scales_of_a_field_are_kept_as_linear_filtering_says():
         error = float(values.mean("trajectory").std() / np.sqrt(300))
         # The mean of a ratio is not the ratio of means in scales of few components.
         assert abs(float(values.mean()) - expected) < 4 * error + 0.5 / chosen.sum()
-
-
-def test_reverse_diffusion_with_the_exact_score_draws_from_the_posterior():
-    from diffusers import DDIMScheduler, DDPMScheduler
-
-    from uturn.backward.reverse_diffusion import ReverseDiffusion
-    from uturn.core.random import keys
-
-    # Small, because what is diffused there are images in [-1, 1].
-    law = GaussianMixture([[-0.35, 0.0], [0.35, 0.0]], weights=[0.4, 0.6], variance=[0.015, 0.03])
-    x0, step = law.sample(3000, seed=14).values.astype(np.float32), 60
-    images = torch.from_numpy(x0.reshape(-1, 1, 1, 2))
-
-    def exact_noise(scheduler):
-        """The exact score as a network that predicts the noise."""
-        times = -0.5 * np.log(scheduler.alphas_cumprod.double().numpy())
-
-        def model(noisy, timestep):
-            t = np.broadcast_to(times[timestep.numpy().astype(int)], len(noisy))
-            noise = -np.sqrt(-np.expm1(-2 * t))[:, None] * score(law, noisy.double().numpy().reshape(len(noisy), -1), t)
-            return torch.from_numpy(noise.reshape(noisy.shape)).to(noisy)
-
-        return model
-
-    found = {}
-    for name, scheduler, options in [
-        ("stochastic", DDPMScheduler(clip_sample=False), {}),
-        ("deterministic", DDIMScheduler(clip_sample=False, set_alpha_to_one=True), {"eta": 0.0}),
-    ]:
-        reverse = ReverseDiffusion(exact_noise(scheduler), scheduler, 500, batch_size=3000, **options)
-        found[name] = np.asarray(reverse.u_turn(images, step, keys(15, np.arange(3000)))).reshape(-1, 2)
-        t = -0.5 * np.log(reverse.forward.noise_levels["abar"][step])
-    exact = law.sample_posterior(law.diffuse(x0, t, seed=16), t, seed=17).values
-    same = [(np.sign(y[:, 0]) == np.sign(x0[:, 0])).mean() for y in (found["stochastic"], exact)]
-    assert 0.6 < same[1] < 0.9
-    # Two samples of 3,000; the deterministic way back keeps the law, not the posterior.
-    assert abs(same[0] - same[1]) < 4 * np.sqrt(2 * 0.25 / 3000)
-    correlation = [np.corrcoef(x0[:, 1], y[:, 1])[0, 1] for y in (found["stochastic"], exact, found["deterministic"])]
-    assert abs(correlation[0] - correlation[1]) < 4 * np.sqrt(2 / 3000)
-    assert correlation[2] > correlation[1] + 0.1
-    for y in found.values():
-        assert stats.ks_2samp(y[:, 0], exact[:, 0]).pvalue > 1e-4
 
 
 def test_the_deterministic_identity_holds_bit_for_bit():

@@ -197,25 +197,6 @@ def test_a_pair_is_the_same_as_its_folder(tmp_path):
         np.testing.assert_array_equal(*rebuilt)
 
 
-def test_labels_and_the_null_class():
-    seen = []
-
-    def network(noisy, timestep, labels):
-        seen.append(labels.tolist())
-        return torch.zeros_like(noisy)
-
-    model = {"scheduler": vp(), "predicts": "x0", "image_shape": SHAPE, "num_classes": 3}
-    chain = loaded(DenoiserModel(network, **model))
-    assert (seen, chain.num_classes) == ([[0, 2]], 3)
-    chain.u_turn(images(), 1, keys(0, range(3)), np.array([2, 0, 1]))
-    assert seen[-1] == [2, 0, 1]
-    chain = loaded(DenoiserModel(network, **model, null_class=3))
-    assert chain.num_classes is None
-    assert "null class 3" in chain.description
-    chain.u_turn(images(), 1, keys(0, range(3)))
-    assert seen[-1] == [3, 3, 3]
-
-
 def test_half_precision_is_inside_only():
     class Network(nn.Module):
         def __init__(self):

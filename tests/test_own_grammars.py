@@ -19,11 +19,7 @@ RULES = {
     2: [[[0, 1]], [[1, 2], [2, 2], [0, 0]], [[2, 1], [1, 0]]],
     3: [[[0, 0], [1, 1]], [[2, 0], [1, 2], [2, 2]]],
 }
-LAWS = {
-    1: [[0.5, 0.25, 0.25], [1.0], [0.3, 0.7]],
-    2: [[1.0], [0.2, 0.3, 0.5], [0.0, 1.0]],
-    3: [[0.5, 0.5], [0.1, 0.6, 0.3]],
-}
+LAWS = {1: [[0.5, 0.25, 0.25], [1.0], [0.3, 0.7]], 2: [[1.0], [0.2, 0.3, 0.5], [0.0, 1.0]], 3: [[0.5, 0.5], [0.1, 0.6, 0.3]]}
 PRIOR = [0.3, 0.7]
 
 
@@ -150,13 +146,7 @@ def test_rules_that_change_during_a_run_are_not_mixed(tmp_path):
         run_task(json.dumps(experiment.to_dict()), str(tmp_path / "run"), task, 0)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"rule": {}}',
-        '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}',
-    ],
-)
+@pytest.mark.parametrize("text", ['{"rule": {}}', '{"rules": {"1": [[[0, 1]]]}, "vocab_size": 999999999999}'])
 def test_a_file_that_is_no_grammar_is_one_line(tmp_path, text):
     path = tmp_path / "grammar.json"
     path.write_text(text)

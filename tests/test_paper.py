@@ -139,10 +139,7 @@ def interval(value, half):
             increasing([interval(1, 0.1), interval(1.1, 0.9), interval(2, 0.1)]),
             increasing([interval(1, 0.1), interval(0.9, 0.1), interval(2, 0.1)]),
         ),
-        (
-            decreasing([interval(2, 0.1), interval(1, 0.1)]),
-            decreasing([interval(2, 0.6), interval(1, 0.6)]),
-        ),
+        (decreasing([interval(2, 0.1), interval(1, 0.1)]), decreasing([interval(2, 0.6), interval(1, 0.6)])),
     ],
 )
 def test_rules(passes, fails):

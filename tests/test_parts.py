@@ -168,10 +168,7 @@ class DrawsOnce(ut.Masking):
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
-    [
-        ("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"),
-        ("nothing", "reconstruct = None"),
-    ],
+    [("fewer", r"reconstruct = \(3, 1, .*expected shape \(3, 2, \.\.\)"), ("nothing", "reconstruct = None")],
 )
 def test_mistakes_of_a_backward(mistake, message):
     spec = with_part("backward", "Backward", mistake=mistake)

@@ -94,14 +94,6 @@ def test_work_is_read_as_places_become_free():
     assert not torch.is_inference_mode_enabled()
 
 
-def test_zero_steps_take_no_place():
-    queue = reverse(batch_size=2)
-    images = images_of(6)
-    done = dict(queue.queue(ladder(queue, images, (0,))))
-    assert all(np.array_equal(done[0, i], images[i]) for i in range(6))
-    assert queue.model.rows == []
-
-
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,11 +206,6 @@ def experiment(**backward):
 @pytest.fixture(scope="module")
 def whole():
     return ut.run(experiment()).load()
-
-
-def test_a_run_is_the_same_for_any_batch(whole):
-    for batch in (1, 5):
-        assert np.abs(ut.run(experiment(batch_size=batch)).image - whole.image).max() < 2e-5
 
 
 def test_shares_fill_one_store(tmp_path, whole):

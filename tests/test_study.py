@@ -212,18 +212,6 @@ def test_the_spread_of_grammars_is_said_of_grammars():
     assert "two originals make the spread" in ut.study(single).remark.values[0]
 
 
-def test_intervals_of_grammars_are_those_of_their_means():
-    values = falling(items=12, scatter=0.3)
-    grammar = np.repeat([0, 1, 2], 4)
-    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, grammar=("item", grammar))
-    found = ut.study(run).curve[0, 1:].values
-    groups = np.stack([mean(values[:, grammar == g]) for g in range(3)])
-    half = student.ppf(0.975, 2) * groups.std(0, ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(found, np.stack([groups.mean(0), groups.mean(0) - half, groups.mean(0) + half], -1))
-    items = ut.study(run.drop_vars("grammar")).curve[0, 1:].values
-    assert (items[:, 2] - items[:, 1] < found[:, 2] - found[:, 1]).all()
-
-
 def test_readings_that_are_missing_for_some_items():
     """Items without any reading of a level have no part in its mean; other levels keep them."""
     values = np.stack([falling(0.1), falling(0.2, seed=1)], -1)
@@ -306,11 +294,7 @@ def test_an_infinite_noise_level_is_chance_and_no_place():
     noise = np.array([0.1, 0.5, 1.0, 2.0, np.inf])
     values = falling(0.05, noise=noise, scatter=0.02)
     values[-1] = 0.02
-    run = dataset(
-        {"kept": (values, Variable(DIMS, "kept", start=1))},
-        noise,
-        log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]),
-    )
+    run = dataset({"kept": (values, Variable(DIMS, "kept", start=1))}, noise, log_snr=("noise", [2.0, 0.5, -1.0, -4.0, -np.inf]))
     found = ut.study(run)
     curve = mean(values)
     expected = [plain_place([0, *noise[:-1]], [1, *curve[:-1]], 1, curve[-1], share) for share in (0.25, 0.5, 0.75)]
@@ -846,10 +830,7 @@ def test_differences_of_other_originals_are_refused():
             {"a": run.assign_coords(label=("item", [0, 1, 2])), "b": run.assign_coords(label=("item", [0, 2, 1]))},
             "label of the originals",
         ),
-        (
-            {"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))},
-            "expected one axis in common",
-        ),
+        ({"a": run, "b": run.assign_coords(noise=("noise", x, {"long_name": "t/T"}))}, "expected one axis in common"),
     ):
         with pytest.raises(ValueError, match=message):
             difference(pair)

@@ -438,13 +438,7 @@ def test_texts_longer_than_the_model(folder, tmp_path):
             ut.run(experiment(folder, probe | {"model": str(short)}))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("modules.json", "[]"),
-        ("sentence_bert_config.json", '{"max_seq_length": -3}'),
-    ],
-)
+@pytest.mark.parametrize(("name", "content"), [("modules.json", "[]"), ("sentence_bert_config.json", '{"max_seq_length": -3}')])
 def test_damaged_files_of_a_sentence_model(tmp_path, name, content):
     place = tiny_texts.write_sentence_model(tmp_path / "damaged")
     (place / name).write_text(content)

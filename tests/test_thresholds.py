@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from forging import outcomes
 from uturn.core.registry import part_class
 from uturn.exact.theory import MeanField
 from uturn.measures.statistics import crossing
@@ -56,13 +57,9 @@ def threshold_runs(scale=None, shift=0.0, fresh_shift=0.0, exact=1.0, shallow=No
     return runs
 
 
-def passed(verdicts):
-    return [verdict.passed for verdict in verdicts]
-
-
 def test_thresholds_pass_on_theory():
     data, verdicts = thresholds.analyse(threshold_runs())
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     assert len(verdicts) == 8
     assert data.belief.dims == ("channel", "depth", "grammar", "point")
     figure = thresholds.draw(data)
@@ -83,7 +80,7 @@ def test_thresholds_pass_on_theory():
     ],
 )
 def test_thresholds_verdicts_can_fail(forged, failing):
-    assert not passed(thresholds.analyse(threshold_runs(**forged))[1])[failing]
+    assert not outcomes(thresholds.analyse(threshold_runs(**forged))[1])[failing]
 
 
 def test_a_wide_interval_is_no_agreement():
@@ -91,14 +88,14 @@ def test_a_wide_interval_is_no_agreement():
     name = list(thresholds.CHANNELS).index("masking")
     runs["population"].threshold.values[name, 0] = np.linspace(0.17, 0.37, 6)
     verdicts = thresholds.analyse(runs)[1]
-    assert not passed(verdicts)[3]
+    assert not outcomes(verdicts)[3]
     assert [v.passed for v in verdicts[2:5]].count(False) == 1
 
 
 def test_an_infinite_threshold_is_not_left_out():
     runs = threshold_runs()
     runs["population"].threshold.values[1, 0, 0] = np.inf
-    assert not passed(thresholds.analyse(runs)[1])[2]
+    assert not outcomes(thresholds.analyse(runs)[1])[2]
 
 
 @lru_cache
@@ -138,7 +135,7 @@ def fig15_runs(smooth=False, class_at=None, leaves=0.0):
 
 def test_fig15_passes_on_theory():
     data, verdicts = fig15.analyse(fig15_runs())
-    assert all(passed(verdicts)), verdicts
+    assert all(outcomes(verdicts)), verdicts
     assert float(data["shift"].sel(channel="gaussian", tree_level=10, estimate="value")) == pytest.approx(0.43 - MIDDLE, abs=0.01)
     assert len(fig15.draw(data).axes) >= 4
 
@@ -151,7 +148,7 @@ def test_fig15_passes_on_theory():
     ],
 )
 def test_fig15_verdicts_can_fail(forged, failing):
-    found = passed(fig15.analyse(fig15_runs(**forged))[1])
+    found = outcomes(fig15.analyse(fig15_runs(**forged))[1])
     assert not any(found[k] for k in failing)
 
 
@@ -160,4 +157,4 @@ def test_fig15_fails_where_grammars_lie_far_apart(monkeypatch):
     runs = fig15_runs()
     apart = [fig15_runs(class_at={"masking": place})["masking"].belief.values for place in (0.15, 0.28, 0.41)]
     runs["masking"]["belief"] = runs["masking"].belief.copy(data=np.concatenate([b[:, :4] for b in apart], axis=1))
-    assert passed(fig15.analyse(runs)[1])[:3] == [True, False, True]
+    assert outcomes(fig15.analyse(runs)[1])[:3] == [True, False, True]

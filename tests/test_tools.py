@@ -25,28 +25,32 @@ MODULES = sorted(
     ".".join(("uturn", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "tools").rglob("*.py")
 )
-FIRST = """
+FORKS = """
 import os, sys
-import numpy, scipy.stats, xarray, pydantic, typer, rich.table  # what takes time, once for all modules
-for module in sys.argv[1:]:
+import jinja2, matplotlib.figure, numba, pydantic, rich.table, scipy.stats, torch, typer, xarray, zarr  # slow, so once
+for argument in sys.argv[2:]:
     child = os.fork()
     if not child:
-        __import__(module)
+        exec(sys.argv[1])
+        sys.stdout.flush()
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, module
+    assert os.waitpid(child, 0)[1] == 0, argument
 """
+"""Code, for each of several arguments in a process of its own."""
 LOOK = """
-import sys, uturn, uturn.presets
+sys.path.insert(0, argument + "/src")
+sys.stdout = open(argument + "/shown", "w")
+import uturn, uturn.presets
 from pathlib import Path
 from typer.testing import CliRunner
 from uturn.cli import app
 from uturn.core.tools import own_tools
 from uturn.pages.page import collect
-assert Path(uturn.__file__).is_relative_to(sys.argv[1]), uturn.__file__
+assert Path(uturn.__file__).is_relative_to(argument), uturn.__file__
 done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
 assert done.exit_code == 0, done.output
 figures = CliRunner().invoke(app, ["reproduce", "none"])
-collected = collect([sys.argv[2]])
+collected = collect([argument + "/results"])
 kinds = [section["kind"] for section in collected.sections]
 print([*own_tools()], uturn.__all__, figures.exception, kinds, collected.problems, sep="\\n")
 print(done.output)
@@ -60,9 +64,8 @@ def run(code, *arguments, path):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks one process for each module")
 def test_each_module_can_be_imported_first():
-    done = run(FIRST, *MODULES, path=ROOT.parent)
+    done = run(FORKS, "__import__(argument)", *MODULES, path=ROOT.parent)
     assert done.returncode == 0, done.stderr
 
 
@@ -138,12 +141,11 @@ def test_a_broken_tool_is_left_out_with_a_warning(tmp_path, text, reason):
     assert reason in done.stderr
 
 
-@pytest.mark.parametrize("name", own_tools())
-def test_the_package_works_without_the_folder_of_a_tool(tmp_path, name):
-    tool = own_tools()[name]
-    results = tmp_path / "results"
-    results.mkdir()
-    for file in tool.sections:  # results of this tool, of which only the files that others know are shown
+def without_folder(place, name):
+    """A copy of the package without the folder of a tool, and results that the tool has left."""
+    tool, results = own_tools()[name], place / "results"
+    results.mkdir(parents=True)
+    for file in tool.sections:  # of which only the files that others know are shown
         if file.endswith(".json"):
             (results / file).write_text('{"format": "of a tool"}')
             Image.new("RGB", (3, 3)).save((results / file).with_suffix(".png"))
@@ -156,17 +158,23 @@ def test_the_package_works_without_the_folder_of_a_tool(tmp_path, name):
     forge(results / "run.zarr", change)
     (results / "chi.json").write_text("{")  # a damaged figure is still told
     Image.new("RGB", (3, 3)).save(results / "chi.png")
-    shutil.copytree(ROOT, tmp_path / "src" / "uturn", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.rmtree(tmp_path / "src" / "uturn" / "tools" / name)
-    done = run(LOOK, tmp_path, results, path=tmp_path / "src")
+    shutil.copytree(ROOT, place / "src" / "uturn", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(place / "src" / "uturn" / "tools" / name)
+    return place
+
+
+def test_the_package_works_without_the_folder_of_a_tool(tmp_path):
+    folders = [without_folder(tmp_path / name, name) for name in own_tools()]
+    done = run(FORKS, LOOK, *folders, path="")
     assert done.returncode == 0, done.stderr
-    tools, names, figures, kinds, problems, shown = done.stdout.split("\n", 5)
-    assert name not in tools
-    assert names == str([public for public in ut.__all__ if public not in tool.names])
-    listed = [figure for figure in registry.FIGURES if figure not in tool.figures]
-    assert figures == f"unknown figure 'none'; expected some of {', '.join(listed)}"
-    assert kinds == "['store']"
-    assert problems.count("'file'") == 1
-    assert "chi.json" in problems
-    assert f"│ {name.replace('_', '-')} " not in shown
-    assert "│ images " in shown
+    for name, tool in own_tools().items():
+        tools, names, figures, kinds, problems, shown = (tmp_path / name / "shown").read_text().split("\n", 5)
+        assert name not in tools
+        assert names == str([public for public in ut.__all__ if public not in tool.names])
+        listed = [figure for figure in registry.FIGURES if figure not in tool.figures]
+        assert figures == f"unknown figure 'none'; expected some of {', '.join(listed)}"
+        assert kinds == "['store']"
+        assert problems.count("'file'") == 1
+        assert "chi.json" in problems
+        assert f"│ {name.replace('_', '-')} " not in shown
+        assert "│ images " in shown

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import uturn as ut
-from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser, StringDiffusion
+from uturn.backward import DiffusionModel, ExactPosterior, StringDenoiser
 from uturn.core.random import Streams
 from uturn.corruption import Diffusion
-from uturn.measures.clones import between_clones
 from uturn.sources import FashionMNISTSource, RHMSource, Strings
 
 RHM = RHMSource(vocab_size=6, multiplicity=3, branching=2, depth=3)
@@ -150,48 +149,6 @@ def test_the_forward_process_is_a_corruption_like_the_others():
 # -- clones are draws of the posterior --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("channel", "noise", "backward", "is_posterior"),
-    [
-        ("gaussian", 0.4, {"type": "exact"}, True),
-        ("masking", 0.6, {"type": "exact"}, True),
-        ("uniform", 0.5, {"type": "exact"}, True),
-        ("masking", 0.6, {"type": "denoiser", "steps": 8}, True),
-        ("epsilon", 0.6, {"type": "exact"}, False),
-        ("masking", 0.6, {"type": "denoiser", "steps": 1}, False),  # every leaf from its own marginal
-    ],
-)
-def test_clones_look_like_each_other_as_they_look_like_the_original(channel, noise, backward, is_posterior):
-    """E f(x0, clone) = E f(clone, clone') for a posterior; z-scores over 1500 items, 4 levels: false alarm 4 * 7e-6 a case."""
-    table = {"type": "rhm", "vocab_size": 6, "multiplicity": 3, "branching": 2, "depth": 3}
-    sizes = {"items": 1500, "chunk": 1500, "seed": 7, "clones": 4}
-    experiment = {
-        **sizes,
-        "source": table,
-        "corruption": {"type": channel, "noise": [noise]},
-        "backward": backward,
-        "probes": [{"type": "tree_levels"}],
-    }
-    results = ut.run(ut.Experiment.from_dict(experiment)).isel(noise=0, trajectory=0)
-    gap = (results.unchanged - results.clone_unchanged).mean("clone")
-    z = gap.mean("item") / (gap.std("item", ddof=1) / np.sqrt(1500))
-    assert (abs(z) < 4.5).all() == is_posterior, z.values
-
-
-def test_twins_against_a_loop():
-    rng = np.random.default_rng(0)
-    values = rng.integers(-1, 3, (4, 6, 5))  # 2 trajectories of 3 clones
-    found = between_clones(values, 3, lambda a, b: ((a == b) & (a >= 0)).mean(-1))
-    for item in range(4):
-        for draw in range(6):
-            first = draw // 3 * 3
-            others = [k for k in range(first, first + 3) if k != draw]
-            same = [
-                np.mean([a == b and a >= 0 for a, b in zip(values[item, draw], values[item, k], strict=True)]) for k in others
-            ]
-            assert found[item, draw] == pytest.approx(np.mean(same))
-
-
 def test_an_unparsed_node_equals_nothing():
     """One step of the reverse process draws ungrammatical strings, whose latents are -1."""
     backward, rhm = StringDenoiser(steps=1), RHM.grammar(0, 0)
@@ -211,27 +168,6 @@ def test_streams_of_clones_differ_and_stay():
     assert np.array_equal(keys.reshape(6, 4)[:, :2].reshape(-1), streams.keys(3, clones=2))
     later = Streams(0, np.arange(3), 0.5, range(1, 2))
     assert np.array_equal(later.keys(3, clones=2).reshape(3, 2), keys.reshape(3, 2, 4)[:, 1, :2])
-
-
-def test_score_clones_start_from_one_noisy_datum():
-    backward = StringDiffusion(steps=6)
-    rhm = RHM.grammar(0, 0)
-    originals = Strings(np.arange(4), rhm, rhm.sample(4, seed=1))
-    found = ut.u_turn(originals, backward.undone(Diffusion(), RHM), backward, 1.0, clones=3)
-    assert found.noisy.images.shape[0] == 4
-    assert found.reconstructions[0].shape == (4, 3, 8)
-
-
-def test_parts_of_an_experiment_make_u_turns():
-    """Also of a diffusion model, whose forward process its parts hold."""
-    for name in ("images", "score", "vectors"):
-        experiment = ut.Experiment.from_dict(SPECS[name])
-        source, corruption, backward, _ = experiment.parts
-        originals = next(source.blocks(np.arange(2), 4, 5))
-        found = ut.u_turn(originals, corruption, backward, 1.0, 4, clones=2)
-        values = originals.data_of(found.reconstructions)
-        assert values.shape == (2, 2, *originals.data.shape[1:])
-        assert np.isfinite(values).all()
 
 
 def test_corruption_and_backward_belong_together():

@@ -103,7 +103,8 @@ def test_equal_confidences_are_kept_from_left_to_right(count):
 
 def test_a_string_does_not_depend_on_its_batch(table):
     values = np.array([[-1, -1, -1, -1], [1, -1, 0, -1], [-1, 2, -1, -1]])
-    for decoder in (*EXACT, *OTHERS):
+    in_time = (Decoder("analytic", 5, remask="conf", eta=1.0), Decoder("random", 4, remask="cap"), Decoder("first_hitting"))
+    for decoder in (*EXACT, *OTHERS, *in_time):
         all_of_them = unmask(table, Noisy(values, np.full(3, 0.9), V), keys(0, range(3)), decoder)
         for k in range(3):
             alone = unmask(table, Noisy(values[[k]], np.full(1, 0.9), V), keys(0, [k]), decoder)

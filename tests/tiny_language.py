@@ -141,7 +141,8 @@ class Table:
 
     def conditionals(self, ids):
         onehot = self.strings[..., None] == np.arange(self.V)
-        return np.array([np.tensordot(self.given(row), onehot, 1) for row in ids])
+        different, of = np.unique(ids, axis=0, return_inverse=True)  # many rows are equal
+        return np.array([np.tensordot(self.given(row), onehot, 1) for row in different])[of]
 
     def logits(self, ids, noise):
         if ids.shape[1] != self.D:
@@ -180,12 +181,13 @@ class Replaced(Table):
     def logits(self, ids, noise):
         if ids.shape[1] != self.D:
             return torch.zeros(*ids.shape, self.V)
-        out = np.zeros((*ids.shape, self.V))
-        for row, (one, share) in enumerate(zip(ids.numpy(), noise.numpy().astype(float), strict=True)):
-            density = self.density(round(1 - share, 9))
+        rows, of = np.unique(np.c_[ids.numpy(), noise.numpy()], axis=0, return_inverse=True)  # many are equal
+        out = np.zeros((len(rows), self.D, self.V))
+        for row, (*one, share) in enumerate(rows.tolist()):
+            one, density = tuple(map(int, one)), self.density(round(1 - share, 9))
             for i, a in product(range(self.D), range(self.V)):
-                out[row, i, a] = 2.0 if a == one[i] else np.log(density[(*one[:i], a, *one[i + 1 :])] / density[tuple(one)])
-        return torch.from_numpy(out)
+                out[row, i, a] = 2.0 if a == one[i] else np.log(density[(*one[:i], a, *one[i + 1 :])] / density[one])
+        return torch.from_numpy(out[of])
 
     @lru_cache  # noqa: B019, a few noise levels
     def density(self, alpha):

@@ -21,13 +21,7 @@ from uturn.tools.audit.orders import distance_ranges, drawn_pairs, order_discrep
 from uturn.tools.audit.section import meaning
 
 V, D = Table.V, Table.D
-ORDERS = [
-    Decoder(),
-    Decoder("blocks", block=1),
-    Decoder("blocks", block=2),
-    Decoder("entropy"),
-    Decoder("probability"),
-]
+ORDERS = [Decoder(), Decoder("blocks", block=1), Decoder("blocks", block=2), Decoder("entropy"), Decoder("probability")]
 
 
 class Inconsistent:

@@ -291,10 +291,7 @@ def test_the_network_check_and_the_fingerprint_are_those_of_the_model(folder):
         (torch.zeros(1, 4, 4), r"faulty', item 0, noise 0.5: shape of draws = .*: expected a tensor \(1, 1, 4, 4\)"),
         (torch.zeros(1, *SHAPE) * 1j, r"item 0, noise 0.5: shape of draws = .* of real numbers"),
         (torch.full((1, *SHAPE), torch.nan), "item 0, noise 0.5: draws = .*expected no NaN or infinity"),
-        (
-            ZeroDivisionError("x"),
-            r"in sampler = 'test_posterior_sampler:faulty' \(test_posterior_sampler.py, line",
-        ),
+        (ZeroDivisionError("x"), r"in sampler = 'test_posterior_sampler:faulty' \(test_posterior_sampler.py, line"),
     ],
 )
 def test_what_a_sampler_gives_is_checked(value, words):
