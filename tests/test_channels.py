@@ -84,7 +84,7 @@ def p_of_calibration(experiment):
     joined = [
         np.concatenate([x.astype(float).transpose("item", "clone", "noise", ...).values for x in pair], axis=-1) for pair in pairs
     ]
-    return holm(calibrate(*joined, LEVEL, math.ceil(100 * joined[0][0, 0].size / LEVEL)).p_value)
+    return holm(calibrate(*joined, LEVEL, math.ceil(20 * joined[0][0, 0].size / LEVEL)).p_value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

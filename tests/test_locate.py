@@ -59,7 +59,9 @@ def test_strings_are_located_planned_and_studied(folder):
     assert low < value < high < low + 0.1
     assert f"noise {ut.statistics.Estimate(value, low, high)!r}" in done.stdout
     # An own computation: the belief in the root of other originals, on a fine grid.
-    own = ut.run(experiment(items=400, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]}))
+    own = ut.run(
+        experiment(items=400, chunk=400, seed=1, corruption={"type": "masking", "noise": [*np.arange(0.06, 0.5, 0.04), 1.0]})
+    )
     truth = ut.study(own).half_life.sel(reading=ROOT, axis="noise", estimate="value").item()
     assert low - 0.02 < truth < high + 0.02
     known = uturn("plan", "spec.toml", *wanted, "--store", "runs", cwd=folder)
@@ -79,6 +81,7 @@ def test_strings_are_located_planned_and_studied(folder):
     assert len(damaged.sections) == 1 + len(stages)
 
 
+@pytest.mark.usefixtures("unchecked_models")
 def test_levels_of_images_are_whole_steps():
     spec = {
         "items": 2,
@@ -125,7 +128,7 @@ def test_mistakes_are_one_line(arguments, message, folder):
 @pytest.fixture(scope="module")
 def alone():
     """What one search without a store finds, {width: numbers}."""
-    return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.2, 0.12)}
+    return {width: numbers(locate(experiment(), ROOT, width)) for width in (0.25, 0.12)}
 
 
 def test_an_interrupted_search_gives_the_numbers_of_an_uninterrupted_one(alone, tmp_path, monkeypatch):
@@ -157,12 +160,12 @@ def test_two_processes_share_a_folder(at, alone, tmp_path, monkeypatch):
         return run(*arguments, **options)
 
     monkeypatch.setattr(locating, "run", overtaken)
-    assert [numbers(locate(experiment(), ROOT, 0.2, tmp_path)), *others] == [alone[0.2], alone[0.12]]
+    assert [numbers(locate(experiment(), ROOT, 0.25, tmp_path)), *others] == [alone[0.25], alone[0.12]]
 
 
 def test_another_width_measures_no_old_level_again(alone, tmp_path):
     """Levels nearer to the place have a store of their own, since new originals at the old levels would be wasted."""
-    locate(experiment(), ROOT, 0.2, tmp_path)
+    locate(experiment(), ROOT, 0.25, tmp_path)
     found = locate(experiment(), ROOT, 0.12, tmp_path)
     assert {f"around-{level:g}" for level in found.levels} <= set(found.runs)  # each end has a store of its own
     assert numbers(found) == alone[0.12]

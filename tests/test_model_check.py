@@ -50,7 +50,7 @@ def embedded():
     return loaded.model.network, loaded.scheduler
 
 
-def experiment(model=f"{__name__}:function", items=10, **options):
+def experiment(model=f"{__name__}:function", items=4, **options):
     return ut.Experiment.from_dict(
         {
             "items": items,
