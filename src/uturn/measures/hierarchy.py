@@ -36,9 +36,9 @@ def nesting_index(
 ) -> Estimate:
     """Nesting index: the sum of the nested correlations of all levels without the strongest, averaged over sites.
 
-    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, with D_k the correlation of the changes of two sibling blocks of
-    `s**(k-1)` sites beyond their correlation with the next relatives. It is 0 if changes are independent, or are shared at one
-    level only. For definition, interpretation and limits, see docs/structure.md.
+    `H = mean_i [sum_k D_k(i) - max_k D_k(i)]`, clipped at 0, where D_k says how much more two sibling blocks of
+    `s**(k-1)` sites change together than two blocks that meet one level higher. It is 0 if changes are independent, or are shared
+    at one level only. For definition, interpretation and limits, see docs/structure.md.
 
     `changed`: DataArray (noise, item, trajectory, site), the change of every site in every U-turn, such as `site_changes`
     returns: 1 or 0 for symbols, or a squared difference; at least two trajectories of each item. The noise levels increase, and
