@@ -52,6 +52,8 @@ class ReverseDiffusion:
     """One line about the model, if it was loaded by `from_pretrained`."""
     prompts: Prompts | None = None
     """The prompts of a text-conditioned model; labels are then numbers of prompts."""
+    clips = True
+    """Whether reconstructions are clipped to [-1, 1]."""
 
     def __init__(
         self,
@@ -164,6 +166,15 @@ class ReverseDiffusion:
         blank = torch.zeros(len(keys), *self.latent_shape)
         noise = self.forward.noise_like(blank, _checked_keys(keys, len(keys))) * self.forward.pure_sigma
         return self.denoise(noise.numpy(), self.num_steps, keys, labels)
+
+    def decoded(self, states: np.ndarray) -> np.ndarray:
+        """Images, clipped to [-1, 1], of states without noise: of latents, if there is a codec; float32 (batch, ...)."""
+        import torch
+
+        if self.codec is not None:
+            with torch.inference_mode():
+                states = self.pieces(self.codec.decode, torch.from_numpy(states).to(self.device)).cpu().numpy()
+        return states.clip(-1, 1)
 
     def network(self, noisy: torch.Tensor, timesteps: torch.Tensor, *labels: torch.Tensor) -> torch.Tensor:
         """The model's output for one batch, in the dtype of `noisy`."""
@@ -345,7 +356,7 @@ class ImageQueue:
             if reverse.codec is not None:
                 images = reverse.pieces(reverse.codec.decode, cohort.state)
                 _check_finite(cohort, images, "the autoencoder gives NaN or infinity", reverse.codec)
-            return images.clamp(-1, 1).cpu().numpy()
+            return (images.clamp(-1, 1) if reverse.clips else images).cpu().numpy()
 
 
 def _check_finite(cohort: _Cohort, values: torch.Tensor, reason: str, network: Any) -> None:

@@ -175,6 +175,7 @@ class Purpose(IntEnum):
     CALIBRATION = 12
     RANKS = 13
     PAIRS = 14
+    CHAIN = 15
 
 
 # Sub-streams of a sample, so that noise is independent of the string when `sample` and `corrupt` get the same seed. Their numbers

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -45,6 +45,9 @@ class Images(Originals):
     @property
     def data(self) -> np.ndarray:
         return self.images
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Images:
+        return replace(self, images=np.where(taken[:, None, None, None], reconstructions[:, 0], self.images))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyImages:
         """Noisy images, one for each trajectory of each original, with the labels of the originals."""

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -44,6 +44,9 @@ class Tokens(Originals):
     def __post_init__(self) -> None:
         if self.free is None:
             object.__setattr__(self, "free", self.data != PAD)
+
+    def continued(self, reconstructions: Any, taken: np.ndarray) -> Tokens:
+        return replace(self, data=np.where(taken[:, None], reconstructions[:, 0], self.data))
 
     def observed_by(self, corruption: Any, noise: float, streams: Streams) -> NoisyTokens:
         """Noisy tokens, one sequence for each trajectory of each original."""

@@ -185,6 +185,8 @@ def _checked(experiment: Experiment, reading: str, width: float) -> list[float]:
     if how.start is None:
         raise ValueError(f"reading = {reading!r}: it has no start from which it changes; choose another reading")
     grid = sorted(level for level in experiment.noise if 0 < level < math.inf)
+    is_measured = not experiment.parts.backward.by_items
+    expect(is_measured, "until: unit of the noise", experiment.parts.corruption.unit, "one in which levels are measured singly")
     expect(len(grid) > 1, "noise", experiment.noise, "at least two levels above 0 for the pilot")
     return grid
 

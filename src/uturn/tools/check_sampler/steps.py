@@ -35,11 +35,8 @@ class OwnSteps(Backward):
         seeds = seeds_of(streams.keys(Purpose.RECONSTRUCTION, clones))
         for number, step in enumerate(range(reverse.forward.step_of(streams.noise), 0, -1)):
             values = self.step(values, step / reverse.num_steps, seeds[0] + number)
-        if reverse.codec is not None:
-            with torch.inference_mode():
-                latents = torch.from_numpy(values).to(reverse.device)
-                values = reverse.pieces(reverse.codec.decode, latents).cpu().numpy()
-        return values.clip(-1, 1).reshape(len(streams.items), -1, *values.shape[1:])
+        values = reverse.decoded(values)
+        return values.reshape(len(streams.items), -1, *values.shape[1:])
 
     def step(self, values: np.ndarray, noise: float, seed: int) -> np.ndarray:
         """One step of noisy data (batch, ...) at t/T = noise."""
