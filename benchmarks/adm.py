@@ -1,6 +1,6 @@
 """How near the networks that uturn reads from checkpoints of guided-diffusion are to those of its original code.
 
-    PYTHONPATH=tests:PATH_OF_THE_CLONE python benchmarks/adm.py [--combinations 500] [--skip-sizes]
+    PYTHONPATH=tests:PATH_OF_THE_CLONE python benchmarks/adm.py [--combinations 100] [--skip-sizes]
 
 The original (https://github.com/openai/guided-diffusion, commit 22e0df8, MIT licence) is imported from a clone of it; none of it
 is here. Weights are random. Prints the numbers of benchmarks/README.md: largest differences of the outputs of small networks with
@@ -134,7 +134,7 @@ def main(number, skip_sizes):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--combinations", type=int, default=500, help="so many, drawn from all")
+    parser.add_argument("--combinations", type=int, default=100, help="so many, drawn from all")
     parser.add_argument("--skip-sizes", action="store_true", help="leave out the published sizes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
