@@ -37,11 +37,6 @@ def u_turns(
     [(0.3, (5, 1, 8)), (0.6, (5, 1, 8))]
     """
     clones = checked_integer("clones", clones, 1)
-    for name, value, members, example in (
-        ("corruption", corruption, ("observe", "max_noise"), "a corruption, such as uturn.Masking()"),
-        ("backward", backward, ("reconstruct", "undoes"), "a backward, such as uturn.backward.ExactPosterior()"),
-    ):
-        expect(not isinstance(value, type) and all(hasattr(value, member) for member in members), name, value, example)
     most = getattr(backward, "blocks_ahead", Backward.blocks_ahead)
     most = None if most is None else checked_integer("backward.blocks_ahead", most, 1)
     expect(undoes(backward, corruption), "backward", backward, f"one that undoes {getattr(corruption, 'process', '')!r}")
@@ -130,11 +125,8 @@ def _stream(
 
 def _checked_block(block: Any, corruption: Any, waiting: Collection[Any]) -> tuple[Any, Any, float, Streams]:
     """A block with its `Streams`; ValueError if the block is malformed."""
-    expect(isinstance(block, tuple) and len(block) == 4, "block", block, "(key, originals, noise, streams)")
     key, originals, noise, streams = block
     expect(key not in waiting, "key", key, "another one for each block under way")
-    is_block = not isinstance(originals, type) and all(hasattr(originals, member) for member in ("items", "observed_by"))
-    expect(is_block, "originals", originals, "a block of a source, such as uturn.sources.Strings(items, rhm, draw)")
     noise = float(checked_noise(noise, corruption.max_noise, batch=0))
     if not isinstance(streams, Streams):
         return key, originals, noise, Streams(checked_seed(streams, "streams"), originals.items, noise)

@@ -6,17 +6,14 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 import xarray as xr
 from scipy.stats import gamma, norm
 
-from uturn.backward.reverse_diffusion import ReverseDiffusion
 from uturn.backward.score_model import ScoreModel, noisy_images_of, strings_of
 from uturn.core.random import Purpose, keys
 from uturn.corruption import Gaussian, Masking, Noisy, UniformReplacement
 from uturn.corruption.denoising import ExactDenoiser, denoise
-from uturn.corruption.schedulers import AncestralScheduler
 from uturn.exact.inference import sample_posterior
 from uturn.exact.rhm import RandomHierarchyModel
 from uturn.measures.calibration import Calibration, calibrate, paired
@@ -111,6 +108,11 @@ def _at_one_level(channel: str, corruption: Any, rebuild: Callable[[Noisy, int, 
 
 
 def _reverse_diffusion(name: str, options: dict[str, Any], eta: float | None, steps: int, rows: int) -> Any:
+    import diffusers  # takes seconds to load
+
+    from uturn.backward.reverse_diffusion import ReverseDiffusion
+    from uturn.corruption.schedulers import AncestralScheduler
+
     class Watched(ScoreModel):
         """Records the first input after `asked` was set to None: noisy strings and their timestep."""
 

@@ -26,7 +26,7 @@ from uturn.core.checks import checked_integer, expect, noted
 from uturn.core.files import whole_file
 from uturn.measures.clones import between_clones
 from uturn.networks.files import fingerprint
-from uturn.networks.layers import as_tensor, checked_model, hooks, matches, select_layers
+from uturn.networks.layers import as_tensor, hooks, matches, select_layers
 from uturn.networks.libraries import reading
 
 _TABLES = ("mean", "variance", "spread")
@@ -81,7 +81,7 @@ class HiddenLayers:
         channel_axis: int | Mapping[str, int] = 1,
         legacy: bool = False,
     ) -> None:
-        self.model, self.preprocess, self.legacy = checked_model(model), preprocess, legacy
+        self.model, self.preprocess, self.legacy = model, preprocess, legacy
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.layers = () if layers == () else select_layers(model, layers)
         self._axes = _channel_axes(self.layers, channel_axis)
