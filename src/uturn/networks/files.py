@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from uturn.core.checks import expect
-from uturn.core.files import whole_file
+from uturn.core.files import check_regular, whole_file
 from uturn.networks.libraries import reading
 
 FORMAT = "uturn-network-1"
@@ -58,6 +58,7 @@ def load_network(path: str | Path, kind: str | None = None) -> torch.nn.Module:
     from safetensors import safe_open
 
     with reading(str(path), f"expected a network of kind {kind or ', '.join(KINDS)}, written by uturn.networks.save_network"):
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}  # noqa: SIM118, not a dict
